@@ -1,0 +1,101 @@
+//! What the human side tells the bot side: the bodies of the messages to XO.
+//!
+//! A `callback.message` carries what ServiceNow posted, untouched; [`Callback`] is a reading of it.
+//! Everything else to XO is a [`Notice`] that Causeway wrote itself.
+//! Guarantees: `Debug` shows no chat text. Leaves to others: repairing broken JSON (`ingress/servicenow.rs`).
+//! Source of the field names: Kore's Business Rule for `live_message`, "Tokyo and lower" page, step 8-10.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConversationId, named};
+
+/// Connect Support's `live_message` callback, as far as Causeway reads it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct Callback {
+    /// sys_id of the `live_group_profile`: the conversation as ServiceNow names it.
+    pub group: String,
+    /// The text, with `escapeForHomePage`'s `%3c`, `%3e` still in it.
+    #[serde(default)]
+    pub formatted_message: Option<String>,
+    /// User name of the writer; `system` for system messages.
+    #[serde(default)]
+    pub sys_created_by: Option<String>,
+    /// sys_id of the `live_message` row: the name of the event.
+    #[serde(default)]
+    pub sys_id: Option<String>,
+}
+
+impl Callback {
+    /// The text as a person reads it.
+    pub fn text(&self) -> String {
+        self.formatted_message.as_deref().unwrap_or_default().replace("%3c", "<").replace("%3e", ">")
+    }
+}
+
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callback")
+            .field("group", &self.group)
+            .field("sys_id", &self.sys_id)
+            .finish_non_exhaustive()
+    }
+}
+
+named! {
+    /// What a `callback.event` is about.
+    NoticeEvent {
+        /// An agent accepted the chat.
+        Joined = "joined",
+        /// The agent left; the chat goes on.
+        Left = "left",
+        /// The user waits in a queue.
+        Waiting = "waiting",
+        /// The agent is typing.
+        Typing = "typing",
+    }
+}
+
+/// What Causeway itself has to say about a conversation: the body of `callback.event`, `callback.ended` and
+/// `handoff.failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The conversation that it belongs to.
+    pub conversation_id: ConversationId,
+    /// ServiceNow's name for it, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// For `callback.event`: what happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<NoticeEvent>,
+    /// The agent's name or sys_id, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// Position in the queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u32>,
+    /// ServiceNow's words for the wait, such as `2 Minutes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<String>,
+    /// Why it ended or failed: one word such as `agent`, `user`, `no_agent`, `expired`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What ServiceNow said to that, for the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Notice {
+    /// A notice about a conversation, to be filled in.
+    pub const fn about(conversation_id: ConversationId) -> Self {
+        Self {
+            conversation_id,
+            group: None,
+            event: None,
+            agent: None,
+            position: None,
+            wait: None,
+            reason: None,
+            detail: None,
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The durable middle. What every engine promises, as numbered clauses; `tests/it/queue_contract.rs` runs each clause
+//! on each engine.
+//!
+//! 1. **Durable.** When [`Queue::publish`] or [`Queue::bury`] returns `Ok`, the message survives a crash of any process.
+//!    When it returns an error, the message may or may not be there.
+//! 2. **In order.** Messages of one lane are lent in the order in which their publishes returned.
+//! 3. **One borrower.** A partition lends to one [`Subscription`] at a time (with RabbitMQ: see the lease below).
+//! 4. **Kept until settled.** A message lent is lent again, in its old place, unless its loan was settled by
+//!    [`Loan::done`]: after [`Subscription::close`], a crash of the worker, of the broker, of the machine.
+//! 5. **Bounded.** No subscription holds more than `prefetch` unsettled loans.
+//! 6. **Honest about repeats.** A message that may have been lent before says so ([`Loan::redelivered`]).
+//! 7. **Refuses rather than forgets.** A full or absent queue is an error, at once or within the publish timeout.
+//! 8. **Unreadable is not lost.** What cannot be read is lent with its raw bytes and the reason.
+//! 9. **Siding.** Dead letters wait in the order in which they died, can be looked at without being changed, and go
+//!    away only one by one, by [`Held::remove`].
+//! 10. **Lease.** [`Lease::holds`] is true only while the queue certainly has not given our partitions to another.
+//!
+//! Leaves to others: what to do with a loan (`worker/`), what a dead letter is (`message/dead_letter.rs`).
+
+pub mod embedded;
+pub mod partition;
+pub mod rabbit;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::message::{DeadLetter, Destination, Message};
+use embedded::EmbeddedQueue;
+pub use partition::PartitionId;
+use rabbit::RabbitQueue;
+
+/// Why the queue could not do it. Whatever the reason, the caller may try again later.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The broker is away, blocked, or does not answer in time; or the disk refuses.
+    #[error("the queue cannot be reached: {0}")]
+    Unavailable(String),
+    /// The queue refuses more.
+    #[error("the queue is full")]
+    Full,
+    /// Somebody else holds what only one may hold.
+    #[error("{0}")]
+    Busy(String),
+    /// The queue is there but is not what this program expects: an operator must look.
+    #[error("{0}")]
+    Mismatch(String),
+}
+
+/// Tuning shared by both engines.
+#[derive(Debug, Clone)]
+pub struct QueueTuning {
+    /// Partitions for each destination.
+    pub partitions: u16,
+    /// Unsettled loans for each partition.
+    pub prefetch: u16,
+    /// How long a publish may take before it counts as failed.
+    pub publish_timeout: Duration,
+}
+
+/// One engine, chosen once at start.
+#[derive(Debug, Clone)]
+pub enum Queue {
+    /// SQLite in `data_dir`: one machine, one process.
+    Embedded(EmbeddedQueue),
+    /// RabbitMQ: as many ingresses and workers as wanted.
+    Rabbit(RabbitQueue),
+}
+
+impl Queue {
+    /// `embedded` or `rabbitmq`.
+    pub const fn engine(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::Rabbit(_) => "rabbitmq",
+        }
+    }
+
+    /// Partitions for each destination.
+    pub const fn partitions(&self) -> u16 {
+        match self {
+            Self::Embedded(queue) => queue.partitions(),
+            Self::Rabbit(queue) => queue.partitions(),
+        }
+    }
+
+    /// Puts a message at the end of its lane. Clause 1.
+    pub async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.publish(message).await,
+            Self::Rabbit(queue) => queue.publish(message).await,
+        }
+    }
+
+    /// Puts a dead letter into the siding. Clause 1. The caller settles the original afterwards, never before.
+    pub async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.bury(dead).await,
+            Self::Rabbit(queue) => queue.bury(dead).await,
+        }
+    }
+
+    /// Borrows from a partition, once the engine lets us. Clauses 2 to 6 and 8.
+    pub async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.subscribe(partition).await.map(Subscription::Embedded),
+            Self::Rabbit(queue) => queue.subscribe(partition).await.map(Subscription::Rabbit),
+        }
+    }
+
+    /// Opens the siding of a destination for one visitor at a time. Clause 9.
+    pub async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.siding(destination).await.map(Siding::Embedded),
+            Self::Rabbit(queue) => queue.siding(destination).await.map(Siding::Rabbit),
+        }
+    }
+
+    /// Whether the engine can be used now; changes are seen by awaiting the receiver.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        match self {
+            Self::Embedded(queue) => queue.connected(),
+            Self::Rabbit(queue) => queue.connected(),
+        }
+    }
+
+    /// The right to start a request. Clause 10.
+    pub fn lease(&self) -> Lease {
+        match self {
+            Self::Embedded(_) => Lease::Always,
+            Self::Rabbit(queue) => queue.lease(),
+        }
+    }
+
+    /// Partitions that a better-ranked worker should have: the owner yields them. Empty where there is no other worker.
+    pub fn wanted_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
+        match self {
+            Self::Embedded(queue) => queue.wanted_elsewhere(),
+            Self::Rabbit(queue) => queue.wanted_elsewhere(),
+        }
+    }
+
+    /// How much waits; for metrics, so not to the message.
+    pub async fn depth(&self) -> Result<Depth, QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.depth().await,
+            Self::Rabbit(queue) => queue.depth().await,
+        }
+    }
+
+    /// Lets go of the engine in order. Subscriptions are closed before by their holders.
+    pub async fn close(&self) {
+        match self {
+            Self::Embedded(queue) => queue.close().await,
+            Self::Rabbit(queue) => queue.close().await,
+        }
+    }
+}
+
+/// A message lent by the queue. Dropping it unsettled leaves it lent until its subscription is closed.
+#[derive(Debug)]
+pub struct Loan {
+    /// What was lent.
+    pub message: Message,
+    /// It may have been lent, and even delivered, before.
+    pub redelivered: bool,
+    /// Set where the message could not be read; its body then holds the raw bytes.
+    pub unreadable: Option<String>,
+    pub(crate) receipt: Receipt,
+}
+
+/// How an engine recognises a loan that is settled.
+#[derive(Debug)]
+pub(crate) enum Receipt {
+    Embedded(embedded::Receipt),
+    Rabbit(rabbit::Receipt),
+}
+
+impl Loan {
+    /// Settles the loan: the message is delivered or buried, and leaves the queue. At most once, since it takes `self`.
+    pub async fn done(self) -> Result<(), QueueError> {
+        match self.receipt {
+            Receipt::Embedded(receipt) => receipt.done().await,
+            Receipt::Rabbit(receipt) => receipt.done().await,
+        }
+    }
+}
+
+/// A borrower's place at a partition.
+#[derive(Debug)]
+pub enum Subscription {
+    /// See [`embedded`].
+    Embedded(embedded::Subscription),
+    /// See [`rabbit`].
+    Rabbit(rabbit::Subscription),
+}
+
+impl Subscription {
+    /// The next loan; `None` when the subscription is over, and every unsettled loan of it with it. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Loan> {
+        match self {
+            Self::Embedded(subscription) => subscription.next().await,
+            Self::Rabbit(subscription) => subscription.next().await,
+        }
+    }
+
+    /// Gives every unsettled loan back, in order. Settling one of them afterwards is an error without effect.
+    pub async fn close(self) {
+        match self {
+            Self::Embedded(subscription) => subscription.close().await,
+            Self::Rabbit(subscription) => subscription.close().await,
+        }
+    }
+}
+
+/// A visit to the dead letters of one destination. What is not removed stays, in its place.
+#[derive(Debug)]
+pub enum Siding {
+    /// See [`embedded`].
+    Embedded(embedded::Siding),
+    /// See [`rabbit`].
+    Rabbit(rabbit::Siding),
+}
+
+impl Siding {
+    /// The next dead letter, oldest death first; `None` at the end of what was there when the visit began.
+    pub async fn next(&mut self) -> Result<Option<Held>, QueueError> {
+        match self {
+            Self::Embedded(siding) => siding.next().await,
+            Self::Rabbit(siding) => siding.next().await,
+        }
+    }
+
+    /// Ends the visit.
+    pub async fn close(self) {
+        match self {
+            Self::Embedded(siding) => siding.close().await,
+            Self::Rabbit(siding) => siding.close().await,
+        }
+    }
+}
+
+/// A dead letter in a visitor's hand. Dropping it leaves it where it was.
+#[derive(Debug)]
+pub struct Held {
+    /// The dead letter.
+    pub dead: DeadLetter,
+    pub(crate) receipt: Receipt,
+}
+
+impl Held {
+    /// Takes it out of the siding for good.
+    pub async fn remove(self) -> Result<(), QueueError> {
+        match self.receipt {
+            Receipt::Embedded(receipt) => receipt.done().await,
+            Receipt::Rabbit(receipt) => receipt.done().await,
+        }
+    }
+}
+
+/// How much waits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Messages that nobody borrowed yet, by destination.
+    pub waiting: std::collections::BTreeMap<Destination, u64>,
+    /// When the oldest message still in the queue was accepted, where the engine can tell.
+    pub oldest: std::collections::BTreeMap<Destination, jiff::Timestamp>,
+    /// Dead letters of all destinations.
+    pub dead: u64,
+    /// Messages that reached no queue, or died without our doing: always 0, an alarm otherwise.
+    pub astray: u64,
+}
+
+/// The right to start a request to a platform.
+///
+/// RabbitMQ's single active consumer is not a lock: a worker that the broker lost sight of goes on for seconds while the
+/// next one has started. So a worker starts a request only if the broker answered it within the last heartbeat.
+#[derive(Debug, Clone)]
+pub enum Lease {
+    /// Nobody else can have the partitions.
+    Always,
+    /// Valid as long after the last question that the broker answered.
+    For {
+        /// When the question that was answered last had been asked.
+        answered: watch::Receiver<Option<Instant>>,
+        /// One heartbeat.
+        term: Duration,
+    },
+}
+
+impl Lease {
+    /// Whether a request may start at `now`.
+    pub fn holds(&self, now: Instant) -> bool {
+        match self {
+            Self::Always => true,
+            Self::For { answered, term } => {
+                answered.borrow().is_some_and(|asked| now.saturating_duration_since(asked) < *term)
+            }
+        }
+    }
+
+    /// Waits until the broker answers again.
+    pub async fn renewed(&mut self) {
+        match self {
+            Self::Always => {}
+            Self::For { answered, .. } => {
+                if answered.changed().await.is_err() {
+                    // The queue is closed: nothing will be renewed, and whoever waits is being stopped.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The only door to `tokio::spawn`: every task has a name, hears the stop token, is joined, and is not forgotten.
+//!
+//! Guarantees: a task that ends with an error or a panic before the stop was asked for stops all of them, and
+//! [`Tasks::finish`] says which one it was. Leaves to others: what a task does to drain.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Tells everybody that it is time to stop. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    flag: watch::Sender<bool>,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { flag: watch::Sender::new(false) }
+    }
+}
+
+impl Stop {
+    /// Asks everybody to stop.
+    pub fn ask(&self) {
+        self.flag.send_replace(true);
+    }
+
+    /// Whether the stop was asked for.
+    pub fn asked(&self) -> bool {
+        *self.flag.borrow()
+    }
+
+    /// Waits for it. Cancel-safe.
+    pub async fn wait(&self) {
+        let mut receiver = self.flag.subscribe();
+        // The sender lives in `self`, so this cannot fail.
+        let _ = receiver.wait_for(|asked| *asked).await;
+    }
+}
+
+/// Why a task ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskFailure {
+    /// It returned an error.
+    #[error("{name} failed: {reason}")]
+    Failed {
+        /// Which task.
+        name: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// It panicked; the panic's text is not repeated since it might hold anything.
+    #[error("a task panicked")]
+    Panicked,
+    /// It did not end within the drain time.
+    #[error("tasks did not end in time and were aborted")]
+    Late,
+}
+
+/// A set of named tasks with one stop token.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    set: JoinSet<(&'static str, Result<(), String>)>,
+    stop: Stop,
+}
+
+impl Tasks {
+    /// Tasks that hear `stop`.
+    pub fn new(stop: Stop) -> Self {
+        Self { set: JoinSet::new(), stop }
+    }
+
+    /// Starts a task that runs until it is done or hears the stop itself.
+    pub fn start<F, E>(&mut self, name: &'static str, task: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        self.set.spawn(async move {
+            let ended = task.await.map_err(|error| error.to_string());
+            tracing::debug!(task = name, "ended");
+            (name, ended)
+        });
+    }
+
+    /// Runs until the stop is asked for or a task fails; then gives all of them `drain` to end.
+    pub async fn finish(mut self, drain: Duration) -> Result<(), TaskFailure> {
+        let stop = self.stop.clone();
+        let mut first = tokio::select! {
+            () = stop.wait() => None,
+            failure = self.first_failure() => failure,
+        };
+        self.stop.ask();
+        let rest = tokio::time::timeout(drain, self.first_failure()).await;
+        match rest {
+            Ok(later) => first = first.or(later),
+            Err(_) => {
+                self.set.abort_all();
+                first = first.or(Some(TaskFailure::Late));
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// The first failure, or `None` when every task ended well.
+    async fn first_failure(&mut self) -> Option<TaskFailure> {
+        while let Some(joined) = self.set.join_next().await {
+            match joined {
+                Ok((_, Ok(()))) => {}
+                Ok((name, Err(reason))) => return Some(TaskFailure::Failed { name, reason }),
+                Err(join) if join.is_panic() => return Some(TaskFailure::Panicked),
+                Err(_) => {}
+            }
+        }
+        None
+    }
+}
+
+/// Starts a task whose owner joins or aborts it through the handle.
+#[expect(clippy::disallowed_methods, reason = "this is the one door to tokio::spawn")]
+pub fn spawn<F>(task: F) -> tokio::task::JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failing_task_stops_the_others() {
+        let stop = Stop::default();
+        let mut tasks = Tasks::new(stop.clone());
+        let heard = stop.clone();
+        tasks.start("patient", async move {
+            heard.wait().await;
+            Ok::<(), String>(())
+        });
+        tasks.start("broken", async { Err("no such thing") });
+        let failure = tasks.finish(Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(failure.to_string(), "broken failed: no such thing");
+        assert!(stop.asked());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_stop_is_aborted() {
+        let stop = Stop::default();
+        let mut tasks = Tasks::new(stop.clone());
+        tasks.start("deaf", async {
+            std::future::pending::<()>().await;
+            Ok::<(), String>(())
+        });
+        stop.ask();
+        assert!(matches!(tasks.finish(Duration::from_secs(25)).await, Err(TaskFailure::Late)));
+    }
+}

@@ -1,0 +1,172 @@
+//! The metrics themselves: one struct, made once, handed down. Labels are few and bounded; never a conversation id.
+//!
+//! Guarantees: every series of a closed label set exists from the start, so that a rate over it is never missing.
+//! Leaves to others: where they are read (`ingress/admin.rs`).
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use super::names;
+use crate::message::{DeadReason, Destination, RetryReason};
+
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+
+/// All metrics of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `{source,status}`
+    pub ingress_requests: IntCounterVec,
+    /// `{source}`
+    pub ingress_duration: HistogramVec,
+    /// `{engine}`, bound to this process's engine
+    pub publish_duration: Histogram,
+    /// `{destination,kind,outcome}`
+    pub attempts: IntCounterVec,
+    /// `{destination}`
+    pub attempt_duration: HistogramVec,
+    /// `{destination,kind}`
+    pub latency: HistogramVec,
+    /// `{destination,reason}`
+    pub retries: IntCounterVec,
+    /// `{destination,reason}`
+    pub dead_letters: IntCounterVec,
+    /// Of all destinations.
+    pub dead_letter_messages: IntGauge,
+    /// `{destination}`
+    pub replayed: IntCounterVec,
+    /// `{destination}`
+    pub queue_messages: IntGaugeVec,
+    /// `{destination}`
+    pub oldest_age: GaugeVec,
+    /// `{destination,state}`
+    pub lanes: IntGaugeVec,
+    /// `{destination}`
+    pub in_flight: IntGaugeVec,
+    /// `{destination}`
+    pub breaker_state: IntGaugeVec,
+    /// `{destination,reason}`
+    pub breaker_trips: IntCounterVec,
+    /// 0 or 1
+    pub broker_connected: IntGauge,
+    /// `{destination}`
+    pub partitions_owned: IntGaugeVec,
+    /// `{state}`
+    pub conversations: IntGaugeVec,
+    /// Messages that should not exist.
+    pub astray: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything, including the metrics of the process itself.
+    pub fn new(engine: &str) -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        let publish = histograms(&r, names::PUBLISH_DURATION, &["engine"])?;
+        let metrics = Self {
+            ingress_requests: counters(&r, names::INGRESS_REQUESTS, &["source", "status"])?,
+            ingress_duration: histograms(&r, names::INGRESS_DURATION, &["source"])?,
+            publish_duration: publish.with_label_values(&[engine]),
+            attempts: counters(&r, names::ATTEMPTS, &["destination", "kind", "outcome"])?,
+            attempt_duration: histograms(&r, names::ATTEMPT_DURATION, &["destination"])?,
+            latency: histograms(&r, names::LATENCY, &["destination", "kind"])?,
+            retries: counters(&r, names::RETRIES, &["destination", "reason"])?,
+            dead_letters: counters(&r, names::DEAD_LETTERS, &["destination", "reason"])?,
+            dead_letter_messages: gauge(&r, names::DEAD_LETTER_MESSAGES)?,
+            replayed: counters(&r, names::REPLAYED, &["destination"])?,
+            queue_messages: gauges(&r, names::QUEUE_MESSAGES, &["destination"])?,
+            oldest_age: registered(&r, GaugeVec::new(opts(names::OLDEST_AGE), &["destination"])?)?,
+            lanes: gauges(&r, names::LANES, &["destination", "state"])?,
+            in_flight: gauges(&r, names::IN_FLIGHT, &["destination"])?,
+            breaker_state: gauges(&r, names::BREAKER_STATE, &["destination"])?,
+            breaker_trips: counters(&r, names::BREAKER_TRIPS, &["destination", "reason"])?,
+            broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
+            partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
+            conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
+            astray: gauge(&r, names::ASTRAY)?,
+            registry: r,
+        };
+        metrics.register_process(engine)?;
+        metrics.start_at_zero();
+        Ok(metrics)
+    }
+
+    fn register_process(&self, engine: &str) -> Result<(), prometheus::Error> {
+        let info = gauges(&self.registry, names::BUILD_INFO, &["version", "engine"])?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION"), engine]).set(1);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        self.registry.register(Box::new(process))
+    }
+
+    fn start_at_zero(&self) {
+        for destination in Destination::ALL {
+            let destination = destination.as_str();
+            for reason in DeadReason::ALL {
+                self.dead_letters.with_label_values(&[destination, reason.as_str()]);
+            }
+            for reason in RetryReason::ALL {
+                self.retries.with_label_values(&[destination, reason.as_str()]);
+            }
+            for vec in [&self.queue_messages, &self.in_flight, &self.breaker_state, &self.partitions_owned] {
+                vec.with_label_values(&[destination]);
+            }
+            for state in ["waiting", "in_flight", "backing_off"] {
+                self.lanes.with_label_values(&[destination, state]);
+            }
+            self.oldest_age.with_label_values(&[destination]);
+            self.replayed.with_label_values(&[destination]);
+            self.attempt_duration.with_label_values(&[destination]);
+        }
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+fn opts((name, help): (&str, &str)) -> Opts {
+    Opts::new(name, help)
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(
+    registry: &Registry,
+    name: (&str, &str),
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    registered(registry, IntCounterVec::new(opts(name), labels)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: (&str, &str),
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    registered(registry, IntGaugeVec::new(opts(name), labels)?)
+}
+
+fn gauge(registry: &Registry, name: (&str, &str)) -> Result<IntGauge, prometheus::Error> {
+    registered(registry, IntGauge::with_opts(opts(name))?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: (&str, &str),
+    labels: &[&str],
+) -> Result<HistogramVec, prometheus::Error> {
+    let options = HistogramOpts::new(name.0, name.1).buckets(SECONDS.to_vec());
+    registered(registry, HistogramVec::new(options, labels)?)
+}
