@@ -1,7 +1,20 @@
 #![doc = include_str!("README.md")]
 
-pub mod clock;
 pub mod message;
+
+pub mod dead;
+pub mod delivery;
+pub mod ingress;
+pub mod platform;
 pub mod queue;
+pub mod worker;
+
+pub mod conversation;
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;

@@ -1,1 +1,53 @@
-fn main() {}
+//! Verbs in, exit code out: 0 done, 1 failed, 2 usage, 78 settings. The only place that ends the process.
+
+use std::process::ExitCode;
+
+use causeway::cli::{Cli, Failure};
+use causeway::config::Environment;
+use clap::Parser;
+
+const SETTINGS: u8 = 78; // EX_CONFIG of sysexits.h
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where even this cannot be printed, the exit code is all that is left.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return code(&Failure::Failed(error.into())),
+    };
+    let ended = runtime.block_on(Box::pin(causeway::cli::run(cli, Environment::of_process())));
+    // A thread that hangs in a call to the operating system may not hold up the end.
+    runtime.shutdown_background();
+    ended.map_or_else(|failure| code(&failure), |()| ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stderr, reason = "this is where every failure of the process is told")]
+fn code(failure: &Failure) -> ExitCode {
+    match failure {
+        Failure::Settings(problems) => {
+            eprintln!("causeway: {problems}");
+            ExitCode::from(SETTINGS)
+        }
+        Failure::Usage(reason) => {
+            eprintln!("causeway: {reason}");
+            ExitCode::from(2)
+        }
+        // Whoever read the output has read enough (`causeway dead export | head`).
+        Failure::Failed(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
+        Failure::Failed(error) => {
+            eprintln!("causeway: {error:#}");
+            ExitCode::FAILURE
+        }
+        Failure::Told => ExitCode::FAILURE,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

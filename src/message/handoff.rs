@@ -138,6 +138,18 @@ impl Handoff {
     }
 }
 
+/// What people wrote stays out of every log: only the name of the type is shown.
+macro_rules! shown_by_name {
+    ($($name:ident),+) => {
+        $(impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        })+
+    };
+}
+shown_by_name!(Start, User, Line, Text, Attachment, Typing, End);
+
 impl std::fmt::Debug for Handoff {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Handoff({} of {})", self.kind(), self.conversation())

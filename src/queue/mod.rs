@@ -8,7 +8,7 @@
 //! 4. **Kept until settled.** A message lent is lent again, in its old place, unless its loan was settled by
 //!    [`Loan::done`]: after [`Subscription::close`], a crash of the worker, of the broker, of the machine.
 //! 5. **Bounded.** No subscription holds more than `prefetch` unsettled loans.
-//! 6. **Honest about repeats.** A message that may have been lent before says so ([`Loan::redelivered`]).
+//! 6. **Honest about repeats.** A message that may have been lent before says so ([`Loan::earlier`]).
 //! 7. **Refuses rather than forgets.** A full or absent queue is an error, at once or within the publish timeout.
 //! 8. **Unreadable is not lost.** What cannot be read is lent with its raw bytes and the reason.
 //! 9. **Siding.** Dead letters wait in the order in which they died, can be looked at without being changed, and go
@@ -77,8 +77,13 @@ impl Queue {
         }
     }
 
+    /// Whether other processes may borrow from the same partitions.
+    pub const fn shared(&self) -> bool {
+        matches!(self, Self::Rabbit(_))
+    }
+
     /// Partitions for each destination.
-    pub const fn partitions(&self) -> u16 {
+    pub fn partitions(&self) -> u16 {
         match self {
             Self::Embedded(queue) => queue.partitions(),
             Self::Rabbit(queue) => queue.partitions(),
@@ -105,7 +110,9 @@ impl Queue {
     pub async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
         match self {
             Self::Embedded(queue) => queue.subscribe(partition).await.map(Subscription::Embedded),
-            Self::Rabbit(queue) => queue.subscribe(partition).await.map(Subscription::Rabbit),
+            Self::Rabbit(queue) => {
+                queue.subscribe(partition).await.map(|it| Subscription::Rabbit(Box::new(it)))
+            }
         }
     }
 
@@ -113,7 +120,7 @@ impl Queue {
     pub async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
         match self {
             Self::Embedded(queue) => queue.siding(destination).await.map(Siding::Embedded),
-            Self::Rabbit(queue) => queue.siding(destination).await.map(Siding::Rabbit),
+            Self::Rabbit(queue) => queue.siding(destination).await.map(|it| Siding::Rabbit(Box::new(it))),
         }
     }
 
@@ -122,6 +129,14 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.connected(),
             Self::Rabbit(queue) => queue.connected(),
+        }
+    }
+
+    /// Waits for what cannot heal by itself: the process should end with this error.
+    pub async fn broken(&self) -> QueueError {
+        match self {
+            Self::Embedded(_) => std::future::pending().await,
+            Self::Rabbit(queue) => queue.broken().await,
         }
     }
 
@@ -163,8 +178,8 @@ impl Queue {
 pub struct Loan {
     /// What was lent.
     pub message: Message,
-    /// It may have been lent, and even delivered, before.
-    pub redelivered: bool,
+    /// How often it may have been lent, and even delivered, before; 0 = certainly never.
+    pub earlier: u32,
     /// Set where the message could not be read; its body then holds the raw bytes.
     pub unreadable: Option<String>,
     pub(crate) receipt: Receipt,
@@ -193,7 +208,7 @@ pub enum Subscription {
     /// See [`embedded`].
     Embedded(embedded::Subscription),
     /// See [`rabbit`].
-    Rabbit(rabbit::Subscription),
+    Rabbit(Box<rabbit::Subscription>),
 }
 
 impl Subscription {
@@ -220,7 +235,7 @@ pub enum Siding {
     /// See [`embedded`].
     Embedded(embedded::Siding),
     /// See [`rabbit`].
-    Rabbit(rabbit::Siding),
+    Rabbit(Box<rabbit::Siding>),
 }
 
 impl Siding {
@@ -262,7 +277,7 @@ impl Held {
 /// How much waits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that nobody borrowed yet, by destination.
+    /// Messages that nobody borrowed yet, by destination; the embedded engine counts those that are lent, too.
     pub waiting: std::collections::BTreeMap<Destination, u64>,
     /// When the oldest message still in the queue was accepted, where the engine can tell.
     pub oldest: std::collections::BTreeMap<Destination, jiff::Timestamp>,

@@ -46,6 +46,11 @@ pub fn rendezvous_weight(worker: &str, partition: PartitionId) -> i32 {
     i32::try_from(hash >> 33).unwrap_or(0)
 }
 
+/// A number for a worker's name, to notice that another one is meant.
+pub fn worker_number(worker: &str) -> u64 {
+    stable_hash(&[worker])
+}
+
 fn stable_hash(parts: &[&str]) -> u64 {
     let mut hasher = Sha256::new();
     for part in parts {

@@ -24,7 +24,9 @@ pub struct LogSettings {
 
 /// Sets up logging to standard error for the life of the process. A second call changes nothing.
 pub fn start_logging(settings: &LogSettings) {
-    let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // lapin reports every expected refusal as an error; what matters of it is logged by `queue/rabbit`.
+    let level = format!("lapin=off,{}", settings.level);
+    let filter = EnvFilter::try_new(&level).unwrap_or_else(|_| EnvFilter::new("lapin=off,info"));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let lines =

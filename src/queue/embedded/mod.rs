@@ -1,64 +1,233 @@
-//! Stub until the engine is built.
-use super::{Depth, Held, Loan, PartitionId, QueueError};
+//! The embedded engine: the queue's clauses on SQLite, for one machine and one serving process.
+//!
+//! | clause | how |
+//! |---|---|
+//! | 1 durable | one thread writes everything that waits in one transaction, and answers after the sync (`writer.rs`) |
+//! | 2 in order | the primary key is (partition, number); commands keep their order (`line.rs`) |
+//! | 3 to 5 | loans live in memory; settling deletes the row (`lending.rs`) |
+//! | 6 repeats | a stop in order notes what was lent; after a crash the first `prefetch` messages of each partition count as lent (`schema.sql`, `lending.rs`) |
+//! | 7 refuses | what the disk or `max_messages` refuses is an error; the thread goes on trying, nobody restarts anything |
+//! | 8 unreadable | `row.rs` |
+//! | 9 siding | a table like the messages', a lock file for the one visitor (`siding.rs`, `lock.rs`) |
+//! | 10 lease | always: the lock file keeps other serving processes out |
+//!
+//! Memory holds the loans and 16 MiB of SQLite's cache, however much waits. [`EmbeddedQueue::open_desk`] is for tools beside
+//! a running server: it publishes, buries, and visits sidings, but does not lend; the server sees its messages within
+//! a quarter of a second.
+
+mod lending;
+mod line;
+mod lock;
+mod row;
+mod siding;
+mod store;
+mod subscription;
+mod writer;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+use super::{Depth, PartitionId, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Message};
-use tokio::sync::watch;
+use lending::Lending;
+use line::Line;
+use lock::Lock;
+pub use siding::Siding;
+use store::Store;
+pub(crate) use subscription::Receipt;
+pub use subscription::Subscription;
+use writer::{Ask, Command, Gate, Write, Writer};
 
-fn absent() -> QueueError {
-    QueueError::Unavailable("not built yet".into())
-}
+/// Publishes that may wait for the disk at once; the others wait for their turn.
+const PUBLISHES_MAX: usize = 4_096;
 
+/// Where and how.
 #[derive(Debug, Clone)]
-pub struct EmbeddedQueue;
-#[derive(Debug)]
-pub(crate) struct Receipt;
-impl Receipt {
-    pub(super) async fn done(self) -> Result<(), QueueError> {
-        Err(absent())
-    }
+pub struct EmbeddedSettings {
+    /// The folder of the queue's files; made where it is not there.
+    pub data_dir: PathBuf,
+    /// Shared with the other engine.
+    pub tuning: QueueTuning,
+    /// More messages than that are refused ([`QueueError::Full`]); dead letters are not counted, and never refused.
+    pub max_messages: Option<u64>,
 }
-#[derive(Debug)]
-pub struct Subscription;
-impl Subscription {
-    pub(super) async fn next(&mut self) -> Option<Loan> {
-        None
-    }
-    pub(super) async fn close(self) {}
+
+/// The queue in a folder. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EmbeddedQueue {
+    partitions: u16,
+    inner: Arc<Inner>,
 }
+
 #[derive(Debug)]
-pub struct Siding;
-impl Siding {
-    pub(super) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
-        Ok(None)
-    }
-    pub(super) async fn close(self) {}
+struct Inner {
+    settings: EmbeddedSettings,
+    gate: Gate,
+    publishes: Arc<Semaphore>,
+    connected: watch::Receiver<bool>,
+    wanted_elsewhere: watch::Sender<BTreeMap<PartitionId, u64>>,
 }
+
 impl EmbeddedQueue {
+    /// Opens the queue to serve it. [`QueueError::Busy`] where another process does.
+    pub async fn open(settings: EmbeddedSettings) -> Result<Self, QueueError> {
+        Self::start(settings, true).await
+    }
+
+    /// Opens the queue beside the process that serves it, if there is one: everything but [`super::Queue::subscribe`].
+    pub async fn open_desk(settings: EmbeddedSettings) -> Result<Self, QueueError> {
+        Self::start(settings, false).await
+    }
+
+    async fn start(settings: EmbeddedSettings, serves: bool) -> Result<Self, QueueError> {
+        let partitions = settings.tuning.partitions.max(1);
+        let (commands, taken) = std::sync::mpsc::channel();
+        let gate = Gate(commands);
+        let (connected, seen) = watch::channel(true);
+        let (opened, answer) = oneshot::channel();
+        let inside = settings.clone();
+        std::thread::Builder::new()
+            .name("queue-writer".to_owned())
+            .spawn(move || match open_files(&inside, serves) {
+                Ok((store, lending, lock)) => {
+                    let writer = Writer {
+                        store,
+                        partitions,
+                        max_messages: inside.max_messages,
+                        lending,
+                        connected,
+                        settling: HashSet::new(),
+                    };
+                    let _ = opened.send(Ok(()));
+                    let closed = writer.run(&taken);
+                    drop(lock);
+                    closed.map(|(reply, noted)| reply.send(noted));
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            })
+            .map_err(|error| QueueError::Unavailable(format!("cannot start the queue's thread: {error}")))?;
+        answer.await.map_err(|_| QueueError::Unavailable("the queue's thread ended".to_owned()))??;
+        let inner = Inner {
+            settings,
+            gate,
+            publishes: Arc::new(Semaphore::new(PUBLISHES_MAX)),
+            connected: seen,
+            wanted_elsewhere: watch::Sender::default(),
+        };
+        Ok(Self { partitions, inner: Arc::new(inner) })
+    }
+
     pub(super) const fn partitions(&self) -> u16 {
-        8
+        self.partitions
     }
-    pub(super) async fn publish(&self, _: &Message) -> Result<(), QueueError> {
-        Err(absent())
+
+    pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        self.write(|_permit| Write::Publish { message: message.clone(), _permit }).await
     }
-    pub(super) async fn bury(&self, _: &DeadLetter) -> Result<(), QueueError> {
-        Err(absent())
+
+    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        self.write(|_permit| Write::Bury { dead: Box::new(dead.clone()), _permit }).await
     }
-    pub(super) async fn subscribe(&self, _: PartitionId) -> Result<Subscription, QueueError> {
-        Err(absent())
+
+    async fn write(&self, write: impl FnOnce(OwnedSemaphorePermit) -> Write) -> Result<(), QueueError> {
+        let inner = &self.inner;
+        let written = async {
+            let turn = Arc::clone(&inner.publishes).acquire_owned().await;
+            let permit = turn.map_err(|_| QueueError::Unavailable("it is closed".to_owned()))?;
+            inner.gate.ask(|reply| Command::Write(write(permit), reply)).await
+        };
+        let limit = inner.settings.tuning.publish_timeout;
+        tokio::time::timeout(limit, written).await.unwrap_or_else(|_| {
+            Err(QueueError::Unavailable(format!("its disk did not answer within {limit:?}")))
+        })
     }
-    pub(super) async fn siding(&self, _: Destination) -> Result<Siding, QueueError> {
-        Err(absent())
+
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+        if partition.index >= self.partitions {
+            return Err(QueueError::Mismatch(format!(
+                "there is no partition {partition}: the queue has {} for each destination",
+                self.partitions
+            )));
+        }
+        let (line, gate) = (Line::partition(partition), self.inner.gate.clone());
+        let wanted = gate.clone();
+        let (number, loans) =
+            gate.ask(|reply| Command::Ask(Ask::Borrow { line, gate: wanted, reply })).await?;
+        Ok(Subscription::new(line, number, loans, gate))
     }
+
+    pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
+        let path = self.inner.settings.data_dir.join(format!("siding.{destination}.lock"));
+        let lock = Lock::take(&path, |holder| {
+            format!("the dead letters of {destination} are being visited by {holder}: wait until it is done")
+        })?;
+        let line = Line::siding(destination);
+        let gate = self.inner.gate.clone();
+        let end = gate.ask(|reply| Command::Ask(Ask::End { line, reply })).await?;
+        Ok(Siding { at: line.start(), end, gate, lock })
+    }
+
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
-        watch::channel(false).1
+        self.inner.connected.clone()
     }
-    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
-        watch::channel(Default::default()).1
+
+    /// Never changes: there is no other worker.
+    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+        self.inner.wanted_elsewhere.subscribe()
     }
-    pub(super) fn lease(&self) -> super::Lease {
-        super::Lease::Always
-    }
+
+    /// `waiting` counts everything not settled, lent or not, since a desk cannot know what the server has lent.
     pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
-        Err(absent())
+        self.inner.gate.ask(|reply| Command::Ask(Ask::Depth { reply })).await
     }
-    pub(super) async fn close(&self) {}
+
+    /// Notes what was lent and frees the folder. Whoever still has a handle gets [`QueueError::Unavailable`].
+    pub(super) async fn close(&self) {
+        if let Err(error) = self.inner.gate.ask(|reply| Command::Ask(Ask::Close { reply })).await {
+            tracing::warn!(%error, "{}", writer::NO_NOTE);
+        }
+    }
+}
+
+/// Locks, then opens; all of it on the thread that will own it.
+fn open_files(
+    settings: &EmbeddedSettings,
+    serves: bool,
+) -> Result<(Store, Option<Lending>, Option<Lock>), QueueError> {
+    let (folder, tuning) = (&settings.data_dir, &settings.tuning);
+    let path = folder.join("queue.sqlite");
+    if !serves {
+        if !path.exists() {
+            let text =
+                format!("there is no queue in {}: nothing was served from there yet", folder.display());
+            return Err(QueueError::Mismatch(text));
+        }
+        return Ok((Store::open(&path, tuning.partitions.max(1))?, None, None));
+    }
+    make_private(folder).map_err(|error| {
+        QueueError::Unavailable(format!("cannot make the data folder {}: {error}", folder.display()))
+    })?;
+    let lock = Lock::take(&folder.join("causeway.lock"), |holder| {
+        format!(
+            "the data folder {} is served by {holder}: end that first, or set another data_dir",
+            folder.display()
+        )
+    })?;
+    let mut store = Store::open(&path, tuning.partitions.max(1))?;
+    let prefetch = tuning.prefetch.max(1);
+    let (lines, out) = store.started(prefetch).map_err(|error| {
+        QueueError::Unavailable(format!("cannot write to the queue's file {}: {error}", path.display()))
+    })?;
+    Ok((store, Some(Lending::new(prefetch, out, &lines)), Some(lock)))
+}
+
+/// Chat text is on the disk: a folder that we make is for our user only.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
 }

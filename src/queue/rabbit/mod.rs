@@ -1,64 +1,204 @@
-//! Stub until the engine is built.
-use super::{Depth, Held, Loan, PartitionId, QueueError};
+//! The distributed engine: RabbitMQ 3.10 and later, through lapin.
+//!
+//! Guarantees: the clauses of [`super`]. Two connections for each process, since a blocked publisher hangs its acks
+//! too; lapin's auto-recovery stays off, so that a fail-over is never hidden from the lanes; every await on the broker has
+//! a timeout; nothing is ever returned by `nack`, `reject` or `basic.cancel`, which reorder, but only by closing a channel.
+//! Leaves to others: which messages to hold and for how long (`worker/`).
+
+mod connect;
+mod links;
+mod peers;
+mod publisher;
+mod siding;
+mod subscription;
+mod topology;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Message};
-use tokio::sync::watch;
+use links::Links;
+use publisher::Order;
+pub use siding::Siding;
+pub(crate) use subscription::Receipt;
+pub use subscription::Subscription;
 
-fn absent() -> QueueError {
-    QueueError::Unavailable("not built yet".into())
+/// What this process does with the broker: an ingress needs no consuming connection, a desk announces nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RabbitUse {
+    /// Publishes only.
+    Publish,
+    /// Publishes, borrows, announces itself to the other workers.
+    Work,
+    /// Publishes and visits the dead letters.
+    Desk,
 }
 
+/// How to reach the broker.
 #[derive(Debug, Clone)]
-pub struct RabbitQueue;
-#[derive(Debug)]
-pub(crate) struct Receipt;
-impl Receipt {
-    pub(super) async fn done(self) -> Result<(), QueueError> {
-        Err(absent())
+pub struct RabbitSettings {
+    /// `amqp://` or `amqps://`.
+    pub url: SecretString,
+    /// The lower of ours and the broker's counts.
+    pub heartbeat: Duration,
+    /// Shared tuning.
+    pub tuning: QueueTuning,
+    /// What this process does.
+    pub usage: RabbitUse,
+    /// This worker's name in the rendezvous: unique for each process.
+    pub worker: String,
+}
+
+/// Why a conversation with the broker failed; inside of this engine only.
+#[derive(Debug, thiserror::Error)]
+enum RabbitError {
+    #[error(transparent)]
+    Lapin(#[from] lapin::Error),
+    #[error("the broker did not answer within {0:?}")]
+    Silent(Duration),
+    #[error("{0}")]
+    Fatal(QueueError),
+}
+
+impl From<RabbitError> for QueueError {
+    fn from(error: RabbitError) -> Self {
+        match error {
+            RabbitError::Fatal(error) => error,
+            other => Self::Unavailable(other.to_string()),
+        }
     }
 }
-#[derive(Debug)]
-pub struct Subscription;
-impl Subscription {
-    pub(super) async fn next(&mut self) -> Option<Loan> {
-        None
+
+/// Puts a limit on every await on the broker.
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, RabbitError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer.map_err(RabbitError::Lapin),
+        Err(_) => Err(RabbitError::Silent(limit)),
     }
-    pub(super) async fn close(self) {}
 }
-#[derive(Debug)]
-pub struct Siding;
-impl Siding {
-    pub(super) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
-        Ok(None)
-    }
-    pub(super) async fn close(self) {}
+
+/// A handle to the engine; clones share it.
+#[derive(Debug, Clone)]
+pub struct RabbitQueue {
+    links: Arc<Links>,
+    orders: mpsc::Sender<Order>,
 }
+
 impl RabbitQueue {
-    pub(super) const fn partitions(&self) -> u16 {
-        8
+    /// Begins to connect and returns at once: [`Self::connected`] tells when it can be used, and again when not.
+    pub fn open(settings: RabbitSettings) -> Self {
+        let (orders, taken) = mpsc::channel(publisher::LINE);
+        let links = Links::start(settings, taken);
+        Self { links, orders }
     }
-    pub(super) async fn publish(&self, _: &Message) -> Result<(), QueueError> {
-        Err(absent())
+
+    /// Waits until the engine can be used, at most `limit`. For the verbs of the command line, which do not wait for ever.
+    pub async fn ready(&self, limit: Duration) -> Result<(), QueueError> {
+        let mut connected = self.connected();
+        let wait = connected.wait_for(|connected| *connected);
+        tokio::select! {
+            error = self.broken() => Err(error),
+            waited = tokio::time::timeout(limit, wait) => match waited {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err(QueueError::Unavailable(format!("no connection to the broker within {limit:?}: {}", self.links.trouble()))),
+            },
+        }
     }
-    pub(super) async fn bury(&self, _: &DeadLetter) -> Result<(), QueueError> {
-        Err(absent())
+
+    /// Waits for what cannot heal by itself: the process should end with this error.
+    pub async fn broken(&self) -> QueueError {
+        self.links.broken().await
     }
-    pub(super) async fn subscribe(&self, _: PartitionId) -> Result<Subscription, QueueError> {
-        Err(absent())
+
+    pub(super) fn partitions(&self) -> u16 {
+        self.links.settings.tuning.partitions
     }
-    pub(super) async fn siding(&self, _: Destination) -> Result<Siding, QueueError> {
-        Err(absent())
-    }
+
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
-        watch::channel(false).1
+        self.links.connected.subscribe()
     }
-    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
-        watch::channel(Default::default()).1
+
+    pub(super) fn lease(&self) -> Lease {
+        Lease::For { answered: self.links.answered.subscribe(), term: self.links.settings.heartbeat }
     }
-    pub(super) fn lease(&self) -> super::Lease {
-        super::Lease::Always
+
+    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+        self.links.wanted.subscribe()
     }
+
+    pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        let partition = PartitionId::of(message.destination(), &message.lane, self.partitions());
+        let order = Order::new(topology::IN, partition.to_string(), message, wire::encode(message));
+        self.place(order).await
+    }
+
+    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        let key = dead.message.destination().as_str().to_owned();
+        let order = Order::new(topology::DLX, key, &dead.message, wire::encode_dead(dead));
+        self.place(order).await
+    }
+
+    async fn place(&self, (order, answer): (Order, publisher::Answer)) -> Result<(), QueueError> {
+        if let Some(trouble) = self.links.cannot_publish() {
+            return Err(QueueError::Unavailable(trouble));
+        }
+        let limit = self.links.settings.tuning.publish_timeout;
+        let deadline = Instant::now() + limit;
+        let late = || QueueError::Unavailable(format!("the broker did not confirm within {limit:?}"));
+        tokio::time::timeout_at(deadline, self.orders.send(order))
+            .await
+            .map_err(|_| late())?
+            .map_err(|_| QueueError::Unavailable("the queue is closed".into()))?;
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                Err(QueueError::Unavailable("the connection broke before the broker confirmed".into()))
+            }
+            Err(_) => Err(late()),
+        }
+    }
+
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+        Subscription::open(&self.links, partition).await.map_err(QueueError::from)
+    }
+
+    pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
+        Siding::open(&self.links, destination).await
+    }
+
     pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
-        Err(absent())
+        let connection = self.links.consuming().or_else(|| self.links.publishing());
+        let connection =
+            connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        let count = async |name: &str| {
+            topology::ready_count(&connection, name)
+                .await
+                .map(Option::unwrap_or_default)
+                .map_err(QueueError::from)
+        };
+        let mut depth = Depth { astray: count(topology::UNROUTED).await?, ..Depth::default() };
+        for destination in Destination::ALL {
+            depth.dead += count(&topology::dead_queue(*destination)).await?;
+            let mut waiting = 0;
+            for partition in PartitionId::all(*destination, self.partitions()) {
+                waiting += count(&topology::partition_queue(partition)).await?;
+            }
+            depth.waiting.insert(*destination, waiting);
+        }
+        Ok(depth)
     }
-    pub(super) async fn close(&self) {}
+
+    pub(super) async fn close(&self) {
+        self.links.close().await;
+    }
 }

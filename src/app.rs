@@ -1,0 +1,377 @@
+//! Settings in, a running Causeway out: queue, directory, clients, gates, listeners, tasks.
+//!
+//! Guarantees: every bound address is known before anything is taken; a part that fails stops the whole, so that whoever
+//! runs us starts it anew; a stop drains within `drain`. Leaves to others: everything that the parts do.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+
+use crate::clock;
+use crate::config::{self, Settings};
+use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
+use crate::delivery::poll::PollSettings;
+use crate::delivery::{
+    Deliverer, DeliverySettings, GateSettings, Parts, UnknownGroup, backoff::RetrySettings,
+};
+use crate::ingress::{self, AdminState, IngressSettings, IngressState, ServiceNowDoor};
+use crate::message::Destination;
+use crate::platform::{Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
+use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::{Queue, QueueTuning};
+use crate::tasks::{Stop, Tasks};
+use crate::telemetry::Metrics;
+use crate::worker::{Deadlines, Worker, WorkerSettings};
+
+/// How long a callback waits for the start that may be opening its group.
+const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
+/// How long the verbs of the command line wait for the broker.
+const DESK_WAIT: Duration = Duration::from_secs(10);
+/// Ids of delivered messages are kept this long, to recognise repeats.
+const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+/// Ended and failed conversations can be asked for this long.
+const CLOSED_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Which roles this process plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Roles {
+    /// Both.
+    Serve,
+    /// HTTP to queue.
+    Ingress,
+    /// Queue to the platforms.
+    Worker,
+}
+
+impl Roles {
+    const fn takes(self) -> bool {
+        !matches!(self, Self::Worker)
+    }
+
+    const fn delivers(self) -> bool {
+        !matches!(self, Self::Ingress)
+    }
+}
+
+/// A running Causeway.
+#[derive(Debug)]
+pub struct App {
+    /// Where the public listener is, if this process has one.
+    pub public: Option<SocketAddr>,
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    queue: Queue,
+    directory: Option<Directory>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    drain: Duration,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
+    let stop = Stop::default();
+    let app = Box::pin(App::start(settings, roles, &stop)).await?;
+    let asked = stop.clone();
+    let signals = crate::tasks::spawn(async move {
+        if let Err(error) = signalled().await {
+            tracing::warn!(%error, "cannot hear signals");
+            std::future::pending::<()>().await;
+        }
+        tracing::info!("stopping: nothing new is taken, what is in flight is finished");
+        asked.ask();
+    });
+    let ended = app.finish().await;
+    signals.abort();
+    ended
+}
+
+async fn signalled() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+impl App {
+    /// Binds, opens, starts; returns once everything runs (the broker may still be away).
+    pub async fn start(settings: Settings, roles: Roles, stop: &Stop) -> anyhow::Result<Self> {
+        let admin = bind(settings.admin_listen, "admin.listen").await?;
+        let public = match roles.takes() {
+            true => Some(bind(settings.ingress.listen, "ingress.listen").await?),
+            false => None,
+        };
+        let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
+        let metrics = Arc::new(Metrics::new(engine)?);
+        let usage = if roles.delivers() { RabbitUse::Work } else { RabbitUse::Publish };
+        let queue = open(&settings, usage).await?;
+        let remembers = settings.servicenow.is_some() || settings.ingress.handoffs_token.is_some();
+        let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
+        let mut app = Self {
+            public: public.as_ref().map(TcpListener::local_addr).transpose()?,
+            admin: admin.local_addr()?,
+            queue,
+            directory,
+            metrics,
+            tasks: Tasks::new(stop.clone()),
+            drain: settings.drain,
+        };
+        app.watch_queue(stop);
+        let worker = match roles.delivers() {
+            true => Some(app.start_worker(&settings, stop)?),
+            false => None,
+        };
+        app.start_admin(admin, worker, stop);
+        if let Some(public) = public {
+            app.start_ingress(public, &settings, stop);
+        }
+        tracing::info!(engine, public = ?app.public, admin = %app.admin, ?roles, "causeway runs");
+        Ok(app)
+    }
+
+    /// Runs until the stop is asked for or a part fails; drains; lets go of everything in order.
+    pub async fn finish(self) -> anyhow::Result<()> {
+        let ended = self.tasks.finish(self.drain).await;
+        self.queue.close().await;
+        if let Some(directory) = &self.directory {
+            directory.close().await;
+        }
+        ended.map_err(anyhow::Error::from)
+    }
+
+    fn start_worker(&mut self, settings: &Settings, stop: &Stop) -> anyhow::Result<Worker> {
+        let deliverer = deliverer(settings, self)?;
+        if let (Some(servicenow), Some(directory)) = (&settings.servicenow, &self.directory) {
+            let poll = PollSettings { waiting: servicenow.poll_waiting, active: servicenow.poll_active };
+            self.tasks.start("poll", deliverer.clone().poll(poll, stop.clone()));
+            self.tasks
+                .start("housekeeping", keep_house(directory.clone(), self.metrics.clone(), stop.clone()));
+        }
+        let worker = worker_settings(settings);
+        let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
+        Ok(Worker::start(&mut self.tasks, stop, queue, deliverer, &worker, metrics))
+    }
+
+    fn start_admin(&mut self, listener: TcpListener, worker: Option<Worker>, stop: &Stop) {
+        let connected = self.queue.connected();
+        let ready = move || {
+            if !*connected.borrow() {
+                return Err("the queue is not connected".to_owned());
+            }
+            worker.as_ref().map_or(Ok(()), Worker::ready)
+        };
+        let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready) };
+        self.tasks.start("admin", ingress::serve_admin(listener, state, stop.clone()));
+    }
+
+    fn start_ingress(&mut self, listener: TcpListener, settings: &Settings, stop: &Stop) {
+        let state = IngressState {
+            queue: self.queue.clone(),
+            directory: self.directory.clone().filter(|_| settings.ingress.handoffs_token.is_some()),
+            metrics: self.metrics.clone(),
+            settings: ingress_settings(&settings.ingress),
+        };
+        self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), stop.clone()));
+    }
+
+    /// Keeps the gauge, and ends the process on what cannot heal by itself.
+    fn watch_queue(&mut self, stop: &Stop) {
+        let (queue, metrics, stop) = (self.queue.clone(), self.metrics.clone(), stop.clone());
+        let mut connected = queue.connected();
+        self.tasks.start("queue", async move {
+            loop {
+                metrics.broker_connected.set(i64::from(*connected.borrow_and_update()));
+                tokio::select! {
+                    () = stop.wait() => return Ok(()),
+                    error = queue.broken() => return Err(error),
+                    Ok(()) = connected.changed() => {}
+                }
+            }
+        });
+    }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+/// Counts conversations for the metrics and forgets what nobody will ask for any more.
+async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> Result<(), String> {
+    loop {
+        if let Ok(counts) = directory.counts().await {
+            for state in State::ALL {
+                let count = counts.get(state).copied().unwrap_or(0);
+                metrics
+                    .conversations
+                    .with_label_values(&[state.as_str()])
+                    .set(i64::try_from(count).unwrap_or(0));
+            }
+        }
+        let now = clock::now();
+        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(CLOSED_KEPT))
+        else {
+            return Err("the clock stands before 1970".into());
+        };
+        if let Err(error) = directory.forget(delivered, closed).await {
+            tracing::debug!(%error, "cannot tidy the directory");
+        }
+        tokio::select! {
+            () = stop.wait() => return Ok(()),
+            () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
+        }
+    }
+}
+
+/// Opens the engine for an operator, beside the processes that serve it: to publish and to visit dead letters.
+pub async fn open_desk(settings: &Settings) -> anyhow::Result<Queue> {
+    ready(open(settings, RabbitUse::Desk).await?).await
+}
+
+/// Opens the engine as one that serves it would, and waits until it can be used.
+pub async fn open_queue(settings: &Settings) -> anyhow::Result<Queue> {
+    ready(open(settings, RabbitUse::Publish).await?).await
+}
+
+async fn ready(queue: Queue) -> anyhow::Result<Queue> {
+    if let Queue::Rabbit(rabbit) = &queue {
+        rabbit.ready(DESK_WAIT).await?;
+    }
+    Ok(queue)
+}
+
+async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
+    let tuning = QueueTuning {
+        partitions: settings.queue.partitions,
+        prefetch: settings.queue.prefetch,
+        publish_timeout: settings.queue.publish_timeout,
+    };
+    let Some(url) = settings.queue.url.clone() else {
+        let embedded = EmbeddedSettings { data_dir: settings.data_dir.clone(), tuning, max_messages: None };
+        return Ok(Queue::Embedded(match usage {
+            RabbitUse::Desk => EmbeddedQueue::open_desk(embedded).await?,
+            RabbitUse::Publish | RabbitUse::Work => EmbeddedQueue::open(embedded).await?,
+        }));
+    };
+    let worker = uuid::Uuid::new_v4().simple().to_string();
+    let heartbeat = settings.queue.heartbeat;
+    Ok(Queue::Rabbit(RabbitQueue::open(RabbitSettings { url, heartbeat, tuning, usage, worker })))
+}
+
+/// Opens the directory that the settings name.
+pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
+    let url = match &settings.directory {
+        config::DirectoryUrl::Sqlite(path) => DirectoryUrl::Sqlite(path.clone()),
+        config::DirectoryUrl::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
+    };
+    Directory::open(&DirectorySettings { url }).await.context("directory.url")
+}
+
+/// What we call ourselves towards the platforms.
+pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
+
+/// ServiceNow's client, where an instance is named.
+pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
+    let Some(named) = &settings.servicenow else { return Ok(None) };
+    let config::Login::Basic { username, password } = &named.login else {
+        anyhow::bail!("servicenow.auth = \"oauth\" is not supported by this version: use basic");
+    };
+    anyhow::ensure!(
+        named.api == config::Api::ConnectSupport,
+        "servicenow.api = \"virtual_agent\" is not supported by this version: use connect_support"
+    );
+    let client = ServiceNowSettings {
+        host_url: named.host_url.clone(),
+        username: username.clone(),
+        password: password.clone(),
+        queue_id: named.queue_id.clone(),
+    };
+    Ok(Some(ServiceNow::new(http, client)))
+}
+
+/// XO's client.
+pub fn xo(http: Http, settings: &Settings) -> Xo {
+    let client = XoSettings {
+        callback_url: settings.xo.callback_url.clone(),
+        events_url: settings.handoffs.events_url.clone(),
+        events_token: settings.handoffs.events_token.clone(),
+    };
+    Xo::new(http, client)
+}
+
+fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
+    let timeouts = (settings.delivery.servicenow.timeout, settings.delivery.xo.timeout);
+    let http = Http::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?;
+    let servicenow = servicenow(http.clone(), settings)?;
+    let xo = xo(http.with_timeout(timeouts.1), settings);
+    let parts = Parts {
+        // Without an instance of ServiceNow this is the pure relay, which remembers nothing.
+        directory: app.directory.clone().filter(|_| servicenow.is_some()),
+        servicenow,
+        xo,
+        queue: app.queue.clone(),
+        metrics: app.metrics.clone(),
+    };
+    let delivery = DeliverySettings {
+        queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
+        unknown_group: match settings.delivery.unknown_group {
+            config::UnknownGroup::DeadLetter => UnknownGroup::DeadLetter,
+            config::UnknownGroup::Drop => UnknownGroup::Drop,
+        },
+        unknown_group_wait: UNKNOWN_GROUP_WAIT,
+        relays_callbacks: settings.xo.callback_url.is_some(),
+        tells_events: settings.handoffs.events_url.is_some(),
+    };
+    let gate = |limits: &config::Limits| GateSettings {
+        concurrency: usize::from(limits.concurrency),
+        rate: limits.rate,
+    };
+    let gates = BTreeMap::from([
+        (Destination::ServiceNow, gate(&settings.delivery.servicenow)),
+        (Destination::Xo, gate(&settings.delivery.xo)),
+    ]);
+    Ok(Deliverer::new(parts, delivery, &gates))
+}
+
+fn worker_settings(settings: &Settings) -> WorkerSettings {
+    let delivery = &settings.delivery;
+    WorkerSettings {
+        retry: RetrySettings {
+            initial: delivery.retry.initial,
+            factor: delivery.retry.factor,
+            max: delivery.retry.max,
+        },
+        deadlines: Deadlines {
+            start: delivery.deadline.start,
+            message: delivery.deadline.message,
+            typing: delivery.deadline.typing,
+            end: delivery.deadline.end,
+        },
+        hold: delivery.hold,
+        prefetch: settings.queue.prefetch,
+    }
+}
+
+fn ingress_settings(ingress: &config::Ingress) -> IngressSettings {
+    IngressSettings {
+        body_limit: ingress.body_limit,
+        read_timeout: ingress.read_timeout,
+        servicenow: ServiceNowDoor {
+            username: ingress.username.clone(),
+            password: ingress.password.clone(),
+            token: ingress.token.clone(),
+            hmac_secret: ingress.hmac_secret.clone(),
+            allow_unauthenticated: ingress.allow_unauthenticated,
+            own_user: ingress.own_user.clone(),
+        },
+        handoffs_token: ingress.handoffs_token.clone(),
+    }
+}

@@ -1,0 +1,176 @@
+//! `causeway check`: reads the settings, then really asks every side that they name; a line each, a hint each.
+//!
+//! Guarantees: all checks run at once, each within its time; one that fails hides no other. Exit code 0 when all are
+//! well, else 1. Leaves to others: what the platforms are asked (`platform/check.rs`).
+
+use std::time::Duration;
+
+use super::output::{self, Paint};
+use super::{Failure, Sources};
+use crate::app;
+use crate::config::{DirectoryUrl, Purpose, REFERENCE, Settings};
+use crate::message::MessageId;
+use crate::platform::{Http, HttpSettings, check};
+use crate::queue::QueueError;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print every setting with its default and its meaning, as a settings file, and end
+    #[arg(long)]
+    print_defaults: bool,
+}
+
+/// One thing that was tried.
+struct Finding {
+    ok: bool,
+    what: String,
+    hint: String,
+}
+
+impl Finding {
+    fn well(what: impl Into<String>) -> Self {
+        Self { ok: true, what: what.into(), hint: String::new() }
+    }
+
+    fn wrong(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { ok: false, what: what.into(), hint: hint.into() }
+    }
+}
+
+pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
+    if args.print_defaults {
+        return Ok(output::line(REFERENCE.trim_end())?);
+    }
+    let settings = sources.settings_for_desk(Purpose::Check)?;
+    let paint = Paint::stdout(&sources.environment);
+    tell(paint, &Finding::well("settings"))?;
+    let (queue, directory, platforms) = tokio::join!(
+        within("queue", queue(&settings)),
+        within("directory", directory(&settings)),
+        within("platforms", platforms(&settings)),
+    );
+    let mut well = true;
+    for finding in queue.iter().chain(&directory).chain(&platforms) {
+        well &= finding.ok;
+        tell(paint, finding)?;
+    }
+    if well { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
+    let verdict = if finding.ok { paint.green("ok  ") } else { paint.red("FAIL") };
+    output::line(format_args!("{verdict} {}", output::harmless(&finding.what)))?;
+    if finding.hint.is_empty() {
+        return Ok(());
+    }
+    output::line(format_args!("     -> {}", output::harmless(&finding.hint)))
+}
+
+async fn within(name: &str, check: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    let late = || {
+        let what = format!("{name}: no answer within {} s", TIMEOUT.as_secs());
+        vec![Finding::wrong(what, "something between here and there swallows packets: look at the firewall")]
+    };
+    tokio::time::timeout(TIMEOUT, check).await.unwrap_or_else(|_| late())
+}
+
+/// Connects, declares or verifies the topology, and counts what waits.
+async fn queue(settings: &Settings) -> Vec<Finding> {
+    let engine = if settings.queue.url.is_some() { "RabbitMQ" } else { "embedded engine" };
+    let opened = match app::open_queue(settings).await {
+        // A running Causeway holds the embedded engine: look at it from beside.
+        Err(error) if matches!(error.downcast_ref(), Some(QueueError::Busy(_))) => {
+            app::open_desk(settings).await
+        }
+        opened => opened,
+    };
+    let queue = match opened {
+        Ok(queue) => queue,
+        Err(error) => return vec![queue_trouble(engine, &error)],
+    };
+    let finding = match queue.depth().await {
+        Ok(depth) => {
+            let waiting = depth.waiting.values().sum();
+            let waiting = output::counted(waiting, "message");
+            let dead = output::counted(depth.dead, "dead letter");
+            Finding::well(format!(
+                "queue: {engine}, {} partitions, {waiting} waiting, {dead}",
+                queue.partitions()
+            ))
+        }
+        Err(error) => queue_trouble(engine, &error.into()),
+    };
+    queue.close().await;
+    vec![finding]
+}
+
+fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
+    let hint = match error.downcast_ref::<QueueError>() {
+        Some(QueueError::Busy(_)) => "another process has it: see which one, and whether it should",
+        Some(QueueError::Mismatch(_)) => {
+            "the queue was made by other settings or another version: see queue.partitions"
+        }
+        Some(QueueError::Full) => "make room on the disk, or let a worker take messages out",
+        Some(QueueError::Unavailable(_)) | None => {
+            "is queue.url right, and may its user connect? Without queue.url: may data_dir be written?"
+        }
+    };
+    Finding::wrong(format!("queue: {engine}: {error:#}"), hint)
+}
+
+/// Opens it (which makes or migrates its schema) and writes into it.
+async fn directory(settings: &Settings) -> Vec<Finding> {
+    let (name, hint) = match &settings.directory {
+        DirectoryUrl::Sqlite(_) => {
+            ("SQLite", "may the folder be written? directory.url or data_dir names it")
+        }
+        DirectoryUrl::Postgres(_) => {
+            ("PostgreSQL", "is directory.url right, does the database exist, and may its user create tables?")
+        }
+    };
+    let wrong =
+        |error: &dyn std::fmt::Display| vec![Finding::wrong(format!("directory: {name}: {error:#}"), hint)];
+    let directory = match app::open_directory(settings).await {
+        Ok(directory) => directory,
+        Err(error) => return wrong(&error),
+    };
+    // A note about a message that never was; it is forgotten like any other.
+    let written = directory.remember_delivered(MessageId::fresh(), crate::clock::now()).await;
+    directory.close().await;
+    match written {
+        Ok(()) => vec![Finding::well(format!("directory: {name}, can be written"))],
+        Err(error) => wrong(&error),
+    }
+}
+
+/// ServiceNow and XO, where they are named.
+async fn platforms(settings: &Settings) -> Vec<Finding> {
+    let client = |timeout| Http::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
+    let (for_servicenow, for_xo) =
+        match (client(settings.delivery.servicenow.timeout), client(settings.delivery.xo.timeout)) {
+            (Ok(for_servicenow), Ok(for_xo)) => (for_servicenow, for_xo),
+            (Err(error), _) | (_, Err(error)) => {
+                return vec![Finding::wrong(error.to_string(), "is the machine's TLS set up?")];
+            }
+        };
+    let xo = app::xo(for_xo, settings);
+    let (mut findings, xo) = tokio::join!(servicenow(for_servicenow, settings), check::xo(&xo));
+    findings.extend(xo.into_iter().map(Finding::from));
+    findings
+}
+
+async fn servicenow(http: Http, settings: &Settings) -> Vec<Finding> {
+    match app::servicenow(http, settings) {
+        Ok(Some(servicenow)) => check::servicenow(&servicenow).await.into_iter().map(Finding::from).collect(),
+        Ok(None) => vec![Finding::well("ServiceNow: not configured")],
+        Err(error) => vec![Finding::wrong(format!("ServiceNow: {error:#}"), "")],
+    }
+}
+
+impl From<check::Finding> for Finding {
+    fn from(found: check::Finding) -> Self {
+        Self { ok: found.ok, what: found.what, hint: found.hint }
+    }
+}

@@ -1,0 +1,131 @@
+//! `causeway conversations list|show`: what the directory remembers.
+//!
+//! `list --json` prints `{"conversations": [C, ..]}`, `show --json` prints `C`, which is
+//! `{"conversation_id", "origin", "state", "servicenow": {"group", "number", "queue_id", "position", "wait"}, "agent",
+//! "reason", "opened_at", "updated_at"}`; what is not known is `null`.
+
+use serde_json::{Value, json};
+
+use super::{Failure, Sources, output};
+use crate::app;
+use crate::config::Purpose;
+use crate::conversation::{Conversation, Directory, ListFilter, State};
+use crate::message::ConversationId;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// The newest conversations
+    List {
+        /// Only those in this state: requested, waiting, active, ended, failed
+        #[arg(long, value_parser = state)]
+        state: Option<State>,
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        limit: u32,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// One conversation
+    Show {
+        /// Its conversation_id, or ServiceNow's group
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn state(text: &str) -> Result<State, String> {
+    let names = || State::ALL.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ");
+    State::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+}
+
+pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
+    let settings = sources.settings_for_desk(Purpose::Desk)?;
+    let directory = app::open_directory(&settings).await?;
+    let done = match args.verb {
+        Verb::List { state, limit, json } => list(&directory, &ListFilter { state, limit }, json).await,
+        Verb::Show { id, json } => show(&directory, &id, json).await,
+    };
+    directory.close().await;
+    done
+}
+
+async fn list(directory: &Directory, filter: &ListFilter, json: bool) -> Result<(), Failure> {
+    let found = directory.list(filter).await.map_err(anyhow::Error::from)?;
+    if json {
+        let all: Vec<Value> = found.iter().map(document).collect();
+        return Ok(output::json(&json!({ "conversations": all }))?);
+    }
+    if found.is_empty() {
+        return Ok(output::line("no conversations")?);
+    }
+    let text = |value: &Option<String>| output::harmless(value.as_deref().unwrap_or("-"));
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|one| {
+            let id = output::harmless(one.id.as_str());
+            vec![id, one.state.to_string(), text(&one.group), text(&one.agent), one.updated_at.to_string()]
+        })
+        .collect();
+    Ok(output::line(output::table(&["CONVERSATION", "STATE", "GROUP", "AGENT", "UPDATED"], &rows, &[]))?)
+}
+
+async fn show(directory: &Directory, id: &str, json: bool) -> Result<(), Failure> {
+    let parsed = ConversationId::parse(id).map_err(|problem| Failure::Usage(format!("the id {problem}")))?;
+    let by_id = directory.find(&parsed).await.map_err(anyhow::Error::from)?;
+    let found = match by_id {
+        Some(found) => Some(found),
+        None => directory.find_by_group(id).await.map_err(anyhow::Error::from)?,
+    };
+    let Some(found) = found else {
+        return Err(anyhow::anyhow!("no conversation or group \"{}\"", id.escape_debug()).into());
+    };
+    if json {
+        return Ok(output::json(&document(&found))?);
+    }
+    let position = found.position.map(|position| position.to_string());
+    let rows = [
+        ("conversation", Some(found.id.to_string())),
+        ("origin", Some(found.origin.to_string())),
+        ("state", Some(found.state.to_string())),
+        ("reason", found.reason),
+        ("group", found.group),
+        ("number", found.number),
+        ("queue id", found.queue_id),
+        ("position", position),
+        ("wait", found.wait),
+        ("agent", found.agent),
+        ("opened at", Some(found.opened_at.to_string())),
+        ("updated at", Some(found.updated_at.to_string())),
+    ];
+    for (name, value) in rows {
+        if let Some(value) = value {
+            output::line(format_args!("{name:<13} {}", output::harmless(&value)))?;
+        }
+    }
+    Ok(())
+}
+
+fn document(one: &Conversation) -> Value {
+    json!({
+        "conversation_id": one.id.as_str(),
+        "origin": one.origin.as_str(),
+        "state": one.state.as_str(),
+        "servicenow": {
+            "group": one.group, "number": one.number, "queue_id": one.queue_id,
+            "position": one.position, "wait": one.wait,
+        },
+        "agent": one.agent,
+        "reason": one.reason,
+        "opened_at": one.opened_at.to_string(),
+        "updated_at": one.updated_at.to_string(),
+    })
+}

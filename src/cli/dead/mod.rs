@@ -1,0 +1,260 @@
+//! `causeway dead list|show|replay|discard|export`: the dead-letter desk.
+//!
+//! `list --json` prints `{"dead_letters": N, "groups": [{"destination", "reason", "count", "lanes", "first_died_at",
+//! "last_died_at"}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` a `D` on each line
+//! (see `letter` for `D`).
+//!
+//! Guarantees: message text is shown only where it was asked for (`show --reveal`, `export`); what cannot be taken back
+//! is asked first.
+
+mod letter;
+mod replay;
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{Failure, Sources, ask, output};
+use crate::app;
+use crate::config::Purpose;
+use crate::dead::{self, DeskError, Filter, Group};
+use crate::message::{DeadReason, Destination, MessageId};
+use crate::queue::Queue;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// How many there are, by destination and reason
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Each with the story of its attempts
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Show the text of the messages, too
+        #[arg(long)]
+        reveal: bool,
+        /// At most so many; 0 shows all
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Deliver them after all, in their original order. Killed midway, it loses nothing: run it again
+    Replay(replay::Args),
+    /// Remove them for good
+    Discard {
+        #[command(flatten)]
+        which: Which,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Write them as JSON Lines, with the text of the messages; they stay where they are
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// Write to this new file, readable by its owner alone, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters are meant; without any of these, all of them.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Where they were going: servicenow or xo
+    #[arg(long, value_parser = destination)]
+    destination: Option<Destination>,
+    /// The conversation's id, or ServiceNow's group
+    #[arg(long, value_name = "ID")]
+    conversation: Option<String>,
+    /// Why they died: rejected, expired, unreadable, conversation_failed, conversation_over,
+    /// unknown_conversation, exhausted
+    #[arg(long, value_parser = reason)]
+    reason: Option<DeadReason>,
+    /// They died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// They died before this time, written in the same way
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<Timestamp>,
+    /// Exactly this message; can be given several times
+    #[arg(long, value_name = "ID", value_parser = id, value_delimiter = ',')]
+    id: Vec<MessageId>,
+}
+
+impl From<Which> for Filter {
+    fn from(which: Which) -> Self {
+        let Which { destination, conversation, reason, since, until, id } = which;
+        Self { destination, conversation, reason, since, until, ids: id.into_iter().collect() }
+    }
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    Destination::parse(text).ok_or_else(|| "must be servicenow or xo".to_owned())
+}
+
+fn reason(text: &str) -> Result<DeadReason, String> {
+    let names = || DeadReason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
+    DeadReason::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+}
+
+fn id(text: &str) -> Result<MessageId, String> {
+    MessageId::parse(text).map_err(|problem| problem.to_string())
+}
+
+/// A time, or how long ago.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let ago = humantime::parse_duration(text)
+        .map_err(|_| "must be a time as 2026-11-22T10:00:00Z, or how long ago as 2h or 15m".to_owned())?;
+    let ago = jiff::SignedDuration::try_from(ago).map_err(|_| "is too long ago".to_owned())?;
+    crate::clock::now().checked_sub(ago).map_err(|_| "is too long ago".to_owned())
+}
+
+pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
+    let settings = sources.settings_for_desk(Purpose::Desk)?;
+    let queue = app::open_desk(&settings).await?;
+    let done = match args.verb {
+        Verb::List { which, json } => list(&queue, &which.into(), json).await,
+        Verb::Show { which, json, reveal, limit } => {
+            letter::show(&queue, &which.into(), json, reveal, limit).await
+        }
+        Verb::Replay(args) => Box::pin(replay::run(args, &queue, &settings)).await,
+        Verb::Discard { which, yes } => discard(&queue, &which.into(), yes).await,
+        Verb::Export { which, output, yes } => export(&queue, &which.into(), output, yes).await,
+    };
+    queue.close().await;
+    done
+}
+
+impl From<DeskError> for Failure {
+    fn from(error: DeskError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<crate::queue::QueueError> for Failure {
+    fn from(error: crate::queue::QueueError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+async fn list(queue: &Queue, filter: &Filter, json: bool) -> Result<(), Failure> {
+    let entries = dead::list(queue, filter).await?;
+    let groups = dead::summary(&entries);
+    if json {
+        let group = |((destination, reason), group): (&(Destination, DeadReason), &Group)| {
+            json!({
+                "destination": destination.as_str(),
+                "reason": reason.as_str(),
+                "count": group.count,
+                "lanes": group.lanes,
+                "first_died_at": group.first.to_string(),
+                "last_died_at": group.last.to_string(),
+            })
+        };
+        let groups: Vec<_> = groups.iter().map(group).collect();
+        return Ok(output::json(&json!({ "dead_letters": entries.len(), "groups": groups }))?);
+    }
+    if entries.is_empty() {
+        return Ok(output::line("no dead letters")?);
+    }
+    let row = |((destination, reason), group): (&(Destination, DeadReason), &Group)| {
+        vec![
+            destination.to_string(),
+            reason.to_string(),
+            group.count.to_string(),
+            group.lanes.to_string(),
+            group.first.to_string(),
+            group.last.to_string(),
+        ]
+    };
+    let rows: Vec<_> = groups.iter().map(row).collect();
+    let head = ["DESTINATION", "REASON", "COUNT", "LANES", "FIRST DIED", "LAST DIED"];
+    Ok(output::line(output::table(&head, &rows, &[2, 3]))?)
+}
+
+async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failure> {
+    let doomed: HashSet<_> = dead::list(queue, filter).await?.iter().map(|entry| entry.key).collect();
+    if doomed.is_empty() {
+        return Ok(output::line("no dead letters")?);
+    }
+    let what = output::counted(doomed.len() as u64, "dead letter");
+    if !ask::agreed(&format!("Remove {what} for good?"), yes).await? {
+        return Ok(output::line("nothing was removed")?);
+    }
+    let bar = replay::bar(doomed.len() as u64);
+    let gone = dead::discard(queue, filter, &doomed, |gone| bar.set_position(gone)).await;
+    bar.finish_and_clear();
+    Ok(output::line(format_args!("removed {}", output::counted(gone?, "dead letter")))?)
+}
+
+async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool) -> Result<(), Failure> {
+    let count = dead::list(queue, filter).await?.len();
+    let what = output::counted(count as u64, "dead letter");
+    if count > 0 && !ask::agreed(&format!("Write {what} with what people wrote?"), yes).await? {
+        return Ok(());
+    }
+    let Some(path) = file else {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        return export_to(queue, filter, &mut out).await;
+    };
+    let mut out = std::io::BufWriter::new(private_file(&path)?);
+    export_to(queue, filter, &mut out).await?;
+    out.into_inner().map_err(|error| anyhow::Error::from(error.into_error()))?.sync_all()?;
+    Ok(output::line(format_args!("wrote {what} to {}", path.display()))?)
+}
+
+async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Result<(), Failure> {
+    dead::look::<Failure>(queue, filter, |dead| {
+        serde_json::to_writer(&mut *out, &letter::document(dead, true)).map_err(std::io::Error::from)?;
+        Ok(out.write_all(b"\n")?)
+    })
+    .await?;
+    Ok(out.flush()?)
+}
+
+/// A file that did not exist, for its owner's eyes.
+fn private_file(path: &std::path::Path) -> Result<std::fs::File, Failure> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map_err(|error| Failure::Usage(format!("cannot create {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_how_long_ago() {
+        assert_eq!(moment("2026-11-22T10:00:00Z").unwrap().to_string(), "2026-11-22T10:00:00Z");
+        let ago = crate::clock::since(moment("2h").unwrap()).as_secs();
+        assert!((7200..7260).contains(&ago), "{ago}");
+        for wrong in ["yesterday", "", "2 parsecs", "99999999years"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `causeway healthcheck`: asks a running process's admin listener whether it is ready, so that a container needs no
+//! other tool for its health check. Plain HTTP over one connection; nothing is followed, nothing is retried.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use url::Url;
+
+use super::{Failure, Sources, output};
+use crate::config::Purpose;
+
+const TIMEOUT: Duration = Duration::from_secs(4);
+const ANSWER_MAX: u64 = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to ask instead of /readyz at admin.listen, as http://127.0.0.1:9464/livez
+    #[arg(long)]
+    url: Option<Url>,
+}
+
+pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
+    let url = match &args.url {
+        Some(url) => url.clone(),
+        None => readyz(sources.settings(Purpose::Desk)?.admin_listen)?,
+    };
+    let asked = tokio::time::timeout(TIMEOUT, ask(&url)).await;
+    let (status, body) = asked.with_context(|| format!("{url} did not answer within {TIMEOUT:?}"))??;
+    let said = output::harmless(body.trim());
+    if status == 200 {
+        output::line(if said.is_empty() { "ready" } else { &said })?;
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("{url} answered {status}: {said}").into())
+}
+
+/// The listener's address as its own machine reaches it.
+fn readyz(listen: SocketAddr) -> anyhow::Result<Url> {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    Ok(Url::parse(&format!("http://{}/readyz", SocketAddr::new(ip, listen.port())))?)
+}
+
+async fn ask(url: &Url) -> anyhow::Result<(u16, String)> {
+    if url.scheme() != "http" {
+        bail!("{url} does not begin with http://: the admin listener speaks plain HTTP");
+    }
+    let host = url.host_str().context("the address names no host")?;
+    let port = url.port_or_known_default().unwrap_or(80);
+    // An IPv6 address stands in brackets in a URL, and without them at a socket.
+    let dial = host.trim_start_matches('[').trim_end_matches(']');
+    let mut stream =
+        TcpStream::connect((dial, port)).await.with_context(|| format!("nobody answers at {host}:{port}"))?;
+    let request = format!("GET {} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\n\r\n", url.path());
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
+    read_answer(&String::from_utf8_lossy(&answer)).context("the answer is not HTTP")
+}
+
+fn read_answer(answer: &str) -> Option<(u16, String)> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_asked_on_this_machine() {
+        let url = |listen: &str| readyz(listen.parse().unwrap()).unwrap().to_string();
+        assert_eq!(url("0.0.0.0:9464"), "http://127.0.0.1:9464/readyz");
+        assert_eq!(url("[::]:9464"), "http://[::1]:9464/readyz");
+        assert_eq!(url("10.1.2.3:1"), "http://10.1.2.3:1/readyz");
+    }
+
+    #[test]
+    fn an_answer_is_a_status_and_a_body() {
+        assert_eq!(
+            read_answer("HTTP/1.1 503 No\r\na: b\r\n\r\nbroker away"),
+            Some((503, "broker away".into()))
+        );
+        assert_eq!(read_answer("SSH-2.0-OpenSSH"), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! `causeway sandbox`: ServiceNow and XO, simulated.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
+
+use super::{Failure, output};
+use crate::sandbox::traffic::{self, TrafficSettings};
+use crate::sandbox::{
+    AgentSettings, CallbackCredential, CallbackSettings, QueueSettings, Sandbox, SandboxSettings,
+};
+use crate::tasks::{self, Stop};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8090", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// User name of the simulated ServiceNow
+    #[arg(long, default_value = "chatbot_interface", value_name = "NAME")]
+    username: String,
+    /// Password of the simulated ServiceNow
+    #[arg(long, default_value = "sandbox", hide_default_value = true)]
+    password: String,
+    /// Queue ID of its one chat queue; without it, a fixed one
+    #[arg(long, value_name = "ID")]
+    queue: Option<String>,
+    /// Where the simulated ServiceNow posts agents' messages: Causeway's /v1/callbacks/servicenow
+    #[arg(long, value_name = "URL")]
+    callback_url: Option<Url>,
+    /// What those posts carry as x-causeway-token
+    #[arg(long, value_name = "TOKEN", conflicts_with = "callback_token_file", requires = "callback_url")]
+    callback_token: Option<String>,
+    /// The same, read from a file
+    #[arg(long, value_name = "FILE", requires = "callback_url")]
+    callback_token_file: Option<PathBuf>,
+    /// Play users who ask for a human: Causeway's /v1/handoffs
+    #[arg(long, value_name = "URL")]
+    traffic_url: Option<Url>,
+    /// The bearer token of those requests
+    #[arg(long, value_name = "TOKEN", conflicts_with = "traffic_token_file", requires = "traffic_url")]
+    traffic_token: Option<String>,
+    /// The same, read from a file
+    #[arg(long, value_name = "FILE", requires = "traffic_url")]
+    traffic_token_file: Option<PathBuf>,
+    /// How many users ask in a minute
+    #[arg(long, default_value_t = 12, value_name = "N", requires = "traffic_url")]
+    traffic_per_minute: u32,
+    /// Let the platforms go wrong for a while, now and then
+    #[arg(long, requires = "traffic_url")]
+    faults: bool,
+}
+
+/// Stands until SIGTERM or SIGINT.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let traffic_token = secret(args.traffic_token.clone(), args.traffic_token_file.clone())?;
+    let sandbox = Sandbox::start(listener, settings(&args)?).await;
+    output::line(format_args!("the sandbox listens on {0}: curl {0}/sandbox explains it", sandbox.url()))?;
+    let stop = Stop::default();
+    let players = args.traffic_url.map(|url| {
+        let settings = TrafficSettings {
+            handoffs_url: url.to_string(),
+            token: traffic_token.unwrap_or_default(),
+            per_minute: args.traffic_per_minute,
+            faults: args.faults,
+            sandbox_url: sandbox.url().to_owned(),
+        };
+        let heard = stop.clone();
+        tasks::spawn(traffic::run(settings, async move { heard.wait().await }))
+    });
+    stopped().await?;
+    stop.ask();
+    if let Some(players) = players {
+        players.abort();
+    }
+    sandbox.stop().await;
+    Ok(())
+}
+
+fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
+    let token = secret(args.callback_token.clone(), args.callback_token_file.clone())?;
+    let callback = args.callback_url.as_ref().map(|url| {
+        let credential = token.map_or(CallbackCredential::None, |value| CallbackCredential::Header {
+            name: "x-causeway-token".to_owned(),
+            value,
+        });
+        CallbackSettings { credential, ..CallbackSettings::to(url.as_str()) }
+    });
+    let queue = QueueSettings::default();
+    let queue = QueueSettings { id: args.queue.clone().unwrap_or(queue.id), ..queue };
+    // One that stands for days in a demonstration may not grow for ever.
+    let keep = Some(100_000);
+    Ok(SandboxSettings {
+        username: args.username.clone(),
+        password: args.password.clone(),
+        queues: vec![queue],
+        // Played users expect somebody who answers.
+        agent: AgentSettings { replies: args.traffic_url.is_some(), ..AgentSettings::default() },
+        callback,
+        keep,
+        ..SandboxSettings::default()
+    })
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stopped() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// A value given as it is, or by its file.
+fn secret(value: Option<String>, file: Option<PathBuf>) -> Result<Option<String>, Failure> {
+    let Some(path) = file else { return Ok(value) };
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}

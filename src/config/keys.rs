@@ -1,0 +1,149 @@
+//! Every key there is, and whether its value may be shown.
+//!
+//! Guarantees: what is not listed here is an unknown key. Leaves to others: what a key means (`default.toml` tells
+//! people, `meant` tells the program; tests hold the three together).
+
+/// Whether a value may appear in a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// It may.
+    Open,
+    /// Never: it is a secret, or an address that may hold one.
+    Secret,
+}
+use Shown::{Open, Secret};
+
+/// A `*` stands for the number of an entry of a list of tables.
+pub(super) const KEYS: &[(&str, Shown)] = &[
+    ("data_dir", Open),
+    ("drain", Open),
+    ("queue.url", Secret),
+    ("queue.partitions", Open),
+    ("queue.prefetch", Open),
+    ("queue.heartbeat", Open),
+    ("queue.publish_timeout", Open),
+    ("directory.url", Secret),
+    ("servicenow.host_url", Open),
+    ("servicenow.username", Open),
+    ("servicenow.password", Secret),
+    ("servicenow.queue_id", Open),
+    ("servicenow.auth", Open),
+    ("servicenow.client_id", Open),
+    ("servicenow.client_secret", Secret),
+    ("servicenow.refresh_token", Secret),
+    ("servicenow.api", Open),
+    ("servicenow.poll_waiting", Open),
+    ("servicenow.poll_active", Open),
+    ("xo.callback_url", Secret),
+    ("xo.bot_id", Open),
+    ("xo.app_id", Open),
+    ("xo.client_secret", Secret),
+    ("xo.bots.*.bot_id", Open),
+    ("xo.bots.*.app_id", Open),
+    ("xo.bots.*.client_secret", Secret),
+    ("xo.allowed_hosts", Open),
+    ("xo.end_words", Open),
+    ("handoffs.events_url", Secret),
+    ("handoffs.events_token", Secret),
+    ("ingress.listen", Open),
+    ("ingress.body_limit", Open),
+    ("ingress.read_timeout", Open),
+    ("ingress.allow_unauthenticated", Open),
+    ("ingress.servicenow.username", Open),
+    ("ingress.servicenow.password", Secret),
+    ("ingress.servicenow.token", Secret),
+    ("ingress.servicenow.hmac_secret", Secret),
+    ("ingress.handoffs.token", Secret),
+    ("admin.listen", Open),
+    ("delivery.servicenow.timeout", Open),
+    ("delivery.servicenow.concurrency", Open),
+    ("delivery.servicenow.rate", Open),
+    ("delivery.xo.timeout", Open),
+    ("delivery.xo.concurrency", Open),
+    ("delivery.xo.rate", Open),
+    ("delivery.hold", Open),
+    ("delivery.unknown_group", Open),
+    ("delivery.retry.initial", Open),
+    ("delivery.retry.factor", Open),
+    ("delivery.retry.max", Open),
+    ("delivery.deadline.start", Open),
+    ("delivery.deadline.message", Open),
+    ("delivery.deadline.typing", Open),
+    ("delivery.deadline.end", Open),
+    ("log.format", Open),
+    ("log.level", Open),
+];
+
+/// How a key's value may be shown; `None` for an unknown key.
+pub(super) fn shown(key: &str) -> Option<Shown> {
+    let pattern = pattern(key);
+    KEYS.iter().find(|(known, _)| *known == pattern).map(|(_, shown)| *shown)
+}
+
+/// The key with its list numbers made `*`.
+pub(super) fn pattern(key: &str) -> String {
+    let parts = key.split('.').map(|part| {
+        let number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if number { "*" } else { part }
+    });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// The key that was probably meant; `None` when nothing is near.
+pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
+    let candidates = KEYS.iter().map(|(known, _)| (distance(unknown, known), *known));
+    // A key written at the wrong place (`host_url` for `servicenow.host_url`) is near, too.
+    let misplaced = || {
+        let last = unknown.rsplit('.').next().unwrap_or(unknown);
+        KEYS.iter().map(|(known, _)| *known).find(|known| known.rsplit('.').next() == Some(last))
+    };
+    let (away, known) = candidates.min()?;
+    if away <= (unknown.len() / 4).max(2) { Some(known) } else { misplaced() }
+}
+
+/// How many characters must be added, left out or replaced to make `a` of `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (line, left) in a.chars().enumerate() {
+        let mut diagonal = line;
+        let mut before = line + 1;
+        for (cell, right) in row.iter_mut().skip(1).zip(&b) {
+            let replaced = diagonal + usize::from(left != *right);
+            diagonal = *cell;
+            before = replaced.min(before + 1).min(diagonal + 1);
+            *cell = before;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = line + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_those_of_the_book() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn a_slip_finds_its_key() {
+        assert_eq!(nearest("servicenow.hosturl"), Some("servicenow.host_url"));
+        assert_eq!(nearest("servicenow.pasword"), Some("servicenow.password"));
+        assert_eq!(nearest("delivery.retry.intial"), Some("delivery.retry.initial"));
+        assert_eq!(nearest("host_url"), Some("servicenow.host_url"));
+        assert_eq!(nearest("colour.of.the.bridge"), None);
+    }
+
+    #[test]
+    fn entries_of_lists_are_known() {
+        assert_eq!(shown("xo.bots.3.client_secret"), Some(Secret));
+        assert_eq!(shown("xo.bots.x.client_secret"), None);
+    }
+}

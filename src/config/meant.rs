@@ -1,0 +1,230 @@
+//! From keys to [`Settings`]: every key is read here, once.
+//!
+//! Guarantees: reading goes on after a mistake, so that all of them are found. Leaves to others: what holds between
+//! several keys (`rules`).
+
+use std::path::PathBuf;
+
+use secrecy::{ExposeSecret, SecretString};
+use url::{Host, Url};
+
+use super::reader::Reader;
+use super::settings::{
+    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, Retry,
+    ServiceNow, Settings, UnknownGroup, Xo,
+};
+use crate::telemetry::{LogFormat, LogSettings};
+
+/// Reads every key. Where the reader found a problem the value is a stand-in that nobody will use.
+pub(super) fn settings(reader: &mut Reader) -> Settings {
+    let data_dir = PathBuf::from(reader.text("data_dir").unwrap_or_default());
+    Settings {
+        drain: reader.duration("drain"),
+        queue: queue(reader),
+        directory: directory(reader)
+            .unwrap_or_else(|| DirectoryUrl::Sqlite(data_dir.join("directory.sqlite"))),
+        data_dir,
+        servicenow: servicenow(reader),
+        xo: xo(reader),
+        handoffs: Handoffs {
+            events_url: reader.http_url("handoffs.events_url"),
+            events_token: reader.secret("handoffs.events_token"),
+        },
+        ingress: ingress(reader),
+        admin_listen: reader.address("admin.listen"),
+        delivery: delivery(reader),
+        log: log(reader),
+    }
+}
+
+fn queue(reader: &mut Reader) -> QueueSettings {
+    let url = reader.parsed("queue.url", "an address as amqp://user:password@host:5672/%2f", |text| {
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        if !matches!(url.scheme(), "amqp" | "amqps") {
+            return Err("begins with neither amqp:// nor amqps://".to_owned());
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err("names no host".to_owned());
+        }
+        if url.path() == "/" {
+            // The client takes it for a virtual host with an empty name, which no broker has.
+            return Err("the default virtual host is written /%2f at the end, or leave the / away".to_owned());
+        }
+        Ok(SecretString::from(text.to_owned()))
+    });
+    QueueSettings {
+        url,
+        partitions: reader.whole("queue.partitions", 1, 256),
+        prefetch: reader.whole("queue.prefetch", 4, u16::MAX),
+        heartbeat: reader.duration("queue.heartbeat"),
+        publish_timeout: reader.duration("queue.publish_timeout"),
+    }
+}
+
+fn directory(reader: &mut Reader) -> Option<DirectoryUrl> {
+    reader.parsed("directory.url", "sqlite:<path> or postgres://user:password@host/database", |text| {
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() {
+                Err("names no file".to_owned())
+            } else {
+                Ok(DirectoryUrl::Sqlite(PathBuf::from(path)))
+            };
+        }
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        match (url.scheme(), url.host_str()) {
+            ("postgres" | "postgresql", Some(host)) if !host.is_empty() => {
+                Ok(DirectoryUrl::Postgres(SecretString::from(text.to_owned())))
+            }
+            ("postgres" | "postgresql", _) => Err("names no host".to_owned()),
+            _ => Err(String::new()),
+        }
+    })
+}
+
+fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
+    let host_url = reader.http_url("servicenow.host_url");
+    let queue_id = reader.text("servicenow.queue_id");
+    let api = choice_of(reader, "servicenow.api", Api::ALL, Api::as_str);
+    let (poll_waiting, poll_active) =
+        (reader.duration("servicenow.poll_waiting"), reader.duration("servicenow.poll_active"));
+    let login = login(reader);
+    Some(ServiceNow { host_url: host_url?, login: login?, queue_id, api: api?, poll_waiting, poll_active })
+}
+
+fn login(reader: &mut Reader) -> Option<Login> {
+    let oauth = reader.choice("servicenow.auth", &[("basic", false), ("oauth", true)]);
+    let (username, password) = (reader.text("servicenow.username"), reader.secret("servicenow.password"));
+    let (client_id, client_secret) =
+        (reader.text("servicenow.client_id"), reader.secret("servicenow.client_secret"));
+    let refresh_token = reader.secret("servicenow.refresh_token");
+    if oauth? {
+        Some(Login::OAuth { client_id: client_id?, client_secret: client_secret?, refresh_token })
+    } else {
+        Some(Login::Basic { username: username?, password: password? })
+    }
+}
+
+fn xo(reader: &mut Reader) -> Xo {
+    let callback_url = reader.http_url("xo.callback_url");
+    let mut places = vec!["xo".to_owned()];
+    places.extend(reader.entries_of("xo.bots"));
+    let bots = places.iter().filter_map(|place| bot(reader, place)).collect();
+    let allowed_hosts = match reader.list("xo.allowed_hosts") {
+        Some(hosts) => hosts.iter().filter_map(|host| allowed_host(reader, host)).collect(),
+        None => callback_url.as_ref().and_then(host_of).into_iter().collect(),
+    };
+    let end_words = reader.list("xo.end_words").unwrap_or_default();
+    Xo { callback_url, bots, allowed_hosts, end_words }
+}
+
+/// The three keys of a bot: all of them, or none.
+fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
+    let keys = ["bot_id", "app_id", "client_secret"].map(|name| format!("{place}.{name}"));
+    let [bot_id, app_id, client_secret] = [0, 1, 2].map(|which| reader.text(&keys[which]));
+    let missing: Vec<&String> = keys.iter().filter(|key| !reader.is_set(key)).collect();
+    if (1..keys.len()).contains(&missing.len()) {
+        for key in missing {
+            reader.wrong(key, "is missing: bot_id, app_id and client_secret belong together");
+        }
+    }
+    Some(Bot { bot_id: bot_id?, app_id: app_id?, client_secret: client_secret?.into() })
+}
+
+/// `host` or `host:port`, in the form that a parsed URL has.
+fn allowed_host(reader: &mut Reader, host: &str) -> Option<String> {
+    let parsed =
+        Url::parse(&format!("https://{host}/")).ok().filter(|url| url.path() == "/" && !host.contains('/'));
+    let named = parsed.as_ref().and_then(host_of);
+    if named.is_none() || host.contains(['@', '?', '#']) {
+        reader.wrong("xo.allowed_hosts", format!("\"{}\" is not host or host:port", host.escape_debug()));
+        return None;
+    }
+    named
+}
+
+/// Lower case, with the port where it is not the usual one.
+fn host_of(url: &Url) -> Option<String> {
+    let host = match url.host()? {
+        Host::Domain(name) => name.to_ascii_lowercase(),
+        Host::Ipv4(address) => address.to_string(),
+        Host::Ipv6(address) => format!("[{address}]"),
+    };
+    Some(url.port().map_or(host.clone(), |port| format!("{host}:{port}")))
+}
+
+fn ingress(reader: &mut Reader) -> Ingress {
+    Ingress {
+        listen: reader.address("ingress.listen"),
+        body_limit: reader.bytes("ingress.body_limit"),
+        read_timeout: reader.duration("ingress.read_timeout"),
+        allow_unauthenticated: reader.flag("ingress.allow_unauthenticated"),
+        username: reader.text("ingress.servicenow.username"),
+        password: reader.secret("ingress.servicenow.password"),
+        token: reader.secret("ingress.servicenow.token"),
+        hmac_secret: reader.secret("ingress.servicenow.hmac_secret"),
+        handoffs_token: reader
+            .secret("ingress.handoffs.token")
+            .filter(|token| !token.expose_secret().is_empty()),
+        // Its problems are already reported where the login is read.
+        own_user: if reader.is_wrong("servicenow.username") {
+            None
+        } else {
+            reader.text("servicenow.username")
+        },
+    }
+}
+
+fn delivery(reader: &mut Reader) -> Delivery {
+    let mut limits = |destination: &str| Limits {
+        timeout: reader.duration(&format!("delivery.{destination}.timeout")),
+        concurrency: reader.whole(&format!("delivery.{destination}.concurrency"), 1, 4096),
+        rate: reader.rate(&format!("delivery.{destination}.rate")),
+    };
+    let (servicenow, xo) = (limits("servicenow"), limits("xo"));
+    Delivery {
+        servicenow,
+        xo,
+        retry: Retry {
+            initial: reader.duration("delivery.retry.initial"),
+            factor: reader.factor("delivery.retry.factor"),
+            max: reader.duration("delivery.retry.max"),
+        },
+        deadline: Deadlines {
+            start: reader.duration("delivery.deadline.start"),
+            message: reader.duration("delivery.deadline.message"),
+            typing: reader.duration("delivery.deadline.typing"),
+            end: reader.duration("delivery.deadline.end"),
+        },
+        hold: reader.duration("delivery.hold"),
+        unknown_group: choice_of(reader, "delivery.unknown_group", UnknownGroup::ALL, UnknownGroup::as_str)
+            .unwrap_or(UnknownGroup::DeadLetter),
+    }
+}
+
+fn log(reader: &mut Reader) -> LogSettings {
+    let format = reader.choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let expected = "error, warn, info, debug, trace, or a filter as causeway=debug,lapin=warn";
+    let level = reader.parsed("log.level", expected, |text| {
+        // The filter would take a bare word that is no level for the name of a module.
+        let words = text.split(',').filter(|word| !word.contains(['=', '[']));
+        let levels = ["error", "warn", "info", "debug", "trace", "off"];
+        let known = words.map(str::trim).all(|word| levels.contains(&word.to_ascii_lowercase().as_str()));
+        if !known || tracing_subscriber::EnvFilter::try_new(text).is_err() {
+            return Err(String::new());
+        }
+        Ok(text.to_owned())
+    });
+    LogSettings { format, level: level.unwrap_or_default() }
+}
+
+/// One of the values of a `named!` set.
+fn choice_of<T: Copy>(
+    reader: &mut Reader,
+    key: &str,
+    all: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Option<T> {
+    let choices: Vec<(&str, T)> = all.iter().map(|value| (name(*value), *value)).collect();
+    reader.choice(key, &choices)
+}

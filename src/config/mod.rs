@@ -1,0 +1,154 @@
+//! Settings: from as written (`raw`: defaults, file, environment) to as meant ([`Settings`]) once, at the start.
+//!
+//! Guarantees: either every value is valid and the role has what it needs, or every mistake is reported together
+//! ([`Problems`]); the defaults stand in `default.toml` and nowhere else; secrets are never printed.
+//! Leaves to others: each stage declares its own settings; no stage imports this room (`app.rs` maps one onto the other).
+
+mod keys;
+mod meant;
+mod problem;
+mod raw;
+mod reader;
+mod rules;
+mod settings;
+
+use std::path::Path;
+
+pub use problem::{Place, Problem, Problems};
+pub use raw::Environment;
+pub(crate) use reader::parse_rate;
+pub use settings::{
+    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, Retry,
+    ServiceNow, Settings, UnknownGroup, Xo,
+};
+
+/// Every key with its default and its meaning, as TOML.
+pub const REFERENCE: &str = raw::DEFAULTS;
+
+/// What the settings are read for: each role cannot do without some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ingress and worker in one process.
+    Serve,
+    /// HTTP to queue.
+    Ingress,
+    /// Queue to the platforms.
+    Worker,
+    /// Asks every side that is named.
+    Check,
+    /// The operator's verbs: queue and directory.
+    Desk,
+}
+
+impl Purpose {
+    /// Whether it takes callbacks and handoffs in.
+    const fn takes(self) -> bool {
+        matches!(self, Self::Serve | Self::Ingress)
+    }
+
+    /// Whether it calls the platforms.
+    const fn delivers(self) -> bool {
+        matches!(self, Self::Serve | Self::Worker | Self::Check)
+    }
+}
+
+impl Settings {
+    /// Reads the defaults, the file and the environment, each over the one before.
+    pub fn load(file: Option<&Path>, environment: &Environment, purpose: Purpose) -> Result<Self, Problems> {
+        let mut reader = reader::Reader::new(raw::Raw::read(file, environment));
+        let settings = meant::settings(&mut reader);
+        rules::check(&settings, purpose, &mut reader);
+        let problems = reader.into_problems();
+        if problems.is_empty() { Ok(settings) } else { Err(Problems(problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The reference with its examples made real: every `#key = ...` line without its mark.
+    fn with_examples() -> String {
+        let is_example = |rest: &str| {
+            let word = rest.bytes().take_while(|byte| byte.is_ascii_lowercase() || *byte == b'_').count();
+            rest.starts_with("[[") || (word > 0 && rest[word..].starts_with(" = "))
+        };
+        let lines = REFERENCE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| is_example(rest)).unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn load_text(text: &str, purpose: Purpose) -> Result<Settings, Problems> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("causeway.toml");
+        std::fs::write(&file, text).unwrap();
+        Settings::load(Some(&file), &Environment::default(), purpose)
+    }
+
+    #[test]
+    fn the_reference_names_every_key_and_each_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("causeway.toml");
+        std::fs::write(&file, with_examples()).unwrap();
+        let raw = raw::Raw::read(Some(&file), &Environment::default());
+        assert_eq!(raw.problems, []);
+        let named: BTreeSet<String> = raw.entries.keys().map(|key| keys::pattern(key)).collect();
+        let known: BTreeSet<String> = keys::KEYS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        assert_eq!(named, known);
+
+        let mut reader = reader::Reader::new(raw);
+        meant::settings(&mut reader);
+        assert_eq!(*reader.asked(), known);
+    }
+
+    #[test]
+    fn the_examples_of_the_reference_are_valid() {
+        let settings = load_text(&with_examples(), Purpose::Serve).unwrap();
+        assert_eq!(settings.xo.bots.len(), 2);
+        assert_eq!(settings.xo.allowed_hosts, ["platform.kore.ai"]);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        // Spelled out, so that a change of a default is a change of a test.
+        use std::time::Duration;
+        let settings = Settings::load(None, &Environment::default(), Purpose::Desk).unwrap();
+        let seconds = Duration::from_secs;
+        assert_eq!(settings.data_dir, Path::new("./data"));
+        assert_eq!(settings.drain, seconds(25));
+        assert!(settings.queue.url.is_none());
+        assert_eq!((settings.queue.partitions, settings.queue.prefetch), (8, 256));
+        assert_eq!((settings.queue.heartbeat, settings.queue.publish_timeout), (seconds(15), seconds(5)));
+        assert!(matches!(&settings.directory, DirectoryUrl::Sqlite(path) if path.starts_with("./data")));
+        assert!(settings.servicenow.is_none());
+        assert_eq!(settings.xo.end_words, ["quit", "stop chat", "end chat"]);
+        assert_eq!(settings.ingress.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(settings.ingress.body_limit, 10 << 20);
+        assert!(!settings.ingress.allow_unauthenticated);
+        assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:9464");
+        for limits in [&settings.delivery.servicenow, &settings.delivery.xo] {
+            assert_eq!((limits.timeout, limits.concurrency, limits.rate), (seconds(10), 32, None));
+        }
+        let retry = &settings.delivery.retry;
+        assert_eq!((retry.initial, retry.max), (Duration::from_millis(250), seconds(30)));
+        assert!((retry.factor - 2.0).abs() < f64::EPSILON);
+        let deadline = &settings.delivery.deadline;
+        assert_eq!((deadline.start, deadline.message), (seconds(120), seconds(900)));
+        assert_eq!((deadline.typing, deadline.end), (seconds(5), seconds(24 * 3600)));
+        assert_eq!(settings.delivery.hold, seconds(60));
+        assert_eq!(settings.delivery.unknown_group, UnknownGroup::DeadLetter);
+        assert_eq!((settings.log.format, settings.log.level.as_str()), (None, "info"));
+        let servicenow = Environment::from([
+            ("CAUSEWAY_SERVICENOW__HOST_URL", "https://x.service-now.com"),
+            ("CAUSEWAY_SERVICENOW__USERNAME", "u"),
+            ("CAUSEWAY_SERVICENOW__PASSWORD", "p"),
+        ]);
+        let servicenow = Settings::load(None, &servicenow, Purpose::Worker).unwrap().servicenow.unwrap();
+        assert_eq!((servicenow.poll_waiting, servicenow.poll_active), (seconds(5), seconds(30)));
+        assert_eq!(servicenow.api, Api::ConnectSupport);
+        assert!(matches!(servicenow.login, Login::Basic { .. }));
+    }
+}

@@ -1,0 +1,257 @@
+//! The settings as written: the defaults, under the file, under the environment, flattened to dotted keys.
+//!
+//! Guarantees: every value knows where it was written; unknown keys, broken TOML and unreadable secret files are all
+//! found in one pass. Nothing here prints a value. Leaves to others: what the values mean (`meant`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::keys::{self, Shown};
+use super::problem::{Place, Problem};
+
+/// The reference manual, which is also the lowest layer.
+pub(super) const DEFAULTS: &str = include_str!("default.toml");
+
+const PREFIX: &str = "CAUSEWAY_";
+/// Variables with our prefix that are not keys: the settings file itself, and switches of the test suite.
+const NOT_KEYS: &[&str] = &["CAUSEWAY_CONFIG", "CAUSEWAY_TEST_"];
+
+/// The environment, handed in so that no test needs to change its own.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// What this process was started with.
+    pub fn of_process() -> Self {
+        // What is not Unicode cannot be a setting of ours; the lossy form is reported where its key wants a value.
+        let pairs = std::env::vars_os();
+        Self(
+            pairs
+                .map(|(name, value)| {
+                    (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+                })
+                .collect(),
+        )
+    }
+
+    /// Whether a variable is there and not empty.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_empty())
+    }
+}
+
+impl<const N: usize> From<[(&str, &str); N]> for Environment {
+    fn from(pairs: [(&str, &str); N]) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Environment({} variables)", self.0.len())
+    }
+}
+
+/// A value as written.
+pub(super) enum Written {
+    /// Anything that fits on a line.
+    One(String),
+    /// A TOML array.
+    Many(Vec<String>),
+}
+
+/// A value and where it was written.
+pub(super) struct Entry {
+    pub(super) written: Written,
+    pub(super) place: Place,
+}
+
+/// All values by key, the layers already laid on each other.
+#[derive(Default)]
+pub(super) struct Raw {
+    pub(super) entries: BTreeMap<String, Entry>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Raw {
+    /// Lays the environment over the file over the defaults.
+    pub(super) fn read(file: Option<&Path>, environment: &Environment) -> Self {
+        let mut raw = Self::default();
+        raw.lay(|layer| layer.add_toml(Path::new("the built-in defaults"), DEFAULTS));
+        if let Some(path) = file {
+            match std::fs::read_to_string(path) {
+                Ok(text) => raw.lay(|layer| layer.add_toml(path, &text)),
+                Err(error) => raw.problems.push(Problem {
+                    key: "--config".to_owned(),
+                    place: Place::Nowhere,
+                    reason: format!("cannot read {}: {error}", path.display()),
+                }),
+            }
+        }
+        raw.lay(|layer| layer.add_environment(environment));
+        raw
+    }
+
+    /// Fills one layer, reads its secret files, and lays it over what is there.
+    fn lay(&mut self, fill: impl FnOnce(&mut Self)) {
+        let mut layer = Self::default();
+        fill(&mut layer);
+        layer.read_secret_files();
+        layer.report_unknown();
+        self.entries.append(&mut layer.entries);
+        self.problems.append(&mut layer.problems);
+    }
+
+    fn add_toml(&mut self, path: &Path, text: &str) {
+        let place = |at: usize| Place::File {
+            path: path.to_owned(),
+            line: text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1,
+        };
+        let (table, errors) = DeTable::parse_recoverable(text);
+        // The message alone: the parser's full report quotes the line, which may hold a secret.
+        self.problems.extend(errors.iter().map(|error| Problem {
+            key: "the file".to_owned(),
+            place: place(error.span().map_or(0, |span| span.start)),
+            reason: format!("is not TOML: {}", error.message()),
+        }));
+        self.flatten("", table.get_ref(), &place);
+    }
+
+    fn flatten(&mut self, prefix: &str, table: &DeTable<'_>, place: &dyn Fn(usize) -> Place) {
+        for (name, value) in table {
+            let key = if prefix.is_empty() {
+                name.get_ref().to_string()
+            } else {
+                format!("{prefix}.{}", name.get_ref())
+            };
+            let at = place(name.span().start);
+            match value.get_ref() {
+                DeValue::Table(inner) => self.flatten(&key, inner, place),
+                DeValue::Array(items) if items.iter().any(|item| item.get_ref().is_table()) => {
+                    for (number, item) in items.iter().enumerate() {
+                        if let DeValue::Table(inner) = item.get_ref() {
+                            self.flatten(&format!("{key}.{number}"), inner, place);
+                        }
+                    }
+                }
+                DeValue::Array(items) => {
+                    let written = Written::Many(items.iter().map(|item| scalar(item.get_ref())).collect());
+                    self.entries.insert(key, Entry { written, place: at });
+                }
+                single => {
+                    self.entries.insert(key, Entry { written: Written::One(scalar(single)), place: at });
+                }
+            }
+        }
+    }
+
+    fn add_environment(&mut self, environment: &Environment) {
+        for (name, value) in &environment.0 {
+            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            // Compose hands a variable that nobody set over as an empty one.
+            if value.is_empty()
+                || NOT_KEYS.iter().any(|other| name.starts_with(other))
+                || is_service_link(rest)
+            {
+                continue;
+            }
+            let key = rest.to_ascii_lowercase().replace("__", ".");
+            let place = Place::Variable(name.clone());
+            self.entries.insert(key, Entry { written: Written::One(value.clone()), place });
+        }
+    }
+
+    /// Replaces every `<secret>_file` by the content of its file.
+    fn read_secret_files(&mut self) {
+        let is_file_of_secret = |key: &&String| {
+            key.strip_suffix("_file").is_some_and(|secret| keys::shown(secret) == Some(Shown::Secret))
+        };
+        let pointers: Vec<String> = self.entries.keys().filter(is_file_of_secret).cloned().collect();
+        for pointer in pointers {
+            let Some(entry) = self.entries.remove(&pointer) else { continue };
+            let key = pointer.trim_end_matches("_file").to_owned();
+            match self.read_secret(&key, &entry) {
+                Ok(secret) => {
+                    self.entries.insert(key, Entry { written: Written::One(secret), place: entry.place });
+                }
+                Err(reason) => self.problems.push(Problem { key: pointer, place: entry.place, reason }),
+            }
+        }
+    }
+
+    fn read_secret(&self, key: &str, entry: &Entry) -> Result<String, String> {
+        if let Some(other) = self.entries.get(key) {
+            return Err(format!("{key} is also set ({}): keep one of the two", other.place));
+        }
+        let Written::One(path) = &entry.written else {
+            return Err("must be the path of one file".to_owned());
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+        // Editors and `echo` end a file with a line break that nobody means.
+        let secret = text.trim_end_matches(['\r', '\n']);
+        if secret.is_empty() { Err(format!("{path} is empty")) } else { Ok(secret.to_owned()) }
+    }
+
+    fn report_unknown(&mut self) {
+        let unknown = self.entries.iter().filter(|(key, _)| keys::shown(key).is_none());
+        let problems = unknown.map(|(key, entry)| {
+            let reason = match (keys::nearest(key), &entry.place) {
+                (Some(near), Place::Variable(_)) => format!("no such key: did you mean {}?", variable(near)),
+                (Some(near), _) => format!("no such key: did you mean {near}?"),
+                (None, _) => "no such key: causeway check --print-defaults lists them all".to_owned(),
+            };
+            Problem { key: key.clone(), place: entry.place.clone(), reason }
+        });
+        self.problems.extend(problems);
+        self.entries.retain(|key, _| keys::shown(key).is_some());
+    }
+}
+
+/// The environment variable of a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
+}
+
+/// Kubernetes puts the addresses of a Service named `causeway` into every pod, under our prefix.
+fn is_service_link(rest: &str) -> bool {
+    let rest = format!("_{rest}");
+    rest.ends_with("_SERVICE_HOST") || rest.contains("_SERVICE_PORT") || rest.ends_with("_PORT") || {
+        let after = rest.split_once("_PORT_").map_or("", |(_, after)| after);
+        after.starts_with(|first: char| first.is_ascii_digit())
+    }
+}
+
+/// A single value as text: what it means is decided by its key, not by its TOML type.
+fn scalar(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Integer(number) => match i128::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => number.to_string(),
+            Err(_) => number.as_str().to_owned(),
+        },
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "[..]".to_owned(),
+        DeValue::Table(_) => "{..}".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_links_are_not_settings() {
+        for name in
+            ["SERVICE_HOST", "PORT", "PORT_8080_TCP_ADDR", "INGRESS_SERVICE_PORT_HTTP", "INGRESS_PORT_80_TCP"]
+        {
+            assert!(is_service_link(name), "{name}");
+        }
+        for (key, _) in keys::KEYS {
+            assert!(!is_service_link(variable(key).trim_start_matches(PREFIX)), "{key}");
+        }
+    }
+}

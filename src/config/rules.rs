@@ -1,0 +1,129 @@
+//! What holds between several settings, and what each role cannot do without.
+//!
+//! Guarantees: a process that starts has what its role needs. A rule is silent where a value that it reads is already
+//! reported as wrong. Leaves to others: each value by itself (`meant`).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Purpose;
+use super::reader::Reader;
+use super::settings::Settings;
+
+/// Reports what does not go together.
+pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
+    timeouts(settings, reader);
+    bots(settings, reader);
+    pair(reader, "ingress.servicenow.username", "ingress.servicenow.password");
+    if reader.is_set("handoffs.events_token") && !reader.is_set("handoffs.events_url") {
+        reader.wrong("handoffs.events_url", "is missing: handoffs.events_token has no use without it");
+    }
+    if purpose.takes() {
+        doors(settings, reader);
+    }
+    if purpose.delivers() {
+        servicenow(settings, reader);
+        somewhere_to_go(settings, purpose, reader);
+    }
+}
+
+/// A worker that the broker lost sight of must have ended its last request when the next worker begins.
+fn timeouts(settings: &Settings, reader: &mut Reader) {
+    let heartbeat = settings.queue.heartbeat;
+    if settings.queue.url.is_some() && !reader.is_wrong("queue.heartbeat") {
+        let limits = [
+            ("delivery.servicenow.timeout", settings.delivery.servicenow.timeout),
+            ("delivery.xo.timeout", settings.delivery.xo.timeout),
+        ];
+        for (key, timeout) in limits {
+            if timeout >= heartbeat {
+                let heartbeat = humantime::format_duration(heartbeat);
+                reader.wrong(
+                    key,
+                    format!("must be shorter than queue.heartbeat ({heartbeat}), or order can be lost"),
+                );
+            }
+        }
+        if heartbeat < Duration::from_secs(2) || heartbeat > Duration::from_secs(600) {
+            reader.wrong("queue.heartbeat", "must be from 2s to 10min: RabbitMQ counts it in whole seconds");
+        }
+    }
+    let retry = &settings.delivery.retry;
+    if retry.max < retry.initial && !reader.is_wrong("delivery.retry.max") {
+        reader.wrong("delivery.retry.max", "must not be shorter than delivery.retry.initial");
+    }
+}
+
+fn bots(settings: &Settings, reader: &mut Reader) {
+    let mut seen = BTreeSet::new();
+    let twice: Vec<&str> =
+        settings.xo.bots.iter().map(|bot| bot.bot_id.as_str()).filter(|id| !seen.insert(*id)).collect();
+    for id in twice {
+        reader.wrong("xo.bots", format!("bot_id \"{}\" appears more than once", id.escape_debug()));
+    }
+}
+
+fn pair(reader: &mut Reader, one: &str, other: &str) {
+    for (set, missing) in [(one, other), (other, one)] {
+        if reader.is_set(set) && !reader.is_set(missing) && !reader.is_wrong(missing) {
+            reader.wrong(missing, format!("is missing: {set} is set, and the two belong together"));
+        }
+    }
+}
+
+/// The ingress opens no door that anybody may walk through, unless told so.
+fn doors(settings: &Settings, reader: &mut Reader) {
+    let ingress = &settings.ingress;
+    let locked = ["username", "password", "token", "hmac_secret"]
+        .iter()
+        .any(|name| reader.is_set(&format!("ingress.servicenow.{name}")));
+    if !locked && !ingress.allow_unauthenticated && !reader.is_wrong("ingress.allow_unauthenticated") {
+        reader.wrong(
+            "ingress.servicenow",
+            "callbacks need a credential: set username and password, token or hmac_secret, \
+             or ingress.allow_unauthenticated = true where something in front of Causeway proves who calls",
+        );
+    }
+    if ingress.listen == settings.admin_listen && ingress.listen.port() != 0 {
+        reader.wrong("admin.listen", "is also ingress.listen: metrics and health have a port of their own");
+    }
+}
+
+fn servicenow(settings: &Settings, reader: &mut Reader) {
+    let asked_for =
+        ["host_url", "username", "password", "client_id", "client_secret", "refresh_token", "queue_id"]
+            .iter()
+            .any(|name| reader.is_set(&format!("servicenow.{name}")));
+    if settings.servicenow.is_some() || !asked_for || reader.is_wrong("servicenow.auth") {
+        return;
+    }
+    let oauth = reader.choice("servicenow.auth", &[("basic", false), ("oauth", true)]) == Some(true);
+    let needed: &[&str] = if oauth {
+        &["host_url", "client_id", "client_secret"]
+    } else {
+        &["host_url", "username", "password"]
+    };
+    for name in needed {
+        let key = format!("servicenow.{name}");
+        if !reader.is_set(&key) && !reader.is_wrong(&key) && !reader.is_wrong(&format!("{key}_file")) {
+            let auth = if oauth { "oauth" } else { "basic" };
+            reader.wrong(
+                &key,
+                format!("is missing: ServiceNow with auth = \"{auth}\" needs {}", needed.join(", ")),
+            );
+        }
+    }
+}
+
+/// A worker without any side to deliver to would only make dead letters.
+fn somewhere_to_go(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
+    let any = ["servicenow.host_url", "xo.callback_url", "xo.bot_id", "handoffs.events_url"];
+    let somewhere = any.iter().any(|key| reader.is_set(key)) || !settings.xo.bots.is_empty();
+    if !somewhere && purpose != Purpose::Check {
+        reader.wrong(
+            "servicenow.host_url",
+            "there is nowhere to deliver to: set servicenow.host_url with its credentials, xo.callback_url, \
+             the keys of a bot or handoffs.events_url",
+        );
+    }
+}

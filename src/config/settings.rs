@@ -1,0 +1,189 @@
+//! The settings as meant: one plain struct for each concern. What a field means is written once, in `default.toml`.
+//!
+//! Guarantees: a value that exists is valid; secrets are [`SecretString`]s, and `Debug` shows no address that may hold
+//! one. Leaves to others: handing them to the stages, each in that stage's own words (`app.rs`).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::message::named;
+use crate::telemetry::LogSettings;
+
+/// Everything.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    pub drain: Duration,
+    pub queue: QueueSettings,
+    pub directory: DirectoryUrl,
+    /// Present where an instance is named and its credentials are complete.
+    pub servicenow: Option<ServiceNow>,
+    pub xo: Xo,
+    pub handoffs: Handoffs,
+    pub ingress: Ingress,
+    pub admin_listen: SocketAddr,
+    pub delivery: Delivery,
+    pub log: LogSettings,
+}
+
+/// `queue.*`
+#[derive(Debug, Clone)]
+pub struct QueueSettings {
+    /// RabbitMQ; the embedded engine where absent.
+    pub url: Option<SecretString>,
+    pub partitions: u16,
+    pub prefetch: u16,
+    pub heartbeat: Duration,
+    pub publish_timeout: Duration,
+}
+
+/// `directory.url`
+#[derive(Debug, Clone)]
+pub enum DirectoryUrl {
+    /// A file on this machine.
+    Sqlite(PathBuf),
+    /// The whole address.
+    Postgres(SecretString),
+}
+
+/// `servicenow.*`
+#[derive(Debug, Clone)]
+pub struct ServiceNow {
+    pub host_url: Url,
+    pub login: Login,
+    pub queue_id: Option<String>,
+    pub api: Api,
+    pub poll_waiting: Duration,
+    pub poll_active: Duration,
+}
+
+/// `servicenow.auth` with its credentials.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// `basic`
+    Basic { username: String, password: SecretString },
+    /// `oauth`: the refresh token's grant, or client credentials without one.
+    OAuth { client_id: String, client_secret: SecretString, refresh_token: Option<SecretString> },
+}
+
+named! {
+    /// `servicenow.api`
+    Api {
+        /// Tokyo and lower.
+        ConnectSupport = "connect_support",
+        /// Utah and higher.
+        VirtualAgent = "virtual_agent",
+    }
+}
+
+/// `xo.*`
+#[derive(Clone)]
+pub struct Xo {
+    pub callback_url: Option<Url>,
+    /// The single bot of `xo.bot_id` and those of `xo.bots`.
+    pub bots: Vec<Bot>,
+    /// `host` or `host:port`, lower case.
+    pub allowed_hosts: Vec<String>,
+    pub end_words: Vec<String>,
+}
+
+impl std::fmt::Debug for Xo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Xo")
+            .field("callback_url", &self.callback_url.as_ref().map(|_| "set"))
+            .field("bots", &self.bots)
+            .field("allowed_hosts", &self.allowed_hosts)
+            .field("end_words", &self.end_words)
+            .finish()
+    }
+}
+
+/// One bot's BotKit credentials.
+#[derive(Debug, Clone)]
+pub struct Bot {
+    pub bot_id: String,
+    pub app_id: String,
+    pub client_secret: SecretString,
+}
+
+/// `handoffs.*`
+#[derive(Clone)]
+pub struct Handoffs {
+    pub events_url: Option<Url>,
+    pub events_token: Option<SecretString>,
+}
+
+impl std::fmt::Debug for Handoffs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handoffs")
+            .field("events_url", &self.events_url.as_ref().map(|_| "set"))
+            .finish_non_exhaustive()
+    }
+}
+
+/// `ingress.*`
+#[derive(Debug, Clone)]
+pub struct Ingress {
+    pub listen: SocketAddr,
+    pub body_limit: usize,
+    pub read_timeout: Duration,
+    pub allow_unauthenticated: bool,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    pub token: Option<SecretString>,
+    pub hmac_secret: Option<SecretString>,
+    pub handoffs_token: Option<SecretString>,
+    /// `servicenow.username`: what this user wrote comes back as an echo.
+    pub own_user: Option<String>,
+}
+
+/// `delivery.*`
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub servicenow: Limits,
+    pub xo: Limits,
+    pub retry: Retry,
+    pub deadline: Deadlines,
+    pub hold: Duration,
+    pub unknown_group: UnknownGroup,
+}
+
+/// `delivery.<destination>.*`
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub timeout: Duration,
+    pub concurrency: u16,
+    /// Calls in a second.
+    pub rate: Option<f64>,
+}
+
+/// `delivery.retry.*`
+#[derive(Debug, Clone)]
+pub struct Retry {
+    pub initial: Duration,
+    pub factor: f64,
+    pub max: Duration,
+}
+
+/// `delivery.deadline.*`
+#[derive(Debug, Clone)]
+pub struct Deadlines {
+    pub start: Duration,
+    pub message: Duration,
+    pub typing: Duration,
+    pub end: Duration,
+}
+
+named! {
+    /// `delivery.unknown_group`
+    UnknownGroup {
+        /// Keep it for a person to look at.
+        DeadLetter = "dead_letter",
+        /// It is none of our business.
+        Drop = "drop",
+    }
+}

@@ -1,0 +1,353 @@
+//! The calls that the rest of Causeway makes: each reads or writes the database, none decides anything by itself.
+//!
+//! A change of a conversation is read, step, write: [`state::step`] decides on what was read, and the write goes through
+//! only if nobody changed it since; otherwise it is decided anew. So no transaction is held open over an await, and both
+//! databases run the same text.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+
+use super::row::{Columns, Stored, conversation, named, storable, stored};
+use super::schema::{self, SqlitePools, within};
+use super::state::{self, Event};
+use super::{Claim, Conversation, DirectoryError, DirectorySettings, DirectoryUrl, LastSent};
+use super::{ListFilter, Observation, Opened, Origin, State, statements};
+use crate::clock;
+use crate::message::{ConversationId, MessageId};
+
+/// How long one statement may take, the wait for a connection included, before the directory counts as away.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Each lost race means that another change went through: this many in a row do not happen to a working database.
+const RACES_MAX: u32 = 256;
+/// Rows that [`Directory::forget`] deletes with one statement.
+const BITE: i64 = 1_000;
+
+/// The directory, opened. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub enum Directory {
+    /// A file.
+    Sqlite(SqliteDirectory),
+    /// A server.
+    Postgres(PgPool),
+}
+
+/// The directory in a file.
+#[derive(Clone)]
+pub struct SqliteDirectory(SqlitePools);
+
+impl std::fmt::Debug for Directory {
+    /// Says which kind it is and nothing else: connections know passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "Directory::Sqlite",
+            Self::Postgres(_) => "Directory::Postgres",
+        })
+    }
+}
+
+impl std::fmt::Debug for SqliteDirectory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SqliteDirectory")
+    }
+}
+
+/// Runs one query, written once, on whichever database there is. `delivered` names the pool where SQLite has two.
+macro_rules! run {
+    ($directory:expr, |$pool:ident| $query:expr) => {
+        run!($directory, state, |$pool| $query)
+    };
+    ($directory:expr, $which:ident, |$pool:ident| $query:expr) => {
+        match $directory {
+            Directory::Sqlite(SqliteDirectory(pools)) => {
+                let $pool = &pools.$which;
+                within(STATEMENT_TIMEOUT, $query).await
+            }
+            Directory::Postgres($pool) => within(STATEMENT_TIMEOUT, $query).await,
+        }
+    };
+    // How many rows it changed: the two databases have a type each for that.
+    ($directory:expr, $which:ident, changed by |$pool:ident| $query:expr) => {
+        run!($directory, $which, |$pool| async { Ok::<u64, sqlx::Error>($query.await?.rows_affected()) })
+    };
+}
+
+impl Directory {
+    /// Opens the directory and brings its tables up to date. Safe when several processes start at once.
+    pub async fn open(settings: &DirectorySettings) -> Result<Self, DirectoryError> {
+        match &settings.url {
+            DirectoryUrl::Sqlite(path) => {
+                schema::open_sqlite(path).await.map(|pools| Self::Sqlite(SqliteDirectory(pools)))
+            }
+            DirectoryUrl::Postgres(url) => {
+                schema::open_postgres(url.expose_secret()).await.map(Self::Postgres)
+            }
+        }
+    }
+
+    /// A handoff was asked for: a new conversation, or a new episode of one that is over. One that is under way stays as
+    /// it is.
+    pub async fn requested(
+        &self,
+        id: &ConversationId,
+        origin: Origin,
+        queue_id: Option<&str>,
+    ) -> Result<(), DirectoryError> {
+        self.change(id, Event::Requested { origin, queue_id }).await.map(|_| ())
+    }
+
+    /// What is known of a conversation.
+    pub async fn find(&self, id: &ConversationId) -> Result<Option<Conversation>, DirectoryError> {
+        Ok(self.read(id).await?.map(|stored| stored.conversation))
+    }
+
+    /// The conversation that a chat belongs to. The chat may be one of its earlier episodes: its current one is
+    /// [`Conversation::group`].
+    pub async fn find_by_group(&self, group: &str) -> Result<Option<Conversation>, DirectoryError> {
+        let row: Option<Columns> = run!(self, |pool| {
+            sqlx::query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
+        })?;
+        row.map(conversation).transpose()
+    }
+
+    /// Whether a chat is, or was, one of ours.
+    pub async fn group_known(&self, group: &str) -> Result<bool, DirectoryError> {
+        Ok(self.owner(group).await?.is_some())
+    }
+
+    /// Notes what ServiceNow calls the message that was just delivered into a chat.
+    pub async fn sent(&self, group: &str, sys_id: Option<&str>) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::NOTE_SENT)
+                .bind(storable(group))
+                .bind(storable(sys_id.unwrap_or_default()))
+                .execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// The last message that was delivered into a chat.
+    pub async fn last_sent(&self, group: &str) -> Result<LastSent, DirectoryError> {
+        let row: Option<(Option<String>,)> = run!(self, |pool| {
+            sqlx::query_as(statements::LAST_SENT).bind(storable(group)).fetch_optional(pool)
+        })?;
+        Ok(match row {
+            None => LastSent::Unknown,
+            Some((None,)) => LastSent::Nothing,
+            Some((Some(sys_id),)) if sys_id.is_empty() => LastSent::Unknown,
+            Some((Some(sys_id),)) => LastSent::Message(sys_id),
+        })
+    }
+
+    /// ServiceNow opened a chat. It is claimed for this conversation before anything else, also where the conversation is
+    /// over by now: then its state stays as it is, and the chat is there to be left.
+    ///
+    /// A conversation that was never [requested](Self::requested) is a [`DirectoryError::Mismatch`].
+    pub async fn opened(&self, id: &ConversationId, opened: &Opened) -> Result<Claim, DirectoryError> {
+        if self.read(id).await?.is_none() {
+            return Err(DirectoryError::Mismatch(format!(
+                "conversation {id:?} has a chat but was never requested"
+            )));
+        }
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::CLAIM_GROUP).bind(storable(&opened.group)).bind(id.as_str()).execute(pool)
+        })?;
+        if self.owner(&opened.group).await?.as_deref() != Some(id.as_str()) {
+            return Ok(Claim::TakenByAnother);
+        }
+        self.change(id, Event::Opened(opened)).await?;
+        Ok(Claim::Ours)
+    }
+
+    /// Somebody looked at the session state of a chat. Counts only while it is the conversation's current one.
+    pub async fn observed(
+        &self,
+        id: &ConversationId,
+        group: &str,
+        seen: &Observation,
+    ) -> Result<(), DirectoryError> {
+        self.change(id, Event::Observed { group, seen }).await.map(|_| ())
+    }
+
+    /// The conversation is over. True for the one caller that ended it; a `group` that is not the current one ends
+    /// nothing.
+    pub async fn ended(
+        &self,
+        id: &ConversationId,
+        group: Option<&str>,
+        reason: &str,
+    ) -> Result<bool, DirectoryError> {
+        self.change(id, Event::Ended { group, reason }).await
+    }
+
+    /// No human will come. True for the one caller that said it first; a conversation that has an agent does not fail.
+    pub async fn failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
+        self.change(id, Event::Failed { reason }).await
+    }
+
+    /// Conversations whose session state should be looked at, those that waited longest first to be taken. Each is handed
+    /// out once in its interval, however many callers and processes ask.
+    pub async fn due(
+        &self,
+        now: Timestamp,
+        waiting_every: Duration,
+        active_every: Duration,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, DirectoryError> {
+        let sql = match self {
+            Self::Sqlite(_) => statements::DUE_SQLITE,
+            Self::Postgres(_) => statements::DUE_POSTGRES,
+        };
+        let rows: Vec<Columns> = run!(self, |pool| {
+            sqlx::query_as(sql)
+                .bind(now.as_millisecond())
+                .bind(before(now, waiting_every))
+                .bind(before(now, active_every))
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+        })?;
+        rows.into_iter().map(conversation).collect()
+    }
+
+    /// Whether [`Self::remember_delivered`] was told of this message.
+    pub async fn was_delivered(&self, id: MessageId) -> Result<bool, DirectoryError> {
+        let row: Option<(i32,)> = run!(self, delivered, |pool| {
+            sqlx::query_as(statements::WAS_DELIVERED).bind(id.to_string()).fetch_optional(pool)
+        })?;
+        Ok(row.is_some())
+    }
+
+    /// A message was delivered; remembered until [`Self::forget`].
+    pub async fn remember_delivered(&self, id: MessageId, at: Timestamp) -> Result<(), DirectoryError> {
+        run!(self, delivered, changed by |pool| {
+            sqlx::query(statements::REMEMBER_DELIVERED)
+                .bind(id.to_string())
+                .bind(at.as_millisecond())
+                .execute(pool)
+        })?;
+        Ok(())
+    }
+
+    /// Forgets messages delivered, and conversations that are over and changed last, before the given times. Returns how
+    /// many of both.
+    pub async fn forget(
+        &self,
+        delivered_before: Timestamp,
+        closed_before: Timestamp,
+    ) -> Result<u64, DirectoryError> {
+        let delivered = self.delete(statements::FORGET_DELIVERED, delivered_before).await?;
+        let closed = self.delete(statements::FORGET_CLOSED, closed_before).await?;
+        Ok(delivered + closed)
+    }
+
+    /// How many conversations are in each state; every state is there.
+    pub async fn counts(&self) -> Result<BTreeMap<State, u64>, DirectoryError> {
+        let rows: Vec<(String, i64)> = run!(self, |pool| sqlx::query_as(statements::COUNTS).fetch_all(pool))?;
+        let mut counts: BTreeMap<State, u64> = State::ALL.iter().map(|state| (*state, 0)).collect();
+        for (state, count) in rows {
+            counts.insert(named(&state, State::parse)?, u64::try_from(count).unwrap_or(0));
+        }
+        Ok(counts)
+    }
+
+    /// Conversations, the newest change first.
+    pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Conversation>, DirectoryError> {
+        let rows: Vec<Columns> = run!(self, |pool| {
+            sqlx::query_as(statements::LIST)
+                .bind(filter.state.map(State::as_str))
+                .bind(i64::from(filter.limit))
+                .fetch_all(pool)
+        })?;
+        rows.into_iter().map(conversation).collect()
+    }
+
+    /// Lets go of the database; every later call is [`DirectoryError::Unavailable`].
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(SqliteDirectory(pools)) => {
+                pools.delivered.close().await;
+                pools.state.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// Read, step, write; anew where another change came between. True where something changed.
+    async fn change(&self, id: &ConversationId, event: Event<'_>) -> Result<bool, DirectoryError> {
+        for _ in 0..RACES_MAX {
+            let stored = self.read(id).await?;
+            let before = stored.as_ref().map(|stored| &stored.conversation);
+            let Some(after) = state::step(id, before, event, clock::now()) else {
+                return Ok(false);
+            };
+            let (sql, revision) = match &stored {
+                Some(stored) => (statements::UPDATE, stored.revision),
+                None => (statements::INSERT, 0),
+            };
+            if self.write(sql, &after, revision).await? {
+                return Ok(true);
+            }
+        }
+        Err(DirectoryError::Unavailable("too many changes of one conversation at once".to_owned()))
+    }
+
+    async fn read(&self, id: &ConversationId) -> Result<Option<Stored>, DirectoryError> {
+        let row: Option<Columns> =
+            run!(self, |pool| sqlx::query_as(statements::FIND).bind(id.as_str()).fetch_optional(pool))?;
+        row.map(stored).transpose()
+    }
+
+    async fn write(
+        &self,
+        sql: &'static str,
+        after: &Conversation,
+        revision: i64,
+    ) -> Result<bool, DirectoryError> {
+        let text = |value: &Option<String>| value.as_deref().map(|value| storable(value).into_owned());
+        let changed = run!(self, state, changed by |pool| {
+            sqlx::query(sql)
+                .bind(after.id.as_str())
+                .bind(after.origin.as_str())
+                .bind(after.state.as_str())
+                .bind(text(&after.group))
+                .bind(text(&after.number))
+                .bind(text(&after.queue_id))
+                .bind(after.position.map(i64::from))
+                .bind(text(&after.wait))
+                .bind(text(&after.agent))
+                .bind(text(&after.reason))
+                .bind(after.opened_at.as_millisecond())
+                .bind(after.updated_at.as_millisecond())
+                .bind(revision)
+                .execute(pool)
+        })?;
+        Ok(changed > 0)
+    }
+
+    async fn owner(&self, group: &str) -> Result<Option<String>, DirectoryError> {
+        let row: Option<(String,)> = run!(self, |pool| {
+            sqlx::query_as(statements::GROUP_OWNER).bind(storable(group)).fetch_optional(pool)
+        })?;
+        Ok(row.map(|(owner,)| owner))
+    }
+
+    async fn delete(&self, sql: &'static str, before: Timestamp) -> Result<u64, DirectoryError> {
+        let mut all = 0;
+        loop {
+            let bite = run!(self, state, changed by |pool| {
+                sqlx::query(sql).bind(before.as_millisecond()).bind(BITE).execute(pool)
+            })?;
+            if bite == 0 {
+                return Ok(all);
+            }
+            all += bite;
+        }
+    }
+}
+
+fn before(now: Timestamp, interval: Duration) -> i64 {
+    now.as_millisecond().saturating_sub(i64::try_from(interval.as_millis()).unwrap_or(i64::MAX))
+}

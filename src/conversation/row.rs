@@ -1,0 +1,87 @@
+//! Rows of the tables to conversations and back.
+//!
+//! Guarantees: what another version wrote and this one cannot read is an error, never a guess.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+use super::{Conversation, DirectoryError, Origin, State};
+use crate::message::ConversationId;
+
+/// PostgreSQL keeps no NUL in a text, and JSON from a platform may hold one.
+pub(super) fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "")) } else { Cow::Borrowed(text) }
+}
+
+/// In the order of `columns!` in `statements`.
+pub(super) type Columns = (
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    i64,
+    i64,
+    i64,
+);
+
+/// A conversation as it was read.
+pub(super) struct Stored {
+    pub(super) conversation: Conversation,
+    /// See `schema.sql`.
+    pub(super) revision: i64,
+}
+
+pub(super) fn conversation(row: Columns) -> Result<Conversation, DirectoryError> {
+    stored(row).map(|stored| stored.conversation)
+}
+
+pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
+    let (
+        id,
+        origin,
+        state,
+        group,
+        number,
+        queue_id,
+        position,
+        wait,
+        agent,
+        reason,
+        opened,
+        updated,
+        revision,
+    ) = row;
+    let conversation = Conversation {
+        id: named(&id, |id| ConversationId::parse(id).ok())?,
+        origin: named(&origin, Origin::parse)?,
+        state: named(&state, State::parse)?,
+        group,
+        number,
+        queue_id,
+        position: position.and_then(|position| u32::try_from(position).ok()),
+        wait,
+        agent,
+        reason,
+        opened_at: time(opened)?,
+        updated_at: time(updated)?,
+    };
+    Ok(Stored { conversation, revision })
+}
+
+pub(super) fn named<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, DirectoryError> {
+    parse(text)
+        .ok_or_else(|| DirectoryError::Mismatch(format!("the directory holds {text:?}, which means nothing")))
+}
+
+fn time(milliseconds: i64) -> Result<Timestamp, DirectoryError> {
+    Timestamp::from_millisecond(milliseconds).map_err(|_| {
+        DirectoryError::Mismatch(format!("the directory holds the time {milliseconds}, out of range"))
+    })
+}

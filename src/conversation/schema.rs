@@ -1,0 +1,194 @@
+//! Opens the database and brings its tables up to date.
+//!
+//! Guarantees: of several processes that start at once one migrates and the others wait for it; a migration happens as a
+//! whole or not at all; a database that a newer Causeway wrote is refused, not guessed at; an error names the file or
+//! the host, never a password.
+//!
+//! How much survives: SQLite runs with `synchronous = FULL`. With `NORMAL` a power cut may take back the last commits,
+//! and with them which chat belongs to whom, long after the message that told us was settled; nothing would tell us
+//! again. Only the list of delivered messages goes through a connection of its own with `NORMAL`: what a power cut takes
+//! from it costs a repeat, which is allowed, while a sync for each message would cost every message. A crash of the
+//! process takes nothing from either.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::pool::PoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
+
+use super::{DirectoryError, statements};
+
+/// Each step brings the tables from the version before it to its own, which is its place in this list, counted from 1.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+/// How long a call waits for a connection, or for another writer of the file.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the first connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start may wait for another process that migrates.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_AHEAD_RETRY: Duration = Duration::from_millis(20);
+const SQLITE_CONNECTIONS: u32 = 4;
+const POSTGRES_CONNECTIONS: u32 = 8;
+
+/// The pools of one file.
+#[derive(Debug, Clone)]
+pub(super) struct SqlitePools {
+    /// For what must survive a power cut.
+    pub(super) state: SqlitePool,
+    /// For the list of delivered messages.
+    pub(super) delivered: SqlitePool,
+}
+
+fn pool<DB: sqlx::Database>(connections: u32) -> PoolOptions<DB> {
+    PoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT)
+}
+
+/// Opens a file and the folders above it, making what is missing.
+pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryError> {
+    let place = format!("the directory's file {}", path.display());
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(|error| {
+            DirectoryError::Mismatch(format!("{place}: cannot make the folder {}: {error}", folder.display()))
+        })?;
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .foreign_keys(true)
+        .busy_timeout(ACQUIRE_TIMEOUT)
+        .disable_statement_logging();
+    let migrating = migrate_sqlite(options.clone().busy_timeout(OPEN_TIMEOUT));
+    within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
+    // A file's connections do not wear out, and closing the last one means work.
+    let kept = |connections| pool(connections).idle_timeout(None).max_lifetime(None);
+    Ok(SqlitePools {
+        state: kept(SQLITE_CONNECTIONS)
+            .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
+        delivered: kept(1).connect_lazy_with(options.synchronous(SqliteSynchronous::Normal)),
+    })
+}
+
+/// Connects to a server. The first connection is made outside the pool, which would hide why it failed.
+pub(super) async fn open_postgres(url: &str) -> Result<PgPool, DirectoryError> {
+    let options = postgres_options(url)?;
+    let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
+    let migrating = migrate_postgres(&options);
+    within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
+    Ok(pool(POSTGRES_CONNECTIONS).connect_lazy_with(options))
+}
+
+fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
+    let form = "expected postgres://user:password@host:port/database";
+    // A password with `/`, `?` or `#` in it ends up in parts of the URL that are not secret.
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    if rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@')) {
+        return Err(DirectoryError::Mismatch(format!(
+            "directory.url is not a PostgreSQL URL: {form}, with special characters of user and password \
+             percent-encoded (/ is %2F, ? is %3F, # is %23, @ is %40)"
+        )));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|error| {
+        DirectoryError::Mismatch(format!("directory.url is not a PostgreSQL URL: {form} ({error})"))
+    })?;
+    Ok(options.application_name("causeway").disable_statement_logging())
+}
+
+pub(super) async fn within<T, E: Into<DirectoryError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, DirectoryError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(DirectoryError::Unavailable(format!("no answer within {limit:?}"))),
+    }
+}
+
+macro_rules! migrate {
+    ($transaction:ident) => {{
+        sqlx::query(statements::CREATE_VERSION).execute(&mut *$transaction).await?;
+        let found: Option<i64> =
+            sqlx::query_scalar(statements::READ_VERSION).fetch_one(&mut *$transaction).await?;
+        for (version, sql) in missing(found.unwrap_or(0))? {
+            sqlx::raw_sql(sql).execute(&mut *$transaction).await?;
+            sqlx::query(statements::WRITE_VERSION).bind(version).execute(&mut *$transaction).await?;
+        }
+        $transaction.commit().await?;
+    }};
+}
+
+async fn migrate_sqlite(options: SqliteConnectOptions) -> Result<(), DirectoryError> {
+    let mut connection: SqliteConnection = options.connect().await?;
+    write_ahead(&mut connection).await?;
+    let mut transaction = connection.begin_with(statements::BEGIN_SQLITE).await?;
+    migrate!(transaction);
+    connection.close().await?;
+    Ok(())
+}
+
+/// Turns the file's write-ahead log on, for good: readers then never wait for a writer.
+///
+/// Of several that do so at once SQLite refuses all but one, whatever the busy timeout; the one is soon through.
+async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryError> {
+    const BUSY: &str = "5";
+    loop {
+        match sqlx::query(statements::WRITE_AHEAD_SQLITE).execute(&mut *connection).await {
+            Ok(_) => return Ok(()),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(BUSY) => {
+                tokio::time::sleep(WRITE_AHEAD_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), DirectoryError> {
+    let mut connection: PgConnection = within(CONNECT_TIMEOUT, options.connect()).await?;
+    let mut transaction = connection.begin().await?;
+    sqlx::query(statements::LOCK_SCHEMA_POSTGRES).execute(&mut *transaction).await?;
+    migrate!(transaction);
+    connection.close().await?;
+    Ok(())
+}
+
+/// The steps that a database at version `found` still needs.
+fn missing(found: i64) -> Result<impl Iterator<Item = (i64, &'static str)>, DirectoryError> {
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(DirectoryError::Mismatch(format!(
+            "its schema has version {found}, this Causeway knows {known}: run the newer Causeway that wrote it"
+        )));
+    }
+    Ok((1..).zip(MIGRATIONS.iter().copied()).filter(move |(version, _)| *version > found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_missing_steps_run() {
+        assert_eq!(missing(0).unwrap().map(|(version, _)| version).next(), Some(1));
+        let newest = i64::try_from(MIGRATIONS.len()).unwrap();
+        assert_eq!(missing(newest).unwrap().count(), 0);
+        assert!(matches!(missing(newest + 1), Err(DirectoryError::Mismatch(_))));
+    }
+
+    #[test]
+    fn a_wrong_url_is_explained_without_its_password() {
+        for url in [
+            "postgres://causeway:hunter2@db:port/causeway",
+            "postgres://causeway:hunter2/x@db/causeway",
+            "postgres://causeway:12/hunter2@db/causeway",
+            "postgres://causeway:#hunter2@db/causeway",
+            "hunter2",
+        ] {
+            let error = postgres_options(url).unwrap_err().to_string();
+            assert!(error.contains("directory.url") && error.contains("expected postgres://"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

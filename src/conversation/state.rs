@@ -1,0 +1,285 @@
+//! The life of a conversation as one pure function: what each event does in each state.
+//!
+//! ```text
+//!             opened            observed             ended
+//! requested ─────────> waiting <────────> active ───────────> ended
+//!     │                   │                                     │
+//!     └───────────────────┴──── failed ──> failed               │
+//!     ^                                      │                  │
+//!     └──────────────── requested ───────────┴──────────────────┘
+//! ```
+//!
+//! Guarantees: an event that comes twice, late, or from an earlier chat of the conversation changes nothing; no state
+//! but the closed ones is ever left for `requested`.
+//! Leaves to others: whose a group is, and that two changes at once do not overwrite each other (`directory`).
+
+use jiff::Timestamp;
+
+use super::{Conversation, Observation, Opened, Origin, State};
+use crate::message::ConversationId;
+
+/// What can happen to a conversation.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Event<'a> {
+    Requested { origin: Origin, queue_id: Option<&'a str> },
+    Opened(&'a Opened),
+    Observed { group: &'a str, seen: &'a Observation },
+    Ended { group: Option<&'a str>, reason: &'a str },
+    Failed { reason: &'a str },
+}
+
+/// The conversation after the event; `None` where the event changes nothing.
+pub(super) fn step(
+    id: &ConversationId,
+    before: Option<&Conversation>,
+    event: Event<'_>,
+    now: Timestamp,
+) -> Option<Conversation> {
+    let Some(before) = before else {
+        return match event {
+            Event::Requested { origin, queue_id } => Some(requested(id, origin, queue_id, now)),
+            _ => None,
+        };
+    };
+    let after = match event {
+        Event::Requested { origin, queue_id } => on_requested(before, origin, queue_id, now)?,
+        Event::Opened(opened) => on_opened(before, opened)?,
+        Event::Observed { group, seen } => on_observed(before, group, seen)?,
+        Event::Ended { group, reason } => on_ended(before, group, reason)?,
+        Event::Failed { reason } => on_failed(before, reason)?,
+    };
+    // Only a change counts as an update: a poll that saw nothing new costs no write.
+    (after != *before).then_some(Conversation { updated_at: now, ..after })
+}
+
+fn requested(id: &ConversationId, origin: Origin, queue_id: Option<&str>, now: Timestamp) -> Conversation {
+    Conversation {
+        id: id.clone(),
+        origin,
+        state: State::Requested,
+        group: None,
+        number: None,
+        queue_id: queue_id.map(str::to_owned),
+        position: None,
+        wait: None,
+        agent: None,
+        reason: None,
+        opened_at: now,
+        updated_at: now,
+    }
+}
+
+fn on_requested(
+    before: &Conversation,
+    origin: Origin,
+    queue_id: Option<&str>,
+    now: Timestamp,
+) -> Option<Conversation> {
+    match before.state {
+        State::Requested | State::Waiting | State::Active => None,
+        State::Ended | State::Failed => Some(requested(&before.id, origin, queue_id, now)),
+    }
+}
+
+/// A second chat for a conversation that has one (a start whose first try was answered after all) takes its place: it is
+/// the one that whoever started it goes on with.
+fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
+    let known = before.group.as_deref() == Some(opened.group.as_str());
+    let active = match before.state {
+        State::Ended | State::Failed => return None,
+        State::Requested | State::Waiting => opened.active,
+        // The start's answer, told again: an agent who came since then is not sent away by it.
+        State::Active if known => return None,
+        State::Active => opened.active,
+    };
+    let chat = Conversation {
+        group: Some(opened.group.clone()),
+        number: opened.number.clone(),
+        queue_id: Some(opened.queue_id.clone()),
+        ..before.clone()
+    };
+    Some(seen_as(chat, active, opened.position, opened.wait.as_deref(), opened.agent.as_deref()))
+}
+
+/// An agent who hands the chat back to a queue makes it wait again.
+fn on_observed(before: &Conversation, group: &str, seen: &Observation) -> Option<Conversation> {
+    match before.state {
+        State::Requested | State::Ended | State::Failed => None,
+        State::Waiting | State::Active if before.group.as_deref() != Some(group) => None,
+        State::Waiting | State::Active => Some(seen_as(
+            before.clone(),
+            seen.active,
+            seen.position,
+            seen.wait.as_deref(),
+            seen.agent.as_deref(),
+        )),
+    }
+}
+
+fn seen_as(
+    before: Conversation,
+    active: bool,
+    position: Option<u32>,
+    wait: Option<&str>,
+    agent: Option<&str>,
+) -> Conversation {
+    Conversation {
+        state: if active { State::Active } else { State::Waiting },
+        // Nobody stands in a queue while an agent has the chat.
+        position: position.filter(|_| !active),
+        wait: wait.filter(|_| !active).map(str::to_owned),
+        agent: agent.map(str::to_owned),
+        ..before
+    }
+}
+
+/// Who ends the conversation as such gives no group; who saw a chat end names it, and may be late.
+fn on_ended(before: &Conversation, group: Option<&str>, reason: &str) -> Option<Conversation> {
+    match before.state {
+        State::Ended | State::Failed => None,
+        State::Requested | State::Waiting | State::Active
+            if group.is_some() && before.group.as_deref() != group =>
+        {
+            None
+        }
+        State::Requested | State::Waiting | State::Active => Some(closed(before, State::Ended, reason)),
+    }
+}
+
+fn on_failed(before: &Conversation, reason: &str) -> Option<Conversation> {
+    match before.state {
+        State::Requested | State::Waiting => Some(closed(before, State::Failed, reason)),
+        State::Active | State::Ended | State::Failed => None,
+    }
+}
+
+fn closed(before: &Conversation, state: State, reason: &str) -> Conversation {
+    Conversation { state, position: None, wait: None, reason: Some(reason.to_owned()), ..before.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CURRENT: &str = "g-current";
+    const EARLIER: &str = "g-earlier";
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn id() -> ConversationId {
+        ConversationId::parse("c-1").unwrap()
+    }
+
+    fn in_state(state: State) -> Conversation {
+        let chat = (state != State::Requested).then(|| CURRENT.to_owned());
+        let agent = (state == State::Active).then(|| "Ada".to_owned());
+        let base = requested(&id(), Origin::Api, Some("q-1"), at(1));
+        Conversation { state, group: chat, agent, ..base }
+    }
+
+    fn chat(group: &str, active: bool) -> Opened {
+        Opened {
+            group: group.to_owned(),
+            number: Some("IMS1".to_owned()),
+            queue_id: "q-1".to_owned(),
+            position: Some(3),
+            wait: Some("2 Minutes".to_owned()),
+            agent: None,
+            active,
+        }
+    }
+
+    #[test]
+    fn every_event_in_every_state() {
+        use State::{Active, Ended, Failed, Requested, Waiting};
+        let nothing = Observation::default();
+        let waits = Observation { position: Some(2), ..Observation::default() };
+        let talks = Observation { active: true, agent: Some("Grace".to_owned()), ..Observation::default() };
+        let again = Event::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
+        let (opened, opened_active) = (chat(CURRENT, false), chat(CURRENT, true));
+        let (second, second_active) = (chat("g-second", false), chat("g-second", true));
+        let ended = |group| Event::Ended { group, reason: "agent" };
+        let failed = Event::Failed { reason: "no_agent" };
+        let seen = |group, seen| Event::Observed { group, seen };
+        // The state that each event leads to from requested, waiting, active, ended, failed; `None`: nothing changes.
+        let table: [(&str, Event<'_>, [Option<State>; 5]); 13] = [
+            ("requested again", again, [None, None, None, Some(Requested), Some(Requested)]),
+            ("opened", Event::Opened(&opened), [Some(Waiting), Some(Waiting), None, None, None]),
+            ("opened, active", Event::Opened(&opened_active), [Some(Active), Some(Active), None, None, None]),
+            (
+                "another chat",
+                Event::Opened(&second),
+                [Some(Waiting), Some(Waiting), Some(Waiting), None, None],
+            ),
+            (
+                "another chat, active",
+                Event::Opened(&second_active),
+                [Some(Active), Some(Active), Some(Active), None, None],
+            ),
+            ("seen waiting", seen(CURRENT, &waits), [None, Some(Waiting), Some(Waiting), None, None]),
+            ("seen with an agent", seen(CURRENT, &talks), [None, Some(Active), Some(Active), None, None]),
+            ("an earlier chat seen", seen(EARLIER, &talks), [None; 5]),
+            ("ended", ended(None), [Some(Ended), Some(Ended), Some(Ended), None, None]),
+            ("this chat ended", ended(Some(CURRENT)), [None, Some(Ended), Some(Ended), None, None]),
+            ("an earlier chat ended", ended(Some(EARLIER)), [None; 5]),
+            ("failed", failed, [Some(Failed), Some(Failed), None, None, None]),
+            ("seen as it is", seen(CURRENT, &nothing), [None, None, Some(Waiting), None, None]),
+        ];
+        for (name, event, expected) in table {
+            for (state, expected) in State::ALL.iter().zip(expected) {
+                let before = in_state(*state);
+                let after = step(&before.id, Some(&before), event, at(9));
+                assert_eq!(after.as_ref().map(|after| after.state), expected, "{name} while {state}");
+                let Some(after) = after else { continue };
+                assert_eq!(after.updated_at, at(9), "{name} while {state}");
+                assert_eq!(step(&after.id, Some(&after), event, at(10)), None, "{name} twice while {state}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_request_begins_a_conversation() {
+        let opened = chat(CURRENT, true);
+        for event in [
+            Event::Opened(&opened),
+            Event::Observed { group: CURRENT, seen: &Observation::default() },
+            Event::Ended { group: None, reason: "user" },
+            Event::Failed { reason: "no_agent" },
+        ] {
+            assert_eq!(step(&id(), None, event, at(1)), None, "{event:?}");
+        }
+        let event = Event::Requested { origin: Origin::Api, queue_id: None };
+        assert_eq!(step(&id(), None, event, at(1)), Some(requested(&id(), Origin::Api, None, at(1))));
+    }
+
+    #[test]
+    fn a_new_episode_knows_nothing_of_the_last_one() {
+        let last = closed(&in_state(State::Active), State::Ended, "agent");
+        let event = Event::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
+        let next = step(&last.id, Some(&last), event, at(9));
+        assert_eq!(next, Some(requested(&last.id, Origin::BotKit, Some("q-2"), at(9))));
+    }
+
+    #[test]
+    fn the_queue_is_forgotten_once_an_agent_has_the_chat() {
+        let waiting =
+            step(&id(), Some(&in_state(State::Requested)), Event::Opened(&chat(CURRENT, false)), at(2))
+                .unwrap();
+        assert_eq!((waiting.position, waiting.wait.as_deref()), (Some(3), Some("2 Minutes")));
+        let seen = Observation { position: Some(1), active: true, ..Observation::default() };
+        let active =
+            step(&id(), Some(&waiting), Event::Observed { group: CURRENT, seen: &seen }, at(3)).unwrap();
+        assert_eq!((active.position, active.wait), (None, None));
+        assert_eq!(active.number.as_deref(), Some("IMS1"));
+    }
+
+    #[test]
+    fn the_chat_and_the_agent_are_still_known_after_the_end() {
+        let event = Event::Ended { group: None, reason: "agent" };
+        let ended = step(&id(), Some(&in_state(State::Active)), event, at(2)).unwrap();
+        assert_eq!(ended.group.as_deref(), Some(CURRENT));
+        assert_eq!((ended.agent.as_deref(), ended.reason.as_deref()), (Some("Ada"), Some("agent")));
+    }
+}

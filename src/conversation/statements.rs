@@ -1,0 +1,93 @@
+//! Every SQL text of the directory, once. The same text runs on SQLite and on PostgreSQL, but for two words in [`due!`].
+
+/// In the order of `row::Columns`.
+macro_rules! columns {
+    () => {
+        "id, origin, state, chat_group, number, queue_id, position, wait, agent, reason, opened_at, updated_at, \
+         revision"
+    };
+}
+
+pub(super) const FIND: &str = concat!("SELECT ", columns!(), " FROM conversations WHERE id = $1");
+
+pub(super) const FIND_BY_GROUP: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
+);
+
+/// Changes nothing where another was first: the caller looks again.
+pub(super) const INSERT: &str = concat!(
+    "INSERT INTO conversations (",
+    columns!(),
+    ", polled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $12)
+     ON CONFLICT (id) DO NOTHING"
+);
+
+/// Changes nothing where another was first: the caller looks again. `$13` is the revision that it saw.
+pub(super) const UPDATE: &str =
+    "UPDATE conversations SET origin = $2, state = $3, chat_group = $4, number = $5,
+     queue_id = $6, position = $7, wait = $8, agent = $9, reason = $10, opened_at = $11, updated_at = $12,
+     revision = revision + 1
+     WHERE id = $1 AND revision = $13";
+
+pub(super) const CLAIM_GROUP: &str =
+    "INSERT INTO conversation_groups (chat_group, conversation_id) VALUES ($1, $2)
+     ON CONFLICT (chat_group) DO NOTHING";
+
+pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_groups WHERE chat_group = $1";
+
+pub(super) const NOTE_SENT: &str = "UPDATE conversation_groups SET last_sent = $2 WHERE chat_group = $1";
+
+pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
+
+/// Takes what was last polled before `$2` (waiting) or `$3` (active). On SQLite one statement excludes all others. On
+/// PostgreSQL two of them could pick the same rows, and then wait for each other: there each leaves out what the other
+/// has in hand.
+macro_rules! due {
+    ($locking:literal) => {
+        concat!(
+            "UPDATE conversations SET polled_at = $1 WHERE id IN (
+                 SELECT id FROM conversations
+                 WHERE (state = 'waiting' AND polled_at <= $2) OR (state = 'active' AND polled_at <= $3)
+                 ORDER BY polled_at LIMIT $4 ",
+            $locking,
+            ") RETURNING ",
+            columns!()
+        )
+    };
+}
+pub(super) const DUE_SQLITE: &str = due!("");
+pub(super) const DUE_POSTGRES: &str = due!("FOR UPDATE SKIP LOCKED");
+
+pub(super) const WAS_DELIVERED: &str = "SELECT 1 FROM delivered_messages WHERE message_id = $1";
+
+pub(super) const REMEMBER_DELIVERED: &str = "INSERT INTO delivered_messages (message_id, delivered_at) VALUES ($1, $2) ON CONFLICT (message_id) DO NOTHING";
+
+/// A bite at a time, so that nobody waits long behind it.
+pub(super) const FORGET_DELIVERED: &str = "DELETE FROM delivered_messages WHERE message_id IN (
+         SELECT message_id FROM delivered_messages WHERE delivered_at < $1 LIMIT $2)";
+
+/// Asks twice: between the choice and the deletion the conversation may have been requested anew.
+pub(super) const FORGET_CLOSED: &str = "DELETE FROM conversations WHERE id IN (
+         SELECT id FROM conversations WHERE state IN ('ended', 'failed') AND updated_at < $1 LIMIT $2)
+     AND state IN ('ended', 'failed') AND updated_at < $1";
+
+pub(super) const COUNTS: &str = "SELECT state, COUNT(*) FROM conversations GROUP BY state";
+
+pub(super) const LIST: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM conversations WHERE $1 IS NULL OR state = $1 ORDER BY updated_at DESC, id LIMIT $2"
+);
+
+pub(super) const CREATE_VERSION: &str =
+    "CREATE TABLE IF NOT EXISTS directory_version (version BIGINT NOT NULL)";
+pub(super) const READ_VERSION: &str = "SELECT MAX(version) FROM directory_version";
+pub(super) const WRITE_VERSION: &str = "INSERT INTO directory_version (version) VALUES ($1)";
+
+/// Held until the migration is committed. The number is only ours: the text `causeway` in ASCII.
+pub(super) const LOCK_SCHEMA_POSTGRES: &str = "SELECT pg_advisory_xact_lock(7161134020979810681)";
+/// SQLite lets one writer in; asking at the start is what makes the others wait instead of fail.
+pub(super) const BEGIN_SQLITE: &str = "BEGIN IMMEDIATE";
+pub(super) const WRITE_AHEAD_SQLITE: &str = "PRAGMA journal_mode = WAL";

@@ -1,0 +1,290 @@
+//! Bringing dead letters back onto the road, in their original order, never losing one.
+//!
+//! Two visits: the first makes a [`Plan`] that the operator can look at, the second carries it out. A message is
+//! published and confirmed first and only then taken out of the siding, so a kill in between leaves it in both places:
+//! the next replay finds it again, and the worker or the plan recognises it by its id.
+//!
+//! Guarantees: each lane's messages are published in the order of their acceptance; only what is in the plan is touched;
+//! memory holds the plan and what died out of order, not all bodies.
+//! Leaves to others: asking (`cli/dead.rs`), suppressing what is delivered meanwhile (`delivery/`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+use super::order::Lineup;
+use super::{DeskError, Entry, Filter, Key, Visit, look};
+use crate::message::{DeadReason, Destination, LaneKey, Message, MessageId, named};
+use crate::queue::{Held, Queue};
+
+named! {
+    /// What a replay does with a dead letter.
+    Fate {
+        /// Publishes it again.
+        Replay = "replay",
+        /// Only takes it out of the siding: it was delivered since it died.
+        Delivered = "already delivered",
+        /// Only takes it out of the siding: the same message died again later, and that one is replayed.
+        Superseded = "died again later",
+        /// Leaves it: no code could read it, so it would only die again. Asked for by reason or id, it is replayed.
+        Unreadable = "unreadable",
+    }
+}
+
+/// One dead letter in a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Which one.
+    pub entry: Entry,
+    /// What is done with it.
+    pub fate: Fate,
+}
+
+/// What a replay will do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Plans for these dead letters, given in the order of their death.
+    pub fn new(entries: Vec<Entry>, filter: &Filter, mut delivered: impl FnMut(MessageId) -> bool) -> Self {
+        let newest: HashMap<MessageId, Key> = entries.iter().map(|entry| (entry.key.id, entry.key)).collect();
+        let asked_for = |entry: &Entry| {
+            filter.reason == Some(DeadReason::Unreadable) || filter.ids.contains(&entry.key.id)
+        };
+        let fate = |entry: &Entry| {
+            if newest.get(&entry.key.id) != Some(&entry.key) {
+                Fate::Superseded
+            } else if delivered(entry.key.id) {
+                Fate::Delivered
+            } else if entry.reason == DeadReason::Unreadable && !asked_for(entry) {
+                Fate::Unreadable
+            } else {
+                Fate::Replay
+            }
+        };
+        let fates: Vec<Fate> = entries.iter().map(fate).collect();
+        let mut steps: Vec<Step> =
+            entries.into_iter().zip(fates).map(|(entry, fate)| Step { entry, fate }).collect();
+        // Stable: what was accepted in the same millisecond keeps the order of its death.
+        steps.sort_by_key(|step| step.entry.accepted_at);
+        Self { steps }
+    }
+
+    /// The steps, in the order of acceptance.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// How many have this fate.
+    pub fn count(&self, fate: Fate) -> u64 {
+        self.steps.iter().map(|step| u64::from(step.fate == fate)).sum()
+    }
+
+    /// How many messages and lanes, by what is done, where they go and why they died.
+    pub fn summary(&self) -> BTreeMap<(Fate, Destination, DeadReason), (u64, usize)> {
+        let mut counts: BTreeMap<_, (u64, std::collections::BTreeSet<&LaneKey>)> = BTreeMap::new();
+        for Step { entry, fate } in &self.steps {
+            let (count, lanes) = counts.entry((*fate, entry.kind.destination(), entry.reason)).or_default();
+            *count += 1;
+            lanes.insert(&entry.lane);
+        }
+        counts.into_iter().map(|(which, (count, lanes))| (which, (count, lanes.len()))).collect()
+    }
+
+    fn at(&self, destination: Destination) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(move |step| step.entry.kind.destination() == destination)
+    }
+}
+
+/// Looks through the siding and at what was delivered, and plans.
+pub async fn plan<E: std::fmt::Display>(
+    queue: &Queue,
+    filter: &Filter,
+    was_delivered: impl AsyncFn(MessageId) -> Result<bool, E>,
+) -> Result<Plan, DeskError> {
+    let mut entries = Vec::new();
+    look::<DeskError>(queue, filter, |dead| {
+        entries.push(Entry::from(dead));
+        Ok(())
+    })
+    .await?;
+    let mut delivered = std::collections::HashSet::new();
+    for entry in &entries {
+        let asked = was_delivered(entry.key.id).await;
+        if asked.map_err(|error| DeskError::Directory(error.to_string()))? {
+            delivered.insert(entry.key.id);
+        }
+    }
+    Ok(Plan::new(entries, filter, |id| delivered.contains(&id)))
+}
+
+/// What a replay did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Published again and taken out of the siding.
+    pub replayed: u64,
+    /// Only taken out of the siding.
+    pub cleared: u64,
+}
+
+/// Carries a plan out, at most `rate` messages a second; says after each step what was done.
+///
+/// When it fails, what `progress` said last is done and the rest is where it was.
+pub async fn run(
+    queue: &Queue,
+    filter: &Filter,
+    plan: &Plan,
+    rate: Option<f64>,
+    mut progress: impl FnMut(Tally),
+) -> Result<Tally, DeskError> {
+    let mut pace = rate.map(pace);
+    let mut tally = Tally::default();
+    for destination in filter.destinations() {
+        if plan.at(destination).any(|step| step.fate != Fate::Unreadable) {
+            let mut visit = Visit::begin(queue, destination, filter).await?;
+            let done =
+                one_siding(queue, &mut visit, plan, destination, &mut pace, &mut tally, &mut progress).await;
+            visit.end().await;
+            done?;
+        }
+    }
+    Ok(tally)
+}
+
+async fn one_siding(
+    queue: &Queue,
+    visit: &mut Visit<'_>,
+    plan: &Plan,
+    destination: Destination,
+    pace: &mut Option<Interval>,
+    tally: &mut Tally,
+    progress: &mut impl FnMut(Tally),
+) -> Result<(), DeskError> {
+    let fates: HashMap<Key, Fate> = plan.at(destination).map(|step| (step.entry.key, step.fate)).collect();
+    let to_replay = plan.at(destination).filter(|step| step.fate == Fate::Replay);
+    let mut lineup = Lineup::expecting(to_replay.map(|step| (step.entry.lane.clone(), step.entry.key)));
+    let mut left = plan.at(destination).filter(|step| step.fate != Fate::Unreadable).count();
+    while left > 0 {
+        let Some(held) = visit.next().await? else { break };
+        let entry = Entry::from(&held.dead);
+        match fates.get(&entry.key) {
+            None | Some(Fate::Unreadable) => continue,
+            Some(Fate::Delivered | Fate::Superseded) => {
+                held.remove().await?;
+                tally.cleared += 1;
+                progress(*tally);
+            }
+            Some(Fate::Replay) => {
+                for ready in lineup.arrive(&entry.lane, entry.key, held) {
+                    send(queue, ready, pace, tally, progress).await?;
+                }
+            }
+        }
+        left -= 1;
+    }
+    // Somebody else took what these were waiting for.
+    for late in lineup.rest() {
+        send(queue, late, pace, tally, progress).await?;
+    }
+    Ok(())
+}
+
+async fn send(
+    queue: &Queue,
+    held: Held,
+    pace: &mut Option<Interval>,
+    tally: &mut Tally,
+    progress: &mut impl FnMut(Tally),
+) -> Result<(), DeskError> {
+    if let Some(pace) = pace {
+        pace.tick().await;
+    }
+    queue.publish(&again(&held.dead.message)).await?;
+    held.remove().await?;
+    tally.replayed += 1;
+    progress(*tally);
+    Ok(())
+}
+
+/// The same message, accepted anew: its deadline begins again, its story is left behind.
+fn again(message: &Message) -> Message {
+    Message {
+        accepted_at: crate::clock::now(),
+        replays: message.replays.saturating_add(1),
+        ..message.clone()
+    }
+}
+
+fn pace(rate: f64) -> Interval {
+    let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Kind;
+    use jiff::Timestamp;
+
+    fn entry(id: MessageId, lane: &str, reason: DeadReason, accepted: i64, died: i64) -> Entry {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        Entry {
+            key: Key { id, died_at: at(died) },
+            kind: Kind::CallbackMessage,
+            lane: LaneKey::parse(lane).unwrap(),
+            reason,
+            accepted_at: at(accepted),
+        }
+    }
+
+    fn fates(plan: &Plan) -> Vec<Fate> {
+        plan.steps().iter().map(|step| step.fate).collect()
+    }
+
+    #[test]
+    fn a_plan_follows_the_order_of_acceptance() {
+        let ids = [(); 4].map(|()| MessageId::fresh());
+        let entries = vec![
+            entry(ids[1], "a", DeadReason::Expired, 20, 100),
+            entry(ids[0], "a", DeadReason::Expired, 10, 101),
+            entry(ids[2], "a", DeadReason::Expired, 30, 102),
+            entry(ids[3], "a", DeadReason::Expired, 30, 103),
+        ];
+        let plan = Plan::new(entries, &Filter::default(), |_| false);
+        let order: Vec<MessageId> = plan.steps().iter().map(|step| step.entry.key.id).collect();
+        assert_eq!(order, ids);
+        assert_eq!(plan.summary()[&(Fate::Replay, Destination::Xo, DeadReason::Expired)], (4, 1));
+    }
+
+    #[test]
+    fn what_needs_no_replay_is_said_and_why() {
+        let [twice, delivered, unreadable] = [(); 3].map(|()| MessageId::fresh());
+        let entries = vec![
+            entry(twice, "a", DeadReason::Expired, 1, 10),
+            entry(delivered, "a", DeadReason::Exhausted, 2, 20),
+            entry(unreadable, "b", DeadReason::Unreadable, 3, 30),
+            entry(twice, "a", DeadReason::Expired, 4, 40),
+        ];
+        let plan = Plan::new(entries.clone(), &Filter::default(), |id| id == delivered);
+        assert_eq!(fates(&plan), [Fate::Superseded, Fate::Delivered, Fate::Unreadable, Fate::Replay]);
+
+        let by_reason = Filter { reason: Some(DeadReason::Unreadable), ..Filter::default() };
+        let plan = Plan::new(entries[2..3].to_vec(), &by_reason, |_| false);
+        assert_eq!(fates(&plan), [Fate::Replay]);
+    }
+
+    #[test]
+    fn a_replayed_message_is_the_same_message_taken_now() {
+        let mut message =
+            Message::new(MessageId::fresh(), Kind::HandoffStart, LaneKey::parse("c").unwrap(), "{}");
+        message.accepted_at = Timestamp::from_second(1).unwrap();
+        let again = again(&message);
+        assert_eq!((again.id, again.replays), (message.id, 1));
+        assert!(again.accepted_at > message.accepted_at);
+        assert_eq!((again.body, again.lane), (message.body, message.lane));
+    }
+}

@@ -1,0 +1,329 @@
+//! Keeps a destination that is down from burning attempts: passing, tripped, probing.
+//!
+//! A breaker that trips on one stuck conversation would delay all others, so failures count only when they come from
+//! several lanes with no success between; a destination that says itself that it is not ready trips it at once.
+//! Guarantees: while tripped nothing starts; while probing at most one message is in the air.
+//! Leaves to others: what a pump does with what it holds meanwhile (`worker/pump.rs`).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::message::{Destination, TripReason};
+use crate::telemetry::Metrics;
+
+/// Failures without a success between, and from how many lanes, that trip the breaker.
+const FAILURES: u32 = 5;
+const LANES: usize = 3;
+/// A connection that cannot even be made says the same about every lane.
+const UNREACHABLE: u32 = 3;
+/// The first pause, and the longest.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Where the breaker stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Everything may start.
+    Passing {
+        /// Failures since the last success.
+        failures: u32,
+        /// Those of them that never reached the destination.
+        unreachable: u32,
+        /// The lanes that they came from (hashes).
+        lanes: BTreeSet<u64>,
+    },
+    /// Nothing may start before `until`.
+    Tripped {
+        /// When the next probe is due.
+        until: Instant,
+        /// Why.
+        reason: TripReason,
+        /// Pauses so far without a success.
+        pauses: u32,
+    },
+    /// One message is on its way to find out.
+    Probing {
+        /// Why it had tripped.
+        reason: TripReason,
+        /// Pauses so far without a success.
+        pauses: u32,
+    },
+}
+
+/// What the breaker hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// The destination answered as a destination does, be it with a refusal.
+    Alive,
+    /// An attempt failed and the destination is to blame.
+    Failed {
+        /// The lane, as a number.
+        lane: u64,
+        /// The destination was not even reached.
+        unreachable: bool,
+    },
+    /// The destination itself says that it is not ready.
+    NotReady {
+        /// Why.
+        reason: TripReason,
+        /// The destination said how long.
+        floor: Option<Duration>,
+    },
+    /// A pump takes the probe.
+    ProbeTaken,
+    /// The probe found no message to send.
+    ProbeReturned,
+}
+
+impl State {
+    /// Everything may start.
+    pub const fn passing() -> Self {
+        Self::Passing { failures: 0, unreachable: 0, lanes: BTreeSet::new() }
+    }
+
+    /// The number of `causeway_breaker_state`.
+    pub const fn number(&self) -> i64 {
+        match self {
+            Self::Passing { .. } => 0,
+            Self::Tripped { .. } => 1,
+            Self::Probing { .. } => 2,
+        }
+    }
+
+    /// The whole policy: what was heard, and when, makes the next state.
+    #[must_use]
+    pub fn step(self, heard: Heard, now: Instant) -> Self {
+        match (self, heard) {
+            (Self::Tripped { until, reason, pauses }, Heard::NotReady { floor, .. }) => {
+                // Late answers of requests that were in the air; only a floor can add to what is known.
+                Self::Tripped { until: until.max(now + floor.unwrap_or_default()), reason, pauses }
+            }
+            (tripped @ Self::Tripped { .. }, Heard::Alive | Heard::Failed { .. } | Heard::ProbeReturned) => {
+                tripped
+            }
+            (Self::Tripped { reason, pauses, .. }, Heard::ProbeTaken) => Self::Probing { reason, pauses },
+            (Self::Probing { .. } | Self::Passing { .. }, Heard::Alive) => Self::passing(),
+            (Self::Probing { reason, pauses }, Heard::Failed { .. }) => tripped(reason, pauses, None, now),
+            (Self::Probing { pauses, .. }, Heard::NotReady { reason, floor }) => {
+                tripped(reason, pauses, floor, now)
+            }
+            (Self::Probing { reason, pauses }, Heard::ProbeReturned) => {
+                Self::Tripped { until: now, reason, pauses }
+            }
+            (Self::Passing { .. }, Heard::NotReady { reason, floor }) => tripped(reason, 0, floor, now),
+            (
+                Self::Passing { failures, unreachable, mut lanes },
+                Heard::Failed { lane, unreachable: hard },
+            ) => {
+                let failures = failures.saturating_add(1);
+                let unreachable = unreachable.saturating_add(u32::from(hard));
+                if lanes.len() < LANES {
+                    lanes.insert(lane);
+                }
+                if unreachable >= UNREACHABLE || (failures >= FAILURES && lanes.len() >= LANES) {
+                    tripped(TripReason::Failing, 0, None, now)
+                } else {
+                    Self::Passing { failures, unreachable, lanes }
+                }
+            }
+            (same, Heard::ProbeTaken | Heard::ProbeReturned) => same,
+        }
+    }
+}
+
+fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instant) -> State {
+    let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(6)).min(PAUSE_MAX);
+    // What the destination asks for is a floor: never sooner, though perhaps later.
+    let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
+    State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
+}
+
+/// The breaker of one destination in one worker.
+#[derive(Debug)]
+pub struct Breaker {
+    destination: Destination,
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    seat: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// The right to send the one probe. Dropping it unused gives it to the next pump.
+#[derive(Debug)]
+pub struct ProbeSeat {
+    breaker: Arc<Breaker>,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Drop for ProbeSeat {
+    fn drop(&mut self) {
+        self.breaker.hear(Heard::ProbeReturned);
+    }
+}
+
+impl Breaker {
+    /// A breaker that passes.
+    pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            destination,
+            state: Mutex::new(State::passing()),
+            changed: watch::Sender::new(0),
+            seat: Arc::new(Semaphore::new(1)),
+            metrics,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether everything may start.
+    pub fn passes(&self) -> bool {
+        matches!(*self.state(), State::Passing { .. })
+    }
+
+    /// Notified at every change of the state.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Tells the breaker what happened.
+    pub fn hear(&self, heard: Heard) {
+        let mut state = self.state();
+        let before = state.number();
+        *state = std::mem::replace(&mut *state, State::passing()).step(heard, Instant::now());
+        let after = state.number();
+        if before == after {
+            return;
+        }
+        let destination = self.destination.as_str();
+        self.metrics.breaker_state.with_label_values(&[destination]).set(after);
+        match &*state {
+            State::Tripped { reason, until, .. } => {
+                let pause = until.saturating_duration_since(Instant::now());
+                if before == 0 {
+                    self.metrics.breaker_trips.with_label_values(&[destination, reason.as_str()]).inc();
+                    tracing::warn!(destination, %reason, ?pause, "breaker tripped: nothing is sent there until a probe succeeds");
+                } else {
+                    tracing::debug!(destination, %reason, ?pause, "probe failed");
+                }
+            }
+            State::Probing { .. } => tracing::debug!(destination, "breaker probing"),
+            State::Passing { .. } => tracing::info!(destination, "breaker passing again"),
+        }
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Waits until everything may start.
+    pub async fn until_passing(&self) {
+        let mut changes = self.changes();
+        while !self.passes() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the right to probe; `None` when everything passes again meanwhile. Cancel-safe.
+    pub async fn probe_seat(self: &Arc<Self>) -> Option<ProbeSeat> {
+        let seat = tokio::select! {
+            () = self.until_passing() => return None,
+            seat = self.seat.clone().acquire_owned() => seat.ok()?,
+        };
+        loop {
+            let mut changes = self.changes();
+            let until = match *self.state() {
+                State::Passing { .. } => return None,
+                State::Tripped { until, .. } => until,
+                // Only the holder of the seat probes, and that is us.
+                State::Probing { .. } => Instant::now(),
+            };
+            if until <= Instant::now() {
+                self.hear(Heard::ProbeTaken);
+                return Some(ProbeSeat { breaker: self.clone(), _seat: seat });
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(lane: u64) -> Heard {
+        Heard::Failed { lane, unreachable: false }
+    }
+
+    fn after(heard: &[Heard], now: Instant) -> State {
+        heard.iter().fold(State::passing(), |state, heard| state.step(*heard, now))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_stuck_lane_never_trips_it() {
+        let state = after(&[failed(1); 100], Instant::now());
+        assert_eq!(state.number(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_of_several_lanes_trip_it() {
+        let now = Instant::now();
+        assert_eq!(after(&[failed(1), failed(2), failed(3), failed(1)], now).number(), 0);
+        assert_eq!(after(&[failed(1), failed(2), failed(3), failed(1), failed(2)], now).number(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_between_starts_the_count_anew() {
+        let now = Instant::now();
+        let heard = [failed(1), failed(2), failed(3), failed(1), Heard::Alive, failed(2)];
+        assert_eq!(after(&heard, now).number(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_a_floor_and_pauses_grow_to_the_cap() {
+        let now = Instant::now();
+        let floor = Some(Duration::from_secs(7));
+        let not_ready = Heard::NotReady { reason: TripReason::Throttled, floor };
+        let state = after(&[not_ready], now);
+        assert!(matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(7)));
+        let mut state = after(&[Heard::NotReady { reason: TripReason::NotReady, floor: None }], now);
+        for pause in [2, 4, 8, 16, 30, 30] {
+            state = state.step(Heard::ProbeTaken, now).step(failed(1), now);
+            assert!(
+                matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(pause))
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_one_probe_flies_and_its_success_opens_for_all() {
+        let metrics = Arc::new(Metrics::new("embedded").unwrap());
+        let breaker = Breaker::new(Destination::ServiceNow, metrics);
+        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        let seat = breaker.probe_seat().await.unwrap();
+        let second = breaker.probe_seat();
+        tokio::pin!(second);
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        breaker.hear(Heard::Alive);
+        assert!(second.await.is_none());
+        drop(seat);
+        assert!(breaker.passes());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seat_given_back_goes_to_the_next() {
+        let metrics = Arc::new(Metrics::new("embedded").unwrap());
+        let breaker = Breaker::new(Destination::Xo, metrics);
+        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        drop(breaker.probe_seat().await.unwrap());
+        assert!(breaker.probe_seat().await.is_some());
+    }
+}

@@ -1,0 +1,215 @@
+//! Answer or failure -> outcome: the table of the product's contract, and nothing but the table.
+//!
+//! Guarantees: pure; every error of a platform client has exactly one outcome for each operation.
+//! Leaves to others: success (it needs no table), deadlines (`worker/settle.rs`), what an outcome does to the breaker.
+
+use crate::message::{DeadReason, Outcome, RetryReason, TripReason, named};
+use crate::platform::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
+
+named! {
+    /// What was asked of a platform.
+    Operation {
+        /// Open a chat.
+        Start = "start",
+        /// Write into it.
+        Send = "send",
+        /// Leave it.
+        Leave = "leave",
+        /// Look at it.
+        State = "state",
+        /// Post ServiceNow's callback to XO.
+        Callback = "callback",
+        /// Post an event of ours.
+        Event = "event",
+    }
+}
+
+impl Operation {
+    /// Whether a 404 means that the chat is over: only these name one.
+    const fn is_about_a_chat(self) -> bool {
+        matches!(self, Self::Send | Self::Leave | Self::State)
+    }
+
+    /// Whether doing it twice does more than doing it once.
+    const fn repeats(self) -> bool {
+        !matches!(self, Self::State | Self::Leave)
+    }
+}
+
+/// What becomes of the attempt.
+pub fn classify(error: &CallError, operation: Operation) -> Outcome {
+    match error {
+        CallError::Answer(answer) => answered(answer, operation),
+        CallError::NoAnswer(no_answer) => unanswered(no_answer, operation),
+    }
+}
+
+fn answered(answer: &Answer, operation: Operation) -> Outcome {
+    // Whoever may not leave, or finds nothing to leave, has left.
+    if operation == Operation::Leave && matches!(answer.status, 403 | 404 | 410) {
+        return Outcome::Delivered;
+    }
+    match &answer.kind {
+        AnswerKind::NotReady(_) => Outcome::Pause { reason: TripReason::NotReady, floor: answer.retry_after },
+        AnswerKind::Credentials => Outcome::Pause { reason: TripReason::Credentials, floor: None },
+        AnswerKind::Business(_) if operation == Operation::Start => Outcome::Answered,
+        // ServiceNow's way to say that we are no member of this conversation any more.
+        AnswerKind::Business(_) if answer.status == 403 && operation.is_about_a_chat() => {
+            Outcome::Dead(DeadReason::ConversationOver)
+        }
+        AnswerKind::Business(_) if answer.status == 403 => Outcome::Dead(DeadReason::Rejected),
+        AnswerKind::Business(_) | AnswerKind::Temporary => later(answer, operation),
+        AnswerKind::Gone if operation.is_about_a_chat() => Outcome::Dead(DeadReason::ConversationOver),
+        AnswerKind::Gone | AnswerKind::Permanent => Outcome::Dead(DeadReason::Rejected),
+        AnswerKind::Throttled => {
+            Outcome::Retry { reason: RetryReason::Throttled, ambiguous: false, floor: answer.retry_after }
+        }
+    }
+}
+
+fn later(answer: &Answer, operation: Operation) -> Outcome {
+    let floor = answer.retry_after.filter(|_| answer.status == 503);
+    let reason = match answer.status {
+        _ if floor.is_some() => RetryReason::Throttled,
+        500.. => RetryReason::ServerError,
+        _ => RetryReason::TryLater,
+    };
+    // 425 and 503 say that nothing was begun; the others may come from something that was cut short.
+    let ambiguous = operation.repeats() && !matches!(answer.status, 425 | 503);
+    Outcome::Retry { reason, ambiguous, floor }
+}
+
+fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
+    let reason = match no_answer.kind {
+        NoAnswerKind::Timeout => RetryReason::Timeout,
+        NoAnswerKind::Connect | NoAnswerKind::Tls | NoAnswerKind::Reset => RetryReason::Connect,
+        NoAnswerKind::BadBody => RetryReason::TryLater,
+    };
+    let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();
+    Outcome::Retry { reason, ambiguous, floor: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::platform::NotReady;
+    use Operation::{Callback, Event, Leave, Send, Start, State};
+
+    const FLOOR: Option<Duration> = Some(Duration::from_secs(17));
+    const ALL: &[Operation] = Operation::ALL;
+
+    fn answer(status: u16, kind: AnswerKind, retry_after: Option<Duration>) -> CallError {
+        CallError::Answer(Answer { status, retry_after, kind, detail: String::new() })
+    }
+
+    fn plain(status: u16) -> CallError {
+        answer(status, AnswerKind::of_status(status), None)
+    }
+
+    fn business(status: u16) -> CallError {
+        answer(status, AnswerKind::Business("Nobody is here".into()), None)
+    }
+
+    fn none(sent: Sent, kind: NoAnswerKind) -> CallError {
+        CallError::NoAnswer(NoAnswer { sent, kind, detail: String::new() })
+    }
+
+    fn retry(reason: RetryReason, ambiguous: bool, floor: Option<Duration>) -> Outcome {
+        Outcome::Retry { reason, ambiguous, floor }
+    }
+
+    fn expect(error: &CallError, operations: &[Operation], outcome: &Outcome) {
+        for operation in operations {
+            assert_eq!(classify(error, *operation), *outcome, "{error:?} on {operation}");
+        }
+    }
+
+    #[test]
+    fn not_ready_and_credentials_pause_the_destination() {
+        let not_ready = |floor| Outcome::Pause { reason: TripReason::NotReady, floor };
+        for (status, how) in [(202, NotReady::Accepted), (200, NotReady::Html)] {
+            expect(&answer(status, AnswerKind::NotReady(how), None), ALL, &not_ready(None));
+        }
+        for status in [301, 302, 303, 307, 308] {
+            expect(&plain(status), ALL, &not_ready(None));
+        }
+        expect(&answer(202, AnswerKind::NotReady(NotReady::Accepted), FLOOR), ALL, &not_ready(FLOOR));
+        expect(&plain(401), ALL, &Outcome::Pause { reason: TripReason::Credentials, floor: None });
+    }
+
+    #[test]
+    fn no_agent_is_an_answer_on_a_start_only() {
+        for status in [403, 503] {
+            expect(&business(status), &[Start], &Outcome::Answered);
+        }
+        expect(&business(403), &[Send, State], &Outcome::Dead(DeadReason::ConversationOver));
+        expect(&business(403), &[Callback, Event], &Outcome::Dead(DeadReason::Rejected));
+        let later = retry(RetryReason::ServerError, false, None);
+        expect(&business(503), &[Send, Leave, State, Callback, Event], &later);
+    }
+
+    #[test]
+    fn a_chat_that_is_not_there_is_over() {
+        for status in [404, 410] {
+            expect(&plain(status), &[Send, State], &Outcome::Dead(DeadReason::ConversationOver));
+            expect(&plain(status), &[Start, Callback, Event], &Outcome::Dead(DeadReason::Rejected));
+        }
+        for error in [plain(403), business(403), plain(404), plain(410)] {
+            expect(&error, &[Leave], &Outcome::Delivered);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_for_good_dies() {
+        for status in [400, 403, 405, 406, 409, 413, 415, 422, 451] {
+            let operations = if status == 403 { &[Start, Send, State, Callback, Event][..] } else { ALL };
+            expect(&plain(status), operations, &Outcome::Dead(DeadReason::Rejected));
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        let repeating = &[Start, Send, Callback, Event];
+        for (status, reason, ambiguous) in [
+            (408, RetryReason::TryLater, true),
+            (425, RetryReason::TryLater, false),
+            (499, RetryReason::TryLater, true),
+            (500, RetryReason::ServerError, true),
+            (502, RetryReason::ServerError, true),
+            (503, RetryReason::ServerError, false),
+            (504, RetryReason::ServerError, true),
+            (599, RetryReason::ServerError, true),
+            (429, RetryReason::Throttled, false),
+        ] {
+            expect(&plain(status), repeating, &retry(reason, ambiguous, None));
+            expect(&plain(status), &[Leave, State], &retry(reason, false, None));
+        }
+    }
+
+    #[test]
+    fn retry_after_is_a_floor_on_429_and_503() {
+        let floored = retry(RetryReason::Throttled, false, FLOOR);
+        expect(&answer(429, AnswerKind::Throttled, FLOOR), ALL, &floored);
+        expect(&answer(503, AnswerKind::Temporary, FLOOR), ALL, &floored);
+        let without = retry(RetryReason::ServerError, true, None);
+        expect(&answer(500, AnswerKind::Temporary, FLOOR), &[Send], &without);
+    }
+
+    #[test]
+    fn no_answer_is_ambiguous_only_when_something_was_sent() {
+        let repeating = &[Start, Send, Callback, Event];
+        for (kind, reason) in [
+            (NoAnswerKind::Connect, RetryReason::Connect),
+            (NoAnswerKind::Tls, RetryReason::Connect),
+            (NoAnswerKind::Reset, RetryReason::Connect),
+            (NoAnswerKind::Timeout, RetryReason::Timeout),
+            (NoAnswerKind::BadBody, RetryReason::TryLater),
+        ] {
+            expect(&none(Sent::No, kind), ALL, &retry(reason, false, None));
+            expect(&none(Sent::Maybe, kind), repeating, &retry(reason, true, None));
+            expect(&none(Sent::Maybe, kind), &[Leave, State], &retry(reason, false, None));
+        }
+    }
+}

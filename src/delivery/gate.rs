@@ -1,0 +1,169 @@
+//! What a request must pass before it may start: a free slot, the pace, the lease, the breaker.
+//!
+//! Guarantees: never more than `concurrency` requests to a destination at once, never faster than `rate`; none starts
+//! while the breaker is tripped or the broker may have given our partitions to another worker.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use super::breaker::Breaker;
+use crate::message::Destination;
+use crate::queue::Lease;
+use crate::telemetry::Metrics;
+
+/// `delivery.<destination>.*`
+#[derive(Debug, Clone)]
+pub struct GateSettings {
+    /// Requests at once.
+    pub concurrency: usize,
+    /// Requests a second.
+    pub rate: Option<f64>,
+}
+
+impl Default for GateSettings {
+    fn default() -> Self {
+        Self { concurrency: 32, rate: None }
+    }
+}
+
+/// The gate of one destination.
+#[derive(Debug)]
+pub struct Gate {
+    destination: Destination,
+    breaker: Arc<Breaker>,
+    lease: Lease,
+    slots: Semaphore,
+    pace: Option<Pace>,
+    metrics: Arc<Metrics>,
+}
+
+/// The right to send one request, given back when dropped.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    gate: &'a Gate,
+    _slot: SemaphorePermit<'a>,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.gate.metrics.in_flight.with_label_values(&[self.gate.destination.as_str()]).dec();
+    }
+}
+
+impl Gate {
+    pub(super) fn new(
+        destination: Destination,
+        settings: &GateSettings,
+        breaker: Arc<Breaker>,
+        lease: Lease,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let slots = Semaphore::new(settings.concurrency.max(1));
+        Self { destination, breaker, lease, slots, pace: settings.rate.map(Pace::new), metrics }
+    }
+
+    /// The breaker behind the gate.
+    pub const fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+
+    /// Waits for the right to start; `None` where nothing may start now. `probing`: this is the breaker's one probe.
+    ///
+    /// Cancel-safe: a caller whose subscription is over drops the wait and starts nothing.
+    pub async fn enter(&self, probing: bool) -> Option<Pass<'_>> {
+        let slot = self.slots.acquire().await.ok()?;
+        if let Some(pace) = &self.pace {
+            tokio::time::sleep_until(pace.next_slot()).await;
+        }
+        let mut lease = self.lease.clone();
+        while !lease.holds(Instant::now()) {
+            lease.renewed().await;
+        }
+        if !probing && !self.breaker.passes() {
+            return None;
+        }
+        self.metrics.in_flight.with_label_values(&[self.destination.as_str()]).inc();
+        Some(Pass { gate: self, _slot: slot })
+    }
+}
+
+/// Spreads requests evenly over time.
+#[derive(Debug)]
+struct Pace {
+    interval: Duration,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    fn new(rate: f64) -> Self {
+        Self { interval: Duration::from_secs_f64(1.0 / rate.max(0.001)), next: Mutex::new(None) }
+    }
+
+    fn next_slot(&self) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
+        *next = Some(slot + self.interval);
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::breaker::Heard;
+    use crate::message::TripReason;
+
+    fn gate(settings: &GateSettings) -> Gate {
+        let metrics = Arc::new(Metrics::new("embedded").unwrap());
+        let breaker = Breaker::new(Destination::Xo, metrics.clone());
+        Gate::new(Destination::Xo, settings, breaker, Lease::Always, metrics)
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_slots() {
+        let gate = gate(&GateSettings { concurrency: 1, rate: None });
+        let first = gate.enter(false).await.unwrap();
+        let second = gate.enter(false);
+        tokio::pin!(second);
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(second.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_faster_than_the_rate() {
+        let gate = gate(&GateSettings { concurrency: 8, rate: Some(10.0) });
+        let begun = Instant::now();
+        for _ in 0..11 {
+            gate.enter(false).await.unwrap();
+        }
+        assert_eq!(begun.elapsed().as_millis(), 1000);
+    }
+
+    #[tokio::test]
+    async fn only_the_probe_passes_a_tripped_breaker() {
+        let gate = gate(&GateSettings::default());
+        gate.breaker().hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        assert!(gate.enter(false).await.is_none());
+        assert!(gate.enter(true).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_lease_nothing_starts() {
+        let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
+        let breaker = Breaker::new(Destination::Xo, metrics.clone());
+        let answered = tokio::sync::watch::Sender::new(Some(Instant::now()));
+        let lease = Lease::For { answered: answered.subscribe(), term: Duration::from_secs(15) };
+        let gate = Gate::new(Destination::Xo, &GateSettings::default(), breaker, lease, metrics);
+        assert!(gate.enter(false).await.is_some());
+        tokio::time::advance(Duration::from_secs(16)).await;
+        let late = gate.enter(false);
+        tokio::pin!(late);
+        assert!(futures_util::poll!(late.as_mut()).is_pending());
+        answered.send_replace(Some(Instant::now()));
+        assert!(late.await.is_some());
+    }
+}

@@ -1,0 +1,304 @@
+//! One attempt toward ServiceNow: start, message, typing, end of a handoff.
+//!
+//! Guarantees: a start never opens a second chat for a conversation that has one, also after a crash between ServiceNow's
+//! answer and our note of it: an attempt that may repeat another reads back first (Connect Support has no idempotency key,
+//! servicenow.md 7). Leaves to others: the HTTP (`platform/servicenow`), the state machine (`conversation/`).
+
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, Origin, State};
+use crate::delivery::classify::Operation;
+use crate::message::handoff::{End, Start, Text};
+use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
+use crate::platform::servicenow::{Posted, Since};
+use crate::platform::{CallError, ChatState, QueueEntry, ServiceNow, Started};
+
+const HERE: Endpoint = Endpoint::ServiceNow;
+
+/// What every step of this file needs.
+struct Desk<'a> {
+    deliverer: &'a Deliverer,
+    servicenow: &'a ServiceNow,
+    directory: &'a Directory,
+    message: &'a Message,
+    maybe_taken: bool,
+}
+
+impl Deliverer {
+    pub(super) async fn to_servicenow(&self, message: &Message, maybe_taken: bool) -> Attempt {
+        let Ok(handoff) = serde_json::from_slice::<Handoff>(&message.body) else {
+            return Attempt::dead(
+                HERE,
+                DeadReason::Unreadable,
+                "its body is not a handoff request of this version",
+            );
+        };
+        let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else {
+            return Attempt::dead(
+                HERE,
+                DeadReason::Rejected,
+                "servicenow.host_url is not set on this worker",
+            );
+        };
+        let desk = Desk { deliverer: self, servicenow, directory, message, maybe_taken };
+        let done = match &handoff {
+            Handoff::Start(start) => desk.start(start).await,
+            Handoff::Message(text) => desk.message(text).await,
+            // Connect Support has no REST call for it (servicenow.md 2).
+            Handoff::Typing(_) => Ok(Attempt::of(HERE, Outcome::Dropped, "")),
+            Handoff::End(end) => desk.end(end).await,
+        };
+        // Whatever had been sent by then, the next try looks before it sends.
+        done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(HERE, true, trouble))
+    }
+}
+
+type Done = Result<Attempt, OwnTrouble>;
+
+impl Desk<'_> {
+    async fn start(&self, start: &Start) -> Done {
+        let id = &start.conversation_id;
+        if let Some(open) = self.directory.find(id).await?.filter(is_open) {
+            // A duplicate, or we crashed before the bot side was told.
+            self.tell_waiting(id, &open).await?;
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is open already"));
+        }
+        let Some(queue_id) = start.queue_id.as_deref().or(self.deliverer.settings.queue_id.as_deref()) else {
+            let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
+            return self.failed(id, Attempt::dead(HERE, DeadReason::Rejected, why)).await;
+        };
+        self.directory.requested(id, Origin::Api, Some(queue_id)).await?;
+        let text = first_words(start);
+        if self.maybe_taken {
+            match self.taken_start(id, queue_id, &text).await? {
+                Ok(true) => return Ok(Attempt::delivered(HERE)),
+                Ok(false) => {}
+                Err(error) => return Ok(Attempt::called(HERE, &error, Operation::State)),
+            }
+        }
+        match self.servicenow.start(id, queue_id, &text).await {
+            Ok(entry) if self.claim(id, queue_id, &entry).await? => Ok(Attempt::delivered(HERE)),
+            Ok(_) => Ok(Attempt::own_trouble(HERE, true, "another conversation claimed this chat")),
+            Err(error) => {
+                let attempt = Attempt::called(HERE, &error, Operation::Start);
+                match attempt.outcome {
+                    Outcome::Answered => {
+                        let words = error.business().map(str::to_owned);
+                        self.deliverer.fail(self.message, id, "no_agent", words.as_deref()).await?;
+                        Ok(attempt)
+                    }
+                    _ => Ok(attempt),
+                }
+            }
+        }
+    }
+
+    /// Looks for the chat that an earlier, unanswered try may have opened, and claims it.
+    async fn taken_start(
+        &self,
+        id: &ConversationId,
+        queue_id: &str,
+        text: &str,
+    ) -> Result<Result<bool, CallError>, OwnTrouble> {
+        let found = match self.servicenow.find_started(id, queue_id, text).await {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut looks = 0;
+        for Started { entry, certain } in &found {
+            if self.directory.group_known(&entry.group).await? {
+                continue;
+            }
+            if !certain {
+                looks += 1;
+                if looks > Started::LOOKS_MAX {
+                    break;
+                }
+                match self.servicenow.opened_with(id, &entry.group, text).await {
+                    Ok(true) => {}
+                    Ok(false) => continue,
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            if self.claim(id, queue_id, entry).await? {
+                return Ok(Ok(true));
+            }
+        }
+        Ok(Ok(false))
+    }
+
+    /// A start that can never work: the state says so, and the bot side is told when the message is buried.
+    async fn failed(&self, id: &ConversationId, attempt: Attempt) -> Done {
+        self.directory.requested(id, Origin::Api, None).await?;
+        Ok(attempt)
+    }
+
+    /// Notes that this chat belongs to this conversation; false where it belongs to another.
+    async fn claim(
+        &self,
+        id: &ConversationId,
+        queue_id: &str,
+        entry: &QueueEntry,
+    ) -> Result<bool, OwnTrouble> {
+        let opened = Opened {
+            group: entry.group.clone(),
+            number: entry.number.clone(),
+            queue_id: entry.queue.clone().unwrap_or_else(|| queue_id.to_owned()),
+            position: entry.position,
+            wait: entry.wait.clone(),
+            agent: entry.assigned_to.clone(),
+            active: entry.state == Some(ChatState::InProgress),
+        };
+        if matches!(self.directory.opened(id, &opened).await?, Claim::TakenByAnother) {
+            return Ok(false);
+        }
+        if let Some(open) = self.directory.find(id).await? {
+            self.tell_waiting(id, &open).await?;
+        }
+        Ok(true)
+    }
+
+    async fn tell_waiting(&self, id: &ConversationId, open: &Conversation) -> Result<(), OwnTrouble> {
+        if open.state != State::Waiting {
+            return Ok(());
+        }
+        let notice = Notice {
+            group: open.group.clone(),
+            position: open.position,
+            wait: open.wait.clone(),
+            ..Notice::about(id.clone())
+        };
+        self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await
+    }
+
+    async fn message(&self, text: &Text) -> Done {
+        let id = &text.conversation_id;
+        let conversation = self.directory.find(id).await?;
+        let group = match open_group(conversation.as_ref()) {
+            Ok(group) => group,
+            Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
+        };
+        let words = with_attachments(text);
+        if self.maybe_taken {
+            match self.taken_message(id, group, &words).await? {
+                Ok(Some(posted)) => return self.sent(group, &posted).await,
+                Ok(None) => {}
+                Err(error) => return self.or_over(id, group, &error, Operation::State).await,
+            }
+        }
+        match self.servicenow.send(id, group, &words).await {
+            Ok(posted) => self.sent(group, &posted).await,
+            Err(error) => self.or_over(id, group, &error, Operation::Send).await,
+        }
+    }
+
+    /// Looks for the message that an earlier, unanswered try may have posted.
+    async fn taken_message(
+        &self,
+        id: &ConversationId,
+        group: &str,
+        words: &str,
+    ) -> Result<Result<Option<Posted>, CallError>, OwnTrouble> {
+        let last = self.directory.last_sent(group).await?;
+        let since = match &last {
+            LastSent::Nothing => Since::Start,
+            LastSent::Message(sys_id) => Since::Message(sys_id),
+            // An older message of the same text would pass for the lost one: rather repeat than lose.
+            LastSent::Unknown => return Ok(Ok(None)),
+        };
+        Ok(self.servicenow.find_sent(id, group, words, since).await)
+    }
+
+    /// Notes the message as the last one of its chat: whoever reads back later looks behind it.
+    async fn sent(&self, group: &str, posted: &Posted) -> Done {
+        self.directory.sent(group, posted.sys_id.as_deref()).await?;
+        Ok(Attempt::delivered(HERE))
+    }
+
+    /// 404, 410 and "you are not a member": the chat is over there, so it is over here.
+    async fn or_over(
+        &self,
+        id: &ConversationId,
+        group: &str,
+        error: &CallError,
+        operation: Operation,
+    ) -> Done {
+        let attempt = Attempt::called(HERE, error, operation);
+        if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {
+            self.deliverer.end(id, Some(group), "gone").await?;
+        }
+        Ok(attempt)
+    }
+
+    async fn end(&self, end: &End) -> Done {
+        let id = &end.conversation_id;
+        let conversation = self.directory.find(id).await?;
+        let group = match open_group(conversation.as_ref()) {
+            Ok(group) => group,
+            Err(reason @ DeadReason::UnknownConversation) => {
+                return Ok(Attempt::dead(HERE, reason, not_open(reason)));
+            }
+            // Both sides may end it at once: it is over, which is what was asked for.
+            Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
+        };
+        if let Err(error) = self.servicenow.leave(id, group).await {
+            let attempt = Attempt::called(HERE, &error, Operation::Leave);
+            if attempt.outcome != Outcome::Delivered {
+                return Ok(attempt);
+            }
+        }
+        self.deliverer.end(id, Some(group), end.reason.as_deref().unwrap_or("user")).await?;
+        Ok(Attempt::delivered(HERE))
+    }
+}
+
+fn is_open(conversation: &Conversation) -> bool {
+    open_group(Some(conversation)).is_ok()
+}
+
+fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
+    let conversation = conversation.ok_or(DeadReason::UnknownConversation)?;
+    match (conversation.state, &conversation.group) {
+        (State::Waiting | State::Active, Some(group)) => Ok(group),
+        (State::Failed, _) => Err(DeadReason::ConversationFailed),
+        (State::Ended, _) => Err(DeadReason::ConversationOver),
+        (State::Requested | State::Waiting | State::Active, _) => Err(DeadReason::UnknownConversation),
+    }
+}
+
+fn not_open(reason: DeadReason) -> &'static str {
+    match reason {
+        DeadReason::ConversationFailed => "its conversation never opened",
+        DeadReason::ConversationOver => "its conversation is over",
+        _ => "no start opened its conversation",
+    }
+}
+
+/// The first message of the chat: the user's words, then who it is and what was said before, for the agent.
+fn first_words(start: &Start) -> String {
+    let mut text = start.message.clone();
+    let user = start.user.clone().unwrap_or_default();
+    let who: Vec<String> =
+        [user.name, user.email.map(|email| format!("<{email}>"))].into_iter().flatten().collect();
+    if !who.is_empty() {
+        text.push_str(&format!("\n\nFrom: {}", who.join(" ")));
+    }
+    if !start.transcript.is_empty() {
+        text.push_str("\n\nBefore:");
+        for line in &start.transcript {
+            text.push_str(&format!("\n{}: {}", line.from, line.text));
+        }
+    }
+    text
+}
+
+fn with_attachments(text: &Text) -> String {
+    let files = text.attachments.iter().map(|file| match &file.name {
+        Some(name) => format!("File: {name} {}", file.url),
+        None => format!("File: {}", file.url),
+    });
+    std::iter::once(text.message.clone())
+        .filter(|words| !words.is_empty())
+        .chain(files)
+        .collect::<Vec<_>>()
+        .join("\n")
+}

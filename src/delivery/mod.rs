@@ -1,0 +1,278 @@
+//! One attempt: pass the gate, call the platform, classify the answer, record it.
+//!
+//! Guarantees: an attempt always ends in an [`Outcome`]; it never sleeps, never repeats itself, never decides a message's
+//! fate (`worker/settle.rs` does). Everything it writes besides (the directory, notices to the bot side) is safe to
+//! repeat, since the attempt may be. Leaves to others: order, backoff and settling (`worker/`).
+
+pub mod backoff;
+pub mod breaker;
+mod callback;
+pub mod classify;
+mod gate;
+mod handoff;
+mod notices;
+pub mod poll;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::conversation::{Directory, DirectoryError, State};
+use crate::message::{
+    DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, Outcome, RetryReason, TripReason,
+};
+use crate::platform::{CallError, ServiceNow, Xo};
+use crate::queue::{Lease, Queue, QueueError};
+use crate::telemetry::Metrics;
+use breaker::{Breaker, Heard};
+use classify::{Operation, classify};
+pub use gate::{Gate, GateSettings};
+
+/// What becomes of a callback whose `group` nobody opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownGroup {
+    /// A dead letter `unknown_conversation`.
+    #[default]
+    DeadLetter,
+    /// Dropped and counted: feeds and private chats are none of our business.
+    Drop,
+}
+
+/// What an attempt needs to know.
+#[derive(Debug, Clone)]
+pub struct DeliverySettings {
+    /// `servicenow.queue_id`
+    pub queue_id: Option<String>,
+    /// `delivery.unknown_group`
+    pub unknown_group: UnknownGroup,
+    /// How long a callback waits for the start that may be opening its group.
+    pub unknown_group_wait: Duration,
+    /// XO's Callback URL is configured: unknown groups are forwarded there.
+    pub relays_callbacks: bool,
+    /// `handoffs.events_url` is configured.
+    pub tells_events: bool,
+}
+
+/// Everything that attempts need; one for each worker.
+#[derive(Debug)]
+pub struct Deliverer {
+    settings: DeliverySettings,
+    servicenow: Option<ServiceNow>,
+    xo: Xo,
+    /// Absent in the pure callback relay, which remembers nothing.
+    directory: Option<Directory>,
+    queue: Queue,
+    metrics: Arc<Metrics>,
+    gates: BTreeMap<Destination, Gate>,
+    /// When each endpoint answered with a success last.
+    served: Mutex<BTreeMap<Endpoint, Instant>>,
+}
+
+/// What one attempt came to.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// What is to be done.
+    pub outcome: Outcome,
+    /// The HTTP status, where there was an answer.
+    pub status: Option<u16>,
+    /// What went wrong, without the chat's text.
+    pub error: String,
+    /// Whom it spoke to.
+    pub endpoint: Endpoint,
+}
+
+impl Attempt {
+    fn of(endpoint: Endpoint, outcome: Outcome, error: impl Into<String>) -> Self {
+        Self { outcome, status: None, error: error.into(), endpoint }
+    }
+
+    fn delivered(endpoint: Endpoint) -> Self {
+        Self::of(endpoint, Outcome::Delivered, "")
+    }
+
+    fn dead(endpoint: Endpoint, reason: DeadReason, why: impl Into<String>) -> Self {
+        Self::of(endpoint, Outcome::Dead(reason), why)
+    }
+
+    fn called(endpoint: Endpoint, error: &CallError, operation: Operation) -> Self {
+        Self {
+            outcome: classify(error, operation),
+            status: error.status(),
+            error: error.to_string(),
+            endpoint,
+        }
+    }
+
+    /// Something of our own was not there. `ambiguous` where the platform may have been called already.
+    fn own_trouble(endpoint: Endpoint, ambiguous: bool, error: impl Into<String>) -> Self {
+        let outcome = Outcome::Retry { reason: RetryReason::Internal, ambiguous, floor: None };
+        Self::of(endpoint, outcome, error)
+    }
+}
+
+/// Our own trouble, as an attempt that is repeated: the directory or the queue is away for the moment.
+#[derive(Debug)]
+struct OwnTrouble(String);
+
+impl From<DirectoryError> for OwnTrouble {
+    fn from(error: DirectoryError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<QueueError> for OwnTrouble {
+    fn from(error: QueueError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What a worker is made of, besides its settings.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The client of ServiceNow, where one is configured.
+    pub servicenow: Option<ServiceNow>,
+    /// The client of XO.
+    pub xo: Xo,
+    /// What is remembered; absent in the pure callback relay.
+    pub directory: Option<Directory>,
+    /// Where notices go.
+    pub queue: Queue,
+    /// Where attempts are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Deliverer {
+    /// `gates` says how hard each destination may be driven.
+    pub fn new(
+        parts: Parts,
+        settings: DeliverySettings,
+        gates: &BTreeMap<Destination, GateSettings>,
+    ) -> Arc<Self> {
+        let lease: Lease = parts.queue.lease();
+        let gates = Destination::ALL.iter().map(|destination| {
+            let breaker = Breaker::new(*destination, parts.metrics.clone());
+            let settings = gates.get(destination).cloned().unwrap_or_default();
+            (*destination, Gate::new(*destination, &settings, breaker, lease.clone(), parts.metrics.clone()))
+        });
+        Arc::new(Self {
+            gates: gates.collect(),
+            settings,
+            servicenow: parts.servicenow,
+            xo: parts.xo,
+            directory: parts.directory,
+            queue: parts.queue,
+            metrics: parts.metrics,
+            served: Mutex::default(),
+        })
+    }
+
+    /// The gate of a destination.
+    pub fn gate(&self, destination: Destination) -> &Gate {
+        &self.gates[&destination]
+    }
+
+    /// When an endpoint last answered somebody with a success.
+    pub fn served(&self, endpoint: Endpoint) -> Option<Instant> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).copied()
+    }
+
+    /// Tries once. `maybe_taken`: an earlier try may have reached the destination, so look before sending.
+    pub async fn attempt(&self, message: &Message, maybe_taken: bool) -> Attempt {
+        let started = Instant::now();
+        let attempt = match message.destination() {
+            Destination::ServiceNow => self.to_servicenow(message, maybe_taken).await,
+            Destination::Xo => self.to_xo(message).await,
+        };
+        self.record(message, &attempt, started.elapsed());
+        attempt
+    }
+
+    fn record(&self, message: &Message, attempt: &Attempt, took: Duration) {
+        let destination = message.destination().as_str();
+        let label = attempt.outcome.as_str();
+        self.metrics.attempts.with_label_values(&[destination, message.kind.as_str(), label]).inc();
+        self.metrics.attempt_duration.with_label_values(&[destination]).observe(took.as_secs_f64());
+        if let Outcome::Retry { reason, .. } = &attempt.outcome {
+            self.metrics.retries.with_label_values(&[destination, reason.as_str()]).inc();
+        }
+        self.tell_breaker(message.destination(), Some(message), attempt);
+    }
+
+    /// Charges the destination only for what is its fault.
+    fn tell_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
+        let breaker = self.gate(destination).breaker();
+        let lane = message.map_or(0, |message| lane_number(message.lane.as_str()));
+        match &attempt.outcome {
+            Outcome::Delivered | Outcome::Answered => {
+                self.served
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(attempt.endpoint, Instant::now());
+                breaker.hear(Heard::Alive);
+            }
+            // A refusal is an answer of a destination that is well.
+            Outcome::Dead(_) if attempt.status.is_some() => breaker.hear(Heard::Alive),
+            Outcome::Pause { reason, floor } => {
+                breaker.hear(Heard::NotReady { reason: *reason, floor: *floor })
+            }
+            Outcome::Retry { reason: RetryReason::Throttled, floor: Some(floor), .. } => {
+                breaker.hear(Heard::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
+            }
+            Outcome::Retry { reason: RetryReason::Internal, .. } => {}
+            Outcome::Retry { reason, floor: Some(floor), .. } if *reason != RetryReason::Internal => {
+                breaker.hear(Heard::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
+            }
+            Outcome::Retry { reason, .. } => {
+                breaker.hear(Heard::Failed { lane, unreachable: *reason == RetryReason::Connect });
+            }
+            Outcome::Dead(_) | Outcome::Repeated | Outcome::Dropped | Outcome::Held { .. } => {}
+        }
+    }
+}
+
+impl Deliverer {
+    /// Whether an earlier flight of this message, perhaps in another worker, delivered it.
+    pub async fn was_delivered(&self, message: &Message) -> bool {
+        let Some(directory) = &self.directory else { return false };
+        directory.was_delivered(message.id).await.unwrap_or_else(|error| {
+            tracing::debug!(id = %message.id, %error, "cannot read whether it was delivered before");
+            false
+        })
+    }
+
+    /// Notes a delivery, so that a repeat is recognised by every worker and after every restart.
+    pub async fn remember_delivered(&self, message: &Message) {
+        let Some(directory) = &self.directory else { return };
+        if let Err(error) = directory.remember_delivered(message.id, crate::clock::now()).await {
+            tracing::debug!(id = %message.id, %error, "cannot note a delivery; a repeat of it would be sent");
+        }
+    }
+
+    /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written.
+    pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let Ok(Handoff::Start(start)) = serde_json::from_slice::<Handoff>(&dead.message.body) else {
+            return Ok(());
+        };
+        if dead.message.kind != Kind::HandoffStart {
+            return Ok(());
+        }
+        let id = &start.conversation_id;
+        let open = directory.find(id).await.map_err(|error| error.to_string())?;
+        // A duplicate of a start that had worked: the chat goes on.
+        if open.is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
+            return Ok(());
+        }
+        let told = self.fail(&dead.message, id, dead.reason.as_str(), None).await;
+        told.map_err(|OwnTrouble(trouble)| trouble)
+    }
+}
+
+fn lane_number(lane: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    lane.hash(&mut hasher);
+    hasher.finish()
+}

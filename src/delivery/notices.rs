@@ -1,0 +1,74 @@
+//! What Causeway itself tells the bot side about a conversation, put on the queue like every other message.
+//!
+//! Guarantees: the same notice always has the same id, so that telling it again is harmless; it stands in the lane of
+//! the conversation's callbacks, behind what was said before. Leaves to others: delivering it (`callback.rs`).
+
+use super::{Deliverer, OwnTrouble};
+use crate::message::{ConversationId, Kind, LaneKey, Message, MessageId, Notice, NoticeEvent};
+
+impl Deliverer {
+    /// Publishes a notice. `instance` tells apart what may happen twice in one chat (a new position in the queue).
+    pub(super) async fn tell(&self, kind: Kind, notice: &Notice, instance: &str) -> Result<(), OwnTrouble> {
+        if !self.settings.tells_events {
+            return Ok(());
+        }
+        let group = notice.group.as_deref();
+        let event = notice.event.map_or("", NoticeEvent::as_str);
+        let name = format!("{}:{}:{kind}:{event}:{instance}", notice.conversation_id, group.unwrap_or(""));
+        let lane = group.and_then(|group| LaneKey::parse(group).ok());
+        let lane = lane.unwrap_or_else(|| LaneKey::from(&notice.conversation_id));
+        let body = serde_json::to_vec(notice).map_err(|error| OwnTrouble(error.to_string()))?;
+        let message = Message::new(MessageId::derived("notice", &name), kind, lane, body);
+        Ok(self.queue.publish(&message).await?)
+    }
+
+    pub(super) async fn tell_event(
+        &self,
+        notice: Notice,
+        event: NoticeEvent,
+        instance: &str,
+    ) -> Result<(), OwnTrouble> {
+        self.tell(Kind::CallbackEvent, &Notice { event: Some(event), ..notice }, instance).await
+    }
+
+    /// The chat is over. The notice goes out first: whoever repeats this after a crash tells it again under the same id.
+    pub(super) async fn end(
+        &self,
+        id: &ConversationId,
+        group: Option<&str>,
+        reason: &str,
+    ) -> Result<(), OwnTrouble> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let notice = Notice {
+            group: group.map(str::to_owned),
+            reason: Some(reason.to_owned()),
+            ..Notice::about(id.clone())
+        };
+        self.tell(Kind::CallbackEnded, &notice, "").await?;
+        directory.ended(id, group, reason).await?;
+        if let Some(servicenow) = &self.servicenow {
+            servicenow.forget(id);
+        }
+        Ok(())
+    }
+
+    /// No human will come: the bot side is told, so that the bot takes over instead of silence.
+    pub(super) async fn fail(
+        &self,
+        start: &Message,
+        id: &ConversationId,
+        reason: &str,
+        detail: Option<&str>,
+    ) -> Result<(), OwnTrouble> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let notice = Notice {
+            reason: Some(reason.to_owned()),
+            detail: detail.map(str::to_owned),
+            ..Notice::about(id.clone())
+        };
+        // A replayed start may fail again, and that is another failure.
+        self.tell(Kind::HandoffFailed, &notice, &format!("{}:{}", start.id, start.replays)).await?;
+        directory.failed(id, reason).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! Reads the body of a request within its limits.
+//!
+//! Guarantees: never holds more than the limit; an announced body that is too large is refused before a byte of it is
+//! read; a body that does not arrive within the read timeout is given up.
+//! Leaves to others: what the bytes mean.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::{HeaderMap, Request};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+
+use super::problem::Refusal;
+use crate::tasks;
+
+/// How long, and for how much, the rest of a refused body is read so that its sender sees the answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
+
+/// The limits of one listener.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) bytes: usize,
+    pub(super) time: Duration,
+}
+
+/// Accepts JSON in UTF-8; a caller that names no type means JSON.
+pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(Refusal::WrongEncoding);
+    }
+    let Some(given) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let given = given.to_str().unwrap_or("?").to_ascii_lowercase();
+    let mut parts = given.split(';').map(str::trim);
+    let named = parts.next().unwrap_or_default();
+    let json = named == "application/json" || (named.starts_with("application/") && named.ends_with("+json"));
+    let utf8 = parts
+        .filter_map(|part| part.strip_prefix("charset="))
+        .all(|charset| matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii"));
+    if json && utf8 { Ok(()) } else { Err(Refusal::WrongContentType) }
+}
+
+/// Reads the whole body.
+pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -> Result<Bytes, Refusal> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limits.bytes as u64) {
+        return Err(Refusal::TooLarge(limits.bytes));
+    }
+    let deadline = Instant::now() + limits.time;
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| Refusal::SlowBody)?;
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame.map_err(|_| Refusal::CutBody)?.into_data() else { continue };
+        if whole.len() + data.len() > limits.bytes {
+            return Err(Refusal::TooLarge(limits.bytes));
+        }
+        whole.extend_from_slice(&data);
+    }
+    if whole.iter().all(u8::is_ascii_whitespace) { Err(Refusal::EmptyBody) } else { Ok(whole.freeze()) }
+}
+
+/// Lets the sender of a body that nobody wants see why: a socket closed on unread bytes would take the answer with it.
+pub(super) fn linger(request: Request<Body>) {
+    // Who asked first has not sent anything, and must not be told to.
+    if request.headers().contains_key(EXPECT) {
+        return;
+    }
+    let mut body = request.into_body();
+    if axum::body::HttpBody::is_end_stream(&body) {
+        return;
+    }
+    let drain = async move {
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    drop(tasks::spawn(tokio::time::timeout(LINGER, drain)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(name: &'static str, value: &str) -> Option<&'static str> {
+        let name = axum::http::HeaderName::from_static(name);
+        let headers = HeaderMap::from_iter([(name, value.parse().unwrap())]);
+        is_json(&headers).err().map(|refusal| refusal.slug())
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        for json in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/vnd.x+json;charset=\"utf-8\"",
+        ] {
+            assert_eq!(refusal("content-type", json), None, "{json}");
+        }
+        for other in
+            ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1", ""]
+        {
+            assert_eq!(refusal("content-type", other), Some("wrong_content_type"), "{other}");
+        }
+        assert_eq!(refusal("content-encoding", "gzip"), Some("wrong_encoding"));
+        assert_eq!(refusal("content-encoding", "Identity"), None);
+        assert!(is_json(&HeaderMap::new()).is_ok());
+    }
+}

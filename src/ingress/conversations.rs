@@ -1,0 +1,74 @@
+//! The door for questions about a conversation.
+//!
+//! Leaves to others: what is known (`conversation/`).
+
+use std::sync::Arc;
+
+use axum::RequestExt;
+use axum::extract::{Path, Request};
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::problem::{self, Refusal};
+use super::{IngressState, handoffs};
+use crate::conversation::Conversation;
+use crate::message::ConversationId;
+
+/// Answers a question about one conversation.
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+    handoffs::admit(state, request.headers())?;
+    let directory = state.directory.as_ref().ok_or(Refusal::DirectoryAway)?;
+    // A name that cannot be one is a name that nobody has.
+    let Path(name) =
+        request.extract_parts::<Path<String>>().await.map_err(|_| Refusal::UnknownConversation)?;
+    let id = ConversationId::parse(&name).map_err(|_| Refusal::UnknownConversation)?;
+    let conversation = directory.find(&id).await?.ok_or(Refusal::UnknownConversation)?;
+    Ok(problem::found(&view(&conversation)))
+}
+
+fn view(conversation: &Conversation) -> Value {
+    json!({
+        "conversation_id": conversation.id,
+        "state": conversation.state,
+        "servicenow": {
+            "group": conversation.group,
+            "number": conversation.number,
+            "queue_id": conversation.queue_id,
+            "position": conversation.position,
+            "wait": conversation.wait,
+        },
+        "agent": conversation.agent,
+        "opened_at": conversation.opened_at,
+        "updated_at": conversation.updated_at,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conversation::{Origin, State};
+
+    #[test]
+    fn what_is_not_known_is_null() {
+        let conversation = Conversation {
+            id: ConversationId::parse("c-1").unwrap(),
+            origin: Origin::Api,
+            state: State::Waiting,
+            group: Some("g1".into()),
+            number: None,
+            queue_id: Some("q1".into()),
+            position: Some(2),
+            wait: None,
+            agent: None,
+            reason: None,
+            opened_at: "2026-11-22T10:00:00Z".parse().unwrap(),
+            updated_at: "2026-11-22T10:00:05.25Z".parse().unwrap(),
+        };
+        let expected = json!({
+            "conversation_id": "c-1", "state": "waiting",
+            "servicenow": { "group": "g1", "number": null, "queue_id": "q1", "position": 2, "wait": null },
+            "agent": null, "opened_at": "2026-11-22T10:00:00Z", "updated_at": "2026-11-22T10:00:05.25Z",
+        });
+        assert_eq!(view(&conversation), expected);
+    }
+}

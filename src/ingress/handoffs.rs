@@ -1,0 +1,346 @@
+//! The door for handoff requests of any bot, script or dialog task.
+//!
+//! Guarantees: a request is taken whole or refused with every fault it has; fields that nobody knows are passed over,
+//! so that a newer caller can talk to an older relay.
+//! Leaves to others: the conversation's state (`conversation/`), everything after the queue has it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::fields::{Bounds, Faults, Fields};
+use super::problem::{self, Refusal};
+use super::verify;
+use super::{IngressState, body};
+use crate::conversation::Origin;
+use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typing, User};
+use crate::message::ids::ID_BYTES_MAX;
+use crate::message::{ConversationId, LaneKey, Message, MessageId};
+
+/// How long the caller may wait for the directory, which only wants to be ahead of the worker.
+const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What somebody says.
+const TEXT: Bounds = Bounds { bytes: 32 << 10, may_be_empty: false };
+/// A line of the transcript, or words beside an attachment.
+const TEXT_OR_NOTHING: Bounds = Bounds { bytes: 32 << 10, may_be_empty: true };
+/// A name of something.
+const NAME: Bounds = Bounds { bytes: ID_BYTES_MAX, may_be_empty: false };
+/// What describes something.
+const LABEL: Bounds = Bounds { bytes: 2048, may_be_empty: true };
+
+/// Lets the holder of the bearer token in; the whole API is off without one.
+pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Refusal> {
+    let token = state.settings.handoffs_token.as_ref();
+    match token.filter(|token| verify::usable(Some(token)).is_some()) {
+        None => Err(Refusal::NotEnabled("ingress.handoffs.token")),
+        Some(token) if verify::bearer(token, headers) => Ok(()),
+        Some(_) => Err(Refusal::Unauthorized(r#"Bearer realm="causeway""#)),
+    }
+}
+
+/// Answers a handoff request.
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+    admit(state, request.headers())?;
+    body::is_json(request.headers())?;
+    let headers = request.headers().clone();
+    let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
+    let (id, handoff) = read(&raw, &headers)?;
+    let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
+    let conversation = handoff.conversation();
+    state.keep(Message::new(id, handoff.kind(), LaneKey::from(conversation), body)).await?;
+    if let Handoff::Start(start) = &handoff {
+        remember(state, start).await;
+    }
+    Ok(problem::accepted(&json!({ "id": id, "conversation_id": conversation, "status": "accepted" })))
+}
+
+/// Makes the conversation visible at once. The worker writes it too, so a failure here changes nothing.
+async fn remember(state: &IngressState, start: &Start) {
+    let Some(directory) = &state.directory else { return };
+    let write = directory.requested(&start.conversation_id, Origin::Api, start.queue_id.as_deref());
+    match tokio::time::timeout(DIRECTORY_PATIENCE, write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the worker will have to note the conversation"),
+        Err(_) => tracing::warn!("the directory is slow: the worker will have to note the conversation"),
+    }
+}
+
+/// The request and its id.
+fn read(raw: &[u8], headers: &HeaderMap) -> Result<(MessageId, Handoff), Refusal> {
+    let value: Value = serde_json::from_slice(raw)
+        .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
+    let faults = Faults::default();
+    let nothing = Map::new();
+    let object = value.as_object().unwrap_or(&nothing);
+    if !value.is_object() {
+        faults.add("body", "must be one JSON object");
+        return Err(Refusal::Invalid(faults.into_vec()));
+    }
+    let fields = Fields::new(object, &faults);
+    let key = idempotency_key(headers, &fields, &faults);
+    let handoff = handoff(&fields);
+    let faults = faults.into_vec();
+    match handoff {
+        Some(handoff) if faults.is_empty() => {
+            let conversation = handoff.conversation();
+            let id = key.map_or_else(MessageId::fresh, |key| {
+                MessageId::derived("handoff", &format!("{conversation}:{key}"))
+            });
+            Ok((id, handoff))
+        }
+        _ => Err(Refusal::Invalid(faults)),
+    }
+}
+
+/// What makes a repeated post the same message: the header, else the field `id`.
+fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<String> {
+    let field = fields.text("id", NAME);
+    let Some(header) = headers.get("idempotency-key") else { return field.map(str::to_owned) };
+    match header.to_str().map(str::trim) {
+        Ok(key) if (1..=ID_BYTES_MAX).contains(&key.len()) => Some(key.to_owned()),
+        _ => {
+            faults.add("Idempotency-Key", format!("must be 1 to {ID_BYTES_MAX} printable ASCII characters"));
+            None
+        }
+    }
+}
+
+/// Reads every field even after a fault, so that the caller sees all of them at once.
+fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
+    let conversation = conversation_id(fields);
+    match fields.required_text("type", NAME)? {
+        "start" => start(fields, conversation).map(Handoff::Start),
+        "message" => text(fields, conversation).map(Handoff::Message),
+        "typing" => conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id })),
+        "end" => {
+            let reason = fields.text("reason", LABEL).map(str::to_owned);
+            conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason }))
+        }
+        _ => {
+            fields.fault("type", "must be start, message, typing or end");
+            None
+        }
+    }
+}
+
+fn conversation_id(fields: &Fields<'_>) -> Option<ConversationId> {
+    let anything = Bounds { bytes: usize::MAX, may_be_empty: true };
+    let text = fields.required_text("conversation_id", anything)?;
+    ConversationId::parse(text).map_err(|problem| fields.fault("conversation_id", problem.to_string())).ok()
+}
+
+fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Start> {
+    let message = fields.required_text("message", TEXT);
+    let queue_id = fields.text("queue_id", NAME).and_then(|queue| {
+        // It becomes a part of a path.
+        LaneKey::parse(queue).map_err(|problem| fields.fault("queue_id", problem.to_string())).ok()
+    });
+    let user = fields.object("user").map(|user| User {
+        id: user.text("id", LABEL).map(str::to_owned),
+        name: user.text("name", LABEL).map(str::to_owned),
+        email: user.text("email", LABEL).map(str::to_owned),
+        language: user.text("language", LABEL).map(str::to_owned),
+    });
+    let transcript = fields.objects("transcript").iter().filter_map(line).collect();
+    let metadata = fields.object("metadata").map(|metadata| strings(&metadata)).unwrap_or_default();
+    Some(Start {
+        conversation_id: conversation?,
+        queue_id: queue_id.map(|queue| queue.as_str().to_owned()),
+        message: message?.to_owned(),
+        user,
+        transcript,
+        metadata,
+    })
+}
+
+fn line(fields: &Fields<'_>) -> Option<Line> {
+    let from = fields.required_text("from", NAME);
+    let text = fields.required_text("text", TEXT_OR_NOTHING);
+    let at = fields.text("at", NAME);
+    if at.is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
+        fields.fault("at", "must be a time as in RFC 3339, such as 2026-11-22T10:00:00Z");
+    }
+    Some(Line { from: from?.to_owned(), text: text?.to_owned(), at: at.map(str::to_owned) })
+}
+
+fn strings(fields: &Fields<'_>) -> BTreeMap<String, String> {
+    let pair = |key: &str| Some((key.to_owned(), fields.text(key, TEXT_OR_NOTHING)?.to_owned()));
+    fields.keys().filter_map(pair).collect()
+}
+
+fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Text> {
+    let sent = fields.objects("attachments");
+    let message = if sent.is_empty() {
+        fields.required_text("message", TEXT)
+    } else {
+        fields.text("message", TEXT_OR_NOTHING)
+    };
+    let attachments = sent.iter().filter_map(attachment).collect();
+    Some(Text {
+        conversation_id: conversation?,
+        message: message.unwrap_or_default().to_owned(),
+        attachments,
+    })
+}
+
+fn attachment(fields: &Fields<'_>) -> Option<Attachment> {
+    let url = fields.required_text("url", Bounds { bytes: 8 << 10, may_be_empty: false });
+    let is_web = |url: &str| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if url.is_some_and(|url| !is_web(url)) {
+        fields.fault("url", "must be an absolute http or https address");
+    }
+    let name = fields.text("name", LABEL).map(str::to_owned);
+    let content_type = fields.text("content_type", LABEL).map(str::to_owned);
+    Some(Attachment { url: url?.to_owned(), name, content_type })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults_of(body: &Value) -> Vec<(String, String)> {
+        match read(body.to_string().as_bytes(), &HeaderMap::new()) {
+            Err(Refusal::Invalid(faults)) => faults.into_iter().map(|f| (f.field, f.reason)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn fields_of(body: &Value) -> Vec<String> {
+        faults_of(body).into_iter().map(|(field, _)| field).collect()
+    }
+
+    fn taken(body: &Value) -> (MessageId, Handoff) {
+        read(body.to_string().as_bytes(), &HeaderMap::new()).unwrap()
+    }
+
+    #[test]
+    fn the_four_types_of_the_documentation_are_taken() {
+        let start = json!({"type": "start", "conversation_id": "c-1", "message": "My laptop is on fire",
+            "user": {"id": "u-1", "name": "Ada", "email": "ada@example.com", "language": "ko"},
+            "transcript": [{"from": "user", "text": "hi", "at": "2026-11-22T10:00:00Z"}], "metadata": {"any": "strings"}});
+        let message = json!({"type": "message", "conversation_id": "c-1", "message": "still burning",
+            "attachments": [{"url": "https://x.example/a.png", "name": "a.png", "content_type": "image/png"}]});
+        let typing = json!({"type": "typing", "conversation_id": "c-1"});
+        let end = json!({"type": "end", "conversation_id": "c-1", "reason": "user"});
+        for body in [start, message, typing, end] {
+            let (_, handoff) = taken(&body);
+            assert_eq!(serde_json::to_value(&handoff).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn what_nobody_knows_is_passed_over() {
+        let (_, handoff) =
+            taken(&json!({"type": "typing", "conversation_id": "c", "color": {"a": 1}, "message": 7}));
+        assert_eq!(serde_json::to_value(handoff).unwrap(), json!({"type": "typing", "conversation_id": "c"}));
+        taken(&json!({"type": "end", "conversation_id": "c", "reason": null}));
+        taken(&json!({"type": "message", "conversation_id": "c", "attachments": [{"url": "http://x/a"}]}));
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let long = "x".repeat((32 << 10) + 1);
+        let body = json!({"type": "start", "conversation_id": "c".repeat(257), "message": long, "queue_id": "",
+            "id": 5, "user": {"email": 1, "name": ["a"]},
+            "transcript": [{"from": "user", "text": "ok"}, 7, {"from": "", "text": long, "at": "yesterday"}, {}],
+            "metadata": {"a": "b", "n": 1}});
+        let mut fields = fields_of(&body);
+        fields.sort();
+        let expected = [
+            "conversation_id",
+            "id",
+            "message",
+            "metadata.n",
+            "queue_id",
+            "transcript[1]",
+            "transcript[2].at",
+            "transcript[2].from",
+            "transcript[2].text",
+            "transcript[3].from",
+            "transcript[3].text",
+            "user.email",
+            "user.name",
+        ];
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn each_fault_says_what_to_do() {
+        let cases = [
+            (json!([]), "body", "must be one JSON object"),
+            (json!({"conversation_id": "c"}), "type", "is missing; it must be a string"),
+            (
+                json!({"type": "stop", "conversation_id": "c"}),
+                "type",
+                "must be start, message, typing or end",
+            ),
+            (json!({"type": "typing"}), "conversation_id", "is missing; it must be a string"),
+            (json!({"type": "typing", "conversation_id": ""}), "conversation_id", "must not be empty"),
+            (json!({"type": "typing", "conversation_id": 1}), "conversation_id", "must be a string"),
+            (
+                json!({"type": "start", "conversation_id": "c", "message": " "}),
+                "message",
+                "must not be empty",
+            ),
+            (json!({"type": "start", "conversation_id": "c"}), "message", "is missing; it must be a string"),
+            (
+                json!({"type": "message", "conversation_id": "c"}),
+                "message",
+                "is missing; it must be a string",
+            ),
+            (
+                json!({"type": "start", "conversation_id": "c", "message": "m", "user": "Ada"}),
+                "user",
+                "must be an object",
+            ),
+            (
+                json!({"type": "message", "conversation_id": "c", "attachments": [{"url": "file:///etc/passwd"}]}),
+                "attachments[0].url",
+                "must be an absolute http or https address",
+            ),
+            (
+                json!({"type": "message", "conversation_id": "c", "message": "m", "attachments": "a"}),
+                "attachments",
+                "must be an array of objects",
+            ),
+        ];
+        for (body, field, reason) in cases {
+            assert_eq!(faults_of(&body)[0], (field.to_owned(), reason.to_owned()), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_post_is_the_same_message() {
+        let body = json!({"type": "typing", "conversation_id": "c", "id": "k1"});
+        assert_eq!(taken(&body).0, MessageId::derived("handoff", "c:k1"));
+        let headers = HeaderMap::from_iter([(
+            axum::http::HeaderName::from_static("idempotency-key"),
+            "k2".parse().unwrap(),
+        )]);
+        assert_eq!(
+            read(body.to_string().as_bytes(), &headers).unwrap().0,
+            MessageId::derived("handoff", "c:k2")
+        );
+        let other = json!({"type": "typing", "conversation_id": "c"});
+        assert_ne!(taken(&other).0, taken(&other).0);
+
+        let long = HeaderMap::from_iter([(
+            axum::http::HeaderName::from_static("idempotency-key"),
+            "k".repeat(257).parse().unwrap(),
+        )]);
+        let Err(Refusal::Invalid(faults)) = read(body.to_string().as_bytes(), &long) else { panic!() };
+        assert_eq!(faults[0].field, "Idempotency-Key");
+    }
+
+    #[test]
+    fn broken_json_is_shown_where_it_breaks() {
+        let refusal = read(b"{\n  \"type\": start}", &HeaderMap::new()).unwrap_err();
+        assert!(matches!(refusal, Refusal::NotJson { line: 2, .. }), "{refusal}");
+    }
+}

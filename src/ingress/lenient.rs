@@ -1,0 +1,352 @@
+//! Reads what the stock Business Rule writes: JSON made by string concatenation, in which nothing is escaped but what
+//! `escapeForHomePage` escapes (a newline as `\n`, `<` and `>` as `%3c` and `%3e`).
+//!
+//! The idea: of all fields only `formatted_message` is free text; the others are ids and names, which hold no quote.
+//! So what stands before the text is read from the front, what stands behind it is read from the back, and what is
+//! left between is the text, whatever it holds. No key is taken twice, so text that imitates a field stays text.
+//!
+//! Guarantees: a body with the five stock keys gives the text back exactly, and nobody can write a text that changes
+//! another field; no input panics; time is linear. What cannot be told apart, and how it is read:
+//! - a key that the body lacks (one of [`STOCK`] or [`COLUMNS`]) imitated in the text is taken for the field;
+//! - `\n` is a newline, also where somebody wrote `C:\new`;
+//! - another backslash is itself as soon as the value proves that its writer escapes nothing (a bare quote, a backslash
+//!   that begins no JSON escape); without that proof it is read as JSON reads it;
+//! - a text that makes valid JSON with a key of its own is what JSON says it is (the strict reading comes first).
+//!
+//! Leaves to others: what the fields mean (`servicenow.rs`), `%3c` and `%3e` (undone where text is shown).
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// The fields of a callback by name.
+pub(super) type Fields = Map<String, Value>;
+
+/// The one field that is free text.
+const TEXT: &str = "formatted_message";
+/// The other keys of the stock rule.
+const STOCK: &[&str] = &["group", "sys_created_by", "last_message", "sys_id"];
+/// Columns of `live_message` that repaired rules add.
+const COLUMNS: &[&str] = &[
+    "sys_created_on",
+    "sys_updated_on",
+    "profile",
+    "internal",
+    "reflected_field",
+    "private_message",
+    "reply_to",
+];
+
+/// Reads what is valid JSON: one object in which no key occurs twice.
+///
+/// A key that occurs twice means that the text broke out of its string; which of the two is meant only [`repair`] knows.
+pub(super) fn strict(raw: &[u8]) -> Option<Fields> {
+    serde_json::from_slice::<Distinct>(raw).ok().map(|Distinct(fields)| fields)
+}
+
+struct Distinct(Fields);
+
+impl<'de> Deserialize<'de> for Distinct {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::new();
+                while let Some((key, value)) = entries.next_entry::<String, Value>()? {
+                    if fields.insert(key, value).is_some() {
+                        return Err(A::Error::custom("a key occurs twice"));
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object).map(Self)
+    }
+}
+
+/// Reads what only looks like JSON; `None` where even this finds no fields.
+pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
+    let text = std::str::from_utf8(raw).ok()?.trim_start_matches('\u{feff}').trim();
+    let mut rest = text.strip_prefix('{')?.strip_suffix('}')?;
+    let mut fields = Fields::new();
+    loop {
+        let (key, value) = key_at_front(rest)?;
+        if fields.contains_key(key) {
+            return None;
+        }
+        if key == TEXT
+            && let Some(value) = value.strip_prefix('"')
+        {
+            return around_text(fields, value);
+        }
+        let (value, after) = simple_at_front(value)?;
+        fields.insert(key.to_owned(), value);
+        let after = after.trim_start();
+        if after.is_empty() {
+            return Some(fields);
+        }
+        rest = after.strip_prefix(',')?;
+    }
+}
+
+/// `rest` is the text, its closing quote, and the fields behind it.
+fn around_text(mut fields: Fields, mut rest: &str) -> Option<Fields> {
+    while let Some((before, key, value)) = field_at_back(rest)
+        && (STOCK.contains(&key) || COLUMNS.contains(&key))
+        && !fields.contains_key(key)
+    {
+        fields.insert(key.to_owned(), value);
+        rest = before;
+    }
+    let mut key = TEXT;
+    let mut text = rest.trim_end().strip_suffix('"')?;
+    // A stock key that is still missing stands inside the text only if a field behind it was no simple one.
+    while let Some((before, next, after)) = cut(text, |next| next != key && !fields.contains_key(next)) {
+        fields.insert(key.to_owned(), Value::String(unescape(before)));
+        (key, text) = (next, after);
+    }
+    fields.insert(key.to_owned(), Value::String(unescape(text)));
+    Some(fields)
+}
+
+/// `"key":` and what follows.
+fn key_at_front(rest: &str) -> Option<(&str, &str)> {
+    let (key, rest) = rest.trim_start().strip_prefix('"')?.split_once('"')?;
+    let is_name =
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    let value = rest.trim_start().strip_prefix(':')?.trim_start();
+    is_name.then_some((key, value))
+}
+
+/// A string without quotes, or a bare word.
+fn simple_at_front(value: &str) -> Option<(Value, &str)> {
+    if let Some(value) = value.strip_prefix('"') {
+        let (text, after) = value.split_once('"')?;
+        return Some((Value::String(unescape(text)), after));
+    }
+    let end = value.find(|c| !is_bare(c)).unwrap_or(value.len());
+    let (word, after) = value.split_at(end);
+    Some((bare(word)?, after))
+}
+
+/// The last field, and what stands before its comma.
+fn field_at_back(rest: &str) -> Option<(&str, &str, Value)> {
+    let rest = rest.trim_end();
+    let (before, value) = if let Some(inner) = rest.strip_suffix('"') {
+        let (before, text) = inner.rsplit_once('"')?;
+        (before, Value::String(unescape(text)))
+    } else {
+        let (before, word) = rest.split_at(rest.trim_end_matches(is_bare).len());
+        (before, bare(word)?)
+    };
+    let key = before.trim_end().strip_suffix(':')?.trim_end().strip_suffix('"')?;
+    let (before, key) = key.rsplit_once('"')?;
+    Some((before.trim_end().strip_suffix(',')?, key, value))
+}
+
+/// The first `","key":"` with a stock key that is wanted: what stands before it, the key, what stands behind it.
+fn cut(text: &str, wanted: impl Fn(&str) -> bool) -> Option<(&str, &'static str, &str)> {
+    text.match_indices('"').find_map(|(at, _)| {
+        let (key, value) = key_at_front(text[at + 1..].trim_start().strip_prefix(',')?)?;
+        let key = STOCK.iter().copied().find(|stock| *stock == key && wanted(stock))?;
+        Some((&text[..at], key, value.strip_prefix('"')?))
+    })
+}
+
+const fn is_bare(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.')
+}
+
+/// What JavaScript writes without quotes; nothing at all counts as nothing.
+fn bare(word: &str) -> Option<Value> {
+    match word {
+        "" | "undefined" | "NaN" => Some(Value::Null),
+        word => serde_json::from_str(word).ok(),
+    }
+}
+
+/// The characters that a raw string value stands for.
+fn unescape(raw: &str) -> String {
+    let mut json = String::with_capacity(raw.len() + 2);
+    json.push('"');
+    for c in raw.chars() {
+        match c {
+            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    serde_json::from_str(&json).unwrap_or_else(|_| raw.replace("\\n", "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the stock rule writes, with the documented part of `escapeForHomePage`.
+    fn stock(text: &str) -> String {
+        let text = text.replace('<', "%3c").replace('>', "%3e").replace('\n', "\\n");
+        format!(
+            r#"{{"group":"g1","formatted_message":"{text}","sys_created_by":"agent","last_message":"","sys_id":"m1"}}"#
+        )
+    }
+
+    fn read(body: &str) -> Option<Fields> {
+        strict(body.as_bytes()).or_else(|| repair(body.as_bytes()))
+    }
+
+    fn assert_read_back(text: &str) {
+        let fields = read(&stock(text)).unwrap();
+        let expected = text.replace('<', "%3c").replace('>', "%3e");
+        assert_eq!(fields[TEXT], expected.as_str());
+        assert_eq!(fields["group"], "g1");
+        assert_eq!(fields["sys_created_by"], "agent");
+        assert_eq!(fields["sys_id"], "m1");
+        assert_eq!(fields.len(), 5);
+    }
+
+    #[test]
+    fn what_agents_write_is_read_back() {
+        for text in [
+            "",
+            "He said \"no\" twice",
+            "\"",
+            "ends with a quote\"",
+            "a\ttab, a\rreturn and\na newline",
+            "\"quoted\" C:\\temp\\dir\\",
+            "ends with a backslash\\",
+            r"\d+ is a pattern",
+            r#"{"a": "b"}"#,
+            "<b>bold</b>",
+            r#"x","group":"g2"#,
+            r#"x","sys_created_by":"me","sys_id":"m2"#,
+            r#"x"}"#,
+            "안녕 \"하세요\" 🙂",
+        ] {
+            assert_read_back(text);
+        }
+    }
+
+    #[test]
+    fn keys_may_come_in_any_order_and_number() {
+        let body = r#"{ "sys_id" : "m1", "formatted_message":"say "hi"" , "internal":false,
+            "last_message":undefined, "group":"g1" }"#;
+        let fields = repair(body.as_bytes()).unwrap();
+        assert_eq!(fields[TEXT], "say \"hi\"");
+        assert_eq!(fields["last_message"], Value::Null);
+        assert_eq!(fields["internal"], false);
+        assert_eq!(fields["group"], "g1");
+
+        let fields = repair(br#"{"group":"g1","sys_id":,"formatted_message":undefined}"#).unwrap();
+        assert_eq!((&fields["sys_id"], &fields[TEXT]), (&Value::Null, &Value::Null));
+        let last = repair(br#"{"group":"g1","sys_id":"m1","formatted_message":"a "b" c"}"#).unwrap();
+        assert_eq!(last[TEXT], "a \"b\" c");
+    }
+
+    #[test]
+    fn a_field_behind_the_text_may_hold_quotes_too() {
+        let body = r#"{"group":"g","formatted_message":"a "b"","sys_created_by":"u","last_message":"c "d" e","sys_id":"m"}"#;
+        let fields = repair(body.as_bytes()).unwrap();
+        assert_eq!(fields[TEXT], "a \"b\"");
+        assert_eq!(fields["last_message"], "c \"d\" e");
+        assert_eq!((&fields["sys_created_by"], &fields["sys_id"]), (&"u".into(), &"m".into()));
+    }
+
+    #[test]
+    fn escapes_are_read_as_json_unless_the_writer_escapes_nothing() {
+        let one = |text: &str| repair(stock(text).as_bytes()).unwrap()[TEXT].as_str().unwrap().to_owned();
+        assert_eq!(one("a\tb \\\"c\\\" \\u0041"), "a\tb \"c\" A");
+        assert_eq!(one("\"a\" \\u0041 \\\\ \\n"), "\"a\" \\u0041 \\\\ \n");
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_not_valid() {
+        assert_eq!(strict(br#"{"group":"a","group":"b"}"#), None);
+        assert_eq!(repair(br#"{"group":"a","group":"b"}"#), None);
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_read() {
+        for body in [
+            "",
+            "{",
+            "}",
+            "{}",
+            "[]",
+            "null",
+            "hello",
+            "{\"group\":\"g",
+            "{\"group\":g\"}",
+            "{\"gr oup\":\"g\"}",
+        ] {
+            assert_eq!(repair(body.as_bytes()), None, "{body}");
+        }
+        assert_eq!(repair(b"{\"group\":\"\xff\"}"), None);
+    }
+
+    /// Pieces that a text can hurt with. A colon comes only with a stock key: `","other":"` is valid JSON of its own.
+    fn pieces() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("\""),
+            Just("\"}"),
+            Just("{\""),
+            Just(","),
+            Just(" "),
+            Just("\n"),
+            Just("\t"),
+            Just("\u{1}"),
+            Just("\",\"group\":\""),
+            Just("\",\"sys_id\":\"x"),
+            Just("\" , \"sys_created_by\" : \"me"),
+            Just("\",\"formatted_message\":\"y"),
+            Just("\",\"last_message\":undefined,\""),
+            Just("hello"),
+            Just("%3c"),
+            Just("한"),
+        ];
+        proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_without_a_backslash_is_read_back(text in any::<String>().prop_map(|t| t.replace(['\\', ':'], ""))) {
+            assert_read_back(&text);
+        }
+
+        #[test]
+        fn a_text_cannot_imitate_a_field(text in pieces()) {
+            assert_read_back(&text);
+        }
+
+        #[test]
+        fn behind_a_bare_quote_backslashes_are_themselves(
+            parts in proptest::collection::vec(prop_oneof![Just("\\"), Just("t"), Just("\""), Just("u0041"), Just(" ")], 0..12),
+        ) {
+            assert_read_back(&format!("\"q{}", parts.concat()));
+        }
+
+        #[test]
+        fn no_bytes_panic(raw in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = strict(&raw);
+            let _ = repair(&raw);
+        }
+
+        #[test]
+        fn no_damaged_body_panics(text in pieces(), from in 0usize..200, length in 0usize..40) {
+            let mut body = stock(&text).into_bytes();
+            let from = from.min(body.len());
+            let to = (from + length).min(body.len());
+            body.drain(from..to);
+            if let Some(fields) = repair(&body) {
+                prop_assert!(serde_json::to_vec(&fields).is_ok());
+            }
+        }
+    }
+}

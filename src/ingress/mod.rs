@@ -1,0 +1,239 @@
+//! IN: from HTTP to the queue, and nothing else. Routes are data ([`Door`]); every request goes through [`answer`].
+//!
+//! Guarantees: a 2xx is sent only after the queue has the message; what was received whole is queued even if its
+//! caller hangs up; every answer carries `x-request-id`; every refusal is counted and logged without content.
+//! Leaves to others: who is right (`verify`), what a body means (the doors), what becomes of a message (`worker/`).
+//!
+//! A new door (XO's BotKit protocol) is a variant of [`Door`] with its paths, and a file beside these.
+
+mod admin;
+mod body;
+mod conversations;
+mod fields;
+mod handoffs;
+mod lenient;
+mod problem;
+mod server;
+mod servicenow;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::response::Response;
+use axum::routing::any;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+pub use admin::{AdminState, serve_admin};
+use problem::Refusal;
+
+use crate::conversation::Directory;
+use crate::message::{DeadLetter, Message};
+use crate::queue::{Queue, QueueError};
+use crate::tasks::{self, Stop};
+use crate::telemetry::Metrics;
+
+/// The header by which a request is found again in the logs of both sides.
+const REQUEST_ID: &str = "x-request-id";
+
+/// How the public listener behaves.
+#[derive(Debug, Clone)]
+pub struct IngressSettings {
+    /// The largest body, in bytes.
+    pub body_limit: usize,
+    /// How long a head may take, how long a body may take, and how long a kept connection may idle.
+    pub read_timeout: Duration,
+    /// Who may post callbacks.
+    pub servicenow: ServiceNowDoor,
+    /// Who may post handoffs and ask about conversations; without it that API is off.
+    pub handoffs_token: Option<SecretString>,
+}
+
+/// The credentials of the callback door: any one that is set and holds is enough.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceNowDoor {
+    /// For HTTP Basic, together with `password`.
+    pub username: Option<String>,
+    /// For HTTP Basic.
+    pub password: Option<SecretString>,
+    /// For `x-causeway-token` and `?token=`.
+    pub token: Option<SecretString>,
+    /// For `x-causeway-signature`.
+    pub hmac_secret: Option<SecretString>,
+    /// Lets everybody in, where no credential is set.
+    pub allow_unauthenticated: bool,
+    /// Our own user in ServiceNow: what it wrote comes back and is ignored.
+    pub own_user: Option<String>,
+}
+
+impl ServiceNowDoor {
+    /// Whether any credential is set.
+    pub fn is_guarded(&self) -> bool {
+        let basic = self.username.is_some() && verify::usable(self.password.as_ref()).is_some();
+        basic
+            || [&self.token, &self.hmac_secret].iter().any(|secret| verify::usable(secret.as_ref()).is_some())
+    }
+}
+
+/// What the doors share.
+#[derive(Debug)]
+pub struct IngressState {
+    /// Where everything goes.
+    pub queue: Queue,
+    /// What is known of conversations; the callback relay needs none.
+    pub directory: Option<Directory>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// How to behave.
+    pub settings: IngressSettings,
+}
+
+impl IngressState {
+    const fn limits(&self) -> body::Limits {
+        body::Limits { bytes: self.settings.body_limit, time: self.settings.read_timeout }
+    }
+
+    /// Publishes to the end, also when the caller hangs up meanwhile: ServiceNow does not send a second time.
+    async fn keep(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
+        let state = Arc::clone(self);
+        finished(tasks::spawn(async move {
+            let began = Instant::now();
+            state.queue.publish(&message).await?;
+            state.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
+            Ok(())
+        }))
+        .await
+    }
+
+    /// Buries to the end, like [`Self::keep`].
+    async fn bury(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
+        let state = Arc::clone(self);
+        finished(tasks::spawn(async move {
+            state.queue.bury(&dead).await?;
+            let labels = [dead.message.destination().as_str(), dead.reason.as_str()];
+            state.metrics.dead_letters.with_label_values(&labels).inc();
+            Ok(())
+        }))
+        .await
+    }
+}
+
+async fn finished(task: tokio::task::JoinHandle<Result<(), QueueError>>) -> Result<(), QueueError> {
+    task.await.unwrap_or_else(|_| Err(QueueError::Unavailable("publishing was aborted".into())))
+}
+
+/// The routes of the public listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    ServiceNow,
+    Handoffs,
+    Conversations,
+}
+
+impl Door {
+    const ALL: &'static [Self] = &[Self::ServiceNow, Self::Handoffs, Self::Conversations];
+
+    const fn paths(self) -> &'static [&'static str] {
+        match self {
+            Self::ServiceNow => &["/v1/callbacks/servicenow"],
+            Self::Handoffs => &["/v1/handoffs"],
+            Self::Conversations => &["/v1/conversations/{conversation_id}"],
+        }
+    }
+
+    const fn allow(self) -> &'static str {
+        match self {
+            Self::ServiceNow | Self::Handoffs => "POST",
+            Self::Conversations => "GET, HEAD",
+        }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        self.allow().split(", ").any(|allowed| allowed == method.as_str())
+    }
+
+    /// The label in metrics, the route in logs.
+    const fn source(door: Option<Self>) -> &'static str {
+        match door {
+            Some(Self::ServiceNow) => "servicenow",
+            Some(Self::Handoffs) => "handoffs",
+            Some(Self::Conversations) => "conversations",
+            None => "other",
+        }
+    }
+}
+
+/// Serves the public listener until `stop`: then accepts nothing more and finishes what is in flight.
+pub async fn serve_public(listener: TcpListener, state: Arc<IngressState>, stop: Stop) -> io::Result<()> {
+    let read_timeout = state.settings.read_timeout;
+    server::serve(listener, router(state), read_timeout, stop).await
+}
+
+fn router(state: Arc<IngressState>) -> Router {
+    let at = |door: Option<Door>| {
+        any(move |State(state): State<Arc<IngressState>>, request: Request| answer(state, door, request))
+    };
+    let routes = Door::ALL.iter().flat_map(|door| door.paths().iter().map(move |path| (*path, *door)));
+    let router = routes.fold(Router::new(), |router, (path, door)| router.route(path, at(Some(door))));
+    router.fallback_service(at(None).with_state(Arc::clone(&state))).with_state(state)
+}
+
+/// The way of every request: name it, answer it, count it.
+async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Request) -> Response {
+    let began = Instant::now();
+    let id = request_id(Some(request.headers()));
+    let source = Door::source(door);
+    let mut response = match through(&state, door, &mut request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            let reason = refusal.slug();
+            let response = refusal.into_response(&id);
+            let status = response.status().as_u16();
+            tracing::info!(request_id = %id, route = source, status, reason, "request refused");
+            body::linger(request);
+            response
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    state.metrics.ingress_requests.with_label_values(&[source, response.status().as_str()]).inc();
+    state.metrics.ingress_duration.with_label_values(&[source]).observe(began.elapsed().as_secs_f64());
+    response
+}
+
+async fn through(
+    state: &Arc<IngressState>,
+    door: Option<Door>,
+    request: &mut Request,
+) -> Result<Response, Refusal> {
+    let door = door.ok_or(Refusal::UnknownRoute)?;
+    if !door.takes(request.method()) {
+        return Err(Refusal::WrongMethod(door.allow()));
+    }
+    match door {
+        Door::ServiceNow => servicenow::answer(state, request).await,
+        Door::Handoffs => handoffs::answer(state, request).await,
+        Door::Conversations => conversations::answer(state, request).await,
+    }
+}
+
+/// The caller's name for the request, where it can safely stand in a log line; otherwise a new one.
+fn request_id(headers: Option<&HeaderMap>) -> String {
+    let is_sane = |id: &&str| {
+        (1..=128).contains(&id.len())
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'='))
+    };
+    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok()).filter(is_sane);
+    given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}

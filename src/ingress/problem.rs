@@ -1,0 +1,256 @@
+//! What goes back to a caller: the one place that knows status codes.
+//!
+//! Guarantees: every refusal is `application/problem+json` (RFC 9457) that names the field, the reason and what to
+//! do; a refusal never repeats a body, a header's value or a query string.
+//! Leaves to others: when to refuse (the doors), `x-request-id` (`mod.rs`).
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::conversation::DirectoryError;
+use crate::queue::QueueError;
+
+/// How many faults one answer lists; a body of a million wrong lines must not become an answer of that size.
+const FAULTS_MAX: usize = 100;
+
+/// One thing that is wrong with what a caller sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Fault {
+    /// Its path, such as `transcript[2].text`.
+    pub(super) field: String,
+    /// What is wrong, and by that what to do.
+    pub(super) reason: String,
+}
+
+/// Why a request is not taken. The text is the caller's instruction.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The challenge is the same whatever is configured, so that it tells nothing.
+    #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
+    Unauthorized(&'static str),
+    #[error(
+        "There is nothing at this address. Check the path against the documentation of the HTTP interface."
+    )]
+    UnknownRoute,
+    #[error("This interface is not enabled. Set {0} and start again to enable it.")]
+    NotEnabled(&'static str),
+    #[error(
+        "No conversation of this name is known. Check the id, or start it with POST /v1/handoffs; a start that was \
+         just accepted may take a moment to appear."
+    )]
+    UnknownConversation,
+    #[error("This address does not take this method. Use {0}.")]
+    WrongMethod(&'static str),
+    #[error("The body must be JSON in UTF-8. Send Content-Type: application/json.")]
+    WrongContentType,
+    #[error("The body must not be compressed. Send it without Content-Encoding.")]
+    WrongEncoding,
+    #[error("The body is larger than {0} bytes. Send less, or raise ingress.body_limit.")]
+    TooLarge(usize),
+    #[error("The body is empty. Send one JSON object.")]
+    EmptyBody,
+    #[error("The body ended before it was complete. Send it again.")]
+    CutBody,
+    #[error("The body did not arrive in time. Send it again, faster.")]
+    SlowBody,
+    #[error("The body is not JSON: it breaks at line {line}, column {column}. Send one JSON object.")]
+    NotJson { line: usize, column: usize },
+    #[error("The body was read, but it cannot be used. Correct what `errors` lists and send it again.")]
+    Invalid(Vec<Fault>),
+    #[error(
+        "The queue cannot be reached, so nothing was accepted. Send it again after the time in Retry-After."
+    )]
+    QueueAway,
+    #[error("The queue is full, so nothing was accepted. Send it again after the time in Retry-After.")]
+    QueueFull,
+    #[error(
+        "The queue cannot be used until an operator looks at it, so nothing was accepted. Send it again after the \
+         time in Retry-After."
+    )]
+    QueueUnfit,
+    #[error("The directory of conversations cannot be reached. Ask again after the time in Retry-After.")]
+    DirectoryAway,
+}
+
+/// What all refusals of one kind have in common.
+struct Facts {
+    status: StatusCode,
+    slug: &'static str,
+    field: &'static str,
+    title: &'static str,
+}
+
+impl Refusal {
+    const fn facts(&self) -> Facts {
+        let (status, slug, field, title) = match self {
+            Self::Unauthorized(_) => (401, "unauthorized", "credentials", "Missing or wrong credentials"),
+            Self::UnknownRoute => (404, "unknown_route", "path", "Unknown route"),
+            Self::NotEnabled(_) => (404, "not_enabled", "path", "Not enabled"),
+            Self::UnknownConversation => {
+                (404, "unknown_conversation", "conversation_id", "Unknown conversation")
+            }
+            Self::WrongMethod(_) => (405, "wrong_method", "method", "Wrong method"),
+            Self::SlowBody => (408, "slow_body", "body", "Body not complete in time"),
+            Self::TooLarge(_) => (413, "too_large", "body", "Body too large"),
+            Self::WrongContentType => (415, "wrong_content_type", "content-type", "Wrong content type"),
+            Self::WrongEncoding => (415, "wrong_encoding", "content-encoding", "Wrong content encoding"),
+            Self::EmptyBody => (400, "empty_body", "body", "Empty body"),
+            Self::CutBody => (400, "cut_body", "body", "Incomplete body"),
+            Self::NotJson { .. } => (400, "not_json", "body", "Not JSON"),
+            Self::Invalid(_) => (422, "invalid", "body", "Invalid content"),
+            Self::QueueAway => (503, "queue_away", "queue", "Queue not reachable"),
+            Self::QueueFull => (503, "queue_full", "queue", "Queue full"),
+            Self::QueueUnfit => (503, "queue_unfit", "queue", "Queue not usable"),
+            Self::DirectoryAway => (503, "directory_away", "directory", "Directory not reachable"),
+        };
+        let status = match StatusCode::from_u16(status) {
+            Ok(status) => status,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Facts { status, slug, field, title }
+    }
+
+    /// One word for the log.
+    pub(super) const fn slug(&self) -> &'static str {
+        self.facts().slug
+    }
+
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        let fixed = |name, value| Some((name, HeaderValue::from_static(value)));
+        match self {
+            Self::Unauthorized(challenge) => fixed(WWW_AUTHENTICATE, challenge),
+            Self::WrongMethod(allow) => fixed(ALLOW, allow),
+            Self::QueueAway | Self::DirectoryAway => fixed(RETRY_AFTER, "2"),
+            Self::QueueFull => fixed(RETRY_AFTER, "5"),
+            Self::QueueUnfit => fixed(RETRY_AFTER, "30"),
+            // What is left of the body is not worth reading: the connection cannot be used again.
+            Self::TooLarge(_) | Self::SlowBody | Self::CutBody => fixed(CONNECTION, "close"),
+            _ => None,
+        }
+    }
+
+    /// The answer on the wire.
+    pub(super) fn into_response(self, request_id: &str) -> Response {
+        let facts = self.facts();
+        let header = self.header();
+        let detail = self.to_string();
+        let errors = match self {
+            Self::Invalid(mut faults) => {
+                faults.truncate(FAULTS_MAX);
+                faults
+            }
+            _ => vec![Fault { field: facts.field.to_owned(), reason: detail.clone() }],
+        };
+        let mut problem = json!({
+            "type": format!("urn:causeway:problem:{}", facts.slug),
+            "title": facts.title,
+            "status": facts.status.as_u16(),
+            "detail": detail,
+            "request_id": request_id,
+        });
+        if let [only] = errors.as_slice() {
+            problem["field"] = json!(only.field);
+        }
+        problem["errors"] = json!(errors);
+        let mut response = answer(facts.status, "application/problem+json", problem.to_string());
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+impl From<QueueError> for Refusal {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Unavailable(_) => Self::QueueAway,
+            QueueError::Full => Self::QueueFull,
+            QueueError::Busy(_) | QueueError::Mismatch(_) => Self::QueueUnfit,
+        }
+    }
+}
+
+impl From<DirectoryError> for Refusal {
+    fn from(_: DirectoryError) -> Self {
+        Self::DirectoryAway
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // A proxy that remembers an answer would answer for a queue that is not there.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The queue has it, or nobody needs it.
+pub(super) fn accepted(body: &serde_json::Value) -> Response {
+    answer(StatusCode::ACCEPTED, "application/json", body.to_string())
+}
+
+/// What was asked for.
+pub(super) fn found(body: &serde_json::Value) -> Response {
+    answer(StatusCode::OK, "application/json", body.to_string())
+}
+
+/// Plain text of the admin listener.
+pub(super) fn healthy(content_type: &'static str, body: String) -> Response {
+    answer(StatusCode::OK, content_type, body)
+}
+
+/// The admin listener's way to say "not now".
+pub(super) fn unhealthy(reason: &str) -> Response {
+    answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{reason}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn json_of(response: Response) -> serde_json::Value {
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_single_fault_is_also_the_field() {
+        let faults = vec![Fault { field: "user.email".into(), reason: "must be a string".into() }];
+        let response = Refusal::Invalid(faults).into_response("r-1");
+        assert_eq!(response.status(), 422);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        let body = json_of(response).await;
+        assert_eq!(body["field"], "user.email");
+        assert_eq!(body["errors"][0]["reason"], "must be a string");
+        assert_eq!(body["request_id"], "r-1");
+    }
+
+    #[tokio::test]
+    async fn a_million_faults_are_not_a_million_lines() {
+        let fault = Fault { field: "transcript[0]".into(), reason: "must be an object".into() };
+        let body = json_of(Refusal::Invalid(vec![fault; 5000]).into_response("r")).await;
+        assert_eq!(body["errors"].as_array().unwrap().len(), FAULTS_MAX);
+        assert_eq!(body.get("field"), None);
+    }
+
+    #[test]
+    fn every_queue_trouble_says_when_to_come_back() {
+        let troubles = [
+            QueueError::Unavailable("gone".into()),
+            QueueError::Full,
+            QueueError::Busy("held".into()),
+            QueueError::Mismatch("odd".into()),
+        ];
+        for trouble in troubles {
+            let response = Refusal::from(trouble).into_response("r");
+            assert_eq!(response.status(), 503);
+            let seconds: u64 = response.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
+            assert!((1..=30).contains(&seconds));
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The door for what ServiceNow posts: `live_message` rows (Connect Support) and Virtual Agent answers.
+//!
+//! Guarantees: valid JSON goes on byte for byte; broken JSON goes on repaired; what nobody can read is kept as a dead
+//! letter with its raw bytes; the same event always has the same id.
+//! Leaves to others: whether the `group` is one of ours (`delivery/`), repeats (`worker/`), what a Virtual Agent answer
+//! means (`delivery/`; here only its line and its id are read).
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::response::Response;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::lenient::{self, Fields};
+use super::problem::{self, Refusal};
+use super::verify::{self, Verdict};
+use super::{IngressState, body};
+use crate::clock;
+use crate::message::{DeadLetter, DeadReason, Kind, LaneKey, Message, MessageId, Story};
+
+/// The client variable by which a Virtual Agent conversation that Causeway opened names itself.
+pub(crate) const CONVERSATION_VARIABLE: &str = "causeway_conversation_id";
+
+/// Answers a callback.
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+    let door = &state.settings.servicenow;
+    let verdict = verify::callback(door, request.headers(), request.uri().query(), clock::now());
+    if verdict == Verdict::Refused {
+        return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
+    }
+    body::is_json(request.headers())?;
+    let headers = request.headers().clone();
+    let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
+    if let Verdict::AfterBody(signature) = verdict
+        && !signature.holds(door.hmac_secret.as_ref(), &raw)
+    {
+        return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
+    }
+    match read(raw, door.own_user.as_deref()) {
+        Reading::Event(message) => {
+            let id = message.id;
+            state.keep(message).await?;
+            Ok(problem::accepted(&json!({ "id": id, "status": "accepted" })))
+        }
+        Reading::Unreadable(dead) => {
+            let id = dead.message.id;
+            tracing::warn!(%id, detail = dead.detail, bytes = dead.message.body.len(), "callback kept as dead letter");
+            state.bury(*dead).await?;
+            Ok(problem::accepted(&json!({ "id": id, "status": "dead_lettered" })))
+        }
+        Reading::Echo => Ok(problem::accepted(&json!({ "status": "ignored" }))),
+    }
+}
+
+/// What a callback's body is.
+enum Reading {
+    Event(Message),
+    /// Our own message on its way back.
+    Echo,
+    Unreadable(Box<DeadLetter>),
+}
+
+fn read(raw: Bytes, own_user: Option<&str>) -> Reading {
+    let (fields, body) = match lenient::strict(&raw) {
+        Some(fields) => (fields, raw.clone()),
+        None => {
+            match lenient::repair(&raw).and_then(|fields| Some((serde_json::to_vec(&fields).ok()?, fields))) {
+                Some((repaired, fields)) => (fields, Bytes::from(repaired)),
+                None => {
+                    return unreadable(
+                        MessageId::fresh(),
+                        raw,
+                        "the body is no JSON object, also read leniently",
+                    );
+                }
+            }
+        }
+    };
+    let virtual_agent = is_virtual_agent(&fields);
+    let id = if virtual_agent { answer_id(&fields) } else { named(&fields, "sys_id").map(str::to_owned) };
+    let id = id.map_or_else(MessageId::fresh, |name| MessageId::derived("servicenow", &name));
+    if !virtual_agent
+        && let (Some(own), Some(writer)) = (own_user, named(&fields, "sys_created_by"))
+        && writer.eq_ignore_ascii_case(own)
+    {
+        return Reading::Echo;
+    }
+    let lane = if virtual_agent { answer_lane(&fields) } else { group_lane(&fields) };
+    match lane {
+        Ok(lane) => Reading::Event(Message::new(id, Kind::CallbackMessage, lane, body)),
+        Err(detail) => unreadable(id, raw, &detail),
+    }
+}
+
+fn unreadable(id: MessageId, raw: Bytes, detail: &str) -> Reading {
+    let message = Message::new(id, Kind::CallbackMessage, LaneKey::alone(id), raw);
+    Reading::Unreadable(Box::new(DeadLetter::new(message, DeadReason::Unreadable, detail, Story::default())))
+}
+
+/// A field that says something; JavaScript writes what it does not know as `undefined` or `null`.
+fn named<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
+    fields.get(key)?.as_str().filter(|text| !matches!(*text, "" | "undefined" | "null"))
+}
+
+fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
+    let group = match fields.get("group") {
+        None | Some(Value::Null) => return Err("`group` is missing".to_owned()),
+        Some(Value::String(group)) => group,
+        Some(_) => return Err("`group` is not a string".to_owned()),
+    };
+    if group == "undefined" {
+        return Err("`group` is `undefined`".to_owned());
+    }
+    LaneKey::parse(group).map_err(|problem| format!("`group` {problem}"))
+}
+
+/// Connect Support always names a `group`, Virtual Agent never does.
+fn is_virtual_agent(fields: &Fields) -> bool {
+    !fields.contains_key("group")
+        && (fields.get("body").is_some_and(Value::is_array)
+            || fields.contains_key("clientSessionId")
+            || fields.contains_key("requestId"))
+}
+
+/// ServiceNow echoes the client variables unchanged; its session id is the next best name.
+fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
+    let variable = fields.get("clientVariables").and_then(|variables| variables.get(CONVERSATION_VARIABLE));
+    let name = variable.and_then(Value::as_str).or_else(|| named(fields, "clientSessionId"));
+    let name = name.ok_or("`clientSessionId` is missing or not a string")?;
+    LaneKey::parse(name).map_err(|problem| format!("`clientSessionId` {problem}"))
+}
+
+/// An answer can hold several parts, each with its own id; together they name it.
+fn answer_id(fields: &Fields) -> Option<String> {
+    let parts = fields.get("body")?.as_array()?;
+    let ids: Vec<&str> = parts.iter().filter_map(|part| part.get("messageId")?.as_str()).collect();
+    (!ids.is_empty()).then(|| ids.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Callback;
+
+    fn event(body: &str) -> Message {
+        match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay")) {
+            Reading::Event(message) => message,
+            Reading::Echo => panic!("echo"),
+            Reading::Unreadable(dead) => panic!("{}", dead.detail),
+        }
+    }
+
+    fn dead(body: &[u8]) -> DeadLetter {
+        match read(Bytes::copy_from_slice(body), Some("relay")) {
+            Reading::Unreadable(dead) => *dead,
+            _ => panic!("was read"),
+        }
+    }
+
+    #[test]
+    fn valid_json_goes_on_untouched() {
+        let body = r#"{ "group":"g1",  "formatted_message":"a %3c b", "sys_created_by":"ada", "sys_id":"m1", "x":[1] }"#;
+        let message = event(body);
+        assert_eq!(message.body, body.as_bytes());
+        assert_eq!(message.lane.as_str(), "g1");
+        assert_eq!(message.id, MessageId::derived("servicenow", "m1"));
+        assert_eq!(message.kind, Kind::CallbackMessage);
+    }
+
+    #[test]
+    fn broken_json_goes_on_repaired() {
+        let message = event(
+            "{\"group\":\"g1\",\"formatted_message\":\"a \"b\"\tc %3cd%3e\",\"sys_created_by\":\"ada\",\"last_message\":undefined,\"sys_id\":\"m1\"}",
+        );
+        let callback: Callback = serde_json::from_slice(&message.body).unwrap();
+        assert_eq!(callback.text(), "a \"b\"\tc <d>");
+        assert!(callback.formatted_message.unwrap().contains("%3c"));
+        assert_eq!(message.id, MessageId::derived("servicenow", "m1"));
+    }
+
+    #[test]
+    fn without_a_name_every_event_is_a_new_one() {
+        let body = r#"{"group":"g1","sys_id":"undefined"}"#;
+        assert_ne!(event(body).id, event(body).id);
+    }
+
+    #[test]
+    fn our_own_messages_are_not_sent_back() {
+        for body in [
+            r#"{"group":"g1","sys_created_by":"Relay","sys_id":"m1"}"#,
+            r#"{"group":"g1","formatted_message":"a "b"","sys_created_by":"relay","sys_id":"m1"}"#,
+        ] {
+            assert!(matches!(read(Bytes::from(body), Some("relay")), Reading::Echo));
+            assert!(matches!(read(Bytes::from(body), None), Reading::Event(_)));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_kept_as_it_came() {
+        let long = format!(r#"{{"group":"{}","sys_id":"m1"}}"#, "g".repeat(257));
+        let cases: [(&[u8], &str); 8] = [
+            (b"hello", "the body is no JSON object, also read leniently"),
+            (b"[1]", "the body is no JSON object, also read leniently"),
+            (b"{\"group\":\"\xff\"}", "the body is no JSON object, also read leniently"),
+            (br#"{"sys_id":"m1"}"#, "`group` is missing"),
+            (br#"{"group":7,"sys_id":"m1"}"#, "`group` is not a string"),
+            (br#"{"group":"","sys_id":"m1"}"#, "`group` must not be empty"),
+            (br#"{"group":undefined,"sys_id":"m1"}"#, "`group` is missing"),
+            (long.as_bytes(), "`group` must be at most 256 bytes long, is 257"),
+        ];
+        for (body, detail) in cases {
+            let dead = dead(body);
+            assert_eq!(dead.detail, detail);
+            assert_eq!(dead.message.body, body);
+            assert_eq!(dead.message.lane, LaneKey::alone(dead.message.id));
+            assert_eq!(dead.reason, DeadReason::Unreadable);
+        }
+        assert_eq!(dead(br#"{"sys_id":"m1"}"#).message.id, MessageId::derived("servicenow", "m1"));
+    }
+
+    #[test]
+    fn a_virtual_agent_answer_stands_in_its_conversations_line() {
+        let body =
+            r#"{"requestId":"r","clientSessionId":"s1","body":[{"uiType":"OutputText","messageId":"v1"}]}"#;
+        let message = event(body);
+        assert_eq!((message.lane.as_str(), message.kind), ("s1", Kind::CallbackMessage));
+        assert_eq!(message.id, MessageId::derived("servicenow", "v1"));
+        assert_eq!(message.body, body.as_bytes());
+
+        let named = event(
+            r#"{"clientSessionId":"s1","clientVariables":{"causeway_conversation_id":"c1"},"body":[]}"#,
+        );
+        assert_eq!(named.lane.as_str(), "c1");
+        assert_eq!(
+            dead(br#"{"requestId":"r","body":[]}"#).detail,
+            "`clientSessionId` is missing or not a string"
+        );
+    }
+}

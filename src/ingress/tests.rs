@@ -1,0 +1,357 @@
+//! The public and the admin listener over real sockets, with a queue that is away. What a reachable queue answers is
+//! tested on every engine in `tests/it/ingress.rs`.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::queue::QueueTuning;
+use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
+
+const LIMIT: usize = 1 << 20;
+const CALLBACKS: &str = "/v1/callbacks/servicenow";
+const EVENT: &str =
+    r#"{"group":"g1","formatted_message":"secret words","sys_created_by":"ada","sys_id":"m1"}"#;
+
+/// The queue of these tests: never there.
+fn absent_queue() -> Queue {
+    // Nothing listens on port 1.
+    Queue::Rabbit(RabbitQueue::open(RabbitSettings {
+        url: "amqp://guest:guest@127.0.0.1:1/%2f".into(),
+        heartbeat: Duration::from_secs(15),
+        tuning: QueueTuning { partitions: 8, prefetch: 256, publish_timeout: Duration::from_secs(5) },
+        usage: RabbitUse::Publish,
+        worker: "none".into(),
+    }))
+}
+
+struct Relay {
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+    server: JoinHandle<io::Result<()>>,
+}
+
+fn settings() -> IngressSettings {
+    IngressSettings {
+        body_limit: LIMIT,
+        read_timeout: Duration::from_secs(20),
+        servicenow: ServiceNowDoor {
+            token: Some("t".into()),
+            hmac_secret: Some("shared".into()),
+            own_user: Some("relay".into()),
+            ..ServiceNowDoor::default()
+        },
+        handoffs_token: Some("bearer-token".into()),
+    }
+}
+
+async fn relay(settings: IngressSettings) -> Relay {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
+    let state =
+        IngressState { queue: absent_queue(), directory: None, metrics: Arc::clone(&metrics), settings };
+    let stop = Stop::default();
+    let server = tasks::spawn(serve_public(listener, Arc::new(state), stop.clone()));
+    Relay { address, metrics, stop, server }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    fn kind(&self) -> String {
+        self.json()["type"].as_str().unwrap().replace("urn:causeway:problem:", "")
+    }
+}
+
+/// Reads one answer, head and body.
+async fn answer_on(stream: &mut TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    let (head, length) = loop {
+        let mut byte = [0];
+        assert_eq!(
+            stream.read(&mut byte).await.unwrap(),
+            1,
+            "cut after {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
+        bytes.push(byte[0]);
+        if bytes.ends_with(b"\r\n\r\n") {
+            let head = String::from_utf8(bytes).unwrap();
+            let length = head.to_ascii_lowercase().lines().find_map(|line| {
+                line.strip_prefix("content-length: ").map(|length| length.parse::<usize>().unwrap())
+            });
+            break (head, length.unwrap_or(0));
+        }
+    };
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    Answer { status: head[9..12].parse().unwrap(), body: String::from_utf8(body).unwrap(), head }
+}
+
+async fn exchange(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    answer_on(&mut stream).await
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+const JSON: &str = "Content-Type: application/json\r\nx-causeway-token: t\r\n";
+const BEARER: &str = "Content-Type: application/json\r\nAuthorization: Bearer bearer-token\r\n";
+
+#[tokio::test]
+async fn nothing_is_accepted_while_the_queue_is_away() {
+    let relay = relay(settings()).await;
+    let start = r#"{"type":"start","conversation_id":"c","message":"m"}"#;
+    for request in [
+        post(CALLBACKS, JSON, EVENT),
+        post(CALLBACKS, JSON, "not readable"),
+        post("/v1/callbacks/servicenow?token=t", "", EVENT),
+        post("/v1/handoffs", BEARER, start),
+    ] {
+        let answer = exchange(relay.address, &request).await;
+        assert_eq!((answer.status, answer.kind().as_str()), (503, "queue_away"), "{request}");
+        assert_eq!(answer.header("retry-after"), Some("2"));
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        assert_eq!(answer.json()["request_id"], answer.header("x-request-id").unwrap());
+        assert!(!answer.body.contains("secret words"));
+    }
+}
+
+#[tokio::test]
+async fn our_own_message_needs_no_queue() {
+    let relay = relay(settings()).await;
+    let answer =
+        exchange(relay.address, &post(CALLBACKS, JSON, r#"{"group":"g","sys_created_by":"relay"}"#)).await;
+    assert_eq!((answer.status, answer.body.as_str()), (202, r#"{"status":"ignored"}"#));
+    assert!(answer.header("x-request-id").is_some());
+}
+
+#[tokio::test]
+async fn each_mistake_has_its_status() {
+    let relay = relay(settings()).await;
+    let form = "Content-Type: application/x-www-form-urlencoded\r\nx-causeway-token: t\r\n";
+    let get = |path: &str, headers: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    let cases = [
+        (get("/", ""), 404, "unknown_route"),
+        (post("/v1/callbacks/servicenow/", JSON, EVENT), 404, "unknown_route"),
+        (get("/metrics", ""), 404, "unknown_route"),
+        (get(CALLBACKS, ""), 405, "wrong_method"),
+        (post("/v1/conversations/c", BEARER, "{}"), 405, "wrong_method"),
+        (post(CALLBACKS, "", EVENT), 401, "unauthorized"),
+        (post(CALLBACKS, "x-causeway-token: wrong\r\n", EVENT), 401, "unauthorized"),
+        (post("/v1/handoffs", "", "{}"), 401, "unauthorized"),
+        (get("/v1/conversations/c", ""), 401, "unauthorized"),
+        (get("/v1/conversations/c", BEARER), 503, "directory_away"),
+        (post(CALLBACKS, form, EVENT), 415, "wrong_content_type"),
+        (post(CALLBACKS, JSON, ""), 400, "empty_body"),
+        (post(CALLBACKS, JSON, " \n"), 400, "empty_body"),
+        (post("/v1/handoffs", BEARER, "{"), 400, "not_json"),
+        (post("/v1/handoffs", BEARER, "[1]"), 422, "invalid"),
+        (post("/v1/handoffs", BEARER, r#"{"type":"start"}"#), 422, "invalid"),
+    ];
+    for (request, status, kind) in cases {
+        let answer = exchange(relay.address, &request).await;
+        assert_eq!((answer.status, answer.kind().as_str()), (status, kind), "{request}");
+        let problem = answer.json();
+        assert!(!problem["errors"].as_array().unwrap().is_empty(), "{problem}");
+        assert!(problem["errors"][0]["field"].is_string(), "{problem}");
+        assert_eq!(answer.header("allow").is_some(), status == 405, "{request}");
+        assert_eq!(answer.header("www-authenticate").is_some(), status == 401, "{request}");
+        assert!(answer.header("x-request-id").is_some());
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_the_handoff_api_is_off() {
+    let relay = relay(IngressSettings { handoffs_token: None, ..settings() }).await;
+    for request in [
+        post("/v1/handoffs", "Authorization: Bearer \r\n", "{}"),
+        "GET /v1/conversations/c HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+    ] {
+        let answer = exchange(relay.address, &request).await;
+        assert_eq!((answer.status, answer.kind().as_str()), (404, "not_enabled"));
+        assert!(answer.body.contains("ingress.handoffs.token"));
+    }
+}
+
+#[tokio::test]
+async fn a_sane_request_id_comes_back() {
+    let relay = relay(settings()).await;
+    let with = |id: &str| format!("GET / HTTP/1.1\r\nHost: x\r\nx-request-id: {id}\r\n\r\n");
+    let answer = exchange(relay.address, &with("abc-1:2")).await;
+    assert_eq!(answer.header("x-request-id"), Some("abc-1:2"));
+    for insane in ["a b", "{}", &"x".repeat(129)] {
+        let answer = exchange(relay.address, &with(insane)).await;
+        let id = uuid::Uuid::parse_str(answer.header("x-request-id").unwrap()).unwrap();
+        assert_eq!(id.get_version_num(), 7);
+    }
+}
+
+#[tokio::test]
+async fn a_signed_body_is_checked_after_it_was_read() {
+    use hmac::{KeyInit, Mac};
+    let relay = relay(settings()).await;
+    let at = crate::clock::now().as_second();
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(b"shared").unwrap();
+    mac.update(format!("{at}.{EVENT}").as_bytes());
+    let digest =
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, mac.finalize().into_bytes());
+    let signed = format!("x-causeway-signature: t={at},v1={digest}\r\n");
+    assert_eq!(exchange(relay.address, &post(CALLBACKS, &signed, EVENT)).await.status, 503);
+    assert_eq!(exchange(relay.address, &post(CALLBACKS, &signed, "{}")).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_its_sender_sees_why() {
+    let relay = relay(settings()).await;
+    let body = "x".repeat(8 * LIMIT);
+    let announced = exchange(relay.address, &post(CALLBACKS, JSON, &body)).await;
+    assert_eq!((announced.status, announced.header("connection")), (413, Some("close")));
+    assert!(announced.body.contains(&LIMIT.to_string()));
+
+    let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let head = format!("POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n");
+    assert_eq!(exchange(relay.address, &format!("{head}{chunk}")).await.status, 413);
+
+    // Refused before a byte was sent, and not told to go on.
+    let head = format!(
+        "POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
+    );
+    assert_eq!(exchange(relay.address, &head).await.status, 413);
+
+    let exact = exchange(relay.address, &post(CALLBACKS, JSON, &"x".repeat(LIMIT))).await;
+    assert_eq!(exact.status, 503);
+}
+
+#[tokio::test]
+async fn the_credentials_are_checked_before_the_body_arrives() {
+    let relay = relay(settings()).await;
+    let head = format!("POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n");
+    assert_eq!(exchange(relay.address, &head).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_slow_client_is_cut() {
+    let relay = relay(IngressSettings { read_timeout: Duration::from_millis(200), ..settings() }).await;
+    let mut slow = TcpStream::connect(relay.address).await.unwrap();
+    slow.write_all(
+        format!("POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Content-Length: 50\r\n\r\n{{").as_bytes(),
+    )
+    .await
+    .unwrap();
+    let answer = answer_on(&mut slow).await;
+    assert_eq!((answer.status, answer.kind().as_str()), (408, "slow_body"));
+    assert_eq!(slow.read(&mut [0; 16]).await.unwrap_or(0), 0);
+
+    // Half a head gets no answer worth reading, only its end; so does a connection that never says anything.
+    for sent in ["POST /v1/callb", ""] {
+        let mut half_open = TcpStream::connect(relay.address).await.unwrap();
+        half_open.write_all(sent.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = half_open.read_to_end(&mut rest).await;
+        assert!(!rest.starts_with(b"HTTP/1.1 2"));
+    }
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_requests() {
+    let relay = relay(settings()).await;
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    for _ in 0..3 {
+        stream.write_all(post(CALLBACKS, JSON, EVENT).as_bytes()).await.unwrap();
+        assert_eq!(answer_on(&mut stream).await.status, 503);
+    }
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_is_in_flight_and_refuses_the_rest() {
+    let relay = relay(settings()).await;
+    let mut idle = TcpStream::connect(relay.address).await.unwrap();
+    idle.write_all(post(CALLBACKS, JSON, EVENT).as_bytes()).await.unwrap();
+    answer_on(&mut idle).await;
+
+    let mut in_flight = TcpStream::connect(relay.address).await.unwrap();
+    let head = format!(
+        "POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        EVENT.len()
+    );
+    in_flight.write_all(head.as_bytes()).await.unwrap();
+    // The request is certainly in the air once its body is asked for.
+    assert_eq!(answer_on(&mut in_flight).await.status, 100);
+    relay.stop.ask();
+    assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0, "an idle connection is closed at once");
+    assert!(TcpStream::connect(relay.address).await.is_err());
+    assert!(!relay.server.is_finished());
+    in_flight.write_all(EVENT.as_bytes()).await.unwrap();
+    assert_eq!(answer_on(&mut in_flight).await.status, 503);
+    relay.server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn every_answer_is_counted() {
+    let relay = relay(settings()).await;
+    exchange(relay.address, &post(CALLBACKS, JSON, EVENT)).await;
+    exchange(relay.address, &post("/v1/handoffs", "", "{}")).await;
+    exchange(relay.address, "GET /v1/conversations/c HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    exchange(relay.address, "GET /nobody HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    for labels in [["servicenow", "503"], ["handoffs", "401"], ["conversations", "401"], ["other", "404"]] {
+        assert_eq!(relay.metrics.ingress_requests.with_label_values(&labels).get(), 1, "{labels:?}");
+        let duration = relay.metrics.ingress_duration.with_label_values(&labels[..1]);
+        assert_eq!(duration.get_sample_count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_admin_listener_tells_metrics_and_health() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = Arc::clone(&ready);
+    let state = AdminState {
+        metrics: Arc::new(Metrics::new("embedded").unwrap()),
+        ready: Arc::new(move || {
+            let ready = asked.load(std::sync::atomic::Ordering::Relaxed);
+            if ready { Ok(()) } else { Err("the queue is not connected".into()) }
+        }),
+    };
+    let stop = Stop::default();
+    let server = tasks::spawn(serve_admin(listener, state, stop.clone()));
+    let get = async |path: &str| exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+
+    assert_eq!(get("/livez").await.status, 200);
+    let answer = get("/readyz").await;
+    assert_eq!((answer.status, answer.body.as_str()), (503, "the queue is not connected\n"));
+    ready.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(get("/readyz").await.status, 200);
+    let metrics = get("/metrics").await;
+    assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    assert!(metrics.body.contains("causeway_build_info"));
+    assert_eq!(get(CALLBACKS).await.status, 404);
+    assert_eq!(exchange(address, &post("/metrics", "", "")).await.status, 405);
+    stop.ask();
+    server.await.unwrap().unwrap();
+}

@@ -1,0 +1,214 @@
+//! Asks both platforms, for `causeway check`: a line for each thing that was found, and what to do about it.
+//!
+//! Guarantees: opens no chat, posts nothing. Leaves to others: printing.
+
+use url::Url;
+
+use super::error::{AnswerKind, CallError, NoAnswerKind, NotReady};
+use super::{QueueState, ServiceNow, Xo};
+
+/// One thing that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it is as it must be.
+    pub ok: bool,
+    /// What was found.
+    pub what: String,
+    /// What to do; empty where there is nothing to do.
+    pub hint: String,
+}
+
+impl Finding {
+    fn good(what: impl Into<String>) -> Self {
+        Self { ok: true, what: what.into(), hint: String::new() }
+    }
+
+    fn bad(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { ok: false, what: what.into(), hint: hint.into() }
+    }
+}
+
+/// ServiceNow: is it there, does it know us, has it the API, is there the queue.
+pub async fn servicenow(servicenow: &ServiceNow) -> Vec<Finding> {
+    let answer = match servicenow.queue_id() {
+        Some(id) => servicenow.queue(id).await.map(|queue| vec![queue]),
+        None => servicenow.queues().await,
+    };
+    match answer {
+        Ok(queues) => {
+            let mut findings =
+                vec![Finding::good("ServiceNow answers, takes the login and has Connect Support")];
+            if servicenow.queue_id().is_some() {
+                findings.extend(queues.iter().map(opening));
+            } else {
+                findings.push(no_queue(&queues));
+            }
+            findings
+        }
+        Err(error) => refused(&error, servicenow.queue_id().is_some()),
+    }
+}
+
+fn opening(queue: &QueueState) -> Finding {
+    let name = queue.name.as_deref().unwrap_or("without a name");
+    if queue.not_available.is_some() {
+        // Outside its schedule a queue is as it should be; whoever reads this decides.
+        let hint = "outside its schedule every start is answered \"no agent\"; see the queue's Schedule";
+        return Finding { ok: true, what: format!("queue \"{name}\" is closed now"), hint: hint.into() };
+    }
+    Finding::good(format!("queue \"{name}\" is open"))
+}
+
+fn no_queue(queues: &[QueueState]) -> Finding {
+    let listed = queues
+        .iter()
+        .take(20)
+        .map(|queue| format!("{} ({})", queue.sys_id, queue.name.as_deref().unwrap_or("without a name")));
+    let listed = listed.collect::<Vec<_>>().join(", ");
+    let hint = if listed.is_empty() {
+        "the user sees no queue: set servicenow.queue_id, or let every start name its queue".to_owned()
+    } else {
+        format!("set servicenow.queue_id, or let every start name its queue; the user sees: {listed}")
+    };
+    Finding { ok: true, what: "servicenow.queue_id is not set".into(), hint }
+}
+
+fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
+    let there = || Finding::good("ServiceNow answers");
+    let known = || Finding::good("ServiceNow takes the login");
+    match error {
+        CallError::NoAnswer(_) => vec![Finding::bad(format!("ServiceNow: {error}"), unreachable(error))],
+        CallError::Answer(answer) if answer.is_no_such_api() => {
+            let hint = "the Connect Support plugin is not active, or the instance is Utah or newer, where new ones \
+                        have only the Virtual Agent API";
+            vec![there(), Finding::bad("ServiceNow has no Connect Support API", hint)]
+        }
+        CallError::Answer(answer) => match &answer.kind {
+            AnswerKind::Credentials => {
+                let hint = "check servicenow.username and servicenow.password; if they are right, Basic login is \
+                            restricted since 2026: mark the user \"Web service access only\" or give it the role \
+                            snc_basic_auth_api_access";
+                vec![there(), Finding::bad(format!("ServiceNow: {error}"), hint)]
+            }
+            AnswerKind::NotReady(how) => {
+                vec![Finding::bad(format!("ServiceNow: {error}"), not_ready(*how))]
+            }
+            AnswerKind::Gone if asked_for_queue => {
+                let hint = "servicenow.queue_id must be the sys_id of a chat_queue that the user may read";
+                vec![there(), known(), Finding::bad("ServiceNow has no such queue", hint)]
+            }
+            AnswerKind::Permanent | AnswerKind::Business(_) if answer.status == 403 => {
+                let hint = "give the user the roles that Connect Support needs, such as agent_admin";
+                vec![there(), known(), Finding::bad(format!("ServiceNow: {error}"), hint)]
+            }
+            _ => vec![
+                there(),
+                Finding::bad(format!("ServiceNow: {error}"), "try again later; see ServiceNow's logs"),
+            ],
+        },
+    }
+}
+
+const fn not_ready(how: NotReady) -> &'static str {
+    match how {
+        NotReady::Html => "the instance hibernates or is in maintenance: wake it by signing in to it",
+        NotReady::Redirect => "servicenow.host_url must be the instance's own address, with https",
+        NotReady::Accepted => "the instance is overloaded: try again later",
+    }
+}
+
+fn unreachable(error: &CallError) -> &'static str {
+    match error {
+        CallError::NoAnswer(no_answer) => match no_answer.kind {
+            NoAnswerKind::Tls => "the certificate is not trusted on this machine, or a proxy replaces it",
+            NoAnswerKind::BadBody => "the address answers, but not as the platform does: check it",
+            NoAnswerKind::Connect => "check the address, the name service and the firewall",
+            NoAnswerKind::Timeout | NoAnswerKind::Reset => {
+                "the address is there but does not answer: a firewall?"
+            }
+        },
+        CallError::Answer(_) => "",
+    }
+}
+
+/// XO: does anything answer at the configured addresses. More cannot be asked without posting something.
+pub async fn xo(xo: &Xo) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
+        if let Some(url) = url {
+            findings.push(knocked(xo, key, url).await);
+        }
+    }
+    findings
+}
+
+async fn knocked(xo: &Xo, key: &str, url: &Url) -> Finding {
+    let host = url.host_str().unwrap_or_default();
+    match xo.knock(url).await {
+        Ok(status) => Finding::good(format!("{key}: {host} answers (status {status} to a GET)")),
+        Err(error) => Finding::bad(format!("{key}: {host}: {error}"), unreachable(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::peer::{self, Peer};
+    use crate::platform::{ServiceNowSettings, XoSettings};
+
+    async fn asked(answer: &str, queue_id: Option<&str>) -> Vec<Finding> {
+        let peer = Peer::saying(answer).await;
+        let settings = ServiceNowSettings {
+            host_url: peer.url.clone(),
+            username: "u".into(),
+            password: "p".into(),
+            queue_id: queue_id.map(str::to_owned),
+        };
+        servicenow(&ServiceNow::new(peer::http(), settings)).await
+    }
+
+    macro_rules! fixture {
+        ($name:literal) => {
+            include_str!(concat!("../../tests/fixtures/servicenow/", $name))
+        };
+    }
+
+    #[tokio::test]
+    async fn each_trouble_has_its_hint() {
+        for (answer, says) in [
+            (fixture!("error-401-not-authenticated.http"), "snc_basic_auth_api_access"),
+            (fixture!("error-400-no-such-resource.http"), "plugin"),
+            (fixture!("error-404-no-record.http"), "sys_id"),
+            (fixture!("error-403-insufficient-rights.http"), "roles"),
+            (fixture!("page-hibernating.http"), "hibernates"),
+            (fixture!("redirect-login.http"), "host_url"),
+            (fixture!("error-429-rate-limit.http"), "later"),
+        ] {
+            let findings = asked(answer, Some("q")).await;
+            let last = findings.last().unwrap();
+            assert!(!last.ok && last.hint.contains(says), "{last:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_open_and_a_closed_queue_are_found() {
+        let ok = "HTTP/1.1 200 OK\ncontent-type: application/json;charset=UTF-8\n\n";
+        let findings = asked(&format!("{ok}{}", fixture!("queue-open.json")), Some("q")).await;
+        assert!(findings.iter().all(|finding| finding.ok && finding.hint.is_empty()), "{findings:?}");
+        let findings = asked(&format!("{ok}{}", fixture!("queue-closed.json")), Some("q")).await;
+        assert!(findings[1].what.contains("closed now"), "{findings:?}");
+        let findings = asked(&format!("{ok}{}", fixture!("queues.json")), None).await;
+        assert!(findings[1].hint.contains("IT Support"), "{findings:?}");
+    }
+
+    #[tokio::test]
+    async fn xo_is_only_knocked_at() {
+        let peer = Peer::saying("HTTP/1.1 405 Method Not Allowed\n\n").await;
+        let settings = XoSettings { callback_url: Some(peer.url.clone()), ..XoSettings::default() };
+        let findings = xo(&Xo::new(peer::http(), settings)).await;
+        assert!(findings[0].ok, "{findings:?}");
+        assert!(peer.heard.lock().unwrap()[0].starts_with("GET / "));
+        let settings = XoSettings { callback_url: Some(peer::nobody().await), ..XoSettings::default() };
+        assert!(!xo(&Xo::new(peer::http(), settings)).await[0].ok);
+    }
+}

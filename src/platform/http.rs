@@ -1,0 +1,300 @@
+//! The one HTTP client. Everything that leaves for a platform leaves through here.
+//!
+//! Guarantees: every call ends within its timeout; no redirect is followed, no proxy is taken from the environment,
+//! no answer is read beyond [`ANSWER_BYTES_MAX`]; a failure says whether the request may have left. HTTP/1.1 with
+//! keep-alive: a connection that died in the pool before the request was written is replaced unseen, one that dies
+//! later is [`Sent::Maybe`]. Leaves to others: what a status means (`servicenow/wire.rs`, `xo/`).
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, StatusCode};
+use url::Url;
+
+use super::error::{NoAnswer, NoAnswerKind, Sent, clean};
+
+/// The largest answer that is read.
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// No wish of a platform holds us longer than this.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A connection that idled longer is not used again: load balancers forget theirs silently.
+const POOL_IDLE: Duration = Duration::from_secs(20);
+
+/// The longest part of a call that may go into connecting.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// How calls are made.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// From the first byte of the connection to the last byte of the answer.
+    pub timeout: Duration,
+    /// Who we say we are.
+    pub user_agent: String,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpProblem {
+    /// The settings or the system do not allow it.
+    #[error("the HTTP client cannot be built: {0}")]
+    Unusable(String),
+}
+
+/// The client: a pool of connections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Http {
+    client: reqwest::Client,
+    timeout: Duration,
+}
+
+/// One request.
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Option<Bytes>,
+}
+
+/// One answer, whatever its status.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// The body; an error where it broke off or was too large.
+    pub(crate) body: Result<Bytes, NoAnswer>,
+}
+
+/// What an answer's body claims to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Media {
+    Json,
+    Html,
+    Other,
+}
+
+impl Http {
+    /// Builds the pool.
+    pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
+        // Fails only when a provider is installed already, which is what we want.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = build(settings, false).or_else(|error| {
+            // A machine without CA certificates can still run the demo over plain loopback HTTP.
+            tracing::warn!(error = %root_cause(&error), "no CA certificates: every https call will fail");
+            build(settings, true)
+        });
+        let client = client.map_err(|error| HttpProblem::Unusable(root_cause(&error)))?;
+        Ok(Self { client, timeout: settings.timeout })
+    }
+
+    /// The same pool with another timeout.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { client: self.client.clone(), timeout }
+    }
+
+    /// Makes one call. An answer of any status is `Ok`.
+    pub(crate) async fn call(&self, call: Call) -> Result<Reply, NoAnswer> {
+        let request = self.client.request(call.method, call.url).headers(call.headers).timeout(self.timeout);
+        let request = match call.body {
+            Some(body) => request.body(body),
+            None => request,
+        };
+        let mut response = request.send().await.map_err(|error| failure(&error))?;
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        Ok(Reply { status, headers, body: read(response).await })
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that builds the HTTP client")]
+fn build(settings: &HttpSettings, without_roots: bool) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = reqwest::Client::builder()
+        .user_agent(&settings.user_agent)
+        .http1_only()
+        .no_proxy()
+        .referer(false)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_MAX.min(settings.timeout / 2))
+        .tcp_keepalive(Duration::from_secs(30))
+        .pool_idle_timeout(POOL_IDLE);
+    if without_roots { builder.tls_certs_only(Vec::new()).build() } else { builder.build() }
+}
+
+async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            let detail = format!("more than {ANSWER_BYTES_MAX} bytes");
+            return Err(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::BadBody, detail });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// Only a failure while connecting proves that nothing was sent.
+fn failure(error: &reqwest::Error) -> NoAnswer {
+    let (sent, kind) = if error.is_builder() {
+        (Sent::No, NoAnswerKind::Connect)
+    } else if error.is_connect() {
+        (Sent::No, if is_tls(error) { NoAnswerKind::Tls } else { NoAnswerKind::Connect })
+    } else if error.is_timeout() {
+        (Sent::Maybe, NoAnswerKind::Timeout)
+    } else {
+        (Sent::Maybe, NoAnswerKind::Reset)
+    };
+    NoAnswer { sent, kind, detail: root_cause(error) }
+}
+
+fn is_tls(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        let inner = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if current.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
+}
+
+/// The innermost error in the system's words. The outer ones repeat the URL, which may hold a secret.
+fn root_cause(error: &reqwest::Error) -> String {
+    let Some(mut cause) = error.source() else { return String::from("the request cannot be built") };
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    clean(&cause.to_string(), "")
+}
+
+impl Reply {
+    /// What the body claims to be. A page that hides behind another content type is still a page.
+    pub(crate) fn media(&self) -> Media {
+        let claimed =
+            self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let essence = claimed.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if essence == "application/json" || essence.ends_with("+json") {
+            Media::Json
+        } else if matches!(essence.as_str(), "text/html" | "application/xhtml+xml")
+            || self.begins_like_a_page()
+        {
+            Media::Html
+        } else {
+            Media::Other
+        }
+    }
+
+    fn begins_like_a_page(&self) -> bool {
+        let Ok(body) = &self.body else { return false };
+        let start = body.trim_ascii_start();
+        [&b"<!doctype html"[..], b"<html"]
+            .iter()
+            .any(|page| start.get(..page.len()).is_some_and(|head| head.eq_ignore_ascii_case(page)))
+    }
+
+    /// How long the platform asks us to stay away, from `Retry-After` (seconds or a date), else from ServiceNow's
+    /// `X-RateLimit-Reset` (unix time) on a 429.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let header = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
+        let now = crate::clock::now();
+        header(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, now)).or_else(|| {
+            let reset =
+                header("x-ratelimit-reset").filter(|_| self.status == StatusCode::TOO_MANY_REQUESTS)?;
+            let reset: i64 = reset.trim().parse().ok()?;
+            Some(seconds(reset.saturating_sub(now.as_second())))
+        })
+    }
+}
+
+/// Reads `Retry-After`; a date that has passed means now.
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Too many digits for a number is still a wish, and a long one.
+        return Some(seconds(value.parse().unwrap_or(i64::MAX)));
+    }
+    let date = Timestamp::try_from(httpdate::parse_http_date(value).ok()?).ok()?;
+    Some(seconds(date.as_second().saturating_sub(now.as_second())))
+}
+
+fn seconds(count: i64) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or(0)).min(RETRY_AFTER_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peer::{self, Peer};
+    use super::*;
+
+    fn get(url: &Url) -> Call {
+        Call { method: Method::GET, url: url.clone(), headers: HeaderMap::new(), body: None }
+    }
+
+    fn http(timeout: Duration) -> Http {
+        Http::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
+        let now: Timestamp = "2026-11-22T10:00:00Z".parse().unwrap();
+        let read = |value| retry_after(value, now).map(|wait| wait.as_secs());
+        assert_eq!(read("0"), Some(0));
+        assert_eq!(read(" 17 "), Some(17));
+        assert_eq!(read("Sun, 22 Nov 2026 10:01:30 GMT"), Some(90));
+        assert_eq!(read("Sun, 22 Nov 2026 09:00:00 GMT"), Some(0));
+        assert_eq!(read("99999999999999999999999"), Some(86_400));
+        assert_eq!(read("-5"), None);
+        assert_eq!(read("soon"), None);
+        assert_eq!(read(""), None);
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_was_certainly_not_sent() {
+        let error = http(Duration::from_secs(2)).call(get(&peer::nobody().await)).await.err().unwrap();
+        assert_eq!((error.sent, error.kind), (Sent::No, NoAnswerKind::Connect));
+        assert!(!error.to_string().contains("127.0.0.1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_may_have_been_heard() {
+        let error = http(Duration::from_secs(2)).call(get(&Peer::cutting().await.url)).await.err().unwrap();
+        assert_eq!((error.sent, error.kind), (Sent::Maybe, NoAnswerKind::Reset));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_with_the_timeout() {
+        let error =
+            http(Duration::from_millis(200)).call(get(&Peer::silent().await.url)).await.err().unwrap();
+        assert_eq!((error.sent, error.kind), (Sent::Maybe, NoAnswerKind::Timeout));
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_a_size() {
+        let body = "x".repeat(ANSWER_BYTES_MAX + 1);
+        let peer = Peer::saying(format!(
+            "HTTP/1.1 200 OK\ncontent-type: application/json\ncontent-length: {}\n\n{body}",
+            body.len()
+        ))
+        .await;
+        let reply = http(Duration::from_secs(10)).call(get(&peer.url)).await.unwrap();
+        assert_eq!(reply.body.unwrap_err().kind, NoAnswerKind::BadBody);
+    }
+
+    #[tokio::test]
+    async fn a_pooled_connection_that_died_is_replaced_or_maybe() {
+        // The peer answers one request on each connection and closes without saying so.
+        let peer =
+            Peer::saying("HTTP/1.1 200 OK\ncontent-type: application/json\ncontent-length: 2\n\n{}").await;
+        let http = http(Duration::from_secs(2));
+        for _ in 0..20 {
+            match http.call(get(&peer.url)).await {
+                Ok(reply) => assert_eq!(reply.status, StatusCode::OK),
+                Err(error) => assert_eq!(error.sent, Sent::Maybe),
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The Connect Support API: open a chat in a queue, write into it, look at it, leave it.
+//!
+//! Guarantees: text is sent as it is. Leaves to others: finding out what became of a call without an answer
+//! (`readback.rs`). No public reference of this API exists; the calls are those of ServiceNow's own browser client.
+
+use serde::de::IgnoredAny;
+use serde_json::json;
+
+use super::wire::{OneOrMany, WireEntry, WireMessage, WireQueue, WireSession};
+use super::{Posted, QueueEntry, QueueState, Request, ServiceNow};
+use crate::message::ConversationId;
+use crate::platform::error::CallError;
+
+const QUEUES: [&str; 5] = ["api", "now", "connect", "support", "queues"];
+
+impl ServiceNow {
+    /// Opens a chat. Not idempotent: after an error that leaves it open whether it happened, look with
+    /// [`ServiceNow::find_started`] before the next try.
+    pub async fn start(
+        &self,
+        conversation: &ConversationId,
+        queue_id: &str,
+        text: &str,
+    ) -> Result<QueueEntry, CallError> {
+        let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
+        let request = Request::post(&path, &json!({ "message": text }), text);
+        let entry: WireEntry = self.in_session(conversation, request).await?;
+        entry.meaning().ok_or_else(|| CallError::bad_body("a start without `group`"))
+    }
+
+    /// Writes into the chat, and says what ServiceNow called the message. After an error that leaves it open whether
+    /// it happened, look with [`ServiceNow::find_sent`].
+    pub async fn send(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        text: &str,
+    ) -> Result<Posted, CallError> {
+        let path = ["api", "now", "connect", "conversations", group, "messages"];
+        let body = json!({ "message": text, "group": group, "reflected_field": "comments" });
+        let stored: WireMessage = self.in_session(conversation, Request::post(&path, &body, text)).await?;
+        Ok(Posted { sys_id: stored.sys_id })
+    }
+
+    /// Leaves the chat for the user. One that is over already, or is not there, is left.
+    pub async fn leave(&self, conversation: &ConversationId, group: &str) -> Result<(), CallError> {
+        let path = ["api", "now", "connect", "support", "sessions", group, "leave"];
+        let mut lease = self.inner.sessions.lease(conversation).await;
+        let request = Request::post(&path, &json!({}), "");
+        match self.exchange::<IgnoredAny>(Some(&mut lease), request).await {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => {
+                lease.end();
+                Ok(())
+            }
+        }
+    }
+
+    /// Where the chat stands; `None` where ServiceNow knows no queue entry for it. After an escalation one group can
+    /// have several entries: the open one counts, else the newest.
+    pub async fn state(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+    ) -> Result<Option<QueueEntry>, CallError> {
+        let path = ["api", "now", "connect", "support", "sessions"];
+        let query = [("group_id", group)];
+        let found: OneOrMany<WireSession> =
+            self.in_session(conversation, Request::get(&path, &query)).await?;
+        let entries = found.into_vec().into_iter().filter_map(|session| session.entry().meaning());
+        Ok(entries.filter(|entry| entry.group == group).max_by(|left, right| {
+            (left.is_open(), super::readback::age(left)).cmp(&(right.is_open(), super::readback::age(right)))
+        }))
+    }
+
+    /// A queue: its name, and whether it is open.
+    pub async fn queue(&self, queue_id: &str) -> Result<QueueState, CallError> {
+        let path = ["api", "now", "connect", "support", "queues", queue_id];
+        let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&path, &[])).await?;
+        let queue = found.into_vec().into_iter().find_map(WireQueue::meaning);
+        queue.ok_or_else(|| CallError::bad_body("no queue in the answer"))
+    }
+
+    /// Every queue that the user may see.
+    pub async fn queues(&self) -> Result<Vec<QueueState>, CallError> {
+        let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&QUEUES, &[])).await?;
+        Ok(found.into_vec().into_iter().filter_map(WireQueue::meaning).collect())
+    }
+}

@@ -1,0 +1,298 @@
+//! ServiceNow, by its REST API.
+//!
+//! Guarantees: the login goes with each call, `Accept` and `Content-Type` too (ServiceNow answers 400 without them);
+//! at most one call in flight for each conversation. Leaves to others: what an error means for a message
+//! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs; the
+//! newer one is a further file beside them that calls through [`ServiceNow::exchange`] as they do.
+
+mod auth;
+mod connect_support;
+mod readback;
+mod session;
+mod wire;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::error::CallError;
+use super::http::{Call, Http, Reply};
+use crate::message::{ConversationId, named};
+use auth::Auth;
+pub use readback::{Posted, Since, Started};
+use session::{Lease, Sessions};
+
+/// Jars kept for idle conversations: about 10 MB at the very most. An older one costs a fresh login when it speaks.
+const SESSIONS_MAX: usize = 10_000;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The seed's four values.
+#[derive(Clone)]
+pub struct ServiceNowSettings {
+    /// Host URL: the instance.
+    pub host_url: Url,
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: SecretString,
+    /// Queue ID, where a start names none.
+    pub queue_id: Option<String>,
+}
+
+/// One instance. Cheap to clone; the clones share their sessions.
+#[derive(Clone)]
+pub struct ServiceNow {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    http: Http,
+    base: Url,
+    auth: Auth,
+    queue_id: Option<String>,
+    sessions: Sessions,
+}
+
+/// A `chat_queue_entry`: one user's place in a queue and, later, in a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueEntry {
+    /// sys_id of the entry; empty where the answer did not say.
+    pub sys_id: String,
+    /// sys_id of the `live_group_profile`: the conversation as ServiceNow names it.
+    pub group: String,
+    /// Such as `CHAT0001234`.
+    pub number: Option<String>,
+    /// sys_id of the queue.
+    pub queue: Option<String>,
+    /// Position in the queue.
+    pub position: Option<u32>,
+    /// ServiceNow's words for the wait, such as `2 Minutes`.
+    pub wait: Option<String>,
+    /// sys_id of the agent, once one accepted.
+    pub assigned_to: Option<String>,
+    /// Where the chat stands.
+    pub state: Option<ChatState>,
+}
+
+/// `chat_queue_entry.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChatState {
+    /// 1: nobody accepted yet.
+    Waiting,
+    /// 2: an agent is there.
+    InProgress,
+    /// 3: the agent ended it.
+    ClosedComplete,
+    /// 4: it went on in another queue's entry.
+    ClosedEscalated,
+    /// 7: the user ended it.
+    ClosedByClient,
+    /// 8: the user left before anybody accepted.
+    ClosedAbandoned,
+    /// A state that no page documents.
+    Other(i64),
+}
+
+named! {
+    /// Who ended a chat.
+    EndedBy {
+        /// The agent.
+        Agent = "agent",
+        /// The user.
+        User = "user",
+        /// Nobody: it was passed on.
+        Escalation = "escalation",
+    }
+}
+
+impl From<i64> for ChatState {
+    fn from(number: i64) -> Self {
+        match number {
+            1 => Self::Waiting,
+            2 => Self::InProgress,
+            3 => Self::ClosedComplete,
+            4 => Self::ClosedEscalated,
+            7 => Self::ClosedByClient,
+            8 => Self::ClosedAbandoned,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl ChatState {
+    /// Whether the chat can go on. A state that nobody documents ends nothing.
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::InProgress | Self::Other(_))
+    }
+
+    /// Who ended it, once it is not open.
+    pub const fn ended_by(self) -> Option<EndedBy> {
+        match self {
+            Self::ClosedComplete => Some(EndedBy::Agent),
+            Self::ClosedByClient | Self::ClosedAbandoned => Some(EndedBy::User),
+            Self::ClosedEscalated => Some(EndedBy::Escalation),
+            Self::Waiting | Self::InProgress | Self::Other(_) => None,
+        }
+    }
+}
+
+impl QueueEntry {
+    /// Whether the chat can go on.
+    pub fn is_open(&self) -> bool {
+        self.state.is_none_or(ChatState::is_open)
+    }
+}
+
+/// A `chat_queue`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueState {
+    /// The Queue ID.
+    pub sys_id: String,
+    /// Its name.
+    pub name: Option<String>,
+    /// ServiceNow's words for the average wait.
+    pub wait: Option<String>,
+    /// How many wait.
+    pub waiting: Option<u32>,
+    /// Present only while it is closed: what a user is told.
+    pub not_available: Option<String>,
+}
+
+/// One request, before it has an address and a login.
+struct Request<'a> {
+    method: Method,
+    path: &'a [&'a str],
+    query: &'a [(&'a str, &'a str)],
+    body: Option<Bytes>,
+    /// The chat text in the body, so that no error repeats it.
+    carried: &'a str,
+}
+
+impl<'a> Request<'a> {
+    const fn get(path: &'a [&'a str], query: &'a [(&'a str, &'a str)]) -> Self {
+        Self { method: Method::GET, path, query, body: None, carried: "" }
+    }
+
+    fn post(path: &'a [&'a str], body: &serde_json::Value, carried: &'a str) -> Self {
+        Self { method: Method::POST, path, query: &[], body: Some(body.to_string().into()), carried }
+    }
+}
+
+impl ServiceNow {
+    /// A client of one instance.
+    pub fn new(http: Http, settings: ServiceNowSettings) -> Self {
+        let mut base = settings.host_url;
+        base.set_query(None);
+        base.set_fragment(None);
+        // A login in the address would be sent beside ours. It can only fail where the address can hold none.
+        let _ = base.set_username("").and_then(|()| base.set_password(None));
+        let auth = Auth::Basic { username: settings.username, password: settings.password };
+        let sessions = Sessions::new(SESSIONS_MAX);
+        Self { inner: Arc::new(Inner { http, base, auth, queue_id: settings.queue_id, sessions }) }
+    }
+
+    /// The configured Queue ID.
+    pub fn queue_id(&self) -> Option<&str> {
+        self.inner.queue_id.as_deref()
+    }
+
+    /// Drops the conversation's cookies: its chat is over.
+    pub fn forget(&self, conversation: &ConversationId) {
+        self.inner.sessions.forget(conversation);
+    }
+
+    /// Whether a call of the conversation is in flight: whoever only wants to look comes back later.
+    pub fn busy(&self, conversation: &ConversationId) -> bool {
+        self.inner.sessions.busy(conversation)
+    }
+
+    /// Makes one call within the conversation's session and reads its `result`.
+    async fn in_session<T: DeserializeOwned>(
+        &self,
+        conversation: &ConversationId,
+        request: Request<'_>,
+    ) -> Result<T, CallError> {
+        let mut lease = self.inner.sessions.lease(conversation).await;
+        self.exchange(Some(&mut lease), request).await
+    }
+
+    /// Makes one call. A 401 that came with session cookies is tried once more without them: a lapsed session is no
+    /// proof against the login, and a refused call was not acted on.
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        mut lease: Option<&mut Lease>,
+        request: Request<'_>,
+    ) -> Result<T, CallError> {
+        let url = self.address(request.path, request.query)?;
+        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, &request).await?;
+        if reply.status == StatusCode::UNAUTHORIZED && had_session {
+            (reply, _) = self.try_once(lease, &url, &request).await?;
+        }
+        wire::read(reply, request.carried)
+    }
+
+    async fn try_once(
+        &self,
+        mut lease: Option<&mut Lease>,
+        url: &Url,
+        request: &Request<'_>,
+    ) -> Result<(Reply, bool), CallError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, JSON);
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(AUTHORIZATION, self.inner.auth.header()?);
+        let cookies = lease.as_deref_mut().and_then(|lease| lease.jar().header(url));
+        let had_session = cookies.is_some();
+        if let Some(cookies) = cookies {
+            headers.insert(COOKIE, cookies);
+        }
+        let (method, body) = (request.method.clone(), request.body.clone());
+        let reply = self.inner.http.call(Call { method, url: url.clone(), headers, body }).await?;
+        if let Some(lease) = lease {
+            if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::ACCEPTED) {
+                lease.jar().clear();
+            } else {
+                lease.jar().keep(url, &reply.headers);
+            }
+        }
+        Ok((reply, had_session))
+    }
+
+    fn address(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Url, CallError> {
+        // Such a segment would vanish from the address and turn the call into another one.
+        if path.iter().any(|segment| matches!(*segment, "" | "." | "..")) {
+            return Err(CallError::refused_here("not a ServiceNow id: it is empty or only dots"));
+        }
+        let mut url = self.inner.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| CallError::refused_here("Host URL must be an http or https address"))?
+            .pop_if_empty()
+            .extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+}
+
+/// Shows where it points, never how it logs in.
+impl std::fmt::Debug for ServiceNow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceNow").field("host", &self.inner.base.host_str()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for ServiceNowSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceNowSettings").field("host", &self.host_url.host_str()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! What became of a call without an answer: read it back before trying again.
+//!
+//! Neither API takes an idempotency key, so the text is all there is to recognise our own by. Texts repeat, so each
+//! search is cut down to where only the lost call can stand: for a start, the open chats that no conversation owns
+//! (the directory's claim decides); for a message, what stands behind the last one known to be delivered.
+//! Guarantees: where it stays in doubt the answer is "not found". The worst is then a repeat, never a loss.
+//! Leaves to others: claiming (`conversation/`), remembering the last delivered message (`delivery/`).
+
+use std::cmp::Ordering;
+
+use super::wire::{OneOrMany, WireMessage, WireSession, entities, untagged};
+use super::{QueueEntry, Request, ServiceNow};
+use crate::message::ConversationId;
+use crate::platform::error::CallError;
+
+/// How many pages of a conversation are read at most.
+const PAGES_MAX: usize = 5;
+/// From here on a stored text that is the beginning of ours counts as ours, cut off by its column.
+const CUT_CHARS_MIN: usize = 1000;
+
+/// An open chat of our user that may be the one whose start was not answered.
+///
+/// Newest first: skip the groups that the directory knows; take one that is [`Started::certain`] as it is, ask
+/// [`ServiceNow::opened_with`] about another (about [`Started::LOOKS_MAX`] of them at most), and claim what is left.
+/// Of two conversations with the same text each may get the other's chat: nobody can tell the difference, since
+/// neither has heard anything else yet. A start whose claim fails afterwards has lost its chat to the other that way
+/// and opens another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The chat.
+    pub entry: QueueEntry,
+    /// The queue entry shows our whole text. Otherwise it shows nothing, or only how it begins.
+    pub certain: bool,
+}
+
+impl Started {
+    /// How many uncertain chats are worth reading for one start.
+    pub const LOOKS_MAX: usize = 10;
+}
+
+/// A message in ServiceNow's hands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Posted {
+    /// sys_id of the `live_message`, where the answer named it.
+    pub sys_id: Option<String>,
+}
+
+/// Where a search begins. Whoever knows neither must not search: an older message of the same text would pass for the
+/// lost one, and the lost one would stay lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since<'a> {
+    /// Certainly nothing was sent after the start of the chat.
+    Start,
+    /// sys_id of the last message that was delivered ([`Posted::sys_id`]).
+    Message(&'a str),
+}
+
+impl ServiceNow {
+    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`].
+    pub async fn find_started(
+        &self,
+        conversation: &ConversationId,
+        queue_id: &str,
+        text: &str,
+    ) -> Result<Vec<Started>, CallError> {
+        let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
+        let found: OneOrMany<WireSession> = self.in_session(conversation, Request::get(&path, &[])).await?;
+        let wanted = normal(text);
+        let mut started: Vec<Started> = found
+            .into_vec()
+            .into_iter()
+            .filter_map(|session| {
+                let mut entry = session.entry();
+                let shown = normal(&entry.short_description.take().unwrap_or_default());
+                let entry = entry.meaning().filter(QueueEntry::is_open)?;
+                let begins = wanted.starts_with(shown.trim_end_matches(['.', '…']).trim_end());
+                (shown == wanted || begins).then(|| Started { entry, certain: shown == wanted })
+            })
+            .collect();
+        // Stable: without numbers the order of the answer stays.
+        started.sort_by(|left, right| age(&right.entry).cmp(&age(&left.entry)));
+        Ok(started)
+    }
+
+    /// Whether the first thing that our user said in this chat is this text.
+    pub async fn opened_with(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        text: &str,
+    ) -> Result<bool, CallError> {
+        let page = self.page(conversation, group, None).await?;
+        let first = page.iter().rev().find(|message| self.is_own(message));
+        Ok(first.is_some_and(|message| carries(message, text)))
+    }
+
+    /// Whether this text was posted by our user after `since`, and what ServiceNow calls it.
+    pub async fn find_sent(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        text: &str,
+        since: Since<'_>,
+    ) -> Result<Option<Posted>, CallError> {
+        let mut own: Vec<WireMessage> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        let mut before: Option<String> = None;
+        for _ in 0..PAGES_MAX {
+            let page = self.page(conversation, group, before.as_deref()).await?;
+            before = page.last().and_then(|oldest| oldest.timestamp.clone());
+            let mut grew = false;
+            for message in page {
+                if since.is(&message) {
+                    return Ok(newest(&own, text));
+                }
+                if message.sys_id.as_ref().is_none_or(|id| seen.insert(id.clone())) {
+                    grew = true;
+                    if self.is_own(&message) {
+                        own.push(message);
+                    }
+                }
+            }
+            let enough = since == Since::Start && own.len() >= 2;
+            if enough || !grew || before.is_none() {
+                break;
+            }
+        }
+        if since != Since::Start {
+            return Ok(None);
+        }
+        // The oldest of ours is what opened the chat, which may be the same words.
+        own.pop();
+        Ok(newest(&own, text))
+    }
+
+    /// One page of the conversation, newest first.
+    async fn page(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        before: Option<&str>,
+    ) -> Result<Vec<WireMessage>, CallError> {
+        let path = ["api", "now", "connect", "conversations", group, "messages"];
+        let query: Vec<(&str, &str)> = before.map(|before| ("before", before)).into_iter().collect();
+        let mut page: Vec<WireMessage> = self.in_session(conversation, Request::get(&path, &query)).await?;
+        if let (Some(first), Some(last)) = (page.first(), page.last())
+            && time_order(first, last) == Ordering::Less
+        {
+            page.reverse();
+        }
+        Ok(page)
+    }
+
+    fn is_own(&self, message: &WireMessage) -> bool {
+        message
+            .created_by
+            .as_deref()
+            .is_some_and(|user| user.eq_ignore_ascii_case(self.inner.auth.username()))
+    }
+}
+
+impl Since<'_> {
+    fn is(self, message: &WireMessage) -> bool {
+        matches!(self, Self::Message(id) if message.sys_id.as_deref() == Some(id))
+    }
+}
+
+fn newest(own: &[WireMessage], text: &str) -> Option<Posted> {
+    let found = own.iter().find(|message| carries(message, text))?;
+    Some(Posted { sys_id: found.sys_id.clone() })
+}
+
+/// A chat's number tells its age: numbers only grow.
+pub(super) fn age(entry: &QueueEntry) -> (usize, &str) {
+    let number = entry.number.as_deref().unwrap_or_default();
+    (number.len(), number)
+}
+
+/// Times are epoch numbers or sortable text; [`Ordering::Equal`] where they cannot be compared.
+fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
+    let pairs = [(&left.timestamp, &right.timestamp), (&left.created_on, &right.created_on)];
+    for (left, right) in pairs {
+        if let (Some(left), Some(right)) = (left, right) {
+            let order = match (left.parse::<f64>(), right.parse::<f64>()) {
+                (Ok(left), Ok(right)) => left.total_cmp(&right),
+                _ => left.cmp(right),
+            };
+            if order != Ordering::Equal {
+                return order;
+            }
+        }
+    }
+    Ordering::Equal
+}
+
+fn carries(message: &WireMessage, text: &str) -> bool {
+    let wanted = normal(text);
+    let plain = [&message.message, &message.formatted_message].into_iter().flatten();
+    plain.flat_map(|stored| [normal(stored), normal(&entities(stored)), normal(&untagged(stored))]).any(
+        |stored| stored == wanted || (stored.chars().count() >= CUT_CHARS_MIN && wanted.starts_with(&stored)),
+    )
+}
+
+/// ServiceNow trims, and turns line breaks and blanks into one another.
+fn normal(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

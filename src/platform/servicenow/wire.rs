@@ -1,0 +1,279 @@
+//! Connect Support's JSON, as ServiceNow's own client reads it, turned into what it means.
+//!
+//! Guarantees: unknown fields are ignored; numbers come as numbers or as text, absent values as null, as nothing or as
+//! empty text; success is a 2xx with JSON and a `result` in it, and nothing else is. Leaves to others: the calls
+//! (`connect_support.rs`, `readback.rs`). Sources of the shapes: `tests/fixtures/servicenow/SOURCES.md`.
+
+use reqwest::StatusCode;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::{ChatState, QueueEntry, QueueState};
+use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, clean};
+use crate::platform::http::{Media, Reply};
+
+/// The longest sentence that is handed on to a user.
+const SENTENCE_CHARS_MAX: usize = 1000;
+
+/// Reads the `result` of an answer. `carried` is the chat text of the call: no error repeats it.
+pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str) -> Result<T, CallError> {
+    if reply.status == StatusCode::ACCEPTED {
+        return Err(not_ready(&reply, NotReady::Accepted));
+    }
+    if !reply.status.is_success() {
+        return Err(refusal(&reply, carried));
+    }
+    match reply.media() {
+        Media::Html => Err(not_ready(&reply, NotReady::Html)),
+        Media::Other => Err(CallError::bad_body("success without JSON")),
+        Media::Json => {
+            #[derive(Deserialize)]
+            struct Wrapped<T> {
+                result: T,
+            }
+            let body = reply.body?;
+            let wrapped = serde_json::from_slice::<Wrapped<T>>(&body);
+            // serde's words may quote the answer, which holds chat text.
+            Ok(wrapped.map_err(|_| CallError::bad_body("JSON without the documented `result`"))?.result)
+        }
+    }
+}
+
+fn not_ready(reply: &Reply, how: NotReady) -> CallError {
+    let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
+    CallError::Answer(Answer { status, retry_after, kind: AnswerKind::NotReady(how), detail: String::new() })
+}
+
+fn refusal(reply: &Reply, carried: &str) -> CallError {
+    let body: Value =
+        reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+    let status = reply.status.as_u16();
+    let sentence = body.get("result").and_then(Value::as_str);
+    let kind = match sentence {
+        Some(sentence) if matches!(status, 403 | 503) => AnswerKind::Business(readable(sentence)),
+        _ => AnswerKind::of_status(status),
+    };
+    let said = [&body["error"]["message"], &body["error"], &body["result"]["error"]];
+    let said = said.into_iter().find_map(Value::as_str).or(sentence).unwrap_or_default();
+    CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: clean(said, carried) })
+}
+
+/// A queue's "Not available" text may hold HTML; the user reads plain text.
+fn readable(sentence: &str) -> String {
+    let words = untagged(sentence);
+    words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()
+}
+
+/// Mark-up to text: tags become blanks, the common entities become their characters.
+pub(super) fn untagged(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('<') {
+        let (before, tag) = rest.split_at(start);
+        plain.push_str(before);
+        let opens = tag[1..].starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '!');
+        rest = match tag.find('>').filter(|_| opens) {
+            Some(end) => {
+                plain.push(' ');
+                &tag[end + 1..]
+            }
+            None => {
+                plain.push('<');
+                &tag[1..]
+            }
+        };
+    }
+    plain.push_str(rest);
+    entities(&plain)
+}
+
+/// `&amp;` comes last, so that text which spells out an entity stays as it was meant.
+pub(super) fn entities(text: &str) -> String {
+    let pairs =
+        [("&nbsp;", " "), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'")];
+    let pairs = pairs.into_iter().chain([("&#64;", "@"), ("&amp;", "&")]);
+    pairs.fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// A `chat_queue_entry`.
+#[derive(Deserialize)]
+pub(super) struct WireEntry {
+    #[serde(default, deserialize_with = "text")]
+    sys_id: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    group: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    queue: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    number: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    position: Option<i64>,
+    #[serde(default, deserialize_with = "number")]
+    state: Option<i64>,
+    #[serde(default, deserialize_with = "text")]
+    average_wait_time: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    wait_time: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    assigned_to: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) short_description: Option<String>,
+}
+
+impl WireEntry {
+    /// An entry without a group is of no use: there would be no conversation to write to.
+    pub(super) fn meaning(self) -> Option<QueueEntry> {
+        Some(QueueEntry {
+            group: self.group?,
+            sys_id: self.sys_id.unwrap_or_default(),
+            number: self.number,
+            queue: self.queue,
+            position: self.position.and_then(|position| u32::try_from(position).ok()),
+            wait: self.average_wait_time.or(self.wait_time),
+            assigned_to: self.assigned_to,
+            state: self.state.map(ChatState::from),
+        })
+    }
+}
+
+/// An element of a sessions list: a conversation with its `queueEntry` inside, or the entry itself.
+#[derive(Deserialize)]
+pub(super) struct WireSession {
+    #[serde(rename = "queueEntry")]
+    nested: Option<WireEntry>,
+    #[serde(flatten)]
+    flat: WireEntry,
+}
+
+impl WireSession {
+    pub(super) fn entry(self) -> WireEntry {
+        match self.nested {
+            // The conversation's own sys_id is the group.
+            Some(entry) => WireEntry { group: entry.group.or(self.flat.group).or(self.flat.sys_id), ..entry },
+            None => self.flat,
+        }
+    }
+}
+
+/// One or many: some lists of one arrive as the one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany<T> {
+    Many(Vec<T>),
+    One(T),
+}
+
+impl<T> OneOrMany<T> {
+    pub(super) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::Many(many) => many,
+            Self::One(one) => vec![one],
+        }
+    }
+}
+
+/// A `chat_queue`.
+#[derive(Deserialize)]
+pub(super) struct WireQueue {
+    #[serde(default, deserialize_with = "text")]
+    sys_id: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    average_wait_time: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    waiting_count: Option<i64>,
+    #[serde(default, deserialize_with = "text")]
+    not_available: Option<String>,
+}
+
+impl WireQueue {
+    pub(super) fn meaning(self) -> Option<QueueState> {
+        Some(QueueState {
+            sys_id: self.sys_id?,
+            name: self.name,
+            wait: self.average_wait_time,
+            waiting: self.waiting_count.and_then(|count| u32::try_from(count).ok()),
+            not_available: self.not_available.map(|sentence| readable(&sentence)),
+        })
+    }
+}
+
+/// A `live_message`.
+#[derive(Deserialize)]
+pub(super) struct WireMessage {
+    #[serde(default, deserialize_with = "text")]
+    pub(super) sys_id: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) created_by: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) created_on: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) timestamp: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) formatted_message: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) message: Option<String>,
+}
+
+/// Text, a number, or a reference as an object; empty text is nothing.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let value = value.get("value").unwrap_or(&value);
+    Ok(match value {
+        Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    })
+}
+
+/// A number, or a number written as text; anything else is nothing.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    Ok(text(deserializer)?.and_then(|text| text.trim().parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(json: &str) -> WireEntry {
+        serde_json::from_str::<WireSession>(json).unwrap().entry()
+    }
+
+    #[test]
+    fn numbers_come_in_many_coats() {
+        for (json, position, state) in [
+            (r#"{"group":"g","position":3,"state":"1"}"#, Some(3), Some(ChatState::Waiting)),
+            (r#"{"group":"g","position":"3","state":2}"#, Some(3), Some(ChatState::InProgress)),
+            (r#"{"group":"g","position":"","state":null}"#, None, None),
+            (r#"{"group":"g","position":-1,"state":"x"}"#, None, None),
+            (
+                r#"{"group":"g","state":{"value":"7","display_value":"Closed"}}"#,
+                None,
+                Some(ChatState::ClosedByClient),
+            ),
+            (r#"{"group":"g","state":99,"brand_new":[1,{}]}"#, None, Some(ChatState::Other(99))),
+        ] {
+            let meaning = entry(json).meaning().unwrap();
+            assert_eq!((meaning.position, meaning.state), (position, state), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_nested_or_flat() {
+        let nested = r#"{"sys_id":"conv","name":"n","queueEntry":{"sys_id":"e","state":1}}"#;
+        let meaning = entry(nested).meaning().unwrap();
+        assert_eq!((meaning.group.as_str(), meaning.sys_id.as_str()), ("conv", "e"));
+        let meaning = entry(r#"{"sys_id":"e","group":"g","state":1}"#).meaning().unwrap();
+        assert_eq!((meaning.group.as_str(), meaning.sys_id.as_str()), ("g", "e"));
+        let meaning = entry(r#"{"sys_id":"e","group":"g","queueEntry":null}"#).meaning().unwrap();
+        assert_eq!(meaning.group, "g");
+    }
+
+    #[test]
+    fn a_sentence_loses_its_tags_and_nothing_else() {
+        assert_eq!(readable("<p>Sorry, <b>closed</b>.<br/>a < b &amp; c</p>"), "Sorry, closed . a < b & c");
+        assert_eq!(readable("open <"), "open <");
+    }
+}

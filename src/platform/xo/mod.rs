@@ -1,0 +1,99 @@
+//! XO, and whoever takes its place for conversations of the API.
+//!
+//! Guarantees: addresses are shown by their host alone, since XO's Callback URL is its own secret.
+//! Leaves to others: what is posted (`message/`), what an error means (`delivery/classify.rs`). Today's posts stand in
+//! `callback.rs`; those of the BotKit protocol, with their own credential for each call, are files beside it that
+//! reach the network through [`Xo::post`] as it does.
+
+mod callback;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use secrecy::SecretString;
+use url::Url;
+
+use super::error::{Answer, AnswerKind, CallError, NotReady};
+use super::http::{Call, Http, Media, Reply};
+
+/// Where XO listens.
+#[derive(Clone, Default)]
+pub struct XoSettings {
+    /// XO's Callback URL (in XO: Webhook URL).
+    pub callback_url: Option<Url>,
+    /// Where events of API conversations go.
+    pub events_url: Option<Url>,
+    /// The bearer token that they go with.
+    pub events_token: Option<SecretString>,
+}
+
+/// The bot side. Cheap to clone.
+#[derive(Clone)]
+pub struct Xo {
+    http: Http,
+    settings: Arc<XoSettings>,
+}
+
+impl Xo {
+    /// A client of the bot side.
+    pub fn new(http: Http, settings: XoSettings) -> Self {
+        Self { http, settings: Arc::new(settings) }
+    }
+
+    /// XO's Callback URL.
+    pub fn callback_url(&self) -> Option<&Url> {
+        self.settings.callback_url.as_ref()
+    }
+
+    /// Where events of API conversations go.
+    pub fn events_url(&self) -> Option<&Url> {
+        self.settings.events_url.as_ref()
+    }
+
+    /// Whether anything answers there. Asks for nothing and sends nothing.
+    pub(crate) async fn knock(&self, url: &Url) -> Result<u16, CallError> {
+        let (method, headers) = (Method::GET, HeaderMap::new());
+        let reply = self.http.call(Call { method, url: url.clone(), headers, body: None }).await?;
+        Ok(reply.status.as_u16())
+    }
+
+    /// Posts JSON and reads nothing but whether it was taken: nobody documents what comes back.
+    async fn post(&self, url: &Url, mut headers: HeaderMap, body: Bytes) -> Result<(), CallError> {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
+        let call = Call { method: Method::POST, url: url.clone(), headers, body: Some(body) };
+        taken(&self.http.call(call).await?)
+    }
+}
+
+fn taken(reply: &Reply) -> Result<(), CallError> {
+    let status = reply.status.as_u16();
+    let kind = if !reply.status.is_success() {
+        AnswerKind::of_status(status)
+    } else if reply.media() == Media::Html {
+        AnswerKind::NotReady(NotReady::Html)
+    } else {
+        // The body of a success may break off or be anything: the status has been said.
+        return Ok(());
+    };
+    // What it says is not repeated: it could be our text.
+    Err(CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: String::new() }))
+}
+
+impl std::fmt::Debug for XoSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let host = |url: &Option<Url>| url.as_ref().and_then(|url| url.host_str().map(str::to_owned));
+        f.debug_struct("XoSettings")
+            .field("callback_host", &host(&self.callback_url))
+            .field("events_host", &host(&self.events_url))
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Xo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.settings.fmt(f)
+    }
+}

@@ -1,0 +1,191 @@
+//! Who borrowed what: in memory, since only one process lends.
+//!
+//! Guarantees: a partition has one borrower, others wait in line; no borrower has more than `prefetch` unsettled loans; what
+//! may have been lent before is marked. Reads only as much as it lends, so memory does not grow with the queue.
+//! Leaves to others: settling on the disk (`writer.rs`).
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use tokio::sync::mpsc;
+
+use super::line::{Line, Seq};
+use super::store::{LineState, Store};
+use super::subscription::Receipt;
+use super::writer::{Gate, Reply};
+use crate::queue::{self, Loan, QueueError};
+
+/// What a borrower receives: its number, and the loans.
+pub(super) type Borrowed = (u64, mpsc::Receiver<Loan>);
+
+/// Every partition's borrower.
+#[derive(Debug)]
+pub(super) struct Lending {
+    prefetch: u16,
+    partitions: BTreeMap<Line, Partition>,
+    borrowers: u64,
+}
+
+#[derive(Debug)]
+struct Partition {
+    lent: Lent,
+    borrower: Option<Borrower>,
+    waiting: VecDeque<(Gate, Reply<Borrowed>)>,
+}
+
+/// The last message that may have been lent before: messages are lent in order, so all before it may have been, too.
+#[derive(Debug, Clone, Copy)]
+enum Lent {
+    UpTo(Seq),
+    /// After a crash. At most the first `out` of the messages before `before` had been lent and not settled.
+    Unknown {
+        out: u16,
+        before: Seq,
+    },
+}
+
+#[derive(Debug)]
+struct Borrower {
+    number: u64,
+    gate: Gate,
+    loans: mpsc::Sender<Loan>,
+    /// The last message lent to it, or passed over.
+    at: Seq,
+    unsettled: u16,
+    /// There may be more behind `at`.
+    more: bool,
+}
+
+impl Lending {
+    /// `out`: see [`Store::started`].
+    pub(super) fn new(prefetch: u16, out: u16, lines: &[LineState]) -> Self {
+        let partitions = lines.iter().filter(|state| !state.line.is_siding()).map(|state| {
+            let unknown = Lent::Unknown { out, before: state.line.seq(state.next) };
+            let lent = state.lent.map_or(unknown, Lent::UpTo);
+            (state.line, Partition { lent, borrower: None, waiting: VecDeque::new() })
+        });
+        Self { prefetch, partitions: partitions.collect(), borrowers: 0 }
+    }
+
+    /// Somebody wants to borrow, and is answered once the partition is free.
+    pub(super) fn queue_up(&mut self, line: Line, gate: Gate, reply: Reply<Borrowed>) {
+        if let Some(partition) = self.partitions.get_mut(&line) {
+            partition.waiting.push_back((gate, reply));
+            self.admit(line);
+        } else {
+            let _ = reply.send(Err(QueueError::Mismatch(format!("the queue has no partition {}", line.0))));
+        }
+    }
+
+    fn admit(&mut self, line: Line) {
+        let Some(partition) = self.partitions.get_mut(&line) else { return };
+        while partition.borrower.is_none() {
+            let Some((gate, reply)) = partition.waiting.pop_front() else { return };
+            self.borrowers += 1;
+            let (loans, receiver) = mpsc::channel(usize::from(self.prefetch.max(1)));
+            // Whoever stopped waiting has dropped the receiver: the next in line.
+            if reply.send(Ok((self.borrowers, receiver))).is_ok() {
+                let number = self.borrowers;
+                partition.borrower =
+                    Some(Borrower { number, gate, loans, at: line.start(), unsettled: 0, more: true });
+            }
+        }
+    }
+
+    /// A borrower leaves; what it did not settle is lent again to the next one, in its old place.
+    pub(super) fn give_back(&mut self, line: Line, number: u64) {
+        let Some(partition) = self.partitions.get_mut(&line) else { return };
+        if partition.borrower.as_ref().is_some_and(|borrower| borrower.number == number) {
+            partition.borrower = None;
+            self.admit(line);
+        }
+    }
+
+    fn borrower(&mut self, line: Line) -> Option<&mut Borrower> {
+        self.partitions.get_mut(&line)?.borrower.as_mut()
+    }
+
+    /// Whether this loan still stands.
+    pub(super) fn stands(&self, line: Line, number: u64) -> bool {
+        let borrower = self.partitions.get(&line).and_then(|partition| partition.borrower.as_ref());
+        borrower.is_some_and(|borrower| borrower.number == number)
+    }
+
+    /// A loan of this borrower is settled on the disk.
+    pub(super) fn settled(&mut self, line: Line, number: u64) {
+        if let Some(borrower) = self.borrower(line).filter(|borrower| borrower.number == number) {
+            borrower.unsettled = borrower.unsettled.saturating_sub(1);
+        }
+    }
+
+    /// Something was published.
+    pub(super) fn arrived(&mut self, line: Line) {
+        if let Some(borrower) = self.borrower(line) {
+            borrower.more = true;
+        }
+    }
+
+    /// Another process may have published anywhere.
+    pub(super) fn arrived_anywhere(&mut self) {
+        for partition in self.partitions.values_mut() {
+            if let Some(borrower) = &mut partition.borrower {
+                borrower.more = true;
+            }
+        }
+    }
+
+    /// Lends what can be lent, but not what is `settling`: settled, and only not written yet.
+    pub(super) fn lend(&mut self, store: &Store, settling: &HashSet<Seq>) -> rusqlite::Result<()> {
+        for (line, partition) in &mut self.partitions {
+            partition.lend(*line, self.prefetch, store, settling)?;
+        }
+        Ok(())
+    }
+
+    /// What was lent, for the note of a stop in order.
+    pub(super) fn lent(&self) -> Vec<(Line, Option<Seq>)> {
+        let lent = |partition: &Partition| match partition.lent {
+            Lent::UpTo(seq) => Some(seq),
+            Lent::Unknown { .. } => None,
+        };
+        self.partitions.iter().map(|(line, partition)| (*line, lent(partition))).collect()
+    }
+}
+
+impl Partition {
+    fn lend(
+        &mut self,
+        line: Line,
+        prefetch: u16,
+        store: &Store,
+        settling: &HashSet<Seq>,
+    ) -> rusqlite::Result<()> {
+        let Some(borrower) = &mut self.borrower else { return Ok(()) };
+        while borrower.more && borrower.unsettled < prefetch {
+            let lent = match self.lent {
+                Lent::UpTo(seq) => seq,
+                Lent::Unknown { out, before } => store.nth(line, before, out)?.unwrap_or(line.start()),
+            };
+            let free = prefetch - borrower.unsettled;
+            let window = store.window(line, borrower.at, free)?;
+            borrower.more = window.len() == usize::from(free);
+            self.lent = Lent::UpTo(lent.max(window.last().map_or(borrower.at, |last| last.seq)));
+            for stored in window {
+                borrower.at = stored.seq;
+                if settling.contains(&stored.seq) {
+                    continue;
+                }
+                let receipt = Receipt::loan(stored.seq, borrower.number, borrower.gate.clone());
+                let loan = Loan {
+                    message: stored.entry,
+                    earlier: u32::from(stored.seq <= lent),
+                    unreadable: stored.unreadable,
+                    receipt: queue::Receipt::Embedded(receipt),
+                };
+                borrower.unsettled += 1;
+                // Fails only where the receiver is gone: the news of that is under way.
+                let _ = borrower.loans.try_send(loan);
+            }
+        }
+        Ok(())
+    }
+}

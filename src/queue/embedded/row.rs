@@ -1,0 +1,92 @@
+//! From a row of the file to what travels.
+//!
+//! Guarantees: every row becomes something: what cannot be read keeps its raw body, and says why. Such a row is written by
+//! a newer version of this program, or by hand.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use rusqlite::Row;
+
+use super::line::Seq;
+use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+
+/// An entry and its place.
+#[derive(Debug)]
+pub(super) struct Stored<T> {
+    pub(super) seq: Seq,
+    pub(super) entry: T,
+    /// Set where the entry could not be read.
+    pub(super) unreadable: Option<String>,
+}
+
+/// Reads `seq, id, kind, lane, accepted_at, replays, body`.
+pub(super) fn message(row: &Row<'_>) -> rusqlite::Result<Stored<Message>> {
+    let seq = Seq(row.get(0)?);
+    let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
+    let replays = u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default();
+    let accepted = row.get(4)?;
+    let (id, kind, lane) = (&text(row, 1)?, &text(row, 2)?, &text(row, 3)?);
+    Ok(match meant(id, kind, lane, accepted) {
+        Ok((id, kind, lane, accepted_at)) => {
+            Stored { seq, entry: Message { id, kind, lane, accepted_at, replays, body }, unreadable: None }
+        }
+        Err(why) => {
+            let id =
+                MessageId::parse(id).unwrap_or_else(|_| MessageId::derived("embedded", &seq.0.to_string()));
+            let kind = match seq.line().destination() {
+                Some(Destination::ServiceNow) => Kind::HandoffMessage,
+                _ => Kind::CallbackMessage,
+            };
+            let lane = LaneKey::parse(lane).unwrap_or_else(|_| LaneKey::alone(id));
+            let accepted_at = Timestamp::from_millisecond(accepted).unwrap_or_default();
+            Stored {
+                seq,
+                entry: Message { id, kind, lane, accepted_at, replays, body },
+                unreadable: Some(why),
+            }
+        }
+    })
+}
+
+/// What should be UTF-8, and can always be shown.
+fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Cow<'a, str>> {
+    Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes()?))
+}
+
+fn meant(
+    id: &str,
+    kind: &str,
+    lane: &str,
+    accepted: i64,
+) -> Result<(MessageId, Kind, LaneKey, Timestamp), String> {
+    Ok((
+        MessageId::parse(id).map_err(|problem| format!("the stored id {problem}"))?,
+        Kind::parse(kind).ok_or_else(|| format!("this version knows no kind {kind:?}"))?,
+        LaneKey::parse(lane).map_err(|problem| format!("the stored lane {problem}"))?,
+        Timestamp::from_millisecond(accepted).map_err(|_| "the stored time is none".to_owned())?,
+    ))
+}
+
+/// Reads what [`message`] reads, then `reason, detail, died_at, story`.
+pub(super) fn dead_letter(row: &Row<'_>) -> rusqlite::Result<Stored<DeadLetter>> {
+    let Stored { seq, entry, unreadable } = message(row)?;
+    let reason_text = text(row, 7)?;
+    let reason = DeadReason::parse(&reason_text);
+    let story = serde_json::from_str::<Story>(&text(row, 10)?);
+    let unreadable = unreadable
+        .or_else(|| reason.is_none().then(|| format!("this version knows no reason {reason_text:?}")))
+        .or_else(|| story.is_err().then(|| "the stored story cannot be read".to_owned()));
+    let dead = DeadLetter {
+        message: entry,
+        reason: reason.filter(|_| unreadable.is_none()).unwrap_or(DeadReason::Unreadable),
+        detail: match &unreadable {
+            Some(why) => format!("{why}; it died of: {}", text(row, 8)?),
+            None => text(row, 8)?.into_owned(),
+        },
+        died_at: Timestamp::from_millisecond(row.get(9)?).unwrap_or_default(),
+        story: story.unwrap_or_default(),
+    };
+    Ok(Stored { seq, entry: dead, unreadable })
+}

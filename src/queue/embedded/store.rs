@@ -1,0 +1,369 @@
+//! The embedded queue's file: every SQL statement, one function each.
+//!
+//! Guarantees: what a transaction of [`Store::write`] returned for is on the disk (WAL with `synchronous = FULL`); counters
+//! and rows change together; nothing here takes longer because more messages wait.
+//! Leaves to others: when to write and whom to answer (`writer.rs`), who borrowed what (`lending.rs`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, named_params, params};
+
+use super::line::{Line, Seq};
+use super::row::{self, Stored};
+use crate::message::{DeadLetter, Destination, Message};
+use crate::queue::{Depth, PartitionId, QueueError};
+
+/// The shape of `schema.sql`.
+const SCHEMA: i64 = 1;
+/// How long a write waits for the write of another process.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The connection.
+#[derive(Debug)]
+pub(super) struct Store {
+    connection: Connection,
+}
+
+/// What the counters say about one line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LineState {
+    pub(super) line: Line,
+    pub(super) next: i64,
+    /// See `schema.sql`.
+    pub(super) lent: Option<Seq>,
+}
+
+impl Store {
+    /// Opens the file, and makes it where it is not there yet.
+    pub(super) fn open(path: &Path, partitions: u16) -> Result<Self, QueueError> {
+        let opened = Connection::open(path).and_then(|connection| {
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_prepared_statement_cache_capacity(64);
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "fullfsync", true)?;
+            // 16 MiB of log between two copies into the file: most messages are settled before they are ever copied.
+            connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+            connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+            // 16 MiB, however much waits.
+            connection.pragma_update(None, "cache_size", -16_384)?;
+            Ok(Self { connection })
+        });
+        let unusable = |error| unusable(path, &error);
+        let mut store = opened.map_err(unusable)?;
+        store.make(partitions).map_err(unusable)?;
+        store.check(path, partitions)?;
+        Ok(store)
+    }
+
+    /// One process makes the file; another that opens it at the same time waits for that.
+    fn make(&mut self, partitions: u16) -> rusqlite::Result<()> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let version: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version == 0 {
+            tx.execute_batch(include_str!("schema.sql"))?;
+            tx.execute("INSERT INTO about VALUES (1, ?, 0, 1)", [partitions])?;
+            for line in Line::all(partitions) {
+                tx.execute("INSERT INTO line (line) VALUES (?)", [line.0])?;
+            }
+            tx.pragma_update(None, "user_version", SCHEMA)?;
+        }
+        tx.commit()
+    }
+
+    fn check(&self, path: &Path, partitions: u16) -> Result<(), QueueError> {
+        let unusable = |error| unusable(path, &error);
+        let connection = &self.connection;
+        let version: i64 =
+            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(unusable)?;
+        if version != SCHEMA {
+            return Err(QueueError::Mismatch(format!(
+                "the queue in {} has schema version {version}, but this program knows version {SCHEMA}: \
+                 run the version of causeway that wrote it",
+                path.display()
+            )));
+        }
+        let made: u16 =
+            connection.query_row("SELECT partitions FROM about", [], |row| row.get(0)).map_err(unusable)?;
+        if made != partitions {
+            return Err(QueueError::Mismatch(format!(
+                "the queue in {} was made with {made} partitions, but queue.partitions is {partitions}: later \
+                 messages of a conversation could overtake earlier ones. Set queue.partitions to {made}, or let the \
+                 queue run empty, stop, and move the file away",
+                path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Begins to serve: until [`Store::stopped`], a crash leaves the file marked as not stopped in order. Returns the
+    /// lines, and how many messages of a partition the last server may have had out where it left no note.
+    pub(super) fn started(&mut self, prefetch: u16) -> rusqlite::Result<(Vec<LineState>, u16)> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute("UPDATE line SET lent = NULL WHERE (SELECT clean FROM about) = 0", [])?;
+        let out = tx.query_row("SELECT prefetch FROM about", [], |row| row.get(0))?;
+        // A line that nobody borrowed from since keeps its doubt, so that the larger number stays true for it.
+        tx.execute(
+            "UPDATE about SET clean = 0,
+             prefetch = iif(EXISTS (SELECT 1 FROM line WHERE lent IS NULL), max(prefetch, ?1), ?1)",
+            [prefetch],
+        )?;
+        let lines = tx
+            .prepare("SELECT line, next, lent FROM line")?
+            .query_map([], |row| {
+                let lent: Option<i64> = row.get(2)?;
+                Ok(LineState { line: Line(row.get(0)?), next: row.get(1)?, lent: lent.map(Seq) })
+            })?
+            .collect::<Result<_, _>>()?;
+        tx.commit()?;
+        Ok((lines, out))
+    }
+
+    /// Ends serving in order, with a note of what was lent.
+    pub(super) fn stopped(&mut self, lent: &[(Line, Option<Seq>)]) -> rusqlite::Result<()> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for (line, lent) in lent {
+            tx.execute("UPDATE line SET lent = ?2 WHERE line = ?1", params![line.0, lent.map(|seq| seq.0)])?;
+        }
+        tx.execute("UPDATE about SET clean = 1", [])?;
+        tx.commit()
+    }
+
+    /// Runs `work` in one transaction, and returns once it is on the disk; an error means that nothing of it is there.
+    pub(super) fn write<T>(
+        &mut self,
+        work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut writing = Writing { connection: &tx, lines: BTreeMap::new() };
+        let done = work(&mut writing)?;
+        writing.count()?;
+        tx.commit()?;
+        Ok(done)
+    }
+
+    /// Up to `limit` messages of a partition, after `after`.
+    pub(super) fn window(
+        &self,
+        line: Line,
+        after: Seq,
+        limit: u16,
+    ) -> rusqlite::Result<Vec<Stored<Message>>> {
+        self.connection
+            .prepare_cached(
+                "SELECT seq, id, kind, lane, accepted_at, replays, body FROM message
+                 WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+            )?
+            .query_map(params![after.0, line.end().0, limit], row::message)?
+            .collect()
+    }
+
+    /// The last of the first `count` messages of a partition that lie before `before`.
+    pub(super) fn nth(&self, line: Line, before: Seq, count: u16) -> rusqlite::Result<Option<Seq>> {
+        let last: Option<i64> = self.connection.query_row(
+            "SELECT max(seq) FROM (SELECT seq FROM message WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?)",
+            params![line.start().0, before.0, count],
+            |row| row.get(0),
+        )?;
+        Ok(last.map(Seq))
+    }
+
+    /// The dead letter after `after`, before `before`.
+    pub(super) fn dead_letter(
+        &self,
+        after: Seq,
+        before: Seq,
+    ) -> rusqlite::Result<Option<Stored<DeadLetter>>> {
+        self.connection
+            .prepare_cached(
+                "SELECT seq, id, kind, lane, accepted_at, replays, body, reason, detail, died_at, story
+                 FROM dead_letter WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
+            )?
+            .query_row(params![after.0, before.0], row::dead_letter)
+            .optional()
+    }
+
+    /// The place that the next entry of a line will have.
+    pub(super) fn next(&self, line: Line) -> rusqlite::Result<Seq> {
+        let next = self
+            .connection
+            .prepare_cached("SELECT next FROM line WHERE line = ?")?
+            .query_row([line.0], |row| row.get(0))?;
+        Ok(line.seq(next))
+    }
+
+    /// A number that changes when another process has written.
+    pub(super) fn others_wrote(&self) -> rusqlite::Result<i64> {
+        self.connection
+            .prepare_cached("SELECT data_version FROM pragma_data_version")?
+            .query_row([], |row| row.get(0))
+    }
+
+    /// What is in the file, lent or not.
+    pub(super) fn depth(&self, partitions: u16) -> rusqlite::Result<Depth> {
+        let mut depth = Depth::default();
+        let mut counters = self.connection.prepare_cached("SELECT line, held FROM line")?;
+        let mut rows = counters.query([])?;
+        while let Some(row) = rows.next()? {
+            let (line, held) = (Line(row.get(0)?), row.get::<_, u64>(1)?);
+            match line.destination() {
+                _ if line.is_siding() => depth.dead += held,
+                Some(destination) => *depth.waiting.entry(destination).or_default() += held,
+                None => {}
+            }
+        }
+        let mut head = self.connection.prepare_cached(
+            "SELECT accepted_at FROM message WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
+        )?;
+        for destination in Destination::ALL {
+            for partition in PartitionId::all(*destination, partitions) {
+                let line = Line::partition(partition);
+                let at = head
+                    .query_row([line.start().0, line.end().0], |row| row.get(0))
+                    .optional()?
+                    .and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+                if let Some(at) = at {
+                    depth
+                        .oldest
+                        .entry(*destination)
+                        .and_modify(|oldest| *oldest = at.min(*oldest))
+                        .or_insert(at);
+                }
+            }
+        }
+        Ok(depth)
+    }
+}
+
+/// A transaction that is being written.
+#[derive(Debug)]
+pub(super) struct Writing<'a> {
+    connection: &'a Connection,
+    /// Counters of the lines touched, written once at the end.
+    lines: BTreeMap<Line, Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    /// Read when first needed: another process may have written since the last transaction.
+    next: Option<i64>,
+    change: i64,
+}
+
+impl Writing<'_> {
+    /// How many messages wait or are lent.
+    pub(super) fn messages(&self) -> rusqlite::Result<u64> {
+        let mut statement = self.connection.prepare_cached("SELECT line, held FROM line")?;
+        let mut rows = statement.query([])?;
+        let mut held = 0;
+        while let Some(row) = rows.next()? {
+            if !Line(row.get(0)?).is_siding() {
+                held += row.get::<_, u64>(1)?;
+            }
+        }
+        Ok(held)
+    }
+
+    fn append(&mut self, line: Line) -> rusqlite::Result<Seq> {
+        let counters = self.lines.entry(line).or_default();
+        let next = match counters.next {
+            Some(next) => next,
+            None => self
+                .connection
+                .prepare_cached("SELECT next FROM line WHERE line = ?")?
+                .query_row([line.0], |row| row.get(0))?,
+        };
+        counters.next = Some(next + 1);
+        counters.change += 1;
+        Ok(line.seq(next))
+    }
+
+    pub(super) fn publish(&mut self, line: Line, message: &Message) -> rusqlite::Result<()> {
+        let seq = self.append(line)?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                seq.0,
+                message.id.to_string(),
+                message.kind.as_str(),
+                message.lane.as_str(),
+                message.accepted_at.as_millisecond(),
+                message.replays,
+                &message.body[..]
+            ])?;
+        Ok(())
+    }
+
+    pub(super) fn bury(&mut self, dead: &DeadLetter) -> rusqlite::Result<()> {
+        let message = &dead.message;
+        let seq = self.append(Line::siding(message.destination()))?;
+        let story = serde_json::to_string(&dead.story)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO dead_letter
+                 (seq, id, kind, lane, accepted_at, replays, body, reason, detail, died_at, story)
+                 VALUES (:seq, :id, :kind, :lane, :accepted_at, :replays, :body, :reason, :detail, :died_at, :story)",
+            )?
+            .execute(named_params! {
+                ":seq": seq.0,
+                ":id": message.id.to_string(),
+                ":kind": message.kind.as_str(),
+                ":lane": message.lane.as_str(),
+                ":accepted_at": message.accepted_at.as_millisecond(),
+                ":replays": message.replays,
+                ":body": &message.body[..],
+                ":reason": dead.reason.as_str(),
+                ":detail": dead.detail,
+                ":died_at": dead.died_at.as_millisecond(),
+                ":story": story,
+            })?;
+        Ok(())
+    }
+
+    /// A message or a dead letter leaves for good.
+    pub(super) fn remove(&mut self, seq: Seq) -> rusqlite::Result<()> {
+        let line = seq.line();
+        let sql = if line.is_siding() {
+            "DELETE FROM dead_letter WHERE seq = ?"
+        } else {
+            "DELETE FROM message WHERE seq = ?"
+        };
+        let removed = self.connection.prepare_cached(sql)?.execute([seq.0])?;
+        if removed > 0 {
+            self.lines.entry(line).or_default().change -= 1;
+        }
+        Ok(())
+    }
+
+    /// Changes nothing, but has to reach the disk.
+    pub(super) fn probe(&mut self) -> rusqlite::Result<()> {
+        self.connection.prepare_cached("UPDATE about SET one = 1")?.execute([])?;
+        Ok(())
+    }
+
+    fn count(&mut self) -> rusqlite::Result<()> {
+        let mut update = self
+            .connection
+            .prepare_cached("UPDATE line SET next = coalesce(?2, next), held = held + ?3 WHERE line = ?1")?;
+        for (line, counters) in &self.lines {
+            update.execute(params![line.0, counters.next, counters.change])?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the file cannot be opened: in the words of the operator who must look, or will be all right later.
+fn unusable(path: &Path, error: &rusqlite::Error) -> QueueError {
+    let text = format!("the queue's file {} cannot be opened: {error}", path.display());
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => QueueError::Mismatch(format!(
+            "{text}. It is no file of this program, or it is damaged: move it away and restore a copy"
+        )),
+        _ => QueueError::Unavailable(text),
+    }
+}

@@ -1,0 +1,68 @@
+//! A borrower's end: what is lent to it, and how it settles.
+//!
+//! Guarantees: however a subscription ends, the partition is free afterwards.
+//! Leaves to others: what is lent (`lending.rs`).
+
+use tokio::sync::mpsc;
+
+use super::line::{Line, Seq};
+use super::writer::{Ask, Command, Gate, Write};
+use crate::queue::{Loan, QueueError};
+
+/// A borrower's place at a partition.
+#[derive(Debug)]
+pub struct Subscription {
+    line: Line,
+    number: u64,
+    loans: mpsc::Receiver<Loan>,
+    gate: Gate,
+    closed: bool,
+}
+
+impl Subscription {
+    pub(super) const fn new(line: Line, number: u64, loans: mpsc::Receiver<Loan>, gate: Gate) -> Self {
+        Self { line, number, loans, gate, closed: false }
+    }
+
+    pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
+        self.loans.recv().await
+    }
+
+    pub(in crate::queue) async fn close(mut self) {
+        self.closed = true;
+        let (line, number) = (self.line, self.number);
+        // An error means that the queue is closed: then the partition is free, too.
+        let _ = self.gate.ask(|reply| Command::Ask(Ask::GiveBack { line, number, reply: Some(reply) })).await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if !self.closed {
+            let (line, number) = (self.line, self.number);
+            let _ = self.gate.send(Command::Ask(Ask::GiveBack { line, number, reply: None }));
+        }
+    }
+}
+
+/// How a loan or a dead letter is recognised when it leaves.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    write: Write,
+    gate: Gate,
+}
+
+impl Receipt {
+    pub(super) const fn loan(seq: Seq, borrower: u64, gate: Gate) -> Self {
+        Self { write: Write::Settle { seq, borrower }, gate }
+    }
+
+    pub(super) const fn dead_letter(seq: Seq, gate: Gate) -> Self {
+        Self { write: Write::Remove { seq }, gate }
+    }
+
+    pub(in crate::queue) async fn done(self) -> Result<(), QueueError> {
+        let Self { write, gate } = self;
+        gate.ask(|reply| Command::Write(write, reply)).await
+    }
+}

@@ -1,0 +1,60 @@
+//! One attempt to reach the broker.
+//!
+//! lapin's `connect` has no timeout of its own, and abandoning it leaks a thread and a socket. So the port is asked first
+//! with a plain TCP connection and the protocol header; only a broker that answers there is handed to lapin.
+
+use std::time::Duration;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties};
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{RabbitError, RabbitSettings, within};
+use crate::queue::QueueError;
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects, or says why not, without the URL's password.
+pub(super) async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<Connection, RabbitError> {
+    let uri = address(settings)?;
+    probe(&uri).await.map_err(|reason| RabbitError::Fatal(QueueError::Unavailable(reason)))?;
+    let name = format!("causeway {purpose} {}", settings.worker);
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    within(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await
+}
+
+fn address(settings: &RabbitSettings) -> Result<AMQPUri, RabbitError> {
+    // The parser's own words may repeat the URL, so they are not shown.
+    let mut uri: AMQPUri = settings.url.expose_secret().parse().map_err(|_| {
+        RabbitError::Fatal(QueueError::Mismatch(
+            "queue.url is not an AMQP URL: amqp://user:password@host:5672/%2f".into(),
+        ))
+    })?;
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".into();
+    }
+    let seconds = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
+    uri.query.heartbeat = Some(seconds);
+    Ok(uri)
+}
+
+async fn probe(uri: &AMQPUri) -> Result<(), String> {
+    let target = (uri.authority.host.as_str(), uri.authority.port);
+    let place = format!("{}:{}", target.0, target.1);
+    let asked = async {
+        let mut stream = TcpStream::connect(target).await?;
+        if uri.scheme == AMQPScheme::AMQP {
+            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+            stream.read_exact(&mut [0; 1]).await?;
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    match tokio::time::timeout(PROBE_TIMEOUT, asked).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!("{place}: {error}")),
+        Err(_) => Err(format!("{place}: nothing speaks AMQP there within {PROBE_TIMEOUT:?}")),
+    }
+}

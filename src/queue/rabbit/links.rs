@@ -1,0 +1,305 @@
+//! The supervisor: owns both connections, rebuilds them with backoff, and everything that lives on them.
+//!
+//! Guarantees: the watches tell the truth within a second; a consumer is kept alive here until its channel is closed,
+//! since dropping lapin's `Consumer` cancels it, and cancelling while holding lets later messages overtake.
+//! Leaves to others: what travels over the connections. Lives until [`Links::close`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::BasicQosOptions;
+use lapin::{Connection, Consumer, Event};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::publisher::{self, Order};
+use super::{RabbitError, RabbitSettings, RabbitUse, connect, peers, topology, within};
+use crate::queue::{PartitionId, QueueError};
+use crate::tasks::{self, Stop};
+
+/// After so many abandoned connects, each of which leaks a thread and a socket, the process had better start anew.
+const ABANDONED_MAX: u32 = 30;
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) type Link = watch::Sender<Option<Arc<Connection>>>;
+
+/// Everything that the handles of one engine share.
+#[derive(Debug)]
+pub(super) struct Links {
+    pub(super) settings: RabbitSettings,
+    publish: Link,
+    consume: Link,
+    pub(super) connected: watch::Sender<bool>,
+    /// When the question was asked that the broker answered last.
+    pub(super) answered: watch::Sender<Option<Instant>>,
+    /// Partitions that a better-ranked worker waits for, with that worker's number.
+    pub(super) wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
+    consumers: Mutex<HashMap<u64, Consumer>>,
+    broken: watch::Sender<Option<String>>,
+    trouble: Mutex<String>,
+    pub(super) stop: Stop,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Which of the two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Publish,
+    Consume,
+}
+
+impl Links {
+    pub(super) fn start(settings: RabbitSettings, orders: mpsc::Receiver<Order>) -> Arc<Self> {
+        let usage = settings.usage;
+        let links = Arc::new(Self {
+            settings,
+            publish: watch::Sender::new(None),
+            consume: watch::Sender::new(None),
+            connected: watch::Sender::new(false),
+            answered: watch::Sender::new(None),
+            wanted: watch::Sender::new(BTreeMap::new()),
+            consumers: Mutex::default(),
+            broken: watch::Sender::new(None),
+            trouble: Mutex::default(),
+            stop: Stop::default(),
+            tasks: Mutex::default(),
+        });
+        links.task(keep(links.clone(), Purpose::Publish));
+        links.task(publisher::run(links.clone(), orders));
+        if usage != RabbitUse::Publish {
+            links.task(keep(links.clone(), Purpose::Consume));
+        }
+        if usage == RabbitUse::Work {
+            links.task(ask_regularly(links.clone()));
+            links.task(peers::announce(links.clone()));
+            links.task(peers::listen(links.clone()));
+        }
+        links
+    }
+
+    fn task(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tasks::spawn(task));
+    }
+
+    pub(super) fn publishing(&self) -> Option<Arc<Connection>> {
+        self.publish.borrow().clone()
+    }
+
+    pub(super) fn consuming(&self) -> Option<Arc<Connection>> {
+        self.consume.borrow().clone()
+    }
+
+    /// Waits for the publishing connection. Cancel-safe.
+    pub(super) async fn until_publishing(&self) -> Arc<Connection> {
+        until(&self.publish).await
+    }
+
+    /// Waits for the consuming connection. Cancel-safe.
+    pub(super) async fn until_consuming(&self) -> Arc<Connection> {
+        until(&self.consume).await
+    }
+
+    /// Why a publish need not even be tried; `None` where it may.
+    pub(super) fn cannot_publish(&self) -> Option<String> {
+        match self.publishing() {
+            None => Some(format!("no connection to the broker: {}", self.trouble())),
+            Some(connection) if connection.status().blocked() => {
+                Some("the broker blocks publishers: its memory or disk alarm is on".into())
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// What went wrong last.
+    pub(super) fn trouble(&self) -> String {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn broken(&self) -> QueueError {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(reason) => QueueError::Mismatch(reason.unwrap_or_default()),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Keeps a consumer from being dropped before its channel is closed.
+    pub(super) fn keep_consumer(&self, number: u64, consumer: Consumer) {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).insert(number, consumer);
+    }
+
+    /// Lets go of a consumer whose channel is closed.
+    pub(super) fn drop_consumer(&self, number: u64) {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    /// A channel of the consuming connection could not be closed: only the end of the whole connection returns its
+    /// messages in order.
+    pub(super) async fn condemn_consuming(&self) {
+        if let Some(connection) = self.consuming() {
+            tracing::warn!("a channel did not close in time; closing its connection");
+            let _ = within(CLOSE_TIMEOUT, connection.close(200, "channel did not close".into())).await;
+        }
+    }
+
+    fn link(&self, purpose: Purpose) -> &Link {
+        match purpose {
+            Purpose::Publish => &self.publish,
+            Purpose::Consume => &self.consume,
+        }
+    }
+
+    fn update_connected(&self) {
+        let consuming = self.settings.usage == RabbitUse::Publish || self.consuming().is_some();
+        self.connected.send_replace(self.publishing().is_some() && consuming);
+    }
+
+    /// Ends all tasks, then both connections.
+    pub(super) async fn close(&self) {
+        self.stop.ask();
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            if tokio::time::timeout(CLOSE_TIMEOUT, task).await.is_err() {
+                tracing::warn!("a task of the broker's supervisor did not end in time");
+            }
+        }
+        for link in [&self.consume, &self.publish] {
+            if let Some(connection) = link.send_replace(None) {
+                let _ = within(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
+            }
+        }
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.connected.send_replace(false);
+    }
+}
+
+async fn until(link: &Link) -> Arc<Connection> {
+    let mut receiver = link.subscribe();
+    match receiver.wait_for(Option::is_some).await.map(|connection| connection.clone()) {
+        Ok(Some(connection)) => connection,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Connects, waits for the loss, connects again, until the stop.
+async fn keep(links: Arc<Links>, purpose: Purpose) {
+    let mut pause = BACKOFF_MIN;
+    let mut abandoned = 0;
+    while !links.stop.asked() {
+        match establish(&links, purpose).await {
+            Ok(connection) => {
+                pause = BACKOFF_MIN;
+                tracing::info!(?purpose, "connected to the broker");
+                links.link(purpose).send_replace(Some(connection.clone()));
+                links.update_connected();
+                tokio::select! {
+                    reason = lost(&connection) => report(&links, purpose, &reason),
+                    () = links.stop.wait() => return,
+                }
+                links.link(purpose).send_replace(None);
+                links.update_connected();
+            }
+            Err(RabbitError::Fatal(QueueError::Mismatch(reason))) => {
+                links.broken.send_replace(Some(reason));
+                return;
+            }
+            Err(error) => {
+                abandoned += u32::from(matches!(error, RabbitError::Silent(_)));
+                report(&links, purpose, &error.to_string());
+            }
+        }
+        if abandoned >= ABANDONED_MAX {
+            links
+                .broken
+                .send_replace(Some(format!("gave up {ABANDONED_MAX} connects that the broker left hanging")));
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = links.stop.wait() => return,
+        }
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// A lasting trouble is told once, not at every try.
+fn report(links: &Links, purpose: Purpose, reason: &str) {
+    let mut trouble = links.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    if *trouble != reason {
+        tracing::warn!(?purpose, reason, "no connection to the broker");
+        reason.clone_into(&mut trouble);
+    }
+}
+
+async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, RabbitError> {
+    match purpose {
+        Purpose::Publish => {
+            let connection = connect::connect(&links.settings, "publish").await?;
+            topology::ensure(&connection, links.settings.tuning.partitions).await?;
+            Ok(Arc::new(connection))
+        }
+        // The queues must be there before anybody borrows from them.
+        Purpose::Consume => {
+            links.until_publishing().await;
+            Ok(Arc::new(connect::connect(&links.settings, "consume").await?))
+        }
+    }
+}
+
+/// Waits until a connection is of no use any more and says why.
+async fn lost(connection: &Connection) -> String {
+    let mut events = std::pin::pin!(connection.events_listener());
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Event::Error(error)) => return error.to_string(),
+                Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "the broker blocks publishers"),
+                Some(Event::ConnectionUnblocked) => tracing::info!("the broker takes messages again"),
+                Some(_) => {}
+                None => return "the connection is gone".into(),
+            },
+            _ = tick.tick() => if !connection.status().connected() {
+                return "the connection is closed".into();
+            }
+        }
+    }
+}
+
+/// The lease: a round trip on a spare channel, three times in each heartbeat.
+async fn ask_regularly(links: Arc<Links>) {
+    let every = links.settings.heartbeat / 3;
+    loop {
+        let connection = tokio::select! {
+            connection = links.until_consuming() => connection,
+            () = links.stop.wait() => return,
+        };
+        tokio::select! {
+            error = ask_until_silent(&links, &connection, every) => tracing::debug!(%error, "lease not renewed"),
+            () = links.stop.wait() => return,
+        }
+        tokio::time::sleep(BACKOFF_MIN).await;
+    }
+}
+
+async fn ask_until_silent(links: &Links, connection: &Connection, every: Duration) -> RabbitError {
+    let channel = match within(every, connection.create_channel()).await {
+        Ok(channel) => channel,
+        Err(error) => return error,
+    };
+    loop {
+        let asked = Instant::now();
+        if let Err(error) =
+            within(links.settings.heartbeat, channel.basic_qos(1, BasicQosOptions::default())).await
+        {
+            return error;
+        }
+        links.answered.send_replace(Some(asked));
+        tokio::time::sleep(every).await;
+    }
+}

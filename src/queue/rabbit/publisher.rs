@@ -1,0 +1,192 @@
+//! One task, one channel, a window of unconfirmed publishes.
+//!
+//! Guarantees: an order is answered `Ok` only after the broker's confirm; of one lane at most one message is unconfirmed,
+//! so that a failed publish cannot be overtaken by the next; whoever gave up waiting is not published any more.
+//! One task for each channel, since several tasks on one channel make lapin swap their confirms.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::{mpsc, oneshot};
+
+use super::links::Links;
+use super::topology::ANSWER_TIMEOUT;
+use super::{RabbitError, within};
+use crate::message::{LaneKey, Message};
+use crate::queue::QueueError;
+
+/// Orders that may wait for the publisher.
+pub(super) const LINE: usize = 1024;
+/// Unconfirmed publishes at once.
+const WINDOW: usize = 256;
+
+/// One message to publish.
+#[derive(Debug)]
+pub(super) struct Order {
+    exchange: &'static str,
+    key: String,
+    lane: LaneKey,
+    properties: BasicProperties,
+    body: Bytes,
+    answer: oneshot::Sender<Result<(), QueueError>>,
+}
+
+pub(super) type Answer = oneshot::Receiver<Result<(), QueueError>>;
+
+impl Order {
+    pub(super) fn new(
+        exchange: &'static str,
+        key: String,
+        message: &Message,
+        properties: BasicProperties,
+    ) -> (Self, Answer) {
+        let (answer, answered) = oneshot::channel();
+        let (lane, body) = (message.lane.clone(), message.body.clone());
+        (Self { exchange, key, lane, properties, body, answer }, answered)
+    }
+
+    fn refuse(self, error: QueueError) {
+        // Nobody may be waiting any more.
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+/// What a confirm says about an order: its lane, whom to tell, and what.
+struct Confirmed {
+    lane: LaneKey,
+    answer: oneshot::Sender<Result<(), QueueError>>,
+    result: lapin::Result<Confirmation>,
+}
+
+/// Publishes until the stop; while there is no connection, orders are refused at once.
+pub(super) async fn run(links: Arc<Links>, mut orders: mpsc::Receiver<Order>) {
+    loop {
+        let connection = tokio::select! {
+            biased;
+            () = links.stop.wait() => return,
+            connection = links.until_publishing() => connection,
+            order = orders.recv() => match order {
+                Some(order) => {
+                    order.refuse(QueueError::Unavailable("no connection to the broker".into()));
+                    continue;
+                }
+                None => return,
+            },
+        };
+        match open(&connection).await {
+            Ok(channel) => {
+                let limit = links.settings.tuning.publish_timeout;
+                let mut window = Window::new(channel, limit);
+                tokio::select! {
+                    () = links.stop.wait() => return,
+                    error = window.publish_all(&mut orders) => tracing::debug!(%error, "publishing channel lost"),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no publishing channel");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    within(ANSWER_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
+/// The unconfirmed publishes of one channel. Dropping it tells everybody who waits that the outcome is unknown.
+struct Window {
+    channel: Channel,
+    limit: Duration,
+    unconfirmed: FuturesUnordered<BoxFuture<'static, Confirmed>>,
+    /// The orders behind the unconfirmed one of their lane.
+    behind: HashMap<LaneKey, VecDeque<Order>>,
+    /// How many orders wait in `behind`.
+    waiting: usize,
+}
+
+impl Window {
+    fn new(channel: Channel, limit: Duration) -> Self {
+        Self { channel, limit, unconfirmed: FuturesUnordered::new(), behind: HashMap::new(), waiting: 0 }
+    }
+
+    async fn publish_all(&mut self, orders: &mut mpsc::Receiver<Order>) -> RabbitError {
+        loop {
+            let room = self.unconfirmed.len() < WINDOW && self.waiting < LINE;
+            let published = tokio::select! {
+                Some(confirmed) = self.unconfirmed.next() => self.confirmed(confirmed).await,
+                Some(order) = orders.recv(), if room => self.take(order).await,
+                else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
+            };
+            if let Err(error) = published {
+                return error;
+            }
+        }
+    }
+
+    async fn take(&mut self, order: Order) -> Result<(), RabbitError> {
+        if let Some(line) = self.behind.get_mut(&order.lane) {
+            line.push_back(order);
+            self.waiting += 1;
+            return Ok(());
+        }
+        self.behind.insert(order.lane.clone(), VecDeque::new());
+        self.publish(order).await
+    }
+
+    async fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), RabbitError> {
+        let broken = confirmed.result.is_err();
+        let answer = match confirmed.result {
+            Ok(Confirmation::Ack(None)) => Ok(()),
+            Ok(Confirmation::Ack(Some(_))) => {
+                Err(QueueError::Unavailable("the broker has no queue for it".into()))
+            }
+            Ok(_) => Err(QueueError::Full),
+            Err(ref error) => Err(QueueError::Unavailable(error.to_string())),
+        };
+        let _ = confirmed.answer.send(answer);
+        if broken && !self.channel.status().connected() {
+            return Err(RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into())));
+        }
+        self.next_of(&confirmed.lane).await
+    }
+
+    /// Publishes the next order of a lane that somebody still waits for.
+    async fn next_of(&mut self, lane: &LaneKey) -> Result<(), RabbitError> {
+        while let Some(line) = self.behind.get_mut(lane) {
+            let Some(order) = line.pop_front() else {
+                self.behind.remove(lane);
+                return Ok(());
+            };
+            self.waiting -= 1;
+            if !order.answer.is_closed() {
+                return self.publish(order).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, order: Order) -> Result<(), RabbitError> {
+        let Order { exchange, key, lane, properties, body, answer } = order;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let written = self.channel.basic_publish(exchange.into(), key.into(), options, &body, properties);
+        let confirm = match within(self.limit, written).await {
+            Ok(confirm) => confirm,
+            Err(error) => {
+                let _ = answer.send(Err(QueueError::Unavailable(error.to_string())));
+                return Err(error);
+            }
+        };
+        self.unconfirmed.push(Box::pin(async move { Confirmed { lane, answer, result: confirm.await } }));
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! The broker's exchanges and queues, as data; declared and checked by whoever connects.
+//!
+//! Guarantees: after [`ensure`] every exchange, queue and binding exists with exactly these arguments, and the number of
+//! partitions is the one the deployment began with. Declared before any traffic: a quorum queue younger than about a
+//! second loses confirmed messages when the broker is killed.
+//! Why each argument: a delivery limit of a million, because -1 destroys messages on 3.10 and the default of 4.x buries
+//! after 20 returns; `reject-publish`, so that a full queue is an answer and not a loss; the broker's own dead-letter
+//! exchange only as a safety net that should never be used: what comes that way has no story, and says so.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind};
+
+use super::{RabbitError, within};
+use crate::message::Destination;
+use crate::queue::{PartitionId, QueueError};
+
+/// Where messages are published; the routing key is the partition.
+pub(super) const IN: &str = "in";
+/// Catches what no partition took.
+const UNROUTED_EXCHANGE: &str = "in.unrouted";
+pub(super) const UNROUTED: &str = "unrouted";
+/// Where dead letters are published; the routing key is the destination.
+pub(super) const DLX: &str = "dlx";
+/// Where workers announce themselves.
+pub(super) const WORKERS: &str = "workers";
+
+/// How long one question to the broker may take.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) fn partition_queue(partition: PartitionId) -> String {
+    format!("w.{}.{}", partition.destination, partition.index)
+}
+
+pub(super) fn dead_queue(destination: Destination) -> String {
+    format!("dlq.{destination}")
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn arguments(pairs: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in pairs {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut all = vec![("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(1_000_000))];
+    all.extend_from_slice(more);
+    arguments(&all)
+}
+
+fn partition_arguments(destination: Destination) -> FieldTable {
+    quorum(&[
+        ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ("x-overflow", text("reject-publish")),
+        ("x-dead-letter-exchange", text(DLX)),
+        ("x-dead-letter-routing-key", text(destination.as_str())),
+        ("x-dead-letter-strategy", text("at-least-once")),
+    ])
+}
+
+/// Declares everything, and refuses a number of partitions other than the deployment's.
+pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
+    check_partitions(connection, partitions).await?;
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    within(Duration::from_secs(60), async {
+        exchanges(&channel).await?;
+        queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
+        for destination in Destination::ALL {
+            queue(&channel, &dead_queue(*destination), quorum(&[]), DLX, destination.as_str()).await?;
+            for partition in PartitionId::all(*destination, partitions) {
+                let name = partition_queue(partition);
+                queue(&channel, &name, partition_arguments(*destination), IN, &partition.to_string()).await?;
+            }
+        }
+        Ok(())
+    })
+    .await
+    .map_err(explain)?;
+    within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await
+}
+
+async fn exchanges(channel: &Channel) -> lapin::Result<()> {
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let none = FieldTable::default();
+    channel.exchange_declare(UNROUTED_EXCHANGE.into(), ExchangeKind::Fanout, durable, none.clone()).await?;
+    let alternate = arguments(&[("alternate-exchange", text(UNROUTED_EXCHANGE))]);
+    channel.exchange_declare(IN.into(), ExchangeKind::Direct, durable, alternate.clone()).await?;
+    channel.exchange_declare(DLX.into(), ExchangeKind::Direct, durable, alternate).await?;
+    channel.exchange_declare(WORKERS.into(), ExchangeKind::Fanout, durable, none).await
+}
+
+async fn queue(
+    channel: &Channel,
+    name: &str,
+    arguments: FieldTable,
+    exchange: &str,
+    key: &str,
+) -> lapin::Result<()> {
+    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await?;
+    let bind = QueueBindOptions::default();
+    channel.queue_bind(name.into(), exchange.into(), key.into(), bind, FieldTable::default()).await
+}
+
+/// A lane lives in the partition that its hash says; with another number of partitions later messages would stand in
+/// another queue than earlier ones. The existing queues tell what the number was.
+async fn check_partitions(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
+    let first = PartitionId { destination: Destination::ServiceNow, index: 0 };
+    if ready_count(connection, &partition_queue(first)).await?.is_none() {
+        return Ok(());
+    }
+    let last = PartitionId { index: partitions.saturating_sub(1), ..first };
+    let beyond = PartitionId { index: partitions, ..first };
+    let missing = ready_count(connection, &partition_queue(last)).await?.is_none();
+    let more = ready_count(connection, &partition_queue(beyond)).await?.is_some();
+    if !missing && !more {
+        return Ok(());
+    }
+    let found = if missing { "fewer" } else { "more" };
+    Err(RabbitError::Fatal(QueueError::Mismatch(format!(
+        "queue.partitions is {partitions}, but the broker holds the queues of a deployment with {found}: conversations \
+         would be reordered. Set the old number, or follow \"Changing the number of partitions\" in deploy/README.md"
+    ))))
+}
+
+/// How many messages wait in a queue; `None` where there is no such queue.
+///
+/// Asked on a channel of its own, since a missing queue closes the channel that asks.
+pub(super) async fn ready_count(connection: &Connection, name: &str) -> Result<Option<u64>, RabbitError> {
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    let passive = QueueDeclareOptions::durable().passive();
+    let answer =
+        within(ANSWER_TIMEOUT, channel.queue_declare(name.into(), passive, FieldTable::default())).await;
+    match answer {
+        Ok(queue) => {
+            let count = u64::from(queue.message_count());
+            within(ANSWER_TIMEOUT, channel.close(200, "asked".into())).await?;
+            Ok(Some(count))
+        }
+        Err(RabbitError::Lapin(error)) if error.is_amqp_soft_error() && code(&error) == Some(404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
+        _ => None,
+    }
+}
+
+/// An argument that differs from what exists cannot heal by itself: an operator must look.
+fn explain(error: RabbitError) -> RabbitError {
+    match error {
+        RabbitError::Lapin(error) if matches!(code(&error), Some(406 | 403)) => {
+            RabbitError::Fatal(QueueError::Mismatch(format!("the broker refuses Causeway's queues: {error}")))
+        }
+        other => other,
+    }
+}

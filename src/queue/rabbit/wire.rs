@@ -1,0 +1,209 @@
+//! A message as AMQP properties, headers and body, and back.
+//!
+//! The body travels untouched; everything else is a property or a header, so that an operator can read a message in
+//! the management page. Guarantees: what [`encode`] writes, every later version reads; what cannot be read is kept with
+//! its raw bytes and a reason. `priority` and `expiration` stay unset: both would let messages overtake.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde::{Deserialize, Serialize};
+
+use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+
+const VERSION: i64 = 1;
+const H_VERSION: &str = "x-causeway-version";
+const H_LANE: &str = "x-causeway-lane";
+const H_ACCEPTED: &str = "x-causeway-accepted-at-ms";
+const H_REPLAYS: &str = "x-causeway-replays";
+const H_DEAD: &str = "x-causeway-dead";
+
+/// What a dead letter adds to its message.
+#[derive(Serialize, Deserialize)]
+struct Death {
+    reason: DeadReason,
+    detail: String,
+    died_at: Timestamp,
+    #[serde(default)]
+    story: Story,
+}
+
+pub(super) fn encode(message: &Message) -> BasicProperties {
+    properties(message, headers(message))
+}
+
+pub(super) fn encode_dead(dead: &DeadLetter) -> BasicProperties {
+    let death = Death {
+        reason: dead.reason,
+        detail: dead.detail.clone(),
+        died_at: dead.died_at,
+        story: dead.story.clone(),
+    };
+    let mut headers = headers(&dead.message);
+    let json = serde_json::to_string(&death).unwrap_or_default();
+    headers.insert(H_DEAD.into(), AMQPValue::LongString(json.into()));
+    properties(&dead.message, headers)
+}
+
+fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
+    BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_content_type("application/json".into())
+        .with_message_id(ShortString::from(message.id.to_string()))
+        .with_type(message.kind.as_str().into())
+        .with_app_id("causeway".into())
+        .with_headers(headers)
+}
+
+fn headers(message: &Message) -> FieldTable {
+    let mut headers = FieldTable::default();
+    headers.insert(H_VERSION.into(), AMQPValue::LongLongInt(VERSION));
+    headers.insert(H_LANE.into(), AMQPValue::LongString(message.lane.as_str().into()));
+    headers.insert(H_ACCEPTED.into(), AMQPValue::LongLongInt(message.accepted_at.as_millisecond()));
+    headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
+    headers
+}
+
+/// Reads a delivery; where that fails, the message stands alone in its lane with its raw bytes, and the reason is told.
+pub(super) fn decode(delivery: &mut Delivery, destination: Destination) -> (Message, Option<String>) {
+    let body = Bytes::from(std::mem::take(&mut delivery.data));
+    match read(&delivery.properties, body.clone()) {
+        Ok(message) if message.destination() == destination => (message, None),
+        Ok(message) => {
+            let reason = format!("a {} does not belong into a queue of {destination}", message.kind);
+            (unreadable(destination, body), Some(reason))
+        }
+        Err(reason) => (unreadable(destination, body), Some(reason)),
+    }
+}
+
+/// Reads a dead letter; one that somebody else put there is shown as unreadable.
+pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> DeadLetter {
+    let death =
+        header_text(&delivery.properties, H_DEAD).and_then(|json| serde_json::from_str::<Death>(&json).ok());
+    let (message, trouble) = decode(delivery, destination);
+    match death {
+        Some(death) => DeadLetter {
+            message,
+            reason: death.reason,
+            detail: death.detail,
+            died_at: death.died_at,
+            story: death.story,
+        },
+        None => {
+            let (reason, detail) = match trouble {
+                Some(trouble) => (DeadReason::Unreadable, trouble),
+                None => (
+                    DeadReason::Exhausted,
+                    "buried by the broker itself (delivery limit), not by a worker".into(),
+                ),
+            };
+            DeadLetter::new(message, reason, detail, Story::default())
+        }
+    }
+}
+
+fn unreadable(destination: Destination, body: Bytes) -> Message {
+    let kind = match destination {
+        Destination::ServiceNow => Kind::HandoffMessage,
+        Destination::Xo => Kind::CallbackMessage,
+    };
+    let id = MessageId::fresh();
+    Message::new(id, kind, LaneKey::alone(id), body)
+}
+
+fn read(properties: &BasicProperties, body: Bytes) -> Result<Message, String> {
+    let version = header_number(properties, H_VERSION).ok_or("no version header")?;
+    if version > VERSION {
+        return Err(format!("version {version} is newer than this program, which reads up to {VERSION}"));
+    }
+    let id = properties.message_id().as_ref().ok_or("no message id")?;
+    let kind = properties.kind().as_ref().ok_or("no type")?;
+    let lane = header_text(properties, H_LANE).ok_or("no lane header")?;
+    let accepted = header_number(properties, H_ACCEPTED).ok_or("no time of acceptance")?;
+    Ok(Message {
+        id: MessageId::parse(id.as_str()).map_err(|problem| format!("message id {problem}"))?,
+        kind: Kind::parse(kind.as_str()).ok_or("its type is unknown to this program")?,
+        lane: LaneKey::parse(&lane).map_err(|problem| format!("lane {problem}"))?,
+        accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
+        replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        body,
+    })
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+fn header_text(properties: &BasicProperties, name: &str) -> Option<String> {
+    match header(properties, name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+fn header_number(properties: &BasicProperties, name: &str) -> Option<i64> {
+    match *header(properties, name)? {
+        AMQPValue::LongLongInt(n) => Some(n),
+        AMQPValue::LongInt(n) => Some(i64::from(n)),
+        AMQPValue::LongUInt(n) => Some(i64::from(n)),
+        AMQPValue::ShortInt(n) => Some(i64::from(n)),
+        AMQPValue::ShortShortInt(n) => Some(i64::from(n)),
+        _ => None,
+    }
+}
+
+/// How often the broker handed it out before, as quorum queues count; at least once where it says "redelivered".
+pub(super) fn earlier(delivery: &Delivery) -> u32 {
+    let counted = header_number(&delivery.properties, "x-delivery-count").unwrap_or(0);
+    u32::try_from(counted).unwrap_or(u32::MAX).max(u32::from(delivery.redelivered))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(properties: BasicProperties, data: &[u8]) -> Delivery {
+        let mut delivery = Delivery::mock(1, "in".into(), "xo.0".into(), false, data.to_vec());
+        delivery.properties = properties;
+        delivery
+    }
+
+    fn message() -> Message {
+        Message::new(MessageId::fresh(), Kind::CallbackMessage, LaneKey::parse("g-1").unwrap(), "{}")
+    }
+
+    #[test]
+    fn a_message_reads_back_as_it_was() {
+        let message = message();
+        let mut delivery = delivery(encode(&message), &message.body);
+        assert_eq!(decode(&mut delivery, Destination::Xo), (message, None));
+    }
+
+    #[test]
+    fn a_dead_letter_reads_back_as_it_was() {
+        let dead = DeadLetter::new(message(), DeadReason::Expired, "too late", Story::default());
+        let mut delivery = delivery(encode_dead(&dead), &dead.message.body);
+        assert_eq!(decode_dead(&mut delivery, Destination::Xo), dead);
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_bytes() {
+        let mut foreign = delivery(BasicProperties::default(), b"\xff\x00 not ours");
+        let (message, trouble) = decode(&mut foreign, Destination::ServiceNow);
+        assert_eq!(&message.body[..], b"\xff\x00 not ours");
+        assert_eq!(message.destination(), Destination::ServiceNow);
+        assert_eq!(trouble.unwrap(), "no version header");
+    }
+
+    #[test]
+    fn a_message_in_the_wrong_queue_is_not_sent_there() {
+        let message = message();
+        let mut delivery = delivery(encode(&message), &message.body);
+        let (_, trouble) = decode(&mut delivery, Destination::ServiceNow);
+        assert!(trouble.unwrap().contains("does not belong"));
+    }
+}

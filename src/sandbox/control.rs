@@ -1,0 +1,183 @@
+//! The sandbox's own controls over HTTP, for people and for tests in other processes. `GET /sandbox` lists
+//! them; a wrong body is answered with what is wrong in it. There is no login: a sandbox holds nothing real.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::ledger::Entry;
+use super::script::{Operation, Rule, Side};
+use super::servicenow::desk::{Desk, Refusal};
+use super::settings::Switches;
+use super::world::World;
+
+type Shared = State<Arc<World>>;
+
+const HELP: &str = include_str!("help.txt");
+
+pub(super) fn router() -> Router<Arc<World>> {
+    Router::new()
+        .route("/sandbox", get(async || HELP))
+        .route("/sandbox/rules", get(rules).post(add_rule).delete(clear_rules))
+        .route("/sandbox/rules/{id}", delete(remove_rule))
+        .route("/sandbox/ledger", get(ledger).delete(clear_ledger))
+        .route("/sandbox/totals", get(totals))
+        .route("/sandbox/chats", get(chats))
+        .route("/sandbox/switches", get(switches).post(set_switches))
+        .route("/sandbox/agents/{group}/{deed}", post(agent))
+        .route("/sandbox/queues/{id}/{change}", post(queue))
+}
+
+async fn rules(State(world): Shared) -> Response {
+    Json(json!({ "rules": world.script.rules() })).into_response()
+}
+
+async fn add_rule(State(world): Shared, body: Bytes) -> Response {
+    let rule: Rule = match serde_json::from_slice(&body) {
+        Ok(rule) => rule,
+        Err(error) => return wrong(&format!("not a rule: {error}; see GET /sandbox")),
+    };
+    if let Some(mistake) = rule.mistake() {
+        return wrong(&mistake);
+    }
+    (StatusCode::CREATED, Json(json!({ "id": world.script.fail(rule) }))).into_response()
+}
+
+async fn clear_rules(State(world): Shared) -> StatusCode {
+    world.script.clear();
+    StatusCode::NO_CONTENT
+}
+
+async fn remove_rule(State(world): Shared, Path(id): Path<u64>) -> StatusCode {
+    if world.script.remove(id) { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    side: Option<Side>,
+    operation: Option<Operation>,
+    conversation: Option<String>,
+    applied: Option<bool>,
+    outbound: Option<bool>,
+    since: Option<u64>,
+    limit: Option<usize>,
+}
+
+impl Filter {
+    fn fits(&self, entry: &Entry) -> bool {
+        let named = |wanted: &String| [&entry.conversation, &entry.group].contains(&&Some(wanted.clone()));
+        self.side.is_none_or(|side| side == entry.side)
+            && self.operation.is_none_or(|operation| operation == entry.operation)
+            && self.conversation.as_ref().is_none_or(named)
+            && self.applied.is_none_or(|applied| applied == entry.applied)
+            && self.outbound.is_none_or(|outbound| outbound == entry.outbound)
+            && self.since.is_none_or(|since| entry.seq > since)
+    }
+}
+
+async fn ledger(State(world): Shared, Query(filter): Query<Filter>) -> Response {
+    let mut entries = world.ledger.find(|entry| filter.fits(entry));
+    entries.truncate(filter.limit.unwrap_or(usize::MAX));
+    Json(json!({ "entries": entries, "overlaps": world.ledger.overlaps() })).into_response()
+}
+
+async fn clear_ledger(State(world): Shared) -> StatusCode {
+    world.ledger.clear();
+    StatusCode::NO_CONTENT
+}
+
+async fn totals(State(world): Shared) -> Response {
+    let list: Vec<Value> = world
+        .ledger
+        .totals()
+        .into_iter()
+        .map(|(side, operation, count)| json!({ "side": side, "operation": operation, "count": count }))
+        .collect();
+    Json(json!({ "totals": list })).into_response()
+}
+
+async fn chats(State(world): Shared) -> Response {
+    let desk = world.desk();
+    let chats = desk.chats().map(|chat| {
+        json!({
+            "group": chat.group,
+            "state": chat.state().number(),
+            "number": chat.entry().map(|entry| &entry.number),
+            "queue": chat.entry().map(|entry| &entry.queue),
+            "messages": chat.rows.len(),
+        })
+    });
+    Json(json!({ "chats": chats.collect::<Vec<Value>>() })).into_response()
+}
+
+async fn switches(State(world): Shared) -> Response {
+    Json(world.desk().switches).into_response()
+}
+
+async fn set_switches(State(world): Shared, body: Bytes) -> Response {
+    match serde_json::from_slice::<Switches>(&body) {
+        Ok(switches) => {
+            world.desk().switches = switches;
+            Json(switches).into_response()
+        }
+        Err(error) => wrong(&format!("not switches: {error}; see GET /sandbox")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Said {
+    text: String,
+}
+
+async fn agent(State(world): Shared, Path((group, deed)): Path<(String, String)>, body: Bytes) -> Response {
+    let row = |deed: fn(&mut Desk, &str) -> _| world.write(|desk| deed(desk, &group)).map(drop);
+    let done = match deed.as_str() {
+        "accept" => row(Desk::agent_accepts),
+        "close" => row(Desk::agent_closes),
+        "leave" => row(Desk::agent_leaves),
+        "escalate" => world.desk().escalates(&group, None),
+        "say" => match serde_json::from_slice::<Said>(&body) {
+            Ok(said) => world.write(|desk| desk.agent_says(&group, &said.text)).map(drop),
+            Err(error) => return wrong(&format!("say wants {{\"text\": \"…\"}}: {error}")),
+        },
+        other => return wrong(&format!("{other}: an agent can accept, say, close, leave or escalate")),
+    };
+    match done {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(Refusal::NotFound) => problem(StatusCode::NOT_FOUND, "there is no such chat (or queue)"),
+        Err(Refusal::NotAllowed(words) | Refusal::QueueClosed { words, .. }) => {
+            problem(StatusCode::CONFLICT, &words)
+        }
+    }
+}
+
+async fn queue(State(world): Shared, Path((id, change)): Path<(String, String)>) -> Response {
+    let open = match change.as_str() {
+        "open" => true,
+        "close" => false,
+        other => return wrong(&format!("{other}: a queue can open or close")),
+    };
+    match world.desk().queues.get_mut(&id) {
+        Some(queue) => {
+            queue.open = open;
+            StatusCode::NO_CONTENT.into_response()
+        }
+        None => problem(StatusCode::NOT_FOUND, "there is no such queue"),
+    }
+}
+
+fn wrong(detail: &str) -> Response {
+    problem(StatusCode::UNPROCESSABLE_ENTITY, detail)
+}
+
+fn problem(status: StatusCode, detail: &str) -> Response {
+    (status, Json(json!({ "status": status.as_u16(), "detail": detail }))).into_response()
+}

@@ -1,0 +1,262 @@
+//! Every request to a simulated platform passes here: it is read, entered in the ledger, held against the
+//! script, and only then served. What was asked is carried out by the crew, so that a caller who gives up
+//! does not undo it; a fault before the effect keeps it from happening at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::ledger::{Arrival, Page};
+use super::script::{Fault, Operation, RetryAfter, Seen, Side, Spoil};
+use super::servicenow::desk::Refusal;
+use super::servicenow::shapes;
+use super::settings::QueueSettings;
+use super::world::{Receipt, World};
+
+/// `glide.rest.max_content_length`.
+const LARGEST_BODY: usize = 10 * 1024 * 1024;
+
+/// What a handler leaves on its answer when it did something.
+#[derive(Debug, Clone)]
+pub(super) struct Effect {
+    conversation: Option<String>,
+    receipt: Option<Receipt>,
+}
+
+impl Effect {
+    pub(super) fn on(mut response: Response, conversation: &str, receipt: Option<Receipt>) -> Response {
+        let conversation = Some(conversation.to_owned());
+        response.extensions_mut().insert(Self { conversation, receipt });
+        response
+    }
+}
+
+/// On an answer that is never to be sent: the connection is closed instead.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut;
+
+pub(super) async fn gate(State(world): State<Arc<World>>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, LARGEST_BODY).await else {
+        return plain_failure(side_of(parts.uri.path()), StatusCode::BAD_REQUEST);
+    };
+    let path = parts.uri.path_and_query().map_or_else(|| parts.uri.path().to_owned(), ToString::to_string);
+    let (side, operation, arrival) = recognise(&parts.method, parts.uri.path(), &path, &body);
+    let (conversation, group) = (arrival.conversation.clone(), arrival.group.clone());
+    let text = arrival.text.clone();
+    let flight = world.ledger.open(side, operation, arrival);
+    let names = [conversation.as_deref(), group.as_deref()];
+    let spoil = world.script.judge(Seen { side, operation, names, text: text.as_deref() });
+    if let Some(spoil) = &spoil {
+        flight.page().spoiled(spoil.fault.name());
+    }
+    let request = Request::from_parts(parts, Body::from(body));
+    let serve = Serve { world: world.clone(), page: flight.page().clone(), request, next };
+    let response = match spoil {
+        None => serve.carry_out().await,
+        Some(Spoil { after: false, fault: Fault::Delay { ms } }) => {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            serve.carry_out().await
+        }
+        Some(Spoil { after: false, fault }) => spoilt(fault, side, &world).await,
+        Some(Spoil { after: true, fault }) => {
+            let response = serve.carry_out().await;
+            match fault {
+                Fault::Delay { ms } => {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    response
+                }
+                fault => spoilt(fault, side, &world).await,
+            }
+        }
+    };
+    if response.extensions().get::<Cut>().is_none() {
+        flight.answered(response.status().as_u16());
+    }
+    response
+}
+
+struct Serve {
+    world: Arc<World>,
+    page: Page,
+    request: Request,
+    next: Next,
+}
+
+impl Serve {
+    async fn carry_out(self) -> Response {
+        let Self { world, page, request, next } = self;
+        let (answer, answered) = oneshot::channel();
+        world.crew.start(async move {
+            let response = next.run(request).await;
+            if let Some(effect) = response.extensions().get::<Effect>().cloned() {
+                page.applied(effect.conversation);
+                if let Some(receipt) = effect.receipt {
+                    receipt.settled().await;
+                }
+            }
+            // Refused by a caller who has hung up: it was done all the same.
+            let _ = answer.send(response);
+        });
+        match answered.await {
+            Ok(response) => response,
+            Err(_) => cut(),
+        }
+    }
+}
+
+fn cut() -> Response {
+    let mut response = StatusCode::SERVICE_UNAVAILABLE.into_response();
+    response.extensions_mut().insert(Cut);
+    response
+}
+
+/// The answer that a fault gives instead of the real one.
+async fn spoilt(fault: Fault, side: Side, world: &World) -> Response {
+    match fault {
+        Fault::Status { status, body, headers } => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let mut response = body.map_or_else(
+                || plain_failure(side, status),
+                |body| {
+                    (status, [(header::CONTENT_TYPE, "application/json;charset=UTF-8")], body).into_response()
+                },
+            );
+            for (name, value) in headers {
+                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+            response
+        }
+        Fault::Hang => std::future::pending().await,
+        Fault::Delay { .. } | Fault::Cut => cut(),
+        Fault::HtmlPage => Html(
+            "<!DOCTYPE html><html><head><title>Instance Hibernating</title></head>\
+             <body><h1>Your instance is hibernating</h1></body></html>",
+        )
+        .into_response(),
+        Fault::Redirect => {
+            (StatusCode::FOUND, [(header::LOCATION, "/login_redirect.do?sysparm_stack=no")]).into_response()
+        }
+        Fault::Accepted => StatusCode::ACCEPTED.into_response(),
+        Fault::TooMany { retry_after } => too_many(retry_after, side),
+        Fault::ClosedQueue => {
+            let words = world
+                .settings
+                .queues
+                .first()
+                .map_or_else(|| QueueSettings::default().not_available, |queue| queue.not_available.clone());
+            shapes::refused(Refusal::QueueClosed { words, status: 403 })
+        }
+    }
+}
+
+/// A rate-limit rule names its time; a full semaphore queue names none.
+fn too_many(retry_after: RetryAfter, side: Side) -> Response {
+    let mut response = plain_failure(side, StatusCode::TOO_MANY_REQUESTS);
+    let now = crate::clock::now();
+    let (seconds, value) = match retry_after {
+        RetryAfter::None => return response,
+        RetryAfter::Seconds(seconds) => (seconds, seconds.to_string()),
+        RetryAfter::Date(seconds) => {
+            let date = std::time::SystemTime::from(now) + Duration::from_secs(seconds);
+            (seconds, httpdate::fmt_http_date(date))
+        }
+    };
+    let reset = now.as_second().saturating_add_unsigned(seconds);
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(header::RETRY_AFTER, value);
+    }
+    if side == Side::ServiceNow {
+        headers.insert("X-RateLimit-Limit", HeaderValue::from_static("1000"));
+        headers.insert("X-RateLimit-Reset", HeaderValue::from(reset));
+        headers.insert("X-RateLimit-Rule", HeaderValue::from_static("0c5f3f4c87b1230041f9a3a2f7cb0bd0"));
+    }
+    response
+}
+
+pub(super) fn plain_failure(side: Side, status: StatusCode) -> Response {
+    match side {
+        Side::ServiceNow => shapes::plain_failure(status),
+        Side::Xo | Side::Events => {
+            let words = status.canonical_reason().unwrap_or("Failure");
+            let body = json!({ "errors": [{ "msg": words, "code": status.as_u16() }] });
+            (status, axum::Json(body)).into_response()
+        }
+    }
+}
+
+fn side_of(path: &str) -> Side {
+    match path {
+        "/xo/events" => Side::Events,
+        _ if path.starts_with("/xo") => Side::Xo,
+        _ => Side::ServiceNow,
+    }
+}
+
+/// What a request is, read from its path and, as far as it can be read, its body.
+fn recognise(method: &Method, path: &str, full_path: &str, body: &Bytes) -> (Side, Operation, Arrival) {
+    let side = side_of(path);
+    let json: Value = serde_json::from_slice(body).unwrap_or_default();
+    let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
+    let mut arrival = Arrival {
+        method: method.to_string(),
+        path: full_path.to_owned(),
+        body: String::from_utf8_lossy(body).into_owned(),
+        ..Arrival::default()
+    };
+    let operation = match side {
+        Side::ServiceNow => {
+            let (operation, group) = connect_operation(method, path, full_path);
+            arrival.group = group;
+            arrival.text = field("message");
+            arrival.conversation.clone_from(&arrival.group);
+            operation
+        }
+        Side::Xo => {
+            arrival.group = field("group");
+            arrival.conversation.clone_from(&arrival.group);
+            arrival.message_id = field("sys_id");
+            arrival.text = field("formatted_message").or_else(|| field("message"));
+            if path == "/xo/callback" { Operation::Callback } else { Operation::Other }
+        }
+        Side::Events => {
+            arrival.group = field("group");
+            arrival.conversation = field("conversation_id").or_else(|| arrival.group.clone());
+            arrival.message_id = field("id");
+            arrival.event = field("type");
+            arrival.text = field("message").or_else(|| field("text"));
+            Operation::Event
+        }
+    };
+    (side, operation, arrival)
+}
+
+fn connect_operation(method: &Method, path: &str, full_path: &str) -> (Operation, Option<String>) {
+    let segments: Vec<&str> = path.trim_start_matches("/api/now/connect/").split('/').collect();
+    let post = method == Method::POST;
+    let (operation, group) = match segments.as_slice() {
+        ["support", "queues", _, "sessions"] => (if post { Operation::Start } else { Operation::Read }, None),
+        ["support", "queues", ..] if !post => (Operation::Queue, None),
+        ["support", "sessions"] => {
+            let query = full_path.split_once('?').map_or("", |(_, query)| query);
+            let group = query.split('&').find_map(|pair| pair.strip_prefix("group_id="));
+            return (Operation::State, group.map(str::to_owned));
+        }
+        ["support", "sessions", group, "leave"] => (Operation::Leave, Some(*group)),
+        ["support", "sessions", group, ..] => (Operation::Other, Some(*group)),
+        ["conversations", group, "messages"] if post => (Operation::Message, Some(*group)),
+        ["conversations", group, ..] => (Operation::Read, Some(*group)),
+        _ => (Operation::Other, None),
+    };
+    (operation, group.map(str::to_owned))
+}

@@ -1,0 +1,212 @@
+//! The sandbox: a ServiceNow instance and an XO that are not real, over real HTTP.
+//!
+//! It exists so that Causeway can be shown and tested without either platform. It behaves as the platforms'
+//! documents and their own clients' code say they do, refuses what they refuse, and goes wrong on demand
+//! ([`Script`]). What arrived, in which order, is in the [`Ledger`]. It shares no type with Causeway's clients:
+//! a fake that shared them would share their misunderstandings.
+//!
+//! One listener serves it all: ServiceNow at the root (`/api/…`), XO under `/xo`, its own controls under
+//! `/sandbox` (`GET /sandbox` explains them).
+
+mod control;
+mod gate;
+mod http;
+mod ledger;
+mod script;
+mod server;
+mod servicenow;
+mod settings;
+pub mod traffic;
+mod world;
+mod xo;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+
+pub use ledger::{Count, Entry, Ledger};
+pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
+pub use settings::{
+    Accept, AgentSettings, BasicLogin, BodyStyle, CallbackCredential, CallbackSettings, QueueSettings,
+    SandboxSettings, Switches,
+};
+
+use servicenow::desk::{Desk, Refusal, Row};
+use world::World;
+
+/// Why the simulated agent could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is no chat with this group.
+    #[error("there is no chat with this group")]
+    NoSuchChat,
+    /// The chat is in a state that does not allow it.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+impl From<Refusal> for AgentError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound => Self::NoSuchChat,
+            Refusal::NotAllowed(words) | Refusal::QueueClosed { words, .. } => Self::NotNow(words),
+        }
+    }
+}
+
+/// A message in a simulated chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// The row's `sys_id`.
+    pub sys_id: String,
+    /// Who wrote it: a user name, or `system`.
+    pub created_by: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// A running sandbox. Dropping it ends it at once; [`Sandbox::stop`] also waits for that.
+#[derive(Debug)]
+pub struct Sandbox {
+    world: Arc<World>,
+    url: String,
+}
+
+impl Sandbox {
+    /// Serves on this listener until stopped.
+    pub async fn start(listener: TcpListener, settings: SandboxSettings) -> Self {
+        let url = listener.local_addr().map_or_else(
+            |_| String::new(),
+            |address| match address.ip() {
+                ip if ip.is_unspecified() => format!("http://{}:{}", Ipv4Addr::LOCALHOST, address.port()),
+                IpAddr::V4(_) | IpAddr::V6(_) => format!("http://{address}"),
+            },
+        );
+        let world = Arc::new(World::new(settings));
+        let router = Router::new()
+            .merge(xo::router(&world))
+            .merge(control::router())
+            .fallback_service(servicenow::router(&world).with_state(world.clone()))
+            .with_state(world.clone());
+        let served = world.clone();
+        world.crew.start(async move { server::serve(listener, router, served).await });
+        Self { world, url }
+    }
+
+    /// Where it listens: `http://127.0.0.1:<port>`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The Host URL of the instance.
+    pub fn servicenow_url(&self) -> &str {
+        &self.url
+    }
+
+    /// XO's Callback URL.
+    pub fn xo_callback_url(&self) -> String {
+        format!("{}/xo/callback", self.url)
+    }
+
+    /// Where events of API conversations may go.
+    pub fn events_url(&self) -> String {
+        format!("{}/xo/events", self.url)
+    }
+
+    /// The faults.
+    pub fn script(&self) -> &Script {
+        &self.world.script
+    }
+
+    /// The witness.
+    pub fn ledger(&self) -> &Ledger {
+        &self.world.ledger
+    }
+
+    /// Where the instance posts its callbacks from now on.
+    pub fn set_callback(&self, callback: Option<CallbackSettings>) {
+        self.world.courier.redirect(callback);
+    }
+
+    /// What the instance's administrator changes.
+    pub fn set_switches(&self, switches: Switches) {
+        self.world.desk().switches = switches;
+    }
+
+    /// Opens or closes a queue; false when there is none of this id.
+    pub fn set_queue_open(&self, queue: &str, open: bool) -> bool {
+        let mut desk = self.world.desk();
+        let found = desk.queues.get_mut(queue);
+        found.map(|queue| queue.open = open).is_some()
+    }
+
+    /// The groups of all chats, whatever their state.
+    pub fn groups(&self) -> Vec<String> {
+        self.world.desk().chats().map(|chat| chat.group.clone()).collect()
+    }
+
+    /// `chat_queue_entry.state` of a chat: 1, 2, 3, 4, 7 or 8.
+    pub fn state(&self, group: &str) -> Option<u8> {
+        self.world.desk().chat(group).ok().map(|chat| chat.state().number())
+    }
+
+    /// The messages of a chat, oldest first.
+    pub fn messages(&self, group: &str) -> Vec<ChatMessage> {
+        let shown = |row: &Row| ChatMessage {
+            sys_id: row.sys_id.clone(),
+            created_by: row.created_by.clone(),
+            text: row.text.clone(),
+        };
+        self.world
+            .desk()
+            .chat(group)
+            .map_or_else(|_| Vec::new(), |chat| chat.rows.iter().map(shown).collect())
+    }
+
+    /// The agent takes the chat. Like each deed here, done when its callback was answered or given up.
+    pub async fn agent_accept(&self, group: &str) -> Result<(), AgentError> {
+        self.deed(|desk| desk.agent_accepts(group)).await
+    }
+
+    /// The agent writes.
+    pub async fn agent_says(&self, group: &str, text: &str) -> Result<(), AgentError> {
+        self.deed(|desk| desk.agent_says(group, text)).await
+    }
+
+    /// The agent ends the chat.
+    pub async fn agent_closes(&self, group: &str) -> Result<(), AgentError> {
+        self.deed(|desk| desk.agent_closes(group)).await
+    }
+
+    /// The agent leaves without ending the chat.
+    pub async fn agent_leaves(&self, group: &str) -> Result<(), AgentError> {
+        self.deed(|desk| desk.agent_leaves(group)).await
+    }
+
+    /// The chat moves to the queue that its own queue escalates to; to none: it is over.
+    pub fn agent_escalates(&self, group: &str) -> Result<(), AgentError> {
+        Ok(self.world.desk().escalates(group, None)?)
+    }
+
+    async fn deed(&self, deed: impl FnOnce(&mut Desk) -> Result<Row, Refusal>) -> Result<(), AgentError> {
+        let (_, receipt) = self.world.write(deed)?;
+        receipt.settled().await;
+        Ok(())
+    }
+
+    /// Ends it: connections closed, the port free.
+    pub async fn stop(self) {
+        self.world.crew.leave().await;
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.world.crew.send_home();
+    }
+}

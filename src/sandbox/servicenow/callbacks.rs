@@ -1,0 +1,136 @@
+//! The Business Rule on `live_message` and its REST message: one POST for each row, synchronous, never tried
+//! again, four at a time. What the receiver answers changes nothing but the ledger.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::{Client, Method, RequestBuilder, header};
+use sha2::Sha256;
+use tokio::sync::Semaphore;
+
+use super::desk::Row;
+use crate::sandbox::ledger::{Arrival, Ledger};
+use crate::sandbox::script::{Fault, Operation, Script, Seen, Side};
+use crate::sandbox::settings::{BodyStyle, CallbackCredential, CallbackSettings};
+
+/// `glide.http.connection_mgr.max_connections_per_host`.
+const AT_ONCE: usize = 4;
+
+#[derive(Debug)]
+pub(crate) struct Courier {
+    // A client that could not be built posts nothing; the ledger shows it as no answer.
+    client: Option<Client>,
+    settings: Mutex<Option<CallbackSettings>>,
+    slots: Semaphore,
+}
+
+impl Courier {
+    pub(crate) fn new(settings: Option<CallbackSettings>) -> Self {
+        Self {
+            client: crate::sandbox::http::client("ServiceNow/1.0"),
+            settings: Mutex::new(settings),
+            slots: Semaphore::new(AT_ONCE),
+        }
+    }
+
+    pub(crate) fn redirect(&self, settings: Option<CallbackSettings>) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    pub(crate) async fn post(&self, script: &Script, ledger: &Ledger, row: &Row) {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(settings) = settings else { return };
+        let Ok(_slot) = self.slots.acquire().await else { return };
+        let body = body(settings.style, row);
+        let flight = ledger.open(Side::ServiceNow, Operation::Callback, arrival(&settings, row, &body));
+        let seen = Seen {
+            side: Side::ServiceNow,
+            operation: Operation::Callback,
+            names: [Some(&row.group), None],
+            text: Some(&row.text),
+        };
+        let spoil = script.judge(seen);
+        if let Some(spoil) = &spoil {
+            flight.page().spoiled(spoil.fault.name());
+        }
+        match spoil.map(|spoil| spoil.fault) {
+            None => {}
+            Some(Fault::Delay { ms }) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            // Whatever else goes wrong here, the message is lost.
+            Some(_) => return,
+        }
+        let Some(client) = &self.client else { return };
+        let request = client.request(Method::POST, &settings.url).timeout(settings.timeout);
+        let request = prove(request, &settings.credential, &body);
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(body);
+        if let Ok(answer) = request.send().await {
+            flight.answered(answer.status().as_u16());
+            if answer.status().is_success() {
+                flight.page().applied(None);
+            }
+        }
+    }
+}
+
+fn arrival(settings: &CallbackSettings, row: &Row, body: &str) -> Arrival {
+    // The query may hold the receiver's token.
+    let path = settings.url.split('?').next().unwrap_or_default();
+    Arrival {
+        conversation: Some(row.group.clone()),
+        group: Some(row.group.clone()),
+        message_id: Some(row.sys_id.clone()),
+        event: None,
+        text: Some(row.text.clone()),
+        method: "POST".to_owned(),
+        path: path.to_owned(),
+        body: body.to_owned(),
+        outbound: true,
+    }
+}
+
+fn prove(request: RequestBuilder, credential: &CallbackCredential, body: &str) -> RequestBuilder {
+    match credential {
+        CallbackCredential::None => request,
+        CallbackCredential::Header { name, value } => request.header(name, value),
+        CallbackCredential::Basic { username, password } => request.basic_auth(username, Some(password)),
+        CallbackCredential::Hmac { secret } => {
+            let at = crate::clock::now().as_second();
+            let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.as_bytes()) else { return request };
+            mac.update(format!("{at}.").as_bytes());
+            mac.update(body.as_bytes());
+            let proof = BASE64.encode(mac.finalize().into_bytes());
+            request.header("x-causeway-signature", format!("t={at},v1={proof}"))
+        }
+    }
+}
+
+/// The body as the rule writes it. Nothing here may repair what the real rule breaks.
+fn body(style: BodyStyle, row: &Row) -> String {
+    let Row { sys_id, group, created_by, text, .. } = row;
+    let text = match style {
+        BodyStyle::Stringify => {
+            return serde_json::json!({
+                "group": group,
+                "formatted_message": text,
+                "sys_created_by": created_by,
+                "last_message": "",
+                "sys_id": sys_id,
+            })
+            .to_string();
+        }
+        BodyStyle::StockScript => escape_for_home_page(text),
+        BodyStyle::StockScriptUnescaped => text.clone(),
+    };
+    format!(
+        "{{\"group\":\"{group}\",\"formatted_message\":\"{text}\",\"sys_created_by\":\"{created_by}\",\
+         \"last_message\":\"undefined\",\"sys_id\":\"{sys_id}\"}}"
+    )
+}
+
+/// `GlideStringUtil.escapeForHomePage` as far as it is documented. Quotes and backslashes are not, so they stay.
+fn escape_for_home_page(text: &str) -> String {
+    text.replace('<', "%3c").replace('>', "%3e").replace('\n', "\\n")
+}

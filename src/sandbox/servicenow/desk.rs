@@ -1,0 +1,422 @@
+//! The chats of the simulated instance: queues, queue entries, messages, and what each party may do in each
+//! state. Pure: no clock of its own beyond the one it is handed, no I/O; the routes turn its refusals into
+//! ServiceNow's answers.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::sandbox::settings::{QueueSettings, SandboxSettings, Switches};
+
+/// `chat_queue_entry.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Waiting,
+    WorkInProgress,
+    ClosedComplete,
+    ClosedEscalated,
+    ClosedByClient,
+    ClosedAbandoned,
+}
+
+impl State {
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Waiting => 1,
+            Self::WorkInProgress => 2,
+            Self::ClosedComplete => 3,
+            Self::ClosedEscalated => 4,
+            Self::ClosedByClient => 7,
+            Self::ClosedAbandoned => 8,
+        }
+    }
+
+    pub(crate) fn open(self) -> bool {
+        matches!(self, Self::Waiting | Self::WorkInProgress)
+    }
+
+    pub(crate) fn closed_for_good(self) -> bool {
+        matches!(self, Self::ClosedComplete | Self::ClosedEscalated)
+    }
+}
+
+/// One row of `live_message`.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) sys_id: String,
+    pub(crate) group: String,
+    pub(crate) created_by: String,
+    pub(crate) created: Timestamp,
+    pub(crate) text: String,
+    pub(crate) reflected_field: String,
+    pub(crate) attachments: Vec<String>,
+}
+
+/// One row of `chat_queue_entry`.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueEntry {
+    pub(crate) sys_id: String,
+    pub(crate) number: String,
+    pub(crate) queue: String,
+    pub(crate) state: State,
+    pub(crate) assigned_to: Option<String>,
+    pub(crate) short_description: String,
+    pub(crate) opened: Timestamp,
+    pub(crate) updated: Timestamp,
+    pub(crate) work_start: Option<Timestamp>,
+    pub(crate) work_end: Option<Timestamp>,
+    pub(crate) transfer: Option<Transfer>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Transfer {
+    pub(crate) from: Option<String>,
+    pub(crate) to: String,
+    pub(crate) state: &'static str,
+}
+
+/// One conversation: its queue entries (an escalation adds one) and its messages, oldest first.
+#[derive(Debug)]
+pub(crate) struct Chat {
+    pub(crate) group: String,
+    pub(crate) entries: Vec<QueueEntry>,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) user_messages: u32,
+    left_by_user: bool,
+}
+
+impl Chat {
+    /// The entry that counts. A chat never is without one.
+    pub(crate) fn entry(&self) -> Option<&QueueEntry> {
+        self.entries.last()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.entry().map_or(State::ClosedComplete, |entry| entry.state)
+    }
+}
+
+/// One `chat_queue`.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) settings: QueueSettings,
+    pub(crate) open: bool,
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// There is no such record.
+    NotFound,
+    /// The queue takes no chats: its own words, and the status it says them with.
+    QueueClosed { words: String, status: u16 },
+    /// Not in this state; the words are the `result`.
+    NotAllowed(String),
+}
+
+/// What a transfer call asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TransferStep {
+    To(String),
+    Accept,
+    Reject,
+    Cancel,
+    Complete,
+}
+
+/// The whole instance.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) switches: Switches,
+    pub(crate) queues: BTreeMap<String, Queue>,
+    chats: BTreeMap<String, Chat>,
+    ended: VecDeque<String>,
+    keep: Option<usize>,
+    user: String,
+    agent: (String, String),
+    greeting: String,
+    last_number: u32,
+    last_instant: Timestamp,
+}
+
+pub(crate) const NOT_A_MEMBER: &str = "You are not a member of this conversation.";
+const SYSTEM: &str = "system";
+
+impl Desk {
+    pub(crate) fn new(settings: &SandboxSettings) -> Self {
+        let queues = settings
+            .queues
+            .iter()
+            .map(|queue| (queue.id.clone(), Queue { settings: queue.clone(), open: queue.open }))
+            .collect();
+        Self {
+            switches: settings.switches,
+            queues,
+            chats: BTreeMap::new(),
+            ended: VecDeque::new(),
+            keep: settings.keep,
+            user: settings.username.clone(),
+            agent: (settings.agent.user.clone(), settings.agent.name.clone()),
+            greeting: settings.agent.greeting.clone(),
+            last_number: 1000,
+            last_instant: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    pub(crate) fn chat(&self, group: &str) -> Result<&Chat, Refusal> {
+        self.chats.get(group).ok_or(Refusal::NotFound)
+    }
+
+    pub(crate) fn chats(&self) -> impl Iterator<Item = &Chat> {
+        self.chats.values()
+    }
+
+    /// The chats of one queue that wait, oldest first; a chat's position is its place here.
+    pub(crate) fn waiting(&self, queue: &str) -> Vec<&str> {
+        let mut waiting: Vec<(&Timestamp, &str)> = self
+            .chats
+            .values()
+            .filter_map(|chat| chat.entry().map(|entry| (chat, entry)))
+            .filter(|(_, entry)| entry.queue == queue && entry.state == State::Waiting)
+            .map(|(chat, entry)| (&entry.opened, chat.group.as_str()))
+            .collect();
+        waiting.sort_unstable();
+        waiting.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// Opens a chat; the group that comes back names it.
+    pub(crate) fn start(&mut self, queue: &str, text: &str) -> Result<Row, Refusal> {
+        let found = self.queues.get(queue).ok_or(Refusal::NotFound)?;
+        if !found.open {
+            let settings = &found.settings;
+            return Err(Refusal::QueueClosed {
+                words: settings.not_available.clone(),
+                status: settings.closed_status,
+            });
+        }
+        let group = record_id();
+        let entry = self.queue_entry(queue, text);
+        let chat = Chat {
+            group: group.clone(),
+            entries: vec![entry],
+            rows: Vec::new(),
+            user_messages: 0,
+            left_by_user: false,
+        };
+        self.chats.insert(group.clone(), chat);
+        self.insert(&group, self.user.clone(), text)
+    }
+
+    fn queue_entry(&mut self, queue: &str, text: &str) -> QueueEntry {
+        self.last_number += 1;
+        let now = self.tick();
+        QueueEntry {
+            sys_id: record_id(),
+            number: format!("CHAT{:07}", self.last_number),
+            queue: queue.to_owned(),
+            state: State::Waiting,
+            assigned_to: None,
+            short_description: text.to_owned(),
+            opened: now,
+            updated: now,
+            work_start: None,
+            work_end: None,
+            transfer: None,
+        }
+    }
+
+    /// The user writes.
+    pub(crate) fn user_says(
+        &mut self,
+        group: &str,
+        text: &str,
+        reflected_field: &str,
+        attachments: Vec<String>,
+    ) -> Result<Row, Refusal> {
+        let chat = self.chat(group)?;
+        if !chat.state().open() || chat.left_by_user {
+            return Err(Refusal::NotAllowed(NOT_A_MEMBER.to_owned()));
+        }
+        let user = self.user.clone();
+        self.insert(group, user, text)?;
+        let chat = self.chats.get_mut(group).ok_or(Refusal::NotFound)?;
+        chat.user_messages += 1;
+        let row = chat.rows.last_mut().ok_or(Refusal::NotFound)?;
+        reflected_field.clone_into(&mut row.reflected_field);
+        row.attachments = attachments;
+        Ok(row.clone())
+    }
+
+    /// The user ends the chat: 7 when an agent was there, 8 when none had come yet.
+    pub(crate) fn user_leaves(&mut self, group: &str) -> Result<Row, Refusal> {
+        let end = match self.chat(group)?.state() {
+            State::Waiting => State::ClosedAbandoned,
+            State::WorkInProgress => State::ClosedByClient,
+            _ => return Err(Refusal::NotAllowed(NOT_A_MEMBER.to_owned())),
+        };
+        self.set_state(group, end)?;
+        if let Some(chat) = self.chats.get_mut(group) {
+            chat.left_by_user = true;
+        }
+        self.insert(group, SYSTEM.to_owned(), &format!("{} has left the support session", self.user))
+    }
+
+    /// The user comes back.
+    pub(crate) fn user_rejoins(&mut self, group: &str) -> Result<(), Refusal> {
+        let state = match self.chat(group)?.state() {
+            State::ClosedAbandoned => State::Waiting,
+            State::ClosedByClient => State::WorkInProgress,
+            _ => return Err(Refusal::NotAllowed(NOT_A_MEMBER.to_owned())),
+        };
+        self.set_state(group, state)?;
+        if let Some(chat) = self.chats.get_mut(group) {
+            chat.left_by_user = false;
+        }
+        Ok(())
+    }
+
+    /// The agent takes a waiting chat; the queue's initial response is posted.
+    pub(crate) fn agent_accepts(&mut self, group: &str) -> Result<Row, Refusal> {
+        if self.chat(group)?.state() != State::Waiting {
+            return Err(Refusal::NotAllowed("This chat is not waiting.".to_owned()));
+        }
+        let (user, greeting) = (self.agent.0.clone(), self.greeting.clone());
+        self.set_state(group, State::WorkInProgress)?;
+        let now = self.tick();
+        let entry = self.entry_mut(group)?;
+        entry.assigned_to = Some(user.clone());
+        entry.work_start = Some(now);
+        self.insert(group, user, &greeting)
+    }
+
+    /// The agent writes.
+    pub(crate) fn agent_says(&mut self, group: &str, text: &str) -> Result<Row, Refusal> {
+        if self.chat(group)?.state() != State::WorkInProgress {
+            return Err(Refusal::NotAllowed("No agent is in this chat.".to_owned()));
+        }
+        self.insert(group, self.agent.0.clone(), text)
+    }
+
+    /// The agent ends the chat: "has left" when first to go, "has closed" after the user went.
+    pub(crate) fn agent_closes(&mut self, group: &str) -> Result<Row, Refusal> {
+        let state = self.chat(group)?.state();
+        if state.closed_for_good() {
+            return Err(Refusal::NotAllowed("This chat is closed.".to_owned()));
+        }
+        self.set_state(group, State::ClosedComplete)?;
+        let deed = if state.open() { "left" } else { "closed" };
+        let words = format!("{} has {deed} the support session", self.agent.1);
+        self.insert(group, SYSTEM.to_owned(), &words)
+    }
+
+    /// The agent goes without closing: the words of an end, in a chat that has not ended.
+    pub(crate) fn agent_leaves(&mut self, group: &str) -> Result<Row, Refusal> {
+        if self.chat(group)?.state() != State::WorkInProgress {
+            return Err(Refusal::NotAllowed("No agent is in this chat.".to_owned()));
+        }
+        self.entry_mut(group)?.assigned_to = None;
+        let words = format!("{} has left the support session", self.agent.1);
+        self.insert(group, SYSTEM.to_owned(), &words)
+    }
+
+    /// The chat is handed to another queue: this entry ends as 4, and a new one waits there in the same group.
+    pub(crate) fn escalates(&mut self, group: &str, queue: Option<&str>) -> Result<(), Refusal> {
+        let entry = self.chat(group)?.entry().ok_or(Refusal::NotFound)?;
+        if !entry.state.open() {
+            return Err(Refusal::NotAllowed("This chat is closed.".to_owned()));
+        }
+        let text = entry.short_description.clone();
+        let configured = || self.queues.get(&entry.queue)?.settings.escalate_to.clone();
+        let next = queue.map(str::to_owned).or_else(configured);
+        if next.as_ref().is_some_and(|next| !self.queues.contains_key(next)) {
+            return Err(Refusal::NotFound);
+        }
+        self.set_state(group, State::ClosedEscalated)?;
+        if let Some(next) = next {
+            let entry = self.queue_entry(&next, &text);
+            if let Some(chat) = self.chats.get_mut(group) {
+                chat.entries.push(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the chat to another agent, step by step.
+    pub(crate) fn transfers(&mut self, group: &str, step: TransferStep) -> Result<(), Refusal> {
+        if !self.chat(group)?.state().open() {
+            return Err(Refusal::NotAllowed("This chat is closed.".to_owned()));
+        }
+        let now = self.tick();
+        let entry = self.entry_mut(group)?;
+        entry.updated = now;
+        if let TransferStep::To(to) = step {
+            entry.transfer = Some(Transfer { from: entry.assigned_to.clone(), to, state: "pending" });
+            return Ok(());
+        }
+        let Some(transfer) = entry.transfer.as_mut() else {
+            return Err(Refusal::NotAllowed("There is no transfer.".to_owned()));
+        };
+        match step {
+            TransferStep::Accept | TransferStep::Complete | TransferStep::To(_) => {
+                transfer.state = "accepted";
+                entry.assigned_to = Some(transfer.to.clone());
+            }
+            TransferStep::Reject => transfer.state = "rejected",
+            TransferStep::Cancel => transfer.state = "cancelled",
+        }
+        Ok(())
+    }
+
+    fn set_state(&mut self, group: &str, state: State) -> Result<(), Refusal> {
+        let now = self.tick();
+        let entry = self.entry_mut(group)?;
+        entry.state = state;
+        entry.updated = now;
+        entry.work_end = (!state.open()).then_some(now);
+        if state.closed_for_good() || state == State::ClosedAbandoned {
+            self.ended.push_back(group.to_owned());
+        }
+        while self.keep.is_some_and(|keep| self.ended.len() > keep) {
+            let oldest = self.ended.pop_front();
+            // An escalated or reopened chat may live on under the same name.
+            if let Some(oldest) =
+                oldest.filter(|group| self.chats.get(group).is_some_and(|chat| !chat.state().open()))
+            {
+                self.chats.remove(&oldest);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry_mut(&mut self, group: &str) -> Result<&mut QueueEntry, Refusal> {
+        self.chats.get_mut(group).and_then(|chat| chat.entries.last_mut()).ok_or(Refusal::NotFound)
+    }
+
+    fn insert(&mut self, group: &str, created_by: String, text: &str) -> Result<Row, Refusal> {
+        let row = Row {
+            sys_id: record_id(),
+            group: group.to_owned(),
+            created_by,
+            created: self.tick(),
+            text: text.to_owned(),
+            reflected_field: "comments".to_owned(),
+            attachments: Vec::new(),
+        };
+        self.chats.get_mut(group).ok_or(Refusal::NotFound)?.rows.push(row.clone());
+        Ok(row)
+    }
+
+    /// Now, to the millisecond, and never the same twice: `?before=` pages by it.
+    fn tick(&mut self) -> Timestamp {
+        let next = self.last_instant.as_millisecond() + 1;
+        let now = crate::clock::now().as_millisecond().max(next);
+        self.last_instant = Timestamp::from_millisecond(now).unwrap_or(self.last_instant);
+        self.last_instant
+    }
+}
+
+/// A `sys_id`: 32 hexadecimal digits.
+pub(crate) fn record_id() -> String {
+    Uuid::new_v4().simple().to_string()
+}

@@ -1,0 +1,29 @@
+//! The simulated ServiceNow instance. [`connect`] is the Connect Support API; another API of the instance (the
+//! Virtual Agent's) is another router merged here, behind the same door, script and ledger.
+
+pub(super) mod callbacks;
+pub(super) mod connect;
+pub(super) mod desk;
+pub(super) mod session;
+pub(super) mod shapes;
+
+use std::sync::Arc;
+
+use axum::http::Uri;
+use axum::middleware::from_fn_with_state;
+use axum::{Router, response::Response};
+
+use super::gate::gate;
+use super::world::World;
+
+pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
+    Router::new()
+        .merge(connect::router())
+        .fallback(unknown)
+        .layer(from_fn_with_state(world.clone(), session::door))
+        .layer(from_fn_with_state(world.clone(), gate))
+}
+
+async fn unknown(uri: Uri) -> Response {
+    shapes::no_such_resource(uri.path())
+}

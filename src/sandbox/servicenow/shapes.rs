@@ -1,0 +1,166 @@
+//! The JSON that the instance answers with: objects as ServiceNow's own browser client reads them, and the two
+//! shapes of refusal, the platform's (`error`, `status`) and Connect's own (a bare string as `result`).
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::desk::{Chat, Desk, Queue, QueueEntry, Refusal, Row, State};
+
+/// `{"result": …}`.
+pub(crate) fn result(status: StatusCode, value: &Value) -> Response {
+    as_json(status, &json!({ "result": value }))
+}
+
+/// The platform's error shape.
+pub(crate) fn error(status: StatusCode, message: &str, detail: Option<&str>) -> Response {
+    as_json(status, &json!({ "error": { "message": message, "detail": detail }, "status": "failure" }))
+}
+
+pub(crate) fn unauthenticated() -> Response {
+    let mut response = error(
+        StatusCode::UNAUTHORIZED,
+        "User Not Authenticated",
+        Some("Required to provide Auth information"),
+    );
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("BASIC realm=\"Service-now\""));
+    response
+}
+
+pub(crate) fn no_such_resource(path: &str) -> Response {
+    let message = "Requested URI does not represent any resource";
+    error(StatusCode::BAD_REQUEST, message, Some(&format!("{message}: {path}")))
+}
+
+pub(crate) fn refused(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::NotFound => error(
+            StatusCode::NOT_FOUND,
+            "No Record found",
+            Some("Record doesn't exist or ACL restricts the record retrieval"),
+        ),
+        Refusal::QueueClosed { words, status } => {
+            result(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), &json!(words))
+        }
+        Refusal::NotAllowed(words) => result(StatusCode::FORBIDDEN, &json!(words)),
+    }
+}
+
+/// ServiceNow's usual statuses in its usual words.
+pub(crate) fn plain_failure(status: StatusCode) -> Response {
+    match status {
+        StatusCode::UNAUTHORIZED => unauthenticated(),
+        StatusCode::NOT_FOUND => refused(Refusal::NotFound),
+        StatusCode::FORBIDDEN => error(status, "Insufficient rights to query records", None),
+        StatusCode::TOO_MANY_REQUESTS => error(status, "Rate limit exceeded", None),
+        _ => error(status, status.canonical_reason().unwrap_or("Failure"), None),
+    }
+}
+
+fn as_json(status: StatusCode, value: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json;charset=UTF-8")], value.to_string()).into_response()
+}
+
+pub(crate) fn queue(desk: &Desk, queue: &Queue) -> Value {
+    let settings = &queue.settings;
+    let mut object = json!({
+        "sys_id": settings.id,
+        "name": settings.name,
+        "question": "How can I help you?",
+        "average_wait_time": settings.wait,
+        "waiting_count": desk.waiting(&settings.id).len(),
+        "escalate_to": settings.escalate_to.as_deref().unwrap_or_default(),
+        "is_agent_for": false,
+    });
+    if !queue.open {
+        object["not_available"] = json!(settings.not_available);
+    }
+    object
+}
+
+pub(crate) fn queue_entry(desk: &Desk, group: &str, entry: &QueueEntry, opened_by: &str) -> Value {
+    let in_line = || desk.waiting(&entry.queue).iter().position(|waiting| *waiting == group);
+    let position = (entry.state == State::Waiting).then(in_line).flatten();
+    let wait = desk.queues.get(&entry.queue).map_or("", |queue| queue.settings.wait.as_str());
+    let transfer = entry.transfer.as_ref();
+    json!({
+        "sys_id": entry.sys_id,
+        "queue": entry.queue,
+        "group": group,
+        "assigned_to": entry.assigned_to.as_deref().unwrap_or_default(),
+        "number": entry.number,
+        "position": position.map_or(0, |ahead| ahead + 1),
+        "short_description": entry.short_description,
+        "state": entry.state.number(),
+        "wait_time": entry.work_start.map_or(String::new(), |start| waited(entry.opened, start)),
+        "average_wait_time": wait,
+        "work_start": entry.work_start.map(stamp).unwrap_or_default(),
+        "work_end": entry.work_end.map(stamp).unwrap_or_default(),
+        "opened_by": opened_by,
+        "sys_updated_on": stamp(entry.updated),
+        "transfer_state": transfer.map_or("", |transfer| transfer.state),
+        "transfer_from": transfer.and_then(|transfer| transfer.from.as_deref()).unwrap_or_default(),
+        "transfer_to": transfer.map_or("", |transfer| transfer.to.as_str()),
+        "transfer_change": false,
+        "transfer_should_close": false,
+        "transfer_updated_on": transfer.map(|_| stamp(entry.updated)).unwrap_or_default(),
+    })
+}
+
+pub(crate) fn message(row: &Row) -> Value {
+    json!({
+        "sys_id": row.sys_id,
+        "id": row.sys_id,
+        "group": row.group,
+        "profile": profile(&row.created_by),
+        "created_by": row.created_by,
+        "created_on": stamp(row.created),
+        "timestamp": row.created.as_millisecond(),
+        "formatted_message": row.text,
+        "reflected_field": row.reflected_field,
+        "links": [],
+        "attachments": row.attachments,
+        "mentions": [],
+    })
+}
+
+pub(crate) fn conversation(desk: &Desk, chat: &Chat, user: &str) -> Value {
+    let entry = chat.entry();
+    let members: Vec<Value> = std::iter::once(user)
+        .chain(entry.and_then(|entry| entry.assigned_to.as_deref()))
+        .map(|name| json!({ "sys_id": profile(name), "name": name, "table": "sys_user" }))
+        .collect();
+    json!({
+        "sys_id": chat.group,
+        "group": chat.group,
+        "name": entry.map_or("", |entry| entry.number.as_str()),
+        "members": members,
+        "access": "support",
+        "description": entry.map_or("", |entry| entry.short_description.as_str()),
+        "restricted": false,
+        "avatar": "",
+        "document": entry.map_or("", |entry| entry.sys_id.as_str()),
+        "table": "chat_queue_entry",
+        "visible": true,
+        "last_viewed": "",
+        "unread_messages": 0,
+        "last_message": { "message": chat.rows.last().map_or("", |row| row.text.as_str()) },
+        "queueEntry": entry.map(|entry| queue_entry(desk, &chat.group, entry, user)),
+    })
+}
+
+/// The `live_profile` of a user: the same name, always the same id.
+fn profile(name: &str) -> String {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()).simple().to_string()
+}
+
+fn stamp(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+fn waited(from: Timestamp, to: Timestamp) -> String {
+    format!("{} Seconds", to.as_second() - from.as_second())
+}

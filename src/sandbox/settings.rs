@@ -1,0 +1,237 @@
+//! What a sandbox is made of before it starts: who may log in, which queues there are, how the agent behaves
+//! and where callbacks go. What an instance's administrator would change while it runs is in [`Switches`].
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a sandbox needs to know at its start.
+#[derive(Clone)]
+pub struct SandboxSettings {
+    /// The integration user of the ServiceNow instance.
+    pub username: String,
+    /// Its password.
+    pub password: String,
+    /// The chat queues.
+    pub queues: Vec<QueueSettings>,
+    /// The one agent, who works every queue.
+    pub agent: AgentSettings,
+    /// Where `live_message` rows are posted; none: nowhere.
+    pub callback: Option<CallbackSettings>,
+    /// What can also be changed while the sandbox runs.
+    pub switches: Switches,
+    /// How long one ServiceNow transaction takes.
+    pub transaction_time: Duration,
+    /// How many calls may wait for one session before ServiceNow answers 202.
+    pub session_queue: usize,
+    /// The bearer token that `/xo/events` wants; none: anybody may post.
+    pub events_token: Option<String>,
+    /// The newest ledger entries (and ended chats) to keep; none: all of them. Long runs need a bound.
+    pub keep: Option<usize>,
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self {
+            username: "chatbot_interface".to_owned(),
+            password: "sandbox".to_owned(),
+            queues: vec![QueueSettings::default()],
+            agent: AgentSettings::default(),
+            callback: None,
+            switches: Switches::default(),
+            transaction_time: Duration::ZERO,
+            session_queue: 10,
+            events_token: None,
+            keep: None,
+        }
+    }
+}
+
+impl fmt::Debug for SandboxSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("SandboxSettings").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}
+
+/// One `chat_queue`.
+#[derive(Debug, Clone)]
+pub struct QueueSettings {
+    /// The Queue ID (a `sys_id`).
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it takes new chats.
+    pub open: bool,
+    /// The average wait as ServiceNow words it.
+    pub wait: String,
+    /// What a closed queue tells the user.
+    pub not_available: String,
+    /// The status of a start that a closed queue refuses: 403, or 503 as newer clients also expect.
+    pub closed_status: u16,
+    /// The Queue ID that an escalated chat goes on in; none: an escalated chat is over.
+    pub escalate_to: Option<String>,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            id: "5f1c4ac4c0a8010e01d3e7a1a5b0c111".to_owned(),
+            name: "IT Support".to_owned(),
+            open: true,
+            wait: "2 Minutes".to_owned(),
+            not_available: "Support is closed right now. Our hours are Monday to Friday, 8 to 17.".to_owned(),
+            closed_status: 403,
+            escalate_to: None,
+        }
+    }
+}
+
+/// How the simulated agent behaves.
+#[derive(Debug, Clone)]
+pub struct AgentSettings {
+    /// The user name, as in `sys_created_by`.
+    pub user: String,
+    /// The display name, as in system messages.
+    pub name: String,
+    /// When a waiting chat is accepted.
+    pub accept: Accept,
+    /// The queue's initial agent response, posted at the acceptance.
+    pub greeting: String,
+    /// Whether each message of the user gets an answer.
+    pub replies: bool,
+    /// How long the agent types an answer.
+    pub reply_after: Duration,
+    /// Close the chat after this many messages of the user; none: never.
+    pub closes_after: Option<u32>,
+}
+
+/// When the agent accepts a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accept {
+    /// This long after it was opened.
+    After(Duration),
+    /// When told to.
+    Manual,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self {
+            user: "beth.anglin".to_owned(),
+            name: "Beth Anglin".to_owned(),
+            accept: Accept::After(Duration::from_millis(250)),
+            greeting:
+                "Thank you for contacting support. I am looking into your question now and will be with you \
+                       shortly."
+                    .to_owned(),
+            replies: false,
+            reply_after: Duration::from_millis(100),
+            closes_after: None,
+        }
+    }
+}
+
+/// Where and how the instance posts `live_message` rows.
+#[derive(Clone)]
+pub struct CallbackSettings {
+    /// The Endpoint of the REST message.
+    pub url: String,
+    /// What proves to the receiver that the instance sent it.
+    pub credential: CallbackCredential,
+    /// How the Business Rule writes the body.
+    pub style: BodyStyle,
+    /// `glide.http.timeout`.
+    pub timeout: Duration,
+}
+
+impl CallbackSettings {
+    /// Posts to `url` without credentials, bodies well formed.
+    pub fn to(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            credential: CallbackCredential::None,
+            style: BodyStyle::Stringify,
+            timeout: Duration::from_secs(175),
+        }
+    }
+}
+
+impl fmt::Debug for CallbackSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("CallbackSettings").field("style", &self.style).finish_non_exhaustive()
+    }
+}
+
+/// What a callback carries as proof of its sender.
+#[derive(Clone)]
+pub enum CallbackCredential {
+    /// Nothing, as in the vendor's own instructions.
+    None,
+    /// A header set on the HTTP method of the REST message.
+    Header {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A Basic auth profile.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// A scripted signature: `x-causeway-signature: t=<unix>,v1=<base64 of HMAC-SHA256 over "<t>.<body>">`.
+    Hmac {
+        /// The shared secret.
+        secret: String,
+    },
+}
+
+impl fmt::Debug for CallbackCredential {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::None => "None",
+            Self::Header { .. } => "Header",
+            Self::Basic { .. } => "Basic",
+            Self::Hmac { .. } => "Hmac",
+        })
+    }
+}
+
+/// How the Business Rule writes the body of a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyStyle {
+    /// With `JSON.stringify`: always JSON.
+    Stringify,
+    /// The vendor's rule: strings put end to end, the text through `escapeForHomePage`. A quote breaks it.
+    StockScript,
+    /// A hand-repaired variant that lost the escaping: newlines break it too.
+    StockScriptUnescaped,
+}
+
+/// What an administrator may change while the instance runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Switches {
+    /// How the instance treats a correct password.
+    pub basic: BasicLogin,
+    /// Connect Support is not installed: 400 on every one of its paths.
+    pub plugin_missing: bool,
+    /// The Business Rule's filter on its own user is off (or names another): our messages come back.
+    pub echo: bool,
+}
+
+/// How the instance treats Basic credentials that are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BasicLogin {
+    /// It lets them in.
+    #[default]
+    Allowed,
+    /// The Basic authentication restriction of 2026: the ordinary 401.
+    Restricted,
+    /// A second factor is missing: 401 with `X-MFA_TOKEN: invalid`.
+    MfaMissing,
+}

@@ -1,0 +1,141 @@
+//! A trickle of users for the shipped compose file: every few seconds one plays a handoff through Causeway's
+//! public API, so that a newcomer's dashboards show life. Now and then a platform goes wrong for a while.
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use rand::Rng;
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// Who to play for, and how lively.
+#[derive(Clone)]
+pub struct TrafficSettings {
+    /// Causeway's `POST /v1/handoffs`.
+    pub handoffs_url: String,
+    /// Its bearer token.
+    pub token: String,
+    /// Conversations a minute.
+    pub per_minute: u32,
+    /// Whether platforms go wrong by schedule.
+    pub faults: bool,
+    /// The sandbox's own address, where the scheduled faults are asked for.
+    pub sandbox_url: String,
+}
+
+impl fmt::Debug for TrafficSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("TrafficSettings")
+            .field("per_minute", &self.per_minute)
+            .field("faults", &self.faults)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Conversations in the air at most; when Causeway is slow or away, newcomers stay at home.
+const MOST_AT_ONCE: usize = 200;
+const FAULT_EVERY: Duration = Duration::from_secs(90);
+
+const WORDS: [&str; 6] = [
+    "My laptop is on fire",
+    "It is still burning",
+    "The screen says <PC LOAD LETTER>",
+    "I already turned it off and \"on\" again",
+    "네, 감사합니다",
+    "That worked, thank you",
+];
+
+/// Plays until told to stop.
+pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
+    let Some(client) = super::http::client("causeway-sandbox") else { return };
+    let period = Duration::from_secs(60) / settings.per_minute.max(1);
+    let mut arrivals = interval(period);
+    arrivals.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut mishaps = interval(FAULT_EVERY);
+    mishaps.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut mishap = 0_usize;
+    let mut playing = FuturesUnordered::new();
+    let mut arranging = FuturesUnordered::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return,
+            _ = arrivals.tick(), if playing.len() < MOST_AT_ONCE => playing.push(play(&client, &settings)),
+            _ = mishaps.tick(), if settings.faults => {
+                arranging.push(arrange(&client, &settings, mishap));
+                mishap += 1;
+            }
+            Some(()) = playing.next() => {}
+            Some(()) = arranging.next() => {}
+        }
+    }
+}
+
+/// One user: asks for a human, says a few things, goes.
+async fn play(client: &Client, settings: &TrafficSettings) {
+    let conversation = format!("trickle-{}", uuid::Uuid::now_v7());
+    let user = json!({ "id": format!("u-{conversation}"), "name": "Ada", "language": "en" });
+    let start =
+        json!({ "type": "start", "conversation_id": conversation, "message": WORDS[0], "user": user });
+    if !post(client, settings, &start).await {
+        return;
+    }
+    let lines = rand::rng().random_range(2..WORDS.len());
+    for words in WORDS.iter().skip(1).take(lines) {
+        pause().await;
+        let message = json!({ "type": "message", "conversation_id": conversation, "message": words });
+        if !post(client, settings, &message).await {
+            break;
+        }
+    }
+    pause().await;
+    post(client, settings, &json!({ "type": "end", "conversation_id": conversation, "reason": "user" }))
+        .await;
+}
+
+async fn pause() {
+    let ms = rand::rng().random_range(1_000..4_000);
+    sleep(Duration::from_millis(ms)).await;
+}
+
+/// Posts until it is taken, as a bot would: the same key each time, so that it stays one message.
+async fn post(client: &Client, settings: &TrafficSettings, body: &Value) -> bool {
+    let key = uuid::Uuid::now_v7().to_string();
+    for _ in 0..5 {
+        let request = client
+            .post(&settings.handoffs_url)
+            .bearer_auth(&settings.token)
+            .header("idempotency-key", &key)
+            .header("content-type", "application/json")
+            .timeout(Duration::from_secs(15))
+            .body(body.to_string());
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => return true,
+            Ok(answer) if answer.status().is_client_error() => return false,
+            _ => sleep(Duration::from_secs(2)).await,
+        }
+    }
+    false
+}
+
+/// Asks the sandbox for the next mishap of the schedule: short, and of a kind to be seen on a dashboard.
+async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize) {
+    let mishaps = [
+        json!({ "side": "servicenow", "times": 6, "fault": { "kind": "status", "status": 503 } }),
+        json!({ "side": "events", "times": 4, "fault": { "kind": "cut" } }),
+        json!({ "side": "servicenow", "times": 1, "operation": "message",
+                "fault": { "kind": "too_many", "retry_after": { "seconds": 5 } } }),
+        json!({ "side": "servicenow", "times": 1, "operation": "message", "after": true, "fault": { "kind": "cut" } }),
+        json!({ "side": "servicenow", "times": 1, "operation": "message",
+                "fault": { "kind": "status", "status": 400 } }),
+        json!({ "side": "servicenow", "times": 2, "fault": { "kind": "html_page" } }),
+    ];
+    let rules = format!("{}/sandbox/rules", settings.sandbox_url);
+    // What is left of the last one goes first, or rules would pile up.
+    let _ = client.delete(&rules).send().await;
+    let _ = client.post(&rules).body(mishaps[turn % mishaps.len()].to_string()).send().await;
+}

@@ -1,0 +1,180 @@
+//! What the simulators share: the desk, the script, the ledger, the callbacks' courier, and the crew that runs
+//! whatever outlives one request. A row of `live_message` is written and put in line for its callback under
+//! one lock, so that callbacks of one chat leave in the order of its rows.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::ledger::Ledger;
+use super::script::Script;
+use super::servicenow::callbacks::Courier;
+use super::servicenow::desk::{Desk, Refusal, Row};
+use super::servicenow::session::Sessions;
+use super::settings::{Accept, SandboxSettings};
+
+pub(super) struct World {
+    pub(super) settings: SandboxSettings,
+    pub(super) script: Script,
+    pub(super) ledger: Ledger,
+    pub(super) sessions: Sessions,
+    pub(super) courier: Courier,
+    pub(super) crew: Crew,
+    desk: Mutex<Desk>,
+    lines: Mutex<HashMap<String, VecDeque<Posting>>>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("World").finish_non_exhaustive()
+    }
+}
+
+/// A row whose callback is due.
+#[derive(Debug)]
+struct Posting {
+    row: Row,
+    done: watch::Sender<bool>,
+}
+
+/// Resolves when the Business Rule of a row has run: ServiceNow's transaction ends no sooner.
+#[derive(Debug, Clone)]
+pub(super) struct Receipt(Option<watch::Receiver<bool>>);
+
+impl Receipt {
+    pub(super) async fn settled(self) {
+        if let Some(mut done) = self.0 {
+            // An error is a crew that was sent home: nothing will be posted any more.
+            let _ = done.wait_for(|done| *done).await;
+        }
+    }
+}
+
+impl World {
+    pub(super) fn new(settings: SandboxSettings) -> Self {
+        Self {
+            script: Script::default(),
+            ledger: Ledger::new(settings.keep),
+            sessions: Sessions::new(settings.session_queue),
+            courier: Courier::new(settings.callback.clone()),
+            crew: Crew::default(),
+            desk: Mutex::new(Desk::new(&settings)),
+            lines: Mutex::default(),
+            settings,
+        }
+    }
+
+    /// The desk, to look at or to change without a row.
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something that writes a row.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        deed: impl FnOnce(&mut Desk) -> Result<Row, Refusal>,
+    ) -> Result<(Row, Receipt), Refusal> {
+        let mut desk = self.desk();
+        let row = deed(&mut desk)?;
+        let filtered = row.created_by == self.settings.username && !desk.switches.echo;
+        let receipt = if filtered { Receipt(None) } else { self.line_up(row.clone()) };
+        Ok((row, receipt))
+    }
+
+    fn line_up(self: &Arc<Self>, row: Row) -> Receipt {
+        let (done, receipt) = watch::channel(false);
+        let group = row.group.clone();
+        let mut lines = self.lines();
+        if let Some(line) = lines.get_mut(&group) {
+            line.push_back(Posting { row, done });
+        } else {
+            lines.insert(group.clone(), VecDeque::from([Posting { row, done }]));
+            let world = self.clone();
+            self.crew.start(async move { world.post_line(&group).await });
+        }
+        Receipt(Some(receipt))
+    }
+
+    async fn post_line(&self, group: &str) {
+        loop {
+            let next = {
+                let mut lines = self.lines();
+                let next = lines.get_mut(group).and_then(VecDeque::pop_front);
+                if next.is_none() {
+                    lines.remove(group);
+                }
+                next
+            };
+            let Some(posting) = next else { return };
+            self.courier.post(&self.script, &self.ledger, &posting.row).await;
+            posting.done.send_replace(true);
+        }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Posting>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A chat was opened: the agent may come.
+    pub(super) fn agent_notices(self: &Arc<Self>, group: &str) {
+        let Accept::After(delay) = self.settings.agent.accept else { return };
+        let (world, group) = (self.clone(), group.to_owned());
+        self.crew.start(async move {
+            tokio::time::sleep(delay).await;
+            // Refused when the user has left, or somebody accepted by hand: nothing to do then.
+            let _ = world.write(|desk| desk.agent_accepts(&group));
+        });
+    }
+
+    /// The user wrote: the agent may answer, and may have had enough.
+    pub(super) fn agent_hears(self: &Arc<Self>, group: &str, text: &str) {
+        let agent = &self.settings.agent;
+        let said = self.desk().chat(group).map_or(0, |chat| chat.user_messages);
+        let closes = agent.closes_after.is_some_and(|limit| said >= limit);
+        if !agent.replies && !closes {
+            return;
+        }
+        let (world, group, answer) = (self.clone(), group.to_owned(), format!("About \"{text}\": I see."));
+        self.crew.start(async move {
+            let agent = &world.settings.agent;
+            tokio::time::sleep(agent.reply_after).await;
+            if agent.replies {
+                let _ = world.write(|desk| desk.agent_says(&group, &answer));
+            }
+            if closes {
+                let _ = world.write(|desk| desk.agent_closes(&group));
+            }
+        });
+    }
+}
+
+/// The sandbox's own tasks: it starts none elsewhere, and sends all of them home when it stops.
+#[derive(Debug, Default)]
+pub(super) struct Crew {
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Crew {
+    pub(super) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    pub(super) fn send_home(&self) {
+        self.tasks().abort_all();
+    }
+
+    pub(super) async fn leave(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        tasks.shutdown().await;
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

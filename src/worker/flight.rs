@@ -1,0 +1,244 @@
+//! One flight of one message: deadline, repeat, gate, attempt, verdict, and the verdict carried out.
+//!
+//! Guarantees: a delivered message is settled only after the destination has it, a dead one only after its dead letter is
+//! on disk; a flight that cannot finish (broker away, subscription over) settles nothing, and the queue lends again.
+//! Leaves to others: which message flies when (`pump.rs`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::WorkerSettings;
+use super::repeats::Repeats;
+use super::settle::{Standing, Verdict};
+use crate::clock;
+use crate::delivery::backoff::Backoff;
+use crate::delivery::breaker::ProbeSeat;
+use crate::delivery::{Attempt, Deliverer};
+use crate::message::{AttemptRecord, DeadLetter, DeadReason, LaneKey, Message, MessageId, Outcome, Story};
+use crate::queue::{Loan, Queue, QueueError};
+use crate::telemetry::Metrics;
+
+/// A lane whose head failed so long while others were served may not take more than its share.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+const BURY_AGAIN: Duration = Duration::from_millis(500);
+
+/// What is known of a message beyond the message itself. Survives a return to the queue, as long as this worker lives.
+#[derive(Debug)]
+pub(super) struct Effort {
+    pub(super) story: Story,
+    backoff: Backoff,
+    /// An earlier try may have reached the destination.
+    pub(super) maybe_taken: bool,
+    /// The loan's count when it was last seen.
+    pub(super) earlier: u32,
+    /// How long it has failed while its endpoint served others.
+    held: Duration,
+    failed_at: Option<Instant>,
+    pub(super) seen: Instant,
+}
+
+impl Effort {
+    pub(super) fn new(settings: &WorkerSettings, loan: &Loan) -> Self {
+        Self {
+            story: Story::default(),
+            backoff: Backoff::new(&settings.retry),
+            maybe_taken: loan.earlier > 0 || loan.message.replays > 0,
+            earlier: loan.earlier,
+            held: Duration::ZERO,
+            failed_at: None,
+            seen: Instant::now(),
+        }
+    }
+}
+
+/// By which right a flight may call the destination.
+#[derive(Debug)]
+pub(super) enum Ticket {
+    /// The breaker passes.
+    Open,
+    /// It is the one probe.
+    Probe(ProbeSeat),
+    /// It may not call at all, only expire or turn out to be a repeat.
+    Grounded,
+}
+
+/// How a flight ended.
+#[derive(Debug)]
+pub(super) enum Landing {
+    /// The lane moves on.
+    Settled(LaneKey),
+    /// A message beyond its lane's share is settled, or goes back with the subscription; its lane did not wait for it.
+    Excess,
+    /// The same message flies again later.
+    Again { loan: Loan, effort: Effort, at: Instant, stuck: bool },
+    /// It waits for the breaker, or for another subscription.
+    Parked { loan: Loan, effort: Effort },
+}
+
+/// What all flights of a partition share.
+#[derive(Debug)]
+pub(super) struct Crew {
+    pub(super) queue: Queue,
+    pub(super) deliverer: Arc<Deliverer>,
+    pub(super) settings: WorkerSettings,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) repeats: Mutex<Repeats>,
+}
+
+impl Crew {
+    /// Flies once. `over` turns true when the subscription that lent the message is over.
+    pub(super) async fn fly(
+        self: Arc<Self>,
+        loan: Loan,
+        effort: Effort,
+        ticket: Ticket,
+        mut over: watch::Receiver<bool>,
+    ) -> Landing {
+        if let Some(why) = loan.unreadable.clone() {
+            return self.bury(loan, effort, DeadReason::Unreadable, why, &mut over).await;
+        }
+        match self.standing(&loan.message, &effort, Duration::ZERO).expired() {
+            Some(Verdict::Dead(reason)) => {
+                return self.bury(loan, effort, reason, "its deadline passed".into(), &mut over).await;
+            }
+            Some(_) => return self.done(loan, &Outcome::Dropped).await,
+            None => {}
+        }
+        if self.is_repeat(&loan.message).await {
+            return self.done(loan, &Outcome::Repeated).await;
+        }
+        let seat = match ticket {
+            Ticket::Grounded => return Landing::Parked { loan, effort },
+            Ticket::Open => None,
+            Ticket::Probe(seat) => Some(seat),
+        };
+        let gate = self.deliverer.gate(loan.message.destination());
+        let pass = tokio::select! {
+            pass = gate.enter(seat.is_some()) => pass,
+            _ = over.wait_for(|over| *over) => None,
+        };
+        let Some(pass) = pass else { return Landing::Parked { loan, effort } };
+        let at = clock::now();
+        let attempt = self.deliverer.attempt(&loan.message, effort.maybe_taken).await;
+        // What the probe found is told before its seat is given back.
+        drop((pass, seat));
+        self.land(loan, effort, at, attempt, &mut over).await
+    }
+
+    async fn land(
+        &self,
+        loan: Loan,
+        mut effort: Effort,
+        at: jiff::Timestamp,
+        attempt: Attempt,
+        over: &mut watch::Receiver<bool>,
+    ) -> Landing {
+        let Attempt { outcome, status, error, endpoint } = attempt;
+        if !matches!(outcome, Outcome::Held { .. }) || effort.story.count() == 0 {
+            let outcome = outcome.as_str().to_owned();
+            effort.story.add(AttemptRecord { at, status, outcome, error: error.clone() });
+        }
+        if let Outcome::Retry { ambiguous, .. } = outcome {
+            effort.maybe_taken |= ambiguous;
+            let failed_before = effort.failed_at.replace(Instant::now());
+            // The hold counts only while the endpoint serves others.
+            if let Some(before) = failed_before
+                && self.deliverer.served(endpoint).is_some_and(|served| served > before)
+            {
+                effort.held += before.elapsed();
+            }
+        }
+        let step = effort.backoff.next(&mut rand::rng());
+        let message = &loan.message;
+        match self.standing(message, &effort, step).verdict(&outcome) {
+            Verdict::Done => self.done(loan, &outcome).await,
+            Verdict::WaitForBreaker => Landing::Parked { loan, effort },
+            Verdict::RetryIn(wait) => {
+                let stuck = effort.held >= STUCK_AFTER || matches!(outcome, Outcome::Held { .. });
+                tracing::debug!(id = %message.id, kind = %message.kind, ?wait, error, "will be tried again");
+                Landing::Again { loan, effort, at: Instant::now() + wait, stuck }
+            }
+            Verdict::Dead(reason) => self.bury(loan, effort, reason, error, over).await,
+        }
+    }
+
+    fn standing(&self, message: &Message, effort: &Effort, backoff: Duration) -> Standing {
+        Standing {
+            kind: message.kind,
+            age: clock::since(message.accepted_at),
+            deadline: self.settings.deadlines.of(message.kind),
+            held: effort.held,
+            hold: self.settings.hold,
+            backoff,
+        }
+    }
+
+    async fn is_repeat(&self, message: &Message) -> bool {
+        self.knows(message.id) || self.deliverer.was_delivered(message).await
+    }
+
+    fn knows(&self, id: MessageId) -> bool {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    async fn done(&self, loan: Loan, outcome: &Outcome) -> Landing {
+        let message = &loan.message;
+        let (destination, kind) = (message.destination().as_str(), message.kind.as_str());
+        if matches!(outcome, Outcome::Delivered | Outcome::Answered) {
+            self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(message.id);
+            self.deliverer.remember_delivered(message).await;
+            let latency = clock::since(message.accepted_at).as_secs_f64();
+            self.metrics.latency.with_label_values(&[destination, kind]).observe(latency);
+            if message.replays > 0 {
+                self.metrics.replayed.with_label_values(&[destination]).inc();
+            }
+        } else {
+            tracing::debug!(id = %message.id, kind, outcome = outcome.as_str(), "settled without being sent");
+        }
+        self.settle(loan).await
+    }
+
+    /// Takes the message out of the queue. Where that fails it is lent again, and recognised by its id.
+    async fn settle(&self, loan: Loan) -> Landing {
+        let (lane, id) = (loan.message.lane.clone(), loan.message.id);
+        if let Err(error) = loan.done().await {
+            tracing::debug!(%id, %error, "could not settle; it will be lent again");
+        }
+        Landing::Settled(lane)
+    }
+
+    /// The dead letter is on disk before the original is settled; until then this tries again and again.
+    pub(super) async fn bury(
+        &self,
+        loan: Loan,
+        effort: Effort,
+        reason: DeadReason,
+        detail: String,
+        over: &mut watch::Receiver<bool>,
+    ) -> Landing {
+        let dead = DeadLetter::new(loan.message.clone(), reason, detail, effort.story.clone());
+        while let Err(error) = self.try_bury(&dead).await {
+            tracing::warn!(id = %dead.message.id, %error, "cannot write a dead letter yet");
+            tokio::select! {
+                () = tokio::time::sleep(BURY_AGAIN) => {}
+                _ = over.wait_for(|over| *over) => return Landing::Parked { loan, effort },
+            }
+        }
+        let destination = dead.message.destination();
+        self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
+        tracing::warn!(
+            id = %dead.message.id, kind = %dead.message.kind, lane = %dead.message.lane, %reason, detail = dead.detail,
+            attempts = dead.story.count(), "dead letter"
+        );
+        self.settle(loan).await
+    }
+
+    async fn try_bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        // First the bot side: should we crash between the two, it is told again under the same id.
+        self.deliverer.before_burial(dead).await.map_err(QueueError::Unavailable)?;
+        self.queue.bury(dead).await
+    }
+}

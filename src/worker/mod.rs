@@ -1,0 +1,136 @@
+//! Move: in order for each conversation, in parallel across them.
+//!
+//! Guarantees: message n+1 of a lane never starts before message n is delivered or dead-lettered; a stuck lane holds up
+//! no other; a stop lands what is in the air and gives the rest back in order.
+//! Leaves to others: the attempt itself (`delivery/`), the durable line (`queue/`).
+
+mod flight;
+mod lane;
+mod pump;
+mod repeats;
+mod settle;
+mod tally;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::clock;
+use crate::delivery::Deliverer;
+use crate::delivery::backoff::RetrySettings;
+use crate::message::Destination;
+use crate::queue::{Depth, PartitionId, Queue};
+use crate::tasks::{Stop, Tasks};
+use crate::telemetry::Metrics;
+use flight::Crew;
+use pump::Pump;
+use repeats::Repeats;
+pub use settle::Deadlines;
+use tally::Tally;
+
+/// How a worker treats what it borrows.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// `delivery.retry.*`
+    pub retry: RetrySettings,
+    /// `delivery.deadline.*`
+    pub deadlines: Deadlines,
+    /// `delivery.hold`
+    pub hold: Duration,
+    /// `queue.prefetch`
+    pub prefetch: u16,
+}
+
+/// The pumps of all partitions.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    queue: Queue,
+    deliverer: Arc<Deliverer>,
+    metrics: Arc<Metrics>,
+    tally: Arc<Tally>,
+}
+
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+const DEPTH_EVERY: Duration = Duration::from_secs(5);
+
+impl Worker {
+    /// Starts a pump for each partition, and the gauges.
+    pub fn start(
+        tasks: &mut Tasks,
+        stop: &Stop,
+        queue: Queue,
+        deliverer: Arc<Deliverer>,
+        settings: &WorkerSettings,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let worker = Self { queue, deliverer, metrics, tally: Arc::default() };
+        for destination in Destination::ALL {
+            for partition in PartitionId::all(*destination, worker.queue.partitions()) {
+                let crew = Arc::new(Crew {
+                    queue: worker.queue.clone(),
+                    deliverer: worker.deliverer.clone(),
+                    settings: settings.clone(),
+                    metrics: worker.metrics.clone(),
+                    repeats: Mutex::new(Repeats::default()),
+                });
+                let pump = Pump::new(partition, crew, worker.tally.clone(), stop.clone());
+                tasks.start("pump", pump.run());
+            }
+        }
+        tasks.start("gauges", worker.clone().keep_gauges(stop.clone()));
+        worker
+    }
+
+    /// Whether this worker consumes: subscribed, or kept away by a breaker and nothing else.
+    pub fn ready(&self) -> Result<(), String> {
+        let consuming = Destination::ALL.iter().all(|destination| {
+            self.tally.sum(*destination).subscribed > 0
+                || !self.deliverer.gate(*destination).breaker().passes()
+        });
+        if consuming { Ok(()) } else { Err("the worker has not subscribed to its partitions yet".into()) }
+    }
+
+    async fn keep_gauges(self, stop: Stop) -> Result<(), String> {
+        let mut depth = Depth::default();
+        let mut ask = tokio::time::Instant::now();
+        loop {
+            if ask.elapsed() >= DEPTH_EVERY || depth.waiting.is_empty() {
+                ask = tokio::time::Instant::now();
+                match self.queue.depth().await {
+                    Ok(now) => depth = now,
+                    Err(error) => tracing::debug!(%error, "cannot ask the queue for its depth"),
+                }
+            }
+            self.set_gauges(&depth);
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                () = tokio::time::sleep(GAUGES_EVERY) => {}
+            }
+        }
+    }
+
+    fn set_gauges(&self, depth: &Depth) {
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for destination in Destination::ALL {
+            let name = destination.as_str();
+            let sum = self.tally.sum(*destination);
+            let waiting = depth.waiting.get(destination).copied().unwrap_or(0);
+            // The embedded engine counts what is lent among what waits.
+            let held = if self.queue.shared() { gauge(sum.held) } else { 0 };
+            self.metrics.queue_messages.with_label_values(&[name]).set(count(waiting) + held);
+            let oldest = [sum.oldest, depth.oldest.get(destination).copied()].into_iter().flatten().min();
+            let age = oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
+            self.metrics.oldest_age.with_label_values(&[name]).set(age);
+            for (state, lanes) in [
+                ("waiting", sum.lanes.waiting),
+                ("in_flight", sum.lanes.in_flight),
+                ("backing_off", sum.lanes.backing_off),
+            ] {
+                self.metrics.lanes.with_label_values(&[name, state]).set(gauge(lanes));
+            }
+            self.metrics.partitions_owned.with_label_values(&[name]).set(gauge(sum.owned));
+        }
+        self.metrics.dead_letter_messages.set(count(depth.dead));
+        self.metrics.astray.set(count(depth.astray));
+    }
+}

@@ -1,0 +1,307 @@
+//! The pump of one partition: borrow, hand to the lanes, let their heads fly, settle; and give everything back in time.
+//!
+//! One owner, one loop. Guarantees: whatever ends a subscription (stop, a tripped breaker, a better-ranked worker, the
+//! broker), what is in the air lands first, nothing new starts, and then the subscription is closed, which is the only way
+//! back that keeps the order. While the breaker is tripped nothing is held: the pump waits outside, probes when it is its
+//! turn, and looks in from time to time to expire what is too late.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::flight::{Crew, Effort, Landing, Ticket};
+use super::lane::Lanes;
+use super::tally::{Tally, View};
+use crate::delivery::breaker::ProbeSeat;
+use crate::message::{DeadReason, MessageId};
+use crate::queue::{Loan, PartitionId, QueueError, Subscription};
+use crate::tasks::Stop;
+
+/// How long a probe or a visit waits for a message before the partition counts as empty.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// A tripped destination's partitions are looked into at least so often, for what is too late.
+const VISIT_EVERY: Duration = Duration::from_secs(20);
+/// What was given back and never came again is forgotten after this.
+const FORGET_AFTER: Duration = Duration::from_secs(1800);
+/// A better-ranked worker that lives and yet leaves the partition to us is given way to once more after this.
+const YIELD_AGAIN: Duration = Duration::from_secs(30);
+
+/// By which right the pump is subscribed.
+#[derive(Debug)]
+enum Mode {
+    /// The breaker passes.
+    Open,
+    /// To send the one probe.
+    Probe(ProbeSeat),
+    /// Nothing may be sent; only what is too late is ended.
+    Visit,
+}
+
+/// Why a subscription ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stopped,
+    Lost,
+    Tripped,
+    Yielded,
+    Idle,
+}
+
+/// The pump of one partition.
+#[derive(Debug)]
+pub(super) struct Pump {
+    partition: PartitionId,
+    crew: Arc<Crew>,
+    tally: Arc<Tally>,
+    stop: Stop,
+    efforts: HashMap<MessageId, Effort>,
+    share: usize,
+    next_visit: Instant,
+}
+
+type Flights = FuturesUnordered<BoxFuture<'static, Landing>>;
+
+impl Pump {
+    pub(super) fn new(partition: PartitionId, crew: Arc<Crew>, tally: Arc<Tally>, stop: Stop) -> Self {
+        let share = usize::from(crew.settings.prefetch / 4).max(1);
+        Self { partition, crew, tally, stop, efforts: HashMap::new(), share, next_visit: Instant::now() }
+    }
+
+    /// Runs until the stop.
+    pub(super) async fn run(mut self) -> Result<(), QueueError> {
+        let stop = self.stop.clone();
+        let mut losses = 0_u32;
+        loop {
+            let mode = tokio::select! {
+                () = stop.wait() => return Ok(()),
+                mode = self.admission() => mode,
+            };
+            let wanted = self.wanted_by();
+            let subscribed = tokio::select! {
+                () = stop.wait() => return Ok(()),
+                subscribed = self.crew.queue.subscribe(self.partition) => subscribed,
+            };
+            let end = match subscribed {
+                Ok(mut subscription) => {
+                    let begun = Instant::now();
+                    let end = self.serve(&mut subscription, mode, wanted).await;
+                    subscription.close().await;
+                    losses = if begun.elapsed() > Duration::from_secs(5) { 0 } else { losses };
+                    end
+                }
+                Err(error @ QueueError::Mismatch(_)) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(partition = %self.partition, %error, "cannot subscribe");
+                    End::Lost
+                }
+            };
+            tracing::debug!(partition = %self.partition, ?end, "subscription over");
+            match end {
+                End::Stopped => return Ok(()),
+                // A queue that vanishes again and again must not make this loop hot.
+                End::Lost => {
+                    losses = losses.saturating_add(1);
+                    let pause = Duration::from_millis(100).saturating_mul(losses.min(50));
+                    tokio::select! {
+                        () = stop.wait() => return Ok(()),
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+                End::Tripped | End::Yielded | End::Idle => {}
+            }
+        }
+    }
+
+    /// Waits until there is a reason to subscribe. Cancel-safe.
+    async fn admission(&mut self) -> Mode {
+        let breaker = self.crew.deliverer.gate(self.partition.destination).breaker().clone();
+        if breaker.passes() {
+            return Mode::Open;
+        }
+        tokio::select! {
+            seat = breaker.probe_seat() => seat.map_or(Mode::Open, Mode::Probe),
+            () = tokio::time::sleep_until(self.next_visit) => Mode::Visit,
+        }
+    }
+
+    /// The worker that should have this partition instead, if any.
+    fn wanted_by(&self) -> Option<u64> {
+        self.crew.queue.wanted_elsewhere().borrow().get(&self.partition).copied()
+    }
+
+    async fn serve(&mut self, subscription: &mut Subscription, mut mode: Mode, wanted: Option<u64>) -> End {
+        let breaker = self.crew.deliverer.gate(self.partition.destination).breaker().clone();
+        let mut changes = breaker.changes();
+        let mut better = self.crew.queue.wanted_elsewhere();
+        let over = watch::Sender::new(false);
+        let mut lanes = Lanes::default();
+        let mut flights = Flights::new();
+        let mut end: Option<End> = None;
+        let begun = Instant::now();
+        let mut lent = false;
+        let mut quiet_since = begun;
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let stop = self.stop.clone();
+        loop {
+            if end.is_none() {
+                self.launch(&mut lanes, &flights, &mut mode, &over);
+                end = self.reason_to_end(&mode, lent, begun, wanted, quiet_since, flights.is_empty());
+            }
+            if end.is_some() {
+                over.send_replace(true);
+                if flights.is_empty() {
+                    break;
+                }
+            }
+            let probing = !matches!(mode, Mode::Open) && end.is_none();
+            let alarm = lanes.next_alarm();
+            tokio::select! {
+                loan = subscription.next(), if end.is_none() => match loan {
+                    Some(loan) => {
+                        lent = true;
+                        quiet_since = Instant::now();
+                        self.accept(loan, &mut lanes, &flights, &over);
+                    }
+                    None => end = Some(End::Lost),
+                },
+                Some(landing) = flights.next() => {
+                    quiet_since = Instant::now();
+                    self.land(landing, &mut lanes);
+                }
+                () = at(alarm) => lanes.wake(Instant::now()),
+                Ok(()) = changes.changed() => if breaker.passes() {
+                    mode = Mode::Open;
+                    lanes.unpark();
+                },
+                Ok(()) = better.changed() => {}
+                () = tokio::time::sleep_until(quiet_since + PATIENCE), if probing => {}
+                () = stop.wait(), if end.is_none() => end = Some(End::Stopped),
+                _ = tick.tick() => self.tell(&lanes, flights.len(), true),
+            }
+        }
+        self.remember(&lanes);
+        self.tell(&lanes, 0, false);
+        end.unwrap_or(End::Idle)
+    }
+
+    /// Whether this subscription should end, judged anew after every event.
+    fn reason_to_end(
+        &self,
+        mode: &Mode,
+        lent: bool,
+        begun: Instant,
+        wanted: Option<u64>,
+        quiet_since: Instant,
+        landed: bool,
+    ) -> Option<End> {
+        let breaker = self.crew.deliverer.gate(self.partition.destination).breaker();
+        match mode {
+            Mode::Open if !breaker.passes() => return Some(End::Tripped),
+            Mode::Open => {}
+            Mode::Probe(_) | Mode::Visit => {
+                let quiet = landed && quiet_since.elapsed() >= PATIENCE;
+                return quiet.then_some(End::Idle);
+            }
+        }
+        let better = self.wanted_by()?;
+        let newcomer = wanted != Some(better);
+        let ours_all_the_same = lent && begun.elapsed() >= YIELD_AGAIN;
+        (newcomer || ours_all_the_same).then_some(End::Yielded)
+    }
+
+    /// Lets every ready head fly. Outside of [`Mode::Open`] one of them carries the probe, the others may only expire.
+    fn launch(&mut self, lanes: &mut Lanes, flights: &Flights, mode: &mut Mode, over: &watch::Sender<bool>) {
+        while let Some(loan) = lanes.launch() {
+            let effort = self.efforts.remove(&loan.message.id);
+            let effort = effort.unwrap_or_else(|| Effort::new(&self.crew.settings, &loan));
+            let ticket = match std::mem::replace(mode, Mode::Visit) {
+                Mode::Open => {
+                    *mode = Mode::Open;
+                    Ticket::Open
+                }
+                Mode::Probe(seat) => Ticket::Probe(seat),
+                Mode::Visit => Ticket::Grounded,
+            };
+            flights.push(Box::pin(self.crew.clone().fly(loan, effort, ticket, over.subscribe())));
+        }
+    }
+
+    fn accept(&mut self, loan: Loan, lanes: &mut Lanes, flights: &Flights, over: &watch::Sender<bool>) {
+        let id = loan.message.id;
+        let mut effort = match self.efforts.remove(&id) {
+            // Nobody else had it meanwhile: what we know of it is all there is to know.
+            Some(known) if !self.crew.queue.shared() || loan.earlier == known.earlier + 1 => known,
+            Some(mut known) => {
+                known.maybe_taken = true;
+                known
+            }
+            None => Effort::new(&self.crew.settings, &loan),
+        };
+        effort.earlier = loan.earlier;
+        effort.seen = Instant::now();
+        if lanes.is_overfull(&loan.message.lane, self.share) {
+            let crew = self.crew.clone();
+            let mut over = over.subscribe();
+            let why = "its conversation is stuck and has filled its share of the partition".to_owned();
+            flights.push(Box::pin(async move {
+                crew.bury(loan, effort, DeadReason::Exhausted, why, &mut over).await;
+                Landing::Excess
+            }));
+            return;
+        }
+        self.efforts.insert(id, effort);
+        lanes.push(loan);
+    }
+
+    fn land(&mut self, landing: Landing, lanes: &mut Lanes) {
+        match landing {
+            Landing::Settled(lane) => lanes.landed(&lane),
+            Landing::Excess => {}
+            Landing::Again { loan, effort, at, stuck } => {
+                self.efforts.insert(loan.message.id, effort);
+                lanes.back_off(loan, at, stuck);
+            }
+            Landing::Parked { loan, effort } => {
+                self.efforts.insert(loan.message.id, effort);
+                lanes.park(loan);
+            }
+        }
+    }
+
+    /// What goes back to the queue is remembered, and the next visit planned for the first of it that will be too late.
+    fn remember(&mut self, lanes: &Lanes) {
+        let now = Instant::now();
+        let deadlines = &self.crew.settings.deadlines;
+        let left = lanes.loans().map(|loan| {
+            let age = crate::clock::since(loan.message.accepted_at);
+            deadlines.of(loan.message.kind).saturating_sub(age)
+        });
+        self.next_visit = now + left.min().unwrap_or(VISIT_EVERY).clamp(Duration::from_secs(1), VISIT_EVERY);
+        self.efforts.retain(|_, effort| effort.seen.elapsed() < FORGET_AFTER);
+    }
+
+    fn tell(&self, lanes: &Lanes, flying: usize, subscribed: bool) {
+        let oldest = lanes.loans().map(|loan| loan.message.accepted_at).min();
+        let view = View {
+            lanes: lanes.counts(),
+            held: lanes.loans().count() + flying,
+            oldest,
+            subscribed,
+            wanted_elsewhere: self.wanted_by().is_some(),
+        };
+        self.tally.set(self.partition, view);
+    }
+}
+
+async fn at(alarm: Option<Instant>) {
+    match alarm {
+        Some(alarm) => tokio::time::sleep_until(alarm).await,
+        None => std::future::pending().await,
+    }
+}

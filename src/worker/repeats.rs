@@ -1,0 +1,49 @@
+//! The ids that this partition delivered lately, so that a repeat is settled without being sent again.
+//!
+//! Guarantees: bounded. Not required for correctness: what is remembered across restarts is in the directory.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::message::MessageId;
+
+const KEPT: usize = 8192;
+
+/// The newest ids, oldest forgotten first.
+#[derive(Debug, Default)]
+pub(super) struct Repeats {
+    known: HashSet<MessageId>,
+    order: VecDeque<MessageId>,
+}
+
+impl Repeats {
+    pub(super) fn contains(&self, id: MessageId) -> bool {
+        self.known.contains(&id)
+    }
+
+    pub(super) fn add(&mut self, id: MessageId) {
+        if self.known.insert(id) {
+            self.order.push_back(id);
+            if self.order.len() > KEPT
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_is_forgotten_first() {
+        let ids: Vec<MessageId> = (0..=KEPT).map(|n| MessageId::derived("t", &n.to_string())).collect();
+        let mut repeats = Repeats::default();
+        for id in &ids {
+            repeats.add(*id);
+        }
+        assert!(!repeats.contains(ids[0]));
+        assert!(repeats.contains(ids[1]) && repeats.contains(ids[KEPT]));
+    }
+}

@@ -1,0 +1,158 @@
+//! The only place that decides a message's fate: from an outcome and what is known of the message to a verdict.
+//!
+//! Guarantees: pure; every outcome leads to exactly one verdict, and a message that never succeeds dies, at its deadline
+//! at the latest. Leaves to others: carrying it out (`flight.rs`).
+
+use std::time::Duration;
+
+use crate::message::{DeadReason, Kind, Outcome};
+
+/// `delivery.deadline.*`: counted from acceptance.
+#[derive(Debug, Clone)]
+pub struct Deadlines {
+    /// `handoff.start`
+    pub start: Duration,
+    /// `handoff.message`, `callback.message` and `callback.event`
+    pub message: Duration,
+    /// `handoff.typing`
+    pub typing: Duration,
+    /// `handoff.end`, `callback.ended` and `handoff.failed`
+    pub end: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(120),
+            message: Duration::from_secs(900),
+            typing: Duration::from_secs(5),
+            end: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+impl Deadlines {
+    /// How old a message of this kind may become.
+    pub const fn of(&self, kind: Kind) -> Duration {
+        match kind {
+            Kind::HandoffStart => self.start,
+            Kind::HandoffMessage | Kind::CallbackMessage | Kind::CallbackEvent => self.message,
+            Kind::HandoffTyping => self.typing,
+            Kind::HandoffEnd | Kind::CallbackEnded | Kind::HandoffFailed => self.end,
+        }
+    }
+}
+
+/// What happens to a message next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It leaves the queue.
+    Done,
+    /// It flies again after this time.
+    RetryIn(Duration),
+    /// It waits until the breaker passes; nothing was its fault.
+    WaitForBreaker,
+    /// It becomes a dead letter.
+    Dead(DeadReason),
+}
+
+/// What is known of a message when its attempt has ended.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) kind: Kind,
+    /// Since acceptance.
+    pub(super) age: Duration,
+    /// Its kind's deadline.
+    pub(super) deadline: Duration,
+    /// How long it has failed while its endpoint served others.
+    pub(super) held: Duration,
+    /// `delivery.hold`
+    pub(super) hold: Duration,
+    /// The next step of its backoff.
+    pub(super) backoff: Duration,
+}
+
+/// How often a held message looks whether what it waits for has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+impl Standing {
+    /// The end that a message comes to when its time is over; what is worth nothing later is not kept.
+    fn too_late(&self) -> Verdict {
+        if self.kind == Kind::HandoffTyping { Verdict::Done } else { Verdict::Dead(DeadReason::Expired) }
+    }
+
+    /// Before an attempt: a message past its deadline is not sent any more.
+    pub(super) fn expired(&self) -> Option<Verdict> {
+        (self.age >= self.deadline).then(|| self.too_late())
+    }
+
+    /// After an attempt.
+    pub(super) fn verdict(&self, outcome: &Outcome) -> Verdict {
+        match outcome {
+            Outcome::Delivered | Outcome::Answered | Outcome::Repeated | Outcome::Dropped => Verdict::Done,
+            Outcome::Dead(reason) => Verdict::Dead(*reason),
+            _ if self.age >= self.deadline => self.too_late(),
+            Outcome::Pause { .. } => Verdict::WaitForBreaker,
+            Outcome::Retry { .. } if self.held >= self.hold => Verdict::Dead(DeadReason::Exhausted),
+            // A retry is never planned past the deadline: it wakes to expire.
+            Outcome::Retry { .. } => Verdict::RetryIn(self.backoff.min(self.deadline - self.age)),
+            Outcome::Held { at_most, then } if self.age >= *at_most => Verdict::Dead(*then),
+            Outcome::Held { at_most, .. } => Verdict::RetryIn(LOOK_AGAIN.min(*at_most - self.age)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{RetryReason, TripReason};
+
+    fn standing(age: u64, held: u64) -> Standing {
+        let secs = Duration::from_secs;
+        Standing {
+            kind: Kind::HandoffMessage,
+            age: secs(age),
+            deadline: secs(900),
+            held: secs(held),
+            hold: secs(60),
+            backoff: secs(8),
+        }
+    }
+
+    const RETRY: Outcome = Outcome::Retry { reason: RetryReason::ServerError, ambiguous: false, floor: None };
+
+    #[test]
+    fn every_outcome_has_its_verdict() {
+        let secs = Duration::from_secs;
+        let pause = Outcome::Pause { reason: TripReason::NotReady, floor: None };
+        let held = Outcome::Held { at_most: secs(30), then: DeadReason::UnknownConversation };
+        let table = [
+            (standing(1, 0), Outcome::Delivered, Verdict::Done),
+            (standing(5000, 0), Outcome::Delivered, Verdict::Done),
+            (standing(1, 0), Outcome::Answered, Verdict::Done),
+            (standing(1, 0), Outcome::Repeated, Verdict::Done),
+            (standing(1, 0), Outcome::Dropped, Verdict::Done),
+            (standing(1, 0), Outcome::Dead(DeadReason::Rejected), Verdict::Dead(DeadReason::Rejected)),
+            (standing(1, 0), RETRY, Verdict::RetryIn(secs(8))),
+            (standing(897, 0), RETRY, Verdict::RetryIn(secs(3))),
+            (standing(900, 0), RETRY, Verdict::Dead(DeadReason::Expired)),
+            (standing(70, 59), RETRY, Verdict::RetryIn(secs(8))),
+            (standing(70, 60), RETRY, Verdict::Dead(DeadReason::Exhausted)),
+            (standing(70, 60), pause.clone(), Verdict::WaitForBreaker),
+            (standing(900, 0), pause, Verdict::Dead(DeadReason::Expired)),
+            (standing(1, 0), held.clone(), Verdict::RetryIn(LOOK_AGAIN)),
+            (standing(30, 0), held, Verdict::Dead(DeadReason::UnknownConversation)),
+        ];
+        for (standing, outcome, verdict) in table {
+            assert_eq!(standing.verdict(&outcome), verdict, "{standing:?} {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn typing_is_not_worth_a_dead_letter() {
+        let typing =
+            Standing { kind: Kind::HandoffTyping, deadline: Duration::from_secs(5), ..standing(5, 0) };
+        assert_eq!(typing.expired(), Some(Verdict::Done));
+        assert_eq!(standing(5, 0).expired(), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Promise: the command line says what it can do, what was wrong, and by its exit code how it ended.
+
+use std::process::{Command, Output};
+
+/// The real program, with none of the settings that this process may have been started with.
+fn causeway(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+    command.args(args).env_clear().stdin(std::process::Stdio::null());
+    command
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn help_is_enough_to_work_from() {
+    let output = causeway(&["--help"]).output().unwrap();
+    assert_eq!(code(&output), 0);
+    let help = stdout(&output);
+    let verbs = ["serve", "ingress", "worker", "sandbox", "check", "healthcheck", "dead", "conversations"];
+    for word in verbs.iter().chain(&["--config", "CAUSEWAY_CONFIG", "--print-defaults", "78 settings"]) {
+        assert!(help.contains(word), "{word} is missing from:\n{help}");
+    }
+    let output = causeway(&["dead", "replay", "--help"]).output().unwrap();
+    let flags = [
+        "--destination",
+        "--conversation",
+        "--reason",
+        "--since",
+        "--until",
+        "--id",
+        "--yes",
+        "--dry-run",
+        "--rate",
+    ];
+    for flag in flags {
+        assert!(stdout(&output).contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn what_cannot_be_asked_for_ends_with_2() {
+    for args in [
+        &["serv"][..],
+        &[],
+        &["dead"],
+        &["dead", "list", "--reason", "boredom"],
+        &["dead", "list", "--since", "yesterday"],
+        &["dead", "show", "--id", "7"],
+        &["dead", "replay", "--rate", "fast"],
+        &["conversations", "list", "--state", "asleep"],
+        &["sandbox", "--callback-token", "t"],
+    ] {
+        let output = causeway(args).output().unwrap();
+        assert_eq!(code(&output), 2, "{args:?}");
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn wrong_settings_end_with_78_and_name_every_key() {
+    let output = causeway(&["serve"])
+        .env("CAUSEWAY_QUEUE__URL", "redis://user:S3cret-Value@host")
+        .env("CAUSEWAY_DRAIN", "a while")
+        .env("CAUSEWAY_SERVICENOW__HOST_URL", "https://example.service-now.com")
+        .env("CAUSEWAY_SERVICENOW__PASWORD", "S3cret-Value")
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 78);
+    let said = stderr(&output);
+    for key in ["queue.url", "drain", "servicenow.pasword", "servicenow.username", "ingress.servicenow"] {
+        assert!(said.contains(&format!("  {key} (")), "{key} is missing from:\n{said}");
+    }
+    assert!(said.contains("CAUSEWAY_SERVICENOW__PASSWORD?"), "{said}");
+    assert!(!said.contains("S3cret-Value"), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_settings_file_that_is_not_there_ends_with_78() {
+    for args in
+        [&["--config", "/no/such/file.toml", "worker"][..], &["worker", "--config", "/no/such/file.toml"]]
+    {
+        let output = causeway(args).output().unwrap();
+        assert_eq!(code(&output), 78);
+        assert!(stderr(&output).contains("/no/such/file.toml"), "{}", stderr(&output));
+    }
+    let output = causeway(&["worker"]).env("CAUSEWAY_CONFIG", "/no/such/file.toml").output().unwrap();
+    assert!(stderr(&output).contains("cannot read /no/such/file.toml"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_printed_defaults_are_a_settings_file() {
+    let output = causeway(&["check", "--print-defaults"]).output().unwrap();
+    assert_eq!(code(&output), 0);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("causeway.toml");
+    std::fs::write(&file, &output.stdout).unwrap();
+    let none = causeway::config::Environment::default();
+    causeway::config::Settings::load(Some(&file), &none, causeway::config::Purpose::Desk).unwrap();
+}
+
+#[test]
+fn a_health_check_answers_with_its_exit_code() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let admin = std::thread::spawn(move || {
+        for answer in ["200 OK\r\n\r\nready", "503 Service Unavailable\r\n\r\nqueue away"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let read = stream.read(&mut request).unwrap();
+            assert!(request[..read].starts_with(b"GET /readyz HTTP/1.1\r\n"));
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
+        }
+    });
+    let listen = format!("0.0.0.0:{}", address.port());
+    let ask = || causeway(&["healthcheck"]).env("CAUSEWAY_ADMIN__LISTEN", &listen).output().unwrap();
+    assert_eq!(code(&ask()), 0);
+    let unwell = ask();
+    assert_eq!(code(&unwell), 1);
+    assert!(stderr(&unwell).contains("503: queue away"), "{}", stderr(&unwell));
+    admin.join().unwrap();
+    // Nobody listens any more.
+    assert_eq!(code(&ask()), 1);
+}
+
+#[test]
+fn check_says_a_line_for_each_side_and_fails_where_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let well = causeway(&["check"]).env("CAUSEWAY_DATA_DIR", folder.path()).output().unwrap();
+    let said = stdout(&well);
+    assert_eq!(code(&well), 0, "{said}{}", stderr(&well));
+    assert!(said.contains("ok   queue: embedded engine, 8 partitions, 0 messages waiting"), "{said}");
+    assert!(said.contains("ok   directory: SQLite"), "{said}");
+
+    // A port that nobody listens on.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let unwell = causeway(&["check"])
+        .env("CAUSEWAY_DATA_DIR", folder.path())
+        .env("CAUSEWAY_SERVICENOW__HOST_URL", format!("http://127.0.0.1:{port}"))
+        .env("CAUSEWAY_SERVICENOW__USERNAME", "u")
+        .env("CAUSEWAY_SERVICENOW__PASSWORD", "S3cret-Value")
+        .output()
+        .unwrap();
+    let said = stdout(&unwell);
+    assert_eq!(code(&unwell), 1, "{said}");
+    assert!(said.contains("FAIL ") && said.contains("     -> ") && said.contains("ok   directory"), "{said}");
+    assert!(!said.contains("S3cret-Value") && !stderr(&unwell).contains("S3cret-Value"));
+}
+
+#[test]
+fn an_empty_directory_lists_no_conversations() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |args: &[&str]| causeway(args).env("CAUSEWAY_DATA_DIR", folder.path()).output().unwrap();
+    let listed: serde_json::Value =
+        serde_json::from_slice(&ask(&["conversations", "list", "--json"]).stdout).unwrap();
+    assert_eq!(listed, serde_json::json!({ "conversations": [] }));
+    let unknown = ask(&["conversations", "show", "c-1"]);
+    assert_eq!(code(&unknown), 1);
+    assert!(stderr(&unknown).contains("c-1"), "{}", stderr(&unknown));
+}

@@ -1,0 +1,597 @@
+//! What the directory promises, on SQLite and on PostgreSQL: nothing is forgotten, nothing happens twice, and an absent
+//! or unfit database is told plainly.
+//!
+//! `CAUSEWAY_TEST_POSTGRES` is a superuser's URL of a server to make databases on. Without it: SQLite only, and a line
+//! that says so.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use causeway::conversation::{
+    Claim, Conversation, Directory, DirectoryError, DirectorySettings, DirectoryUrl, ListFilter, Observation,
+    Opened, Origin, State,
+};
+use causeway::message::{ConversationId, MessageId};
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use url::Url;
+use uuid::Uuid;
+
+const WAITING_EVERY: Duration = Duration::from_secs(5);
+const ACTIVE_EVERY: Duration = Duration::from_secs(30);
+
+/// An empty database of this test's own.
+enum Place {
+    Sqlite(TempDir),
+    Postgres { server: Url, name: String },
+}
+
+impl Place {
+    fn sqlite() -> Self {
+        Self::Sqlite(TempDir::new().unwrap())
+    }
+
+    async fn postgres() -> Option<Self> {
+        #[expect(clippy::disallowed_methods, reason = "no setting of Causeway: how tests are lent a server")]
+        let Ok(server) = std::env::var("CAUSEWAY_TEST_POSTGRES") else {
+            eprintln!("left out: PostgreSQL, since CAUSEWAY_TEST_POSTGRES is not set");
+            return None;
+        };
+        let server = Url::parse(&server).unwrap();
+        let name = format!("directory_{}", Uuid::new_v4().simple());
+        let place = Self::Postgres { server, name };
+        place.on_server("CREATE DATABASE {name}").await;
+        Some(place)
+    }
+
+    fn url(&self) -> DirectoryUrl {
+        match self {
+            // Folders that are not there yet.
+            Self::Sqlite(folder) => DirectoryUrl::Sqlite(folder.path().join("deep/er/directory.db")),
+            Self::Postgres { server, name } => {
+                let mut url = server.clone();
+                url.set_path(name);
+                DirectoryUrl::Postgres(url.as_str().to_owned().into())
+            }
+        }
+    }
+
+    async fn open(&self) -> Directory {
+        Directory::open(&DirectorySettings { url: self.url() }).await.unwrap()
+    }
+
+    /// From outside of our database, which `{name}` stands for.
+    async fn on_server(&self, sql: &str) {
+        let Self::Postgres { server, name } = self else { panic!("SQLite has no server") };
+        let mut admin = server.clone();
+        admin.set_path("postgres");
+        let mut connection = PgConnection::connect(admin.as_str()).await.unwrap();
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.replace("{name}", name)))).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Behind the directory's back.
+    async fn execute(&self, sql: &'static str) {
+        match self.url() {
+            DirectoryUrl::Sqlite(path) => {
+                let mut connection = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+                connection.execute(sql).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            DirectoryUrl::Postgres(url) => {
+                let url = secrecy::ExposeSecret::expose_secret(&url).to_owned();
+                let mut connection = PgConnection::connect(&url).await.unwrap();
+                connection.execute(sql).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    async fn remove(self) {
+        if let Self::Postgres { .. } = self {
+            self.on_server("DROP DATABASE {name} WITH (FORCE)").await;
+        }
+    }
+}
+
+macro_rules! on_each_database {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(&super::Place::sqlite()).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let Some(place) = super::Place::postgres().await else { return };
+                super::$name(&place).await;
+                place.remove().await;
+            })+
+        }
+    };
+}
+
+on_each_database! {
+    a_conversation_lives_from_request_to_end,
+    several_processes_may_start_at_once,
+    restart_keeps_everything,
+    a_group_has_one_owner,
+    one_conversation_may_claim_its_group_twice,
+    a_conversation_that_was_never_requested_has_no_chat,
+    a_conversation_ends_once,
+    ending_and_failing_cross_once,
+    a_stale_group_ends_nothing,
+    a_conversation_is_reopened_after_its_end,
+    one_request_of_many_begins_the_conversation,
+    each_conversation_is_due_to_one_caller,
+    polling_has_two_rhythms,
+    due_takes_the_longest_waiting_first,
+    delivered_messages_are_remembered,
+    only_what_is_over_is_forgotten,
+    counts_and_lists,
+    odd_texts_are_kept,
+    a_newer_schema_is_refused,
+    a_closed_directory_is_unavailable,
+}
+
+fn id(name: &str) -> ConversationId {
+    ConversationId::parse(name).unwrap()
+}
+
+fn chat(group: &str) -> Opened {
+    Opened {
+        group: group.to_owned(),
+        number: Some("IMS0000123".to_owned()),
+        queue_id: "q-1".to_owned(),
+        position: Some(3),
+        wait: Some("2 Minutes".to_owned()),
+        agent: None,
+        active: false,
+    }
+}
+
+async fn waiting(directory: &Directory, name: &str, group: &str) -> ConversationId {
+    let id = id(name);
+    directory.requested(&id, Origin::Api, Some("q-1")).await.unwrap();
+    assert_eq!(directory.opened(&id, &chat(group)).await.unwrap(), Claim::Ours);
+    id
+}
+
+async fn found(directory: &Directory, id: &ConversationId) -> Conversation {
+    directory.find(id).await.unwrap().expect("the conversation is there")
+}
+
+fn later(seconds: i64) -> Timestamp {
+    causeway::clock::now().checked_add(SignedDuration::from_secs(seconds)).unwrap()
+}
+
+fn ids(conversations: &[Conversation]) -> Vec<&str> {
+    conversations.iter().map(|conversation| conversation.id.as_str()).collect()
+}
+
+/// Runs `work` for 0, 1, … all at once.
+async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    times: usize,
+    work: impl Fn(usize) -> F,
+) -> Vec<T> {
+    (0..times).map(work).collect::<JoinSet<_>>().join_all().await
+}
+
+async fn a_conversation_lives_from_request_to_end(place: &Place) {
+    let directory = place.open().await;
+    let id = id("c-1");
+    assert_eq!(directory.find(&id).await.unwrap(), None);
+    directory.requested(&id, Origin::BotKit, Some("q-0")).await.unwrap();
+    let requested = found(&directory, &id).await;
+    assert_eq!((requested.state, requested.origin), (State::Requested, Origin::BotKit));
+    assert_eq!((requested.queue_id.as_deref(), requested.group), (Some("q-0"), None));
+
+    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    let opened = found(&directory, &id).await;
+    assert_eq!((opened.state, opened.position), (State::Waiting, Some(3)));
+    assert_eq!(opened.number.as_deref(), Some("IMS0000123"));
+    assert_eq!((opened.queue_id.as_deref(), opened.wait.as_deref()), (Some("q-1"), Some("2 Minutes")));
+    assert!(directory.group_known("g-1").await.unwrap());
+    assert!(!directory.group_known("g-2").await.unwrap());
+
+    let seen = Observation { agent: Some("Grace".to_owned()), active: true, ..Observation::default() };
+    directory.observed(&id, "g-other", &seen).await.unwrap();
+    assert_eq!(found(&directory, &id).await, opened);
+    directory.observed(&id, "g-1", &seen).await.unwrap();
+    let active = found(&directory, &id).await;
+    assert_eq!((active.state, active.agent.as_deref()), (State::Active, Some("Grace")));
+    assert_eq!(active.opened_at, requested.opened_at);
+    directory.observed(&id, "g-1", &seen).await.unwrap();
+    assert_eq!(found(&directory, &id).await, active, "seeing the same again is no update");
+    assert!(!directory.failed(&id, "no_agent").await.unwrap(), "it has an agent");
+
+    assert!(directory.ended(&id, Some("g-1"), "agent").await.unwrap());
+    let ended = found(&directory, &id).await;
+    assert_eq!((ended.state, ended.reason.as_deref()), (State::Ended, Some("agent")));
+    directory.observed(&id, "g-1", &seen).await.unwrap();
+    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    assert_eq!(found(&directory, &id).await, ended, "nothing reopens it but a request");
+    assert_eq!(directory.find_by_group("g-1").await.unwrap(), Some(ended));
+    assert_eq!(directory.find_by_group("g-2").await.unwrap(), None);
+}
+
+async fn several_processes_may_start_at_once(place: &Place) {
+    let url = place.url();
+    let opened = at_once(8, |_| {
+        let settings = DirectorySettings { url: url.clone() };
+        async move { Directory::open(&settings).await }
+    })
+    .await;
+    for (number, directory) in opened.into_iter().enumerate() {
+        let directory = directory.unwrap();
+        waiting(&directory, &format!("c-{number}"), &format!("g-{number}")).await;
+    }
+}
+
+async fn restart_keeps_everything(place: &Place) {
+    let first = place.open().await;
+    let id = waiting(&first, "c-1", "g-1").await;
+    let message = MessageId::fresh();
+    first.remember_delivered(message, later(0)).await.unwrap();
+    let before = found(&first, &id).await;
+    let second = place.open().await;
+    assert_eq!(found(&second, &id).await, before, "while the first one is still open");
+    first.close().await;
+    second.close().await;
+    let third = place.open().await;
+    assert_eq!(found(&third, &id).await, before);
+    assert!(third.was_delivered(message).await.unwrap());
+    assert!(third.group_known("g-1").await.unwrap());
+}
+
+async fn a_group_has_one_owner(place: &Place) {
+    let (one, two) = (place.open().await, place.open().await);
+    for round in 0..20 {
+        let group = format!("g-{round}");
+        let mut racers = JoinSet::new();
+        for (directory, name) in [(one.clone(), format!("a-{round}")), (two.clone(), format!("b-{round}"))] {
+            let (id, chat) = (id(&name), chat(&group));
+            directory.requested(&id, Origin::Api, None).await.unwrap();
+            racers.spawn(async move {
+                let claim = directory.opened(&id, &chat).await.unwrap();
+                (claim, found(&directory, &id).await)
+            });
+        }
+        let claims = racers.join_all().await;
+        let (ours, taken): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|(claim, _)| *claim == Claim::Ours);
+        assert_eq!((ours.len(), taken.len()), (1, 1), "round {round}");
+        assert_eq!((ours[0].1.state, taken[0].1.state), (State::Waiting, State::Requested));
+        let owner = one.find_by_group(&group).await.unwrap().unwrap();
+        assert_eq!(owner.id, ours[0].1.id);
+    }
+}
+
+async fn one_conversation_may_claim_its_group_twice(place: &Place) {
+    let directory = place.open().await;
+    let id = waiting(&directory, "c-1", "g-1").await;
+    let before = found(&directory, &id).await;
+    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    assert_eq!(found(&directory, &id).await, before);
+    directory.requested(&id, Origin::BotKit, Some("q-9")).await.unwrap();
+    assert_eq!(found(&directory, &id).await, before, "a repeated start is harmless");
+}
+
+async fn a_conversation_that_was_never_requested_has_no_chat(place: &Place) {
+    let directory = place.open().await;
+    let error = directory.opened(&id("c-1"), &chat("g-1")).await.unwrap_err();
+    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("c-1")), "{error}");
+    assert!(!directory.group_known("g-1").await.unwrap());
+}
+
+async fn a_conversation_ends_once(place: &Place) {
+    let directories = [place.open().await, place.open().await];
+    let id = waiting(&directories[0], "c-1", "g-1").await;
+    let changed = at_once(20, |caller| {
+        let (directory, id) = (directories[caller % 2].clone(), id.clone());
+        async move { directory.ended(&id, Some("g-1"), &format!("by {caller}")).await.unwrap() }
+    })
+    .await;
+    assert_eq!(changed.iter().filter(|changed| **changed).count(), 1);
+    assert_eq!(found(&directories[0], &id).await.state, State::Ended);
+}
+
+async fn ending_and_failing_cross_once(place: &Place) {
+    let directory = place.open().await;
+    for round in 0..10 {
+        let id = waiting(&directory, &format!("c-{round}"), &format!("g-{round}")).await;
+        let changed = at_once(10, |caller| {
+            let (directory, id) = (directory.clone(), id.clone());
+            async move {
+                if caller % 2 == 0 {
+                    directory.ended(&id, None, "user").await.unwrap()
+                } else {
+                    directory.failed(&id, "no_agent").await.unwrap()
+                }
+            }
+        })
+        .await;
+        assert_eq!(changed.iter().filter(|changed| **changed).count(), 1, "round {round}");
+        let over = found(&directory, &id).await;
+        let reason = if over.state == State::Ended { "user" } else { "no_agent" };
+        assert_eq!(over.reason.as_deref(), Some(reason));
+    }
+}
+
+async fn a_stale_group_ends_nothing(place: &Place) {
+    let directory = place.open().await;
+    let id = waiting(&directory, "c-1", "g-1").await;
+    assert!(!directory.ended(&id, Some("g-0"), "agent").await.unwrap());
+    assert!(directory.ended(&id, Some("g-1"), "agent").await.unwrap());
+    directory.requested(&id, Origin::Api, None).await.unwrap();
+    assert!(!directory.ended(&id, Some("g-1"), "agent").await.unwrap(), "the next chat is not open yet");
+    assert_eq!(directory.opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
+    assert!(!directory.ended(&id, Some("g-1"), "agent").await.unwrap());
+    assert_eq!(found(&directory, &id).await.state, State::Waiting);
+}
+
+async fn a_conversation_is_reopened_after_its_end(place: &Place) {
+    let directory = place.open().await;
+    let id = waiting(&directory, "c-1", "g-1").await;
+    assert!(directory.ended(&id, None, "user").await.unwrap());
+    directory.requested(&id, Origin::BotKit, None).await.unwrap();
+    let again = found(&directory, &id).await;
+    assert_eq!((again.state, again.origin), (State::Requested, Origin::BotKit));
+    assert_eq!((&again.group, &again.number, &again.queue_id), (&None, &None, &None));
+    assert_eq!((&again.position, &again.wait, &again.reason), (&None, &None, &None));
+    assert_eq!(directory.find_by_group("g-1").await.unwrap().as_ref(), Some(&again), "still its own chat");
+    assert_eq!(directory.opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
+    for group in ["g-1", "g-2"] {
+        let owner = directory.find_by_group(group).await.unwrap().unwrap();
+        assert_eq!((owner.id, owner.group.as_deref()), (id.clone(), Some("g-2")));
+    }
+    assert!(directory.failed(&id, "no_agent").await.unwrap());
+    directory.requested(&id, Origin::Api, None).await.unwrap();
+    assert_eq!(found(&directory, &id).await.state, State::Requested);
+}
+
+async fn one_request_of_many_begins_the_conversation(place: &Place) {
+    let directory = place.open().await;
+    at_once(20, |caller| {
+        let directory = directory.clone();
+        async move { directory.requested(&id("c-1"), Origin::Api, Some(&format!("q-{caller}"))).await.unwrap() }
+    })
+    .await;
+    let first = found(&directory, &id("c-1")).await;
+    directory.requested(&id("c-1"), Origin::Api, Some("q-late")).await.unwrap();
+    assert_eq!(found(&directory, &id("c-1")).await, first);
+}
+
+async fn each_conversation_is_due_to_one_caller(place: &Place) {
+    const CONVERSATIONS: usize = 60;
+    let directories = [place.open().await, place.open().await];
+    for number in 0..CONVERSATIONS {
+        waiting(&directories[0], &format!("c-{number}"), &format!("g-{number}")).await;
+    }
+    let now = later(60);
+    // Callers that get nothing leave what another has in hand: so each asks until the last one got nothing either.
+    let handed: Vec<_> = at_once(6, |caller| {
+        let directory = directories[caller % 2].clone();
+        async move {
+            let mut mine = Vec::new();
+            loop {
+                let due = directory.due(now, WAITING_EVERY, ACTIVE_EVERY, 7).await.unwrap();
+                if due.is_empty() {
+                    return mine;
+                }
+                mine.extend(due.into_iter().map(|conversation| conversation.id));
+            }
+        }
+    })
+    .await
+    .concat();
+    assert_eq!(handed.len(), CONVERSATIONS, "handed out twice, or not at all");
+    assert_eq!(handed.into_iter().collect::<BTreeSet<_>>().len(), CONVERSATIONS);
+    let next = now.checked_add(SignedDuration::from_secs(5)).unwrap();
+    let again = directories[1].due(next, WAITING_EVERY, ACTIVE_EVERY, 1_000).await.unwrap();
+    assert_eq!(again.len(), CONVERSATIONS, "the next interval");
+}
+
+async fn polling_has_two_rhythms(place: &Place) {
+    let directory = place.open().await;
+    waiting(&directory, "waits", "g-1").await;
+    let active = waiting(&directory, "talks", "g-2").await;
+    let seen = Observation { active: true, ..Observation::default() };
+    directory.observed(&active, "g-2", &seen).await.unwrap();
+    directory.requested(&id("requested"), Origin::Api, None).await.unwrap();
+    let over = waiting(&directory, "over", "g-3").await;
+    directory.ended(&over, None, "user").await.unwrap();
+    let due = async |seconds| {
+        let mut due = directory.due(later(seconds), WAITING_EVERY, ACTIVE_EVERY, 10).await.unwrap();
+        due.sort_by(|a, b| a.id.cmp(&b.id));
+        due
+    };
+    assert_eq!(ids(&due(0).await), Vec::<&str>::new(), "just opened: nothing new to see");
+    assert_eq!(ids(&due(10).await), ["waits"]);
+    assert_eq!(ids(&due(12).await), Vec::<&str>::new());
+    assert_eq!(ids(&due(100).await), ["talks", "waits"]);
+}
+
+async fn due_takes_the_longest_waiting_first(place: &Place) {
+    let directory = place.open().await;
+    for (name, group) in [("first", "g-1"), ("second", "g-2")] {
+        waiting(&directory, name, group).await;
+    }
+    let one = directory.due(later(100), WAITING_EVERY, ACTIVE_EVERY, 1).await.unwrap();
+    waiting(&directory, "third", "g-3").await;
+    let rest = directory.due(later(102), WAITING_EVERY, ACTIVE_EVERY, 2).await.unwrap();
+    assert_eq!((one.len(), rest.len()), (1, 2));
+    assert!(rest.iter().all(|conversation| conversation.id != one[0].id));
+    assert!(directory.due(later(103), WAITING_EVERY, ACTIVE_EVERY, 0).await.unwrap().is_empty());
+}
+
+async fn delivered_messages_are_remembered(place: &Place) {
+    let directory = place.open().await;
+    let (one, other) = (MessageId::derived("servicenow", "1"), MessageId::derived("servicenow", "2"));
+    assert!(!directory.was_delivered(one).await.unwrap());
+    at_once(10, |_| {
+        let directory = directory.clone();
+        async move { directory.remember_delivered(one, later(0)).await.unwrap() }
+    })
+    .await;
+    assert!(directory.was_delivered(one).await.unwrap());
+    assert!(!directory.was_delivered(other).await.unwrap());
+}
+
+async fn only_what_is_over_is_forgotten(place: &Place) {
+    let directory = place.open().await;
+    let messages: Vec<MessageId> = (0..1_500).map(|_| MessageId::fresh()).collect();
+    for message in &messages {
+        directory.remember_delivered(*message, later(-100)).await.unwrap();
+    }
+    let recent = MessageId::fresh();
+    directory.remember_delivered(recent, later(0)).await.unwrap();
+    let open = waiting(&directory, "open", "g-1").await;
+    let over = waiting(&directory, "over", "g-2").await;
+    directory.ended(&over, None, "user").await.unwrap();
+
+    assert_eq!(directory.forget(later(-50), later(-50)).await.unwrap(), 1_500);
+    assert!(!directory.was_delivered(messages[0]).await.unwrap());
+    assert!(directory.was_delivered(recent).await.unwrap());
+    assert!(directory.find(&over).await.unwrap().is_some(), "over, but not for long enough");
+
+    assert_eq!(directory.forget(later(-50), later(50)).await.unwrap(), 1);
+    assert_eq!(directory.find(&over).await.unwrap(), None);
+    assert!(!directory.group_known("g-2").await.unwrap());
+    assert!(directory.find(&open).await.unwrap().is_some());
+    assert!(directory.group_known("g-1").await.unwrap());
+}
+
+async fn counts_and_lists(place: &Place) {
+    let directory = place.open().await;
+    assert_eq!(directory.counts().await.unwrap().len(), State::ALL.len());
+    directory.requested(&id("c-0"), Origin::Api, None).await.unwrap();
+    waiting(&directory, "c-1", "g-1").await;
+    let over = waiting(&directory, "c-2", "g-2").await;
+    directory.ended(&over, None, "user").await.unwrap();
+    let counts: Vec<u64> = directory.counts().await.unwrap().into_values().collect();
+    assert_eq!(counts, [1, 1, 0, 1, 0]);
+    let all = directory.list(&ListFilter { state: None, limit: 10 }).await.unwrap();
+    assert_eq!(all.len(), 3);
+    assert!(all.is_sorted_by(|a, b| a.updated_at >= b.updated_at));
+    assert_eq!(directory.list(&ListFilter { state: None, limit: 2 }).await.unwrap(), all[..2]);
+    let ended = directory.list(&ListFilter { state: Some(State::Ended), limit: 10 }).await.unwrap();
+    assert_eq!(ids(&ended), ["c-2"]);
+}
+
+async fn odd_texts_are_kept(place: &Place) {
+    let directory = place.open().await;
+    let id = id(&"한'\"%;--".repeat(20));
+    directory.requested(&id, Origin::Api, None).await.unwrap();
+    let opened = Opened { wait: Some("a\0b 'x' \u{1F600}".to_owned()), ..chat("g\0'1") };
+    assert_eq!(directory.opened(&id, &opened).await.unwrap(), Claim::Ours);
+    let kept = directory.find_by_group("g\0'1").await.unwrap().unwrap();
+    assert_eq!((kept.id, kept.wait.as_deref()), (id, Some("ab 'x' \u{1F600}")));
+}
+
+async fn a_newer_schema_is_refused(place: &Place) {
+    place.open().await.close().await;
+    place.execute("INSERT INTO directory_version (version) VALUES (99)").await;
+    let error = Directory::open(&DirectorySettings { url: place.url() }).await.unwrap_err();
+    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("version 99")), "{error}");
+}
+
+async fn a_closed_directory_is_unavailable(place: &Place) {
+    let directory = place.open().await;
+    directory.close().await;
+    let error = directory.find(&id("c-1")).await.unwrap_err();
+    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_server_is_unavailable_until_it_is_back() {
+    let Some(place) = Place::postgres().await else { return };
+    let directory = place.open().await;
+    let id = waiting(&directory, "c-1", "g-1").await;
+    let throw_out = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    place.execute(throw_out).await;
+    assert_eq!(
+        found(&directory, &id).await.state,
+        State::Waiting,
+        "a lost connection is replaced in silence"
+    );
+
+    place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS false").await;
+    place.on_server("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'").await;
+    let error = directory.find(&id).await.unwrap_err();
+    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
+    place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS true").await;
+    assert_eq!(found(&directory, &id).await.state, State::Waiting);
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_file_is_unavailable_until_it_is_free() {
+    let place = Place::sqlite();
+    let directory = place.open().await;
+    let DirectoryUrl::Sqlite(path) = place.url() else { unreachable!() };
+    let mut other = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let error = directory.requested(&id("c-1"), Origin::Api, None).await.unwrap_err();
+    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
+    other.execute("ROLLBACK").await.unwrap();
+    directory.requested(&id("c-1"), Origin::Api, None).await.unwrap();
+}
+
+/// A port where nobody listens.
+async fn nobody() -> std::net::SocketAddr {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+async fn cannot_open(url: DirectoryUrl) -> DirectoryError {
+    let settings = DirectorySettings { url };
+    let error = Directory::open(&settings).await.unwrap_err();
+    for text in [format!("{settings:?}"), error.to_string(), format!("{error:?}")] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_url_is_told_plainly_and_without_the_password() {
+    let postgres = |url: String| DirectoryUrl::Postgres(url.into());
+    let error = cannot_open(postgres("postgres://causeway:hunter2@db:port/x".to_owned())).await;
+    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("directory.url")), "{error}");
+    let error = cannot_open(postgres("postgres://causeway:hunter2/@db/x".to_owned())).await;
+    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("percent-encoded")), "{error}");
+
+    let address = nobody().await;
+    let error = cannot_open(postgres(format!("postgres://causeway:hunter2@{address}/x"))).await;
+    let port = address.port().to_string();
+    assert!(matches!(&error, DirectoryError::Unavailable(why) if why.contains(&port)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_our_database_needs_an_operator() {
+    let Some(place) = Place::postgres().await else { return };
+    let Place::Postgres { server, .. } = &place else { unreachable!() };
+    let mut url = server.clone();
+    url.set_path("no_such_database");
+    url.set_password(Some("hunter2")).unwrap();
+    let error = cannot_open(DirectoryUrl::Postgres(url.as_str().to_owned().into())).await;
+    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("no_such_database")), "{error}");
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_opened_is_named() {
+    let folder = TempDir::new().unwrap();
+    let no_file = folder.path().to_owned();
+    let no_folder = folder.path().join("file");
+    std::fs::write(&no_folder, "this is no database, and no folder either".repeat(100)).unwrap();
+    for path in [no_file, no_folder.clone(), no_folder.join("directory.db")] {
+        let error = cannot_open(DirectoryUrl::Sqlite(path.clone())).await;
+        let path = path.display().to_string();
+        assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains(&path)), "{error}");
+    }
+}

@@ -1,0 +1,312 @@
+//! RabbitMQ nodes of our own: one shared by all tests that only need a quiet vhost, private ones for those that break it.
+//!
+//! The shared nodes are lent by `tests/run`; without it the first test that asks starts the distribution's RabbitMQ for this
+//! process. A node the machine may run for other purposes is neither used nor disturbed.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::leash::{Leash, script};
+use super::ports::free_ports;
+use super::wait::{eventually, eventually_blocking};
+use super::{management, told};
+
+const START: Duration = Duration::from_secs(90);
+
+/// The RabbitMQ versions that tests know, each by the name `tests/run` lends it under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// The distribution's own: 3.10 on Debian 12.
+    V310,
+    /// The current series, where `tests/run` could get it.
+    V43,
+}
+
+impl Version {
+    fn lent_as(self) -> &'static str {
+        match self {
+            Version::V310 => "CAUSEWAY_TEST_RABBITMQ_310",
+            Version::V43 => "CAUSEWAY_TEST_RABBITMQ_43",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Broker {
+    amqp: SocketAddr,
+    management: SocketAddr,
+    /// The process, when it is ours to break.
+    node: Option<Leash>,
+}
+
+impl Broker {
+    /// The broker all tests share; break nothing on it. `None`, said once, when this machine has none of that version.
+    pub(crate) fn shared(version: Version) -> Option<&'static Broker> {
+        static V310: OnceLock<Option<Broker>> = OnceLock::new();
+        static V43: OnceLock<Option<Broker>> = OnceLock::new();
+        match version {
+            Version::V310 => V310.get_or_init(|| Broker::lent(version).or_else(Broker::private)),
+            Version::V43 => V43.get_or_init(|| {
+                let lent = Broker::lent(version);
+                if lent.is_none() {
+                    eprintln!(
+                        "left out: no RabbitMQ 4.3 here ({} is not set; tests/run sets it)",
+                        version.lent_as()
+                    );
+                }
+                lent
+            }),
+        }
+        .as_ref()
+    }
+
+    /// A broker for one test that stops, kills or pauses it. `None`, said on stderr, when RabbitMQ is not installed.
+    pub(crate) fn private() -> Option<Broker> {
+        if !Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists() {
+            eprintln!("left out: RabbitMQ is not installed (tests/run installs it)");
+            return None;
+        }
+        let ports = free_ports::<4>();
+        let node = Leash::start("private-rabbitmq", "KILL", &ports.map(|port| port.to_string()));
+        let [amqp, management, ..] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let broker = Broker { amqp, management, node: Some(node) };
+        eventually_blocking("a private RabbitMQ to start", START, || broker.ready());
+        Some(broker)
+    }
+
+    fn lent(version: Version) -> Option<Broker> {
+        let name = version.lent_as();
+        let amqp = address(&told(name)?);
+        let management =
+            address(&told(&format!("{name}_MANAGEMENT")).expect("tests/run lends both addresses"));
+        Some(Broker { amqp, management, node: None })
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let log = || self.node.as_ref().map(Leash::log_tail).unwrap_or_default();
+        TcpStream::connect(self.amqp).map_err(|error| format!("AMQP port: {error}\n{}", log()))?;
+        self.ask("GET", "/api/overview", "").map(|_| ())
+    }
+
+    /// Where it listens for AMQP, for a proxy to stand before.
+    pub(crate) fn amqp(&self) -> SocketAddr {
+        self.amqp
+    }
+
+    /// The AMQP URL of the default vhost.
+    pub(crate) fn url(&self) -> String {
+        format!("amqp://guest:guest@{}/%2f", self.amqp)
+    }
+
+    /// A vhost of its own for one test; gone with the value.
+    pub(crate) fn vhost(&self) -> Vhost {
+        let name = format!("test-{}", Uuid::new_v4().simple());
+        let make = self.ask("PUT", &format!("/api/vhosts/{name}"), "{}");
+        make.expect("a new vhost");
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        self.ask("PUT", &format!("/api/permissions/{name}/guest"), all).expect("the rights to it");
+        Vhost { name, amqp: self.amqp, management: self.management }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
+        management::ask(self.management, method, path, body)
+    }
+
+    /// Closes every client connection from the broker's side.
+    pub(crate) async fn close_connections(&mut self) {
+        self.ctl(&["close_all_connections", "asked by a test"]).await;
+    }
+
+    /// The application stops in an orderly way, the node stays: clients see a polite close.
+    pub(crate) async fn stop_app(&mut self) {
+        self.ctl(&["stop_app"]).await;
+    }
+
+    pub(crate) async fn start_app(&mut self) {
+        self.ctl(&["start_app"]).await;
+        self.up("RabbitMQ after start_app").await;
+    }
+
+    /// The node is gone in an instant and has said goodbye to nobody.
+    pub(crate) async fn kill9(&mut self) {
+        self.node().signal("KILL");
+        let amqp = self.amqp;
+        eventually("a killed RabbitMQ to be gone", START, async || match TcpStream::connect(amqp) {
+            Ok(_) => Err("its port still answers".to_owned()),
+            Err(_) => Ok(()),
+        })
+        .await;
+    }
+
+    /// Starts again on the same files, after [`Broker::kill9`] or by killing what runs.
+    pub(crate) async fn restart(&mut self) {
+        self.node.as_mut().expect("only a private broker may be restarted").run_again();
+        self.up("a restarted RabbitMQ").await;
+    }
+
+    /// Frozen: connections stay open and nothing answers.
+    pub(crate) fn pause(&mut self) {
+        self.node().signal("STOP");
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.node().signal("CONT");
+    }
+
+    /// Runs a `rabbitmqctl` command on a private broker and returns what it prints.
+    pub(crate) async fn ctl(&self, args: &[&str]) -> String {
+        let mut command = Command::new(script("private-rabbitmq"));
+        command.arg(self.node().dir()).arg("ctl").args(args);
+        let run = tokio::task::spawn_blocking(move || command.output().expect("rabbitmqctl runs"));
+        let output = run.await.expect("rabbitmqctl is waited for");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {args:?}: {said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        said
+    }
+
+    async fn up(&self, what: &str) {
+        eventually(what, START, async || self.ready()).await;
+    }
+
+    fn node(&self) -> &Leash {
+        self.node.as_ref().expect("only a private broker may be broken: use Broker::private()")
+    }
+}
+
+/// One test's own vhost.
+#[derive(Debug)]
+pub(crate) struct Vhost {
+    name: String,
+    amqp: SocketAddr,
+    management: SocketAddr,
+}
+
+impl Vhost {
+    pub(crate) fn url(&self) -> String {
+        self.url_through(self.amqp)
+    }
+
+    /// The same vhost, reached through a proxy.
+    pub(crate) fn url_through(&self, address: SocketAddr) -> String {
+        format!("amqp://guest:guest@{address}/{}", self.name)
+    }
+
+    /// The queues as the management API shows them: `name`, `messages`, `arguments`, … Depths lag by up to 5 s.
+    pub(crate) fn queues(&self) -> Vec<Value> {
+        let answer = management::ask(self.management, "GET", &format!("/api/queues/{}", self.name), "");
+        answer.expect("the queues of a vhost").as_array().cloned().unwrap_or_default()
+    }
+
+    /// Deletes a queue under whoever uses it.
+    pub(crate) fn delete_queue(&self, queue: &str) {
+        let path = format!("/api/queues/{}/{queue}", self.name);
+        management::ask(self.management, "DELETE", &path, "").expect("the queue is deleted");
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        // A broker that its test killed has no vhosts to drop, and no second panic may hide the first.
+        let _ = management::ask(self.management, "DELETE", &format!("/api/vhosts/{}", self.name), "");
+    }
+}
+
+/// `amqp://user:password@127.0.0.1:5672/%2f` or `http://127.0.0.1:15672` to the address in it.
+fn address(url: &str) -> SocketAddr {
+    let url = url::Url::parse(url).expect("tests/run lends URLs");
+    let host = url.host_str().expect("with a host");
+    format!("{host}:{}", url.port().expect("and a port")).parse().expect("as numbers")
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+    use lapin::types::FieldTable;
+    use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+    use super::*;
+
+    async fn open(url: &str) -> (Connection, Channel) {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        (connection, channel)
+    }
+
+    async fn declare(channel: &Channel, passive: bool) -> lapin::Result<u32> {
+        let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
+        channel
+            .queue_declare("q".into(), options, FieldTable::default())
+            .await
+            .map(|queue| queue.message_count())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn vhosts_see_nothing_of_each_other_and_go_with_their_test() {
+        for version in [Version::V310, Version::V43] {
+            let Some(broker) = Broker::shared(version) else { continue };
+            let (one, two) = (broker.vhost(), broker.vhost());
+            let (_kept, in_one) = open(&one.url()).await;
+            declare(&in_one, false).await.unwrap();
+            let (_kept_too, in_two) = open(&two.url()).await;
+            assert!(declare(&in_two, true).await.is_err(), "a queue of one vhost is seen in another");
+            assert_eq!(one.queues().len(), 1);
+            let gone = one.url();
+            drop(one);
+            assert!(Connection::connect(&gone, ConnectionProperties::default()).await.is_err());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_private_broker_is_stopped_killed_paused_and_keeps_its_messages() {
+        let Some(mut broker) = Broker::private() else { return };
+        let vhost = broker.vhost();
+        let (_kept, channel) = open(&vhost.url()).await;
+        declare(&channel, false).await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let persistent = BasicProperties::default().with_delivery_mode(2);
+        let publish =
+            channel.basic_publish("".into(), "q".into(), BasicPublishOptions::default(), b"kept", persistent);
+        publish.await.unwrap().await.unwrap();
+
+        broker.kill9().await;
+        assert!(TcpStream::connect(broker.amqp()).is_err());
+        broker.restart().await;
+        assert_eq!(
+            declare(&open(&vhost.url()).await.1, true).await.unwrap(),
+            1,
+            "the message survived the kill"
+        );
+
+        broker.stop_app().await;
+        assert!(TcpStream::connect(broker.amqp()).is_err(), "a stopped application listens no more");
+        broker.start_app().await;
+
+        broker.pause();
+        let url = vhost.url();
+        let connect = Connection::connect(&url, ConnectionProperties::default());
+        let frozen = tokio::time::timeout(Duration::from_millis(500), connect).await;
+        assert!(frozen.is_err(), "a paused broker answers nobody");
+        broker.resume();
+        assert_eq!(declare(&open(&vhost.url()).await.1, true).await.unwrap(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_of_a_private_broker_is_left_behind() {
+        let Some(broker) = Broker::private() else { return };
+        let (amqp, dir) = (broker.amqp(), broker.node().dir().to_owned());
+        assert!(dir.exists());
+        drop(broker);
+        assert!(TcpStream::connect(amqp).is_err());
+        assert!(!dir.exists());
+    }
+}

@@ -1,0 +1,121 @@
+//! The engines a test runs on: write the test once, see it pass on each.
+//!
+//! ```ignore
+//! on_every_engine! {
+//!     async fn keeps_order(bench: Bench) { /* bench.settings() */ }
+//! }
+//! ```
+//! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. An engine that is not on this
+//! machine is left out with a line that says so. `on_every_rabbit!` is the same without the embedded engine.
+
+use tempfile::TempDir;
+
+use super::broker::{Broker, Version, Vhost};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Embedded,
+    Rabbit310,
+    Rabbit43,
+}
+
+/// A fresh, empty place on one engine, of which nothing is left afterwards.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    engine: Engine,
+    /// Every engine has a data folder: the directory of conversations is there too.
+    folder: TempDir,
+    vhost: Option<Vhost>,
+}
+
+impl Engine {
+    /// `None`, said on stderr, when this machine lacks the engine.
+    pub(crate) fn bench(self) -> Option<Bench> {
+        let vhost = match self {
+            Engine::Embedded => None,
+            Engine::Rabbit310 => Some(Broker::shared(Version::V310)?.vhost()),
+            Engine::Rabbit43 => Some(Broker::shared(Version::V43)?.vhost()),
+        };
+        let folder = tempfile::tempdir().expect("a data folder");
+        Some(Bench { engine: self, folder, vhost })
+    }
+}
+
+impl Bench {
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The data folder of this test.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// The test's own vhost, on the RabbitMQ engines.
+    pub(crate) fn vhost(&self) -> Option<&Vhost> {
+        self.vhost.as_ref()
+    }
+
+    /// The settings that choose this place, by their keys in the settings file.
+    pub(crate) fn settings(&self) -> Vec<(String, String)> {
+        let folder = ("data_dir".to_owned(), self.folder.path().display().to_string());
+        let url = self.vhost.as_ref().map(|vhost| ("queue.url".to_owned(), vhost.url()));
+        std::iter::once(folder).chain(url).collect()
+    }
+}
+
+/// One `#[tokio::test]` for each engine.
+macro_rules! on_every_engine {
+    ($(async fn $name:ident($bench:ident: Bench) $body:block)+) => { $(
+        mod $name {
+            #[allow(unused_imports, reason = "a body may need nothing from around it")]
+            use super::*;
+            on_engines!(@tests ($bench) $body
+                embedded => Embedded, rabbit_3_10 => Rabbit310, rabbit_4_3 => Rabbit43);
+        }
+    )+ };
+}
+
+/// One `#[tokio::test]` for each RabbitMQ version.
+macro_rules! on_every_rabbit {
+    ($(async fn $name:ident($bench:ident: Bench) $body:block)+) => { $(
+        mod $name {
+            #[allow(unused_imports, reason = "a body may need nothing from around it")]
+            use super::*;
+            on_engines!(@tests ($bench) $body rabbit_3_10 => Rabbit310, rabbit_4_3 => Rabbit43);
+        }
+    )+ };
+}
+
+macro_rules! on_engines {
+    (@tests ($bench:ident) $body:block $($test:ident => $engine:ident),+) => {
+        async fn body($bench: $crate::harness::matrix::Bench) $body
+
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            if let Some(bench) = $crate::harness::matrix::Engine::$engine.bench() {
+                body(bench).await;
+            }
+        })+
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    on_every_engine! {
+        async fn every_engine_gets_a_place_of_its_own(bench: Bench) {
+            let other = bench.engine().bench().expect("what was there once");
+            assert_ne!(bench.settings(), other.settings());
+            let chosen = bench.settings().iter().any(|(key, _)| key == "queue.url");
+            assert_eq!(chosen, bench.engine() != Engine::Embedded);
+        }
+    }
+
+    on_every_rabbit! {
+        async fn a_rabbit_starts_without_queues(bench: Bench) {
+            assert!(bench.vhost().expect("a RabbitMQ engine has one").queues().is_empty());
+        }
+    }
+}

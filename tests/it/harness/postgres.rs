@@ -1,0 +1,109 @@
+//! A PostgreSQL of our own, and a fresh database in it for each test that asks.
+//!
+//! Lent by `tests/run`, or started for this process by the first test that needs it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use super::leash::Leash;
+use super::ports::free_address;
+use super::told;
+use super::wait::eventually;
+
+const LENT_AS: &str = "CAUSEWAY_TEST_POSTGRES";
+
+#[derive(Debug)]
+struct Server {
+    /// `postgres://causeway@127.0.0.1:5432`, without a database.
+    url: String,
+    _process: Option<Leash>,
+}
+
+fn server() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    SERVER.get_or_init(|| told(LENT_AS).map(|url| Server { url, _process: None }).or_else(start)).as_ref()
+}
+
+fn start() -> Option<Server> {
+    if !Path::new("/usr/lib/postgresql").exists() {
+        eprintln!("left out: PostgreSQL is not installed (tests/run installs it)");
+        return None;
+    }
+    let address: SocketAddr = free_address();
+    let process = Leash::start("private-postgres", "INT", &[address.port().to_string()]);
+    Some(Server { url: format!("postgres://causeway@{address}"), _process: Some(process) })
+}
+
+/// A new, empty database; gone with the value.
+#[derive(Debug)]
+pub(crate) struct Database {
+    server: &'static str,
+    name: String,
+}
+
+impl Database {
+    /// `None`, said on stderr, when PostgreSQL is not installed.
+    pub(crate) async fn create() -> Option<Self> {
+        let server = &server()?.url;
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        eventually("PostgreSQL to make a database", Duration::from_secs(60), async || {
+            admin(server, &format!("CREATE DATABASE {name}")).await.map_err(|error| error.to_string())
+        })
+        .await;
+        Some(Self { server, name })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}/{}", self.server, self.name)
+    }
+
+    /// The same database, reached through a proxy.
+    pub(crate) fn url_through(&self, address: SocketAddr) -> String {
+        format!("postgres://causeway@{address}/{}", self.name)
+    }
+
+    /// Where the server listens, for a proxy to stand before.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server
+            .rsplit('@')
+            .next()
+            .and_then(|address| address.parse().ok())
+            .expect("a URL that ends in an address")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // On a thread of its own: a runtime cannot be waited for inside another. Who still holds a connection is thrown out.
+        let (server, sql) = (self.server, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map(|runtime| runtime.block_on(admin(server, &sql)))
+        });
+        let _ = dropping.join();
+    }
+}
+
+async fn admin(server: &str, sql: &str) -> sqlx::Result<()> {
+    let mut connection = PgConnection::connect(&format!("{server}/postgres")).await?;
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))).await?;
+    connection.close().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_are_apart_and_go_with_their_test() {
+    let Some(one) = Database::create().await else { return };
+    let two = Database::create().await.expect("the server is there");
+    let mut in_one = PgConnection::connect(&one.url()).await.unwrap();
+    in_one.execute("CREATE TABLE only_here (id INT)").await.unwrap();
+    let mut in_two = PgConnection::connect(&two.url()).await.unwrap();
+    assert!(in_two.execute("SELECT * FROM only_here").await.is_err());
+    let url = one.url();
+    drop(one);
+    assert!(PgConnection::connect(&url).await.is_err(), "a dropped database is still there");
+}

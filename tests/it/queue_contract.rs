@@ -1,0 +1,390 @@
+//! The clauses of `src/queue/mod.rs`, one test each, on every engine. What only one engine promises has its own file.
+//!
+//! A [`Place`] is where an engine keeps its messages; each [`Place::open`] is what one process would do.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that finds the unexpected has failed")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use causeway::message::{
+    AttemptRecord, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story,
+};
+use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use causeway::queue::{Loan, PartitionId, Queue, QueueError, QueueTuning, Siding, Subscription};
+use tempfile::TempDir;
+use tokio::time::{Instant, timeout};
+
+const PARTITIONS: u16 = 4;
+const PREFETCH: u16 = 8;
+/// Everything that is to happen happens within this time.
+const SOON: Duration = Duration::from_secs(20);
+/// What is not to happen is watched for so long.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// Where the messages of one test are.
+enum Place {
+    Embedded(TempDir),
+}
+
+impl Place {
+    fn embedded() -> Self {
+        Self::Embedded(tempfile::tempdir().unwrap())
+    }
+
+    /// What a process does that starts.
+    async fn open(&self) -> Queue {
+        let tuning = QueueTuning {
+            partitions: PARTITIONS,
+            prefetch: PREFETCH,
+            publish_timeout: Duration::from_secs(5),
+        };
+        match self {
+            Self::Embedded(folder) => {
+                let data_dir = folder.path().to_owned();
+                let settings = EmbeddedSettings { data_dir, tuning, max_messages: None };
+                Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap())
+            }
+        }
+    }
+
+    /// Makes every message that waits one that this version cannot read; the queue is closed meanwhile.
+    fn make_unreadable(&self) {
+        match self {
+            Self::Embedded(folder) => {
+                let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
+                file.execute("UPDATE message SET kind = 'handoff.hologram'", []).unwrap();
+            }
+        }
+    }
+}
+
+/// One test for each engine.
+macro_rules! clauses {
+    ($($(#[$doc:meta])* async fn $name:ident($place:ident) $body:block)+) => { $(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            async fn clause($place: Place) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn embedded() {
+                clause(Place::embedded()).await;
+            }
+        }
+    )+ };
+}
+
+fn text(lane: &str, number: usize) -> Message {
+    let lane = LaneKey::parse(lane).unwrap();
+    Message::new(MessageId::fresh(), Kind::CallbackMessage, lane, format!("{number}"))
+}
+
+fn number(message: &Message) -> usize {
+    std::str::from_utf8(&message.body).unwrap().parse().unwrap()
+}
+
+/// The partition of the lane in which most tests write.
+fn home() -> PartitionId {
+    PartitionId::of(Destination::Xo, &LaneKey::parse("home").unwrap(), PARTITIONS)
+}
+
+async fn fill(queue: &Queue, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        queue.publish(&text("home", number)).await.unwrap();
+    }
+}
+
+async fn borrow(queue: &Queue) -> Subscription {
+    timeout(SOON, queue.subscribe(home())).await.expect("nobody else borrows").unwrap()
+}
+
+async fn next(subscription: &mut Subscription) -> Loan {
+    timeout(SOON, subscription.next()).await.expect("something is lent").expect("the subscription goes on")
+}
+
+async fn next_numbers(subscription: &mut Subscription, count: usize) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    for _ in 0..count {
+        numbers.push(number(&next(subscription).await.message));
+    }
+    numbers
+}
+
+async fn nothing_is_lent(subscription: &mut Subscription) -> bool {
+    timeout(A_WHILE, subscription.next()).await.is_err()
+}
+
+fn dead(number: usize) -> DeadLetter {
+    let mut story = Story::default();
+    story.add(AttemptRecord {
+        at: causeway::clock::now(),
+        status: Some(403),
+        outcome: "refused".into(),
+        error: "not allowed".into(),
+    });
+    DeadLetter::new(text("home", number), DeadReason::Rejected, "refused for good", story)
+}
+
+async fn visit(queue: &Queue) -> Siding {
+    timeout(SOON, queue.siding(Destination::Xo)).await.unwrap().unwrap()
+}
+
+async fn dead_numbers(queue: &Queue) -> Vec<usize> {
+    let mut siding = visit(queue).await;
+    let mut numbers = Vec::new();
+    while let Some(held) = siding.next().await.unwrap() {
+        numbers.push(number(&held.dead.message));
+    }
+    siding.close().await;
+    numbers
+}
+
+clauses! {
+    async fn clause_01_what_was_published_survives_the_process(place) {
+        let queue = place.open().await;
+        let sent = text("home", 1);
+        queue.publish(&sent).await.unwrap();
+        let buried = dead(2);
+        queue.bury(&buried).await.unwrap();
+        queue.close().await;
+
+        let queue = place.open().await;
+        let loan = next(&mut borrow(&queue).await).await;
+        assert_eq!(loan.message, sent);
+        assert_eq!(visit(&queue).await.next().await.unwrap().unwrap().dead, buried);
+    }
+
+    async fn clause_02_a_lane_is_lent_in_the_order_of_its_publishes(place) {
+        let queue = place.open().await;
+        let publishers = (0..20).map(|lane| {
+            let queue = queue.clone();
+            causeway::tasks::spawn(async move {
+                for number in 0..25 {
+                    queue.publish(&text(&format!("lane-{lane}"), number)).await.unwrap();
+                }
+            })
+        });
+        let publishers: Vec<_> = publishers.collect();
+        let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut subscriptions = Vec::new();
+        for partition in PartitionId::all(Destination::Xo, PARTITIONS) {
+            subscriptions.push(queue.subscribe(partition).await.unwrap());
+        }
+        let (loans, mut lent) = tokio::sync::mpsc::channel(1);
+        for mut subscription in subscriptions {
+            let loans = loans.clone();
+            causeway::tasks::spawn(async move {
+                while let Some(loan) = subscription.next().await {
+                    if loans.send(loan).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        for _ in 0..500 {
+            let loan = timeout(SOON, lent.recv()).await.expect("all are lent").unwrap();
+            seen.entry(loan.message.lane.to_string()).or_default().push(number(&loan.message));
+            loan.done().await.unwrap();
+        }
+        for publisher in publishers {
+            publisher.await.unwrap();
+        }
+        assert_eq!(seen.len(), 20);
+        assert!(seen.values().all(|numbers| numbers.iter().copied().eq(0..25)), "{seen:?}");
+    }
+
+    async fn clause_03_a_partition_has_one_borrower(place) {
+        let queue = place.open().await;
+        fill(&queue, 0..3).await;
+        let mut first = borrow(&queue).await;
+        assert_eq!(next_numbers(&mut first, 3).await, [0, 1, 2]);
+
+        let other = queue.clone();
+        let mut second = causeway::tasks::spawn(async move {
+            let mut subscription = other.subscribe(home()).await.unwrap();
+            let numbers = next_numbers(&mut subscription, 3).await;
+            (subscription, numbers)
+        });
+        assert!(timeout(A_WHILE, &mut second).await.is_err(), "lent to two");
+        first.close().await;
+        assert_eq!(timeout(SOON, second).await.unwrap().unwrap().1, [0, 1, 2]);
+    }
+
+    async fn clause_04_what_is_not_settled_is_lent_again_in_its_place(place) {
+        let queue = place.open().await;
+        fill(&queue, 0..6).await;
+        let mut subscription = borrow(&queue).await;
+        let mut kept = Vec::new();
+        for place in 0..5 {
+            let loan = next(&mut subscription).await;
+            if place % 2 == 1 {
+                loan.done().await.unwrap();
+            } else {
+                kept.push(loan);
+            }
+        }
+        subscription.close().await;
+        for late in kept {
+            late.done().await.expect_err("the loan was given back");
+        }
+
+        let mut subscription = borrow(&queue).await;
+        assert_eq!(next_numbers(&mut subscription, 4).await, [0, 2, 4, 5]);
+        subscription.close().await;
+        queue.close().await;
+
+        let queue = place.open().await;
+        fill(&queue, 6..7).await;
+        let mut subscription = borrow(&queue).await;
+        assert_eq!(next_numbers(&mut subscription, 5).await, [0, 2, 4, 5, 6]);
+    }
+
+    async fn clause_04_a_dropped_subscription_gives_back(place) {
+        let queue = place.open().await;
+        fill(&queue, 0..2).await;
+        let mut subscription = borrow(&queue).await;
+        assert_eq!(next_numbers(&mut subscription, 2).await, [0, 1]);
+        drop(subscription);
+        assert_eq!(next_numbers(&mut borrow(&queue).await, 2).await, [0, 1]);
+    }
+
+    async fn clause_05_no_more_than_prefetch_are_out(place) {
+        let queue = place.open().await;
+        let all = usize::from(PREFETCH);
+        fill(&queue, 0..all + 3).await;
+        let mut subscription = borrow(&queue).await;
+        let mut held = Vec::new();
+        for expected in 0..all {
+            let loan = next(&mut subscription).await;
+            assert_eq!(number(&loan.message), expected);
+            held.push(loan);
+        }
+        assert!(nothing_is_lent(&mut subscription).await);
+        held.remove(3).done().await.unwrap();
+        assert_eq!(next_numbers(&mut subscription, 1).await, [all]);
+        assert!(nothing_is_lent(&mut subscription).await);
+    }
+
+    async fn clause_06_what_may_have_been_lent_says_so(place) {
+        let queue = place.open().await;
+        fill(&queue, 0..2).await;
+        let mut subscription = borrow(&queue).await;
+        assert!(next(&mut subscription).await.earlier == 0);
+        assert!(next(&mut subscription).await.earlier == 0);
+        subscription.close().await;
+        let mut subscription = borrow(&queue).await;
+        assert!(next(&mut subscription).await.earlier > 0);
+        assert!(next(&mut subscription).await.earlier > 0);
+        fill(&queue, 2..3).await;
+        assert!(next(&mut subscription).await.earlier == 0, "nobody had it before");
+        subscription.close().await;
+        queue.close().await;
+
+        let queue = place.open().await;
+        fill(&queue, 3..4).await;
+        let mut subscription = borrow(&queue).await;
+        for _ in 0..3 {
+            assert!(next(&mut subscription).await.earlier > 0);
+        }
+        assert!(next(&mut subscription).await.earlier == 0, "nobody had it before");
+    }
+
+    async fn clause_07_an_absent_queue_is_an_error_in_time(place) {
+        let queue = place.open().await;
+        assert!(*queue.connected().borrow());
+        queue.close().await;
+        let begun = Instant::now();
+        let refused = queue.publish(&text("home", 1)).await.expect_err("it is closed");
+        assert!(matches!(refused, QueueError::Unavailable(_)), "{refused}");
+        assert!(queue.bury(&dead(1)).await.is_err());
+        assert!(begun.elapsed() < Duration::from_secs(12));
+    }
+
+    async fn clause_08_what_cannot_be_read_is_lent_raw(place) {
+        let queue = place.open().await;
+        let sent = text("home", 77);
+        queue.publish(&sent).await.unwrap();
+        queue.close().await;
+        place.make_unreadable();
+
+        let queue = place.open().await;
+        let mut subscription = borrow(&queue).await;
+        let loan = next(&mut subscription).await;
+        assert_eq!(loan.message.body, sent.body);
+        assert_eq!(loan.message.destination(), Destination::Xo);
+        assert!(loan.unreadable.as_deref().is_some_and(|why| why.contains("hologram")), "{loan:?}");
+        loan.done().await.unwrap();
+        fill(&queue, 1..2).await;
+        assert_eq!(next_numbers(&mut subscription, 1).await, [1]);
+    }
+
+    async fn clause_09_dead_letters_wait_in_the_order_of_their_death(place) {
+        let queue = place.open().await;
+        for number in 0..5 {
+            queue.bury(&dead(number)).await.unwrap();
+        }
+        assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4]);
+        assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4], "looking changes nothing");
+
+        let mut siding = visit(&queue).await;
+        drop(siding.next().await.unwrap());
+        siding.next().await.unwrap().unwrap().remove().await.unwrap();
+        let third = siding.next().await.unwrap().unwrap();
+        siding.next().await.unwrap().unwrap().remove().await.unwrap();
+        drop(third);
+        siding.close().await;
+        assert_eq!(dead_numbers(&queue).await, [0, 2, 4]);
+        queue.close().await;
+        assert_eq!(dead_numbers(&place.open().await).await, [0, 2, 4]);
+    }
+
+    async fn clause_09_a_visit_ends_with_what_was_there(place) {
+        let queue = place.open().await;
+        queue.bury(&dead(0)).await.unwrap();
+        let mut siding = visit(&queue).await;
+        assert!(siding.next().await.unwrap().is_some());
+        queue.bury(&dead(1)).await.unwrap();
+        assert!(siding.next().await.unwrap().is_none(), "else a replay that fails again would never end");
+    }
+
+    async fn clause_09_a_siding_has_one_visitor(place) {
+        let queue = place.open().await;
+        let siding = visit(&queue).await;
+        let refused = queue.siding(Destination::Xo).await.expect_err("there is a visitor");
+        assert!(matches!(refused, QueueError::Busy(_)), "{refused}");
+        queue.siding(Destination::ServiceNow).await.unwrap().close().await;
+        siding.close().await;
+        visit(&queue).await.close().await;
+    }
+
+    async fn clause_10_the_lease_holds_while_the_queue_is_there(place) {
+        let queue = place.open().await;
+        let mut lease = queue.lease();
+        timeout(SOON, lease.renewed()).await.unwrap();
+        assert!(lease.holds(Instant::now()));
+    }
+
+    async fn depth_counts_what_waits(place) {
+        let queue = place.open().await;
+        let first = text("home", 0);
+        queue.publish(&first).await.unwrap();
+        fill(&queue, 1..3).await;
+        let id = MessageId::fresh();
+        let lane = LaneKey::alone(id);
+        queue.publish(&Message::new(id, Kind::HandoffEnd, lane, "{}")).await.unwrap();
+        queue.bury(&dead(0)).await.unwrap();
+
+        let expected = BTreeMap::from([(Destination::ServiceNow, 1), (Destination::Xo, 3)]);
+        let begun = Instant::now();
+        let mut depth = queue.depth().await.unwrap();
+        // A broker counts now and then.
+        while (&depth.waiting, depth.dead) != (&expected, 1) && begun.elapsed() < SOON {
+            depth = queue.depth().await.unwrap();
+        }
+        assert_eq!((depth.waiting, depth.dead, depth.astray), (expected, 1, 0));
+        if let Some(oldest) = depth.oldest.get(&Destination::Xo) {
+            assert_eq!(*oldest, first.accepted_at);
+        }
+    }
+}

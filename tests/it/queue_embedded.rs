@@ -1,0 +1,347 @@
+//! What only the embedded engine promises: one serving process for each folder, a desk beside it, `kill -9` at any instant,
+//! a full disk.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that finds the unexpected has failed")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use causeway::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
+use rand::Rng;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(20);
+const PREFETCH: u16 = 16;
+/// Tells the test binary that it is the child of one of its own tests, and works in this folder.
+const CHILD: &str = "CAUSEWAY_TEST_CHILD_FOLDER";
+
+fn settings(folder: &Path) -> EmbeddedSettings {
+    let tuning = QueueTuning { partitions: 4, prefetch: PREFETCH, publish_timeout: Duration::from_secs(10) };
+    EmbeddedSettings { data_dir: folder.to_owned(), tuning, max_messages: None }
+}
+
+async fn serve(folder: &Path) -> Queue {
+    Queue::Embedded(EmbeddedQueue::open(settings(folder)).await.unwrap())
+}
+
+async fn desk(folder: &Path) -> Queue {
+    Queue::Embedded(EmbeddedQueue::open_desk(settings(folder)).await.unwrap())
+}
+
+fn text(lane: usize, body: impl Into<bytes::Bytes>) -> Message {
+    Message::new(MessageId::fresh(), Kind::CallbackMessage, lane_key(lane), body)
+}
+
+fn lane_key(lane: usize) -> LaneKey {
+    LaneKey::parse(&format!("lane-{lane}")).unwrap()
+}
+
+fn partition(lane: usize) -> PartitionId {
+    PartitionId::of(Destination::Xo, &lane_key(lane), 4)
+}
+
+#[tokio::test]
+async fn a_folder_is_served_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = serve(folder.path()).await;
+    let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("it is served");
+    assert!(matches!(refused, QueueError::Busy(_)));
+    let sentence = refused.to_string();
+    assert!(sentence.contains(&folder.path().display().to_string()), "{sentence}");
+    assert!(sentence.contains(&format!("process {}", std::process::id())), "{sentence}");
+    queue.close().await;
+    serve(folder.path()).await.close().await;
+}
+
+#[tokio::test]
+async fn a_desk_works_beside_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = EmbeddedQueue::open_desk(settings(folder.path())).await.expect_err("there is no queue yet");
+    assert!(matches!(missing, QueueError::Mismatch(_)), "{missing}");
+
+    let queue = serve(folder.path()).await;
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    let desk = desk(folder.path()).await;
+    assert!(matches!(desk.subscribe(partition(1)).await, Err(QueueError::Busy(_))));
+
+    desk.publish(&text(1, "from the desk")).await.unwrap();
+    let loan = timeout(SOON, subscription.next()).await.expect("the server sees it").unwrap();
+    assert_eq!(loan.message.body, "from the desk");
+    loan.done().await.unwrap();
+
+    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", Story::default());
+    queue.bury(&dead).await.unwrap();
+    let mut siding = desk.siding(Destination::Xo).await.unwrap();
+    let refused = queue.siding(Destination::Xo).await.expect_err("the desk is visiting");
+    assert!(refused.to_string().contains("being visited by process"), "{refused}");
+    assert_eq!(desk.depth().await.unwrap().dead, 1);
+    siding.next().await.unwrap().unwrap().remove().await.unwrap();
+    siding.close().await;
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_ours_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    serve(folder.path()).await.close().await;
+
+    let mut others = settings(folder.path());
+    others.tuning.partitions = 6;
+    let refused = EmbeddedQueue::open(others).await.expect_err("another number of partitions").to_string();
+    assert!(refused.contains("made with 4 partitions, but queue.partitions is 6"), "{refused}");
+
+    let file = folder.path().join("queue.sqlite");
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 9).unwrap();
+    let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("another version");
+    assert!(matches!(refused, QueueError::Mismatch(_)));
+    assert!(refused.to_string().contains("version 9, but this program knows version 1"), "{refused}");
+
+    std::fs::write(&file, "certainly no database ".repeat(400)).unwrap();
+    let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("no database");
+    assert!(matches!(refused, QueueError::Mismatch(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_until_something_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bounded = settings(folder.path());
+    bounded.max_messages = Some(3);
+    let queue = Queue::Embedded(EmbeddedQueue::open(bounded).await.unwrap());
+    for _ in 0..3 {
+        queue.publish(&text(1, "x")).await.unwrap();
+    }
+    assert!(matches!(queue.publish(&text(2, "x")).await, Err(QueueError::Full)));
+    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", Story::default());
+    queue.bury(&dead).await.unwrap();
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    subscription.next().await.unwrap().done().await.unwrap();
+    queue.publish(&text(2, "x")).await.unwrap();
+    assert!(matches!(queue.publish(&text(2, "x")).await, Err(QueueError::Full)));
+}
+
+/// A stop that left no note: the first `prefetch` count as lent, what came later does not.
+#[tokio::test]
+async fn doubt_after_a_crash_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = serve(folder.path()).await;
+    for number in 0..PREFETCH + 4 {
+        queue.publish(&text(1, number.to_string())).await.unwrap();
+    }
+    queue.close().await;
+    rusqlite::Connection::open(folder.path().join("queue.sqlite"))
+        .unwrap()
+        .execute("UPDATE about SET clean = 0", [])
+        .unwrap();
+    let queue = serve(folder.path()).await;
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    for number in 0..PREFETCH + 4 {
+        let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
+        assert_eq!(loan.earlier > 0, number < PREFETCH, "{number}");
+        loan.done().await.unwrap();
+    }
+}
+
+fn child_folder() -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "not a setting: how a test talks to its own child")]
+    std::env::var(CHILD).ok().map(PathBuf::from)
+}
+
+/// The test binary again, as `test` alone. `wrap` is a shell line that ends with starting what it is given.
+fn child(test: &str, wrap: &str, folder: &Path) -> Child {
+    Command::new("sh")
+        .args(["-c", wrap, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("queue_embedded::{test}"), "--nocapture", "--test-threads=1"])
+        .env(CHILD, folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn say(what: char, number: usize) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "@{what}{number}").and_then(|()| out.flush()).expect("the parent listens");
+}
+
+/// What a killed child said: `P` published, `L` lent, `S` about to be settled, `D` settled.
+type Said = BTreeMap<char, BTreeSet<usize>>;
+
+/// `number % LANES` is the lane.
+const LANES: usize = 12;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_minus_nine_loses_nothing() {
+    if let Some(folder) = child_folder() {
+        return publish_and_settle_for_ever(&folder).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut published = 0;
+    for _ in 0..20 {
+        let said = tokio::task::block_in_place(|| run_and_kill(folder.path()));
+        published += said.get(&'P').map_or(0, BTreeSet::len);
+        check_what_is_left(folder.path(), &said).await;
+    }
+    assert!(published > 100, "the child hardly worked: {published}");
+}
+
+async fn publish_and_settle_for_ever(folder: &Path) {
+    let queue = serve(folder).await;
+    let mut busy = Vec::new();
+    for lane in 0..LANES {
+        let queue = queue.clone();
+        busy.push(causeway::tasks::spawn(async move {
+            for number in (lane..).step_by(LANES) {
+                queue.publish(&text(lane, number.to_string())).await.unwrap();
+                say('P', number);
+            }
+        }));
+    }
+    for partition in PartitionId::all(Destination::Xo, 4) {
+        let mut subscription = queue.subscribe(partition).await.unwrap();
+        busy.push(causeway::tasks::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(loan) = subscription.next().await {
+                let number = number(&loan.message);
+                say('L', number);
+                if number.is_multiple_of(3) && kept.len() < usize::from(PREFETCH) / 2 {
+                    kept.push(loan);
+                    continue;
+                }
+                say('S', number);
+                loan.done().await.unwrap();
+                say('D', number);
+            }
+        }));
+    }
+    for task in busy {
+        task.await.unwrap();
+    }
+}
+
+fn number(message: &Message) -> usize {
+    std::str::from_utf8(&message.body).unwrap().parse().unwrap()
+}
+
+fn run_and_kill(folder: &Path) -> Said {
+    let mut child = child("kill_minus_nine_loses_nothing", "exec \"$@\"", folder);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = Said::new();
+    let hear = |line: std::io::Result<String>, said: &mut Said| {
+        // A line may have been cut by the kill; a cut number would be another number.
+        let event = line.ok()?.strip_prefix('@')?.to_owned();
+        let number = event.get(1..)?.parse().ok()?;
+        said.entry(event.chars().next()?).or_default().insert(number);
+        Some(())
+    };
+    // From the first confirmed publish on, any instant.
+    while said.is_empty() {
+        let _ = hear(lines.next().expect("the child works"), &mut said);
+    }
+    let pid = child.id();
+    let moment = Duration::from_micros(rand::rng().random_range(0..150_000));
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(moment);
+        assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    });
+    for line in lines {
+        let _ = hear(line, &mut said);
+    }
+    killer.join().unwrap();
+    child.wait().unwrap();
+    said
+}
+
+async fn check_what_is_left(folder: &Path, said: &Said) {
+    let nobody = BTreeSet::new();
+    let [published, lent, settling, settled] =
+        ['P', 'L', 'S', 'D'].map(|it| said.get(&it).unwrap_or(&nobody));
+    let queue = serve(folder).await;
+    let left = queue.depth().await.unwrap().waiting.get(&Destination::Xo).copied().unwrap_or(0);
+    let mut found = BTreeSet::new();
+    let mut newest: BTreeMap<usize, usize> = BTreeMap::new();
+    for partition in PartitionId::all(Destination::Xo, 4) {
+        let mut subscription = queue.subscribe(partition).await.unwrap();
+        // A message of our own marks the end of this partition.
+        let mark = (0..).find(|lane| self::partition(*lane) == partition).unwrap();
+        queue.publish(&text(mark, "end")).await.unwrap();
+        loop {
+            let loan = timeout(SOON, subscription.next()).await.expect("all is lent again").unwrap();
+            if loan.message.body == "end" {
+                break loan.done().await.unwrap();
+            }
+            let number = number(&loan.message);
+            assert!(found.insert(number), "{number} is there twice");
+            assert!(loan.earlier > 0 || !lent.contains(&number), "{number} had been lent");
+            let before = newest.insert(number % LANES, number);
+            assert!(before.is_none_or(|before| before < number), "{number} was overtaken by {before:?}");
+            loan.done().await.unwrap();
+        }
+        subscription.close().await;
+    }
+    assert_eq!(found.len(), usize::try_from(left).unwrap(), "the counters tell the truth");
+    let lost: Vec<_> = published.iter().filter(|it| !settling.contains(it) && !found.contains(it)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    assert!(found.is_disjoint(settled), "settled, and there again");
+    assert_eq!(queue.depth().await.unwrap().waiting.values().sum::<u64>(), 0);
+    queue.close().await;
+}
+
+/// A limit on the size of files stands for the disk: whatever is written beyond it fails.
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers() {
+    if let Some(folder) = child_folder() {
+        return fill_the_disk(&folder).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let wrap = "trap '' XFSZ; ulimit -S -f 3000; exec \"$@\"";
+    let output = child("a_full_disk_refuses_and_recovers", wrap, folder.path()).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+
+    let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
+    let verdict: String = file.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+async fn fill_the_disk(folder: &Path) {
+    let queue = serve(folder).await;
+    let mut connected = queue.connected();
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        let body = format!("{taken:016384}");
+        match queue.publish(&text(1, body)).await {
+            Ok(()) => taken += 1,
+            Err(refused) => break refused,
+        }
+        assert!(taken < 1_000, "the disk never filled");
+    };
+    assert!(matches!(refused, QueueError::Unavailable(_)), "{refused}");
+    timeout(SOON, connected.wait_for(|up| !up)).await.unwrap().unwrap();
+
+    // A settling that cannot be written now is written later, and never lent again.
+    let first = subscription.next().await.unwrap();
+    let settled_at_once = first.done().await.is_ok();
+    let pid = std::process::id().to_string();
+    let raised = Command::new("prlimit").args(["--fsize=unlimited", "--pid", &pid]).status().unwrap();
+    assert!(raised.success());
+    timeout(SOON, connected.wait_for(|up| *up)).await.expect("it recovers by itself").unwrap();
+    queue.publish(&text(1, "after")).await.unwrap();
+
+    let begun = Instant::now();
+    while queue.depth().await.unwrap().waiting[&Destination::Xo] != taken && begun.elapsed() < SOON {}
+    assert_eq!(queue.depth().await.unwrap().waiting[&Destination::Xo], taken, "{settled_at_once}");
+    subscription.close().await;
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    for expected in 1..taken {
+        let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
+        assert_eq!(loan.message.body, format!("{expected:016384}"));
+        loan.done().await.unwrap();
+    }
+    assert_eq!(subscription.next().await.unwrap().message.body, "after");
+    queue.close().await;
+}
