@@ -24,9 +24,11 @@ pub struct LogSettings {
 
 /// Sets up logging to standard error for the life of the process. A second call changes nothing.
 pub fn start_logging(settings: &LogSettings) {
-    // lapin reports every expected refusal as an error; what matters of it is logged by `queue/rabbit`.
-    let level = format!("lapin=off,{}", settings.level);
-    let filter = EnvFilter::try_new(&level).unwrap_or_else(|_| EnvFilter::new("lapin=off,info"));
+    // lapin reports every expected refusal as an error, sqlx every table that is there already; what matters of either is
+    // logged by those who use them.
+    let quiet = "lapin=off,sqlx=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.level));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let lines =

@@ -191,7 +191,12 @@ async fn keep(links: Arc<Links>, purpose: Purpose) {
     let mut pause = BACKOFF_MIN;
     let mut abandoned = 0;
     while !links.stop.asked() {
-        match establish(&links, purpose).await {
+        let established = tokio::select! {
+            established = establish(&links, purpose) => established,
+            // Only the wait for the other connection is cut here for good: a connect in the air ends with the process.
+            () = links.stop.wait() => return,
+        };
+        match established {
             Ok(connection) => {
                 pause = BACKOFF_MIN;
                 tracing::info!(?purpose, "connected to the broker");
@@ -208,6 +213,7 @@ async fn keep(links: Arc<Links>, purpose: Purpose) {
                 links.broken.send_replace(Some(reason));
                 return;
             }
+            Err(RabbitError::Fatal(error @ QueueError::Busy(_))) => tracing::debug!(%error, "waiting"),
             Err(error) => {
                 abandoned += u32::from(matches!(error, RabbitError::Silent(_)));
                 report(&links, purpose, &error.to_string());

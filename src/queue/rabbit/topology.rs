@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
@@ -66,16 +66,25 @@ fn partition_arguments(destination: Destination) -> FieldTable {
     ])
 }
 
+/// Held by whoever checks and declares: half of another's queues would look like a deployment with fewer partitions.
+const LOCK: &str = "topology.lock";
+
 /// Declares everything, and refuses a number of partitions other than the deployment's.
 pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
+    let lock = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    let exclusive = QueueDeclareOptions::exclusive();
+    within(ANSWER_TIMEOUT, lock.queue_declare(LOCK.into(), exclusive, FieldTable::default()))
+        .await
+        .map_err(taken)?;
     check_partitions(connection, partitions).await?;
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
         exchanges(&channel).await?;
         queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
-        for destination in Destination::ALL {
+        // ServiceNow's last, since its partition 0 is the one that is asked for.
+        for destination in Destination::ALL.iter().rev() {
             queue(&channel, &dead_queue(*destination), quorum(&[]), DLX, destination.as_str()).await?;
-            for partition in PartitionId::all(*destination, partitions) {
+            for partition in all_but_the_first_first(*destination, partitions) {
                 let name = partition_queue(partition);
                 queue(&channel, &name, partition_arguments(*destination), IN, &partition.to_string()).await?;
             }
@@ -84,7 +93,24 @@ pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(
     })
     .await
     .map_err(explain)?;
-    within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await
+    within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
+    within(ANSWER_TIMEOUT, lock.queue_delete(LOCK.into(), QueueDeleteOptions::default())).await?;
+    within(ANSWER_TIMEOUT, lock.close(200, "declared".into())).await
+}
+
+/// Whoever dies in the midst of it leaves no partition 0, and the next one begins anew.
+fn all_but_the_first_first(destination: Destination, partitions: u16) -> impl Iterator<Item = PartitionId> {
+    (0..partitions).rev().map(move |index| PartitionId { destination, index })
+}
+
+/// Another process declares at this moment: worth another try, and no news.
+fn taken(error: RabbitError) -> RabbitError {
+    match error {
+        RabbitError::Lapin(error) if code(&error) == Some(405) => {
+            RabbitError::Fatal(QueueError::Busy("another process declares the queues at this moment".into()))
+        }
+        other => other,
+    }
 }
 
 async fn exchanges(channel: &Channel) -> lapin::Result<()> {
