@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod conversations;
 mod dead;
+mod demo;
 mod healthcheck;
 mod output;
 mod sandbox;
@@ -40,6 +41,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// See it work, in half a minute and with nothing set up: two chats, an outage, a dead letter, a replay
+    Demo(demo::Args),
     /// Take and deliver messages: ingress and worker in one process
     Serve,
     /// Take messages: HTTP to queue. As many of these as needed, with RabbitMQ
@@ -116,6 +119,8 @@ impl Sources {
 pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
     let sources = Sources { file: cli.config, environment };
     match cli.verb {
+        // No settings: it shows the same on every machine.
+        Verb::Demo(args) => Box::pin(demo::run(&args, output::Paint::stdout(&sources.environment))).await,
         Verb::Serve => serve(&sources, Purpose::Serve, Roles::Serve).await,
         Verb::Ingress => serve(&sources, Purpose::Ingress, Roles::Ingress).await,
         Verb::Worker => serve(&sources, Purpose::Worker, Roles::Worker).await,

@@ -109,7 +109,7 @@ fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-async fn stopped() -> std::io::Result<()> {
+pub(super) async fn stopped() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted,

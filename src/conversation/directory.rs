@@ -99,6 +99,18 @@ impl Directory {
         self.change(id, Event::Requested { origin, queue_id }).await.map(|_| ())
     }
 
+    /// A start was accepted at this time: as [`Self::requested`], for one who may be slower than the worker. What was
+    /// closed since then stays closed.
+    pub async fn accepted(
+        &self,
+        id: &ConversationId,
+        origin: Origin,
+        queue_id: Option<&str>,
+        at: Timestamp,
+    ) -> Result<(), DirectoryError> {
+        self.change(id, Event::Accepted { origin, queue_id, at }).await.map(|_| ())
+    }
+
     /// What is known of a conversation.
     pub async fn find(&self, id: &ConversationId) -> Result<Option<Conversation>, DirectoryError> {
         Ok(self.read(id).await?.map(|stored| stored.conversation))

@@ -22,6 +22,7 @@ use crate::message::ConversationId;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Event<'a> {
     Requested { origin: Origin, queue_id: Option<&'a str> },
+    Accepted { origin: Origin, queue_id: Option<&'a str>, at: Timestamp },
     Opened(&'a Opened),
     Observed { group: &'a str, seen: &'a Observation },
     Ended { group: Option<&'a str>, reason: &'a str },
@@ -37,12 +38,19 @@ pub(super) fn step(
 ) -> Option<Conversation> {
     let Some(before) = before else {
         return match event {
-            Event::Requested { origin, queue_id } => Some(requested(id, origin, queue_id, now)),
+            Event::Requested { origin, queue_id } | Event::Accepted { origin, queue_id, .. } => {
+                Some(requested(id, origin, queue_id, now))
+            }
             _ => None,
         };
     };
     let after = match event {
         Event::Requested { origin, queue_id } => on_requested(before, origin, queue_id, now)?,
+        // Closed since then means closed by the very start that was accepted: its end is not to be forgotten.
+        Event::Accepted { at, .. } if before.updated_at.as_millisecond() >= at.as_millisecond() => {
+            return None;
+        }
+        Event::Accepted { origin, queue_id, .. } => on_requested(before, origin, queue_id, now)?,
         Event::Opened(opened) => on_opened(before, opened)?,
         Event::Observed { group, seen } => on_observed(before, group, seen)?,
         Event::Ended { group, reason } => on_ended(before, group, reason)?,
@@ -202,10 +210,14 @@ mod tests {
         let (second, second_active) = (chat("g-second", false), chat("g-second", true));
         let ended = |group| Event::Ended { group, reason: "agent" };
         let failed = Event::Failed { reason: "no_agent" };
+        // What the table begins with changed last in second 1.
+        let accepted = |at| Event::Accepted { origin: Origin::Api, queue_id: None, at };
         let seen = |group, seen| Event::Observed { group, seen };
         // The state that each event leads to from requested, waiting, active, ended, failed; `None`: nothing changes.
-        let table: [(&str, Event<'_>, [Option<State>; 5]); 13] = [
+        let table: [(&str, Event<'_>, [Option<State>; 5]); 15] = [
             ("requested again", again, [None, None, None, Some(Requested), Some(Requested)]),
+            ("accepted later", accepted(at(2)), [None, None, None, Some(Requested), Some(Requested)]),
+            ("accepted before its end", accepted(at(1)), [None; 5]),
             ("opened", Event::Opened(&opened), [Some(Waiting), Some(Waiting), None, None, None]),
             ("opened, active", Event::Opened(&opened_active), [Some(Active), Some(Active), None, None, None]),
             (

@@ -1,4 +1,4 @@
-//! Every SQL text of the directory, once. The same text runs on SQLite and on PostgreSQL, but for two words in [`due!`].
+//! Every SQL text of the directory, once. The same text runs on SQLite and on PostgreSQL, but for two words in `due!`.
 
 /// In the order of `row::Columns`.
 macro_rules! columns {

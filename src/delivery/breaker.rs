@@ -20,8 +20,11 @@ const FAILURES: u32 = 5;
 const LANES: usize = 3;
 /// A connection that cannot even be made says the same about every lane.
 const UNREACHABLE: u32 = 3;
-/// The first pause, and the longest.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The first pause, and the longest. A single hiccup (one HTML page among thousands of good answers) should cost next to
+/// nothing; an outage of a minute costs nine probes.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// A login that is refused again and again gets its account locked.
+const PAUSE_MIN_CREDENTIALS: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Where the breaker stands.
@@ -94,6 +97,13 @@ impl State {
         }
     }
 
+    const fn reason(&self) -> Option<TripReason> {
+        match self {
+            Self::Passing { .. } => None,
+            Self::Tripped { reason, .. } | Self::Probing { reason, .. } => Some(*reason),
+        }
+    }
+
     /// The whole policy: what was heard, and when, makes the next state.
     #[must_use]
     pub fn step(self, heard: Heard, now: Instant) -> Self {
@@ -136,7 +146,8 @@ impl State {
 }
 
 fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instant) -> State {
-    let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(6)).min(PAUSE_MAX);
+    let first = if reason == TripReason::Credentials { PAUSE_MIN_CREDENTIALS } else { PAUSE_MIN };
+    let pause = first.saturating_mul(1 << pauses.min(16)).min(PAUSE_MAX);
     // What the destination asks for is a floor: never sooner, though perhaps later.
     let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
     State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
@@ -194,7 +205,7 @@ impl Breaker {
     /// Tells the breaker what happened.
     pub fn hear(&self, heard: Heard) {
         let mut state = self.state();
-        let before = state.number();
+        let (before, known) = (state.number(), state.reason());
         *state = std::mem::replace(&mut *state, State::passing()).step(heard, Instant::now());
         let after = state.number();
         if before == after {
@@ -205,7 +216,8 @@ impl Breaker {
         match &*state {
             State::Tripped { reason, until, .. } => {
                 let pause = until.saturating_duration_since(Instant::now());
-                if before == 0 {
+                // Also when the trouble has become another: a login refused after an outage is for people to mend.
+                if known != Some(*reason) {
                     self.metrics.breaker_trips.with_label_values(&[destination, reason.as_str()]).inc();
                     tracing::warn!(destination, %reason, ?pause, "breaker tripped: nothing is sent there until a probe succeeds");
                 } else {
@@ -295,12 +307,34 @@ mod tests {
         let state = after(&[not_ready], now);
         assert!(matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(7)));
         let mut state = after(&[Heard::NotReady { reason: TripReason::NotReady, floor: None }], now);
-        for pause in [2, 4, 8, 16, 30, 30] {
+        for pause in [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
             state = state.step(Heard::ProbeTaken, now).step(failed(1), now);
             assert!(
-                matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(pause))
+                matches!(state, State::Tripped { until, .. } if until == now + Duration::from_millis(pause))
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_login_is_not_tried_in_quick_succession() {
+        let now = Instant::now();
+        let refused = Heard::NotReady { reason: TripReason::Credentials, floor: None };
+        let state = after(&[refused], now);
+        assert!(matches!(state, State::Tripped { until, .. } if until == now + PAUSE_MIN_CREDENTIALS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_that_turns_into_another_is_counted_as_that() {
+        let metrics = Arc::new(Metrics::new("embedded").unwrap());
+        let breaker = Breaker::new(Destination::ServiceNow, metrics.clone());
+        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        let seat = breaker.probe_seat().await.unwrap();
+        for _ in 0..2 {
+            breaker.hear(Heard::NotReady { reason: TripReason::Credentials, floor: None });
+        }
+        drop(seat);
+        let trips = |reason| metrics.breaker_trips.with_label_values(&["servicenow", reason]).get();
+        assert_eq!((trips("not_ready"), trips("credentials")), (1, 1));
     }
 
     #[tokio::test(start_paused = true)]

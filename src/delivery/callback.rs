@@ -57,6 +57,8 @@ impl Deliverer {
             return Ok(Attempt::dead(Endpoint::XoCallback, DeadReason::Unreadable, why));
         };
         match directory.find_by_group(&callback.group).await? {
+            // Also where its chat is an earlier one of the conversation: what an agent said is not withheld because it
+            // comes late. It is told under its own group, in the lane of that group, so before that chat's `ended`.
             Some(conversation) if self.settings.tells_events => {
                 Ok(self.said(message, &callback, &conversation).await)
             }

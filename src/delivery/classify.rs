@@ -82,7 +82,8 @@ fn later(answer: &Answer, operation: Operation) -> Outcome {
 fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
     let reason = match no_answer.kind {
         NoAnswerKind::Timeout => RetryReason::Timeout,
-        NoAnswerKind::Connect | NoAnswerKind::Tls | NoAnswerKind::Reset => RetryReason::Connect,
+        NoAnswerKind::Connect | NoAnswerKind::Tls => RetryReason::Connect,
+        NoAnswerKind::Reset => RetryReason::Reset,
         NoAnswerKind::BadBody => RetryReason::TryLater,
     };
     let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();
@@ -203,7 +204,7 @@ mod tests {
         for (kind, reason) in [
             (NoAnswerKind::Connect, RetryReason::Connect),
             (NoAnswerKind::Tls, RetryReason::Connect),
-            (NoAnswerKind::Reset, RetryReason::Connect),
+            (NoAnswerKind::Reset, RetryReason::Reset),
             (NoAnswerKind::Timeout, RetryReason::Timeout),
             (NoAnswerKind::BadBody, RetryReason::TryLater),
         ] {

@@ -7,10 +7,11 @@
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, Origin, State};
 use crate::delivery::classify::Operation;
+use crate::delivery::poll::ended_by;
 use crate::message::handoff::{End, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{Posted, Since};
-use crate::platform::{CallError, ChatState, QueueEntry, ServiceNow, Started};
+use crate::platform::{CallError, QueueEntry, ServiceNow, Started};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
 
@@ -70,14 +71,15 @@ impl Desk<'_> {
         let text = first_words(start);
         if self.maybe_taken {
             match self.taken_start(id, queue_id, &text).await? {
-                Ok(true) => return Ok(Attempt::delivered(HERE)),
-                Ok(false) => {}
+                Ok(Some(attempt)) => return Ok(attempt),
+                Ok(None) => {}
                 Err(error) => return Ok(Attempt::called(HERE, &error, Operation::State)),
             }
         }
         match self.servicenow.start(id, queue_id, &text).await {
-            Ok(entry) if self.claim(id, queue_id, &entry).await? => Ok(Attempt::delivered(HERE)),
-            Ok(_) => Ok(Attempt::own_trouble(HERE, true, "another conversation claimed this chat")),
+            Ok(entry) => Ok(self.claim(id, queue_id, &entry).await?.unwrap_or_else(|| {
+                Attempt::own_trouble(HERE, true, "another conversation claimed this chat")
+            })),
             Err(error) => {
                 let attempt = Attempt::called(HERE, &error, Operation::Start);
                 match attempt.outcome {
@@ -98,7 +100,7 @@ impl Desk<'_> {
         id: &ConversationId,
         queue_id: &str,
         text: &str,
-    ) -> Result<Result<bool, CallError>, OwnTrouble> {
+    ) -> Result<Result<Option<Attempt>, CallError>, OwnTrouble> {
         let found = match self.servicenow.find_started(id, queue_id, text).await {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
@@ -119,11 +121,11 @@ impl Desk<'_> {
                     Err(error) => return Ok(Err(error)),
                 }
             }
-            if self.claim(id, queue_id, entry).await? {
-                return Ok(Ok(true));
+            if let Some(attempt) = self.claim(id, queue_id, entry).await? {
+                return Ok(Ok(Some(attempt)));
             }
         }
-        Ok(Ok(false))
+        Ok(Ok(None))
     }
 
     /// A start that can never work: the state says so, and the bot side is told when the message is buried.
@@ -132,13 +134,17 @@ impl Desk<'_> {
         Ok(attempt)
     }
 
-    /// Notes that this chat belongs to this conversation; false where it belongs to another.
+    /// Notes that this chat belongs to this conversation; `None` where it belongs to another.
     async fn claim(
         &self,
         id: &ConversationId,
         queue_id: &str,
         entry: &QueueEntry,
-    ) -> Result<bool, OwnTrouble> {
+    ) -> Result<Option<Attempt>, OwnTrouble> {
+        let goes_on_elsewhere = |known: &Conversation| is_open(known) && !is_in(known, &entry.group);
+        if self.directory.find(id).await?.as_ref().is_some_and(goes_on_elsewhere) {
+            return Ok(Some(self.too_late(id, &entry.group).await));
+        }
         let opened = Opened {
             group: entry.group.clone(),
             number: entry.number.clone(),
@@ -146,15 +152,28 @@ impl Desk<'_> {
             position: entry.position,
             wait: entry.wait.clone(),
             agent: entry.assigned_to.clone(),
-            active: entry.state == Some(ChatState::InProgress),
+            // An agent who is there already has not been told of: the first look at the state does both.
+            active: false,
         };
         if matches!(self.directory.opened(id, &opened).await?, Claim::TakenByAnother) {
-            return Ok(false);
+            return Ok(None);
         }
-        if let Some(open) = self.directory.find(id).await? {
-            self.tell_waiting(id, &open).await?;
+        match self.directory.find(id).await?.filter(|known| is_open(known) && is_in(known, &entry.group)) {
+            Some(open) => {
+                self.tell_waiting(id, &open).await?;
+                Ok(Some(Attempt::delivered(HERE)))
+            }
+            None => Ok(Some(self.too_late(id, &entry.group).await)),
         }
-        Ok(true)
+    }
+
+    /// The conversation ended, or got another chat from another worker, while ServiceNow was still answering: nobody will
+    /// speak in this one, and no agent should wait in it.
+    async fn too_late(&self, id: &ConversationId, group: &str) -> Attempt {
+        if let Err(error) = self.servicenow.leave(id, group).await {
+            tracing::warn!(conversation = %id, group, %error, "an agent may find a chat in which nobody speaks");
+        }
+        Attempt::of(HERE, Outcome::Repeated, "the conversation went on without this chat")
     }
 
     async fn tell_waiting(&self, id: &ConversationId, open: &Conversation) -> Result<(), OwnTrouble> {
@@ -224,7 +243,10 @@ impl Desk<'_> {
     ) -> Done {
         let attempt = Attempt::called(HERE, error, operation);
         if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {
-            self.deliverer.end(id, Some(group), "gone").await?;
+            // Often the poll has not come by since the agent closed it: the state still knows who did.
+            let seen = self.servicenow.state(id, group).await.ok().flatten();
+            let by = seen.and_then(|entry| entry.state).and_then(ended_by).unwrap_or("gone");
+            self.deliverer.end(id, Some(group), by).await?;
         }
         Ok(attempt)
     }
@@ -253,6 +275,10 @@ impl Desk<'_> {
 
 fn is_open(conversation: &Conversation) -> bool {
     open_group(Some(conversation)).is_ok()
+}
+
+fn is_in(conversation: &Conversation, group: &str) -> bool {
+    conversation.group.as_deref() == Some(group)
 }
 
 fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {

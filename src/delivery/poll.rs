@@ -82,6 +82,8 @@ impl Deliverer {
             return self.end(&conversation.id, Some(group), reason).await;
         }
         let active = entry.state == Some(ChatState::InProgress) && entry.assigned_to.is_some();
+        // What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.
+        let known_since = conversation.updated_at.as_millisecond();
         let notice = Notice {
             group: Some(group.to_owned()),
             agent: entry.assigned_to.clone(),
@@ -89,11 +91,19 @@ impl Deliverer {
         };
         if active && (conversation.state != State::Active || conversation.agent != entry.assigned_to) {
             let agent = entry.assigned_to.as_deref().unwrap_or("");
-            self.tell_event(notice, NoticeEvent::Joined, agent).await?;
-        } else if !active && conversation.state == State::Waiting && conversation.position != entry.position {
+            self.tell_event(notice, NoticeEvent::Joined, &format!("{known_since}:{agent}")).await?;
+        } else if !active && conversation.state == State::Active {
+            let notice = Notice {
+                agent: conversation.agent.clone(),
+                position: entry.position,
+                wait: entry.wait.clone(),
+                ..notice
+            };
+            self.tell_event(notice, NoticeEvent::Left, &known_since.to_string()).await?;
+        } else if !active && conversation.position != entry.position {
             let notice = Notice { position: entry.position, wait: entry.wait.clone(), ..notice };
             let position = entry.position.map(|position| position.to_string()).unwrap_or_default();
-            self.tell_event(notice, NoticeEvent::Waiting, &position).await?;
+            self.tell_event(notice, NoticeEvent::Waiting, &format!("{known_since}:{position}")).await?;
         }
         let seen = Observation {
             position: entry.position,
@@ -107,7 +117,7 @@ impl Deliverer {
 }
 
 /// Who ended it, by the state of the queue entry (servicenow.md 2).
-const fn ended_by(state: ChatState) -> Option<&'static str> {
+pub(super) const fn ended_by(state: ChatState) -> Option<&'static str> {
     match state {
         ChatState::ClosedComplete => Some("agent"),
         ChatState::ClosedEscalated => Some("escalated"),

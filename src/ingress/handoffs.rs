@@ -11,13 +11,14 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::fields::{Bounds, Faults, Fields};
 use super::problem::{self, Refusal};
 use super::verify;
 use super::{IngressState, body};
-use crate::conversation::Origin;
+use crate::conversation::{DirectoryError, Origin};
 use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typing, User};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{ConversationId, LaneKey, Message, MessageId};
@@ -53,20 +54,31 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let (id, handoff) = read(&raw, &headers)?;
     let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
     let conversation = handoff.conversation();
-    state.keep(Message::new(id, handoff.kind(), LaneKey::from(conversation), body)).await?;
+    let message = Message::new(id, handoff.kind(), LaneKey::from(conversation), body);
+    let accepted_at = message.accepted_at;
+    state.keep(message).await?;
     if let Handoff::Start(start) = &handoff {
-        remember(state, start).await;
+        remember(state, id, accepted_at, start).await;
     }
     Ok(problem::accepted(&json!({ "id": id, "conversation_id": conversation, "status": "accepted" })))
 }
 
-/// Makes the conversation visible at once. The worker writes it too, so a failure here changes nothing.
-async fn remember(state: &IngressState, start: &Start) {
+/// Makes the conversation visible at once. The worker writes it too, so a failure here changes nothing. A start that is
+/// posted again after it was delivered begins nothing: the worker will not look at it either.
+async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, start: &Start) {
     let Some(directory) = &state.directory else { return };
-    let write = directory.requested(&start.conversation_id, Origin::Api, start.queue_id.as_deref());
+    let write = async {
+        if directory.was_delivered(id).await? {
+            return Ok(());
+        }
+        let queue_id = start.queue_id.as_deref();
+        directory.accepted(&start.conversation_id, Origin::Api, queue_id, accepted_at).await
+    };
     match tokio::time::timeout(DIRECTORY_PATIENCE, write).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the worker will have to note the conversation"),
+        Ok(Err::<_, DirectoryError>(error)) => {
+            tracing::warn!(%error, "the worker will have to note the conversation")
+        }
         Err(_) => tracing::warn!("the directory is slow: the worker will have to note the conversation"),
     }
 }

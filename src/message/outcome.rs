@@ -36,8 +36,10 @@ named! {
         Throttled = "throttled",
         /// No answer in time: the outcome is unknown.
         Timeout = "timeout",
-        /// No connection, or it broke.
+        /// No connection: nothing was sent.
         Connect = "connect",
+        /// The connection broke: the outcome may be unknown.
+        Reset = "reset",
         /// 408, 425 and answers that are no answer.
         TryLater = "try_later",
         /// Something of our own was not there: directory, broker.

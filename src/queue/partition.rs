@@ -40,7 +40,6 @@ impl std::fmt::Display for PartitionId {
 /// How much a worker is wanted for a partition: the worker with the highest weight should own it.
 ///
 /// Rendezvous hashing: a worker that joins or leaves moves only the partitions that it gains or leaves behind.
-/// The weight fits RabbitMQ's consumer priority, a signed 32-bit integer, so that the broker itself chooses as we would.
 pub fn rendezvous_weight(worker: &str, partition: PartitionId) -> i32 {
     let hash = stable_hash(&[worker, partition.destination.as_str(), &partition.index.to_string()]);
     i32::try_from(hash >> 33).unwrap_or(0)

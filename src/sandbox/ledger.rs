@@ -288,7 +288,10 @@ impl Page {
             entry.applied = true;
             entry.effect = Some(effect);
             if conversation.is_some() {
-                entry.group.clone_from(&conversation);
+                // An event names its conversation and its group apart.
+                if entry.side != Side::Events {
+                    entry.group.clone_from(&conversation);
+                }
                 entry.conversation = conversation;
             }
             let sort = (entry.side, entry.operation);

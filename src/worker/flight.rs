@@ -34,10 +34,32 @@ pub(super) struct Effort {
     pub(super) maybe_taken: bool,
     /// The loan's count when it was last seen.
     pub(super) earlier: u32,
-    /// How long it has failed while its endpoint served others.
+    hold: Hold,
+    pub(super) seen: Instant,
+}
+
+/// How long a message has failed while its endpoint served others.
+#[derive(Debug, Default)]
+struct Hold {
     held: Duration,
     failed_at: Option<Instant>,
-    pub(super) seen: Instant,
+    /// What lay between the last two failures and is not counted yet.
+    open: Duration,
+}
+
+impl Hold {
+    /// One more failure; `served`: when the endpoint took something of others.
+    fn failed(&mut self, now: Instant, served: Option<Instant>) {
+        let before = self.failed_at.replace(now);
+        self.open = before.map_or(Duration::ZERO, |before| now.saturating_duration_since(before));
+        if before.is_some_and(|before| served.is_some_and(|served| served > before)) {
+            self.count();
+        }
+    }
+
+    fn count(&mut self) {
+        self.held += std::mem::take(&mut self.open);
+    }
 }
 
 impl Effort {
@@ -47,10 +69,26 @@ impl Effort {
             backoff: Backoff::new(&settings.retry),
             maybe_taken: loan.earlier > 0 || loan.message.replays > 0,
             earlier: loan.earlier,
-            held: Duration::ZERO,
-            failed_at: None,
+            hold: Hold::default(),
             seen: Instant::now(),
         }
+    }
+
+    /// It came from the queue once more. How long it was away says nothing about the message.
+    pub(super) fn lent_again(&mut self, earlier: u32) {
+        self.earlier = earlier;
+        self.seen = Instant::now();
+        self.hold.failed_at = None;
+    }
+
+    /// Its lane fills the window, so that nobody else can be served: that does not stop the clock.
+    pub(super) fn crowds_others_out(&mut self) {
+        self.hold.count();
+    }
+
+    /// A lane whose head failed so long while others were served may not take more than its share.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.hold.held >= STUCK_AFTER
     }
 }
 
@@ -68,12 +106,12 @@ pub(super) enum Ticket {
 /// How a flight ended.
 #[derive(Debug)]
 pub(super) enum Landing {
-    /// The lane moves on.
-    Settled(LaneKey),
+    /// The lane moves on. `freed`: the destination answered for this message, so that the lane is not stuck.
+    Settled { lane: LaneKey, freed: bool },
     /// A message beyond its lane's share is settled, or goes back with the subscription; its lane did not wait for it.
     Excess,
-    /// The same message flies again later.
-    Again { loan: Loan, effort: Effort, at: Instant, stuck: bool },
+    /// The same message flies again later. `waits`: for another message, not for the destination.
+    Again { loan: Loan, effort: Effort, at: Instant, waits: bool },
     /// It waits for the breaker, or for another subscription.
     Parked { loan: Loan, effort: Effort },
 }
@@ -117,8 +155,10 @@ impl Crew {
         };
         let gate = self.deliverer.gate(loan.message.destination());
         let pass = tokio::select! {
-            pass = gate.enter(seat.is_some()) => pass,
+            // Whatever else is ready: after the end of its subscription nothing starts.
+            biased;
             _ = over.wait_for(|over| *over) => None,
+            pass = gate.enter(seat.is_some()) => pass,
         };
         let Some(pass) = pass else { return Landing::Parked { loan, effort } };
         let at = clock::now();
@@ -143,13 +183,7 @@ impl Crew {
         }
         if let Outcome::Retry { ambiguous, .. } = outcome {
             effort.maybe_taken |= ambiguous;
-            let failed_before = effort.failed_at.replace(Instant::now());
-            // The hold counts only while the endpoint serves others.
-            if let Some(before) = failed_before
-                && self.deliverer.served(endpoint).is_some_and(|served| served > before)
-            {
-                effort.held += before.elapsed();
-            }
+            effort.hold.failed(Instant::now(), self.deliverer.served(endpoint));
         }
         let step = effort.backoff.next(&mut rand::rng());
         let message = &loan.message;
@@ -157,9 +191,9 @@ impl Crew {
             Verdict::Done => self.done(loan, &outcome).await,
             Verdict::WaitForBreaker => Landing::Parked { loan, effort },
             Verdict::RetryIn(wait) => {
-                let stuck = effort.held >= STUCK_AFTER || matches!(outcome, Outcome::Held { .. });
+                let waits = matches!(outcome, Outcome::Held { .. });
                 tracing::debug!(id = %message.id, kind = %message.kind, ?wait, error, "will be tried again");
-                Landing::Again { loan, effort, at: Instant::now() + wait, stuck }
+                Landing::Again { loan, effort, at: Instant::now() + wait, waits }
             }
             Verdict::Dead(reason) => self.bury(loan, effort, reason, error, over).await,
         }
@@ -170,7 +204,7 @@ impl Crew {
             kind: message.kind,
             age: clock::since(message.accepted_at),
             deadline: self.settings.deadlines.of(message.kind),
-            held: effort.held,
+            held: effort.hold.held,
             hold: self.settings.hold,
             backoff,
         }
@@ -198,16 +232,16 @@ impl Crew {
         } else {
             tracing::debug!(id = %message.id, kind, outcome = outcome.as_str(), "settled without being sent");
         }
-        self.settle(loan).await
+        self.settle(loan, true).await
     }
 
     /// Takes the message out of the queue. Where that fails it is lent again, and recognised by its id.
-    async fn settle(&self, loan: Loan) -> Landing {
+    async fn settle(&self, loan: Loan, freed: bool) -> Landing {
         let (lane, id) = (loan.message.lane.clone(), loan.message.id);
         if let Err(error) = loan.done().await {
             tracing::debug!(%id, %error, "could not settle; it will be lent again");
         }
-        Landing::Settled(lane)
+        Landing::Settled { lane, freed }
     }
 
     /// The dead letter is on disk before the original is settled; until then this tries again and again.
@@ -233,12 +267,52 @@ impl Crew {
             id = %dead.message.id, kind = %dead.message.kind, lane = %dead.message.lane, %reason, detail = dead.detail,
             attempts = dead.story.count(), "dead letter"
         );
-        self.settle(loan).await
+        self.settle(loan, !matches!(reason, DeadReason::Exhausted | DeadReason::Expired)).await
     }
 
     async fn try_bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         // First the bot side: should we crash between the two, it is told again under the same id.
         self.deliverer.before_burial(dead).await.map_err(QueueError::Unavailable)?;
         self.queue.bury(dead).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: Instant, second: u64) -> Instant {
+        start + Duration::from_secs(second)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_hold_counts_only_while_others_are_served() {
+        let (start, mut hold) = (Instant::now(), Hold::default());
+        hold.failed(at(start, 0), Some(at(start, 0)));
+        hold.failed(at(start, 10), Some(at(start, 9)));
+        assert_eq!(hold.held.as_secs(), 10);
+        hold.failed(at(start, 30), Some(at(start, 9)));
+        hold.failed(at(start, 40), None);
+        assert_eq!(hold.held.as_secs(), 10, "nobody was served since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lets_nobody_else_in_is_charged_for_it_once() {
+        let (start, mut hold) = (Instant::now(), Hold::default());
+        hold.failed(at(start, 0), None);
+        hold.failed(at(start, 3), None);
+        hold.count();
+        hold.count();
+        assert_eq!(hold.held.as_secs(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_spent_in_the_queue_is_not_held_against_a_message() {
+        let (start, mut hold) = (Instant::now(), Hold::default());
+        hold.failed(at(start, 0), Some(at(start, 0)));
+        // As `Effort::lent_again` does.
+        hold.failed_at = None;
+        hold.failed(at(start, 600), Some(at(start, 599)));
+        assert_eq!(hold.held, Duration::ZERO);
     }
 }

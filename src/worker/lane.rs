@@ -24,7 +24,8 @@ enum Head {
 struct Lane {
     line: VecDeque<Loan>,
     head: Head,
-    /// The head keeps failing while others are served: the lane may not fill more than its share of the window.
+    /// The head kept failing while others were served, and nothing of the lane was taken since: it may not hold more
+    /// than its share of a crowded window.
     stuck: bool,
 }
 
@@ -60,9 +61,15 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane is stuck and holds its full share already: one more would take it from the others.
-    pub(super) fn is_overfull(&self, key: &LaneKey, share: usize) -> bool {
-        self.lanes.get(key).is_some_and(|lane| lane.stuck && lane.line.len() >= share)
+    /// Whether a lane holds more than its share.
+    pub(super) fn exceeds(&self, key: &LaneKey, share: usize) -> bool {
+        self.lanes.get(key).is_some_and(|lane| lane.line.len() > share)
+    }
+
+    /// Takes what a stuck lane holds beyond its share, oldest first.
+    pub(super) fn shed(&mut self, key: &LaneKey, share: usize) -> VecDeque<Loan> {
+        let lane = self.lanes.get_mut(key).filter(|lane| lane.stuck && lane.line.len() > share);
+        lane.map(|lane| lane.line.split_off(share)).unwrap_or_default()
     }
 
     /// The next head that may fly. It is in the air until one of the landings below is called for its lane.
@@ -78,10 +85,26 @@ impl Lanes {
         None
     }
 
-    /// The head is settled: the next one may fly.
-    pub(super) fn landed(&mut self, key: &LaneKey) {
+    /// Among the heads that may fly, that of the lowest `rank`; equal ranks in their order.
+    pub(super) fn best(&self, rank: impl Fn(&Loan) -> u32) -> Option<(u32, LaneKey)> {
+        let heads = self.ready.iter().filter_map(|key| Some((key, self.lanes.get(key)?.line.front()?)));
+        let ranked = heads.map(|(key, loan)| (rank(loan), key));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(rank, key)| (rank, key.clone()))
+    }
+
+    /// Puts a lane in front of the others that may fly.
+    pub(super) fn prefer(&mut self, key: &LaneKey) {
+        if let Some(at) = self.ready.iter().position(|ready| ready == key)
+            && let Some(key) = self.ready.remove(at)
+        {
+            self.ready.push_front(key);
+        }
+    }
+
+    /// The head is settled: the next one may fly. `freed`: the destination took it, so the lane is not stuck any more.
+    pub(super) fn landed(&mut self, key: &LaneKey, freed: bool) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        lane.stuck = false;
+        lane.stuck &= !freed;
         if lane.line.is_empty() {
             self.lanes.remove(key);
         } else {
@@ -91,13 +114,19 @@ impl Lanes {
     }
 
     /// The head failed and flies again at `at`.
-    pub(super) fn back_off(&mut self, loan: Loan, at: Instant, stuck: bool) {
+    pub(super) fn back_off(&mut self, loan: Loan, at: Instant) {
         let key = loan.message.lane.clone();
         if let Some(lane) = self.lanes.get_mut(&key) {
             lane.line.push_front(loan);
             lane.head = Head::Waiting(at);
-            lane.stuck = stuck;
             self.alarms.insert((at, key));
+        }
+    }
+
+    /// The head keeps failing while others are, or could be, served.
+    pub(super) fn mark_stuck(&mut self, key: &LaneKey) {
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.stuck = true;
         }
     }
 
@@ -146,6 +175,11 @@ impl Lanes {
         self.lanes.values().flat_map(|lane| lane.line.iter())
     }
 
+    /// How many loans lie here.
+    pub(super) fn held(&self) -> usize {
+        self.lanes.values().map(|lane| lane.line.len()).sum()
+    }
+
     pub(super) fn counts(&self) -> LaneCounts {
         let mut counts = LaneCounts::default();
         for lane in self.lanes.values() {
@@ -156,5 +190,110 @@ impl Lanes {
             }
         }
         counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::{Destination, Kind, Message, MessageId};
+    use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+    use crate::queue::{PartitionId, Queue, QueueTuning};
+
+    /// Loans of these lanes, in this order; their ids are numbered.
+    async fn lanes_of(names: &[&str]) -> Lanes {
+        let folder = tempfile::tempdir().unwrap();
+        let tuning = QueueTuning { partitions: 1, prefetch: 64, publish_timeout: Duration::from_secs(5) };
+        let settings = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: None };
+        let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
+        let partition = PartitionId::all(Destination::Xo, 1).next().unwrap();
+        let mut subscription = queue.subscribe(partition).await.unwrap();
+        let mut lanes = Lanes::default();
+        for (n, name) in names.iter().enumerate() {
+            let id = MessageId::derived("test", &n.to_string());
+            let lane = LaneKey::parse(name).unwrap();
+            queue.publish(&Message::new(id, Kind::CallbackMessage, lane, "{}")).await.unwrap();
+            lanes.push(subscription.next().await.unwrap());
+        }
+        lanes
+    }
+
+    fn key(name: &str) -> LaneKey {
+        LaneKey::parse(name).unwrap()
+    }
+
+    fn numbers(loans: impl IntoIterator<Item = Loan>) -> Vec<usize> {
+        let number = |id| (0..9).find(|n| MessageId::derived("test", &n.to_string()) == id).unwrap();
+        loans.into_iter().map(|loan| number(loan.message.id)).collect()
+    }
+
+    #[tokio::test]
+    async fn only_heads_fly_and_a_lane_moves_on_when_its_head_landed() {
+        let mut lanes = lanes_of(&["a", "a", "b"]).await;
+        let first: Vec<Loan> = std::iter::from_fn(|| lanes.launch()).collect();
+        assert_eq!(numbers(first), [0, 2]);
+        lanes.landed(&key("a"), true);
+        assert_eq!(numbers(lanes.launch()), [1]);
+        lanes.landed(&key("a"), true);
+        lanes.landed(&key("b"), true);
+        assert_eq!(
+            (lanes.launch().is_none(), lanes.held(), lanes.counts()),
+            (true, 0, LaneCounts::default())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_head_that_backs_off_flies_before_what_is_behind_it() {
+        let mut lanes = lanes_of(&["a", "a"]).await;
+        let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let loan = lanes.launch().unwrap();
+        lanes.back_off(loan, later);
+        lanes.wake(now);
+        assert!(lanes.launch().is_none());
+        assert_eq!(lanes.next_alarm(), Some(later));
+        lanes.wake(later);
+        assert_eq!(numbers(lanes.launch()), [0]);
+        assert_eq!(lanes.next_alarm(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_parked_waits_for_no_time() {
+        let mut lanes = lanes_of(&["a", "a"]).await;
+        let loan = lanes.launch().unwrap();
+        lanes.park(loan);
+        lanes.wake(Instant::now() + Duration::from_secs(9));
+        assert!(lanes.launch().is_none());
+        lanes.unpark();
+        assert_eq!(numbers(lanes.launch()), [0]);
+    }
+
+    #[tokio::test]
+    async fn a_stuck_lane_sheds_its_newest_and_stays_stuck_until_something_is_taken() {
+        let mut lanes = lanes_of(&["a", "a", "a", "a", "a", "b"]).await;
+        assert!(lanes.shed(&key("a"), 2).is_empty(), "it is not stuck");
+        lanes.mark_stuck(&key("a"));
+        assert_eq!(numbers(lanes.shed(&key("a"), 3)), [3, 4]);
+        assert!(!lanes.exceeds(&key("a"), 3));
+        lanes.launch().unwrap();
+        lanes.landed(&key("a"), false);
+        assert_eq!(numbers(lanes.shed(&key("a"), 1)), [2]);
+        lanes.landed(&key("a"), true);
+        assert!(lanes.shed(&key("a"), 0).is_empty(), "its head was taken");
+    }
+
+    #[tokio::test]
+    async fn the_least_tried_head_is_preferred() {
+        let mut lanes = lanes_of(&["a", "b", "c", "c"]).await;
+        let rank = |loan: &Loan| match loan.message.lane.as_str() {
+            "a" => 2,
+            _ => 1,
+        };
+        let (best, lane) = lanes.best(rank).unwrap();
+        assert_eq!((best, lane.as_str()), (1, "b"));
+        lanes.prefer(&lane);
+        let order: Vec<Loan> = std::iter::from_fn(|| lanes.launch()).collect();
+        assert_eq!(numbers(order), [1, 0, 2]);
     }
 }

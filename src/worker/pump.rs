@@ -19,12 +19,14 @@ use super::flight::{Crew, Effort, Landing, Ticket};
 use super::lane::Lanes;
 use super::tally::{Tally, View};
 use crate::delivery::breaker::ProbeSeat;
-use crate::message::{DeadReason, MessageId};
+use crate::message::{DeadReason, LaneKey, MessageId};
 use crate::queue::{Loan, PartitionId, QueueError, Subscription};
 use crate::tasks::Stop;
 
 /// How long a probe or a visit waits for a message before the partition counts as empty.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// A message that failed more often than that is not the first choice for a probe.
+const PROBES_OF_ONE: u32 = 2;
 /// A tripped destination's partitions are looked into at least so often, for what is too late.
 const VISIT_EVERY: Duration = Duration::from_secs(20);
 /// What was given back and never came again is forgotten after this.
@@ -61,7 +63,10 @@ pub(super) struct Pump {
     tally: Arc<Tally>,
     stop: Stop,
     efforts: HashMap<MessageId, Effort>,
+    /// What one stuck lane may hold of a crowded window: a quarter.
     share: usize,
+    /// So many loans are a crowded window: three quarters.
+    crowd: usize,
     next_visit: Instant,
 }
 
@@ -70,7 +75,8 @@ type Flights = FuturesUnordered<BoxFuture<'static, Landing>>;
 impl Pump {
     pub(super) fn new(partition: PartitionId, crew: Arc<Crew>, tally: Arc<Tally>, stop: Stop) -> Self {
         let share = usize::from(crew.settings.prefetch / 4).max(1);
-        Self { partition, crew, tally, stop, efforts: HashMap::new(), share, next_visit: Instant::now() }
+        let (efforts, next_visit) = (HashMap::new(), Instant::now());
+        Self { partition, crew, tally, stop, efforts, share, crowd: 3 * share, next_visit }
     }
 
     /// Runs until the stop.
@@ -150,7 +156,10 @@ impl Pump {
         let stop = self.stop.clone();
         loop {
             if end.is_none() {
-                self.launch(&mut lanes, &flights, &mut mode, &over);
+                let patient = begun.elapsed() < PATIENCE;
+                if !matches!(mode, Mode::Probe(_)) || self.picks_probe(&mut lanes, patient) {
+                    self.launch(&mut lanes, &flights, &mut mode, &over);
+                }
                 end = self.reason_to_end(&mode, lent, begun, wanted, quiet_since, flights.is_empty());
             }
             if end.is_some() {
@@ -172,7 +181,11 @@ impl Pump {
                 },
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
-                    self.land(landing, &mut lanes);
+                    self.land(landing, &mut lanes, &flights, &over);
+                    // The breaker may have opened while this one was on its way to wait for that.
+                    if matches!(mode, Mode::Open) && breaker.passes() {
+                        lanes.unpark();
+                    }
                 }
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Ok(()) = changes.changed() => if breaker.passes() {
@@ -215,6 +228,19 @@ impl Pump {
         (newcomer || ours_all_the_same).then_some(End::Yielded)
     }
 
+    /// Whether there is a head to probe with, which is then the first in line: the oldest that did not fail too often
+    /// already, or the least tried. A head that fails for reasons of its own must not keep the destination closed to all
+    /// others. While `patient`, a better one may still come.
+    fn picks_probe(&self, lanes: &mut Lanes, patient: bool) -> bool {
+        let tried = |loan: &Loan| self.efforts.get(&loan.message.id).map_or(0, |effort| effort.story.count());
+        match lanes.best(|loan| tried(loan).saturating_sub(PROBES_OF_ONE)) {
+            Some((0, key)) => lanes.prefer(&key),
+            Some((_, key)) if !patient => lanes.prefer(&key),
+            _ => return false,
+        }
+        true
+    }
+
     /// Lets every ready head fly. Outside of [`Mode::Open`] one of them carries the probe, the others may only expire.
     fn launch(&mut self, lanes: &mut Lanes, flights: &Flights, mode: &mut Mode, over: &watch::Sender<bool>) {
         while let Some(loan) = lanes.launch() {
@@ -243,9 +269,31 @@ impl Pump {
             }
             None => Effort::new(&self.crew.settings, &loan),
         };
-        effort.earlier = loan.earlier;
-        effort.seen = Instant::now();
-        if lanes.is_overfull(&loan.message.lane, self.share) {
+        effort.lent_again(loan.earlier);
+        self.efforts.insert(id, effort);
+        let lane = loan.message.lane.clone();
+        lanes.push(loan);
+        self.make_room(&lane, lanes, flights, over);
+    }
+
+    fn is_crowded_by(&self, lane: &LaneKey, lanes: &Lanes, flights: &Flights) -> bool {
+        lanes.exceeds(lane, self.share) && lanes.held() + flights.len() >= self.crowd
+    }
+
+    /// In a crowded window a stuck lane keeps its share; what it holds beyond that dies, so that the others come in.
+    fn make_room(
+        &mut self,
+        lane: &LaneKey,
+        lanes: &mut Lanes,
+        flights: &Flights,
+        over: &watch::Sender<bool>,
+    ) {
+        if !self.is_crowded_by(lane, lanes, flights) {
+            return;
+        }
+        for loan in lanes.shed(lane, self.share) {
+            let effort = self.efforts.remove(&loan.message.id);
+            let effort = effort.unwrap_or_else(|| Effort::new(&self.crew.settings, &loan));
             let crew = self.crew.clone();
             let mut over = over.subscribe();
             let why = "its conversation is stuck and has filled its share of the partition".to_owned();
@@ -253,19 +301,24 @@ impl Pump {
                 crew.bury(loan, effort, DeadReason::Exhausted, why, &mut over).await;
                 Landing::Excess
             }));
-            return;
         }
-        self.efforts.insert(id, effort);
-        lanes.push(loan);
     }
 
-    fn land(&mut self, landing: Landing, lanes: &mut Lanes) {
+    fn land(&mut self, landing: Landing, lanes: &mut Lanes, flights: &Flights, over: &watch::Sender<bool>) {
         match landing {
-            Landing::Settled(lane) => lanes.landed(&lane),
+            Landing::Settled { lane, freed } => lanes.landed(&lane, freed),
             Landing::Excess => {}
-            Landing::Again { loan, effort, at, stuck } => {
-                self.efforts.insert(loan.message.id, effort);
-                lanes.back_off(loan, at, stuck);
+            Landing::Again { loan, mut effort, at, waits } => {
+                let (id, lane) = (loan.message.id, loan.message.lane.clone());
+                lanes.back_off(loan, at);
+                if self.is_crowded_by(&lane, lanes, flights) {
+                    effort.crowds_others_out();
+                }
+                if waits || effort.is_stuck() {
+                    lanes.mark_stuck(&lane);
+                }
+                self.efforts.insert(id, effort);
+                self.make_room(&lane, lanes, flights, over);
             }
             Landing::Parked { loan, effort } => {
                 self.efforts.insert(loan.message.id, effort);

@@ -1,16 +1,15 @@
 //! The supervisor: owns both connections, rebuilds them with backoff, and everything that lives on them.
 //!
-//! Guarantees: the watches tell the truth within a second; a consumer is kept alive here until its channel is closed,
-//! since dropping lapin's `Consumer` cancels it, and cancelling while holding lets later messages overtake.
+//! Guarantees: the watches tell the truth within a second.
 //! Leaves to others: what travels over the connections. Lives until [`Links::close`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::BasicQosOptions;
-use lapin::{Connection, Consumer, Event};
+use lapin::{Connection, Event};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -39,7 +38,6 @@ pub(super) struct Links {
     pub(super) answered: watch::Sender<Option<Instant>>,
     /// Partitions that a better-ranked worker waits for, with that worker's number.
     pub(super) wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
-    consumers: Mutex<HashMap<u64, Consumer>>,
     broken: watch::Sender<Option<String>>,
     trouble: Mutex<String>,
     pub(super) stop: Stop,
@@ -63,7 +61,6 @@ impl Links {
             connected: watch::Sender::new(false),
             answered: watch::Sender::new(None),
             wanted: watch::Sender::new(BTreeMap::new()),
-            consumers: Mutex::default(),
             broken: watch::Sender::new(None),
             trouble: Mutex::default(),
             stop: Stop::default(),
@@ -128,25 +125,6 @@ impl Links {
         }
     }
 
-    /// Keeps a consumer from being dropped before its channel is closed.
-    pub(super) fn keep_consumer(&self, number: u64, consumer: Consumer) {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).insert(number, consumer);
-    }
-
-    /// Lets go of a consumer whose channel is closed.
-    pub(super) fn drop_consumer(&self, number: u64) {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-    }
-
-    /// A channel of the consuming connection could not be closed: only the end of the whole connection returns its
-    /// messages in order.
-    pub(super) async fn condemn_consuming(&self) {
-        if let Some(connection) = self.consuming() {
-            tracing::warn!("a channel did not close in time; closing its connection");
-            let _ = within(CLOSE_TIMEOUT, connection.close(200, "channel did not close".into())).await;
-        }
-    }
-
     fn link(&self, purpose: Purpose) -> &Link {
         match purpose {
             Purpose::Publish => &self.publish,
@@ -173,7 +151,6 @@ impl Links {
                 let _ = within(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
             }
         }
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.connected.send_replace(false);
     }
 }
@@ -251,7 +228,12 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
         }
         // The queues must be there before anybody borrows from them.
         Purpose::Consume => {
-            links.until_publishing().await;
+            tokio::select! {
+                _ = links.until_publishing() => {}
+                () = links.stop.wait() => {
+                    return Err(RabbitError::Fatal(QueueError::Unavailable("stopping".into())));
+                }
+            }
             Ok(Arc::new(connect::connect(&links.settings, "consume").await?))
         }
     }

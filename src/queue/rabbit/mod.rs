@@ -5,6 +5,7 @@
 //! a timeout; nothing is ever returned by `nack`, `reject` or `basic.cancel`, which reorder, but only by closing a channel.
 //! Leaves to others: which messages to hold and for how long (`worker/`).
 
+mod borrowing;
 mod connect;
 mod links;
 mod peers;
@@ -29,6 +30,7 @@ use publisher::Order;
 pub use siding::Siding;
 pub(crate) use subscription::Receipt;
 pub use subscription::Subscription;
+use topology::Census;
 
 /// What this process does with the broker: an ingress needs no consuming connection, a desk announces nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,18 +182,13 @@ impl RabbitQueue {
         let connection = self.links.consuming().or_else(|| self.links.publishing());
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
-        let count = async |name: &str| {
-            topology::ready_count(&connection, name)
-                .await
-                .map(Option::unwrap_or_default)
-                .map_err(QueueError::from)
-        };
-        let mut depth = Depth { astray: count(topology::UNROUTED).await?, ..Depth::default() };
+        let mut census = Census::new(&connection);
+        let mut depth = Depth { astray: count(&mut census, topology::UNROUTED).await?, ..Depth::default() };
         for destination in Destination::ALL {
-            depth.dead += count(&topology::dead_queue(*destination)).await?;
+            depth.dead += count(&mut census, &topology::dead_queue(*destination)).await?;
             let mut waiting = 0;
             for partition in PartitionId::all(*destination, self.partitions()) {
-                waiting += count(&topology::partition_queue(partition)).await?;
+                waiting += count(&mut census, &topology::partition_queue(partition)).await?;
             }
             depth.waiting.insert(*destination, waiting);
         }
@@ -201,4 +198,8 @@ impl RabbitQueue {
     pub(super) async fn close(&self) {
         self.links.close().await;
     }
+}
+
+async fn count(census: &mut Census<'_>, name: &str) -> Result<u64, QueueError> {
+    Ok(census.waiting(name).await?.unwrap_or_default())
 }

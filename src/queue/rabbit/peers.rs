@@ -1,7 +1,8 @@
 //! Who else works here: workers announce themselves, and each learns which of its partitions a better-ranked one waits for.
 //!
-//! RabbitMQ 3.10 ignores consumer priorities, and every version lets a take-over wait, silently, until the old owner holds
-//! nothing. So the owner must know by itself when to yield (`worker/pump.rs` does it, by closing the channel).
+//! The broker's own way, consumer priorities, is not used: 3.10 ignores them, and later versions let a take-over wait,
+//! silently, until the old owner holds nothing (`subscription.rs` tells what else). So the owner must know by itself when
+//! to yield (`worker/pump.rs` does it, by closing the channel, which puts it at the end of the line).
 //! Guarantees: [`Links::wanted`] names a partition only while a better-ranked worker was heard within [`ALIVE`].
 //! Not required for correctness: a lost announcement only delays the move of a partition.
 
@@ -48,10 +49,13 @@ pub(super) async fn announce(links: Arc<Links>) {
 async fn announce_on(links: &Links, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     loop {
-        let name = links.settings.worker.as_bytes();
-        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        let publish = channel.basic_publish(WORKERS.into(), "".into(), options, name, properties);
-        within(ANSWER_TIMEOUT, publish).await?;
+        // A blocked connection writes nothing: waiting for it here would pile up abandoned channels.
+        if !connection.status().blocked() {
+            let name = links.settings.worker.as_bytes();
+            let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+            let publish = channel.basic_publish(WORKERS.into(), "".into(), options, name, properties);
+            within(ANSWER_TIMEOUT, publish).await?;
+        }
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -77,9 +81,9 @@ pub(super) async fn listen(links: Arc<Links>) {
 async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     let none = FieldTable::default;
-    let own =
-        within(ANSWER_TIMEOUT, channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), none()))
-            .await?;
+    // Gone with its consumer, so that a second try on the same connection leaves nothing behind.
+    let ears = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
+    let own = within(ANSWER_TIMEOUT, channel.queue_declare("".into(), ears, none())).await?;
     let name = own.name().clone();
     let bind =
         channel.queue_bind(name.clone(), WORKERS.into(), "".into(), QueueBindOptions::default(), none());

@@ -134,6 +134,9 @@ impl Window {
     }
 
     async fn take(&mut self, order: Order) -> Result<(), RabbitError> {
+        if order.answer.is_closed() {
+            return Ok(());
+        }
         if let Some(line) = self.behind.get_mut(&order.lane) {
             line.push_back(order);
             self.waiting += 1;

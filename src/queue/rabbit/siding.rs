@@ -1,28 +1,41 @@
 //! A visit to the dead letters of one destination.
 //!
-//! The visitor consumes exclusively, so that two visitors never see half of the letters each; what is not removed goes
-//! back in its place when the channel closes.
+//! Two visitors would each see half of the letters, and quorum queues know no exclusive consumer; so a visitor first takes
+//! a lock: a queue exclusive to its connection, with a consumer exclusive to its channel. What is not removed goes back in
+//! its place when the channel closes, and only then is the lock given away.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
+use lapin::{Channel, Connection, Consumer};
+use tokio::time::Instant;
 
+use super::borrowing::{Borrowing, Wish};
 use super::links::Links;
 use super::subscription::Receipt;
-use super::topology::{ANSWER_TIMEOUT, dead_queue, ready_count};
+use super::topology::{ANSWER_TIMEOUT, Census, dead_queue, visit_lock};
 use super::{RabbitError, wire, within};
 use crate::message::Destination;
 use crate::queue::{Held, QueueError};
+use crate::tasks;
+
+/// A visitor holds everything, to give it back in its order. No bound (0) would mean 2000 to a quorum queue.
+const HELD_MAX: u16 = u16::MAX;
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Everything that was there when the visit began.
 pub struct Siding {
     destination: Destination,
-    channel: Channel,
-    consumer: Consumer,
+    /// `None` once the visit is over.
+    visit: Option<Visit>,
     left: u64,
+}
+
+struct Visit {
+    borrowing: Borrowing,
+    lock: Lock,
 }
 
 impl std::fmt::Debug for Siding {
@@ -37,48 +50,126 @@ impl Siding {
         let connection = tokio::time::timeout(limit, links.until_consuming())
             .await
             .map_err(|_| QueueError::Unavailable(format!("no connection to the broker within {limit:?}")))?;
-        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
-        // No bound: a visitor must be able to hold everything, to give it back in its order.
-        within(ANSWER_TIMEOUT, channel.basic_qos(0, BasicQosOptions::default()))
-            .await
-            .map_err(QueueError::from)?;
-        let queue = dead_queue(destination);
-        let left = ready_count(&connection, &queue).await.map_err(QueueError::from)?.unwrap_or(0);
-        let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-        let consume = channel.basic_consume(queue.into(), "siding".into(), options, FieldTable::default());
-        let consumer = within(ANSWER_TIMEOUT, consume).await.map_err(|error| taken(error, destination))?;
-        Ok(Self { destination, channel, consumer, left })
+        let lock = Lock::take(&connection, destination).await?;
+        let opened = async {
+            let left = settled_count(&connection, destination).await?;
+            let wish = Wish {
+                queue: dead_queue(destination).into(),
+                tag: "siding".into(),
+                prefetch: HELD_MAX,
+                options: BasicConsumeOptions::default(),
+                arguments: FieldTable::default(),
+            };
+            Ok::<_, QueueError>((left, Borrowing::open(connection.clone(), wish).await?))
+        };
+        match opened.await {
+            Ok((left, borrowing)) => Ok(Self { destination, visit: Some(Visit { borrowing, lock }), left }),
+            Err(error) => {
+                lock.release().await;
+                Err(error)
+            }
+        }
     }
 
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let next = tokio::time::timeout(ANSWER_TIMEOUT, self.consumer.next()).await;
+        let Some(visit) = self.visit.as_mut().filter(|_| self.left > 0) else { return Ok(None) };
+        let next = tokio::time::timeout(ANSWER_TIMEOUT, visit.borrowing.next()).await;
         let mut delivery = match next {
             Ok(Some(Ok(delivery))) => delivery,
             Ok(Some(Err(error))) => return Err(QueueError::Unavailable(error.to_string())),
             Ok(None) => return Err(QueueError::Unavailable("the visit was ended by the broker".into())),
             Err(_) => {
-                return Err(QueueError::Unavailable("the broker does not hand out what it counted".into()));
+                return Err(QueueError::Unavailable(format!(
+                    "the broker hands out no more dead letters; one visit can hold {HELD_MAX}: replay or discard some first"
+                )));
             }
         };
         self.left -= 1;
-        let receipt = Receipt { channel: self.channel.clone(), tag: delivery.delivery_tag };
+        let receipt = Receipt { channel: visit.borrowing.channel().clone(), tag: delivery.delivery_tag };
         let dead = wire::decode_dead(&mut delivery, self.destination);
         Ok(Some(Held { dead, receipt: crate::queue::Receipt::Rabbit(receipt) }))
     }
 
-    pub(in crate::queue) async fn close(self) {
-        let _ = within(ANSWER_TIMEOUT, self.channel.close(200, "visit over".into())).await;
+    pub(in crate::queue) async fn close(mut self) {
+        if let Some(visit) = self.visit.take() {
+            // In a task, which goes on when the caller does not.
+            let _ = tasks::spawn(visit.end()).await;
+        }
     }
 }
 
-fn taken(error: RabbitError, destination: Destination) -> QueueError {
-    match error {
-        RabbitError::Lapin(error) if error.is_amqp_soft_error() => QueueError::Busy(format!(
-            "somebody else is looking at the dead letters of {destination} (dead list, replay, ...): wait until they are done"
-        )),
-        other => other.into(),
+impl Drop for Siding {
+    fn drop(&mut self) {
+        if let Some(visit) = self.visit.take()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            tasks::spawn(visit.end());
+        }
+    }
+}
+
+impl Visit {
+    async fn end(self) {
+        self.borrowing.close().await;
+        self.lock.release().await;
+    }
+}
+
+/// The right to be the only visitor.
+struct Lock {
+    destination: Destination,
+    channel: Channel,
+    // Gives the lock away when it is dropped.
+    _consumer: Consumer,
+}
+
+impl Lock {
+    async fn take(connection: &Arc<Connection>, destination: Destination) -> Result<Self, QueueError> {
+        let busy = |error| match error {
+            RabbitError::Lapin(error) if error.is_amqp_soft_error() => QueueError::Busy(format!(
+                "somebody else is looking at the dead letters of {destination} (dead list, replay, ...): wait until they are done"
+            )),
+            other => other.into(),
+        };
+        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
+        let name = visit_lock(destination);
+        // Another connection's is refused here, ...
+        let declare = channel.queue_declare(
+            name.clone().into(),
+            QueueDeclareOptions::exclusive(),
+            FieldTable::default(),
+        );
+        within(ANSWER_TIMEOUT, declare).await.map_err(busy)?;
+        // ... and another visitor's of the same connection here.
+        let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(name.into(), "visitor".into(), options, FieldTable::default());
+        let consumer = within(ANSWER_TIMEOUT, consume).await.map_err(busy)?;
+        Ok(Self { destination, channel, _consumer: consumer })
+    }
+
+    async fn release(self) {
+        // Deleted rather than left to the broker, which would do it some time after we were told that it is done.
+        let delete =
+            self.channel.queue_delete(visit_lock(self.destination).into(), QueueDeleteOptions::default());
+        if let Err(error) = within(ANSWER_TIMEOUT, delete).await {
+            tracing::debug!(%error, "the lock of a visit goes with its connection");
+        }
+    }
+}
+
+/// How many dead letters wait, once the visitor before us has given back all of his: the broker takes his consumer away
+/// and puts his letters back in one step, but some time after it told him that his channel is closed.
+async fn settled_count(connection: &Connection, destination: Destination) -> Result<u64, QueueError> {
+    let begun = Instant::now();
+    let mut census = Census::new(connection);
+    loop {
+        match census.ask(&dead_queue(destination)).await? {
+            None => return Ok(0),
+            Some(queue) if queue.consumers == 0 => return Ok(queue.waiting),
+            Some(_) if begun.elapsed() > ANSWER_TIMEOUT => {
+                return Err(QueueError::Busy(format!("somebody consumes from {}", dead_queue(destination))));
+            }
+            Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
     }
 }

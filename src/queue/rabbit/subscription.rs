@@ -2,30 +2,28 @@
 //!
 //! Guarantees: every consumer of every worker has the same prefetch, and messages go back only by closing the channel;
 //! with both the broker lends them again in order. Without them it does not (measured on 3.10, 4.0 and 4.3).
+//! No consumer has a priority: `peers.rs` moves partitions without, and 4.3.6 may keep a consumer that closed its channel
+//! while a better one waited, make it the active one later, and lend a partition's messages to nobody (`scale_out.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer};
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::FieldTable;
 
+use super::borrowing::{Borrowing, Wish};
 use super::links::Links;
 use super::topology::{ANSWER_TIMEOUT, partition_queue};
 use super::{RabbitError, wire, within};
-use crate::queue::partition::rendezvous_weight;
 use crate::queue::{Loan, PartitionId, QueueError};
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// A place in the line of consumers of a partition; the broker lends to one of them at a time.
 pub struct Subscription {
-    links: Arc<Links>,
     partition: PartitionId,
-    channel: Channel,
-    consumer: Consumer,
-    number: u64,
+    borrowing: Borrowing,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -37,24 +35,18 @@ impl std::fmt::Debug for Subscription {
 impl Subscription {
     pub(super) async fn open(links: &Arc<Links>, partition: PartitionId) -> Result<Self, RabbitError> {
         let connection = links.until_consuming().await;
-        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-        let prefetch = links.settings.tuning.prefetch;
-        within(ANSWER_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let tag = format!("{}-{number}", links.settings.worker);
-        let mut arguments = FieldTable::default();
-        let weight = rendezvous_weight(&links.settings.worker, partition);
-        arguments.insert("x-priority".into(), AMQPValue::LongInt(weight));
-        let queue = partition_queue(partition);
-        let consume =
-            channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), arguments);
-        let consumer = within(ANSWER_TIMEOUT, consume).await?;
-        links.keep_consumer(number, consumer.clone());
-        Ok(Self { links: links.clone(), partition, channel, consumer, number })
+        let wish = Wish {
+            queue: partition_queue(partition).into(),
+            tag: format!("{}-{}", links.settings.worker, NUMBER.fetch_add(1, Ordering::Relaxed)).into(),
+            prefetch: links.settings.tuning.prefetch,
+            options: BasicConsumeOptions::default(),
+            arguments: FieldTable::default(),
+        };
+        Ok(Self { partition, borrowing: Borrowing::open(connection, wish).await? })
     }
 
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
-        let mut delivery = match self.consumer.next().await? {
+        let mut delivery = match self.borrowing.next().await? {
             Ok(delivery) => delivery,
             Err(error) => {
                 tracing::debug!(partition = %self.partition, %error, "subscription lost");
@@ -62,20 +54,13 @@ impl Subscription {
             }
         };
         let earlier = wire::earlier(&delivery);
-        let receipt = Receipt { channel: self.channel.clone(), tag: delivery.delivery_tag };
+        let receipt = Receipt { channel: self.borrowing.channel().clone(), tag: delivery.delivery_tag };
         let (message, unreadable) = wire::decode(&mut delivery, self.partition.destination);
         Some(Loan { message, earlier, unreadable, receipt: crate::queue::Receipt::Rabbit(receipt) })
     }
 
     pub(in crate::queue) async fn close(self) {
-        // A channel that is closed already has given everything back.
-        if self.channel.status().connected() {
-            let closing = within(ANSWER_TIMEOUT, self.channel.close(200, "given back".into())).await;
-            if matches!(closing, Err(RabbitError::Silent(_))) {
-                self.links.condemn_consuming().await;
-            }
-        }
-        self.links.drop_consumer(self.number);
+        self.borrowing.close().await;
     }
 }
 

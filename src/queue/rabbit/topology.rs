@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
@@ -36,6 +36,11 @@ pub(super) fn partition_queue(partition: PartitionId) -> String {
 
 pub(super) fn dead_queue(destination: Destination) -> String {
     format!("dlq.{destination}")
+}
+
+/// Held by whoever looks at the dead letters of a destination; not part of the topology.
+pub(super) fn visit_lock(destination: Destination) -> String {
+    format!("visit.{destination}")
 }
 
 fn text(value: &str) -> AMQPValue {
@@ -66,25 +71,19 @@ fn partition_arguments(destination: Destination) -> FieldTable {
     ])
 }
 
-/// Held by whoever checks and declares: half of another's queues would look like a deployment with fewer partitions.
-const LOCK: &str = "topology.lock";
-
 /// Declares everything, and refuses a number of partitions other than the deployment's.
 pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
-    let lock = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    let exclusive = QueueDeclareOptions::exclusive();
-    within(ANSWER_TIMEOUT, lock.queue_declare(LOCK.into(), exclusive, FieldTable::default()))
-        .await
-        .map_err(taken)?;
     check_partitions(connection, partitions).await?;
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
         exchanges(&channel).await?;
         queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
-        // ServiceNow's last, since its partition 0 is the one that is asked for.
-        for destination in Destination::ALL.iter().rev() {
+        for destination in Destination::ALL {
             queue(&channel, &dead_queue(*destination), quorum(&[]), DLX, destination.as_str()).await?;
-            for partition in all_but_the_first_first(*destination, partitions) {
+            // The first one last: where it exists all of them do, so that whoever looks meanwhile, or after a start that
+            // broke off, is not misled about their number.
+            for partition in PartitionId::all(*destination, partitions).collect::<Vec<_>>().into_iter().rev()
+            {
                 let name = partition_queue(partition);
                 queue(&channel, &name, partition_arguments(*destination), IN, &partition.to_string()).await?;
             }
@@ -94,23 +93,8 @@ pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(
     .await
     .map_err(explain)?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
-    within(ANSWER_TIMEOUT, lock.queue_delete(LOCK.into(), QueueDeleteOptions::default())).await?;
-    within(ANSWER_TIMEOUT, lock.close(200, "declared".into())).await
-}
-
-/// Whoever dies in the midst of it leaves no partition 0, and the next one begins anew.
-fn all_but_the_first_first(destination: Destination, partitions: u16) -> impl Iterator<Item = PartitionId> {
-    (0..partitions).rev().map(move |index| PartitionId { destination, index })
-}
-
-/// Another process declares at this moment: worth another try, and no news.
-fn taken(error: RabbitError) -> RabbitError {
-    match error {
-        RabbitError::Lapin(error) if code(&error) == Some(405) => {
-            RabbitError::Fatal(QueueError::Busy("another process declares the queues at this moment".into()))
-        }
-        other => other,
-    }
+    // Somebody with another number may have begun at the same time.
+    check_partitions(connection, partitions).await
 }
 
 async fn exchanges(channel: &Channel) -> lapin::Result<()> {
@@ -138,14 +122,15 @@ async fn queue(
 /// A lane lives in the partition that its hash says; with another number of partitions later messages would stand in
 /// another queue than earlier ones. The existing queues tell what the number was.
 async fn check_partitions(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
+    let mut census = Census::new(connection);
     let first = PartitionId { destination: Destination::ServiceNow, index: 0 };
-    if ready_count(connection, &partition_queue(first)).await?.is_none() {
+    if census.waiting(&partition_queue(first)).await?.is_none() {
         return Ok(());
     }
     let last = PartitionId { index: partitions.saturating_sub(1), ..first };
     let beyond = PartitionId { index: partitions, ..first };
-    let missing = ready_count(connection, &partition_queue(last)).await?.is_none();
-    let more = ready_count(connection, &partition_queue(beyond)).await?.is_some();
+    let missing = census.waiting(&partition_queue(last)).await?.is_none();
+    let more = census.waiting(&partition_queue(beyond)).await?.is_some();
     if !missing && !more {
         return Ok(());
     }
@@ -156,23 +141,48 @@ async fn check_partitions(connection: &Connection, partitions: u16) -> Result<()
     ))))
 }
 
-/// How many messages wait in a queue; `None` where there is no such queue.
-///
-/// Asked on a channel of its own, since a missing queue closes the channel that asks.
-pub(super) async fn ready_count(connection: &Connection, name: &str) -> Result<Option<u64>, RabbitError> {
-    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    let passive = QueueDeclareOptions::durable().passive();
-    let answer =
-        within(ANSWER_TIMEOUT, channel.queue_declare(name.into(), passive, FieldTable::default())).await;
-    match answer {
-        Ok(queue) => {
-            let count = u64::from(queue.message_count());
-            within(ANSWER_TIMEOUT, channel.close(200, "asked".into())).await?;
-            Ok(Some(count))
-        }
-        Err(RabbitError::Lapin(error)) if error.is_amqp_soft_error() && code(&error) == Some(404) => Ok(None),
-        Err(error) => Err(error),
+/// Asks queues how they are, on a channel of its own: a missing queue closes the channel that asks for it.
+pub(super) struct Census<'a> {
+    connection: &'a Connection,
+    channel: Option<Channel>,
+}
+
+impl<'a> Census<'a> {
+    pub(super) const fn new(connection: &'a Connection) -> Self {
+        Self { connection, channel: None }
     }
+
+    /// How many messages wait; `None` where there is no such queue.
+    pub(super) async fn waiting(&mut self, name: &str) -> Result<Option<u64>, RabbitError> {
+        Ok(self.ask(name).await?.map(|queue| queue.waiting))
+    }
+
+    /// `None` where there is no such queue.
+    pub(super) async fn ask(&mut self, name: &str) -> Result<Option<Counted>, RabbitError> {
+        let channel = match self.channel.take() {
+            Some(channel) => channel,
+            None => within(ANSWER_TIMEOUT, self.connection.create_channel()).await?,
+        };
+        let passive = QueueDeclareOptions::durable().passive();
+        let ask = channel.queue_declare(name.into(), passive, FieldTable::default());
+        match within(ANSWER_TIMEOUT, ask).await {
+            Ok(queue) => {
+                self.channel = Some(channel);
+                let (waiting, consumers) = (queue.message_count().into(), queue.consumer_count());
+                Ok(Some(Counted { waiting, consumers }))
+            }
+            Err(RabbitError::Lapin(error)) if error.is_amqp_soft_error() && code(&error) == Some(404) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a queue says of itself.
+pub(super) struct Counted {
+    pub(super) waiting: u64,
+    pub(super) consumers: u32,
 }
 
 fn code(error: &lapin::Error) -> Option<u16> {

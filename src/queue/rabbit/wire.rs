@@ -125,7 +125,8 @@ fn read(properties: &BasicProperties, body: Bytes) -> Result<Message, String> {
     let accepted = header_number(properties, H_ACCEPTED).ok_or("no time of acceptance")?;
     Ok(Message {
         id: MessageId::parse(id.as_str()).map_err(|problem| format!("message id {problem}"))?,
-        kind: Kind::parse(kind.as_str()).ok_or("its type is unknown to this program")?,
+        kind: Kind::parse(kind.as_str())
+            .ok_or_else(|| format!("its type {:?} is unknown to this program", kind.as_str()))?,
         lane: LaneKey::parse(&lane).map_err(|problem| format!("lane {problem}"))?,
         accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
         replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),

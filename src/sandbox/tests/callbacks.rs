@@ -1,3 +1,5 @@
+//! Callbacks as an instance posts them: credentials, both body styles, echoes, order.
+
 use super::*;
 use crate::sandbox::{BodyStyle, CallbackCredential, CallbackSettings, Operation, Rule, Side, Switches};
 

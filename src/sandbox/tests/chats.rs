@@ -1,3 +1,5 @@
+//! The life of a chat: start, state, messages, leave, close, escalate; sessions and their cookies.
+
 use reqwest::Method;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Every kind of fault, before and after its effect.
+
 use reqwest::Method;
 
 use super::*;

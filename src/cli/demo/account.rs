@@ -1,0 +1,352 @@
+//! Adds up: what Causeway said yes to against what the sandbox's ledger says arrived.
+//!
+//! Guarantees: lost, overtaken and latency come from the ledger and the requests alone; Causeway's own metrics only say how
+//! often it tried, buried and replayed. What was refused for good and replayed is expected late, and counts as overtaken
+//! by nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::play::{Person, Play};
+use super::scrape::Scrape;
+use super::stage::Front;
+use crate::cli::output;
+use crate::dead::{self, Filter};
+use crate::message::Destination;
+use crate::sandbox::{Entry, Operation, Side};
+
+/// Something that Causeway took, and so must deliver.
+#[derive(Debug, Clone)]
+struct Taken {
+    lane: String,
+    name: String,
+    /// Where absent, what arrives says when it was taken.
+    at: Option<Timestamp>,
+    /// Its place in its lane, where it has one.
+    place: Option<usize>,
+}
+
+/// Something that took effect on the other side.
+#[derive(Debug, Clone)]
+struct Arrived {
+    lane: String,
+    name: String,
+    taken_at: Option<Timestamp>,
+    at: Timestamp,
+    effect: u64,
+}
+
+/// One direction, added up.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Direction {
+    accepted: usize,
+    delivered: usize,
+    lost: usize,
+    overtaken: usize,
+    latencies: Vec<Duration>,
+}
+
+/// Both directions, and what Causeway says of each.
+#[derive(Debug)]
+pub(super) struct Account {
+    directions: [(Destination, Direction); 2],
+    scrape: Scrape,
+    left_dead: usize,
+}
+
+impl Account {
+    pub(super) async fn draw(play: &Play<'_>, front: &Front) -> anyhow::Result<Self> {
+        let scrape = front.scrape().await?;
+        let entries = front.sandbox.ledger().entries();
+        let queue = crate::app::open_desk(&front.settings).await?;
+        let left = dead::list(&queue, &Filter::default()).await;
+        queue.close().await;
+        let mut to_servicenow = add_up(&taken_from_bot(play), &to_servicenow(&entries));
+        let mut to_xo = add_up(&taken_from_servicenow(play, &entries), &to_xo(&entries));
+        // Two of one lane in the air at once are out of order, even where both arrived in order this time.
+        for (one, _) in front.sandbox.ledger().overlaps() {
+            let side = entries.iter().find(|entry| entry.seq == one).map(|entry| entry.side);
+            let direction = if side == Some(Side::ServiceNow) { &mut to_servicenow } else { &mut to_xo };
+            direction.overtaken += 1;
+        }
+        let directions = [(Destination::ServiceNow, to_servicenow), (Destination::Xo, to_xo)];
+        Ok(Self { directions, scrape, left_dead: left?.len() })
+    }
+
+    /// Whether Causeway kept its word.
+    pub(super) fn balances(&self) -> bool {
+        let kept = |direction: &Direction| direction.lost == 0 && direction.overtaken == 0;
+        self.left_dead == 0 && self.directions.iter().all(|(_, direction)| kept(direction))
+    }
+
+    /// Why not.
+    pub(super) fn broken(&self) -> String {
+        let sum =
+            |pick: fn(&Direction) -> usize| self.directions.iter().map(|(_, at)| pick(at)).sum::<usize>();
+        let (lost, overtaken) = (sum(|at| at.lost), sum(|at| at.overtaken));
+        format!(
+            "Broken: {lost} lost, {overtaken} overtaken, {} left in the dead-letter queue.",
+            self.left_dead
+        )
+    }
+
+    pub(super) fn table(&self) -> String {
+        let row = |(destination, direction): &(Destination, Direction)| {
+            let name = match destination {
+                Destination::ServiceNow => "to servicenow",
+                Destination::Xo => "to xo (bot side)",
+            };
+            let numbers = [
+                direction.accepted as u64,
+                direction.delivered as u64,
+                self.scrape.retried(*destination),
+                self.scrape.dead_lettered(*destination),
+                self.scrape.replayed(*destination),
+                direction.lost as u64,
+                direction.overtaken as u64,
+            ];
+            let mut cells = vec![name.to_owned()];
+            cells.extend(numbers.iter().map(u64::to_string));
+            cells.extend([50, 99].map(|percent| shown(quantile(&direction.latencies, percent))));
+            cells
+        };
+        let head = [
+            "DIRECTION",
+            "ACCEPTED",
+            "DELIVERED",
+            "RETRIED",
+            "DEAD-LETTERED",
+            "REPLAYED",
+            "LOST",
+            "OVERTAKEN",
+            "P50",
+            "P99",
+        ];
+        let rows: Vec<_> = self.directions.iter().map(row).collect();
+        output::table(&head, &rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9])
+    }
+}
+
+/// Every request that was answered 202, in its order.
+fn taken_from_bot(play: &Play<'_>) -> Vec<Taken> {
+    let posts = play.posts().iter().enumerate();
+    let taken = posts.map(|(place, post)| Taken {
+        lane: post.person.conversation.to_owned(),
+        name: name(post.operation, &post.text),
+        at: Some(post.at),
+        place: (!post.replayed).then_some(place),
+    });
+    taken.collect()
+}
+
+fn name(operation: Operation, text: &str) -> String {
+    match operation {
+        Operation::Leave => "leaves".to_owned(),
+        // A start carries more than the user's words.
+        _ => text.lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+fn to_servicenow(entries: &[Entry]) -> Vec<Arrived> {
+    let here = |entry: &&Entry| entry.side == Side::ServiceNow && !entry.outbound && entry.operation.moves();
+    let mut groups: BTreeMap<&str, &str> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.operation == Operation::Start) {
+        let person = Person::ALL.iter().find(|person| person.opened(entry));
+        if let (Some(group), Some(person)) = (entry.group.as_deref(), person) {
+            groups.insert(group, person.conversation);
+        }
+    }
+    let arrived = entries.iter().filter(here).filter_map(|entry| {
+        let lane = groups.get(entry.group.as_deref()?)?;
+        let name = name(entry.operation, entry.text.as_deref().unwrap_or_default());
+        Some(Arrived {
+            lane: (*lane).to_owned(),
+            name,
+            taken_at: None,
+            at: done(entry),
+            effect: entry.effect?,
+        })
+    });
+    arrived.collect()
+}
+
+/// Every callback that was answered 202, and every notice that Causeway owes the bot side for what happened.
+fn taken_from_servicenow(play: &Play<'_>, entries: &[Entry]) -> Vec<Taken> {
+    let posted = |entry: &&Entry| entry.outbound && entry.applied;
+    let callbacks = entries.iter().filter(posted).enumerate().map(|(place, entry)| Taken {
+        lane: entry.group.clone().unwrap_or_default(),
+        name: entry.message_id.clone().unwrap_or_default(),
+        at: Some(entry.at),
+        place: Some(place),
+    });
+    let notices = play.owed().iter().map(|(person, notice)| Taken {
+        lane: person.conversation.to_owned(),
+        name: notice.clone(),
+        at: None,
+        place: None,
+    });
+    callbacks.chain(notices).collect()
+}
+
+fn to_xo(entries: &[Entry]) -> Vec<Arrived> {
+    let arrived = entries.iter().filter(|entry| entry.side == Side::Events).filter_map(|entry| {
+        let body: Value = serde_json::from_str(&entry.body).ok()?;
+        let field = |name: &str| body.get(name).and_then(Value::as_str);
+        let (lane, name) = match field("sys_id") {
+            Some(sys_id) => (entry.group.clone()?, sys_id.to_owned()),
+            None => (entry.conversation.clone()?, notice(&body)?),
+        };
+        let taken_at = field("at").and_then(|at| at.parse().ok());
+        Some(Arrived { lane, name, taken_at, at: done(entry), effect: entry.effect? })
+    });
+    arrived.collect()
+}
+
+/// `joined`, `waiting 2`, `ended`: what a notice says, in a word or two.
+pub(super) fn notice(event: &Value) -> Option<String> {
+    let name = match event.get("event").and_then(Value::as_str) {
+        Some(name) => name,
+        None => event.get("type")?.as_str()?.rsplit('.').next()?,
+    };
+    let position = event.get("position").and_then(Value::as_u64);
+    Some(position.map_or_else(|| name.to_owned(), |position| format!("{name} {position}")))
+}
+
+/// When it was answered.
+pub(super) fn done(entry: &Entry) -> Timestamp {
+    let took = entry.finished.map_or(Duration::ZERO, |finished| finished - entry.started);
+    entry.at.checked_add(took).unwrap_or(entry.at)
+}
+
+fn add_up(taken: &[Taken], arrived: &[Arrived]) -> Direction {
+    // At least once: the first arrival counts.
+    let mut first: BTreeMap<(&str, &str), &Arrived> = BTreeMap::new();
+    for arrival in arrived {
+        let known = first.entry((&arrival.lane, &arrival.name)).or_insert(arrival);
+        if arrival.effect < known.effect {
+            *known = arrival;
+        }
+    }
+    let expected: BTreeSet<(&str, &str)> =
+        taken.iter().map(|taken| (taken.lane.as_str(), taken.name.as_str())).collect();
+    // What nobody outside asked for, Causeway had taken from itself.
+    let own = first.keys().filter(|key| !expected.contains(*key)).count();
+    let delivered = |taken: &Taken| first.get(&(taken.lane.as_str(), taken.name.as_str())).copied();
+    let mut direction = Direction {
+        accepted: taken.len() + own,
+        delivered: first.len(),
+        lost: taken.iter().filter(|taken| delivered(taken).is_none()).count(),
+        ..Direction::default()
+    };
+    for one in taken {
+        let Some(arrival) = delivered(one) else { continue };
+        if let Some(at) = one.at.or(arrival.taken_at) {
+            direction.latencies.push(Duration::try_from(arrival.at.duration_since(at)).unwrap_or_default());
+        }
+        let overtakes = |later: &Taken| {
+            later.lane == one.lane
+                && one.place.zip(later.place).is_some_and(|(place, later)| place < later)
+                && delivered(later).is_some_and(|other| other.effect < arrival.effect)
+        };
+        direction.overtaken += usize::from(taken.iter().any(overtakes));
+    }
+    direction.latencies.sort_unstable();
+    direction
+}
+
+/// By nearest rank, of a sorted list.
+fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied()
+}
+
+fn shown(latency: Option<Duration>) -> String {
+    match latency {
+        None => "-".to_owned(),
+        Some(latency) if latency >= Duration::from_secs(1) => format!("{:.1} s", latency.as_secs_f64()),
+        Some(latency) => format!("{} ms", latency.as_millis()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(lane: &str, names: &[&str]) -> Vec<Taken> {
+        let one = |(place, name): (usize, &&str)| Taken {
+            lane: lane.to_owned(),
+            name: (*name).to_owned(),
+            at: Timestamp::from_second(100).ok(),
+            place: Some(place),
+        };
+        names.iter().enumerate().map(one).collect()
+    }
+
+    fn arrived(lane: &str, names: &[&str]) -> Vec<Arrived> {
+        let one = |(effect, name): (u64, &&str)| Arrived {
+            lane: lane.to_owned(),
+            name: (*name).to_owned(),
+            taken_at: None,
+            at: Timestamp::from_second(101).unwrap(),
+            effect,
+        };
+        (1..).zip(names).map(one).collect()
+    }
+
+    fn counts(taken: &[Taken], arrived: &[Arrived]) -> (usize, usize, usize, usize) {
+        let sum = add_up(taken, arrived);
+        (sum.accepted, sum.delivered, sum.lost, sum.overtaken)
+    }
+
+    #[test]
+    fn what_arrived_in_order_is_neither_lost_nor_overtaken() {
+        assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["1", "2", "3"])), (3, 3, 0, 0));
+    }
+
+    #[test]
+    fn what_never_arrived_is_lost() {
+        assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["1", "3"])), (3, 2, 1, 0));
+        assert_eq!(counts(&taken("a", &["1"]), &arrived("b", &["1"])).2, 1);
+    }
+
+    #[test]
+    fn who_arrives_after_a_later_one_was_overtaken() {
+        assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["2", "3", "1"])), (3, 3, 0, 1));
+        assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["3", "2", "1"])).3, 2);
+    }
+
+    #[test]
+    fn a_replayed_message_has_no_place_any_more() {
+        let mut taken = taken("a", &["1", "2", "3"]);
+        taken[0].place = None;
+        assert_eq!(counts(&taken, &arrived("a", &["2", "3", "1"])), (3, 3, 0, 0));
+    }
+
+    #[test]
+    fn a_repeat_is_counted_once_and_what_nobody_asked_for_too() {
+        let arrived = arrived("a", &["1", "2", "1", "notice"]);
+        assert_eq!(counts(&taken("a", &["1", "2"]), &arrived), (3, 3, 0, 0));
+    }
+
+    #[test]
+    fn latency_is_from_taken_to_done_by_nearest_rank() {
+        let sum = add_up(&taken("a", &["1"]), &arrived("a", &["1"]));
+        assert_eq!(sum.latencies, [Duration::from_secs(1)]);
+        let hundred: Vec<_> = (1..=100).map(Duration::from_millis).collect();
+        assert_eq!(quantile(&hundred, 50), Some(Duration::from_millis(50)));
+        assert_eq!(quantile(&hundred, 99), Some(Duration::from_millis(99)));
+        assert_eq!(quantile(&hundred[..1], 99), Some(Duration::from_millis(1)));
+        assert_eq!(shown(quantile(&[], 50)), "-");
+    }
+
+    #[test]
+    fn a_notice_is_named_by_what_it_says() {
+        let name = |text: &str| notice(&serde_json::from_str(text).unwrap());
+        let waiting = r#"{"type":"callback.event","event":"waiting","position":2}"#;
+        assert_eq!(name(waiting).as_deref(), Some("waiting 2"));
+        assert_eq!(name(r#"{"type":"callback.ended"}"#).as_deref(), Some("ended"));
+    }
+}

@@ -1,0 +1,32 @@
+//! A private folder for one run, gone when the value goes, however the run ends.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes it among the system's temporary files, for our user only.
+    pub(super) fn make() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("causeway-demo-{}", uuid::Uuid::new_v4().simple()));
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "cannot remove the demo's folder");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The play: what two users, an agent and the sandbox's mishaps do, act by act, each act waiting for what it caused.
+//!
+//! Guarantees: every wait is for something seen on the other side (ledger, metrics, dead-letter queue) and ends in time.
+//! Leaves to others: telling what arrives (`witness.rs`), adding up (`account.rs`).
+
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::account::{done, notice};
+use super::scrape::Breaker;
+use super::stage::{Front, until};
+use super::timeline::{Timeline, Tone};
+use super::witness::Witness;
+use crate::app;
+use crate::cli::output;
+use crate::dead::replay::{self, Fate};
+use crate::dead::{self, Filter};
+use crate::message::Destination;
+use crate::queue::Queue;
+use crate::sandbox::{Entry, Operation, Rule, Side};
+
+/// Somebody who asks for a human.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Person {
+    pub(super) name: &'static str,
+    pub(super) conversation: &'static str,
+    opening: &'static str,
+}
+
+const ADA: &Person = &Person { name: "Ada", conversation: "demo-ada", opening: "My laptop is on fire" };
+const GRACE: &Person =
+    &Person { name: "Grace", conversation: "demo-grace", opening: "There is a moth in my relay" };
+
+impl Person {
+    pub(super) const ALL: &'static [&'static Self] = &[ADA, GRACE];
+
+    /// Whether this start is theirs.
+    pub(super) fn opened(&self, start: &Entry) -> bool {
+        start.text.as_deref().is_some_and(|text| text.starts_with(self.opening))
+    }
+}
+
+/// A request that Causeway answered with 202.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) person: &'static Person,
+    pub(super) operation: Operation,
+    pub(super) text: String,
+    /// When it was posted, or replayed.
+    pub(super) at: Timestamp,
+    pub(super) replayed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Play<'a> {
+    front: &'a Front,
+    timeline: &'a Timeline,
+    witness: &'a Witness<'a>,
+    speed: f64,
+    posts: Vec<Post>,
+    owed: Vec<(&'static Person, String)>,
+}
+
+impl<'a> Play<'a> {
+    pub(super) fn new(
+        front: &'a Front,
+        timeline: &'a Timeline,
+        witness: &'a Witness<'a>,
+        speed: f64,
+    ) -> Self {
+        Self { front, timeline, witness, speed, posts: Vec::new(), owed: Vec::new() }
+    }
+
+    /// Everything that Causeway took from the bot side, in its order.
+    pub(super) fn posts(&self) -> &[Post] {
+        &self.posts
+    }
+
+    /// The notices that must have reached the bot side.
+    pub(super) fn owed(&self) -> &[(&'static Person, String)] {
+        &self.owed
+    }
+
+    pub(super) async fn perform(&mut self) -> anyhow::Result<()> {
+        self.ask_for_a_human().await?;
+        self.agent_joins().await?;
+        self.talk().await?;
+        self.outage().await?;
+        let refused = self.refusal().await?;
+        self.replay(refused).await?;
+        self.end().await
+    }
+
+    async fn ask_for_a_human(&mut self) -> anyhow::Result<()> {
+        self.heading("1  Two users ask for a human")?;
+        self.start(GRACE).await?;
+        self.noticed(GRACE, "waiting 1").await?;
+        self.pause(0.8).await;
+        self.start(ADA).await?;
+        self.noticed(ADA, "waiting 2").await?;
+        self.pause(1.5).await;
+        Ok(())
+    }
+
+    async fn agent_joins(&mut self) -> anyhow::Result<()> {
+        self.heading("2  The queue moves, the agent joins")?;
+        for person in [GRACE, ADA] {
+            self.tell("Beth", Tone::Act, &format!("takes {}'s chat", person.name))?;
+            self.front.sandbox.agent_accept(&self.group(person)?).await?;
+            self.noticed(person, "joined").await?;
+            if person == GRACE {
+                self.noticed(ADA, "waiting 1").await?;
+            }
+            self.pause(1.0).await;
+        }
+        self.settled().await
+    }
+
+    async fn talk(&mut self) -> anyhow::Result<()> {
+        self.heading("3  Messages both ways; the bot side stumbles twice, which nobody notices")?;
+        self.beth(ADA, "How big is the fire?").await?;
+        self.pause(1.0).await;
+        self.write(ADA, "About one keyboard wide").await?;
+        self.pause(0.8).await;
+        self.front.sandbox.script().fail(Rule::new(Side::Events).times(2).status(503));
+        self.beth(ADA, "Please pour it out of the window").await?;
+        self.beth(ADA, "The laptop, not the coffee").await?;
+        self.write(GRACE, "It is quite dead, I taped it into my logbook").await?;
+        self.settled().await?;
+        self.pause(1.0).await;
+        Ok(())
+    }
+
+    async fn outage(&mut self) -> anyhow::Result<()> {
+        self.heading("4  ServiceNow goes down")?;
+        let script = self.front.sandbox.script();
+        let rule = script.fail(Rule::new(Side::ServiceNow).html_page());
+        self.write(ADA, "It is out of the window").await?;
+        self.breaker("trips", |breaker| breaker != Breaker::Passing).await?;
+        let before_the_probe = self.pages();
+        for text in ["It is still burning", "There is a cat down there"] {
+            self.pause(0.6).await;
+            self.write(ADA, text).await?;
+        }
+        self.write(GRACE, "Should I keep the moth?").await?;
+        // The other direction is not down, and not delayed.
+        self.beth(ADA, "I am still here, only my desk is asleep").await?;
+        self.all_taken_by_xo().await?;
+        until("ServiceNow's queue holds four messages", async || {
+            Ok(self.front.scrape().await?.waiting(Destination::ServiceNow) == 4)
+        })
+        .await?;
+        self.tell("Causeway", Tone::Act, "4 messages wait on disk, in order")?;
+        until("a probe meets the outage", async || Ok(self.pages() > before_the_probe)).await?;
+
+        self.heading("5  ServiceNow comes back")?;
+        script.remove(rule);
+        self.tell("ServiceNow", Tone::Act, "wakes up; nobody tells Causeway")?;
+        self.breaker("passes again", |breaker| breaker == Breaker::Passing).await?;
+        self.settled().await?;
+        self.pause(1.5).await;
+        Ok(())
+    }
+
+    /// The text that was refused.
+    async fn refusal(&mut self) -> anyhow::Result<&'static str> {
+        self.heading("6  ServiceNow refuses one message for good; nobody else waits for it")?;
+        let refused = "The cat says <script>";
+        let rule = Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(refused);
+        self.front.sandbox.script().fail(rule.status(400));
+        self.write(ADA, refused).await?;
+        let (moth, cat) = ("The moth is fine in the logbook", "The cat is fine, too");
+        self.write(GRACE, moth).await?;
+        self.write(ADA, cat).await?;
+        let queue = app::open_desk(&self.front.settings).await?;
+        let buried = until("the refused message is a dead letter", async || {
+            Ok(!dead::list(&queue, &Filter::default()).await?.is_empty())
+        })
+        .await;
+        let told = match buried {
+            Ok(()) => self.tell_dead(&queue).await,
+            Err(error) => Err(error),
+        };
+        queue.close().await;
+        told?;
+        self.taken_but(Some(refused)).await?;
+        let (grace, ada) = (self.took(moth)?.as_millis(), self.took(cat)?.as_millis());
+        let others = format!("Grace's message had arrived after {grace} ms, Ada's next one after {ada} ms");
+        self.tell("Causeway", Tone::Good, &others)?;
+        self.pause(1.5).await;
+        Ok(refused)
+    }
+
+    async fn tell_dead(&self, queue: &Queue) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        dead::look::<anyhow::Error>(queue, &Filter::default(), |dead| {
+            let (reason, kind) = (dead.reason, dead.message.kind);
+            lines.push(format!(
+                "dead letter: {kind}, {reason}, attempts: {}; kept until somebody decides",
+                dead.story.count()
+            ));
+            Ok(())
+        })
+        .await?;
+        Ok(lines.iter().try_for_each(|line| self.tell("Causeway", Tone::Bad, line))?)
+    }
+
+    async fn replay(&mut self, refused: &str) -> anyhow::Result<()> {
+        self.heading("7  The cause is removed, the dead letter is replayed")?;
+        self.front.sandbox.script().clear();
+        self.tell("ServiceNow", Tone::Act, "its administrator removes the rule that refused the text")?;
+        self.pause(1.0).await;
+        self.tell("operator", Tone::Act, "causeway dead replay --yes")?;
+        let post = self.posts.iter_mut().find(|post| post.text == refused);
+        let post = post.context("the refused message was never sent")?;
+        (post.at, post.replayed) = (crate::clock::now(), true);
+        let replayed = replay_all(self.front).await?;
+        self.tell("operator", Tone::Good, &format!("replayed {}", output::counted(replayed, "message")))?;
+        self.settled().await?;
+        self.pause(1.5).await;
+        Ok(())
+    }
+
+    async fn end(&mut self) -> anyhow::Result<()> {
+        self.heading("8  The chats end, the bot takes over")?;
+        self.tell("Beth", Tone::Act, "closes Ada's chat")?;
+        self.front.sandbox.agent_closes(&self.group(ADA)?).await?;
+        self.noticed(ADA, "ended").await?;
+        self.pause(0.8).await;
+        self.tell(GRACE.name, Tone::Act, "says good-bye")?;
+        let request = json!({ "type": "end", "conversation_id": GRACE.conversation, "reason": "user" });
+        self.post(GRACE, Operation::Leave, "", &request).await?;
+        self.noticed(GRACE, "ended").await?;
+        self.settled().await
+    }
+
+    async fn start(&mut self, person: &'static Person) -> anyhow::Result<()> {
+        self.tell(person.name, Tone::Act, &format!("asks for a human: \"{}\"", person.opening))?;
+        let user = json!({ "id": person.conversation, "name": person.name });
+        let (conversation, message) = (person.conversation, person.opening);
+        let request =
+            json!({ "type": "start", "conversation_id": conversation, "message": message, "user": user });
+        self.post(person, Operation::Start, person.opening, &request).await
+    }
+
+    async fn write(&mut self, person: &'static Person, text: &str) -> anyhow::Result<()> {
+        self.tell(person.name, Tone::Act, &format!("writes: \"{text}\""))?;
+        let request = json!({ "type": "message", "conversation_id": person.conversation, "message": text });
+        self.post(person, Operation::Message, text, &request).await
+    }
+
+    async fn post(
+        &mut self,
+        person: &'static Person,
+        operation: Operation,
+        text: &str,
+        request: &Value,
+    ) -> anyhow::Result<()> {
+        let at = crate::clock::now();
+        self.front.hand_off(request).await?;
+        self.posts.push(Post { person, operation, text: text.to_owned(), at, replayed: false });
+        Ok(())
+    }
+
+    async fn beth(&self, to: &Person, text: &str) -> anyhow::Result<()> {
+        self.tell("Beth", Tone::Act, &format!("writes to {}: \"{text}\"", to.name))?;
+        Ok(self.front.sandbox.agent_says(&self.group(to)?, text).await?)
+    }
+
+    /// ServiceNow's name for somebody's chat, as the ledger knows it.
+    fn group(&self, person: &Person) -> anyhow::Result<String> {
+        let starts = self
+            .front
+            .sandbox
+            .ledger()
+            .find(|entry| entry.operation == Operation::Start && entry.applied && person.opened(entry));
+        let group = starts.into_iter().find_map(|start| start.group);
+        group.with_context(|| format!("{} has no chat", person.name))
+    }
+
+    /// Waits for a notice to be taken by the bot side, and notes that it was owed.
+    async fn noticed(&mut self, person: &'static Person, what: &str) -> anyhow::Result<()> {
+        self.owed.push((person, what.to_owned()));
+        let is_it = |entry: &Entry| {
+            let body = serde_json::from_str::<Value>(&entry.body).unwrap_or_default();
+            notice(&body).as_deref() == Some(what)
+        };
+        let arrived = |entry: &Entry| {
+            entry.side == Side::Events
+                && entry.applied
+                && entry.conversation.as_deref() == Some(person.conversation)
+                && is_it(entry)
+        };
+        until(&format!("{} is told \"{what}\"", person.name), async || {
+            Ok(self.front.sandbox.ledger().count(arrived) > 0)
+        })
+        .await
+    }
+
+    async fn breaker(&self, what: &str, holds: impl Fn(Breaker) -> bool) -> anyhow::Result<()> {
+        until(&format!("the breaker {what}"), async || {
+            Ok(holds(self.front.scrape().await?.breaker(Destination::ServiceNow)))
+        })
+        .await
+    }
+
+    /// How often the outage was met.
+    fn pages(&self) -> usize {
+        self.front.sandbox.ledger().count(|entry| entry.fault == Some("html_page"))
+    }
+
+    /// Waits until everything said so far has arrived.
+    async fn settled(&self) -> anyhow::Result<()> {
+        self.taken_but(None).await?;
+        self.all_taken_by_xo().await
+    }
+
+    async fn taken_but(&self, missing: Option<&str>) -> anyhow::Result<()> {
+        let wanted = self.posts.iter().filter(|post| missing != Some(post.text.as_str())).count();
+        until("ServiceNow has taken what the users sent", async || {
+            let taken =
+                |entry: &Entry| entry.side == Side::ServiceNow && !entry.outbound && entry.operation.moves();
+            Ok(self.front.sandbox.ledger().count(|entry| taken(entry) && entry.applied) >= wanted)
+        })
+        .await
+    }
+
+    async fn all_taken_by_xo(&self) -> anyhow::Result<()> {
+        until("the bot side has taken what the agent sent", async || {
+            let ledger = self.front.sandbox.ledger();
+            let posted = ledger.count(|entry| entry.outbound);
+            let said = Some("callback.message");
+            Ok(ledger
+                .count(|entry| entry.side == Side::Events && entry.applied && entry.event.as_deref() == said)
+                >= posted)
+        })
+        .await
+    }
+
+    fn heading(&self, title: &str) -> std::io::Result<()> {
+        self.witness.catch_up()?;
+        self.timeline.heading(title)
+    }
+
+    fn tell(&self, who: &str, tone: Tone, what: &str) -> std::io::Result<()> {
+        self.witness.catch_up()?;
+        self.timeline.tell(who, tone, what)
+    }
+
+    /// How long a message was on its way.
+    fn took(&self, text: &str) -> anyhow::Result<Duration> {
+        let post = self.posts.iter().find(|post| post.text == text).context("it was never sent")?;
+        let ledger = self.front.sandbox.ledger();
+        let arrived = ledger.find(|entry| entry.applied && entry.text.as_deref() == Some(text));
+        let done = arrived.first().map(done).context("it never arrived")?;
+        Ok(Duration::try_from(done.duration_since(post.at)).unwrap_or_default())
+    }
+
+    async fn pause(&self, seconds: f64) {
+        tokio::time::sleep(Duration::from_secs_f64(seconds / self.speed)).await;
+    }
+}
+
+/// What `causeway dead replay --yes` does, beside the running relay.
+async fn replay_all(front: &Front) -> anyhow::Result<u64> {
+    let queue = app::open_desk(&front.settings).await?;
+    let done = async {
+        let directory = app::open_directory(&front.settings).await?;
+        let filter = Filter::default();
+        let plan = replay::plan(&queue, &filter, async |id| directory.was_delivered(id).await).await;
+        directory.close().await;
+        let plan = plan?;
+        anyhow::ensure!(plan.count(Fate::Replay) == 1, "there is not exactly one dead letter to replay");
+        Ok(replay::run(&queue, &filter, &plan, None, |_| {}).await?.replayed)
+    };
+    let done = done.await;
+    queue.close().await;
+    done
+}

@@ -1,0 +1,232 @@
+//! What the demo plays on: the sandbox, a Causeway in the same process, a folder for its files; and the way back to an
+//! empty machine.
+//!
+//! Guarantees: free ports, settings of its own whatever the environment says, files removed also after a failure.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use url::Url;
+
+use super::folder::Folder;
+use super::scrape::Scrape;
+use crate::app::{App, Roles, USER_AGENT};
+use crate::cli::Failure;
+use crate::config::{Environment, Purpose, Settings};
+use crate::platform::http::Call;
+use crate::platform::{Http, HttpSettings};
+use crate::sandbox::{Accept, AgentSettings, CallbackCredential, CallbackSettings, Sandbox, SandboxSettings};
+use crate::tasks::{self, Stop};
+
+/// How long any one thing may take to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// It guards nothing: everything behind it is made up and gone in a moment.
+const TOKEN: &str = "demo";
+/// The sandbox forgets what is older, should somebody keep the demo for days.
+const LEDGER_KEEPS: usize = 100_000;
+
+/// What the play and its witness may use.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) sandbox: Sandbox,
+    pub(super) settings: Settings,
+    http: Http,
+    public: Url,
+    admin: Url,
+}
+
+/// The running Causeway.
+#[derive(Debug)]
+pub(super) struct Relay(JoinHandle<anyhow::Result<()>>);
+
+/// Everything that has to be put away.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) front: Front,
+    stop: Stop,
+    pub(super) relay: Relay,
+    folder: Folder,
+}
+
+impl Stage {
+    /// Starts everything and waits until it is ready.
+    pub(super) async fn set() -> Result<Self, Failure> {
+        let folder = Folder::make()?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let sandbox = Sandbox::start(listener, sandbox_settings()).await;
+        let settings = settings(&folder, &sandbox)?;
+        let stop = Stop::default();
+        let app = Box::pin(App::start(settings.clone(), Roles::Serve, &stop)).await?;
+        let public = app.public.context("the ingress has no address")?;
+        let (public, admin) = (url(&format!("http://{public}"))?, url(&format!("http://{}", app.admin))?);
+        let relay = Relay(tasks::spawn(app.finish()));
+        let callbacks = public.join("/v1/callbacks/servicenow").map_err(anyhow::Error::from)?;
+        let credential =
+            CallbackCredential::Header { name: "x-causeway-token".to_owned(), value: TOKEN.to_owned() };
+        sandbox
+            .set_callback(Some(CallbackSettings { credential, ..CallbackSettings::to(callbacks.as_str()) }));
+        let http = HttpSettings { timeout: PATIENCE, user_agent: USER_AGENT.to_owned() };
+        let http = Http::new(&http).map_err(anyhow::Error::from)?;
+        let front = Front { sandbox, settings, http, public, admin };
+        let stage = Self { front, stop, relay, folder };
+        until("Causeway is ready", async || stage.front.ready().await).await?;
+        Ok(stage)
+    }
+
+    /// Stops everything and removes the files.
+    pub(super) async fn strike(self) -> anyhow::Result<()> {
+        self.stop.ask();
+        // Where it ended by itself, that was told already, and a handle may not be asked twice.
+        let ended = if self.relay.0.is_finished() { Ok(()) } else { self.relay.0.await? };
+        self.front.sandbox.stop().await;
+        drop(self.folder);
+        ended
+    }
+}
+
+impl Relay {
+    /// Waits for it to end by itself, which it should not.
+    pub(super) async fn failure(&mut self) -> anyhow::Error {
+        match (&mut self.0).await {
+            Ok(Err(error)) => error.context("Causeway stopped"),
+            Ok(Ok(())) => anyhow::anyhow!("Causeway stopped"),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+fn sandbox_settings() -> SandboxSettings {
+    let agent = AgentSettings {
+        accept: Accept::Manual,
+        greeting: "Hello, this is Beth. Let me have a look.".to_owned(),
+        ..AgentSettings::default()
+    };
+    let keep = Some(LEDGER_KEEPS);
+    SandboxSettings { agent, keep, events_token: Some(TOKEN.to_owned()), ..SandboxSettings::default() }
+}
+
+/// The demo's own settings: nothing of the environment, nothing of a file.
+fn settings(folder: &Folder, sandbox: &Sandbox) -> Result<Settings, Failure> {
+    let built_in = SandboxSettings::default();
+    let data_dir =
+        folder.path().to_str().context("the system's temporary folder has a name that is not text")?;
+    let queue_id = built_in.queues.first().map(|queue| queue.id.as_str()).unwrap_or_default();
+    let pairs = [
+        ("CAUSEWAY_DATA_DIR", data_dir),
+        ("CAUSEWAY_DRAIN", "5s"),
+        // A laptop's disk may be slow; nobody here would post again.
+        ("CAUSEWAY_QUEUE__PUBLISH_TIMEOUT", "20s"),
+        // Few, so that the probe soon finds the partition that has messages.
+        ("CAUSEWAY_QUEUE__PARTITIONS", "2"),
+        ("CAUSEWAY_SERVICENOW__HOST_URL", sandbox.servicenow_url()),
+        ("CAUSEWAY_SERVICENOW__USERNAME", &built_in.username),
+        ("CAUSEWAY_SERVICENOW__PASSWORD", &built_in.password),
+        ("CAUSEWAY_SERVICENOW__QUEUE_ID", queue_id),
+        ("CAUSEWAY_SERVICENOW__POLL_WAITING", "300ms"),
+        ("CAUSEWAY_SERVICENOW__POLL_ACTIVE", "300ms"),
+        ("CAUSEWAY_XO__CALLBACK_URL", &sandbox.xo_callback_url()),
+        ("CAUSEWAY_HANDOFFS__EVENTS_URL", &sandbox.events_url()),
+        ("CAUSEWAY_HANDOFFS__EVENTS_TOKEN", TOKEN),
+        ("CAUSEWAY_INGRESS__LISTEN", "127.0.0.1:0"),
+        ("CAUSEWAY_INGRESS__SERVICENOW__TOKEN", TOKEN),
+        ("CAUSEWAY_INGRESS__HANDOFFS__TOKEN", TOKEN),
+        ("CAUSEWAY_ADMIN__LISTEN", "127.0.0.1:0"),
+    ];
+    Ok(Settings::load(None, &Environment::from(pairs), Purpose::Serve)?)
+}
+
+fn url(text: &str) -> anyhow::Result<Url> {
+    Url::parse(text).with_context(|| format!("{text} is not an address"))
+}
+
+/// Asks again and again until it holds; when the time is up, says what it waited for.
+pub(super) async fn until(what: &str, holds: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let asked = async {
+        while !holds().await? {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    };
+    let gave_up = || {
+        let seconds = PATIENCE.as_secs();
+        Err(anyhow::anyhow!("gave up after {seconds} s of waiting until {what}: --log info may say why"))
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| gave_up())
+}
+
+impl Front {
+    /// Posts a handoff request as a bot would; only a 202 is good.
+    pub(super) async fn hand_off(&self, request: &Value) -> anyhow::Result<()> {
+        let url = self.public.join("/v1/handoffs")?;
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {TOKEN}"))?);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = Some(Bytes::from(request.to_string()));
+        let reply = self.http.call(Call { method: Method::POST, url, headers, body }).await;
+        let reply = reply.map_err(|error| anyhow::anyhow!("POST /v1/handoffs: {error}"))?;
+        if reply.status != StatusCode::ACCEPTED {
+            bail!("POST /v1/handoffs was answered {} instead of 202", reply.status);
+        }
+        Ok(())
+    }
+
+    async fn ready(&self) -> anyhow::Result<bool> {
+        Ok(self.get("/readyz").await?.0 == StatusCode::OK)
+    }
+
+    pub(super) async fn scrape(&self) -> anyhow::Result<Scrape> {
+        let (status, text) = self.get("/metrics").await?;
+        if status != StatusCode::OK {
+            bail!("GET /metrics was answered {status}");
+        }
+        Ok(Scrape(text))
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
+        let url = self.admin.join(path)?;
+        let call = Call { method: Method::GET, url, headers: HeaderMap::new(), body: None };
+        let told = |error| anyhow::anyhow!("GET {path}: {error}");
+        let reply = self.http.call(call).await.map_err(told)?;
+        let body = reply.body.map_err(told)?;
+        Ok((reply.status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
+    /// Lines for another terminal.
+    pub(super) fn invitation(&self) -> String {
+        let address = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
+        let (public, admin, sandbox) = (address(&self.public), address(&self.admin), self.sandbox.url());
+        let data = self.settings.data_dir.display();
+        format!(
+            r#"  C={public}   # Causeway: handoffs and callbacks
+  M={admin}   # Causeway: metrics and health
+  S={sandbox}   # the sandbox: ServiceNow, the bot side, and faults for both
+
+  # ask for a human, see the conversation and its group, let the agent take it and write
+  curl $C/v1/handoffs -H 'Authorization: Bearer {TOKEN}' -H 'Content-Type: application/json' \
+       -d '{{"type": "start", "conversation_id": "mine", "message": "Hello?"}}'
+  curl $C/v1/conversations/mine -H 'Authorization: Bearer {TOKEN}'
+  curl -X POST $S/sandbox/agents/GROUP/accept
+  curl $S/sandbox/agents/GROUP/say -d '{{"text": "Have you tried water?"}}'
+  curl "$S/sandbox/ledger?side=events&conversation=mine"
+
+  # take ServiceNow down, write, watch, bring it back ($S/sandbox lists every fault)
+  curl $S/sandbox/rules -d '{{"side": "servicenow", "fault": {{"kind": "html_page"}}}}'
+  curl $C/v1/handoffs -H 'Authorization: Bearer {TOKEN}' -H 'Content-Type: application/json' \
+       -d '{{"type": "message", "conversation_id": "mine", "message": "Still there?"}}'
+  curl -s $M/metrics | grep ^causeway_
+  curl -X DELETE $S/sandbox/rules
+
+  # look at dead letters and conversations from beside
+  CAUSEWAY_DATA_DIR={data} CAUSEWAY_QUEUE__PARTITIONS=2 causeway dead list
+  CAUSEWAY_DATA_DIR={data} causeway conversations list"#
+        )
+    }
+}

@@ -1,0 +1,173 @@
+//! Tells what it sees arrive: every line comes from the sandbox's ledger or from Causeway's metrics, none from the script.
+//!
+//! Leaves to others: what the people do (`play.rs`), adding up (`account.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::play::Person;
+use super::scrape::Breaker;
+use super::stage::Front;
+use super::timeline::{Timeline, Tone};
+use crate::message::Destination;
+use crate::sandbox::{Entry, Operation, Side};
+
+/// How often the breaker is looked at when nothing arrives.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Sees and tells.
+#[derive(Debug)]
+pub(super) struct Witness<'a> {
+    front: &'a Front,
+    timeline: &'a Timeline,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    told: BTreeSet<u64>,
+    groups: BTreeMap<String, &'static str>,
+    breaker: Breaker,
+    /// The probe that gets through is told once, before the metrics know of it.
+    probe_due: bool,
+}
+
+impl<'a> Witness<'a> {
+    pub(super) fn new(front: &'a Front, timeline: &'a Timeline) -> Self {
+        let (told, groups) = (BTreeSet::new(), BTreeMap::new());
+        let seen = Seen { told, groups, breaker: Breaker::Passing, probe_due: false };
+        Self { front, timeline, seen: Mutex::new(seen) }
+    }
+
+    /// Tells whatever arrives, until it is dropped or cannot go on.
+    pub(super) async fn follow(&self) -> anyhow::Error {
+        loop {
+            self.front
+                .sandbox
+                .ledger()
+                .wait_for(|ledger| ledger.count(|entry| self.is_untold(entry)) > 0, LOOK_EVERY)
+                .await;
+            if let Err(error) = self.look().await {
+                return error;
+            }
+        }
+    }
+
+    async fn look(&self) -> anyhow::Result<()> {
+        let breaker = self.front.scrape().await?.breaker(Destination::ServiceNow);
+        // What changed the breaker stands in the ledger by now, and comes first.
+        self.catch_up()?;
+        if let Some((tone, what)) = self.seen().breaker_is(breaker) {
+            self.timeline.tell("Causeway", tone, what)?;
+        }
+        Ok(())
+    }
+
+    /// Tells what has arrived and was not told yet. Whoever tells something else calls this first, to keep the order.
+    pub(super) fn catch_up(&self) -> std::io::Result<()> {
+        for entry in self.front.sandbox.ledger().find(|entry| self.is_untold(entry)) {
+            let mut seen = self.seen();
+            seen.told.insert(entry.seq);
+            let (who, news) = match entry.side {
+                Side::ServiceNow => ("ServiceNow", seen.servicenow(&entry)),
+                Side::Xo | Side::Events => ("bot side", event(&entry)),
+            };
+            if let Some((tone, what)) = news {
+                self.timeline.tell(who, tone, &what)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_untold(&self, entry: &Entry) -> bool {
+        is_news(entry) && !self.seen().told.contains(&entry.seq)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn breaker_is(&mut self, breaker: Breaker) -> Option<(Tone, &'static str)> {
+        match (std::mem::replace(&mut self.breaker, breaker), breaker) {
+            (Breaker::Passing, Breaker::Tripped | Breaker::Probing) => {
+                self.probe_due = true;
+                let what = "breaker tripped: nothing more goes to ServiceNow until a probe gets through";
+                Some((Tone::Bad, what))
+            }
+            (Breaker::Tripped | Breaker::Probing, Breaker::Passing) => {
+                Some((Tone::Good, "breaker passing: what waited goes on"))
+            }
+            _ => None,
+        }
+    }
+
+    fn servicenow(&mut self, entry: &Entry) -> Option<(Tone, String)> {
+        let (text, user) = (first_line(entry), self.user(entry));
+        if entry.fault == Some("html_page") {
+            let again =
+                if self.probe_due { "the probe gets the web page again" } else { "answers with a web page" };
+            return Some((Tone::Bad, format!("{again} (200, HTML): the instance hibernates")));
+        }
+        if !entry.applied {
+            let status = entry.status?;
+            return Some((Tone::Bad, format!("refuses with {status}: {user}: \"{text}\"")));
+        }
+        let probe = if std::mem::take(&mut self.probe_due) { "the probe gets through: " } else { "" };
+        let what = match entry.operation {
+            Operation::Start => format!("{probe}a chat waits in the queue: {user}: \"{text}\""),
+            Operation::Leave => format!("{probe}{user} has left the chat"),
+            _ => format!("{probe}the agent reads {user}: \"{text}\""),
+        };
+        Some((if probe.is_empty() { Tone::Arrived } else { Tone::Good }, what))
+    }
+
+    /// Whose chat it is; only the start says so, by its words.
+    fn user(&mut self, entry: &Entry) -> &'static str {
+        let opening = |person: &&&Person| entry.operation == Operation::Start && person.opened(entry);
+        let group = entry.group.clone().unwrap_or_default();
+        if let Some(person) = Person::ALL.iter().find(opening) {
+            self.groups.insert(group.clone(), person.name);
+        }
+        self.groups.get(&group).copied().unwrap_or("somebody")
+    }
+}
+
+/// What is worth a line: what moves a conversation and has been answered, and every web page that stands for an answer.
+fn is_news(entry: &Entry) -> bool {
+    let page = entry.fault == Some("html_page");
+    !entry.outbound && entry.finished.is_some() && (page || entry.operation.moves())
+}
+
+fn event(entry: &Entry) -> Option<(Tone, String)> {
+    if !entry.applied {
+        return Some((Tone::Bad, format!("answers {}: Causeway will try again", entry.status?)));
+    }
+    let body: Value = serde_json::from_str(&entry.body).ok()?;
+    let field = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or("?");
+    let user = Person::ALL.iter().find(|person| Some(person.conversation) == entry.conversation.as_deref());
+    let user = user.map_or("somebody", |person| person.name);
+    let what = match (entry.event.as_deref()?, field("event")) {
+        ("callback.message", _) => format!("{user} reads {}: \"{}\"", field("agent"), field("message")),
+        ("callback.event", "waiting") => {
+            let position = body.get("position").and_then(Value::as_u64).unwrap_or(0);
+            format!("{user} is told: number {position} in the queue, about {}", field("wait"))
+        }
+        ("callback.event", "joined") => format!("{user} is told: {} has joined", field("agent")),
+        ("callback.ended", _) => {
+            let what =
+                format!("hears that {user}'s chat was ended by the {}: the bot takes over", field("reason"));
+            return Some((Tone::Good, what));
+        }
+        (other, event) => format!("{user}: {other} {event}"),
+    };
+    Some((Tone::Arrived, what))
+}
+
+fn first_line(entry: &Entry) -> &str {
+    entry.text.as_deref().and_then(|text| text.lines().next()).unwrap_or_default()
+}

@@ -1,0 +1,103 @@
+//! A consumer with a channel of its own, let go of in the only way that keeps the order.
+//!
+//! Dropping lapin's `Consumer` cancels it, and a consumer that is cancelled while it holds messages lets later ones
+//! overtake them. Guarantees: whoever drops this, closes it, or is aborted between two awaits, the channel is closed first
+//! and the consumer goes after it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection, Consumer};
+
+use super::topology::ANSWER_TIMEOUT;
+use super::{RabbitError, within};
+use crate::queue::QueueError;
+use crate::tasks;
+
+const CONDEMN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What to borrow, and how much at a time.
+pub(super) struct Wish {
+    pub(super) queue: ShortString,
+    pub(super) tag: ShortString,
+    pub(super) prefetch: u16,
+    pub(super) options: BasicConsumeOptions,
+    pub(super) arguments: FieldTable,
+}
+
+/// See the head of this file.
+pub(super) struct Borrowing {
+    connection: Arc<Connection>,
+    channel: Channel,
+    /// `None` once it is being let go.
+    consumer: Option<Consumer>,
+}
+
+impl Borrowing {
+    /// Opens in a task of its own: abandoned halfway, a consumer that the broker has begun to serve would be cancelled.
+    pub(super) async fn open(connection: Arc<Connection>, wish: Wish) -> Result<Self, RabbitError> {
+        let opened = tasks::spawn(async move {
+            let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+            within(ANSWER_TIMEOUT, channel.basic_qos(wish.prefetch, BasicQosOptions::default())).await?;
+            let consume = channel.basic_consume(wish.queue, wish.tag, wish.options, wish.arguments);
+            let consumer = Some(within(ANSWER_TIMEOUT, consume).await?);
+            Ok(Self { connection, channel, consumer })
+        });
+        let gone = |_| RabbitError::Fatal(QueueError::Unavailable("the process is ending".into()));
+        opened.await.map_err(gone)?
+    }
+
+    pub(super) const fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// `None` when the consumer is over. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
+        self.consumer.as_mut()?.next().await
+    }
+
+    /// Gives everything back, in order.
+    pub(super) async fn close(mut self) {
+        if let Some(letting_go) = self.let_go() {
+            // Also in a task, which goes on when the caller does not.
+            let _ = tasks::spawn(letting_go).await;
+        }
+    }
+
+    fn let_go(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let consumer = self.consumer.take()?;
+        let (connection, channel) = (self.connection.clone(), self.channel.clone());
+        Some(async move {
+            // A channel that is closed already has given everything back.
+            if channel.status().connected() {
+                let closing = within(ANSWER_TIMEOUT, channel.close(200, "given back".into())).await;
+                if matches!(closing, Err(RabbitError::Silent(_))) {
+                    condemn(&connection).await;
+                }
+            }
+            drop(consumer);
+        })
+    }
+}
+
+impl Drop for Borrowing {
+    fn drop(&mut self) {
+        if let Some(letting_go) = self.let_go()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            tasks::spawn(letting_go);
+        }
+    }
+}
+
+/// A channel could not be closed: only the end of its whole connection returns its messages in order.
+async fn condemn(connection: &Connection) {
+    if connection.status().connected() {
+        tracing::warn!("a channel did not close in time; closing its connection");
+        let _ = within(CONDEMN_TIMEOUT, connection.close(200, "channel did not close".into())).await;
+    }
+}
