@@ -11,10 +11,24 @@
 #[macro_use]
 mod harness;
 
+mod breaker;
 mod cli;
 mod config;
+mod conversations;
+mod dead_letter;
+mod demo;
 mod directory;
+mod faults;
+mod ingress;
+mod metrics;
+mod ordering;
+mod platforms;
 mod queue_contract;
 mod queue_embedded;
+mod rabbit;
 mod replay;
+mod retry;
+mod scale_out;
+mod settings_of_delivery;
+mod shutdown;
 mod tidy;

@@ -1,6 +1,6 @@
 //! The clauses of `src/queue/mod.rs`, one test each, on every engine. What only one engine promises has its own file.
 //!
-//! A [`Place`] is where an engine keeps its messages; each [`Place::open`] is what one process would do.
+//! A bench is where an engine keeps its messages; each [`open`] is what one process would do.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that finds the unexpected has failed")]
 
 use std::collections::BTreeMap;
@@ -10,100 +10,95 @@ use causeway::message::{
     AttemptRecord, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use causeway::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
 use causeway::queue::{Loan, PartitionId, Queue, QueueError, QueueTuning, Siding, Subscription};
-use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
-const PARTITIONS: u16 = 4;
-const PREFETCH: u16 = 8;
+use super::harness::amqp::Amqp;
+use super::harness::matrix::Bench;
+
+pub(super) const PARTITIONS: u16 = 4;
+pub(super) const PREFETCH: u16 = 8;
 /// Everything that is to happen happens within this time.
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 /// What is not to happen is watched for so long.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// Where the messages of one test are.
-enum Place {
-    Embedded(TempDir),
+pub(super) fn tuning() -> QueueTuning {
+    QueueTuning { partitions: PARTITIONS, prefetch: PREFETCH, publish_timeout: Duration::from_secs(5) }
 }
 
-impl Place {
-    fn embedded() -> Self {
-        Self::Embedded(tempfile::tempdir().unwrap())
-    }
-
-    /// What a process does that starts.
-    async fn open(&self) -> Queue {
-        let tuning = QueueTuning {
-            partitions: PARTITIONS,
-            prefetch: PREFETCH,
-            publish_timeout: Duration::from_secs(5),
-        };
-        match self {
-            Self::Embedded(folder) => {
-                let data_dir = folder.path().to_owned();
-                let settings = EmbeddedSettings { data_dir, tuning, max_messages: None };
-                Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap())
-            }
+/// What a process does that starts.
+async fn open(bench: &Bench) -> Queue {
+    match bench.vhost() {
+        None => {
+            let data_dir = bench.folder().to_owned();
+            let settings = EmbeddedSettings { data_dir, tuning: tuning(), max_messages: None };
+            Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap())
         }
-    }
-
-    /// Makes every message that waits one that this version cannot read; the queue is closed meanwhile.
-    fn make_unreadable(&self) {
-        match self {
-            Self::Embedded(folder) => {
-                let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
-                file.execute("UPDATE message SET kind = 'handoff.hologram'", []).unwrap();
-            }
-        }
+        Some(vhost) => open_rabbit(&vhost.url()).await,
     }
 }
 
-/// One test for each engine.
-macro_rules! clauses {
-    ($($(#[$doc:meta])* async fn $name:ident($place:ident) $body:block)+) => { $(
-        $(#[$doc])*
-        mod $name {
-            use super::*;
-
-            async fn clause($place: Place) $body
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn embedded() {
-                clause(Place::embedded()).await;
-            }
-        }
-    )+ };
+/// The same, on whatever broker is behind the URL.
+pub(super) async fn open_rabbit(url: &str) -> Queue {
+    let rabbit = RabbitQueue::open(rabbit_settings(url, tuning()));
+    rabbit.ready(SOON).await.unwrap();
+    Queue::Rabbit(rabbit)
 }
 
-fn text(lane: &str, number: usize) -> Message {
+pub(super) fn rabbit_settings(url: &str, tuning: QueueTuning) -> RabbitSettings {
+    RabbitSettings {
+        url: url.into(),
+        heartbeat: Duration::from_secs(4),
+        tuning,
+        usage: RabbitUse::Work,
+        worker: MessageId::fresh().to_string(),
+    }
+}
+
+/// Makes the one message that waits at home one that this version cannot read; the queue is closed meanwhile.
+async fn make_unreadable(bench: &Bench) {
+    let Some(vhost) = bench.vhost() else {
+        let file = rusqlite::Connection::open(bench.folder().join("queue.sqlite")).unwrap();
+        file.execute("UPDATE message SET kind = 'handoff.hologram'", []).unwrap();
+        return;
+    };
+    let amqp = Amqp::open(&vhost.url()).await;
+    let taken = amqp.take(&format!("w.{}", home())).await;
+    let properties = taken.properties.with_type("handoff.hologram".into());
+    amqp.publish("in", &home().to_string(), &taken.data, properties).await;
+}
+
+pub(super) fn text(lane: &str, number: usize) -> Message {
     let lane = LaneKey::parse(lane).unwrap();
     Message::new(MessageId::fresh(), Kind::CallbackMessage, lane, format!("{number}"))
 }
 
-fn number(message: &Message) -> usize {
+pub(super) fn number(message: &Message) -> usize {
     std::str::from_utf8(&message.body).unwrap().parse().unwrap()
 }
 
 /// The partition of the lane in which most tests write.
-fn home() -> PartitionId {
+pub(super) fn home() -> PartitionId {
     PartitionId::of(Destination::Xo, &LaneKey::parse("home").unwrap(), PARTITIONS)
 }
 
-async fn fill(queue: &Queue, numbers: std::ops::Range<usize>) {
+pub(super) async fn fill(queue: &Queue, numbers: std::ops::Range<usize>) {
     for number in numbers {
         queue.publish(&text("home", number)).await.unwrap();
     }
 }
 
-async fn borrow(queue: &Queue) -> Subscription {
+pub(super) async fn borrow(queue: &Queue) -> Subscription {
     timeout(SOON, queue.subscribe(home())).await.expect("nobody else borrows").unwrap()
 }
 
-async fn next(subscription: &mut Subscription) -> Loan {
+pub(super) async fn next(subscription: &mut Subscription) -> Loan {
     timeout(SOON, subscription.next()).await.expect("something is lent").expect("the subscription goes on")
 }
 
-async fn next_numbers(subscription: &mut Subscription, count: usize) -> Vec<usize> {
+pub(super) async fn next_numbers(subscription: &mut Subscription, count: usize) -> Vec<usize> {
     let mut numbers = Vec::new();
     for _ in 0..count {
         numbers.push(number(&next(subscription).await.message));
@@ -115,7 +110,7 @@ async fn nothing_is_lent(subscription: &mut Subscription) -> bool {
     timeout(A_WHILE, subscription.next()).await.is_err()
 }
 
-fn dead(number: usize) -> DeadLetter {
+pub(super) fn dead(number: usize) -> DeadLetter {
     let mut story = Story::default();
     story.add(AttemptRecord {
         at: causeway::clock::now(),
@@ -126,11 +121,11 @@ fn dead(number: usize) -> DeadLetter {
     DeadLetter::new(text("home", number), DeadReason::Rejected, "refused for good", story)
 }
 
-async fn visit(queue: &Queue) -> Siding {
+pub(super) async fn visit(queue: &Queue) -> Siding {
     timeout(SOON, queue.siding(Destination::Xo)).await.unwrap().unwrap()
 }
 
-async fn dead_numbers(queue: &Queue) -> Vec<usize> {
+pub(super) async fn dead_numbers(queue: &Queue) -> Vec<usize> {
     let mut siding = visit(queue).await;
     let mut numbers = Vec::new();
     while let Some(held) = siding.next().await.unwrap() {
@@ -140,23 +135,23 @@ async fn dead_numbers(queue: &Queue) -> Vec<usize> {
     numbers
 }
 
-clauses! {
-    async fn clause_01_what_was_published_survives_the_process(place) {
-        let queue = place.open().await;
+on_every_engine! {
+    async fn clause_01_what_was_published_survives_the_process(bench: Bench) {
+        let queue = open(&bench).await;
         let sent = text("home", 1);
         queue.publish(&sent).await.unwrap();
         let buried = dead(2);
         queue.bury(&buried).await.unwrap();
         queue.close().await;
 
-        let queue = place.open().await;
+        let queue = open(&bench).await;
         let loan = next(&mut borrow(&queue).await).await;
         assert_eq!(loan.message, sent);
         assert_eq!(visit(&queue).await.next().await.unwrap().unwrap().dead, buried);
     }
 
-    async fn clause_02_a_lane_is_lent_in_the_order_of_its_publishes(place) {
-        let queue = place.open().await;
+    async fn clause_02_a_lane_is_lent_in_the_order_of_its_publishes(bench: Bench) {
+        let queue = open(&bench).await;
         let publishers = (0..20).map(|lane| {
             let queue = queue.clone();
             causeway::tasks::spawn(async move {
@@ -194,8 +189,8 @@ clauses! {
         assert!(seen.values().all(|numbers| numbers.iter().copied().eq(0..25)), "{seen:?}");
     }
 
-    async fn clause_03_a_partition_has_one_borrower(place) {
-        let queue = place.open().await;
+    async fn clause_03_a_partition_has_one_borrower(bench: Bench) {
+        let queue = open(&bench).await;
         fill(&queue, 0..3).await;
         let mut first = borrow(&queue).await;
         assert_eq!(next_numbers(&mut first, 3).await, [0, 1, 2]);
@@ -211,8 +206,8 @@ clauses! {
         assert_eq!(timeout(SOON, second).await.unwrap().unwrap().1, [0, 1, 2]);
     }
 
-    async fn clause_04_what_is_not_settled_is_lent_again_in_its_place(place) {
-        let queue = place.open().await;
+    async fn clause_04_what_is_not_settled_is_lent_again_in_its_place(bench: Bench) {
+        let queue = open(&bench).await;
         fill(&queue, 0..6).await;
         let mut subscription = borrow(&queue).await;
         let mut kept = Vec::new();
@@ -234,14 +229,14 @@ clauses! {
         subscription.close().await;
         queue.close().await;
 
-        let queue = place.open().await;
+        let queue = open(&bench).await;
         fill(&queue, 6..7).await;
         let mut subscription = borrow(&queue).await;
         assert_eq!(next_numbers(&mut subscription, 5).await, [0, 2, 4, 5, 6]);
     }
 
-    async fn clause_04_a_dropped_subscription_gives_back(place) {
-        let queue = place.open().await;
+    async fn clause_04_a_dropped_subscription_gives_back(bench: Bench) {
+        let queue = open(&bench).await;
         fill(&queue, 0..2).await;
         let mut subscription = borrow(&queue).await;
         assert_eq!(next_numbers(&mut subscription, 2).await, [0, 1]);
@@ -249,8 +244,8 @@ clauses! {
         assert_eq!(next_numbers(&mut borrow(&queue).await, 2).await, [0, 1]);
     }
 
-    async fn clause_05_no_more_than_prefetch_are_out(place) {
-        let queue = place.open().await;
+    async fn clause_05_no_more_than_prefetch_are_out(bench: Bench) {
+        let queue = open(&bench).await;
         let all = usize::from(PREFETCH);
         fill(&queue, 0..all + 3).await;
         let mut subscription = borrow(&queue).await;
@@ -266,8 +261,8 @@ clauses! {
         assert!(nothing_is_lent(&mut subscription).await);
     }
 
-    async fn clause_06_what_may_have_been_lent_says_so(place) {
-        let queue = place.open().await;
+    async fn clause_06_what_may_have_been_lent_says_so(bench: Bench) {
+        let queue = open(&bench).await;
         fill(&queue, 0..2).await;
         let mut subscription = borrow(&queue).await;
         assert!(next(&mut subscription).await.earlier == 0);
@@ -281,7 +276,7 @@ clauses! {
         subscription.close().await;
         queue.close().await;
 
-        let queue = place.open().await;
+        let queue = open(&bench).await;
         fill(&queue, 3..4).await;
         let mut subscription = borrow(&queue).await;
         for _ in 0..3 {
@@ -290,8 +285,8 @@ clauses! {
         assert!(next(&mut subscription).await.earlier == 0, "nobody had it before");
     }
 
-    async fn clause_07_an_absent_queue_is_an_error_in_time(place) {
-        let queue = place.open().await;
+    async fn clause_07_an_absent_queue_is_an_error_in_time(bench: Bench) {
+        let queue = open(&bench).await;
         assert!(*queue.connected().borrow());
         queue.close().await;
         let begun = Instant::now();
@@ -301,14 +296,14 @@ clauses! {
         assert!(begun.elapsed() < Duration::from_secs(12));
     }
 
-    async fn clause_08_what_cannot_be_read_is_lent_raw(place) {
-        let queue = place.open().await;
+    async fn clause_08_what_cannot_be_read_is_lent_raw(bench: Bench) {
+        let queue = open(&bench).await;
         let sent = text("home", 77);
         queue.publish(&sent).await.unwrap();
         queue.close().await;
-        place.make_unreadable();
+        make_unreadable(&bench).await;
 
-        let queue = place.open().await;
+        let queue = open(&bench).await;
         let mut subscription = borrow(&queue).await;
         let loan = next(&mut subscription).await;
         assert_eq!(loan.message.body, sent.body);
@@ -319,8 +314,8 @@ clauses! {
         assert_eq!(next_numbers(&mut subscription, 1).await, [1]);
     }
 
-    async fn clause_09_dead_letters_wait_in_the_order_of_their_death(place) {
-        let queue = place.open().await;
+    async fn clause_09_dead_letters_wait_in_the_order_of_their_death(bench: Bench) {
+        let queue = open(&bench).await;
         for number in 0..5 {
             queue.bury(&dead(number)).await.unwrap();
         }
@@ -336,11 +331,11 @@ clauses! {
         siding.close().await;
         assert_eq!(dead_numbers(&queue).await, [0, 2, 4]);
         queue.close().await;
-        assert_eq!(dead_numbers(&place.open().await).await, [0, 2, 4]);
+        assert_eq!(dead_numbers(&open(&bench).await).await, [0, 2, 4]);
     }
 
-    async fn clause_09_a_visit_ends_with_what_was_there(place) {
-        let queue = place.open().await;
+    async fn clause_09_a_visit_ends_with_what_was_there(bench: Bench) {
+        let queue = open(&bench).await;
         queue.bury(&dead(0)).await.unwrap();
         let mut siding = visit(&queue).await;
         assert!(siding.next().await.unwrap().is_some());
@@ -348,8 +343,8 @@ clauses! {
         assert!(siding.next().await.unwrap().is_none(), "else a replay that fails again would never end");
     }
 
-    async fn clause_09_a_siding_has_one_visitor(place) {
-        let queue = place.open().await;
+    async fn clause_09_a_siding_has_one_visitor(bench: Bench) {
+        let queue = open(&bench).await;
         let siding = visit(&queue).await;
         let refused = queue.siding(Destination::Xo).await.expect_err("there is a visitor");
         assert!(matches!(refused, QueueError::Busy(_)), "{refused}");
@@ -358,15 +353,15 @@ clauses! {
         visit(&queue).await.close().await;
     }
 
-    async fn clause_10_the_lease_holds_while_the_queue_is_there(place) {
-        let queue = place.open().await;
+    async fn clause_10_the_lease_holds_while_the_queue_is_there(bench: Bench) {
+        let queue = open(&bench).await;
         let mut lease = queue.lease();
         timeout(SOON, lease.renewed()).await.unwrap();
         assert!(lease.holds(Instant::now()));
     }
 
-    async fn depth_counts_what_waits(place) {
-        let queue = place.open().await;
+    async fn depth_counts_what_waits(bench: Bench) {
+        let queue = open(&bench).await;
         let first = text("home", 0);
         queue.publish(&first).await.unwrap();
         fill(&queue, 1..3).await;

@@ -245,7 +245,7 @@ fn run_and_kill(folder: &Path) -> Said {
     let pid = child.id();
     let moment = Duration::from_micros(rand::rng().random_range(0..150_000));
     let killer = std::thread::spawn(move || {
-        std::thread::sleep(moment);
+        crate::harness::wait::let_pass_blocking(moment);
         assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
     });
     for line in lines {

@@ -9,7 +9,10 @@ use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl};
 use causeway::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueTuning};
+use causeway::sandbox::{Operation, Rule, Side};
 use jiff::Timestamp;
+
+use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
 
 async fn open(data_dir: &Path) -> Queue {
     let tuning = QueueTuning { partitions: 8, prefetch: 256, publish_timeout: Duration::from_secs(5) };
@@ -186,4 +189,88 @@ async fn text_is_shown_only_when_asked_for_and_what_is_discarded_is_gone() {
     assert!(gone.contains("removed 5 dead letters"), "{gone}");
     assert_eq!(queue.depth().await.unwrap().dead, 10);
     queue.close().await;
+}
+
+/// Asks for a replay of everything, and says how it went.
+async fn replayed(relay: &Relay) -> String {
+    let run = relay.tool(["dead", "replay", "--yes"]).run(PATIENCE).await;
+    assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
+    run.stdout
+}
+
+async fn says(relay: &Relay, group: &str, texts: &[String]) {
+    relay
+        .until(&format!("{texts:?}"), |relay| {
+            let said = relay.said(group);
+            if said == texts { Ok(()) } else { Err(format!("{said:?}")) }
+        })
+        .await;
+}
+
+on_every_engine! {
+    async fn an_expired_start_and_what_followed_come_to_life(bench: Bench) {
+        let relay = Plan::on(&bench).set("delivery.deadline.start", "2s").start().await;
+        let down = Rule::new(Side::ServiceNow).operation(Operation::Start).status(503);
+        relay.sandbox.script().fail(down);
+        relay.start("c-1").await;
+        relay.messages(&["c-1".to_owned()], 4, 1).await;
+        let dead = relay.dead_letters_at_least(5).await;
+        let reasons: Vec<&str> = dead.iter().map(|dead| dead["reason"].as_str().unwrap()).collect();
+        assert_eq!(reasons[0], "expired");
+        assert_eq!(reasons[1..], ["conversation_failed"; 4]);
+        relay.reaches("c-1", "failed").await;
+        relay.until("the bot side to be told", |relay| {
+            let told = relay.sandbox.ledger().events().remove("c-1").unwrap_or_default();
+            let failed = told.iter().any(|entry| entry.event.as_deref() == Some("handoff.failed"));
+            if failed { Ok(()) } else { Err(format!("{told:?}")) }
+        }).await;
+
+        relay.sandbox.script().clear();
+        let said = replayed(&relay).await;
+        assert!(said.contains("replayed 5 of 5 messages"), "{said}");
+        relay.reaches("c-1", "waiting").await;
+        let groups = relay.sandbox.groups();
+        assert_eq!(groups.len(), 1);
+        let opening = std::iter::once("hello from c-1".to_owned());
+        let texts: Vec<String> = opening.chain((0..4).map(|n| numbered("c-1", n))).collect();
+        says(&relay, &groups[0], &texts).await;
+        assert_eq!(relay.dead_letters().await.len(), 0);
+        relay.metric_is("causeway_replayed_total", &[("destination", "servicenow")], |count| count == 5.0).await;
+    }
+
+    async fn a_killed_replay_of_a_running_relay_doubles_nothing(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        let names: Vec<String> = (0..3).map(|n| format!("c-{n}")).collect();
+        let mut groups = Vec::new();
+        for name in &names {
+            groups.push(relay.open(name).await);
+        }
+        let refuse = Rule::new(Side::ServiceNow).operation(Operation::Message).status(400);
+        relay.sandbox.script().fail(refuse);
+        relay.messages(&names, 5, 3).await;
+        relay.dead_letters_at_least(15).await;
+        relay.sandbox.script().clear();
+
+        let mut killed = relay.tool(["dead", "replay", "--yes", "--rate", "8/s"]).spawn();
+        relay.until("a part of the replay", |relay| {
+            let came: usize = groups.iter().map(|group| relay.said(group).len() - 1).sum();
+            if came >= 4 { Ok(()) } else { Err(format!("{came}")) }
+        }).await;
+        killed.kill9();
+        replayed(&relay).await;
+        for (name, group) in names.iter().zip(&groups) {
+            let opening = std::iter::once(format!("hello from {name}"));
+            let texts: Vec<String> = opening.chain((0..5).map(|n| numbered(name, n))).collect();
+            says(&relay, group, &texts).await;
+        }
+        assert_eq!(relay.dead_letters().await.len(), 0);
+        // Nothing comes after it either: the last word of each stands behind whatever a replay published twice.
+        for (name, group) in names.iter().zip(&groups) {
+            relay.say(name, "the end").await;
+            relay.until("the end", |relay| {
+                if relay.said(group).last().is_some_and(|last| last == "the end") { Ok(()) } else { Err(String::new()) }
+            }).await;
+            assert_eq!(relay.said(group).len(), 7, "{:?}", relay.said(group));
+        }
+    }
 }

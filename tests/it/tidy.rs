@@ -13,7 +13,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("queue", &["ingress", "worker", "delivery", "conversation", "platform", "dead", "sandbox"]),
     ("conversation", &["ingress", "worker", "delivery", "platform", "dead", "sandbox"]),
     ("platform", &["ingress", "queue", "worker", "delivery", "dead", "sandbox"]),
-    ("delivery", &["ingress", "queue", "worker", "dead", "sandbox"]),
+    ("delivery", &["ingress", "worker", "dead", "sandbox"]),
     ("worker", &["ingress", "sandbox"]),
     ("ingress", &["worker", "delivery", "platform", "sandbox"]),
     ("dead", &["ingress", "worker", "delivery", "platform", "sandbox"]),

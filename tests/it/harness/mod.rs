@@ -10,16 +10,19 @@
 // A harness is a set of tools: one that no test has picked up yet is not dead code.
 #![allow(dead_code, reason = "tools wait here until a test picks them up")]
 
+pub(crate) mod amqp;
 pub(crate) mod binary;
 pub(crate) mod broker;
 pub(crate) mod http;
 pub(crate) mod leash;
+pub(crate) mod load;
 mod management;
 #[macro_use]
 pub(crate) mod matrix;
 pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod relay;
 pub(crate) mod wait;
 
 /// What `tests/run` tells the tests through the environment.

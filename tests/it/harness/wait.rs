@@ -91,3 +91,8 @@ async fn panics_with_the_last_status() {
 async fn a_condition_that_hangs_is_given_up_too() {
     eventually::<()>("an answer", Duration::from_millis(60), async || std::future::pending().await).await;
 }
+
+/// Lets a time pass that was drawn by lot: the moment of a kill. Not a wait for something to happen.
+pub(crate) fn let_pass_blocking(moment: Duration) {
+    std::thread::sleep(moment);
+}

@@ -1,0 +1,107 @@
+//! Promise: what could not be delivered waits with its story, can be looked at without being changed, and goes only when
+//! somebody says so.
+
+use causeway::sandbox::{Operation, Rule, Side};
+use serde_json::Value;
+
+use crate::harness::http;
+use crate::harness::matrix::Engine;
+use crate::harness::relay::{PATIENCE, Plan, Relay};
+
+async fn shown(relay: &Relay, filter: &[&str]) -> Vec<Value> {
+    let mut args = vec!["dead", "show", "--json", "--limit", "0"];
+    args.extend(filter);
+    let run = match *args.as_slice() {
+        [a, b, c, d, e] => relay.tool([a, b, c, d, e]),
+        [a, b, c, d, e, f, g] => relay.tool([a, b, c, d, e, f, g]),
+        [a, b, c, d, e, f, g, h, i] => relay.tool([a, b, c, d, e, f, g, h, i]),
+        _ => panic!("{args:?}"),
+    };
+    let run = run.run(PATIENCE).await;
+    assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
+    let mut document: Value = serde_json::from_str(&run.stdout).unwrap();
+    let letters = document["dead_letters"].as_array_mut().unwrap().drain(..).collect::<Vec<_>>();
+    assert_eq!(document["matching"], letters.len());
+    letters
+}
+
+fn field(letters: &[Value], name: &str) -> Vec<String> {
+    letters.iter().map(|letter| letter[name].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+async fn unreadable(relay: &Relay) {
+    let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
+    let request = http::client().post(url).header("content-type", "application/json").body("no json at all");
+    assert_eq!(request.send().await.unwrap().status(), 202);
+}
+
+on_every_engine! {
+    async fn looking_changes_nothing_and_filters_hold(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        relay.open("c-1").await;
+        let refuse = Rule::new(Side::ServiceNow).operation(Operation::Message).status(400);
+        relay.sandbox.script().fail(refuse);
+        for text in ["secret words 1", "secret words 2", "secret words 3"] {
+            relay.say("c-1", text).await;
+        }
+        relay.dead_letters_at_least(3).await;
+        relay.say("c-none", "to nobody").await;
+        relay.dead_letters_at_least(4).await;
+        unreadable(&relay).await;
+        relay.dead_letters_at_least(5).await;
+
+        let all = shown(&relay, &[]).await;
+        assert_eq!(field(&all, "reason").iter().filter(|reason| *reason == "rejected").count(), 3);
+        let refused = shown(&relay, &["--reason", "rejected"]).await;
+        assert_eq!(field(&refused, "lane"), ["c-1"; 3]);
+        for letter in &refused {
+            assert_eq!((&letter["story"][0]["status"], &letter["attempts"]), (&400.into(), &1.into()), "{letter}");
+            assert!(!letter.to_string().contains("secret words"), "{letter}");
+        }
+        assert_eq!(shown(&relay, &["--conversation", "c-none"]).await.len(), 1);
+        assert_eq!(field(&shown(&relay, &["--destination", "xo"]).await, "reason"), ["unreadable"]);
+        assert_eq!(shown(&relay, &["--destination", "xo", "--reason", "rejected"]).await.len(), 0);
+        let second = refused[1]["id"].as_str().unwrap();
+        assert_eq!(field(&shown(&relay, &["--id", second]).await, "id"), [second]);
+        let moment = refused[1]["died_at"].as_str().unwrap();
+        let since = shown(&relay, &["--since", moment, "--reason", "rejected"]).await;
+        let until = shown(&relay, &["--until", moment, "--reason", "rejected"]).await;
+        assert_eq!((field(&since, "id"), field(&until, "id")), (field(&refused[1..], "id"), field(&refused[..1], "id")));
+
+        // After all these looks, and exports between, everything is where it was.
+        let exported = relay.dead_letters().await;
+        assert_eq!(shown(&relay, &[]).await, all);
+        assert_eq!(field(&exported, "id"), field(&all, "id"));
+        let listed = relay.tool(["dead", "list", "--json"]).run(PATIENCE).await;
+        let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+        assert_eq!(listed["dead_letters"], 5, "{listed}");
+        relay.metric_is("causeway_dead_letter_messages", &[], |count| count == 5.0).await;
+
+        let asked = relay.tool(["dead", "discard", "--id", second]).run(PATIENCE).await;
+        assert_eq!(asked.code, Some(2), "without a terminal nothing is assumed");
+        let gone = relay.tool(["dead", "discard", "--yes", "--id", second]).run(PATIENCE).await;
+        assert!(gone.stdout.contains("removed 1 dead letter"), "{}", gone.stdout);
+        let left: Vec<String> = field(&all, "id").into_iter().filter(|id| id != second).collect();
+        assert_eq!(field(&shown(&relay, &[]).await, "id"), left);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_story_tells_every_attempt() {
+    let bench = Engine::Embedded.bench().unwrap();
+    let relay = Plan::on(&bench).set("delivery.deadline.message", "3s").start().await;
+    relay.open("c-1").await;
+    let stumble = Rule::new(Side::ServiceNow).operation(Operation::Message).status(500);
+    relay.sandbox.script().fail(stumble);
+    relay.say("c-1", "never").await;
+    let dead = relay.dead_letters_at_least(1).await.remove(0);
+    assert_eq!(dead["reason"], "expired", "{dead}");
+    let story = dead["story"].as_array().unwrap();
+    assert!(story.len() >= 2 && dead["attempts"] == story.len(), "{dead}");
+    let mut before = None;
+    for attempt in story {
+        assert_eq!((&attempt["status"], &attempt["outcome"]), (&500.into(), &"retry".into()));
+        let at: jiff::Timestamp = attempt["at"].as_str().unwrap().parse().unwrap();
+        assert!(before.replace(at).is_none_or(|before| before < at));
+    }
+}

@@ -1,0 +1,153 @@
+//! Promise: `causeway demo` shows a newcomer the whole relay on a bare machine: an outage, a dead letter, a replay; it says
+//! what came of it, and leaves nothing behind, whatever the environment says.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::harness::binary::{Causeway, Finished};
+use crate::harness::http;
+
+const LONG: Duration = Duration::from_secs(180);
+
+/// Everything that the demo could stumble over, and a place of its own for its files.
+fn demo<const N: usize>(args: [&str; N], folder: &Path) -> Causeway {
+    std::fs::create_dir_all(folder.join("tmp")).unwrap();
+    Causeway::new(args)
+        .in_folder(folder)
+        .env("TMPDIR", folder.join("tmp").to_str().unwrap())
+        .env("CAUSEWAY_CONFIG", "/no/such/file.toml")
+        .env("HTTP_PROXY", "http://127.0.0.1:9")
+        .set("queue.url", "redis://nonsense")
+        .set("servicenow.host_url", "https://example.service-now.com")
+        .set("directory.url", "postgres://nobody@127.0.0.1:9/none")
+        .set("data_dir", "/proc/no/such/place")
+        .set("ingress.listen", "not an address")
+        .set("no.such.key", "1")
+}
+
+fn nothing_is_left(folder: &Path) {
+    let left = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(left(&folder.join("tmp")), [] as [&str; 0]);
+    assert_eq!(left(folder), ["tmp"]);
+}
+
+/// The numbers of one direction, by the heads of the table's columns.
+fn numbers(output: &Finished, direction: &str) -> Vec<u64> {
+    let row = output.stdout.lines().find_map(|line| line.strip_prefix(direction));
+    let row = row.unwrap_or_else(|| panic!("no row {direction:?} in\n{}", output.stdout));
+    row.split_whitespace().take(7).map(|cell| cell.parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn the_demo_shows_every_act_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = demo(["demo", "--speed", "20"], folder.path()).run(LONG).await;
+    assert_eq!(output.code, Some(0), "{}\n{}", output.stdout, output.stderr);
+    assert_eq!(output.stderr, "");
+    assert!(!output.stdout.contains('\u{1b}'), "colours in a pipe:\n{}", output.stdout);
+    // What the two sides saw, in the order in which it must come.
+    let acts = [
+        "Grace is told: number 1 in the queue",
+        "Ada is told: number 2 in the queue",
+        "Ada is told: beth.anglin has joined",
+        "Ada reads beth.anglin: \"How big is the fire?\"",
+        "the agent reads Ada: \"About one keyboard wide\"",
+        "answers 503: Causeway will try again",
+        "Ada reads beth.anglin: \"The laptop, not the coffee\"",
+        "answers with a web page (200, HTML): the instance hibernates",
+        "breaker tripped",
+        "4 messages wait on disk",
+        "wakes up",
+        "the probe gets through",
+        "refuses with 400: Ada: \"The cat says <script>\"",
+        "dead letter: handoff.message, rejected, attempts: 1",
+        "replayed 1 message",
+        "the agent reads Ada: \"The cat says <script>\"",
+        "Ada's chat was ended by the agent: the bot takes over",
+        "Grace has left the chat",
+        "Grace's chat was ended by the user: the bot takes over",
+        "Nothing was lost, nothing was overtaken.",
+    ];
+    let mut rest = output.stdout.as_str();
+    for act in acts {
+        let found = rest.find(act);
+        let at = found.unwrap_or_else(|| panic!("{act:?} is missing, or too early, in\n{}", output.stdout));
+        rest = &rest[at + act.len()..];
+    }
+    for words in ["breaker passing", "the probe gets the web page again", "replayed 1 message", "P50", "P99"]
+    {
+        assert!(output.stdout.contains(words), "{words:?} is missing in\n{}", output.stdout);
+    }
+    // Accepted, delivered, retried, dead-lettered, replayed, lost, overtaken.
+    let to_servicenow = numbers(&output, "to servicenow");
+    assert!(to_servicenow[2] >= 1, "a probe met the outage: {to_servicenow:?}");
+    assert_eq!((&to_servicenow[..2], &to_servicenow[3..]), (&[12, 12][..], &[1, 1, 0, 0][..]));
+    assert_eq!(numbers(&output, "to xo (bot side)"), [15, 15, 2, 0, 0, 0, 0]);
+    nothing_is_left(folder.path());
+}
+
+#[tokio::test]
+async fn a_demo_that_is_kept_can_be_tried_until_it_is_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = demo(["demo", "--keep", "--speed", "20"], folder.path()).spawn();
+    demo.line("causeway conversations list", LONG).await;
+    let shown = demo.stdout();
+    let address = |name: &str| {
+        let line = shown.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{name}=")));
+        line.and_then(|line| line.split_whitespace().next()).unwrap().to_owned()
+    };
+    let (public, admin, sandbox) = (address("C"), address("M"), address("S"));
+    let client = http::client();
+    let get = async |url: String| {
+        let answer = client.get(url).bearer_auth("demo").send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(get(format!("{admin}/readyz")).await.0, 200);
+    assert!(get(format!("{admin}/metrics")).await.1.contains("causeway_replayed_total"));
+    assert!(get(format!("{sandbox}/sandbox")).await.1.contains("FAULTS"));
+    let (status, conversation) = get(format!("{public}/v1/conversations/demo-ada")).await;
+    assert_eq!(status, 200);
+    assert!(conversation.contains("\"state\":\"ended\""), "{conversation}");
+
+    let start = r#"{"type": "start", "conversation_id": "mine", "message": "Hello?"}"#;
+    let start = client.post(format!("{public}/v1/handoffs")).bearer_auth("demo").body(start);
+    let answer = start.header("content-type", "application/json").send().await.unwrap();
+    assert_eq!(answer.status(), 202);
+
+    let beside = shown.lines().find(|line| line.ends_with("causeway dead list")).unwrap();
+    let setting = |name: &str| {
+        let word = beside.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
+        word.unwrap().to_owned()
+    };
+    let list = Causeway::new(["dead", "list"])
+        .set("data_dir", setting("CAUSEWAY_DATA_DIR"))
+        .set("queue.partitions", setting("CAUSEWAY_QUEUE__PARTITIONS"))
+        .run(LONG)
+        .await;
+    assert_eq!((list.code, list.stdout.as_str()), (Some(0), "no dead letters\n"), "{}", list.stderr);
+
+    demo.sigint();
+    assert_eq!(demo.exit(LONG).await.code(), Some(0), "{}", demo.stderr());
+    nothing_is_left(folder.path());
+}
+
+#[tokio::test]
+async fn a_demo_that_is_stopped_midway_proves_nothing_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = demo(["demo", "--speed", "0.1"], folder.path()).spawn();
+    demo.line("Grace is told: number 1", LONG).await;
+    demo.sigterm();
+    assert_eq!(demo.exit(LONG).await.code(), Some(1));
+    assert!(demo.stderr().contains("interrupted before its end"), "{}", demo.stderr());
+    nothing_is_left(folder.path());
+}
+
+#[tokio::test]
+async fn the_demo_is_what_a_newcomer_sees_first() {
+    let output = Causeway::new([]).run(LONG).await;
+    assert_eq!(output.code, Some(2));
+    let verbs = output.stderr.split("Commands:").nth(1).unwrap_or_default();
+    assert!(verbs.trim_start().starts_with("demo "), "{}", output.stderr);
+}

@@ -1,0 +1,169 @@
+//! A steady load of callbacks, and the question that every fault ends with: is anything lost, did anything overtake?
+//!
+//! Several chats post at once, each one callback after another; what is not accepted is posted again, under the same
+//! `sys_id`, until it is. A repeat may therefore arrive, and counts only by its first arrival.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use causeway::sandbox::Sandbox;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::http;
+use super::relay::{PATIENCE, Relay};
+use super::wait::{eventually, let_pass};
+
+/// Between two callbacks of a chat: a load, not a flood.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What was answered other than by 202: status and `Retry-After`.
+type Refusals = BTreeSet<(u16, Option<String>)>;
+
+#[derive(Debug)]
+pub(crate) struct Load {
+    over: watch::Sender<bool>,
+    /// Accepted so far, by group.
+    accepted: Vec<(String, Arc<AtomicUsize>)>,
+    refusals: Arc<Mutex<Refusals>>,
+    lines: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Posts callbacks of so many chats to the first process of the relay, until [`Load::all_arrive`].
+    pub(crate) fn start(relay: &Relay, lines: usize) -> Self {
+        let over = watch::Sender::new(false);
+        let refusals = Arc::default();
+        let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
+        let accepted: Vec<(String, Arc<AtomicUsize>)> =
+            (0..lines).map(|line| (format!("group-{line}"), Arc::default())).collect();
+        let lines = accepted.iter().map(|(group, accepted)| {
+            let poster = Poster {
+                client: http::client(),
+                url: url.clone(),
+                group: group.clone(),
+                accepted: Arc::clone(accepted),
+                refusals: Arc::clone(&refusals),
+            };
+            super::spawn(poster.post(over.subscribe()))
+        });
+        let lines = lines.collect();
+        Self { over, accepted, refusals, lines }
+    }
+
+    /// How many were accepted so far, by group.
+    pub(crate) fn accepted(&self) -> Vec<(String, usize)> {
+        let count =
+            |(group, count): &(String, Arc<AtomicUsize>)| (group.clone(), count.load(Ordering::Relaxed));
+        self.accepted.iter().map(count).collect()
+    }
+
+    fn total(&self) -> usize {
+        self.accepted().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// Waits until so many more were accepted.
+    pub(crate) async fn takes(&self, more: usize) {
+        let goal = self.total() + more;
+        eventually("the load to be accepted", PATIENCE, async || match self.total() {
+            taken if taken >= goal => Ok(()),
+            taken => Err(format!("{taken} of {goal}; refusals {:?}", self.refusals())),
+        })
+        .await;
+    }
+
+    /// Waits until somebody was refused with this status, and returns the `Retry-After` that came with it.
+    pub(crate) async fn is_refused(&self, status: u16) -> Option<String> {
+        eventually(&format!("a refusal with {status}"), PATIENCE, async || {
+            let refusals = self.refusals();
+            let found = refusals.iter().find(|(found, _)| *found == status);
+            found.map(|(_, after)| after.clone()).ok_or_else(|| format!("{refusals:?}"))
+        })
+        .await
+    }
+
+    fn refusals(&self) -> Refusals {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until everything that was accepted by now has arrived at XO, each chat's in its order.
+    pub(crate) async fn arrives(&self, sandbox: &Sandbox) {
+        let accepted = self.accepted();
+        eventually("everything accepted to arrive in order", PATIENCE, async || {
+            let late = accepted.iter().filter_map(|(group, count)| arrived(sandbox, group, *count).err());
+            let late: Vec<String> = late.collect();
+            if late.is_empty() { Ok(()) } else { Err(late.join(", ")) }
+        })
+        .await;
+    }
+
+    /// Ends the load, and waits until all of it has arrived.
+    pub(crate) async fn all_arrive(mut self, sandbox: &Sandbox) {
+        self.over.send_replace(true);
+        for line in self.lines.drain(..) {
+            line.await.expect("a line ends by itself");
+        }
+        self.arrives(sandbox).await;
+    }
+}
+
+/// Panics when a message arrived before an earlier one had.
+fn arrived(sandbox: &Sandbox, group: &str, accepted: usize) -> Result<(), String> {
+    let entries = sandbox.ledger().xo_callbacks().remove(group).unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    let numbers = entries.iter().filter_map(|entry| entry.text.as_deref()?.parse().ok());
+    let firsts: Vec<usize> = numbers.filter(|n| seen.insert(*n)).collect();
+    assert!(firsts.iter().copied().eq(0..firsts.len()), "overtaken in {group}: {firsts:?}");
+    match firsts.len() {
+        all if all >= accepted => Ok(()),
+        some => Err(format!("{some} of {accepted} of {group}")),
+    }
+}
+
+struct Poster {
+    client: reqwest::Client,
+    url: String,
+    group: String,
+    accepted: Arc<AtomicUsize>,
+    refusals: Arc<Mutex<Refusals>>,
+}
+
+impl Poster {
+    async fn post(self, over: watch::Receiver<bool>) {
+        let group = &self.group;
+        for n in 0_usize.. {
+            let body = json!({
+                "group": group, "formatted_message": n.to_string(), "sys_created_by": "beth.anglin",
+                "last_message": "", "sys_id": format!("{group}-{n}"),
+            });
+            while !self.is_accepted(body.to_string()).await {
+                if *over.borrow() {
+                    return;
+                }
+                let_pass(PAUSE).await;
+            }
+            self.accepted.fetch_add(1, Ordering::Relaxed);
+            if *over.borrow() {
+                return;
+            }
+            let_pass(PAUSE).await;
+        }
+    }
+
+    async fn is_accepted(&self, body: String) -> bool {
+        let post = self.client.post(&self.url).header("content-type", "application/json").body(body);
+        // No answer at all: the process is away.
+        let Ok(answer) = post.send().await else { return false };
+        let after =
+            answer.headers().get("retry-after").and_then(|after| after.to_str().ok()).map(str::to_owned);
+        if answer.status().as_u16() != 202 {
+            let refusal = (answer.status().as_u16(), after);
+            self.refusals.lock().unwrap_or_else(PoisonError::into_inner).insert(refusal);
+            return false;
+        }
+        true
+    }
+}

@@ -1,0 +1,168 @@
+//! Promise: in order for each conversation and destination, one at a time, nothing lost, and where the platform lets us
+//! look, exactly once: whatever fails.
+
+use std::time::Duration;
+
+use causeway::sandbox::{Operation, RetryAfter, Rule, Side};
+use serde_json::json;
+
+use crate::harness::matrix::{Bench, Engine};
+use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
+use crate::harness::wait::eventually;
+
+const EACH: usize = 20;
+
+/// Five of a hundred calls go wrong, in every way that a call can; by seeded dice.
+fn five_percent(side: Side, operation: Operation) -> Vec<Rule> {
+    let rule = |share: f64, seed: u64| Rule::new(side).operation(operation).probability(share, seed);
+    vec![
+        rule(0.012, 1).status(503),
+        rule(0.005, 2).status(500),
+        rule(0.012, 3).too_many(RetryAfter::None),
+        rule(0.009, 4).cut(),
+        rule(0.009, 5).after().cut(),
+        // These speak for the whole destination, and every one of them makes it pause.
+        rule(0.002, 6).html_page(),
+        rule(0.001, 7).too_many(RetryAfter::Seconds(1)).times(3),
+    ]
+}
+
+fn script(relay: &Relay, rules: Vec<Rule>) {
+    for rule in rules {
+        relay.sandbox.script().fail(rule);
+    }
+}
+
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}-{n}")).collect()
+}
+
+/// What a line says when nothing is lost or overtaken.
+fn line(name: &str) -> Vec<String> {
+    (0..EACH).map(|n| numbered(name, n)).collect()
+}
+
+/// The same without what was taken again: a call that was cut after its effect leaves XO no way but to get it twice.
+fn once(texts: &[String]) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    texts.iter().filter(|text| seen.insert(text.as_str())).cloned().collect()
+}
+
+/// Repeats may only be of what came last: anything else would have been overtaken.
+fn only_the_last_repeats(texts: &[String]) -> bool {
+    let mut run = texts.to_vec();
+    run.dedup();
+    run == once(texts)
+}
+
+async fn all_called_back(relay: &Relay, groups: &[String], timeout: Duration) {
+    let wanted = groups.len() * EACH;
+    eventually("every callback to arrive", timeout, async || {
+        // First the cheap question: a look at the whole ledger at every tick would take the processor from the relay.
+        let total = relay.sandbox.ledger().total(Side::Xo, Operation::Callback).applied;
+        if total < wanted as u64 {
+            return Err(format!("{total} of {wanted}"));
+        }
+        let arrived: usize = relay.called_back().values().map(|texts| once(texts).len()).sum();
+        if arrived >= wanted { Ok(()) } else { Err(format!("{arrived} of {wanted}")) }
+    })
+    .await;
+    let taken = relay.called_back();
+    for group in groups {
+        let texts = taken.get(group).cloned().unwrap_or_default();
+        assert_eq!(once(&texts), line(group), "{group} lost or reordered: {texts:#?}");
+        assert!(only_the_last_repeats(&texts), "{group} went back: {texts:#?}");
+    }
+}
+
+async fn all_said(relay: &Relay, chats: &[(String, String)]) {
+    let wanted = chats.len() * EACH;
+    eventually("every message to arrive", PATIENCE, async || {
+        let total = relay.sandbox.ledger().total(Side::ServiceNow, Operation::Message).applied;
+        if total >= wanted as u64 { Ok(()) } else { Err(format!("{total} of {wanted}")) }
+    })
+    .await;
+    // Taken is not yet settled: only an empty queue shows that nothing is sent again.
+    relay
+        .metric_is("causeway_queue_messages", &[("destination", "servicenow")], |waiting| waiting == 0.0)
+        .await;
+    for (conversation, group) in chats {
+        let texts = relay.said(group);
+        assert_eq!(texts[1..], line(conversation), "{conversation}: lost, reordered or doubled");
+    }
+}
+
+fn nothing_overlapped(relay: &Relay) {
+    let overlaps = relay.sandbox.ledger().overlaps();
+    assert!(overlaps.is_empty(), "in the air at once: {overlaps:?}");
+}
+
+/// The full size on one engine of each sort, the one that every machine has; the other shows the same with less.
+fn lines_for(bench: &Bench) -> usize {
+    match bench.engine() {
+        Engine::Embedded | Engine::Rabbit310 => 1000,
+        Engine::Rabbit43 => 200,
+    }
+}
+
+on_every_engine! {
+    async fn callbacks_stay_in_order_while_five_percent_fail(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        script(&relay, five_percent(Side::Xo, Operation::Callback));
+        let groups = names("group", lines_for(&bench));
+        relay.callbacks(&groups, EACH, 64).await;
+        all_called_back(&relay, &groups, PATIENCE * 3).await;
+        nothing_overlapped(&relay);
+        assert_eq!(relay.metric("causeway_dead_letters_total", &[]).await, 0.0);
+    }
+
+    async fn handoffs_stay_in_order_and_exactly_once_while_five_percent_fail(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        let conversations = names("c", 50);
+        for conversation in &conversations {
+            relay.start(conversation).await;
+        }
+        let mut chats = Vec::new();
+        for conversation in &conversations {
+            let group = relay.open(conversation).await;
+            chats.push((conversation.clone(), group));
+        }
+        script(&relay, five_percent(Side::ServiceNow, Operation::Message));
+        relay.messages(&conversations, EACH, 16).await;
+        all_said(&relay, &chats).await;
+        nothing_overlapped(&relay);
+        assert_eq!(relay.metric("causeway_dead_letters_total", &[]).await, 0.0);
+    }
+
+    async fn a_repeat_is_delivered_once_also_after_a_restart(bench: Bench) {
+        let mut relay = Plan::on(&bench).start().await;
+        let group = relay.open("c-1").await;
+        let said = json!({"type": "message", "conversation_id": "c-1", "message": "once only"});
+        let first = relay.try_handoff(&said, Some("key-1")).await.unwrap().id();
+        assert_eq!(relay.try_handoff(&said, Some("key-1")).await.unwrap().id(), first);
+        let called = relay.callback("foreign", "agent's words", "sys-1").await.id();
+        assert_eq!(relay.callback("foreign", "agent's words", "sys-1").await.id(), called);
+        relay.until("the callback", |relay| there(relay.called_back().get("foreign").map(drop))).await;
+
+        // What the worker knew is gone; what it wrote down is not.
+        assert_eq!(relay.stop().await, [Some(0)]);
+        relay.processes[0].restart();
+        relay.ready().await;
+        assert_eq!(relay.try_handoff(&said, Some("key-1")).await.unwrap().id(), first);
+        relay.callback("foreign", "agent's words", "sys-1").await.id();
+        relay.say("c-1", "the last words").await;
+        relay.callback("foreign", "the agent's last words", "sys-2").await.id();
+        relay
+            .until("what came last", |relay| {
+                let last = relay.said(&group).len() + relay.called_back()["foreign"].len();
+                if last >= 5 { Ok(()) } else { Err(format!("{:?} {:?}", relay.said(&group), relay.called_back())) }
+            })
+            .await;
+        assert_eq!(relay.said(&group), ["hello from c-1", "once only", "the last words"]);
+        assert_eq!(relay.called_back()["foreign"], ["agent's words", "the agent's last words"]);
+    }
+}
+
+fn there<T>(thing: Option<T>) -> Result<T, String> {
+    thing.ok_or_else(|| "not there".to_owned())
+}

@@ -1,0 +1,353 @@
+//! What only RabbitMQ can do to us: each test fails when the code falls into one of the broker's traps.
+//!
+//! The traps were measured on 3.10 and 4.3; what both engines promise is in `queue_contract.rs`, whole processes under
+//! faults are in `faults.rs`.
+
+use std::time::Duration;
+
+use causeway::message::{DeadReason, Destination};
+use causeway::queue::rabbit::RabbitQueue;
+use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
+use futures_util::future::join_all;
+use lapin::BasicProperties;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, timeout};
+
+use super::harness::amqp::Amqp;
+use super::harness::binary::{Causeway, Finished};
+use super::harness::broker::Broker;
+use super::harness::matrix::Bench;
+use super::harness::proxy::Proxy;
+use super::harness::wait::eventually;
+use super::queue_contract::{
+    PARTITIONS, PREFETCH, SOON, borrow, dead, dead_numbers, fill, home, next, next_numbers, number,
+    open_rabbit, rabbit_settings, text, tuning, visit,
+};
+
+/// A broker that starts, stops or is killed takes its time on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn url(bench: &Bench) -> String {
+    bench.vhost().unwrap().url()
+}
+
+/// Settles some of the next loans and remembers what that leaves.
+async fn hand_over(queue: &Queue, left: &mut Vec<usize>, random: &mut StdRng) {
+    let mut subscription = borrow(queue).await;
+    let count = random.random_range(1..=usize::from(PREFETCH).min(left.len()));
+    let mut settled = Vec::new();
+    for expected in left.iter().take(count) {
+        let loan = next(&mut subscription).await;
+        assert_eq!(number(&loan.message), *expected, "of {left:?}");
+        // The first one is returned every time: a delivery limit would take it away.
+        if *expected != 0 && random.random_bool(0.2) {
+            settled.push(*expected);
+            loan.done().await.unwrap();
+        }
+    }
+    left.retain(|number| !settled.contains(number));
+    if random.random_bool(0.5) {
+        subscription.close().await;
+    } else {
+        drop(subscription);
+    }
+}
+
+on_every_rabbit! {
+    async fn however_often_messages_are_handed_over_they_stay_in_order(bench: Bench) {
+        let mut queue = open_rabbit(&url(&bench)).await;
+        fill(&queue, 0..60).await;
+        let mut left: Vec<usize> = (0..60).collect();
+        let seed = rand::random();
+        eprintln!("seed {seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        for round in 0..30 {
+            hand_over(&queue, &mut left, &mut random).await;
+            if round % 10 == 9 {
+                queue.close().await;
+                queue = open_rabbit(&url(&bench)).await;
+            }
+        }
+        assert!(next(&mut borrow(&queue).await).await.earlier >= 25);
+    }
+
+    async fn a_subscribe_that_is_abandoned_lets_nothing_overtake(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        fill(&queue, 0..20).await;
+        for tries in 0..20 {
+            let patience = Duration::from_micros(300 * tries);
+            drop(timeout(patience, queue.subscribe(home())).await);
+        }
+        let mut subscription = borrow(&queue).await;
+        for expected in 0..20 {
+            let loan = next(&mut subscription).await;
+            assert_eq!(number(&loan.message), expected);
+            loan.done().await.unwrap();
+        }
+    }
+
+    async fn a_connection_that_is_cut_returns_its_messages_in_order(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let broker: url::Url = vhost.url().parse().unwrap();
+        let proxy = Proxy::start(broker.socket_addrs(|| None).unwrap()[0]).await;
+        let queue = open_rabbit(&vhost.url_through(proxy.addr())).await;
+        fill(&queue, 0..10).await;
+        let mut subscription = borrow(&queue).await;
+        for expected in 0..5 {
+            let loan = next(&mut subscription).await;
+            assert_eq!(number(&loan.message), expected);
+            if expected % 2 == 1 {
+                loan.done().await.unwrap();
+            }
+        }
+        // The last two are lent only after both acks have arrived.
+        assert_eq!(next_numbers(&mut subscription, 5).await, [5, 6, 7, 8, 9]);
+        proxy.cut();
+        let other = open_rabbit(&vhost.url()).await;
+        let mut second = borrow(&other).await;
+        assert_eq!(next_numbers(&mut second, 8).await, [0, 2, 4, 5, 6, 7, 8, 9]);
+        eventually("the cut subscription to end", SOON, async || {
+            subscription.next().await.map_or(Ok(()), |loan| Err(format!("lent {loan:?}")))
+        })
+        .await;
+        second.close().await;
+        eventually("the first one to be back", SOON, async || {
+            queue.publish(&text("home", 10)).await.map_err(|error| error.to_string())
+        })
+        .await;
+        assert_eq!(next(&mut borrow(&queue).await).await.message.body, "0");
+    }
+
+    async fn publishers_of_one_lane_stay_in_the_order_of_their_calls(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let messages: Vec<_> = (0..300).map(|number| text("home", number)).collect();
+        // So many are called in their order before the runtime takes a breath.
+        for some in messages.chunks(50) {
+            let published = join_all(some.iter().map(|message| queue.publish(message))).await;
+            assert!(published.iter().all(Result::is_ok), "{published:?}");
+        }
+        let mut subscription = borrow(&queue).await;
+        for expected in 0..300 {
+            let loan = next(&mut subscription).await;
+            assert_eq!(number(&loan.message), expected);
+            loan.done().await.unwrap();
+        }
+    }
+
+    async fn what_no_partition_takes_is_counted_and_kept(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let amqp = Amqp::open(&url(&bench)).await;
+        amqp.publish("in", "xo.99", b"lost?", BasicProperties::default()).await;
+        amqp.publish("dlx", "nowhere", b"lost?", BasicProperties::default()).await;
+        eventually("both to be counted", SOON, async || match queue.depth().await {
+            Ok(depth) if depth.astray == 2 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        assert_eq!(amqp.take("unrouted").await.data, b"lost?");
+    }
+
+    async fn a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let mut subscription = borrow(&queue).await;
+        bench.vhost().unwrap().delete_queue(&format!("w.{}", home()));
+        assert!(timeout(SOON, subscription.next()).await.unwrap().is_none(), "its end is told");
+        subscription.close().await;
+        assert!(queue.subscribe(home()).await.is_err(), "and nobody borrows from what is not there");
+        let other = open_rabbit(&url(&bench)).await;
+        fill(&queue, 0..2).await;
+        assert_eq!(next_numbers(&mut borrow(&queue).await, 2).await, [0, 1]);
+        other.close().await;
+    }
+
+    async fn all_may_start_at_once_on_an_empty_broker(bench: Bench) {
+        let url = url(&bench);
+        let many: Vec<_> = (0..4).map(|_| RabbitQueue::open(rabbit_settings(&url, tuning()))).collect();
+        for ready in join_all(many.iter().map(|queue| queue.ready(SOON))).await {
+            ready.unwrap();
+        }
+    }
+
+    async fn a_first_start_that_broke_off_is_completed(bench: Bench) {
+        open_rabbit(&url(&bench)).await.close().await;
+        for index in [0, 1] {
+            bench.vhost().unwrap().delete_queue(&format!("w.servicenow.{index}"));
+        }
+        open_rabbit(&url(&bench)).await;
+        let names: Vec<String> =
+            bench.vhost().unwrap().queues().iter().map(|queue| queue["name"].to_string()).collect();
+        for partition in PartitionId::all(Destination::ServiceNow, PARTITIONS) {
+            assert!(names.contains(&format!("\"w.{partition}\"")), "{partition} of {names:?}");
+        }
+    }
+
+    async fn a_visitor_sees_more_dead_letters_than_any_window(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let letter = |number: usize| {
+            let mut letter = dead(number);
+            // Lanes of their own, to bury many at once.
+            letter.message.lane = text(&format!("lane-{}", number % 100), 0).lane;
+            letter
+        };
+        let letters: Vec<_> = (0..2500).map(letter).collect();
+        for some in letters.chunks(100) {
+            for buried in join_all(some.iter().map(|letter| queue.bury(letter))).await {
+                buried.unwrap();
+            }
+        }
+        let mut seen = dead_numbers(&queue).await;
+        assert_eq!(seen.len(), 2500);
+        let again = dead_numbers(&queue).await;
+        assert_eq!(again, seen, "looking changes nothing");
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..2500));
+    }
+
+    async fn a_visitor_that_vanishes_leaves_everything_in_its_place(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        for number in 0..5 {
+            queue.bury(&dead(number)).await.unwrap();
+        }
+        let mut siding = visit(&queue).await;
+        let held = siding.next().await.unwrap();
+        drop(siding);
+        drop(held);
+        eventually("the siding to be free", SOON, async || match queue.siding(Destination::Xo).await {
+            Ok(siding) => {
+                siding.close().await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        })
+        .await;
+        assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4]);
+    }
+
+    async fn another_number_of_partitions_is_refused(bench: Bench) {
+        open_rabbit(&url(&bench)).await.close().await;
+        for partitions in [PARTITIONS - 1, PARTITIONS + 1] {
+            let wrong = QueueTuning { partitions, ..tuning() };
+            let queue = RabbitQueue::open(rabbit_settings(&url(&bench), wrong));
+            let refused = queue.ready(SOON).await.expect_err("conversations would be reordered");
+            assert!(matches!(refused, QueueError::Mismatch(_)), "{refused}");
+            let told = ingress(&bench, partitions).await;
+            assert_eq!(told.code, Some(1), "{told:?}");
+            assert!(told.stderr.contains(&format!("queue.partitions is {partitions}")), "{told:?}");
+        }
+    }
+
+    async fn a_queue_of_another_kind_is_refused(bench: Bench) {
+        Amqp::open(&url(&bench)).await.declare("dlq.xo", "classic").await;
+        let told = ingress(&bench, PARTITIONS).await;
+        assert_eq!(told.code, Some(1), "{told:?}");
+        assert!(told.stderr.contains("dlq.xo") && told.stderr.contains("x-queue-type"), "{told:?}");
+    }
+
+    async fn what_a_worker_cannot_read_is_a_dead_letter_with_its_bytes(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let garbage = b"\xff\x00 not one of ours";
+        let amqp = Amqp::open(&url(&bench)).await;
+        amqp.publish("in", "xo.1", garbage, BasicProperties::default()).await;
+        let _worker = causeway(["worker"], &bench, PARTITIONS).spawn();
+        let letter = eventually("the dead letter", PATIENCE, async || {
+            let mut siding = queue.siding(Destination::Xo).await.map_err(|error| error.to_string())?;
+            let found = siding.next().await.map_err(|error| error.to_string());
+            siding.close().await;
+            found?.map(|held| held.dead).ok_or_else(|| "none yet".into())
+        })
+        .await;
+        assert_eq!((letter.reason, &letter.message.body[..]), (DeadReason::Unreadable, &garbage[..]));
+    }
+}
+
+fn causeway(args: [&str; 1], bench: &Bench, partitions: u16) -> Causeway {
+    Causeway::new(args)
+        .settings(&bench.settings())
+        .set("queue.partitions", partitions.to_string())
+        .set("ingress.listen", "127.0.0.1:0")
+        .set("admin.listen", "127.0.0.1:0")
+        .set("ingress.allow_unauthenticated", "true")
+        .set("xo.callback_url", "http://127.0.0.1:9/nobody")
+}
+
+async fn ingress(bench: &Bench, partitions: u16) -> Finished {
+    causeway(["ingress"], bench, partitions).run(PATIENCE).await
+}
+
+/// A quorum queue younger than about a second loses confirmed messages when its broker is killed.
+async fn old_enough(born: Instant) {
+    eventually("the queues to be of age", SOON, async || match born.elapsed() {
+        age if age > Duration::from_secs(3) => Ok(()),
+        age => Err(format!("{age:?}")),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_private_broker_keeps_everything_in_order() {
+    let Some(mut broker) = Broker::private() else { return };
+    let queue = open_rabbit(&broker.url()).await;
+    old_enough(Instant::now()).await;
+    fill(&queue, 0..12).await;
+    for number in 0..3 {
+        queue.bury(&dead(number)).await.unwrap();
+    }
+    let mut subscription = borrow(&queue).await;
+    for expected in 0..6 {
+        let loan = next(&mut subscription).await;
+        assert_eq!(number(&loan.message), expected);
+        if expected % 2 == 1 {
+            loan.done().await.unwrap();
+        }
+    }
+    // An ack has no answer; a question asked after it on the same channel would. The next loan shows that it arrived.
+    assert_eq!(next_numbers(&mut subscription, 5).await, [6, 7, 8, 9, 10]);
+
+    broker.kill9().await;
+    assert!(queue.publish(&text("home", 99)).await.is_err());
+    broker.restart().await;
+    eventually("the queue to be there again", PATIENCE, async || {
+        queue.publish(&text("home", 12)).await.map_err(|error| error.to_string())
+    })
+    .await;
+    assert!(timeout(SOON, subscription.next()).await.unwrap().is_none());
+    subscription.close().await;
+
+    let mut subscription = borrow(&queue).await;
+    for expected in [0, 2, 4, 6, 7, 8, 9, 10, 11, 12] {
+        let loan = next(&mut subscription).await;
+        assert_eq!(number(&loan.message), expected);
+        loan.done().await.unwrap();
+    }
+    assert_eq!(dead_numbers(&queue).await, [0, 1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
+    let Some(broker) = Broker::private() else { return };
+    let queue = open_rabbit(&broker.url()).await;
+    fill(&queue, 0..5).await;
+    let mut subscription = borrow(&queue).await;
+    let first = next(&mut subscription).await;
+
+    broker.ctl(&["set_vm_memory_high_watermark", "0.00000001"]).await;
+    eventually("publishers to be refused at once", PATIENCE, async || {
+        let asked = Instant::now();
+        match queue.publish(&text("home", 9)).await {
+            Err(QueueError::Unavailable(why)) if why.contains("alarm") => Ok(()),
+            other => Err(format!("{other:?} after {:?}", asked.elapsed())),
+        }
+    })
+    .await;
+    first.done().await.unwrap();
+    assert_eq!(next_numbers(&mut subscription, 1).await, [1], "borrowing goes on");
+
+    broker.ctl(&["set_vm_memory_high_watermark", "0.6"]).await;
+    eventually("publishers to be welcome again", PATIENCE, async || {
+        queue.publish(&text("other", 10)).await.map_err(|error| error.to_string())
+    })
+    .await;
+    subscription.close().await;
+    assert_eq!(next_numbers(&mut borrow(&queue).await, 4).await, [1, 2, 3, 4], "the ack was heard");
+}

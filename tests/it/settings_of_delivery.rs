@@ -1,0 +1,42 @@
+//! Promise: one stuck conversation delays nobody else, however much of it there is.
+
+use causeway::sandbox::{Rule, Side};
+
+use crate::harness::relay::{Plan, numbered};
+
+/// Far more than a quarter of the window, and more than the whole of it.
+const STUCK: usize = 40;
+const OTHERS: usize = 12;
+
+on_every_engine! {
+    async fn a_stuck_conversation_that_fills_the_window_delays_nobody(bench: Bench) {
+        let plan = Plan::on(&bench).set("queue.partitions", "1").set("queue.prefetch", "16");
+        let relay = plan.set("delivery.retry.max", "1s").start().await;
+        let rule = relay.sandbox.script().fail(Rule::new(Side::Xo).conversation("stuck"));
+        relay.callbacks(&["stuck".to_owned()], STUCK, 1).await;
+        let others: Vec<String> = (0..OTHERS).map(|n| format!("well-{n}")).collect();
+        relay.callbacks(&others, 2, OTHERS).await;
+        relay
+            .until("all the others", |relay| {
+                let taken = relay.called_back();
+                let done = others.iter().filter(|name| taken.get(*name).is_some_and(|line| line.len() == 2)).count();
+                if done == OTHERS { Ok(()) } else { Err(format!("{done} of {OTHERS}")) }
+            })
+            .await;
+        assert!(!relay.called_back().contains_key("stuck"), "it is stuck all the while");
+
+        // Mended, what is left of it goes out in order; what is not is a dead letter. There is no third end.
+        assert!(relay.sandbox.script().remove(rule));
+        relay.metric_is("causeway_queue_messages", &[("destination", "xo")], |left| left == 0.0).await;
+        let dead = relay.dead_letters().await;
+        assert!(dead.iter().all(|letter| letter["reason"] == "exhausted" && letter["lane"] == "stuck"), "{dead:#?}");
+        let taken = relay.called_back().remove("stuck").unwrap_or_default();
+        let is_dead = |n: &usize| {
+            let id = format!("\"stuck-{n}\"");
+            dead.iter().any(|letter| letter["body"].as_str().is_some_and(|body| body.contains(&id)))
+        };
+        let survivors: Vec<String> = (0..STUCK).filter(|n| !is_dead(n)).map(|n| numbered("stuck", n)).collect();
+        assert_eq!(taken, survivors);
+        assert!(!taken.is_empty() && !dead.is_empty(), "its share waited, and only what exceeded it died");
+    }
+}

@@ -1,0 +1,49 @@
+//! Promise: SIGTERM ends a process within `drain` with exit code 0, and what it had taken is delivered by the next one, in
+//! order.
+
+use std::time::Duration;
+
+use causeway::sandbox::{Operation, Rule, Side};
+
+use super::harness::load::Load;
+use super::harness::relay::Plan;
+
+const LINES: usize = 6;
+/// `drain`, and what a busy machine adds to it.
+const IN_TIME: Duration = Duration::from_secs(35);
+
+on_every_engine! {
+    async fn what_a_stopped_process_had_taken_is_delivered_by_the_next(bench: Bench) {
+        let mut relay = Plan::on(&bench).start().await;
+        let slow = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(60));
+        let slow = relay.sandbox.script().fail(slow);
+        let load = Load::start(&relay, LINES);
+        for _ in 0..2 {
+            load.takes(60).await;
+            let process = &mut relay.processes[0];
+            process.running.sigterm();
+            let ended = process.running.exit(IN_TIME).await;
+            assert_eq!(ended.code(), Some(0), "{}", process.running.stderr());
+            // At once: nothing of the first one may stand in the way.
+            process.restart();
+        }
+        load.takes(60).await;
+        assert!(relay.sandbox.script().remove(slow));
+        load.all_arrive(&relay.sandbox).await;
+        assert_eq!(relay.stop().await, [Some(0)]);
+    }
+
+    async fn a_stop_does_not_wait_for_a_destination_that_is_down(bench: Bench) {
+        let mut relay = Plan::on(&bench).start().await;
+        let down = relay.sandbox.script().fail(Rule::new(Side::Xo).status(503));
+        let load = Load::start(&relay, LINES);
+        load.takes(60).await;
+        let process = &mut relay.processes[0];
+        process.running.sigterm();
+        assert_eq!(process.running.exit(IN_TIME).await.code(), Some(0), "{}", process.running.stderr());
+        process.restart();
+        assert!(relay.sandbox.script().remove(down));
+        load.takes(60).await;
+        load.all_arrive(&relay.sandbox).await;
+    }
+}
