@@ -97,11 +97,11 @@ fn nothing_overlapped(relay: &Relay) {
     assert!(overlaps.is_empty(), "in the air at once: {overlaps:?}");
 }
 
-/// The full size on one engine of each sort, the one that every machine has; the other shows the same with less.
+/// The full size on the engine that every machine can install; the others show the same with less.
 fn lines_for(bench: &Bench) -> usize {
     match bench.engine() {
-        Engine::Embedded | Engine::Rabbit310 => 1000,
-        Engine::Rabbit43 => 200,
+        Engine::Rabbit310 => 1000,
+        Engine::Embedded | Engine::Rabbit43 => 200,
     }
 }
 
@@ -111,7 +111,7 @@ on_every_engine! {
         script(&relay, five_percent(Side::Xo, Operation::Callback));
         let groups = names("group", lines_for(&bench));
         relay.callbacks(&groups, EACH, 64).await;
-        all_called_back(&relay, &groups, PATIENCE * 3).await;
+        all_called_back(&relay, &groups, PATIENCE * 8).await;
         nothing_overlapped(&relay);
         assert_eq!(relay.metric("causeway_dead_letters_total", &[]).await, 0.0);
     }
