@@ -329,6 +329,7 @@ fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
         unknown_group_wait: UNKNOWN_GROUP_WAIT,
         relays_callbacks: settings.xo.callback_url.is_some(),
         tells_events: settings.handoffs.events_url.is_some(),
+        serves_bots: !settings.xo.bots.is_empty(),
     };
     let gate = |limits: &config::Limits| GateSettings {
         concurrency: usize::from(limits.concurrency),

@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use sqlx::PgPool;
 
 use super::row::{Columns, Stored, conversation, named, storable, stored};
-use super::schema::{self, SqlitePools, within};
+use super::schema::{self, SqlitePools};
 use super::state::{self, Event};
 use super::{Claim, Conversation, DirectoryError, DirectorySettings, DirectoryUrl, LastSent};
 use super::{ListFilter, Observation, Opened, Origin, State, statements};
@@ -20,7 +20,7 @@ use crate::clock;
 use crate::message::{ConversationId, MessageId};
 
 /// How long one statement may take, the wait for a connection included, before the directory counts as away.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each lost race means that another change went through: this many in a row do not happen to a working database.
 const RACES_MAX: u32 = 256;
 /// Rows that [`Directory::forget`] deletes with one statement.
@@ -37,7 +37,7 @@ pub enum Directory {
 
 /// The directory in a file.
 #[derive(Clone)]
-pub struct SqliteDirectory(SqlitePools);
+pub struct SqliteDirectory(pub(super) SqlitePools);
 
 impl std::fmt::Debug for Directory {
     /// Says which kind it is and nothing else: connections know passwords.
@@ -64,9 +64,19 @@ macro_rules! run {
         match $directory {
             Directory::Sqlite(SqliteDirectory(pools)) => {
                 let $pool = &pools.$which;
-                within(STATEMENT_TIMEOUT, $query).await
+                $crate::conversation::schema::within(
+                    $crate::conversation::directory::STATEMENT_TIMEOUT,
+                    $query,
+                )
+                .await
             }
-            Directory::Postgres($pool) => within(STATEMENT_TIMEOUT, $query).await,
+            Directory::Postgres($pool) => {
+                $crate::conversation::schema::within(
+                    $crate::conversation::directory::STATEMENT_TIMEOUT,
+                    $query,
+                )
+                .await
+            }
         }
     };
     // How many rows it changed: the two databases have a type each for that.
@@ -74,6 +84,8 @@ macro_rules! run {
         run!($directory, $which, |$pool| async { Ok::<u64, sqlx::Error>($query.await?.rows_affected()) })
     };
 }
+
+pub(super) use run;
 
 impl Directory {
     /// Opens the directory and brings its tables up to date. Safe when several processes start at once.
@@ -159,19 +171,21 @@ impl Directory {
     ///
     /// A conversation that was never [requested](Self::requested) is a [`DirectoryError::Mismatch`].
     pub async fn opened(&self, id: &ConversationId, opened: &Opened) -> Result<Claim, DirectoryError> {
-        if self.read(id).await?.is_none() {
-            return Err(DirectoryError::Mismatch(format!(
-                "conversation {id:?} has a chat but was never requested"
-            )));
+        let claim = self.claim(id, &opened.group).await?;
+        if claim == Claim::Ours {
+            self.change(id, Event::Opened(opened)).await?;
         }
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::CLAIM_GROUP).bind(storable(&opened.group)).bind(id.as_str()).execute(pool)
-        })?;
-        if self.owner(&opened.group).await?.as_deref() != Some(id.as_str()) {
-            return Ok(Claim::TakenByAnother);
+        Ok(claim)
+    }
+
+    /// A chat was asked for under this name, and nobody has answered yet. As with [`Self::opened`] the name is claimed
+    /// first, so that whatever comes back finds its conversation.
+    pub async fn asked(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
+        let claim = self.claim(id, group).await?;
+        if claim == Claim::Ours {
+            self.change(id, Event::Asked { group }).await?;
         }
-        self.change(id, Event::Opened(opened)).await?;
-        Ok(Claim::Ours)
+        Ok(claim)
     }
 
     /// Somebody looked at the session state of a chat. Counts only while it is the conversation's current one.
@@ -198,6 +212,11 @@ impl Directory {
     /// No human will come. True for the one caller that said it first; a conversation that has an agent does not fail.
     pub async fn failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
         self.change(id, Event::Failed { reason }).await
+    }
+
+    /// The bot side took its user back: nothing more is said to them in this episode. True for the one caller that noted it.
+    pub async fn released(&self, id: &ConversationId) -> Result<bool, DirectoryError> {
+        self.change(id, Event::Released).await
     }
 
     /// Conversations whose session state should be looked at, those that waited longest first to be taken. Each is handed
@@ -334,9 +353,23 @@ impl Directory {
                 .bind(after.opened_at.as_millisecond())
                 .bind(after.updated_at.as_millisecond())
                 .bind(revision)
+                .bind(after.released_at.map(Timestamp::as_millisecond))
                 .execute(pool)
         })?;
         Ok(changed > 0)
+    }
+
+    async fn claim(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
+        if self.read(id).await?.is_none() {
+            return Err(DirectoryError::Mismatch(format!(
+                "conversation {id:?} has a chat but was never requested"
+            )));
+        }
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::CLAIM_GROUP).bind(storable(group)).bind(id.as_str()).execute(pool)
+        })?;
+        let ours = self.owner(group).await?.as_deref() == Some(id.as_str());
+        Ok(if ours { Claim::Ours } else { Claim::TakenByAnother })
     }
 
     async fn owner(&self, group: &str) -> Result<Option<String>, DirectoryError> {

@@ -8,17 +8,19 @@
 
 mod directory;
 mod error;
+mod replies;
 mod row;
 mod schema;
 mod state;
 mod statements;
+mod told;
 
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use crate::message::{ConversationId, named};
+use crate::message::{ConversationId, ReplyHandle, named};
 pub use directory::Directory;
 pub use error::DirectoryError;
 
@@ -91,6 +93,8 @@ pub struct Conversation {
     pub opened_at: Timestamp,
     /// When anything here changed last.
     pub updated_at: Timestamp,
+    /// When the bot side took its user back, in this episode.
+    pub released_at: Option<Timestamp>,
 }
 
 /// The last message that was delivered into a chat: whoever reads the chat back looks behind it.
@@ -102,6 +106,15 @@ pub enum LastSent {
     Message(String),
     /// ServiceNow gave it no name: there is no place to look from.
     Unknown,
+}
+
+/// Where XO takes what is said to a conversation's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The newest handle.
+    pub handle: ReplyHandle,
+    /// XO said that it is gone; the user's next event brings another.
+    pub expired: bool,
 }
 
 /// A chat that ServiceNow opened for a conversation.

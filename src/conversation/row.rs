@@ -29,6 +29,7 @@ pub(super) type Columns = (
     i64,
     i64,
     i64,
+    Option<i64>,
 );
 
 /// A conversation as it was read.
@@ -57,6 +58,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
         opened,
         updated,
         revision,
+        released,
     ) = row;
     let conversation = Conversation {
         id: named(&id, |id| ConversationId::parse(id).ok())?,
@@ -71,6 +73,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
         reason,
         opened_at: time(opened)?,
         updated_at: time(updated)?,
+        released_at: released.map(time).transpose()?,
     };
     Ok(Stored { conversation, revision })
 }

@@ -23,10 +23,12 @@ use crate::message::ConversationId;
 pub(super) enum Event<'a> {
     Requested { origin: Origin, queue_id: Option<&'a str> },
     Accepted { origin: Origin, queue_id: Option<&'a str>, at: Timestamp },
+    Asked { group: &'a str },
     Opened(&'a Opened),
     Observed { group: &'a str, seen: &'a Observation },
     Ended { group: Option<&'a str>, reason: &'a str },
     Failed { reason: &'a str },
+    Released,
 }
 
 /// The conversation after the event; `None` where the event changes nothing.
@@ -51,10 +53,13 @@ pub(super) fn step(
             return None;
         }
         Event::Accepted { origin, queue_id, .. } => on_requested(before, origin, queue_id, now)?,
+        Event::Asked { group } => on_asked(before, group)?,
         Event::Opened(opened) => on_opened(before, opened)?,
         Event::Observed { group, seen } => on_observed(before, group, seen)?,
         Event::Ended { group, reason } => on_ended(before, group, reason)?,
         Event::Failed { reason } => on_failed(before, reason)?,
+        Event::Released if before.released_at.is_some() => return None,
+        Event::Released => Conversation { released_at: Some(now), ..before.clone() },
     };
     // Only a change counts as an update: a poll that saw nothing new costs no write.
     (after != *before).then_some(Conversation { updated_at: now, ..after })
@@ -74,6 +79,7 @@ fn requested(id: &ConversationId, origin: Origin, queue_id: Option<&str>, now: T
         reason: None,
         opened_at: now,
         updated_at: now,
+        released_at: None,
     }
 }
 
@@ -87,6 +93,12 @@ fn on_requested(
         State::Requested | State::Waiting | State::Active => None,
         State::Ended | State::Failed => Some(requested(&before.id, origin, queue_id, now)),
     }
+}
+
+/// The chat has a name before it has a place in a queue.
+fn on_asked(before: &Conversation, group: &str) -> Option<Conversation> {
+    let chat = || Conversation { group: Some(group.to_owned()), ..before.clone() };
+    (before.state == State::Requested).then(chat)
 }
 
 /// A second chat for a conversation that has one (a start whose first try was answered after all) takes its place: it is
@@ -112,9 +124,9 @@ fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
 /// An agent who hands the chat back to a queue makes it wait again.
 fn on_observed(before: &Conversation, group: &str, seen: &Observation) -> Option<Conversation> {
     match before.state {
-        State::Requested | State::Ended | State::Failed => None,
-        State::Waiting | State::Active if before.group.as_deref() != Some(group) => None,
-        State::Waiting | State::Active => Some(seen_as(
+        State::Ended | State::Failed => None,
+        State::Requested | State::Waiting | State::Active if before.group.as_deref() != Some(group) => None,
+        State::Requested | State::Waiting | State::Active => Some(seen_as(
             before.clone(),
             seen.active,
             seen.position,

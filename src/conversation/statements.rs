@@ -4,7 +4,7 @@
 macro_rules! columns {
     () => {
         "id, origin, state, chat_group, number, queue_id, position, wait, agent, reason, opened_at, updated_at, \
-         revision"
+         revision, released_at"
     };
 }
 
@@ -20,7 +20,7 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
 pub(super) const INSERT: &str = concat!(
     "INSERT INTO conversations (",
     columns!(),
-    ", polled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $12)
+    ", polled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $12)
      ON CONFLICT (id) DO NOTHING"
 );
 
@@ -28,7 +28,7 @@ pub(super) const INSERT: &str = concat!(
 pub(super) const UPDATE: &str =
     "UPDATE conversations SET origin = $2, state = $3, chat_group = $4, number = $5,
      queue_id = $6, position = $7, wait = $8, agent = $9, reason = $10, opened_at = $11, updated_at = $12,
-     revision = revision + 1
+     released_at = $14, revision = revision + 1
      WHERE id = $1 AND revision = $13";
 
 pub(super) const CLAIM_GROUP: &str =
@@ -79,6 +79,61 @@ pub(super) const LIST: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM conversations WHERE $1 IS NULL OR state = $1 ORDER BY updated_at DESC, id LIMIT $2"
+);
+
+/// Does nothing for a conversation that nobody knows; an older handle never replaces a newer one.
+pub(super) const HEARD: &str =
+    "INSERT INTO reply_handles (conversation_id, handle, request_id, heard_at, extended_at, expired)
+     SELECT $1, $2, $3, $4, $4, 0 FROM conversations WHERE id = $1
+     ON CONFLICT (conversation_id) DO UPDATE SET handle = excluded.handle, request_id = excluded.request_id,
+         heard_at = excluded.heard_at, extended_at = excluded.extended_at, expired = 0
+     WHERE reply_handles.heard_at <= excluded.heard_at";
+
+pub(super) const REPLY: &str = "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
+
+pub(super) const EXPIRED: &str =
+    "UPDATE reply_handles SET expired = 1 WHERE conversation_id = $1 AND request_id = $2";
+
+/// Each is handed to one caller in its interval, as in `due!`.
+macro_rules! to_extend {
+    ($locking:literal) => {
+        concat!(
+            "UPDATE reply_handles SET extended_at = $1 WHERE conversation_id IN (
+                 SELECT reply_handles.conversation_id FROM reply_handles
+                 JOIN conversations ON conversations.id = reply_handles.conversation_id
+                 WHERE reply_handles.extended_at <= $2 AND reply_handles.expired = 0
+                   AND conversations.state IN ('requested', 'waiting', 'active') AND conversations.released_at IS NULL
+                 ORDER BY reply_handles.extended_at LIMIT $3 ",
+            $locking,
+            ") RETURNING conversation_id, handle"
+        )
+    };
+}
+pub(super) const TO_EXTEND_SQLITE: &str = to_extend!("");
+pub(super) const TO_EXTEND_POSTGRES: &str = to_extend!("FOR UPDATE OF reply_handles SKIP LOCKED");
+
+pub(super) const NOTE_TOLD: &str =
+    "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
+
+pub(super) const LAST_TOLD: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
+
+pub(super) const STIRRED: &str = "UPDATE conversation_groups SET active_at = $2 WHERE chat_group = $1";
+
+/// Chats in which nobody has said anything since `$1`.
+pub(super) const SILENT: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM conversations WHERE state = 'active' AND updated_at < $1 AND chat_group IN (
+         SELECT chat_group FROM conversation_groups WHERE conversation_id = conversations.id
+            AND COALESCE(active_at, 0) < $1)
+     ORDER BY updated_at LIMIT $2"
+);
+
+/// Conversations that were asked for before `$1` and still have no agent.
+pub(super) const OVERDUE: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM conversations WHERE state = 'waiting' AND opened_at < $1 ORDER BY opened_at LIMIT $2"
 );
 
 pub(super) const CREATE_VERSION: &str =

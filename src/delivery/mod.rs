@@ -5,13 +5,16 @@
 //! repeat, since the attempt may be. Leaves to others: order, backoff and settling (`worker/`).
 
 pub mod backoff;
+mod botkit;
 pub mod breaker;
 mod callback;
 pub mod classify;
+mod events;
 mod gate;
 mod handoff;
 mod notices;
 pub mod poll;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,6 +56,8 @@ pub struct DeliverySettings {
     pub relays_callbacks: bool,
     /// `handoffs.events_url` is configured.
     pub tells_events: bool,
+    /// BotKit credentials of a bot are configured.
+    pub serves_bots: bool,
 }
 
 /// Everything that attempts need; one for each worker.

@@ -4,22 +4,28 @@
 //! the conversation's callbacks, behind what was said before. Leaves to others: delivering it (`callback.rs`).
 
 use super::{Deliverer, OwnTrouble};
-use crate::message::{ConversationId, Kind, LaneKey, Message, MessageId, Notice, NoticeEvent};
+use crate::conversation::Origin;
+use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
 impl Deliverer {
     /// Publishes a notice. `instance` tells apart what may happen twice in one chat (a new position in the queue).
     pub(super) async fn tell(&self, kind: Kind, notice: &Notice, instance: &str) -> Result<(), OwnTrouble> {
-        if !self.settings.tells_events {
+        if !self.somebody_listens(&notice.conversation_id).await? {
             return Ok(());
         }
-        let group = notice.group.as_deref();
-        let event = notice.event.map_or("", NoticeEvent::as_str);
-        let name = format!("{}:{}:{kind}:{event}:{instance}", notice.conversation_id, group.unwrap_or(""));
-        let lane = group.and_then(|group| LaneKey::parse(group).ok());
+        let lane = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
         let lane = lane.unwrap_or_else(|| LaneKey::from(&notice.conversation_id));
         let body = serde_json::to_vec(notice).map_err(|error| OwnTrouble(error.to_string()))?;
-        let message = Message::new(MessageId::derived("notice", &name), kind, lane, body);
-        Ok(self.queue.publish(&message).await?)
+        Ok(self.queue.publish(&Message::new(notice.id(kind, instance), kind, lane, body)).await?)
+    }
+
+    /// Conversations of a bot always have somebody; those of the API where `handoffs.events_url` is set.
+    async fn somebody_listens(&self, id: &ConversationId) -> Result<bool, OwnTrouble> {
+        if self.settings.tells_events || !self.settings.serves_bots {
+            return Ok(self.settings.tells_events);
+        }
+        let Some(directory) = &self.directory else { return Ok(false) };
+        Ok(directory.find(id).await?.is_some_and(|known| known.origin == Origin::BotKit))
     }
 
     pub(super) async fn tell_event(

@@ -63,6 +63,7 @@ mod tests {
             reason: None,
             opened_at: "2026-11-22T10:00:00Z".parse().unwrap(),
             updated_at: "2026-11-22T10:00:05.25Z".parse().unwrap(),
+            released_at: None,
         };
         let expected = json!({
             "conversation_id": "c-1", "state": "waiting",

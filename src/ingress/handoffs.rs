@@ -132,7 +132,7 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
         "typing" => conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id })),
         "end" => {
             let reason = fields.text("reason", LABEL).map(str::to_owned);
-            conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason }))
+            conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason, reply: None }))
         }
         _ => {
             fields.fault("type", "must be start, message, typing or end");
@@ -168,6 +168,7 @@ fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<St
         user,
         transcript,
         metadata,
+        reply: None,
     })
 }
 
@@ -198,6 +199,7 @@ fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Tex
         conversation_id: conversation?,
         message: message.unwrap_or_default().to_owned(),
         attachments,
+        reply: None,
     })
 }
 

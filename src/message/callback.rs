@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConversationId, named};
+use super::{ConversationId, Kind, MessageId, named};
 
 /// Connect Support's `live_message` callback, as far as Causeway reads it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -85,6 +85,14 @@ pub struct Notice {
 }
 
 impl Notice {
+    /// The id of the message that carries it: the same notice always has the same one, so that telling it again is
+    /// harmless. `instance` tells apart what may happen twice in one chat (a new position in the queue).
+    pub fn id(&self, kind: Kind, instance: &str) -> MessageId {
+        let group = self.group.as_deref().unwrap_or("");
+        let event = self.event.map_or("", NoticeEvent::as_str);
+        MessageId::derived("notice", &format!("{}:{group}:{kind}:{event}:{instance}", self.conversation_id))
+    }
+
     /// A notice about a conversation, to be filled in.
     pub const fn about(conversation_id: ConversationId) -> Self {
         Self {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConversationId, Kind};
+use super::{ConversationId, Kind, ReplyHandle};
 
 /// One handoff request.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct Start {
     /// Free strings of the caller.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Where XO takes answers, for conversations of its BotKit protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Box<ReplyHandle>>,
 }
 
 /// Who asks for a human.
@@ -84,6 +87,9 @@ pub struct Text {
     /// Files that came with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
+    /// Where XO takes answers, for conversations of its BotKit protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Box<ReplyHandle>>,
 }
 
 /// A file, by its address.
@@ -114,6 +120,9 @@ pub struct End {
     /// Why, in the caller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Where XO takes answers, for conversations of its BotKit protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Box<ReplyHandle>>,
 }
 
 impl Handoff {

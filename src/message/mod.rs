@@ -9,6 +9,7 @@ pub mod dead_letter;
 pub mod handoff;
 pub mod ids;
 pub mod outcome;
+pub mod reply;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ pub use dead_letter::{AttemptRecord, DeadLetter, Story};
 pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
+pub use reply::ReplyHandle;
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

@@ -373,6 +373,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         unknown_group_wait: Duration::from_secs(30),
         relays_callbacks: false,
         tells_events: true,
+        serves_bots: false,
     };
     Room { deliverer: Deliverer::new(parts, delivery, &BTreeMap::new()), directory, sandbox, _folder: folder }
 }

@@ -1,0 +1,79 @@
+//! XO's reply handles: the newest one of each conversation.
+//!
+//! Guarantees: an older event never replaces what a newer one brought, whoever comes first; each handle is given to one
+//! caller in its interval to be extended. Leaves to others: using them (`delivery/botkit.rs`).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::directory::{Directory, SqliteDirectory, run};
+use super::row::{named, storable};
+use super::{DirectoryError, Reply, statements};
+use crate::message::{ConversationId, ReplyHandle};
+
+impl Directory {
+    /// An event brought this handle. Nothing happens where the conversation is not known.
+    pub async fn heard(
+        &self,
+        id: &ConversationId,
+        handle: &ReplyHandle,
+        at: Timestamp,
+    ) -> Result<(), DirectoryError> {
+        let text = serde_json::to_string(handle).map_err(|error| {
+            DirectoryError::Mismatch(format!("a reply handle cannot be written: {error}"))
+        })?;
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::HEARD)
+                .bind(id.as_str())
+                .bind(storable(&text))
+                .bind(storable(&handle.request_id))
+                .bind(at.as_millisecond())
+                .execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// The newest handle of a conversation.
+    pub async fn reply(&self, id: &ConversationId) -> Result<Option<Reply>, DirectoryError> {
+        let row: Option<(String, i64)> =
+            run!(self, |pool| { sqlx::query_as(statements::REPLY).bind(id.as_str()).fetch_optional(pool) })?;
+        row.map(|(text, expired)| Ok(Reply { handle: handle(&text)?, expired: expired != 0 })).transpose()
+    }
+
+    /// XO said that this handle is gone. A newer one is not touched.
+    pub async fn reply_expired(&self, id: &ConversationId, request_id: &str) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::EXPIRED).bind(id.as_str()).bind(storable(request_id)).execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// Handles of open conversations that were neither brought nor extended within `every`.
+    pub async fn to_extend(
+        &self,
+        now: Timestamp,
+        every: Duration,
+        limit: u32,
+    ) -> Result<Vec<(ConversationId, ReplyHandle)>, DirectoryError> {
+        let sql = match self {
+            Self::Sqlite(_) => statements::TO_EXTEND_SQLITE,
+            Self::Postgres(_) => statements::TO_EXTEND_POSTGRES,
+        };
+        let before =
+            now.as_millisecond().saturating_sub(i64::try_from(every.as_millis()).unwrap_or(i64::MAX));
+        let rows: Vec<(String, String)> = run!(self, |pool| {
+            sqlx::query_as(sql).bind(now.as_millisecond()).bind(before).bind(i64::from(limit)).fetch_all(pool)
+        })?;
+        let read = |(id, text): (String, String)| {
+            Ok((named(&id, |id| ConversationId::parse(id).ok())?, handle(&text)?))
+        };
+        rows.into_iter().map(read).collect()
+    }
+}
+
+fn handle(text: &str) -> Result<ReplyHandle, DirectoryError> {
+    serde_json::from_str(text).map_err(|_| {
+        DirectoryError::Mismatch("the directory holds a reply handle that cannot be read".to_owned())
+    })
+}

@@ -1,0 +1,61 @@
+//! How far each chat was told to the bot side, and when anybody last spoke in it.
+//!
+//! Leaves to others: reading a chat back (`delivery/gaps.rs`), ending what is silent (`delivery/poll.rs`).
+
+use jiff::Timestamp;
+
+use super::directory::{Directory, SqliteDirectory, run};
+use super::row::{Columns, conversation, storable};
+use super::{Conversation, DirectoryError, statements};
+
+impl Directory {
+    /// The other side's message `sys_id` was told, and everything before it.
+    pub async fn told(&self, group: &str, sys_id: &str, at: Timestamp) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::NOTE_TOLD)
+                .bind(storable(group))
+                .bind(storable(sys_id))
+                .bind(at.as_millisecond())
+                .execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// The newest message that was told; `None` before the first.
+    pub async fn last_told(&self, group: &str) -> Result<Option<String>, DirectoryError> {
+        let row: Option<(Option<String>,)> = run!(self, |pool| {
+            sqlx::query_as(statements::LAST_TOLD).bind(storable(group)).fetch_optional(pool)
+        })?;
+        Ok(row.and_then(|(sys_id,)| sys_id))
+    }
+
+    /// Somebody spoke in this chat.
+    pub async fn stirred(&self, group: &str, at: Timestamp) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::STIRRED).bind(storable(group)).bind(at.as_millisecond()).execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// Conversations with an agent in which nobody spoke, and nothing changed, since then.
+    pub async fn silent(&self, since: Timestamp, limit: u32) -> Result<Vec<Conversation>, DirectoryError> {
+        self.listed(statements::SILENT, since, limit).await
+    }
+
+    /// Conversations that wait for an agent since before then.
+    pub async fn overdue(&self, since: Timestamp, limit: u32) -> Result<Vec<Conversation>, DirectoryError> {
+        self.listed(statements::OVERDUE, since, limit).await
+    }
+
+    async fn listed(
+        &self,
+        sql: &'static str,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, DirectoryError> {
+        let rows: Vec<Columns> = run!(self, |pool| {
+            sqlx::query_as(sql).bind(since.as_millisecond()).bind(i64::from(limit)).fetch_all(pool)
+        })?;
+        rows.into_iter().map(conversation).collect()
+    }
+}

@@ -1,0 +1,91 @@
+//! What happens in API conversations, posted to `handoffs.events_url`.
+//!
+//! Guarantees: an event carries the id of what it tells. Leaves to others: the HTTP (`platform/xo`).
+
+use serde::Serialize;
+
+use super::tell::Said;
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::conversation::Conversation;
+use crate::delivery::classify::Operation;
+use crate::message::{ConversationId, DeadReason, Endpoint, Kind, Message, MessageId, Notice};
+
+/// What is posted.
+#[derive(Serialize)]
+struct Event<'a> {
+    id: MessageId,
+    #[serde(rename = "type")]
+    kind: Kind,
+    conversation_id: &'a ConversationId,
+    group: Option<&'a str>,
+    at: jiff::Timestamp,
+    #[serde(flatten)]
+    about: About<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum About<'a> {
+    Said { message: &'a str, from: &'static str, agent: Option<&'a str>, sys_id: Option<&'a str> },
+    Noticed(serde_json::Map<String, serde_json::Value>),
+}
+
+impl Deliverer {
+    pub(super) async fn said_event(
+        &self,
+        message: &Message,
+        conversation: &Conversation,
+        said: &Said<'_>,
+    ) -> Attempt {
+        let about = About::Said {
+            message: &said.text,
+            from: said.voice.as_str(),
+            agent: said.agent,
+            sys_id: said.sys_id,
+        };
+        self.post_event(&Event {
+            id: said.id,
+            kind: Kind::CallbackMessage,
+            conversation_id: &conversation.id,
+            group: Some(said.group),
+            at: message.accepted_at,
+            about,
+        })
+        .await
+    }
+
+    pub(super) async fn notice_event(
+        &self,
+        message: &Message,
+        notice: &Notice,
+    ) -> Result<Attempt, OwnTrouble> {
+        if !self.settings.tells_events {
+            let why = "handoffs.events_url is not set: nobody to tell";
+            return Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why));
+        }
+        let value = serde_json::to_value(notice).map_err(|error| OwnTrouble(error.to_string()))?;
+        let mut fields = value.as_object().cloned().unwrap_or_default();
+        fields.remove("conversation_id");
+        fields.remove("group");
+        let event = Event {
+            id: message.id,
+            kind: message.kind,
+            conversation_id: &notice.conversation_id,
+            group: notice.group.as_deref(),
+            at: message.accepted_at,
+            about: About::Noticed(fields),
+        };
+        Ok(self.post_event(&event).await)
+    }
+
+    async fn post_event(&self, event: &Event<'_>) -> Attempt {
+        let body = match serde_json::to_vec(event) {
+            Ok(body) => body,
+            Err(error) => return Attempt::dead(Endpoint::Events, DeadReason::Unreadable, error.to_string()),
+        };
+        match self.xo.post_event(body, event.id).await {
+            Ok(()) => Attempt::delivered(Endpoint::Events),
+            Err(error) => Attempt::called(Endpoint::Events, &error, Operation::Event),
+        }
+    }
+}
