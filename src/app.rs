@@ -16,11 +16,12 @@ use crate::config::{self, Settings};
 use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
 use crate::delivery::poll::PollSettings;
 use crate::delivery::{
-    Deliverer, DeliverySettings, GateSettings, Parts, UnknownGroup, backoff::RetrySettings,
+    Deliverer, DeliverySettings, GateSettings, Parts, Patience, ReadBack, UnknownGroup,
+    backoff::RetrySettings,
 };
 use crate::ingress::{self, AdminState, IngressSettings, IngressState, ServiceNowDoor};
 use crate::message::Destination;
-use crate::platform::{Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
+use crate::platform::{Api, Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::{Queue, QueueTuning};
@@ -151,7 +152,11 @@ impl App {
     fn start_worker(&mut self, settings: &Settings, stop: &Stop) -> anyhow::Result<Worker> {
         let deliverer = deliverer(settings, self)?;
         if let (Some(servicenow), Some(directory)) = (&settings.servicenow, &self.directory) {
-            let poll = PollSettings { waiting: servicenow.poll_waiting, active: servicenow.poll_active };
+            let poll = PollSettings {
+                waiting: servicenow.poll_waiting,
+                active: servicenow.poll_active,
+                patience: Patience { wait: servicenow.wait_limit, idle: servicenow.idle_limit },
+            };
             self.tasks.start("poll", deliverer.clone().poll(poll, stop.clone()));
             self.tasks
                 .start("housekeeping", keep_house(directory.clone(), self.metrics.clone(), stop.clone()));
@@ -293,6 +298,7 @@ pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<Serv
         username: username.clone(),
         password: password.clone(),
         queue_id: named.queue_id.clone(),
+        api: Api::ConnectSupport,
     };
     Ok(Some(ServiceNow::new(http, client)))
 }
@@ -330,6 +336,10 @@ fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
         relays_callbacks: settings.xo.callback_url.is_some(),
         tells_events: settings.handoffs.events_url.is_some(),
         serves_bots: !settings.xo.bots.is_empty(),
+        read_back: match settings.servicenow.as_ref().map(|servicenow| servicenow.read_back) {
+            Some(config::ReadBack::Gaps) => ReadBack::Gaps,
+            Some(config::ReadBack::Always) | None => ReadBack::Always,
+        },
     };
     let gate = |limits: &config::Limits| GateSettings {
         concurrency: usize::from(limits.concurrency),

@@ -10,8 +10,8 @@ use url::{Host, Url};
 
 use super::reader::Reader;
 use super::settings::{
-    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, Retry,
-    ServiceNow, Settings, UnknownGroup, Xo,
+    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, ReadBack,
+    Retry, ServiceNow, Settings, UnknownGroup, Xo,
 };
 use crate::telemetry::{LogFormat, LogSettings};
 
@@ -88,8 +88,21 @@ fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
     let api = choice_of(reader, "servicenow.api", Api::ALL, Api::as_str);
     let (poll_waiting, poll_active) =
         (reader.duration("servicenow.poll_waiting"), reader.duration("servicenow.poll_active"));
+    let (wait_limit, idle_limit) =
+        (reader.duration("servicenow.wait_limit"), reader.duration("servicenow.idle_limit"));
+    let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
     let login = login(reader);
-    Some(ServiceNow { host_url: host_url?, login: login?, queue_id, api: api?, poll_waiting, poll_active })
+    Some(ServiceNow {
+        host_url: host_url?,
+        login: login?,
+        queue_id,
+        api: api?,
+        poll_waiting,
+        poll_active,
+        read_back: read_back?,
+        wait_limit,
+        idle_limit,
+    })
 }
 
 fn login(reader: &mut Reader) -> Option<Login> {

@@ -59,6 +59,9 @@ pub struct ServiceNow {
     pub api: Api,
     pub poll_waiting: Duration,
     pub poll_active: Duration,
+    pub read_back: ReadBack,
+    pub wait_limit: Duration,
+    pub idle_limit: Duration,
 }
 
 /// `servicenow.auth` with its credentials.
@@ -77,6 +80,16 @@ named! {
         ConnectSupport = "connect_support",
         /// Utah and higher.
         VirtualAgent = "virtual_agent",
+    }
+}
+
+named! {
+    /// `servicenow.read_back`
+    ReadBack {
+        /// Before each agent's message, unless its callback shows that nothing is missing.
+        Always = "always",
+        /// Only where a callback shows a gap.
+        Gaps = "gaps",
     }
 }
 

@@ -148,6 +148,7 @@ impl Directory {
             sqlx::query(statements::NOTE_SENT)
                 .bind(storable(group))
                 .bind(storable(sys_id.unwrap_or_default()))
+                .bind(clock::now().as_millisecond())
                 .execute(pool)
         })
         .map(|_| ())
@@ -241,6 +242,14 @@ impl Directory {
                 .fetch_all(pool)
         })?;
         rows.into_iter().map(conversation).collect()
+    }
+
+    /// Something happened there: its session state should be looked at before its interval is over.
+    pub async fn look_soon(&self, id: &ConversationId) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::LOOK_SOON).bind(id.as_str()).execute(pool)
+        })
+        .map(|_| ())
     }
 
     /// Whether [`Self::remember_delivered`] was told of this message.

@@ -29,7 +29,7 @@ impl Directory {
         Ok(row.and_then(|(sys_id,)| sys_id))
     }
 
-    /// Somebody spoke in this chat.
+    /// Somebody spoke in this chat, though there is no telling behind what.
     pub async fn stirred(&self, group: &str, at: Timestamp) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::STIRRED).bind(storable(group)).bind(at.as_millisecond()).execute(pool)

@@ -3,7 +3,6 @@
 //! Guarantees: what ServiceNow posted of chats that are not ours reaches XO's Callback URL byte for byte. Leaves to others:
 //! telling what was said in ours (`tell.rs`), the HTTP (`platform/xo`).
 
-use super::tell::{Said, Voice};
 use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
 use crate::clock;
 use crate::conversation::{Conversation, Origin};
@@ -34,8 +33,10 @@ impl Deliverer {
             return Ok(Attempt::dead(Endpoint::XoCallback, DeadReason::Unreadable, why));
         };
         match directory.find_by_group(&callback.group).await? {
+            // Also where its chat is an earlier one of the conversation: what an agent said is not withheld because it
+            // comes late. It is told under its own group, in the lane of that group, so before that chat's `ended`.
             Some(conversation) if self.is_heard(&conversation) => {
-                self.said(message, &callback, &conversation).await
+                self.said(directory, message, &callback, &conversation).await
             }
             _ if self.settings.relays_callbacks => Ok(self.forward(message).await),
             Some(_) => {
@@ -67,26 +68,5 @@ impl Deliverer {
             Ok(()) => Attempt::delivered(Endpoint::XoCallback),
             Err(error) => Attempt::called(Endpoint::XoCallback, &error, Operation::Callback),
         }
-    }
-
-    /// Also where its chat is an earlier one of the conversation: what an agent said is not withheld because it comes
-    /// late. It is told under its own group, in the lane of that group, so before that chat's `ended`.
-    async fn said(
-        &self,
-        message: &Message,
-        callback: &Callback,
-        conversation: &Conversation,
-    ) -> Result<Attempt, OwnTrouble> {
-        let writer = callback.sys_created_by.as_deref();
-        let voice = if writer == Some("system") { Voice::System } else { Voice::Agent };
-        let said = Said {
-            id: message.id,
-            group: &callback.group,
-            text: callback.text(),
-            voice,
-            agent: writer,
-            sys_id: callback.sys_id.as_deref(),
-        };
-        self.say(message, conversation, &said).await
     }
 }

@@ -7,6 +7,7 @@
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, Origin, State};
 use crate::delivery::classify::Operation;
+use crate::delivery::notices::instance_of;
 use crate::delivery::poll::ended_by;
 use crate::message::handoff::{End, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
@@ -85,7 +86,8 @@ impl Desk<'_> {
                 match attempt.outcome {
                     Outcome::Answered => {
                         let words = error.business().map(str::to_owned);
-                        self.deliverer.fail(self.message, id, "no_agent", words.as_deref()).await?;
+                        let instance = instance_of(self.message);
+                        self.deliverer.fail(id, "no_agent", words.as_deref(), &instance).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),
@@ -251,6 +253,32 @@ impl Desk<'_> {
         Ok(attempt)
     }
 
+    /// Reads what the agent said last, where ServiceNow lets us; an end waits for nothing.
+    async fn last_look(&self, conversation: Option<&Conversation>, group: &str) -> Result<(), OwnTrouble> {
+        let Some(conversation) = conversation.filter(|known| known.state == State::Active) else {
+            return Ok(());
+        };
+        let read = self.deliverer.repair(self.directory, self.servicenow, conversation, group).await?;
+        if let Err(error) = read {
+            tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back before its end");
+        }
+        Ok(())
+    }
+
+    /// The attempt that failed, where it failed.
+    async fn leave(&self, id: &ConversationId, group: &str) -> Option<Attempt> {
+        let error = self.servicenow.leave(id, group).await.err()?;
+        let attempt = Attempt::called(HERE, &error, Operation::Leave);
+        (attempt.outcome != Outcome::Delivered).then_some(attempt)
+    }
+
+    async fn leave_failed(&self, id: &ConversationId, conversation: Option<&Conversation>) -> Done {
+        let Some(group) = conversation.and_then(|known| known.group.as_deref()) else {
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation never had a chat"));
+        };
+        Ok(self.leave(id, group).await.unwrap_or_else(|| Attempt::delivered(HERE)))
+    }
+
     async fn end(&self, end: &End) -> Done {
         let id = &end.conversation_id;
         let conversation = self.directory.find(id).await?;
@@ -259,14 +287,15 @@ impl Desk<'_> {
             Err(reason @ DeadReason::UnknownConversation) => {
                 return Ok(Attempt::dead(HERE, reason, not_open(reason)));
             }
+            // Given up while it waited: its chat is still there to be left.
+            Err(DeadReason::ConversationFailed) => return self.leave_failed(id, conversation.as_ref()).await,
             // Both sides may end it at once: it is over, which is what was asked for.
             Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
         };
-        if let Err(error) = self.servicenow.leave(id, group).await {
-            let attempt = Attempt::called(HERE, &error, Operation::Leave);
-            if attempt.outcome != Outcome::Delivered {
-                return Ok(attempt);
-            }
+        // Whoever has left may not read any more.
+        self.last_look(conversation.as_ref(), group).await?;
+        if let Some(attempt) = self.leave(id, group).await {
+            return Ok(attempt);
         }
         self.deliverer.end(id, Some(group), end.reason.as_deref().unwrap_or("user")).await?;
         Ok(Attempt::delivered(HERE))

@@ -9,14 +9,18 @@ mod botkit;
 pub mod breaker;
 mod callback;
 pub mod classify;
+mod escalation;
 mod events;
+mod gaps;
 mod gate;
 mod handoff;
 mod notices;
+mod patience;
 pub mod poll;
+mod repeats;
 mod tell;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,14 +28,19 @@ use tokio::time::Instant;
 
 use crate::conversation::{Directory, DirectoryError, State};
 use crate::message::{
-    DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, Outcome, RetryReason, TripReason,
+    ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, Outcome,
+    RetryReason, TripReason,
 };
 use crate::platform::{CallError, ServiceNow, Xo};
 use crate::queue::{Lease, Queue, QueueError};
 use crate::telemetry::Metrics;
 use breaker::{Breaker, Heard};
 use classify::{Operation, classify};
+pub use gaps::ReadBack;
 pub use gate::{Gate, GateSettings};
+use notices::instance_of;
+pub use patience::Patience;
+pub(crate) use repeats::Repeats;
 
 /// What becomes of a callback whose `group` nobody opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +67,8 @@ pub struct DeliverySettings {
     pub tells_events: bool,
     /// BotKit credentials of a bot are configured.
     pub serves_bots: bool,
+    /// `servicenow.read_back`
+    pub read_back: ReadBack,
 }
 
 /// Everything that attempts need; one for each worker.
@@ -73,6 +84,10 @@ pub struct Deliverer {
     gates: BTreeMap<Destination, Gate>,
     /// When each endpoint answered with a success last.
     served: Mutex<BTreeMap<Endpoint, Instant>>,
+    /// What gap repair put on the queue lately.
+    read: Mutex<Repeats>,
+    /// Since when each chat is seen as escalated without going on anywhere.
+    escalated: Mutex<HashMap<ConversationId, Instant>>,
 }
 
 /// What one attempt came to.
@@ -170,6 +185,8 @@ impl Deliverer {
             queue: parts.queue,
             metrics: parts.metrics,
             served: Mutex::default(),
+            read: Mutex::default(),
+            escalated: Mutex::default(),
         })
     }
 
@@ -270,7 +287,7 @@ impl Deliverer {
         if open.is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
             return Ok(());
         }
-        let told = self.fail(&dead.message, id, dead.reason.as_str(), None).await;
+        let told = self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await;
         told.map_err(|OwnTrouble(trouble)| trouble)
     }
 }

@@ -58,13 +58,14 @@ impl Deliverer {
         Ok(())
     }
 
-    /// No human will come: the bot side is told, so that the bot takes over instead of silence.
+    /// No human will come: the bot side is told, so that the bot takes over instead of silence. `instance` tells one failure
+    /// of a conversation from another.
     pub(super) async fn fail(
         &self,
-        start: &Message,
         id: &ConversationId,
         reason: &str,
         detail: Option<&str>,
+        instance: &str,
     ) -> Result<(), OwnTrouble> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
@@ -72,9 +73,13 @@ impl Deliverer {
             detail: detail.map(str::to_owned),
             ..Notice::about(id.clone())
         };
-        // A replayed start may fail again, and that is another failure.
-        self.tell(Kind::HandoffFailed, &notice, &format!("{}:{}", start.id, start.replays)).await?;
+        self.tell(Kind::HandoffFailed, &notice, instance).await?;
         directory.failed(id, reason).await?;
         Ok(())
     }
+}
+
+/// A replayed start may fail again, and that is another failure.
+pub(super) fn instance_of(start: &Message) -> String {
+    format!("{}:{}", start.id, start.replays)
 }

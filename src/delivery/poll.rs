@@ -3,17 +3,18 @@
 //! Connect Support pushes none of these over REST, and its end is only an English sentence (servicenow.md 2), so the state
 //! is the one thing to believe. Guarantees: a conversation is asked about by one worker at a time (the directory hands it
 //! out), never while one of its messages is in the air, never while the breaker is tripped; what was seen is told before it
-//! is noted, under an id that makes telling it twice harmless.
+//! is noted, under an id that makes telling it twice harmless; what an agent said is on the queue before the end is.
+//! Leaves to others: chats passed on to another queue (`escalation.rs`), what lost callbacks carried (`gaps.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::{Attempt, Deliverer, OwnTrouble, Patience};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Observation, State};
 use crate::delivery::classify::Operation;
-use crate::message::{Destination, Endpoint, Notice, NoticeEvent};
-use crate::platform::{ChatState, QueueEntry, ServiceNow};
+use crate::message::{DeadReason, Destination, Endpoint, Notice, NoticeEvent, Outcome};
+use crate::platform::{Api, CallError, ChatState, QueueEntry, ServiceNow};
 use crate::tasks::Stop;
 
 /// `servicenow.poll_*`
@@ -23,9 +24,23 @@ pub struct PollSettings {
     pub waiting: Duration,
     /// While an agent is there.
     pub active: Duration,
+    /// How long anybody waits at all.
+    pub patience: Patience,
 }
 
 const AT_ONCE: u32 = 32;
+
+/// One chat that is looked at.
+pub(super) struct Look<'a> {
+    pub(super) deliverer: &'a Deliverer,
+    pub(super) servicenow: &'a ServiceNow,
+    pub(super) directory: &'a Directory,
+    pub(super) conversation: &'a Conversation,
+    pub(super) group: &'a str,
+}
+
+/// What became of a look: a call that failed is for the breaker, the rest is looked at again.
+pub(super) type Looked = Result<Result<(), CallError>, OwnTrouble>;
 
 impl Deliverer {
     /// Reads back the state of every open conversation until the stop.
@@ -37,7 +52,12 @@ impl Deliverer {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if !self.gate(Destination::ServiceNow).breaker().passes() {
+            if let Err(OwnTrouble(trouble)) = self.lose_patience(directory, &settings.patience).await {
+                tracing::debug!(trouble, "what lasted too long is ended later");
+            }
+            // The newer API tells its state by callbacks alone.
+            let can_be_asked = servicenow.api() == Api::ConnectSupport;
+            if !can_be_asked || !self.gate(Destination::ServiceNow).breaker().passes() {
                 continue;
             }
             match directory.due(clock::now(), settings.waiting, settings.active, AT_ONCE).await {
@@ -56,54 +76,80 @@ impl Deliverer {
             return;
         }
         let Some(_pass) = self.gate(Destination::ServiceNow).enter(false).await else { return };
-        let seen = match servicenow.state(&conversation.id, group).await {
-            Ok(Some(entry)) => self.saw(directory, conversation, group, &entry).await,
-            Ok(None) => self.end(&conversation.id, Some(group), "gone").await,
-            Err(error) => {
+        let look = Look { deliverer: self, servicenow, directory, conversation, group };
+        match look.take().await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
                 self.tell_breaker(Destination::ServiceNow, None, &attempt);
-                tracing::debug!(conversation = %conversation.id, %error, "cannot read the session state");
-                return;
+                tracing::debug!(conversation = %conversation.id, %error, "cannot read how the chat stands");
             }
+            Err(OwnTrouble(trouble)) => {
+                tracing::debug!(conversation = %conversation.id, trouble, "what was seen is told at the next look");
+            }
+        }
+    }
+}
+
+impl Look<'_> {
+    async fn take(&self) -> Looked {
+        let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return self.end("gone").await,
+            Err(error) => return Ok(Err(error)),
         };
-        if let Err(OwnTrouble(trouble)) = seen {
-            tracing::debug!(conversation = %conversation.id, trouble, "what was seen is told at the next look");
+        match entry.state.and_then(ended_by) {
+            Some("escalated") => self.escalated(&entry).await,
+            Some(reason) => self.end(reason).await,
+            None => {
+                self.saw(&entry).await?;
+                self.read().await
+            }
         }
     }
 
-    async fn saw(
-        &self,
-        directory: &Directory,
-        conversation: &Conversation,
-        group: &str,
-        entry: &QueueEntry,
-    ) -> Result<(), OwnTrouble> {
-        if let Some(reason) = entry.state.and_then(ended_by) {
-            return self.end(&conversation.id, Some(group), reason).await;
+    /// What was said goes on the queue first: nothing is told after an end.
+    pub(super) async fn end(&self, reason: &str) -> Looked {
+        if let Err(error) = self.read().await? {
+            let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
+            // A chat that lets nobody read any more is not waited for.
+            if !matches!(attempt.outcome, Outcome::Dead(DeadReason::ConversationOver | DeadReason::Rejected))
+            {
+                return Ok(Err(error));
+            }
         }
+        self.deliverer.end(&self.conversation.id, Some(self.group), reason).await?;
+        Ok(Ok(()))
+    }
+
+    async fn read(&self) -> Looked {
+        self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await
+    }
+
+    pub(super) async fn saw(&self, entry: &QueueEntry) -> Result<(), OwnTrouble> {
+        let known = self.conversation;
         let active = entry.state == Some(ChatState::InProgress) && entry.assigned_to.is_some();
         // What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.
-        let known_since = conversation.updated_at.as_millisecond();
+        let since = known.updated_at.as_millisecond();
         let notice = Notice {
-            group: Some(group.to_owned()),
+            group: Some(self.group.to_owned()),
             agent: entry.assigned_to.clone(),
-            ..Notice::about(conversation.id.clone())
+            position: entry.position.filter(|_| !active),
+            wait: entry.wait.clone().filter(|_| !active),
+            ..Notice::about(known.id.clone())
         };
-        if active && (conversation.state != State::Active || conversation.agent != entry.assigned_to) {
+        if active && (known.state != State::Active || known.agent != entry.assigned_to) {
             let agent = entry.assigned_to.as_deref().unwrap_or("");
-            self.tell_event(notice, NoticeEvent::Joined, &format!("{known_since}:{agent}")).await?;
-        } else if !active && conversation.state == State::Active {
-            let notice = Notice {
-                agent: conversation.agent.clone(),
-                position: entry.position,
-                wait: entry.wait.clone(),
-                ..notice
-            };
-            self.tell_event(notice, NoticeEvent::Left, &known_since.to_string()).await?;
-        } else if !active && conversation.position != entry.position {
-            let notice = Notice { position: entry.position, wait: entry.wait.clone(), ..notice };
+            self.deliverer.tell_event(notice, NoticeEvent::Joined, &format!("{since}:{agent}")).await?;
+            if known.agent.is_none() {
+                self.deliverer.metrics.agent_wait.observe(clock::since(known.opened_at).as_secs_f64());
+            }
+        } else if !active && known.state == State::Active {
+            let notice = Notice { agent: known.agent.clone(), ..notice };
+            self.deliverer.tell_event(notice, NoticeEvent::Left, &since.to_string()).await?;
+        } else if !active && known.position != entry.position {
             let position = entry.position.map(|position| position.to_string()).unwrap_or_default();
-            self.tell_event(notice, NoticeEvent::Waiting, &format!("{known_since}:{position}")).await?;
+            self.deliverer.tell_event(notice, NoticeEvent::Waiting, &format!("{since}:{position}")).await?;
         }
         let seen = Observation {
             position: entry.position,
@@ -111,7 +157,7 @@ impl Deliverer {
             agent: entry.assigned_to.clone(),
             active,
         };
-        directory.observed(&conversation.id, group, &seen).await?;
+        self.directory.observed(&known.id, self.group, &seen).await?;
         Ok(())
     }
 }

@@ -49,15 +49,15 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
             state.bury(*dead).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "dead_lettered" })))
         }
-        Reading::Echo => Ok(problem::accepted(&json!({ "status": "ignored" }))),
+        Reading::Unwanted => Ok(problem::accepted(&json!({ "status": "ignored" }))),
     }
 }
 
 /// What a callback's body is.
 enum Reading {
     Event(Message),
-    /// Our own message on its way back.
-    Echo,
+    /// Our own message on its way back, or one among agents.
+    Unwanted,
     Unreadable(Box<DeadLetter>),
 }
 
@@ -84,7 +84,10 @@ fn read(raw: Bytes, own_user: Option<&str>) -> Reading {
         && let (Some(own), Some(writer)) = (own_user, named(&fields, "sys_created_by"))
         && writer.eq_ignore_ascii_case(own)
     {
-        return Reading::Echo;
+        return Reading::Unwanted;
+    }
+    if !virtual_agent && is_internal(&fields) {
+        return Reading::Unwanted;
     }
     let lane = if virtual_agent { answer_lane(&fields) } else { group_lane(&fields) };
     match lane {
@@ -113,6 +116,15 @@ fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
         return Err("`group` is `undefined`".to_owned());
     }
     LaneKey::parse(group).map_err(|problem| format!("`group` {problem}"))
+}
+
+/// `live_message` holds what agents write to each other, too: no user may read it.
+fn is_internal(fields: &Fields) -> bool {
+    ["internal", "private_message"].iter().any(|key| match fields.get(*key) {
+        Some(Value::Bool(truth)) => *truth,
+        Some(Value::String(text)) => matches!(text.as_str(), "true" | "1"),
+        _ => false,
+    })
 }
 
 /// Connect Support always names a `group`, Virtual Agent never does.
@@ -146,7 +158,7 @@ mod tests {
     fn event(body: &str) -> Message {
         match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay")) {
             Reading::Event(message) => message,
-            Reading::Echo => panic!("echo"),
+            Reading::Unwanted => panic!("echo"),
             Reading::Unreadable(dead) => panic!("{}", dead.detail),
         }
     }
@@ -191,7 +203,7 @@ mod tests {
             r#"{"group":"g1","sys_created_by":"Relay","sys_id":"m1"}"#,
             r#"{"group":"g1","formatted_message":"a "b"","sys_created_by":"relay","sys_id":"m1"}"#,
         ] {
-            assert!(matches!(read(Bytes::from(body), Some("relay")), Reading::Echo));
+            assert!(matches!(read(Bytes::from(body), Some("relay")), Reading::Unwanted));
             assert!(matches!(read(Bytes::from(body), None), Reading::Event(_)));
         }
     }

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::markup::plain;
 use super::{ConversationId, Kind, MessageId, named};
 
 /// Connect Support's `live_message` callback, as far as Causeway reads it.
@@ -23,12 +24,20 @@ pub struct Callback {
     /// sys_id of the `live_message` row: the name of the event.
     #[serde(default)]
     pub sys_id: Option<String>,
+    /// sys_id of the message of the same group that came before it, empty for the first: only our own rule says it.
+    #[serde(default)]
+    pub previous: Option<String>,
+    /// Causeway read it back itself, where a callback was lost.
+    #[serde(default)]
+    pub repaired: bool,
 }
 
 impl Callback {
     /// The text as a person reads it.
     pub fn text(&self) -> String {
-        self.formatted_message.as_deref().unwrap_or_default().replace("%3c", "<").replace("%3e", ">")
+        let text = self.formatted_message.as_deref().unwrap_or_default();
+        // The rule's `escapeForHomePage`; what was read back did not go through it.
+        if self.repaired { plain(text) } else { plain(&text.replace("%3c", "<").replace("%3e", ">")) }
     }
 }
 

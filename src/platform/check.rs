@@ -163,6 +163,7 @@ mod tests {
             username: "u".into(),
             password: "p".into(),
             queue_id: queue_id.map(str::to_owned),
+            api: crate::platform::Api::ConnectSupport,
         };
         servicenow(&ServiceNow::new(peer::http(), settings)).await
     }

@@ -16,5 +16,7 @@ mod peer;
 
 pub use error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 pub use http::{Http, HttpProblem, HttpSettings};
-pub use servicenow::{ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowSettings, Started};
+pub use servicenow::{
+    Api, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowSettings, Started,
+};
 pub use xo::{Xo, XoSettings};

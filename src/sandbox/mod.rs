@@ -178,6 +178,11 @@ impl Sandbox {
         self.deed(|desk| desk.agent_says(group, text)).await
     }
 
+    /// The agent writes to other agents: a row that no user may read.
+    pub async fn agent_whispers(&self, group: &str, text: &str) -> Result<(), AgentError> {
+        self.deed(|desk| desk.agent_whispers(group, text)).await
+    }
+
     /// The agent ends the chat.
     pub async fn agent_closes(&self, group: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_closes(group)).await

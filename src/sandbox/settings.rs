@@ -209,6 +209,8 @@ pub enum BodyStyle {
     StockScript,
     /// A hand-repaired variant that lost the escaping: newlines break it too.
     StockScriptUnescaped,
+    /// Causeway's own rule: always JSON, and it says which message came before.
+    OwnRule,
 }
 
 /// What an administrator may change while the instance runs.
@@ -221,6 +223,8 @@ pub struct Switches {
     pub plugin_missing: bool,
     /// The Business Rule's filter on its own user is off (or names another): our messages come back.
     pub echo: bool,
+    /// A chat that is escalated goes on under another `group`. Which of both an instance does is not documented.
+    pub escalation_renames: bool,
 }
 
 /// How the instance treats Basic credentials that are right.

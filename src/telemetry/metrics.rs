@@ -5,8 +5,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::names;
@@ -57,6 +57,10 @@ pub struct Metrics {
     pub partitions_owned: IntGaugeVec,
     /// `{state}`
     pub conversations: IntGaugeVec,
+    /// What gap repair found.
+    pub repaired: IntCounter,
+    /// From request to agent.
+    pub agent_wait: Histogram,
     /// Messages that should not exist.
     pub astray: IntGauge,
 }
@@ -86,6 +90,8 @@ impl Metrics {
             broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
+            repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
+            agent_wait: histograms(&r, names::AGENT_WAIT, &[])?.with_label_values::<&str>(&[]),
             astray: gauge(&r, names::ASTRAY)?,
             registry: r,
         };

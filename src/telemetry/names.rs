@@ -27,5 +27,7 @@ names! {
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
     ASTRAY = "causeway_astray_messages", "Messages that no partition took or that the broker buried itself; always 0, an alarm otherwise.";
+    REPAIRED = "causeway_repaired_messages_total", "Agents' messages whose callback was lost and that were read back instead.";
+    AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";
     BUILD_INFO = "causeway_build_info", "Always 1.";
 }

@@ -11,12 +11,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WorkerSettings;
-use super::repeats::Repeats;
 use super::settle::{Standing, Verdict};
 use crate::clock;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::breaker::ProbeSeat;
-use crate::delivery::{Attempt, Deliverer};
+use crate::delivery::{Attempt, Deliverer, Repeats};
 use crate::message::{AttemptRecord, DeadLetter, DeadReason, LaneKey, Message, MessageId, Outcome, Story};
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;

@@ -7,7 +7,6 @@
 mod flight;
 mod lane;
 mod pump;
-mod repeats;
 mod settle;
 mod tally;
 
@@ -15,15 +14,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::clock;
-use crate::delivery::Deliverer;
 use crate::delivery::backoff::RetrySettings;
+use crate::delivery::{Deliverer, Repeats};
 use crate::message::Destination;
 use crate::queue::{Depth, PartitionId, Queue};
 use crate::tasks::{Stop, Tasks};
 use crate::telemetry::Metrics;
 use flight::Crew;
 use pump::Pump;
-use repeats::Repeats;
 pub use settle::Deadlines;
 use tally::Tally;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
-use causeway::delivery::{Deliverer, DeliverySettings, Parts, UnknownGroup};
+use causeway::delivery::{Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup};
 use causeway::message::{ConversationId, DeadReason, Kind, LaneKey, Message, MessageId, Outcome};
-use causeway::platform::{Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
+use causeway::platform::{Api, Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::sandbox::{
@@ -345,6 +345,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         username: settings.username.clone(),
         password: settings.password.clone().into(),
         queue_id: Some(QueueSettings::default().id),
+        api: Api::ConnectSupport,
     };
     let sandbox = Sandbox::start(listener, settings).await;
     let http =
@@ -374,6 +375,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         relays_callbacks: false,
         tells_events: true,
         serves_bots: false,
+        read_back: ReadBack::Always,
     };
     Room { deliverer: Deliverer::new(parts, delivery, &BTreeMap::new()), directory, sandbox, _folder: folder }
 }

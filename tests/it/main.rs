@@ -19,6 +19,7 @@ mod dead_letter;
 mod demo;
 mod directory;
 mod faults;
+mod gaps;
 mod ingress;
 mod metrics;
 mod ordering;

@@ -7,6 +7,7 @@
 
 mod auth;
 mod connect_support;
+mod history;
 mod readback;
 mod session;
 mod wire;
@@ -24,6 +25,7 @@ use super::error::CallError;
 use super::http::{Call, Http, Reply};
 use crate::message::{ConversationId, named};
 use auth::Auth;
+pub use history::Heard;
 pub use readback::{Posted, Since, Started};
 use session::{Lease, Sessions};
 
@@ -43,6 +45,18 @@ pub struct ServiceNowSettings {
     pub password: SecretString,
     /// Queue ID, where a start names none.
     pub queue_id: Option<String>,
+    /// Which chat API it is spoken to through.
+    pub api: Api,
+}
+
+named! {
+    /// ServiceNow's two chat APIs.
+    Api {
+        /// Tokyo and lower.
+        ConnectSupport = "connect_support",
+        /// Utah and higher.
+        VirtualAgent = "virtual_agent",
+    }
 }
 
 /// One instance. Cheap to clone; the clones share their sessions.
@@ -56,6 +70,7 @@ struct Inner {
     base: Url,
     auth: Auth,
     queue_id: Option<String>,
+    api: Api,
     sessions: Sessions,
 }
 
@@ -162,6 +177,8 @@ pub struct QueueState {
     pub waiting: Option<u32>,
     /// Present only while it is closed: what a user is told.
     pub not_available: Option<String>,
+    /// The queue that its chats are passed on to.
+    pub escalates_to: Option<String>,
 }
 
 /// One request, before it has an address and a login.
@@ -194,12 +211,26 @@ impl ServiceNow {
         let _ = base.set_username("").and_then(|()| base.set_password(None));
         let auth = Auth::Basic { username: settings.username, password: settings.password };
         let sessions = Sessions::new(SESSIONS_MAX);
-        Self { inner: Arc::new(Inner { http, base, auth, queue_id: settings.queue_id, sessions }) }
+        Self {
+            inner: Arc::new(Inner {
+                http,
+                base,
+                auth,
+                queue_id: settings.queue_id,
+                api: settings.api,
+                sessions,
+            }),
+        }
     }
 
     /// The configured Queue ID.
     pub fn queue_id(&self) -> Option<&str> {
         self.inner.queue_id.as_deref()
+    }
+
+    /// Which chat API it is spoken to through.
+    pub fn api(&self) -> Api {
+        self.inner.api
     }
 
     /// Drops the conversation's cookies: its chat is over.

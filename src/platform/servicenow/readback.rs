@@ -14,7 +14,7 @@ use crate::message::ConversationId;
 use crate::platform::error::CallError;
 
 /// How many pages of a conversation are read at most.
-const PAGES_MAX: usize = 5;
+pub(super) const PAGES_MAX: usize = 5;
 /// From here on a stored text that is the beginning of ours counts as ours, cut off by its column.
 const CUT_CHARS_MIN: usize = 1000;
 
@@ -134,7 +134,7 @@ impl ServiceNow {
     }
 
     /// One page of the conversation, newest first.
-    async fn page(
+    pub(super) async fn page(
         &self,
         conversation: &ConversationId,
         group: &str,
@@ -151,7 +151,7 @@ impl ServiceNow {
         Ok(page)
     }
 
-    fn is_own(&self, message: &WireMessage) -> bool {
+    pub(super) fn is_own(&self, message: &WireMessage) -> bool {
         message
             .created_by
             .as_deref()

@@ -25,6 +25,7 @@ fn client(url: &Url) -> ServiceNow {
         username: "chatbot_interface".into(),
         password: "hush-password".into(),
         queue_id: Some("q".into()),
+        api: Api::ConnectSupport,
     };
     ServiceNow::new(peer::http(), settings)
 }

@@ -186,6 +186,8 @@ pub(super) struct WireQueue {
     waiting_count: Option<i64>,
     #[serde(default, deserialize_with = "text")]
     not_available: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    escalate_to: Option<String>,
 }
 
 impl WireQueue {
@@ -196,6 +198,7 @@ impl WireQueue {
             wait: self.average_wait_time,
             waiting: self.waiting_count.and_then(|count| u32::try_from(count).ok()),
             not_available: self.not_available.map(|sentence| readable(&sentence)),
+            escalates_to: self.escalate_to,
         })
     }
 }
@@ -215,6 +218,11 @@ pub(super) struct WireMessage {
     pub(super) formatted_message: Option<String>,
     #[serde(default, deserialize_with = "text")]
     pub(super) message: Option<String>,
+    /// Among agents only.
+    #[serde(default, deserialize_with = "truth")]
+    pub(super) internal: bool,
+    #[serde(default, deserialize_with = "truth")]
+    pub(super) private_message: bool,
 }
 
 /// Text, a number, or a reference as an object; empty text is nothing.
@@ -225,6 +233,17 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
         Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
         Value::Number(number) => Some(number.to_string()),
         _ => None,
+    })
+}
+
+/// `true`, `"true"`, `1` or `"1"`; anything else is not.
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(match value.get("value").unwrap_or(&value) {
+        Value::Bool(truth) => *truth,
+        Value::String(text) => matches!(text.as_str(), "true" | "1"),
+        Value::Number(number) => number.as_i64() == Some(1),
+        _ => false,
     })
 }
 

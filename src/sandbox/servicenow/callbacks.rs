@@ -121,6 +121,18 @@ fn body(style: BodyStyle, row: &Row) -> String {
             })
             .to_string();
         }
+        BodyStyle::OwnRule => {
+            return serde_json::json!({
+                "group": group,
+                "formatted_message": text,
+                "sys_created_by": created_by,
+                "sys_id": sys_id,
+                "sent_at": row.created.as_millisecond(),
+                "previous": row.previous,
+                "internal": row.internal.to_string(),
+            })
+            .to_string();
+        }
         BodyStyle::StockScript => escape_for_home_page(text),
         BodyStyle::StockScriptUnescaped => text.clone(),
     };

@@ -51,6 +51,10 @@ pub(crate) struct Row {
     pub(crate) text: String,
     pub(crate) reflected_field: String,
     pub(crate) attachments: Vec<String>,
+    /// Among agents only.
+    pub(crate) internal: bool,
+    /// `sys_id` of the row that the rule posted before this one; empty for the first of a chat.
+    pub(crate) previous: String,
 }
 
 /// One row of `chat_queue_entry`.
@@ -298,6 +302,16 @@ impl Desk {
         self.insert(group, self.agent.0.clone(), text)
     }
 
+    /// The agent writes to other agents.
+    pub(crate) fn agent_whispers(&mut self, group: &str, text: &str) -> Result<Row, Refusal> {
+        let mut row = self.agent_says(group, text)?;
+        row.internal = true;
+        if let Some(kept) = self.chats.get_mut(group).and_then(|chat| chat.rows.last_mut()) {
+            kept.internal = true;
+        }
+        Ok(row)
+    }
+
     /// The agent ends the chat: "has left" when first to go, "has closed" after the user went.
     pub(crate) fn agent_closes(&mut self, group: &str) -> Result<Row, Refusal> {
         let state = self.chat(group)?.state();
@@ -320,7 +334,8 @@ impl Desk {
         self.insert(group, SYSTEM.to_owned(), &words)
     }
 
-    /// The chat is handed to another queue: this entry ends as 4, and a new one waits there in the same group.
+    /// The chat is handed to another queue: this entry ends as 4, and a new one waits there, in the same group or, by the
+    /// switch, in another.
     pub(crate) fn escalates(&mut self, group: &str, queue: Option<&str>) -> Result<(), Refusal> {
         let entry = self.chat(group)?.entry().ok_or(Refusal::NotFound)?;
         if !entry.state.open() {
@@ -334,6 +349,9 @@ impl Desk {
         }
         self.set_state(group, State::ClosedEscalated)?;
         if let Some(next) = next {
+            if self.switches.escalation_renames {
+                return self.start(&next, &text).map(drop);
+            }
             let entry = self.queue_entry(&next, &text);
             if let Some(chat) = self.chats.get_mut(group) {
                 chat.entries.push(entry);
@@ -394,16 +412,22 @@ impl Desk {
     }
 
     fn insert(&mut self, group: &str, created_by: String, text: &str) -> Result<Row, Refusal> {
+        let created = self.tick();
+        let chat = self.chats.get_mut(group).ok_or(Refusal::NotFound)?;
+        let posted = |row: &&Row| row.created_by != self.user && !row.internal;
+        let previous = chat.rows.iter().rev().find(posted).map(|row| row.sys_id.clone()).unwrap_or_default();
         let row = Row {
             sys_id: record_id(),
             group: group.to_owned(),
             created_by,
-            created: self.tick(),
+            created,
             text: text.to_owned(),
             reflected_field: "comments".to_owned(),
             attachments: Vec::new(),
+            internal: false,
+            previous,
         };
-        self.chats.get_mut(group).ok_or(Refusal::NotFound)?.rows.push(row.clone());
+        chat.rows.push(row.clone());
         Ok(row)
     }
 

@@ -121,6 +121,7 @@ pub(crate) fn message(row: &Row) -> Value {
         "timestamp": row.created.as_millisecond(),
         "formatted_message": row.text,
         "reflected_field": row.reflected_field,
+        "internal": row.internal,
         "links": [],
         "attachments": row.attachments,
         "mentions": [],

@@ -123,6 +123,11 @@ impl Process {
         self.running = Self::spawn(self.role, self.public, self.admin, &self.settings);
     }
 
+    /// Another setting for its next start.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
     /// Where its ingress listens.
     pub(crate) fn public_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.public)

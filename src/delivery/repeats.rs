@@ -1,4 +1,4 @@
-//! The ids that this partition delivered lately, so that a repeat is settled without being sent again.
+//! The newest ids of some kind (what a partition delivered, what was read back), so that a repeat is known at once.
 //!
 //! Guarantees: bounded. Not required for correctness: what is remembered across restarts is in the directory.
 
@@ -10,17 +10,17 @@ const KEPT: usize = 8192;
 
 /// The newest ids, oldest forgotten first.
 #[derive(Debug, Default)]
-pub(super) struct Repeats {
+pub(crate) struct Repeats {
     known: HashSet<MessageId>,
     order: VecDeque<MessageId>,
 }
 
 impl Repeats {
-    pub(super) fn contains(&self, id: MessageId) -> bool {
+    pub(crate) fn contains(&self, id: MessageId) -> bool {
         self.known.contains(&id)
     }
 
-    pub(super) fn add(&mut self, id: MessageId) {
+    pub(crate) fn add(&mut self, id: MessageId) {
         if self.known.insert(id) {
             self.order.push_back(id);
             if self.order.len() > KEPT

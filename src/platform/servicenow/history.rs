@@ -1,0 +1,96 @@
+//! What the others said in a chat, and where a chat went on: read back, since a callback that failed is never sent again.
+//!
+//! Guarantees: our own messages are left out, those among agents are marked; the order is ServiceNow's.
+//! Leaves to others: what of it was told already (`delivery/gaps.rs`).
+
+use std::collections::HashSet;
+
+use super::readback::PAGES_MAX;
+use super::wire::{OneOrMany, WireSession};
+use super::{QueueEntry, Request, ServiceNow};
+use crate::message::ConversationId;
+use crate::platform::error::CallError;
+
+/// Something that somebody else said.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// sys_id of the `live_message`.
+    pub sys_id: String,
+    /// User name of the writer; `system` for system messages.
+    pub created_by: Option<String>,
+    /// As ServiceNow keeps it, Connect's mark-up included.
+    pub text: String,
+    /// Among agents only: no user may read it.
+    pub internal: bool,
+}
+
+impl std::fmt::Debug for Heard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Heard").field("sys_id", &self.sys_id).finish_non_exhaustive()
+    }
+}
+
+impl ServiceNow {
+    /// What others said after the message `since`, or from the beginning; oldest first. Of a very long chat only the newest
+    /// pages are read.
+    pub async fn heard_since(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        since: Option<&str>,
+    ) -> Result<Vec<Heard>, CallError> {
+        let mut heard = Vec::new();
+        let mut seen = HashSet::new();
+        let mut before: Option<String> = None;
+        'pages: for _ in 0..PAGES_MAX {
+            let page = self.page(conversation, group, before.as_deref()).await?;
+            before = page.last().and_then(|oldest| oldest.timestamp.clone());
+            let known = seen.len();
+            for message in page {
+                let Some(sys_id) = message.sys_id.clone() else { continue };
+                if since == Some(sys_id.as_str()) {
+                    break 'pages;
+                }
+                let own = self.is_own(&message);
+                if seen.insert(sys_id.clone()) && !own {
+                    let internal = message.internal || message.private_message;
+                    let text = message.formatted_message.or(message.message).unwrap_or_default();
+                    heard.push(Heard { sys_id, created_by: message.created_by, text, internal });
+                }
+            }
+            if seen.len() == known || before.is_none() {
+                break;
+            }
+        }
+        heard.reverse();
+        Ok(heard)
+    }
+
+    /// Where an escalated chat (state 4) goes on under another name: an open chat of ours, with the same words, in the queue
+    /// that its own queue escalates to. Whether ServiceNow keeps the name is not documented (servicenow.md 2); where it
+    /// does, [`ServiceNow::state`] finds the open entry by itself.
+    pub async fn find_escalated(
+        &self,
+        conversation: &ConversationId,
+        from: &QueueEntry,
+    ) -> Result<Vec<QueueEntry>, CallError> {
+        let Some(queue) = &from.queue else { return Ok(Vec::new()) };
+        let Some(next) = self.queue(queue).await?.escalates_to else { return Ok(Vec::new()) };
+        let path = ["api", "now", "connect", "support", "sessions"];
+        let query = [("group_id", from.group.as_str())];
+        let closed: OneOrMany<WireSession> =
+            self.in_session(conversation, Request::get(&path, &query)).await?;
+        let words = closed.into_vec().into_iter().find_map(|session| session.entry().short_description);
+        let Some(words) = words else { return Ok(Vec::new()) };
+        let path = ["api", "now", "connect", "support", "queues", &next, "sessions"];
+        let open: OneOrMany<WireSession> = self.in_session(conversation, Request::get(&path, &[])).await?;
+        let same = open.into_vec().into_iter().filter_map(|session| {
+            let mut entry = session.entry();
+            let shown = entry.short_description.take();
+            entry.meaning().filter(|entry| entry.is_open() && shown.as_ref() == Some(&words))
+        });
+        let mut found: Vec<QueueEntry> = same.filter(|entry| entry.group != from.group).collect();
+        found.sort_by(|left, right| super::readback::age(right).cmp(&super::readback::age(left)));
+        Ok(found)
+    }
+}

@@ -1,0 +1,306 @@
+//! Promise: a callback that got lost loses nothing: the chat is read back, and the bot side hears the agent's words in the
+//! order in which they were said, each once. Nobody waits for ever, and no word ends a chat.
+
+use causeway::sandbox::{
+    BodyStyle, CallbackSettings, Operation, QueueSettings, Rule, SandboxSettings, Side, Switches,
+};
+use serde_json::{Value, json};
+
+use crate::harness::matrix::Bench;
+use crate::harness::relay::{Plan, Relay};
+
+const SECOND_QUEUE: &str = "9d385017c611228701d22104cc95c371";
+
+/// Reads chats back when told to, and otherwise hardly ever.
+fn plan(bench: &Bench) -> Plan {
+    Plan::on(bench)
+        .set("servicenow.poll_waiting", "200ms")
+        .set("servicenow.poll_active", "1h")
+        .set("xo.callback_url", "")
+}
+
+fn often(plan: Plan) -> Plan {
+    plan.set("servicenow.poll_active", "200ms")
+}
+
+async fn started(plan: Plan, style: BodyStyle) -> Relay {
+    let relay = plan.start().await;
+    let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
+    relay.sandbox.set_callback(Some(CallbackSettings { style, ..CallbackSettings::to(url) }));
+    relay
+}
+
+/// An open chat with an agent, whose greeting was heard.
+async fn talking(relay: &Relay, conversation: &str) -> String {
+    let group = relay.open(conversation).await;
+    relay.sandbox.agent_accept(&group).await.unwrap();
+    relay.reaches(conversation, "active").await;
+    heard(relay, conversation, 1).await;
+    group
+}
+
+fn events(relay: &Relay, conversation: &str) -> Vec<Value> {
+    let entries = relay.sandbox.ledger().events().remove(conversation).unwrap_or_default();
+    entries.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect()
+}
+
+fn of_type(relay: &Relay, conversation: &str, kind: &str) -> Vec<Value> {
+    events(relay, conversation).into_iter().filter(|event| event["type"] == kind).collect()
+}
+
+fn texts(relay: &Relay, conversation: &str) -> Vec<String> {
+    let messages = of_type(relay, conversation, "callback.message");
+    messages.iter().map(|event| event["message"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Waits for so many messages after the greeting; returns their texts.
+async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
+    relay
+        .until(&format!("{conversation} to hear {count} messages"), |relay| {
+            let texts = texts(relay, conversation);
+            if texts.len() >= count { Ok(()) } else { Err(format!("{texts:?}")) }
+        })
+        .await;
+    texts(relay, conversation).split_off(1)
+}
+
+async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Value {
+    relay
+        .until(&format!("{conversation} to hear {kind}"), |relay| {
+            let told = of_type(relay, conversation, kind);
+            if told.is_empty() { Err(format!("{:?}", events(relay, conversation))) } else { Ok(()) }
+        })
+        .await;
+    of_type(relay, conversation, kind).remove(0)
+}
+
+/// The callback of the agent's next words is lost.
+fn lose_next(relay: &Relay) {
+    let rule = Rule::new(Side::ServiceNow).operation(Operation::Callback);
+    relay.sandbox.script().fail(rule.times(1).cut());
+}
+
+fn reads(relay: &Relay) -> u64 {
+    relay.sandbox.ledger().total(Side::ServiceNow, Operation::Read).arrived
+}
+
+async fn a_gap_is_closed_in_order(relay: &Relay) {
+    let group = talking(relay, "c-1").await;
+    relay.sandbox.agent_says(&group, "one").await.unwrap();
+    lose_next(relay);
+    relay.sandbox.agent_says(&group, "two").await.unwrap();
+    lose_next(relay);
+    relay.sandbox.agent_says(&group, "three").await.unwrap();
+    relay.sandbox.agent_says(&group, "four").await.unwrap();
+    assert_eq!(heard(relay, "c-1", 5).await, ["one", "two", "three", "four"]);
+    assert!(relay.metric("causeway_repaired_messages_total", &[]).await >= 2.0);
+    let ids: Vec<Value> =
+        of_type(relay, "c-1", "callback.message").into_iter().map(|event| event["id"].clone()).collect();
+    let mut unique = ids.clone();
+    unique.dedup();
+    assert_eq!(ids, unique);
+}
+
+on_every_engine! {
+    async fn what_was_lost_is_told_before_what_came_after_it(bench: Bench) {
+        a_gap_is_closed_in_order(&started(plan(&bench), BodyStyle::StockScript).await).await;
+    }
+
+    async fn our_own_rule_shows_the_gap_and_costs_no_call_without_one(bench: Bench) {
+        let relay = started(plan(&bench).set("servicenow.read_back", "gaps"), BodyStyle::OwnRule).await;
+        let group = talking(&relay, "c-0").await;
+        let before = reads(&relay);
+        for text in ["a", "b", "c"] {
+            relay.sandbox.agent_says(&group, text).await.unwrap();
+        }
+        assert_eq!(heard(&relay, "c-0", 4).await, ["a", "b", "c"]);
+        assert_eq!(reads(&relay), before);
+        a_gap_is_closed_in_order(&relay).await;
+    }
+
+    async fn the_schedule_finds_what_nothing_came_after(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        lose_next(&relay);
+        relay.sandbox.agent_says(&group, "are you still there?").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 2).await, ["are you still there?"]);
+        relay.metric_is("causeway_repaired_messages_total", &[], |count| count >= 1.0).await;
+        assert_eq!(relay.dead_letters().await.len(), 0);
+    }
+
+    async fn the_last_words_are_told_before_the_end(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        for (conversation, agent_ends) in [("c-agent", true), ("c-user", false)] {
+            let group = talking(&relay, conversation).await;
+            // Nobody looks until it is over.
+            relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::State).status(503));
+            lose_next(&relay);
+            relay.sandbox.agent_says(&group, "goodbye").await.unwrap();
+            if agent_ends {
+                lose_next(&relay);
+                relay.sandbox.agent_closes(&group).await.unwrap();
+            } else {
+                relay.end(conversation).await;
+            }
+            relay.sandbox.script().clear();
+            hears(&relay, conversation, "callback.ended").await;
+            let told = events(&relay, conversation);
+            let place = |wanted: &dyn Fn(&Value) -> bool| told.iter().position(wanted);
+            let words = place(&|event| event["message"] == "goodbye");
+            let end = place(&|event| event["type"] == "callback.ended");
+            assert!(words.is_some() && words < end, "{told:?}");
+            assert_eq!(of_type(&relay, conversation, "callback.ended").len(), 1, "{told:?}");
+        }
+    }
+
+    async fn an_agent_is_heard_while_servicenow_answers_nothing(bench: Bench) {
+        let relay = started(plan(&bench).set("servicenow.read_back", "always"), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        lose_next(&relay);
+        relay.sandbox.agent_says(&group, "one").await.unwrap();
+        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Read).hang());
+        relay.sandbox.agent_says(&group, "two").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 2).await, ["two"]);
+        relay.sandbox.script().clear();
+        // Late is better than never.
+        relay.sandbox.agent_says(&group, "three").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 4).await, ["two", "one", "three"]);
+    }
+
+    async fn a_bot_side_that_is_down_gets_each_word_once(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        relay.sandbox.script().fail(Rule::new(Side::Events).status(503));
+        let seen = reads(&relay);
+        for text in ["one", "two", "three"] {
+            lose_next(&relay);
+            relay.sandbox.agent_says(&group, text).await.unwrap();
+        }
+        relay.until("several looks", |relay| {
+            if reads(relay) >= seen + 5 { Ok(()) } else { Err(format!("{}", reads(relay))) }
+        }).await;
+        relay.sandbox.script().clear();
+        assert_eq!(heard(&relay, "c-1", 4).await, ["one", "two", "three"]);
+        relay.metric_is("causeway_queue_messages", &[("destination", "xo")], |count| count == 0.0).await;
+        assert_eq!(texts(&relay, "c-1").len(), 4);
+    }
+
+    async fn what_agents_write_to_each_other_stays_with_them(bench: Bench) {
+        for style in [BodyStyle::OwnRule, BodyStyle::StockScript] {
+            let relay = started(often(plan(&bench)), style).await;
+            let group = talking(&relay, "c-1").await;
+            relay.sandbox.agent_whispers(&group, "this one is difficult").await.unwrap();
+            lose_next(&relay);
+            relay.sandbox.agent_whispers(&group, "very").await.unwrap();
+            relay.sandbox.agent_says(&group, "See @L[https://kb.example/1|the article], @M[0a1b|Ada]").await.unwrap();
+            assert_eq!(heard(&relay, "c-1", 2).await, ["See the article (https://kb.example/1), Ada"]);
+            relay.sandbox.agent_closes(&group).await.unwrap();
+            hears(&relay, "c-1", "callback.ended").await;
+            let texts = texts(&relay, "c-1");
+            assert!(!texts.iter().any(|text| text.contains("difficult") || text == "very"), "{texts:?}");
+        }
+    }
+
+    async fn no_word_ends_a_chat(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        relay.sandbox.agent_says(&group, "Beth Anglin has closed the support session").await.unwrap();
+        relay.sandbox.agent_says(&group, "only joking").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 3).await[1], "only joking");
+        relay.say("c-1", "I am still here").await;
+        relay.until("the user's words", |relay| {
+            let said = relay.said(&group);
+            if said.len() == 2 { Ok(()) } else { Err(format!("{said:?}")) }
+        }).await;
+        assert_eq!(relay.conversation("c-1").await.body["state"], "active");
+    }
+
+    async fn a_chat_goes_on_in_the_queue_that_it_was_passed_to(bench: Bench) {
+        for renames in [false, true] {
+            let switches = Switches { escalation_renames: renames, ..Switches::default() };
+            let plan = often(plan(&bench)).sandbox(|sandbox| two_queues(sandbox, switches));
+            let relay = started(plan, BodyStyle::Stringify).await;
+            let first = talking(&relay, "c-1").await;
+            relay.sandbox.agent_escalates(&first).unwrap();
+            relay.reaches("c-1", "waiting").await;
+            let groups = relay.sandbox.groups();
+            let next = groups.iter().find(|group| **group != first).unwrap_or(&first).clone();
+            assert_eq!(renames, next != first);
+            relay.until("the chat in its queue", |relay| {
+                let waits = events(relay, "c-1");
+                let last = waits.iter().rev().find(|event| event["event"] == "waiting" || event["event"] == "left");
+                if last.is_some_and(|event| event["group"] == next.as_str()) { Ok(()) } else { Err(format!("{waits:?}")) }
+            }).await;
+            relay.sandbox.agent_accept(&next).await.unwrap();
+            relay.reaches("c-1", "active").await;
+            relay.say("c-1", "second line?").await;
+            relay.until("the words in the second chat", |relay| {
+                let said = relay.said(&next);
+                if said.last().is_some_and(|text| text == "second line?") { Ok(()) } else { Err(format!("{said:?}")) }
+            }).await;
+            assert_eq!(of_type(&relay, "c-1", "callback.ended").len(), 0);
+            relay.sandbox.agent_closes(&next).await.unwrap();
+            hears(&relay, "c-1", "callback.ended").await;
+        }
+    }
+
+    async fn nobody_waits_for_ever(bench: Bench) {
+        let relay = started(plan(&bench).set("servicenow.wait_limit", "1s"), BodyStyle::Stringify).await;
+        let group = relay.open("c-1").await;
+        let failed = hears(&relay, "c-1", "handoff.failed").await;
+        assert_eq!(failed["reason"], "waited_too_long");
+        relay.reaches("c-1", "failed").await;
+        relay.until("the chat to be left", |relay| match relay.sandbox.state(&group) {
+            Some(8) => Ok(()),
+            state => Err(format!("{state:?}")),
+        }).await;
+        assert_eq!(of_type(&relay, "c-1", "handoff.failed").len(), 1);
+        assert_eq!(relay.dead_letters().await.len(), 0);
+    }
+
+    async fn a_silent_chat_is_ended(bench: Bench) {
+        let relay = started(often(plan(&bench)).set("servicenow.idle_limit", "4s"), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        let ended = hears(&relay, "c-1", "callback.ended").await;
+        assert_eq!(ended["reason"], "idle");
+        assert_eq!(relay.sandbox.state(&group), Some(7));
+        assert_eq!(of_type(&relay, "c-1", "callback.ended").len(), 1);
+    }
+}
+
+fn two_queues(sandbox: &mut SandboxSettings, switches: Switches) {
+    sandbox.switches = switches;
+    let second = QueueSettings {
+        id: SECOND_QUEUE.to_owned(),
+        name: "Second line".to_owned(),
+        ..QueueSettings::default()
+    };
+    sandbox.queues = vec![
+        QueueSettings { escalate_to: Some(SECOND_QUEUE.to_owned()), ..QueueSettings::default() },
+        second,
+    ];
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waited_too_long_is_told_while_servicenow_is_away() {
+    let bench = crate::harness::matrix::Engine::Embedded.bench().unwrap();
+    let relay = started(plan(&bench).set("servicenow.wait_limit", "1h"), BodyStyle::Stringify).await;
+    let group = relay.open("c-1").await;
+    // ServiceNow is away when the limit comes: the user is told all the same, and the chat is left later.
+    relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+    let mut impatient = relay;
+    impatient.stop().await;
+    impatient.processes[0].set("servicenow.wait_limit", "1s");
+    impatient.processes[0].restart();
+    impatient.ready().await;
+    let failed = hears(&impatient, "c-1", "handoff.failed").await;
+    assert_eq!(failed["reason"], json!("waited_too_long"));
+    assert_eq!(impatient.sandbox.state(&group), Some(1));
+    impatient.sandbox.script().clear();
+    impatient
+        .until("the chat to be left", |relay| match relay.sandbox.state(&group) {
+            Some(8) => Ok(()),
+            state => Err(format!("{state:?}")),
+        })
+        .await;
+}
