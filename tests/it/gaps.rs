@@ -186,17 +186,17 @@ on_every_engine! {
     }
 
     async fn what_agents_write_to_each_other_stays_with_them(bench: Bench) {
-        for style in [BodyStyle::OwnRule, BodyStyle::StockScript] {
+        for (name, style) in [("c-own", BodyStyle::OwnRule), ("c-stock", BodyStyle::StockScript)] {
             let relay = started(often(plan(&bench)), style).await;
-            let group = talking(&relay, "c-1").await;
+            let group = talking(&relay, name).await;
             relay.sandbox.agent_whispers(&group, "this one is difficult").await.unwrap();
             lose_next(&relay);
             relay.sandbox.agent_whispers(&group, "very").await.unwrap();
             relay.sandbox.agent_says(&group, "See @L[https://kb.example/1|the article], @M[0a1b|Ada]").await.unwrap();
-            assert_eq!(heard(&relay, "c-1", 2).await, ["See the article (https://kb.example/1), Ada"]);
+            assert_eq!(heard(&relay, name, 2).await, ["See the article (https://kb.example/1), Ada"]);
             relay.sandbox.agent_closes(&group).await.unwrap();
-            hears(&relay, "c-1", "callback.ended").await;
-            let texts = texts(&relay, "c-1");
+            hears(&relay, name, "callback.ended").await;
+            let texts = texts(&relay, name);
             assert!(!texts.iter().any(|text| text.contains("difficult") || text == "very"), "{texts:?}");
         }
     }
@@ -216,31 +216,31 @@ on_every_engine! {
     }
 
     async fn a_chat_goes_on_in_the_queue_that_it_was_passed_to(bench: Bench) {
-        for renames in [false, true] {
+        for (name, renames) in [("c-stays", false), ("c-renamed", true)] {
             let switches = Switches { escalation_renames: renames, ..Switches::default() };
             let plan = often(plan(&bench)).sandbox(|sandbox| two_queues(sandbox, switches));
             let relay = started(plan, BodyStyle::Stringify).await;
-            let first = talking(&relay, "c-1").await;
+            let first = talking(&relay, name).await;
             relay.sandbox.agent_escalates(&first).unwrap();
-            relay.reaches("c-1", "waiting").await;
+            relay.reaches(name, "waiting").await;
             let groups = relay.sandbox.groups();
             let next = groups.iter().find(|group| **group != first).unwrap_or(&first).clone();
             assert_eq!(renames, next != first);
             relay.until("the chat in its queue", |relay| {
-                let waits = events(relay, "c-1");
+                let waits = events(relay, name);
                 let last = waits.iter().rev().find(|event| event["event"] == "waiting" || event["event"] == "left");
                 if last.is_some_and(|event| event["group"] == next.as_str()) { Ok(()) } else { Err(format!("{waits:?}")) }
             }).await;
             relay.sandbox.agent_accept(&next).await.unwrap();
-            relay.reaches("c-1", "active").await;
-            relay.say("c-1", "second line?").await;
+            relay.reaches(name, "active").await;
+            relay.say(name, "second line?").await;
             relay.until("the words in the second chat", |relay| {
                 let said = relay.said(&next);
                 if said.last().is_some_and(|text| text == "second line?") { Ok(()) } else { Err(format!("{said:?}")) }
             }).await;
-            assert_eq!(of_type(&relay, "c-1", "callback.ended").len(), 0);
+            assert_eq!(of_type(&relay, name, "callback.ended"), Vec::<Value>::new());
             relay.sandbox.agent_closes(&next).await.unwrap();
-            hears(&relay, "c-1", "callback.ended").await;
+            hears(&relay, name, "callback.ended").await;
         }
     }
 
