@@ -8,6 +8,7 @@ use super::{Attempt, Deliverer, OwnTrouble};
 use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, Origin, State};
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
+use crate::delivery::patience::WAITED_TOO_LONG;
 use crate::delivery::poll::ended_by;
 use crate::message::handoff::{End, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
@@ -292,6 +293,12 @@ impl Desk<'_> {
             // Both sides may end it at once: it is over, which is what was asked for.
             Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
         };
+        if let Some(waiting) = conversation.as_ref().filter(|known| known.state == State::Waiting)
+            && end.reason.as_deref() == Some(WAITED_TOO_LONG)
+        {
+            self.deliverer.give_up_waiting(waiting).await?;
+            return self.leave_failed(id, conversation.as_ref()).await;
+        }
         // Whoever has left may not read any more.
         self.last_look(conversation.as_ref(), group).await?;
         if let Some(attempt) = self.leave(id, group).await {

@@ -21,6 +21,9 @@ pub struct Patience {
     pub idle: Duration,
 }
 
+/// The reason of a handoff whose user waited longer than the limit.
+pub(super) const WAITED_TOO_LONG: &str = "waited_too_long";
+
 const AT_ONCE: u32 = 32;
 
 impl Deliverer {
@@ -31,9 +34,8 @@ impl Deliverer {
         patience: &Patience,
     ) -> Result<(), OwnTrouble> {
         for overdue in directory.overdue(ago(patience.wait)?, AT_ONCE).await? {
-            self.leave_later(&overdue, "waited_too_long").await?;
-            let instance = overdue.opened_at.as_millisecond().to_string();
-            self.fail(&overdue.id, "waited_too_long", None, &instance).await?;
+            self.leave_later(&overdue, WAITED_TOO_LONG).await?;
+            self.give_up_waiting(&overdue).await?;
         }
         for silent in directory.silent(ago(patience.idle)?, AT_ONCE).await? {
             self.leave_later(&silent, "idle").await?;
@@ -43,6 +45,12 @@ impl Deliverer {
             }
         }
         Ok(())
+    }
+
+    /// Done by whoever comes first, this or the end in the lane: it is one notice either way.
+    pub(super) async fn give_up_waiting(&self, conversation: &Conversation) -> Result<(), OwnTrouble> {
+        let instance = conversation.opened_at.as_millisecond().to_string();
+        self.fail(&conversation.id, WAITED_TOO_LONG, None, &instance).await
     }
 
     /// Puts the end into the conversation's lane. The same chat is left once, however often it is found.

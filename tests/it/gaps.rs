@@ -110,11 +110,13 @@ on_every_engine! {
         let relay = started(plan(&bench).set("servicenow.read_back", "gaps"), BodyStyle::OwnRule).await;
         let group = talking(&relay, "c-0").await;
         let before = reads(&relay);
-        for text in ["a", "b", "c"] {
+        let texts: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        for text in &texts {
             relay.sandbox.agent_says(&group, text).await.unwrap();
         }
-        assert_eq!(heard(&relay, "c-0", 4).await, ["a", "b", "c"]);
-        assert_eq!(reads(&relay), before);
+        assert_eq!(heard(&relay, "c-0", 21).await, texts);
+        // The agent's coming was looked at meanwhile; reading back each message would make twenty.
+        assert!(reads(&relay) - before < 10, "{}", reads(&relay) - before);
         a_gap_is_closed_in_order(&relay).await;
     }
 
