@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 
 use crate::clock;
@@ -21,10 +22,12 @@ use crate::delivery::{
 };
 use crate::ingress::{self, AdminState, IngressSettings, IngressState, ServiceNowDoor};
 use crate::message::Destination;
-use crate::platform::{Api, Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
+use crate::platform::{
+    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
+};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
-use crate::queue::{Queue, QueueTuning};
+use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::{Queue, QueueError, QueueTuning};
 use crate::tasks::{Stop, Tasks};
 use crate::telemetry::Metrics;
 use crate::worker::{Deadlines, Worker, WorkerSettings};
@@ -241,6 +244,12 @@ pub async fn open_desk(settings: &Settings) -> anyhow::Result<Queue> {
     ready(open(settings, RabbitUse::Desk).await?).await
 }
 
+/// The version of the broker that the settings name, where it says one; `None` for the embedded engine.
+pub async fn broker_version(settings: &Settings) -> Result<Option<String>, QueueError> {
+    let Some(url) = settings.queue.url.clone() else { return Ok(None) };
+    rabbit::version(&rabbit_settings(url, settings, RabbitUse::Publish)).await
+}
+
 /// Opens the engine as one that serves it would, and waits until it can be used.
 pub async fn open_queue(settings: &Settings) -> anyhow::Result<Queue> {
     ready(open(settings, RabbitUse::Publish).await?).await
@@ -254,21 +263,28 @@ async fn ready(queue: Queue) -> anyhow::Result<Queue> {
 }
 
 async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
-    let tuning = QueueTuning {
-        partitions: settings.queue.partitions,
-        prefetch: settings.queue.prefetch,
-        publish_timeout: settings.queue.publish_timeout,
-    };
     let Some(url) = settings.queue.url.clone() else {
+        let tuning = tuning(settings);
         let embedded = EmbeddedSettings { data_dir: settings.data_dir.clone(), tuning, max_messages: None };
         return Ok(Queue::Embedded(match usage {
             RabbitUse::Desk => EmbeddedQueue::open_desk(embedded).await?,
             RabbitUse::Publish | RabbitUse::Work => EmbeddedQueue::open(embedded).await?,
         }));
     };
+    Ok(Queue::Rabbit(RabbitQueue::open(rabbit_settings(url, settings, usage))))
+}
+
+fn rabbit_settings(url: SecretString, settings: &Settings, usage: RabbitUse) -> RabbitSettings {
     let worker = uuid::Uuid::new_v4().simple().to_string();
-    let heartbeat = settings.queue.heartbeat;
-    Ok(Queue::Rabbit(RabbitQueue::open(RabbitSettings { url, heartbeat, tuning, usage, worker })))
+    RabbitSettings { url, heartbeat: settings.queue.heartbeat, tuning: tuning(settings), usage, worker }
+}
+
+fn tuning(settings: &Settings) -> QueueTuning {
+    QueueTuning {
+        partitions: settings.queue.partitions,
+        prefetch: settings.queue.prefetch,
+        publish_timeout: settings.queue.publish_timeout,
+    }
 }
 
 /// Opens the directory that the settings name.
@@ -286,21 +302,26 @@ pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
 /// ServiceNow's client, where an instance is named.
 pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
     let Some(named) = &settings.servicenow else { return Ok(None) };
-    let config::Login::Basic { username, password } = &named.login else {
-        anyhow::bail!("servicenow.auth = \"oauth\" is not supported by this version: use basic");
-    };
     anyhow::ensure!(
         named.api == config::Api::ConnectSupport,
         "servicenow.api = \"virtual_agent\" is not supported by this version: use connect_support"
     );
     let client = ServiceNowSettings {
         host_url: named.host_url.clone(),
-        username: username.clone(),
-        password: password.clone(),
+        login: servicenow_login(&named.login),
         queue_id: named.queue_id.clone(),
         api: Api::ConnectSupport,
     };
     Ok(Some(ServiceNow::new(http, client)))
+}
+
+fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
+    match login.clone() {
+        config::Login::Basic { username, password } => ServiceNowLogin::Basic { username, password },
+        config::Login::OAuth { username, client_id, client_secret, refresh_token } => {
+            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token }
+        }
+    }
 }
 
 /// XO's client.

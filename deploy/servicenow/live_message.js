@@ -1,41 +1,119 @@
 // Business Rule of ServiceNow: table live_message, when "after", on insert, Advanced.
-// Sends what was written into a support chat to Causeway. ES5, as global-scope scripts of ServiceNow require.
+// Tells Causeway what was written into a support chat. ES5, as global-scope scripts of ServiceNow require.
 //
-// Unlike the script that is commonly printed for this rule it builds its JSON with JSON.stringify, so that quotes and
-// line breaks survive; leaves internal notes out; and waits for at most three seconds, since a Business Rule runs inside of
-// the agent's own transaction.
+// `causeway servicenow install` puts it there with everything it needs; `causeway servicenow rule` prints it for pasting.
 //
-// REST_MESSAGE and METHOD are the names of the Outbound REST Message and its HTTP method.
-// INTEGRATION_USER is the user whose name and password Causeway has: its own words need not come back.
-(function executeRule(current, previous) {
-  var REST_MESSAGE = 'Platform - Agent Integrations';
-  var METHOD = 'Platform - Agent Integrations';
-  var INTEGRATION_USER = 'chatbot_interface';
-  var TIMEOUT_MS = 3000;
+// It runs inside of the agent's own transaction. So it waits two seconds at most and never throws; what it could not
+// deliver Causeway finds when it reads the chat back, told by `previous` that something is missing. Everything that is
+// not ASCII is sent as \uXXXX: then no character set can come between what is signed and what is checked.
+//
+// REST_MESSAGE and METHOD are the names of the Outbound REST Message and of its HTTP method.
+// OWN_USER is the user whose login Causeway has: its own words need not come back.
+// CREDENTIAL is how Causeway knows who calls. 'signature': a header over time and body, made with the system property
+// KEY_PROPERTY (the Base64 of ingress.servicenow.hmac_secret; make it private). 'token': the HTTP method has a header
+// x-causeway-token with ingress.servicenow.token, and this script does nothing about it.
+(function executeRule(current) {
+  var REST_MESSAGE = 'Causeway';
+  var METHOD = 'post';
+  var OWN_USER = 'chatbot_interface';
+  var CREDENTIAL = 'signature';
+  var KEY_PROPERTY = 'causeway.signing_key';
+  var TIMEOUT_MS = 2000;
 
-  if (String(current.internal) === 'true' || String(current.internal) === '1') {
-    return;
+  // A table without the column, or a row without the value: empty. Half of a pair, as a cut text can end with, is no
+  // character and would spoil the JSON: it becomes the one that stands for such.
+  function field(name) {
+    var value = current.getValue(name);
+    if (value === null || value === undefined) {
+      return '';
+    }
+    return String(value).replace(/[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]/g, function (found) {
+      return found.length === 2 ? found : '\ufffd';
+    });
   }
-  if (String(current.sys_created_by) === INTEGRATION_USER) {
-    return;
+
+  // What kind of conversation it is, where that can be known. Private chats and the talk about records stand in the same
+  // table and are none of Causeway's business.
+  function groupType() {
+    try {
+      var type = current.group.type;
+      return type === null || type === undefined ? '' : String(type);
+    } catch (error) {
+      return '';
+    }
   }
-  try {
+
+  // The last message of the same chat that this rule should have sent; empty for the first one, null when it cannot tell.
+  function previousMessage() {
+    try {
+      var messages = new GlideRecord('live_message');
+      messages.addQuery('group', field('group'));
+      messages.addQuery('sys_id', '!=', field('sys_id'));
+      messages.addQuery('sys_created_by', '!=', OWN_USER);
+      messages.addQuery('internal', false);
+      messages.addQuery('sys_created_on', '<=', field('sys_created_on'));
+      messages.orderByDesc('sys_created_on');
+      messages.setLimit(1);
+      messages.query();
+      return messages.next() ? String(messages.getValue('sys_id')) : '';
+    } catch (error) {
+      return null;
+    }
+  }
+
+  // In ASCII.
+  function json(value) {
+    return JSON.stringify(value).replace(/[\u007f-\uffff]/g, function (found) {
+      return '\\u' + ('0000' + found.charCodeAt(0).toString(16)).slice(-4);
+    });
+  }
+
+  function signature(sentAt, body) {
+    var seconds = Math.floor(sentAt / 1000);
+    var key = gs.getProperty(KEY_PROPERTY);
+    var mac = new GlideCertificateEncryption().generateMac(key, 'HmacSHA256', seconds + '.' + body);
+    return 't=' + seconds + ',v1=' + mac;
+  }
+
+  function send() {
+    var internal = field('internal');
+    if (internal === 'true' || internal === '1' || field('sys_created_by') === OWN_USER) {
+      return;
+    }
+    var type = groupType();
+    if (type === 'peer' || type === 'document') {
+      return;
+    }
+    var sentAt = new Date().getTime();
+    var body = json({
+      group: field('group'),
+      group_type: type,
+      formatted_message: field('formatted_message'),
+      sys_created_by: field('sys_created_by'),
+      sys_created_on: field('sys_created_on'),
+      last_message: field('last_message'),
+      sys_id: field('sys_id'),
+      internal: false,
+      previous: previousMessage(),
+      sent_at: sentAt
+    });
     var request = new sn_ws.RESTMessageV2(REST_MESSAGE, METHOD);
     request.setRequestHeader('Content-Type', 'application/json');
     request.setHttpTimeout(TIMEOUT_MS);
-    request.setRequestBody(JSON.stringify({
-      group: String(current.group),
-      formatted_message: String(current.formatted_message),
-      sys_created_by: String(current.sys_created_by),
-      last_message: String(current.last_message),
-      sys_id: String(current.sys_id)
-    }));
-    var response = request.execute();
-    var status = response.getStatusCode();
-    if (status < 200 || status > 299) {
-      gs.error('Causeway answered ' + status + ' to live_message ' + current.sys_id);
+    if (CREDENTIAL === 'signature') {
+      request.setRequestHeader('x-causeway-signature', signature(sentAt, body));
     }
-  } catch (error) {
-    gs.error('Causeway could not be reached for live_message ' + current.sys_id);
+    request.setRequestBody(body);
+    var status = request.execute().getStatusCode();
+    if (status < 200 || status > 299) {
+      gs.error('Causeway answered ' + status + ' to live_message ' + field('sys_id'));
+    }
   }
-})(current, previous);
+
+  try {
+    send();
+  } catch (error) {
+    // Without the error's own words: they may hold the address, and with it a token.
+    gs.error('Causeway could not be told of live_message ' + current.sys_id);
+  }
+})(current);

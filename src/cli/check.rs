@@ -11,7 +11,7 @@ use crate::app;
 use crate::config::{DirectoryUrl, Purpose, REFERENCE, Settings};
 use crate::message::MessageId;
 use crate::platform::{Http, HttpSettings, check};
-use crate::queue::QueueError;
+use crate::queue::{Depth, QueueError};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -23,6 +23,7 @@ pub(super) struct Args {
 }
 
 /// One thing that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     ok: bool,
     what: String,
@@ -60,7 +61,12 @@ pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
 }
 
 fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
-    let verdict = if finding.ok { paint.green("ok  ") } else { paint.red("FAIL") };
+    let verdict = match (finding.ok, finding.hint.is_empty()) {
+        (true, true) => paint.green("ok  "),
+        // As it may be, but somebody should know.
+        (true, false) => paint.bold("note"),
+        (false, _) => paint.red("FAIL"),
+    };
     output::line(format_args!("{verdict} {}", output::harmless(&finding.what)))?;
     if finding.hint.is_empty() {
         return Ok(());
@@ -76,9 +82,18 @@ async fn within(name: &str, check: impl Future<Output = Vec<Finding>>) -> Vec<Fi
     tokio::time::timeout(TIMEOUT, check).await.unwrap_or_else(|_| late())
 }
 
-/// Connects, declares or verifies the topology, and counts what waits.
+/// The oldest RabbitMQ that Causeway is tested with, and the first of the generation that is maintained.
+const BROKER_MIN: (u32, u32) = (3, 10);
+const BROKER_NOW: (u32, u32) = (4, 0);
+
+/// Asks its age, connects, declares or verifies the topology, counts what waits, and tries the way to the queues.
 async fn queue(settings: &Settings) -> Vec<Finding> {
     let engine = if settings.queue.url.is_some() { "RabbitMQ" } else { "embedded engine" };
+    let version = app::broker_version(settings).await.ok().flatten();
+    let age = version.as_deref().and_then(broker_age);
+    if let Some(too_old) = age.as_ref().filter(|finding| !finding.ok) {
+        return vec![too_old.clone()];
+    }
     let opened = match app::open_queue(settings).await {
         // A running Causeway holds the embedded engine: look at it from beside.
         Err(error) if matches!(error.downcast_ref(), Some(QueueError::Busy(_))) => {
@@ -90,20 +105,50 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
         Ok(queue) => queue,
         Err(error) => return vec![queue_trouble(engine, &error)],
     };
-    let finding = match queue.depth().await {
-        Ok(depth) => {
-            let waiting = depth.waiting.values().sum();
-            let waiting = output::counted(waiting, "message");
-            let dead = output::counted(depth.dead, "dead letter");
-            Finding::well(format!(
-                "queue: {engine}, {} partitions, {waiting} waiting, {dead}",
-                queue.partitions()
-            ))
-        }
-        Err(error) => queue_trouble(engine, &error.into()),
+    let name = version.map_or_else(|| engine.to_owned(), |version| format!("{engine} {version}"));
+    let mut findings = match queue.depth().await {
+        Ok(depth) => depths(&name, queue.partitions(), &depth),
+        Err(error) => vec![queue_trouble(engine, &error.into())],
     };
+    findings.extend(age);
+    if let Err(error) = queue.routes().await {
+        let hint = "messages would not reach their queues: has the user of queue.url configure, write and read on all of \
+                    the virtual host, and is there a policy on the exchanges in, dlx and in.unrouted?";
+        findings.push(Finding::wrong(format!("queue: {engine} does not route: {error}"), hint));
+    }
     queue.close().await;
-    vec![finding]
+    findings
+}
+
+fn depths(name: &str, partitions: u16, depth: &Depth) -> Vec<Finding> {
+    let waiting = output::counted(depth.waiting.values().sum(), "message");
+    let dead = output::counted(depth.dead, "dead letter");
+    let found = format!("queue: {name}, {partitions} partitions, {waiting} waiting, {dead}");
+    let mut findings = vec![Finding::well(found)];
+    if depth.astray > 0 {
+        let astray = output::counted(depth.astray, "message");
+        let hint = "somebody unbound a partition or publishes with another routing key: the bindings are made anew by this \
+                    check; move the messages from the queue unrouted to the exchange in by RabbitMQ's shovel";
+        findings.push(Finding::wrong(format!("queue: {astray} found no partition"), hint));
+    }
+    findings
+}
+
+/// What there is to say about a broker of this version; nothing about one of today, or one that cannot be read.
+fn broker_age(version: &str) -> Option<Finding> {
+    let mut numbers = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
+    let (major, minor) = (numbers.next()?, numbers.next().unwrap_or(0));
+    let found = format!("queue: RabbitMQ {version}");
+    if (major, minor) < BROKER_MIN {
+        let hint = "Causeway needs 3.10 or later, for quorum queues that neither lose nor bury messages: upgrade the broker";
+        return Some(Finding::wrong(format!("{found} is too old"), hint));
+    }
+    let hint = "it works, but RabbitMQ maintains only 4.x: plan the upgrade";
+    ((major, minor) < BROKER_NOW).then(|| Finding {
+        ok: true,
+        what: format!("{found} is an old one"),
+        hint: hint.to_owned(),
+    })
 }
 
 fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
@@ -172,5 +217,30 @@ async fn servicenow(http: Http, settings: &Settings) -> Vec<Finding> {
 impl From<check::Finding> for Finding {
     fn from(found: check::Finding) -> Self {
         Self { ok: found.ok, what: found.what, hint: found.hint }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_a_broker_is_judged_by_numbers() {
+        for (version, ok) in
+            [("3.9.29", Some(false)), ("3.10.0", Some(true)), ("3.13.7", Some(true)), ("2", Some(false))]
+        {
+            assert_eq!(broker_age(version).map(|finding| finding.ok), ok, "{version}");
+        }
+        for version in ["4.0.0", "4.3.6", "4.10.0-rc.1", "10.1", "master", ""] {
+            assert_eq!(broker_age(version), None, "{version}");
+        }
+    }
+
+    #[test]
+    fn messages_that_went_astray_are_a_failure() {
+        let depth = Depth { astray: 2, ..Depth::default() };
+        let findings = depths("RabbitMQ 4.3.6", 8, &depth);
+        assert!(findings[0].ok && !findings[1].ok && findings[1].what.contains("2 messages"), "{findings:?}");
+        assert_eq!(depths("RabbitMQ 4.3.6", 8, &Depth::default()).len(), 1);
     }
 }

@@ -11,6 +11,7 @@ mod demo;
 mod healthcheck;
 mod output;
 mod sandbox;
+mod servicenow;
 
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,9 @@ enum Verb {
     Dead(dead::Args),
     /// Look at conversations
     Conversations(conversations::Args),
+    /// Set ServiceNow up: its REST Message and Business Rule, its queues
+    #[command(name = "servicenow")]
+    ServiceNow(Box<servicenow::Args>),
 }
 
 /// Why a verb did not do what was asked.
@@ -129,6 +133,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         Verb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         Verb::Conversations(args) => conversations::run(args, &sources).await,
+        Verb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
     }
 }
 

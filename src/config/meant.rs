@@ -112,7 +112,7 @@ fn login(reader: &mut Reader) -> Option<Login> {
         (reader.text("servicenow.client_id"), reader.secret("servicenow.client_secret"));
     let refresh_token = reader.secret("servicenow.refresh_token");
     if oauth? {
-        Some(Login::OAuth { client_id: client_id?, client_secret: client_secret?, refresh_token })
+        Some(Login::OAuth { username, client_id: client_id?, client_secret: client_secret?, refresh_token })
     } else {
         Some(Login::Basic { username: username?, password: password? })
     }

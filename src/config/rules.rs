@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Purpose;
 use super::reader::Reader;
-use super::settings::Settings;
+use super::settings::{Api, Login, Settings};
 
 /// Reports what does not go together.
 pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
@@ -90,6 +90,7 @@ fn doors(settings: &Settings, reader: &mut Reader) {
 }
 
 fn servicenow(settings: &Settings, reader: &mut Reader) {
+    own_user(settings, reader);
     let asked_for =
         ["host_url", "username", "password", "client_id", "client_secret", "refresh_token", "queue_id"]
             .iter()
@@ -112,6 +113,20 @@ fn servicenow(settings: &Settings, reader: &mut Reader) {
                 format!("is missing: ServiceNow with auth = \"{auth}\" needs {}", needed.join(", ")),
             );
         }
+    }
+}
+
+/// In Connect Support only the writer's name tells our own words from an agent's, when they come back and when a chat is
+/// read back; a token does not say whose it is.
+fn own_user(settings: &Settings, reader: &mut Reader) {
+    let Some(servicenow) = &settings.servicenow else { return };
+    let nameless = matches!(servicenow.login, Login::OAuth { username: None, .. });
+    if nameless && servicenow.api == Api::ConnectSupport && !reader.is_wrong("servicenow.username") {
+        reader.wrong(
+            "servicenow.username",
+            "is missing: with auth = \"oauth\" it names the user that the token belongs to, or our own messages \
+             would be taken for an agent's",
+        );
     }
 }
 

@@ -70,7 +70,12 @@ pub enum Login {
     /// `basic`
     Basic { username: String, password: SecretString },
     /// `oauth`: the refresh token's grant, or client credentials without one.
-    OAuth { client_id: String, client_secret: SecretString, refresh_token: Option<SecretString> },
+    OAuth {
+        username: Option<String>,
+        client_id: String,
+        client_secret: SecretString,
+        refresh_token: Option<SecretString>,
+    },
 }
 
 named! {

@@ -2,9 +2,11 @@
 //!
 //! Guarantees: opens no chat, posts nothing. Leaves to others: printing.
 
+use jiff::Timestamp;
 use url::Url;
 
 use super::error::{AnswerKind, CallError, NoAnswerKind, NotReady};
+use super::servicenow::LoginKind;
 use super::{QueueState, ServiceNow, Xo};
 
 /// One thing that was found.
@@ -28,8 +30,20 @@ impl Finding {
     }
 }
 
-/// ServiceNow: is it there, does it know us, has it the API, is there the queue.
+/// ServiceNow: is it there, does it know us, has it the API, is there the queue, what time is it there.
 pub async fn servicenow(servicenow: &ServiceNow) -> Vec<Finding> {
+    let (mut findings, clock) = tokio::join!(login_and_queue(servicenow), servicenow.time());
+    // An instance that does not answer is told already.
+    if let Ok(Some(theirs)) = clock {
+        findings.extend(clocks("ServiceNow", theirs, crate::clock::now()));
+    }
+    findings
+}
+
+async fn login_and_queue(servicenow: &ServiceNow) -> Vec<Finding> {
+    if let Err(error) = servicenow.log_in().await {
+        return no_token(&error, servicenow.login_kind());
+    }
     let answer = match servicenow.queue_id() {
         Some(id) => servicenow.queue(id).await.map(|queue| vec![queue]),
         None => servicenow.queues().await,
@@ -47,6 +61,21 @@ pub async fn servicenow(servicenow: &ServiceNow) -> Vec<Finding> {
         }
         Err(error) => refused(&error, servicenow.queue_id().is_some()),
     }
+}
+
+/// How far two clocks may be apart before it is worth a word: signatures hold 300 s, XO's tokens 60 s.
+const CLOCKS_APART_MAX: i64 = 30;
+
+/// A word about their clock and ours, where they differ.
+fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
+    let ahead = theirs.as_second() - ours.as_second();
+    let (apart, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
+    (apart > CLOCKS_APART_MAX).then(|| Finding {
+        ok: true,
+        what: format!("{who}'s clock is {apart} s {way} ours"),
+        hint: "set this machine's clock by NTP: signed callbacks are refused beyond 300 s, XO's tokens beyond 60 s"
+            .into(),
+    })
 }
 
 fn opening(queue: &QueueState) -> Finding {
@@ -85,10 +114,7 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
         }
         CallError::Answer(answer) => match &answer.kind {
             AnswerKind::Credentials => {
-                let hint = "check servicenow.username and servicenow.password; if they are right, Basic login is \
-                            restricted since 2026: mark the user \"Web service access only\" or give it the role \
-                            snc_basic_auth_api_access";
-                vec![there(), Finding::bad(format!("ServiceNow: {error}"), hint)]
+                vec![there(), Finding::bad(format!("ServiceNow: {error}"), next_step(error))]
             }
             AnswerKind::NotReady(how) => {
                 vec![Finding::bad(format!("ServiceNow: {error}"), not_ready(*how))]
@@ -105,6 +131,52 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
                 there(),
                 Finding::bad(format!("ServiceNow: {error}"), "try again later; see ServiceNow's logs"),
             ],
+        },
+    }
+}
+
+/// What a login by token was refused for.
+fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
+    let credentials = matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
+    if !credentials {
+        return refused(error, false);
+    }
+    let hint = match kind {
+        LoginKind::RefreshToken => {
+            "the refresh token is refused: revoked, too old, or of another client. Check servicenow.client_id and \
+             servicenow.client_secret, then get a new servicenow.refresh_token from the application registry; or leave it \
+             out and use client credentials"
+        }
+        LoginKind::ClientCredentials => {
+            "check servicenow.client_id and servicenow.client_secret; if they are right, the client credentials grant is \
+             disabled: set the system property glide.oauth.inbound.client.credential.grant_type.enabled to true and name \
+             an OAuth Application User in the application registry"
+        }
+        LoginKind::Basic => "check servicenow.username and servicenow.password",
+    };
+    vec![Finding::good("ServiceNow answers"), Finding::bad(format!("ServiceNow: {error}"), hint)]
+}
+
+/// The next step after an error that every call can end with.
+pub(crate) fn next_step(error: &CallError) -> &'static str {
+    match error {
+        CallError::NoAnswer(_) => unreachable(error),
+        CallError::Answer(answer) if answer.lacks_second_factor() => {
+            "the password is right, but the user needs a second factor, which no program has: exempt it from \
+             multi-factor authentication (as \"Web service access only\"), or use servicenow.auth = \"oauth\""
+        }
+        CallError::Answer(answer) => match answer.kind {
+            AnswerKind::Credentials if answer.detail.contains("OAuth") => {
+                "check servicenow.client_id, servicenow.client_secret and servicenow.refresh_token; `causeway check` says \
+                 more"
+            }
+            AnswerKind::Credentials => {
+                "check servicenow.username and servicenow.password; if they are right, Basic login is restricted since \
+                 2026: mark the user \"Web service access only\", give it the role snc_basic_auth_api_access, or use \
+                 servicenow.auth = \"oauth\""
+            }
+            AnswerKind::NotReady(how) => not_ready(how),
+            _ => "try again later; see ServiceNow's logs",
         },
     }
 }
@@ -136,17 +208,21 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
         if let Some(url) = url {
-            findings.push(knocked(xo, key, url).await);
+            findings.extend(knocked(xo, key, url).await);
         }
     }
     findings
 }
 
-async fn knocked(xo: &Xo, key: &str, url: &Url) -> Finding {
+async fn knocked(xo: &Xo, key: &str, url: &Url) -> Vec<Finding> {
     let host = url.host_str().unwrap_or_default();
     match xo.knock(url).await {
-        Ok(status) => Finding::good(format!("{key}: {host} answers (status {status} to a GET)")),
-        Err(error) => Finding::bad(format!("{key}: {host}: {error}"), unreachable(&error)),
+        Ok((status, theirs)) => {
+            let there = Finding::good(format!("{key}: {host} answers (status {status} to a GET)"));
+            let clocks = theirs.and_then(|theirs| clocks(host, theirs, crate::clock::now()));
+            std::iter::once(there).chain(clocks).collect()
+        }
+        Err(error) => vec![Finding::bad(format!("{key}: {host}: {error}"), unreachable(&error))],
     }
 }
 
@@ -154,14 +230,13 @@ async fn knocked(xo: &Xo, key: &str, url: &Url) -> Finding {
 mod tests {
     use super::*;
     use crate::platform::peer::{self, Peer};
-    use crate::platform::{ServiceNowSettings, XoSettings};
+    use crate::platform::{ServiceNowLogin, ServiceNowSettings, XoSettings};
 
     async fn asked(answer: &str, queue_id: Option<&str>) -> Vec<Finding> {
         let peer = Peer::saying(answer).await;
         let settings = ServiceNowSettings {
             host_url: peer.url.clone(),
-            username: "u".into(),
-            password: "p".into(),
+            login: ServiceNowLogin::Basic { username: "u".into(), password: "p".into() },
             queue_id: queue_id.map(str::to_owned),
             api: crate::platform::Api::ConnectSupport,
         };

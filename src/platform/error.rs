@@ -12,6 +12,9 @@ const DETAIL_CHARS_MAX: usize = 200;
 /// ServiceNow's words for an API that is not installed.
 const NO_SUCH_RESOURCE: &str = "requested uri does not represent any resource";
 
+/// Our words for a login that lacks a second factor, which ServiceNow says by a header alone.
+pub(crate) const SECOND_FACTOR: &str = "a second factor is missing";
+
 /// Why a call did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
@@ -105,6 +108,11 @@ impl Answer {
     /// Whether the platform says that it has no such API at all: the plugin is missing, or the address is wrong.
     pub fn is_no_such_api(&self) -> bool {
         self.status == 400 && self.detail.to_ascii_lowercase().contains(NO_SUCH_RESOURCE)
+    }
+
+    /// Whether the password is right and a second factor is missing.
+    pub fn lacks_second_factor(&self) -> bool {
+        self.status == 401 && self.detail == SECOND_FACTOR
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use url::Url;
 
@@ -194,6 +194,12 @@ impl Reply {
         [&b"<!doctype html"[..], b"<html"]
             .iter()
             .any(|page| start.get(..page.len()).is_some_and(|head| head.eq_ignore_ascii_case(page)))
+    }
+
+    /// The sender's clock.
+    pub(crate) fn date(&self) -> Option<Timestamp> {
+        let date = self.headers.get(DATE)?.to_str().ok()?;
+        Timestamp::try_from(httpdate::parse_http_date(date).ok()?).ok()
     }
 
     /// How long the platform asks us to stay away, from `Retry-After` (seconds or a date), else from ServiceNow's

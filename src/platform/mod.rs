@@ -3,7 +3,8 @@
 //! Guarantees: an answer is success only where the platform documents it as success; every error says whether the
 //! other side may have acted on the call; credentials, cookies and chat text are in no `Debug` and no `Display`.
 //! Leaves to others: when to call and what an error means for a message (`delivery/`), waiting and trying again
-//! (`delivery/backoff.rs`): nothing in here sleeps or repeats, but for one fresh login after a refused session.
+//! (`delivery/backoff.rs`): nothing in here sleeps or repeats, but for one fresh login after a refused session
+//! or token.
 
 pub mod check;
 pub mod error;
@@ -17,6 +18,7 @@ mod peer;
 pub use error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 pub use http::{Http, HttpProblem, HttpSettings};
 pub use servicenow::{
-    Api, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowSettings, Started,
+    Api, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin, ServiceNowSettings,
+    Started,
 };
 pub use xo::{Xo, XoSettings};

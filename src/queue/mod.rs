@@ -164,6 +164,14 @@ impl Queue {
         }
     }
 
+    /// Whether what is published finds its way, tried without touching any queue of ours; for operators.
+    pub async fn routes(&self) -> Result<(), QueueError> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Rabbit(queue) => queue.routes().await,
+        }
+    }
+
     /// Lets go of the engine in order. Subscriptions are closed before by their holders.
     pub async fn close(&self) {
         match self {

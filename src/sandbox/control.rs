@@ -31,6 +31,7 @@ pub(super) fn router() -> Router<Arc<World>> {
         .route("/sandbox/totals", get(totals))
         .route("/sandbox/chats", get(chats))
         .route("/sandbox/switches", get(switches).post(set_switches))
+        .route("/sandbox/tokens", delete(revoke_tokens))
         .route("/sandbox/agents/{group}/{deed}", post(agent))
         .route("/sandbox/queues/{id}/{change}", post(queue))
 }
@@ -102,6 +103,11 @@ async fn totals(State(world): Shared) -> Response {
         .map(|(side, operation, count)| json!({ "side": side, "operation": operation, "count": count }))
         .collect();
     Json(json!({ "totals": list })).into_response()
+}
+
+async fn revoke_tokens(State(world): Shared) -> StatusCode {
+    world.tokens.revoke();
+    StatusCode::NO_CONTENT
 }
 
 async fn chats(State(world): Shared) -> Response {

@@ -242,6 +242,12 @@ fn recognise(method: &Method, path: &str, full_path: &str, body: &Bytes) -> (Sid
 }
 
 fn connect_operation(method: &Method, path: &str, full_path: &str) -> (Operation, Option<String>) {
+    if path == "/oauth_token.do" {
+        return (Operation::Token, None);
+    }
+    if path.starts_with("/api/now/table/") {
+        return (Operation::Table, None);
+    }
     let segments: Vec<&str> = path.trim_start_matches("/api/now/connect/").split('/').collect();
     let post = method == Method::POST;
     let (operation, group) = match segments.as_slice() {

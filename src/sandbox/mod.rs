@@ -23,6 +23,7 @@ mod xo;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -32,8 +33,8 @@ use tokio::net::TcpListener;
 pub use ledger::{Count, Entry, Ledger};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
-    Accept, AgentSettings, BasicLogin, BodyStyle, CallbackCredential, CallbackSettings, QueueSettings,
-    SandboxSettings, Switches,
+    Accept, AgentSettings, BasicLogin, BodyStyle, CallbackCredential, CallbackSettings, OAuthClient,
+    OAuthSwitches, QueueSettings, SandboxSettings, Switches, TableAccess,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
@@ -136,6 +137,22 @@ impl Sandbox {
     /// What the instance's administrator changes.
     pub fn set_switches(&self, switches: Switches) {
         self.world.desk().switches = switches;
+    }
+
+    /// Makes every access token void, as a restart of the instance may.
+    pub fn revoke_tokens(&self) {
+        self.world.tokens.revoke();
+    }
+
+    /// The records of a table that somebody wrote over the Table API (or [`Self::plant`]), oldest first.
+    pub fn records(&self, table: &str) -> Vec<BTreeMap<String, String>> {
+        self.world.tables.all(table)
+    }
+
+    /// Puts a record into a table, as an administrator would; returns its `sys_id`.
+    pub fn plant(&self, table: &str, fields: &[(&str, &str)]) -> String {
+        let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.world.tables.insert(table, "admin", fields.collect())["sys_id"].clone()
     }
 
     /// Opens or closes a queue; false when there is none of this id.

@@ -40,6 +40,10 @@ pub enum Operation {
     Callback,
     /// An event of an API conversation.
     Event,
+    /// Get a token.
+    Token,
+    /// Read or write records over the Table API.
+    Table,
     /// Anything else (rejoin, transfer, unknown paths…).
     Other,
 }
@@ -176,7 +180,7 @@ mod any_operation {
             Ok(Written::Any(Any::Any)) => Ok(None),
             Ok(Written::One(operation)) => Ok(Some(operation)),
             Err(_) => Err(serde::de::Error::custom(
-                "operation must be one of any, start, message, leave, state, read, queue, callback, event, other",
+                "operation must be one of any, start, message, leave, state, read, queue, callback, event, token, table, other",
             )),
         }
     }

@@ -13,6 +13,8 @@ pub struct SandboxSettings {
     pub username: String,
     /// Its password.
     pub password: String,
+    /// What the application registry gave to the integration, for logins by token.
+    pub oauth: OAuthClient,
     /// The chat queues.
     pub queues: Vec<QueueSettings>,
     /// The one agent, who works every queue.
@@ -36,6 +38,7 @@ impl Default for SandboxSettings {
         Self {
             username: "chatbot_interface".to_owned(),
             password: "sandbox".to_owned(),
+            oauth: OAuthClient::default(),
             queues: vec![QueueSettings::default()],
             agent: AgentSettings::default(),
             callback: None,
@@ -51,6 +54,33 @@ impl Default for SandboxSettings {
 impl fmt::Debug for SandboxSettings {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("SandboxSettings").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}
+
+/// An entry of the application registry, and the refresh token that was given out with it.
+#[derive(Clone)]
+pub struct OAuthClient {
+    /// The client id.
+    pub client_id: String,
+    /// The client secret.
+    pub client_secret: String,
+    /// The first refresh token.
+    pub refresh_token: String,
+}
+
+impl Default for OAuthClient {
+    fn default() -> Self {
+        Self {
+            client_id: "sandbox-client".to_owned(),
+            client_secret: "sandbox-client-secret".to_owned(),
+            refresh_token: "sandbox-refresh-token".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for OAuthClient {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("OAuthClient").field("client_id", &self.client_id).finish_non_exhaustive()
     }
 }
 
@@ -219,12 +249,53 @@ pub enum BodyStyle {
 pub struct Switches {
     /// How the instance treats a correct password.
     pub basic: BasicLogin,
+    /// What `/oauth_token.do` gives out.
+    pub oauth: OAuthSwitches,
+    /// What the user may do over the Table API.
+    pub tables: TableAccess,
     /// Connect Support is not installed: 400 on every one of its paths.
     pub plugin_missing: bool,
     /// The Business Rule's filter on its own user is off (or names another): our messages come back.
     pub echo: bool,
     /// A chat that is escalated goes on under another `group`. Which of both an instance does is not documented.
     pub escalation_renames: bool,
+}
+
+/// How the instance gives out tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OAuthSwitches {
+    /// Seconds that an access token lives.
+    pub token_life: u64,
+    /// The refresh token is not taken any more: revoked, or too old.
+    pub refuse_refresh: bool,
+    /// Whether the client credentials grant is enabled (a system property that is off by default on many instances).
+    pub client_credentials: bool,
+    /// Each use of the refresh token replaces it.
+    pub rotate: bool,
+}
+
+impl Default for OAuthSwitches {
+    fn default() -> Self {
+        Self { token_life: 1800, refuse_refresh: false, client_credentials: true, rotate: false }
+    }
+}
+
+/// What access rules leave of the Table API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableAccess {
+    /// Everything.
+    #[default]
+    Allowed,
+    /// Reading, but 403 on every write.
+    ReadOnly,
+    /// 403 on everything.
+    Refused,
+    /// Rows are not shown: empty lists, 404 on a row.
+    Hidden,
+    /// Writes succeed, but a script is left out of them without a word, as rules on a single field do.
+    NoScripts,
 }
 
 /// How the instance treats Basic credentials that are right.

@@ -14,7 +14,9 @@ use super::ledger::Ledger;
 use super::script::Script;
 use super::servicenow::callbacks::Courier;
 use super::servicenow::desk::{Desk, Refusal, Row};
+use super::servicenow::oauth::Tokens;
 use super::servicenow::session::Sessions;
+use super::servicenow::tables::Tables;
 use super::settings::{Accept, SandboxSettings};
 
 pub(super) struct World {
@@ -22,6 +24,8 @@ pub(super) struct World {
     pub(super) script: Script,
     pub(super) ledger: Ledger,
     pub(super) sessions: Sessions,
+    pub(super) tokens: Tokens,
+    pub(super) tables: Tables,
     pub(super) courier: Courier,
     pub(super) crew: Crew,
     desk: Mutex<Desk>,
@@ -60,6 +64,8 @@ impl World {
             script: Script::default(),
             ledger: Ledger::new(settings.keep),
             sessions: Sessions::new(settings.session_queue),
+            tokens: Tokens::new(settings.oauth.clone()),
+            tables: Tables::default(),
             courier: Courier::new(settings.callback.clone()),
             crew: Crew::default(),
             desk: Mutex::new(Desk::new(&settings)),

@@ -217,9 +217,13 @@ fn settings_that_belong_together_are_checked_together() {
     assert_eq!(servicenow(""), ["servicenow.password", "servicenow.username"]);
     assert_eq!(servicenow("auth = \"oauth\""), ["servicenow.client_id", "servicenow.client_secret"]);
     assert_eq!(
-        servicenow("auth = \"oauth\"\nclient_id = \"i\"\nclient_secret = \"s\""),
+        servicenow("auth = \"oauth\"\nclient_id = \"i\"\nclient_secret = \"s\"\nusername = \"u\""),
         Vec::<String>::new()
     );
+    // Nobody could tell our own messages from an agent's; the other interface says who wrote.
+    let nameless = "auth = \"oauth\"\nclient_id = \"i\"\nclient_secret = \"s\"\n";
+    assert_eq!(servicenow(nameless), ["servicenow.username"]);
+    assert_eq!(servicenow(&format!("{nameless}api = \"virtual_agent\"")), Vec::<String>::new());
     assert_eq!(servicenow("auth = \"kerberos\""), ["servicenow.auth"]);
     assert_eq!(
         wrong_keys("servicenow.username = \"u\"\nxo.callback_url = \"https://x\"", Purpose::Worker),

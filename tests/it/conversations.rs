@@ -7,7 +7,9 @@ use std::time::Duration;
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
 use causeway::delivery::{Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup};
 use causeway::message::{ConversationId, DeadReason, Kind, LaneKey, Message, MessageId, Outcome};
-use causeway::platform::{Api, Http, HttpSettings, ServiceNow, ServiceNowSettings, Xo, XoSettings};
+use causeway::platform::{
+    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
+};
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::sandbox::{
@@ -342,8 +344,10 @@ async fn room(unknown_group: UnknownGroup) -> Room {
     let settings = SandboxSettings { agent, ..SandboxSettings::default() };
     let client = ServiceNowSettings {
         host_url: url::Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap(),
-        username: settings.username.clone(),
-        password: settings.password.clone().into(),
+        login: ServiceNowLogin::Basic {
+            username: settings.username.clone(),
+            password: settings.password.clone().into(),
+        },
         queue_id: Some(QueueSettings::default().id),
         api: Api::ConnectSupport,
     };

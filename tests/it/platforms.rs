@@ -1,10 +1,19 @@
 //! Promise: `check` and `healthcheck` really ask, say what is wrong and what to do, and end accordingly.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use causeway::sandbox::{QueueSettings, Rule, Sandbox, SandboxSettings, Side, Switches};
+use causeway::clock;
+use causeway::sandbox::{
+    BasicLogin, Fault, Operation, QueueSettings, Rule, Sandbox, SandboxSettings, Side, Switches,
+};
+use lapin::BasicProperties;
+use serde_json::Value;
 
+use crate::harness::amqp::Amqp;
 use crate::harness::binary::{Causeway, Finished};
+use crate::harness::matrix::Engine;
 use crate::harness::ports;
 use crate::harness::relay::{PATIENCE, Plan};
 
@@ -66,6 +75,35 @@ on_every_engine! {
     }
 }
 
+on_every_rabbit! {
+    async fn a_broker_is_looked_through(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let ask = || Causeway::new(["check"]).settings(&bench.settings()).run(PATIENCE);
+        let well = ask().await;
+        assert_eq!(well.code, Some(0), "{}{}", well.stdout, well.stderr);
+        let old = bench.engine() == Engine::Rabbit310;
+        let version = if old { "RabbitMQ 3.10." } else { "RabbitMQ 4.3." };
+        assert!(well.stdout.contains(&format!("ok   queue: {version}")), "{}", well.stdout);
+        assert_eq!(well.stdout.contains("note ") && well.stdout.contains("plan the upgrade"), old, "{}", well.stdout);
+        // It tried the way with a queue of its own.
+        let held = |queue: &Value| queue["messages"].as_u64().unwrap_or(0);
+        assert_eq!(vhost.queues().iter().map(held).sum::<u64>(), 0);
+
+        let other = Amqp::open(&vhost.url()).await;
+        other.publish("in", "a.way.to.nowhere", b"{}", BasicProperties::default()).await;
+        let astray = ask().await;
+        assert_eq!(astray.code, Some(1), "{}", astray.stdout);
+        assert!(astray.stdout.contains("FAIL queue: 1 message found no partition"), "{}", astray.stdout);
+        assert!(astray.stdout.contains("shovel"), "{}", astray.stdout);
+        other.take("unrouted").await;
+
+        vhost.forbid_writing_to("in");
+        let shut = ask().await;
+        assert_eq!(shut.code, Some(1), "{}", shut.stdout);
+        assert!(shut.stdout.contains("does not route") && shut.stdout.contains("configure, write and read"), "{}", shut.stdout);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_comes_with_what_to_do() {
     let (sandbox, folder) = (sandbox().await, tempfile::tempdir().unwrap());
@@ -87,8 +125,18 @@ async fn what_is_wrong_comes_with_what_to_do() {
     let nobody = format!("http://{}/events", ports::free_address());
     red(&asked(check(&sandbox).set("handoffs.events_url", nobody)).await, "address");
 
-    sandbox.set_switches(Switches { plugin_missing: true, ..Switches::default() });
-    red(&asked(check(&sandbox)).await, "plugin");
+    for (switches, hint) in [
+        (Switches { plugin_missing: true, ..Switches::default() }, "plugin"),
+        // The right password, answered like a wrong one.
+        (
+            Switches { basic: BasicLogin::Restricted, ..Switches::default() },
+            "Basic login is restricted since 2026",
+        ),
+        (Switches { basic: BasicLogin::MfaMissing, ..Switches::default() }, "multi-factor authentication"),
+    ] {
+        sandbox.set_switches(switches);
+        red(&asked(check(&sandbox)).await, hint);
+    }
     sandbox.set_switches(Switches::default());
     for (rule, hint) in [
         (Rule::new(Side::ServiceNow).html_page(), "hibernates"),
@@ -99,6 +147,23 @@ async fn what_is_wrong_comes_with_what_to_do() {
         red(&asked(check(&sandbox)).await, hint);
         sandbox.script().clear();
     }
+    // Two minutes ago, as an HTTP date: fine for signatures, too late for XO's tokens.
+    let date = std::time::SystemTime::from(clock::now()) - Duration::from_secs(120);
+    let headers = [("Date".to_owned(), httpdate::fmt_http_date(date))].into();
+    for (side, operation, who) in
+        [(Side::ServiceNow, Operation::Other, "ServiceNow's"), (Side::Xo, Operation::Callback, "127.0.0.1's")]
+    {
+        let late = Fault::Status { status: 200, body: None, headers: BTreeMap::clone(&headers) };
+        sandbox.script().fail(Rule::new(side).operation(operation).fault(late));
+        let run = asked(check(&sandbox)).await;
+        assert_eq!(run.code, Some(0), "{}", run.stdout);
+        let line = run.stdout.lines().find(|line| line.contains(who)).unwrap_or_default();
+        assert!(line.starts_with("note ") && line.contains(" s behind ours"), "{}", run.stdout);
+        assert!(run.stdout.contains("NTP"), "{}", run.stdout);
+        sandbox.script().clear();
+    }
+    let well = asked(check(&sandbox)).await;
+    assert!(!well.stdout.contains("clock"), "{}", well.stdout);
     sandbox.set_queue_open(&QueueSettings::default().id, false);
     let closed = asked(check(&sandbox)).await;
     assert_eq!(closed.code, Some(0), "a closed queue is as it should be: {}", closed.stdout);

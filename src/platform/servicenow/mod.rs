@@ -1,6 +1,6 @@
 //! ServiceNow, by its REST API.
 //!
-//! Guarantees: the login goes with each call, `Accept` and `Content-Type` too (ServiceNow answers 400 without them);
+//! Guarantees: the login goes with each call (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` too (ServiceNow answers 400 without them);
 //! at most one call in flight for each conversation. Leaves to others: what an error means for a message
 //! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs; the
 //! newer one is a further file beside them that calls through [`ServiceNow::exchange`] as they do.
@@ -8,26 +8,31 @@
 mod auth;
 mod connect_support;
 mod history;
+mod oauth;
 mod readback;
 mod session;
+mod table;
 mod wire;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
-use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::error::CallError;
 use super::http::{Call, Http, Reply};
 use crate::message::{ConversationId, named};
-use auth::Auth;
+pub(crate) use auth::LoginKind;
+pub use auth::ServiceNowLogin;
+use auth::{Auth, Pass};
 pub use history::Heard;
 pub use readback::{Posted, Since, Started};
 use session::{Lease, Sessions};
+pub use table::Row;
 
 /// Jars kept for idle conversations: about 10 MB at the very most. An older one costs a fresh login when it speaks.
 const SESSIONS_MAX: usize = 10_000;
@@ -39,10 +44,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub struct ServiceNowSettings {
     /// Host URL: the instance.
     pub host_url: Url,
-    /// User name.
-    pub username: String,
-    /// Password.
-    pub password: SecretString,
+    /// User name and password, or a token.
+    pub login: ServiceNowLogin,
     /// Queue ID, where a start names none.
     pub queue_id: Option<String>,
     /// Which chat API it is spoken to through.
@@ -196,6 +199,10 @@ impl<'a> Request<'a> {
         Self { method: Method::GET, path, query, body: None, carried: "" }
     }
 
+    fn patch(path: &'a [&'a str], body: &serde_json::Value) -> Self {
+        Self { method: Method::PATCH, path, query: &[], body: Some(body.to_string().into()), carried: "" }
+    }
+
     fn post(path: &'a [&'a str], body: &serde_json::Value, carried: &'a str) -> Self {
         Self { method: Method::POST, path, query: &[], body: Some(body.to_string().into()), carried }
     }
@@ -209,7 +216,7 @@ impl ServiceNow {
         base.set_fragment(None);
         // A login in the address would be sent beside ours. It can only fail where the address can hold none.
         let _ = base.set_username("").and_then(|()| base.set_password(None));
-        let auth = Auth::Basic { username: settings.username, password: settings.password };
+        let auth = Auth::new(settings.login, &base);
         let sessions = Sessions::new(SESSIONS_MAX);
         Self {
             inner: Arc::new(Inner {
@@ -233,6 +240,27 @@ impl ServiceNow {
         self.inner.api
     }
 
+    /// The user whose messages are ours; empty where nobody said.
+    pub fn username(&self) -> &str {
+        self.inner.auth.username()
+    }
+
+    pub(crate) fn login_kind(&self) -> LoginKind {
+        self.inner.auth.kind()
+    }
+
+    /// Gets a token, where one is needed: what a refusal is about shows before any other call.
+    pub(crate) async fn log_in(&self) -> Result<(), CallError> {
+        self.inner.auth.pass(&self.inner.http, None).await.map(|_| ())
+    }
+
+    /// The time that the instance says it is, where it says so. Asks without a login.
+    pub(crate) async fn time(&self) -> Result<Option<Timestamp>, CallError> {
+        let (method, url) = (Method::GET, self.inner.base.clone());
+        let reply = self.inner.http.call(Call { method, url, headers: HeaderMap::new(), body: None }).await?;
+        Ok(reply.date())
+    }
+
     /// Drops the conversation's cookies: its chat is over.
     pub fn forget(&self, conversation: &ConversationId) {
         self.inner.sessions.forget(conversation);
@@ -253,17 +281,19 @@ impl ServiceNow {
         self.exchange(Some(&mut lease), request).await
     }
 
-    /// Makes one call. A 401 that came with session cookies is tried once more without them: a lapsed session is no
-    /// proof against the login, and a refused call was not acted on.
+    /// Makes one call. A 401 that came with session cookies or with a token is tried once more without the cookies and
+    /// with another token: a lapsed session or token is no proof against the login, and a refused call was not acted on.
     async fn exchange<T: DeserializeOwned>(
         &self,
         mut lease: Option<&mut Lease>,
         request: Request<'_>,
     ) -> Result<T, CallError> {
         let url = self.address(request.path, request.query)?;
-        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, &request).await?;
-        if reply.status == StatusCode::UNAUTHORIZED && had_session {
-            (reply, _) = self.try_once(lease, &url, &request).await?;
+        let pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, &request, &pass).await?;
+        if reply.status == StatusCode::UNAUTHORIZED && (had_session || pass.renewable()) {
+            let pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+            (reply, _) = self.try_once(lease, &url, &request, &pass).await?;
         }
         wire::read(reply, request.carried)
     }
@@ -273,11 +303,12 @@ impl ServiceNow {
         mut lease: Option<&mut Lease>,
         url: &Url,
         request: &Request<'_>,
+        pass: &Pass,
     ) -> Result<(Reply, bool), CallError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, JSON);
         headers.insert(CONTENT_TYPE, JSON);
-        headers.insert(AUTHORIZATION, self.inner.auth.header()?);
+        headers.insert(AUTHORIZATION, pass.header.clone());
         let cookies = lease.as_deref_mut().and_then(|lease| lease.jar().header(url));
         let had_session = cookies.is_some();
         if let Some(cookies) = cookies {

@@ -19,11 +19,14 @@ const OK: &str = "HTTP/1.1 200 OK\ncontent-type: application/json;charset=UTF-8\
 const GROUP: &str = "5f1c0a2edb31220064d3f2f6bf961901";
 const TEXT: &str = "My laptop is on fire";
 
+fn basic(username: &str, password: &str) -> ServiceNowLogin {
+    ServiceNowLogin::Basic { username: username.into(), password: password.into() }
+}
+
 fn client(url: &Url) -> ServiceNow {
     let settings = ServiceNowSettings {
         host_url: url.clone(),
-        username: "chatbot_interface".into(),
-        password: "hush-password".into(),
+        login: basic("chatbot_interface", "hush-password"),
         queue_id: Some("q".into()),
         api: Api::ConnectSupport,
     };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{ChatState, QueueEntry, QueueState};
-use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, clean};
+use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR, clean};
 use crate::platform::http::{Media, Reply};
 
 /// The longest sentence that is handed on to a user.
@@ -56,6 +56,8 @@ fn refusal(reply: &Reply, carried: &str) -> CallError {
     };
     let said = [&body["error"]["message"], &body["error"], &body["result"]["error"]];
     let said = said.into_iter().find_map(Value::as_str).or(sentence).unwrap_or_default();
+    // The password is right; the ordinary words would send people to look for a wrong one.
+    let said = if reply.headers.contains_key("x-mfa_token") { SECOND_FACTOR } else { said };
     CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: clean(said, carried) })
 }
 

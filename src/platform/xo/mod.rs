@@ -10,6 +10,7 @@ mod callback;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::SecretString;
@@ -52,11 +53,11 @@ impl Xo {
         self.settings.events_url.as_ref()
     }
 
-    /// Whether anything answers there. Asks for nothing and sends nothing.
-    pub(crate) async fn knock(&self, url: &Url) -> Result<u16, CallError> {
+    /// Whether anything answers there, and what time it is there. Asks for nothing and sends nothing.
+    pub(crate) async fn knock(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
         let (method, headers) = (Method::GET, HeaderMap::new());
         let reply = self.http.call(Call { method, url: url.clone(), headers, body: None }).await?;
-        Ok(reply.status.as_u16())
+        Ok((reply.status.as_u16(), reply.date()))
     }
 
     /// Posts JSON and reads nothing but whether it was taken: nobody documents what comes back.

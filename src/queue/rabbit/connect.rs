@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::{RabbitError, RabbitSettings, within};
 use crate::queue::QueueError;
 
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects, or says why not, without the URL's password.
@@ -26,7 +26,7 @@ pub(super) async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<
     within(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await
 }
 
-fn address(settings: &RabbitSettings) -> Result<AMQPUri, RabbitError> {
+pub(super) fn address(settings: &RabbitSettings) -> Result<AMQPUri, RabbitError> {
     // The parser's own words may repeat the URL, so they are not shown.
     let mut uri: AMQPUri = settings.url.expose_secret().parse().map_err(|_| {
         RabbitError::Fatal(QueueError::Mismatch(

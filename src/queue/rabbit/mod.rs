@@ -7,6 +7,7 @@
 
 mod borrowing;
 mod connect;
+mod inspect;
 mod links;
 mod peers;
 mod publisher;
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Message};
+pub use inspect::version;
 use links::Links;
 use publisher::Order;
 pub use siding::Siding;

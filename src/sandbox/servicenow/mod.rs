@@ -4,8 +4,10 @@
 pub(super) mod callbacks;
 pub(super) mod connect;
 pub(super) mod desk;
+pub(super) mod oauth;
 pub(super) mod session;
 pub(super) mod shapes;
+pub(super) mod tables;
 
 use std::sync::Arc;
 
@@ -19,8 +21,11 @@ use super::world::World;
 pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
     Router::new()
         .merge(connect::router())
+        .merge(tables::router())
         .fallback(unknown)
         .layer(from_fn_with_state(world.clone(), session::door))
+        // Whoever asks for a token has no login yet.
+        .merge(oauth::router())
         .layer(from_fn_with_state(world.clone(), gate))
 }
 

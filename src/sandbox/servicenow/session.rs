@@ -97,7 +97,9 @@ fn cookie_value(headers: &HeaderMap) -> Option<String> {
 /// The door itself, around every path of the instance.
 pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next: Next) -> Response {
     let switches = world.desk().switches;
-    if let Some(refusal) = refuse_login(&world.settings, switches.basic, request.headers()) {
+    if !world.tokens.fits(request.headers())
+        && let Some(refusal) = refuse_login(&world.settings, switches.basic, request.headers())
+    {
         return refusal;
     }
     let path = request.uri().path();

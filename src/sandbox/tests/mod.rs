@@ -3,6 +3,7 @@
 mod callbacks;
 mod chats;
 mod faults;
+mod logins;
 
 use std::time::Duration;
 

@@ -35,6 +35,12 @@ impl Causeway {
         Self { command }
     }
 
+    /// One more argument.
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
     /// A setting by its key in the settings file: `queue.url` travels as `CAUSEWAY_QUEUE__URL`.
     pub(crate) fn set(mut self, key: &str, value: impl AsRef<str>) -> Self {
         self.command.env(variable(key), value.as_ref());

@@ -212,6 +212,14 @@ impl Vhost {
         let path = format!("/api/queues/{}/{queue}", self.name);
         management::ask(self.management, "DELETE", &path, "").expect("the queue is deleted");
     }
+
+    /// From now on nobody may publish to this exchange.
+    pub(crate) fn forbid_writing_to(&self, exchange: &str) {
+        let path = format!("/api/permissions/{}/guest", self.name);
+        let rights =
+            serde_json::json!({ "configure": ".*", "read": ".*", "write": format!("^(?!{exchange}$).*") });
+        management::ask(self.management, "PUT", &path, &rights.to_string()).expect("the rights are changed");
+    }
 }
 
 impl Drop for Vhost {

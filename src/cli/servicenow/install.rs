@@ -1,0 +1,184 @@
+//! `causeway servicenow install`: shows what differs, asks, writes it, and looks whether the instance took it.
+//!
+//! Guarantees: nothing is written before all of it was looked at and agreed to; run again it changes nothing. A run that
+//! broke off in the middle is finished by the next one.
+
+use anyhow::Context as _;
+use url::Url;
+
+use super::super::{Failure, ask, output};
+use super::plan::{self, Step};
+use super::records::{self, Owned, Proof, Wanted};
+use super::rule::{self, Script};
+use super::{Who, client, failed, own_user, stock};
+use crate::config::{Api, Settings};
+use crate::platform::{Row, ServiceNow};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where ServiceNow reaches Causeway's ingress: https://…/v1/callbacks/servicenow
+    #[arg(long, value_name = "URL", value_parser = endpoint)]
+    endpoint: Url,
+    /// What the REST Message and the Business Rule are called
+    #[arg(long, default_value = rule::NAME, value_parser = records::name)]
+    name: String,
+    /// The user whose own messages need not come back; without it, servicenow.username
+    #[arg(long, value_name = "USER")]
+    own_user: Option<String>,
+    /// Show what differs and end
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// The address is stored in the instance as it is, so what it must not hold is refused here.
+fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
+        return Err("must begin with https://".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(
+            "may hold neither a login nor a query: the proof comes from ingress.servicenow.*".to_owned()
+        );
+    }
+    Ok(url)
+}
+
+pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> {
+    let servicenow = client(settings, &args.who)?;
+    if settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.api == Api::VirtualAgent) {
+        return stock::show(&servicenow, &args.endpoint, &proof(settings)?).await;
+    }
+    let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or_default();
+    let proof = proof(settings)?;
+    let signed = matches!(proof, Proof::Signature(_));
+    let script = Script { name: args.name.clone(), own_user: rule::user(own_user)?, signed };
+    let wanted = records::wanted(args.endpoint.as_str(), &script, &proof);
+    let steps = look(&servicenow, &wanted).await?;
+    for (wanted, step) in wanted.iter().zip(&steps) {
+        output::line(printable(&plan::describe(wanted, step)))?;
+    }
+    for other in others(&servicenow, &args.name).await {
+        output::line(format_args!("! {other}"))?;
+    }
+    let todo = steps.iter().filter(|step| !matches!(step, Step::Keep { .. })).count() as u64;
+    if todo == 0 {
+        return Ok(output::line("nothing to do: everything is as it should be")?);
+    }
+    if args.dry_run {
+        return Ok(output::line(format_args!(
+            "{} to write; nothing was written",
+            output::counted(todo, "record")
+        ))?);
+    }
+    if !ask::agreed(&format!("Write {}?", output::counted(todo, "record")), args.yes).await? {
+        return Ok(output::line("nothing was written")?);
+    }
+    write(&servicenow, &wanted, &steps).await?;
+    Ok(output::line(format_args!("wrote {}", output::counted(todo, "record")))?)
+}
+
+/// What the settings let the ingress believe; the best of it.
+fn proof(settings: &Settings) -> Result<Proof, Failure> {
+    let ingress = &settings.ingress;
+    match (&ingress.hmac_secret, &ingress.token) {
+        (Some(secret), _) => Ok(Proof::Signature(secret.clone())),
+        (None, Some(token)) => Ok(Proof::Token(token.clone())),
+        (None, None) if ingress.allow_unauthenticated => Ok(Proof::Nothing),
+        (None, None) => Err(Failure::Usage(
+            "set ingress.servicenow.hmac_secret (or ingress.servicenow.token) to what the ingress has: ServiceNow's \
+             callbacks must prove where they come from"
+                .to_owned(),
+        )),
+    }
+}
+
+/// What must be done about each, owners first.
+async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, Failure> {
+    let mut steps = Vec::new();
+    for record in wanted {
+        let found = match plan::query(record, &steps) {
+            Some(query) => {
+                let mut fields = vec!["sys_id", "description"];
+                fields.extend(record.fields.iter().map(|field| field.name));
+                let rows = servicenow.rows(record.table, &query, &fields, 10).await;
+                rows.map_err(|error| failed(record.table, &error))?
+            }
+            None => Vec::new(),
+        };
+        steps.push(plan::step(record, &found).map_err(|problem| Failure::Failed(anyhow::anyhow!(problem)))?);
+    }
+    Ok(steps)
+}
+
+/// Other rules that send chat messages somewhere: two that tell Causeway would tell it everything twice, and one that
+/// tells XO goes on doing so.
+async fn others(servicenow: &ServiceNow, name: &str) -> Vec<String> {
+    let fields = ["sys_id", "name", "script"];
+    let rows = servicenow.rows("sys_script", "collection=live_message^active=true", &fields, 50).await;
+    let sends = |row: &&Row| {
+        row.get("name").is_some_and(|other| other != name)
+            && row.get("script").is_some_and(|script| script.contains("RESTMessageV2"))
+    };
+    let told = |row: &Row| {
+        let (name, id) =
+            (row.get("name").map_or("", String::as_str), row.get("sys_id").map_or("", String::as_str));
+        output::harmless(&format!(
+            "the Business Rule \"{name}\" (sys_script {id}) on live_message also sends messages out: if it does the same \
+             work, deactivate it"
+        ))
+    };
+    // Only a hint: whoever may not read the scripts will hear of it when ours is looked for.
+    rows.unwrap_or_default().iter().filter(sends).map(told).collect()
+}
+
+async fn write(servicenow: &ServiceNow, wanted: &[Wanted], steps: &[Step]) -> Result<(), Failure> {
+    let mut ids: Vec<String> = Vec::new();
+    for (record, step) in wanted.iter().zip(steps) {
+        let row = |only: Option<&[&'static str]>| -> Row {
+            let fields =
+                record.fields.iter().filter(|field| only.is_none_or(|only| only.contains(&field.name)));
+            fields.map(|field| (field.name.to_owned(), field.value.clone())).collect()
+        };
+        let written = match step {
+            Step::Keep { sys_id } => {
+                ids.push(sys_id.clone());
+                continue;
+            }
+            Step::Create => {
+                let mut row = row(None);
+                if let Owned::By { field, owner } = record.owned {
+                    let owner = ids.get(owner).context("an owner comes before what it owns")?;
+                    row.insert(field.to_owned(), owner.clone());
+                }
+                servicenow.insert(record.table, &row).await
+            }
+            Step::Change { sys_id, fields, .. } => {
+                servicenow.update(record.table, sys_id, &row(Some(fields))).await
+            }
+        };
+        let written = written.map_err(|error| failed(record.table, &error))?;
+        let missing = plan::differing(record, &written);
+        if !missing.is_empty() {
+            return Err(Failure::Failed(anyhow::anyhow!(
+                "{}: the instance left out without a word: {}\n  -> an access rule on the field forbids it: give the \
+                 user the role {}, or run this once as an administrator with --as USER --password-file FILE",
+                record.label(),
+                missing.join(", "),
+                super::roles(record.table)
+            )));
+        }
+        ids.push(written.get("sys_id").cloned().context("a written record without sys_id")?);
+    }
+    Ok(())
+}
+
+/// Many lines from elsewhere, harmless for a terminal.
+fn printable(text: &str) -> String {
+    text.lines().map(output::harmless).collect::<Vec<_>>().join("\n")
+}

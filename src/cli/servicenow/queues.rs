@@ -1,0 +1,118 @@
+//! `causeway servicenow queues`: the queues of both kinds with their Queue IDs.
+//!
+//! Guarantees: what can be listed is listed, also where the other kind is not there or may not be read; that is said.
+
+use serde_json::json;
+
+use super::super::{Failure, output};
+use super::{Who, client, explained};
+use crate::config::Settings;
+use crate::platform::{CallError, Row, ServiceNow};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// Whether a queue takes chats, as far as it can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Standing {
+    Open,
+    Closed,
+    /// It is switched on; only its schedule knows whether it is open now.
+    Active,
+    Inactive,
+}
+
+#[derive(serde::Serialize)]
+struct Queue {
+    kind: &'static str,
+    name: String,
+    id: String,
+    state: Standing,
+}
+
+/// Of Connect Support: what servicenow.queue_id names with api = "connect_support".
+const CONNECT: &str = "chat_queue";
+/// Of Advanced Work Assignment, for the Virtual Agent API.
+const AGENT: &str = "awa_queue";
+
+pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> {
+    let servicenow = client(settings, &args.who)?;
+    let (connect, agent) = tokio::join!(connect(&servicenow), table(&servicenow, AGENT));
+    let (mut queues, mut notes) = (Vec::new(), Vec::new());
+    for (name, found) in [(CONNECT, connect), (AGENT, agent)] {
+        match found {
+            Ok(found) => queues.extend(found),
+            Err(error) => notes.push(explained(name, &error)),
+        }
+    }
+    queues.sort_by(|one, other| (one.kind, &one.name).cmp(&(other.kind, &other.name)));
+    if notes.len() == 2 {
+        return Err(Failure::Failed(anyhow::anyhow!("no queue can be listed\n{}", notes.join("\n"))));
+    }
+    if args.json {
+        return Ok(output::json(&json!({ "queues": queues, "notes": notes }))?);
+    }
+    if queues.is_empty() {
+        output::line("the user sees no queue")?;
+    } else {
+        output::line(describe(&queues))?;
+    }
+    for note in &notes {
+        output::line(format_args!(
+            "\nnot listed: {}",
+            note.lines().map(output::harmless).collect::<Vec<_>>().join("\n")
+        ))?;
+    }
+    Ok(())
+}
+
+fn describe(queues: &[Queue]) -> String {
+    let state = |state| match state {
+        Standing::Open => "open",
+        Standing::Closed => "closed",
+        Standing::Active => "active",
+        Standing::Inactive => "inactive",
+    };
+    let cells = |queue: &Queue| {
+        let name = output::harmless(&queue.name);
+        vec![queue.kind.to_owned(), name, output::harmless(&queue.id), state(queue.state).to_owned()]
+    };
+    let rows: Vec<Vec<String>> = queues.iter().map(cells).collect();
+    output::table(&["KIND", "NAME", "QUEUE ID", "STATE"], &rows, &[])
+}
+
+/// Connect Support itself knows whether a queue is open; the table lists also those that the user may not use.
+async fn connect(servicenow: &ServiceNow) -> Result<Vec<Queue>, CallError> {
+    match servicenow.queues().await {
+        Ok(queues) if !queues.is_empty() => Ok(queues
+            .into_iter()
+            .map(|queue| Queue {
+                kind: CONNECT,
+                state: if queue.not_available.is_some() { Standing::Closed } else { Standing::Open },
+                name: queue.name.unwrap_or_default(),
+                id: queue.sys_id,
+            })
+            .collect()),
+        Ok(_) | Err(CallError::Answer(_)) => table(servicenow, CONNECT).await,
+        Err(error) => Err(error),
+    }
+}
+
+async fn table(servicenow: &ServiceNow, kind: &'static str) -> Result<Vec<Queue>, CallError> {
+    let rows = servicenow.rows(kind, "", &["sys_id", "name", "active"], 1000).await?;
+    let value = |row: &Row, name: &str| row.get(name).cloned().unwrap_or_default();
+    let queue = |row: Row| Queue {
+        kind,
+        state: if value(&row, "active") == "false" { Standing::Inactive } else { Standing::Active },
+        name: value(&row, "name"),
+        id: value(&row, "sys_id"),
+    };
+    Ok(rows.into_iter().map(queue).collect())
+}

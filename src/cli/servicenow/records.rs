@@ -1,0 +1,180 @@
+//! The records that Causeway needs in an instance of ServiceNow, as data.
+//!
+//! Guarantees: pure; a value that must not be shown is marked so. Leaves to others: what is there already (`plan.rs`).
+//! What follows from which record: the REST Message owns its method, the method owns its headers; the Business Rule
+//! names both and, where callbacks are signed, the property with the key.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::rule::{self, KEY_PROPERTY, METHOD, Script};
+
+/// In the description of everything that we made: without it a record is somebody else's.
+pub(super) const MARK: &str = "managed-by: causeway";
+
+/// A value of a field.
+#[derive(Clone)]
+pub(super) struct Field {
+    pub(super) name: &'static str,
+    pub(super) value: String,
+    pub(super) secret: bool,
+}
+
+/// How a record is known as ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owned {
+    /// By [`MARK`] in its description.
+    Marked,
+    /// By the record that it belongs to: `field` refers to the one at this place in the list.
+    By { field: &'static str, owner: usize },
+}
+
+/// A record as it should be.
+pub(super) struct Wanted {
+    pub(super) table: &'static str,
+    /// What ServiceNow's forms call it.
+    pub(super) title: &'static str,
+    /// The fields by which it is found; they are among the fields, too.
+    pub(super) key: Vec<(&'static str, String)>,
+    pub(super) owned: Owned,
+    pub(super) fields: Vec<Field>,
+}
+
+/// How ServiceNow proves to the ingress who it is.
+pub(super) enum Proof {
+    /// `ingress.servicenow.hmac_secret`
+    Signature(SecretString),
+    /// `ingress.servicenow.token`
+    Token(SecretString),
+    /// `ingress.allow_unauthenticated`
+    Nothing,
+}
+
+/// Everything, an owner before what it owns.
+pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Wanted> {
+    let name = script.name.as_str();
+    let mut all =
+        vec![message(name, endpoint), method(endpoint), header(1, "Content-Type", "application/json")];
+    match proof {
+        Proof::Signature(secret) => all.push(key(secret)),
+        Proof::Token(token) => {
+            let mut header = header(1, "x-causeway-token", token.expose_secret());
+            for field in header.fields.iter_mut().filter(|field| field.name == "value") {
+                field.secret = true;
+            }
+            all.push(header);
+        }
+        Proof::Nothing => {}
+    }
+    all.push(business_rule(script));
+    all
+}
+
+fn open(name: &'static str, value: impl Into<String>) -> Field {
+    Field { name, value: value.into(), secret: false }
+}
+
+fn description(what: &str) -> Field {
+    open("description", format!("{what} Change it with `causeway servicenow install`. [{MARK}]"))
+}
+
+fn message(name: &str, endpoint: &str) -> Wanted {
+    Wanted {
+        table: "sys_rest_message",
+        title: "REST Message",
+        key: vec![("name", name.to_owned())],
+        owned: Owned::Marked,
+        fields: vec![
+            open("name", name),
+            open("rest_endpoint", endpoint),
+            open("authentication_type", "no_authentication"),
+            description("Where chat messages are told to Causeway."),
+        ],
+    }
+}
+
+fn method(endpoint: &str) -> Wanted {
+    Wanted {
+        table: "sys_rest_message_fn",
+        title: "HTTP Method",
+        key: vec![("function_name", METHOD.to_owned())],
+        owned: Owned::By { field: "rest_message", owner: 0 },
+        fields: vec![
+            open("function_name", METHOD),
+            open("http_method", "post"),
+            open("rest_endpoint", endpoint),
+            open("authentication_type", "inherit_from_parent"),
+        ],
+    }
+}
+
+fn header(owner: usize, name: &str, value: &str) -> Wanted {
+    Wanted {
+        table: "sys_rest_message_fn_headers",
+        title: "HTTP Header",
+        key: vec![("name", name.to_owned())],
+        owned: Owned::By { field: "rest_message_function", owner },
+        fields: vec![open("name", name), open("value", value)],
+    }
+}
+
+/// The key as `generateMac` wants it. In a private property it is in no export and in no script.
+fn key(secret: &SecretString) -> Wanted {
+    let value = STANDARD.encode(secret.expose_secret());
+    Wanted {
+        table: "sys_properties",
+        title: "System Property",
+        key: vec![("name", KEY_PROPERTY.to_owned())],
+        owned: Owned::Marked,
+        fields: vec![
+            open("name", KEY_PROPERTY),
+            Field { name: "value", value, secret: true },
+            open("type", "string"),
+            open("is_private", "true"),
+            open("read_roles", "admin"),
+            open("write_roles", "admin"),
+            description("What callbacks to Causeway are signed with (Base64)."),
+        ],
+    }
+}
+
+fn business_rule(script: &Script) -> Wanted {
+    Wanted {
+        table: "sys_script",
+        title: "Business Rule",
+        key: vec![("name", script.name.clone()), ("collection", "live_message".to_owned())],
+        owned: Owned::Marked,
+        fields: vec![
+            open("name", &script.name),
+            open("collection", "live_message"),
+            open("when", "after"),
+            open("action_insert", "true"),
+            open("action_update", "false"),
+            open("action_delete", "false"),
+            open("active", "true"),
+            open("advanced", "true"),
+            open("order", "1000"),
+            open("filter_condition", format!("sys_created_by!={}^internal=false^EQ", script.own_user)),
+            open("script", rule::render(script)),
+            description("Tells Causeway of every message of a support chat."),
+        ],
+    }
+}
+
+impl Wanted {
+    /// As a person looks for it.
+    pub(super) fn label(&self) -> String {
+        format!("{} \"{}\"", self.title, self.key.first().map_or("", |(_, name)| name.as_str()))
+    }
+}
+
+/// A name that can stand in an encoded query, in a script and on a form.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " ._-()".contains(c);
+    if text.trim() == text && (1..=40).contains(&text.len()) && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 40 letters, digits, blanks and . _ - ( )".to_owned())
+    }
+}

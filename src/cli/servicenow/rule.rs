@@ -1,0 +1,100 @@
+//! `causeway servicenow rule`: the script of the Business Rule, with the names and the way that are asked for.
+//!
+//! Guarantees: it is `deploy/servicenow/live_message.js`, but for the values of the variables at its top.
+
+use super::super::{Failure, output};
+use super::{own_user, records};
+use crate::config::Settings;
+
+const SOURCE: &str = include_str!("../../../deploy/servicenow/live_message.js");
+
+/// The HTTP method's name.
+pub(super) const METHOD: &str = "post";
+/// The system property with the key of signatures.
+pub(super) const KEY_PROPERTY: &str = "causeway.signing_key";
+/// What the REST Message and the Business Rule are called.
+pub(super) const NAME: &str = "Causeway";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The REST Message's name
+    #[arg(long, default_value = NAME, value_parser = records::name)]
+    name: String,
+    /// The user whose own messages need not come back; without it, servicenow.username
+    #[arg(long, value_name = "USER")]
+    own_user: Option<String>,
+    /// Sign each callback, with the key in the system property causeway.signing_key (what is done unless only
+    /// ingress.servicenow.token is set)
+    #[arg(long, conflicts_with = "token")]
+    signed: bool,
+    /// Leave the proof to the header x-causeway-token of the HTTP method
+    #[arg(long)]
+    token: bool,
+}
+
+/// What can differ from one instance to the next.
+pub(super) struct Script {
+    pub(super) name: String,
+    pub(super) own_user: String,
+    pub(super) signed: bool,
+}
+
+pub(super) fn run(args: &Args, settings: &Settings) -> Result<(), Failure> {
+    let ingress = &settings.ingress;
+    let only_token = ingress.token.is_some() && ingress.hmac_secret.is_none();
+    let signed = args.signed || (!args.token && !only_token);
+    let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or("chatbot_interface");
+    let script = Script { name: args.name.clone(), own_user: user(own_user)?, signed };
+    Ok(output::line(render(&script).trim_end())?)
+}
+
+/// A user name that can stand in a script and in a filter.
+pub(super) fn user(name: &str) -> Result<String, Failure> {
+    if name.is_empty() || name.contains(['\'', '\\', '^', '\n', '\r']) {
+        let words = "the integration user's name cannot stand in a script: no quotes, backslashes or ^";
+        return Err(Failure::Usage(words.to_owned()));
+    }
+    Ok(name.to_owned())
+}
+
+/// The script with these values.
+pub(super) fn render(script: &Script) -> String {
+    let credential = if script.signed { "signature" } else { "token" };
+    let values =
+        [("REST_MESSAGE", script.name.as_str()), ("OWN_USER", &script.own_user), ("CREDENTIAL", credential)];
+    let lines = SOURCE.lines().map(|line| {
+        let named = values.iter().find(|(name, _)| line.starts_with(&format!("  var {name} = ")));
+        named.map_or_else(|| line.to_owned(), |(name, value)| format!("  var {name} = '{value}';"))
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_the_usual_values_it_is_the_file() {
+        let usual = Script { name: NAME.into(), own_user: "chatbot_interface".into(), signed: true };
+        assert_eq!(render(&usual), SOURCE);
+        for (variable, value) in [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY)] {
+            assert!(SOURCE.contains(&format!("  var {variable} = '{value}';\n")), "{variable}");
+        }
+    }
+
+    #[test]
+    fn each_value_has_one_place() {
+        let other = render(&Script { name: "Other".into(), own_user: "relay".into(), signed: false });
+        let changed: Vec<&str> =
+            other.lines().zip(SOURCE.lines()).filter(|(new, old)| new != old).map(|(new, _)| new).collect();
+        let expected =
+            ["  var REST_MESSAGE = 'Other';", "  var OWN_USER = 'relay';", "  var CREDENTIAL = 'token';"];
+        assert_eq!(changed, expected);
+    }
+
+    #[test]
+    fn a_user_cannot_break_out_of_the_script() {
+        assert!(user("o'hara").is_err() && user("a\\").is_err() && user("a^b").is_err() && user("").is_err());
+        assert!(user("chatbot_interface").is_ok() && user("söhne@example.com").is_ok());
+    }
+}

@@ -1,0 +1,67 @@
+//! `install` for the Virtual Agent API, whose callbacks leave through ServiceNow's own REST Message.
+//!
+//! Decision: that record is ServiceNow's, other integrations may use it, and an upgrade of the instance compares it with
+//! its original. So it is looked at, and what is to be changed by hand is said; nothing is written.
+
+use url::Url;
+
+use super::super::{Failure, output};
+use super::failed;
+use super::records::Proof;
+use crate::platform::{Row, ServiceNow};
+
+const MESSAGE: &str = "VA Bot to Bot";
+const METHOD: &str = "postMessage";
+
+/// Says what is there and what should be; done when they are the same.
+pub(super) async fn show(servicenow: &ServiceNow, endpoint: &Url, proof: &Proof) -> Result<(), Failure> {
+    let table = "sys_rest_message";
+    let fields = ["sys_id", "name", "rest_endpoint"];
+    let found = servicenow.rows(table, &format!("name={MESSAGE}"), &fields, 1).await;
+    let Some(message) = found.map_err(|error| failed(table, &error))?.into_iter().next() else {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "there is no REST Message \"{MESSAGE}\" that the user may see\n  -> install the Virtual Agent API from the \
+             ServiceNow Store, or give the user the role {}",
+            super::roles(table)
+        )));
+    };
+    let table = "sys_rest_message_fn";
+    let query = format!("rest_message={}^function_name={METHOD}", value(&message, "sys_id"));
+    let found = servicenow.rows(table, &query, &fields, 1).await.map_err(|error| failed(table, &error))?;
+    let method = found.into_iter().next().unwrap_or_default();
+    let mut todo = 0;
+    for (label, row) in [("REST Message", &message), ("HTTP Method", &method)] {
+        let (name, now) =
+            (if label == "REST Message" { MESSAGE } else { METHOD }, value(row, "rest_endpoint"));
+        if now == endpoint.as_str() {
+            output::line(format_args!("= {label} \"{name}\": rest_endpoint is as it should be"))?;
+        } else {
+            todo += 1;
+            let now = output::harmless(now.split('?').next().unwrap_or_default());
+            output::line(format_args!("~ {label} \"{name}\": rest_endpoint: \"{now}\" -> \"{endpoint}\""))?;
+        }
+    }
+    if todo == 0 {
+        return Ok(output::line("nothing to do: everything is as it should be")?);
+    }
+    let credential = match proof {
+        Proof::Token(_) => {
+            "\n  3. Under the method's HTTP Headers: x-causeway-token with ingress.servicenow.token."
+        }
+        Proof::Signature(_) => {
+            "\n  3. This record cannot sign: set ingress.servicenow.token too, and add it under the method's HTTP \
+             Headers as x-causeway-token."
+        }
+        Proof::Nothing => "",
+    };
+    output::line(format_args!(
+        "\nThese records are ServiceNow's own, so nothing was written. By hand:\n  1. All > System Web Services > \
+         Outbound > REST Message > {MESSAGE}: set Endpoint to\n     {endpoint}\n  2. The same in its HTTP Method \
+         {METHOD}.{credential}\nThen run this again."
+    ))?;
+    Err(Failure::Told)
+}
+
+fn value<'a>(row: &'a Row, name: &str) -> &'a str {
+    row.get(name).map_or("", String::as_str)
+}

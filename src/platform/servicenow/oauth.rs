@@ -1,0 +1,234 @@
+//! The OAuth token of one instance: got, kept, renewed.
+//!
+//! Guarantees: one request for a token at a time, however many calls want one; those who waited share what came of it,
+//! be it a token or a refusal. A token that is refused is replaced only while it is the current one, so that a burst of
+//! 401s leads to one renewal. A renewal outlives the call that wanted it: a refresh token that the instance has just
+//! exchanged for another must not be lost with the caller. Every error says that the call itself was not made. Secrets
+//! are in no error. Leaves to others: trying again later (`delivery/`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use url::Url;
+use url::form_urlencoded::Serializer;
+
+use super::auth::sensitive;
+use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent, clean};
+use crate::platform::http::{Call, Http, Media, Reply};
+
+/// ServiceNow's default, for an answer that does not say.
+const LIFE: Duration = Duration::from_secs(1800);
+/// While a token lives ServiceNow hands the same one out again, with the seconds that are left, down to none.
+const LIFE_MIN: Duration = Duration::from_secs(1);
+/// How long before its end a token is renewed, at most; a short-lived one a tenth of its life before.
+const AHEAD_MAX: Duration = Duration::from_secs(30);
+
+/// Which of the tokens we had: counts up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Serial(u64);
+
+pub(super) struct OAuth {
+    shared: Arc<Shared>,
+    by_refresh_token: bool,
+}
+
+struct Shared {
+    address: Option<Url>,
+    client_id: String,
+    client_secret: SecretString,
+    held: Arc<Mutex<Held>>,
+    /// How many requests for a token have ended.
+    ended: AtomicU64,
+}
+
+struct Held {
+    refresh_token: Option<SecretString>,
+    token: Option<Token>,
+    /// What came of the last request, if it was no token.
+    failure: Option<CallError>,
+    next: u64,
+}
+
+struct Token {
+    header: HeaderValue,
+    serial: Serial,
+    renew_at: Instant,
+}
+
+impl OAuth {
+    pub(super) fn new(
+        base: &Url,
+        client_id: String,
+        client_secret: SecretString,
+        refresh_token: Option<SecretString>,
+    ) -> Self {
+        let mut address = base.clone();
+        let named = address.path_segments_mut().map(|mut path| {
+            path.pop_if_empty().push("oauth_token.do");
+        });
+        let by_refresh_token = refresh_token.is_some();
+        let held = Held { refresh_token, token: None, failure: None, next: 0 };
+        let shared = Shared {
+            address: named.is_ok().then_some(address),
+            client_id,
+            client_secret,
+            held: Arc::new(Mutex::new(held)),
+            ended: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared), by_refresh_token }
+    }
+
+    pub(super) const fn has_refresh_token(&self) -> bool {
+        self.by_refresh_token
+    }
+
+    /// The current token as a header; a new one where there is none, where it is about to lapse, or where it is the one
+    /// that was `refused`.
+    pub(super) async fn token(
+        &self,
+        http: &Http,
+        refused: Option<Serial>,
+    ) -> Result<(HeaderValue, Serial), CallError> {
+        let seen = self.shared.ended.load(Ordering::Acquire);
+        let mut held = self.shared.held.clone().lock_owned().await;
+        if let Some(token) = &held.token
+            && Some(token.serial) != refused
+            && Instant::now() < token.renew_at
+        {
+            return Ok((token.header.clone(), token.serial));
+        }
+        // Whoever waited for a request that failed has its answer: asking again at once would only be a storm.
+        if self.shared.ended.load(Ordering::Acquire) != seen
+            && let Some(failure) = &held.failure
+        {
+            return Err(failure.clone());
+        }
+        let (shared, http) = (self.shared.clone(), http.clone());
+        let renewal = crate::tasks::spawn(async move {
+            let renewed = shared.renew(&http, &mut held).await;
+            held.failure = renewed.as_ref().err().cloned();
+            shared.ended.fetch_add(1, Ordering::Release);
+            renewed
+        });
+        renewal.await.unwrap_or_else(|_| Err(CallError::not_made("the request for a token broke off")))
+    }
+}
+
+impl Shared {
+    async fn renew(&self, http: &Http, held: &mut Held) -> Result<(HeaderValue, Serial), CallError> {
+        held.token = None;
+        let asked_at = Instant::now();
+        let granted = self.ask(http, held.refresh_token.as_ref()).await?;
+        let life = granted.expires_in.map_or(LIFE, Duration::from_secs).max(LIFE_MIN);
+        let header = sensitive("Bearer", granted.access_token.expose_secret())?;
+        if let Some(rotated) = granted.refresh_token
+            && held.refresh_token.is_some()
+        {
+            held.refresh_token = Some(rotated);
+        }
+        held.next += 1;
+        let serial = Serial(held.next);
+        let renew_at = asked_at + life.saturating_sub(AHEAD_MAX.min(life / 10));
+        held.token = Some(Token { header: header.clone(), serial, renew_at });
+        Ok((header, serial))
+    }
+
+    fn form(&self, refresh_token: Option<&SecretString>) -> Bytes {
+        let mut form = Serializer::new(String::new());
+        match refresh_token {
+            Some(token) => {
+                form.append_pair("grant_type", "refresh_token");
+                form.append_pair("refresh_token", token.expose_secret());
+            }
+            None => {
+                form.append_pair("grant_type", "client_credentials");
+            }
+        }
+        form.append_pair("client_id", &self.client_id);
+        form.append_pair("client_secret", self.client_secret.expose_secret());
+        form.finish().into()
+    }
+
+    async fn ask(&self, http: &Http, refresh_token: Option<&SecretString>) -> Result<Granted, CallError> {
+        let url =
+            self.address.clone().ok_or_else(|| CallError::not_made("Host URL must be an http address"))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // JSON is answered with an error that says nothing.
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        let body = Some(self.form(refresh_token));
+        let reply = http.call(Call { method: Method::POST, url, headers, body }).await;
+        read(reply.map_err(not_sent)?)
+    }
+}
+
+/// What the instance grants.
+#[derive(Deserialize)]
+struct Granted {
+    access_token: SecretString,
+    #[serde(default, deserialize_with = "seconds")]
+    expires_in: Option<u64>,
+    #[serde(default)]
+    refresh_token: Option<SecretString>,
+}
+
+/// A number, or one written as text.
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()))
+}
+
+/// The call that wanted the token was not made, whatever became of the request for it.
+fn not_sent(no_answer: NoAnswer) -> CallError {
+    let detail = format!("while asking for an OAuth token: {}", no_answer.detail);
+    NoAnswer { sent: Sent::No, detail, ..no_answer }.into()
+}
+
+fn read(reply: Reply) -> Result<Granted, CallError> {
+    let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
+    let answer = |status, kind, detail| CallError::Answer(Answer { status, retry_after, kind, detail });
+    if reply.status == StatusCode::ACCEPTED {
+        return Err(answer(status, AnswerKind::NotReady(NotReady::Accepted), String::new()));
+    }
+    if reply.status.is_success() {
+        if reply.media() == Media::Html {
+            return Err(answer(status, AnswerKind::NotReady(NotReady::Html), String::new()));
+        }
+        let body = reply.body.map_err(not_sent)?;
+        let granted = serde_json::from_slice::<Granted>(&body).ok();
+        let usable = granted.filter(|granted| !granted.access_token.expose_secret().is_empty());
+        let (kind, detail) = (NoAnswerKind::BadBody, "an OAuth answer without `access_token`".to_owned());
+        return usable.ok_or_else(|| NoAnswer { sent: Sent::No, kind, detail }.into());
+    }
+    let said = said(&reply);
+    Err(match AnswerKind::of_status(status) {
+        kind @ (AnswerKind::NotReady(_) | AnswerKind::Throttled) => answer(status, kind, String::new()),
+        // Another 5xx would leave it open whether the call was made.
+        AnswerKind::Temporary => {
+            answer(503, AnswerKind::Temporary, format!("no OAuth token: status {status}{said}"))
+        }
+        // Whatever else: it will not give us a token. Under a status of its own it would be taken for the call's.
+        _ => answer(401, AnswerKind::Credentials, format!("no OAuth token: status {status}{said}")),
+    })
+}
+
+/// The `error` and `error_description` of a refusal: words of the standard, not of the users.
+fn said(reply: &Reply) -> String {
+    let body: Value =
+        reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+    let words = [&body["error"], &body["error_description"], &body["error"]["message"]];
+    let words = words.into_iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    if words.is_empty() { String::new() } else { format!(", {}", clean(&words, "")) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! `/oauth_token.do`: tokens for a registered client, by refresh token or by client credentials.
+//!
+//! As documented: the body is a form, JSON gets an error that says nothing; while a token lives the same one is given
+//! out again with the seconds that are left. The password grant is not offered: a user for web services only has none.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::desk::record_id;
+use crate::sandbox::settings::{OAuthClient, OAuthSwitches};
+use crate::sandbox::world::World;
+
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    client: OAuthClient,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug)]
+struct Book {
+    access: Option<(String, Instant)>,
+    refresh: String,
+}
+
+impl Tokens {
+    pub(crate) fn new(client: OAuthClient) -> Self {
+        let refresh = client.refresh_token.clone();
+        Self { client, book: Mutex::new(Book { access: None, refresh }) }
+    }
+
+    /// Every access token is void from now on.
+    pub(crate) fn revoke(&self) {
+        self.book().access = None;
+    }
+
+    /// Whether the request shows a token that lives.
+    pub(crate) fn fits(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| value.split_once(' '));
+        let Some((_, shown)) = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
+            return false;
+        };
+        self.book().access.as_ref().is_some_and(|(token, end)| token == shown && Instant::now() < *end)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grant(&self, asked: &[(String, String)], switches: OAuthSwitches) -> Result<Value, &'static str> {
+        let field = |name: &str| asked.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let known = field("client_id") == Some(&self.client.client_id)
+            && field("client_secret") == Some(&self.client.client_secret);
+        if !known {
+            return Err("access_denied");
+        }
+        let mut book = self.book();
+        let by_refresh = match field("grant_type") {
+            Some("refresh_token") => {
+                if switches.refuse_refresh || field("refresh_token") != Some(&book.refresh) {
+                    return Err("access_denied");
+                }
+                true
+            }
+            Some("client_credentials") if switches.client_credentials => false,
+            _ => return Err("unsupported_grant_type"),
+        };
+        if by_refresh && switches.rotate {
+            book.refresh = record_id();
+        }
+        let now = Instant::now();
+        let (token, end) = match book.access.clone().filter(|(_, end)| now < *end) {
+            Some(held) => held,
+            None => (record_id() + &record_id(), now + Duration::from_secs(switches.token_life)),
+        };
+        book.access = Some((token.clone(), end));
+        let mut answer = json!({
+            "access_token": token, "token_type": "Bearer", "scope": "useraccount",
+            "expires_in": end.duration_since(now).as_secs(),
+        });
+        if by_refresh {
+            answer["refresh_token"] = json!(book.refresh);
+        }
+        Ok(answer)
+    }
+}
+
+pub(crate) fn router() -> Router<Arc<World>> {
+    Router::new().route("/oauth_token.do", post(token))
+}
+
+async fn token(State(world): State<Arc<World>>, headers: HeaderMap, body: String) -> Response {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !media.starts_with("application/x-www-form-urlencoded") {
+        return refused("invalid_request");
+    }
+    let asked: Vec<(String, String)> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    let switches = world.desk().switches.oauth;
+    match world.tokens.grant(&asked, switches) {
+        Ok(granted) => Json(granted).into_response(),
+        Err(why) => refused(why),
+    }
+}
+
+fn refused(why: &str) -> Response {
+    (StatusCode::UNAUTHORIZED, Json(json!({ "error_description": why, "error": "server_error" })))
+        .into_response()
+}

@@ -1,0 +1,203 @@
+//! The Table API, for the few tables that an integration is set up with. Rows that were written stay as they were
+//! written; nothing follows from them: whether the instance posts callbacks is for the courier's settings to say.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::desk::{Refusal, record_id};
+use super::shapes;
+use crate::sandbox::settings::TableAccess;
+use crate::sandbox::world::World;
+
+type Shared = State<Arc<World>>;
+type Row = BTreeMap<String, String>;
+
+/// What this instance has. `chat_queue` is the desk's.
+const KNOWN: [&str; 7] = [
+    "awa_queue",
+    "chat_queue",
+    "sys_properties",
+    "sys_rest_message",
+    "sys_rest_message_fn",
+    "sys_rest_message_fn_headers",
+    "sys_script",
+];
+
+#[derive(Debug)]
+pub(crate) struct Tables {
+    rows: Mutex<BTreeMap<String, Vec<Row>>>,
+}
+
+impl Default for Tables {
+    /// One queue of Advanced Work Assignment, as any instance with agents has.
+    fn default() -> Self {
+        let tables = Self { rows: Mutex::default() };
+        let queue = [("name", "IT Service Desk chat"), ("active", "true")];
+        let queue = queue.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        tables.insert("awa_queue", "system", queue.into());
+        tables
+    }
+}
+
+impl Tables {
+    pub(crate) fn all(&self, table: &str) -> Vec<Row> {
+        self.lock().get(table).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn insert(&self, table: &str, user: &str, mut row: Row) -> Row {
+        row.insert("sys_id".to_owned(), record_id());
+        row.insert("sys_created_by".to_owned(), user.to_owned());
+        self.lock().entry(table.to_owned()).or_default().push(row.clone());
+        row
+    }
+
+    fn update(&self, table: &str, sys_id: &str, change: Row) -> Option<Row> {
+        let mut tables = self.lock();
+        let row = tables.get_mut(table)?.iter_mut().find(|row| row["sys_id"] == sys_id)?;
+        row.extend(change);
+        Some(row.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Row>>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn router() -> Router<Arc<World>> {
+    Router::new()
+        .route("/api/now/table/{table}", get(list).post(insert))
+        .route("/api/now/table/{table}/{sys_id}", get(one).patch(update).put(update))
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    sysparm_query: Option<String>,
+    sysparm_fields: Option<String>,
+    sysparm_limit: Option<usize>,
+}
+
+async fn list(State(world): Shared, Path(table): Path<String>, Query(asked): Query<Asked>) -> Response {
+    if let Some(refusal) = refuse(&world, &table, false) {
+        return refusal;
+    }
+    let Some(terms) = terms(asked.sysparm_query.as_deref().unwrap_or_default()) else {
+        return shapes::error(StatusCode::BAD_REQUEST, "Invalid query detected", None);
+    };
+    let hidden = access(&world) == TableAccess::Hidden;
+    let rows = if hidden { Vec::new() } else { rows(&world, &table) };
+    let fits = |row: &Row| terms.iter().all(|(name, value)| row.get(name) == Some(value));
+    let fields = asked.sysparm_fields.unwrap_or_default();
+    let wanted: Vec<&str> = fields.split(',').filter(|name| !name.is_empty()).collect();
+    let shown = rows.into_iter().filter(fits).take(asked.sysparm_limit.unwrap_or(10_000)).map(|row| {
+        let named = |name: &String| wanted.is_empty() || wanted.contains(&name.as_str());
+        row.into_iter().filter(|(name, _)| named(name)).collect::<Row>()
+    });
+    shapes::result(StatusCode::OK, &json!(shown.collect::<Vec<_>>()))
+}
+
+async fn one(State(world): Shared, Path((table, sys_id)): Path<(String, String)>) -> Response {
+    if let Some(refusal) = refuse(&world, &table, false) {
+        return refusal;
+    }
+    let hidden = access(&world) == TableAccess::Hidden;
+    let found = rows(&world, &table).into_iter().find(|row| row["sys_id"] == sys_id && !hidden);
+    found
+        .map_or_else(|| shapes::refused(Refusal::NotFound), |row| shapes::result(StatusCode::OK, &json!(row)))
+}
+
+async fn insert(State(world): Shared, Path(table): Path<String>, body: Bytes) -> Response {
+    match written(&world, &table, &body) {
+        Ok(row) => {
+            let made = world.tables.insert(&table, &world.settings.username, row);
+            shapes::result(StatusCode::CREATED, &json!(made))
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn update(
+    State(world): Shared,
+    Path((table, sys_id)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
+    match written(&world, &table, &body) {
+        Ok(change) => world.tables.update(&table, &sys_id, change).map_or_else(
+            || shapes::refused(Refusal::NotFound),
+            |row| shapes::result(StatusCode::OK, &json!(row)),
+        ),
+        Err(refusal) => *refusal,
+    }
+}
+
+/// The fields that a write may write.
+fn written(world: &World, table: &str, body: &Bytes) -> Result<Row, Box<Response>> {
+    if let Some(refusal) = refuse(world, table, true) {
+        return Err(Box::new(refusal));
+    }
+    let fields: BTreeMap<String, Value> = serde_json::from_slice(body).map_err(|_| {
+        let words = "Exception while reading request";
+        Box::new(shapes::error(StatusCode::BAD_REQUEST, words, None))
+    })?;
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut row: Row = fields.into_iter().map(|(name, value)| (name, text(value))).collect();
+    if access(world) == TableAccess::NoScripts {
+        row.remove("script");
+    }
+    Ok(row)
+}
+
+fn rows(world: &World, table: &str) -> Vec<Row> {
+    if table != "chat_queue" {
+        return world.tables.all(table);
+    }
+    let row = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let desk = world.desk();
+    let queues = desk.queues.values().map(|queue| {
+        [("sys_id", queue.settings.id.as_str()), ("name", &queue.settings.name), ("active", "true")]
+            .map(row)
+            .into()
+    });
+    queues.collect()
+}
+
+fn access(world: &World) -> TableAccess {
+    world.desk().switches.tables
+}
+
+fn refuse(world: &World, table: &str, writes: bool) -> Option<Response> {
+    if !KNOWN.contains(&table) {
+        let words = format!("Invalid table {table}");
+        return Some(shapes::error(StatusCode::BAD_REQUEST, &words, None));
+    }
+    match access(world) {
+        TableAccess::Refused => {
+            Some(shapes::error(StatusCode::FORBIDDEN, "Insufficient rights to query records", None))
+        }
+        TableAccess::ReadOnly if writes => {
+            let detail = "ACL Exception Insert Failed due to security constraints";
+            Some(shapes::error(StatusCode::FORBIDDEN, "Operation Failed", Some(detail)))
+        }
+        _ => None,
+    }
+}
+
+/// `name=value^name=value`; anything else is more than this instance understands.
+fn terms(query: &str) -> Option<Vec<(String, String)>> {
+    let terms = query.split('^').filter(|term| !term.is_empty() && *term != "EQ");
+    terms
+        .map(|term| {
+            let (name, value) = term.split_once('=')?;
+            let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            plain.then(|| (name.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
