@@ -8,8 +8,10 @@ mod check;
 mod conversations;
 mod dead;
 mod demo;
+mod folder;
 mod healthcheck;
 mod output;
+mod prove;
 mod sandbox;
 mod servicenow;
 
@@ -63,6 +65,8 @@ enum Verb {
     /// Set ServiceNow up: its REST Message and Business Rule, its queues
     #[command(name = "servicenow")]
     ServiceNow(Box<servicenow::Args>),
+    /// Prove the promises: numbered messages through kills, cuts and outages, then a ledger; exit 1 if one broke
+    Prove(Box<prove::Args>),
 }
 
 /// Why a verb did not do what was asked.
@@ -125,6 +129,8 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
     match cli.verb {
         // No settings: it shows the same on every machine.
         Verb::Demo(args) => Box::pin(demo::run(&args, output::Paint::stdout(&sources.environment))).await,
+        // As the demo: its processes have settings of their own.
+        Verb::Prove(args) => Box::pin(prove::run(*args, output::Paint::stdout(&sources.environment))).await,
         Verb::Serve => serve(&sources, Purpose::Serve, Roles::Serve).await,
         Verb::Ingress => serve(&sources, Purpose::Ingress, Roles::Ingress).await,
         Verb::Worker => serve(&sources, Purpose::Worker, Roles::Worker).await,

@@ -5,6 +5,7 @@
 //! in which they were done, which under delays is not the order of arrival.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,29 @@ pub struct Count {
     pub applied: u64,
 }
 
+/// A turn in the life of an entry, as a recorder hears of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The request is here.
+    Arrived,
+    /// The platform did what it asked.
+    TookEffect,
+    /// It was answered or given up; an effect may still follow.
+    Ended,
+}
+
+type Hear = dyn Fn(Moment, &Entry) + Send + Sync;
+
+/// Hears of every entry, for a witness of more requests than memory can keep.
+#[derive(Clone)]
+struct Recorder(Arc<Hear>);
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Recorder")
+    }
+}
+
 /// The ledger. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -98,13 +122,20 @@ struct Book {
     next_effect: u64,
     entries: VecDeque<Entry>,
     counts: BTreeMap<(Side, Operation), Count>,
+    recorder: Option<Recorder>,
 }
 
 impl Ledger {
     pub(super) fn new(keep: Option<usize>) -> Self {
-        let book =
-            Book { keep, next_seq: 1, next_effect: 1, entries: VecDeque::new(), counts: BTreeMap::new() };
+        let (entries, counts) = (VecDeque::new(), BTreeMap::new());
+        let book = Book { keep, next_seq: 1, next_effect: 1, entries, counts, recorder: None };
         Self { book: Arc::new(Mutex::new(book)), changed: watch::Sender::new(0) }
+    }
+
+    /// From now on tells `recorder` of every entry, in order, also of those that are not kept. It runs while the ledger is
+    /// locked: it must be quick, and must not ask the ledger.
+    pub fn record(&self, recorder: impl Fn(Moment, &Entry) + Send + Sync + 'static) {
+        self.lock().recorder = Some(Recorder(Arc::new(recorder)));
     }
 
     /// Every entry that is still kept, in order of arrival.
@@ -242,6 +273,7 @@ impl Ledger {
             took_ms: None,
             outbound: arrival.outbound,
         });
+        book.tell(Moment::Arrived, seq);
         while book.keep.is_some_and(|keep| book.entries.len() > keep) {
             book.entries.pop_front();
         }
@@ -260,6 +292,13 @@ impl Ledger {
 }
 
 impl Book {
+    fn tell(&mut self, moment: Moment, seq: u64) {
+        let Some(Recorder(hear)) = self.recorder.clone() else { return };
+        if let Some(entry) = self.entry(seq) {
+            hear(moment, entry);
+        }
+    }
+
     fn entry(&mut self, seq: u64) -> Option<&mut Entry> {
         let first = self.entries.front()?.seq;
         self.entries.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
@@ -296,6 +335,7 @@ impl Page {
             }
             let sort = (entry.side, entry.operation);
             book.counts.entry(sort).or_default().applied += 1;
+            book.tell(Moment::TookEffect, seq);
         });
     }
 
@@ -336,6 +376,7 @@ impl Drop for Flight {
                 entry.finished = Some(entry.started + took);
                 entry.took_ms = u64::try_from(took.as_millis()).ok();
             }
+            book.tell(Moment::Ended, seq);
         });
     }
 }

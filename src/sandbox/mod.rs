@@ -30,7 +30,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 
-pub use ledger::{Count, Entry, Ledger};
+pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
     Accept, AgentSettings, BasicLogin, BodyStyle, CallbackCredential, CallbackSettings, OAuthClient,

@@ -25,6 +25,7 @@ mod metrics;
 mod oauth;
 mod ordering;
 mod platforms;
+mod prove;
 mod queue_contract;
 mod queue_embedded;
 mod rabbit;

@@ -5,7 +5,6 @@
 //! sandbox's ledger and the metrics); exit code 0 only where nothing was lost or overtaken; never hangs; leaves no file.
 
 mod account;
-mod folder;
 mod play;
 mod scrape;
 mod stage;

@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use url::Url;
 
-use super::folder::Folder;
 use super::scrape::Scrape;
 use crate::app::{App, Roles, USER_AGENT};
 use crate::cli::Failure;
+use crate::cli::folder::Folder;
 use crate::config::{Environment, Purpose, Settings};
 use crate::platform::http::Call;
 use crate::platform::{Http, HttpSettings};
@@ -59,7 +59,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts everything and waits until it is ready.
     pub(super) async fn set() -> Result<Self, Failure> {
-        let folder = Folder::make()?;
+        let folder = Folder::make("demo")?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let sandbox = Sandbox::start(listener, sandbox_settings()).await;
         let settings = settings(&folder, &sandbox)?;

@@ -41,6 +41,12 @@ impl Causeway {
         self
     }
 
+    /// More arguments.
+    pub(crate) fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
     /// A setting by its key in the settings file: `queue.url` travels as `CAUSEWAY_QUEUE__URL`.
     pub(crate) fn set(mut self, key: &str, value: impl AsRef<str>) -> Self {
         self.command.env(variable(key), value.as_ref());

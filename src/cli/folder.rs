@@ -9,8 +9,8 @@ pub(super) struct Folder(PathBuf);
 
 impl Folder {
     /// Makes it among the system's temporary files, for our user only.
-    pub(super) fn make() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("causeway-demo-{}", uuid::Uuid::new_v4().simple()));
+    pub(super) fn make(purpose: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("causeway-{purpose}-{}", uuid::Uuid::new_v4().simple()));
         let mut builder = std::fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -21,12 +21,21 @@ impl Folder {
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// It stays, for somebody to look into.
+    pub(super) fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
+        // Empty: it was kept.
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(folder = %self.0.display(), %error, "cannot remove the demo's folder");
+            tracing::warn!(folder = %self.0.display(), %error, "cannot remove the folder of this run");
         }
     }
 }

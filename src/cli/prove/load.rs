@@ -1,0 +1,159 @@
+//! The callers: numbered messages in many conversations, in both directions, each at its own time whatever comes of the others.
+//!
+//! Guarantees: open loop: a message is due when the rate says so, and its latency counts from there, not from when it could
+//! be sent; a caller posts a message again under the same key until it is taken, and the next one of its conversation only
+//! then: before that nobody knows an order. Leaves to others: what arrives (`witness.rs`).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng;
+use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde_json::json;
+use tokio::time::Instant;
+use url::Url;
+
+use super::TOKEN;
+use super::witness::Witness;
+use crate::message::Destination;
+use crate::platform::Http;
+use crate::platform::http::Call;
+
+/// Messages of one handoff: the start, what is said, the end.
+pub(super) const HANDOFF_LENGTH: usize = 12;
+/// Callbacks of one chat.
+const CALLBACKS: usize = 20;
+/// What a poisoned conversation says, for the rule that refuses it.
+pub(super) const POISON: &str = "poison";
+
+/// Between two posts of the same message.
+const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN_MOST: Duration = Duration::from_secs(1);
+
+/// One caller's plan.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub(super) destination: Destination,
+    /// When its first message is due, and how long from one to the next.
+    pub(super) first: Instant,
+    pub(super) every: Duration,
+    /// What is due from here on is not said any more.
+    pub(super) until: Instant,
+    /// From when to when its conversations are poisoned.
+    pub(super) poisoned: Option<(Instant, Instant)>,
+}
+
+/// What all callers share.
+#[derive(Debug, Clone)]
+pub(super) struct Callers {
+    pub(super) witness: Witness,
+    pub(super) http: Http,
+    pub(super) handoffs: Url,
+    pub(super) callbacks: Url,
+}
+
+/// The conversation that a caller is in.
+#[derive(Debug)]
+struct Talk {
+    number: usize,
+    name: String,
+    poisoned: bool,
+}
+
+impl Callers {
+    /// Says everything that a line has to say; ends early when `stop` says so.
+    pub(super) async fn speak(self, line: Line, stop: crate::tasks::Stop) {
+        let (mut due, mut talk) = (line.first, None::<Talk>);
+        while due < line.until && !stop.asked() {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = stop.wait() => return,
+            }
+            let poisoned = line.poisoned.is_some_and(|(from, to)| (from..to).contains(&due));
+            let current = match talk.take().filter(|talk| talk.poisoned == poisoned) {
+                Some(talk) => talk,
+                None => {
+                    let (number, name) = self.witness.open(line.destination, poisoned);
+                    Talk { number, name, poisoned }
+                }
+            };
+            let n = self.witness.due(current.number, self.witness.at(due.into_std()));
+            self.say(line.destination, &current, n, &stop).await;
+            let length = if line.destination == Destination::Xo { CALLBACKS } else { HANDOFF_LENGTH };
+            talk = Some(current).filter(|_| n + 1 < length);
+            due += line.every;
+        }
+    }
+
+    async fn say(&self, destination: Destination, talk: &Talk, n: usize, stop: &crate::tasks::Stop) {
+        let (url, headers, body) = match destination {
+            Destination::ServiceNow => self.handoff(talk, n),
+            Destination::Xo => self.callback(talk, n),
+        };
+        let mut pause = AGAIN;
+        loop {
+            self.witness.posted(talk.number, n);
+            let (headers, body) = (headers.clone(), Some(body.clone()));
+            let call = Call { method: Method::POST, url: url.clone(), headers, body };
+            match self.http.call(call).await.map(|reply| reply.status) {
+                Ok(status) if status.is_success() => return self.witness.accepted(talk.number, n),
+                Ok(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429) => {
+                    return self.witness.refused(talk.number, n, status.as_u16());
+                }
+                Ok(_) | Err(_) => {}
+            }
+            if stop.asked() {
+                return;
+            }
+            let drawn = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(drawn)).await;
+            pause = (pause * 2).min(AGAIN_MOST);
+        }
+    }
+
+    fn handoff(&self, talk: &Talk, n: usize) -> (Url, HeaderMap, Bytes) {
+        let name = &talk.name;
+        let body = match n {
+            0 => json!({ "type": "start", "conversation_id": name, "message": format!("{name} {n}") }),
+            n if n + 1 == HANDOFF_LENGTH => {
+                json!({ "type": "end", "conversation_id": name, "reason": "user" })
+            }
+            _ => json!({ "type": "message", "conversation_id": name, "message": words(talk, n) }),
+        };
+        let mut headers = json_headers();
+        put(&mut headers, "idempotency-key", &format!("{name}-{n}"));
+        put(&mut headers, AUTHORIZATION.as_str(), &format!("Bearer {TOKEN}"));
+        (self.handoffs.clone(), headers, Bytes::from(body.to_string()))
+    }
+
+    fn callback(&self, talk: &Talk, n: usize) -> (Url, HeaderMap, Bytes) {
+        let body = json!({
+            "group": talk.name,
+            "formatted_message": words(talk, n),
+            "sys_created_by": "beth.anglin",
+            "last_message": "",
+            "sys_id": format!("{}-{n}", talk.name),
+        });
+        let mut headers = json_headers();
+        put(&mut headers, "x-causeway-token", TOKEN);
+        (self.callbacks.clone(), headers, Bytes::from(body.to_string()))
+    }
+}
+
+fn words(talk: &Talk, n: usize) -> String {
+    let poison = if talk.poisoned { POISON } else { "well" };
+    format!("{} {n} {poison}", talk.name)
+}
+
+fn json_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers
+}
+
+fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}

@@ -1,0 +1,224 @@
+//! `causeway prove`: numbered messages in many conversations through a real deployment of real processes, while it is broken in
+//! every way that a seeded schedule knows; then a ledger.
+//!
+//! Guarantees: exit code 0 only where nothing was lost, nothing was overtaken and every repeat has its reason; what is printed
+//! comes from the callers' answers and the sandbox's ledger, not from Causeway; every process it started ends with it.
+
+mod faults;
+mod fleet;
+mod history;
+mod load;
+mod phases;
+mod plan;
+mod proxy;
+mod report;
+mod run;
+mod stage;
+mod verdict;
+mod witness;
+
+use std::time::Duration;
+
+use clap::builder::TypedValueParser;
+use rand::Rng;
+use url::Url;
+
+use super::output::{self, Paint};
+use super::{Failure, sandbox};
+use crate::config::parse_rate;
+use plan::Mishap;
+use stage::Stage;
+
+/// It guards nothing: everything behind it is made up and gone in a moment.
+const TOKEN: &str = "prove";
+
+/// Runs a deployment of its own: `serve` on the embedded engine, or with --queue-url an ingress and workers on that
+/// RabbitMQ. The sandbox plays both platforms and is the witness. Nothing is asked of the settings of this machine.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// What the schedule of faults follows from; without it one is drawn and printed
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How many messages; sets the duration
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
+    messages: Option<u64>,
+    /// How long messages are sent; waiting for quiet comes on top
+    #[arg(long, value_name = "TIME", default_value = "45s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Messages in a second, both directions together, whatever becomes of them
+    #[arg(long, value_name = "N/s", default_value = "150/s", value_parser = rate)]
+    rate: f64,
+    /// Conversations at a time, half in each direction
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=20_000))]
+    conversations: u32,
+    /// The share of conversations that their destination refuses
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = share)]
+    poisoned: f64,
+    /// Worker processes, with --queue-url
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16).map(usize::from))]
+    workers: usize,
+    /// Which faults, with commas, or none; without it all that can be made here
+    #[arg(long, value_name = "LIST", value_parser = kinds)]
+    faults: Option<Kinds>,
+    /// A fault every so often, once those that kill workers for the clock are done
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    fault_every: Duration,
+    /// RabbitMQ, as amqp://user:password@host:5672/vhost: an empty vhost of its own, whose messages all go to the sandbox
+    #[arg(long, value_name = "URL", value_parser = amqp, hide_env_values = true)]
+    queue_url: Option<Url>,
+    /// A command that is run with stop, start or kill (-9) as its last word and does that to the broker
+    #[arg(long, value_name = "CMD", requires = "queue_url")]
+    broker_ctl: Option<String>,
+    /// Where conversations are remembered: postgres://…; without it SQLite in the run's own folder
+    #[arg(long, value_name = "URL")]
+    directory_url: Option<String>,
+    /// The ledger as JSON
+    #[arg(long)]
+    json: bool,
+    /// Do not end at the first message that was overtaken
+    #[arg(long)]
+    keep_going: bool,
+    /// What the processes log, into the run's folder, which stays when a promise broke
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: String,
+    /// The wait for quiet ends when nothing has moved for so long; what is still on its way then is lost
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    give_up_after: Duration,
+    /// Makes the destination take a message without keeping it, so that the run must fail
+    #[arg(long, hide = true)]
+    swallow_one: bool,
+}
+
+const AFTER_HELP: &str = "\
+A run has four parts at the same rate: warming up, clean, with poisoned conversations, with poisoned conversations and
+faults. Then everything is mended, and it waits until all that was taken is delivered or a dead letter.
+
+Faults: kill-ingress, kill-worker, freeze-worker, cut-callers, hole-callers, cut-ingress-broker, hole-ingress-broker,
+cut-worker-broker, hole-worker-broker, cut-platform, hole-platform, down-platform, 503, 429, 504, hang, cut, cut-after,
+html, slow; with --broker-ctl also stop-broker, kill-broker. cut: connections are reset; hole: they stay open and nothing
+moves; down: refused; cut-after: closed after the platform did what was asked.
+
+Examples:
+  causeway prove
+  causeway prove --seed 7 --duration 10m --rate 200/s
+  causeway prove --queue-url amqp://guest:guest@localhost:5672/prove --workers 3 --messages 1000000 --rate 400/s
+  causeway prove --queue-url amqp://… --broker-ctl ./broker.sh
+
+Exit codes: 0 every promise held, 1 one broke (its history is printed), 2 usage.";
+
+/// The kinds of faults that were asked for.
+#[derive(Debug, Clone)]
+struct Kinds(Vec<Mishap>);
+
+fn kinds(text: &str) -> Result<Kinds, String> {
+    if text == "none" {
+        return Ok(Kinds(Vec::new()));
+    }
+    let read = |name: &str| {
+        let known = || Mishap::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+        Mishap::parse(name.trim()).ok_or_else(|| format!("{name:?} is none of: none, {}", known()))
+    };
+    text.split(',').map(read).collect::<Result<_, _>>().map(Kinds)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = parse_rate(text).filter(|rate| (1.0..=100_000.0).contains(rate));
+    rate.ok_or_else(|| "must be a number of messages in a second, as 150 or 150/s".to_owned())
+}
+
+/// `1%` or `0.01`.
+fn share(text: &str) -> Result<f64, String> {
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse(),
+    };
+    share
+        .ok()
+        .filter(|share| (0.0..=0.5).contains(share))
+        .ok_or_else(|| "must be from 0% to 50%, as 1% or 0.01".to_owned())
+}
+
+fn amqp(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| url.scheme() == "amqp" && url.has_host());
+    url.ok_or_else(|| {
+        "must be amqp://user:password@host:port/vhost (no TLS: a proxy stands in between)".to_owned()
+    })
+}
+
+impl Args {
+    /// The kinds to be made; one that cannot be made here is a mistake only where it was asked for.
+    fn kinds(&self, ground: plan::Ground) -> Result<Vec<Mishap>, Failure> {
+        let Some(Kinds(asked)) = &self.faults else {
+            return Ok(Mishap::ALL.iter().copied().filter(|kind| kind.possible(ground)).collect());
+        };
+        match asked.iter().find(|kind| !kind.possible(ground)) {
+            Some(kind) => {
+                let need = if ground.broker { "--broker-ctl" } else { "--queue-url" };
+                Err(Failure::Usage(format!("--faults: {kind} needs {need}")))
+            }
+            None => Ok(asked.clone()),
+        }
+    }
+
+    fn span(&self) -> Duration {
+        self.messages.map_or(self.duration, |messages| Duration::from_secs_f64(messages as f64 / self.rate))
+    }
+}
+
+pub(super) async fn run(args: Args, paint: Paint) -> Result<(), Failure> {
+    if args.span() < Duration::from_secs(5) {
+        return Err(Failure::Usage("--duration: a run of less than 5 s proves nothing".to_owned()));
+    }
+    let seed = args.seed.unwrap_or_else(|| rand::rng().random_range(1..1_000_000));
+    let mut signal = std::pin::pin!(sandbox::stopped());
+    let stage = tokio::select! {
+        stage = Box::pin(Stage::set(&args, std::time::Instant::now())) => stage?,
+        _ = &mut signal => return Err(interrupted()),
+    };
+    let ended = tokio::select! {
+        ended = Box::pin(run::play(&args, seed, &stage)) => ended,
+        _ = &mut signal => Err(interrupted()),
+    };
+    stage.end().await;
+    let report = ended?;
+    if args.json {
+        output::json(&report)?;
+    } else {
+        report::print(&report, paint)?;
+    }
+    if report.kept() {
+        return Ok(());
+    }
+    let folder = stage.folder.keep();
+    tracing::warn!("what the processes logged stays in {}", folder.display());
+    if !args.json {
+        output::line(format_args!("What the processes logged is in {}", folder.display()))?;
+    }
+    Err(Failure::Told)
+}
+
+fn interrupted() -> Failure {
+    anyhow::anyhow!("interrupted before the end").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_kinds_are_read_as_people_write_them() {
+        assert_eq!((share("1%"), share("0.25"), share("0")), (Ok(0.01), Ok(0.25), Ok(0.0)));
+        assert!(share("51%").is_err() && share("-1").is_err() && share("x").is_err());
+        assert_eq!(kinds("503, kill-worker").unwrap().0, [Mishap::Busy, Mishap::KillWorker]);
+        assert!(kinds("none").unwrap().0.is_empty());
+        assert!(kinds("earthquake").unwrap_err().contains("kill-worker"));
+    }
+
+    #[test]
+    fn the_help_names_every_fault() {
+        for kind in Mishap::ALL {
+            assert!(AFTER_HELP.contains(kind.as_str()), "{kind}");
+        }
+    }
+}

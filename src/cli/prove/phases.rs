@@ -1,0 +1,66 @@
+//! The parts of a run, on one clock.
+
+use std::time::Duration;
+
+/// One part; all have the same rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Connections open, caches fill: not measured.
+    Warming,
+    Clean,
+    Poisoned,
+    Faults,
+}
+
+/// When each part ends, since the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Phases {
+    pub(super) warm: Duration,
+    pub(super) clean: Duration,
+    pub(super) poisoned: Duration,
+    pub(super) end: Duration,
+}
+
+/// More does not make the comparison better.
+const COMPARED_MOST: Duration = Duration::from_secs(120);
+const WARMING_MOST: Duration = Duration::from_secs(5);
+
+impl Phases {
+    pub(super) fn of(span: Duration, poisoned: bool, faults: bool) -> Self {
+        let warm = (span / 20).min(WARMING_MOST);
+        let share = match (poisoned, faults) {
+            (true, true) => (span / 5).min(COMPARED_MOST),
+            (false, true) => (span / 4).min(COMPARED_MOST),
+            (true, false) => (span - warm) / 2,
+            (false, false) => span - warm,
+        };
+        let clean = warm + share;
+        let after = if poisoned { clean + share } else { clean };
+        Self { warm, clean, poisoned: after, end: span }
+    }
+
+    pub(super) fn at(&self, since: Duration) -> Phase {
+        match since {
+            since if since < self.warm => Phase::Warming,
+            since if since < self.clean => Phase::Clean,
+            since if since < self.poisoned => Phase::Poisoned,
+            _ => Phase::Faults,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_follow_one_another() {
+        let seconds = Duration::from_secs;
+        let phases = Phases::of(seconds(40), true, true);
+        assert_eq!((phases.warm, phases.clean, phases.poisoned), (seconds(2), seconds(10), seconds(18)));
+        let at = [1, 5, 12, 30].map(|second| phases.at(seconds(second)));
+        assert_eq!(at, [Phase::Warming, Phase::Clean, Phase::Poisoned, Phase::Faults]);
+        assert_eq!(Phases::of(seconds(3600), true, true).poisoned, seconds(245));
+        assert_eq!(Phases::of(seconds(40), false, false).clean, seconds(40));
+    }
+}

@@ -1,0 +1,403 @@
+//! The ledger: what was promised against what was seen, as a table or as JSON.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::faults::{Diary, Kill};
+use super::history::{Chat, Happened, Micros, SECOND};
+use super::phases::{Phase, Phases};
+use super::plan::{Mishap, Planned};
+use super::run::Memory;
+use super::stage::{PATIENCE, Stage};
+use super::verdict::{Breach, Circumstances, judge};
+use crate::cli::output::{self, Paint};
+use crate::message::MessageId;
+
+/// So many broken conversations are told in full.
+const TOLD_MOST: usize = 5;
+/// Faults this close to a broken message are told with it.
+const AROUND: Micros = 10 * SECOND;
+/// A kill is measured by itself where nothing else happened so shortly before, or until partitions were served again.
+const ALONE_BEFORE: Micros = 2 * SECOND;
+
+/// Where a report comes from.
+#[derive(Debug)]
+pub(super) struct Sources<'a> {
+    pub(super) seed: u64,
+    pub(super) stage: &'a Stage,
+    pub(super) phases: Phases,
+    /// When the first message was due, on the witness' clock.
+    pub(super) offset: Micros,
+    pub(super) took: Duration,
+    pub(super) quiet_after: Duration,
+    pub(super) planned: &'a [Planned],
+}
+
+/// The whole ledger.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    kept: bool,
+    seed: u64,
+    engine: &'static str,
+    workers: usize,
+    seconds: f64,
+    quiet_after_seconds: f64,
+    posts: u64,
+    delivered_per_second: f64,
+    directions: BTreeMap<&'static str, Direction>,
+    lost: u64,
+    overtaken: u64,
+    unexplained_repeats: u64,
+    refused: u64,
+    faults: BTreeMap<&'static str, Count>,
+    /// Milliseconds from a message's turn to its effect; healthy conversations only.
+    latency_ms: BTreeMap<&'static str, Latency>,
+    /// p99 of healthy conversations with poisoned ones around, over without.
+    poisoned_p99_ratio: Option<f64>,
+    /// Milliseconds from kill -9 of a worker until every partition that had something to deliver was served again.
+    kill_to_next_delivery_ms: Kills,
+    memory_bytes: BTreeMap<String, u64>,
+    ended_by_itself: Vec<String>,
+    histories: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Direction {
+    accepted: u64,
+    delivered: u64,
+    dead_lettered: u64,
+    lost: u64,
+    repeated: u64,
+    overtaken: u64,
+    /// What explains the repeats.
+    repeats_by_reason: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Count {
+    planned: u64,
+    made: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Latency {
+    count: usize,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Kills {
+    /// With nothing else going wrong.
+    alone: Vec<f64>,
+    all: Vec<f64>,
+}
+
+impl Report {
+    /// Whether every promise held.
+    pub(super) fn kept(&self) -> bool {
+        self.kept
+    }
+}
+
+/// Adds everything up.
+pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &HashSet<MessageId>) -> Report {
+    let patience = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
+    let known = Circumstances { happened: &diary.happened, patience };
+    let mut directions: BTreeMap<&'static str, Direction> = BTreeMap::new();
+    let (mut histories, mut unexplained, mut refused) = (Vec::new(), 0, 0);
+    let (latency_ms, ratio) = from.stage.witness.look(|chats| {
+        for chat in chats {
+            let judged = judge(chat, |n| dead.contains(&chat.id_of(n)), known);
+            let sum = directions.entry(chat.destination.as_str()).or_default();
+            sum.accepted += judged.accepted;
+            sum.delivered += judged.delivered;
+            sum.dead_lettered += judged.dead;
+            sum.repeated += judged.repeats.len() as u64;
+            for why in judged.repeats {
+                *sum.repeats_by_reason.entry(why).or_default() += 1;
+            }
+            for (n, breach) in &judged.breaches {
+                match breach {
+                    Breach::Lost => sum.lost += 1,
+                    Breach::Overtaken => sum.overtaken += 1,
+                    Breach::Unexplained => unexplained += 1,
+                    Breach::Refused => refused += 1,
+                }
+                if histories.len() < TOLD_MOST {
+                    histories.push(history(chat, *n, *breach, dead, &diary.happened));
+                }
+            }
+        }
+        latencies(from, chats)
+    });
+    let sum = |pick: fn(&Direction) -> u64| directions.values().map(pick).sum::<u64>();
+    let (lost, overtaken, delivered) = (sum(|of| of.lost), sum(|of| of.overtaken), sum(|of| of.delivered));
+    let kept = lost + overtaken + unexplained + refused == 0 && delivered > 0;
+    let broker = from.stage.ground.broker;
+    Report {
+        kept,
+        seed: from.seed,
+        engine: if broker { "rabbitmq" } else { "embedded" },
+        workers: from.stage.ground.workers,
+        seconds: from.took.as_secs_f64(),
+        quiet_after_seconds: from.quiet_after.as_secs_f64(),
+        posts: from.stage.witness.tally().posts,
+        delivered_per_second: delivered as f64 / (from.took + from.quiet_after).as_secs_f64(),
+        directions,
+        lost,
+        overtaken,
+        unexplained_repeats: unexplained,
+        refused,
+        faults: counts(from.planned, &diary.happened),
+        latency_ms,
+        poisoned_p99_ratio: ratio,
+        kill_to_next_delivery_ms: kills(from.stage, diary),
+        memory_bytes: memory.most,
+        ended_by_itself: memory.fallen,
+        histories,
+    }
+}
+
+fn counts(planned: &[Planned], happened: &[Happened]) -> BTreeMap<&'static str, Count> {
+    let mut counts: BTreeMap<&'static str, Count> = BTreeMap::new();
+    for fault in planned {
+        counts.entry(fault.mishap.as_str()).or_default().planned += 1;
+    }
+    for fault in happened {
+        counts.entry(fault.mishap.as_str()).or_default().made += 1;
+    }
+    counts
+}
+
+/// From a message's turn to its effect, by the part of the run its turn was in.
+fn latencies(from: &Sources<'_>, chats: &[Chat]) -> (BTreeMap<&'static str, Latency>, Option<f64>) {
+    let mut waits: [Vec<Micros>; 3] = Default::default();
+    for trace in chats.iter().filter(|chat| !chat.poisoned).flat_map(|chat| &chat.messages) {
+        let since = Duration::from_micros(trace.due.saturating_sub(from.offset));
+        let [clean, poisoned, faults] = &mut waits;
+        let waits = match from.phases.at(since) {
+            Phase::Warming => continue,
+            Phase::Clean => clean,
+            Phase::Poisoned => poisoned,
+            Phase::Faults => faults,
+        };
+        waits.extend(trace.effect().map(|(at, _)| at.saturating_sub(trace.due)));
+    }
+    let [clean, poisoned, faults] = waits.map(summary);
+    let compared = clean.count > 0 && poisoned.count > 0 && clean.p99 > 0.0;
+    let ratio = compared.then(|| poisoned.p99 / clean.p99);
+    (BTreeMap::from([("clean", clean), ("poisoned", poisoned), ("faults", faults)]), ratio)
+}
+
+fn summary(mut waits: Vec<Micros>) -> Latency {
+    waits.sort_unstable();
+    let at = |share: f64| {
+        let place = (waits.len() as f64 * share).ceil() as usize;
+        waits.get(place.saturating_sub(1)).map_or(0.0, |wait| *wait as f64 / 1000.0)
+    };
+    Latency { count: waits.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
+}
+
+fn kills(stage: &Stage, diary: &Diary) -> Kills {
+    let mut found = Kills::default();
+    for Kill { fault, watch } in &diary.kills {
+        let Some(after) = stage.witness.served_again(*watch) else { continue };
+        let other = |other: &Happened| {
+            other != fault
+                && other.mishap != Mishap::Slow
+                && other.from <= fault.until + after
+                && fault.from <= other.until + ALONE_BEFORE
+        };
+        let ms = after as f64 / 1000.0;
+        found.all.push(ms);
+        if !diary.happened.iter().any(other) {
+            found.alone.push(ms);
+        }
+    }
+    found.all.sort_by(f64::total_cmp);
+    found.alone.sort_by(f64::total_cmp);
+    found
+}
+
+/// The history of one conversation around a broken message.
+fn history(chat: &Chat, at: usize, breach: Breach, dead: &HashSet<MessageId>, faults: &[Happened]) -> String {
+    let seconds = |at: Micros| format!("{:.4}", at as f64 / SECOND as f64);
+    let mut lines = vec![format!(
+        "{} to {}{}: message {at} {}, id {}",
+        chat.name,
+        chat.destination,
+        if chat.poisoned { " (poisoned)" } else { "" },
+        breach.as_str(),
+        chat.id_of(at),
+    )];
+    let (mut first, mut last) = (Micros::MAX, 0);
+    let nearby = at.saturating_sub(2)..=at + 2;
+    for (n, trace) in chat.messages.iter().enumerate().filter(|(n, _)| nearby.contains(n)) {
+        let accepted = trace.accepted.map_or("never".to_owned(), seconds);
+        let end = if dead.contains(&chat.id_of(n)) { ", dead letter" } else { "" };
+        lines.push(format!(
+            "  message {n}: due {}, posted {} times, accepted {accepted}{end}",
+            seconds(trace.due),
+            trace.posts
+        ));
+        first = first.min(trace.due);
+        last = last.max(trace.accepted.unwrap_or(trace.due));
+        for visit in &trace.visits {
+            let ended = visit.ended.map_or("open".to_owned(), seconds);
+            let status = visit.status.map_or("no answer".to_owned(), |status| status.to_string());
+            let effect = visit.effect.map_or(String::new(), |(when, place)| {
+                format!(", effect {} (number {place})", seconds(when))
+            });
+            let fault = visit.fault.map_or(String::new(), |fault| format!(", spoiled: {fault}"));
+            lines.push(format!(
+                "    arrived {}, ended {ended}, {status}{effect}{fault}",
+                seconds(visit.began)
+            ));
+            last = last.max(visit.ended.unwrap_or(visit.began));
+        }
+    }
+    let near = |fault: &&Happened| fault.until + AROUND >= first && fault.from <= last + AROUND;
+    for fault in faults.iter().filter(near) {
+        let span = format!("{} to {}", seconds(fault.from), seconds(fault.until));
+        lines.push(format!("  fault {}: {span} (worker {}, {})", fault.mishap, fault.worker + 1, fault.side));
+    }
+    lines.join("\n")
+}
+
+/// As a table for people.
+pub(super) fn print(report: &Report, paint: Paint) -> std::io::Result<()> {
+    output::line("")?;
+    output::line(ledger(report))?;
+    for (name, direction) in &report.directions {
+        if !direction.repeats_by_reason.is_empty() {
+            output::line(format_args!("repeats to {name}: {}", listed(&direction.repeats_by_reason)))?;
+        }
+    }
+    output::line("")?;
+    output::line(latency(report))?;
+    if let Some(ratio) = report.poisoned_p99_ratio {
+        output::line(format_args!("p99 with poisoned conversations: {ratio:.2} times that without"))?;
+    }
+    output::line(format_args!("\nfaults: {}", made(&report.faults)))?;
+    let kills = &report.kill_to_next_delivery_ms;
+    if let (Some(middle), Some(most)) = (kills.all.get(kills.all.len() / 2), kills.all.last()) {
+        let alone = kills.alone.last().map_or(String::new(), |most| {
+            format!(
+                "; with nothing else going wrong at most {:.2} s ({} kills)",
+                most / 1000.0,
+                kills.alone.len()
+            )
+        });
+        output::line(format_args!(
+            "kill -9 of a worker to the next delivery of every partition: median {:.2} s, at most {:.2} s ({} kills){alone}",
+            middle / 1000.0,
+            most / 1000.0,
+            kills.all.len()
+        ))?;
+    }
+    let memory = report.memory_bytes.iter().map(|(name, bytes)| format!("{name} {} MiB", bytes >> 20));
+    output::line(format_args!("memory at most: {}", memory.collect::<Vec<_>>().join(", ")))?;
+    if !report.ended_by_itself.is_empty() {
+        output::line(format_args!(
+            "ended by itself, and started again: {}",
+            report.ended_by_itself.join(", ")
+        ))?;
+    }
+    output::line(format_args!(
+        "{:.0} s of messages ({} posts), quiet {:.1} s later, {:.0} delivered in a second; seed {}\n",
+        report.seconds, report.posts, report.quiet_after_seconds, report.delivered_per_second, report.seed
+    ))?;
+    for history in &report.histories {
+        output::line(format_args!("{history}\n"))?;
+    }
+    output::line(verdict(report, paint))
+}
+
+fn verdict(report: &Report, paint: Paint) -> String {
+    if report.kept {
+        let repeats: u64 = report.directions.values().map(|direction| direction.repeated).sum();
+        let repeats = output::counted(repeats, "repeat");
+        return paint.green(&format!("Nothing was lost, nothing was overtaken, {repeats} explained."));
+    }
+    let Report { lost, overtaken, unexplained_repeats, refused, .. } = report;
+    paint.red(&format!(
+        "Broken: {lost} lost, {overtaken} overtaken, {unexplained_repeats} repeated without a reason, {refused} refused."
+    ))
+}
+
+fn ledger(report: &Report) -> String {
+    let row = |(name, of): (&&str, &Direction)| {
+        let numbers = [of.accepted, of.delivered, of.dead_lettered, of.lost, of.repeated, of.overtaken]
+            .map(|n| n.to_string());
+        std::iter::once(format!("to {name}")).chain(numbers).collect()
+    };
+    let rows: Vec<Vec<String>> = report.directions.iter().map(row).collect();
+    let head = ["DIRECTION", "ACCEPTED", "DELIVERED", "DEAD-LETTERED", "LOST", "REPEATED", "OVERTAKEN"];
+    output::table(&head, &rows, &[1, 2, 3, 4, 5, 6])
+}
+
+fn latency(report: &Report) -> String {
+    let row = |name: &str| {
+        let of = report.latency_ms.get(name)?;
+        let ms = [of.p50, of.p99, of.max].map(|ms| format!("{ms:.1} ms"));
+        Some([name.to_owned(), of.count.to_string()].into_iter().chain(ms).collect())
+    };
+    let rows: Vec<Vec<String>> = ["clean", "poisoned", "faults"].into_iter().filter_map(row).collect();
+    output::table(&["HEALTHY CONVERSATIONS", "MESSAGES", "P50", "P99", "MAX"], &rows, &[1, 2, 3, 4])
+}
+
+fn listed(counts: &BTreeMap<&'static str, u64>) -> String {
+    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+fn made(counts: &BTreeMap<&'static str, Count>) -> String {
+    let total: u64 = counts.values().map(|count| count.made).sum();
+    let each = counts.iter().map(|(name, count)| format!("{name} {}", count.made)).collect::<Vec<_>>();
+    if each.is_empty() { "none".to_owned() } else { format!("{total} ({})", each.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Destination;
+
+    #[test]
+    fn quantiles_are_of_what_was_measured() {
+        let latency = summary((1..=100).map(|ms| ms * 1000).collect());
+        assert_eq!((latency.count, latency.p50, latency.p99, latency.max), (100, 50.0, 99.0, 100.0));
+        assert_eq!(summary(Vec::new()).count, 0);
+    }
+
+    #[test]
+    fn a_history_tells_what_happened_around_it() {
+        use super::super::history::{Trace, Visit};
+        let visit = Visit {
+            began: 2 * SECOND,
+            ended: Some(3 * SECOND),
+            effect: None,
+            status: Some(503),
+            fault: Some("status"),
+        };
+        let trace =
+            Trace { due: SECOND, posts: 2, accepted: Some(SECOND), visits: vec![visit], ..Trace::default() };
+        let chat =
+            Chat { name: "c".into(), destination: Destination::Xo, poisoned: false, messages: vec![trace] };
+        let fault = Happened {
+            mishap: Mishap::Busy,
+            from: SECOND,
+            until: 3 * SECOND,
+            worker: 0,
+            side: Destination::Xo,
+        };
+        let text = history(&chat, 0, Breach::Lost, &HashSet::new(), &[fault]);
+        for words in
+            ["message 0 lost", "posted 2 times", "arrived 2.0000", "503", "fault 503: 1.0000 to 3.0000"]
+        {
+            assert!(text.contains(words), "{words} in\n{text}");
+        }
+    }
+}

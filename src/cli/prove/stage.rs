@@ -1,0 +1,255 @@
+//! Everything that a run stands on: the sandbox, the processes, the wires between them, a folder.
+//!
+//! Guarantees: settings of its own whatever the environment says; every wire can be broken; all of it on loopback but the
+//! broker that the user names. Leaves to others: breaking it (`faults.rs`).
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use url::Url;
+
+use super::fleet::{Member, Variables, free_address};
+use super::load::Callers;
+use super::plan::Ground;
+use super::proxy::Proxy;
+use super::witness::{PARTITIONS, Witness};
+use super::{Args, TOKEN};
+use crate::cli::Failure;
+use crate::cli::folder::Folder;
+use crate::config::{Environment, Purpose, Settings};
+use crate::platform::{Http, HttpSettings};
+use crate::sandbox::{Accept, AgentSettings, Sandbox, SandboxSettings};
+
+/// How long Causeway waits for an answer of a platform.
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
+/// More than the patience, as the settings want it; the broker gives a silent worker up after two to three of these.
+const HEARTBEAT: Duration = Duration::from_secs(6);
+/// How long the callers wait for an answer.
+const CALLERS_WAIT: Duration = Duration::from_secs(8);
+/// As many requests as can be in the air, and then some: what a run remembers is in the witness.
+const LEDGER_KEEPS: usize = 20_000;
+
+#[derive(Debug)]
+pub(super) struct Wires {
+    pub(super) callers: Proxy,
+    /// The ingress', then each worker's.
+    brokers: Vec<Proxy>,
+    pub(super) servicenow: Proxy,
+    pub(super) xo: Proxy,
+}
+
+impl Wires {
+    pub(super) fn broker(&self, place: usize) -> anyhow::Result<&Proxy> {
+        self.brokers.get(place).context("there is no broker here")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) sandbox: Sandbox,
+    pub(super) witness: Witness,
+    pub(super) wires: Wires,
+    /// The ingress and the workers, or the one process of the embedded engine.
+    pub(super) members: Vec<Member>,
+    /// For a look at what waits and what died, past every broken wire.
+    pub(super) desk: Settings,
+    pub(super) ground: Ground,
+    broker_control: Option<String>,
+    pub(super) folder: Folder,
+}
+
+impl Stage {
+    /// Starts everything and waits until it is ready.
+    pub(super) async fn set(args: &Args, began: Instant) -> Result<Self, Failure> {
+        let folder = Folder::make("prove")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let platform = listener.local_addr()?.to_string();
+        let sandbox = Sandbox::start(listener, sandbox_settings()).await;
+        let witness = Witness::new(&uuid::Uuid::new_v4().simple().to_string()[..8], began);
+        witness.attend(sandbox.ledger());
+        let public = free_address()?;
+        let workers = if args.queue_url.is_some() { args.workers } else { 1 };
+        let mut brokers = Vec::new();
+        if let Some(url) = &args.queue_url {
+            let broker = format!("{}:{}", url.host_str().unwrap_or("127.0.0.1"), url.port().unwrap_or(5672));
+            for _ in 0..=workers {
+                brokers.push(Proxy::start(broker.clone()).await?);
+            }
+        }
+        let wires = Wires {
+            callers: Proxy::start(public.to_string()).await?,
+            brokers,
+            servicenow: Proxy::start(platform.clone()).await?,
+            xo: Proxy::start(platform).await?,
+        };
+        let shared = shared(args, &folder, &wires, public)?;
+        let desk = desk(&shared, args)?;
+        let members = members(args, &shared, &wires, &folder, workers)?;
+        let ground = Ground {
+            broker: args.queue_url.is_some(),
+            broker_control: args.broker_ctl.is_some(),
+            workers,
+            patience: HEARTBEAT * 3 + Duration::from_secs(1),
+        };
+        let broker_control = args.broker_ctl.clone();
+        let stage = Self { sandbox, witness, wires, members, desk, ground, broker_control, folder };
+        stage.refuse_what_is_not_ours().await?;
+        for member in &stage.members {
+            member.start().await?;
+        }
+        Ok(stage)
+    }
+
+    /// Messages of others that wait in the same vhost would be delivered to the sandbox.
+    async fn refuse_what_is_not_ours(&self) -> Result<(), Failure> {
+        if !self.ground.broker {
+            return Ok(());
+        }
+        let queue = crate::app::open_queue(&self.desk).await?;
+        let depth = queue.depth().await;
+        queue.close().await;
+        let depth = depth.map_err(anyhow::Error::from)?;
+        let waiting: u64 = depth.waiting.values().sum();
+        if waiting > 0 {
+            let why = "messages wait in this vhost: they would be delivered to the sandbox. Name an empty vhost of its \
+                       own in --queue-url";
+            return Err(Failure::Usage(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn ingress(&self) -> &Member {
+        // `set` makes at least one.
+        &self.members[0]
+    }
+
+    pub(super) fn worker(&self, number: usize) -> anyhow::Result<&Member> {
+        let place = if self.ground.broker { 1 + number } else { 0 };
+        self.members.get(place).context("there is no such worker")
+    }
+
+    pub(super) fn callers(&self) -> anyhow::Result<Callers> {
+        let http =
+            Http::new(&HttpSettings { timeout: CALLERS_WAIT, user_agent: "causeway-prove".to_owned() })?;
+        let front = self.wires.callers.address();
+        Ok(Callers {
+            witness: self.witness.clone(),
+            http,
+            handoffs: Url::parse(&format!("http://{front}/v1/handoffs"))?,
+            callbacks: Url::parse(&format!("http://{front}/v1/callbacks/servicenow"))?,
+        })
+    }
+
+    /// Runs the user's command with `stop`, `start` or `kill`.
+    pub(super) async fn control_broker(&self, what: &str) -> anyhow::Result<()> {
+        let Some(command) = &self.broker_control else { bail!("--broker-ctl is not given") };
+        let mut words = command.split_whitespace();
+        let program = words.next().context("--broker-ctl is empty")?;
+        let output = tokio::process::Command::new(program).args(words).arg(what).output().await;
+        let output = output.with_context(|| format!("--broker-ctl: cannot run {program}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("--broker-ctl: `{command} {what}` ended with {}: {}", output.status, said.trim());
+        }
+        Ok(())
+    }
+
+    /// Whatever is still broken is made whole: wires, rules, processes, the broker.
+    pub(super) async fn mend(&self) -> anyhow::Result<()> {
+        self.sandbox.script().clear();
+        let wires = &self.wires;
+        for wire in [&wires.callers, &wires.servicenow, &wires.xo].into_iter().chain(&wires.brokers) {
+            wire.heal();
+        }
+        if self.broker_control.is_some() {
+            self.control_broker("start").await?;
+        }
+        for member in &self.members {
+            member.mend().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end(&self) {
+        for member in &self.members {
+            member.end().await;
+        }
+    }
+}
+
+fn sandbox_settings() -> SandboxSettings {
+    let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
+    SandboxSettings { agent, keep: Some(LEDGER_KEEPS), ..SandboxSettings::default() }
+}
+
+/// What every process is told.
+fn shared(args: &Args, folder: &Folder, wires: &Wires, public: SocketAddr) -> anyhow::Result<Variables> {
+    let built_in = SandboxSettings::default();
+    let path = folder.path().to_str().context("the folder of temporary files has a name that is not text")?;
+    let queue_id = built_in.queues.first().map(|queue| queue.id.clone()).unwrap_or_default();
+    let seconds = |time: Duration| format!("{}s", time.as_secs());
+    let directory = args.directory_url.clone().unwrap_or_else(|| format!("sqlite:{path}/directory.db"));
+    let pairs = [
+        ("DATA_DIR", path.to_owned()),
+        ("DIRECTORY__URL", directory),
+        ("QUEUE__PARTITIONS", PARTITIONS.to_string()),
+        ("QUEUE__HEARTBEAT", seconds(HEARTBEAT)),
+        ("SERVICENOW__HOST_URL", format!("http://{}", wires.servicenow.address())),
+        ("SERVICENOW__USERNAME", built_in.username),
+        ("SERVICENOW__PASSWORD", built_in.password),
+        ("SERVICENOW__QUEUE_ID", queue_id),
+        ("SERVICENOW__POLL_WAITING", "60s".to_owned()),
+        ("SERVICENOW__POLL_ACTIVE", "60s".to_owned()),
+        ("XO__CALLBACK_URL", format!("http://{}/xo/callback", wires.xo.address())),
+        ("INGRESS__LISTEN", public.to_string()),
+        ("INGRESS__SERVICENOW__TOKEN", TOKEN.to_owned()),
+        ("INGRESS__HANDOFFS__TOKEN", TOKEN.to_owned()),
+        ("DELIVERY__SERVICENOW__TIMEOUT", seconds(PATIENCE)),
+        ("DELIVERY__XO__TIMEOUT", seconds(PATIENCE)),
+        // Poisoned conversations shall end as dead letters while the run lasts.
+        ("DELIVERY__HOLD", "3s".to_owned()),
+        ("DELIVERY__RETRY__MAX", "1s".to_owned()),
+        ("LOG__FORMAT", "text".to_owned()),
+        ("LOG__LEVEL", args.log.clone()),
+    ];
+    Ok(pairs.map(|(key, value)| (format!("CAUSEWAY_{key}"), value)).to_vec())
+}
+
+fn desk(shared: &Variables, args: &Args) -> Result<Settings, Failure> {
+    let url = args.queue_url.as_ref().map(ToString::to_string);
+    let pairs = shared.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let queue = url.iter().map(|url| ("CAUSEWAY_QUEUE__URL", url.as_str()));
+    let environment: Environment = pairs.chain(queue).collect();
+    Ok(Settings::load(None, &environment, Purpose::Serve)?)
+}
+
+fn members(
+    args: &Args,
+    shared: &Variables,
+    wires: &Wires,
+    folder: &Folder,
+    workers: usize,
+) -> anyhow::Result<Vec<Member>> {
+    let Some(url) = &args.queue_url else {
+        return Ok(vec![Member::new("serve".to_owned(), "serve", shared.clone(), folder.path())?]);
+    };
+    let mut members = Vec::new();
+    for place in 0..=workers {
+        let mut url = url.clone();
+        let wire = wires.broker(place)?.address();
+        url.set_host(Some("127.0.0.1")).context("--queue-url has no host")?;
+        if url.set_port(Some(wire.port())).is_err() {
+            bail!("--queue-url has no host");
+        }
+        let mut variables = shared.clone();
+        variables.push(("CAUSEWAY_QUEUE__URL".to_owned(), url.to_string()));
+        let (name, verb) = match place {
+            0 => ("ingress".to_owned(), "ingress"),
+            number => (format!("worker-{number}"), "worker"),
+        };
+        members.push(Member::new(name, verb, variables, folder.path())?);
+    }
+    Ok(members)
+}

@@ -1,0 +1,373 @@
+//! From what was seen to what was promised: lost, overtaken, repeated without a reason.
+//!
+//! Guarantees: pure. A repeat is explained only by something that can leave an attempt's outcome open and that met this very
+//! attempt: the platform's own fault in its answer, an answer as late as the caller's patience, or a fault of the schedule
+//! while the attempt, or the note of its success, was on its way.
+
+use super::history::{Chat, Happened, Micros, SECOND, Trace, Visit};
+use crate::message::Destination;
+
+/// From the answer of a platform to the moment when the queue has certainly noted it, in quiet times.
+const NOTED_WITHIN: Micros = SECOND;
+/// What a fault still does after it is over.
+const AFTERMATH: Micros = 2 * SECOND;
+
+/// A promise that was not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Breach {
+    /// Taken, and neither delivered nor a dead letter.
+    Lost,
+    /// It took effect after a later one of its conversation, or a later one started before it was through.
+    Overtaken,
+    /// It took effect twice, and nothing had left the first try's outcome open.
+    Unexplained,
+    /// An answer that no correct request should get.
+    Refused,
+}
+
+impl Breach {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Overtaken => "overtaken",
+            Self::Unexplained => "repeated without a reason",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What became of one conversation.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Judgement {
+    pub(super) accepted: u64,
+    pub(super) delivered: u64,
+    pub(super) dead: u64,
+    /// Effects beyond the first of a message, each with what explains it.
+    pub(super) repeats: Vec<&'static str>,
+    /// Which message, and what was broken.
+    pub(super) breaches: Vec<(usize, Breach)>,
+}
+
+/// What the judge knows beside the conversation itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances<'a> {
+    pub(super) happened: &'a [Happened],
+    /// How long Causeway waits for an answer of a platform.
+    pub(super) patience: Micros,
+}
+
+/// Judges one conversation; `dead`: whether message n is a dead letter.
+pub(super) fn judge(chat: &Chat, dead: impl Fn(usize) -> bool, known: Circumstances<'_>) -> Judgement {
+    let mut judgement = Judgement::default();
+    for (n, trace) in chat.messages.iter().enumerate() {
+        let effect = trace.effect();
+        if trace.refused.is_some() {
+            judgement.breaches.push((n, Breach::Refused));
+        }
+        if trace.accepted.is_some() {
+            judgement.accepted += 1;
+            if effect.is_some() || is_moot(chat, n, &dead) {
+                judgement.delivered += 1;
+            } else if dead(n) {
+                judgement.dead += 1;
+            } else {
+                judgement.breaches.push((n, Breach::Lost));
+            }
+        }
+        for why in repeats(chat, n, trace, known) {
+            match why {
+                Some(why) => judgement.repeats.push(why),
+                None => {
+                    judgement.repeats.push("nothing");
+                    judgement.breaches.push((n, Breach::Unexplained));
+                }
+            }
+        }
+    }
+    overtaken(chat, &dead, known, &mut judgement.breaches);
+    judgement
+}
+
+/// How many messages were taken and have come to no end.
+pub(super) fn unfinished(chat: &Chat, dead: impl Fn(usize) -> bool) -> usize {
+    let open = |(n, trace): &(usize, &Trace)| {
+        trace.accepted.is_some() && trace.effect().is_none() && !is_moot(chat, *n, &dead) && !dead(*n)
+    };
+    chat.messages.iter().enumerate().filter(open).count()
+}
+
+/// The end of a chat whose start came to nothing asks for what is the case already: it is settled without a word.
+fn is_moot(chat: &Chat, n: usize, dead: &impl Fn(usize) -> bool) -> bool {
+    chat.destination == Destination::ServiceNow && n > 0 && n + 1 == super::load::HANDOFF_LENGTH && dead(0)
+}
+
+/// Each message is held against the last one before it that took effect or is a dead letter.
+fn overtaken(
+    chat: &Chat,
+    dead: &impl Fn(usize) -> bool,
+    known: Circumstances<'_>,
+    breaches: &mut Vec<(usize, Breach)>,
+) {
+    let mut newest = 0;
+    for (n, trace) in chat.messages.iter().enumerate() {
+        if let Some((_, place)) = trace.effect() {
+            if place < newest {
+                breaches.push((n, Breach::Overtaken));
+            }
+            newest = newest.max(place);
+        }
+        let (Some(before), Some(began)) =
+            (n.checked_sub(1).and_then(|before| chat.messages.get(before)), trace.visits.first())
+        else {
+            continue;
+        };
+        let through = through(before, known.patience);
+        let jumped = match through {
+            Some(through) => began.began < through,
+            // It died: then nothing of it may come after the next one began, but what a broken wire still held.
+            None => {
+                dead(n - 1)
+                    && before
+                        .visits
+                        .iter()
+                        .any(|late| late.began > began.began && by_fault(chat, late, known).is_none())
+            }
+        };
+        if jumped {
+            breaches.push((n - 1, Breach::Overtaken));
+        }
+    }
+    breaches.sort_unstable();
+    breaches.dedup();
+}
+
+/// When the sender could know that it was delivered.
+fn through(trace: &Trace, patience: Micros) -> Option<Micros> {
+    let done = |visit: &Visit| {
+        let (at, _) = visit.effect?;
+        // Where the answer was spoiled or never came, the effect is all that can be told.
+        let answered = visit.fault.is_none() && visit.status.is_some_and(|status| status < 300);
+        let ended = visit.ended.filter(|_| answered).unwrap_or(at);
+        Some(if ended.saturating_sub(visit.began) >= patience { at } else { ended })
+    };
+    trace.visits.iter().filter_map(done).min()
+}
+
+/// One entry for each effect beyond the first: what explains it.
+fn repeats(chat: &Chat, n: usize, trace: &Trace, known: Circumstances<'_>) -> Vec<Option<&'static str>> {
+    if trace.visits.len() < 2 {
+        return Vec::new();
+    }
+    let mut effects: Vec<&Visit> = trace.visits.iter().filter(|visit| visit.effect.is_some()).collect();
+    effects.sort_by_key(|visit| visit.effect.map(|(_, place)| place));
+    let explain = |pair: &[&Visit]| match pair {
+        [first, again] => explained(chat, n, trace, first, again, known),
+        _ => None,
+    };
+    effects.windows(2).map(explain).collect()
+}
+
+fn explained(
+    chat: &Chat,
+    n: usize,
+    trace: &Trace,
+    first: &Visit,
+    again: &Visit,
+    known: Circumstances<'_>,
+) -> Option<&'static str> {
+    // A late answer that came is an answer.
+    if let (Some(fault), None) = (first.fault, first.status) {
+        return Some(fault);
+    }
+    let ended = first.ended.unwrap_or(first.began);
+    if first.ended.is_none() || ended - first.began >= known.patience {
+        return Some("timeout");
+    }
+    let meets = |fault: &Happened, from: Micros, to: Micros| {
+        fault.from <= to && from <= fault.until.saturating_add(AFTERMATH)
+    };
+    let delivery = |fault: &&Happened| touches(fault, chat.destination);
+    let noted = noted(chat, n, ended);
+    let met = known.happened.iter().filter(delivery).find(|fault| meets(fault, first.began, noted));
+    if let Some(fault) = met {
+        return Some(fault.mishap.as_str());
+    }
+    // Posted twice, because the first answer was lost: two copies stand in the line, and whoever knew that the first was
+    // delivered must have lost its memory before the second one's turn.
+    let (posted, accepted) = (trace.posted?, trace.accepted.unwrap_or(again.began));
+    let lost_answer =
+        |fault: &&Happened| fault.mishap.blurs_acceptance() && meets(fault, posted, accepted + NOTED_WITHIN);
+    let cause = known.happened.iter().find(lost_answer)?;
+    let forgot = known.happened.iter().filter(delivery).any(|fault| meets(fault, first.began, again.began));
+    (trace.posts > 1 && forgot).then(|| cause.mishap.as_str())
+}
+
+/// By when a delivery was certainly noted. A lane moves on only then: where the next message already waited, its start is the
+/// proof, however slow a busy disk may be.
+fn noted(chat: &Chat, n: usize, ended: Micros) -> Micros {
+    let next = chat.messages.get(n + 1).filter(|next| next.accepted.is_some_and(|at| at <= ended));
+    let moved_on = next.map(|next| next.visits.first().map_or(Micros::MAX, |visit| visit.began));
+    moved_on.unwrap_or(ended).saturating_add(NOTED_WITHIN)
+}
+
+/// A fault of the schedule that can have held this visit up on its way.
+fn by_fault(chat: &Chat, visit: &Visit, known: Circumstances<'_>) -> Option<&'static str> {
+    let held = |fault: &&Happened| {
+        let at = visit.began;
+        touches(fault, chat.destination) && fault.from <= at && at <= fault.until.saturating_add(AFTERMATH)
+    };
+    known.happened.iter().find(held).map(|fault| fault.mishap.as_str())
+}
+
+fn touches(fault: &Happened, destination: Destination) -> bool {
+    use super::plan::Mishap;
+    let one_sided = matches!(fault.mishap, Mishap::CutPlatform | Mishap::HolePlatform | Mishap::DownPlatform);
+    fault.mishap.blurs_delivery() && (!one_sided || fault.side == destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Mishap;
+    use super::*;
+
+    const PATIENCE: Micros = 4 * SECOND;
+
+    fn visit(began: Micros, place: u64) -> Visit {
+        let ended = began + 1_000;
+        Visit { began, ended: Some(ended), effect: Some((ended, place)), status: Some(200), fault: None }
+    }
+
+    fn failed(began: Micros) -> Visit {
+        Visit { effect: None, status: Some(500), ..visit(began, 0) }
+    }
+
+    fn taken(visits: &[Visit]) -> Trace {
+        Trace { posted: Some(1), posts: 1, accepted: Some(2), visits: visits.to_vec(), ..Trace::default() }
+    }
+
+    fn chat(messages: &[Trace]) -> Chat {
+        let (name, destination) = ("c".to_owned(), Destination::Xo);
+        Chat { name, destination, poisoned: false, messages: messages.to_vec() }
+    }
+
+    fn judged(messages: &[Trace], happened: &[Happened]) -> Judgement {
+        judge(&chat(messages), |_| false, Circumstances { happened, patience: PATIENCE })
+    }
+
+    fn fault(mishap: Mishap, from: Micros, until: Micros) -> Happened {
+        Happened { mishap, from, until, worker: 0, side: Destination::Xo }
+    }
+
+    #[test]
+    fn what_arrives_once_and_in_order_is_well() {
+        let seen = judged(&[taken(&[visit(10_000, 1)]), taken(&[failed(20_000), visit(30_000, 2)])], &[]);
+        assert_eq!((seen.accepted, seen.delivered, seen.dead), (2, 2, 0));
+        assert_eq!((seen.repeats, seen.breaches), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_was_taken_and_came_to_no_end_is_lost() {
+        assert_eq!(judged(&[taken(&[failed(10_000)])], &[]).breaches, [(0, Breach::Lost)]);
+        let unanswered = Trace { accepted: None, ..taken(&[]) };
+        assert_eq!(judged(&[unanswered], &[]).breaches, [], "nobody promised anything");
+    }
+
+    #[test]
+    fn a_dead_letter_is_an_end() {
+        let known = Circumstances { happened: &[], patience: PATIENCE };
+        let seen = judge(&chat(&[taken(&[failed(10_000)]), taken(&[visit(20_000, 1)])]), |n| n == 0, known);
+        assert_eq!((seen.delivered, seen.dead, seen.breaches), (1, 1, vec![]));
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_tried_again_was_overtaken() {
+        let known = Circumstances { happened: &[], patience: PATIENCE };
+        let messages = [taken(&[failed(10_000), failed(30_000)]), taken(&[visit(20_000, 1)])];
+        assert_eq!(judge(&chat(&messages), |n| n == 0, known).breaches, [(0, Breach::Overtaken)]);
+    }
+
+    #[test]
+    fn effects_out_of_order_are_overtaken() {
+        let seen = judged(&[taken(&[visit(30_000, 2)]), taken(&[visit(10_000, 1)])], &[]);
+        assert!(seen.breaches.contains(&(1, Breach::Overtaken)), "{:?}", seen.breaches);
+    }
+
+    #[test]
+    fn a_start_before_the_one_before_is_through_is_overtaking() {
+        // The effects are in order, but both were in the air at once.
+        let slow = Visit { ended: Some(20_000), effect: Some((10_500, 1)), ..visit(10_000, 1) };
+        let seen = judged(&[taken(&[slow]), taken(&[visit(15_000, 2)])], &[]);
+        assert_eq!(seen.breaches, [(0, Breach::Overtaken)]);
+    }
+
+    #[test]
+    fn a_try_while_the_one_before_has_only_failed_is_overtaking() {
+        let seen = judged(
+            &[taken(&[failed(10_000), visit(30_000, 1)]), taken(&[failed(20_000), visit(40_000, 2)])],
+            &[],
+        );
+        assert_eq!(seen.breaches, [(0, Breach::Overtaken)]);
+    }
+
+    #[test]
+    fn a_repeat_needs_a_reason_that_met_this_attempt() {
+        let twice = [taken(&[visit(10 * SECOND, 1), visit(15 * SECOND, 2)])];
+        let unexplained = [(0, Breach::Unexplained)];
+        assert_eq!(judged(&twice, &[]).breaches, unexplained);
+        let kill = |at| fault(Mishap::KillWorker, at, at);
+        assert_eq!(judged(&twice, &[kill(10 * SECOND)]).repeats, ["kill-worker"]);
+        assert_eq!(judged(&twice, &[kill(5 * SECOND)]).breaches, unexplained, "long before");
+        assert_eq!(judged(&twice, &[kill(13 * SECOND)]).breaches, unexplained, "long after it was noted");
+        let elsewhere = Happened {
+            side: Destination::ServiceNow,
+            ..fault(Mishap::CutPlatform, 10 * SECOND, 10 * SECOND)
+        };
+        assert_eq!(judged(&twice, &[elsewhere]).breaches, unexplained, "the other platform's wire");
+        let harmless = fault(Mishap::Slow, 9 * SECOND, 11 * SECOND);
+        assert_eq!(judged(&twice, &[harmless]).breaches, unexplained, "it leaves nothing open");
+    }
+
+    #[test]
+    fn a_delivery_is_noted_when_the_next_one_starts() {
+        let twice = taken(&[visit(10 * SECOND, 1), visit(20 * SECOND, 2)]);
+        let kill = fault(Mishap::KillWorker, 15 * SECOND, 15 * SECOND);
+        let waited = [twice.clone(), taken(&[visit(25 * SECOND, 3)])];
+        assert_eq!(judged(&waited, &[kill]).repeats, ["kill-worker"], "it was still being noted");
+        let moved_on = [twice, taken(&[visit(12 * SECOND, 3)])];
+        assert_eq!(judged(&moved_on, &[kill]).breaches, [(0, Breach::Unexplained)]);
+    }
+
+    #[test]
+    fn the_platforms_own_fault_and_a_timeout_explain_themselves() {
+        let cut = Visit { fault: Some("cut"), status: None, ..visit(SECOND, 1) };
+        assert_eq!(judged(&[taken(&[cut, visit(2 * SECOND, 2)])], &[]).repeats, ["cut"]);
+        let slow = Visit { fault: Some("delay"), ..visit(SECOND, 1) };
+        let answered = judged(&[taken(&[slow, visit(2 * SECOND, 2)])], &[]);
+        assert_eq!(answered.breaches, [(0, Breach::Unexplained)]);
+        let late = Visit { ended: Some(SECOND + PATIENCE), ..visit(SECOND, 1) };
+        assert_eq!(judged(&[taken(&[late, visit(6 * SECOND, 2)])], &[]).repeats, ["timeout"]);
+    }
+
+    #[test]
+    fn two_copies_need_a_lost_answer_and_a_lost_memory() {
+        let trace = Trace {
+            posted: Some(SECOND),
+            posts: 2,
+            accepted: Some(2 * SECOND),
+            ..taken(&[visit(10 * SECOND, 1), visit(30 * SECOND, 2)])
+        };
+        let answer = fault(Mishap::CutCallers, SECOND, SECOND);
+        let memory = fault(Mishap::KillWorker, 20 * SECOND, 20 * SECOND);
+        assert_eq!(judged(std::slice::from_ref(&trace), &[answer, memory]).repeats, ["cut-callers"]);
+        for alone in [answer, memory] {
+            let seen = judged(std::slice::from_ref(&trace), &[alone]);
+            assert_eq!(seen.breaches, [(0, Breach::Unexplained)], "{alone:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told() {
+        let trace = Trace { refused: Some(422), accepted: None, ..taken(&[]) };
+        assert_eq!(judged(&[trace], &[]).breaches, [(0, Breach::Refused)]);
+    }
+}

@@ -1,0 +1,260 @@
+//! Writes down what the callers were answered and what the sandbox's ledger saw, message by message.
+//!
+//! Guarantees: it believes the generator only about answers and the ledger only about arrivals and effects; it keeps no text.
+//! Leaves to others: judging it (`verdict.rs`).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::history::{Chat, Micros, Trace, Visit};
+use crate::message::Destination;
+use crate::queue::PartitionId;
+use crate::sandbox::{Entry, Ledger, Moment, Operation, Side};
+
+/// How many partitions of each destination a run has.
+pub(super) const PARTITIONS: u16 = 8;
+/// What the killed had put on the wire still arrives: not a sign of its successor.
+const ON_THE_WIRE: Micros = 30_000;
+
+/// A message that arrives so soon has not waited.
+const AT_ONCE: Micros = 250_000;
+
+/// Clones share the book.
+#[derive(Debug, Clone)]
+pub(super) struct Witness {
+    began: Instant,
+    book: Arc<Mutex<Book>>,
+}
+
+#[derive(Debug)]
+struct Book {
+    /// Sets our messages apart from those of an earlier run.
+    run: String,
+    chats: Vec<Chat>,
+    partitions: Vec<usize>,
+    groups: HashMap<String, usize>,
+    in_the_air: HashMap<u64, (usize, usize, usize)>,
+    tally: Tally,
+    watches: Vec<Watch>,
+}
+
+/// What the progress bar and the wait for quiet need to know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) accepted: u64,
+    /// Taken, and in effect.
+    pub(super) delivered: u64,
+    pub(super) posts: u64,
+    /// Effects that came after those of later messages, as far as seen.
+    pub(super) swapped: u64,
+}
+
+/// Waits for the first arrival in each partition after a kill.
+#[derive(Debug)]
+struct Watch {
+    from: Micros,
+    /// Of each partition: when the first message after the kill arrived, and when it had been due.
+    first: Vec<Option<(Micros, Micros)>>,
+}
+
+impl Witness {
+    pub(super) fn new(run: &str, began: Instant) -> Self {
+        let book = Book {
+            run: run.to_owned(),
+            chats: Vec::new(),
+            partitions: Vec::new(),
+            groups: HashMap::new(),
+            in_the_air: HashMap::new(),
+            tally: Tally::default(),
+            watches: Vec::new(),
+        };
+        Self { began, book: Arc::new(Mutex::new(book)) }
+    }
+
+    /// Hears of everything that the sandbox sees from now on.
+    pub(super) fn attend(&self, ledger: &Ledger) {
+        let witness = self.clone();
+        ledger.record(move |moment, entry| {
+            let now = witness.now();
+            witness.lock().heard(moment, entry, now, |at| witness.at(at));
+        });
+    }
+
+    pub(super) fn now(&self) -> Micros {
+        self.at(Instant::now())
+    }
+
+    pub(super) fn at(&self, at: Instant) -> Micros {
+        u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A new conversation: its number, and its name, which holds the number.
+    pub(super) fn open(&self, destination: Destination, poisoned: bool) -> (usize, String) {
+        let mut book = self.lock();
+        let number = book.chats.len();
+        let name = format!("prove-{}-{number}", book.run);
+        let chat = Chat { name: name.clone(), destination, poisoned, messages: Vec::new() };
+        let index = chat.lane().map_or(0, |lane| PartitionId::of(destination, &lane, PARTITIONS).index);
+        let offset = if destination == Destination::Xo { PARTITIONS } else { 0 };
+        book.partitions.push(usize::from(index + offset));
+        book.chats.push(chat);
+        (number, name)
+    }
+
+    /// The next message of a conversation is due: its number.
+    pub(super) fn due(&self, chat: usize, due: Micros) -> usize {
+        let mut book = self.lock();
+        let Some(chat) = book.chats.get_mut(chat) else { return 0 };
+        chat.messages.push(Trace { due, ..Trace::default() });
+        chat.messages.len() - 1
+    }
+
+    pub(super) fn posted(&self, chat: usize, n: usize) {
+        let now = self.now();
+        let mut book = self.lock();
+        book.tally.posts += 1;
+        if let Some(trace) = book.trace(chat, n) {
+            trace.posted.get_or_insert(now);
+            trace.posts += 1;
+        }
+    }
+
+    pub(super) fn accepted(&self, chat: usize, n: usize) {
+        let now = self.now();
+        let mut book = self.lock();
+        let Some(trace) = book.trace(chat, n) else { return };
+        trace.accepted = Some(now);
+        let arrived = trace.effect().is_some();
+        book.tally.accepted += 1;
+        book.tally.delivered += u64::from(arrived);
+    }
+
+    pub(super) fn refused(&self, chat: usize, n: usize, status: u16) {
+        if let Some(trace) = self.lock().trace(chat, n) {
+            trace.refused = Some(status);
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.lock().tally
+    }
+
+    /// From now on looks for the next arrival in each partition; the number reads the result.
+    pub(super) fn watch(&self) -> usize {
+        let from = self.now();
+        let mut book = self.lock();
+        book.watches.push(Watch { from, first: vec![None; 2 * usize::from(PARTITIONS)] });
+        book.watches.len() - 1
+    }
+
+    /// From the kill to the moment when the last of the partitions that had something to deliver was served again. Where the
+    /// first message was due later and did not wait, its partition was served before, and there is nothing to measure.
+    pub(super) fn served_again(&self, watch: usize) -> Option<Micros> {
+        let book = self.lock();
+        let watch = book.watches.get(watch)?;
+        let waited = |(arrived, due): &(Micros, Micros)| {
+            *due <= watch.from + AT_ONCE || arrived.saturating_sub(*due) > AT_ONCE
+        };
+        let arrived = watch.first.iter().flatten().filter(|first| waited(first)).map(|(arrived, _)| *arrived);
+        Some(arrived.max()?.saturating_sub(watch.from))
+    }
+
+    /// Looks at everything that was written down.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&[Chat]) -> T) -> T {
+        look(&self.lock().chats)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    fn trace(&mut self, chat: usize, n: usize) -> Option<&mut Trace> {
+        self.chats.get_mut(chat)?.messages.get_mut(n)
+    }
+
+    fn heard(&mut self, moment: Moment, entry: &Entry, now: Micros, at: impl Fn(Instant) -> Micros) {
+        match moment {
+            Moment::Arrived => self.arrived(entry, at(entry.started)),
+            Moment::TookEffect => self.took_effect(entry, now),
+            Moment::Ended => {
+                let ended = entry.finished.map_or(now, at);
+                let Some(visit) = self.visit(entry.seq) else { return };
+                (visit.ended, visit.status, visit.fault) = (Some(ended), entry.status, entry.fault);
+                // An effect may still come where the caller gave up; most have had theirs.
+                if visit.effect.is_some() || entry.status.is_some() {
+                    self.in_the_air.remove(&entry.seq);
+                }
+            }
+        }
+    }
+
+    fn arrived(&mut self, entry: &Entry, began: Micros) {
+        let Some((chat, n)) = self.recognise(entry) else { return };
+        let partition = self.partitions.get(chat).copied().unwrap_or_default();
+        let due = self.trace(chat, n).map_or(0, |trace| trace.due);
+        for watch in &mut self.watches {
+            if began >= watch.from + ON_THE_WIRE
+                && let Some(first @ None) = watch.first.get_mut(partition)
+            {
+                *first = Some((began, due));
+            }
+        }
+        let Some(trace) = self.trace(chat, n) else { return };
+        trace.visits.reserve_exact(1);
+        trace.visits.push(Visit { began, ..Visit::default() });
+        let visit = trace.visits.len() - 1;
+        self.in_the_air.insert(entry.seq, (chat, n, visit));
+    }
+
+    fn took_effect(&mut self, entry: &Entry, now: Micros) {
+        let Some((chat, n, _)) = self.in_the_air.get(&entry.seq).copied() else { return };
+        if entry.operation == Operation::Start
+            && let Some(group) = &entry.group
+        {
+            self.groups.insert(group.clone(), chat);
+        }
+        let Some(trace) = self.trace(chat, n) else { return };
+        let (first, accepted) = (trace.effect().is_none(), trace.accepted.is_some());
+        let later = self.chats.get(chat).and_then(|chat| chat.messages.get(n + 1));
+        let swapped = first && later.is_some_and(|later| later.effect().is_some());
+        self.tally.delivered += u64::from(first && accepted);
+        self.tally.swapped += u64::from(swapped);
+        if let (Some(visit), Some(place)) = (self.visit(entry.seq), entry.effect) {
+            visit.effect = Some((now, place));
+            if visit.ended.is_some() {
+                self.in_the_air.remove(&entry.seq);
+            }
+        }
+    }
+
+    fn visit(&mut self, seq: u64) -> Option<&mut Visit> {
+        let (chat, n, visit) = self.in_the_air.get(&seq).copied()?;
+        self.trace(chat, n)?.visits.get_mut(visit)
+    }
+
+    /// Which of our messages a request is.
+    fn recognise(&self, entry: &Entry) -> Option<(usize, usize)> {
+        if entry.outbound {
+            return None;
+        }
+        match (entry.side, entry.operation) {
+            (Side::ServiceNow, Operation::Leave) => {
+                let chat = *self.groups.get(entry.group.as_deref()?)?;
+                let last = self.chats.get(chat)?.messages.len().checked_sub(1)?;
+                Some((chat, last))
+            }
+            (Side::ServiceNow, Operation::Start | Operation::Message) | (Side::Xo, Operation::Callback) => {
+                let mut words = entry.text.as_deref()?.split_whitespace();
+                let named = words.next()?.strip_prefix("prove-")?.strip_prefix(&self.run)?;
+                let chat: usize = named.strip_prefix('-')?.parse().ok()?;
+                let n: usize = words.next()?.parse().ok()?;
+                self.chats.get(chat)?.messages.get(n)?;
+                Some((chat, n))
+            }
+            _ => None,
+        }
+    }
+}
