@@ -17,13 +17,15 @@ use crate::config::{self, Settings};
 use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
 use crate::delivery::poll::PollSettings;
 use crate::delivery::{
-    Deliverer, DeliverySettings, GateSettings, Parts, Patience, ReadBack, UnknownGroup,
-    backoff::RetrySettings,
+    AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, Patience, ReadBack,
+    Texts, UnknownGroup, backoff::RetrySettings,
 };
-use crate::ingress::{self, AdminState, IngressSettings, IngressState, ServiceNowDoor};
-use crate::message::Destination;
+use crate::ingress::{
+    self, AdminState, BotDoor, BotKitDoor, IngressSettings, IngressState, Kept, ServiceNowDoor,
+};
+use crate::message::{AllowedHosts, Destination};
 use crate::platform::{
-    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
+    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
 };
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
@@ -118,7 +120,9 @@ impl App {
         let metrics = Arc::new(Metrics::new(engine)?);
         let usage = if roles.delivers() { RabbitUse::Work } else { RabbitUse::Publish };
         let queue = open(&settings, usage).await?;
-        let remembers = settings.servicenow.is_some() || settings.ingress.handoffs_token.is_some();
+        let remembers = settings.servicenow.is_some()
+            || settings.ingress.handoffs_token.is_some()
+            || !settings.xo.bots.is_empty();
         let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
         let mut app = Self {
             public: public.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -161,6 +165,10 @@ impl App {
                 patience: Patience { wait: servicenow.wait_limit, idle: servicenow.idle_limit },
             };
             self.tasks.start("poll", deliverer.clone().poll(poll, stop.clone()));
+            if !settings.xo.bots.is_empty() {
+                let every = settings.xo.extend_every;
+                self.tasks.start("keep-alive", deliverer.clone().keep_alive(every, stop.clone()));
+            }
             self.tasks
                 .start("housekeeping", keep_house(directory.clone(), self.metrics.clone(), stop.clone()));
         }
@@ -184,9 +192,12 @@ impl App {
     fn start_ingress(&mut self, listener: TcpListener, settings: &Settings, stop: &Stop) {
         let state = IngressState {
             queue: self.queue.clone(),
-            directory: self.directory.clone().filter(|_| settings.ingress.handoffs_token.is_some()),
+            directory: self
+                .directory
+                .clone()
+                .filter(|_| settings.ingress.handoffs_token.is_some() || !settings.xo.bots.is_empty()),
             metrics: self.metrics.clone(),
-            settings: ingress_settings(&settings.ingress),
+            settings: ingress_settings(settings),
         };
         self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), stop.clone()));
     }
@@ -330,6 +341,8 @@ pub fn xo(http: Http, settings: &Settings) -> Xo {
         callback_url: settings.xo.callback_url.clone(),
         events_url: settings.handoffs.events_url.clone(),
         events_token: settings.handoffs.events_token.clone(),
+        bots: settings.xo.bots.iter().map(bot).collect(),
+        allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
     };
     Xo::new(http, client)
 }
@@ -361,6 +374,7 @@ fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
             Some(config::ReadBack::Gaps) => ReadBack::Gaps,
             Some(config::ReadBack::Always) | None => ReadBack::Always,
         },
+        botkit: botkit(&settings.xo),
     };
     let gate = |limits: &config::Limits| GateSettings {
         concurrency: usize::from(limits.concurrency),
@@ -371,6 +385,52 @@ fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
         (Destination::Xo, gate(&settings.delivery.xo)),
     ]);
     Ok(Deliverer::new(parts, delivery, &gates))
+}
+
+fn bot(bot: &config::Bot) -> XoBot {
+    XoBot { bot_id: bot.bot_id.clone(), app_id: bot.app_id.clone(), client_secret: bot.client_secret.clone() }
+}
+
+fn botkit(xo: &config::Xo) -> BotKitSettings {
+    let texts = xo.texts.clone();
+    BotKitSettings {
+        texts: Texts {
+            waiting: texts.waiting,
+            joined: texts.joined,
+            left: texts.left,
+            ended: texts.ended,
+            no_agent: texts.no_agent,
+            expired: texts.expired,
+            failed: texts.failed,
+        },
+        agent_template: match xo.agent_template {
+            config::AgentTemplate::Auto => AgentTemplate::Auto,
+            config::AgentTemplate::Always => AgentTemplate::Always,
+            config::AgentTemplate::Never => AgentTemplate::Never,
+        },
+        start_agent_session: xo.start_agent_session,
+        extend_every: xo.extend_every,
+    }
+}
+
+fn botkit_door(xo: &config::Xo) -> BotKitDoor {
+    let bots = xo.bots.iter().map(|bot| BotDoor {
+        bot_id: bot.bot_id.clone(),
+        app_id: bot.app_id.clone(),
+        client_secret: bot.client_secret.clone(),
+    });
+    BotKitDoor {
+        bots: bots.collect(),
+        allow_apikey: xo.allow_apikey,
+        allowed_hosts: AllowedHosts::new(xo.allowed_hosts.clone()),
+        context: match xo.reply_context {
+            config::ReplyContext::Trimmed => Kept::Trimmed,
+            config::ReplyContext::Full => Kept::Full,
+            config::ReplyContext::None => Kept::None,
+        },
+        end_words: xo.end_words.clone(),
+        first_words: xo.first_words.clone(),
+    }
 }
 
 fn worker_settings(settings: &Settings) -> WorkerSettings {
@@ -392,7 +452,8 @@ fn worker_settings(settings: &Settings) -> WorkerSettings {
     }
 }
 
-fn ingress_settings(ingress: &config::Ingress) -> IngressSettings {
+fn ingress_settings(settings: &Settings) -> IngressSettings {
+    let ingress = &settings.ingress;
     IngressSettings {
         body_limit: ingress.body_limit,
         read_timeout: ingress.read_timeout,
@@ -405,5 +466,6 @@ fn ingress_settings(ingress: &config::Ingress) -> IngressSettings {
             own_user: ingress.own_user.clone(),
         },
         handoffs_token: ingress.handoffs_token.clone(),
+        botkit: botkit_door(&settings.xo),
     }
 }

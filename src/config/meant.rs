@@ -10,8 +10,8 @@ use url::{Host, Url};
 
 use super::reader::Reader;
 use super::settings::{
-    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, ReadBack,
-    Retry, ServiceNow, Settings, UnknownGroup, Xo,
+    AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
+    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, Texts, UnknownGroup, Xo,
 };
 use crate::telemetry::{LogFormat, LogSettings};
 
@@ -128,7 +128,38 @@ fn xo(reader: &mut Reader) -> Xo {
         None => callback_url.as_ref().and_then(host_of).into_iter().collect(),
     };
     let end_words = reader.list("xo.end_words").unwrap_or_default();
-    Xo { callback_url, bots, allowed_hosts, end_words }
+    let reply_context = choice_of(reader, "xo.reply_context", ReplyContext::ALL, ReplyContext::as_str);
+    let agent_template = choice_of(reader, "xo.agent_template", AgentTemplate::ALL, AgentTemplate::as_str);
+    Xo {
+        callback_url,
+        bots,
+        allowed_hosts,
+        end_words,
+        first_words: reader.text("xo.first_words").unwrap_or_default(),
+        allow_apikey: reader.flag("xo.allow_apikey"),
+        reply_context: reply_context.unwrap_or(ReplyContext::Trimmed),
+        agent_template: agent_template.unwrap_or(AgentTemplate::Auto),
+        start_agent_session: reader.flag("xo.start_agent_session"),
+        extend_every: reader.duration("xo.extend_every"),
+        texts: texts(reader),
+    }
+}
+
+/// What the user is told; nothing is a text here, too.
+fn texts(reader: &mut Reader) -> Texts {
+    let mut text = |name: &str| {
+        let words = reader.parsed(&format!("xo.texts.{name}"), "a text", |text| Ok(text.to_owned()));
+        words.unwrap_or_default()
+    };
+    Texts {
+        waiting: text("waiting"),
+        joined: text("joined"),
+        left: text("left"),
+        ended: text("ended"),
+        no_agent: text("no_agent"),
+        expired: text("expired"),
+        failed: text("failed"),
+    }
 }
 
 /// The three keys of a bot: all of them, or none.

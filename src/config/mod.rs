@@ -18,8 +18,8 @@ pub use problem::{Place, Problem, Problems};
 pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
-    Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login, QueueSettings, ReadBack,
-    Retry, ServiceNow, Settings, UnknownGroup, Xo,
+    AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
+    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, Texts, UnknownGroup, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.

@@ -18,6 +18,9 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     if reader.is_set("handoffs.events_token") && !reader.is_set("handoffs.events_url") {
         reader.wrong("handoffs.events_url", "is missing: handoffs.events_token has no use without it");
     }
+    if (purpose.takes() || purpose.delivers()) && !settings.xo.bots.is_empty() {
+        reply_hosts(settings, reader);
+    }
     if purpose.takes() {
         doors(settings, reader);
     }
@@ -60,6 +63,16 @@ fn bots(settings: &Settings, reader: &mut Reader) {
         settings.xo.bots.iter().map(|bot| bot.bot_id.as_str()).filter(|id| !seen.insert(*id)).collect();
     for id in twice {
         reader.wrong("xo.bots", format!("bot_id \"{}\" appears more than once", id.escape_debug()));
+    }
+}
+
+/// A bot whose users nobody may answer.
+fn reply_hosts(settings: &Settings, reader: &mut Reader) {
+    if settings.xo.allowed_hosts.is_empty() && !reader.is_wrong("xo.allowed_hosts") {
+        reader.wrong(
+            "xo.allowed_hosts",
+            "is missing: name the host of XO, as platform.kore.ai, where the bots' users may be answered",
+        );
     }
 }
 

@@ -107,6 +107,49 @@ pub struct Xo {
     /// `host` or `host:port`, lower case.
     pub allowed_hosts: Vec<String>,
     pub end_words: Vec<String>,
+    pub first_words: String,
+    pub allow_apikey: bool,
+    pub reply_context: ReplyContext,
+    pub agent_template: AgentTemplate,
+    pub start_agent_session: bool,
+    pub extend_every: Duration,
+    pub texts: Texts,
+}
+
+named! {
+    /// `xo.reply_context`
+    ReplyContext {
+        /// The names of user and session.
+        Trimmed = "trimmed",
+        /// All of it.
+        Full = "full",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+named! {
+    /// `xo.agent_template`
+    AgentTemplate {
+        /// On XO's web channel.
+        Auto = "auto",
+        /// On every channel.
+        Always = "always",
+        /// On none.
+        Never = "never",
+    }
+}
+
+/// `xo.texts.*`
+#[derive(Debug, Clone)]
+pub struct Texts {
+    pub waiting: String,
+    pub joined: String,
+    pub left: String,
+    pub ended: String,
+    pub no_agent: String,
+    pub expired: String,
+    pub failed: String,
 }
 
 impl std::fmt::Debug for Xo {
@@ -116,7 +159,7 @@ impl std::fmt::Debug for Xo {
             .field("bots", &self.bots)
             .field("allowed_hosts", &self.allowed_hosts)
             .field("end_words", &self.end_words)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

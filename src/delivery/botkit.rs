@@ -1,28 +1,273 @@
-//! What XO's BotKit conversations hear: texts to the user, the begin and the end of the agent session.
+//! What the users of XO's BotKit conversations hear: the agent's words, Causeway's own notices, the end of the agent session.
 //!
-//! Guarantees: the newest reply handle is used. Leaves to others: the HTTP and the signature (`platform/xo`).
+//! Guarantees: the newest reply handle is used; one that lapsed is not called again, the user's next event brings another; the
+//! agent session is cleared only after the last text went through, and a repeat after a crash does not say that text again;
+//! once the bot has its user back nothing more is said to them. A text whose answer was lost is said again: XO cannot be asked.
+//! Leaves to others: the HTTP and the signature (`platform/xo/botkit.rs`), the texts (`wording.rs`).
 
-use super::tell::Said;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::classify::Operation;
+use super::tell::{Said, Voice};
+use super::wording::{AgentTemplate, Occasion};
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::Conversation;
-use crate::message::{DeadReason, Endpoint, Message, Notice};
+use crate::clock;
+use crate::conversation::{Conversation, Directory, State};
+use crate::message::{
+    ConversationId, DeadReason, Destination, Endpoint, Kind, Message, MessageId, Notice, NoticeEvent,
+    Outcome, ReplyHandle,
+};
+use crate::platform::{CallError, SessionStep, Words};
+use crate::tasks::Stop;
+
+const HERE: Endpoint = Endpoint::XoBotKit;
+/// XO's web channel, where an agent's words have a look of their own.
+const WEB_CHANNEL: &str = "rtm";
+/// Handles that are kept alive at once.
+const AT_ONCE: u32 = 32;
+
+type Done = Result<Attempt, OwnTrouble>;
 
 impl Deliverer {
+    /// An agent's words. Who the system is the user need not know: its news is told as notices.
     pub(super) async fn botkit_says(
         &self,
         _message: &Message,
-        _conversation: &Conversation,
-        _said: &Said<'_>,
-    ) -> Result<Attempt, OwnTrouble> {
-        Ok(Attempt::dead(Endpoint::XoBotKit, DeadReason::Rejected, "no bot is configured on this worker"))
+        conversation: &Conversation,
+        said: &Said<'_>,
+    ) -> Done {
+        if said.voice == Voice::System || said.text.trim().is_empty() {
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "nothing that the user would miss"));
+        }
+        if conversation.released_at.is_none() && conversation.group.is_none() {
+            // The chat has its conversation before the conversation has its chat: whoever opens it is about to note it.
+            let at_most = self.settings.unknown_group_wait;
+            let held = Outcome::Held { at_most, then: DeadReason::ConversationOver };
+            return Ok(Attempt::of(HERE, held, "its chat is being opened"));
+        }
+        if is_over(conversation, Some(said.group)) {
+            let why = "the bot has its user back";
+            return Ok(Attempt::dead(HERE, DeadReason::ConversationOver, why));
+        }
+        self.tell_user(conversation, &said.text, true).await
     }
 
+    /// Causeway's own news.
     pub(super) async fn botkit_notice(
         &self,
-        _message: &Message,
-        _conversation: &Conversation,
-        _notice: &Notice,
-    ) -> Result<Attempt, OwnTrouble> {
-        Ok(Attempt::dead(Endpoint::XoBotKit, DeadReason::Rejected, "no bot is configured on this worker"))
+        message: &Message,
+        conversation: &Conversation,
+        notice: &Notice,
+    ) -> Done {
+        match message.kind {
+            Kind::CallbackEnded | Kind::HandoffFailed => self.release(message, conversation, notice).await,
+            _ if is_over(conversation, notice.group.as_deref()) => {
+                Ok(Attempt::of(HERE, Outcome::Dropped, "the bot has its user back"))
+            }
+            _ => self.news(message, conversation, notice).await,
+        }
     }
+
+    async fn news(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> Done {
+        let Some(event) = notice.event.filter(|event| *event != NoticeEvent::Typing) else {
+            // No documented call shows a typing agent.
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "XO shows no typing agent"));
+        };
+        if let Some(attempt) = self.session_begun(conversation).await? {
+            return Ok(attempt);
+        }
+        let occasion = match event {
+            NoticeEvent::Waiting if is_stale(message, conversation, notice) => {
+                return Ok(Attempt::of(HERE, Outcome::Dropped, "the user waits elsewhere by now"));
+            }
+            NoticeEvent::Waiting => Occasion::Waiting,
+            NoticeEvent::Joined => Occasion::Joined,
+            NoticeEvent::Left | NoticeEvent::Typing => Occasion::Left,
+        };
+        match self.settings.botkit.texts.say(occasion, notice) {
+            Some(text) => self.tell_user(conversation, &text, false).await,
+            None => Ok(Attempt::of(HERE, Outcome::Dropped, "its text is empty")),
+        }
+    }
+
+    /// Once in each chat. `Some` where it must be tried again first.
+    async fn session_begun(&self, conversation: &Conversation) -> Result<Option<Attempt>, OwnTrouble> {
+        if !self.settings.botkit.start_agent_session {
+            return Ok(None);
+        }
+        let group = conversation.group.as_deref().unwrap_or_default();
+        let step = step(&format!("{}:{group}", conversation.id), "session");
+        let attempt = self.session(conversation, SessionStep::Start, step).await?;
+        // XO may know no such call for this user: the texts do not depend on it.
+        let refused =
+            matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some();
+        Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !refused))
+    }
+
+    /// The last words, then the end of the agent session: the bot has its user back.
+    async fn release(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> Done {
+        let directory = self.known()?;
+        let elsewhere =
+            notice.group.as_deref().is_some_and(|group| conversation.group.as_deref() != Some(group));
+        // Without a group, an end belongs to the episode that was on when it was told.
+        let earlier = notice.group.is_none() && message.accepted_at < conversation.opened_at;
+        if conversation.released_at.is_some() || elsewhere || earlier {
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the bot has its user back already"));
+        }
+        let reason = notice.reason.as_deref().unwrap_or_default();
+        let occasion = Occasion::of_end(message.kind, reason);
+        if let Some(text) = occasion.and_then(|occasion| self.settings.botkit.texts.say(occasion, notice)) {
+            let step = step(&message.id.to_string(), "text");
+            if !directory.was_delivered(step).await? {
+                let told = self.tell_user(conversation, &text, false).await?;
+                // What XO refuses for good must not keep it from having its user back.
+                if told.outcome != Outcome::Delivered && !is_refusal(&told) {
+                    return Ok(told);
+                }
+                directory.remember_delivered(step, clock::now()).await?;
+            }
+        }
+        if reason != "xo" {
+            let step = step(&message.id.to_string(), "clear");
+            let cleared = self.session(conversation, SessionStep::Clear, step).await?;
+            if cleared.outcome != Outcome::Delivered {
+                return Ok(cleared);
+            }
+        }
+        directory.released(&conversation.id).await?;
+        Ok(Attempt::delivered(HERE))
+    }
+
+    /// Says something by the newest handle.
+    async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
+        self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
+            let as_agent = by_agent
+                && match self.settings.botkit.agent_template {
+                    AgentTemplate::Auto => handle.channel_type() == Some(WEB_CHANNEL),
+                    AgentTemplate::Always => true,
+                    AgentTemplate::Never => false,
+                };
+            async move { self.xo.tell_user(&handle, Words { text, as_agent }).await }
+        })
+        .await
+    }
+
+    /// A step of the session, unless it was done before.
+    async fn session(&self, conversation: &Conversation, what: SessionStep, step: MessageId) -> Done {
+        let directory = self.known()?;
+        if directory.was_delivered(step).await? {
+            return Ok(Attempt::delivered(HERE));
+        }
+        let attempt = self
+            .by_newest_handle(&conversation.id, Operation::Session, |handle| async move {
+                self.xo.agent_session(&handle, what).await
+            })
+            .await?;
+        if attempt.outcome == Outcome::Delivered {
+            directory.remember_delivered(step, clock::now()).await?;
+        }
+        Ok(attempt)
+    }
+
+    /// Calls with the newest handle; where XO says that it is gone, once more with a newer one, if there is one by then.
+    async fn by_newest_handle<F: Future<Output = Result<(), CallError>>>(
+        &self,
+        id: &ConversationId,
+        operation: Operation,
+        call: impl Fn(ReplyHandle) -> F,
+    ) -> Done {
+        let directory = self.known()?;
+        let mut lapsed: Option<String> = None;
+        loop {
+            let reply = directory.reply(id).await?;
+            let usable = reply.filter(|reply| {
+                // A session that is to end ends with its handle: XO says so itself.
+                (!reply.expired || operation == Operation::Session)
+                    && lapsed.as_ref() != Some(&reply.handle.request_id)
+            });
+            let Some(handle) = usable.map(|reply| reply.handle) else {
+                let held = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+                return Ok(Attempt::of(
+                    HERE,
+                    held,
+                    "its reply handle lapsed: the user's next message brings another",
+                ));
+            };
+            if let Some(why) = self.xo.refuses(&handle) {
+                return Ok(Attempt::dead(HERE, DeadReason::Rejected, why));
+            }
+            let request_id = handle.request_id.clone();
+            match call(handle).await {
+                Ok(()) => return Ok(Attempt::delivered(HERE)),
+                Err(error) if operation == Operation::Tell && matches!(error.status(), Some(404 | 410)) => {
+                    directory.reply_expired(id, &request_id).await?;
+                    if lapsed.replace(request_id).is_some() {
+                        let held = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+                        return Ok(Attempt::of(HERE, held, "its reply handles lapsed"));
+                    }
+                }
+                Err(error) => return Ok(Attempt::called(HERE, &error, operation)),
+            }
+        }
+    }
+
+    fn known(&self) -> Result<&Directory, OwnTrouble> {
+        self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker knows no conversations".to_owned()))
+    }
+
+    /// Keeps the handles of live conversations alive until the stop. What fails is not worth a second try: it is only needed
+    /// where nobody says anything.
+    pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: Stop) -> Result<(), String> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let pause = every.min(Duration::from_secs(5));
+        loop {
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+            if !self.gate(Destination::Xo).breaker().passes() {
+                continue;
+            }
+            match directory.to_extend(clock::now(), every, AT_ONCE).await {
+                Ok(due) => {
+                    let calls = due.iter().map(|(id, handle)| self.extend(id, handle));
+                    futures_util::future::join_all(calls).await;
+                }
+                Err(error) => tracing::debug!(%error, "cannot read which reply handles to extend"),
+            }
+        }
+    }
+
+    async fn extend(&self, id: &ConversationId, handle: &ReplyHandle) {
+        if self.xo.refuses(handle).is_some() {
+            return;
+        }
+        let Some(_pass) = self.gate(Destination::Xo).enter(false).await else { return };
+        if let Err(error) = self.xo.agent_session(handle, SessionStep::Extend).await {
+            tracing::debug!(conversation = %id, %error, "a reply handle was not extended");
+        }
+    }
+}
+
+/// Whether nothing more is said of this chat: the bot has its user back, or they are in another chat by now.
+fn is_over(conversation: &Conversation, group: Option<&str>) -> bool {
+    let elsewhere = group.is_some() && conversation.group.as_deref() != group;
+    conversation.released_at.is_some() || elsewhere
+}
+
+/// A place in the queue is told while it is true: once the directory knows a later one, or an agent, it is not.
+fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
+    let since = conversation.updated_at.as_millisecond() > message.accepted_at.as_millisecond();
+    since && (conversation.state != State::Waiting || conversation.position != notice.position)
+}
+
+fn is_refusal(attempt: &Attempt) -> bool {
+    matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some()
+}
+
+/// Under which a step that was done is remembered.
+fn step(of: &str, what: &str) -> MessageId {
+    MessageId::derived("botkit-step", &format!("{of}:{what}"))
 }

@@ -21,6 +21,10 @@ named! {
         Callback = "callback",
         /// Post an event of ours.
         Event = "event",
+        /// Tell a bot's user something.
+        Tell = "tell",
+        /// Begin or end a bot's agent session.
+        Session = "session",
     }
 }
 
@@ -32,7 +36,7 @@ impl Operation {
 
     /// Whether doing it twice does more than doing it once.
     const fn repeats(self) -> bool {
-        !matches!(self, Self::State | Self::Leave)
+        !matches!(self, Self::State | Self::Leave | Self::Session)
     }
 }
 
@@ -47,6 +51,10 @@ pub fn classify(error: &CallError, operation: Operation) -> Outcome {
 fn answered(answer: &Answer, operation: Operation) -> Outcome {
     // Whoever may not leave, or finds nothing to leave, has left.
     if operation == Operation::Leave && matches!(answer.status, 403 | 404 | 410) {
+        return Outcome::Delivered;
+    }
+    // A session that is not there any more has ended.
+    if operation == Operation::Session && matches!(answer.status, 404 | 410) {
         return Outcome::Delivered;
     }
     match &answer.kind {
@@ -96,7 +104,7 @@ mod tests {
 
     use super::*;
     use crate::platform::NotReady;
-    use Operation::{Callback, Event, Leave, Send, Start, State};
+    use Operation::{Callback, Event, Leave, Send, Session, Start, State, Tell};
 
     const FLOOR: Option<Duration> = Some(Duration::from_secs(17));
     const ALL: &[Operation] = Operation::ALL;
@@ -146,16 +154,17 @@ mod tests {
             expect(&business(status), &[Start], &Outcome::Answered);
         }
         expect(&business(403), &[Send, State], &Outcome::Dead(DeadReason::ConversationOver));
-        expect(&business(403), &[Callback, Event], &Outcome::Dead(DeadReason::Rejected));
+        expect(&business(403), &[Callback, Event, Tell, Session], &Outcome::Dead(DeadReason::Rejected));
         let later = retry(RetryReason::ServerError, false, None);
-        expect(&business(503), &[Send, Leave, State, Callback, Event], &later);
+        expect(&business(503), &[Send, Leave, State, Callback, Event, Tell, Session], &later);
     }
 
     #[test]
     fn a_chat_that_is_not_there_is_over() {
         for status in [404, 410] {
             expect(&plain(status), &[Send, State], &Outcome::Dead(DeadReason::ConversationOver));
-            expect(&plain(status), &[Start, Callback, Event], &Outcome::Dead(DeadReason::Rejected));
+            expect(&plain(status), &[Start, Callback, Event, Tell], &Outcome::Dead(DeadReason::Rejected));
+            expect(&plain(status), &[Session], &Outcome::Delivered);
         }
         for error in [plain(403), business(403), plain(404), plain(410)] {
             expect(&error, &[Leave], &Outcome::Delivered);
@@ -165,14 +174,15 @@ mod tests {
     #[test]
     fn what_is_refused_for_good_dies() {
         for status in [400, 403, 405, 406, 409, 413, 415, 422, 451] {
-            let operations = if status == 403 { &[Start, Send, State, Callback, Event][..] } else { ALL };
+            let operations =
+                if status == 403 { &[Start, Send, State, Callback, Event, Tell, Session][..] } else { ALL };
             expect(&plain(status), operations, &Outcome::Dead(DeadReason::Rejected));
         }
     }
 
     #[test]
     fn what_may_pass_is_tried_again() {
-        let repeating = &[Start, Send, Callback, Event];
+        let repeating = &[Start, Send, Callback, Event, Tell];
         for (status, reason, ambiguous) in [
             (408, RetryReason::TryLater, true),
             (425, RetryReason::TryLater, false),
@@ -185,7 +195,7 @@ mod tests {
             (429, RetryReason::Throttled, false),
         ] {
             expect(&plain(status), repeating, &retry(reason, ambiguous, None));
-            expect(&plain(status), &[Leave, State], &retry(reason, false, None));
+            expect(&plain(status), &[Leave, State, Session], &retry(reason, false, None));
         }
     }
 
@@ -200,7 +210,7 @@ mod tests {
 
     #[test]
     fn no_answer_is_ambiguous_only_when_something_was_sent() {
-        let repeating = &[Start, Send, Callback, Event];
+        let repeating = &[Start, Send, Callback, Event, Tell];
         for (kind, reason) in [
             (NoAnswerKind::Connect, RetryReason::Connect),
             (NoAnswerKind::Tls, RetryReason::Connect),
@@ -210,7 +220,7 @@ mod tests {
         ] {
             expect(&none(Sent::No, kind), ALL, &retry(reason, false, None));
             expect(&none(Sent::Maybe, kind), repeating, &retry(reason, true, None));
-            expect(&none(Sent::Maybe, kind), &[Leave, State], &retry(reason, false, None));
+            expect(&none(Sent::Maybe, kind), &[Leave, State, Session], &retry(reason, false, None));
         }
     }
 }

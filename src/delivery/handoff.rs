@@ -4,8 +4,9 @@
 //! answer and our note of it: an attempt that may repeat another reads back first (Connect Support has no idempotency key,
 //! servicenow.md 7). Leaves to others: the HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
+use super::late::origin;
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, Origin, State};
+use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, State};
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::patience::WAITED_TOO_LONG;
@@ -18,12 +19,12 @@ use crate::platform::{CallError, QueueEntry, ServiceNow, Started};
 const HERE: Endpoint = Endpoint::ServiceNow;
 
 /// What every step of this file needs.
-struct Desk<'a> {
-    deliverer: &'a Deliverer,
+pub(super) struct Desk<'a> {
+    pub(super) deliverer: &'a Deliverer,
     servicenow: &'a ServiceNow,
-    directory: &'a Directory,
-    message: &'a Message,
-    maybe_taken: bool,
+    pub(super) directory: &'a Directory,
+    pub(super) message: &'a Message,
+    pub(super) maybe_taken: bool,
 }
 
 impl Deliverer {
@@ -60,16 +61,26 @@ type Done = Result<Attempt, OwnTrouble>;
 impl Desk<'_> {
     async fn start(&self, start: &Start) -> Done {
         let id = &start.conversation_id;
-        if let Some(open) = self.directory.find(id).await?.filter(is_open) {
+        let known = self.directory.find(id).await?;
+        let gone = known.as_ref().is_some_and(|known| {
+            known.state == State::Requested
+                && known.released_at.is_some_and(|at| at >= self.message.accepted_at)
+        });
+        if let Some(open) = known.filter(is_open) {
             // A duplicate, or we crashed before the bot side was told.
+            self.heard(id, start.reply.as_deref()).await?;
             self.tell_waiting(id, &open).await?;
             return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is open already"));
         }
+        if gone && !self.maybe_taken {
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
+        }
         let Some(queue_id) = start.queue_id.as_deref().or(self.deliverer.settings.queue_id.as_deref()) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
-            return self.failed(id, Attempt::dead(HERE, DeadReason::Rejected, why)).await;
+            return self.failed(start, Attempt::dead(HERE, DeadReason::Rejected, why)).await;
         };
-        self.directory.requested(id, Origin::Api, Some(queue_id)).await?;
+        self.directory.requested(id, origin(start), Some(queue_id)).await?;
+        self.heard(id, start.reply.as_deref()).await?;
         let text = first_words(start);
         if self.maybe_taken {
             match self.taken_start(id, queue_id, &text).await? {
@@ -77,6 +88,9 @@ impl Desk<'_> {
                 Ok(None) => {}
                 Err(error) => return Ok(Attempt::called(HERE, &error, Operation::State)),
             }
+        }
+        if gone {
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
         }
         match self.servicenow.start(id, queue_id, &text).await {
             Ok(entry) => Ok(self.claim(id, queue_id, &entry).await?.unwrap_or_else(|| {
@@ -132,8 +146,9 @@ impl Desk<'_> {
     }
 
     /// A start that can never work: the state says so, and the bot side is told when the message is buried.
-    async fn failed(&self, id: &ConversationId, attempt: Attempt) -> Done {
-        self.directory.requested(id, Origin::Api, None).await?;
+    async fn failed(&self, start: &Start, attempt: Attempt) -> Done {
+        self.directory.requested(&start.conversation_id, origin(start), None).await?;
+        self.heard(&start.conversation_id, start.reply.as_deref()).await?;
         Ok(attempt)
     }
 
@@ -195,6 +210,10 @@ impl Desk<'_> {
     async fn message(&self, text: &Text) -> Done {
         let id = &text.conversation_id;
         let conversation = self.directory.find(id).await?;
+        if let Some(start) = self.late_start(text, conversation.as_ref()).await? {
+            return Box::pin(self.start(&start)).await;
+        }
+        self.heard(id, text.reply.as_deref()).await?;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
             Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
@@ -285,6 +304,9 @@ impl Desk<'_> {
         let conversation = self.directory.find(id).await?;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
+            Err(_) if self.deliverer.xo.is_of_a_bot(id) => {
+                return self.end_of_nothing(end, conversation).await;
+            }
             Err(reason @ DeadReason::UnknownConversation) => {
                 return Ok(Attempt::dead(HERE, reason, not_open(reason)));
             }
@@ -353,7 +375,7 @@ fn first_words(start: &Start) -> String {
     text
 }
 
-fn with_attachments(text: &Text) -> String {
+pub(super) fn with_attachments(text: &Text) -> String {
     let files = text.attachments.iter().map(|file| match &file.name {
         Some(name) => format!("File: {name} {}", file.url),
         None => format!("File: {}", file.url),

@@ -14,11 +14,13 @@ mod events;
 mod gaps;
 mod gate;
 mod handoff;
+mod late;
 mod notices;
 mod patience;
 pub mod poll;
 mod repeats;
 mod tell;
+mod wording;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +28,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{Directory, DirectoryError, State};
+use crate::conversation::{Directory, DirectoryError, Origin, State};
 use crate::message::{
     ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, Outcome,
     RetryReason, TripReason,
@@ -41,6 +43,7 @@ pub use gate::{Gate, GateSettings};
 use notices::instance_of;
 pub use patience::Patience;
 pub(crate) use repeats::Repeats;
+pub use wording::{AgentTemplate, BotKitSettings, Texts};
 
 /// What becomes of a callback whose `group` nobody opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +72,8 @@ pub struct DeliverySettings {
     pub serves_bots: bool,
     /// `servicenow.read_back`
     pub read_back: ReadBack,
+    /// How a bot's users are spoken to.
+    pub botkit: BotKitSettings,
 }
 
 /// Everything that attempts need; one for each worker.
@@ -274,21 +279,35 @@ impl Deliverer {
 
     /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written.
     pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
-        let Some(directory) = &self.directory else { return Ok(()) };
-        let Ok(Handoff::Start(start)) = serde_json::from_slice::<Handoff>(&dead.message.body) else {
-            return Ok(());
-        };
-        if dead.message.kind != Kind::HandoffStart {
+        if !matches!(dead.message.kind, Kind::HandoffStart | Kind::HandoffMessage) {
             return Ok(());
         }
-        let id = &start.conversation_id;
-        let open = directory.find(id).await.map_err(|error| error.to_string())?;
+        let Ok(handoff) = serde_json::from_slice::<Handoff>(&dead.message.body) else { return Ok(()) };
+        self.start_died(dead, &handoff).await.map_err(|OwnTrouble(trouble)| trouble)
+    }
+
+    async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), OwnTrouble> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let reply = match handoff {
+            Handoff::Start(start) => start.reply.as_deref(),
+            // A message that was to open a chat, as a start does.
+            Handoff::Message(text) if self.is_late_start(&dead.message).await? => text.reply.as_deref(),
+            _ => return Ok(()),
+        };
+        let id = handoff.conversation();
+        if let Some(reply) = reply {
+            // The ingress may not have reached the directory, and nobody else may have tried it.
+            if directory.find(id).await?.is_none() {
+                directory.requested(id, Origin::BotKit, None).await?;
+            }
+            directory.heard(id, reply, dead.message.accepted_at).await?;
+        }
+        let open = directory.find(id).await?;
         // A duplicate of a start that had worked: the chat goes on.
         if open.is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
             return Ok(());
         }
-        let told = self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await;
-        told.map_err(|OwnTrouble(trouble)| trouble)
+        self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await
     }
 }
 

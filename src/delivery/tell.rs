@@ -65,6 +65,10 @@ impl Deliverer {
             Some(conversation) if conversation.origin == Origin::BotKit => {
                 self.botkit_notice(message, &conversation, &notice).await
             }
+            None if self.xo.is_of_a_bot(&notice.conversation_id) => {
+                let why = "nobody knows its conversation: its end tells it again";
+                Ok(Attempt::of(Endpoint::XoBotKit, Outcome::Repeated, why))
+            }
             _ => self.notice_event(message, &notice).await,
         }
     }

@@ -4,10 +4,11 @@
 //! caller hangs up; every answer carries `x-request-id`; every refusal is counted and logged without content.
 //! Leaves to others: who is right (`verify`), what a body means (the doors), what becomes of a message (`worker/`).
 //!
-//! A new door (XO's BotKit protocol) is a variant of [`Door`] with its paths, and a file beside these.
+//! A new door is a variant of [`Door`] with its paths, and a file beside these.
 
 mod admin;
 mod body;
+mod botkit;
 mod conversations;
 mod fields;
 mod handoffs;
@@ -17,6 +18,7 @@ mod server;
 mod servicenow;
 #[cfg(test)]
 mod tests;
+mod token;
 mod verify;
 
 use std::io;
@@ -33,7 +35,9 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 pub use admin::{AdminState, serve_admin};
+pub use botkit::{BotKitDoor, Kept};
 use problem::Refusal;
+pub use token::BotDoor;
 
 use crate::conversation::Directory;
 use crate::message::{DeadLetter, Message};
@@ -55,6 +59,8 @@ pub struct IngressSettings {
     pub servicenow: ServiceNowDoor,
     /// Who may post handoffs and ask about conversations; without it that API is off.
     pub handoffs_token: Option<SecretString>,
+    /// XO's BotKit protocol.
+    pub botkit: BotKitDoor,
 }
 
 /// The credentials of the callback door: any one that is set and holds is enough.
@@ -136,22 +142,26 @@ enum Door {
     ServiceNow,
     Handoffs,
     Conversations,
+    BotKit,
 }
 
 impl Door {
-    const ALL: &'static [Self] = &[Self::ServiceNow, Self::Handoffs, Self::Conversations];
+    const ALL: &'static [Self] = &[Self::ServiceNow, Self::Handoffs, Self::Conversations, Self::BotKit];
 
     const fn paths(self) -> &'static [&'static str] {
         match self {
             Self::ServiceNow => &["/v1/callbacks/servicenow"],
             Self::Handoffs => &["/v1/handoffs"],
             Self::Conversations => &["/v1/conversations/{conversation_id}"],
+            Self::BotKit => {
+                &["/sdk/bots/{bot_id}/{event}", "/sdk/bots/{bot_id}/components/{component_id}/{event}"]
+            }
         }
     }
 
     const fn allow(self) -> &'static str {
         match self {
-            Self::ServiceNow | Self::Handoffs => "POST",
+            Self::ServiceNow | Self::Handoffs | Self::BotKit => "POST",
             Self::Conversations => "GET, HEAD",
         }
     }
@@ -166,6 +176,7 @@ impl Door {
             Some(Self::ServiceNow) => "servicenow",
             Some(Self::Handoffs) => "handoffs",
             Some(Self::Conversations) => "conversations",
+            Some(Self::BotKit) => "botkit",
             None => "other",
         }
     }
@@ -195,7 +206,11 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
-            let response = refusal.into_response(&id);
+            // XO reads refusals in BotKit's words only.
+            let response = match door {
+                Some(Door::BotKit) => botkit::refused(refusal, &id),
+                _ => refusal.into_response(&id),
+            };
             let status = response.status().as_u16();
             tracing::info!(request_id = %id, route = source, status, reason, "request refused");
             body::linger(request);
@@ -223,6 +238,7 @@ async fn through(
         Door::ServiceNow => servicenow::answer(state, request).await,
         Door::Handoffs => handoffs::answer(state, request).await,
         Door::Conversations => conversations::answer(state, request).await,
+        Door::BotKit => botkit::answer(state, request).await,
     }
 }
 

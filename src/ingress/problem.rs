@@ -61,6 +61,10 @@ pub(super) enum Refusal {
     NotJson { line: usize, column: usize },
     #[error("The body was read, but it cannot be used. Correct what `errors` lists and send it again.")]
     Invalid(Vec<Fault>),
+    #[error("The body lacks {0}. Send it.")]
+    Insufficient(&'static str),
+    #[error("{0} {1}. Correct it and send it again.")]
+    BadArgument(&'static str, &'static str),
     #[error(
         "The queue cannot be reached, so nothing was accepted. Send it again after the time in Retry-After."
     )]
@@ -102,6 +106,8 @@ impl Refusal {
             Self::CutBody => (400, "cut_body", "body", "Incomplete body"),
             Self::NotJson { .. } => (400, "not_json", "body", "Not JSON"),
             Self::Invalid(_) => (422, "invalid", "body", "Invalid content"),
+            Self::Insufficient(_) => (400, "insufficient", "body", "Something is missing"),
+            Self::BadArgument(field, _) => (400, "bad_argument", *field, "Content that is not allowed"),
             Self::QueueAway => (503, "queue_away", "queue", "Queue not reachable"),
             Self::QueueFull => (503, "queue_full", "queue", "Queue full"),
             Self::QueueUnfit => (503, "queue_unfit", "queue", "Queue not usable"),

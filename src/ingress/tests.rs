@@ -46,6 +46,7 @@ fn settings() -> IngressSettings {
             ..ServiceNowDoor::default()
         },
         handoffs_token: Some("bearer-token".into()),
+        botkit: super::BotKitDoor::default(),
     }
 }
 

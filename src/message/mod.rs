@@ -21,7 +21,7 @@ pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub(crate) use markup::plain;
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
-pub use reply::ReplyHandle;
+pub use reply::{AllowedHosts, ReplyHandle};
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

@@ -21,4 +21,4 @@ pub use servicenow::{
     Api, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin, ServiceNowSettings,
     Started,
 };
-pub use xo::{Xo, XoSettings};
+pub use xo::{SessionStep, Words, Xo, XoBot, XoSettings};

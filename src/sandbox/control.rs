@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::ledger::Entry;
 use super::script::{Operation, Rule, Side};
 use super::servicenow::desk::{Desk, Refusal};
-use super::settings::Switches;
+use super::settings::{BotKitSwitches, Switches};
 use super::world::World;
 
 type Shared = State<Arc<World>>;
@@ -32,6 +32,7 @@ pub(super) fn router() -> Router<Arc<World>> {
         .route("/sandbox/chats", get(chats))
         .route("/sandbox/switches", get(switches).post(set_switches))
         .route("/sandbox/tokens", delete(revoke_tokens))
+        .route("/sandbox/botkit", get(botkit_switches).post(set_botkit_switches))
         .route("/sandbox/agents/{group}/{deed}", post(agent))
         .route("/sandbox/queues/{id}/{change}", post(queue))
 }
@@ -132,6 +133,20 @@ async fn set_switches(State(world): Shared, body: Bytes) -> Response {
     match serde_json::from_slice::<Switches>(&body) {
         Ok(switches) => {
             world.desk().switches = switches;
+            Json(switches).into_response()
+        }
+        Err(error) => wrong(&format!("not switches: {error}; see GET /sandbox")),
+    }
+}
+
+async fn botkit_switches(State(world): Shared) -> Response {
+    Json(world.switchboard.switches()).into_response()
+}
+
+async fn set_botkit_switches(State(world): Shared, body: Bytes) -> Response {
+    match serde_json::from_slice::<BotKitSwitches>(&body) {
+        Ok(switches) => {
+            world.switchboard.set(switches);
             Json(switches).into_response()
         }
         Err(error) => wrong(&format!("not switches: {error}; see GET /sandbox")),

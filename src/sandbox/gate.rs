@@ -13,6 +13,7 @@ use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::botkit;
 use super::ledger::{Arrival, Page};
 use super::script::{Fault, Operation, RetryAfter, Seen, Side, Spoil};
 use super::servicenow::desk::Refusal;
@@ -187,7 +188,7 @@ fn too_many(retry_after: RetryAfter, side: Side) -> Response {
 pub(super) fn plain_failure(side: Side, status: StatusCode) -> Response {
     match side {
         Side::ServiceNow => shapes::plain_failure(status),
-        Side::Xo | Side::Events => {
+        Side::Xo | Side::Events | Side::BotKit => {
             let words = status.canonical_reason().unwrap_or("Failure");
             let body = json!({ "errors": [{ "msg": words, "code": status.as_u16() }] });
             (status, axum::Json(body)).into_response()
@@ -198,6 +199,7 @@ pub(super) fn plain_failure(side: Side, status: StatusCode) -> Response {
 fn side_of(path: &str) -> Side {
     match path {
         "/xo/events" => Side::Events,
+        _ if path.starts_with(botkit::ROOT) => Side::BotKit,
         _ if path.starts_with("/xo") => Side::Xo,
         _ => Side::ServiceNow,
     }
@@ -228,6 +230,11 @@ fn recognise(method: &Method, path: &str, full_path: &str, body: &Bytes) -> (Sid
             arrival.message_id = field("sys_id");
             arrival.text = field("formatted_message").or_else(|| field("message"));
             if path == "/xo/callback" { Operation::Callback } else { Operation::Other }
+        }
+        Side::BotKit => {
+            arrival.text = botkit::words(&json);
+            arrival.conversation = botkit::user_of(&json);
+            botkit::operation(path)
         }
         Side::Events => {
             arrival.group = field("group");

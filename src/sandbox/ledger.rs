@@ -183,6 +183,11 @@ impl Ledger {
         self.applied_by_conversation(|entry| (entry.side == Side::Events).then(|| entry.clone()))
     }
 
+    /// What XO's BotKit API did, by user, in the order of effects.
+    pub fn botkit(&self) -> BTreeMap<String, Vec<Entry>> {
+        self.applied_by_conversation(|entry| (entry.side == Side::BotKit).then(|| entry.clone()))
+    }
+
     fn applied_by_conversation<T>(&self, pick: impl Fn(&Entry) -> Option<T>) -> BTreeMap<String, Vec<T>> {
         let book = self.lock();
         let inbound = book.entries.iter().filter(|entry| !entry.outbound);
@@ -328,7 +333,7 @@ impl Page {
             entry.effect = Some(effect);
             if conversation.is_some() {
                 // An event names its conversation and its group apart.
-                if entry.side != Side::Events {
+                if !matches!(entry.side, Side::Events | Side::BotKit) {
                     entry.group.clone_from(&conversation);
                 }
                 entry.conversation = conversation;

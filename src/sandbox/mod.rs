@@ -5,9 +5,10 @@
 //! ([`Script`]). What arrived, in which order, is in the [`Ledger`]. It shares no type with Causeway's clients:
 //! a fake that shared them would share their misunderstandings.
 //!
-//! One listener serves it all: ServiceNow at the root (`/api/…`), XO under `/xo`, its own controls under
+//! One listener serves it all: ServiceNow at the root (`/api/…`), XO under `/xo` (its BotKit API under `/xo/api`), its own controls under
 //! `/sandbox` (`GET /sandbox` explains them).
 
+pub mod botkit;
 mod control;
 mod gate;
 mod http;
@@ -33,8 +34,9 @@ use tokio::net::TcpListener;
 pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
-    Accept, AgentSettings, BasicLogin, BodyStyle, CallbackCredential, CallbackSettings, OAuthClient,
-    OAuthSwitches, QueueSettings, SandboxSettings, Switches, TableAccess,
+    Accept, AgentSettings, BasicLogin, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential,
+    CallbackSettings, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings, Switches, TableAccess,
+    WantsContext,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
@@ -91,6 +93,7 @@ impl Sandbox {
         let world = Arc::new(World::new(settings));
         let router = Router::new()
             .merge(xo::router(&world))
+            .merge(botkit::router(&world))
             .merge(control::router())
             .fallback_service(servicenow::router(&world).with_state(world.clone()))
             .with_state(world.clone());
@@ -117,6 +120,16 @@ impl Sandbox {
     /// Where events of API conversations may go.
     pub fn events_url(&self) -> String {
         format!("{}/xo/events", self.url)
+    }
+
+    /// A user of the first bot, on XO's web channel, whose events go to the BotKit server at `door`.
+    pub fn bot_user(&self, door: &str, user: &str) -> botkit::BotUser {
+        botkit::BotUser::new(&self.world, &self.url, door, user)
+    }
+
+    /// How the BotKit API behaves from now on.
+    pub fn set_botkit(&self, switches: BotKitSwitches) {
+        self.world.switchboard.set(switches);
     }
 
     /// The faults.

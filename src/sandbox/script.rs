@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 pub enum Side {
     /// The ServiceNow instance.
     ServiceNow,
-    /// XO's Callback URL (and, later, its BotKit API).
+    /// XO's Callback URL.
     Xo,
+    /// XO's BotKit API.
+    BotKit,
     /// The receiver of the events of API conversations.
     Events,
 }
@@ -44,6 +46,14 @@ pub enum Operation {
     Token,
     /// Read or write records over the Table API.
     Table,
+    /// BotKit: something for the user (`sendUserMessage`).
+    Tell,
+    /// BotKit: the agent session begins.
+    Session,
+    /// BotKit: the bot gets its user back (`clearAgentSession`).
+    Clear,
+    /// BotKit: a reply handle is kept alive (`extendcallid`).
+    Extend,
     /// Anything else (rejoin, transfer, unknown paths…).
     Other,
 }
@@ -51,7 +61,17 @@ pub enum Operation {
 impl Operation {
     /// Whether it changes something, so that its order matters.
     pub fn moves(self) -> bool {
-        matches!(self, Self::Start | Self::Message | Self::Leave | Self::Callback | Self::Event)
+        matches!(
+            self,
+            Self::Start
+                | Self::Message
+                | Self::Leave
+                | Self::Callback
+                | Self::Event
+                | Self::Tell
+                | Self::Session
+                | Self::Clear
+        )
     }
 }
 
@@ -180,7 +200,8 @@ mod any_operation {
             Ok(Written::Any(Any::Any)) => Ok(None),
             Ok(Written::One(operation)) => Ok(Some(operation)),
             Err(_) => Err(serde::de::Error::custom(
-                "operation must be one of any, start, message, leave, state, read, queue, callback, event, token, table, other",
+                "operation must be one of any, start, message, leave, state, read, queue, callback, event, token, table, \
+                 tell, session, clear, extend, other",
             )),
         }
     }

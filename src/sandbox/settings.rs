@@ -29,6 +29,10 @@ pub struct SandboxSettings {
     pub session_queue: usize,
     /// The bearer token that `/xo/events` wants; none: anybody may post.
     pub events_token: Option<String>,
+    /// The bots of XO.
+    pub bots: Vec<BotSettings>,
+    /// How XO's BotKit API behaves where nobody knows how it does.
+    pub botkit: BotKitSwitches,
     /// The newest ledger entries (and ended chats) to keep; none: all of them. Long runs need a bound.
     pub keep: Option<usize>,
 }
@@ -46,6 +50,8 @@ impl Default for SandboxSettings {
             transaction_time: Duration::ZERO,
             session_queue: 10,
             events_token: None,
+            bots: vec![BotSettings::default()],
+            botkit: BotKitSwitches::default(),
             keep: None,
         }
     }
@@ -82,6 +88,77 @@ impl fmt::Debug for OAuthClient {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("OAuthClient").field("client_id", &self.client_id).finish_non_exhaustive()
     }
+}
+
+/// One bot of XO and the app whose events it posts.
+#[derive(Clone)]
+pub struct BotSettings {
+    /// Its id, `st-…`.
+    pub bot_id: String,
+    /// The client id of its app.
+    pub app_id: String,
+    /// The client secret of its app.
+    pub client_secret: String,
+}
+
+impl Default for BotSettings {
+    fn default() -> Self {
+        Self {
+            bot_id: "st-00000000-0000-5000-8000-000000000001".to_owned(),
+            app_id: "cs-00000000-0000-5000-8000-000000000001".to_owned(),
+            client_secret: "sandbox-bot-secret".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for BotSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("BotSettings").field("bot_id", &self.bot_id).finish_non_exhaustive()
+    }
+}
+
+/// XO's BotKit API answers in ways that are documented nowhere: each guess is a switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BotKitSwitches {
+    /// How much of the event's `context` a reply must bring back.
+    pub wants_context: WantsContext,
+    /// What a call with a lapsed reply handle is answered.
+    pub lapsed_status: u16,
+    /// After how many milliseconds a reply handle lapses that is not extended.
+    pub handle_life_ms: u64,
+    /// How many characters of a text XO takes; 0: any number.
+    pub text_chars_max: usize,
+    /// Whether an answer has a body.
+    pub answers_json: bool,
+    /// How large the `context` of a transfer is, in bytes.
+    pub context_bytes: usize,
+}
+
+impl Default for BotKitSwitches {
+    fn default() -> Self {
+        Self {
+            wants_context: WantsContext::None,
+            lapsed_status: 404,
+            handle_life_ms: 300_000,
+            text_chars_max: 0,
+            answers_json: true,
+            context_bytes: 4096,
+        }
+    }
+}
+
+/// How much of the context a reply must bring back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantsContext {
+    /// None of it.
+    #[default]
+    None,
+    /// The names of user and session.
+    Trimmed,
+    /// All of it.
+    Full,
 }
 
 /// One `chat_queue`.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::botkit::Switchboard;
 use super::ledger::Ledger;
 use super::script::Script;
 use super::servicenow::callbacks::Courier;
@@ -27,6 +28,7 @@ pub(super) struct World {
     pub(super) tokens: Tokens,
     pub(super) tables: Tables,
     pub(super) courier: Courier,
+    pub(super) switchboard: Switchboard,
     pub(super) crew: Crew,
     desk: Mutex<Desk>,
     lines: Mutex<HashMap<String, VecDeque<Posting>>>,
@@ -67,6 +69,7 @@ impl World {
             tokens: Tokens::new(settings.oauth.clone()),
             tables: Tables::default(),
             courier: Courier::new(settings.callback.clone()),
+            switchboard: Switchboard::new(settings.botkit),
             crew: Crew::default(),
             desk: Mutex::new(Desk::new(&settings)),
             lines: Mutex::default(),

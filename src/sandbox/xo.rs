@@ -1,5 +1,5 @@
 //! The simulated XO: the Callback URL of its built-in integration, and the receiver of the events of API
-//! conversations. XO's BotKit API is another set of routes here, behind the same script and ledger.
+//! conversations. XO's BotKit API stands in `botkit/`, behind the same script and ledger.
 //!
 //! What XO really answers on its Callback URL is not published; this one answers 200 with a small JSON object.
 

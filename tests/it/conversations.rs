@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
-use causeway::delivery::{Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup};
+use causeway::delivery::{BotKitSettings, Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup};
 use causeway::message::{ConversationId, DeadReason, Kind, LaneKey, Message, MessageId, Outcome};
 use causeway::platform::{
     Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
@@ -380,6 +380,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         tells_events: true,
         serves_bots: false,
         read_back: ReadBack::Always,
+        botkit: BotKitSettings::default(),
     };
     Room { deliverer: Deliverer::new(parts, delivery, &BTreeMap::new()), directory, sandbox, _folder: folder }
 }

@@ -11,6 +11,7 @@
 #[macro_use]
 mod harness;
 
+mod botkit;
 mod breaker;
 mod cli;
 mod config;

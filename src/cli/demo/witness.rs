@@ -73,7 +73,7 @@ impl<'a> Witness<'a> {
             seen.told.insert(entry.seq);
             let (who, news) = match entry.side {
                 Side::ServiceNow => ("ServiceNow", seen.servicenow(&entry)),
-                Side::Xo | Side::Events => ("bot side", event(&entry)),
+                Side::Xo | Side::Events | Side::BotKit => ("bot side", event(&entry)),
             };
             if let Some((tone, what)) = news {
                 self.timeline.tell(who, tone, &what)?;

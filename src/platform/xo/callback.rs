@@ -52,6 +52,7 @@ mod tests {
             callback_url: Some(url.join("/hooks/secret-path").unwrap()),
             events_url: Some(url.join("/events").unwrap()),
             events_token: Some("token-value".into()),
+            ..XoSettings::default()
         };
         Xo::new(peer::http(), settings)
     }

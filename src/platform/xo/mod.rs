@@ -2,9 +2,9 @@
 //!
 //! Guarantees: addresses are shown by their host alone, since XO's Callback URL is its own secret.
 //! Leaves to others: what is posted (`message/`), what an error means (`delivery/classify.rs`). Today's posts stand in
-//! `callback.rs`; those of the BotKit protocol, with their own credential for each call, are files beside it that
-//! reach the network through [`Xo::post`] as it does.
+//! `callback.rs`; those of the BotKit protocol, with their own credential for each call, in `botkit.rs`.
 
+mod botkit;
 mod callback;
 
 use std::sync::Arc;
@@ -15,6 +15,10 @@ use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
+
+use crate::message::AllowedHosts;
+
+pub use botkit::{SessionStep, Words, XoBot};
 
 use super::error::{Answer, AnswerKind, CallError, NotReady};
 use super::http::{Call, Http, Media, Reply};
@@ -28,6 +32,10 @@ pub struct XoSettings {
     pub events_url: Option<Url>,
     /// The bearer token that they go with.
     pub events_token: Option<SecretString>,
+    /// The bots of the BotKit protocol.
+    pub bots: Vec<XoBot>,
+    /// Where their reply addresses may point.
+    pub allowed_hosts: AllowedHosts,
 }
 
 /// The bot side. Cheap to clone.
@@ -51,6 +59,12 @@ impl Xo {
     /// Where events of API conversations go.
     pub fn events_url(&self) -> Option<&Url> {
         self.settings.events_url.as_ref()
+    }
+
+    /// How many bots there are, and the hosts that they may be answered at.
+    pub fn bots(&self) -> (usize, Vec<String>) {
+        let hosts = self.settings.allowed_hosts.hosts().map(str::to_owned);
+        (self.settings.bots.len(), hosts.collect())
     }
 
     /// Whether anything answers there, and what time it is there. Asks for nothing and sends nothing.

@@ -1,0 +1,122 @@
+//! What XO hears: the answers of a BotKit server (platforms/xo.md 3.2).
+//!
+//! Guarantees: an event goes back as it came, with the mark of the acknowledgement; a refusal is `{"errors":[{"msg","code"}]}`.
+//! Leaves to others: when to refuse (`mod.rs`), the status and the reason (`ingress/problem.rs`).
+
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use bytes::Bytes;
+use serde_json::json;
+
+use crate::ingress::problem::Refusal;
+
+const SUPPORTS_ACK: HeaderName = HeaderName::from_static("supportsmessageack");
+const ERROR_DESCRIPTION: HeaderName = HeaderName::from_static("response-error-description");
+
+/// The event was taken: what came, marked.
+pub(super) fn acknowledged(payload: &[u8]) -> Response {
+    taken(Body::from(marked(payload)))
+}
+
+/// A handoff was taken.
+pub(super) fn handed_off() -> Response {
+    taken(Body::from(json!({ "headers": { "supportsMessageAck": true } }).to_string()))
+}
+
+/// A webhook node goes on with what it sent.
+pub(super) fn unchanged(payload: Bytes) -> Response {
+    taken(Body::from(payload))
+}
+
+fn taken(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(SUPPORTS_ACK, HeaderValue::from_static("true"));
+    response
+}
+
+/// One more field at the end of a JSON object, without reading what may be a megabyte once more.
+fn marked(payload: &[u8]) -> Vec<u8> {
+    let body = payload.trim_ascii_end();
+    let open = body.strip_suffix(b"}").unwrap_or(body).trim_ascii_end();
+    let mut marked = open.to_vec();
+    marked.extend_from_slice(if open.ends_with(b"{") { b"" } else { b"," });
+    marked.extend_from_slice(br#""ackMessage":true}"#);
+    marked
+}
+
+/// The same status and headers as every other refusal, in BotKit's body.
+pub(in crate::ingress) fn refused(refusal: Refusal, request_id: &str) -> Response {
+    let (code, msg) = match &refusal {
+        Refusal::Unauthorized(_) => (json!(4002), "Invalid apikey".to_owned()),
+        Refusal::Insufficient(_) => (json!("INSUFFICIENT_ARGUMENTS"), refusal.to_string()),
+        Refusal::UnknownRoute | Refusal::NotEnabled(_) => (json!("NOT_FOUND"), refusal.to_string()),
+        Refusal::Invalid(faults) => {
+            let faults: Vec<String> =
+                faults.iter().map(|fault| format!("{} {}", fault.field, fault.reason)).collect();
+            (json!("VALIDATION_ERROR"), faults.join("; "))
+        }
+        Refusal::TooLarge(_) => (json!("PAYLOAD_TOO_LARGE"), refusal.to_string()),
+        Refusal::SlowBody => (json!("REQUEST_TIMEOUT"), refusal.to_string()),
+        Refusal::QueueAway | Refusal::QueueFull | Refusal::QueueUnfit | Refusal::DirectoryAway => {
+            (json!("SERVICE_UNAVAILABLE"), refusal.to_string())
+        }
+        _ => (json!("INVALID_ARGUMENTS"), refusal.to_string()),
+    };
+    let is_credentials = matches!(refusal, Refusal::Unauthorized(_));
+    let is_invalid = matches!(refusal, Refusal::Invalid(_));
+    let (mut parts, _) = refusal.into_response(request_id).into_parts();
+    if is_invalid {
+        parts.status = axum::http::StatusCode::PRECONDITION_FAILED;
+    }
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if is_credentials {
+        parts.headers.insert(ERROR_DESCRIPTION, HeaderValue::from_static("Invalid apikey"));
+    }
+    let body = json!({ "errors": [{ "msg": msg, "code": code }] });
+    Response::from_parts(parts, Body::from(body.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_fits_into_every_object() {
+        for (payload, expected) in [
+            ("{}", r#"{"ackMessage":true}"#),
+            (" { } \n", r#" {"ackMessage":true}"#),
+            (r#"{"a":{"b":1}}"#, r#"{"a":{"b":1},"ackMessage":true}"#),
+            ("{\"a\":[]\n}\n", r#"{"a":[],"ackMessage":true}"#),
+        ] {
+            let marked = String::from_utf8(marked(payload.as_bytes())).unwrap();
+            assert_eq!(marked, expected);
+            serde_json::from_str::<serde_json::Value>(&marked).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_as_botkit_tells_them() {
+        for (refusal, status, code) in [
+            (Refusal::Unauthorized("x"), 401, json!(4002)),
+            (Refusal::UnknownRoute, 404, json!("NOT_FOUND")),
+            (Refusal::Insufficient("user"), 400, json!("INSUFFICIENT_ARGUMENTS")),
+            (Refusal::BadArgument("baseUrl", "is foreign"), 400, json!("INVALID_ARGUMENTS")),
+            (Refusal::NotJson { line: 1, column: 1 }, 400, json!("INVALID_ARGUMENTS")),
+            (Refusal::Invalid(Vec::new()), 412, json!("VALIDATION_ERROR")),
+            (Refusal::TooLarge(1), 413, json!("PAYLOAD_TOO_LARGE")),
+            (Refusal::QueueAway, 503, json!("SERVICE_UNAVAILABLE")),
+        ] {
+            let response = refused(refusal, "r");
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers().contains_key("retry-after"), status == 503);
+            assert_eq!(response.headers().contains_key("response-error-description"), status == 401);
+            let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["errors"][0]["code"], code);
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The calls of XO's BotKit API that a live chat needs (platforms/xo.md 3.3): tell the user, begin and end the agent session, keep
+//! the reply handle alive.
+//!
+//! Guarantees: an address is called only where its host is allowed, and with the credential of the bot that its handle belongs
+//! to; every try has a token of its own, good for a minute, and a refused one is replaced once; no text is in an error. The body
+//! is the smallest that is known to work. Leaves to others: which handle (`delivery/botkit.rs`), what an error means.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use url::Url;
+
+use super::Xo;
+use crate::clock;
+use crate::message::{ConversationId, ReplyHandle};
+use crate::platform::error::{AnswerKind, CallError};
+
+/// As BotKit's own tokens.
+const TOKEN_SECONDS: i64 = 60;
+
+/// The credential of one bot.
+#[derive(Debug, Clone)]
+pub struct XoBot {
+    /// XO's id of the bot.
+    pub bot_id: String,
+    /// The client id of its app.
+    pub app_id: String,
+    /// The client secret of its app.
+    pub client_secret: SecretString,
+}
+
+/// What is done with an agent session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionStep {
+    /// It begins.
+    Start,
+    /// The bot has its user back.
+    Clear,
+    /// Its reply handle lives on.
+    Extend,
+}
+
+impl SessionStep {
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Start => "startAgentSession",
+            Self::Clear => "clearAgentSession",
+            Self::Extend => "extendcallid",
+        }
+    }
+}
+
+/// Words for the user.
+#[derive(Clone, Copy)]
+pub struct Words<'a> {
+    /// What is said.
+    pub text: &'a str,
+    /// Shown as an agent's words, where the channel can.
+    pub as_agent: bool,
+}
+
+impl std::fmt::Debug for Words<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Words")
+    }
+}
+
+impl Xo {
+    /// Whether this conversation began at a bot's door: it names its bot.
+    pub fn is_of_a_bot(&self, conversation: &ConversationId) -> bool {
+        let begins = |bot: &XoBot| {
+            conversation.as_str().strip_prefix(bot.bot_id.as_str()).is_some_and(|rest| rest.starts_with(':'))
+        };
+        conversation.as_str().starts_with("botkit:") || self.settings.bots.iter().any(begins)
+    }
+
+    /// Why this handle cannot be used at all, if so.
+    pub fn refuses(&self, handle: &ReplyHandle) -> Option<String> {
+        if self.bot(handle).is_none() {
+            return Some("no credentials are configured for its bot: see xo.bots".to_owned());
+        }
+        [("baseUrl", &handle.base_url), ("sendUserMessageUrl", &handle.send_user_message_url)]
+            .iter()
+            .find_map(|(name, address)| {
+                self.settings.allowed_hosts.admit(address).err().map(|why| format!("its {name} {why}"))
+            })
+    }
+
+    /// Says something to the user.
+    pub async fn tell_user(&self, handle: &ReplyHandle, words: Words<'_>) -> Result<(), CallError> {
+        let mut payload = payload(handle);
+        if words.as_agent {
+            let template =
+                json!({"type": "template", "payload": {"template_type": "live_agent", "text": words.text}});
+            payload["overrideMessagePayload"] = json!({"isTemplate": true, "body": template.to_string()});
+        } else {
+            payload["message"] = json!(words.text);
+        }
+        self.call_bot(handle, &handle.send_user_message_url, &payload).await
+    }
+
+    /// Begins, ends or prolongs an agent session.
+    pub async fn agent_session(&self, handle: &ReplyHandle, step: SessionStep) -> Result<(), CallError> {
+        let address = at(&handle.base_url, step.path(), &handle.request_id);
+        self.call_bot(handle, &address, &payload(handle)).await
+    }
+
+    /// A refused token is replaced once: it may have died on the way.
+    async fn call_bot(&self, handle: &ReplyHandle, address: &str, payload: &Value) -> Result<(), CallError> {
+        let bot = self.bot(handle).ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
+        let url = self.settings.allowed_hosts.admit(address);
+        let url: Url = url.map_err(|why| CallError::refused_here(format!("its reply address {why}")))?;
+        let body = Bytes::from(payload.to_string());
+        let refused = |error: &CallError| matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
+        match self.post(&url, signed(bot)?, body.clone()).await {
+            Err(error) if refused(&error) => self.post(&url, signed(bot)?, body).await,
+            done => done,
+        }
+    }
+
+    fn bot(&self, handle: &ReplyHandle) -> Option<&XoBot> {
+        self.settings.bots.iter().find(|bot| bot.bot_id == handle.bot_id)
+    }
+}
+
+fn at(base_url: &str, operation: &str, request_id: &str) -> String {
+    let id: String = url::form_urlencoded::byte_serialize(request_id.as_bytes()).collect();
+    format!("{}/{operation}/{id}", base_url.trim_end_matches('/'))
+}
+
+fn payload(handle: &ReplyHandle) -> Value {
+    let mut payload = json!({
+        "__payloadClass": "OnMessagePayload",
+        "requestId": handle.request_id,
+        "botId": handle.bot_id,
+        "componentId": handle.component_id,
+        "sendUserMessageUrl": handle.send_user_message_url,
+        "sendBotMessageUrl": at(&handle.base_url, "sendBotMessage", &handle.request_id),
+        "channel": handle.channel,
+    });
+    if !handle.context.is_null() {
+        payload["context"] = handle.context.clone();
+    }
+    payload
+}
+
+fn signed(bot: &XoBot) -> Result<HeaderMap, CallError> {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let exp = clock::now().as_second() + TOKEN_SECONDS;
+    let claims = json!({ "appId": bot.app_id, "exp": exp });
+    let token = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "HS256" })), part(&claims));
+    let mac = Hmac::<Sha256>::new_from_slice(bot.client_secret.expose_secret().as_bytes())
+        .map_err(|_| CallError::not_made("the client secret cannot be a key"))?;
+    let signature = mac.chain_update(&token).finalize().into_bytes();
+    let token = format!("{token}.{}", URL_SAFE_NO_PAD.encode(signature));
+    let mut value =
+        HeaderValue::try_from(token).map_err(|_| CallError::not_made("the token fits into no header"))?;
+    value.set_sensitive(true);
+    Ok(HeaderMap::from_iter([(HeaderName::from_static("auth"), value)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::XoSettings;
+    use super::*;
+    use crate::message::AllowedHosts;
+    use crate::platform::peer::{self, Peer};
+
+    fn handle(base: &Url) -> ReplyHandle {
+        let base = format!("{base}api/botsdk/stream/st-1");
+        ReplyHandle {
+            bot_id: "st-1".into(),
+            component_id: "default".into(),
+            request_id: "77".into(),
+            send_user_message_url: format!("{base}/sendUserMessage/77"),
+            base_url: base,
+            channel: json!({"type": "rtm", "from": "u-1"}),
+            context: Value::Null,
+        }
+    }
+
+    fn xo(hosts: Vec<String>) -> Xo {
+        let bot =
+            XoBot { bot_id: "st-1".into(), app_id: "cs-1".into(), client_secret: "shared-secret".into() };
+        let allowed_hosts = AllowedHosts::new(hosts);
+        Xo::new(peer::http(), XoSettings { bots: vec![bot], allowed_hosts, ..XoSettings::default() })
+    }
+
+    fn host(url: &Url) -> String {
+        format!("{}:{}", url.host_str().unwrap(), url.port().unwrap())
+    }
+
+    fn tokens(heard: &str) -> Vec<String> {
+        heard
+            .lines()
+            .filter_map(|line| line.strip_prefix("auth: "))
+            .map(|line| line.trim().to_owned())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_smallest_body_and_a_fresh_token_go_out() {
+        let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
+        let xo = xo(vec![host(&peer.url)]);
+        xo.tell_user(&handle(&peer.url), Words { text: "hello", as_agent: false }).await.unwrap();
+        let heard = peer.heard.lock().unwrap().concat();
+        let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /api/botsdk/stream/st-1/sendUserMessage/77 HTTP/1.1"), "{head}");
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!((&body["message"], &body["requestId"]), (&json!("hello"), &json!("77")));
+        assert_eq!(body.get("context"), None);
+        let token = tokens(head).remove(0);
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims: Value = serde_json::from_slice(&claims).unwrap();
+        let life = claims["exp"].as_i64().unwrap() - clock::now().as_second();
+        assert_eq!(claims["appId"], "cs-1");
+        assert!((58..=60).contains(&life), "{life}");
+    }
+
+    #[tokio::test]
+    async fn the_agent_speaks_in_a_template() {
+        let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
+        let xo = xo(vec![host(&peer.url)]);
+        xo.tell_user(&handle(&peer.url), Words { text: "say \"hi\"", as_agent: true }).await.unwrap();
+        let heard = peer.heard.lock().unwrap().concat();
+        let body: Value = serde_json::from_str(heard.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert_eq!(
+            (body.get("message"), &body["overrideMessagePayload"]["isTemplate"]),
+            (None, &json!(true))
+        );
+        let inner: Value =
+            serde_json::from_str(body["overrideMessagePayload"]["body"].as_str().unwrap()).unwrap();
+        assert_eq!(inner["payload"], json!({"template_type": "live_agent", "text": "say \"hi\""}));
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_replaced_once() {
+        let peer = Peer::saying("HTTP/1.1 401 Unauthorized\n\n").await;
+        let xo = xo(vec![host(&peer.url)]);
+        let error = xo.agent_session(&handle(&peer.url), SessionStep::Clear).await.unwrap_err();
+        assert_eq!(error.status(), Some(401));
+        let heard = peer.heard.lock().unwrap().concat();
+        assert_eq!(tokens(&heard).len(), 2, "{heard}");
+        assert!(heard.contains("POST /api/botsdk/stream/st-1/clearAgentSession/77"), "{heard}");
+    }
+
+    #[tokio::test]
+    async fn a_foreign_address_is_never_called() {
+        let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
+        let xo = xo(vec!["platform.kore.ai".to_owned()]);
+        let handle = handle(&peer.url);
+        assert!(xo.refuses(&handle).is_some_and(|why| why.contains("xo.allowed_hosts")));
+        xo.tell_user(&handle, Words { text: "x", as_agent: false }).await.unwrap_err();
+        xo.agent_session(&handle, SessionStep::Extend).await.unwrap_err();
+        assert!(peer.heard.lock().unwrap().concat().is_empty());
+    }
+
+    #[test]
+    fn a_bot_knows_its_conversations_and_shows_no_secret() {
+        let xo = xo(Vec::new());
+        let of = |id: &str| xo.is_of_a_bot(&ConversationId::parse(id).unwrap());
+        assert!(of("st-1:u-1:rtm") && of("botkit:abc") && !of("st-12:u-1:rtm") && !of("c-1"));
+        assert!(!format!("{xo:?} {:?}", xo.settings.bots).contains("shared-secret"));
+    }
+}
