@@ -17,15 +17,16 @@ use crate::config::{self, Settings};
 use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
 use crate::delivery::poll::PollSettings;
 use crate::delivery::{
-    AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, Patience, ReadBack,
-    Texts, UnknownGroup, backoff::RetrySettings,
+    AgentChatSettings, AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts,
+    Patience, ReadBack, Texts, UnknownGroup, backoff::RetrySettings,
 };
 use crate::ingress::{
     self, AdminState, BotDoor, BotKitDoor, IngressSettings, IngressState, Kept, ServiceNowDoor,
 };
 use crate::message::{AllowedHosts, Destination};
+use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
-    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
+    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
 };
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
@@ -313,17 +314,39 @@ pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
 /// ServiceNow's client, where an instance is named.
 pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
     let Some(named) = &settings.servicenow else { return Ok(None) };
-    anyhow::ensure!(
-        named.api == config::Api::ConnectSupport,
-        "servicenow.api = \"virtual_agent\" is not supported by this version: use connect_support"
-    );
     let client = ServiceNowSettings {
         host_url: named.host_url.clone(),
         login: servicenow_login(&named.login),
         queue_id: named.queue_id.clone(),
-        api: Api::ConnectSupport,
     };
-    Ok(Some(ServiceNow::new(http, client)))
+    Ok(Some(match named.api {
+        config::Api::ConnectSupport => ServiceNow::new(http, client),
+        config::Api::VirtualAgent => {
+            ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.agent_chat))
+        }
+    }))
+}
+
+fn virtual_agent(settings: &config::AgentChat) -> VirtualAgentSettings {
+    VirtualAgentSettings {
+        start_action: match settings.start_action {
+            config::StartAction::StartConversation => StartAction::StartConversation,
+            config::StartAction::Agent => StartAction::Agent,
+        },
+        message_auth: MessageAuth {
+            token: settings.message_token.clone(),
+            hmac: settings.message_hmac.clone(),
+        },
+    }
+}
+
+fn agent_chat(settings: &config::AgentChat) -> AgentChatSettings {
+    AgentChatSettings {
+        watchdog: settings.watchdog,
+        context_variables: settings.context_variables.clone(),
+        queue_variable: settings.queue_variable.clone(),
+        receipts: settings.receipts,
+    }
 }
 
 fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
@@ -375,6 +398,11 @@ fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
             Some(config::ReadBack::Always) | None => ReadBack::Always,
         },
         botkit: botkit(&settings.xo),
+        agent_chat: settings
+            .servicenow
+            .as_ref()
+            .map(|servicenow| agent_chat(&servicenow.agent_chat))
+            .unwrap_or_default(),
     };
     let gate = |limits: &config::Limits| GateSettings {
         concurrency: usize::from(limits.concurrency),

@@ -138,7 +138,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Check(args) => Box::pin(check::run(&args, &sources)).await,
         Verb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         Verb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
-        Verb::Conversations(args) => conversations::run(args, &sources).await,
+        Verb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
         Verb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
     }
 }

@@ -3,6 +3,7 @@
 //! Guarantees: reading goes on after a mistake, so that all of them are found. Leaves to others: what holds between
 //! several keys (`rules`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -10,8 +11,8 @@ use url::{Host, Url};
 
 use super::reader::Reader;
 use super::settings::{
-    AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
-    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, Texts, UnknownGroup, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
+    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts, UnknownGroup, Xo,
 };
 use crate::telemetry::{LogFormat, LogSettings};
 
@@ -91,6 +92,7 @@ fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
     let (wait_limit, idle_limit) =
         (reader.duration("servicenow.wait_limit"), reader.duration("servicenow.idle_limit"));
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
+    let agent_chat = agent_chat(reader);
     let login = login(reader);
     Some(ServiceNow {
         host_url: host_url?,
@@ -102,7 +104,34 @@ fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
         read_back: read_back?,
         wait_limit,
         idle_limit,
+        agent_chat,
     })
+}
+
+fn agent_chat(reader: &mut Reader) -> AgentChat {
+    let mut context_variables = BTreeMap::new();
+    for pair in reader.list("servicenow.context_variables").unwrap_or_default() {
+        // A list, not a table: names in the environment lose their case, and that of these names matters.
+        match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+            Some((name, value)) if !name.is_empty() => {
+                context_variables.insert(name.to_owned(), value.to_owned());
+            }
+            _ => {
+                let why = format!("\"{}\" is not name=value", pair.escape_debug());
+                reader.wrong("servicenow.context_variables", why);
+            }
+        }
+    }
+    let start_action = choice_of(reader, "servicenow.start_action", StartAction::ALL, StartAction::as_str);
+    AgentChat {
+        start_action: start_action.unwrap_or(StartAction::StartConversation),
+        context_variables,
+        queue_variable: reader.text("servicenow.queue_variable").unwrap_or_default(),
+        message_token: reader.secret("servicenow.message_token"),
+        message_hmac: reader.secret("servicenow.message_hmac"),
+        watchdog: reader.duration("servicenow.watchdog"),
+        receipts: reader.flag("servicenow.receipts"),
+    }
 }
 
 fn login(reader: &mut Reader) -> Option<Login> {

@@ -18,8 +18,8 @@ pub use problem::{Place, Problem, Problems};
 pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
-    AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
-    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, Texts, UnknownGroup, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
+    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts, UnknownGroup, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.
@@ -109,6 +109,16 @@ mod tests {
         let settings = load_text(&with_examples(), Purpose::Serve).unwrap();
         assert_eq!(settings.xo.bots.len(), 2);
         assert_eq!(settings.xo.allowed_hosts, ["platform.kore.ai"]);
+        let context = settings.servicenow.unwrap().agent_chat.context_variables;
+        assert_eq!(context["b2b_category"], "humanresource");
+    }
+
+    #[test]
+    fn a_context_variable_has_a_name_and_a_value() {
+        let text = "[servicenow]\ncontext_variables = [\"topic\", \"=x\", \"queue=it=2\"]";
+        let problems = load_text(text, Purpose::Desk).unwrap_err();
+        assert_eq!(problems.0.len(), 2, "{problems:?}");
+        assert!(problems.0.iter().all(|problem| problem.key == "servicenow.context_variables"));
     }
 
     #[test]
@@ -149,6 +159,10 @@ mod tests {
         let servicenow = Settings::load(None, &servicenow, Purpose::Worker).unwrap().servicenow.unwrap();
         assert_eq!((servicenow.poll_waiting, servicenow.poll_active), (seconds(5), seconds(30)));
         assert_eq!(servicenow.api, Api::ConnectSupport);
+        let agent_chat = &servicenow.agent_chat;
+        assert_eq!(agent_chat.start_action, StartAction::StartConversation);
+        assert_eq!((agent_chat.watchdog, agent_chat.receipts), (seconds(15), true));
+        assert_eq!(agent_chat.queue_variable, "LiveAgent_queue");
         assert!(matches!(servicenow.login, Login::Basic { .. }));
     }
 }

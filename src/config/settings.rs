@@ -3,6 +3,7 @@
 //! Guarantees: a value that exists is valid; secrets are [`SecretString`]s, and `Debug` shows no address that may hold
 //! one. Leaves to others: handing them to the stages, each in that stage's own words (`app.rs`).
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,29 @@ pub struct ServiceNow {
     pub read_back: ReadBack,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
+    pub agent_chat: AgentChat,
+}
+
+/// What only `servicenow.api = "virtual_agent"` reads.
+#[derive(Debug, Clone)]
+pub struct AgentChat {
+    pub start_action: StartAction,
+    pub context_variables: BTreeMap<String, String>,
+    pub queue_variable: String,
+    pub message_token: Option<SecretString>,
+    pub message_hmac: Option<SecretString>,
+    pub watchdog: Duration,
+    pub receipts: bool,
+}
+
+named! {
+    /// `servicenow.start_action`
+    StartAction {
+        /// The greeting topic first.
+        StartConversation = "START_CONVERSATION",
+        /// Straight to an agent.
+        Agent = "AGENT",
+    }
 }
 
 /// `servicenow.auth` with its credentials.

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::conversation::{Conversation, Origin};
 use crate::delivery::classify::Operation;
 use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
+use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
     pub(super) async fn to_xo(&self, message: &Message) -> Attempt {
@@ -23,6 +24,9 @@ impl Deliverer {
         let Some(directory) = &self.directory else {
             return Ok(self.forward(message).await);
         };
+        if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+            return self.agent_chat(message, directory, &callback).await;
+        }
         let Ok(callback) = serde_json::from_slice::<Callback>(&message.body) else {
             if self.settings.relays_callbacks
                 && serde_json::from_slice::<serde_json::Value>(&message.body).is_ok()
@@ -47,12 +51,12 @@ impl Deliverer {
         }
     }
 
-    fn is_heard(&self, conversation: &Conversation) -> bool {
+    pub(super) fn is_heard(&self, conversation: &Conversation) -> bool {
         conversation.origin == Origin::BotKit || self.settings.tells_events
     }
 
     /// The start that opens this group may still be on its way; after that the group is none of ours.
-    fn unknown(&self, message: &Message) -> Attempt {
+    pub(super) fn unknown(&self, message: &Message) -> Attempt {
         let at_most = self.settings.unknown_group_wait;
         let over = clock::since(message.accepted_at) >= at_most;
         let outcome = if over && self.settings.unknown_group == UnknownGroup::Drop {
@@ -63,7 +67,7 @@ impl Deliverer {
         Attempt::of(Endpoint::Events, outcome, "nobody opened its group")
     }
 
-    async fn forward(&self, message: &Message) -> Attempt {
+    pub(super) async fn forward(&self, message: &Message) -> Attempt {
         match self.xo.forward_callback(message.body.clone()).await {
             Ok(()) => Attempt::delivered(Endpoint::XoCallback),
             Err(error) => Attempt::called(Endpoint::XoCallback, &error, Operation::Callback),

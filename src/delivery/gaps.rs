@@ -20,7 +20,7 @@ use crate::message::{
     Story,
 };
 use crate::platform::servicenow::Heard;
-use crate::platform::{Api, CallError, ServiceNow};
+use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long the bot side may wait because ServiceNow is asked what came before.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -119,7 +119,7 @@ impl Deliverer {
         };
         // An earlier chat is closed to us; the newer API has no such call.
         let current = conversation.group.as_deref() == Some(&callback.group);
-        if !current || servicenow.api() != Api::ConnectSupport {
+        if !current || servicenow.api() != ChatApi::ConnectSupport {
             return Ok(Before::Unknown);
         }
         let last_told = directory.last_told(&callback.group).await?;
@@ -226,7 +226,7 @@ impl Deliverer {
         conversation: &Conversation,
         group: &str,
     ) -> Result<Result<(), CallError>, OwnTrouble> {
-        if servicenow.api() != Api::ConnectSupport {
+        if servicenow.api() != ChatApi::ConnectSupport {
             return Ok(Ok(()));
         }
         let since = directory.last_told(group).await?;

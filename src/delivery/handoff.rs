@@ -14,14 +14,14 @@ use crate::delivery::poll::ended_by;
 use crate::message::handoff::{End, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{Posted, Since};
-use crate::platform::{CallError, QueueEntry, ServiceNow, Started};
+use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
 
 /// What every step of this file needs.
 pub(super) struct Desk<'a> {
     pub(super) deliverer: &'a Deliverer,
-    servicenow: &'a ServiceNow,
+    pub(super) servicenow: &'a ServiceNow,
     pub(super) directory: &'a Directory,
     pub(super) message: &'a Message,
     pub(super) maybe_taken: bool,
@@ -45,6 +45,8 @@ impl Deliverer {
         };
         let desk = Desk { deliverer: self, servicenow, directory, message, maybe_taken };
         let done = match &handoff {
+            // The end is the same for both APIs: `ServiceNow::leave` knows how each is left.
+            Handoff::Typing(typing) if servicenow.api() == ChatApi::VirtualAgent => desk.typing(typing).await,
             Handoff::Start(start) => desk.start(start).await,
             Handoff::Message(text) => desk.message(text).await,
             // Connect Support has no REST call for it (servicenow.md 2).
@@ -56,16 +58,16 @@ impl Deliverer {
     }
 }
 
-type Done = Result<Attempt, OwnTrouble>;
+pub(super) type Done = Result<Attempt, OwnTrouble>;
 
 impl Desk<'_> {
     async fn start(&self, start: &Start) -> Done {
         let id = &start.conversation_id;
         let known = self.directory.find(id).await?;
-        let gone = known.as_ref().is_some_and(|known| {
-            known.state == State::Requested
-                && known.released_at.is_some_and(|at| at >= self.message.accepted_at)
-        });
+        let gone = self.user_went(known.as_ref());
+        if self.servicenow.api() == ChatApi::VirtualAgent {
+            return self.ask(start, known.as_ref()).await;
+        }
         if let Some(open) = known.filter(is_open) {
             // A duplicate, or we crashed before the bot side was told.
             self.heard(id, start.reply.as_deref()).await?;
@@ -109,6 +111,14 @@ impl Desk<'_> {
                 }
             }
         }
+    }
+
+    /// The user went back to the bot after this was asked for.
+    pub(super) fn user_went(&self, known: Option<&Conversation>) -> bool {
+        known.is_some_and(|known| {
+            let since = known.released_at.is_some_and(|at| at >= self.message.accepted_at);
+            known.state == State::Requested && since
+        })
     }
 
     /// Looks for the chat that an earlier, unanswered try may have opened, and claims it.
@@ -218,6 +228,9 @@ impl Desk<'_> {
             Ok(group) => group,
             Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
         };
+        if self.servicenow.api() == ChatApi::VirtualAgent {
+            return self.tell_agent(text, group).await;
+        }
         let words = with_attachments(text);
         if self.maybe_taken {
             match self.taken_message(id, group, &words).await? {
@@ -331,7 +344,7 @@ impl Desk<'_> {
     }
 }
 
-fn is_open(conversation: &Conversation) -> bool {
+pub(super) fn is_open(conversation: &Conversation) -> bool {
     open_group(Some(conversation)).is_ok()
 }
 
@@ -339,7 +352,7 @@ fn is_in(conversation: &Conversation, group: &str) -> bool {
     conversation.group.as_deref() == Some(group)
 }
 
-fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
+pub(super) fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
     let conversation = conversation.ok_or(DeadReason::UnknownConversation)?;
     match (conversation.state, &conversation.group) {
         (State::Waiting | State::Active, Some(group)) => Ok(group),
@@ -349,7 +362,7 @@ fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
     }
 }
 
-fn not_open(reason: DeadReason) -> &'static str {
+pub(super) fn not_open(reason: DeadReason) -> &'static str {
     match reason {
         DeadReason::ConversationFailed => "its conversation never opened",
         DeadReason::ConversationOver => "its conversation is over",

@@ -4,6 +4,8 @@
 //! fate (`worker/settle.rs` does). Everything it writes besides (the directory, notices to the bot side) is safe to
 //! repeat, since the attempt may be. Leaves to others: order, backoff and settling (`worker/`).
 
+mod agent_chat;
+mod agent_chat_callback;
 pub mod backoff;
 mod botkit;
 pub mod breaker;
@@ -36,6 +38,8 @@ use crate::message::{
 use crate::platform::{CallError, ServiceNow, Xo};
 use crate::queue::{Lease, Queue, QueueError};
 use crate::telemetry::Metrics;
+pub use agent_chat::AgentChatSettings;
+use agent_chat::AgentChats;
 use breaker::{Breaker, Heard};
 use classify::{Operation, classify};
 pub use gaps::ReadBack;
@@ -74,6 +78,8 @@ pub struct DeliverySettings {
     pub read_back: ReadBack,
     /// How a bot's users are spoken to.
     pub botkit: BotKitSettings,
+    /// Chats over the Virtual Agent API.
+    pub agent_chat: AgentChatSettings,
 }
 
 /// Everything that attempts need; one for each worker.
@@ -87,6 +93,7 @@ pub struct Deliverer {
     queue: Queue,
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
+    agent_chats: AgentChats,
     /// When each endpoint answered with a success last.
     served: Mutex<BTreeMap<Endpoint, Instant>>,
     /// What gap repair put on the queue lately.
@@ -183,6 +190,7 @@ impl Deliverer {
         });
         Arc::new(Self {
             gates: gates.collect(),
+            agent_chats: AgentChats::default(),
             settings,
             servicenow: parts.servicenow,
             xo: parts.xo,
@@ -277,8 +285,14 @@ impl Deliverer {
         }
     }
 
-    /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written.
+    /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written. What a
+    /// Virtual Agent callback says beside its texts does not die with it.
     pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
+        if dead.message.kind == Kind::CallbackMessage {
+            let Some(directory) = &self.directory else { return Ok(()) };
+            let done = self.agent_chat_buried(&dead.message, directory).await;
+            return done.map_err(|OwnTrouble(trouble)| trouble);
+        }
         if !matches!(dead.message.kind, Kind::HandoffStart | Kind::HandoffMessage) {
             return Ok(());
         }
@@ -304,10 +318,15 @@ impl Deliverer {
         }
         let open = directory.find(id).await?;
         // A duplicate of a start that had worked: the chat goes on.
-        if open.is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
+        if open.as_ref().is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
             return Ok(());
         }
-        self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await
+        if agent_chat::has_failed(open.as_ref(), &dead.message) {
+            return Ok(());
+        }
+        let told = self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await;
+        self.give_up_agent_chat(id, open.as_ref());
+        told
     }
 }
 

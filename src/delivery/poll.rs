@@ -14,7 +14,7 @@ use crate::clock;
 use crate::conversation::{Conversation, Directory, Observation, State};
 use crate::delivery::classify::Operation;
 use crate::message::{DeadReason, Destination, Endpoint, Notice, NoticeEvent, Outcome};
-use crate::platform::{Api, CallError, ChatState, QueueEntry, ServiceNow};
+use crate::platform::{CallError, ChatApi, ChatState, QueueEntry, ServiceNow};
 use crate::tasks::Stop;
 
 /// `servicenow.poll_*`
@@ -56,7 +56,7 @@ impl Deliverer {
                 tracing::debug!(trouble, "what lasted too long is ended later");
             }
             // The newer API tells its state by callbacks alone.
-            let can_be_asked = servicenow.api() == Api::ConnectSupport;
+            let can_be_asked = servicenow.api() == ChatApi::ConnectSupport;
             if !can_be_asked || !self.gate(Destination::ServiceNow).breaker().passes() {
                 continue;
             }
@@ -72,7 +72,8 @@ impl Deliverer {
 
     async fn look(&self, servicenow: &ServiceNow, directory: &Directory, conversation: &Conversation) {
         let Some(group) = &conversation.group else { return };
-        if servicenow.busy(&conversation.id) {
+        // The Virtual Agent API has no state to read: what there is to know comes in its callbacks.
+        if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
             return;
         }
         let Some(_pass) = self.gate(Destination::ServiceNow).enter(false).await else { return };

@@ -3,9 +3,15 @@
 //! Guarantees: what is told carries an id of its own, so that a repeat can be recognised. Leaves to others: finding out
 //! what there is to tell (`callback.rs`, `poll.rs`), how each door says it (`events.rs`, `botkit.rs`).
 
+use std::time::Duration;
+
 use super::{Attempt, Deliverer, OwnTrouble};
+use crate::clock;
 use crate::conversation::{Conversation, Origin};
-use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
+use crate::message::{Endpoint, Message, MessageId, Notice, NoticeEvent, Outcome};
+
+/// What somebody types is of interest this long, counted from when it was seen.
+pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
 
 /// Whose words they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,9 @@ impl Deliverer {
             let why = "its body is not a notice of this version";
             return Ok(Attempt::dead(Endpoint::Events, crate::message::DeadReason::Unreadable, why));
         };
+        if notice.event == Some(NoticeEvent::Typing) && clock::since(message.accepted_at) > TYPING_LASTS {
+            return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "nobody is typing that long"));
+        }
         let Some(directory) = &self.directory else {
             return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "this worker knows no conversations"));
         };

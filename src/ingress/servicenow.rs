@@ -17,10 +17,8 @@ use super::problem::{self, Refusal};
 use super::verify::{self, Verdict};
 use super::{IngressState, body};
 use crate::clock;
+use crate::message::callback::GROUP_VARIABLE;
 use crate::message::{DeadLetter, DeadReason, Kind, LaneKey, Message, MessageId, Story};
-
-/// The client variable by which a Virtual Agent conversation that Causeway opened names itself.
-pub(crate) const CONVERSATION_VARIABLE: &str = "causeway_conversation_id";
 
 /// Answers a callback.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
@@ -135,19 +133,39 @@ fn is_virtual_agent(fields: &Fields) -> bool {
             || fields.contains_key("requestId"))
 }
 
-/// ServiceNow echoes the client variables unchanged; its session id is the next best name.
+/// The chat's own name, as ServiceNow echoes it: in the client variables, else as the session, else as the user, which are
+/// all the same in chats of ours.
 fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
-    let variable = fields.get("clientVariables").and_then(|variables| variables.get(CONVERSATION_VARIABLE));
-    let name = variable.and_then(Value::as_str).or_else(|| named(fields, "clientSessionId"));
+    let variable = fields.get("clientVariables").and_then(|variables| variables.get(GROUP_VARIABLE));
+    let name = variable
+        .and_then(Value::as_str)
+        .or_else(|| named(fields, "clientSessionId"))
+        .or_else(|| named(fields, "userId"));
     let name = name.ok_or("`clientSessionId` is missing or not a string")?;
     LaneKey::parse(name).map_err(|problem| format!("`clientSessionId` {problem}"))
 }
 
-/// An answer can hold several parts, each with its own id; together they name it.
+/// An answer can hold several parts, each with its own id; together they name it. What else it says belongs to the name:
+/// the end of a chat under the id of an earlier text is no repeat of that text.
 fn answer_id(fields: &Fields) -> Option<String> {
     let parts = fields.get("body")?.as_array()?;
-    let ids: Vec<&str> = parts.iter().filter_map(|part| part.get("messageId")?.as_str()).collect();
-    (!ids.is_empty()).then(|| ids.join(","))
+    let sequence = |part: &Value| part.get("streamSequence").map(ToString::to_string);
+    let mut names: Vec<String> = Vec::new();
+    for part in parts {
+        let Some(id) = part.get("messageId").and_then(Value::as_str).filter(|id| !id.is_empty()) else {
+            continue;
+        };
+        names.push(sequence(part).map_or_else(|| id.to_owned(), |sequence| format!("{id}#{sequence}")));
+    }
+    if names.is_empty() {
+        return None;
+    }
+    let actions = parts.iter().filter_map(|part| part.get("actionType")?.as_str());
+    names.extend(actions.map(str::to_owned));
+    let flags =
+        ["completed", "takeControl"].into_iter().filter(|flag| fields.get(*flag) == Some(&Value::Bool(true)));
+    names.extend(flags.map(str::to_owned));
+    Some(names.join(","))
 }
 
 #[cfg(test)]
@@ -232,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_named_by_all_that_it_says() {
+        let id = |rest: &str| event(&format!(r#"{{"clientSessionId":"s1",{rest}}}"#)).id;
+        let text = r#""body":[{"uiType":"OutputText","messageId":"v1"}]"#;
+        assert_eq!(id(text), id(text));
+        for other in [
+            r#""body":[{"uiType":"OutputText","messageId":"v1"}],"completed":true"#,
+            r#""body":[{"uiType":"ActionMsg","actionType":"SwitchToVirtualAgent","messageId":"v1"}]"#,
+            r#""body":[{"uiType":"StreamChunk","streamSequence":2,"messageId":"v1"}]"#,
+        ] {
+            assert_ne!(id(text), id(other), "{other}");
+            assert_eq!(id(other), id(other));
+        }
+        let nameless = r#""body":[{"uiType":"OutputText","value":"ok"}]"#;
+        assert_ne!(id(nameless), id(nameless));
+    }
+
+    #[test]
     fn a_virtual_agent_answer_stands_in_its_conversations_line() {
         let body =
             r#"{"requestId":"r","clientSessionId":"s1","body":[{"uiType":"OutputText","messageId":"v1"}]}"#;
@@ -241,9 +276,10 @@ mod tests {
         assert_eq!(message.body, body.as_bytes());
 
         let named = event(
-            r#"{"clientSessionId":"s1","clientVariables":{"causeway_conversation_id":"c1"},"body":[]}"#,
+            r#"{"clientSessionId":"s1","clientVariables":{"causeway_conversation_id":"c1","causeway_group":"g1"},"body":[]}"#,
         );
-        assert_eq!(named.lane.as_str(), "c1");
+        assert_eq!(named.lane.as_str(), "g1");
+        assert_eq!(event(r#"{"requestId":"r","userId":"g1","body":[]}"#).lane.as_str(), "g1");
         assert_eq!(
             dead(br#"{"requestId":"r","body":[]}"#).detail,
             "`clientSessionId` is missing or not a string"

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::markup::plain;
 use super::{ConversationId, Kind, MessageId, named};
 
+/// The client variables by which a Virtual Agent chat that Causeway opened names itself: ServiceNow echoes them unchanged.
+pub const CONVERSATION_VARIABLE: &str = "causeway_conversation_id";
+/// The same for the chat's own name, which is the lane of everything that is told of it.
+pub const GROUP_VARIABLE: &str = "causeway_group";
+
 /// Connect Support's `live_message` callback, as far as Causeway reads it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Callback {

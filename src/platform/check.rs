@@ -7,7 +7,7 @@ use url::Url;
 
 use super::error::{AnswerKind, CallError, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
-use super::{QueueState, ServiceNow, Xo};
+use super::{ChatApi, QueueState, ServiceNow, Xo};
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,9 @@ async fn login_and_queue(servicenow: &ServiceNow) -> Vec<Finding> {
     if let Err(error) = servicenow.log_in().await {
         return no_token(&error, servicenow.login_kind());
     }
+    if servicenow.api() == ChatApi::VirtualAgent {
+        return virtual_agent(servicenow).await;
+    }
     let answer = match servicenow.queue_id() {
         Some(id) => servicenow.queue(id).await.map(|queue| vec![queue]),
         None => servicenow.queues().await,
@@ -76,6 +79,22 @@ fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
         hint: "set this machine's clock by NTP: signed callbacks are refused beyond 300 s, XO's tokens beyond 60 s"
             .into(),
     })
+}
+
+/// The other API has no queues to ask for: its own address answers whether it is there.
+async fn virtual_agent(servicenow: &ServiceNow) -> Vec<Finding> {
+    match servicenow.virtual_agent_installed().await {
+        Ok(()) => vec![Finding::good("ServiceNow answers, takes the login and has the Virtual Agent API")],
+        Err(CallError::Answer(answer)) if answer.is_no_such_api() => {
+            let hint = "install the store application \"Virtual Agent API\" (sn_va_as_service), which needs a licence; on \
+                        Tokyo and lower use servicenow.api = \"connect_support\"";
+            vec![
+                Finding::good("ServiceNow answers"),
+                Finding::bad("ServiceNow has no Virtual Agent Bot Integration API", hint),
+            ]
+        }
+        Err(error) => refused(&error, false),
+    }
 }
 
 fn opening(queue: &QueueState) -> Finding {
@@ -252,7 +271,6 @@ mod tests {
             host_url: peer.url.clone(),
             login: ServiceNowLogin::Basic { username: "u".into(), password: "p".into() },
             queue_id: queue_id.map(str::to_owned),
-            api: crate::platform::Api::ConnectSupport,
         };
         servicenow(&ServiceNow::new(peer::http(), settings)).await
     }

@@ -18,7 +18,7 @@ mod peer;
 pub use error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 pub use http::{Http, HttpProblem, HttpSettings};
 pub use servicenow::{
-    Api, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin, ServiceNowSettings,
-    Started,
+    ChatApi, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin,
+    ServiceNowSettings, Started,
 };
 pub use xo::{SessionStep, Words, Xo, XoBot, XoSettings};

@@ -17,7 +17,7 @@ use super::botkit;
 use super::ledger::{Arrival, Page};
 use super::script::{Fault, Operation, RetryAfter, Seen, Side, Spoil};
 use super::servicenow::desk::Refusal;
-use super::servicenow::shapes;
+use super::servicenow::{shapes, virtual_agent};
 use super::settings::QueueSettings;
 use super::world::{Receipt, World};
 
@@ -217,6 +217,14 @@ fn recognise(method: &Method, path: &str, full_path: &str, body: &Bytes) -> (Sid
         ..Arrival::default()
     };
     let operation = match side {
+        Side::ServiceNow if path == virtual_agent::PATH => {
+            arrival.group = field("clientSessionId").or_else(|| field("userId"));
+            arrival.conversation.clone_from(&arrival.group);
+            arrival.message_id = field("requestId");
+            arrival.event = field("action");
+            arrival.text = json["message"]["text"].as_str().map(str::to_owned);
+            virtual_agent::operation(method, arrival.event.as_deref())
+        }
         Side::ServiceNow => {
             let (operation, group) = connect_operation(method, path, full_path);
             arrival.group = group;

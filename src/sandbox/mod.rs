@@ -35,8 +35,8 @@ pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
     Accept, AgentSettings, BasicLogin, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential,
-    CallbackSettings, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings, Switches, TableAccess,
-    WantsContext,
+    CallbackSettings, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings, Switches,
+    TableAccess, VirtualAgentSwitches, WantsContext,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
@@ -221,6 +221,22 @@ impl Sandbox {
     /// The agent leaves without ending the chat.
     pub async fn agent_leaves(&self, group: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_leaves(group)).await
+    }
+
+    /// The agent types; known of Virtual Agent chats only.
+    pub async fn agent_types(&self, group: &str) -> Result<(), AgentError> {
+        let item = servicenow::virtual_agent::typing(self.world.desk().switches.virtual_agent);
+        self.virtual_agent_posts(group, vec![item]).await
+    }
+
+    /// The Virtual Agent posts these items of `body` for a chat of its API, as they are.
+    pub async fn virtual_agent_posts(
+        &self,
+        group: &str,
+        items: Vec<serde_json::Value>,
+    ) -> Result<(), AgentError> {
+        servicenow::virtual_agent::post(&self.world, group, items)?.settled().await;
+        Ok(())
     }
 
     /// The chat moves to the queue that its own queue escalates to; to none: it is over.

@@ -33,6 +33,8 @@ pub struct SandboxSettings {
     pub bots: Vec<BotSettings>,
     /// How XO's BotKit API behaves where nobody knows how it does.
     pub botkit: BotKitSwitches,
+    /// What a Virtual Agent request must prove beside its login; none: nothing.
+    pub message_auth: Option<MessageProof>,
     /// The newest ledger entries (and ended chats) to keep; none: all of them. Long runs need a bound.
     pub keep: Option<usize>,
 }
@@ -52,6 +54,7 @@ impl Default for SandboxSettings {
             events_token: None,
             bots: vec![BotSettings::default()],
             botkit: BotKitSwitches::default(),
+            message_auth: None,
             keep: None,
         }
     }
@@ -336,6 +339,8 @@ pub struct Switches {
     pub echo: bool,
     /// A chat that is escalated goes on under another `group`. Which of both an instance does is not documented.
     pub escalation_renames: bool,
+    /// Of the Virtual Agent API.
+    pub virtual_agent: VirtualAgentSwitches,
 }
 
 /// How the instance gives out tokens.
@@ -373,6 +378,55 @@ pub enum TableAccess {
     Hidden,
     /// Writes succeed, but a script is left out of them without a word, as rules on a single field do.
     NoScripts,
+}
+
+/// What is not known of the Virtual Agent API, or differs between instances and versions of its app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VirtualAgentSwitches {
+    /// The app is not installed: 400 on its path.
+    pub missing: bool,
+    /// No callback is posted at all: a dead endpoint, or a check that failed in ServiceNow's worker.
+    pub silent: bool,
+    /// The bot answers a start with a text and a picker; no agent hears of it.
+    pub falls_back: bool,
+    /// Nobody works the queue: a start is answered with a text.
+    pub no_agents: bool,
+    /// That text comes with `takeControl`; otherwise with `completed`.
+    pub takes_control: bool,
+    /// A second start of one user opens a second conversation instead of entering the first.
+    pub opens_anew: bool,
+    /// Apps before 4.0: items have no `messageId`.
+    pub nameless: bool,
+    /// Texts stand in `label` instead of `value`.
+    pub labels: bool,
+    /// Flags that are false are written out instead of left away.
+    pub writes_false: bool,
+    /// Typing indicators are named with the suffix `ActionMsg`.
+    pub suffixed: bool,
+    /// `clientVariables` do not come back.
+    pub forgets_variables: bool,
+    /// The REST step of newer apps posts everything twice, as if the first answer had been lost.
+    pub twice: bool,
+    /// The agent's end comes as `completed` alone, without `SwitchToVirtualAgent`.
+    pub ends_by_flag: bool,
+    /// Agents' names and avatars are not shown.
+    pub hides_names: bool,
+}
+
+/// What a Virtual Agent request must prove.
+#[derive(Clone)]
+pub enum MessageProof {
+    /// The header `token`.
+    Token(String),
+    /// The header `x-b2b-signature`: hexadecimal HMAC-SHA1 of the body.
+    Hmac(String),
+}
+
+impl fmt::Debug for MessageProof {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if matches!(self, Self::Token(_)) { "Token" } else { "Hmac" })
+    }
 }
 
 /// How the instance treats Basic credentials that are right.

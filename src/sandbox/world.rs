@@ -88,13 +88,22 @@ impl World {
         deed: impl FnOnce(&mut Desk) -> Result<Row, Refusal>,
     ) -> Result<(Row, Receipt), Refusal> {
         let mut desk = self.desk();
-        let row = deed(&mut desk)?;
+        let mut row = deed(&mut desk)?;
+        if desk.virtual_agent(&row.group).is_some() {
+            let callbacks = super::servicenow::virtual_agent::callbacks_of(&mut desk, &mut row);
+            let mut posted = Receipt(None);
+            for callback in callbacks {
+                posted = self.line_up(callback);
+            }
+            return Ok((row, posted));
+        }
         let filtered = row.created_by == self.settings.username && !desk.switches.echo;
         let receipt = if filtered { Receipt(None) } else { self.line_up(row.clone()) };
         Ok((row, receipt))
     }
 
-    fn line_up(self: &Arc<Self>, row: Row) -> Receipt {
+    /// Puts a row in the line of its chat.
+    pub(super) fn line_up(self: &Arc<Self>, row: Row) -> Receipt {
         let (done, receipt) = watch::channel(false);
         let group = row.group.clone();
         let mut lines = self.lines();

@@ -63,6 +63,8 @@ pub struct Metrics {
     pub agent_wait: Histogram,
     /// Messages that should not exist.
     pub astray: IntGauge,
+    /// Of Virtual Agent callbacks.
+    pub unknown_items: IntCounter,
 }
 
 impl Metrics {
@@ -93,6 +95,7 @@ impl Metrics {
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
             agent_wait: histograms(&r, names::AGENT_WAIT, &[])?.with_label_values::<&str>(&[]),
             astray: gauge(&r, names::ASTRAY)?,
+            unknown_items: registered(&r, IntCounter::with_opts(opts(names::UNKNOWN_ITEMS))?)?,
             registry: r,
         };
         metrics.register_process(engine)?;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
-use causeway::delivery::{BotKitSettings, Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup};
+use causeway::delivery::{
+    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup,
+};
 use causeway::message::{ConversationId, DeadReason, Kind, LaneKey, Message, MessageId, Outcome};
 use causeway::platform::{
-    Api, Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
+    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
 };
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
@@ -349,7 +351,6 @@ async fn room(unknown_group: UnknownGroup) -> Room {
             password: settings.password.clone().into(),
         },
         queue_id: Some(QueueSettings::default().id),
-        api: Api::ConnectSupport,
     };
     let sandbox = Sandbox::start(listener, settings).await;
     let http =
@@ -378,6 +379,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         unknown_group_wait: Duration::from_secs(30),
         relays_callbacks: false,
         tells_events: true,
+        agent_chat: AgentChatSettings::default(),
         serves_bots: false,
         read_back: ReadBack::Always,
         botkit: BotKitSettings::default(),

@@ -38,3 +38,4 @@ mod servicenow_verbs;
 mod settings_of_delivery;
 mod shutdown;
 mod tidy;
+mod virtual_agent;

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::wire::{OneOrMany, WireEntry, WireMessage, WireQueue, WireSession};
-use super::{Posted, QueueEntry, QueueState, Request, ServiceNow};
+use super::{ChatApi, Posted, QueueEntry, QueueState, Request, ServiceNow};
 use crate::message::ConversationId;
 use crate::platform::error::CallError;
 
@@ -42,8 +42,11 @@ impl ServiceNow {
         Ok(Posted { sys_id: stored.sys_id })
     }
 
-    /// Leaves the chat for the user. One that is over already, or is not there, is left.
+    /// Leaves the chat for the user, whichever API it goes over. One that is over already, or is not there, is left.
     pub async fn leave(&self, conversation: &ConversationId, group: &str) -> Result<(), CallError> {
+        if self.api() == ChatApi::VirtualAgent {
+            return self.end_conversation(conversation, group).await;
+        }
         let path = ["api", "now", "connect", "support", "sessions", group, "leave"];
         let mut lease = self.inner.sessions.lease(conversation).await;
         let request = Request::post(&path, &json!({}), "");

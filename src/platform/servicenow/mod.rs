@@ -2,8 +2,8 @@
 //!
 //! Guarantees: the login goes with each call (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` too (ServiceNow answers 400 without them);
 //! at most one call in flight for each conversation. Leaves to others: what an error means for a message
-//! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs; the
-//! newer one is a further file beside them that calls through [`ServiceNow::exchange`] as they do.
+//! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs,
+//! `virtual_agent.rs` the newer one; all of them call through [`ServiceNow::converse`].
 
 mod auth;
 mod connect_support;
@@ -12,6 +12,8 @@ mod oauth;
 mod readback;
 mod session;
 mod table;
+mod virtual_agent;
+mod virtual_agent_callback;
 mod wire;
 
 use std::sync::Arc;
@@ -33,6 +35,9 @@ pub use history::Heard;
 pub use readback::{Posted, Since, Started};
 use session::{Lease, Sessions};
 pub use table::Row;
+pub(crate) use virtual_agent::{File, HistoryLine, Opening, end_request};
+pub use virtual_agent::{MessageAuth, Receipt, StartAction, VirtualAgentSettings};
+pub(crate) use virtual_agent_callback::{Item, Meaning, Sign, VirtualAgentCallback};
 
 /// Jars kept for idle conversations: about 10 MB at the very most. An older one costs a fresh login when it speaks.
 const SESSIONS_MAX: usize = 10_000;
@@ -48,18 +53,6 @@ pub struct ServiceNowSettings {
     pub login: ServiceNowLogin,
     /// Queue ID, where a start names none.
     pub queue_id: Option<String>,
-    /// Which chat API it is spoken to through.
-    pub api: Api,
-}
-
-named! {
-    /// ServiceNow's two chat APIs.
-    Api {
-        /// Tokyo and lower.
-        ConnectSupport = "connect_support",
-        /// Utah and higher.
-        VirtualAgent = "virtual_agent",
-    }
 }
 
 /// One instance. Cheap to clone; the clones share their sessions.
@@ -73,8 +66,18 @@ struct Inner {
     base: Url,
     auth: Auth,
     queue_id: Option<String>,
-    api: Api,
+    /// Present where the chats go over the newer API.
+    virtual_agent: Option<VirtualAgentSettings>,
     sessions: Sessions,
+}
+
+/// Which of ServiceNow's chat APIs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChatApi {
+    /// Connect Support: Tokyo and lower.
+    ConnectSupport,
+    /// The Virtual Agent Bot Integration API: Utah and higher.
+    VirtualAgent,
 }
 
 /// A `chat_queue_entry`: one user's place in a queue and, later, in a chat.
@@ -190,27 +193,44 @@ struct Request<'a> {
     path: &'a [&'a str],
     query: &'a [(&'a str, &'a str)],
     body: Option<Bytes>,
+    /// Beside those that every call has.
+    headers: HeaderMap,
     /// The chat text in the body, so that no error repeats it.
     carried: &'a str,
 }
 
 impl<'a> Request<'a> {
-    const fn get(path: &'a [&'a str], query: &'a [(&'a str, &'a str)]) -> Self {
-        Self { method: Method::GET, path, query, body: None, carried: "" }
+    fn get(path: &'a [&'a str], query: &'a [(&'a str, &'a str)]) -> Self {
+        Self { method: Method::GET, path, query, body: None, headers: HeaderMap::new(), carried: "" }
     }
 
     fn patch(path: &'a [&'a str], body: &serde_json::Value) -> Self {
-        Self { method: Method::PATCH, path, query: &[], body: Some(body.to_string().into()), carried: "" }
+        let (body, headers) = (Some(body.to_string().into()), HeaderMap::new());
+        Self { method: Method::PATCH, path, query: &[], body, headers, carried: "" }
     }
 
     fn post(path: &'a [&'a str], body: &serde_json::Value, carried: &'a str) -> Self {
-        Self { method: Method::POST, path, query: &[], body: Some(body.to_string().into()), carried }
+        let (body, headers) = (Some(body.to_string().into()), HeaderMap::new());
+        Self { method: Method::POST, path, query: &[], body, headers, carried }
     }
 }
 
 impl ServiceNow {
-    /// A client of one instance.
+    /// A client of one instance, whose chats go over Connect Support.
     pub fn new(http: Http, settings: ServiceNowSettings) -> Self {
+        Self::of(http, settings, None)
+    }
+
+    /// A client of one instance, whose chats go over the Virtual Agent Bot Integration API.
+    pub fn with_virtual_agent(
+        http: Http,
+        settings: ServiceNowSettings,
+        virtual_agent: VirtualAgentSettings,
+    ) -> Self {
+        Self::of(http, settings, Some(virtual_agent))
+    }
+
+    fn of(http: Http, settings: ServiceNowSettings, virtual_agent: Option<VirtualAgentSettings>) -> Self {
         let mut base = settings.host_url;
         base.set_query(None);
         base.set_fragment(None);
@@ -219,25 +239,21 @@ impl ServiceNow {
         let auth = Auth::new(settings.login, &base);
         let sessions = Sessions::new(SESSIONS_MAX);
         Self {
-            inner: Arc::new(Inner {
-                http,
-                base,
-                auth,
-                queue_id: settings.queue_id,
-                api: settings.api,
-                sessions,
-            }),
+            inner: Arc::new(Inner { http, base, auth, queue_id: settings.queue_id, virtual_agent, sessions }),
+        }
+    }
+
+    /// Over which API its chats go.
+    pub fn api(&self) -> ChatApi {
+        match self.inner.virtual_agent {
+            Some(_) => ChatApi::VirtualAgent,
+            None => ChatApi::ConnectSupport,
         }
     }
 
     /// The configured Queue ID.
     pub fn queue_id(&self) -> Option<&str> {
         self.inner.queue_id.as_deref()
-    }
-
-    /// Which chat API it is spoken to through.
-    pub fn api(&self) -> Api {
-        self.inner.api
     }
 
     /// The user whose messages are ours; empty where nobody said.
@@ -281,21 +297,30 @@ impl ServiceNow {
         self.exchange(Some(&mut lease), request).await
     }
 
-    /// Makes one call. A 401 that came with session cookies or with a token is tried once more without the cookies and
-    /// with another token: a lapsed session or token is no proof against the login, and a refused call was not acted on.
+    /// Makes one call and reads its `result`.
     async fn exchange<T: DeserializeOwned>(
         &self,
-        mut lease: Option<&mut Lease>,
+        lease: Option<&mut Lease>,
         request: Request<'_>,
     ) -> Result<T, CallError> {
+        wire::read(self.converse(lease, &request).await?, request.carried)
+    }
+
+    /// Makes one call. A 401 that came with session cookies or with a token is tried once more without the cookies and
+    /// with another token: a lapsed session or token is no proof against the login, and a refused call was not acted on.
+    async fn converse(
+        &self,
+        mut lease: Option<&mut Lease>,
+        request: &Request<'_>,
+    ) -> Result<Reply, CallError> {
         let url = self.address(request.path, request.query)?;
         let pass = self.inner.auth.pass(&self.inner.http, None).await?;
-        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, &request, &pass).await?;
+        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, request, &pass).await?;
         if reply.status == StatusCode::UNAUTHORIZED && (had_session || pass.renewable()) {
             let pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
-            (reply, _) = self.try_once(lease, &url, &request, &pass).await?;
+            (reply, _) = self.try_once(lease, &url, request, &pass).await?;
         }
-        wire::read(reply, request.carried)
+        Ok(reply)
     }
 
     async fn try_once(
@@ -305,7 +330,7 @@ impl ServiceNow {
         request: &Request<'_>,
         pass: &Pass,
     ) -> Result<(Reply, bool), CallError> {
-        let mut headers = HeaderMap::new();
+        let mut headers = request.headers.clone();
         headers.insert(ACCEPT, JSON);
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(AUTHORIZATION, pass.header.clone());
@@ -358,3 +383,5 @@ impl std::fmt::Debug for ServiceNowSettings {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod virtual_agent_tests;

@@ -28,7 +28,6 @@ fn client(url: &Url) -> ServiceNow {
         host_url: url.clone(),
         login: basic("chatbot_interface", "hush-password"),
         queue_id: Some("q".into()),
-        api: Api::ConnectSupport,
     };
     ServiceNow::new(peer::http(), settings)
 }
@@ -78,7 +77,7 @@ async fn every_answer_is_read() {
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/servicenow"))
             .unwrap()
             .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != "SOURCES.md" && !name.starts_with("callback-"))
+            .filter(|name| name != "SOURCES.md" && !name.starts_with("callback-") && !name.starts_with("va-"))
             .collect();
     names.sort();
     assert!(names.len() > 25);

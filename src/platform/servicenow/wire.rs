@@ -18,15 +18,9 @@ const SENTENCE_CHARS_MAX: usize = 1000;
 
 /// Reads the `result` of an answer. `carried` is the chat text of the call: no error repeats it.
 pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str) -> Result<T, CallError> {
-    if reply.status == StatusCode::ACCEPTED {
-        return Err(not_ready(&reply, NotReady::Accepted));
-    }
-    if !reply.status.is_success() {
-        return Err(refusal(&reply, carried));
-    }
+    let reply = answered(reply, carried)?;
     match reply.media() {
-        Media::Html => Err(not_ready(&reply, NotReady::Html)),
-        Media::Other => Err(CallError::bad_body("success without JSON")),
+        Media::Other | Media::Html => Err(CallError::bad_body("success without JSON")),
         Media::Json => {
             #[derive(Deserialize)]
             struct Wrapped<T> {
@@ -38,6 +32,20 @@ pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str) -> Result<T
             Ok(wrapped.map_err(|_| CallError::bad_body("JSON without the documented `result`"))?.result)
         }
     }
+}
+
+/// A success by its status, and no web page.
+pub(super) fn answered(reply: Reply, carried: &str) -> Result<Reply, CallError> {
+    if reply.status == StatusCode::ACCEPTED {
+        return Err(not_ready(&reply, NotReady::Accepted));
+    }
+    if !reply.status.is_success() {
+        return Err(refusal(&reply, carried));
+    }
+    if reply.media() == Media::Html {
+        return Err(not_ready(&reply, NotReady::Html));
+    }
+    Ok(reply)
 }
 
 fn not_ready(reply: &Reply, how: NotReady) -> CallError {

@@ -44,7 +44,7 @@ impl Courier {
         let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(settings) = settings else { return };
         let Ok(_slot) = self.slots.acquire().await else { return };
-        let body = body(settings.style, row);
+        let body = row.callback.clone().unwrap_or_else(|| body(settings.style, row));
         let flight = ledger.open(Side::ServiceNow, Operation::Callback, arrival(&settings, row, &body));
         let seen = Seen {
             side: Side::ServiceNow,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::virtual_agent::VirtualAgentChat;
 use crate::sandbox::settings::{QueueSettings, SandboxSettings, Switches};
 
 /// `chat_queue_entry.state`.
@@ -55,6 +56,8 @@ pub(crate) struct Row {
     pub(crate) internal: bool,
     /// `sys_id` of the row that the rule posted before this one; empty for the first of a chat.
     pub(crate) previous: String,
+    /// What is posted for it, where that is not what the Business Rule makes of the row.
+    pub(crate) callback: Option<String>,
 }
 
 /// One row of `chat_queue_entry`.
@@ -88,6 +91,8 @@ pub(crate) struct Chat {
     pub(crate) rows: Vec<Row>,
     pub(crate) user_messages: u32,
     left_by_user: bool,
+    /// Present where it was opened over the Virtual Agent API.
+    pub(crate) virtual_agent: Option<VirtualAgentChat>,
 }
 
 impl Chat {
@@ -172,6 +177,15 @@ impl Desk {
         self.chats.get(group).ok_or(Refusal::NotFound)
     }
 
+    pub(crate) fn virtual_agent(&mut self, group: &str) -> Option<&mut VirtualAgentChat> {
+        self.chats.get_mut(group).and_then(|chat| chat.virtual_agent.as_mut())
+    }
+
+    /// The agent's user name and display name.
+    pub(crate) fn agent(&self) -> (String, String) {
+        self.agent.clone()
+    }
+
     pub(crate) fn chats(&self) -> impl Iterator<Item = &Chat> {
         self.chats.values()
     }
@@ -199,7 +213,17 @@ impl Desk {
                 status: settings.closed_status,
             });
         }
-        let group = record_id();
+        self.open(record_id(), queue, text, None)
+    }
+
+    /// The same under a name of the caller's.
+    pub(crate) fn open(
+        &mut self,
+        group: String,
+        queue: &str,
+        text: &str,
+        virtual_agent: Option<VirtualAgentChat>,
+    ) -> Result<Row, Refusal> {
         let entry = self.queue_entry(queue, text);
         let chat = Chat {
             group: group.clone(),
@@ -207,6 +231,7 @@ impl Desk {
             rows: Vec::new(),
             user_messages: 0,
             left_by_user: false,
+            virtual_agent,
         };
         self.chats.insert(group.clone(), chat);
         self.insert(&group, self.user.clone(), text)
@@ -426,6 +451,7 @@ impl Desk {
             attachments: Vec::new(),
             internal: false,
             previous,
+            callback: None,
         };
         chat.rows.push(row.clone());
         Ok(row)

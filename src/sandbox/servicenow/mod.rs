@@ -1,5 +1,5 @@
-//! The simulated ServiceNow instance. [`connect`] is the Connect Support API; another API of the instance (the
-//! Virtual Agent's) is another router merged here, behind the same door, script and ledger.
+//! The simulated ServiceNow instance. [`connect`] is the Connect Support API, [`virtual_agent`] the Virtual Agent's;
+//! another API of the instance is another router merged here, behind the same door, script and ledger.
 
 pub(super) mod callbacks;
 pub(super) mod connect;
@@ -8,6 +8,7 @@ pub(super) mod oauth;
 pub(super) mod session;
 pub(super) mod shapes;
 pub(super) mod tables;
+pub(super) mod virtual_agent;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
     Router::new()
         .merge(connect::router())
         .merge(tables::router())
+        .merge(virtual_agent::router())
         .fallback(unknown)
         .layer(from_fn_with_state(world.clone(), session::door))
         // Whoever asks for a token has no login yet.

@@ -106,6 +106,9 @@ pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next
     if switches.plugin_missing && path.starts_with("/api/now/connect") {
         return shapes::no_such_resource(path);
     }
+    if switches.virtual_agent.missing && path.starts_with("/api/sn_va_as_service") {
+        return shapes::no_such_resource(path);
+    }
     if let Some(refusal) = refuse_headers(request.method(), request.headers()) {
         return refusal;
     }

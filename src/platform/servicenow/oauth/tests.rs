@@ -7,7 +7,7 @@ use axum::Router;
 use axum::http::header::AUTHORIZATION;
 use axum::routing::{get, post};
 
-use super::super::{Api, ServiceNow, ServiceNowLogin, ServiceNowSettings};
+use super::super::{ServiceNow, ServiceNowLogin, ServiceNowSettings};
 use super::*;
 use crate::platform::peer::{self, Peer};
 
@@ -20,10 +20,7 @@ fn client(url: &Url, refresh_token: Option<&str>) -> ServiceNow {
         client_secret: SECRETS[0].into(),
         refresh_token: refresh_token.map(Into::into),
     };
-    ServiceNow::new(
-        peer::http(),
-        ServiceNowSettings { host_url: url.clone(), login, queue_id: None, api: Api::ConnectSupport },
-    )
+    ServiceNow::new(peer::http(), ServiceNowSettings { host_url: url.clone(), login, queue_id: None })
 }
 
 type Asked = Vec<std::collections::BTreeMap<String, String>>;

@@ -1,0 +1,284 @@
+//! From ServiceNow over the Virtual Agent API: what a callback says of the chat, and what is said in it.
+//!
+//! Guarantees: where the chat stands is decided by flags and actions before any text, never by a sentence; each item is told
+//! once, also where the callback is tried again after some of its items, or comes twice; the end is told behind everything
+//! that was said. Before there is a sign of an agent nothing of the bot there is told: it is not whom the user asked for.
+//! Leaves to others: reading the JSON (`platform/servicenow`), the doors of the bot side (`tell.rs`).
+
+use super::agent_chat::closed_chat;
+use super::tell::{Said, TYPING_LASTS, Voice};
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::clock;
+use crate::conversation::{Conversation, Directory, Observation, State};
+use crate::message::{Endpoint, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
+use crate::platform::servicenow::{Item, Meaning, Receipt, Sign, VirtualAgentCallback, end_request};
+
+/// The chat that a callback is about.
+struct Chat<'a> {
+    deliverer: &'a Deliverer,
+    directory: &'a Directory,
+    message: &'a Message,
+    callback: &'a VirtualAgentCallback,
+    group: &'a str,
+    conversation: Conversation,
+}
+
+impl Deliverer {
+    pub(super) async fn agent_chat(
+        &self,
+        message: &Message,
+        directory: &Directory,
+        callback: &VirtualAgentCallback,
+    ) -> Result<Attempt, OwnTrouble> {
+        let Some(group) = callback.group.as_deref() else {
+            return Ok(if self.settings.relays_callbacks {
+                self.forward(message).await
+            } else {
+                self.unknown(message)
+            });
+        };
+        match directory.find_by_group(group).await? {
+            Some(conversation) if self.is_heard(&conversation) => {
+                Chat { deliverer: self, directory, message, callback, group, conversation }.hear().await
+            }
+            // Nobody to tell; but whoever waits for an agent depends on what this says.
+            Some(conversation) => {
+                let chat = Chat { deliverer: self, directory, message, callback, group, conversation };
+                chat.stands().await?;
+                chat.over().await?;
+                let why = "handoffs.events_url is not set: nobody to tell";
+                Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, why))
+            }
+            None if self.settings.relays_callbacks => Ok(self.forward(message).await),
+            None => Ok(self.unknown(message)),
+        }
+    }
+
+    /// Its texts die with it; where the chat stands does not.
+    pub(super) async fn agent_chat_buried(
+        &self,
+        message: &Message,
+        directory: &Directory,
+    ) -> Result<(), OwnTrouble> {
+        let Some(callback) = VirtualAgentCallback::read(&message.body) else { return Ok(()) };
+        let Some(group) = callback.group.as_deref() else { return Ok(()) };
+        let Some(conversation) = directory.find_by_group(group).await? else { return Ok(()) };
+        let chat = Chat { deliverer: self, directory, message, callback: &callback, group, conversation };
+        chat.stands().await?;
+        chat.over().await?;
+        let mut lost = Vec::new();
+        for item in callback.items.iter().filter(|item| item.from_agent) {
+            if let Some(id) = &item.message_id
+                && !directory.was_delivered(told_once(group, id)).await?
+            {
+                lost.push(id.clone());
+            }
+        }
+        self.receipt(&chat.conversation, group, lost, Receipt::Failed);
+        Ok(())
+    }
+}
+
+impl Chat<'_> {
+    async fn hear(&self) -> Result<Attempt, OwnTrouble> {
+        self.stands().await?;
+        let mut refused = None;
+        let mut told = Vec::new();
+        for (index, item) in self.callback.items.iter().enumerate() {
+            let Some((said, once)) = self.said(index, item) else { continue };
+            if self.directory.was_delivered(once).await? {
+                continue;
+            }
+            let attempt = self.deliverer.say(self.message, &self.conversation, &said).await?;
+            match attempt.outcome {
+                Outcome::Delivered => {
+                    self.directory.remember_delivered(once, clock::now()).await?;
+                    told.extend(item.message_id.clone().filter(|_| item.from_agent));
+                }
+                // The others are no worse for it; the callback dies in the end, and its replay tells this one alone.
+                Outcome::Dead(_) => refused = Some(attempt),
+                Outcome::Dropped | Outcome::Repeated | Outcome::Answered => {}
+                Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => {
+                    self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
+                    return Ok(attempt);
+                }
+            }
+        }
+        if !told.is_empty() {
+            self.directory.stirred(self.group, clock::now()).await?;
+        }
+        self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
+        self.typing().await?;
+        if refused.is_none() {
+            self.over().await?;
+        }
+        self.count_unknown();
+        Ok(refused.unwrap_or_else(|| Attempt::delivered(Endpoint::Events)))
+    }
+
+    /// Whether it is about the chat that the conversation has now.
+    fn is_current(&self) -> bool {
+        self.conversation.group.as_deref() == Some(self.group)
+            && matches!(self.conversation.state, State::Requested | State::Waiting | State::Active)
+    }
+
+    /// Whether a person has the chat, or its place in a person's queue is sure.
+    fn is_human(&self) -> bool {
+        self.is_current()
+            && (self.conversation.state != State::Requested
+                || self.callback.agent_came()
+                || matches!(self.callback.sign(), Some(Sign::Queued { .. } | Sign::AgentChat)))
+    }
+
+    /// Whether it is over without an agent having been there.
+    fn had_no_agent(&self) -> bool {
+        self.conversation.state != State::Active && !self.callback.agent_came()
+    }
+
+    /// What an item says to the user, and the name under which it is told only once.
+    fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, MessageId)> {
+        let no_agent = self.callback.over() && self.had_no_agent();
+        let text = match &item.meaning {
+            Meaning::Text(text) | Meaning::Unknown(Some(text)) => text,
+            // After its end the chat is the bot's again, whose questions nobody will answer.
+            Meaning::Question(text) if item.from_agent || !self.callback.over() => text,
+            Meaning::Notice(text) => text,
+            _ => return None,
+        };
+        // What an agent said is not withheld, however late it comes. What no agent was there for is told as the reason.
+        if !item.from_agent && (!self.is_human() || no_agent) {
+            return None;
+        }
+        let agent = item.agent.as_deref().or(self.conversation.agent.as_deref().filter(|_| item.from_agent));
+        let (id, once) = match &item.message_id {
+            Some(name) => (MessageId::derived("servicenow", name), told_once(self.group, name)),
+            None => {
+                let id = MessageId::derived("servicenow-item", &format!("{}:{index}", self.message.id));
+                (id, id)
+            }
+        };
+        let voice = if item.from_agent { Voice::Agent } else { Voice::System };
+        let said = Said {
+            id,
+            group: self.group,
+            text: text.clone(),
+            voice,
+            agent,
+            sys_id: item.message_id.as_deref(),
+        };
+        Some((said, once))
+    }
+
+    /// Notes where the chat stands. Told before it is noted, under a name that makes telling it twice harmless.
+    async fn stands(&self) -> Result<(), OwnTrouble> {
+        let (known, group) = (&self.conversation, self.group);
+        if !self.is_current() {
+            if known.state == State::Failed
+                && self.callback.agent_came()
+                && known.group.as_deref() == Some(group)
+            {
+                // An agent came after all, for a user who was told that nobody would.
+                self.deliverer.give_up_agent_chat(&known.id, Some(known));
+            }
+            return Ok(());
+        }
+        let since = known.updated_at.as_millisecond();
+        let notice = Notice { group: Some(group.to_owned()), ..Notice::about(known.id.clone()) };
+        let agent = self.callback.agent().map(str::to_owned).or_else(|| known.agent.clone());
+        let waits = |wait: Option<String>| Observation { wait, ..Observation::default() };
+        if self.callback.agent_came() && !matches!(self.callback.sign(), Some(Sign::Queued { .. })) {
+            let another = known.agent.is_some() && known.agent != agent;
+            if known.state != State::Active || another {
+                let notice = Notice { agent: agent.clone(), ..notice };
+                let instance = format!("{since}:{}", agent.as_deref().unwrap_or(""));
+                self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
+            }
+            let seen = Observation { agent, active: true, ..Observation::default() };
+            self.directory.observed(&known.id, group, &seen).await?;
+            return Ok(());
+        }
+        match (self.callback.sign(), known.state) {
+            (Some(Sign::Queued { wait }), State::Active) => {
+                let notice = Notice { agent: known.agent.clone(), wait: wait.clone(), ..notice };
+                self.deliverer.tell_event(notice, NoticeEvent::Left, &since.to_string()).await?;
+                self.directory.observed(&known.id, group, &waits(wait)).await?;
+            }
+            (Some(Sign::Queued { wait }), State::Waiting) if wait.is_some() && wait != known.wait => {
+                let instance = format!("{since}:{}", wait.as_deref().unwrap_or(""));
+                let notice = Notice { wait: wait.clone(), ..notice };
+                self.deliverer.tell_event(notice, NoticeEvent::Waiting, &instance).await?;
+                self.directory.observed(&known.id, group, &waits(wait)).await?;
+            }
+            (Some(sign @ (Sign::Queued { .. } | Sign::AgentChat)), State::Requested)
+                if !self.callback.over() =>
+            {
+                let wait = if let Sign::Queued { wait } = sign { wait } else { None };
+                let notice = Notice { wait: wait.clone(), ..notice };
+                self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await?;
+                self.directory.observed(&known.id, group, &waits(wait)).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Ends the chat where the callback says so. Our own end comes back under the name of its request.
+    async fn over(&self) -> Result<(), OwnTrouble> {
+        if !self.callback.over() || !self.is_current() {
+            return Ok(());
+        }
+        let id = &self.conversation.id;
+        self.directory.remember_delivered(closed_chat(self.group), clock::now()).await?;
+        if self.callback.request_id.as_deref() == Some(end_request(self.group).as_str()) {
+            return self.deliverer.end(id, Some(self.group), "user").await;
+        }
+        if !self.had_no_agent() {
+            return self.deliverer.end(id, Some(self.group), "agent").await;
+        }
+        let words = self.callback.items.iter().filter_map(|item| match &item.meaning {
+            Meaning::Text(text) | Meaning::Notice(text) => Some(text.as_str()),
+            _ => None,
+        });
+        let words = words.collect::<Vec<_>>().join("\n");
+        let notice = Notice {
+            group: Some(self.group.to_owned()),
+            reason: Some("no_agent".to_owned()),
+            detail: Some(words).filter(|words| !words.is_empty()),
+            ..Notice::about(id.clone())
+        };
+        self.deliverer.tell(Kind::HandoffFailed, &notice, "").await?;
+        self.directory.failed(id, "no_agent").await?;
+        if let Some(servicenow) = &self.deliverer.servicenow {
+            servicenow.forget(id);
+        }
+        Ok(())
+    }
+
+    async fn typing(&self) -> Result<(), OwnTrouble> {
+        let types = self.callback.items.iter().any(|item| item.meaning == Meaning::Typing);
+        let fresh = clock::since(self.message.accepted_at) <= TYPING_LASTS;
+        if !types || !fresh || !self.is_current() || self.conversation.state != State::Active {
+            return Ok(());
+        }
+        let notice = Notice {
+            group: Some(self.group.to_owned()),
+            agent: self.conversation.agent.clone(),
+            ..Notice::about(self.conversation.id.clone())
+        };
+        self.deliverer.tell_event(notice, NoticeEvent::Typing, &self.message.id.to_string()).await
+    }
+
+    fn count_unknown(&self) {
+        for item in &self.callback.items {
+            if matches!(item.meaning, Meaning::Unknown(_)) {
+                self.deliverer.metrics.unknown_items.inc();
+                tracing::debug!(ui_type = item.ui_type, "an item of a type that nobody knows");
+            }
+        }
+    }
+}
+
+/// The name under which an item is told once, kept apart from the ids of messages: a callback is delivered when all of it is.
+fn told_once(group: &str, message_id: &str) -> MessageId {
+    MessageId::derived("servicenow-item", &format!("{group}:{message_id}"))
+}

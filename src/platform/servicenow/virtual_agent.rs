@@ -1,0 +1,348 @@
+//! The Virtual Agent Bot Integration API: one address, and an `action` that says what is wanted.
+//!
+//! Guarantees: success is a 200 whose JSON says so, and it only means "taken": ServiceNow checks the request afterwards, so
+//! what came of it is known from its callbacks alone (`virtual_agent_callback.rs`). Each chat is a user of its own, since
+//! ServiceNow keeps one open conversation for each `userId`; our names for it go along in `clientVariables`, which every
+//! callback brings back. Leaves to others: what is proof of an agent, when to ask again (`delivery/agent_chat.rs`).
+//! Source: ServiceNow documentation, "Virtual Agent Bot Integration API" and "Message authentication".
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use jiff::Timestamp;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Map, Value, json};
+use sha1::Sha1;
+
+use super::{Request, ServiceNow, wire};
+use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
+use crate::message::{ConversationId, MessageId, named};
+use crate::platform::error::{Answer, AnswerKind, CallError, clean};
+use crate::platform::http::Reply;
+
+const PATH: [&str; 4] = ["api", "sn_va_as_service", "bot", "integration"];
+
+named! {
+    /// Which action asks for an agent: it depends on the instance which one reaches a person.
+    StartAction {
+        /// The greeting topic, which `live_agent_only` leads on to an agent.
+        StartConversation = "START_CONVERSATION",
+        /// Straight to an agent; some instances let the bot answer all the same.
+        Agent = "AGENT",
+    }
+}
+
+named! {
+    /// What became of an agent's message, for the ticks in the agent's panel.
+    Receipt {
+        /// The user's side has it.
+        Sent = "sent_to_user",
+        /// It never got there.
+        Failed = "external_error",
+    }
+}
+
+/// How requests prove themselves beside the login: without it every user is a guest.
+#[derive(Clone, Default)]
+pub struct MessageAuth {
+    /// The header `token`.
+    pub token: Option<SecretString>,
+    /// The key of the header `x-b2b-signature`.
+    pub hmac: Option<SecretString>,
+}
+
+/// What this API needs to know beyond the instance.
+#[derive(Debug, Clone)]
+pub struct VirtualAgentSettings {
+    /// How an agent is asked for.
+    pub start_action: StartAction,
+    /// How requests prove themselves.
+    pub message_auth: MessageAuth,
+}
+
+impl std::fmt::Debug for MessageAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MessageAuth").finish_non_exhaustive()
+    }
+}
+
+/// What an agent is asked for with. No `Debug`: it holds what people said.
+pub(crate) struct Opening {
+    /// The first words.
+    pub(crate) text: String,
+    /// For account linking.
+    pub(crate) email: Option<String>,
+    /// What routes the chat.
+    pub(crate) context: BTreeMap<String, String>,
+    /// What was said before.
+    pub(crate) history: Vec<HistoryLine>,
+}
+
+/// A line of what was said before.
+pub(crate) struct HistoryLine {
+    /// The bot said it.
+    pub(crate) from_bot: bool,
+    /// Who said it, as the agent reads it.
+    pub(crate) name: String,
+    /// What was said.
+    pub(crate) text: String,
+    /// When.
+    pub(crate) at: Timestamp,
+}
+
+/// A file for the agent, by its address.
+pub(crate) struct File<'a> {
+    /// Where ServiceNow fetches it.
+    pub(crate) url: &'a str,
+    /// Its media type.
+    pub(crate) content_type: Option<&'a str>,
+    /// What to call it.
+    pub(crate) name: &'a str,
+}
+
+/// The request id of the end that the user's side asks for. Its callback names it, and so tells that end from others.
+pub(crate) fn end_request(group: &str) -> String {
+    format!("end-{group}")
+}
+
+impl ServiceNow {
+    /// Asks for an agent. Asked again with the same names it enters the same conversation.
+    pub(crate) async fn ask_for_agent(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        id: MessageId,
+        opening: &Opening,
+    ) -> Result<(), CallError> {
+        let history = opening.history.iter().map(|line| {
+            json!({
+                "isBotMessage": line.from_bot,
+                "value": line.text,
+                "displayName": line.name,
+                "type": "text",
+                "timestamp": format!("{:013}", line.at.as_millisecond()),
+            })
+        });
+        let history: Vec<Value> = history.collect();
+        let action = self.virtual_agent().map_or(StartAction::StartConversation, |known| known.start_action);
+        let mut request = about(conversation, group, &id.to_string());
+        request.insert("action".into(), json!(action));
+        request.insert("message".into(), words(&opening.text, id));
+        request.insert("contextVariables".into(), json!(opening.context));
+        if let Some(email) = &opening.email {
+            request.insert("emailId".into(), json!(email));
+        }
+        if !history.is_empty() {
+            request.insert("history".into(), json!(history));
+        }
+        self.request(conversation, request, &opening.text).await
+    }
+
+    /// Says something in the chat.
+    pub(crate) async fn tell_agent(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        id: MessageId,
+        text: &str,
+        file: Option<&File<'_>>,
+    ) -> Result<(), CallError> {
+        let mut message = words(text, id);
+        if let Some(file) = file {
+            message["attachment"] = json!({
+                "url": file.url,
+                "contentType": file.content_type.unwrap_or("application/octet-stream"),
+                "fileName": file.name,
+                "clientAttachmentId": id,
+            });
+        }
+        let mut request = about(conversation, group, &id.to_string());
+        request.insert("message".into(), message);
+        self.request(conversation, request, text).await
+    }
+
+    /// The user is typing.
+    pub(crate) async fn user_types(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        id: MessageId,
+    ) -> Result<(), CallError> {
+        let mut request = about(conversation, group, &id.to_string());
+        request.insert("action".into(), json!("TYPING"));
+        request.insert("message".into(), words("", id));
+        self.request(conversation, request, "").await
+    }
+
+    /// Tells what became of an agent's messages.
+    pub(crate) async fn note_receipts(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+        messages: &[String],
+        receipt: Receipt,
+    ) -> Result<(), CallError> {
+        let notes: Vec<Value> = messages.iter().map(|id| json!({ "id": id, "status": receipt })).collect();
+        let name = MessageId::derived("receipt", &format!("{group}:{receipt}:{}", messages.join(",")));
+        let mut request = about(conversation, group, &name.to_string());
+        request.insert("action".into(), json!("UPDATE_MESSAGES"));
+        request.insert("message".into(), json!(notes));
+        self.request(conversation, request, "").await
+    }
+
+    /// Gives the chat up: nobody speaks in it any more, and no agent should wait there.
+    pub(crate) async fn fault(&self, conversation: &ConversationId, group: &str) -> Result<(), CallError> {
+        let mut request = about(conversation, group, &format!("fault-{group}"));
+        request.insert("action".into(), json!("FAULT_CONVERSATION"));
+        request.insert("cause".into(), json!("EXTERNAL_FAILURE"));
+        self.request(conversation, request, "").await
+    }
+
+    /// Ends the chat for the user. One that is over already, or is not there, is ended.
+    pub(super) async fn end_conversation(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+    ) -> Result<(), CallError> {
+        let mut request = about(conversation, group, &end_request(group));
+        request.insert("action".into(), json!("END_CONVERSATION"));
+        request.insert("message".into(), json!({ "text": "", "typed": true }));
+        let gone = |error: &CallError| {
+            error.is_absent() || matches!(error, CallError::Answer(Answer { kind: AnswerKind::Gone, .. }))
+        };
+        match self.request(conversation, request, "").await {
+            Err(error) if !gone(&error) => Err(error),
+            _ => {
+                self.forget(conversation);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the instance has this API: a GET on it is refused as a method where it is there, and not known where it is not.
+    pub async fn virtual_agent_installed(&self) -> Result<(), CallError> {
+        let reply = self.converse(None, &Request::get(&PATH, &[])).await?;
+        if reply.status == StatusCode::METHOD_NOT_ALLOWED {
+            return Ok(());
+        }
+        wire::answered(reply, "").map(drop)
+    }
+
+    fn virtual_agent(&self) -> Option<&super::VirtualAgentSettings> {
+        self.inner.virtual_agent.as_ref()
+    }
+
+    async fn request(
+        &self,
+        conversation: &ConversationId,
+        request: Map<String, Value>,
+        carried: &str,
+    ) -> Result<(), CallError> {
+        let body = Value::Object(request).to_string();
+        let headers = self
+            .virtual_agent()
+            .map_or_else(|| Ok(HeaderMap::new()), |known| known.message_auth.headers(&body))?;
+        let request = Request {
+            method: Method::POST,
+            path: &PATH,
+            query: &[],
+            body: Some(body.into()),
+            headers,
+            carried,
+        };
+        let mut lease = self.inner.sessions.lease(conversation).await;
+        taken(wire::answered(self.converse(Some(&mut lease), &request).await?, carried)?, carried)
+    }
+}
+
+impl MessageAuth {
+    pub(super) fn headers(&self, body: &str) -> Result<HeaderMap, CallError> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &self.token {
+            headers.insert(HeaderName::from_static("token"), secret(token.expose_secret())?);
+        }
+        if let Some(key) = &self.hmac {
+            let mac = Hmac::<Sha1>::new_from_slice(key.expose_secret().as_bytes());
+            let mut mac = mac.map_err(|_| CallError::not_made("servicenow.message_hmac is no key"))?;
+            mac.update(body.as_bytes());
+            let mut hex = String::with_capacity(40);
+            for byte in mac.finalize().into_bytes() {
+                // Writing into a String cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+            }
+            headers.insert(HeaderName::from_static("x-b2b-signature"), secret(&hex)?);
+        }
+        Ok(headers)
+    }
+}
+
+fn secret(text: &str) -> Result<HeaderValue, CallError> {
+    let mut value = HeaderValue::try_from(text)
+        .map_err(|_| CallError::not_made("servicenow.message_token does not fit into a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// What every request says of the chat.
+fn about(conversation: &ConversationId, group: &str, request_id: &str) -> Map<String, Value> {
+    let mut request = Map::new();
+    request.insert("requestId".into(), json!(request_id));
+    request.insert("clientSessionId".into(), json!(group));
+    request.insert("userId".into(), json!(group));
+    let variables = json!({ CONVERSATION_VARIABLE: conversation, GROUP_VARIABLE: group });
+    request.insert("clientVariables".into(), variables);
+    request
+}
+
+fn words(text: &str, id: MessageId) -> Value {
+    json!({ "text": text, "typed": true, "clientMessageId": id })
+}
+
+/// `UPDATE_MESSAGES` answers with plain words; everything else with JSON that says how it went.
+fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
+    let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
+    let body = reply.body?;
+    let Ok(said) = serde_json::from_slice::<Value>(&body) else {
+        let plain = body.starts_with(b"Message Processed");
+        return if plain {
+            Ok(())
+        } else {
+            Err(CallError::bad_body("neither JSON nor the documented words"))
+        };
+    };
+    // Scripted REST wraps what a script returns in `result`, unless it writes the answer itself.
+    let said = said.get("result").filter(|inner| inner.is_object() || inner.is_string()).unwrap_or(&said);
+    match said.get("status").and_then(Value::as_str) {
+        Some(status) if status.eq_ignore_ascii_case("success") => Ok(()),
+        Some(_) => {
+            let error = &said["error"];
+            let words = [&error["message"], &error["detail"], error].into_iter().filter_map(Value::as_str);
+            let words = words.collect::<Vec<_>>().join(": ");
+            let kind = failure(&words);
+            Err(CallError::Answer(Answer { status, retry_after, kind, detail: clean(&words, carried) }))
+        }
+        None if said.as_str().is_some_and(|words| words.starts_with("Message Processed")) => Ok(()),
+        None => Err(CallError::bad_body("JSON without the documented `status`")),
+    }
+}
+
+/// A failure with status 200 says only in words what failed, and those are not documented: what is none of the known ones
+/// is tried again.
+fn failure(words: &str) -> AnswerKind {
+    let words = words.to_ascii_lowercase();
+    let says = |any: &[&str]| any.iter().any(|part| words.contains(part));
+    if says(&["unauthorized", "not authenticated", "authentication", "invalid token", "token validation"]) {
+        AnswerKind::Credentials
+    } else if says(&["conversation"])
+        && says(&["not found", "no active", "does not exist", "ended", "closed"])
+    {
+        AnswerKind::Gone
+    } else if says(&["missing", "required", "malformed", "invalid", "not supported"]) {
+        AnswerKind::Permanent
+    } else {
+        AnswerKind::Temporary
+    }
+}

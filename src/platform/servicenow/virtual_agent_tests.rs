@@ -1,0 +1,181 @@
+//! The Virtual Agent API against small remote sides, and its documented callbacks.
+
+use secrecy::SecretString;
+
+use super::*;
+use crate::message::MessageId;
+use crate::platform::error::{Answer, AnswerKind};
+use crate::platform::peer::{self, Peer};
+
+fn fixture(name: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/servicenow/");
+    std::fs::read_to_string(format!("{path}{name}")).unwrap()
+}
+
+fn client(url: &Url, message_auth: MessageAuth) -> ServiceNow {
+    let settings = ServiceNowSettings {
+        host_url: url.clone(),
+        login: ServiceNowLogin::Basic {
+            username: "chatbot_interface".into(),
+            password: "hush-password".into(),
+        },
+        queue_id: None,
+    };
+    let virtual_agent = VirtualAgentSettings { start_action: StartAction::Agent, message_auth };
+    ServiceNow::with_virtual_agent(peer::http(), settings, virtual_agent)
+}
+
+fn c() -> ConversationId {
+    ConversationId::parse("c-1").unwrap()
+}
+
+fn json(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\ncontent-type: application/json;charset=UTF-8\n\n{body}")
+}
+
+async fn told(answer: &str) -> Result<(), CallError> {
+    let peer = Peer::saying(answer).await;
+    let client = client(&peer.url, MessageAuth::default());
+    client.tell_agent(&c(), "g", MessageId::derived("test", "1"), "my secret words", None).await
+}
+
+#[tokio::test]
+async fn a_success_says_so_in_its_body() {
+    told(&json(r#"{"status":"success"}"#)).await.unwrap();
+    told(&json(r#"{"result":{"status":"success"}}"#)).await.unwrap();
+    told(&fixture("va-update-messages.http")).await.unwrap();
+    for nothing in ["{}", r#"{"result":{}}"#, "[]", "ok"] {
+        assert!(matches!(told(&json(nothing)).await, Err(CallError::NoAnswer(_))), "{nothing}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_read_from_its_words() {
+    let failure = |words: &str| json(&format!(r#"{{"status":"failure","error":{{"message":"{words}"}}}}"#));
+    let table = [
+        ("User is unauthorized", AnswerKind::Credentials),
+        ("Invalid token", AnswerKind::Credentials),
+        ("Conversation not found", AnswerKind::Gone),
+        ("The conversation has ended", AnswerKind::Gone),
+        ("message is required", AnswerKind::Permanent),
+        ("Something went wrong", AnswerKind::Temporary),
+    ];
+    for (words, expected) in table {
+        let Err(CallError::Answer(Answer { status, kind, detail, .. })) = told(&failure(words)).await else {
+            panic!("{words} was no answer");
+        };
+        assert_eq!((status, kind, detail.as_str()), (200, expected, words));
+    }
+    let Err(CallError::Answer(answer)) = told(&fixture("va-failure.http")).await else { panic!("no answer") };
+    assert_eq!(
+        (answer.kind, answer.detail.as_str()),
+        (AnswerKind::Permanent, "Missing parameter: userId is required")
+    );
+    let error = told(&failure("cannot say my secret words")).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn an_end_of_what_is_not_there_is_an_end() {
+    for answer in [
+        json(r#"{"status":"failure","error":{"message":"No active conversation"}}"#),
+        fixture("error-404-no-record.http"),
+        json(r#"{"status":"success"}"#),
+    ] {
+        let peer = Peer::saying(&answer).await;
+        client(&peer.url, MessageAuth::default()).leave(&c(), "g").await.unwrap();
+        let heard = peer.heard.lock().unwrap().join("");
+        assert!(heard.contains(r#""action":"END_CONVERSATION""#) && heard.contains(r#""requestId":"end-g""#));
+    }
+}
+
+#[tokio::test]
+async fn both_proofs_go_along() {
+    let auth = || Some(SecretString::from("ORANGE"));
+    let peer = Peer::saying(json(r#"{"status":"success"}"#)).await;
+    let message_auth = MessageAuth { token: auth(), hmac: auth() };
+    // Of `{"a":1}`, computed with another tool.
+    let headers = message_auth.headers(r#"{"a":1}"#).unwrap();
+    assert_eq!(headers["x-b2b-signature"], "fcbdf2a5f1941d7a9aa5874e34417ce0d1b1c6d8");
+    assert!(headers["token"].is_sensitive());
+    client(&peer.url, message_auth).fault(&c(), "g").await.unwrap();
+    let heard = peer.heard.lock().unwrap().join("");
+    assert!(heard.contains("token: ORANGE\r\n") && heard.contains("x-b2b-signature: "));
+}
+
+#[tokio::test]
+async fn whether_the_api_is_there_is_asked_without_posting() {
+    for (name, there) in [("va-get-405.http", true), ("error-400-no-such-resource.http", false)] {
+        let peer = Peer::saying(fixture(name)).await;
+        assert_eq!(client(&peer.url, MessageAuth::default()).virtual_agent_installed().await.is_ok(), there);
+        assert!(peer.heard.lock().unwrap()[0].starts_with("GET /api/sn_va_as_service/bot/integration "));
+    }
+}
+
+fn read(name: &str) -> VirtualAgentCallback {
+    VirtualAgentCallback::read(fixture(name).as_bytes()).unwrap()
+}
+
+#[test]
+fn the_documented_callbacks_mean_what_they_say() {
+    let queued = Sign::Queued { wait: Some("8 Seconds".to_owned()) };
+    // The sign, whether an agent came, whether it is over, the chat.
+    let uuid = "5f0c7a52-6d0e-5d0f-9a4f-1f7d0c1b2a30";
+    let table = [
+        ("va-start-greeting.json", None, false, false, uuid),
+        ("va-stand-by.json", Some(Sign::AgentChat), false, false, uuid),
+        ("va-wait-time.json", Some(queued), false, false, "g"),
+        ("va-agent-text.json", Some(Sign::AgentCame), true, false, "g"),
+        ("va-end-live-agent.json", None, false, true, "g"),
+        ("va-fault.json", None, false, true, "g"),
+        ("va-label.json", None, false, true, "g"),
+    ];
+    for (name, sign, came, over, group) in table {
+        let callback = read(name);
+        assert_eq!(callback.sign(), sign, "{name}");
+        assert_eq!((callback.agent_came(), callback.over()), (came, over), "{name}");
+        assert_eq!(callback.group.as_deref(), Some(group), "{name}");
+    }
+    assert_eq!(read("va-agent-text.json").agent(), Some("Beth Anglin"));
+    assert!(read("va-label.json").items[0].meaning == Meaning::Text("File got".to_owned()));
+}
+
+#[test]
+fn a_connect_callback_is_none_of_these() {
+    assert!(VirtualAgentCallback::read(fixture("callback-stock.json").as_bytes()).is_none());
+    assert!(VirtualAgentCallback::read(b"[1]").is_none());
+}
+
+#[test]
+fn what_is_put_together_is_read_apart() {
+    let text = |item: &str| {
+        let body = format!(r#"{{"clientSessionId":"g","body":[{item}]}}"#);
+        let callback = VirtualAgentCallback::read(body.as_bytes()).unwrap();
+        match &callback.items[0].meaning {
+            Meaning::Text(text) | Meaning::Question(text) | Meaning::Notice(text) => text.clone(),
+            Meaning::Unknown(text) => format!("unknown: {text:?}"),
+            _ => String::new(),
+        }
+    };
+    for (item, expected) in [
+        (
+            r#"{"uiType":"OutputCard","data":"{\"title\":\"INC1\",\"fields\":[{\"fieldLabel\":\"State\",\"fieldValue\":\"New\"}],\"url\":\"https://x/1\"}"}"#,
+            "INC1\nState: New\nhttps://x/1",
+        ),
+        (
+            r#"{"uiType":"GroupedPartsOutputControl","header":"Articles","values":[{"label":"One","action":"https://x/1"},{"label":"Two","description":"<b>2</b>"}]}"#,
+            "Articles\nOne\nhttps://x/1\nTwo\n2",
+        ),
+        (r#"{"uiType":"FileUpload","label":"Send a picture"}"#, "Send a picture"),
+        (
+            r#"{"uiType":"ActionMsg","actionType":"System","message":"X has entered the chat."}"#,
+            "X has entered the chat.",
+        ),
+        (r#"{"uiType":"ActionMsg","actionType":"EndTypingIndicatorActionMsg"}"#, ""),
+        (r#"{"uiType":"ActionMsg","actionType":"Brandnew"}"#, "unknown: None"),
+        (r#"{"uiType":"Hologram","promptMsg":"look"}"#, r#"unknown: Some("look")"#),
+        (r#"7"#, "unknown: None"),
+    ] {
+        assert_eq!(text(item), expected, "{item}");
+    }
+}

@@ -1,0 +1,286 @@
+//! The Virtual Agent Bot Integration API: one path, an `action` in the body, and everything else by callback.
+//!
+//! It answers 200 before it looks at a request, as the real one does: a wrong proof or a missing field is a success that
+//! nothing comes of. Its chats are chats of the desk like all others, under the caller's session id; what the agent does in
+//! them is posted in the shapes of this API. Facts that are not known are switches ([`VirtualAgentSwitches`]).
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post as posted;
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::{Map, Value, json};
+use sha1::Sha1;
+
+use super::desk::{self, Desk, Refusal, Row};
+use crate::sandbox::gate::Effect;
+use crate::sandbox::script::Operation;
+use crate::sandbox::settings::{MessageProof, VirtualAgentSwitches};
+use crate::sandbox::world::{Receipt, World};
+
+pub(crate) const PATH: &str = "/api/sn_va_as_service/bot/integration";
+
+/// What a chat of this API remembers.
+#[derive(Debug, Clone)]
+pub(crate) struct VirtualAgentChat {
+    /// Of the last request: agents' messages carry it.
+    request_id: String,
+    variables: Value,
+    /// The state that was posted last.
+    posted: desk::State,
+}
+
+pub(crate) fn router() -> Router<Arc<World>> {
+    Router::new().route(PATH, posted(integration))
+}
+
+pub(crate) fn operation(method: &Method, action: Option<&str>) -> Operation {
+    match action {
+        _ if method != Method::POST => Operation::Other,
+        Some("START_CONVERSATION" | "AGENT") => Operation::Start,
+        None => Operation::Message,
+        Some("END_CONVERSATION" | "FAULT_CONVERSATION") => Operation::Leave,
+        Some(_) => Operation::Other,
+    }
+}
+
+async fn integration(State(world): State<Arc<World>>, headers: HeaderMap, body: Bytes) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json;charset=UTF-8")];
+    let success = (StatusCode::OK, json, json!({ "status": "success" }).to_string()).into_response();
+    let proven = world.settings.message_auth.as_ref().is_none_or(|proof| proves(proof, &headers, &body));
+    let Some(request) = serde_json::from_slice::<Map<String, Value>>(&body).ok().filter(|_| proven) else {
+        return success;
+    };
+    let said = |key: &str| request.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let Some(user) = said("userId") else { return success };
+    let text = request.get("message").and_then(|message| message.get("text")).and_then(Value::as_str);
+    let request_id = said("requestId").unwrap_or_default().to_owned();
+    let variables = request.get("clientVariables").cloned().unwrap_or(Value::Null);
+    match said("action") {
+        Some("START_CONVERSATION" | "AGENT") => {
+            let chat = VirtualAgentChat { request_id, variables, posted: desk::State::Waiting };
+            if start(&world, user, text.unwrap_or_default(), chat) {
+                Effect::on(success, user, None)
+            } else {
+                success
+            }
+        }
+        None => {
+            remember(&world, user, request_id);
+            match world.write(|desk| desk.user_says(user, text.unwrap_or_default(), "comments", Vec::new())) {
+                Ok(_) => {
+                    world.agent_hears(user, text.unwrap_or_default());
+                    Effect::on(success, user, None)
+                }
+                // The bot would take it as the begin of something new; nobody hears of it.
+                Err(_) => success,
+            }
+        }
+        Some("END_CONVERSATION" | "FAULT_CONVERSATION") => {
+            remember(&world, user, request_id);
+            match world.write(|desk| desk.user_leaves(user)) {
+                Ok(_) => Effect::on(success, user, None),
+                Err(_) => success,
+            }
+        }
+        Some("UPDATE_MESSAGES") => {
+            let plain = [(header::CONTENT_TYPE, "text/plain")];
+            let words = (StatusCode::OK, plain, "Message Processed Successfully").into_response();
+            Effect::on(words, user, None)
+        }
+        Some(_) => Effect::on(success, user, None),
+    }
+}
+
+fn proves(proof: &MessageProof, headers: &HeaderMap, body: &[u8]) -> bool {
+    let given = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match proof {
+        MessageProof::Token(token) => given("token") == token,
+        MessageProof::Hmac(key) => {
+            let Ok(mut mac) = Hmac::<Sha1>::new_from_slice(key.as_bytes()) else { return false };
+            mac.update(body);
+            let right: String =
+                mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            given("x-b2b-signature") == right
+        }
+    }
+}
+
+fn remember(world: &Arc<World>, group: &str, request_id: String) {
+    if let Some(chat) = world.desk().virtual_agent(group) {
+        chat.request_id = request_id;
+    }
+}
+
+/// Whether a chat was opened.
+fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) -> bool {
+    let mut desk = world.desk();
+    let switches = desk.switches.virtual_agent;
+    let open = desk.chat(group).is_ok_and(|known| known.state().open());
+    let bot = |items: Vec<Value>, over: bool| {
+        let mut body = envelope(&chat, group, switches, false);
+        body["body"] = json!(items);
+        if over {
+            body[if switches.takes_control { "takeControl" } else { "completed" }] = json!(true);
+        }
+        row(group, &body)
+    };
+    if switches.no_agents || switches.falls_back {
+        let (words, over) = if switches.no_agents {
+            (vec![output("No agents are available at the moment. Please try again later.", switches)], true)
+        } else {
+            let picker = json!({
+                "uiType": "TopicPickerControl", "group": "DefaultPicker", "nluTextEnabled": false,
+                "promptMsg": "Hi guest, please enter your request or make a selection of what I can help with.",
+                "label": "Show me everything",
+                "options": [{ "label": "Live Agent Support.", "value": desk::record_id(), "enabled": true }],
+            });
+            (vec![output("I am sorry but I didn't understand your request.", switches), picker], false)
+        };
+        let row = bot(words, over);
+        drop(desk);
+        line_up(world, switches, row);
+        return false;
+    }
+    let opens = !open || switches.opens_anew;
+    let queued = vec![
+        output("Please stand by while I connect you to a live agent.", switches),
+        json!({ "uiType": "ActionMsg", "actionType": "SubscribeToSupportQueue" }),
+        json!({
+            "uiType": "ActionMsg", "actionType": "StartSpinner", "spinnerType": "wait_time",
+            "message": "Routing you to a live agent...", "waitTime": "8 Seconds",
+        }),
+    ];
+    let queue = desk.queues.keys().next().cloned().unwrap_or_default();
+    let mut body = envelope(&chat, group, switches, true);
+    body["body"] = json!(queued);
+    if opens {
+        let name = if open { desk::record_id() } else { group.to_owned() };
+        let _ = desk.open(name, &queue, text, Some(chat));
+    }
+    drop(desk);
+    line_up(world, switches, row(group, &body));
+    if opens {
+        world.agent_notices(group);
+    }
+    opens
+}
+
+fn line_up(world: &Arc<World>, switches: VirtualAgentSwitches, row: Row) -> Option<Receipt> {
+    let times = if switches.silent { 0 } else { 1 + usize::from(switches.twice) };
+    let mut posted = None;
+    for _ in 0..times {
+        posted = Some(world.line_up(row.clone()));
+    }
+    posted
+}
+
+/// What is posted for something that was done in a chat; nothing for what the user said.
+pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
+    let (switches, (agent, name)) = (desk.switches.virtual_agent, desk.agent());
+    let Ok(known) = desk.chat(&row.group) else { return Vec::new() };
+    let state = known.state();
+    let Some(chat) = desk.virtual_agent(&row.group) else { return Vec::new() };
+    let before = std::mem::replace(&mut chat.posted, state);
+    let mut items = Vec::new();
+    if before == desk::State::Waiting && state == desk::State::WorkInProgress {
+        items.push(json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" }));
+        let words = format!("{name} has entered the chat.");
+        items.push(json!({ "uiType": "ActionMsg", "actionType": "System", "message": words }));
+    }
+    let over = before.open() && !state.open();
+    if row.created_by == agent {
+        let mut item = output(&row.text, switches);
+        item["agentInfo"] = json!({ "sentFromAgent": true });
+        if !switches.hides_names {
+            item["agentInfo"]["agentName"] = json!(name);
+        }
+        if !switches.nameless {
+            item["messageId"] = json!(row.sys_id);
+        }
+        items.push(item);
+    } else if row.created_by == "system" {
+        items.push(json!({ "uiType": "ActionMsg", "actionType": "System", "message": row.text }));
+    }
+    if over && !switches.ends_by_flag {
+        items.push(json!({ "uiType": "ActionMsg", "actionType": "SwitchToVirtualAgent" }));
+    }
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let mut body = envelope(chat, &row.group, switches, state.open());
+    body["body"] = json!(items);
+    if over {
+        body["completed"] = json!(true);
+    }
+    row.callback = Some(body.to_string());
+    let times = if switches.silent { 0 } else { 1 + usize::from(switches.twice) };
+    vec![row.clone(); times]
+}
+
+/// Items of somebody's choice, as a callback of this chat.
+pub(crate) fn post(world: &Arc<World>, group: &str, items: Vec<Value>) -> Result<Receipt, Refusal> {
+    let mut desk = world.desk();
+    let switches = desk.switches.virtual_agent;
+    let active = desk.chat(group)?.state() == desk::State::WorkInProgress;
+    let chat = desk.virtual_agent(group).ok_or(Refusal::NotFound)?;
+    let mut body = envelope(chat, group, switches, active);
+    body["body"] = json!(items);
+    drop(desk);
+    let silent = || Refusal::NotAllowed("The instance posts nothing.".to_owned());
+    line_up(world, switches, row(group, &body)).ok_or_else(silent)
+}
+
+pub(crate) fn typing(switches: VirtualAgentSwitches) -> Value {
+    let name = if switches.suffixed { "StartTypingIndicatorActionMsg" } else { "StartTypingIndicator" };
+    json!({ "uiType": "ActionMsg", "actionType": name })
+}
+
+fn envelope(chat: &VirtualAgentChat, group: &str, switches: VirtualAgentSwitches, agent_chat: bool) -> Value {
+    let mut body = json!({
+        "requestId": chat.request_id, "clientSessionId": group, "nowSessionId": "", "userId": group,
+        "message": {}, "body": [], "score": 1,
+    });
+    if !switches.forgets_variables {
+        body["clientVariables"] = chat.variables.clone();
+    }
+    if switches.writes_false {
+        for flag in ["agentChat", "completed", "takeControl"] {
+            body[flag] = json!(false);
+        }
+    }
+    if agent_chat {
+        body["agentChat"] = json!(true);
+    }
+    body
+}
+
+fn output(text: &str, switches: VirtualAgentSwitches) -> Value {
+    let key = if switches.labels { "label" } else { "value" };
+    let mut item = json!({ "uiType": "OutputText", "group": "DefaultText", "maskType": "NONE" });
+    item[key] = json!(text);
+    if !switches.nameless {
+        item["messageId"] = json!(desk::record_id());
+    }
+    item
+}
+
+/// A callback that is no row of the chat.
+fn row(group: &str, body: &Value) -> Row {
+    Row {
+        sys_id: desk::record_id(),
+        group: group.to_owned(),
+        created_by: String::new(),
+        created: crate::clock::now(),
+        text: String::new(),
+        reflected_field: String::new(),
+        attachments: Vec::new(),
+        internal: false,
+        previous: String::new(),
+        callback: Some(body.to_string()),
+    }
+}
