@@ -142,16 +142,34 @@ impl Directory {
         Ok(self.owner(group).await?.is_some())
     }
 
-    /// Notes what ServiceNow calls the message that was just delivered into a chat.
-    pub async fn sent(&self, group: &str, sys_id: Option<&str>) -> Result<(), DirectoryError> {
+    /// Notes the message that was just delivered into a chat, and what ServiceNow calls it.
+    pub async fn sent(
+        &self,
+        group: &str,
+        message: MessageId,
+        sys_id: Option<&str>,
+    ) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::NOTE_SENT)
                 .bind(storable(group))
                 .bind(storable(sys_id.unwrap_or_default()))
+                .bind(message.to_string())
                 .bind(clock::now().as_millisecond())
                 .execute(pool)
         })
         .map(|_| ())
+    }
+
+    /// Whether this message was the last one that [`Self::sent`] was told of: a crash since then left only the note of its
+    /// delivery unwritten.
+    pub async fn was_sent(&self, group: &str, message: MessageId) -> Result<bool, DirectoryError> {
+        let row: Option<(i32,)> = run!(self, |pool| {
+            sqlx::query_as(statements::WAS_SENT)
+                .bind(storable(group))
+                .bind(message.to_string())
+                .fetch_optional(pool)
+        })?;
+        Ok(row.is_some())
     }
 
     /// The last message that was delivered into a chat.

@@ -5,6 +5,8 @@ ALTER TABLE conversations ADD COLUMN released_at BIGINT;
 
 -- The newest message of the other side that was told to the bot side; whoever reads the chat back looks behind it.
 ALTER TABLE conversation_groups ADD COLUMN last_told TEXT;
+-- Our name for the message in last_sent: whoever finds it there again after a crash need not send it.
+ALTER TABLE conversation_groups ADD COLUMN last_sent_message TEXT;
 -- When either side last said something.
 ALTER TABLE conversation_groups ADD COLUMN active_at BIGINT;
 

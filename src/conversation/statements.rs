@@ -37,8 +37,7 @@ pub(super) const CLAIM_GROUP: &str =
 
 pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_groups WHERE chat_group = $1";
 
-pub(super) const NOTE_SENT: &str =
-    "UPDATE conversation_groups SET last_sent = $2, active_at = $3 WHERE chat_group = $1";
+pub(super) const NOTE_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
 
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
@@ -112,6 +111,9 @@ macro_rules! to_extend {
 }
 pub(super) const TO_EXTEND_SQLITE: &str = to_extend!("");
 pub(super) const TO_EXTEND_POSTGRES: &str = to_extend!("FOR UPDATE OF reply_handles SKIP LOCKED");
+
+pub(super) const WAS_SENT: &str =
+    "SELECT 1 FROM conversation_groups WHERE chat_group = $1 AND last_sent_message = $2";
 
 /// The next look at its state is due at once.
 pub(super) const LOOK_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE id = $1";

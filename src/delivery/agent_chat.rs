@@ -191,8 +191,7 @@ impl Desk<'_> {
         // No call tells whether an earlier try was taken: rather repeat than lose (servicenow.md 7).
         match self.servicenow.tell_agent(id, group, self.message.id, &words, file.as_ref()).await {
             Ok(()) => {
-                self.directory.sent(group, None).await?;
-                self.directory.stirred(group, crate::clock::now()).await?;
+                self.directory.sent(group, self.message.id, None).await?;
                 Ok(Attempt::delivered(HERE))
             }
             Err(error) => {

@@ -25,7 +25,8 @@ impl Look<'_> {
             Err(error) => return Ok(Err(error)),
         };
         for entry in &found {
-            if !self.directory.group_known(&entry.group).await? && self.goes_on(entry).await? {
+            let owner = self.directory.find_by_group(&entry.group).await?.map(|owner| owner.id);
+            if owner.is_none_or(|owner| owner == self.conversation.id) && self.goes_on(entry).await? {
                 self.since().remove(&self.conversation.id);
                 return Ok(Ok(()));
             }

@@ -22,8 +22,11 @@ use crate::message::{
 use crate::platform::servicenow::Heard;
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// How long the bot side may wait because ServiceNow is asked what came before.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one reading may take.
+const READING: Duration = Duration::from_secs(3);
+/// How long after its acceptance a callback may wait for ServiceNow to say what came before it. A ServiceNow that counts as
+/// down is not waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// When a chat is read back before an agent's message is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +48,8 @@ enum Before {
     Read(Vec<Heard>),
     /// It is not for the user at all.
     Internal,
+    /// ServiceNow did not answer; it may a moment later.
+    NotYet,
 }
 
 impl Deliverer {
@@ -56,7 +61,11 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Attempt, OwnTrouble> {
-        let before = self.before(directory, callback, conversation).await?;
+        let before = self.before(directory, message, callback, conversation).await?;
+        if matches!(before, Before::NotYet) {
+            let why = "ServiceNow does not say what came before it";
+            return Ok(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
+        }
         if matches!(before, Before::Internal) {
             return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "agents wrote it to each other"));
         }
@@ -111,6 +120,7 @@ impl Deliverer {
     async fn before(
         &self,
         directory: &Directory,
+        message: &Message,
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Before, OwnTrouble> {
@@ -130,18 +140,21 @@ impl Deliverer {
         } else if self.settings.read_back == ReadBack::Gaps {
             return Ok(Before::Unknown);
         }
+        if !self.gate(Destination::ServiceNow).breaker().passes() {
+            return Ok(Before::Unknown);
+        }
         let Some(mut heard) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
         else {
-            return Ok(Before::Unknown);
+            let waited = clock::since(message.accepted_at);
+            return Ok(if waited < PATIENCE { Before::NotYet } else { Before::Unknown });
         };
-        let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) else {
-            // ServiceNow does not show it (yet): there is no saying what came before it.
-            return Ok(Before::Unknown);
-        };
-        if heard[here].internal {
-            return Ok(Before::Internal);
+        // Where it is not shown the rule was faster than its own transaction: everything that is shown came before it.
+        if let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) {
+            if heard[here].internal {
+                return Ok(Before::Internal);
+            }
+            heard.truncate(here);
         }
-        heard.truncate(here);
         heard.retain(|heard| !heard.internal);
         Ok(Before::Read(heard))
     }
@@ -154,14 +167,11 @@ impl Deliverer {
         since: Option<&str>,
     ) -> Option<Vec<Heard>> {
         let gate = self.gate(Destination::ServiceNow);
-        if !gate.breaker().passes() {
-            return None;
-        }
         let reading = async {
             let _pass = gate.enter(false).await?;
             Some(servicenow.heard_since(&conversation.id, &callback.group, since).await)
         };
-        match tokio::time::timeout(PATIENCE, reading).await.ok().flatten()? {
+        match tokio::time::timeout(READING, reading).await.ok().flatten()? {
             Ok(heard) => Some(heard),
             Err(error) => {
                 self.trouble_reading(conversation, &error);

@@ -134,10 +134,12 @@ impl Desk<'_> {
         };
         let mut looks = 0;
         for Started { entry, certain } in &found {
-            if self.directory.group_known(&entry.group).await? {
+            // One that is ours already was claimed by a try that came no further.
+            let owner = self.directory.find_by_group(&entry.group).await?.map(|owner| owner.id);
+            if owner.as_ref().is_some_and(|owner| owner != id) {
                 continue;
             }
-            if !certain {
+            if !certain && owner.is_none() {
                 looks += 1;
                 if looks > Started::LOOKS_MAX {
                     break;
@@ -173,6 +175,14 @@ impl Desk<'_> {
         if self.directory.find(id).await?.as_ref().is_some_and(goes_on_elsewhere) {
             return Ok(Some(self.too_late(id, &entry.group).await));
         }
+        // Claimed, told, and only then shown as waiting: whoever sees it wait may let an agent speak.
+        if self.directory.asked(id, &entry.group).await? == Claim::TakenByAnother {
+            return Ok(None);
+        }
+        let known = self.directory.find(id).await?;
+        if known.is_some_and(|known| known.state == State::Requested && is_in(&known, &entry.group)) {
+            self.tell_place(id, &entry.group, entry.position, entry.wait.as_deref()).await?;
+        }
         let opened = Opened {
             group: entry.group.clone(),
             number: entry.number.clone(),
@@ -205,13 +215,25 @@ impl Desk<'_> {
     }
 
     async fn tell_waiting(&self, id: &ConversationId, open: &Conversation) -> Result<(), OwnTrouble> {
-        if open.state != State::Waiting {
-            return Ok(());
+        match &open.group {
+            Some(group) if open.state == State::Waiting => {
+                self.tell_place(id, group, open.position, open.wait.as_deref()).await
+            }
+            _ => Ok(()),
         }
+    }
+
+    async fn tell_place(
+        &self,
+        id: &ConversationId,
+        group: &str,
+        position: Option<u32>,
+        wait: Option<&str>,
+    ) -> Result<(), OwnTrouble> {
         let notice = Notice {
-            group: open.group.clone(),
-            position: open.position,
-            wait: open.wait.clone(),
+            group: Some(group.to_owned()),
+            position,
+            wait: wait.map(str::to_owned),
             ..Notice::about(id.clone())
         };
         self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await
@@ -228,6 +250,10 @@ impl Desk<'_> {
             Ok(group) => group,
             Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
         };
+        if self.maybe_taken && self.directory.was_sent(group, self.message.id).await? {
+            self.deliverer.remember_delivered(self.message).await;
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "it was sent, and only not noted"));
+        }
         if self.servicenow.api() == ChatApi::VirtualAgent {
             return self.tell_agent(text, group).await;
         }
@@ -264,7 +290,7 @@ impl Desk<'_> {
 
     /// Notes the message as the last one of its chat: whoever reads back later looks behind it.
     async fn sent(&self, group: &str, posted: &Posted) -> Done {
-        self.directory.sent(group, posted.sys_id.as_deref()).await?;
+        self.directory.sent(group, self.message.id, posted.sys_id.as_deref()).await?;
         Ok(Attempt::delivered(HERE))
     }
 

@@ -37,5 +37,6 @@ mod servicenow_rule;
 mod servicenow_verbs;
 mod settings_of_delivery;
 mod shutdown;
+mod soak;
 mod tidy;
 mod virtual_agent;

@@ -61,8 +61,8 @@ pub(crate) fn eventually_blocking<T>(
     }
 }
 
-/// Time that passes as part of a simulation (a slow wire), not while waiting for something.
-pub(super) async fn let_pass(delay: Duration) {
+/// Time that passes as part of a simulation (a slow wire, a person who thinks), not while waiting for something.
+pub(crate) async fn let_pass(delay: Duration) {
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
