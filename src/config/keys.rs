@@ -78,6 +78,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("ingress.servicenow.hmac_secret", Secret),
     ("ingress.handoffs.token", Secret),
     ("admin.listen", Open),
+    ("admin.token", Secret),
     ("delivery.servicenow.timeout", Open),
     ("delivery.servicenow.concurrency", Open),
     ("delivery.servicenow.rate", Open),

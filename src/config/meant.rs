@@ -33,6 +33,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
         },
         ingress: ingress(reader),
         admin_listen: reader.address("admin.listen"),
+        admin_token: reader.secret("admin.token").filter(|token| !token.expose_secret().is_empty()),
         delivery: delivery(reader),
         log: log(reader),
     }

@@ -27,6 +27,7 @@ pub struct Settings {
     pub handoffs: Handoffs,
     pub ingress: Ingress,
     pub admin_listen: SocketAddr,
+    pub admin_token: Option<SecretString>,
     pub delivery: Delivery,
     pub log: LogSettings,
 }

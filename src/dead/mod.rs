@@ -2,15 +2,20 @@
 //!
 //! Guarantees: looking changes nothing; whatever is done goes one dead letter at a time, so that a kill at any moment
 //! loses none and the next run goes on where this one ended. Works on either engine, through [`crate::queue::Siding`].
-//! Leaves to others: asking the operator and printing (`cli/dead.rs`), burying (`worker/settle.rs`).
+//! Leaves to others: asking the operator and printing (`cli/dead`, `ingress/desk`), burying (`worker/settle.rs`).
 
+pub(crate) mod asked;
+pub(crate) mod document;
+mod export;
 mod order;
 pub mod replay;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+pub(crate) use export::export;
 use jiff::Timestamp;
 
+use crate::conversation::DirectoryError;
 use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId};
 use crate::queue::{Held, Queue, QueueError, Siding};
 
@@ -23,6 +28,12 @@ pub enum DeskError {
     /// The directory, which knows what was delivered.
     #[error("the directory does not say what was delivered: {0}")]
     Directory(String),
+}
+
+impl From<DirectoryError> for DeskError {
+    fn from(error: DirectoryError) -> Self {
+        Self::Directory(error.to_string())
+    }
 }
 
 /// Which dead letters are meant. What is absent matches all.
@@ -177,6 +188,29 @@ pub async fn list(queue: &Queue, filter: &Filter) -> Result<Vec<Entry>, DeskErro
     })
     .await?;
     Ok(entries)
+}
+
+/// What is meant, and the first of them whole.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// All of them.
+    pub(crate) entries: Vec<Entry>,
+    /// The first, as many as were asked for.
+    pub(crate) letters: Vec<DeadLetter>,
+}
+
+/// Looks at all that is meant and keeps the first `limit` whole.
+pub(crate) async fn find(queue: &Queue, filter: &Filter, limit: usize) -> Result<Found, DeskError> {
+    let mut found = Found::default();
+    look::<DeskError>(queue, filter, |dead| {
+        found.entries.push(Entry::from(dead));
+        if found.letters.len() < limit {
+            found.letters.push(dead.clone());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
 }
 
 /// Removes exactly these for good; says after each how many are gone.

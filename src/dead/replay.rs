@@ -6,16 +6,17 @@
 //!
 //! Guarantees: each lane's messages are published in the order of their acceptance; only what is in the plan is touched;
 //! memory holds the plan and what died out of order, not all bodies.
-//! Leaves to others: asking (`cli/dead.rs`), suppressing what is delivered meanwhile (`delivery/`).
+//! Leaves to others: asking (`cli/dead`, `ingress/desk`), suppressing what is delivered meanwhile (`delivery/`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::order::Lineup;
-use super::{DeskError, Entry, Filter, Key, Visit, look};
-use crate::message::{DeadReason, Destination, LaneKey, Message, MessageId, named};
+use super::{DeskError, Entry, Filter, Key, Visit};
+use crate::conversation::{Directory, State};
+use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, named};
 use crate::queue::{Held, Queue};
 
 named! {
@@ -29,7 +30,26 @@ named! {
         Superseded = "died again later",
         /// Leaves it: no code could read it, so it would only die again. Asked for by reason or id, it is replayed.
         Unreadable = "unreadable",
+        /// Leaves it: its chat has ended, and what comes too late for it would only die again. Asked for by id, it is
+        /// replayed.
+        Over = "its chat has ended",
     }
+}
+
+impl Fate {
+    /// Whether it stays in the siding.
+    pub const fn stays(self) -> bool {
+        matches!(self, Self::Unreadable | Self::Over)
+    }
+}
+
+/// What the directory says about the dead letters of a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// These were delivered since they died.
+    pub delivered: HashSet<MessageId>,
+    /// The chats of these lanes have ended.
+    pub over: HashSet<LaneKey>,
 }
 
 /// One dead letter in a plan.
@@ -49,18 +69,30 @@ pub struct Plan {
 
 impl Plan {
     /// Plans for these dead letters, given in the order of their death.
-    pub fn new(entries: Vec<Entry>, filter: &Filter, mut delivered: impl FnMut(MessageId) -> bool) -> Self {
+    pub fn new(entries: Vec<Entry>, filter: &Filter, known: &Known) -> Self {
         let newest: HashMap<MessageId, Key> = entries.iter().map(|entry| (entry.key.id, entry.key)).collect();
-        let asked_for = |entry: &Entry| {
-            filter.reason == Some(DeadReason::Unreadable) || filter.ids.contains(&entry.key.id)
+        // A start makes a new chat for whatever follows it.
+        let reopened: HashSet<&LaneKey> = entries
+            .iter()
+            .filter(|entry| entry.kind == Kind::HandoffStart && !known.delivered.contains(&entry.key.id))
+            .map(|entry| &entry.lane)
+            .collect();
+        let is_over = |entry: &Entry| {
+            speaks_in_a_chat(entry.kind)
+                && known.over.contains(&entry.lane)
+                && !reopened.contains(&entry.lane)
         };
         let fate = |entry: &Entry| {
+            let named = filter.ids.contains(&entry.key.id);
             if newest.get(&entry.key.id) != Some(&entry.key) {
                 Fate::Superseded
-            } else if delivered(entry.key.id) {
+            } else if known.delivered.contains(&entry.key.id) {
                 Fate::Delivered
-            } else if entry.reason == DeadReason::Unreadable && !asked_for(entry) {
-                Fate::Unreadable
+            } else if entry.reason == DeadReason::Unreadable {
+                let asked_for = named || filter.reason == Some(DeadReason::Unreadable);
+                if asked_for { Fate::Replay } else { Fate::Unreadable }
+            } else if is_over(entry) && !named {
+                Fate::Over
             } else {
                 Fate::Replay
             }
@@ -83,9 +115,24 @@ impl Plan {
         self.steps.iter().map(|step| u64::from(step.fate == fate)).sum()
     }
 
+    /// How many will be published again.
+    pub fn to_replay(&self) -> u64 {
+        self.count(Fate::Replay)
+    }
+
+    /// How many are only taken out of the siding.
+    pub fn to_clear(&self) -> u64 {
+        self.count(Fate::Delivered) + self.count(Fate::Superseded)
+    }
+
+    /// How many stay where they are.
+    pub fn to_leave(&self) -> u64 {
+        self.steps.iter().map(|step| u64::from(step.fate.stays())).sum()
+    }
+
     /// How many messages and lanes, by what is done, where they go and why they died.
     pub fn summary(&self) -> BTreeMap<(Fate, Destination, DeadReason), (u64, usize)> {
-        let mut counts: BTreeMap<_, (u64, std::collections::BTreeSet<&LaneKey>)> = BTreeMap::new();
+        let mut counts: BTreeMap<_, (u64, BTreeSet<&LaneKey>)> = BTreeMap::new();
         for Step { entry, fate } in &self.steps {
             let (count, lanes) = counts.entry((*fate, entry.kind.destination(), entry.reason)).or_default();
             *count += 1;
@@ -99,26 +146,34 @@ impl Plan {
     }
 }
 
-/// Looks through the siding and at what was delivered, and plans.
-pub async fn plan<E: std::fmt::Display>(
-    queue: &Queue,
-    filter: &Filter,
-    was_delivered: impl AsyncFn(MessageId) -> Result<bool, E>,
-) -> Result<Plan, DeskError> {
-    let mut entries = Vec::new();
-    look::<DeskError>(queue, filter, |dead| {
-        entries.push(Entry::from(dead));
-        Ok(())
-    })
-    .await?;
-    let mut delivered = std::collections::HashSet::new();
+/// What is said in a chat that somebody else opened.
+const fn speaks_in_a_chat(kind: Kind) -> bool {
+    matches!(kind, Kind::HandoffMessage | Kind::HandoffTyping | Kind::HandoffEnd)
+}
+
+/// Looks through the siding and at what became of messages and chats since, and plans.
+pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Result<Plan, DeskError> {
+    let entries = super::list(queue, filter).await?;
+    let mut known = Known::default();
+    let mut asked = HashSet::new();
     for entry in &entries {
-        let asked = was_delivered(entry.key.id).await;
-        if asked.map_err(|error| DeskError::Directory(error.to_string()))? {
-            delivered.insert(entry.key.id);
+        if directory.was_delivered(entry.key.id).await? {
+            known.delivered.insert(entry.key.id);
+        }
+        if speaks_in_a_chat(entry.kind)
+            && asked.insert(&entry.lane)
+            && has_ended(directory, &entry.lane).await?
+        {
+            known.over.insert(entry.lane.clone());
         }
     }
-    Ok(Plan::new(entries, filter, |id| delivered.contains(&id)))
+    Ok(Plan::new(entries, filter, &known))
+}
+
+/// The lane of what goes to ServiceNow is the conversation.
+async fn has_ended(directory: &Directory, lane: &LaneKey) -> Result<bool, DeskError> {
+    let Ok(id) = ConversationId::parse(lane.as_str()) else { return Ok(false) };
+    Ok(directory.find(&id).await?.is_some_and(|known| known.state == State::Ended))
 }
 
 /// What a replay did so far.
@@ -143,7 +198,7 @@ pub async fn run(
     let mut pace = rate.map(pace);
     let mut tally = Tally::default();
     for destination in filter.destinations() {
-        if plan.at(destination).any(|step| step.fate != Fate::Unreadable) {
+        if plan.at(destination).any(|step| !step.fate.stays()) {
             let mut visit = Visit::begin(queue, destination, filter).await?;
             let done =
                 one_siding(queue, &mut visit, plan, destination, &mut pace, &mut tally, &mut progress).await;
@@ -166,12 +221,12 @@ async fn one_siding(
     let fates: HashMap<Key, Fate> = plan.at(destination).map(|step| (step.entry.key, step.fate)).collect();
     let to_replay = plan.at(destination).filter(|step| step.fate == Fate::Replay);
     let mut lineup = Lineup::expecting(to_replay.map(|step| (step.entry.lane.clone(), step.entry.key)));
-    let mut left = plan.at(destination).filter(|step| step.fate != Fate::Unreadable).count();
+    let mut left = plan.at(destination).filter(|step| !step.fate.stays()).count();
     while left > 0 {
         let Some(held) = visit.next().await? else { break };
         let entry = Entry::from(&held.dead);
         match fates.get(&entry.key) {
-            None | Some(Fate::Unreadable) => continue,
+            None | Some(Fate::Unreadable | Fate::Over) => continue,
             Some(Fate::Delivered | Fate::Superseded) => {
                 held.remove().await?;
                 tally.cleared += 1;
@@ -227,7 +282,6 @@ fn pace(rate: f64) -> Interval {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Kind;
     use jiff::Timestamp;
 
     fn entry(id: MessageId, lane: &str, reason: DeadReason, accepted: i64, died: i64) -> Entry {
@@ -254,7 +308,7 @@ mod tests {
             entry(ids[2], "a", DeadReason::Expired, 30, 102),
             entry(ids[3], "a", DeadReason::Expired, 30, 103),
         ];
-        let plan = Plan::new(entries, &Filter::default(), |_| false);
+        let plan = Plan::new(entries, &Filter::default(), &Known::default());
         let order: Vec<MessageId> = plan.steps().iter().map(|step| step.entry.key.id).collect();
         assert_eq!(order, ids);
         assert_eq!(plan.summary()[&(Fate::Replay, Destination::Xo, DeadReason::Expired)], (4, 1));
@@ -269,12 +323,31 @@ mod tests {
             entry(unreadable, "b", DeadReason::Unreadable, 3, 30),
             entry(twice, "a", DeadReason::Expired, 4, 40),
         ];
-        let plan = Plan::new(entries.clone(), &Filter::default(), |id| id == delivered);
+        let known = Known { delivered: [delivered].into(), ..Known::default() };
+        let plan = Plan::new(entries.clone(), &Filter::default(), &known);
         assert_eq!(fates(&plan), [Fate::Superseded, Fate::Delivered, Fate::Unreadable, Fate::Replay]);
 
         let by_reason = Filter { reason: Some(DeadReason::Unreadable), ..Filter::default() };
-        let plan = Plan::new(entries[2..3].to_vec(), &by_reason, |_| false);
+        let plan = Plan::new(entries[2..3].to_vec(), &by_reason, &Known::default());
         assert_eq!(fates(&plan), [Fate::Replay]);
+    }
+
+    #[test]
+    fn nothing_is_said_in_a_chat_that_has_ended_unless_a_start_opens_another() {
+        let [said, start] = [(); 2].map(|()| MessageId::fresh());
+        let of =
+            |kind, id, second| Entry { kind, ..entry(id, "c", DeadReason::Rejected, second, 10 + second) };
+        let message = of(Kind::HandoffMessage, said, 2);
+        let known = Known { over: [message.lane.clone()].into(), ..Known::default() };
+        let planned = |entries: Vec<Entry>, filter: &Filter| fates(&Plan::new(entries, filter, &known));
+        assert_eq!(planned(vec![message.clone()], &Filter::default()), [Fate::Over]);
+        let named = Filter { ids: [said].into(), ..Filter::default() };
+        assert_eq!(planned(vec![message.clone()], &named), [Fate::Replay]);
+        let both = vec![of(Kind::HandoffStart, start, 1), message];
+        assert_eq!(planned(both, &Filter::default()), [Fate::Replay, Fate::Replay]);
+        // What the bot side has not heard of an ended chat is still news to it.
+        let ended = of(Kind::CallbackEnded, MessageId::fresh(), 3);
+        assert_eq!(planned(vec![ended], &Filter::default()), [Fate::Replay]);
     }
 
     #[test]

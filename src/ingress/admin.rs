@@ -1,7 +1,7 @@
-//! The admin listener: metrics and health, on a port of their own.
+//! The admin listener: metrics and health, on a port of their own, and the dead-letter desk beside them.
 //!
-//! Guarantees: nothing here needs the queue to answer, so that it answers while the queue is away.
-//! Leaves to others: what ready means (`app.rs`).
+//! Guarantees: metrics and health do not need the queue to answer, so that they answer while the queue is away.
+//! Leaves to others: what ready means (`app.rs`), the desk (`desk/`).
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use super::desk::{self, Desk};
 use super::problem::{self, Refusal};
 use super::server;
 use crate::tasks::Stop;
@@ -28,6 +29,8 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// What `/readyz` says; the error is a sentence for the operator.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// The dead-letter desk, where `admin.token` is set.
+    pub desk: Option<Desk>,
 }
 
 impl std::fmt::Debug for AdminState {
@@ -36,8 +39,9 @@ impl std::fmt::Debug for AdminState {
     }
 }
 
-/// Serves metrics and health until `stop`.
+/// Serves metrics, health and the desk until `stop`.
 pub async fn serve_admin(listener: TcpListener, state: AdminState, stop: Stop) -> io::Result<()> {
+    let desk = desk::router(state.desk.clone());
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || problem::healthy(TEXT, "alive\n".to_owned())))
@@ -46,7 +50,8 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState, stop: Stop) -
         .method_not_allowed_fallback(async || {
             Refusal::WrongMethod("GET, HEAD").into_response(&super::request_id(None))
         })
-        .with_state(state);
+        .with_state(state)
+        .merge(desk);
     server::serve(listener, router, READ_TIMEOUT, stop).await
 }
 

@@ -10,6 +10,7 @@ mod admin;
 mod body;
 mod botkit;
 mod conversations;
+mod desk;
 mod fields;
 mod handoffs;
 mod lenient;
@@ -36,6 +37,7 @@ use tokio::time::Instant;
 
 pub use admin::{AdminState, serve_admin};
 pub use botkit::{BotKitDoor, Kept};
+pub use desk::{Desk, DeskParts};
 use problem::Refusal;
 pub use token::BotDoor;
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::conversation::DirectoryError;
+use crate::dead::DeskError;
 use crate::queue::QueueError;
 
 /// How many faults one answer lists; a body of a million wrong lines must not become an answer of that size.
@@ -76,6 +77,15 @@ pub(super) enum Refusal {
          time in Retry-After."
     )]
     QueueUnfit,
+    #[error("There is no dead letter of this id. It may have been replayed or discarded since.")]
+    UnknownDeadLetter,
+    #[error("Nothing was done: {0}. Then ask again.")]
+    Busy(String),
+    #[error(
+        "Nothing was removed: `confirm` is {confirmed}, but {found} dead letters are meant now. Look at them again and \
+         confirm that number."
+    )]
+    Recounted { confirmed: u64, found: u64 },
     #[error("The directory of conversations cannot be reached. Ask again after the time in Retry-After.")]
     DirectoryAway,
 }
@@ -97,6 +107,9 @@ impl Refusal {
             Self::UnknownConversation => {
                 (404, "unknown_conversation", "conversation_id", "Unknown conversation")
             }
+            Self::UnknownDeadLetter => (404, "unknown_dead_letter", "id", "Unknown dead letter"),
+            Self::Busy(_) => (409, "busy", "dead-letters", "Somebody else is at it"),
+            Self::Recounted { .. } => (409, "recounted", "confirm", "Not the number that was confirmed"),
             Self::WrongMethod(_) => (405, "wrong_method", "method", "Wrong method"),
             Self::SlowBody => (408, "slow_body", "body", "Body not complete in time"),
             Self::TooLarge(_) => (413, "too_large", "body", "Body too large"),
@@ -118,6 +131,12 @@ impl Refusal {
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Facts { status, slug, field, title }
+    }
+
+    /// What goes onto the wire, for a page.
+    pub(super) const fn status_and_title(&self) -> (StatusCode, &'static str) {
+        let facts = self.facts();
+        (facts.status, facts.title)
     }
 
     /// One word for the log.
@@ -180,14 +199,25 @@ impl From<QueueError> for Refusal {
     }
 }
 
+impl From<DeskError> for Refusal {
+    fn from(error: DeskError) -> Self {
+        match error {
+            DeskError::Queue(QueueError::Busy(why)) => Self::Busy(why),
+            DeskError::Queue(error) => error.into(),
+            DeskError::Directory(_) => Self::DirectoryAway,
+        }
+    }
+}
+
 impl From<DirectoryError> for Refusal {
     fn from(_: DirectoryError) -> Self {
         Self::DirectoryAway
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
-    let mut response = Response::new(Body::from(body));
+/// Any answer: JSON of a door, a page of the desk.
+pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     // A proxy that remembers an answer would answer for a queue that is not there.

@@ -338,6 +338,7 @@ async fn the_admin_listener_tells_metrics_and_health() {
             let ready = asked.load(std::sync::atomic::Ordering::Relaxed);
             if ready { Ok(()) } else { Err("the queue is not connected".into()) }
         }),
+        desk: None,
     };
     let stop = Stop::default();
     let server = tasks::spawn(serve_admin(listener, state, stop.clone()));

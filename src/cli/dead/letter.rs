@@ -1,15 +1,9 @@
-//! One dead letter, for a person or a program.
-//!
-//! As JSON: `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at", "died_at",
-//! "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`, and where the text was asked
-//! for `"body"`, the message exactly as it came, as a string (or `"body_base64"` where it is not UTF-8).
+//! One dead letter, for a person. For a program: `dead/document.rs`.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::super::{Failure, output};
-use crate::dead::{self, Filter};
+use crate::dead::{self, Filter, document};
 use crate::message::DeadLetter;
 use crate::queue::Queue;
 
@@ -29,7 +23,7 @@ pub(super) async fn show(
             return Ok(());
         }
         if json {
-            documents.push(document(dead, reveal));
+            documents.push(document::letter(dead, reveal));
             return Ok(());
         }
         let gap = if matching > 1 { "\n" } else { "" };
@@ -46,33 +40,6 @@ pub(super) async fn show(
         }
         _ => Ok(()),
     }
-}
-
-/// For a program.
-pub(super) fn document(dead: &DeadLetter, reveal: bool) -> Value {
-    let message = &dead.message;
-    let mut document = json!({
-        "id": message.id.to_string(),
-        "destination": message.destination().as_str(),
-        "kind": message.kind.as_str(),
-        "lane": message.lane.as_str(),
-        "conversation_id": dead::conversation_of(dead),
-        "reason": dead.reason.as_str(),
-        "detail": dead.detail,
-        "accepted_at": message.accepted_at.to_string(),
-        "died_at": dead.died_at.to_string(),
-        "replays": message.replays,
-        "attempts": dead.story.count(),
-        "story": dead.story.attempts(),
-        "body_bytes": message.body.len(),
-    });
-    if reveal && let Some(fields) = document.as_object_mut() {
-        match std::str::from_utf8(&message.body) {
-            Ok(text) => fields.insert("body".to_owned(), text.into()),
-            Err(_) => fields.insert("body_base64".to_owned(), STANDARD.encode(&message.body).into()),
-        };
-    }
-    document
 }
 
 /// For a person.
@@ -119,16 +86,6 @@ mod tests {
     fn text_is_hidden_until_asked_for() {
         let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
         assert!(!story(&dead, false).contains("private"));
-        assert!(!document(&dead, false).to_string().contains("private"));
         assert!(story(&dead, true).contains("private words"));
-        assert!(document(&dead, true)["body"].as_str().unwrap().contains("private words"));
-        assert_eq!(document(&dead, false)["conversation_id"], "c-1");
-    }
-
-    #[test]
-    fn raw_bytes_are_exported_as_they_are() {
-        let document = document(&dead(&[0xff, 0x00]), true);
-        assert_eq!(document["body_base64"], "/wA=");
-        assert!(document.get("body").is_none());
     }
 }

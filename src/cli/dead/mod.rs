@@ -2,7 +2,7 @@
 //!
 //! `list --json` prints `{"dead_letters": N, "groups": [{"destination", "reason", "count", "lanes", "first_died_at",
 //! "last_died_at"}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` a `D` on each line
-//! (see `letter` for `D`).
+//! (see `dead/document.rs` for `D`).
 //!
 //! Guarantees: message text is shown only where it was asked for (`show --reveal`, `export`); what cannot be taken back
 //! is asked first.
@@ -20,7 +20,7 @@ use serde_json::json;
 use super::{Failure, Sources, ask, output};
 use crate::app;
 use crate::config::Purpose;
-use crate::dead::{self, DeskError, Filter, Group};
+use crate::dead::{self, DeskError, Filter, Group, asked, document};
 use crate::message::{DeadReason, Destination, MessageId};
 use crate::queue::Queue;
 
@@ -81,23 +81,23 @@ enum Verb {
 #[derive(Debug, clap::Args)]
 struct Which {
     /// Where they were going: servicenow or xo
-    #[arg(long, value_parser = destination)]
+    #[arg(long, value_parser = asked::destination)]
     destination: Option<Destination>,
     /// The conversation's id, or ServiceNow's group
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
     /// Why they died: rejected, expired, unreadable, conversation_failed, conversation_over,
     /// unknown_conversation, exhausted
-    #[arg(long, value_parser = reason)]
+    #[arg(long, value_parser = asked::reason)]
     reason: Option<DeadReason>,
     /// They died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = asked::moment)]
     since: Option<Timestamp>,
     /// They died before this time, written in the same way
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = asked::moment)]
     until: Option<Timestamp>,
     /// Exactly this message; can be given several times
-    #[arg(long, value_name = "ID", value_parser = id, value_delimiter = ',')]
+    #[arg(long, value_name = "ID", value_parser = asked::id, value_delimiter = ',')]
     id: Vec<MessageId>,
 }
 
@@ -106,30 +106,6 @@ impl From<Which> for Filter {
         let Which { destination, conversation, reason, since, until, id } = which;
         Self { destination, conversation, reason, since, until, ids: id.into_iter().collect() }
     }
-}
-
-fn destination(text: &str) -> Result<Destination, String> {
-    Destination::parse(text).ok_or_else(|| "must be servicenow or xo".to_owned())
-}
-
-fn reason(text: &str) -> Result<DeadReason, String> {
-    let names = || DeadReason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
-    DeadReason::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
-}
-
-fn id(text: &str) -> Result<MessageId, String> {
-    MessageId::parse(text).map_err(|problem| problem.to_string())
-}
-
-/// A time, or how long ago.
-fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let ago = humantime::parse_duration(text)
-        .map_err(|_| "must be a time as 2026-11-22T10:00:00Z, or how long ago as 2h or 15m".to_owned())?;
-    let ago = jiff::SignedDuration::try_from(ago).map_err(|_| "is too long ago".to_owned())?;
-    crate::clock::now().checked_sub(ago).map_err(|_| "is too long ago".to_owned())
 }
 
 pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
@@ -164,18 +140,9 @@ async fn list(queue: &Queue, filter: &Filter, json: bool) -> Result<(), Failure>
     let entries = dead::list(queue, filter).await?;
     let groups = dead::summary(&entries);
     if json {
-        let group = |((destination, reason), group): (&(Destination, DeadReason), &Group)| {
-            json!({
-                "destination": destination.as_str(),
-                "reason": reason.as_str(),
-                "count": group.count,
-                "lanes": group.lanes,
-                "first_died_at": group.first.to_string(),
-                "last_died_at": group.last.to_string(),
-            })
-        };
-        let groups: Vec<_> = groups.iter().map(group).collect();
-        return Ok(output::json(&json!({ "dead_letters": entries.len(), "groups": groups }))?);
+        return Ok(output::json(
+            &json!({ "dead_letters": entries.len(), "groups": document::groups(&entries) }),
+        )?);
     }
     if entries.is_empty() {
         return Ok(output::line("no dead letters")?);
@@ -228,7 +195,7 @@ async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool
 
 async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Result<(), Failure> {
     dead::look::<Failure>(queue, filter, |dead| {
-        serde_json::to_writer(&mut *out, &letter::document(dead, true)).map_err(std::io::Error::from)?;
+        serde_json::to_writer(&mut *out, &document::letter(dead, true)).map_err(std::io::Error::from)?;
         Ok(out.write_all(b"\n")?)
     })
     .await?;
@@ -242,19 +209,4 @@ fn private_file(path: &std::path::Path) -> Result<std::fs::File, Failure> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path).map_err(|error| Failure::Usage(format!("cannot create {}: {error}", path.display())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_moment_is_a_time_or_how_long_ago() {
-        assert_eq!(moment("2026-11-22T10:00:00Z").unwrap().to_string(), "2026-11-22T10:00:00Z");
-        let ago = crate::clock::since(moment("2h").unwrap()).as_secs();
-        assert!((7200..7260).contains(&ago), "{ago}");
-        for wrong in ["yesterday", "", "2 parsecs", "99999999years"] {
-            assert!(moment(wrong).is_err(), "{wrong}");
-        }
-    }
 }

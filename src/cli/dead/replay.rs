@@ -5,9 +5,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::super::{Failure, ask, output};
 use super::Which;
 use crate::app;
-use crate::config::{Settings, parse_rate};
-use crate::dead::Filter;
+use crate::config::Settings;
 use crate::dead::replay::{self, Fate, Plan, Tally};
+use crate::dead::{Filter, asked};
 use crate::queue::Queue;
 
 #[derive(Debug, clap::Args)]
@@ -18,28 +18,24 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     /// At most so many messages in a second, as 20 or 20/s
-    #[arg(long, value_name = "N/s", value_parser = rate)]
+    #[arg(long, value_name = "N/s", value_parser = asked::rate)]
     rate: Option<f64>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
-    parse_rate(text).ok_or_else(|| "must be a number of messages in a second, as 20 or 20/s".to_owned())
-}
-
 pub(super) async fn run(args: Args, queue: &Queue, settings: &Settings) -> Result<(), Failure> {
     let filter = Filter::from(args.which);
     let directory = app::open_directory(settings).await?;
-    let plan = replay::plan(queue, &filter, async |id| directory.was_delivered(id).await).await;
+    let plan = replay::plan(queue, &filter, &directory).await;
     directory.close().await;
     let plan = plan?;
     if plan.steps().is_empty() {
         return Ok(output::line("no dead letters")?);
     }
     output::line(describe(&plan))?;
-    let (to_replay, to_clear) = (plan.count(Fate::Replay), cleared(&plan));
+    let (to_replay, to_clear) = (plan.to_replay(), plan.to_clear());
     if args.dry_run || to_replay + to_clear == 0 {
         return Ok(());
     }
@@ -73,11 +69,6 @@ pub(super) async fn run(args: Args, queue: &Queue, settings: &Settings) -> Resul
     }
 }
 
-/// What is taken out of the siding without a replay.
-fn cleared(plan: &Plan) -> u64 {
-    plan.count(Fate::Delivered) + plan.count(Fate::Superseded)
-}
-
 /// The plan as a table: what is done with how many, and why.
 fn describe(plan: &Plan) -> String {
     let row = |(which, counts): ((Fate, _, _), (u64, usize))| {
@@ -86,6 +77,7 @@ fn describe(plan: &Plan) -> String {
             Fate::Replay => "replay".to_owned(),
             Fate::Delivered | Fate::Superseded => format!("take out: {fate}"),
             Fate::Unreadable => "leave: cannot be read (--reason unreadable replays it)".to_owned(),
+            Fate::Over => "leave: its chat has ended (--id replays it)".to_owned(),
         };
         let cell = |value: &dyn std::fmt::Display| value.to_string();
         vec![what, cell(&destination), cell(&reason), counts.0.to_string(), counts.1.to_string()]
@@ -105,6 +97,7 @@ pub(super) fn bar(total: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dead::replay::Known;
     use crate::dead::{Entry, Key};
     use crate::message::{DeadReason, Destination, Kind, LaneKey, MessageId};
 
@@ -119,8 +112,8 @@ mod tests {
         };
         let entries =
             vec![entry(DeadReason::Expired), entry(DeadReason::Unreadable), entry(DeadReason::Expired)];
-        let delivered = entries[2].key.id;
-        let text = describe(&Plan::new(entries, &Filter::default(), |id| id == delivered));
+        let known = Known { delivered: [entries[2].key.id].into(), ..Known::default() };
+        let text = describe(&Plan::new(entries, &Filter::default(), &known));
         assert!(text.contains("replay"), "{text}");
         assert!(text.contains("take out: already delivered"), "{text}");
         assert!(text.contains("leave: cannot be read"), "{text}");

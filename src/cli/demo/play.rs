@@ -370,7 +370,7 @@ async fn replay_all(front: &Front) -> anyhow::Result<u64> {
     let done = async {
         let directory = app::open_directory(&front.settings).await?;
         let filter = Filter::default();
-        let plan = replay::plan(&queue, &filter, async |id| directory.was_delivered(id).await).await;
+        let plan = replay::plan(&queue, &filter, &directory).await;
         directory.close().await;
         let plan = plan?;
         anyhow::ensure!(plan.count(Fate::Replay) == 1, "there is not exactly one dead letter to replay");

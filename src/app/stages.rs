@@ -1,0 +1,211 @@
+//! The settings as each stage wants them: one function for each stage, and nothing but the passing on of values.
+//!
+//! Guarantees: no stage needs to know `config`. Leaves to others: what a value means (`config/default.toml`), starting
+//! things (`app.rs`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{App, UNKNOWN_GROUP_WAIT};
+use crate::config::{self, Settings};
+use crate::delivery::{
+    AgentChatSettings, AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts,
+    ReadBack, Texts, UnknownGroup, backoff::RetrySettings,
+};
+use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor};
+use crate::message::{AllowedHosts, Destination};
+use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
+use crate::platform::{
+    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
+};
+use crate::worker::{Deadlines, WorkerSettings};
+
+/// What we call ourselves towards the platforms.
+pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
+
+/// ServiceNow's client, where an instance is named.
+pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
+    let Some(named) = &settings.servicenow else { return Ok(None) };
+    let client = ServiceNowSettings {
+        host_url: named.host_url.clone(),
+        login: servicenow_login(&named.login),
+        queue_id: named.queue_id.clone(),
+    };
+    Ok(Some(match named.api {
+        config::Api::ConnectSupport => ServiceNow::new(http, client),
+        config::Api::VirtualAgent => {
+            ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.agent_chat))
+        }
+    }))
+}
+
+fn virtual_agent(settings: &config::AgentChat) -> VirtualAgentSettings {
+    VirtualAgentSettings {
+        start_action: match settings.start_action {
+            config::StartAction::StartConversation => StartAction::StartConversation,
+            config::StartAction::Agent => StartAction::Agent,
+        },
+        message_auth: MessageAuth {
+            token: settings.message_token.clone(),
+            hmac: settings.message_hmac.clone(),
+        },
+    }
+}
+
+fn agent_chat(settings: &config::AgentChat) -> AgentChatSettings {
+    AgentChatSettings {
+        watchdog: settings.watchdog,
+        context_variables: settings.context_variables.clone(),
+        queue_variable: settings.queue_variable.clone(),
+        receipts: settings.receipts,
+    }
+}
+
+fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
+    match login.clone() {
+        config::Login::Basic { username, password } => ServiceNowLogin::Basic { username, password },
+        config::Login::OAuth { username, client_id, client_secret, refresh_token } => {
+            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token }
+        }
+    }
+}
+
+/// XO's client.
+pub fn xo(http: Http, settings: &Settings) -> Xo {
+    let client = XoSettings {
+        callback_url: settings.xo.callback_url.clone(),
+        events_url: settings.handoffs.events_url.clone(),
+        events_token: settings.handoffs.events_token.clone(),
+        bots: settings.xo.bots.iter().map(bot).collect(),
+        allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
+    };
+    Xo::new(http, client)
+}
+
+pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
+    let timeouts = (settings.delivery.servicenow.timeout, settings.delivery.xo.timeout);
+    let http = Http::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?;
+    let servicenow = servicenow(http.clone(), settings)?;
+    let xo = xo(http.with_timeout(timeouts.1), settings);
+    let parts = Parts {
+        // Without an instance of ServiceNow this is the pure relay, which remembers nothing.
+        directory: app.directory.clone().filter(|_| servicenow.is_some()),
+        servicenow,
+        xo,
+        queue: app.queue.clone(),
+        metrics: app.metrics.clone(),
+    };
+    let delivery = DeliverySettings {
+        queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
+        unknown_group: match settings.delivery.unknown_group {
+            config::UnknownGroup::DeadLetter => UnknownGroup::DeadLetter,
+            config::UnknownGroup::Drop => UnknownGroup::Drop,
+        },
+        unknown_group_wait: UNKNOWN_GROUP_WAIT,
+        relays_callbacks: settings.xo.callback_url.is_some(),
+        tells_events: settings.handoffs.events_url.is_some(),
+        serves_bots: !settings.xo.bots.is_empty(),
+        read_back: match settings.servicenow.as_ref().map(|servicenow| servicenow.read_back) {
+            Some(config::ReadBack::Gaps) => ReadBack::Gaps,
+            Some(config::ReadBack::Always) | None => ReadBack::Always,
+        },
+        botkit: botkit(&settings.xo),
+        agent_chat: settings
+            .servicenow
+            .as_ref()
+            .map(|servicenow| agent_chat(&servicenow.agent_chat))
+            .unwrap_or_default(),
+    };
+    let gate = |limits: &config::Limits| GateSettings {
+        concurrency: usize::from(limits.concurrency),
+        rate: limits.rate,
+    };
+    let gates = BTreeMap::from([
+        (Destination::ServiceNow, gate(&settings.delivery.servicenow)),
+        (Destination::Xo, gate(&settings.delivery.xo)),
+    ]);
+    Ok(Deliverer::new(parts, delivery, &gates))
+}
+
+fn bot(bot: &config::Bot) -> XoBot {
+    XoBot { bot_id: bot.bot_id.clone(), app_id: bot.app_id.clone(), client_secret: bot.client_secret.clone() }
+}
+
+fn botkit(xo: &config::Xo) -> BotKitSettings {
+    let texts = xo.texts.clone();
+    BotKitSettings {
+        texts: Texts {
+            waiting: texts.waiting,
+            joined: texts.joined,
+            left: texts.left,
+            ended: texts.ended,
+            no_agent: texts.no_agent,
+            expired: texts.expired,
+            failed: texts.failed,
+        },
+        agent_template: match xo.agent_template {
+            config::AgentTemplate::Auto => AgentTemplate::Auto,
+            config::AgentTemplate::Always => AgentTemplate::Always,
+            config::AgentTemplate::Never => AgentTemplate::Never,
+        },
+        start_agent_session: xo.start_agent_session,
+        extend_every: xo.extend_every,
+    }
+}
+
+fn botkit_door(xo: &config::Xo) -> BotKitDoor {
+    let bots = xo.bots.iter().map(|bot| BotDoor {
+        bot_id: bot.bot_id.clone(),
+        app_id: bot.app_id.clone(),
+        client_secret: bot.client_secret.clone(),
+    });
+    BotKitDoor {
+        bots: bots.collect(),
+        allow_apikey: xo.allow_apikey,
+        allowed_hosts: AllowedHosts::new(xo.allowed_hosts.clone()),
+        context: match xo.reply_context {
+            config::ReplyContext::Trimmed => Kept::Trimmed,
+            config::ReplyContext::Full => Kept::Full,
+            config::ReplyContext::None => Kept::None,
+        },
+        end_words: xo.end_words.clone(),
+        first_words: xo.first_words.clone(),
+    }
+}
+
+pub(super) fn worker_settings(settings: &Settings) -> WorkerSettings {
+    let delivery = &settings.delivery;
+    WorkerSettings {
+        retry: RetrySettings {
+            initial: delivery.retry.initial,
+            factor: delivery.retry.factor,
+            max: delivery.retry.max,
+        },
+        deadlines: Deadlines {
+            start: delivery.deadline.start,
+            message: delivery.deadline.message,
+            typing: delivery.deadline.typing,
+            end: delivery.deadline.end,
+        },
+        hold: delivery.hold,
+        prefetch: settings.queue.prefetch,
+    }
+}
+
+pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
+    let ingress = &settings.ingress;
+    IngressSettings {
+        body_limit: ingress.body_limit,
+        read_timeout: ingress.read_timeout,
+        servicenow: ServiceNowDoor {
+            username: ingress.username.clone(),
+            password: ingress.password.clone(),
+            token: ingress.token.clone(),
+            hmac_secret: ingress.hmac_secret.clone(),
+            allow_unauthenticated: ingress.allow_unauthenticated,
+            own_user: ingress.own_user.clone(),
+        },
+        handoffs_token: ingress.handoffs_token.clone(),
+        botkit: botkit_door(&settings.xo),
+    }
+}

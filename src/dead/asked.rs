@@ -1,0 +1,138 @@
+//! Filters as people write them: as flags, in an address, in a form. One reading for all of them.
+
+use jiff::Timestamp;
+
+use super::Filter;
+use crate::message::{DeadReason, Destination, MessageId};
+
+/// The names of what a filter can ask for.
+pub(crate) const FILTERS: &[&str] = &["destination", "conversation", "reason", "since", "until", "id"];
+
+impl Filter {
+    /// Narrows it by what `name` stands for; `Ok(false)` where that is none of [`FILTERS`].
+    pub(crate) fn narrow(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        match name {
+            "destination" => once(&mut self.destination, destination(value)?)?,
+            "conversation" if value.is_empty() => return Err("must not be empty: leave it out".to_owned()),
+            "conversation" => once(&mut self.conversation, value.to_owned())?,
+            "reason" => once(&mut self.reason, reason(value)?)?,
+            "since" => once(&mut self.since, moment(value)?)?,
+            "until" => once(&mut self.until, moment(value)?)?,
+            "id" => {
+                self.ids.insert(id(value)?);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What [`Self::narrow`] would make it of again; "two hours ago" has become a time.
+    pub(crate) fn written(&self) -> Vec<(&'static str, String)> {
+        let one = [
+            ("destination", self.destination.map(|it| it.to_string())),
+            ("conversation", self.conversation.clone()),
+            ("reason", self.reason.map(|it| it.to_string())),
+            ("since", self.since.map(|it| it.to_string())),
+            ("until", self.until.map(|it| it.to_string())),
+        ];
+        let one = one.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        one.chain(self.ids.iter().map(|id| ("id", id.to_string()))).collect()
+    }
+}
+
+/// Of two different wishes one would be dropped in silence.
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err("is given more than once".to_owned()),
+    }
+}
+
+pub(crate) fn destination(text: &str) -> Result<Destination, String> {
+    Destination::parse(text).ok_or_else(|| "must be servicenow or xo".to_owned())
+}
+
+pub(crate) fn reason(text: &str) -> Result<DeadReason, String> {
+    let names = || DeadReason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
+    DeadReason::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+}
+
+pub(crate) fn id(text: &str) -> Result<MessageId, String> {
+    MessageId::parse(text).map_err(|problem| problem.to_string())
+}
+
+/// A time, or how long ago.
+pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let ago = humantime::parse_duration(text)
+        .map_err(|_| "must be a time as 2026-11-22T10:00:00Z, or how long ago as 2h or 15m".to_owned())?;
+    let ago = jiff::SignedDuration::try_from(ago).map_err(|_| "is too long ago".to_owned())?;
+    crate::clock::now().checked_sub(ago).map_err(|_| "is too long ago".to_owned())
+}
+
+/// How fast a replay may go, in messages a second: `20`, `20/s`, `0.5/s`.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).trim().parse::<f64>().ok();
+    let number = number.filter(|rate| (0.001..=1_000_000.0).contains(rate));
+    number.ok_or_else(|| "must be a number of messages in a second, as 20 or 20/s".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_what_was_written() {
+        let (one, other) = (MessageId::fresh().to_string(), MessageId::fresh().to_string());
+        let mut filter = Filter::default();
+        let asked = [
+            ("destination", "xo"),
+            ("conversation", "c-1"),
+            ("reason", "expired"),
+            ("since", "2026-11-22T10:00:00Z"),
+            ("until", "1h"),
+            ("id", &one),
+            ("id", &other),
+        ];
+        for (name, value) in asked {
+            assert_eq!(filter.narrow(name, value), Ok(true), "{name}");
+        }
+        let mut again = Filter::default();
+        for (name, value) in filter.written() {
+            assert_eq!(again.narrow(name, &value), Ok(true), "{name}");
+        }
+        assert_eq!(again, filter);
+        assert_eq!(filter.narrow("colour", "red"), Ok(false));
+    }
+
+    #[test]
+    fn nothing_is_taken_for_everything() {
+        for (name, value) in
+            [("destination", "x"), ("conversation", ""), ("reason", ""), ("since", "noon"), ("id", "7")]
+        {
+            assert!(Filter::default().narrow(name, value).is_err(), "{name}");
+        }
+        let mut filter = Filter { destination: Some(Destination::Xo), ..Filter::default() };
+        assert!(filter.narrow("destination", "servicenow").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_a_number_in_a_second() {
+        assert_eq!((rate("20"), rate("0.5/s")), (Ok(20.0), Ok(0.5)));
+        for wrong in ["", "0", "-1", "nan", "inf", "20/m"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_how_long_ago() {
+        assert_eq!(moment("2026-11-22T10:00:00Z").unwrap().to_string(), "2026-11-22T10:00:00Z");
+        let ago = crate::clock::since(moment("2h").unwrap()).as_secs();
+        assert!((7200..7260).contains(&ago), "{ago}");
+        for wrong in ["yesterday", "", "2 parsecs", "99999999years"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+}

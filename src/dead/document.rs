@@ -1,0 +1,99 @@
+//! Dead letters for a program: the JSON that `causeway dead` and the admin listener have in common.
+//!
+//! One is `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at", "died_at",
+//! "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`, and where the text was asked
+//! for `"body"`, the message exactly as it came, as a string (or `"body_base64"` where it is not UTF-8).
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::replay::Plan;
+use super::{Entry, conversation_of, summary};
+use crate::message::DeadLetter;
+
+/// One, with or without what people wrote.
+pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
+    let message = &dead.message;
+    let mut document = json!({
+        "id": message.id.to_string(),
+        "destination": message.destination().as_str(),
+        "kind": message.kind.as_str(),
+        "lane": message.lane.as_str(),
+        "conversation_id": conversation_of(dead),
+        "reason": dead.reason.as_str(),
+        "detail": dead.detail,
+        "accepted_at": message.accepted_at.to_string(),
+        "died_at": dead.died_at.to_string(),
+        "replays": message.replays,
+        "attempts": dead.story.count(),
+        "story": dead.story.attempts(),
+        "body_bytes": message.body.len(),
+    });
+    if reveal && let Some(fields) = document.as_object_mut() {
+        match std::str::from_utf8(&message.body) {
+            Ok(text) => fields.insert("body".to_owned(), text.into()),
+            Err(_) => fields.insert("body_base64".to_owned(), STANDARD.encode(&message.body).into()),
+        };
+    }
+    document
+}
+
+/// How many, by destination and reason.
+pub(crate) fn groups(entries: &[Entry]) -> Value {
+    let group = |((destination, reason), group): (_, super::Group)| {
+        let (destination, reason): (crate::message::Destination, crate::message::DeadReason) =
+            (destination, reason);
+        json!({
+            "destination": destination.as_str(),
+            "reason": reason.as_str(),
+            "count": group.count,
+            "lanes": group.lanes,
+            "first_died_at": group.first.to_string(),
+            "last_died_at": group.last.to_string(),
+        })
+    };
+    summary(entries).into_iter().map(group).collect()
+}
+
+/// What a replay will do, and with how many.
+pub(crate) fn plan(plan: &Plan) -> Value {
+    let steps = plan.summary().into_iter().map(|((fate, destination, reason), (count, lanes))| {
+        json!({
+            "fate": fate.as_str(),
+            "stays": fate.stays(),
+            "destination": destination.as_str(),
+            "reason": reason.as_str(),
+            "count": count,
+            "lanes": lanes,
+        })
+    });
+    json!({ "replay": plan.to_replay(), "take_out": plan.to_clear(), "leave": plan.to_leave(), "steps": steps.collect::<Value>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{DeadReason, Kind, LaneKey, Message, MessageId, Story};
+
+    fn dead(body: &'static [u8]) -> DeadLetter {
+        let message =
+            Message::new(MessageId::fresh(), Kind::HandoffMessage, LaneKey::parse("c-1").unwrap(), body);
+        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", Story::default())
+    }
+
+    #[test]
+    fn text_is_hidden_until_asked_for() {
+        let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
+        assert!(!letter(&dead, false).to_string().contains("private"));
+        assert!(letter(&dead, true)["body"].as_str().unwrap().contains("private words"));
+        assert_eq!(letter(&dead, false)["conversation_id"], "c-1");
+    }
+
+    #[test]
+    fn raw_bytes_are_exported_as_they_are() {
+        let document = letter(&dead(&[0xff, 0x00]), true);
+        assert_eq!(document["body_base64"], "/wA=");
+        assert!(document.get("body").is_none());
+    }
+}

@@ -1,0 +1,162 @@
+//! The desk for a program. All of it asks for `Authorization: Bearer <admin.token>`; `F` are the filters of `causeway dead`
+//! (`destination`, `conversation`, `reason`, `since`, `until`, `id`), in the address of a GET and as JSON in a POST.
+//!
+//! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without stories.
+//! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it died.
+//! - `GET /dead-letters/export?F`: JSON Lines with the texts.
+//! - `POST /dead-letters/replay {F, "dry_run", "rate"}`: 200 with the plan, or 202 with it and how far the replay is.
+//! - `GET /dead-letters/replay`: how far the newest replay of this process is.
+//! - `POST /dead-letters/discard {F, "confirm": N}`: removes them for good, if N is how many there are.
+//!
+//! Refusals are problems as everywhere else; 409 while somebody else is at it.
+
+use axum::extract::Request;
+use axum::http::header::LOCATION;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::super::problem::{self, Refusal};
+use super::super::{body, verify};
+use super::asked::{Asked, fault};
+use super::{Desk, Run};
+use crate::dead::{Filter, asked, document};
+
+const LIMITS: body::Limits = body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10) };
+
+pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
+    let id = super::super::request_id(Some(request.headers()));
+    match through(desk, &mut request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            let reason = refusal.slug();
+            let response = refusal.into_response(&id);
+            tracing::info!(request_id = %id, route = "dead-letters", status = response.status().as_u16(), reason, "request refused");
+            body::linger(request);
+            response
+        }
+    }
+}
+
+async fn through(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    if !verify::bearer(&desk.token, request.headers()) {
+        return Err(Refusal::Unauthorized("Bearer realm=\"causeway\""));
+    }
+    let path = request.uri().path().trim_start_matches("/dead-letters").trim_start_matches('/').to_owned();
+    let method = match request.method().as_str() {
+        "HEAD" => "GET".to_owned(),
+        other => other.to_owned(),
+    };
+    match (method.as_str(), path.as_str()) {
+        ("GET", "") => list(desk, request).await,
+        ("GET", "replay") => {
+            Ok(problem::found(&json!({ "replay": desk.progress().map(|run| progress(&run)) })))
+        }
+        ("GET", "export") => export(desk, request).await,
+        ("POST", "replay") => replay(desk, request).await,
+        ("POST", "discard") => discard(desk, request).await,
+        (_, "replay") => Err(Refusal::WrongMethod("GET, HEAD, POST")),
+        (_, "discard") => Err(Refusal::WrongMethod("POST")),
+        ("GET", id) => show(desk, id, request).await,
+        _ => Err(Refusal::WrongMethod("GET, HEAD")),
+    }
+}
+
+fn in_address(request: &Request, also: &[&str]) -> Result<Asked, Refusal> {
+    Asked::of_form(request.uri().query().unwrap_or_default(), also)
+}
+
+async fn in_body(request: &mut Request, also: &[&str]) -> Result<Asked, Refusal> {
+    body::is_json(request.headers())?;
+    let headers = request.headers().clone();
+    let read: Bytes = body::read(&headers, request.body_mut(), LIMITS).await?;
+    Asked::of_json(&read, also)
+}
+
+async fn list(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    let asked = in_address(request, &["limit"])?;
+    let found = desk.find(&asked.filter, asked.limit).await?;
+    let brief = found.letters.iter().map(|dead| {
+        let mut letter = document::letter(dead, false);
+        if let Some(fields) = letter.as_object_mut() {
+            fields.remove("story");
+        }
+        letter
+    });
+    Ok(problem::found(&json!({
+        "matching": found.entries.len(),
+        "groups": document::groups(&found.entries),
+        "dead_letters": brief.collect::<Value>(),
+    })))
+}
+
+async fn show(desk: &Desk, id: &str, request: &mut Request) -> Result<Response, Refusal> {
+    let id = asked::id(id).map_err(|_| Refusal::UnknownDeadLetter)?;
+    let Asked { reveal, .. } = only(in_address(request, &["reveal"])?)?;
+    let found = desk.find(&Filter { ids: [id].into(), ..Filter::default() }, usize::MAX).await?;
+    if found.letters.is_empty() {
+        return Err(Refusal::UnknownDeadLetter);
+    }
+    if reveal {
+        tracing::info!(message_id = %id, "the text of a dead letter was shown at the desk");
+    }
+    let letters = found.letters.iter().map(|dead| document::letter(dead, reveal));
+    Ok(problem::found(&json!({ "dead_letters": letters.collect::<Value>() })))
+}
+
+/// An id in the path leaves nothing to filter.
+fn only(asked: Asked) -> Result<Asked, Refusal> {
+    match asked.filter.written().first() {
+        None => Ok(asked),
+        Some((name, _)) => {
+            Err(Refusal::Invalid(vec![fault(name, "has no meaning beside an id in the path")]))
+        }
+    }
+}
+
+async fn export(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    let asked = in_address(request, &[])?;
+    Ok(problem::answer(StatusCode::OK, "application/x-ndjson", desk.export(asked.filter).await?))
+}
+
+async fn replay(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    let asked = in_body(request, &["dry_run", "rate"]).await?;
+    if asked.dry_run {
+        let plan = desk.plan(&asked.filter).await?;
+        return Ok(problem::found(&json!({ "plan": document::plan(&plan) })));
+    }
+    let plan = desk.replay(asked.filter, asked.rate).await?;
+    let run = desk.progress().map(|run| progress(&run));
+    let mut response = problem::accepted(&json!({ "plan": document::plan(&plan), "replay": run }));
+    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/dead-letters/replay"));
+    Ok(response)
+}
+
+fn progress(run: &Run) -> Value {
+    let state = match &run.ended {
+        None => "running",
+        Some((_, None)) => "done",
+        Some((_, Some(_))) => "stopped",
+    };
+    json!({
+        "state": state,
+        "to_replay": run.to_replay,
+        "replayed": run.tally.replayed,
+        "to_take_out": run.to_clear,
+        "taken_out": run.tally.cleared,
+        "began_at": run.began.to_string(),
+        "ended_at": run.ended.as_ref().map(|(at, _)| at.to_string()),
+        "error": run.ended.as_ref().and_then(|(_, trouble)| trouble.as_deref()),
+    })
+}
+
+async fn discard(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    let asked = in_body(request, &["confirm"]).await?;
+    let Some(confirmed) = asked.confirm else {
+        let why = "is missing: the number of dead letters to remove, as GET /dead-letters with the same filters counts them";
+        return Err(Refusal::Invalid(vec![fault("confirm", why)]));
+    };
+    let gone = desk.discard(&asked.filter, confirmed).await?;
+    Ok(problem::found(&json!({ "discarded": gone })))
+}

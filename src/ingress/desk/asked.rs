@@ -1,0 +1,148 @@
+//! What a visitor asks for: the filters of the command line and a few words more, out of an address, a form or JSON.
+//!
+//! Guarantees: a name that means nothing here is refused, since a filter that is overlooked means more than was asked for.
+
+use serde_json::Value;
+
+use super::super::problem::{Fault, Refusal};
+use crate::dead::Filter;
+use crate::dead::asked::{FILTERS, rate};
+
+/// How many are shown when nobody says otherwise, and at most.
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 10_000;
+
+/// What is meant, and how.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub(super) filter: Filter,
+    /// At most so many are shown.
+    pub(super) limit: usize,
+    /// With what people wrote.
+    pub(super) reveal: bool,
+    /// Plan only.
+    pub(super) dry_run: bool,
+    /// Messages in a second.
+    pub(super) rate: Option<f64>,
+    /// The number that was seen.
+    pub(super) confirm: Option<u64>,
+}
+
+impl Asked {
+    /// Reads pairs as an address or a form has them. `also` names what is allowed beside the filters. What a form leaves
+    /// empty was not asked for.
+    pub(super) fn of_form(text: &str, also: &[&str]) -> Result<Self, Refusal> {
+        let pairs = url::form_urlencoded::parse(text.as_bytes());
+        Self::read(pairs.filter(|(_, value)| !value.is_empty()), also)
+    }
+
+    /// Reads one JSON object; `id` may be a list.
+    pub(super) fn of_json(body: &[u8], also: &[&str]) -> Result<Self, Refusal> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
+        let Value::Object(fields) = value else {
+            return Err(Refusal::Invalid(vec![fault("body", "must be one JSON object")]));
+        };
+        let mut pairs = Vec::new();
+        for (name, value) in fields {
+            match value {
+                Value::Null => {}
+                Value::Array(many) if name == "id" => {
+                    pairs.extend(many.iter().map(|one| (name.clone(), plain(one))));
+                }
+                one => pairs.push((name, plain(&one))),
+            }
+        }
+        Self::read(pairs.into_iter(), also)
+    }
+
+    fn read(
+        pairs: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>,
+        also: &[&str],
+    ) -> Result<Self, Refusal> {
+        let mut asked = Self { limit: LIMIT, ..Self::default() };
+        let mut faults = Vec::new();
+        for (name, value) in pairs {
+            let (name, value) = (name.as_ref(), value.as_ref());
+            let taken = if also.contains(&name) {
+                asked.take(name, value)
+            } else {
+                asked.filter.narrow(name, value).and_then(|known| match known {
+                    true => Ok(()),
+                    false => Err(format!("is not known here: use {}", [FILTERS, also].concat().join(", "))),
+                })
+            };
+            faults.extend(taken.err().map(|reason| fault(name, &reason)));
+        }
+        if faults.is_empty() { Ok(asked) } else { Err(Refusal::Invalid(faults)) }
+    }
+
+    fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let flag = || match value {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("must be true or false".to_owned()),
+        };
+        let number = |what: &str| value.parse::<u64>().map_err(|_| format!("must be {what}"));
+        match name {
+            "limit" => {
+                let limit = usize::try_from(number("a number")?).unwrap_or(LIMIT_MAX);
+                self.limit = limit.min(LIMIT_MAX);
+            }
+            "reveal" => self.reveal = flag()?,
+            "dry_run" => self.dry_run = flag()?,
+            "confirm" => self.confirm = Some(number("the number of dead letters that you saw")?),
+            "rate" => self.rate = Some(rate(value)?),
+            // The form's own token, looked at by the door.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn fault(field: &str, reason: &str) -> Fault {
+    Fault { field: field.to_owned(), reason: reason.to_owned() }
+}
+
+/// As it would stand in an address.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Destination, MessageId};
+
+    #[test]
+    fn a_form_and_json_say_the_same() {
+        let form = Asked::of_form("destination=xo&conversation=&rate=20%2Fs", &["rate"]).unwrap();
+        let json = Asked::of_json(br#"{"destination":"xo","reason":null,"rate":20}"#, &["rate"]).unwrap();
+        assert_eq!(form.filter, json.filter);
+        assert_eq!(form.filter.destination, Some(Destination::Xo));
+        assert_eq!((form.rate, json.rate), (Some(20.0), Some(20.0)));
+        let ids = [MessageId::fresh(), MessageId::fresh()];
+        let body = serde_json::json!({ "id": ids.map(|id| id.to_string()) }).to_string();
+        assert_eq!(Asked::of_json(body.as_bytes(), &[]).unwrap().filter.ids, ids.into());
+    }
+
+    #[test]
+    fn what_would_be_overlooked_is_refused() {
+        for body in [
+            r#"{"destinaton":"xo"}"#,
+            r#"{"conversation":""}"#,
+            r#"{"confirm":3}"#,
+            r#"{"id":["7"]}"#,
+            r#"{"reason":{}}"#,
+            "[]",
+        ] {
+            let refused = Asked::of_json(body.as_bytes(), &["rate"]);
+            assert!(matches!(refused, Err(Refusal::Invalid(_))), "{body}");
+        }
+        assert!(matches!(Asked::of_json(b"{", &[]), Err(Refusal::NotJson { .. })));
+        assert!(Asked::of_form("confirm=-1", &["confirm"]).is_err());
+    }
+}

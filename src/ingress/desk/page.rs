@@ -1,0 +1,217 @@
+//! The desk in a browser: plain forms and links, no script, nothing from elsewhere.
+//!
+//! Guarantees: every page but the login asks for a session; whatever changes something is a POST that carries the token of a
+//! form of the same session; every answer forbids scripts, frames, other origins and being kept.
+//! Leaves to others: how a page looks (`view`), what is done (`mod.rs`).
+
+use axum::extract::Request;
+use axum::http::header::{
+    CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY, SET_COOKIE,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
+use maud::Markup;
+
+use super::super::problem::{self, Refusal};
+use super::super::{REQUEST_ID, body, request_id};
+use super::asked::{Asked, fault};
+use super::session::Session;
+use super::{Desk, view};
+use crate::clock;
+use crate::dead::{Filter, asked};
+
+const HTML: &str = "text/html; charset=utf-8";
+const STYLE: &str = include_str!("style.css");
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const LIMITS: body::Limits = body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10) };
+
+pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
+    let id = request_id(Some(request.headers()));
+    let session = Session::of(&desk.token, request.headers(), clock::now());
+    let form = session.as_ref().map(|session| session.form_token(&desk.token));
+    let mut response = match through(desk, session, &mut request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            let (status, title) = refusal.status_and_title();
+            tracing::info!(request_id = %id, route = "desk", status = status.as_u16(), reason = refusal.slug(), "request refused");
+            html(status, view::refusal(form.as_deref(), title, &refusal))
+        }
+    };
+    body::linger(request);
+    let headers = [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (HeaderName::from_static(REQUEST_ID), id.as_str()),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+    }
+    response
+}
+
+/// A visitor who has logged in, and what his forms carry.
+struct Visitor<'a> {
+    desk: &'a Desk,
+    session: Session,
+    form: String,
+}
+
+async fn through(desk: &Desk, session: Option<Session>, request: &mut Request) -> Result<Response, Refusal> {
+    let path = request.uri().path().trim_start_matches("/desk").trim_matches('/').to_owned();
+    let method = if request.method() == "HEAD" { "GET".to_owned() } else { request.method().to_string() };
+    match (method.as_str(), path.as_str()) {
+        ("GET", "style.css") => Ok(problem::answer(StatusCode::OK, "text/css; charset=utf-8", STYLE)),
+        ("POST", "login") => login(desk, request).await,
+        ("GET", _) if session.is_none() => {
+            let back = request.uri().path_and_query().map(|it| it.as_str()).unwrap_or_default();
+            Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(back), false)))
+        }
+        _ => {
+            let session = session.ok_or(Refusal::Unauthorized("Bearer realm=\"causeway\""))?;
+            let form = session.form_token(&desk.token);
+            let visitor = Visitor { desk, session, form };
+            match method.as_str() {
+                "GET" => {
+                    let query = request.uri().query().unwrap_or_default().to_owned();
+                    visitor.looks(&path, &query).await
+                }
+                "POST" => visitor.acts(&path, request).await,
+                _ => Err(Refusal::WrongMethod("GET, HEAD, POST")),
+            }
+        }
+    }
+}
+
+async fn login(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
+    let fields = form(request).await?;
+    let field = |wanted: &str| {
+        let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
+        pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned()).unwrap_or_default()
+    };
+    let back = field("back");
+    let Some(session) = Session::begin(&desk.token, field("token").trim(), clock::now()) else {
+        tracing::info!("a login at the desk was refused");
+        return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
+    };
+    tracing::info!("somebody logged in at the desk");
+    Ok(with_cookie(see(inside(&back)), &session.cookie()))
+}
+
+impl Visitor<'_> {
+    async fn looks(&self, path: &str, query: &str) -> Result<Response, Refusal> {
+        let page = match path {
+            "" => {
+                let asked = Asked::of_form(query, &["limit"])?;
+                let found = self.desk.find(&asked.filter, asked.limit).await?;
+                view::home(&self.form, &asked.filter, &found, self.desk.progress().as_ref())
+            }
+            "replay" => {
+                let asked = Asked::of_form(query, &[])?;
+                let plan = self.desk.plan(&asked.filter).await?;
+                view::plan(&self.form, &asked.filter, &plan)
+            }
+            "discard" => {
+                let asked = Asked::of_form(query, &[])?;
+                let found = self.desk.find(&asked.filter, 0).await?;
+                view::question(&self.form, &asked.filter, &found.entries)
+            }
+            "progress" => view::progress(&self.form, self.desk.progress().as_ref()),
+            letter => {
+                self.letter(letter.strip_prefix("letters/").ok_or(Refusal::UnknownRoute)?, query).await?
+            }
+        };
+        Ok(html(StatusCode::OK, page))
+    }
+
+    async fn letter(&self, id: &str, query: &str) -> Result<Markup, Refusal> {
+        let id = asked::id(id).map_err(|_| Refusal::UnknownDeadLetter)?;
+        let reveal = Asked::of_form(query, &["reveal"])?.reveal;
+        let found = self.desk.find(&Filter { ids: [id].into(), ..Filter::default() }, usize::MAX).await?;
+        if found.letters.is_empty() {
+            return Err(Refusal::UnknownDeadLetter);
+        }
+        if reveal {
+            tracing::info!(message_id = %id, "the text of a dead letter was shown at the desk");
+        }
+        Ok(view::letter(&self.form, id, &found.letters, reveal))
+    }
+
+    async fn acts(&self, path: &str, request: &mut Request) -> Result<Response, Refusal> {
+        let fields = form(request).await?;
+        let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
+        let given = pairs.find(|(name, _)| name == "form").map(|(_, value)| value.into_owned());
+        if !self.session.sent(&self.desk.token, &given.unwrap_or_default()) {
+            return Err(Refusal::Unauthorized("Bearer realm=\"causeway\""));
+        }
+        match path {
+            "logout" => Ok(with_cookie(see("/desk"), &Session::no_cookie())),
+            "replay" => {
+                let asked = Asked::of_form(&fields, &["form", "rate"])?;
+                self.desk.replay(asked.filter, asked.rate).await?;
+                Ok(see("/desk/progress"))
+            }
+            "discard" => {
+                let asked = Asked::of_form(&fields, &["form", "confirm"])?;
+                let missing =
+                    || Refusal::Invalid(vec![fault("confirm", "is missing: the number that was shown")]);
+                let gone = self.desk.discard(&asked.filter, asked.confirm.ok_or_else(missing)?).await?;
+                Ok(html(StatusCode::OK, view::discarded(&self.form, gone)))
+            }
+            "export" => {
+                let asked = Asked::of_form(&fields, &["form"])?;
+                let lines = self.desk.export(asked.filter).await?;
+                let mut response = problem::answer(StatusCode::OK, "application/x-ndjson", lines);
+                let name = HeaderValue::from_static("attachment; filename=\"dead-letters.jsonl\"");
+                response.headers_mut().insert(CONTENT_DISPOSITION, name);
+                Ok(response)
+            }
+            _ => Err(Refusal::UnknownRoute),
+        }
+    }
+}
+
+async fn form(request: &mut Request) -> Result<String, Refusal> {
+    let headers = request.headers().clone();
+    let read = body::read(&headers, request.body_mut(), LIMITS).await?;
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// Nobody is sent away from the desk by a link that somebody else made.
+fn inside(back: &str) -> &str {
+    let is_ours = back == "/desk" || back.starts_with("/desk/") || back.starts_with("/desk?");
+    if is_ours && !back.contains('\\') { back } else { "/desk" }
+}
+
+fn see(place: &str) -> Response {
+    let mut response = problem::answer(StatusCode::SEE_OTHER, HTML, "");
+    response.headers_mut().extend(HeaderValue::from_str(place).ok().map(|place| (LOCATION, place)));
+    response
+}
+
+fn with_cookie(mut response: Response, cookie: &str) -> Response {
+    response.headers_mut().extend(HeaderValue::from_str(cookie).ok().map(|cookie| (SET_COOKIE, cookie)));
+    response
+}
+
+fn html(status: StatusCode, page: Markup) -> Response {
+    problem::answer(status, HTML, page.into_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_leads_nowhere_else() {
+        for ours in ["/desk", "/desk?reason=expired", "/desk/letters/x"] {
+            assert_eq!(inside(ours), ours);
+        }
+        for theirs in ["", "//evil.example", "https://evil.example", "/deskevil", "/desk/\\evil", "/metrics"]
+        {
+            assert_eq!(inside(theirs), "/desk", "{theirs}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A real browser: headless Chromium, led over WebDriver.
+//!
+//! Its profile lies in a folder of its own; it and its driver end with the test. What it shows is asked for as a person
+//! sees it: by the words on the page and the names of the fields.
+
+use std::time::Duration;
+
+use reqwest::Client;
+use serde_json::{Value, json};
+
+use super::leash::Leash;
+use super::wait::eventually;
+use super::{http, ports, told};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The key under which WebDriver names an element.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+#[derive(Debug)]
+pub(crate) struct Browser {
+    session: String,
+    client: Client,
+    _driver: Leash,
+}
+
+impl Browser {
+    /// `None`, said on stderr, when this machine lacks Chromium or its driver.
+    pub(crate) async fn start() -> Option<Self> {
+        let path = told("PATH").unwrap_or_default();
+        let there = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
+        if !there("chromedriver") || !(there("chromium") || there("google-chrome")) {
+            eprintln!("left out: a test in a browser (chromium and chromium-driver are not installed)");
+            return None;
+        }
+        let [port] = ports::free_ports();
+        let driver = Leash::start("private-chromedriver", "TERM", &[port.to_string()]);
+        let (root, client) = (format!("http://127.0.0.1:{port}"), http::client());
+        eventually("the browser's driver", PATIENCE, async || {
+            let asked = client.get(format!("{root}/status")).send().await;
+            asked.map(drop).map_err(|error| format!("{error}\n{}", driver.log_tail()))
+        })
+        .await;
+        let profile = format!("--user-data-dir={}", driver.dir().join("profile").display());
+        let args = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--remote-debugging-pipe",
+            "--window-size=1280,1000",
+            &profile,
+        ];
+        let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": { "args": args } } } });
+        let session = eventually("a session in the browser", PATIENCE, async || {
+            let begun =
+                command(client.post(format!("{root}/session")).timeout(PATIENCE), wanted.clone()).await;
+            let begun = begun.map_err(|error| format!("{error}\n{}", driver.log_tail()))?;
+            Ok(format!("{root}/session/{}", begun["sessionId"].as_str().expect("a session's id")))
+        })
+        .await;
+        Some(Self { session, client, _driver: driver })
+    }
+
+    /// Opens an address.
+    pub(crate) async fn open(&self, url: &str) {
+        self.post("url", json!({ "url": url })).await.expect("a page");
+    }
+
+    /// Presses what is found by this CSS selector, and waits for the page that follows.
+    pub(crate) async fn press(&self, css: &str) {
+        let element = self.element("css selector", css).await;
+        self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
+    }
+
+    /// Follows the first link with this text in it.
+    pub(crate) async fn follow(&self, text: &str) {
+        let element = self.element("partial link text", text).await;
+        self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
+    }
+
+    /// Presses the first button with this text in it.
+    pub(crate) async fn button(&self, text: &str) {
+        let element = self.element("xpath", &format!("//button[contains(., '{text}')]")).await;
+        self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
+    }
+
+    /// Writes into a field.
+    pub(crate) async fn write(&self, css: &str, text: &str) {
+        let element = self.element("css selector", css).await;
+        self.post(&format!("element/{element}/value"), json!({ "text": text })).await.expect("a field");
+    }
+
+    /// What a person reads on the page.
+    pub(crate) async fn text(&self) -> String {
+        let script = json!({ "script": "return document.body.innerText", "args": [] });
+        let text = self.post("execute/sync", script).await.expect("the page's text");
+        text.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// From now on a page is asked for its dark colours; says what it is painted on.
+    pub(crate) async fn in_the_dark(&self) -> String {
+        let features = [json!({ "name": "prefers-color-scheme", "value": "dark" })];
+        let dark = json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } });
+        self.post("goog/cdp/execute", dark).await.expect("the dark");
+        let script =
+            json!({ "script": "return getComputedStyle(document.body).backgroundColor", "args": [] });
+        self.post("execute/sync", script).await.expect("a colour").to_string()
+    }
+
+    /// Waits until a person reads this.
+    pub(crate) async fn reads(&self, words: &str) {
+        eventually(&format!("{words:?} on the page"), PATIENCE, async || {
+            let text = self.text().await;
+            if text.contains(words) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+
+    /// What stands in the tab.
+    pub(crate) async fn title(&self) -> String {
+        let answer = self.client.get(format!("{}/title", self.session)).send().await.expect("an answer");
+        let answer: Value = serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON");
+        answer["value"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Keeps a picture in the folder that `TESTS_PICTURES` names, for whoever wants to see what the test saw.
+    pub(crate) async fn picture(&self, name: &str) {
+        let Some(folder) = told("TESTS_PICTURES") else { return };
+        let answer = self.client.get(format!("{}/screenshot", self.session)).send().await.expect("an answer");
+        let answer: Value = serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON");
+        let bytes = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            answer["value"].as_str().expect("a picture"),
+        );
+        std::fs::write(std::path::Path::new(&folder).join(format!("{name}.png")), bytes.expect("base64"))
+            .expect("a file");
+    }
+
+    async fn element(&self, using: &str, value: &str) -> String {
+        eventually(&format!("{using} {value:?}"), PATIENCE, async || {
+            match self.post("element", json!({ "using": using, "value": value })).await {
+                Ok(found) => Ok(found[ELEMENT].as_str().expect("an element").to_owned()),
+                Err(error) => Err(format!("{error}\n{}", self.text().await)),
+            }
+        })
+        .await
+    }
+
+    async fn post(&self, what: &str, body: Value) -> Result<Value, String> {
+        command(self.client.post(format!("{}/{what}", self.session)), body).await
+    }
+}
+
+async fn command(request: reqwest::RequestBuilder, body: Value) -> Result<Value, String> {
+    let request = request.header("content-type", "application/json").body(body.to_string());
+    let response = request.send().await.map_err(|error| error.to_string())?;
+    let (status, text) = (response.status(), response.text().await.map_err(|error| error.to_string())?);
+    let mut answer: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+    if status.is_success() { Ok(answer["value"].take()) } else { Err(answer["value"]["message"].to_string()) }
+}
