@@ -7,6 +7,10 @@ use jiff::{Timestamp, TimestampRound, Unit};
 /// The current time, cut to milliseconds.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
 pub fn now() -> Timestamp {
+    #[cfg(test)]
+    if let Some(shown) = hands::shown() {
+        return shown;
+    }
     let now = Timestamp::now();
     now.round(TimestampRound::new().smallest(Unit::Millisecond).mode(jiff::RoundMode::Trunc)).unwrap_or(now)
 }
@@ -14,4 +18,33 @@ pub fn now() -> Timestamp {
 /// How long ago `then` was; zero where it lies in the future (clocks of several machines differ).
 pub fn since(then: Timestamp) -> std::time::Duration {
     std::time::Duration::try_from(now().duration_since(then)).unwrap_or_default()
+}
+
+/// The hands of this clock, held by a test: on its thread, wall time then runs as tokio's paused clock does.
+#[cfg(test)]
+pub(crate) mod hands {
+    use std::cell::Cell;
+
+    use jiff::Timestamp;
+    use tokio::time::Instant;
+
+    thread_local! {
+        static HELD: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+    }
+
+    /// From now on it is `at` o'clock, and later as the runtime's clock advances.
+    pub(crate) fn hold(at: Timestamp) {
+        HELD.set(Some((at, Instant::now())));
+    }
+
+    /// The clock runs by itself again.
+    pub(crate) fn release() {
+        HELD.set(None);
+    }
+
+    pub(super) fn shown() -> Option<Timestamp> {
+        let (at, since) = HELD.get()?;
+        let passed = i64::try_from(since.elapsed().as_millis()).ok()?;
+        Timestamp::from_millisecond(at.as_millisecond() + passed).ok()
+    }
 }

@@ -58,6 +58,37 @@ impl Backoff {
     }
 }
 
+/// What the jitter is drawn with.
+pub fn dice() -> impl Rng {
+    #[cfg(test)]
+    return loaded::dice();
+    #[cfg(not(test))]
+    rand::rng()
+}
+
+/// Dice that fall the same way again for whoever loads them the same way: a simulation repeats itself.
+#[cfg(test)]
+pub(crate) mod loaded {
+    use std::cell::RefCell;
+
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
+
+    thread_local! {
+        static LOADED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+    }
+
+    /// Loads the dice of this thread.
+    pub(crate) fn load(seed: u64) {
+        LOADED.set(Some(StdRng::seed_from_u64(seed)));
+    }
+
+    pub(super) fn dice() -> StdRng {
+        let drawn = LOADED.with_borrow_mut(|dice| dice.as_mut().map(|dice| dice.random()));
+        drawn.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

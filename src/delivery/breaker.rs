@@ -244,6 +244,7 @@ impl Breaker {
     /// Waits for the right to probe; `None` when everything passes again meanwhile. Cancel-safe.
     pub async fn probe_seat(self: &Arc<Self>) -> Option<ProbeSeat> {
         let seat = tokio::select! {
+            biased;
             () = self.until_passing() => return None,
             seat = self.seat.clone().acquire_owned() => seat.ok()?,
         };
@@ -260,6 +261,7 @@ impl Breaker {
                 return Some(ProbeSeat { breaker: self.clone(), _seat: seat });
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(until) => {}
                 _ = changes.changed() => {}
             }

@@ -50,6 +50,8 @@ pub enum HttpProblem {
 pub struct Http {
     client: reqwest::Client,
     timeout: Duration,
+    #[cfg(test)]
+    model: Option<model::Model>,
 }
 
 /// One request.
@@ -87,17 +89,26 @@ impl Http {
             build(settings, true)
         });
         let client = client.map_err(|error| HttpProblem::Unusable(root_cause(&error)))?;
-        Ok(Self { client, timeout: settings.timeout })
+        Ok(Self {
+            client,
+            timeout: settings.timeout,
+            #[cfg(test)]
+            model: None,
+        })
     }
 
     /// The same pool with another timeout.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { client: self.client.clone(), timeout }
+        Self { timeout, ..self.clone() }
     }
 
     /// Makes one call. An answer of any status is `Ok`.
     pub(crate) async fn call(&self, call: Call) -> Result<Reply, NoAnswer> {
+        #[cfg(test)]
+        if let Some(model) = &self.model {
+            return model.answer(call, self.timeout).await;
+        }
         let request = self.client.request(call.method, call.url).headers(call.headers).timeout(self.timeout);
         let request = match call.body {
             Some(body) => request.body(body),
@@ -229,6 +240,42 @@ fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
 
 fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0)).min(RETRY_AFTER_MAX)
+}
+
+/// A model of the other side instead of the network, for tests on a paused clock.
+#[cfg(test)]
+mod model {
+    use std::sync::Arc;
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+
+    type Answer = BoxFuture<'static, Result<Reply, NoAnswer>>;
+
+    #[derive(Clone)]
+    pub(super) struct Model(Arc<dyn Fn(Call) -> Answer + Send + Sync>);
+
+    impl Model {
+        pub(super) async fn answer(&self, call: Call, timeout: Duration) -> Result<Reply, NoAnswer> {
+            let late = |_| NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::Timeout, detail: String::new() };
+            tokio::time::timeout(timeout, (self.0)(call)).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+        }
+    }
+
+    impl std::fmt::Debug for Model {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Model")
+        }
+    }
+
+    impl Http {
+        /// The same client, whose calls are answered by `model`; one that never answers runs into the timeout.
+        #[must_use]
+        pub(crate) fn answered_by(&self, model: impl Fn(Call) -> Answer + Send + Sync + 'static) -> Self {
+            Self { model: Some(Model(Arc::new(model))), ..self.clone() }
+        }
+    }
 }
 
 #[cfg(test)]

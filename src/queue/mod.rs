@@ -18,6 +18,8 @@
 //! Leaves to others: what to do with a loan (`worker/`), what a dead letter is (`message/dead_letter.rs`).
 
 pub mod embedded;
+#[cfg(test)]
+pub(crate) mod model;
 pub mod partition;
 pub mod rabbit;
 
@@ -66,6 +68,9 @@ pub enum Queue {
     Embedded(EmbeddedQueue),
     /// RabbitMQ: as many ingresses and workers as wanted.
     Rabbit(RabbitQueue),
+    /// In memory, for simulations.
+    #[cfg(test)]
+    Model(model::ModelQueue),
 }
 
 impl Queue {
@@ -74,12 +79,14 @@ impl Queue {
         match self {
             Self::Embedded(_) => "embedded",
             Self::Rabbit(_) => "rabbitmq",
+            #[cfg(test)]
+            Self::Model(_) => "rabbitmq",
         }
     }
 
     /// Whether other processes may borrow from the same partitions.
     pub const fn shared(&self) -> bool {
-        matches!(self, Self::Rabbit(_))
+        !matches!(self, Self::Embedded(_))
     }
 
     /// Partitions for each destination.
@@ -87,6 +94,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.partitions(),
             Self::Rabbit(queue) => queue.partitions(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.partitions(),
         }
     }
 
@@ -95,6 +104,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.publish(message).await,
             Self::Rabbit(queue) => queue.publish(message).await,
+            #[cfg(test)]
+            Self::Model(queue) => queue.publish(message).await,
         }
     }
 
@@ -103,6 +114,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.bury(dead).await,
             Self::Rabbit(queue) => queue.bury(dead).await,
+            #[cfg(test)]
+            Self::Model(queue) => queue.bury(dead).await,
         }
     }
 
@@ -113,6 +126,8 @@ impl Queue {
             Self::Rabbit(queue) => {
                 queue.subscribe(partition).await.map(|it| Subscription::Rabbit(Box::new(it)))
             }
+            #[cfg(test)]
+            Self::Model(queue) => queue.subscribe(partition).await.map(Subscription::Model),
         }
     }
 
@@ -121,6 +136,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.siding(destination).await.map(Siding::Embedded),
             Self::Rabbit(queue) => queue.siding(destination).await.map(|it| Siding::Rabbit(Box::new(it))),
+            #[cfg(test)]
+            Self::Model(_) => Err(QueueError::Unavailable("a simulation looks at its siding itself".into())),
         }
     }
 
@@ -129,6 +146,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.connected(),
             Self::Rabbit(queue) => queue.connected(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.connected(),
         }
     }
 
@@ -137,6 +156,8 @@ impl Queue {
         match self {
             Self::Embedded(_) => std::future::pending().await,
             Self::Rabbit(queue) => queue.broken().await,
+            #[cfg(test)]
+            Self::Model(_) => std::future::pending().await,
         }
     }
 
@@ -145,6 +166,8 @@ impl Queue {
         match self {
             Self::Embedded(_) => Lease::Always,
             Self::Rabbit(queue) => queue.lease(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.lease(),
         }
     }
 
@@ -153,6 +176,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.wanted_elsewhere(),
             Self::Rabbit(queue) => queue.wanted_elsewhere(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.wanted_elsewhere(),
         }
     }
 
@@ -161,6 +186,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.depth().await,
             Self::Rabbit(queue) => queue.depth().await,
+            #[cfg(test)]
+            Self::Model(queue) => queue.depth().await,
         }
     }
 
@@ -169,6 +196,8 @@ impl Queue {
         match self {
             Self::Embedded(_) => Ok(()),
             Self::Rabbit(queue) => queue.routes().await,
+            #[cfg(test)]
+            Self::Model(_) => Ok(()),
         }
     }
 
@@ -177,6 +206,8 @@ impl Queue {
         match self {
             Self::Embedded(queue) => queue.close().await,
             Self::Rabbit(queue) => queue.close().await,
+            #[cfg(test)]
+            Self::Model(queue) => queue.close().await,
         }
     }
 }
@@ -198,6 +229,8 @@ pub struct Loan {
 pub(crate) enum Receipt {
     Embedded(embedded::Receipt),
     Rabbit(rabbit::Receipt),
+    #[cfg(test)]
+    Model(model::Receipt),
 }
 
 impl Loan {
@@ -206,6 +239,8 @@ impl Loan {
         match self.receipt {
             Receipt::Embedded(receipt) => receipt.done().await,
             Receipt::Rabbit(receipt) => receipt.done().await,
+            #[cfg(test)]
+            Receipt::Model(receipt) => receipt.done(),
         }
     }
 }
@@ -217,6 +252,9 @@ pub enum Subscription {
     Embedded(embedded::Subscription),
     /// See [`rabbit`].
     Rabbit(Box<rabbit::Subscription>),
+    /// See [`model`].
+    #[cfg(test)]
+    Model(model::Subscription),
 }
 
 impl Subscription {
@@ -225,6 +263,8 @@ impl Subscription {
         match self {
             Self::Embedded(subscription) => subscription.next().await,
             Self::Rabbit(subscription) => subscription.next().await,
+            #[cfg(test)]
+            Self::Model(subscription) => subscription.next().await,
         }
     }
 
@@ -233,6 +273,8 @@ impl Subscription {
         match self {
             Self::Embedded(subscription) => subscription.close().await,
             Self::Rabbit(subscription) => subscription.close().await,
+            #[cfg(test)]
+            Self::Model(subscription) => subscription.close(),
         }
     }
 }
@@ -278,6 +320,8 @@ impl Held {
         match self.receipt {
             Receipt::Embedded(receipt) => receipt.done().await,
             Receipt::Rabbit(receipt) => receipt.done().await,
+            #[cfg(test)]
+            Receipt::Model(receipt) => receipt.done(),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::WorkerSettings;
 use super::settle::{Standing, Verdict};
 use crate::clock;
-use crate::delivery::backoff::Backoff;
+use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbeSeat;
 use crate::delivery::{Attempt, Deliverer, Repeats};
 use crate::message::{AttemptRecord, DeadLetter, DeadReason, LaneKey, Message, MessageId, Outcome, Story};
@@ -137,12 +137,8 @@ impl Crew {
         if let Some(why) = loan.unreadable.clone() {
             return self.bury(loan, effort, DeadReason::Unreadable, why, &mut over).await;
         }
-        match self.standing(&loan.message, &effort, Duration::ZERO).expired() {
-            Some(Verdict::Dead(reason)) => {
-                return self.bury(loan, effort, reason, "its deadline passed".into(), &mut over).await;
-            }
-            Some(_) => return self.done(loan, &Outcome::Dropped).await,
-            None => {}
+        if self.is_too_late(&loan, &effort) {
+            return self.expire(loan, effort, &mut over).await;
         }
         if self.is_repeat(&loan.message).await {
             return self.done(loan, &Outcome::Repeated).await;
@@ -160,6 +156,11 @@ impl Crew {
             pass = gate.enter(seat.is_some()) => pass,
         };
         let Some(pass) = pass else { return Landing::Parked { loan, effort } };
+        // A slow destination lets many wait at its gate.
+        if self.is_too_late(&loan, &effort) {
+            drop((pass, seat));
+            return self.expire(loan, effort, &mut over).await;
+        }
         let at = clock::now();
         let attempt = self.deliverer.attempt(&loan.message, effort.maybe_taken).await;
         // What the probe found is told before its seat is given back.
@@ -184,7 +185,7 @@ impl Crew {
             effort.maybe_taken |= ambiguous;
             effort.hold.failed(Instant::now(), self.deliverer.served(endpoint));
         }
-        let step = effort.backoff.next(&mut rand::rng());
+        let step = effort.backoff.next(&mut backoff::dice());
         let message = &loan.message;
         match self.standing(message, &effort, step).verdict(&outcome) {
             Verdict::Done => self.done(loan, &outcome).await,
@@ -195,6 +196,19 @@ impl Crew {
                 Landing::Again { loan, effort, at: Instant::now() + wait, waits }
             }
             Verdict::Dead(reason) => self.bury(loan, effort, reason, error, over).await,
+        }
+    }
+
+    fn is_too_late(&self, loan: &Loan, effort: &Effort) -> bool {
+        self.standing(&loan.message, effort, Duration::ZERO).expired().is_some()
+    }
+
+    async fn expire(&self, loan: Loan, effort: Effort, over: &mut watch::Receiver<bool>) -> Landing {
+        match self.standing(&loan.message, &effort, Duration::ZERO).expired() {
+            Some(Verdict::Dead(reason)) => {
+                self.bury(loan, effort, reason, "its deadline passed".into(), over).await
+            }
+            _ => self.done(loan, &Outcome::Dropped).await,
         }
     }
 
@@ -256,8 +270,9 @@ impl Crew {
         while let Err(error) = self.try_bury(&dead).await {
             tracing::warn!(id = %dead.message.id, %error, "cannot write a dead letter yet");
             tokio::select! {
-                () = tokio::time::sleep(BURY_AGAIN) => {}
+                biased;
                 _ = over.wait_for(|over| *over) => return Landing::Parked { loan, effort },
+                () = tokio::time::sleep(BURY_AGAIN) => {}
             }
         }
         let destination = dead.message.destination();

@@ -3,7 +3,7 @@
 //! Guarantees: a lane never has two messages in the air, and lends them in the order in which they came; a lane that
 //! waits holds up no other. Pure: no I/O, time is an argument.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::time::Instant;
 
@@ -40,7 +40,7 @@ pub(super) struct LaneCounts {
 /// All lanes of a partition that have messages here.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    lanes: HashMap<LaneKey, Lane>,
+    lanes: BTreeMap<LaneKey, Lane>,
     ready: VecDeque<LaneKey>,
     alarms: BTreeSet<(Instant, LaneKey)>,
 }

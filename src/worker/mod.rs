@@ -8,6 +8,8 @@ mod flight;
 mod lane;
 mod pump;
 mod settle;
+#[cfg(test)]
+mod simulation;
 mod tally;
 
 use std::sync::{Arc, Mutex};

@@ -85,11 +85,13 @@ impl Pump {
         let mut losses = 0_u32;
         loop {
             let mode = tokio::select! {
+                biased;
                 () = stop.wait() => return Ok(()),
                 mode = self.admission() => mode,
             };
             let wanted = self.wanted_by();
             let subscribed = tokio::select! {
+                biased;
                 () = stop.wait() => return Ok(()),
                 subscribed = self.crew.queue.subscribe(self.partition) => subscribed,
             };
@@ -131,6 +133,7 @@ impl Pump {
             return Mode::Open;
         }
         tokio::select! {
+            biased;
             seat = breaker.probe_seat() => seat.map_or(Mode::Open, Mode::Probe),
             () = tokio::time::sleep_until(self.next_visit) => Mode::Visit,
         }
@@ -168,17 +171,21 @@ impl Pump {
                     break;
                 }
             }
-            let probing = !matches!(mode, Mode::Open) && end.is_none();
+            // Not while a probe is in the air: the time that is over already would make this loop hot until it lands.
+            let looking = !matches!(mode, Mode::Open) && end.is_none() && flights.is_empty();
             let alarm = lanes.next_alarm();
             tokio::select! {
-                loan = subscription.next(), if end.is_none() => match loan {
-                    Some(loan) => {
-                        lent = true;
-                        quiet_since = Instant::now();
-                        self.accept(loan, &mut lanes, &flights, &over);
-                    }
-                    None => end = Some(End::Lost),
+                // In a fixed order, so that a simulation repeats itself. What happens rarely comes first, and what lands
+                // before what is new: neither can keep the other waiting, since only what is lent can land.
+                biased;
+                () = stop.wait(), if end.is_none() => end = Some(End::Stopped),
+                _ = tick.tick() => self.tell(&lanes, flights.len(), true),
+                Ok(()) = changes.changed() => if breaker.passes() {
+                    mode = Mode::Open;
+                    lanes.unpark();
                 },
+                Ok(()) = better.changed() => {}
+                () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
                     self.land(landing, &mut lanes, &flights, &over);
@@ -187,15 +194,15 @@ impl Pump {
                         lanes.unpark();
                     }
                 }
-                () = at(alarm) => lanes.wake(Instant::now()),
-                Ok(()) = changes.changed() => if breaker.passes() {
-                    mode = Mode::Open;
-                    lanes.unpark();
+                loan = subscription.next(), if end.is_none() => match loan {
+                    Some(loan) => {
+                        lent = true;
+                        quiet_since = Instant::now();
+                        self.accept(loan, &mut lanes, &flights, &over);
+                    }
+                    None => end = Some(End::Lost),
                 },
-                Ok(()) = better.changed() => {}
-                () = tokio::time::sleep_until(quiet_since + PATIENCE), if probing => {}
-                () = stop.wait(), if end.is_none() => end = Some(End::Stopped),
-                _ = tick.tick() => self.tell(&lanes, flights.len(), true),
+                () = tokio::time::sleep_until(quiet_since + PATIENCE), if looking => {}
             }
         }
         self.remember(&lanes);

@@ -41,4 +41,5 @@ mod settings_of_delivery;
 mod shutdown;
 mod soak;
 mod tidy;
+mod traps;
 mod virtual_agent;

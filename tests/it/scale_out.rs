@@ -1,15 +1,22 @@
-//! Promise: workers join and leave while messages flow; the partitions follow them, nothing is lost, nothing overtakes.
+//! Promise: workers join, leave, die and freeze while messages flow; the partitions follow the rendezvous hash, nothing is
+//! lost, nothing overtakes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::message::Destination;
+use causeway::queue::PartitionId;
+use causeway::queue::partition::rendezvous_weight;
+use causeway::sandbox::{Entry, Operation, Rule, Side};
 
 use super::harness::load::Load;
+use super::harness::matrix::Bench;
 use super::harness::relay::{Plan, Relay};
 use super::harness::wait::eventually;
 
 const LINES: usize = 8;
-const PARTITIONS: usize = 16;
+const PARTITIONS: u16 = 16;
+const FREEZES: usize = 1;
 const SOON: Duration = Duration::from_secs(60);
 
 on_every_rabbit! {
@@ -18,41 +25,156 @@ on_every_rabbit! {
             Plan::on(&bench).set("queue.partitions", PARTITIONS.to_string()).apart(1).start().await;
         let moment = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(10));
         relay.sandbox.script().fail(moment);
-        shared_by(&relay, 1).await;
+        shared_by(&relay, &bench, 1).await;
         let load = Load::start(&relay, LINES);
         load.takes(50).await;
         for workers in 2..=3 {
             relay.add("worker").await;
-            shared_by(&relay, workers).await;
+            shared_by(&relay, &bench, workers).await;
             load.takes(50).await;
         }
         // One leaves in good order, one does not.
         relay.processes[2].running.sigterm();
         assert_eq!(relay.processes[2].running.exit(SOON).await.code(), Some(0));
         relay.processes.remove(2);
-        shared_by(&relay, 2).await;
+        shared_by(&relay, &bench, 2).await;
         load.takes(50).await;
         relay.processes[2].running.kill9();
         relay.processes.remove(2);
-        shared_by(&relay, 1).await;
+        shared_by(&relay, &bench, 1).await;
         load.takes(50).await;
         load.all_arrive(&relay.sandbox).await;
     }
+
+    // The broker's own way to move a partition waits, silently, until its owner holds nothing: for ever, where a
+    // conversation fails for ever.
+    async fn a_failing_conversation_does_not_keep_a_newcomer_out(bench: Bench) {
+        let plan = Plan::on(&bench).set("queue.partitions", PARTITIONS.to_string());
+        let mut relay = plan.set("delivery.hold", "10min").set("delivery.retry.max", "1s").apart(1).start().await;
+        // Few enough, and one after the other among many that are served, to be no outage.
+        let stuck: Vec<String> = (0..6).map(|n| format!("stuck-{n}")).collect();
+        for name in &stuck {
+            relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(name.as_str()));
+        }
+        let load = Load::start(&relay, LINES);
+        load.takes(20).await;
+        relay.callbacks(&stuck, 2, 1).await;
+        relay.add("worker").await;
+        shared_by(&relay, &bench, 2).await;
+        load.takes(20).await;
+        load.all_arrive(&relay.sandbox).await;
+        assert!(stuck.iter().all(|name| !relay.called_back().contains_key(name)), "they fail all the while");
+    }
+
+    // What makes it harmless: a request starts only within one heartbeat after the broker's last answer
+    // (`delivery/gate.rs`), its timeout is shorter than that, and the broker gives a worker up after two heartbeats at the
+    // earliest. So who wakes up finds its lease expired and starts nothing. What remains: a request that the freeze caught
+    // between the look at the lease and its first byte, at most one of each conversation, goes out on waking. Its message
+    // was delivered by the other worker meanwhile, so it is a repeat: never the first of its kind, never two in a row.
+    async fn a_frozen_worker_that_wakes_up_harms_nothing(bench: Bench) {
+        let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("delivery.retry.max", "1s");
+        let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
+        let mut relay = plan.apart(1).start().await;
+        // Signed, so that the ledger tells whose effect it was.
+        let signed = format!("{}?from=frozen", relay.sandbox.xo_callback_url());
+        relay.add_with("worker", &[("xo.callback_url", signed)]).await;
+        relay.sandbox.script().fail(Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
+        let load = Load::start(&relay, LINES);
+        by_the_frozen_one(&relay, 20).await;
+        for _ in 0..FREEZES {
+            relay.processes[2].running.sigstop();
+            load.takes(40).await;
+            // Also what the frozen one held: the broker has given it up.
+            load.arrives(&relay.sandbox).await;
+            relay.processes[2].running.sigcont();
+            let before = effects_of_the_frozen_one(&relay);
+            by_the_frozen_one(&relay, before + 20).await;
+        }
+        let ledger = relay.sandbox.ledger().xo_callbacks();
+        load.all_arrive(&relay.sandbox).await;
+        for (group, entries) in ledger {
+            no_late_effect(&group, &entries);
+        }
+    }
 }
 
-/// Each partition of each destination is owned by exactly one worker, and none is idle. With 16 partitions a worker among
-/// three has none of a destination in one case of 650.
-async fn shared_by(relay: &Relay, workers: usize) {
-    eventually(&format!("{workers} workers to share the partitions"), SOON, async || {
-        let mut owned = Vec::new();
-        for process in &relay.processes[1..] {
-            let here = relay.metric_of(process, "causeway_partitions_owned", &[]).await?;
-            owned.push(here as usize);
-        }
-        let right = owned.len() == workers
-            && owned.iter().sum::<usize>() == 2 * PARTITIONS
-            && owned.iter().all(|owned| *owned > 0);
-        if right { Ok(()) } else { Err(format!("{owned:?}")) }
+fn is_of_the_frozen_one(entry: &Entry) -> bool {
+    entry.path.ends_with("from=frozen")
+}
+
+fn effects_of_the_frozen_one(relay: &Relay) -> usize {
+    let taken = relay.sandbox.ledger().xo_callbacks();
+    taken.values().flatten().filter(|entry| is_of_the_frozen_one(entry)).count()
+}
+
+async fn by_the_frozen_one(relay: &Relay, count: usize) {
+    eventually("the other worker to have its share", SOON, async || match effects_of_the_frozen_one(relay) {
+        enough if enough >= count => Ok(()),
+        few => Err(format!("{few} of {count}")),
     })
     .await;
+}
+
+/// An effect that comes after another worker's effect of the same or a later message is a repeat, and one for each freeze.
+fn no_late_effect(group: &str, entries: &[Entry]) {
+    let number = |entry: &Entry| entry.text.as_deref().and_then(|text| text.parse::<usize>().ok());
+    let (mut newest_of_the_other, mut seen, mut late) = (None, BTreeSet::new(), Vec::new());
+    for entry in entries {
+        let first = seen.insert(number(entry));
+        if !is_of_the_frozen_one(entry) {
+            newest_of_the_other = newest_of_the_other.max(number(entry));
+        } else if number(entry) <= newest_of_the_other {
+            assert!(!first, "{group}: {:?} first after {newest_of_the_other:?}", number(entry));
+            late.push(number(entry));
+        }
+    }
+    assert!(late.len() <= FREEZES, "{group}: {late:?} came late");
+}
+
+/// So many workers are there, each partition is borrowed by the one that the hash prefers, and they say so themselves.
+async fn shared_by(relay: &Relay, bench: &Bench, workers: usize) {
+    eventually(&format!("{workers} workers to share the partitions"), SOON, async || {
+        let owners = owners(bench)?;
+        let names: BTreeSet<&String> = owners.values().flat_map(|(_, all)| all).collect();
+        if names.len() != workers {
+            return Err(format!("{} workers consume", names.len()));
+        }
+        let mut expected: BTreeMap<&String, usize> = names.iter().map(|name| (*name, 0)).collect();
+        for destination in Destination::ALL {
+            for partition in PartitionId::all(*destination, PARTITIONS) {
+                let best = names.iter().copied().max_by_key(|name| rendezvous_weight(name, partition));
+                let best = best.ok_or("nobody consumes")?;
+                let owner = owners.get(&format!("w.{partition}")).map(|(owner, _)| owner);
+                if owner != Some(best) {
+                    return Err(format!("{partition} is borrowed by {owner:?}, and should be by {best}"));
+                }
+                *expected.entry(best).or_default() += 1;
+            }
+        }
+        let mut owned = Vec::new();
+        for process in &relay.processes[1..] {
+            owned.push(relay.metric_of(process, "causeway_partitions_owned", &[]).await? as usize);
+        }
+        let mut expected: Vec<usize> = expected.into_values().collect();
+        expected.sort_unstable();
+        owned.sort_unstable();
+        if owned == expected { Ok(()) } else { Err(format!("they say {owned:?}, and should {expected:?}")) }
+    })
+    .await;
+}
+
+/// Who borrows from each queue, and who waits there, by the names in the consumers' tags.
+fn owners(bench: &Bench) -> Result<BTreeMap<String, (String, BTreeSet<String>)>, String> {
+    let mut owners: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for consumer in bench.vhost().ok_or("no broker")?.consumers() {
+        let queue = consumer["queue"]["name"].as_str().unwrap_or_default();
+        let tag = consumer["consumer_tag"].as_str().unwrap_or_default();
+        let Some((worker, _)) = tag.rsplit_once('-').filter(|_| queue.starts_with("w.")) else { continue };
+        let (owner, all) = owners.entry(queue.to_owned()).or_default();
+        all.insert(worker.to_owned());
+        if consumer["activity_status"] == "single_active" {
+            worker.clone_into(owner);
+        }
+    }
+    Ok(owners)
 }

@@ -58,3 +58,30 @@ async fn probe(uri: &AMQPUri) -> Result<(), String> {
         Err(_) => Err(format!("{place}: nothing speaks AMQP there within {PROBE_TIMEOUT:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::queue::QueueTuning;
+    use crate::queue::rabbit::RabbitUse;
+
+    fn vhost(url: &str) -> String {
+        let tuning = QueueTuning { partitions: 1, prefetch: 1, publish_timeout: Duration::from_secs(5) };
+        let (heartbeat, worker) = (Duration::from_secs(7), String::new());
+        let usage = RabbitUse::Publish;
+        let settings = RabbitSettings { url: url.into(), heartbeat, tuning, usage, worker };
+        let uri = address(&settings).unwrap();
+        assert_eq!(uri.query.heartbeat, Some(7), "ours, not the server's minute");
+        uri.vhost
+    }
+
+    #[test]
+    fn no_vhost_is_the_default_one() {
+        for url in ["amqp://u:p@host:5672", "amqp://u:p@host:5672/", "amqp://u:p@host:5672/%2f"] {
+            assert_eq!(vhost(url), "/", "{url}");
+        }
+        assert_eq!(vhost("amqp://u:p@host:5672/causeway"), "causeway");
+    }
+}

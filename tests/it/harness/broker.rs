@@ -207,6 +207,20 @@ impl Vhost {
         answer.expect("the queues of a vhost").as_array().cloned().unwrap_or_default()
     }
 
+    /// The consumers as the management API shows them: `queue`, `consumer_tag`, `active`, `prefetch_count`, …
+    pub(crate) fn consumers(&self) -> Vec<Value> {
+        let answer = management::ask(self.management, "GET", &format!("/api/consumers/{}", self.name), "");
+        answer.expect("the consumers of a vhost").as_array().cloned().unwrap_or_default()
+    }
+
+    /// What an operator may lay over the queues whose name matches.
+    pub(crate) fn set_policy(&self, pattern: &str, definition: Value) {
+        let path = format!("/api/policies/{}/of-a-test", self.name);
+        let policy =
+            serde_json::json!({ "pattern": pattern, "definition": definition, "apply-to": "queues" });
+        management::ask(self.management, "PUT", &path, &policy.to_string()).expect("the policy is set");
+    }
+
     /// Deletes a queue under whoever uses it.
     pub(crate) fn delete_queue(&self, queue: &str) {
         let path = format!("/api/queues/{}/{queue}", self.name);

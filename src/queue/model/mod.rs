@@ -1,0 +1,459 @@
+//! The queue of the simulation (`worker/simulation`): the clauses of [`super`] in memory, on whatever clock the test runs.
+//!
+//! When told, it does what a broker does within the clauses: takes a subscription away, is away itself for a while, leaves
+//! a publish unconfirmed, loses acks that are on their way, loses sight of a worker and lends its partitions to another
+//! one. Leaves to others: when that happens, and what must hold whatever happens.
+
+mod subscription;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::partition::{rendezvous_weight, worker_number};
+use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
+use crate::message::{DeadLetter, Destination, Message, MessageId};
+pub(crate) use subscription::Receipt;
+pub(crate) use subscription::Subscription;
+
+/// Heartbeats: how often the lease is renewed, and when the broker gives up a worker that it does not hear.
+const LEASE_ASKS: u32 = 3;
+
+/// How often something goes wrong by itself, in thousandths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mishaps {
+    /// A publish or a burial ends with an error; half of them are on disk all the same.
+    pub(crate) unconfirmed: u32,
+    /// A subscribe is refused.
+    pub(crate) refused: u32,
+}
+
+/// What all handles share.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    tuning: QueueTuning,
+    heartbeat: Duration,
+    mishaps: Mishaps,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    random: StdRng,
+    number: u64,
+    away: bool,
+    lines: BTreeMap<PartitionId, Line>,
+    places: BTreeMap<u64, Place>,
+    members: BTreeMap<String, Member>,
+    record: Record,
+}
+
+/// What happened, for the judge.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Record {
+    pub(crate) dead: Vec<(Instant, DeadLetter)>,
+    /// Published with an error, or more than once, or lent again although nothing said so: may come twice.
+    pub(crate) twice: BTreeSet<MessageId>,
+    /// Given back by a worker that closed its subscription in good order.
+    pub(crate) given_back: Vec<(Instant, MessageId)>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Entry>,
+    /// The first of them borrows.
+    places: VecDeque<u64>,
+    lent: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    message: Message,
+    earlier: u32,
+    /// Settled, but the broker has not heard it yet.
+    written: bool,
+}
+
+#[derive(Debug)]
+struct Place {
+    partition: PartitionId,
+    worker: String,
+    news: Arc<Notify>,
+    /// The worker knows that it is over.
+    over: bool,
+    /// The worker has closed it, which the broker could not hear.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
+    connected: watch::Sender<bool>,
+    answered: watch::Sender<Option<Instant>>,
+    /// Nothing passes between it and the broker, and neither knows.
+    cut: bool,
+    /// The broker has lent its partitions to others.
+    given_up: bool,
+    known_to_others: bool,
+}
+
+/// One process's handle.
+#[derive(Debug, Clone)]
+pub struct ModelQueue {
+    broker: Arc<Broker>,
+    worker: String,
+}
+
+impl Broker {
+    pub(crate) fn new(seed: u64, tuning: QueueTuning, heartbeat: Duration, mishaps: Mishaps) -> Arc<Self> {
+        let state = State {
+            random: StdRng::seed_from_u64(seed),
+            number: 0,
+            away: false,
+            lines: BTreeMap::new(),
+            places: BTreeMap::new(),
+            members: BTreeMap::new(),
+            record: Record::default(),
+        };
+        Arc::new(Self { tuning, heartbeat, mishaps, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.state().record.clone()
+    }
+
+    pub(crate) fn is_buried(&self, id: MessageId) -> bool {
+        self.state().record.dead.iter().any(|(_, dead)| dead.message.id == id)
+    }
+
+    /// Whether it may come twice through no fault of a worker.
+    pub(crate) fn may_come_twice(&self, id: MessageId) -> bool {
+        self.state().record.twice.contains(&id)
+    }
+
+    /// How many messages are in its hands.
+    pub(crate) fn left(&self) -> usize {
+        self.state().lines.values().map(|line| line.waiting.len() + line.lent.len()).sum()
+    }
+
+    /// A process connects under this name.
+    pub(crate) fn join(self: &Arc<Self>, worker: &str) -> ModelQueue {
+        let mut state = self.state();
+        let member = Member {
+            wanted: watch::Sender::new(BTreeMap::new()),
+            connected: watch::Sender::new(!state.away),
+            answered: watch::Sender::new((!state.away).then(Instant::now)),
+            cut: false,
+            given_up: false,
+            known_to_others: false,
+        };
+        state.members.insert(worker.to_owned(), member);
+        drop(state);
+        ModelQueue { broker: self.clone(), worker: worker.to_owned() }
+    }
+
+    /// Renews the lease of a worker for as long as it lives; abort it to end the worker.
+    pub(crate) async fn keep_lease(self: Arc<Self>, worker: String) {
+        loop {
+            tokio::time::sleep(self.heartbeat / LEASE_ASKS).await;
+            let state = self.state();
+            if let Some(member) = state.members.get(&worker).filter(|member| !member.cut && !state.away) {
+                member.answered.send_replace(Some(Instant::now()));
+            }
+        }
+    }
+
+    /// A process is gone, and all that it held with it.
+    pub(crate) fn leave(&self, worker: &str) {
+        self.take_away(|place| place.worker == worker);
+        self.state().members.remove(worker);
+        self.rank();
+    }
+
+    /// The others hear of this worker.
+    pub(crate) fn introduce(&self, worker: &str) {
+        if let Some(member) = self.state().members.get_mut(worker) {
+            member.known_to_others = true;
+        }
+        self.rank();
+    }
+
+    /// Tells every worker what it should yield, as `rabbit/peers.rs` finds out.
+    fn rank(&self) {
+        let state = self.state();
+        let all = || Destination::ALL.iter().flat_map(|it| PartitionId::all(*it, self.tuning.partitions));
+        for (own, member) in &state.members {
+            let others = || state.members.iter().filter(|(name, it)| *name != own && it.known_to_others);
+            let wanted = all().filter_map(|partition| {
+                let best =
+                    others().map(|(name, _)| name).max_by_key(|it| rendezvous_weight(it, partition))?;
+                let better = rendezvous_weight(best, partition) > rendezvous_weight(own, partition);
+                better.then(|| (partition, worker_number(best)))
+            });
+            member.wanted.send_replace(wanted.collect());
+        }
+    }
+
+    /// Ends subscriptions on both sides at once, as a broken connection does.
+    fn take_away(&self, which: impl Fn(&Place) -> bool) {
+        let mut state = self.state();
+        let found = state.places.iter().filter(|(_, it)| which(it)).map(|(number, _)| *number);
+        for number in found.collect::<Vec<_>>() {
+            state.forget(number, false);
+            state.tell(number);
+        }
+    }
+
+    /// Whoever borrows from this partition loses it.
+    pub(crate) fn lose(&self, partition: PartitionId) {
+        self.take_away(|place| place.partition == partition);
+    }
+
+    /// Everything is lost and nothing can be reached.
+    pub(crate) fn go_away(&self) {
+        self.state().away = true;
+        self.take_away(|_| true);
+        for member in self.state().members.values() {
+            member.connected.send_replace(false);
+        }
+    }
+
+    pub(crate) fn come_back(&self) {
+        let mut state = self.state();
+        state.away = false;
+        for member in state.members.values().filter(|member| !member.cut) {
+            member.connected.send_replace(true);
+        }
+    }
+
+    /// From now on nothing passes between this worker and the broker; false where that is so already.
+    pub(crate) fn cut(&self, worker: &str) -> bool {
+        let mut state = self.state();
+        let Some(member) = state.members.get_mut(worker).filter(|member| !member.cut) else { return false };
+        member.cut = true;
+        true
+    }
+
+    /// The broker gives a silent worker up: its partitions are lent to the next, and it does not know.
+    pub(crate) fn give_up(&self, worker: &str) {
+        let mut state = self.state();
+        let found = state.places.iter().filter(|(_, it)| it.worker == worker).map(|(number, _)| *number);
+        for number in found.collect::<Vec<_>>() {
+            state.forget(number, false);
+        }
+        if let Some(member) = state.members.get_mut(worker) {
+            member.given_up = true;
+        }
+    }
+
+    pub(crate) fn has_given_up(&self, worker: &str) -> bool {
+        self.state().members.get(worker).is_some_and(|member| member.given_up)
+    }
+
+    /// The silent worker notices.
+    pub(crate) fn notice(&self, worker: &str) {
+        let mut state = self.state();
+        let found = state.places.iter().filter(|(_, it)| it.worker == worker).map(|(number, _)| *number);
+        for number in found.collect::<Vec<_>>() {
+            state.tell(number);
+        }
+        if let Some(member) = state.members.get(worker) {
+            member.connected.send_replace(false);
+        }
+    }
+
+    /// The way is open again. What the broker had given up stays given up.
+    pub(crate) fn heal(&self, worker: &str) {
+        let mut state = self.state();
+        let away = state.away;
+        if let Some(member) = state.members.get_mut(worker) {
+            member.cut = false;
+            member.given_up = false;
+            member.connected.send_replace(!away);
+        }
+        state.hear_at_last(worker);
+    }
+
+    /// An ack arrives.
+    fn hear_ack(&self, place: u64, number: u64) {
+        let mut state = self.state();
+        let Some(partition) = state.places.get(&place).map(|it| it.partition) else { return };
+        if state.is_cut(place) {
+            return;
+        }
+        if let Some(line) = state.lines.get_mut(&partition).filter(|line| line.places.front() == Some(&place))
+        {
+            line.lent.remove(&number);
+            state.wake(partition);
+        }
+    }
+
+    fn store(&self, on_disk: impl FnOnce(&mut State), id: MessageId, worker: &str) -> Result<(), QueueError> {
+        let mut state = self.state();
+        let reaches = state.members.get(worker).is_some_and(|member| !member.cut);
+        if state.away || !reaches {
+            return Err(QueueError::Unavailable("no connection".into()));
+        }
+        if state.random.random_ratio(self.mishaps.unconfirmed, 1000) {
+            state.record.twice.insert(id);
+            if state.random.random_bool(0.5) {
+                on_disk(&mut state);
+            }
+            return Err(QueueError::Unavailable("not confirmed".into()));
+        }
+        on_disk(&mut state);
+        Ok(())
+    }
+}
+
+impl State {
+    fn is_cut(&self, place: u64) -> bool {
+        let worker = self.places.get(&place).map(|it| &it.worker);
+        worker.and_then(|worker| self.members.get(worker)).is_none_or(|member| member.cut)
+    }
+
+    /// The broker forgets a borrower; what it held goes back to its old place.
+    fn forget(&mut self, number: u64, in_order: bool) {
+        let Some(place) = self.places.get(&number) else { return };
+        let partition = place.partition;
+        let Some(line) = self.lines.get_mut(&partition) else { return };
+        let borrowed = line.places.front() == Some(&number);
+        line.places.retain(|it| *it != number);
+        if borrowed {
+            for (_, mut entry) in std::mem::take(&mut line.lent).into_iter().rev() {
+                if entry.written && in_order {
+                    continue;
+                }
+                let id = entry.message.id;
+                if in_order {
+                    self.record.given_back.push((Instant::now(), id));
+                } else {
+                    self.record.twice.insert(id);
+                }
+                entry.written = false;
+                entry.earlier += 1;
+                line.waiting.push_front(entry);
+            }
+            // What lay in the lost client's buffer was never seen, and counts as lent all the same.
+            if !in_order && self.random.random_bool(0.3) {
+                line.waiting.iter_mut().take(4).for_each(|entry| entry.earlier = entry.earlier.max(1));
+            }
+        }
+        self.wake(partition);
+    }
+
+    /// What a worker wrote while nothing passed arrives, where its connection outlived that.
+    fn hear_at_last(&mut self, worker: &str) {
+        let of = self.places.iter().filter(|(_, it)| it.worker == worker);
+        let of: Vec<_> = of.map(|(number, it)| (*number, it.partition, it.closed)).collect();
+        for (number, partition, closed) in of {
+            if let Some(line) =
+                self.lines.get_mut(&partition).filter(|line| line.places.front() == Some(&number))
+            {
+                line.lent.retain(|_, entry| !entry.written);
+            }
+            if closed {
+                self.forget(number, true);
+                self.places.remove(&number);
+            }
+            self.wake(partition);
+        }
+    }
+
+    /// The worker learns that its subscription is over.
+    fn tell(&mut self, number: u64) {
+        if let Some(place) = self.places.get_mut(&number) {
+            place.over = true;
+            place.news.notify_one();
+        }
+    }
+
+    fn wake(&self, partition: PartitionId) {
+        let first = self.lines.get(&partition).and_then(|line| line.places.front());
+        if let Some(place) = first.and_then(|number| self.places.get(number)) {
+            place.news.notify_one();
+        }
+    }
+}
+
+impl ModelQueue {
+    pub(super) fn partitions(&self) -> u16 {
+        self.broker.tuning.partitions
+    }
+
+    fn member<T>(&self, read: impl FnOnce(&Member) -> T) -> Option<T> {
+        self.broker.state().members.get(&self.worker).map(read)
+    }
+
+    pub(super) fn connected(&self) -> watch::Receiver<bool> {
+        self.member(|it| it.connected.subscribe()).unwrap_or_else(|| watch::Sender::new(false).subscribe())
+    }
+
+    pub(super) fn lease(&self) -> Lease {
+        let answered = self.member(|it| it.answered.subscribe());
+        let answered = answered.unwrap_or_else(|| watch::Sender::new(None).subscribe());
+        Lease::For { answered, term: self.broker.heartbeat }
+    }
+
+    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+        let none = || watch::Sender::new(BTreeMap::new()).subscribe();
+        self.member(|it| it.wanted.subscribe()).unwrap_or_else(none)
+    }
+
+    pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        let partition = PartitionId::of(message.destination(), &message.lane, self.partitions());
+        let on_disk = |state: &mut State| {
+            state.number += 1;
+            let entry = Entry { number: state.number, message: message.clone(), earlier: 0, written: false };
+            state.lines.entry(partition).or_default().waiting.push_back(entry);
+            state.wake(partition);
+        };
+        self.broker.store(on_disk, message.id, &self.worker)
+    }
+
+    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        let on_disk = |state: &mut State| state.record.dead.push((Instant::now(), dead.clone()));
+        self.broker.store(on_disk, dead.message.id, &self.worker)
+    }
+
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+        let gone = |_| QueueError::Unavailable("the process is gone".into());
+        self.connected().wait_for(|connected| *connected).await.map_err(gone)?;
+        let mut state = self.broker.state();
+        if state.random.random_ratio(self.broker.mishaps.refused, 1000) {
+            return Err(QueueError::Unavailable("refused".into()));
+        }
+        state.number += 1;
+        let number = state.number;
+        let news = Arc::new(Notify::new());
+        let place =
+            Place { partition, worker: self.worker.clone(), news: news.clone(), over: false, closed: false };
+        state.places.insert(number, place);
+        state.lines.entry(partition).or_default().places.push_back(number);
+        state.wake(partition);
+        Ok(Subscription { broker: self.broker.clone(), number, partition, news })
+    }
+
+    pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
+        let mut depth = Depth::default();
+        for (partition, line) in &self.broker.state().lines {
+            let waiting = u64::try_from(line.waiting.len()).unwrap_or(u64::MAX);
+            *depth.waiting.entry(partition.destination).or_default() += waiting;
+        }
+        Ok(depth)
+    }
+
+    pub(super) async fn close(&self) {
+        self.broker.leave(&self.worker);
+    }
+}

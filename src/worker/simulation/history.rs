@@ -1,0 +1,198 @@
+//! What happens in a history: drawn from its seed, and from nothing else.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::queue::model::Mishaps;
+
+/// What kind of trouble a history is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weather {
+    /// Everything at once.
+    Storm,
+    /// Some conversations never succeed; nothing else is wrong.
+    Poison,
+    /// The destination is away for a while; nothing else is wrong.
+    Outage,
+}
+
+/// One conversation.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub(super) poison: Option<Poison>,
+    /// When each of its messages is written.
+    pub(super) moments: Vec<Duration>,
+}
+
+/// Why a conversation never succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Poison {
+    Rejected,
+    Failing,
+    Hanging,
+}
+
+/// How a destination is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outage {
+    Refusing,
+    Failing,
+    Asking,
+    Page,
+    Hanging,
+}
+
+/// What breaks on our side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Whoever borrows from this partition loses it.
+    Lose(u16),
+    /// The broker is away.
+    Away(Duration),
+    /// Nothing passes between a worker and the broker, for so long at least.
+    Cut(Duration),
+    Stop,
+    Kill,
+    Join,
+}
+
+/// How the platform answers by itself, in thousandths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Noise {
+    pub(super) lost_answer: u32,
+    pub(super) late_effect: u32,
+    pub(super) error: u32,
+    pub(super) asks: u32,
+    pub(super) rejects: u32,
+    pub(super) refuses: u32,
+    pub(super) page: u32,
+    pub(super) hangs: u32,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct History {
+    pub(super) seed: u64,
+    pub(super) weather: Weather,
+    pub(super) workers: usize,
+    pub(super) partitions: u16,
+    pub(super) prefetch: u16,
+    pub(super) concurrency: usize,
+    pub(super) lines: Vec<Line>,
+    pub(super) noise: Noise,
+    pub(super) outages: Vec<(Duration, Duration, Outage)>,
+    pub(super) events: Vec<(Duration, Event)>,
+    pub(super) mishaps: Mishaps,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl History {
+    pub(super) fn draw(seed: u64, weather: Weather) -> Self {
+        let random = &mut StdRng::seed_from_u64(seed);
+        let mut history = Self {
+            seed,
+            weather,
+            workers: 1,
+            partitions: random.random_range(1..=2),
+            prefetch: *[4, 8, 16, 64].choose(random).unwrap(),
+            concurrency: random.random_range(1..=6),
+            lines: lines(random),
+            noise: Noise::default(),
+            outages: Vec::new(),
+            events: Vec::new(),
+            mishaps: Mishaps::default(),
+        };
+        match weather {
+            Weather::Storm => history.storm(random),
+            Weather::Poison => history.poison(random),
+            Weather::Outage => history.outage(random),
+        }
+        history
+    }
+
+    fn storm(&mut self, random: &mut StdRng) {
+        self.workers = random.random_range(1..=3);
+        let mut rate = |most: u32| if random.random_bool(0.5) { random.random_range(0..=most) } else { 0 };
+        self.noise = Noise {
+            lost_answer: rate(80),
+            late_effect: rate(40),
+            error: rate(200),
+            asks: rate(30),
+            rejects: rate(50),
+            refuses: rate(60),
+            page: rate(30),
+            hangs: rate(30),
+        };
+        self.mishaps = Mishaps { unconfirmed: rate(60), refused: rate(60) };
+        for line in &mut self.lines {
+            line.poison = poison(random, 0.1);
+        }
+        if random.random_bool(0.3) {
+            self.outages.push(outage(random, 8));
+        }
+        for _ in 0..random.random_range(0..=5) {
+            let at = ms(random.random_range(0..14_000));
+            self.events.push((at, event(random, self.partitions)));
+        }
+        self.events.sort_by_key(|(at, _)| *at);
+        // A worker that nobody hears gets nothing new: only what keeps failing shows whether it goes on all the same.
+        if self.events.iter().any(|(_, event)| matches!(event, Event::Cut(_))) {
+            self.lines[0].poison = Some(Poison::Failing);
+        }
+    }
+
+    fn poison(&mut self, random: &mut StdRng) {
+        self.concurrency = 4;
+        self.prefetch = *[8, 16, 64].choose(random).unwrap();
+        self.lines.push(Line { poison: None, moments: moments(random) });
+        self.lines[0].poison = poison(random, 1.0);
+        self.lines[1].poison = poison(random, 0.5);
+    }
+
+    fn outage(&mut self, random: &mut StdRng) {
+        // No crowd: whoever fills the window alone is charged for it, also in an outage.
+        self.prefetch = 128;
+        self.outages.push(outage(random, 40));
+    }
+}
+
+fn lines(random: &mut StdRng) -> Vec<Line> {
+    (0..random.random_range(3..=7)).map(|_| Line { poison: None, moments: moments(random) }).collect()
+}
+
+fn moments(random: &mut StdRng) -> Vec<Duration> {
+    let burst = random.random_bool(0.3);
+    let count = random.random_range(1..=10);
+    let mut at: Vec<_> =
+        (0..count).map(|_| ms(random.random_range(0..if burst { 300 } else { 12_000 }))).collect();
+    at.sort();
+    at
+}
+
+fn poison(random: &mut StdRng, chance: f64) -> Option<Poison> {
+    let kinds = [Poison::Rejected, Poison::Failing, Poison::Hanging];
+    random.random_bool(chance).then(|| *kinds.choose(random).unwrap())
+}
+
+fn outage(random: &mut StdRng, longest: u64) -> (Duration, Duration, Outage) {
+    let kinds = [Outage::Refusing, Outage::Failing, Outage::Asking, Outage::Page, Outage::Hanging];
+    let from = ms(random.random_range(0..10_000));
+    (from, from + ms(random.random_range(500..longest * 1000)), *kinds.choose(random).unwrap())
+}
+
+fn event(random: &mut StdRng, partitions: u16) -> Event {
+    let long = ms(random.random_range(100..15_000));
+    match random.random_range(0..7) {
+        0 | 1 => Event::Lose(random.random_range(0..partitions)),
+        2 => Event::Away(long / 4),
+        3 => Event::Cut(long),
+        4 => Event::Stop,
+        5 => Event::Kill,
+        _ => Event::Join,
+    }
+}

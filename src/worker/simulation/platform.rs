@@ -1,0 +1,249 @@
+//! A model of XO: takes callbacks, answers as its history says, and notes what was asked of it, by whom, and what it did.
+//!
+//! What it did is done whether or not anybody hears the answer: an effect does not end with the call that caused it.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use tokio::time::Instant;
+
+use super::history::{History, Outage, Poison};
+use crate::delivery::Deliverer;
+use crate::message::{Destination, MessageId};
+use crate::platform::http::{Call, Reply};
+use crate::platform::{NoAnswer, NoAnswerKind, Sent};
+use crate::queue::model::Broker;
+use crate::tasks;
+
+/// One call.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) worker: usize,
+    pub(super) line: usize,
+    pub(super) n: usize,
+    pub(super) began: Instant,
+    pub(super) ended: Option<Instant>,
+    /// The status that the worker heard, and how long it was asked to stay away.
+    pub(super) heard: Option<(u16, Option<Duration>)>,
+    /// Begun while the breaker did not pass.
+    pub(super) probe: bool,
+}
+
+/// The platform and its notebook.
+#[derive(Debug)]
+pub(super) struct World {
+    history: History,
+    start: Instant,
+    broker: Arc<Broker>,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pub(super) asked: Vec<Asked>,
+    pub(super) effects: Vec<(Instant, usize, usize)>,
+    /// Found broken on the spot.
+    pub(super) broken: Vec<String>,
+    staff: Vec<Weak<Deliverer>>,
+}
+
+enum Fate {
+    Taken,
+    TakenUnheard,
+    TakenLate,
+    Status(u16, Option<u64>),
+    Page,
+    Refused,
+    Hangs,
+}
+
+pub(super) fn worker_name(seed: u64, number: usize) -> String {
+    format!("worker-{seed}-{number}")
+}
+
+pub(super) fn id(line: usize, n: usize) -> MessageId {
+    MessageId::derived("simulation", &format!("{line}/{n}"))
+}
+
+pub(super) fn body(line: usize, n: usize) -> String {
+    format!("{line} {n}")
+}
+
+/// The line and the number in a body.
+pub(super) fn read(body: &[u8]) -> (usize, usize) {
+    let (line, n) = std::str::from_utf8(body).unwrap().split_once(' ').unwrap();
+    (line.parse().unwrap(), n.parse().unwrap())
+}
+
+/// Ends a call in the book, also when the caller is gone.
+struct Open {
+    world: Arc<World>,
+    index: usize,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.world.book().asked[self.index].ended = Some(Instant::now());
+    }
+}
+
+impl World {
+    pub(super) fn new(history: &History, broker: Arc<Broker>) -> Arc<Self> {
+        let book = Mutex::default();
+        Arc::new(Self { history: history.clone(), start: Instant::now(), broker, book })
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker comes in; returns its number.
+    pub(super) fn employ(&self, deliverer: &Arc<Deliverer>) {
+        self.book().staff.push(Arc::downgrade(deliverer));
+    }
+
+    pub(super) async fn answer(self: Arc<Self>, worker: usize, call: Call) -> Result<Reply, NoAnswer> {
+        let (line, n) = read(&call.body.unwrap());
+        let index = self.begin(worker, line, n);
+        let open = Open { world: self.clone(), index };
+        let (fate, took) = self.fate(line, n);
+        if matches!(fate, Fate::Taken | Fate::TakenUnheard | Fate::TakenLate) {
+            let late = if matches!(fate, Fate::TakenLate) { Duration::from_secs(4) } else { took / 2 };
+            let world = self.clone();
+            tasks::spawn(async move {
+                tokio::time::sleep(late).await;
+                world.book().effects.push((Instant::now(), line, n));
+            });
+        }
+        tokio::time::sleep(took).await;
+        let reply = match fate {
+            Fate::Taken => reply(200, None, "application/json"),
+            Fate::Page => reply(200, None, "text/html"),
+            Fate::Status(status, after) => reply(status, after, "text/plain"),
+            Fate::TakenUnheard => return Err(no_answer(Sent::Maybe, NoAnswerKind::Reset)),
+            Fate::Refused => return Err(no_answer(Sent::No, NoAnswerKind::Connect)),
+            Fate::Hangs | Fate::TakenLate => std::future::pending().await,
+        };
+        let page = matches!(fate, Fate::Page);
+        // A page is no success, whatever its status says.
+        let status = if page { 299 } else { reply.status.as_u16() };
+        self.book().asked[index].heard = Some((status, reply.retry_after()));
+        drop(open);
+        Ok(reply)
+    }
+
+    /// What must hold whenever a call begins.
+    fn begin(&self, worker: usize, line: usize, n: usize) -> usize {
+        let mut book = self.book();
+        let now = Instant::now();
+        let breaker = book.staff[worker].upgrade();
+        let passes = breaker.is_some_and(|it| it.gate(Destination::Xo).breaker().passes());
+        let mut broken = Vec::new();
+        let in_the_air = || book.asked.iter().filter(|it| it.ended.is_none());
+        if in_the_air().filter(|it| it.worker == worker).count() >= self.history.concurrency {
+            broken.push("more in flight than the gate allows".to_owned());
+        }
+        // A subscription that is lost while its message is in the air is lent to another worker at once: the same message
+        // may then be on its way twice, but nothing behind it.
+        let excused = |it: &Asked| it.worker != worker && self.broker.may_come_twice(id(line, it.n));
+        if in_the_air().any(|it| it.line == line && !excused(it)) {
+            broken.push(format!("two of line {line} in the air"));
+        }
+        if self.broker.has_given_up(&worker_name(self.history.seed, worker)) {
+            broken.push(format!("worker {worker} sends {line}/{n} although the broker has given it up"));
+        }
+        if !passes && in_the_air().any(|it| it.worker == worker && it.probe) {
+            broken.push(format!("worker {worker} sends two probes"));
+        }
+        let taken = |m: usize| {
+            let of =
+                |it: &&Asked| it.line == line && it.n == m && it.heard.is_some_and(|heard| heard.0 == 200);
+            book.asked.iter().find(of)
+        };
+        for m in (0..n).filter(|m| taken(*m).is_none() && !self.broker.is_buried(id(line, *m))) {
+            broken.push(format!("{line}/{n} starts while {line}/{m} is undecided"));
+        }
+        if let Some(before) = taken(n) {
+            if before.worker == worker {
+                broken.push(format!("worker {worker} sends {line}/{n} again, which was taken"));
+            } else if !self.broker.may_come_twice(id(line, n)) {
+                broken.push(format!("{line}/{n} is sent again for no reason"));
+            }
+        }
+        let at = now - self.start;
+        book.broken.extend(broken.into_iter().map(|what| format!("{at:?}: {what}")));
+        let asked = Asked { worker, line, n, began: now, ended: None, heard: None, probe: !passes };
+        book.asked.push(asked);
+        book.asked.len() - 1
+    }
+
+    /// Depends on the seed and on how often it was asked before, not on what else goes on.
+    fn fate(&self, line: usize, n: usize) -> (Fate, Duration) {
+        let tries = self.book().asked.iter().filter(|it| (it.line, it.n) == (line, n)).count();
+        let mut hasher = DefaultHasher::new();
+        (self.history.seed, line, n, tries).hash(&mut hasher);
+        let random = &mut StdRng::seed_from_u64(hasher.finish());
+        let took = Duration::from_millis(random.random_range(1..=150));
+        let now = self.start.elapsed();
+        let away = self.history.outages.iter().find(|(from, to, _)| (*from..*to).contains(&now));
+        if let Some((_, to, outage)) = away {
+            return (during(*outage, *to - now), took);
+        }
+        match self.history.lines[line].poison {
+            Some(Poison::Rejected) => return (Fate::Status(400, None), took),
+            Some(Poison::Failing) => return (Fate::Status(500, None), took),
+            Some(Poison::Hanging) => return (Fate::Hangs, took),
+            None => {}
+        }
+        (self.drawn(random), took)
+    }
+
+    fn drawn(&self, random: &mut StdRng) -> Fate {
+        let noise = self.history.noise;
+        let mut left = random.random_range(0..1000);
+        let after = random.random_range(0..4);
+        let fates = [
+            (noise.lost_answer, Fate::TakenUnheard),
+            (noise.late_effect, Fate::TakenLate),
+            (noise.error, Fate::Status(if after == 0 { 502 } else { 503 }, None)),
+            (noise.asks, Fate::Status(if after == 0 { 429 } else { 503 }, Some(after))),
+            (noise.rejects, Fate::Status(400, None)),
+            (noise.refuses, Fate::Refused),
+            (noise.page, Fate::Page),
+            (noise.hangs, Fate::Hangs),
+        ];
+        for (rate, fate) in fates {
+            if left < rate {
+                return fate;
+            }
+            left -= rate;
+        }
+        Fate::Taken
+    }
+}
+
+fn during(outage: Outage, left: Duration) -> Fate {
+    match outage {
+        Outage::Refusing => Fate::Refused,
+        Outage::Failing => Fate::Status(503, None),
+        Outage::Asking => Fate::Status(503, Some(left.as_secs().min(5))),
+        Outage::Page => Fate::Page,
+        Outage::Hanging => Fate::Hangs,
+    }
+}
+
+fn no_answer(sent: Sent, kind: NoAnswerKind) -> NoAnswer {
+    NoAnswer { sent, kind, detail: String::new() }
+}
+
+fn reply(status: u16, after: Option<u64>, media: &'static str) -> Reply {
+    let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
+    headers.extend(after.map(|after| (RETRY_AFTER, HeaderValue::from(after))));
+    Reply { status: StatusCode::from_u16(status).unwrap(), headers, body: Ok(Bytes::new()) }
+}

@@ -1,0 +1,335 @@
+//! Plays a history: starts the workers, writes the messages, lets happen what happens, and waits for quiet.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::history::{Event, History};
+use super::platform::{Asked, World, body, id, worker_name};
+use crate::delivery::backoff::{RetrySettings, loaded};
+use crate::delivery::{
+    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, ReadBack,
+    UnknownGroup,
+};
+use crate::message::{Destination, Kind, LaneKey, Message};
+use crate::platform::{Http, HttpSettings, Xo, XoSettings};
+use crate::queue::model::{Broker, ModelQueue, Record};
+use crate::queue::{PartitionId, Queue, QueueTuning};
+use crate::tasks::{self, Stop, TaskFailure, Tasks};
+use crate::telemetry::Metrics;
+use crate::worker::{Deadlines, Worker, WorkerSettings};
+
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(4);
+/// Below the heartbeat, as the settings demand: who lost its lease has ended its last call before the broker gives it up.
+const TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const HOLD: Duration = Duration::from_secs(8);
+pub(super) const DEADLINE: Duration = Duration::from_secs(45);
+const DRAIN: Duration = Duration::from_secs(25);
+const NOISE_ENDS: Duration = Duration::from_secs(14);
+
+/// What happened.
+#[derive(Debug)]
+pub(super) struct Played {
+    pub(super) start: Instant,
+    pub(super) asked: Vec<Asked>,
+    pub(super) effects: Vec<(Instant, usize, usize)>,
+    pub(super) record: Record,
+    /// When each message was accepted last.
+    pub(super) accepted: BTreeMap<(usize, usize), Instant>,
+    /// When each worker was asked to stop.
+    pub(super) stopped: Vec<(usize, Instant)>,
+    pub(super) broken: Vec<String>,
+}
+
+impl Played {
+    /// Two plays are the same if this is.
+    pub(super) fn footprint(&self) -> Vec<String> {
+        let since = |at: Instant| at - self.start;
+        let asked = self.asked.iter().map(|it| {
+            format!(
+                "{:?} {} {}/{} {:?} {:?}",
+                since(it.began),
+                it.worker,
+                it.line,
+                it.n,
+                it.ended.map(since),
+                it.heard
+            )
+        });
+        let effects = self.effects.iter().map(|(at, line, n)| format!("{:?} {line}/{n}", since(*at)));
+        asked.chain(effects).collect()
+    }
+}
+
+/// A running worker.
+struct Hand {
+    number: usize,
+    name: String,
+    queue: ModelQueue,
+    stop: Stop,
+    tasks: Tasks,
+    lease: JoinHandle<()>,
+}
+
+struct Stage<'a> {
+    history: &'a History,
+    random: StdRng,
+    start: Instant,
+    broker: Arc<Broker>,
+    world: Arc<World>,
+    hands: Vec<Hand>,
+    hired: usize,
+    stopping: Vec<JoinHandle<(usize, Result<(), TaskFailure>)>>,
+    stopped: Vec<(usize, Instant)>,
+}
+
+/// Plays it on a clock of its own.
+pub(super) fn play(history: &History) -> Played {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let played = runtime.unwrap().block_on(async {
+        crate::clock::hands::hold("2026-11-22T10:00:00Z".parse().unwrap());
+        loaded::load(history.seed);
+        Stage::set(history).play().await
+    });
+    crate::clock::hands::release();
+    played
+}
+
+fn metrics() -> Arc<Metrics> {
+    static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
+    METRICS.get_or_init(|| Arc::new(Metrics::new("rabbitmq").unwrap())).clone()
+}
+
+fn http() -> Http {
+    static HTTP: OnceLock<Http> = OnceLock::new();
+    let new = || Http::new(&HttpSettings { timeout: TIMEOUT, user_agent: "simulation".into() }).unwrap();
+    HTTP.get_or_init(new).clone()
+}
+
+impl<'a> Stage<'a> {
+    fn set(history: &'a History) -> Self {
+        let tuning = QueueTuning {
+            partitions: history.partitions,
+            prefetch: history.prefetch,
+            publish_timeout: Duration::from_secs(5),
+        };
+        let broker = Broker::new(history.seed, tuning, HEARTBEAT, history.mishaps);
+        Self {
+            history,
+            random: StdRng::seed_from_u64(history.seed),
+            start: Instant::now(),
+            world: World::new(history, broker.clone()),
+            broker,
+            hands: Vec::new(),
+            hired: 0,
+            stopping: Vec::new(),
+            stopped: Vec::new(),
+        }
+    }
+
+    async fn play(mut self) -> Played {
+        for _ in 0..self.history.workers {
+            self.hire();
+        }
+        let accepted = Arc::default();
+        let writers = self.history.lines.iter().enumerate().map(|(line, it)| {
+            tasks::spawn(write(
+                self.broker.join(&format!("ingress-{line}")),
+                line,
+                it.moments.clone(),
+                Arc::clone(&accepted),
+            ))
+        });
+        let writers: Vec<_> = writers.collect();
+        for (at, event) in self.history.events.clone() {
+            sleep_until(self.start + at).await;
+            self.happens(event).await;
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let mut broken = self.quiet().await;
+        while let Some(hand) = self.hands.pop() {
+            self.dismiss(hand);
+        }
+        for stopping in std::mem::take(&mut self.stopping) {
+            if let (number, Err(failure)) = stopping.await.unwrap() {
+                broken.push(format!("worker {number} ended badly: {failure}"));
+            }
+        }
+        // What is late arrives.
+        sleep(Duration::from_secs(5)).await;
+        let mut book = self.world.book();
+        broken.append(&mut book.broken);
+        Played {
+            start: self.start,
+            asked: std::mem::take(&mut book.asked),
+            effects: std::mem::take(&mut book.effects),
+            record: self.broker.record(),
+            accepted: std::mem::take(&mut *accepted.lock().unwrap()),
+            stopped: std::mem::take(&mut self.stopped),
+            broken,
+        }
+    }
+
+    /// Waits until the queue is empty, at most as long as the last deadline and what ends it may take.
+    async fn quiet(&self) -> Vec<String> {
+        let outage = self.history.outages.iter().map(|(_, to, _)| *to).max().unwrap_or_default();
+        let limit = NOISE_ENDS.max(outage).max(self.start.elapsed()) + DEADLINE + Duration::from_secs(45);
+        while self.broker.left() > 0 {
+            sleep(Duration::from_millis(200)).await;
+            if self.start.elapsed() > limit {
+                return vec![format!("{} messages have come to no end", self.broker.left())];
+            }
+        }
+        Vec::new()
+    }
+
+    fn hire(&mut self) {
+        let number = self.hired;
+        self.hired += 1;
+        let name = worker_name(self.history.seed, number);
+        let model = self.broker.join(&name);
+        let queue = Queue::Model(model.clone());
+        let world = self.world.clone();
+        let http = http().answered_by(move |call| Box::pin(world.clone().answer(number, call)));
+        let callback_url = Some("http://xo.test/callback".parse().unwrap());
+        let parts = Parts {
+            servicenow: None,
+            xo: Xo::new(http, XoSettings { callback_url, ..XoSettings::default() }),
+            directory: None,
+            queue: queue.clone(),
+            metrics: metrics(),
+        };
+        let gate = GateSettings { concurrency: self.history.concurrency, rate: None };
+        let deliverer = Deliverer::new(parts, delivery(), &BTreeMap::from([(Destination::Xo, gate)]));
+        self.world.employ(&deliverer);
+        let stop = Stop::default();
+        let mut tasks = Tasks::new(stop.clone());
+        Worker::start(&mut tasks, &stop, queue, deliverer, &worker(self.history.prefetch), metrics());
+        let lease = tasks::spawn(self.broker.clone().keep_lease(name.clone()));
+        let (broker, introduced) = (self.broker.clone(), name.clone());
+        tasks::spawn(async move {
+            sleep(Duration::from_secs(2)).await;
+            broker.introduce(&introduced);
+        });
+        self.hands.push(Hand { number, name, queue: model, stop, tasks, lease });
+    }
+
+    /// In good order.
+    fn dismiss(&mut self, hand: Hand) {
+        hand.stop.ask();
+        self.stopped.push((hand.number, Instant::now()));
+        self.stopping.push(tasks::spawn(async move {
+            let ended = hand.tasks.finish(DRAIN).await;
+            hand.lease.abort();
+            Queue::Model(hand.queue).close().await;
+            (hand.number, ended)
+        }));
+    }
+
+    async fn happens(&mut self, event: Event) {
+        let one = self.random.random_range(0..self.hands.len());
+        match event {
+            Event::Lose(index) => self.broker.lose(PartitionId { destination: Destination::Xo, index }),
+            Event::Join => self.hire(),
+            Event::Stop => {
+                let hand = self.hands.remove(one);
+                self.dismiss(hand);
+            }
+            Event::Kill => {
+                let hand = self.hands.remove(one);
+                hand.lease.abort();
+                drop(hand.tasks);
+                // Its calls end with it, before the broker can know.
+                sleep(Duration::from_millis(1)).await;
+                self.broker.leave(&hand.name);
+            }
+            Event::Away(long) => {
+                let broker = self.broker.clone();
+                broker.go_away();
+                tasks::spawn(async move {
+                    sleep(long).await;
+                    broker.come_back();
+                });
+            }
+            Event::Cut(long) => {
+                let name = self.hands[one].name.clone();
+                let given_up = HEARTBEAT * 2 + HEARTBEAT.mul_f64(self.random.random_range(0.0..1.0));
+                let noticed = HEARTBEAT * 2 + HEARTBEAT.mul_f64(self.random.random_range(0.0..0.5));
+                tasks::spawn(cut(self.broker.clone(), name, long, given_up, noticed));
+            }
+        }
+        if self.hands.is_empty() {
+            self.hire();
+        }
+    }
+}
+
+/// A black hole between a worker and the broker. Who notices first is chance; a short one nobody notices.
+async fn cut(broker: Arc<Broker>, worker: String, long: Duration, given_up: Duration, noticed: Duration) {
+    if !broker.cut(&worker) {
+        return;
+    }
+    if long >= given_up.min(noticed) {
+        sleep(given_up.min(noticed)).await;
+        if given_up < noticed {
+            broker.give_up(&worker)
+        } else {
+            broker.notice(&worker)
+        }
+        sleep(given_up.abs_diff(noticed)).await;
+        if given_up < noticed { broker.notice(&worker) } else { broker.give_up(&worker) }
+    } else {
+        sleep(long).await;
+    }
+    broker.heal(&worker);
+}
+
+/// Writes a conversation as the ingress does: one message after the other, each again until it is confirmed.
+async fn write(
+    queue: ModelQueue,
+    line: usize,
+    moments: Vec<Duration>,
+    accepted: Arc<Mutex<BTreeMap<(usize, usize), Instant>>>,
+) {
+    let start = Instant::now();
+    let queue = Queue::Model(queue);
+    let lane = LaneKey::parse(&format!("line-{line}")).unwrap();
+    for (n, at) in moments.into_iter().enumerate() {
+        sleep_until(start + at).await;
+        loop {
+            accepted.lock().unwrap().insert((line, n), Instant::now());
+            let message = Message::new(id(line, n), Kind::CallbackMessage, lane.clone(), body(line, n));
+            if queue.publish(&message).await.is_ok() {
+                break;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+    }
+}
+
+fn delivery() -> DeliverySettings {
+    DeliverySettings {
+        queue_id: None,
+        unknown_group: UnknownGroup::default(),
+        unknown_group_wait: Duration::from_secs(30),
+        relays_callbacks: true,
+        tells_events: false,
+        serves_bots: false,
+        read_back: ReadBack::default(),
+        agent_chat: AgentChatSettings::default(),
+        botkit: BotKitSettings::default(),
+    }
+}
+
+fn worker(prefetch: u16) -> WorkerSettings {
+    let deadlines = Deadlines { message: DEADLINE, ..Deadlines::default() };
+    let retry = RetrySettings { max: Duration::from_secs(5), ..RetrySettings::default() };
+    WorkerSettings { retry, deadlines, hold: HOLD, prefetch }
+}

@@ -1,0 +1,217 @@
+//! RabbitMQ's traps, each with the test that fails when the code falls into it. They were measured on 3.10, 4.0 and 4.3.
+//!
+//! | trap | test |
+//! |---|---|
+//! | 1 `basic.cancel`, a dropped consumer or a panic while holding lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back` |
+//! | 2 unequal prefetch loses the order at the second crash | [`every_consumer_of_every_worker_has_the_same_prefetch`] |
+//! | 3 `nack`, `reject` give back in their own order | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_what_is_not_settled_is_lent_again_in_its_place` |
+//! | 4 delivery limit: -1 destroys on 3.10, 20 buries on 4.x; a policy's smaller one wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
+//! | 5 a failing conversation fills the window | `settings_of_delivery::a_stuck_conversation_that_fills_the_window_delays_nobody` |
+//! | 6 a take-over waits until nothing is held | `scale_out::a_failing_conversation_does_not_keep_a_newcomer_out` |
+//! | 7 single active consumer is no lock | `scale_out::a_frozen_worker_that_wakes_up_harms_nothing`, `faults::a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back`, `worker::simulation` |
+//! | 8 delayed retry, TTL and dead-letter loops reorder | [`queues_are_declared_as_measured`], [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
+//! | 9 streams have no compaction | [`queues_are_declared_as_measured`]: there is none |
+//! | 10 the unroutable is confirmed | `rabbit::what_no_partition_takes_is_counted_and_kept`, [`what_a_vanished_partition_should_have_taken_is_kept`] |
+//! | 11 confirms are swapped among tasks of one channel | [`every_confirm_is_for_its_own_message`] |
+//! | 12 auto-recovery hides a fail-over | `rabbit::a_connection_that_is_cut_returns_its_messages_in_order` |
+//! | 13 `connect` hangs, and leaks when abandoned | [`a_port_where_nobody_speaks_is_not_handed_to_the_client`] |
+//! | 14 a blocked connection hangs its acks | `rabbit::a_private_broker_that_blocks_publishers_still_takes_acks_and_heals` |
+//! | 15 a long hold pins the log | `retry::the_hold_runs_only_while_others_are_served`, `retry::what_is_too_late_expires` |
+//! | 16 a stream ends without an error | `rabbit::a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again` |
+//! | 17 the dead-letter target is missing | [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
+//! | 18 a young queue loses what was confirmed when its broker is killed | [`queues_are_declared_as_measured`]: all of them before the first message |
+//! | 19 another argument closes the channel | `rabbit::a_queue_of_another_kind_is_refused`, `rabbit::another_number_of_partitions_is_refused` |
+//! | 20 a repeat after an unknown outcome overtakes | `rabbit::publishers_of_one_lane_stay_in_the_order_of_their_calls`, `faults::connections_that_are_cut_lose_nothing` |
+//! | 21 `wait_for_confirms` hides refusals | [`every_confirm_is_for_its_own_message`] |
+//! | 22 `priority` reorders | [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
+//! | 23 `/` is the empty vhost | `queue::rabbit::connect::tests::no_vhost_is_the_default_one` |
+//! | 24 versions with faults of their own | `deploy/README.md`; `causeway check` shows the version |
+//! | 25 fixtures that cancel before they close | none here: `harness/amqp.rs` closes its channel |
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use causeway::message::Destination;
+use causeway::queue::rabbit::RabbitQueue;
+use causeway::queue::{PartitionId, Queue, QueueError};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use super::harness::amqp::Amqp;
+use super::harness::matrix::Bench;
+use super::harness::wait::eventually;
+use super::queue_contract::{
+    PARTITIONS, PREFETCH, SOON, borrow, dead_numbers, fill, home, next, number, open_rabbit, rabbit_settings,
+    text, tuning, visit,
+};
+
+fn url(bench: &Bench) -> String {
+    bench.vhost().unwrap().url()
+}
+
+on_every_rabbit! {
+    async fn queues_are_declared_as_measured(bench: Bench) {
+        // Nothing was published yet: who accepts a message finds queues that are of age.
+        let _queue = open_rabbit(&url(&bench)).await;
+        let queues = bench.vhost().unwrap().queues();
+        let arguments = |name: &str| {
+            let found = queues.iter().find(|queue| queue["name"] == name);
+            found.unwrap_or_else(|| panic!("no {name}"))["arguments"].clone()
+        };
+        let kept = json!({ "x-queue-type": "quorum", "x-delivery-limit": 1_000_000 });
+        assert_eq!(arguments("unrouted"), kept);
+        for destination in Destination::ALL {
+            assert_eq!(arguments(&format!("dlq.{destination}")), kept);
+            for partition in PartitionId::all(*destination, PARTITIONS) {
+                let expected = json!({
+                    "x-queue-type": "quorum",
+                    "x-delivery-limit": 1_000_000,
+                    "x-single-active-consumer": true,
+                    "x-overflow": "reject-publish",
+                    "x-dead-letter-exchange": "dlx",
+                    "x-dead-letter-routing-key": destination.as_str(),
+                    "x-dead-letter-strategy": "at-least-once",
+                });
+                assert_eq!(arguments(&format!("w.{partition}")), expected);
+            }
+        }
+    }
+
+    async fn nothing_on_a_message_lets_it_overtake_or_vanish(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        fill(&queue, 0..1).await;
+        let taken = Amqp::open(&url(&bench)).await.take(&format!("w.{}", home())).await;
+        assert_eq!(*taken.properties.delivery_mode(), Some(2), "on disk");
+        assert_eq!((taken.properties.priority(), taken.properties.expiration()), (&None, &None));
+        let headers = taken.properties.headers().clone().unwrap_or_default();
+        let names: Vec<&str> = headers.inner().keys().map(|name| name.as_str()).collect();
+        assert!(names.iter().all(|name| name.starts_with("x-causeway-")), "{names:?}");
+    }
+
+    async fn every_consumer_of_every_worker_has_the_same_prefetch(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let (one, other) = (open_rabbit(&vhost.url()).await, open_rabbit(&vhost.url()).await);
+        let mut held = Vec::new();
+        for queue in [&one, &other] {
+            for partition in PartitionId::all(Destination::Xo, PARTITIONS) {
+                held.push(queue.subscribe(partition).await.unwrap());
+            }
+        }
+        let all = held.len();
+        let windows = eventually("all consumers to be shown", SOON, async || {
+            let shown = vhost.consumers();
+            let of = |consumer: &&Value| consumer["queue"]["name"].as_str().is_some_and(|it| it.starts_with("w."));
+            let windows: Vec<u64> =
+                shown.iter().filter(of).filter_map(|consumer| consumer["prefetch_count"].as_u64()).collect();
+            if windows.len() == all { Ok(windows) } else { Err(format!("{windows:?} of {all}")) }
+        })
+        .await;
+        assert!(windows.iter().all(|window| *window == u64::from(PREFETCH)), "{windows:?}");
+    }
+
+    async fn what_a_policy_kills_is_a_dead_letter_in_its_place(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let queue = open_rabbit(&vhost.url()).await;
+        // An operator's policy for all queues: the smaller limit wins over our argument.
+        vhost.set_policy("^w\\.", json!({ "delivery-limit": 2 }));
+        fill(&queue, 0..1).await;
+        eventually("the broker to have killed it", SOON, async || {
+            let mut subscription = borrow(&queue).await;
+            let lent = tokio::time::timeout(Duration::from_millis(500), subscription.next()).await;
+            subscription.close().await;
+            if lent.is_err() { Ok(()) } else { Err("lent again".into()) }
+        })
+        .await;
+        eventually("it to be among the dead letters", SOON, async || {
+            let dead = dead_numbers(&queue).await;
+            if dead == [0] { Ok(()) } else { Err(format!("{dead:?}")) }
+        })
+        .await;
+        let mut siding = visit(&queue).await;
+        let letter = siding.next().await.unwrap().unwrap().dead;
+        assert_eq!(letter.story.count(), 0, "nobody wrote its story: {}", letter.detail);
+        siding.close().await;
+    }
+
+    async fn what_a_vanished_partition_should_have_taken_is_kept(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let queue = open_rabbit(&vhost.url()).await;
+        vhost.delete_queue(&format!("w.{}", home()));
+        for published in join_all((0..50).map(|n| async move { text("home", n) }).map(|it| async {
+            queue.publish(&it.await).await
+        }))
+        .await
+        {
+            published.unwrap();
+        }
+        eventually("all to be counted", SOON, async || match queue.depth().await {
+            Ok(depth) if depth.astray == 50 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
+    async fn every_confirm_is_for_its_own_message(bench: Bench) {
+        let vhost = bench.vhost().unwrap();
+        let queue = open_rabbit(&vhost.url()).await;
+        // One partition takes a few and refuses the rest; the others take everything.
+        vhost.set_policy(&format!("^w\\.{}$", home().to_string().replace('.', "\\.")), json!({
+            "max-length": 5, "overflow": "reject-publish",
+        }));
+        eventually("the limit to hold", SOON, async || {
+            match queue.publish(&text("home", 1000)).await {
+                Err(QueueError::Full) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        // Room for some: a few are taken among many that are refused, all at once and from many tasks.
+        let mut subscription = borrow(&queue).await;
+        while let Ok(Some(loan)) = tokio::time::timeout(Duration::from_secs(1), subscription.next()).await {
+            loan.done().await.unwrap();
+        }
+        let tasks: Vec<_> = (0..600).map(|n| {
+            let queue = queue.clone();
+            let lane = if n % 3 == 0 { at_home(n) } else { format!("lane-{n}") };
+            let message = text(&lane, n);
+            let ours = PartitionId::of(Destination::Xo, &message.lane, PARTITIONS) == home();
+            causeway::tasks::spawn(async move { (n, ours, queue.publish(&message).await) })
+        }).collect();
+        let (mut confirmed, mut refused) = (BTreeSet::new(), 0);
+        for task in tasks {
+            let (n, ours, published) = task.await.unwrap();
+            match published {
+                Ok(()) if ours => drop(confirmed.insert(n)),
+                Ok(()) => {}
+                Err(QueueError::Full) if ours => refused += 1,
+                Err(error) => panic!("{n}, ours {ours}: {error}"),
+            }
+        }
+        assert!(refused > 0, "the limit was never met");
+        let mut taken = BTreeSet::new();
+        while taken.len() < confirmed.len() {
+            let loan = next(&mut subscription).await;
+            taken.insert(number(&loan.message));
+            loan.done().await.unwrap();
+        }
+        assert_eq!(taken, confirmed);
+    }
+}
+
+/// The n-th of the lanes that live at home.
+fn at_home(n: usize) -> String {
+    let names = (0..).map(|k| format!("home-{n}-{k}"));
+    let lives = |name: &String| PartitionId::of(Destination::Xo, &text(name, 0).lane, PARTITIONS) == home();
+    names.into_iter().find(lives).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_where_nobody_speaks_is_not_handed_to_the_client() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let queue = RabbitQueue::open(rabbit_settings(&format!("amqp://guest:guest@{address}/%2f"), tuning()));
+    let refused = queue.ready(Duration::from_secs(6)).await.expect_err("nobody speaks there");
+    // lapin's own connect would hang beyond this, and each one that is abandoned leaks a thread and a socket.
+    assert!(refused.to_string().contains("nothing speaks AMQP there"), "{refused}");
+    Queue::Rabbit(queue).close().await;
+}
