@@ -386,7 +386,8 @@ impl Directory {
         Ok(changed > 0)
     }
 
-    async fn claim(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
+    /// This chat belongs to this conversation from now on, before it is known as its current one.
+    pub async fn claim(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
         if self.read(id).await?.is_none() {
             return Err(DirectoryError::Mismatch(format!(
                 "conversation {id:?} has a chat but was never requested"

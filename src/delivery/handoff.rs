@@ -176,11 +176,11 @@ impl Desk<'_> {
             return Ok(Some(self.too_late(id, &entry.group).await));
         }
         // Claimed, told, and only then shown as waiting: whoever sees it wait may let an agent speak.
-        if self.directory.asked(id, &entry.group).await? == Claim::TakenByAnother {
+        if self.directory.claim(id, &entry.group).await? == Claim::TakenByAnother {
             return Ok(None);
         }
         let known = self.directory.find(id).await?;
-        if known.is_some_and(|known| known.state == State::Requested && is_in(&known, &entry.group)) {
+        if known.is_some_and(|known| known.state == State::Requested) {
             self.tell_place(id, &entry.group, entry.position, entry.wait.as_deref()).await?;
         }
         let opened = Opened {
