@@ -13,6 +13,7 @@ use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::{Plan, Relay};
 
 const ENDED: &str = "The chat with the agent has ended.";
+const WAITING: &str = "Please wait";
 const JOINED: &str = "An agent has joined the chat.";
 const QUIT_STATE: u8 = 7;
 
@@ -64,6 +65,8 @@ async fn heard(relay: &Relay, user: &BotUser, text: &str) {
 async fn talking(relay: &Relay, user: &BotUser) -> String {
     assert_eq!(user.transfers("My laptop is on fire").await.status, 200);
     let group = chat(relay).await;
+    // This relay also forwards chats that are none of its own: an agent who is faster than the start's answer is one of those.
+    heard(relay, user, WAITING).await;
     relay.sandbox.agent_accept(&group).await.expect("the chat waits");
     heard(relay, user, JOINED).await;
     group
@@ -102,6 +105,7 @@ on_every_engine! {
         assert_eq!((answer.status, answer.supports_ack), (200, true));
         assert_eq!(answer.body, json!({"headers": {"supportsMessageAck": true}}));
         let group = chat(&relay).await;
+        heard(&relay, &user, WAITING).await;
         relay.sandbox.agent_accept(&group).await.unwrap();
         heard(&relay, &user, JOINED).await;
         for n in 0..5 {
