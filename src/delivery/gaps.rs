@@ -23,10 +23,10 @@ use crate::platform::servicenow::Heard;
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long one reading may take.
-const READING: Duration = Duration::from_secs(3);
+const READING: Duration = Duration::from_secs(5);
 /// How long after its acceptance a callback may wait for ServiceNow to say what came before it. A ServiceNow that counts as
 /// down is not waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// When a chat is read back before an agent's message is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -16,6 +16,7 @@ fn plan(bench: &Bench) -> Plan {
     Plan::on(bench)
         .set("servicenow.poll_waiting", "200ms")
         .set("servicenow.poll_active", "1h")
+        .set("delivery.retry.max", "1s")
         .set("xo.callback_url", "")
 }
 
