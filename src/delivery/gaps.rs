@@ -24,9 +24,11 @@ use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long one reading may take.
 const READING: Duration = Duration::from_secs(5);
-/// How long after its acceptance a callback may wait for ServiceNow to say what came before it. A ServiceNow that counts as
-/// down is not waited for.
+/// How long after its acceptance a callback may wait for ServiceNow to say what came before it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same while ServiceNow counts as down: a hiccup of the breaker must not let what came later overtake, and an outage must
+/// not hold the bot side up.
+const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(5);
 
 /// When a chat is read back before an agent's message is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,12 +142,12 @@ impl Deliverer {
         } else if self.settings.read_back == ReadBack::Gaps {
             return Ok(Before::Unknown);
         }
+        let waited = clock::since(message.accepted_at);
         if !self.gate(Destination::ServiceNow).breaker().passes() {
-            return Ok(Before::Unknown);
+            return Ok(if waited < PATIENCE_IN_OUTAGE { Before::NotYet } else { Before::Unknown });
         }
         let Some(mut heard) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
         else {
-            let waited = clock::since(message.accepted_at);
             return Ok(if waited < PATIENCE { Before::NotYet } else { Before::Unknown });
         };
         // Where it is not shown the rule was faster than its own transaction: everything that is shown came before it.

@@ -50,7 +50,7 @@ fn plan(bench: &Bench, virtual_agent: bool) -> Plan {
         .set("xo.app_id", bot.app_id)
         .set("xo.client_secret", bot.client_secret)
         .set("servicenow.poll_waiting", "500ms")
-        .set("servicenow.poll_active", "5s")
+        .set("servicenow.poll_active", "2s")
         .set("servicenow.watchdog", "3s")
         .set("delivery.retry.max", "2s")
         .set("delivery.servicenow.timeout", "3s")
