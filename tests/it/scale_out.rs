@@ -74,12 +74,13 @@ on_every_rabbit! {
     async fn a_frozen_worker_that_wakes_up_harms_nothing(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("delivery.retry.max", "1s");
         let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
-        let mut relay = plan.apart(1).start().await;
+        // So many that no luck of the hash leaves one of the workers without a share.
+        let mut relay = plan.set("queue.partitions", "64").apart(1).start().await;
         // Signed, so that the ledger tells whose effect it was.
         let signed = format!("{}?from=frozen", relay.sandbox.xo_callback_url());
         relay.add_with("worker", &[("xo.callback_url", signed)]).await;
         relay.sandbox.script().fail(Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
-        let load = Load::start(&relay, LINES);
+        let load = Load::start(&relay, 2 * LINES);
         by_the_frozen_one(&relay, 20).await;
         for _ in 0..FREEZES {
             relay.processes[2].running.sigstop();

@@ -22,7 +22,9 @@ use crate::cli::folder::Folder;
 use crate::config::{Environment, Purpose, Settings};
 use crate::platform::http::Call;
 use crate::platform::{Http, HttpSettings};
-use crate::sandbox::{Accept, AgentSettings, CallbackCredential, CallbackSettings, Sandbox, SandboxSettings};
+use crate::sandbox::{
+    Accept, AgentSettings, BodyStyle, CallbackCredential, CallbackSettings, Sandbox, SandboxSettings,
+};
 use crate::tasks::{self, Stop};
 
 /// How long any one thing may take to happen.
@@ -71,8 +73,10 @@ impl Stage {
         let callbacks = public.join("/v1/callbacks/servicenow").map_err(anyhow::Error::from)?;
         let credential =
             CallbackCredential::Header { name: "x-causeway-token".to_owned(), value: TOKEN.to_owned() };
-        sandbox
-            .set_callback(Some(CallbackSettings { credential, ..CallbackSettings::to(callbacks.as_str()) }));
+        // It shows what came before each message: an outage of ServiceNow's API then holds up nothing that it posts.
+        let style = BodyStyle::OwnRule;
+        let callbacks = CallbackSettings { credential, style, ..CallbackSettings::to(callbacks.as_str()) };
+        sandbox.set_callback(Some(callbacks));
         let http = HttpSettings { timeout: PATIENCE, user_agent: USER_AGENT.to_owned() };
         let http = Http::new(&http).map_err(anyhow::Error::from)?;
         let front = Front { sandbox, settings, http, public, admin };
