@@ -158,6 +158,8 @@ fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instan
 pub struct Breaker {
     destination: Destination,
     state: Mutex<State>,
+    /// When it tripped, if it has not passed since.
+    down_since: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
     seat: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -182,6 +184,7 @@ impl Breaker {
         Arc::new(Self {
             destination,
             state: Mutex::new(State::passing()),
+            down_since: Mutex::default(),
             changed: watch::Sender::new(0),
             seat: Arc::new(Semaphore::new(1)),
             metrics,
@@ -195,6 +198,12 @@ impl Breaker {
     /// Whether everything may start.
     pub fn passes(&self) -> bool {
         matches!(*self.state(), State::Passing { .. })
+    }
+
+    /// For how long nothing was known to get through.
+    pub fn down_for(&self) -> Duration {
+        let since = *self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Notified at every change of the state.
@@ -211,6 +220,10 @@ impl Breaker {
         if before == after {
             return;
         }
+        let mut down_since = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let known_since = *down_since.get_or_insert_with(Instant::now);
+        *down_since = (after != 0).then_some(known_since);
+        drop(down_since);
         let destination = self.destination.as_str();
         self.metrics.breaker_state.with_label_values(&[destination]).set(after);
         match &*state {
@@ -323,6 +336,22 @@ mod tests {
         let refused = Heard::NotReady { reason: TripReason::Credentials, floor: None };
         let state = after(&[refused], now);
         assert!(matches!(state, State::Tripped { until, .. } if until == now + PAUSE_MIN_CREDENTIALS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_lasts_until_something_gets_through() {
+        let breaker = Breaker::new(Destination::ServiceNow, Arc::new(Metrics::new("embedded").unwrap()));
+        assert!(breaker.down_for().is_zero());
+        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        tokio::time::advance(PAUSE_MIN).await;
+        let seat = breaker.probe_seat().await.unwrap();
+        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        assert_eq!(breaker.down_for(), PAUSE_MIN);
+        drop(seat);
+        let seat = breaker.probe_seat().await.unwrap();
+        breaker.hear(Heard::Alive);
+        drop(seat);
+        assert!(breaker.passes() && breaker.down_for().is_zero());
     }
 
     #[tokio::test(start_paused = true)]

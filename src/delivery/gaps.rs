@@ -9,7 +9,9 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
+use super::breaker;
 use super::tell::{Said, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
@@ -24,11 +26,12 @@ use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long one reading may take.
 const READING: Duration = Duration::from_secs(5);
-/// How long after its acceptance a callback may wait for ServiceNow to say what came before it.
+/// How long a chat's callbacks wait for ServiceNow to say what came before them, since it was asked in vain first.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The same while ServiceNow counts as down: a hiccup of the breaker must not let what came later overtake, and an outage must
-/// not hold the bot side up.
-const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(5);
+/// An outage that lasts so long is one: it must not hold the bot side up. A hiccup must not let what came later overtake.
+const OUTAGE: Duration = Duration::from_secs(15);
+/// What was not read for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// When a chat is read back before an agent's message is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,7 +66,7 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Attempt, OwnTrouble> {
-        let before = self.before(directory, message, callback, conversation).await?;
+        let before = self.before(directory, callback, conversation).await?;
         if matches!(before, Before::NotYet) {
             let why = "ServiceNow does not say what came before it";
             return Ok(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
@@ -122,7 +125,6 @@ impl Deliverer {
     async fn before(
         &self,
         directory: &Directory,
-        message: &Message,
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Before, OwnTrouble> {
@@ -142,14 +144,11 @@ impl Deliverer {
         } else if self.settings.read_back == ReadBack::Gaps {
             return Ok(Before::Unknown);
         }
-        let waited = clock::since(message.accepted_at);
-        if !self.gate(Destination::ServiceNow).breaker().passes() {
-            return Ok(if waited < PATIENCE_IN_OUTAGE { Before::NotYet } else { Before::Unknown });
-        }
         let Some(mut heard) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
         else {
-            return Ok(if waited < PATIENCE { Before::NotYet } else { Before::Unknown });
+            return Ok(if self.waits_for(&callback.group) { Before::NotYet } else { Before::Unknown });
         };
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).remove(&callback.group);
         // Where it is not shown the rule was faster than its own transaction: everything that is shown came before it.
         if let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) {
             if heard[here].internal {
@@ -161,6 +160,14 @@ impl Deliverer {
         Ok(Before::Read(heard))
     }
 
+    /// Whether a chat that could not be read is worth waiting for.
+    fn waits_for(&self, group: &str) -> bool {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        let since = *unread.entry(group.to_owned()).or_insert_with(Instant::now);
+        since.elapsed() < PATIENCE && self.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
+    }
+
     async fn read_back(
         &self,
         servicenow: &ServiceNow,
@@ -169,17 +176,20 @@ impl Deliverer {
         since: Option<&str>,
     ) -> Option<Vec<Heard>> {
         let gate = self.gate(Destination::ServiceNow);
-        let reading = async {
-            let _pass = gate.enter(false).await?;
-            Some(servicenow.heard_since(&conversation.id, &callback.group, since).await)
-        };
-        match tokio::time::timeout(READING, reading).await.ok().flatten()? {
-            Ok(heard) => Some(heard),
-            Err(error) => {
-                self.trouble_reading(conversation, &error);
-                None
+        let _pass = tokio::time::timeout(READING, gate.enter(false)).await.ok().flatten()?;
+        let reading = servicenow.heard_since(&conversation.id, &callback.group, since);
+        match tokio::time::timeout(READING, reading).await {
+            Ok(Ok(heard)) => {
+                gate.breaker().hear(breaker::Heard::Alive);
+                return Some(heard);
+            }
+            Ok(Err(error)) => self.trouble_reading(conversation, &error),
+            Err(_) => {
+                let lane = super::lane_number(&callback.group);
+                gate.breaker().hear(breaker::Heard::Failed { lane, unreachable: false });
             }
         }
+        None
     }
 
     fn trouble_reading(&self, conversation: &Conversation, error: &CallError) {

@@ -98,6 +98,8 @@ pub struct Deliverer {
     served: Mutex<BTreeMap<Endpoint, Instant>>,
     /// What gap repair put on the queue lately.
     read: Mutex<Repeats>,
+    /// Since when each chat is asked in vain what was said in it.
+    unread: Mutex<HashMap<String, Instant>>,
     /// Since when each chat is seen as escalated without going on anywhere.
     escalated: Mutex<HashMap<ConversationId, Instant>>,
 }
@@ -199,6 +201,7 @@ impl Deliverer {
             metrics: parts.metrics,
             served: Mutex::default(),
             read: Mutex::default(),
+            unread: Mutex::default(),
             escalated: Mutex::default(),
         })
     }

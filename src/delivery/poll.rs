@@ -2,13 +2,15 @@
 //!
 //! Connect Support pushes none of these over REST, and its end is only an English sentence (servicenow.md 2), so the state
 //! is the one thing to believe. Guarantees: a conversation is asked about by one worker at a time (the directory hands it
-//! out), never while one of its messages is in the air, never while the breaker is tripped; what was seen is told before it
-//! is noted, under an id that makes telling it twice harmless; what an agent said is on the queue before the end is.
+//! out), never while one of its messages is in the air, and while the breaker is tripped only as its probe; what was seen is
+//! told before it is noted, under an id that makes telling it twice harmless; what an agent said is on the queue before the
+//! end is.
 //! Leaves to others: chats passed on to another queue (`escalation.rs`), what lost callbacks carried (`gaps.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::breaker::Heard;
 use super::{Attempt, Deliverer, OwnTrouble, Patience};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Observation, State};
@@ -29,6 +31,8 @@ pub struct PollSettings {
 }
 
 const AT_ONCE: u32 = 32;
+/// How long a probe is waited for before users' patience is looked at again.
+const SEAT_TAKES: Duration = Duration::from_secs(10);
 
 /// One chat that is looked at.
 pub(super) struct Look<'a> {
@@ -57,29 +61,46 @@ impl Deliverer {
             }
             // The newer API tells its state by callbacks alone.
             let can_be_asked = servicenow.api() == ChatApi::ConnectSupport;
-            if !can_be_asked || !self.gate(Destination::ServiceNow).breaker().passes() {
+            if !can_be_asked {
                 continue;
             }
-            match directory.due(clock::now(), settings.waiting, settings.active, AT_ONCE).await {
+            // Where no message waits to be the probe, nothing else would find out that ServiceNow is back.
+            let seat = tokio::select! {
+                () = stop.wait() => return Ok(()),
+                seat = tokio::time::timeout(SEAT_TAKES, self.gate(Destination::ServiceNow).breaker().probe_seat()) => seat,
+            };
+            let Ok(seat) = seat else { continue };
+            let probing = seat.is_some();
+            let often = |every| if probing { Duration::ZERO } else { every };
+            let (waiting, active) = (often(settings.waiting), often(settings.active));
+            let at_once = if probing { 1 } else { AT_ONCE };
+            match directory.due(clock::now(), waiting, active, at_once).await {
                 Ok(due) => {
-                    let asked = due.iter().map(|conversation| self.look(servicenow, directory, conversation));
-                    futures_util::future::join_all(asked).await;
+                    let look = |conversation| self.look(servicenow, directory, conversation, probing);
+                    futures_util::future::join_all(due.iter().map(look)).await;
                 }
                 Err(error) => tracing::debug!(%error, "cannot read which conversations to ask about"),
             }
+            drop(seat);
         }
     }
 
-    async fn look(&self, servicenow: &ServiceNow, directory: &Directory, conversation: &Conversation) {
+    async fn look(
+        &self,
+        servicenow: &ServiceNow,
+        directory: &Directory,
+        conversation: &Conversation,
+        probing: bool,
+    ) {
         let Some(group) = &conversation.group else { return };
         // The Virtual Agent API has no state to read: what there is to know comes in its callbacks.
         if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
             return;
         }
-        let Some(_pass) = self.gate(Destination::ServiceNow).enter(false).await else { return };
+        let Some(_pass) = self.gate(Destination::ServiceNow).enter(probing).await else { return };
         let look = Look { deliverer: self, servicenow, directory, conversation, group };
         match look.take().await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => self.gate(Destination::ServiceNow).breaker().hear(Heard::Alive),
             Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
                 self.tell_breaker(Destination::ServiceNow, None, &attempt);

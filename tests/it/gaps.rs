@@ -172,6 +172,20 @@ on_every_engine! {
         assert_eq!(all, ["one", "three", "two"]);
     }
 
+    // No message is on its way to ServiceNow that could be the probe.
+    async fn a_recovery_is_noticed_by_looks_alone(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        let state = ("causeway_breaker_state", [("destination", "servicenow")]);
+        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::State).html_page());
+        relay.metric_is(state.0, &state.1, |state| state > 0.0).await;
+        relay.sandbox.script().clear();
+        relay.metric_is(state.0, &state.1, |state| state == 0.0).await;
+        lose_next(&relay);
+        relay.sandbox.agent_says(&group, "one").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 2).await, ["one"]);
+    }
+
     async fn a_bot_side_that_is_down_gets_each_word_once(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;

@@ -246,10 +246,15 @@ impl Town<'_> {
         let body =
             |kind: &str, text: &str| json!({"type": kind, "conversation_id": conversation, "message": text});
         self.post(&caller, &format!("{name} start"), &body("start", &format!("{name} u0"))).await;
+        let asked = Instant::now();
         let group = seen(&format!("{name} to have an agent"), async || {
             let shown = self.shown(&conversation).await?;
-            let group = shown["servicenow"]["group"].as_str().filter(|_| shown["state"] == "active");
-            group.map(str::to_owned).ok_or_else(|| shown.to_string())
+            let group = shown["servicenow"]["group"].as_str().unwrap_or_default().to_owned();
+            if shown["state"] == "active" {
+                return Ok(group);
+            }
+            let late = asked.elapsed() > LONG * 9 / 10;
+            Err(format!("{shown}\n{}", if late { self.story(&conversation, &group) } else { String::new() }))
         })
         .await;
         for round in 1..=ROUNDS {
@@ -322,14 +327,43 @@ impl Town<'_> {
         ids.len()
     }
 
-    fn judge(&self, chat: &Chat) {
+    /// What one of the two should have heard and did not.
+    fn judge(&self, chat: &Chat) -> Option<String> {
         let said = self.witness.texts(Side::ServiceNow, &chat.group);
         let wanted = |voice: &str, from: usize| -> Vec<String> {
             (from..=ROUNDS).map(|n| format!("{} {voice}{n}", chat.name)).collect()
         };
-        assert_eq!(firsts(&said, &chat.name), wanted("u", 0), "{}: what the agent read", chat.name);
-        let heard = firsts(&self.heard(chat), &chat.name);
-        assert_eq!(heard, wanted("a", 1), "{}: what the user heard", chat.name);
+        let (said, heard) = (firsts(&said, &chat.name), firsts(&self.heard(chat), &chat.name));
+        let wrong = said != wanted("u", 0) || heard != wanted("a", 1);
+        wrong.then(|| {
+            format!(
+                "the agent read {said:?}, the user heard {heard:?}\n{}",
+                self.story(&chat.conversation, &chat.group)
+            )
+        })
+    }
+
+    /// Everything that the platforms saw of a chat, a line each.
+    fn story(&self, conversation: &str, group: &str) -> String {
+        let own = |entry: &Entry| {
+            let named = [&entry.group, &entry.conversation].into_iter().flatten();
+            let of_the_chat = !group.is_empty() && entry.path.contains(group);
+            of_the_chat || named.into_iter().any(|name| name == conversation || name == group)
+        };
+        let line = |entry: &Entry| {
+            let text = entry.text.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
+            format!(
+                "{} {:?} {:?}{} {text:?} {:?} {:?} effect {:?}",
+                entry.at,
+                entry.side,
+                entry.operation,
+                if entry.outbound { " out" } else { "" },
+                entry.status,
+                entry.fault,
+                entry.effect
+            )
+        };
+        self.sandbox.ledger().find(own).iter().map(line).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -348,6 +382,10 @@ fn kill(processes: &mut [Process], turn: usize) -> Instant {
     processes[victim].running.kill9();
     processes[victim].restart();
     at
+}
+
+fn times(kills: &[Instant], begun: Instant) -> Vec<Duration> {
+    kills.iter().map(|kill| *kill - begun).collect()
 }
 
 async fn soak(bench: &Bench, virtual_agent: bool) {
@@ -381,9 +419,7 @@ async fn soak(bench: &Bench, virtual_agent: bool) {
     }
     drop(talking);
     sandbox.script().clear();
-    for chat in &over {
-        town.judge(chat);
-    }
+    let wrong: Vec<String> = over.iter().filter_map(|chat| town.judge(chat)).collect();
     let ends: Vec<_> =
         over.iter().filter(|chat| town.ends(chat) != 1).map(|chat| (&chat.name, town.ends(chat))).collect();
     let unexplained = town.witness.unexplained(&kills);
@@ -402,6 +438,7 @@ async fn soak(bench: &Bench, virtual_agent: bool) {
         groups.len(),
         relay.processes.len()
     );
+    assert!(wrong.is_empty(), "kills {:?} after the start:\n{}", times(&kills, begun), wrong.join("\n\n"));
     assert!(kills.len() >= 2 && over.len() >= shape.conversations);
     assert_eq!((open, groups.len()), (0, over.len()), "a chat for each conversation, none left open");
     assert_eq!((dead.len(), unexplained.len()), (0, 0));

@@ -147,6 +147,9 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
         return false;
     }
     let opens = !open || switches.opens_anew;
+    let has_agent = desk.chat(group).is_ok_and(|known| known.state() == desk::State::WorkInProgress);
+    // Who asks again enters the same chat, and hears how it stands.
+    let joined = vec![json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" })];
     let queued = vec![
         output("Please stand by while I connect you to a live agent.", switches),
         json!({ "uiType": "ActionMsg", "actionType": "SubscribeToSupportQueue" }),
@@ -157,7 +160,7 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
     ];
     let queue = desk.queues.keys().next().cloned().unwrap_or_default();
     let mut body = envelope(&chat, group, switches, true);
-    body["body"] = json!(queued);
+    body["body"] = json!(if has_agent && !opens { joined } else { queued });
     if opens {
         let name = if open { desk::record_id() } else { group.to_owned() };
         let _ = desk.open(name, &queue, text, Some(chat));

@@ -25,13 +25,14 @@ async fn watch<T>(
     caller: &'static std::panic::Location<'static>,
 ) -> T {
     let started = Instant::now();
+    let mut status = "nothing".to_owned();
     loop {
         let left = timeout.saturating_sub(started.elapsed());
-        let status = match tokio::time::timeout(left.max(TICK), condition()).await {
+        match tokio::time::timeout(left.max(TICK), condition()).await {
             Ok(Ok(value)) => return value,
-            Ok(Err(status)) => status,
-            Err(_) => "the condition itself did not answer in time".to_owned(),
-        };
+            Ok(Err(seen)) => status = seen,
+            Err(_) => status.push_str("; after that the condition itself did not answer in time"),
+        }
         assert!(
             started.elapsed() < timeout,
             "{caller}: gave up after {timeout:?} waiting for: {what}\nlast seen: {status}"
