@@ -307,6 +307,11 @@ async fn a_full_disk_refuses_and_recovers() {
     assert_eq!(verdict, "ok");
 }
 
+fn limit_files(most: &str) {
+    let (limit, pid) = (format!("--fsize={most}"), std::process::id().to_string());
+    assert!(Command::new("prlimit").args([&limit, "--pid", &pid]).status().unwrap().success());
+}
+
 async fn fill_the_disk(folder: &Path) {
     let queue = serve(folder).await;
     let mut connected = queue.connected();
@@ -323,21 +328,24 @@ async fn fill_the_disk(folder: &Path) {
     assert!(matches!(refused, QueueError::Unavailable(_)), "{refused}");
     timeout(SOON, connected.wait_for(|up| !up)).await.unwrap().unwrap();
 
-    // A settling that cannot be written now is written later, and never lent again.
-    let first = subscription.next().await.unwrap();
-    let settled_at_once = first.done().await.is_ok();
-    let pid = std::process::id().to_string();
-    let raised = Command::new("prlimit").args(["--fsize=unlimited", "--pid", &pid]).status().unwrap();
-    assert!(raised.success());
+    limit_files("0:");
+    // What cannot be settled now is settled later, never lent again, and makes room for the next loans.
+    for _ in 0..PREFETCH {
+        subscription.next().await.unwrap().done().await.unwrap_err();
+    }
+    limit_files("unlimited");
     timeout(SOON, connected.wait_for(|up| *up)).await.expect("it recovers by itself").unwrap();
     queue.publish(&text(1, "after")).await.unwrap();
 
+    let next = timeout(SOON, subscription.next()).await.expect("the same borrower gets more").unwrap();
+    assert_eq!(next.message.body, format!("{PREFETCH:016384}"));
+    let left = taken + 1 - u64::from(PREFETCH);
     let begun = Instant::now();
-    while queue.depth().await.unwrap().waiting[&Destination::Xo] != taken && begun.elapsed() < SOON {}
-    assert_eq!(queue.depth().await.unwrap().waiting[&Destination::Xo], taken, "{settled_at_once}");
+    while queue.depth().await.unwrap().waiting[&Destination::Xo] != left && begun.elapsed() < SOON {}
+    assert_eq!(queue.depth().await.unwrap().waiting[&Destination::Xo], left);
     subscription.close().await;
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
-    for expected in 1..taken {
+    for expected in u64::from(PREFETCH)..taken {
         let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
         assert_eq!(loan.message.body, format!("{expected:016384}"));
         loan.done().await.unwrap();

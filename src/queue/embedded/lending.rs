@@ -4,7 +4,7 @@
 //! may have been lent before is marked. Reads only as much as it lends, so memory does not grow with the queue.
 //! Leaves to others: settling on the disk (`writer.rs`).
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tokio::sync::mpsc;
 
@@ -134,7 +134,7 @@ impl Lending {
     }
 
     /// Lends what can be lent, but not what is `settling`: settled, and only not written yet.
-    pub(super) fn lend(&mut self, store: &Store, settling: &HashSet<Seq>) -> rusqlite::Result<()> {
+    pub(super) fn lend(&mut self, store: &Store, settling: &HashMap<Seq, u64>) -> rusqlite::Result<()> {
         for (line, partition) in &mut self.partitions {
             partition.lend(*line, self.prefetch, store, settling)?;
         }
@@ -157,7 +157,7 @@ impl Partition {
         line: Line,
         prefetch: u16,
         store: &Store,
-        settling: &HashSet<Seq>,
+        settling: &HashMap<Seq, u64>,
     ) -> rusqlite::Result<()> {
         let Some(borrower) = &mut self.borrower else { return Ok(()) };
         while borrower.more && borrower.unsettled < prefetch {
@@ -171,7 +171,7 @@ impl Partition {
             self.lent = Lent::UpTo(lent.max(window.last().map_or(borrower.at, |last| last.seq)));
             for stored in window {
                 borrower.at = stored.seq;
-                if settling.contains(&stored.seq) {
+                if settling.contains_key(&stored.seq) {
                     continue;
                 }
                 let receipt = Receipt::loan(stored.seq, borrower.number, borrower.gate.clone());

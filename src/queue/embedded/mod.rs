@@ -24,7 +24,7 @@ mod store;
 mod subscription;
 mod writer;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ impl EmbeddedQueue {
                         max_messages: inside.max_messages,
                         lending,
                         connected,
-                        settling: HashSet::new(),
+                        settling: HashMap::new(),
                     };
                     let _ = opened.send(Ok(()));
                     let closed = writer.run(&taken);

@@ -5,7 +5,7 @@
 //! never lent again by this process, and its settling is tried until it works.
 //! Leaves to others: SQL (`store.rs`), who borrowed what (`lending.rs`).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -110,8 +110,8 @@ pub(super) struct Writer {
     /// `None` at a desk, which does not lend.
     pub(super) lending: Option<Lending>,
     pub(super) connected: watch::Sender<bool>,
-    /// Settled, but not on the disk yet.
-    pub(super) settling: HashSet<Seq>,
+    /// Settled, but not on the disk yet; and by which borrower.
+    pub(super) settling: HashMap<Seq, u64>,
 }
 
 /// Whom to tell that the queue is closed, and whether its stop could be noted.
@@ -179,8 +179,8 @@ impl Writer {
             }
             Err(error) => {
                 for (write, reply) in group {
-                    if let Write::Settle { seq, .. } = write {
-                        self.settling.insert(seq);
+                    if let Write::Settle { seq, borrower } = write {
+                        self.settling.insert(seq, borrower);
                     }
                     let _ = reply.send(Err(unavailable(&error)));
                 }
@@ -253,12 +253,14 @@ impl Writer {
         }
         let settling = &self.settling;
         let written = self.store.write(|writing| {
-            settling.iter().try_for_each(|seq| writing.remove(*seq))?;
+            settling.keys().try_for_each(|seq| writing.remove(*seq))?;
             writing.probe()
         });
         self.see(written.as_ref().err());
         if written.is_ok() {
-            self.settling.clear();
+            for (seq, borrower) in std::mem::take(&mut self.settling) {
+                self.learn(&Write::Settle { seq, borrower });
+            }
         }
     }
 
