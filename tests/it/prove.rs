@@ -38,7 +38,7 @@ on_every_engine! {
         let run = prove(bench.folder(), &args).await;
         assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
         let ledger = ledger(&run);
-        for promise in ["lost", "overtaken", "unexplained_repeats", "refused"] {
+        for promise in ["lost", "overtaken", "unexplained_repeats", "refused", "taken_on_a_full_disk"] {
             assert_eq!(ledger[promise], 0, "{promise}: {ledger:#}");
         }
         for direction in ["servicenow", "xo"] {

@@ -80,6 +80,16 @@ async fn commit(stage: &Stage, fault: Planned, diary: &Mutex<Diary>) -> anyhow::
             };
             stage.worker(fault.worker)?.kill(fault.lasts, gone).await?;
         }
+        Mishap::FullDisk => {
+            let full = || happened.from = witness.now();
+            let room = || happened.until = witness.now();
+            stage.worker(fault.worker)?.fill_disk(fault.lasts, full, room).await?;
+        }
+        Mishap::StopBroker | Mishap::KillBroker => {
+            let how = if fault.mishap == Mishap::KillBroker { "kill" } else { "stop" };
+            stage.broker()?.take_away(how, fault.lasts, || happened.from = witness.now()).await?;
+            happened.until = witness.now();
+        }
         _ => {
             lasting(stage, fault).await?;
             happened.until = witness.now();
@@ -107,12 +117,6 @@ async fn lasting(stage: &Stage, fault: Planned) -> anyhow::Result<()> {
         Mishap::Html => some.html_page(),
         Mishap::Slow => some.delay(SLOW),
         Mishap::FreezeWorker => return stage.worker(fault.worker)?.freeze(fault.lasts).await,
-        Mishap::StopBroker | Mishap::KillBroker => {
-            let how = if fault.mishap == Mishap::KillBroker { "kill" } else { "stop" };
-            stage.control_broker(how).await?;
-            tokio::time::sleep(fault.lasts).await;
-            return stage.control_broker("start").await;
-        }
         _ => return wire(stage, fault).await,
     };
     let number = stage.sandbox.script().fail(rule);

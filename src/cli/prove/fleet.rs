@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
@@ -66,6 +68,8 @@ impl Member {
                 if let Some(running) = child.as_mut()
                     && let Some(status) = running.try_wait()?
                 {
+                    // Its last words may still be on their way through the pipe.
+                    tokio::time::sleep(LOOK_EVERY).await;
                     let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                     let last = said.lines().last().unwrap_or_default();
                     anyhow::bail!("{} ended at once ({status}): {last}", self.name);
@@ -80,10 +84,17 @@ impl Member {
     fn spawn(&self) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log);
-        let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut command = Command::new(program);
+        let mut log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
+        // What it says must come through while its disk is full: a pipe has no limit. It ends with the process.
+        let (mut said, says) = std::io::pipe().context("no pipe for the log")?;
+        std::thread::Builder::new()
+            .name(format!("log of {}", self.name))
+            .spawn(move || std::io::copy(&mut said, &mut log))?;
+        let mut command = Command::new("/bin/sh");
+        // Whoever writes beyond a limit is killed unless it ignores that; a child inherits this, and the pid stays the same.
+        command.args(["-c", r#"trap '' XFSZ; exec "$@""#, "sh"]).arg(program);
         command.arg(self.verb).env_clear().envs(self.variables.iter().cloned());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(Stdio::null()).stdout(says.try_clone()?).stderr(says);
         // Ctrl-C at the terminal is for `prove` alone, which ends the others itself.
         command.process_group(0).kill_on_drop(true);
         command.spawn().with_context(|| format!("cannot start {}", self.name))
@@ -111,7 +122,23 @@ impl Member {
         Ok(kill_process(pid, Signal::CONT)?)
     }
 
-    /// Wakes it where it is frozen, starts it where it is gone; whether it was gone.
+    /// For a while every write of it to a file fails; what it has written stays. Calls `full` and `room` when that is so.
+    pub(super) async fn fill_disk(
+        &self,
+        lasts: Duration,
+        full: impl FnOnce(),
+        room: impl FnOnce(),
+    ) -> anyhow::Result<()> {
+        let child = self.child.lock().await;
+        let Some(pid) = child.as_ref().and_then(Child::id).and_then(pid) else { return Ok(()) };
+        limit_files(pid, Some(0))?;
+        full();
+        tokio::time::sleep(lasts).await;
+        room();
+        limit_files(pid, None)
+    }
+
+    /// Wakes it where it is frozen, gives it room where its disk is full, starts it where it is gone; whether it was gone.
     pub(super) async fn mend(&self) -> anyhow::Result<bool> {
         let mut child = self.child.lock().await;
         if let Some(running) = child.as_mut()
@@ -119,6 +146,7 @@ impl Member {
         {
             if let Some(pid) = running.id().and_then(pid) {
                 kill_process(pid, Signal::CONT)?;
+                limit_files(pid, None)?;
             }
             return Ok(false);
         }
@@ -167,6 +195,22 @@ pub(super) fn resident(pid: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// How far into a file a process may write. Only the soft limit, which needs no rights to be lifted again.
+#[cfg(target_os = "linux")]
+fn limit_files(pid: Pid, most: Option<u64>) -> anyhow::Result<()> {
+    // What we may ourselves is what it was born with.
+    let own = getrlimit(Resource::Fsize);
+    let limit = Rlimit { current: most.or(own.current), maximum: own.maximum };
+    prlimit(Some(pid), Resource::Fsize, limit).context("cannot limit the files of a process")?;
+    Ok(())
+}
+
+/// `plan.rs` plans no such fault here.
+#[cfg(not(target_os = "linux"))]
+fn limit_files(_: Pid, _: Option<u64>) -> anyhow::Result<()> {
+    Ok(())
 }
 
 fn pid(id: u32) -> Option<Pid> {

@@ -4,6 +4,7 @@
 //! Guarantees: exit code 0 only where nothing was lost, nothing was overtaken and every repeat has its reason; what is printed
 //! comes from the callers' answers and the sandbox's ledger, not from Causeway; every process it started ends with it.
 
+mod broker;
 mod faults;
 mod fleet;
 mod history;
@@ -67,7 +68,8 @@ pub(super) struct Args {
     /// RabbitMQ, as amqp://user:password@host:5672/vhost: an empty vhost of its own, whose messages all go to the sandbox
     #[arg(long, value_name = "URL", value_parser = amqp, hide_env_values = true)]
     queue_url: Option<Url>,
-    /// A command that is run with stop, start or kill (-9) as its last word and does that to the broker
+    /// A command that is run with stop, kill (-9) or start as its last word and does that to the broker; start may end
+    /// before the broker is up
     #[arg(long, value_name = "CMD", requires = "queue_url")]
     broker_ctl: Option<String>,
     /// Where conversations are remembered: postgres://…; without it SQLite in the run's own folder
@@ -96,8 +98,9 @@ faults. Then everything is mended, and it waits until all that was taken is deli
 
 Faults: kill-ingress, kill-worker, freeze-worker, cut-callers, hole-callers, cut-ingress-broker, hole-ingress-broker,
 cut-worker-broker, hole-worker-broker, cut-platform, hole-platform, down-platform, 503, 429, 504, hang, cut, cut-after,
-html, slow; with --broker-ctl also stop-broker, kill-broker. cut: connections are reset; hole: they stay open and nothing
-moves; down: refused; cut-after: closed after the platform did what was asked.
+html, slow; on the embedded engine also full-disk; with --broker-ctl also stop-broker, kill-broker. cut: connections are
+reset; hole: they stay open and nothing moves; down: refused; cut-after: closed after the platform did what was asked;
+full-disk: every write to a file fails.
 
 Examples:
   causeway prove
@@ -154,7 +157,12 @@ impl Args {
         };
         match asked.iter().find(|kind| !kind.possible(ground)) {
             Some(kind) => {
-                let need = if ground.broker { "--broker-ctl" } else { "--queue-url" };
+                let need = match kind {
+                    Mishap::FullDisk if ground.broker => "a run without --queue-url",
+                    Mishap::FullDisk => "Linux",
+                    _ if ground.broker => "--broker-ctl",
+                    _ => "--queue-url",
+                };
                 Err(Failure::Usage(format!("--faults: {kind} needs {need}")))
             }
             None => Ok(asked.clone()),

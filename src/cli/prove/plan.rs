@@ -58,6 +58,8 @@ mod kinds {
             Html = "html",
             /// A platform takes its time.
             Slow = "slow",
+            /// Every write to a file fails, as on a full disk.
+            FullDisk = "full-disk",
             /// The broker stops in good order, and starts.
             StopBroker = "stop-broker",
             /// kill -9 of the broker, and its restart.
@@ -89,6 +91,8 @@ impl Mishap {
             | Self::CutWorkerBroker
             | Self::HoleWorkerBroker => ground.broker,
             Self::StopBroker | Self::KillBroker => ground.broker && ground.broker_control,
+            // A broker has a disk of its own. The limit that stands for it is Linux'.
+            Self::FullDisk => !ground.broker && cfg!(target_os = "linux"),
             _ => true,
         }
     }
@@ -136,7 +140,7 @@ impl Mishap {
             }
             Self::FreezeWorker => (1_000, 3_000),
             Self::HoleWorkerBroker | Self::HoleIngressBroker if long_run => (1_000, 20_000),
-            Self::HolePlatform if long_run => (1_000, 10_000),
+            Self::HolePlatform | Self::FullDisk if long_run => (1_000, 10_000),
             Self::DownPlatform if long_run => (2_000, 60_000),
             Self::StopBroker | Self::KillBroker => (1_000, 4_000),
             _ => (500, 2_500),
@@ -257,7 +261,7 @@ mod tests {
     fn nothing_is_planned_that_cannot_be_done() {
         let alone = Ground { broker: false, workers: 1, ..GROUND };
         assert!(!kinds(alone).contains(&Mishap::CutWorkerBroker));
-        assert!(!kinds(GROUND).contains(&Mishap::KillBroker));
+        assert!(!kinds(GROUND).contains(&Mishap::KillBroker) && !kinds(GROUND).contains(&Mishap::FullDisk));
         assert!(kinds(Ground { broker_control: true, ..GROUND }).contains(&Mishap::KillBroker));
         assert_eq!(schedule(1, &[], GROUND, Duration::from_secs(60), EVERY), []);
     }

@@ -51,6 +51,8 @@ pub(super) struct Report {
     overtaken: u64,
     unexplained_repeats: u64,
     refused: u64,
+    /// Taken while the disk was full.
+    taken_on_a_full_disk: u64,
     faults: BTreeMap<&'static str, Count>,
     /// Milliseconds from a message's turn to its effect; healthy conversations only.
     latency_ms: BTreeMap<&'static str, Latency>,
@@ -108,7 +110,7 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
     let patience = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
     let known = Circumstances { happened: &diary.happened, patience };
     let mut directions: BTreeMap<&'static str, Direction> = BTreeMap::new();
-    let (mut histories, mut unexplained, mut refused) = (Vec::new(), 0, 0);
+    let (mut histories, mut unexplained, mut refused, mut unwritten) = (Vec::new(), 0, 0, 0);
     let (latency_ms, ratio) = from.stage.witness.look(|chats| {
         for chat in chats {
             let judged = judge(chat, |n| dead.contains(&chat.id_of(n)), known);
@@ -126,6 +128,7 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
                     Breach::Overtaken => sum.overtaken += 1,
                     Breach::Unexplained => unexplained += 1,
                     Breach::Refused => refused += 1,
+                    Breach::Unwritten => unwritten += 1,
                 }
                 if histories.len() < TOLD_MOST {
                     histories.push(history(chat, *n, *breach, dead, &diary.happened));
@@ -136,7 +139,7 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
     });
     let sum = |pick: fn(&Direction) -> u64| directions.values().map(pick).sum::<u64>();
     let (lost, overtaken, delivered) = (sum(|of| of.lost), sum(|of| of.overtaken), sum(|of| of.delivered));
-    let kept = lost + overtaken + unexplained + refused == 0 && delivered > 0;
+    let kept = lost + overtaken + unexplained + refused + unwritten == 0 && delivered > 0;
     let broker = from.stage.ground.broker;
     Report {
         kept,
@@ -152,6 +155,7 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
         overtaken,
         unexplained_repeats: unexplained,
         refused,
+        taken_on_a_full_disk: unwritten,
         faults: counts(from.planned, &diary.happened),
         latency_ms,
         poisoned_p99_ratio: ratio,

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use url::Url;
 
+use super::broker::Broker;
 use super::fleet::{Member, Variables, free_address};
 use super::load::Callers;
 use super::plan::Ground;
@@ -56,7 +57,7 @@ pub(super) struct Stage {
     /// For a look at what waits and what died, past every broken wire.
     pub(super) desk: Settings,
     pub(super) ground: Ground,
-    broker_control: Option<String>,
+    broker: Option<Broker>,
     pub(super) folder: Folder,
 }
 
@@ -93,8 +94,8 @@ impl Stage {
             workers,
             patience: HEARTBEAT * 3 + Duration::from_secs(1),
         };
-        let broker_control = args.broker_ctl.clone();
-        let stage = Self { sandbox, witness, wires, members, desk, ground, broker_control, folder };
+        let broker = args.broker_ctl.as_ref().map(|command| Broker::new(command, folder.path()));
+        let stage = Self { sandbox, witness, wires, members, desk, ground, broker, folder };
         stage.refuse_what_is_not_ours().await?;
         for member in &stage.members {
             member.start().await?;
@@ -142,18 +143,8 @@ impl Stage {
         })
     }
 
-    /// Runs the user's command with `stop`, `start` or `kill`.
-    pub(super) async fn control_broker(&self, what: &str) -> anyhow::Result<()> {
-        let Some(command) = &self.broker_control else { bail!("--broker-ctl is not given") };
-        let mut words = command.split_whitespace();
-        let program = words.next().context("--broker-ctl is empty")?;
-        let output = tokio::process::Command::new(program).args(words).arg(what).output().await;
-        let output = output.with_context(|| format!("--broker-ctl: cannot run {program}"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("--broker-ctl: `{command} {what}` ended with {}: {}", output.status, said.trim());
-        }
-        Ok(())
+    pub(super) fn broker(&self) -> anyhow::Result<&Broker> {
+        self.broker.as_ref().context("--broker-ctl is not given")
     }
 
     /// Whatever is still broken is made whole: wires, rules, processes, the broker.
@@ -163,8 +154,8 @@ impl Stage {
         for wire in [&wires.callers, &wires.servicenow, &wires.xo].into_iter().chain(&wires.brokers) {
             wire.heal();
         }
-        if self.broker_control.is_some() {
-            self.control_broker("start").await?;
+        if let Some(broker) = &self.broker {
+            broker.bring_back().await?;
         }
         for member in &self.members {
             member.mend().await?;
@@ -173,6 +164,12 @@ impl Stage {
     }
 
     pub(super) async fn end(&self) {
+        // An interrupted run leaves nobody's broker stopped.
+        if let Some(broker) = &self.broker
+            && let Err(error) = broker.bring_back().await
+        {
+            tracing::warn!("{error:#}");
+        }
         for member in &self.members {
             member.end().await;
         }

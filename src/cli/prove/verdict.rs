@@ -5,6 +5,7 @@
 //! while the attempt, or the note of its success, was on its way.
 
 use super::history::{Chat, Happened, Micros, SECOND, Trace, Visit};
+use super::plan::Mishap;
 use crate::message::Destination;
 
 /// From the answer of a platform to the moment when the queue has certainly noted it, in quiet times.
@@ -23,6 +24,8 @@ pub(super) enum Breach {
     Unexplained,
     /// An answer that no correct request should get.
     Refused,
+    /// Taken while nothing could be written.
+    Unwritten,
 }
 
 impl Breach {
@@ -32,6 +35,7 @@ impl Breach {
             Self::Overtaken => "overtaken",
             Self::Unexplained => "repeated without a reason",
             Self::Refused => "refused",
+            Self::Unwritten => "taken on a full disk",
         }
     }
 }
@@ -74,6 +78,9 @@ pub(super) fn judge(chat: &Chat, dead: impl Fn(usize) -> bool, known: Circumstan
                 judgement.breaches.push((n, Breach::Lost));
             }
         }
+        if taken_on_a_full_disk(trace, known) {
+            judgement.breaches.push((n, Breach::Unwritten));
+        }
         for why in repeats(chat, n, trace, known) {
             match why {
                 Some(why) => judgement.repeats.push(why),
@@ -86,6 +93,16 @@ pub(super) fn judge(chat: &Chat, dead: impl Fn(usize) -> bool, known: Circumstan
     }
     overtaken(chat, &dead, known, &mut judgement.breaches);
     judgement
+}
+
+/// First posted and answered with 2xx while nothing could be written: it was not on the disk.
+fn taken_on_a_full_disk(trace: &Trace, known: Circumstances<'_>) -> bool {
+    let (Some(posted), Some(accepted)) = (trace.posted, trace.accepted) else { return false };
+    full_disks(known).any(|fault| fault.from <= posted && accepted <= fault.until)
+}
+
+fn full_disks(known: Circumstances<'_>) -> impl Iterator<Item = &Happened> {
+    known.happened.iter().filter(|fault| fault.mishap == Mishap::FullDisk)
 }
 
 /// How many messages were taken and have come to no end.
@@ -187,7 +204,7 @@ fn explained(
         fault.from <= to && from <= fault.until.saturating_add(AFTERMATH)
     };
     let delivery = |fault: &&Happened| touches(fault, chat.destination);
-    let noted = noted(chat, n, ended);
+    let noted = noted(chat, n, ended, known);
     let met = known.happened.iter().filter(delivery).find(|fault| meets(fault, first.began, noted));
     if let Some(fault) = met {
         return Some(fault.mishap.as_str());
@@ -203,11 +220,13 @@ fn explained(
 }
 
 /// By when a delivery was certainly noted. A lane moves on only then: where the next message already waited, its start is the
-/// proof, however slow a busy disk may be.
-fn noted(chat: &Chat, n: usize, ended: Micros) -> Micros {
+/// proof, however slow a busy disk may be. On a full disk nothing is noted: that is made up for when there is room again.
+fn noted(chat: &Chat, n: usize, ended: Micros, known: Circumstances<'_>) -> Micros {
     let next = chat.messages.get(n + 1).filter(|next| next.accepted.is_some_and(|at| at <= ended));
     let moved_on = next.map(|next| next.visits.first().map_or(Micros::MAX, |visit| visit.began));
-    moved_on.unwrap_or(ended).saturating_add(NOTED_WITHIN)
+    let noted = moved_on.unwrap_or(ended).saturating_add(NOTED_WITHIN);
+    let room = full_disks(known).filter(|fault| fault.from <= noted && ended <= fault.until);
+    room.map(|fault| fault.until.saturating_add(NOTED_WITHIN)).fold(noted, Micros::max)
 }
 
 /// A fault of the schedule that can have held this visit up on its way.
@@ -220,14 +239,12 @@ fn by_fault(chat: &Chat, visit: &Visit, known: Circumstances<'_>) -> Option<&'st
 }
 
 fn touches(fault: &Happened, destination: Destination) -> bool {
-    use super::plan::Mishap;
     let one_sided = matches!(fault.mishap, Mishap::CutPlatform | Mishap::HolePlatform | Mishap::DownPlatform);
     fault.mishap.blurs_delivery() && (!one_sided || fault.side == destination)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Mishap;
     use super::*;
 
     const PATIENCE: Micros = 4 * SECOND;
@@ -335,6 +352,30 @@ mod tests {
         assert_eq!(judged(&waited, &[kill]).repeats, ["kill-worker"], "it was still being noted");
         let moved_on = [twice, taken(&[visit(12 * SECOND, 3)])];
         assert_eq!(judged(&moved_on, &[kill]).breaches, [(0, Breach::Unexplained)]);
+    }
+
+    #[test]
+    fn a_full_disk_explains_a_repeat_only_with_a_kill_before_it_was_noted() {
+        let twice = [taken(&[visit(10 * SECOND, 1), visit(20 * SECOND, 2)])];
+        let full = fault(Mishap::FullDisk, 9 * SECOND, 15 * SECOND);
+        let kill = |at| fault(Mishap::KillWorker, at, at);
+        assert_eq!(judged(&twice, &[full]).breaches, [(0, Breach::Unexplained)]);
+        assert_eq!(judged(&twice, &[full, kill(15 * SECOND)]).repeats, ["kill-worker"]);
+        assert_eq!(judged(&twice, &[full, kill(18 * SECOND)]).breaches, [(0, Breach::Unexplained)]);
+    }
+
+    #[test]
+    fn nothing_is_taken_on_a_full_disk() {
+        let trace = |posted, accepted| Trace {
+            posted: Some(posted),
+            accepted: Some(accepted),
+            ..taken(&[visit(9 * SECOND, 1)])
+        };
+        let full = [fault(Mishap::FullDisk, 2 * SECOND, 4 * SECOND)];
+        let known = |trace| judged(&[trace], &full).breaches;
+        assert_eq!(known(trace(2 * SECOND, 3 * SECOND)), [(0, Breach::Unwritten)]);
+        assert_eq!(known(trace(SECOND, 3 * SECOND)), [], "it may have been written before");
+        assert_eq!(known(trace(3 * SECOND, 5 * SECOND)), [], "it was posted again until there was room");
     }
 
     #[test]
