@@ -20,16 +20,36 @@ pub fn since(then: Timestamp) -> std::time::Duration {
     std::time::Duration::try_from(now().duration_since(then)).unwrap_or_default()
 }
 
-/// The hands of this clock, held by a test: on its thread, wall time then runs as tokio's paused clock does.
+/// The hands of this clock, held by a test: on its thread, wall time then runs as tokio's paused clock does. Whoever wears a
+/// watch of its own reads that one, and so do the tasks that it starts.
 #[cfg(test)]
 pub(crate) mod hands {
     use std::cell::Cell;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
 
     use jiff::Timestamp;
     use tokio::time::Instant;
 
     thread_local! {
         static HELD: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+    }
+
+    /// By how many milliseconds somebody's clock is wrong.
+    pub(crate) type Watch = Arc<AtomicI64>;
+
+    tokio::task_local! {
+        static WORN: Watch;
+    }
+
+    /// Runs `start` under this watch.
+    pub(crate) fn wearing<T>(watch: &Watch, start: impl FnOnce() -> T) -> T {
+        WORN.sync_scope(Arc::clone(watch), start)
+    }
+
+    /// A task wears the watch of whoever starts it.
+    pub(crate) fn handed_down<T>(task: impl Future<Output = T>) -> impl Future<Output = T> {
+        WORN.scope(WORN.try_with(Arc::clone).unwrap_or_default(), task)
     }
 
     /// From now on it is `at` o'clock, and later as the runtime's clock advances.
@@ -45,6 +65,7 @@ pub(crate) mod hands {
     pub(super) fn shown() -> Option<Timestamp> {
         let (at, since) = HELD.get()?;
         let passed = i64::try_from(since.elapsed().as_millis()).ok()?;
-        Timestamp::from_millisecond(at.as_millisecond() + passed).ok()
+        let wrong = WORN.try_with(|watch| watch.load(Ordering::Relaxed)).unwrap_or(0);
+        Timestamp::from_millisecond(at.as_millisecond() + passed + wrong).ok()
     }
 }

@@ -77,11 +77,14 @@ impl Tasks {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        self.set.spawn(async move {
+        let task = async move {
             let ended = task.await.map_err(|error| error.to_string());
             tracing::debug!(task = name, "ended");
             (name, ended)
-        });
+        };
+        #[cfg(test)]
+        let task = crate::clock::hands::handed_down(task);
+        self.set.spawn(task);
     }
 
     /// Runs until the stop is asked for or a task fails; then gives all of them `drain` to end.
@@ -124,6 +127,8 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    #[cfg(test)]
+    let task = crate::clock::hands::handed_down(task);
     tokio::spawn(task)
 }
 

@@ -17,6 +17,8 @@ pub(super) enum Weather {
     Poison,
     /// The destination is away for a while; nothing else is wrong.
     Outage,
+    /// Clocks of workers step; nothing else is wrong, but what fails by itself.
+    Clocks,
 }
 
 /// One conversation.
@@ -57,6 +59,8 @@ pub(super) enum Event {
     Stop,
     Kill,
     Join,
+    /// A worker's wall clock is wrong by so many seconds, for so long; what measures spans goes on.
+    Step(i64, Duration),
 }
 
 /// How the platform answers by itself, in thousandths.
@@ -111,6 +115,7 @@ impl History {
             Weather::Storm => history.storm(random),
             Weather::Poison => history.poison(random),
             Weather::Outage => history.outage(random),
+            Weather::Clocks => history.clocks(random),
         }
         history
     }
@@ -159,6 +164,37 @@ impl History {
         self.prefetch = 128;
         self.outages.push(outage(random, 40));
     }
+
+    fn clocks(&mut self, random: &mut StdRng) {
+        self.workers = random.random_range(1..=2);
+        self.concurrency = 4;
+        self.prefetch = 128;
+        self.lines[0].poison = Some(Poison::Failing);
+        for _ in 0..random.random_range(1..=4) {
+            let at = ms(random.random_range(0..14_000));
+            self.events.push((at, step(random)));
+        }
+        self.events.sort_by_key(|(at, _)| *at);
+    }
+
+    /// By how much the clocks may be ahead, in all, and for how long they are behind.
+    pub(super) fn wrong_clocks(&self) -> (Duration, Duration) {
+        let (mut ahead, mut behind) = (Duration::ZERO, Duration::ZERO);
+        for (_, event) in &self.events {
+            match event {
+                Event::Step(by, _) if *by > 0 => ahead += Duration::from_secs(by.unsigned_abs()),
+                Event::Step(_, long) => behind += *long,
+                _ => {}
+            }
+        }
+        (ahead, behind)
+    }
+}
+
+fn step(random: &mut StdRng) -> Event {
+    let by = *[2, 20, 60, 600, 3600].choose(random).unwrap();
+    let long = ms(random.random_range(100..15_000));
+    Event::Step(if random.random_bool(0.5) { by } else { -by }, long)
 }
 
 fn lines(random: &mut StdRng) -> Vec<Line> {
@@ -187,12 +223,13 @@ fn outage(random: &mut StdRng, longest: u64) -> (Duration, Duration, Outage) {
 
 fn event(random: &mut StdRng, partitions: u16) -> Event {
     let long = ms(random.random_range(100..15_000));
-    match random.random_range(0..7) {
+    match random.random_range(0..8) {
         0 | 1 => Event::Lose(random.random_range(0..partitions)),
         2 => Event::Away(long / 4),
         3 => Event::Cut(long),
         4 => Event::Stop,
         5 => Event::Kill,
+        6 => step(random),
         _ => Event::Join,
     }
 }

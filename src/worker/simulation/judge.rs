@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::history::{History, Outage, Weather};
 use super::platform::{Asked, id, read};
-use super::play::{DEADLINE, HOLD, Played};
+use super::play::{BEGINNING, DEADLINE, HOLD, Played};
 use crate::message::{DeadLetter, DeadReason};
 
 /// How long a healthy message may take beside poisoned ones.
@@ -35,6 +35,7 @@ pub(super) fn judge(history: &History, played: &Played) -> Vec<String> {
         Weather::Storm => {}
         Weather::Poison => the_healthy_are_not_delayed(history, played, &mut broken),
         Weather::Outage => an_outage_is_probed_only(history, played, &mut broken),
+        Weather::Clocks => a_step_holds_up_nobody(history, played, &mut broken),
     }
     broken
 }
@@ -102,14 +103,19 @@ fn may_be_crowded(history: &History) -> bool {
 
 fn dead_letters_have_died_rightly(history: &History, played: &Played, broken: &mut Vec<String>) {
     let crowd = may_be_crowded(history);
+    let (ahead, behind) = history.wrong_clocks();
     for (died, dead) in &played.record.dead {
         let (line, n) = read(&dead.message.body);
-        let age = Duration::try_from(dead.died_at.duration_since(dead.message.accepted_at)).unwrap();
+        let story = dead.died_at.duration_since(dead.message.accepted_at);
+        let age = Duration::try_from(story).unwrap_or_default();
+        let accepted = dead.message.accepted_at.duration_since(BEGINNING.parse().unwrap());
+        let lived = *died - (played.start + Duration::try_from(accepted).unwrap());
         let rightly = match dead.reason {
             DeadReason::Rejected => {
                 of(played, line, n).any(|it| it.heard.is_some_and(|(status, _)| status == 400))
             }
-            DeadReason::Expired => age >= DEADLINE,
+            // As the story tells it; and no earlier than the clocks were wrong.
+            DeadReason::Expired => age >= DEADLINE && lived + ahead + TICK >= DEADLINE,
             DeadReason::Exhausted if crowd => true,
             DeadReason::Exhausted => {
                 let first = of(played, line, n).filter_map(|it| it.ended).min();
@@ -126,7 +132,7 @@ fn dead_letters_have_died_rightly(history: &History, played: &Played, broken: &m
         }
     }
     for it in &played.asked {
-        if played.accepted.get(&(it.line, it.n)).is_some_and(|at| it.began > *at + DEADLINE + TICK) {
+        if played.accepted.get(&(it.line, it.n)).is_some_and(|at| it.began > *at + DEADLINE + behind + TICK) {
             broken.push(format!("{}/{} is sent past its deadline", it.line, it.n));
         }
     }
@@ -168,6 +174,23 @@ fn the_healthy_are_not_delayed(history: &History, played: &Played, broken: &mut 
         let took = arrived.map(|at| at.saturating_duration_since(played.accepted[&(line, n)]));
         if took.is_none_or(|took| took > most) {
             broken.push(format!("{line}/{n} of a healthy line took {took:?}"));
+        }
+    }
+}
+
+/// Where a clock was ahead a message may be taken for too old; what is delivered is delivered at once.
+fn a_step_holds_up_nobody(history: &History, played: &Played, broken: &mut Vec<String>) {
+    let (ahead, _) = history.wrong_clocks();
+    for ((line, n), accepted) in &played.accepted {
+        if history.lines[*line].poison.is_some() {
+            continue;
+        }
+        let arrived = played.effects.iter().find(|(_, l, m)| (l, m) == (line, n)).map(|(at, _, _)| *at);
+        let expired = graves(played, *line, *n).any(|(_, dead)| dead.reason == DeadReason::Expired);
+        match arrived.map(|at| at.saturating_duration_since(*accepted)) {
+            Some(took) if took > HEALTHY => broken.push(format!("{line}/{n} took {took:?}")),
+            None if !expired || ahead < DEADLINE => broken.push(format!("{line}/{n} did not arrive")),
+            _ => {}
         }
     }
 }

@@ -64,6 +64,11 @@ fn an_outage_costs_probes_and_no_messages() {
 }
 
 #[test]
+fn a_clock_that_steps_loses_nothing_and_holds_up_nobody() {
+    survives(Weather::Clocks, 150);
+}
+
+#[test]
 fn the_same_seed_is_the_same_history() {
     for weather in [Weather::Poison, Weather::Outage] {
         let drawn = (1..60).map(|seed| History::draw(seed, weather));

@@ -1,6 +1,7 @@
 //! Plays a history: starts the workers, writes the messages, lets happen what happens, and waits for quiet.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::history::{Event, History};
 use super::platform::{Asked, World, body, id, worker_name};
+use crate::clock::hands::{self, Watch};
 use crate::delivery::backoff::{RetrySettings, loaded};
 use crate::delivery::{
     AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, ReadBack,
@@ -27,6 +29,8 @@ use crate::worker::{Deadlines, Worker, WorkerSettings};
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(4);
 /// Below the heartbeat, as the settings demand: who lost its lease has ended its last call before the broker gives it up.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// What the right clocks show when a history begins.
+pub(super) const BEGINNING: &str = "2026-11-22T10:00:00Z";
 pub(super) const HOLD: Duration = Duration::from_secs(8);
 pub(super) const DEADLINE: Duration = Duration::from_secs(45);
 const DRAIN: Duration = Duration::from_secs(25);
@@ -74,6 +78,7 @@ struct Hand {
     stop: Stop,
     tasks: Tasks,
     lease: JoinHandle<()>,
+    watch: Watch,
 }
 
 struct Stage<'a> {
@@ -92,11 +97,11 @@ struct Stage<'a> {
 pub(super) fn play(history: &History) -> Played {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let played = runtime.unwrap().block_on(async {
-        crate::clock::hands::hold("2026-11-22T10:00:00Z".parse().unwrap());
+        hands::hold(BEGINNING.parse().unwrap());
         loaded::load(history.seed);
         Stage::set(history).play().await
     });
-    crate::clock::hands::release();
+    hands::release();
     played
 }
 
@@ -180,7 +185,9 @@ impl<'a> Stage<'a> {
     /// Waits until the queue is empty, at most as long as the last deadline and what ends it may take.
     async fn quiet(&self) -> Vec<String> {
         let outage = self.history.outages.iter().map(|(_, to, _)| *to).max().unwrap_or_default();
-        let limit = NOISE_ENDS.max(outage).max(self.start.elapsed()) + DEADLINE + Duration::from_secs(45);
+        let (_, behind) = self.history.wrong_clocks();
+        let noise = NOISE_ENDS.max(outage).max(self.start.elapsed());
+        let limit = noise + DEADLINE + behind + Duration::from_secs(45);
         while self.broker.left() > 0 {
             sleep(Duration::from_millis(200)).await;
             if self.start.elapsed() > limit {
@@ -211,14 +218,17 @@ impl<'a> Stage<'a> {
         self.world.employ(&deliverer);
         let stop = Stop::default();
         let mut tasks = Tasks::new(stop.clone());
-        Worker::start(&mut tasks, &stop, queue, deliverer, &worker(self.history.prefetch), metrics());
+        let (watch, settings) = (Watch::default(), worker(self.history.prefetch));
+        hands::wearing(&watch, || {
+            Worker::start(&mut tasks, &stop, queue, deliverer, &settings, metrics());
+        });
         let lease = tasks::spawn(self.broker.clone().keep_lease(name.clone()));
         let (broker, introduced) = (self.broker.clone(), name.clone());
         tasks::spawn(async move {
             sleep(Duration::from_secs(2)).await;
             broker.introduce(&introduced);
         });
-        self.hands.push(Hand { number, name, queue: model, stop, tasks, lease });
+        self.hands.push(Hand { number, name, queue: model, stop, tasks, lease, watch });
     }
 
     /// In good order.
@@ -249,6 +259,14 @@ impl<'a> Stage<'a> {
                 // Its calls end with it, before the broker can know.
                 sleep(Duration::from_millis(1)).await;
                 self.broker.leave(&hand.name);
+            }
+            Event::Step(by, long) => {
+                let (watch, by) = (Arc::clone(&self.hands[one].watch), by * 1000);
+                watch.fetch_add(by, Ordering::Relaxed);
+                tasks::spawn(async move {
+                    sleep(long).await;
+                    watch.fetch_sub(by, Ordering::Relaxed);
+                });
             }
             Event::Away(long) => {
                 let broker = self.broker.clone();
