@@ -157,8 +157,9 @@ pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Resu
     let mut known = Known::default();
     let mut asked = HashSet::new();
     for entry in &entries {
-        if directory.was_delivered(entry.key.id).await? {
-            known.delivered.insert(entry.key.id);
+        let id = entry.key.id;
+        if directory.was_delivered(id).await? || directory.was_delivered(id.forwarded()).await? {
+            known.delivered.insert(id);
         }
         if speaks_in_a_chat(entry.kind)
             && asked.insert(&entry.lane)

@@ -3,6 +3,8 @@
 //! Guarantees: what ServiceNow posted of chats that are not ours reaches XO's Callback URL byte for byte. Leaves to others:
 //! telling what was said in ours (`tell.rs`), the HTTP (`platform/xo`).
 
+use std::sync::PoisonError;
+
 use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
 use crate::clock;
 use crate::conversation::{Conversation, Origin};
@@ -42,13 +44,22 @@ impl Deliverer {
             Some(conversation) if self.is_heard(&conversation) => {
                 self.said(directory, message, &callback, &conversation).await
             }
-            _ if self.settings.relays_callbacks => Ok(self.forward(message).await),
+            _ if self.settings.relays_callbacks => Ok(self.forward_for_now(message).await),
             Some(_) => {
                 let why = "handoffs.events_url is not set: nobody to tell";
                 Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why))
             }
             None => Ok(self.unknown(message)),
         }
+    }
+
+    /// The chat may turn out to be one of ours, whose start is still on its way: then its user shall be told as well.
+    async fn forward_for_now(&self, message: &Message) -> Attempt {
+        let attempt = self.forward(message).await;
+        if matches!(attempt.outcome, Outcome::Delivered) {
+            self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).add(message.id);
+        }
+        attempt
     }
 
     pub(super) fn is_heard(&self, conversation: &Conversation) -> bool {

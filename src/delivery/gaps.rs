@@ -207,10 +207,7 @@ impl Deliverer {
         conversation: &Conversation,
         heard: &Heard,
     ) -> Result<Option<Attempt>, OwnTrouble> {
-        let lost = message_of(&callback.group, heard)?;
-        if directory.was_delivered(lost.id).await? {
-            return Ok(None);
-        }
+        let Some(lost) = untold(directory, &callback.group, heard).await? else { return Ok(None) };
         let writer = heard.created_by.as_deref();
         let said = Said {
             id: lost.id,
@@ -257,10 +254,9 @@ impl Deliverer {
             Err(error) => return Ok(Err(error)),
         };
         for heard in heard.iter().filter(|heard| !heard.internal) {
-            let lost = message_of(group, heard)?;
+            let Some(lost) = untold(directory, group, heard).await? else { continue };
             // What waits on the queue already would only be put there again at each look.
-            let queued = self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id);
-            if queued || directory.was_delivered(lost.id).await? {
+            if self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
                 continue;
             }
             self.queue.publish(&lost).await?;
@@ -272,6 +268,18 @@ impl Deliverer {
 
 fn voice(writer: Option<&str>) -> Voice {
     if writer == Some("system") { Voice::System } else { Voice::Agent }
+}
+
+/// The message that is still to be told. Where its callback came before anybody knew whose chat it was, it went to XO's
+/// Callback URL and its id is used up: then it is told under one of its own.
+async fn untold(directory: &Directory, group: &str, heard: &Heard) -> Result<Option<Message>, OwnTrouble> {
+    let mut lost = message_of(group, heard)?;
+    let mut told = directory.was_delivered(lost.id).await?;
+    if !told && directory.was_delivered(lost.id.forwarded()).await? {
+        lost.id = MessageId::derived("told", &lost.id.to_string());
+        told = directory.was_delivered(lost.id).await?;
+    }
+    Ok((!told).then_some(lost))
 }
 
 /// The message that the lost callback would have been.

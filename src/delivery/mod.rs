@@ -100,6 +100,8 @@ pub struct Deliverer {
     read: Mutex<Repeats>,
     /// Since when each chat is asked in vain what was said in it.
     unread: Mutex<HashMap<String, Instant>>,
+    /// What went to XO's Callback URL, and no user of ours was told.
+    forwarded: Mutex<Repeats>,
     /// Since when each chat is seen as escalated without going on anywhere.
     escalated: Mutex<HashMap<ConversationId, Instant>>,
 }
@@ -202,6 +204,7 @@ impl Deliverer {
             served: Mutex::default(),
             read: Mutex::default(),
             unread: Mutex::default(),
+            forwarded: Mutex::default(),
             escalated: Mutex::default(),
         })
     }
@@ -274,7 +277,12 @@ impl Deliverer {
     /// Whether an earlier flight of this message, perhaps in another worker, delivered it.
     pub async fn was_delivered(&self, message: &Message) -> bool {
         let Some(directory) = &self.directory else { return false };
-        directory.was_delivered(message.id).await.unwrap_or_else(|error| {
+        let may_be_foreign = message.kind == Kind::CallbackMessage && self.settings.relays_callbacks;
+        let known = async {
+            let told = directory.was_delivered(message.id).await?;
+            Ok(told || may_be_foreign && directory.was_delivered(message.id.forwarded()).await?)
+        };
+        known.await.unwrap_or_else(|error: DirectoryError| {
             tracing::debug!(id = %message.id, %error, "cannot read whether it was delivered before");
             false
         })
@@ -283,7 +291,9 @@ impl Deliverer {
     /// Notes a delivery, so that a repeat is recognised by every worker and after every restart.
     pub async fn remember_delivered(&self, message: &Message) {
         let Some(directory) = &self.directory else { return };
-        if let Err(error) = directory.remember_delivered(message.id, crate::clock::now()).await {
+        let went_to_xo = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).contains(message.id);
+        let id = if went_to_xo { message.id.forwarded() } else { message.id };
+        if let Err(error) = directory.remember_delivered(id, crate::clock::now()).await {
             tracing::debug!(id = %message.id, %error, "cannot note a delivery; a repeat of it would be sent");
         }
     }

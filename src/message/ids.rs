@@ -48,6 +48,11 @@ impl MessageId {
         Self(Uuid::new_v5(&NAMESPACE, format!("{source}:{name}").as_bytes()))
     }
 
+    /// Under this id it is remembered that a callback went to XO's Callback URL; under its own, that it was told.
+    pub(crate) fn forwarded(self) -> Self {
+        Self::derived("forwarded", &self.to_string())
+    }
+
     /// Reads an id as [`fmt::Display`] writes it.
     pub fn parse(text: &str) -> Result<Self, IdProblem> {
         Uuid::parse_str(text).map(Self).map_err(|_| IdProblem::NotUuid)

@@ -121,6 +121,42 @@ on_every_engine! {
         a_gap_is_closed_in_order(&relay).await;
     }
 
+    async fn a_greeting_that_came_before_its_chat_was_known_is_told_once(bench: Bench) {
+        let callbacks = Plan::on(&bench).set("servicenow.poll_waiting", "200ms");
+        let plan = callbacks.set("servicenow.poll_active", "200ms").set("delivery.retry.max", "1s");
+        let relay = started(plan, BodyStyle::StockScript).await;
+        // The chat is opened, but neither the answer nor a look at it comes back.
+        let script = relay.sandbox.script();
+        let start = || Rule::new(Side::ServiceNow).operation(Operation::Start);
+        script.fail(start().after().times(1).cut());
+        for operation in [Operation::Start, Operation::State, Operation::Read] {
+            script.fail(Rule::new(Side::ServiceNow).operation(operation).status(503));
+        }
+        relay.start("c-1").await;
+        relay.until("the chat", |relay| match relay.sandbox.groups().len() {
+            1 => Ok(()),
+            count => Err(format!("{count} groups")),
+        }).await;
+        let group = relay.sandbox.groups().remove(0);
+        relay.sandbox.agent_accept(&group).await.unwrap();
+        relay.until("the greeting at XO's Callback URL", |relay| {
+            let forwarded = relay.called_back();
+            if forwarded.contains_key(&group) { Ok(()) } else { Err(format!("{forwarded:?}")) }
+        }).await;
+        relay.sandbox.script().clear();
+        relay.reaches("c-1", "active").await;
+        heard(&relay, "c-1", 1).await;
+        relay.sandbox.agent_says(&group, "one").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 2).await, ["one"]);
+        let looked = reads(&relay);
+        relay.until("another look", |relay| {
+            if reads(relay) > looked + 2 { Ok(()) } else { Err(format!("{}", reads(relay))) }
+        }).await;
+        let mut wanted = relay.called_back().remove(&group).unwrap();
+        wanted.push("one".to_owned());
+        assert_eq!(texts(&relay, "c-1"), wanted);
+    }
+
     async fn the_schedule_finds_what_nothing_came_after(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
