@@ -31,10 +31,8 @@ const PROBES_OF_ONE: u32 = 2;
 const VISIT_EVERY: Duration = Duration::from_secs(20);
 /// What was given back and never came again is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(1800);
-/// A better-ranked worker that lives and yet leaves the partition to us, since its connection broke, is given way to once
-/// more after this, and each time in vain after twice as long.
-const YIELD_AGAIN: Duration = Duration::from_secs(3);
-const YIELD_AGAIN_MAX: Duration = Duration::from_secs(30);
+/// A better-ranked worker that lives and yet leaves the partition to us is given way to once more after this.
+const YIELD_AGAIN: Duration = Duration::from_secs(30);
 
 /// By which right the pump is subscribed.
 #[derive(Debug)]
@@ -70,7 +68,6 @@ pub(super) struct Pump {
     /// So many loans are a crowded window: three quarters.
     crowd: usize,
     next_visit: Instant,
-    yield_again: Duration,
 }
 
 type Flights = FuturesUnordered<BoxFuture<'static, Landing>>;
@@ -79,8 +76,7 @@ impl Pump {
     pub(super) fn new(partition: PartitionId, crew: Arc<Crew>, tally: Arc<Tally>, stop: Stop) -> Self {
         let share = usize::from(crew.settings.prefetch / 4).max(1);
         let (efforts, next_visit) = (HashMap::new(), Instant::now());
-        let (crowd, yield_again) = (3 * share, YIELD_AGAIN);
-        Self { partition, crew, tally, stop, efforts, share, crowd, next_visit, yield_again }
+        Self { partition, crew, tally, stop, efforts, share, crowd: 3 * share, next_visit }
     }
 
     /// Runs until the stop.
@@ -148,12 +144,7 @@ impl Pump {
         self.crew.queue.wanted_elsewhere().borrow().get(&self.partition).copied()
     }
 
-    async fn serve(
-        &mut self,
-        subscription: &mut Subscription,
-        mut mode: Mode,
-        mut wanted: Option<u64>,
-    ) -> End {
+    async fn serve(&mut self, subscription: &mut Subscription, mut mode: Mode, wanted: Option<u64>) -> End {
         let breaker = self.crew.deliverer.gate(self.partition.destination).breaker().clone();
         let mut changes = breaker.changes();
         let mut better = self.crew.queue.wanted_elsewhere();
@@ -162,7 +153,7 @@ impl Pump {
         let mut flights = Flights::new();
         let mut end: Option<End> = None;
         let begun = Instant::now();
-        let mut lent_since = None;
+        let mut lent = false;
         let mut quiet_since = begun;
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let stop = self.stop.clone();
@@ -172,7 +163,7 @@ impl Pump {
                 if !matches!(mode, Mode::Probe(_)) || self.picks_probe(&mut lanes, patient) {
                     self.launch(&mut lanes, &flights, &mut mode, &over);
                 }
-                end = self.reason_to_end(&mode, lent_since, wanted, quiet_since, flights.is_empty());
+                end = self.reason_to_end(&mode, lent, begun, wanted, quiet_since, flights.is_empty());
             }
             if end.is_some() {
                 over.send_replace(true);
@@ -193,8 +184,7 @@ impl Pump {
                     mode = Mode::Open;
                     lanes.unpark();
                 },
-                // Should it come back, it is a newcomer.
-                Ok(()) = better.changed() => wanted = wanted.filter(|_| self.wanted_by().is_some()),
+                Ok(()) = better.changed() => {}
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
@@ -206,7 +196,7 @@ impl Pump {
                 }
                 loan = subscription.next(), if end.is_none() => match loan {
                     Some(loan) => {
-                        lent_since.get_or_insert_with(Instant::now);
+                        lent = true;
                         quiet_since = Instant::now();
                         self.accept(loan, &mut lanes, &flights, &over);
                     }
@@ -217,8 +207,6 @@ impl Pump {
         }
         self.remember(&lanes);
         self.tell(&lanes, 0, false);
-        let in_vain = wanted.is_some() && lent_since.is_some_and(|at| at - begun < YIELD_AGAIN);
-        self.yield_again = if in_vain { (self.yield_again * 2).min(YIELD_AGAIN_MAX) } else { YIELD_AGAIN };
         end.unwrap_or(End::Idle)
     }
 
@@ -226,7 +214,8 @@ impl Pump {
     fn reason_to_end(
         &self,
         mode: &Mode,
-        lent_since: Option<Instant>,
+        lent: bool,
+        begun: Instant,
         wanted: Option<u64>,
         quiet_since: Instant,
         landed: bool,
@@ -242,7 +231,7 @@ impl Pump {
         }
         let better = self.wanted_by()?;
         let newcomer = wanted != Some(better);
-        let ours_all_the_same = lent_since.is_some_and(|at| at.elapsed() >= self.yield_again);
+        let ours_all_the_same = lent && begun.elapsed() >= YIELD_AGAIN;
         (newcomer || ours_all_the_same).then_some(End::Yielded)
     }
 

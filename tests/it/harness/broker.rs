@@ -256,6 +256,7 @@ mod tests {
     use lapin::types::FieldTable;
     use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
+    use super::super::wait::let_pass;
     use super::*;
 
     async fn open(url: &str) -> (Connection, Channel) {
@@ -294,6 +295,8 @@ mod tests {
         let vhost = broker.vhost();
         let (_kept, channel) = open(&vhost.url()).await;
         declare(&channel, false).await.unwrap();
+        // A queue that was declared less than a moment before a kill -9 is not on the disk yet, whatever it confirms.
+        let_pass(Duration::from_secs(3)).await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let persistent = BasicProperties::default().with_delivery_mode(2);
         let publish =
