@@ -234,7 +234,8 @@ pub(crate) enum Receipt {
 }
 
 impl Loan {
-    /// Settles the loan: the message is delivered or buried, and leaves the queue. At most once, since it takes `self`.
+    /// Settles the loan: the message is delivered or buried, and leaves the queue. At most once, since it takes `self`. It
+    /// counts at the latest when its subscription is next asked, flushed or closed; lost before that, it is lent again.
     pub async fn done(self) -> Result<(), QueueError> {
         match self.receipt {
             Receipt::Embedded(receipt) => receipt.done().await,
@@ -265,6 +266,13 @@ impl Subscription {
             Self::Rabbit(subscription) => subscription.next().await,
             #[cfg(test)]
             Self::Model(subscription) => subscription.next().await,
+        }
+    }
+
+    /// Makes sure that what is settled counts soon, also while nobody asks for the next loan.
+    pub fn flush(&self) {
+        if let Self::Rabbit(subscription) = self {
+            subscription.flush();
         }
     }
 

@@ -45,9 +45,9 @@ pub fn rendezvous_weight(worker: &str, partition: PartitionId) -> i32 {
     i32::try_from(hash >> 33).unwrap_or(0)
 }
 
-/// A number for a worker's name, to notice that another one is meant.
-pub fn worker_number(worker: &str) -> u64 {
-    stable_hash(&[worker])
+/// A number for a worker and its place in a line, to notice that another one is meant.
+pub fn place_number(worker: &str, place: &str) -> u64 {
+    stable_hash(&[worker, place])
 }
 
 fn stable_hash(parts: &[&str]) -> u64 {

@@ -31,7 +31,8 @@ const PROBES_OF_ONE: u32 = 2;
 const VISIT_EVERY: Duration = Duration::from_secs(20);
 /// What was given back and never came again is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(1800);
-/// A better-ranked worker that lives and yet leaves the partition to us is given way to once more after this.
+/// A better-ranked worker that waits for the partition and does not get it is given way to once more after this. Who waits
+/// in line, too, goes behind the better one by that.
 const YIELD_AGAIN: Duration = Duration::from_secs(30);
 
 /// By which right the pump is subscribed.
@@ -139,12 +140,17 @@ impl Pump {
         }
     }
 
-    /// The worker that should have this partition instead, if any.
+    /// Who should have this partition instead, and stands where in its line; if anybody.
     fn wanted_by(&self) -> Option<u64> {
         self.crew.queue.wanted_elsewhere().borrow().get(&self.partition).copied()
     }
 
-    async fn serve(&mut self, subscription: &mut Subscription, mut mode: Mode, wanted: Option<u64>) -> End {
+    async fn serve(
+        &mut self,
+        subscription: &mut Subscription,
+        mut mode: Mode,
+        mut wanted: Option<u64>,
+    ) -> End {
         let breaker = self.crew.deliverer.gate(self.partition.destination).breaker().clone();
         let mut changes = breaker.changes();
         let mut better = self.crew.queue.wanted_elsewhere();
@@ -153,7 +159,6 @@ impl Pump {
         let mut flights = Flights::new();
         let mut end: Option<End> = None;
         let begun = Instant::now();
-        let mut lent = false;
         let mut quiet_since = begun;
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let stop = self.stop.clone();
@@ -163,13 +168,14 @@ impl Pump {
                 if !matches!(mode, Mode::Probe(_)) || self.picks_probe(&mut lanes, patient) {
                     self.launch(&mut lanes, &flights, &mut mode, &over);
                 }
-                end = self.reason_to_end(&mode, lent, begun, wanted, quiet_since, flights.is_empty());
+                end = self.reason_to_end(&mode, begun, wanted, quiet_since, flights.is_empty());
             }
             if end.is_some() {
                 over.send_replace(true);
                 if flights.is_empty() {
                     break;
                 }
+                subscription.flush();
             }
             // Not while a probe is in the air: the time that is over already would make this loop hot until it lands.
             let looking = !matches!(mode, Mode::Open) && end.is_none() && flights.is_empty();
@@ -184,7 +190,10 @@ impl Pump {
                     mode = Mode::Open;
                     lanes.unpark();
                 },
-                Ok(()) = better.changed() => {}
+                // Who went away and comes back is a newcomer, as is who subscribed anew.
+                Ok(()) = better.changed() => if self.wanted_by().is_none() {
+                    wanted = None;
+                },
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
@@ -196,7 +205,6 @@ impl Pump {
                 }
                 loan = subscription.next(), if end.is_none() => match loan {
                     Some(loan) => {
-                        lent = true;
                         quiet_since = Instant::now();
                         self.accept(loan, &mut lanes, &flights, &over);
                     }
@@ -214,7 +222,6 @@ impl Pump {
     fn reason_to_end(
         &self,
         mode: &Mode,
-        lent: bool,
         begun: Instant,
         wanted: Option<u64>,
         quiet_since: Instant,
@@ -231,8 +238,7 @@ impl Pump {
         }
         let better = self.wanted_by()?;
         let newcomer = wanted != Some(better);
-        let ours_all_the_same = lent && begun.elapsed() >= YIELD_AGAIN;
-        (newcomer || ours_all_the_same).then_some(End::Yielded)
+        (newcomer || begun.elapsed() >= YIELD_AGAIN).then_some(End::Yielded)
     }
 
     /// Whether there is a head to probe with, which is then the first in line: the oldest that did not fail too often

@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::partition::{rendezvous_weight, worker_number};
+use super::partition::{place_number, rendezvous_weight};
 use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Message, MessageId};
 pub(crate) use subscription::Receipt;
@@ -198,7 +198,7 @@ impl Broker {
                 let best =
                     others().map(|(name, _)| name).max_by_key(|it| rendezvous_weight(it, partition))?;
                 let better = rendezvous_weight(best, partition) > rendezvous_weight(own, partition);
-                better.then(|| (partition, worker_number(best)))
+                better.then(|| (partition, place_number(best, "")))
             });
             member.wanted.send_replace(wanted.collect());
         }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::peers::InLine;
 use super::publisher::{self, Order};
 use super::{RabbitError, RabbitSettings, RabbitUse, connect, peers, topology, within};
 use crate::queue::{PartitionId, QueueError};
@@ -36,8 +37,9 @@ pub(super) struct Links {
     pub(super) connected: watch::Sender<bool>,
     /// When the question was asked that the broker answered last.
     pub(super) answered: watch::Sender<Option<Instant>>,
-    /// Partitions that a better-ranked worker waits for, with that worker's number.
+    /// Partitions that a better-ranked worker waits for, with a number for that worker and its place in line.
     pub(super) wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
+    pub(super) in_line: InLine,
     broken: watch::Sender<Option<String>>,
     trouble: Mutex<String>,
     pub(super) stop: Stop,
@@ -61,6 +63,7 @@ impl Links {
             connected: watch::Sender::new(false),
             answered: watch::Sender::new(None),
             wanted: watch::Sender::new(BTreeMap::new()),
+            in_line: InLine::default(),
             broken: watch::Sender::new(None),
             trouble: Mutex::default(),
             stop: Stop::default(),

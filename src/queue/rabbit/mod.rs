@@ -5,6 +5,7 @@
 //! a timeout; nothing is ever returned by `nack`, `reject` or `basic.cancel`, which reorder, but only by closing a channel.
 //! Leaves to others: which messages to hold and for how long (`worker/`).
 
+mod acks;
 mod borrowing;
 mod connect;
 mod inspect;

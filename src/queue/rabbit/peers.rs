@@ -3,16 +3,17 @@
 //! The broker's own way, consumer priorities, is not used: 3.10 ignores them, and later versions let a take-over wait,
 //! silently, until the old owner holds nothing (`subscription.rs` tells what else). So the owner must know by itself when
 //! to yield (`worker/pump.rs` does it, by closing the channel, which puts it at the end of the line).
-//! Guarantees: [`Links::wanted`] names a partition only while a better-ranked worker was heard within [`ALIVE`].
+//! Guarantees: [`Links::wanted`] names a partition only while a better-ranked worker that stands in its line of consumers
+//! was heard within [`ALIVE`]: whoever yielded to one that does not wait there would only get the partition back.
 //! Not required for correctness: a lost announcement only delays the move of a partition.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
 use tokio::time::Instant;
 
@@ -21,20 +22,87 @@ use super::topology::{ANSWER_TIMEOUT, WORKERS};
 use super::{RabbitError, within};
 use crate::message::Destination;
 use crate::queue::PartitionId;
-use crate::queue::partition::{rendezvous_weight, worker_number};
+use crate::queue::partition::{place_number, rendezvous_weight};
 
 const EVERY: Duration = Duration::from_secs(2);
 const ALIVE: Duration = Duration::from_secs(7);
-/// A worker first subscribes everywhere, then makes itself known: who yields to it must find it waiting.
-const FIRST_AFTER: Duration = Duration::from_secs(2);
+/// The partitions that an announcement is about, each with the number of the subscription, as `xo.0:7 xo.3:12`.
+const H_IN_LINE: &str = "x-causeway-in-line";
+
+/// The partitions in whose line of consumers this worker stands, and by which of its subscriptions: a later one stands
+/// further behind, so that whoever yielded to the earlier one has to yield once more.
+#[derive(Debug, Default)]
+pub(super) struct InLine(Mutex<BTreeMap<PartitionId, u64>>);
+
+/// A place in such a line, left when dropped.
+pub(super) struct Place {
+    links: Arc<Links>,
+    partition: PartitionId,
+}
+
+impl Place {
+    pub(super) fn take(links: &Arc<Links>, partition: PartitionId, subscription: u64) -> Self {
+        links.in_line.change(|places| places.insert(partition, subscription));
+        Self { links: links.clone(), partition }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.links.in_line.change(|places| places.remove(&self.partition));
+    }
+}
+
+impl InLine {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<PartitionId, u64>) -> Option<u64>) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn announcement(&self) -> BasicProperties {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let places: Vec<String> =
+            places.iter().map(|(partition, subscription)| format!("{partition}:{subscription}")).collect();
+        let mut headers = FieldTable::default();
+        headers.insert(H_IN_LINE.into(), AMQPValue::LongString(places.join(" ").into()));
+        BasicProperties::default().with_headers(headers)
+    }
+}
+
+/// What was heard of another worker last.
+struct Peer {
+    at: Instant,
+    /// Its subscriptions, by the partitions as it names them itself; `None`: everywhere, as versions mean it that do not say.
+    in_line: Option<HashMap<String, String>>,
+}
+
+impl Peer {
+    fn heard(properties: &BasicProperties) -> Self {
+        let named = properties.headers().as_ref().and_then(|headers| headers.inner().get(H_IN_LINE));
+        let in_line = named.and_then(|named| match named {
+            AMQPValue::LongString(places) => {
+                let places = String::from_utf8_lossy(places.as_bytes()).into_owned();
+                let places = places.split(' ').filter_map(|place| place.split_once(':'));
+                Some(places.map(|(name, number)| (name.to_owned(), number.to_owned())).collect())
+            }
+            _ => None,
+        });
+        Self { at: Instant::now(), in_line }
+    }
+
+    /// By which subscription it waits there, if it does.
+    fn waits_at(&self, partition: PartitionId) -> Option<&str> {
+        match &self.in_line {
+            Some(places) => places.get(&partition.to_string()).map(String::as_str),
+            None => Some(""),
+        }
+    }
+}
 
 /// Announces this worker until the stop.
 pub(super) async fn announce(links: Arc<Links>) {
     tokio::select! {
         () = links.stop.wait() => {}
         () = async {
-            links.until_consuming().await;
-            tokio::time::sleep(FIRST_AFTER).await;
             loop {
                 let connection = links.until_publishing().await;
                 if let Err(error) = announce_on(&links, &connection).await {
@@ -52,7 +120,7 @@ async fn announce_on(links: &Links, connection: &Connection) -> Result<(), Rabbi
         // A blocked connection writes nothing: waiting for it here would pile up abandoned channels.
         if !connection.status().blocked() {
             let name = links.settings.worker.as_bytes();
-            let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+            let (options, properties) = (BasicPublishOptions::default(), links.in_line.announcement());
             let publish = channel.basic_publish(WORKERS.into(), "".into(), options, name, properties);
             within(ANSWER_TIMEOUT, publish).await?;
         }
@@ -91,23 +159,24 @@ async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitE
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let mut heard =
         within(ANSWER_TIMEOUT, channel.basic_consume(name, "peers".into(), options, none())).await?;
-    let mut alive: HashMap<String, Instant> = HashMap::new();
+    let mut peers: HashMap<String, Peer> = HashMap::new();
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tokio::select! {
             next = heard.next() => match next {
                 Some(delivery) => {
-                    let name = String::from_utf8_lossy(&delivery?.data).into_owned();
+                    let delivery = delivery?;
+                    let name = String::from_utf8_lossy(&delivery.data).into_owned();
                     if name != links.settings.worker {
-                        alive.insert(name, Instant::now());
+                        peers.insert(name, Peer::heard(&delivery.properties));
                     }
                 }
                 None => return Ok(()),
             },
             _ = tick.tick() => {}
         }
-        alive.retain(|_, at| at.elapsed() < ALIVE);
-        let wanted = wanted(&links.settings.worker, alive.keys(), links.settings.tuning.partitions);
+        peers.retain(|_, peer| peer.at.elapsed() < ALIVE);
+        let wanted = wanted(&links.settings.worker, &peers, links.settings.tuning.partitions);
         links.wanted.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
@@ -116,17 +185,14 @@ async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitE
     }
 }
 
-/// For each partition that another should have: the number of the best of them.
-fn wanted<'a>(
-    own: &str,
-    others: impl Iterator<Item = &'a String> + Clone,
-    partitions: u16,
-) -> BTreeMap<PartitionId, u64> {
+/// For each partition in whose line a better one than we stands: a number for the best of them and its place.
+fn wanted(own: &str, peers: &HashMap<String, Peer>, partitions: u16) -> BTreeMap<PartitionId, u64> {
     let all = Destination::ALL.iter().flat_map(|destination| PartitionId::all(*destination, partitions));
     all.filter_map(|partition| {
-        let best = others.clone().max_by_key(|other| rendezvous_weight(other, partition))?;
+        let there = peers.iter().filter_map(|(name, peer)| Some((name, peer.waits_at(partition)?)));
+        let (best, place) = there.max_by_key(|(other, _)| rendezvous_weight(other, partition))?;
         let better = rendezvous_weight(best, partition) > rendezvous_weight(own, partition);
-        better.then(|| (partition, worker_number(best)))
+        better.then(|| (partition, place_number(best, place)))
     })
     .collect()
 }
@@ -135,18 +201,48 @@ fn wanted<'a>(
 mod tests {
     use super::*;
 
+    fn peers(names: &[&str], in_line: Option<&[(&str, &str)]>) -> HashMap<String, Peer> {
+        let own = |(name, number): &(&str, &str)| ((*name).to_owned(), (*number).to_owned());
+        let in_line: Option<HashMap<_, _>> = in_line.map(|places| places.iter().map(own).collect());
+        let peer = || Peer { at: Instant::now(), in_line: in_line.clone() };
+        names.iter().map(|name| ((*name).to_owned(), peer())).collect()
+    }
+
     #[test]
     fn alone_everything_is_mine() {
-        assert!(wanted("a", std::iter::empty(), 8).is_empty());
+        assert!(wanted("a", &HashMap::new(), 8).is_empty());
     }
 
     #[test]
     fn every_partition_is_wanted_by_all_workers_but_one() {
-        let names = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let names = ["a", "b", "c"];
         let mut wanted_count = 0;
-        for own in &names {
-            wanted_count += wanted(own, names.iter().filter(|name| *name != own), 8).len();
+        for own in names {
+            let others: Vec<&str> = names.into_iter().filter(|name| *name != own).collect();
+            wanted_count += wanted(own, &peers(&others, None), 8).len();
         }
         assert_eq!(wanted_count, 2 * 16);
+    }
+
+    #[test]
+    fn nobody_yields_to_who_does_not_wait() {
+        let everywhere = wanted("a", &peers(&["b"], None), 8);
+        let some = everywhere.keys().next().unwrap().to_string();
+        assert!(wanted("a", &peers(&["b"], Some(&[])), 8).is_empty());
+        let there = wanted("a", &peers(&["b"], Some(&[(&some, "1")])), 8);
+        assert_eq!(there.keys().map(ToString::to_string).collect::<Vec<_>>(), [some.clone()]);
+        let again = wanted("a", &peers(&["b"], Some(&[(&some, "2")])), 8);
+        assert_ne!(there, again, "who subscribed anew stands behind us, and wants the partition anew");
+    }
+
+    #[test]
+    fn an_announcement_is_read_as_it_was_meant() {
+        let in_line = InLine::default();
+        let [one, other] = [0, 1].map(|index| PartitionId { destination: Destination::Xo, index });
+        in_line.change(|places| places.insert(one, 7));
+        let heard = Peer::heard(&in_line.announcement());
+        assert_eq!((heard.waits_at(one), heard.waits_at(other)), (Some("7"), None));
+        let says_nothing = Peer::heard(&BasicProperties::default());
+        assert_eq!((says_nothing.waits_at(one), says_nothing.waits_at(other)), (Some(""), Some("")));
     }
 }

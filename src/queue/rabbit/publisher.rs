@@ -2,16 +2,17 @@
 //!
 //! Guarantees: an order is answered `Ok` only after the broker's confirm; of one lane at most one message is unconfirmed,
 //! so that a failed publish cannot be overtaken by the next; whoever gave up waiting is not published any more.
-//! One task for each channel, since several tasks on one channel make lapin swap their confirms.
+//! One task for each channel, since several tasks on one channel make lapin swap their confirms. It waits for no write: what
+//! is ordered meanwhile leaves in the same one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
@@ -82,8 +83,7 @@ pub(super) async fn run(links: Arc<Links>, mut orders: mpsc::Receiver<Order>) {
         };
         match open(&connection).await {
             Ok(channel) => {
-                let limit = links.settings.tuning.publish_timeout;
-                let mut window = Window::new(channel, limit);
+                let mut window = Window::new(channel);
                 tokio::select! {
                     () = links.stop.wait() => return,
                     error = window.publish_all(&mut orders) => tracing::debug!(%error, "publishing channel lost"),
@@ -106,7 +106,6 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 /// The unconfirmed publishes of one channel. Dropping it tells everybody who waits that the outcome is unknown.
 struct Window {
     channel: Channel,
-    limit: Duration,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Confirmed>>,
     /// The orders behind the unconfirmed one of their lane.
     behind: HashMap<LaneKey, VecDeque<Order>>,
@@ -115,39 +114,41 @@ struct Window {
 }
 
 impl Window {
-    fn new(channel: Channel, limit: Duration) -> Self {
-        Self { channel, limit, unconfirmed: FuturesUnordered::new(), behind: HashMap::new(), waiting: 0 }
+    fn new(channel: Channel) -> Self {
+        Self { channel, unconfirmed: FuturesUnordered::new(), behind: HashMap::new(), waiting: 0 }
     }
 
     async fn publish_all(&mut self, orders: &mut mpsc::Receiver<Order>) -> RabbitError {
         loop {
             let room = self.unconfirmed.len() < WINDOW && self.waiting < LINE;
-            let published = tokio::select! {
-                Some(confirmed) = self.unconfirmed.next() => self.confirmed(confirmed).await,
-                Some(order) = orders.recv(), if room => self.take(order).await,
+            tokio::select! {
+                Some(confirmed) = self.unconfirmed.next() => {
+                    let broken = confirmed.result.is_err() && !self.channel.status().connected();
+                    self.confirmed(confirmed);
+                    if broken {
+                        return RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into()));
+                    }
+                }
+                Some(order) = orders.recv(), if room => self.take(order),
                 else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
-            };
-            if let Err(error) = published {
-                return error;
             }
         }
     }
 
-    async fn take(&mut self, order: Order) -> Result<(), RabbitError> {
+    fn take(&mut self, order: Order) {
         if order.answer.is_closed() {
-            return Ok(());
+            return;
         }
         if let Some(line) = self.behind.get_mut(&order.lane) {
             line.push_back(order);
             self.waiting += 1;
-            return Ok(());
+            return;
         }
         self.behind.insert(order.lane.clone(), VecDeque::new());
-        self.publish(order).await
+        self.publish(order);
     }
 
-    async fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), RabbitError> {
-        let broken = confirmed.result.is_err();
+    fn confirmed(&mut self, confirmed: Confirmed) {
         let answer = match confirmed.result {
             Ok(Confirmation::Ack(None)) => Ok(()),
             Ok(Confirmation::Ack(Some(_))) => {
@@ -157,39 +158,40 @@ impl Window {
             Err(ref error) => Err(QueueError::Unavailable(error.to_string())),
         };
         let _ = confirmed.answer.send(answer);
-        if broken && !self.channel.status().connected() {
-            return Err(RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into())));
-        }
-        self.next_of(&confirmed.lane).await
+        self.next_of(&confirmed.lane);
     }
 
     /// Publishes the next order of a lane that somebody still waits for.
-    async fn next_of(&mut self, lane: &LaneKey) -> Result<(), RabbitError> {
+    fn next_of(&mut self, lane: &LaneKey) {
         while let Some(line) = self.behind.get_mut(lane) {
             let Some(order) = line.pop_front() else {
                 self.behind.remove(lane);
-                return Ok(());
+                return;
             };
             self.waiting -= 1;
             if !order.answer.is_closed() {
-                return self.publish(order).await;
+                return self.publish(order);
             }
         }
-        Ok(())
     }
 
-    async fn publish(&mut self, order: Order) -> Result<(), RabbitError> {
+    fn publish(&mut self, order: Order) {
         let Order { exchange, key, lane, properties, body, answer } = order;
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let written = self.channel.basic_publish(exchange.into(), key.into(), options, &body, properties);
-        let confirm = match within(self.limit, written).await {
-            Ok(confirm) => confirm,
-            Err(error) => {
-                let _ = answer.send(Err(QueueError::Unavailable(error.to_string())));
-                return Err(error);
-            }
-        };
-        self.unconfirmed.push(Box::pin(async move { Confirmed { lane, answer, result: confirm.await } }));
-        Ok(())
+        let channel = self.channel.clone();
+        let mut publishing = Box::pin(async move {
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let result =
+                match channel.basic_publish(exchange.into(), key.into(), options, &body, properties).await {
+                    Ok(confirm) => confirm.await,
+                    Err(error) => Err(error),
+                };
+            Confirmed { lane, answer, result }
+        });
+        // The first poll numbers the message and puts it into lapin's line, in one step: polled here, the order of the
+        // orders is that of the messages.
+        match publishing.as_mut().now_or_never() {
+            Some(confirmed) => self.unconfirmed.push(Box::pin(std::future::ready(confirmed))),
+            None => self.unconfirmed.push(publishing),
+        }
     }
 }

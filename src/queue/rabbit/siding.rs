@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
@@ -85,7 +85,7 @@ impl Siding {
             }
         };
         self.left -= 1;
-        let receipt = Receipt { channel: visit.borrowing.channel().clone(), tag: delivery.delivery_tag };
+        let receipt = Receipt::single(visit.borrowing.channel().clone(), delivery.delivery_tag);
         let dead = wire::decode_dead(&mut delivery, self.destination);
         Ok(Some(Held { dead, receipt: crate::queue::Receipt::Rabbit(receipt) }))
     }
@@ -165,11 +165,23 @@ async fn settled_count(connection: &Connection, destination: Destination) -> Res
     loop {
         match census.ask(&dead_queue(destination)).await? {
             None => return Ok(0),
-            Some(queue) if queue.consumers == 0 => return Ok(queue.waiting),
+            Some(queue) if queue.consumers == 0 && queue.waiting > 0 => return Ok(queue.waiting),
+            Some(queue) if queue.consumers == 0 && is_empty(connection, destination).await? => return Ok(0),
             Some(_) if begun.elapsed() > ANSWER_TIMEOUT => {
                 return Err(QueueError::Busy(format!("somebody consumes from {}", dead_queue(destination))));
             }
             Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
         }
     }
+}
+
+/// Whether it is really empty. A quorum queue without a leader, as in the first moments of a broker, says 0 of everything;
+/// only its leader can say that there is nothing to get.
+async fn is_empty(connection: &Connection, destination: Destination) -> Result<bool, QueueError> {
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
+    let get = channel.basic_get(dead_queue(destination).into(), BasicGetOptions::default());
+    let got = within(ANSWER_TIMEOUT, get).await.map_err(QueueError::from)?;
+    // Closing puts what was got back in its place.
+    within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await.map_err(QueueError::from)?;
+    Ok(got.is_none())
 }

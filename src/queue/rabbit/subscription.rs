@@ -12,8 +12,10 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 
+use super::acks::{Acks, Teller};
 use super::borrowing::{Borrowing, Wish};
 use super::links::Links;
+use super::peers::Place;
 use super::topology::{ANSWER_TIMEOUT, partition_queue};
 use super::{RabbitError, wire, within};
 use crate::queue::{Loan, PartitionId, QueueError};
@@ -23,7 +25,10 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// A place in the line of consumers of a partition; the broker lends to one of them at a time.
 pub struct Subscription {
     partition: PartitionId,
+    // Dropped in this order.
+    acks: Teller,
     borrowing: Borrowing,
+    _place: Place,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -35,17 +40,22 @@ impl std::fmt::Debug for Subscription {
 impl Subscription {
     pub(super) async fn open(links: &Arc<Links>, partition: PartitionId) -> Result<Self, RabbitError> {
         let connection = links.until_consuming().await;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let wish = Wish {
             queue: partition_queue(partition).into(),
-            tag: format!("{}-{}", links.settings.worker, NUMBER.fetch_add(1, Ordering::Relaxed)).into(),
+            tag: format!("{}-{number}", links.settings.worker).into(),
             prefetch: links.settings.tuning.prefetch,
             options: BasicConsumeOptions::default(),
             arguments: FieldTable::default(),
         };
-        Ok(Self { partition, borrowing: Borrowing::open(connection, wish).await? })
+        let borrowing = Borrowing::open(connection, wish).await?;
+        let acks = Teller(Arc::new(Acks::new(borrowing.channel().clone())));
+        Ok(Self { partition, acks, borrowing, _place: Place::take(links, partition, number) })
     }
 
+    /// Tells the broker what is settled meanwhile, then waits.
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
+        self.acks.0.tell();
         let mut delivery = match self.borrowing.next().await? {
             Ok(delivery) => delivery,
             Err(error) => {
@@ -54,26 +64,46 @@ impl Subscription {
             }
         };
         let earlier = wire::earlier(&delivery);
-        let receipt = Receipt { channel: self.borrowing.channel().clone(), tag: delivery.delivery_tag };
+        let receipt = Receipt(Way::Grouped(self.acks.0.clone(), delivery.delivery_tag));
         let (message, unreadable) = wire::decode(&mut delivery, self.partition.destination);
         Some(Loan { message, earlier, unreadable, receipt: crate::queue::Receipt::Rabbit(receipt) })
     }
 
+    pub(in crate::queue) fn flush(&self) {
+        self.acks.0.tell();
+    }
+
     pub(in crate::queue) async fn close(self) {
+        self.acks.0.tell();
         self.borrowing.close().await;
     }
 }
 
 /// Recognises one delivery on the channel that it came by.
 #[derive(Debug)]
-pub(crate) struct Receipt {
-    pub(super) channel: Channel,
-    pub(super) tag: u64,
+pub(crate) struct Receipt(Way);
+
+#[derive(Debug)]
+enum Way {
+    /// Told with others, soon.
+    Grouped(Arc<Acks>, u64),
+    /// Told at once, and not done before it is written.
+    Single(Channel, u64),
 }
 
 impl Receipt {
+    pub(super) const fn single(channel: Channel, tag: u64) -> Self {
+        Self(Way::Single(channel, tag))
+    }
+
     pub(in crate::queue) async fn done(self) -> Result<(), QueueError> {
-        let ack = self.channel.basic_ack(self.tag, BasicAckOptions::default());
-        within(ANSWER_TIMEOUT, ack).await.map_err(QueueError::from)
+        match self.0 {
+            Way::Grouped(acks, tag) if acks.settle(tag) => Ok(()),
+            Way::Grouped(..) => Err(QueueError::Unavailable("its subscription is over".into())),
+            Way::Single(channel, tag) => {
+                let ack = channel.basic_ack(tag, BasicAckOptions::default());
+                within(ANSWER_TIMEOUT, ack).await.map_err(QueueError::from)
+            }
+        }
     }
 }

@@ -1,0 +1,144 @@
+//! Tells the broker what is settled, many at a time: an ack costs a quorum queue as much as a message does.
+//!
+//! Guarantees: what was settled is told at the next [`Acks::tell`], and only that. What the broker was not told when the
+//! channel ends, it lends again. Leaves to others: when to tell (`subscription.rs`: before it waits, and before it closes).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use lapin::Channel;
+use lapin::options::BasicAckOptions;
+
+/// What one channel with one consumer has settled.
+#[derive(Debug)]
+pub(super) struct Acks {
+    channel: Channel,
+    ledger: Mutex<Ledger>,
+}
+
+impl Acks {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self { channel, ledger: Mutex::default() }
+    }
+
+    /// False where the channel is over and the broker lends the message again.
+    pub(super) fn settle(&self, tag: u64) -> bool {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).untold.push(tag);
+        self.channel.status().connected()
+    }
+
+    /// Hands over everything that is settled. Whether it was written shows in the consumer's stream, which ends otherwise.
+    pub(super) fn tell(&self) {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        for ack in ledger.due() {
+            let options = BasicAckOptions { multiple: ack.and_all_before };
+            // One poll puts the frame into lapin's line; only then does it wait for the socket, as we do not.
+            if let Some(Err(error)) = self.channel.basic_ack(ack.tag, options).now_or_never() {
+                tracing::debug!(%error, "could not settle; what this channel lent will be lent again");
+                return;
+            }
+        }
+    }
+}
+
+/// Tells what is left when it goes; the channel must still be there.
+#[derive(Debug)]
+pub(super) struct Teller(pub(super) Arc<Acks>);
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.0.tell();
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Ack {
+    tag: u64,
+    and_all_before: bool,
+}
+
+/// Tags count from 1, one for each delivery of the channel.
+#[derive(Debug, Default)]
+struct Ledger {
+    untold: Vec<u64>,
+    /// Every tag up to this one is settled.
+    through: u64,
+    /// What is settled beyond that: the one in between is still in the air, or backs off.
+    beyond: BTreeSet<u64>,
+}
+
+impl Ledger {
+    /// The acks for all that is untold. One of several at a time names a tag that was not told before, since the broker
+    /// does not know the others any more and would close the channel.
+    fn due(&mut self) -> Vec<Ack> {
+        let untold = std::mem::take(&mut self.untold);
+        self.beyond.extend(&untold);
+        while self.beyond.remove(&(self.through + 1)) {
+            self.through += 1;
+        }
+        let (within, beyond): (Vec<u64>, Vec<u64>) = untold.into_iter().partition(|tag| *tag <= self.through);
+        let all = within.iter().max().map(|newest| Ack { tag: *newest, and_all_before: within.len() > 1 });
+        let single = beyond.into_iter().map(|tag| Ack { tag, and_all_before: false });
+        all.into_iter().chain(single).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn one(tag: u64) -> Ack {
+        Ack { tag, and_all_before: false }
+    }
+
+    fn up_to(tag: u64) -> Ack {
+        Ack { tag, and_all_before: true }
+    }
+
+    fn told(ledger: &mut Ledger, settled: &[u64]) -> Vec<Ack> {
+        ledger.untold.extend(settled);
+        ledger.due()
+    }
+
+    #[test]
+    fn neighbours_are_told_in_one_word() {
+        let mut ledger = Ledger::default();
+        assert_eq!(told(&mut ledger, &[2, 1, 3]), [up_to(3)]);
+        assert_eq!(told(&mut ledger, &[4]), [one(4)]);
+        assert_eq!(told(&mut ledger, &[]), []);
+    }
+
+    #[test]
+    fn what_is_in_the_air_is_never_told() {
+        let mut ledger = Ledger::default();
+        assert_eq!(told(&mut ledger, &[2, 3]), [one(2), one(3)]);
+        // 2 and 3 are told: neither may be named again.
+        assert_eq!(told(&mut ledger, &[1]), [one(1)]);
+        assert_eq!(told(&mut ledger, &[5, 4, 7]), [up_to(5), one(7)]);
+        assert_eq!(told(&mut ledger, &[6, 8]), [up_to(8)]);
+    }
+
+    proptest! {
+        /// A broker that forgets what it was told, and does not forgive a tag that it does not know.
+        #[test]
+        fn the_broker_learns_all_that_is_settled_and_nothing_else(order in Just((1..=40_u64).collect::<Vec<_>>()).prop_shuffle(), cuts: Vec<u8>) {
+            let (mut ledger, mut unacked, mut settled) = (Ledger::default(), (1..=40_u64).collect::<BTreeSet<_>>(), BTreeSet::new());
+            let (mut left, mut cuts) = (&order[..], cuts.into_iter());
+            while !left.is_empty() {
+                let cut = usize::from(cuts.next().unwrap_or(3) % 6).min(left.len());
+                let (now, later) = if cut == 0 { left.split_at(1) } else { left.split_at(cut) };
+                left = later;
+                settled.extend(now);
+                for ack in told(&mut ledger, now) {
+                    prop_assert!(unacked.contains(&ack.tag), "unknown tag {}", ack.tag);
+                    unacked.retain(|tag| if ack.and_all_before { *tag > ack.tag } else { *tag != ack.tag });
+                }
+                prop_assert!(unacked.is_disjoint(&settled));
+                prop_assert_eq!(unacked.len() + settled.len(), 40);
+            }
+        }
+    }
+}
