@@ -381,6 +381,7 @@ impl Directory {
                 .bind(after.updated_at.as_millisecond())
                 .bind(revision)
                 .bind(after.released_at.map(Timestamp::as_millisecond))
+                .bind(after.waiting_since.as_millisecond())
                 .execute(pool)
         })?;
         Ok(changed > 0)

@@ -91,6 +91,8 @@ pub struct Conversation {
     pub reason: Option<String>,
     /// When it was requested, the last time.
     pub opened_at: Timestamp,
+    /// Since when it has had no agent: its request, or the going of the last one.
+    pub waiting_since: Timestamp,
     /// When anything here changed last.
     pub updated_at: Timestamp,
     /// When the bot side took its user back, in this episode.

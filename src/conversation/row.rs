@@ -30,6 +30,7 @@ pub(super) type Columns = (
     i64,
     i64,
     Option<i64>,
+    Option<i64>,
 );
 
 /// A conversation as it was read.
@@ -59,6 +60,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
         updated,
         revision,
         released,
+        waiting_since,
     ) = row;
     let conversation = Conversation {
         id: named(&id, |id| ConversationId::parse(id).ok())?,
@@ -72,6 +74,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
         agent,
         reason,
         opened_at: time(opened)?,
+        waiting_since: time(waiting_since.unwrap_or(opened))?,
         updated_at: time(updated)?,
         released_at: released.map(time).transpose()?,
     };

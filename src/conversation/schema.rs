@@ -22,7 +22,8 @@ use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
 use super::{DirectoryError, statements};
 
 /// Each step brings the tables from the version before it to its own, which is its place in this list, counted from 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// How long a call waits for a connection, or for another writer of the file.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -61,6 +61,8 @@ pub(super) fn step(
         Event::Released if before.released_at.is_some() => return None,
         Event::Released => Conversation { released_at: Some(now), ..before.clone() },
     };
+    let left = before.state == State::Active && after.state == State::Waiting;
+    let after = if left { Conversation { waiting_since: now, ..after } } else { after };
     // Only a change counts as an update: a poll that saw nothing new costs no write.
     (after != *before).then_some(Conversation { updated_at: now, ..after })
 }
@@ -78,6 +80,7 @@ fn requested(id: &ConversationId, origin: Origin, queue_id: Option<&str>, now: T
         agent: None,
         reason: None,
         opened_at: now,
+        waiting_since: now,
         updated_at: now,
         released_at: None,
     }
@@ -297,6 +300,24 @@ mod tests {
             step(&id(), Some(&waiting), Event::Observed { group: CURRENT, seen: &seen }, at(3)).unwrap();
         assert_eq!((active.position, active.wait), (None, None));
         assert_eq!(active.number.as_deref(), Some("IMS1"));
+    }
+
+    #[test]
+    fn who_loses_the_agent_waits_anew() {
+        let waits = |seen: &Observation, before: &Conversation, second| {
+            let event = Event::Observed { group: CURRENT, seen };
+            step(&before.id, Some(before), event, at(second)).unwrap()
+        };
+        let placed = |position| Observation { position: Some(position), ..Observation::default() };
+        let talks = Observation { active: true, agent: Some("Grace".to_owned()), ..Observation::default() };
+        let first = waits(&placed(3), &in_state(State::Waiting), 2);
+        assert_eq!(first.waiting_since, at(1), "another place in the queue is the same wait");
+        let left = waits(&placed(1), &waits(&talks, &first, 3), 900);
+        assert_eq!((left.opened_at, left.waiting_since), (at(1), at(900)));
+        let passed_on = Event::Opened(&chat("g-second", false));
+        let before = waits(&talks, &left, 901);
+        let passed_on = step(&before.id, Some(&before), passed_on, at(902)).unwrap();
+        assert_eq!((passed_on.state, passed_on.waiting_since), (State::Waiting, at(902)));
     }
 
     #[test]

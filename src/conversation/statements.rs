@@ -4,7 +4,7 @@
 macro_rules! columns {
     () => {
         "id, origin, state, chat_group, number, queue_id, position, wait, agent, reason, opened_at, updated_at, \
-         revision, released_at"
+         revision, released_at, waiting_since"
     };
 }
 
@@ -20,7 +20,7 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
 pub(super) const INSERT: &str = concat!(
     "INSERT INTO conversations (",
     columns!(),
-    ", polled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $12)
+    ", polled_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $12)
      ON CONFLICT (id) DO NOTHING"
 );
 
@@ -28,7 +28,7 @@ pub(super) const INSERT: &str = concat!(
 pub(super) const UPDATE: &str =
     "UPDATE conversations SET origin = $2, state = $3, chat_group = $4, number = $5,
      queue_id = $6, position = $7, wait = $8, agent = $9, reason = $10, opened_at = $11, updated_at = $12,
-     released_at = $14, revision = revision + 1
+     released_at = $14, waiting_since = $15, revision = revision + 1
      WHERE id = $1 AND revision = $13";
 
 pub(super) const CLAIM_GROUP: &str =
@@ -135,11 +135,12 @@ pub(super) const SILENT: &str = concat!(
      ORDER BY updated_at LIMIT $2"
 );
 
-/// Conversations that were asked for before `$1` and still have no agent.
+/// Conversations that have had no agent since before `$1`.
 pub(super) const OVERDUE: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM conversations WHERE state = 'waiting' AND opened_at < $1 ORDER BY opened_at LIMIT $2"
+    " FROM conversations WHERE state = 'waiting' AND COALESCE(waiting_since, opened_at) < $1
+     ORDER BY opened_at LIMIT $2"
 );
 
 pub(super) const CREATE_VERSION: &str =

@@ -42,7 +42,7 @@ impl Directory {
         self.listed(statements::SILENT, since, limit).await
     }
 
-    /// Conversations that wait for an agent since before then.
+    /// Conversations that have waited for an agent since before then; one whose agent has gone waits anew.
     pub async fn overdue(&self, since: Timestamp, limit: u32) -> Result<Vec<Conversation>, DirectoryError> {
         self.listed(statements::OVERDUE, since, limit).await
     }

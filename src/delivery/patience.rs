@@ -15,7 +15,7 @@ use crate::message::{Handoff, LaneKey, Message, MessageId};
 /// `servicenow.wait_limit`, `servicenow.idle_limit`
 #[derive(Debug, Clone)]
 pub struct Patience {
-    /// From the request to the first agent.
+    /// From the request to the first agent, and from the going of one to the next.
     pub wait: Duration,
     /// Since either side spoke last.
     pub idle: Duration,

@@ -62,6 +62,7 @@ mod tests {
             agent: None,
             reason: None,
             opened_at: "2026-11-22T10:00:00Z".parse().unwrap(),
+            waiting_since: "2026-11-22T10:00:00Z".parse().unwrap(),
             updated_at: "2026-11-22T10:00:05.25Z".parse().unwrap(),
             released_at: None,
         };

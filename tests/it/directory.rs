@@ -129,6 +129,7 @@ on_each_database! {
     one_request_of_many_begins_the_conversation,
     each_conversation_is_due_to_one_caller,
     polling_has_two_rhythms,
+    who_loses_the_agent_waits_anew,
     due_takes_the_longest_waiting_first,
     delivered_messages_are_remembered,
     only_what_is_over_is_forgotten,
@@ -414,6 +415,25 @@ async fn polling_has_two_rhythms(place: &Place) {
     assert_eq!(ids(&due(10).await), ["waits"]);
     assert_eq!(ids(&due(12).await), Vec::<&str>::new());
     assert_eq!(ids(&due(100).await), ["talks", "waits"]);
+}
+
+async fn who_loses_the_agent_waits_anew(place: &Place) {
+    let directory = place.open().await;
+    let waits = waiting(&directory, "waits", "g-1").await;
+    let talks = waiting(&directory, "talks", "g-2").await;
+    let seen = Observation { active: true, ..Observation::default() };
+    directory.observed(&talks, "g-2", &seen).await.unwrap();
+    place.execute("UPDATE conversations SET opened_at = 0, waiting_since = 0").await;
+    let overdue = async |seconds| directory.overdue(later(seconds), 10).await.unwrap();
+    assert_eq!(ids(&overdue(-60).await), ["waits"]);
+    // The agent of a long chat hands it back: its user has waited for a moment, not since the request.
+    directory.observed(&talks, "g-2", &Observation::default()).await.unwrap();
+    assert_eq!(ids(&overdue(-60).await), ["waits"]);
+    assert_eq!(overdue(60).await.len(), 2);
+    // What an older version wrote.
+    place.execute("UPDATE conversations SET waiting_since = NULL").await;
+    assert_eq!(overdue(-60).await.len(), 2);
+    assert_eq!(found(&directory, &waits).await.waiting_since, Timestamp::UNIX_EPOCH);
 }
 
 async fn due_takes_the_longest_waiting_first(place: &Place) {
