@@ -44,6 +44,8 @@
   }
 
   // The last message of the same chat that this rule should have sent; empty for the first one, null when it cannot tell.
+  // Times are whole seconds: of two messages of one second nobody knows which came first, and a wrong guess would hide that
+  // the other one is missing.
   function previousMessage() {
     try {
       var messages = new GlideRecord('live_message');
@@ -53,9 +55,18 @@
       messages.addQuery('internal', false);
       messages.addQuery('sys_created_on', '<=', field('sys_created_on'));
       messages.orderByDesc('sys_created_on');
-      messages.setLimit(1);
+      messages.setLimit(2);
       messages.query();
-      return messages.next() ? String(messages.getValue('sys_id')) : '';
+      if (!messages.next()) {
+        return '';
+      }
+      var found = String(messages.getValue('sys_id'));
+      var second = String(messages.getValue('sys_created_on'));
+      var tied = second === field('sys_created_on');
+      if (!tied && messages.next()) {
+        tied = second === String(messages.getValue('sys_created_on'));
+      }
+      return tied ? null : found;
     } catch (error) {
       return null;
     }

@@ -191,6 +191,28 @@ fn it_says_what_the_relay_needs_to_know() {
     assert_eq!(self::body(&run(&told))["previous"], "", "the first one");
 }
 
+/// Its clock has whole seconds: of two messages of one second it cannot say which came first, and a wrong guess would hide
+/// that the other one is missing.
+#[test]
+fn of_two_messages_of_one_second_none_is_the_previous() {
+    let said = |id: &str, second: &str| {
+        json!({
+            "group": "g1", "sys_id": id, "sys_created_by": "system", "internal": false,
+            "sys_created_on": format!("2026-11-22 10:00:{second}"),
+        })
+    };
+    for (history, previous) in [
+        (json!([said("m1", "00"), said("m2", "01")]), json!("m2")),
+        (json!([said("m1", "01"), said("m2", "01")]), Value::Null),
+        (json!([said("m1", "00"), said("m2", "02")]), Value::Null),
+        (json!([said("m1", "02")]), Value::Null),
+    ] {
+        let mut told = told("hello");
+        told["history"] = history;
+        assert_eq!(body(&run(&told))["previous"], previous, "{:?}", told["history"]);
+    }
+}
+
 #[test]
 fn what_is_none_of_our_business_stays() {
     for (field, value) in [("internal", "1"), ("internal", "true"), ("sys_created_by", "chatbot_interface")] {
