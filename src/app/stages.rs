@@ -16,7 +16,8 @@ use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor}
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
-    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
+    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
+    XoSettings,
 };
 use crate::worker::{Deadlines, WorkerSettings};
 
@@ -128,7 +129,15 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
 }
 
 fn bot(bot: &config::Bot) -> XoBot {
-    XoBot { bot_id: bot.bot_id.clone(), app_id: bot.app_id.clone(), client_secret: bot.client_secret.clone() }
+    XoBot {
+        bot_id: bot.bot_id.clone(),
+        app_id: bot.app_id.clone(),
+        client_secret: bot.client_secret.clone(),
+        algorithm: match bot.jwt_algorithm {
+            config::JwtAlgorithm::Hs256 => TokenAlgorithm::Hs256,
+            config::JwtAlgorithm::Hs512 => TokenAlgorithm::Hs512,
+        },
+    }
 }
 
 fn botkit(xo: &config::Xo) -> BotKitSettings {

@@ -11,8 +11,9 @@ use url::{Host, Url};
 
 use super::reader::Reader;
 use super::settings::{
-    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
-    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts, UnknownGroup, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
+    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
+    UnknownGroup, Xo,
 };
 use crate::telemetry::{LogFormat, LogSettings};
 
@@ -202,7 +203,15 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
             reader.wrong(key, "is missing: bot_id, app_id and client_secret belong together");
         }
     }
-    Some(Bot { bot_id: bot_id?, app_id: app_id?, client_secret: client_secret?.into() })
+    let mut algorithm = |key: &str| choice_of(reader, key, JwtAlgorithm::ALL, JwtAlgorithm::as_str);
+    let jwt_algorithm =
+        algorithm(&format!("{place}.jwt_algorithm")).or_else(|| algorithm("xo.jwt_algorithm"));
+    Some(Bot {
+        bot_id: bot_id?,
+        app_id: app_id?,
+        client_secret: client_secret?.into(),
+        jwt_algorithm: jwt_algorithm.unwrap_or(JwtAlgorithm::Hs256),
+    })
 }
 
 /// `host` or `host:port`, in the form that a parsed URL has.

@@ -18,8 +18,9 @@ pub use problem::{Place, Problem, Problems};
 pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
-    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, Limits, Login,
-    QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts, UnknownGroup, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
+    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
+    UnknownGroup, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.

@@ -194,6 +194,17 @@ pub struct Bot {
     pub bot_id: String,
     pub app_id: String,
     pub client_secret: SecretString,
+    pub jwt_algorithm: JwtAlgorithm,
+}
+
+named! {
+    /// `xo.jwt_algorithm`
+    JwtAlgorithm {
+        /// HMAC with SHA-256.
+        Hs256 = "HS256",
+        /// HMAC with SHA-512.
+        Hs512 = "HS512",
+    }
 }
 
 /// `handoffs.*`

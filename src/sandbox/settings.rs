@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::botkit::Algorithm;
+
 /// Everything a sandbox needs to know at its start.
 #[derive(Clone)]
 pub struct SandboxSettings {
@@ -102,6 +104,8 @@ pub struct BotSettings {
     pub app_id: String,
     /// The client secret of its app.
     pub client_secret: String,
+    /// How its app signs, and wants to be signed to.
+    pub algorithm: Algorithm,
 }
 
 impl Default for BotSettings {
@@ -110,6 +114,7 @@ impl Default for BotSettings {
             bot_id: "st-00000000-0000-5000-8000-000000000001".to_owned(),
             app_id: "cs-00000000-0000-5000-8000-000000000001".to_owned(),
             client_secret: "sandbox-bot-secret".to_owned(),
+            algorithm: Algorithm::Hs256,
         }
     }
 }

@@ -19,14 +19,19 @@ const QUIT_STATE: u8 = 7;
 
 /// A relay whose bot is the sandbox's, and whose agent's words come back as callbacks.
 async fn relay(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
-    let bot = BotSettings::default();
+    relay_of(bench, BotSettings::default(), settings).await
+}
+
+async fn relay_of(bench: &Bench, bot: BotSettings, settings: &[(&str, &str)]) -> Relay {
+    let bots = vec![bot.clone()];
     let plan = Plan::on(bench)
         .set("xo.bot_id", bot.bot_id)
         .set("xo.app_id", bot.app_id)
         .set("xo.client_secret", bot.client_secret)
         .set("servicenow.poll_waiting", "200ms")
         .set("servicenow.poll_active", "200ms")
-        .set("delivery.retry.max", "1s");
+        .set("delivery.retry.max", "1s")
+        .sandbox(|sandbox| sandbox.bots = bots);
     let plan = settings.iter().fold(plan, |plan, (key, value)| plan.set(key, *value));
     let relay = plan.start().await;
     let credential =
@@ -347,6 +352,19 @@ on_every_engine! {
             if extended >= 2 { Ok(()) } else { Err(format!("{extended}")) }
         }).await;
     }
+}
+
+/// XO's apps are set up for one of two algorithms; both sides of this one use the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_may_be_set_up_for_hs512() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let bot = BotSettings { algorithm: Algorithm::Hs512, ..BotSettings::default() };
+    let relay = relay_of(&bench, bot, &[("xo.jwt_algorithm", "HS512")]).await;
+    let user = user(&relay, "u-1");
+    let group = talking(&relay, &user).await;
+    relay.sandbox.agent_closes(&group).await.unwrap();
+    cleared(&relay, &user).await;
+    assert_eq!(relay.sandbox.ledger().count(|entry| entry.status == Some(401)), 0);
 }
 
 /// The door's credentials and its refusals; the engine behind it makes no difference.

@@ -12,7 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use sha2::Sha256;
+use sha2::{Sha256, Sha512};
 use url::Url;
 
 use super::Xo;
@@ -32,6 +32,40 @@ pub struct XoBot {
     pub app_id: String,
     /// The client secret of its app.
     pub client_secret: SecretString,
+    /// How calls are signed with it.
+    pub algorithm: TokenAlgorithm,
+}
+
+/// How a token is signed: XO's apps are set up for one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenAlgorithm {
+    /// HMAC with SHA-256.
+    #[default]
+    Hs256,
+    /// HMAC with SHA-512.
+    Hs512,
+}
+
+impl TokenAlgorithm {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hs256 => "HS256",
+            Self::Hs512 => "HS512",
+        }
+    }
+
+    fn sign(self, secret: &[u8], text: &str) -> Option<Vec<u8>> {
+        Some(match self {
+            Self::Hs256 => {
+                let mac = Hmac::<Sha256>::new_from_slice(secret).ok()?.chain_update(text);
+                mac.finalize().into_bytes().to_vec()
+            }
+            Self::Hs512 => {
+                let mac = Hmac::<Sha512>::new_from_slice(secret).ok()?.chain_update(text);
+                mac.finalize().into_bytes().to_vec()
+            }
+        })
+    }
 }
 
 /// What is done with an agent session.
@@ -153,10 +187,12 @@ fn signed(bot: &XoBot) -> Result<HeaderMap, CallError> {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let exp = clock::now().as_second() + TOKEN_SECONDS;
     let claims = json!({ "appId": bot.app_id, "exp": exp });
-    let token = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "HS256" })), part(&claims));
-    let mac = Hmac::<Sha256>::new_from_slice(bot.client_secret.expose_secret().as_bytes())
-        .map_err(|_| CallError::not_made("the client secret cannot be a key"))?;
-    let signature = mac.chain_update(&token).finalize().into_bytes();
+    let header = json!({ "typ": "JWT", "alg": bot.algorithm.as_str() });
+    let token = format!("{}.{}", part(&header), part(&claims));
+    let signature = bot
+        .algorithm
+        .sign(bot.client_secret.expose_secret().as_bytes(), &token)
+        .ok_or_else(|| CallError::not_made("the client secret cannot be a key"))?;
     let token = format!("{token}.{}", URL_SAFE_NO_PAD.encode(signature));
     let mut value =
         HeaderValue::try_from(token).map_err(|_| CallError::not_made("the token fits into no header"))?;
@@ -185,8 +221,12 @@ mod tests {
     }
 
     fn xo(hosts: Vec<String>) -> Xo {
-        let bot =
-            XoBot { bot_id: "st-1".into(), app_id: "cs-1".into(), client_secret: "shared-secret".into() };
+        let bot = XoBot {
+            bot_id: "st-1".into(),
+            app_id: "cs-1".into(),
+            client_secret: "shared-secret".into(),
+            algorithm: TokenAlgorithm::default(),
+        };
         let allowed_hosts = AllowedHosts::new(hosts);
         Xo::new(peer::http(), XoSettings { bots: vec![bot], allowed_hosts, ..XoSettings::default() })
     }

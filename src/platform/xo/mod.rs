@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::message::AllowedHosts;
 
-pub use botkit::{SessionStep, Words, XoBot};
+pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
 
 use super::error::{Answer, AnswerKind, CallError, NotReady};
 use super::http::{Call, Http, Media, Reply};

@@ -121,8 +121,8 @@ fn log_in(world: &World, bot: &str, headers: &HeaderMap) -> Result<(), Refused> 
     let known = world.settings.bots.iter().find(|known| known.bot_id == bot);
     let known = known.ok_or_else(|| refused("there is no such bot"))?;
     let given = headers.get("auth").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let claims =
-        token::claims(given, &known.client_secret).ok_or_else(|| refused("the token is not signed"))?;
+    let claims = token::claims(given, known.algorithm, &known.client_secret)
+        .ok_or_else(|| refused("the token is not signed"))?;
     if claims.get("appId").and_then(Value::as_str) != Some(known.app_id.as_str()) {
         return Err(refused("the token is for another app"));
     }

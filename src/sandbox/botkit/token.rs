@@ -33,8 +33,8 @@ pub fn token(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
     format!("{signed}.{}", BASE64.encode(signature(algorithm, &signed, secret)))
 }
 
-/// What the token claims, where its signature is that of this secret.
-pub(super) fn claims(token: &str, secret: &str) -> Option<Value> {
+/// What the token claims, where its signature is that of this secret, made in this way.
+pub(super) fn claims(token: &str, wanted: Algorithm, secret: &str) -> Option<Value> {
     let (signed, given) = token.rsplit_once('.')?;
     let (header, claims) = signed.split_once('.')?;
     let header: Value = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
@@ -43,7 +43,7 @@ pub(super) fn claims(token: &str, secret: &str) -> Option<Value> {
         "HS512" => Algorithm::Hs512,
         _ => return None,
     };
-    if BASE64.decode(given).ok()? != signature(algorithm, signed, secret) {
+    if algorithm != wanted || BASE64.decode(given).ok()? != signature(algorithm, signed, secret) {
         return None;
     }
     serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use serde_json::{Value, json};
 
-use super::token::{Algorithm, token};
+use super::token::token;
 use super::{Handle, ROOT};
 use crate::sandbox::http;
 use crate::sandbox::settings::BotSettings;
@@ -150,7 +150,7 @@ impl BotUser {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((event.to_owned(), body.clone()));
         let exp = crate::clock::now().as_second() + 60;
         let claims = json!({ "appId": self.bot.app_id, "exp": exp });
-        let token = token(Algorithm::Hs256, &claims, &self.bot.client_secret);
+        let token = token(self.bot.algorithm, &claims, &self.bot.client_secret);
         self.post_with(event, body, "token", &token).await
     }
 
