@@ -212,7 +212,7 @@ impl Desk<'_> {
         let Some(group) = held.and_then(|known| known.group.as_deref()) else {
             return Ok(Attempt::of(HERE, Outcome::Dropped, "no agent who could see it"));
         };
-        match self.servicenow.user_types(id, group, self.message.id).await {
+        match self.servicenow.user_types(id, group, self.message.id, typing.stopped).await {
             Ok(()) => Ok(Attempt::delivered(HERE)),
             Err(error) => Ok(Attempt::of(HERE, Outcome::Dropped, error.to_string())),
         }

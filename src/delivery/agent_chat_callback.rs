@@ -135,6 +135,11 @@ impl Chat<'_> {
         self.conversation.state != State::Active && !self.callback.agent_came()
     }
 
+    /// Whether nothing but its words says what the callback is about: no notice of ours will.
+    fn says_only_that(&self) -> bool {
+        !self.callback.over() && matches!(self.callback.sign(), None | Some(Sign::AgentChat))
+    }
+
     /// What an item says to the user, and the name under which it is told only once.
     fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, MessageId)> {
         let no_agent = self.callback.over() && self.had_no_agent();
@@ -157,7 +162,11 @@ impl Chat<'_> {
                 (id, id)
             }
         };
-        let voice = if item.from_agent { Voice::Agent } else { Voice::System };
+        let voice = match &item.meaning {
+            _ if item.from_agent => Voice::Agent,
+            Meaning::Notice(_) if self.says_only_that() => Voice::Announcement,
+            _ => Voice::System,
+        };
         let said = Said {
             id,
             group: self.group,

@@ -31,7 +31,7 @@ const AT_ONCE: u32 = 32;
 type Done = Result<Attempt, OwnTrouble>;
 
 impl Deliverer {
-    /// An agent's words. Who the system is the user need not know: its news is told as notices.
+    /// An agent's words, or an announcement. Other words of the system the user need not know: its news is told as notices.
     pub(super) async fn botkit_says(
         &self,
         _message: &Message,
@@ -51,7 +51,7 @@ impl Deliverer {
             let why = "the bot has its user back";
             return Ok(Attempt::dead(HERE, DeadReason::ConversationOver, why));
         }
-        self.tell_user(conversation, &said.text, true).await
+        self.tell_user(conversation, &said.text, said.voice == Voice::Agent).await
     }
 
     /// Causeway's own news.

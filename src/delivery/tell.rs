@@ -17,14 +17,17 @@ pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Voice {
     Agent,
+    /// ServiceNow itself, of what Causeway tells in its own words.
     System,
+    /// ServiceNow itself, of what nobody else tells: that a chat is about to time out.
+    Announcement,
 }
 
 impl Voice {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Agent => "agent",
-            Self::System => "system",
+            Self::System | Self::Announcement => "system",
         }
     }
 }

@@ -84,6 +84,18 @@ impl<'a> Fields<'a> {
         self.text(key, bounds)
     }
 
+    /// A flag, false where it is absent.
+    pub(super) fn flag(&self, key: &str) -> bool {
+        match self.value(key) {
+            None => false,
+            Some(Value::Bool(flag)) => *flag,
+            Some(_) => {
+                self.fault(key, "must be true or false");
+                false
+            }
+        }
+    }
+
     /// An object that may be absent.
     pub(super) fn object(&self, key: &str) -> Option<Self> {
         let Value::Object(object) = self.value(key)? else {

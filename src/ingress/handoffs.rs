@@ -129,7 +129,10 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
     match fields.required_text("type", NAME)? {
         "start" => start(fields, conversation).map(Handoff::Start),
         "message" => text(fields, conversation).map(Handoff::Message),
-        "typing" => conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id })),
+        "typing" => {
+            let stopped = fields.flag("stopped");
+            conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id, stopped }))
+        }
         "end" => {
             let reason = fields.text("reason", LABEL).map(str::to_owned);
             conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason, reply: None }))
@@ -240,7 +243,7 @@ mod tests {
             "transcript": [{"from": "user", "text": "hi", "at": "2026-11-22T10:00:00Z"}], "metadata": {"any": "strings"}});
         let message = json!({"type": "message", "conversation_id": "c-1", "message": "still burning",
             "attachments": [{"url": "https://x.example/a.png", "name": "a.png", "content_type": "image/png"}]});
-        let typing = json!({"type": "typing", "conversation_id": "c-1"});
+        let typing = json!({"type": "typing", "conversation_id": "c-1", "stopped": true});
         let end = json!({"type": "end", "conversation_id": "c-1", "reason": "user"});
         for body in [start, message, typing, end] {
             let (_, handoff) = taken(&body);
@@ -296,6 +299,11 @@ mod tests {
             ),
             (json!({"type": "typing"}), "conversation_id", "is missing; it must be a string"),
             (json!({"type": "typing", "conversation_id": ""}), "conversation_id", "must not be empty"),
+            (
+                json!({"type": "typing", "conversation_id": "c", "stopped": 1}),
+                "stopped",
+                "must be true or false",
+            ),
             (json!({"type": "typing", "conversation_id": 1}), "conversation_id", "must be a string"),
             (
                 json!({"type": "start", "conversation_id": "c", "message": " "}),

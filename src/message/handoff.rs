@@ -105,11 +105,14 @@ pub struct Attachment {
     pub content_type: Option<String>,
 }
 
-/// The user is typing.
+/// The user is typing, or has stopped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Typing {
     /// The caller's name for the conversation.
     pub conversation_id: ConversationId,
+    /// Not any more: the user only looks on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// The user left.

@@ -367,6 +367,42 @@ async fn an_app_may_be_set_up_for_hs512() {
     assert_eq!(relay.sandbox.ledger().count(|entry| entry.status == Some(401)), 0);
 }
 
+/// What ServiceNow alone can say, a bot's user hears: a chat that is about to time out must not end behind their back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servicenow_announces_is_told() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let relay = relay(&bench, &[("servicenow.api", "virtual_agent")]).await;
+    let user = user(&relay, "u-1");
+    let group = talking(&relay, &user).await;
+    for what in ["TYPING_STARTED", "TYPING_STOPPED", "MESSAGE_READ"] {
+        let mut event = user.flat("");
+        event["preDefinedEvent"] = json!({ "type": what });
+        assert_eq!(user.post("on_client_event", &event).await.status, 200);
+    }
+    relay
+        .until("what the agent sees of the user", |relay| {
+            let seen = |entry: &causeway::sandbox::Entry| {
+                matches!(entry.event.as_deref(), Some("TYPING" | "VIEWING"))
+            };
+            let seen = relay.sandbox.ledger().find(seen);
+            let seen: Vec<_> = seen.iter().filter_map(|entry| entry.event.as_deref()).collect();
+            if seen == ["TYPING", "VIEWING", "VIEWING"] { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+    let reminder = "The conversation is timing out, are you still there?";
+    let item = json!({ "uiType": "ActionMsg", "actionType": "System", "message": reminder });
+    relay.sandbox.virtual_agent_posts(&group, vec![item]).await.unwrap();
+    heard(&relay, &user, reminder).await;
+    relay.sandbox.agent_closes(&group).await.unwrap();
+    cleared(&relay, &user).await;
+    let heard = user.heard();
+    assert!(heard.iter().all(|heard| heard.text != reminder || !heard.as_agent), "no agent said it");
+    // What Causeway tells in its own words is not told twice.
+    let doubled = |text: &String| text.contains("has entered the chat") || text.contains("support session");
+    assert!(!user.heard_texts().iter().any(doubled), "{:?}", user.heard_texts());
+    assert_eq!(user.heard_texts().iter().filter(|text| *text == ENDED).count(), 1);
+}
+
 /// The door's credentials and its refusals; the engine behind it makes no difference.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_xo_opens_the_door() {

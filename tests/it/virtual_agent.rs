@@ -325,7 +325,10 @@ on_every_engine! {
             let relay = started(plan(&bench), switches).await;
             let group = with_agent(&relay, "c-1").await;
             relay.handoff(json!({ "type": "typing", "conversation_id": "c-1" })).await.id();
-            asks(&relay, "TYPING", 1).await;
+            let typing = asks(&relay, "TYPING", 1).await;
+            relay.handoff(json!({ "type": "typing", "conversation_id": "c-1", "stopped": true })).await.id();
+            let viewing = asks(&relay, "VIEWING", 1).await;
+            assert_eq!((&typing[0]["message"]["text"], &viewing[0]["message"]["text"]), (&json!(""), &json!("")));
             relay.sandbox.agent_types(&group).await.unwrap();
             assert_eq!(hears(&relay, "c-1", "typing").await["agent"], "Beth Anglin");
         }

@@ -284,13 +284,14 @@ fn is_open(conversation: &Conversation) -> bool {
     matches!(conversation.state, State::Requested | State::Waiting | State::Active)
 }
 
-/// The user types, or has read: only the first is worth something to an agent.
+/// The user types, or has stopped, or has read: what an agent sees of a user who says nothing.
 async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
-    let what = payload.body.pointer("/preDefinedEvent/type").and_then(Value::as_str);
-    if what != Some("TYPING_STARTED") {
-        return Ok(());
-    }
-    let typing = Typing { conversation_id: payload.conversation()? };
+    let stopped = match payload.body.pointer("/preDefinedEvent/type").and_then(Value::as_str) {
+        Some("TYPING_STARTED") => false,
+        Some("TYPING_STOPPED" | "MESSAGE_READ") => true,
+        _ => return Ok(()),
+    };
+    let typing = Typing { conversation_id: payload.conversation()?, stopped };
     publish(state, MessageId::fresh(), &Handoff::Typing(typing)).await.map(|_| ())
 }
 

@@ -164,15 +164,16 @@ impl ServiceNow {
         self.request(conversation, request, text).await
     }
 
-    /// The user is typing.
+    /// The user is typing, or only looks on.
     pub(crate) async fn user_types(
         &self,
         conversation: &ConversationId,
         group: &str,
         id: MessageId,
+        stopped: bool,
     ) -> Result<(), CallError> {
         let mut request = about(conversation, group, &id.to_string());
-        request.insert("action".into(), json!("TYPING"));
+        request.insert("action".into(), json!(if stopped { "VIEWING" } else { "TYPING" }));
         request.insert("message".into(), words("", id));
         self.request(conversation, request, "").await
     }
