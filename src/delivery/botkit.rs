@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::classify::Operation;
+use super::classify::{Operation, classify};
 use super::tell::{Said, Voice};
 use super::wording::{AgentTemplate, Occasion};
 use super::{Attempt, Deliverer, OwnTrouble};
@@ -27,6 +27,8 @@ const HERE: Endpoint = Endpoint::XoBotKit;
 const WEB_CHANNEL: &str = "rtm";
 /// Handles that are kept alive at once.
 const AT_ONCE: u32 = 32;
+/// How often each is tried in its turn.
+const EXTEND_TRIES: u32 = 2;
 
 type Done = Result<Attempt, OwnTrouble>;
 
@@ -217,8 +219,7 @@ impl Deliverer {
         self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker knows no conversations".to_owned()))
     }
 
-    /// Keeps the handles of live conversations alive until the stop. What fails is not worth a second try: it is only needed
-    /// where nobody says anything.
+    /// Keeps the handles of live conversations alive until the stop.
     pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: Stop) -> Result<(), String> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let pause = every.min(Duration::from_secs(5));
@@ -230,23 +231,43 @@ impl Deliverer {
             if !self.gate(Destination::Xo).breaker().passes() {
                 continue;
             }
-            match directory.to_extend(clock::now(), every, AT_ONCE).await {
-                Ok(due) => {
-                    let calls = due.iter().map(|(id, handle)| self.extend(id, handle));
-                    futures_util::future::join_all(calls).await;
-                }
-                Err(error) => tracing::debug!(%error, "cannot read which reply handles to extend"),
+            if let Err(OwnTrouble(trouble)) = self.extend_all(directory, every, &stop).await {
+                tracing::debug!(trouble, "cannot read which reply handles to extend");
             }
         }
     }
 
+    /// Whatever is due, so many at once: with thousands of live conversations none must wait until it has lapsed.
+    async fn extend_all(
+        &self,
+        directory: &Directory,
+        every: Duration,
+        stop: &Stop,
+    ) -> Result<(), OwnTrouble> {
+        loop {
+            let due = directory.to_extend(clock::now(), every, AT_ONCE).await?;
+            let calls = due.iter().map(|(id, handle)| self.extend(id, handle));
+            futures_util::future::join_all(calls).await;
+            let more = due.len() >= AT_ONCE as usize;
+            if !more || stop.asked() || !self.gate(Destination::Xo).breaker().passes() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A failure that may pass is tried once more: the next turn would come after XO has let the handle lapse, and an agent who
+    /// breaks a silence then would not be heard until the user says something.
     async fn extend(&self, id: &ConversationId, handle: &ReplyHandle) {
         if self.xo.refuses(handle).is_some() {
             return;
         }
-        let Some(_pass) = self.gate(Destination::Xo).enter(false).await else { return };
-        if let Err(error) = self.xo.agent_session(handle, SessionStep::Extend).await {
+        for _ in 0..EXTEND_TRIES {
+            let Some(_pass) = self.gate(Destination::Xo).enter(false).await else { return };
+            let Err(error) = self.xo.agent_session(handle, SessionStep::Extend).await else { return };
             tracing::debug!(conversation = %id, %error, "a reply handle was not extended");
+            if !matches!(classify(&error, Operation::Session), Outcome::Retry { .. }) {
+                return;
+            }
         }
     }
 }

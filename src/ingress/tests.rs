@@ -8,7 +8,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::message::Destination;
 use crate::queue::QueueTuning;
+use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
 
 const LIMIT: usize = 1 << 20;
@@ -51,11 +53,14 @@ fn settings() -> IngressSettings {
 }
 
 async fn relay(settings: IngressSettings) -> Relay {
+    relay_on(absent_queue(), settings).await
+}
+
+async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
-    let state =
-        IngressState { queue: absent_queue(), directory: None, metrics: Arc::clone(&metrics), settings };
+    let state = IngressState { queue, directory: None, metrics: Arc::clone(&metrics), settings };
     let stop = Stop::default();
     let server = tasks::spawn(serve_public(listener, Arc::new(state), stop.clone()));
     Relay { address, metrics, stop, server }
@@ -356,4 +361,36 @@ async fn the_admin_listener_tells_metrics_and_health() {
     assert_eq!(exchange(address, &post("/metrics", "", "")).await.status, 405);
     stop.ask();
     server.await.unwrap().unwrap();
+}
+
+/// Whose user quits is told at once and the chat is left in its turn. Where there is room for one of the two only, it is the
+/// one that the worker makes the other of.
+#[tokio::test]
+async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
+    const BOT: &str = "st-1";
+    let folder = tempfile::tempdir().unwrap();
+    let tuning = QueueTuning { partitions: 1, prefetch: 8, publish_timeout: Duration::from_secs(5) };
+    let embedded = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: Some(1) };
+    let queue = Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap());
+    let bot = BotDoor { bot_id: BOT.into(), app_id: "cs-1".into(), client_secret: "shared".into() };
+    let botkit = BotKitDoor {
+        bots: vec![bot],
+        allowed_hosts: crate::message::AllowedHosts::new(vec!["xo.example".into()]),
+        end_words: vec!["quit".into()],
+        ..BotKitDoor::default()
+    };
+    let relay = relay_on(queue.clone(), IngressSettings { botkit, ..settings() }).await;
+    let claims = serde_json::json!({ "appId": "cs-1" });
+    let token = crate::sandbox::botkit::token(crate::sandbox::botkit::Algorithm::Hs256, &claims, "shared");
+    let event = serde_json::json!({
+        "requestId": "1", "message": "quit", "agent_transfer": true, "channel": { "from": "u-1", "type": "rtm" },
+        "baseUrl": format!("https://xo.example/api/botsdk/stream/{BOT}"),
+    });
+    let headers = format!("Content-Type: application/json\r\ntoken: {token}\r\n");
+    let path = format!("/sdk/bots/{BOT}/on_user_message");
+    let answer = exchange(relay.address, &post(&path, &headers, &event.to_string())).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let depth = queue.depth().await.unwrap();
+    let waiting = |destination| depth.waiting.get(&destination).copied().unwrap_or(0);
+    assert_eq!((waiting(Destination::ServiceNow), waiting(Destination::Xo)), (1, 0));
 }

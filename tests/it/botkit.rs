@@ -8,6 +8,7 @@ use causeway::sandbox::{
     WantsContext,
 };
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
 
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::{Plan, Relay};
@@ -401,6 +402,25 @@ async fn what_servicenow_announces_is_told() {
     let doubled = |text: &String| text.contains("has entered the chat") || text.contains("support session");
     assert!(!user.heard_texts().iter().any(doubled), "{:?}", user.heard_texts());
     assert_eq!(user.heard_texts().iter().filter(|text| *text == ENDED).count(), 1);
+}
+
+/// A handle whose life was not extended once would lapse before its next turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_is_not_extended_at_once_is_tried_again() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let relay = relay(&bench, &[("xo.extend_every", "1h")]).await;
+    let user = user(&relay, "u-1");
+    talking(&relay, &user).await;
+    relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Extend).times(1).status(503));
+    let file = bench.folder().join("directory.sqlite");
+    let mut directory = sqlx::SqliteConnection::connect(&file.display().to_string()).await.unwrap();
+    directory.execute("UPDATE reply_handles SET extended_at = 0").await.unwrap();
+    relay
+        .until("the handle to be extended", |relay| {
+            let total = relay.sandbox.ledger().total(Side::BotKit, Operation::Extend);
+            if (total.arrived, total.applied) == (2, 1) { Ok(()) } else { Err(format!("{total:?}")) }
+        })
+        .await;
 }
 
 /// The door's credentials and its refusals; the engine behind it makes no difference.

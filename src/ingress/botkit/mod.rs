@@ -237,9 +237,11 @@ async fn quit(
     let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
     let lane = lane.unwrap_or_else(|| LaneKey::from(&conversation_id));
     let ended = notice.id(Kind::CallbackEnded, &instance);
-    state.keep(Message::new(ended, Kind::CallbackEnded, lane, body)).await?;
+    // The end first: should nothing come after it, the worker tells the notice as well, only later. The notice alone would
+    // leave an agent in a chat whose user is gone.
     let end = End { conversation_id, reason: Some("user".to_owned()), reply: Some(Box::new(reply)) };
-    publish(state, id, &Handoff::End(end)).await.map(|_| ())
+    publish(state, id, &Handoff::End(end)).await?;
+    Ok(state.keep(Message::new(ended, Kind::CallbackEnded, lane, body)).await?)
 }
 
 /// A message to the bot of a user who is with an agent, as far as Causeway knows: XO took them back.
