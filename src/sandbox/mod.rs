@@ -35,8 +35,8 @@ pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
     Accept, AgentSettings, BasicLogin, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential,
-    CallbackSettings, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings, Switches,
-    TableAccess, VirtualAgentSwitches, WantsContext,
+    CallbackSettings, ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings,
+    SandboxSettings, Switches, TableAccess, VirtualAgentSwitches, WantsContext,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};

@@ -137,8 +137,10 @@ pub struct BotKitSwitches {
     pub handle_life_ms: u64,
     /// How many characters of a text XO takes; 0: any number.
     pub text_chars_max: usize,
-    /// Whether an answer has a body.
+    /// Whether an answer has a body that is JSON, a refusal included.
     pub answers_json: bool,
+    /// XO posts each event twice, as if the first answer had been lost.
+    pub posts_twice: bool,
     /// How large the `context` of a transfer is, in bytes.
     pub context_bytes: usize,
 }
@@ -151,6 +153,7 @@ impl Default for BotKitSwitches {
             handle_life_ms: 300_000,
             text_chars_max: 0,
             answers_json: true,
+            posts_twice: false,
             context_bytes: 4096,
         }
     }
@@ -344,8 +347,37 @@ pub struct Switches {
     pub echo: bool,
     /// A chat that is escalated goes on under another `group`. Which of both an instance does is not documented.
     pub escalation_renames: bool,
+    /// Of Connect Support.
+    pub connect: ConnectSwitches,
     /// Of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSwitches,
+}
+
+/// What is not known of Connect Support.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectSwitches {
+    /// Queue entries show no more than names and state: no number, no place, no wait, no words.
+    pub sparse_entries: bool,
+    /// What `last_message` is, which is no column that anybody has seen.
+    pub last_message: LastMessage,
+    /// Each callback is posted twice.
+    pub twice: bool,
+    /// A chat ends by itself (state 7 or 8) when nobody has said anything for so many milliseconds; 0: never.
+    pub idle_end_ms: u64,
+}
+
+/// What `current.last_message` is in the Business Rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LastMessage {
+    /// No column.
+    #[default]
+    Undefined,
+    /// A column without a value.
+    Empty,
+    /// The `sys_id` of another message.
+    SysId,
 }
 
 /// How the instance gives out tokens.
@@ -360,11 +392,19 @@ pub struct OAuthSwitches {
     pub client_credentials: bool,
     /// Each use of the refresh token replaces it.
     pub rotate: bool,
+    /// A refusal is a 400 `invalid_grant`, as the standard has it, instead of a 401 `server_error`.
+    pub standard_refusal: bool,
 }
 
 impl Default for OAuthSwitches {
     fn default() -> Self {
-        Self { token_life: 1800, refuse_refresh: false, client_credentials: true, rotate: false }
+        Self {
+            token_life: 1800,
+            refuse_refresh: false,
+            client_credentials: true,
+            rotate: false,
+            standard_refusal: false,
+        }
     }
 }
 

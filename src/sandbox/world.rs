@@ -98,7 +98,11 @@ impl World {
             return Ok((row, posted));
         }
         let filtered = row.created_by == self.settings.username && !desk.switches.echo;
+        let twice = desk.switches.connect.twice;
         let receipt = if filtered { Receipt(None) } else { self.line_up(row.clone()) };
+        if twice && !filtered {
+            self.line_up(row.clone());
+        }
         Ok((row, receipt))
     }
 

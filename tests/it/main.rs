@@ -42,4 +42,5 @@ mod shutdown;
 mod soak;
 mod tidy;
 mod traps;
+mod unknowns;
 mod virtual_agent;

@@ -46,16 +46,31 @@ async fn call(
     Path((bot, call, handle)): Path<(String, String, String)>,
     headers: HeaderMap,
     body: Bytes,
+) -> Response {
+    match take(&world, &bot, &call, handle, &headers, &body) {
+        Ok(answer) => answer,
+        Err(refused) if world.switchboard.switches().answers_json => refused.into_response(),
+        Err(Refused(status, _)) => (status, "Refused").into_response(),
+    }
+}
+
+fn take(
+    world: &World,
+    bot: &str,
+    call: &str,
+    handle: String,
+    headers: &HeaderMap,
+    body: &[u8],
 ) -> Result<Response, Refused> {
-    log_in(&world, &bot, &headers)?;
-    let body: Value = serde_json::from_slice(&body).map_err(|_| bad("the body is not JSON"))?;
+    log_in(world, bot, headers)?;
+    let body: Value = serde_json::from_slice(body).map_err(|_| bad("the body is not JSON"))?;
     let mut board = world.switchboard.board();
     let lapsed = StatusCode::from_u16(board.switches.lapsed_status).unwrap_or(StatusCode::NOT_FOUND);
     let gone = || Refused(lapsed, "the request id is not known or has lapsed".to_owned());
-    let found = board.live(&bot, &handle).ok_or_else(gone)?.clone();
+    let found = board.live(bot, &handle).ok_or_else(gone)?.clone();
     complete(&board, &found.context, &handle, &body)?;
     let user = found.user;
-    match call.as_str() {
+    match call {
         "sendUserMessage" => {
             let text =
                 words(&body).filter(|text| !text.is_empty()).ok_or_else(|| bad("there is no message"))?;
@@ -76,7 +91,7 @@ async fn call(
             person.clears += 1;
         }
         "extendcallid" => {
-            if let Some(live) = board.live(&bot, &handle) {
+            if let Some(live) = board.live(bot, &handle) {
                 live.fresh_at = Instant::now();
             }
         }

@@ -110,13 +110,14 @@ fn prove(request: RequestBuilder, credential: &CallbackCredential, body: &str) -
 /// The body as the rule writes it. Nothing here may repair what the real rule breaks.
 fn body(style: BodyStyle, row: &Row) -> String {
     let Row { sys_id, group, created_by, text, .. } = row;
+    let last_message = row.last_message.as_deref();
     let text = match style {
         BodyStyle::Stringify => {
             return serde_json::json!({
                 "group": group,
                 "formatted_message": text,
                 "sys_created_by": created_by,
-                "last_message": "",
+                "last_message": last_message.unwrap_or_default(),
                 "sys_id": sys_id,
             })
             .to_string();
@@ -136,9 +137,10 @@ fn body(style: BodyStyle, row: &Row) -> String {
         BodyStyle::StockScript => escape_for_home_page(text),
         BodyStyle::StockScriptUnescaped => text.clone(),
     };
+    let last_message = last_message.unwrap_or("undefined");
     format!(
         "{{\"group\":\"{group}\",\"formatted_message\":\"{text}\",\"sys_created_by\":\"{created_by}\",\
-         \"last_message\":\"undefined\",\"sys_id\":\"{sys_id}\"}}"
+         \"last_message\":\"{last_message}\",\"sys_id\":\"{sys_id}\"}}"
     )
 }
 

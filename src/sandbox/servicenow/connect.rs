@@ -99,6 +99,10 @@ struct SessionFilter {
 
 /// Queue entries, newest first; nothing that fits is an empty list, as for any list.
 async fn sessions(State(world): Shared, Query(filter): Query<SessionFilter>) -> Response {
+    if let Some(group) = &filter.group_id {
+        // Refused where the chat is alive, or where the switch is off.
+        let _ = world.write(|desk| desk.idles_out(group));
+    }
     let desk = world.desk();
     let user = &world.settings.username;
     let chats: Vec<_> = match &filter.group_id {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::virtual_agent::VirtualAgentChat;
-use crate::sandbox::settings::{QueueSettings, SandboxSettings, Switches};
+use crate::sandbox::settings::{LastMessage, QueueSettings, SandboxSettings, Switches};
 
 /// `chat_queue_entry.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub(crate) struct Row {
     pub(crate) internal: bool,
     /// `sys_id` of the row that the rule posted before this one; empty for the first of a chat.
     pub(crate) previous: String,
+    /// What the rule reads from `last_message`; `None` where there is no such column.
+    pub(crate) last_message: Option<String>,
     /// What is posted for it, where that is not what the Business Rule makes of the row.
     pub(crate) callback: Option<String>,
 }
@@ -291,6 +293,18 @@ impl Desk {
         self.insert(group, SYSTEM.to_owned(), &format!("{} has left the support session", self.user))
     }
 
+    /// Nobody has said anything for too long, where the switch says that such a chat ends.
+    pub(crate) fn idles_out(&mut self, group: &str) -> Result<Row, Refusal> {
+        let chat = self.chat(group)?;
+        let limit = i64::try_from(self.switches.connect.idle_end_ms).unwrap_or(i64::MAX);
+        let last = chat.rows.last().map_or(i64::MAX, |row| row.created.as_millisecond());
+        let silent = crate::clock::now().as_millisecond().saturating_sub(last);
+        if limit == 0 || silent < limit {
+            return Err(Refusal::NotAllowed("This chat is alive.".to_owned()));
+        }
+        self.user_leaves(group)
+    }
+
     /// The user comes back.
     pub(crate) fn user_rejoins(&mut self, group: &str) -> Result<(), Refusal> {
         let state = match self.chat(group)?.state() {
@@ -441,6 +455,11 @@ impl Desk {
         let chat = self.chats.get_mut(group).ok_or(Refusal::NotFound)?;
         let posted = |row: &&Row| row.created_by != self.user && !row.internal;
         let previous = chat.rows.iter().rev().find(posted).map(|row| row.sys_id.clone()).unwrap_or_default();
+        let last_message = match self.switches.connect.last_message {
+            LastMessage::Undefined => None,
+            LastMessage::Empty => Some(String::new()),
+            LastMessage::SysId => Some(previous.clone()),
+        };
         let row = Row {
             sys_id: record_id(),
             group: group.to_owned(),
@@ -451,6 +470,7 @@ impl Desk {
             attachments: Vec::new(),
             internal: false,
             previous,
+            last_message,
             callback: None,
         };
         chat.rows.push(row.clone());

@@ -99,18 +99,22 @@ pub(crate) fn router() -> Router<Arc<World>> {
 
 async fn token(State(world): State<Arc<World>>, headers: HeaderMap, body: String) -> Response {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let switches = world.desk().switches.oauth;
     if !media.starts_with("application/x-www-form-urlencoded") {
-        return refused("invalid_request");
+        return refused("invalid_request", switches);
     }
     let asked: Vec<(String, String)> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
-    let switches = world.desk().switches.oauth;
     match world.tokens.grant(&asked, switches) {
         Ok(granted) => Json(granted).into_response(),
-        Err(why) => refused(why),
+        Err(why) => refused(why, switches),
     }
 }
 
-fn refused(why: &str) -> Response {
-    (StatusCode::UNAUTHORIZED, Json(json!({ "error_description": why, "error": "server_error" })))
-        .into_response()
+fn refused(why: &str, switches: OAuthSwitches) -> Response {
+    let (status, error) = match (switches.standard_refusal, why) {
+        (false, _) => (StatusCode::UNAUTHORIZED, "server_error"),
+        (true, "access_denied") => (StatusCode::BAD_REQUEST, "invalid_grant"),
+        (true, why) => (StatusCode::BAD_REQUEST, why),
+    };
+    (status, Json(json!({ "error_description": why, "error": error }))).into_response()
 }

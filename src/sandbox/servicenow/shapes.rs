@@ -86,11 +86,18 @@ pub(crate) fn queue_entry(desk: &Desk, group: &str, entry: &QueueEntry, opened_b
     let position = (entry.state == State::Waiting).then(in_line).flatten();
     let wait = desk.queues.get(&entry.queue).map_or("", |queue| queue.settings.wait.as_str());
     let transfer = entry.transfer.as_ref();
+    let assigned_to = entry.assigned_to.as_deref().unwrap_or_default();
+    if desk.switches.connect.sparse_entries {
+        return json!({
+            "sys_id": entry.sys_id, "queue": entry.queue, "group": group, "assigned_to": assigned_to,
+            "state": entry.state.number(),
+        });
+    }
     json!({
         "sys_id": entry.sys_id,
         "queue": entry.queue,
         "group": group,
-        "assigned_to": entry.assigned_to.as_deref().unwrap_or_default(),
+        "assigned_to": assigned_to,
         "number": entry.number,
         "position": position.map_or(0, |ahead| ahead + 1),
         "short_description": entry.short_description,

@@ -284,6 +284,7 @@ fn row(group: &str, body: &Value) -> Row {
         attachments: Vec::new(),
         internal: false,
         previous: String::new(),
+        last_message: None,
         callback: Some(body.to_string()),
     }
 }
