@@ -1,8 +1,8 @@
 //! What a bot's user does to a chat that is not there: a message that must open one, an end of nothing.
 //!
 //! Guarantees: a user in agent mode whom nobody listens to gets a chat with their words as its first; one who goes is given back
-//! to the bot also where nothing is known of them. What a user wrote while their chat was ending opens no new one: it is kept as
-//! a dead letter. Leaves to others: opening chats (`handoff.rs`).
+//! to the bot also where nothing is known of them, or nothing but their request. What a user wrote while their chat was ending
+//! opens no new one: it is kept as a dead letter. Leaves to others: opening chats (`handoff.rs`).
 
 use std::time::Duration;
 
@@ -60,7 +60,11 @@ impl Desk<'_> {
     ) -> Result<Attempt, OwnTrouble> {
         let id = &end.conversation_id;
         let reason = end.reason.as_deref().unwrap_or("user");
-        if let (None, Some(reply)) = (&known, &end.reply) {
+        // Whoever opened or failed the chat told its end. A user of whom there is but a request had none, and who noted it may
+        // have died before it said that they are gone.
+        let untold =
+            known.as_ref().is_none_or(|known| known.state == State::Requested && known.released_at.is_none());
+        if let (true, Some(reply)) = (untold, &end.reply) {
             self.directory.requested(id, Origin::BotKit, None).await?;
             self.heard(id, Some(reply)).await?;
             let notice = Notice { reason: Some(reason.to_owned()), ..Notice::about(id.clone()) };

@@ -20,11 +20,12 @@ const QUIT_STATE: u8 = 7;
 
 /// A relay whose bot is the sandbox's, and whose agent's words come back as callbacks.
 async fn relay(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
-    relay_of(bench, BotSettings::default(), settings).await
+    relay_of(bench, vec![BotSettings::default()], settings).await
 }
 
-async fn relay_of(bench: &Bench, bot: BotSettings, settings: &[(&str, &str)]) -> Relay {
-    let bots = vec![bot.clone()];
+/// The first bot by the single keys; `settings` must name the others.
+async fn relay_of(bench: &Bench, bots: Vec<BotSettings>, settings: &[(&str, &str)]) -> Relay {
+    let bot = bots[0].clone();
     let plan = Plan::on(bench)
         .set("xo.bot_id", bot.bot_id)
         .set("xo.app_id", bot.app_id)
@@ -175,6 +176,16 @@ on_every_engine! {
         // A new handoff is a new chat.
         assert_eq!(user.transfers("again").await.status, 200);
         chat(&relay).await;
+    }
+
+    async fn who_quits_without_a_chat_is_given_back_once(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        user.set_with_agent(true);
+        assert_eq!(user.says("quit").await.status, 200);
+        cleared(&relay, &user).await;
+        quiet(&relay).await;
+        assert_eq!((relay.sandbox.groups().len(), user.clears()), (0, 1));
     }
 
     async fn a_user_whom_xo_took_back_leaves_servicenow(bench: Bench) {
@@ -355,17 +366,44 @@ on_every_engine! {
     }
 }
 
-/// XO's apps are set up for one of two algorithms; both sides of this one use the other.
+/// Each bot has a credential of its own, and XO's apps are set up for one of two algorithms: here one for each.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_may_be_set_up_for_hs512() {
+async fn each_bot_is_answered_with_its_own_credential() {
     let bench = Engine::Embedded.bench().expect("it is always there");
-    let bot = BotSettings { algorithm: Algorithm::Hs512, ..BotSettings::default() };
-    let relay = relay_of(&bench, bot, &[("xo.jwt_algorithm", "HS512")]).await;
-    let user = user(&relay, "u-1");
-    let group = talking(&relay, &user).await;
-    relay.sandbox.agent_closes(&group).await.unwrap();
-    cleared(&relay, &user).await;
+    let one = BotSettings { algorithm: Algorithm::Hs512, ..BotSettings::default() };
+    let other = BotSettings {
+        bot_id: "st-00000000-0000-5000-8000-000000000002".to_owned(),
+        app_id: "cs-00000000-0000-5000-8000-000000000002".to_owned(),
+        client_secret: "another-bot-secret".to_owned(),
+        algorithm: Algorithm::Hs256,
+    };
+    let bots = vec![one.clone(), other.clone()];
+    let settings = [
+        ("xo.jwt_algorithm", "HS512"),
+        ("xo.bots.0.bot_id", other.bot_id.as_str()),
+        ("xo.bots.0.app_id", &other.app_id),
+        ("xo.bots.0.client_secret", &other.client_secret),
+        ("xo.bots.0.jwt_algorithm", "HS256"),
+    ];
+    let relay = relay_of(&bench, bots, &settings).await;
+    let users = [user(&relay, "u-1"), user(&relay, "u-2").at(&other)];
+    for user in &users {
+        assert_eq!(user.transfers("My laptop is on fire").await.status, 200);
+        heard(&relay, user, WAITING).await;
+    }
+    for group in relay.sandbox.groups() {
+        relay.sandbox.agent_accept(&group).await.unwrap();
+        relay.sandbox.agent_closes(&group).await.unwrap();
+    }
+    for user in &users {
+        cleared(&relay, user).await;
+    }
     assert_eq!(relay.sandbox.ledger().count(|entry| entry.status == Some(401)), 0);
+    // One bot's events are not the other's to sign.
+    let event = users[0].nested("hello");
+    let claims = json!({"appId": one.app_id, "exp": causeway::clock::now().as_second() + 60});
+    let credential = token(Algorithm::Hs512, &claims, &one.client_secret);
+    assert_eq!(users[1].post_with("on_agent_transfer", &event, "token", &credential).await.status, 401);
 }
 
 /// What ServiceNow alone can say, a bot's user hears: a chat that is about to time out must not end behind their back.

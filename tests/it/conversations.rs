@@ -8,7 +8,9 @@ use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened,
 use causeway::delivery::{
     AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup,
 };
-use causeway::message::{ConversationId, DeadReason, Kind, LaneKey, Message, MessageId, Outcome};
+use causeway::message::{
+    ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Outcome,
+};
 use causeway::platform::{
     Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
 };
@@ -335,6 +337,7 @@ on_every_rabbit! {
 struct Room {
     deliverer: Arc<Deliverer>,
     directory: Directory,
+    queue: Queue,
     sandbox: Sandbox,
     _folder: tempfile::TempDir,
 }
@@ -366,11 +369,12 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         },
         max_messages: None,
     };
+    let queue = Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap());
     let parts = Parts {
         xo: Xo::new(http.clone(), XoSettings::default()),
         servicenow: Some(ServiceNow::new(http, client)),
         directory: Some(directory.clone()),
-        queue: Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap()),
+        queue: queue.clone(),
         metrics: Arc::new(Metrics::new("embedded").unwrap()),
     };
     let delivery = DeliverySettings {
@@ -384,7 +388,8 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         read_back: ReadBack::Always,
         botkit: BotKitSettings::default(),
     };
-    Room { deliverer: Deliverer::new(parts, delivery, &BTreeMap::new()), directory, sandbox, _folder: folder }
+    let deliverer = Deliverer::new(parts, delivery, &BTreeMap::new());
+    Room { deliverer, directory, queue, sandbox, _folder: folder }
 }
 
 fn message(kind: Kind, lane: &str, body: &Value) -> Message {
@@ -404,6 +409,30 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
     let drops = room(UnknownGroup::Drop).await;
     assert_eq!(drops.deliverer.attempt(&fresh, false).await.outcome, held);
     assert_eq!(drops.deliverer.attempt(&old, false).await.outcome, Outcome::Dropped);
+}
+
+/// The ingress noted the user and put the end on the queue, and died before it could say that the user has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
+    let room = room(UnknownGroup::DeadLetter).await;
+    let name = "botkit:u-1";
+    let reply = json!({
+        "bot_id": "st-1", "component_id": "default", "request_id": "1", "base_url": "https://xo.example",
+        "send_user_message_url": "https://xo.example/sendUserMessage/1", "channel": {},
+    });
+    let end = json!({ "type": "end", "conversation_id": name, "reason": "user", "reply": reply });
+    let end = message(Kind::HandoffEnd, name, &end);
+    let id = ConversationId::parse(name).unwrap();
+    room.directory.accepted(&id, Origin::BotKit, None, end.accepted_at).await.unwrap();
+    let waiting = async || {
+        let depth = room.queue.depth().await.unwrap();
+        depth.waiting.get(&Destination::Xo).copied().unwrap_or(0)
+    };
+    assert_eq!(room.deliverer.attempt(&end, false).await.outcome, Outcome::Repeated);
+    assert_eq!(waiting().await, 1);
+    // It is over by now: the end told again says nothing more.
+    assert_eq!(room.deliverer.attempt(&end, false).await.outcome, Outcome::Repeated);
+    assert_eq!(waiting().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
