@@ -141,6 +141,8 @@ pub struct BotKitSwitches {
     pub answers_json: bool,
     /// XO posts each event twice, as if the first answer had been lost.
     pub posts_twice: bool,
+    /// While a user is with an agent an event's `context` stays that of the transfer, the last message in it included.
+    pub stale_context: bool,
     /// How large the `context` of a transfer is, in bytes.
     pub context_bytes: usize,
 }
@@ -154,6 +156,7 @@ impl Default for BotKitSwitches {
             text_chars_max: 0,
             answers_json: true,
             posts_twice: false,
+            stale_context: false,
             context_bytes: 4096,
         }
     }

@@ -103,7 +103,8 @@ async fn servicenow_may_end_a_silent_chat_by_itself() {
 async fn xo_may_post_everything_twice_and_answer_nothing() {
     let bench = bench();
     let relay = relay(&bench, BodyStyle::Stringify, ConnectSwitches::default()).await;
-    let switches = BotKitSwitches { posts_twice: true, answers_json: false, ..BotKitSwitches::default() };
+    let defaults = BotKitSwitches::default();
+    let switches = BotKitSwitches { posts_twice: true, answers_json: false, stale_context: true, ..defaults };
     relay.sandbox.set_botkit(switches);
     let user = relay.sandbox.bot_user(&relay.processes[0].public_url(), "u-1");
     assert_eq!(user.transfers("My laptop is on fire").await.status, 200);
@@ -119,15 +120,30 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
     let group = relay.sandbox.groups().remove(0);
     relay.sandbox.agent_accept(&group).await.unwrap();
     hears(&user, "An agent has joined the chat.").await;
-    for text in ["one", "two"] {
+    // Nothing but its request tells the second "yes" from the first.
+    for text in ["one", "yes", "yes"] {
         assert_eq!(user.says(text).await.status, 200);
     }
     relay
-        .until("both words", |relay| match relay.said(&group).len() {
-            3 => Ok(()),
+        .until("every word", |relay| match relay.said(&group).len() {
+            4 => Ok(()),
             some => Err(format!("{some}: {:?}", relay.said(&group))),
         })
         .await;
+    // A handle that lapsed may be a 410 as well as a 404.
+    relay.sandbox.set_botkit(BotKitSwitches { lapsed_status: 410, ..switches });
+    user.handles_lapse();
+    relay.sandbox.agent_says(&group, "waits for you").await.unwrap();
+    relay
+        .until("XO to say that the handle is gone", |relay| {
+            match relay.sandbox.ledger().count(|entry| entry.status == Some(410)) {
+                0 => Err("not yet".to_owned()),
+                _ => Ok(()),
+            }
+        })
+        .await;
+    assert_eq!(user.says("three").await.status, 200);
+    hears(&user, "waits for you").await;
     // A refusal without JSON is a refusal, too.
     relay.sandbox.set_botkit(BotKitSwitches { text_chars_max: 10, ..switches });
     relay.sandbox.agent_says(&group, "much too long for this channel").await.unwrap();
@@ -142,5 +158,5 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
         .await;
     relay.metric_is("causeway_queue_messages", &[], |waiting| waiting == 0.0).await;
     assert_eq!((relay.sandbox.groups().len(), user.clears()), (1, 1));
-    assert_eq!(relay.said(&group)[1..], ["one", "two"]);
+    assert_eq!(relay.said(&group)[1..], ["one", "yes", "yes", "three"]);
 }

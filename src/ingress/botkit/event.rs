@@ -81,7 +81,8 @@ impl Payload<'_> {
             .map_err(|_| Refusal::Insufficient("context.session.UserContext._id: cannot be used"))
     }
 
-    /// The id of the message that this event becomes: XO's own name for the user's message, else the client's, else its content.
+    /// The id of the message that this event becomes: XO's own name for the user's message, else all that may name it. Rather a
+    /// repeat, should XO post an event again under another request, than the loss of a word that is said twice.
     pub(super) fn id(&self, conversation: &ConversationId, event: &str) -> MessageId {
         let digest = |parts: &[&str]| {
             let mut hash = Sha256::new();
@@ -94,11 +95,11 @@ impl Payload<'_> {
         let text = self.body.get("message").and_then(Value::as_str).unwrap_or_default();
         let client = "/context/session/BotUserSession/lastMessage/messagePayload/clientMessageId";
         let client = self.body.pointer(client).and_then(written);
+        let request = self.request_id().unwrap_or_default();
         let name = match (self.user_message(), client) {
             (Some(own), _) => own.to_owned(),
-            // XO may hand on the same last message twice: what was said tells two of them apart.
-            (None, Some(client)) => format!("{client}:{}", digest(&[text])),
-            (None, None) => digest(&[&self.request_id().unwrap_or_default(), text]),
+            // The last message of a context may be an earlier one: then the request and what was said tell two apart.
+            (None, client) => format!("{}:{}", client.unwrap_or_default(), digest(&[&request, text])),
         };
         MessageId::derived("botkit", &format!("{conversation}:{event}:{name}"))
     }
@@ -372,6 +373,14 @@ mod tests {
             id(&body)
         };
         assert_eq!(client(1, "yes"), client(1, "yes"));
+        // The last message of a context may be that of the transfer still: the same words again are no repeat.
+        let stale = |request: u64| {
+            let mut body = changed("/channel/channelInfos/requestId", Value::Null);
+            (body["requestId"], body["message"]) = (json!(request), json!("yes"));
+            id(&body)
+        };
+        assert_eq!(stale(8), stale(8));
+        assert_ne!(stale(8), stale(9));
         assert_ne!(client(1, "yes"), client(2, "yes"));
         assert_ne!(client(1, "yes"), client(1, "no"));
     }

@@ -43,6 +43,8 @@ struct User {
     sessions: u32,
     clears: u32,
     heard: Vec<Heard>,
+    /// The context of the last transfer.
+    transferred: Value,
 }
 
 /// A reply handle: XO's `requestId`.

@@ -180,6 +180,7 @@ impl BotUser {
     pub fn nested(&self, last_words: &str) -> Value {
         let number = self.world.switchboard.board().number();
         let context = self.context(number, last_words);
+        self.world.switchboard.board().user(&self.user).transferred = context.clone();
         let mut event = self.envelope(number, &context);
         event["channel"] = json!({
             "_id": "dc-00000000-0000-5000-8000-000000000001",
@@ -198,11 +199,13 @@ impl BotUser {
 
     /// A later message: flat, and named by what it says and by its request.
     pub fn flat(&self, text: &str) -> Value {
-        let (number, with_agent) = {
+        let (number, user, stale) = {
             let mut board = self.world.switchboard.board();
-            (board.number(), board.user(&self.user).with_agent)
+            (board.number(), board.user(&self.user).clone(), board.switches.stale_context)
         };
-        let mut event = self.envelope(number, &self.context(number, text));
+        let with_agent = user.with_agent;
+        let context = if stale && with_agent { user.transferred } else { self.context(number, text) };
+        let mut event = self.envelope(number, &context);
         event["message"] = json!(text);
         event["agent_transfer"] = json!(with_agent);
         event["channel"] = json!({
