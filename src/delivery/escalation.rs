@@ -3,7 +3,8 @@
 //! Its entry ends with state 4, and it goes on in an entry of the other queue. Whether the chat keeps its `group` then is not
 //! documented (servicenow.md 2, 8), so both are looked for: an open entry of the same group is simply the chat's state; an
 //! open chat of ours with the same words in the queue that follows is claimed as the conversation's next chat.
-//! Guarantees: a conversation ends as `escalated` only when it went on nowhere for a while.
+//! Guarantees: a conversation ends as `escalated` only when it went on nowhere for a while, and as `gone` only when it was not
+//! shown for a while.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::conversation::{Claim, Opened};
 use crate::message::{Notice, NoticeEvent};
 use crate::platform::QueueEntry;
 
-/// How long the other queue may take to show the chat.
+/// How long the other queue may take to show the chat, and how long a chat may not be shown at all.
 const GRACE: Duration = Duration::from_secs(15);
 
 impl Look<'_> {
@@ -27,18 +28,16 @@ impl Look<'_> {
         for entry in &found {
             let owner = self.directory.find_by_group(&entry.group).await?.map(|owner| owner.id);
             if owner.is_none_or(|owner| owner == self.conversation.id) && self.goes_on(entry).await? {
-                self.since().remove(&self.conversation.id);
+                self.settled();
                 return Ok(Ok(()));
             }
         }
-        let since = *self.since().entry(self.conversation.id.clone()).or_insert_with(Instant::now);
-        if since.elapsed() < GRACE {
-            // Nobody is there meanwhile.
-            self.saw(&QueueEntry { assigned_to: None, position: None, ..from.clone() }).await?;
-            return Ok(Ok(()));
+        if self.lasts() {
+            return self.end("escalated").await;
         }
-        self.since().remove(&self.conversation.id);
-        self.end("escalated").await
+        // Nobody is there meanwhile.
+        self.saw(&QueueEntry { assigned_to: None, position: None, ..from.clone() }).await?;
+        Ok(Ok(()))
     }
 
     /// Takes the new chat for the conversation's own. False where another conversation has it.
@@ -71,9 +70,19 @@ impl Look<'_> {
         Ok(true)
     }
 
+    /// Whether the chat has looked as if it were over for so long that it is.
+    pub(super) fn lasts(&self) -> bool {
+        self.since().entry(self.conversation.id.clone()).or_insert_with(Instant::now).elapsed() >= GRACE
+    }
+
+    /// The chat is seen, or over for certain: the next time counts from anew.
+    pub(super) fn settled(&self) {
+        self.since().remove(&self.conversation.id);
+    }
+
     fn since(
         &self,
     ) -> std::sync::MutexGuard<'_, std::collections::HashMap<crate::message::ConversationId, Instant>> {
-        self.deliverer.escalated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.deliverer.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

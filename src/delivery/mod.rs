@@ -102,8 +102,8 @@ pub struct Deliverer {
     unread: Mutex<HashMap<String, Instant>>,
     /// What went to XO's Callback URL, and no user of ours was told.
     forwarded: Mutex<Repeats>,
-    /// Since when each chat is seen as escalated without going on anywhere.
-    escalated: Mutex<HashMap<ConversationId, Instant>>,
+    /// Since when each chat is not seen, or seen as escalated without going on anywhere.
+    in_doubt: Mutex<HashMap<ConversationId, Instant>>,
 }
 
 /// What one attempt came to.
@@ -205,7 +205,7 @@ impl Deliverer {
             read: Mutex::default(),
             unread: Mutex::default(),
             forwarded: Mutex::default(),
-            escalated: Mutex::default(),
+            in_doubt: Mutex::default(),
         })
     }
 

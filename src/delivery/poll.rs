@@ -117,13 +117,16 @@ impl Look<'_> {
     async fn take(&self) -> Looked {
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
-            Ok(None) => return self.end("gone").await,
+            // One empty list among good ones is a hiccup of the instance.
+            Ok(None) if self.lasts() => return self.end("gone").await,
+            Ok(None) => return Ok(Ok(())),
             Err(error) => return Ok(Err(error)),
         };
         match entry.state.and_then(ended_by) {
             Some("escalated") => self.escalated(&entry).await,
             Some(reason) => self.end(reason).await,
             None => {
+                self.settled();
                 self.saw(&entry).await?;
                 self.read().await
             }
@@ -141,6 +144,7 @@ impl Look<'_> {
             }
         }
         self.deliverer.end(&self.conversation.id, Some(self.group), reason).await?;
+        self.settled();
         Ok(Ok(()))
     }
 

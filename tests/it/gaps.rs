@@ -270,6 +270,23 @@ on_every_engine! {
         assert_eq!(relay.conversation("c-1").await.body["state"], "active");
     }
 
+    async fn one_empty_answer_ends_no_chat(bench: Bench) {
+        let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
+        let group = talking(&relay, "c-1").await;
+        let state = Rule::new(Side::ServiceNow).operation(Operation::State);
+        relay.sandbox.script().fail(state.times(1).status_with(200, r#"{"result":[]}"#));
+        let looks = || relay.sandbox.ledger().total(Side::ServiceNow, Operation::State).arrived;
+        let before = looks();
+        relay.until("two more looks", |_| match looks() - before {
+            0 | 1 => Err("not yet".to_owned()),
+            _ => Ok(()),
+        }).await;
+        relay.sandbox.agent_says(&group, "still here").await.unwrap();
+        assert_eq!(heard(&relay, "c-1", 2).await, ["still here"]);
+        assert_eq!(of_type(&relay, "c-1", "callback.ended"), Vec::<Value>::new());
+        assert_eq!(relay.conversation("c-1").await.body["state"], "active");
+    }
+
     async fn a_chat_goes_on_in_the_queue_that_it_was_passed_to(bench: Bench) {
         for (name, renames) in [("c-stays", false), ("c-renamed", true)] {
             let switches = Switches { escalation_renames: renames, ..Switches::default() };
