@@ -55,22 +55,15 @@ pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
     let period = Duration::from_secs(60) / settings.per_minute.max(1);
     let mut arrivals = interval(period);
     arrivals.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut mishaps = interval(FAULT_EVERY);
-    mishaps.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut mishap = 0_usize;
     let mut playing = FuturesUnordered::new();
-    let mut arranging = FuturesUnordered::new();
-    tokio::pin!(stop);
+    let mishaps = mishaps(&client, &settings);
+    tokio::pin!(stop, mishaps);
     loop {
         tokio::select! {
             () = &mut stop => return,
             _ = arrivals.tick(), if playing.len() < MOST_AT_ONCE => playing.push(play(&client, &settings)),
-            _ = mishaps.tick(), if settings.faults => {
-                arranging.push(arrange(&client, &settings, mishap));
-                mishap += 1;
-            }
             Some(()) = playing.next() => {}
-            Some(()) = arranging.next() => {}
+            () = &mut mishaps, if settings.faults => {}
         }
     }
 }
@@ -122,8 +115,20 @@ async fn post(client: &Client, settings: &TrafficSettings, body: &Value) -> bool
     false
 }
 
-/// Asks the sandbox for the next mishap of the schedule: short, and of a kind to be seen on a dashboard.
-async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize) {
+/// One mishap after the other; never ends.
+async fn mishaps(client: &Client, settings: &TrafficSettings) {
+    let mut turns = interval(FAULT_EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut last = None;
+    for turn in 0_usize.. {
+        turns.tick().await;
+        last = arrange(client, settings, turn, last).await;
+    }
+}
+
+/// Asks the sandbox for the next mishap of the schedule: short, and of a kind to be seen on a dashboard. Returns the number of
+/// its rule.
+async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize, last: Option<u64>) -> Option<u64> {
     let mishaps = [
         json!({ "side": "servicenow", "times": 6, "fault": { "kind": "status", "status": 503 } }),
         json!({ "side": "events", "times": 4, "fault": { "kind": "cut" } }),
@@ -135,7 +140,39 @@ async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize) {
         json!({ "side": "servicenow", "times": 2, "fault": { "kind": "html_page" } }),
     ];
     let rules = format!("{}/sandbox/rules", settings.sandbox_url);
-    // What is left of the last one goes first, or rules would pile up.
-    let _ = client.delete(&rules).send().await;
-    let _ = client.post(&rules).body(mishaps[turn % mishaps.len()].to_string()).send().await;
+    // What is left of the last one goes first, or rules would pile up. Those of others stay: a person may be at it.
+    if let Some(last) = last {
+        let _ = client.delete(format!("{rules}/{last}")).send().await;
+    }
+    let made = client.post(&rules).body(mishaps[turn % mishaps.len()].to_string()).send().await.ok()?;
+    let made: Value = serde_json::from_slice(&made.bytes().await.ok()?).ok()?;
+    made["id"].as_u64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{Rule, Sandbox, SandboxSettings, Side};
+
+    #[tokio::test]
+    async fn what_a_person_broke_stays_broken_through_the_schedule() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let sandbox = Sandbox::start(listener, SandboxSettings::default()).await;
+        let settings = TrafficSettings {
+            handoffs_url: String::new(),
+            token: String::new(),
+            per_minute: 1,
+            faults: true,
+            sandbox_url: sandbox.url().to_owned(),
+        };
+        let client = crate::sandbox::http::client("test").unwrap();
+        let by_hand = sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+        let mut last = None;
+        for turn in 0..3 {
+            last = arrange(&client, &settings, turn, last).await;
+            let rules: Vec<u64> = sandbox.script().rules().iter().map(|active| active.id).collect();
+            assert_eq!(rules, [by_hand, last.unwrap()], "the schedule takes back its own rule and no other");
+        }
+        sandbox.stop().await;
+    }
 }
