@@ -2,12 +2,13 @@
 //!
 //! Guarantees: opens no chat, posts nothing. Leaves to others: printing.
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use url::Url;
 
 use super::error::{AnswerKind, CallError, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
-use super::{ChatApi, QueueState, ServiceNow, Xo};
+use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,7 +223,8 @@ fn unreachable(error: &CallError) -> &'static str {
     }
 }
 
-/// XO: does anything answer at the configured addresses. More cannot be asked without posting something.
+/// XO: does anything answer at the configured addresses, and does it take the credentials of the bots. More cannot be asked
+/// without posting something.
 pub async fn xo(xo: &Xo) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
@@ -231,20 +233,37 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
         }
     }
     let (bots, hosts) = xo.bots();
-    for host in hosts.iter().filter(|_| bots > 0) {
-        findings.extend(bot_host(xo, host).await);
+    let hosts: Vec<Url> = hosts.iter().filter_map(|host| root(host)).collect();
+    for host in hosts.iter().filter(|_| !bots.is_empty()) {
+        findings.extend(knocked(xo, "xo.allowed_hosts", host).await);
     }
+    findings.extend(join_all(bots.iter().map(|bot| credential(xo, bot, &hosts))).await.into_iter().flatten());
     findings
 }
 
-/// XO documents nothing that a bot's credential could be tried on without consequences: only whether the host is there, and
-/// whether its clock agrees with ours, since a token lives for a minute.
-async fn bot_host(xo: &Xo, host: &str) -> Vec<Finding> {
+fn root(host: &str) -> Option<Url> {
     let loopback = host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]");
-    let Ok(url) = Url::parse(&format!("{}://{host}/", if loopback { "http" } else { "https" })) else {
-        return Vec::new();
-    };
-    knocked(xo, "xo.allowed_hosts", &url).await
+    Url::parse(&format!("{}://{host}/", if loopback { "http" } else { "https" })).ok()
+}
+
+/// Whether XO takes a bot's credential, at whichever host the bot has its home; nothing where no host answers, since that is
+/// told already.
+async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<Finding> {
+    let answers = join_all(hosts.iter().map(|host| xo.try_bot(bot, host))).await;
+    let statuses: Vec<u16> = answers.into_iter().flatten().map(|status| status.as_u16()).collect();
+    let (name, first) = (format!("bot {}", bot.bot_id), *statuses.first()?);
+    if statuses.iter().any(|status| (200..300).contains(status)) {
+        return Some(Finding::good(format!("{name}: XO takes its credential")));
+    }
+    if let Some(refused) = statuses.iter().find(|status| [401, 403].contains(*status)) {
+        let hint = "xo.bot_id, xo.app_id and xo.client_secret must be of one app of the bot (App settings > BotKit, HS256 or \
+                    HS512), and a token lives for a minute: set the clock by NTP. With a wrong secret XO's own events get 401 \
+                    here, too";
+        return Some(Finding::bad(format!("{name}: XO refuses its credential (status {refused})"), hint));
+    }
+    // Which statuses XO has is documented nowhere.
+    let what = format!("{name}: whether XO takes its credential cannot be told (status {first})");
+    Some(Finding { ok: true, what, hint: "one real chat shows it".into() })
 }
 
 async fn knocked(xo: &Xo, key: &str, url: &Url) -> Vec<Finding> {
@@ -262,6 +281,7 @@ async fn knocked(xo: &Xo, key: &str, url: &Url) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::AllowedHosts;
     use crate::platform::peer::{self, Peer};
     use crate::platform::{ServiceNowLogin, ServiceNowSettings, XoSettings};
 
@@ -307,6 +327,36 @@ mod tests {
         assert!(findings[1].what.contains("closed now"), "{findings:?}");
         let findings = asked(&format!("{ok}{}", fixture!("queues.json")), None).await;
         assert!(findings[1].hint.contains("IT Support"), "{findings:?}");
+    }
+
+    #[tokio::test]
+    async fn the_credential_of_a_bot_is_judged_by_what_xo_answers() {
+        for (answer, ok, says) in [
+            ("HTTP/1.1 200 OK\n\n", true, ""),
+            ("HTTP/1.1 401 Unauthorized\n\n", false, "xo.client_secret"),
+            ("HTTP/1.1 403 Forbidden\n\n", false, "xo.client_secret"),
+            // Nobody documents its answers: what is neither is told as what it is.
+            ("HTTP/1.1 404 Not Found\n\n", true, "one real chat"),
+        ] {
+            let peer = Peer::saying(answer).await;
+            let bot = XoBot { bot_id: "st-1".into(), app_id: "cs-1".into(), client_secret: "s".into() };
+            let host = format!("{}:{}", peer.url.host_str().unwrap(), peer.url.port().unwrap());
+            let allowed_hosts = AllowedHosts::new(vec![host]);
+            let settings = XoSettings { bots: vec![bot], allowed_hosts, ..XoSettings::default() };
+            let findings = xo(&Xo::new(peer::http(), settings)).await;
+            let last = findings.last().unwrap();
+            assert!(last.ok == ok && last.what.contains("st-1"), "{findings:?}");
+            assert_eq!(
+                (last.hint.contains(says), last.hint.is_empty()),
+                (true, says.is_empty()),
+                "{findings:?}"
+            );
+            let heard = peer.heard.lock().unwrap();
+            assert!(heard.iter().all(|request| request.starts_with("GET ")), "{heard:?}");
+            let asked =
+                heard.iter().find(|request| request.starts_with("GET /api/botsdk/stream/st-1/getMessages?"));
+            assert!(asked.is_some_and(|request| request.contains("\r\nauth: ")), "{heard:?}");
+        }
     }
 
     #[tokio::test]

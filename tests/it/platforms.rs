@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use causeway::clock;
 use causeway::sandbox::{
-    BasicLogin, Fault, Operation, QueueSettings, Rule, Sandbox, SandboxSettings, Side, Switches,
+    BasicLogin, BotSettings, Fault, Operation, QueueSettings, Rule, Sandbox, SandboxSettings, Side, Switches,
 };
 use lapin::BasicProperties;
 use serde_json::Value;
@@ -172,4 +172,31 @@ async fn what_is_wrong_comes_with_what_to_do() {
         "{}",
         closed.stdout
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bots_credential_is_tried_where_it_changes_nothing() {
+    let (sandbox, folder) = (sandbox().await, tempfile::tempdir().unwrap());
+    let bot = BotSettings::default();
+    let asked = |secret: &str| {
+        let check = check(&sandbox)
+            .set("xo.bot_id", &bot.bot_id)
+            .set("xo.app_id", &bot.app_id)
+            .set("xo.client_secret", secret);
+        in_folder(check, folder.path()).run(PATIENCE)
+    };
+    let well = asked(&bot.client_secret).await;
+    assert_eq!(well.code, Some(0), "{}{}", well.stdout, well.stderr);
+    assert!(
+        well.stdout.contains(&format!("ok   bot {}: XO takes its credential", bot.bot_id)),
+        "{}",
+        well.stdout
+    );
+    let wrong = asked("wrong-Secret").await;
+    assert_eq!(wrong.code, Some(1), "{}{}", wrong.stdout, wrong.stderr);
+    let line =
+        wrong.stdout.lines().skip_while(|line| !line.starts_with("FAIL bot ")).nth(1).unwrap_or_default();
+    assert!(line.starts_with("     -> ") && line.contains("xo.client_secret"), "{}", wrong.stdout);
+    silent_about_secrets(&wrong);
+    assert_eq!(sandbox.ledger().count(|entry| entry.applied), 0);
 }

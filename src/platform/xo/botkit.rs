@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use sha2::{Sha256, Sha512};
@@ -19,9 +20,12 @@ use super::Xo;
 use crate::clock;
 use crate::message::{ConversationId, ReplyHandle};
 use crate::platform::error::{AnswerKind, CallError};
+use crate::platform::http::Call;
 
 /// As BotKit's own tokens.
 const TOKEN_SECONDS: i64 = 60;
+/// The id of no user.
+const NOBODY: &str = "causeway-check";
 
 /// The credential of one bot.
 #[derive(Debug, Clone)]
@@ -155,6 +159,18 @@ impl Xo {
             Err(error) if refused(&error) => self.post(&url, signed(bot)?, body).await,
             done => done,
         }
+    }
+
+    /// What XO answers to this bot's credential: asked for what was said to a user that nobody is, which is the one call of
+    /// this API that needs no handle and changes nothing.
+    pub(crate) async fn try_bot(&self, bot: &XoBot, root: &Url) -> Result<StatusCode, CallError> {
+        let mut url = root.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(["api", "botsdk", "stream", &bot.bot_id, "getMessages"]);
+        }
+        url.query_pairs_mut().extend_pairs([("skip", "0"), ("limit", "1"), ("userId", NOBODY)]);
+        let call = Call { method: Method::GET, url, headers: signed(bot)?, body: None };
+        Ok(self.http.call(call).await?.status)
     }
 
     fn bot(&self, handle: &ReplyHandle) -> Option<&XoBot> {

@@ -61,10 +61,10 @@ impl Xo {
         self.settings.events_url.as_ref()
     }
 
-    /// How many bots there are, and the hosts that they may be answered at.
-    pub fn bots(&self) -> (usize, Vec<String>) {
+    /// The bots, and the hosts that they may be answered at.
+    pub fn bots(&self) -> (&[XoBot], Vec<String>) {
         let hosts = self.settings.allowed_hosts.hosts().map(str::to_owned);
-        (self.settings.bots.len(), hosts.collect())
+        (&self.settings.bots, hosts.collect())
     }
 
     /// Whether anything answers there, and what time it is there. Asks for nothing and sends nothing.

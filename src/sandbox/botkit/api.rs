@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::user::Heard;
-use super::{Board, token, words};
+use super::{Board, ROOTS, token, words};
 use crate::sandbox::gate::{Effect, gate};
 use crate::sandbox::settings::WantsContext;
 use crate::sandbox::world::World;
@@ -25,10 +25,12 @@ const LEEWAY: f64 = 5.0;
 type Shared = State<Arc<World>>;
 
 pub(in crate::sandbox) fn router(world: &Arc<World>) -> Router<Arc<World>> {
-    Router::new()
-        .route("/xo/api/botsdk/stream/{bot}/getMessages", get(history))
-        .route("/xo/api/botsdk/stream/{bot}/{call}/{handle}", post(call))
-        .layer(from_fn_with_state(world.clone(), gate))
+    let routes = ROOTS.iter().fold(Router::new(), |router, root| {
+        router
+            .route(&format!("{root}{{bot}}/getMessages"), get(history))
+            .route(&format!("{root}{{bot}}/{{call}}/{{handle}}"), post(call))
+    });
+    routes.layer(from_fn_with_state(world.clone(), gate))
 }
 
 /// Why a call is refused.

@@ -21,7 +21,14 @@ use super::script::Operation;
 use super::settings::BotKitSwitches;
 
 /// Where the API stands.
-pub(super) const ROOT: &str = "/xo/api/botsdk/stream/";
+const ROOT: &str = "/xo/api/botsdk/stream/";
+/// And where it stands at the real XO, for who knows no more of it than its host.
+const ROOTS: [&str; 2] = [ROOT, "/api/botsdk/stream/"];
+
+/// What a path says behind the root, where it is one of this API.
+pub(super) fn inside(path: &str) -> Option<&str> {
+    ROOTS.iter().find_map(|root| path.strip_prefix(root))
+}
 
 /// Who is with an agent, and by which handle they can be answered.
 #[derive(Debug)]
@@ -95,7 +102,7 @@ impl Board {
 
 /// What a call asks for, by its path.
 pub(super) fn operation(path: &str) -> Operation {
-    match path.trim_start_matches(ROOT).split('/').nth(1) {
+    match inside(path).and_then(|rest| rest.split('/').nth(1)) {
         Some("sendUserMessage") => Operation::Tell,
         Some("startAgentSession") => Operation::Session,
         Some("clearAgentSession") => Operation::Clear,
