@@ -201,6 +201,7 @@ impl Chat<'_> {
                 let notice = Notice { agent: agent.clone(), ..notice };
                 let instance = format!("{since}:{}", agent.as_deref().unwrap_or(""));
                 self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
+                self.deliverer.agent_came(self.directory, known).await?;
             }
             let seen = Observation { agent, active: true, ..Observation::default() };
             self.directory.observed(&known.id, group, &seen).await?;
@@ -256,7 +257,8 @@ impl Chat<'_> {
             ..Notice::about(id.clone())
         };
         self.deliverer.tell(Kind::HandoffFailed, &notice, "").await?;
-        self.directory.failed(id, "no_agent").await?;
+        let is_first = self.directory.failed(id, "no_agent").await?;
+        self.deliverer.count_end(is_first, "no_agent");
         if let Some(servicenow) = &self.deliverer.servicenow {
             servicenow.forget(id);
         }

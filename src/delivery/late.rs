@@ -70,7 +70,7 @@ impl Desk<'_> {
             let notice = Notice { reason: Some(reason.to_owned()), ..Notice::about(id.clone()) };
             self.deliverer.tell(Kind::CallbackEnded, &notice, &self.message.id.to_string()).await?;
         }
-        self.directory.ended(id, None, reason).await?;
+        self.deliverer.count_end(self.directory.ended(id, None, reason).await?, reason);
         Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Repeated, "there is no chat to end"))
     }
 }

@@ -11,6 +11,7 @@ mod botkit;
 pub mod breaker;
 mod callback;
 pub mod classify;
+mod course;
 mod escalation;
 mod events;
 mod gaps;

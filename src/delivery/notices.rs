@@ -51,7 +51,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.tell(Kind::CallbackEnded, &notice, "").await?;
-        directory.ended(id, group, reason).await?;
+        self.count_end(directory.ended(id, group, reason).await?, reason);
         if let Some(servicenow) = &self.servicenow {
             servicenow.forget(id);
         }
@@ -74,7 +74,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.tell(Kind::HandoffFailed, &notice, instance).await?;
-        directory.failed(id, reason).await?;
+        self.count_end(directory.failed(id, reason).await?, reason);
         Ok(())
     }
 }

@@ -167,9 +167,7 @@ impl Look<'_> {
         if active && (known.state != State::Active || known.agent != entry.assigned_to) {
             let agent = entry.assigned_to.as_deref().unwrap_or("");
             self.deliverer.tell_event(notice, NoticeEvent::Joined, &format!("{since}:{agent}")).await?;
-            if known.agent.is_none() {
-                self.deliverer.metrics.agent_wait.observe(clock::since(known.opened_at).as_secs_f64());
-            }
+            self.deliverer.agent_came(self.directory, known).await?;
         } else if !active && known.state == State::Active {
             let notice = Notice { agent: known.agent.clone(), ..notice };
             self.deliverer.tell_event(notice, NoticeEvent::Left, &since.to_string()).await?;

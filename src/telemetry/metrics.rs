@@ -15,6 +15,29 @@ use crate::message::{DeadReason, Destination, RetryReason};
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
 
+/// How long people wait for people: the steps of the other times would make half a minute of five.
+const SECONDS_OF_PEOPLE: &[f64] = &[
+    1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0,
+    1800.0, 3600.0,
+];
+
+/// What ends conversations, of few: a bot may call its reason what it likes.
+const ENDS: [&str; 12] = [
+    "agent",
+    "user",
+    "abandoned",
+    "escalated",
+    "gone",
+    "idle",
+    "no_agent",
+    "waited_too_long",
+    "expired",
+    "rejected",
+    "exhausted",
+    OTHER,
+];
+const OTHER: &str = "other";
+
 /// All metrics of one process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -59,6 +82,8 @@ pub struct Metrics {
     pub conversations: IntGaugeVec,
     /// What gap repair found.
     pub repaired: IntCounter,
+    /// `{reason}`, by [`Metrics::count_end`]
+    ended: IntCounterVec,
     /// From request to agent.
     pub agent_wait: Histogram,
     /// Messages that should not exist.
@@ -93,7 +118,8 @@ impl Metrics {
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
-            agent_wait: histograms(&r, names::AGENT_WAIT, &[])?.with_label_values::<&str>(&[]),
+            ended: counters(&r, names::ENDED, &["reason"])?,
+            agent_wait: histogram_of_people(&r, names::AGENT_WAIT)?,
             astray: gauge(&r, names::ASTRAY)?,
             unknown_items: registered(&r, IntCounter::with_opts(opts(names::UNKNOWN_ITEMS))?)?,
             registry: r,
@@ -111,6 +137,9 @@ impl Metrics {
     }
 
     fn start_at_zero(&self) {
+        for reason in ENDS {
+            self.ended.with_label_values(&[reason]);
+        }
         for destination in Destination::ALL {
             let destination = destination.as_str();
             for reason in DeadReason::ALL {
@@ -129,6 +158,12 @@ impl Metrics {
             self.replayed.with_label_values(&[destination]);
             self.attempt_duration.with_label_values(&[destination]);
         }
+    }
+
+    /// A conversation is over.
+    pub fn count_end(&self, reason: &str) {
+        let known = ENDS.into_iter().find(|known| *known == reason).unwrap_or(OTHER);
+        self.ended.with_label_values(&[known]).inc();
     }
 
     /// Everything in Prometheus' text format.
@@ -178,4 +213,9 @@ fn histograms(
 ) -> Result<HistogramVec, prometheus::Error> {
     let options = HistogramOpts::new(name.0, name.1).buckets(SECONDS.to_vec());
     registered(registry, HistogramVec::new(options, labels)?)
+}
+
+fn histogram_of_people(registry: &Registry, name: (&str, &str)) -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(name.0, name.1).buckets(SECONDS_OF_PEOPLE.to_vec());
+    registered(registry, Histogram::with_opts(options)?)
 }

@@ -28,6 +28,7 @@ names! {
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
     ASTRAY = "causeway_astray_messages", "Messages that no partition took or that the broker buried itself; always 0, an alarm otherwise.";
     REPAIRED = "causeway_repaired_messages_total", "Agents' messages whose callback was lost and that were read back instead.";
+    ENDED = "causeway_conversations_ended_total", "Conversations that are over, by what ended them.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";
     UNKNOWN_ITEMS = "causeway_unknown_items_total", "Items of Virtual Agent callbacks whose type nobody knows.";
     BUILD_INFO = "causeway_build_info", "Always 1.";

@@ -48,6 +48,13 @@ fn told(relay: &Relay, conversation: &str) -> Vec<Value> {
     entries.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect()
 }
 
+/// So many conversations were ended by each.
+async fn ended_by(relay: &Relay, ends: &[(&str, f64)]) {
+    for (reason, count) in ends {
+        relay.metric_is("causeway_conversations_ended_total", &[("reason", reason)], |is| is == *count).await;
+    }
+}
+
 /// Its events in short: `waiting`, `joined`, `left`, `callback.message`, `callback.ended`, `handoff.failed`.
 fn short(event: &Value) -> String {
     event["event"].as_str().or(event["type"].as_str()).unwrap_or_default().to_owned()
@@ -117,6 +124,7 @@ on_every_engine! {
         relay.reaches("c-1", "ended").await;
         let ended = hears(&relay, "c-1", "callback.ended", 1).await;
         assert_eq!(ended[0]["reason"], "agent");
+        ended_by(&relay, &[("agent", 1.0), ("user", 0.0)]).await;
         // The greeting, the question, and the system's "has left".
         let messages = hears(&relay, "c-1", "callback.message", 3).await;
         assert_eq!(messages[1]["message"], "Which laptop?");
@@ -148,6 +156,7 @@ on_every_engine! {
         assert_eq!(relay.sandbox.state(&first), Some(7));
         let ended = hears(&relay, "c-1", "callback.ended", 1).await;
         assert_eq!((&ended[0]["reason"], &ended[0]["group"]), (&json!("user"), &json!(first)));
+        ended_by(&relay, &[("user", 1.0), ("agent", 0.0)]).await;
 
         relay.say("c-1", "is anybody there?").await;
         relay.say("c-none", "hello?").await;
@@ -276,6 +285,13 @@ on_every_engine! {
         assert_eq!(dead[0]["reason"], "conversation_failed", "{dead:?}");
         assert_eq!(relay.conversation("c-1").await.body["state"], "failed");
         assert_eq!((relay.sandbox.groups().len(), count(&relay, "c-1", "handoff.failed")), (0, 1));
+        ended_by(&relay, &[("no_agent", 1.0)]).await;
+        // What a bot calls its reason becomes no label.
+        relay.open("c-2").await;
+        let end = json!({"type": "end", "conversation_id": "c-2", "reason": "the user went for lunch"});
+        relay.try_handoff(&end, None).await.unwrap().id();
+        relay.reaches("c-2", "ended").await;
+        ended_by(&relay, &[("other", 1.0), ("no_agent", 1.0)]).await;
     }
 }
 
@@ -296,6 +312,7 @@ async fn the_line_moves_and_an_agent_may_leave() {
     let left = hears(&relay, "c-1", "left", 1).await;
     assert_eq!(left[0]["agent"], "beth.anglin");
     relay.reaches("c-1", "waiting").await;
+    relay.metric_is("causeway_agent_wait_seconds_count", &[], |count| count == 2.0).await;
     // The agent closed it before anybody looked: the user's next words find that out.
     relay.sandbox.agent_closes(&group).await.unwrap();
     relay.reaches("c-1", "ended").await;

@@ -305,6 +305,8 @@ on_every_engine! {
             }).await;
             relay.sandbox.agent_accept(&next).await.unwrap();
             relay.reaches(name, "active").await;
+            // How long people wait is counted to the first agent: the second finds a user who has had one.
+            relay.metric_is("causeway_agent_wait_seconds_count", &[], |count| count == 1.0).await;
             relay.say(name, "second line?").await;
             relay.until("the words in the second chat", |relay| {
                 let said = relay.said(&next);

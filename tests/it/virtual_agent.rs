@@ -148,6 +148,7 @@ on_every_engine! {
         relay.sandbox.agent_accept(&group).await.unwrap();
         relay.reaches("c-1", "active").await;
         assert_eq!(relay.conversation("c-1").await.body["agent"], "Beth Anglin");
+        relay.metric_is("causeway_agent_wait_seconds_count", &[], |count| count == 1.0).await;
         for n in 0..5 {
             relay.sandbox.agent_says(&group, &format!("agent {n}")).await.unwrap();
             relay.say("c-1", &format!("user {n}")).await;
@@ -158,6 +159,7 @@ on_every_engine! {
         relay.sandbox.agent_closes(&group).await.unwrap();
         relay.reaches("c-1", "ended").await;
         assert_eq!(hears(&relay, "c-1", "callback.ended").await["reason"], "agent");
+        relay.metric_is("causeway_conversations_ended_total", &[("reason", "agent")], |count| count == 1.0).await;
         let short: Vec<String> = told(&relay, "c-1").iter().map(short).collect();
         assert_eq!((short.first().unwrap().as_str(), short.last().unwrap().as_str()), ("callback.message", "callback.ended"));
         assert_eq!(["waiting", "joined", "left"].map(|what| count(&relay, "c-1", what)), [1, 1, 0]);
@@ -210,6 +212,7 @@ on_every_engine! {
             assert_eq!(failed["reason"], "no_agent");
             assert_eq!(failed["detail"], "No agents are available at the moment. Please try again later.");
             relay.reaches("c-1", "failed").await;
+            relay.metric_is("causeway_conversations_ended_total", &[("reason", "no_agent")], |count| count == 1.0).await;
             // The next start is another request, and works once somebody is there.
             relay.sandbox.set_switches(Switches::default());
             with_agent(&relay, "c-1").await;
