@@ -117,6 +117,22 @@ fn every_service_keeps_to_its_bounds() {
 }
 
 #[test]
+fn what_a_person_runs_by_hand_has_what_both_roles_have() {
+    let services = services();
+    let block = |name: &str| &services.iter().find(|(service, _)| service == name).unwrap().1;
+    let secrets = |name: &str| -> BTreeSet<String> {
+        let line = block(name).lines().find_map(|line| line.trim().strip_prefix("secrets: [")).unwrap();
+        line.trim_end_matches(']').split(", ").map(str::to_owned).collect()
+    };
+    let both = &secrets("ingress") | &secrets("worker");
+    assert_eq!(secrets("tool"), both);
+    assert!(block("tool").contains("<<: [*ingress, *worker]") && block("tool").contains("profiles: [tool]"));
+    for role in ["ingress", "worker"] {
+        assert!(block(role).contains(&format!("environment: &{role}")), "{role}");
+    }
+}
+
+#[test]
 fn nothing_of_the_demo_is_in_the_example_for_production() {
     let set: Vec<String> = read(".env.example")
         .lines()

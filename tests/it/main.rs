@@ -44,3 +44,4 @@ mod tidy;
 mod traps;
 mod unknowns;
 mod virtual_agent;
+mod watching;

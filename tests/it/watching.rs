@@ -1,0 +1,204 @@
+//! Promise: whoever is called finds out what it means and what to do, and whoever looks at a panel, too; what they are told to
+//! type, the program knows. What the rules and the queries answer, `promtool test rules` and `tests/compose` show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+const RUNBOOK: &str = "deploy/README.md";
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The lines of each alert, by its name.
+fn alerts() -> BTreeMap<String, String> {
+    let text = read("deploy/prometheus/alerts.yml");
+    let mut found = BTreeMap::new();
+    for part in text.split("      - alert: ").skip(1) {
+        let (name, rest) = part.split_once('\n').unwrap();
+        let body = rest.split("\n  - name: ").next().unwrap();
+        found.insert(name.to_owned(), body.to_owned());
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+fn value<'a>(block: &'a str, key: &str) -> Option<&'a str> {
+    block.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "))
+}
+
+/// The part of the runbook about the alerts: each section by its heading.
+fn sections() -> BTreeMap<String, String> {
+    let text = read(RUNBOOK);
+    let (_, about) = text.split_once("\n# Alerts\n").unwrap();
+    let sections = about.split("\n## ").skip(1).filter_map(|section| section.split_once('\n'));
+    sections.map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
+}
+
+fn dashboards() -> Vec<(String, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        (name, serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
+    };
+    files.map(read).collect()
+}
+
+/// Every panel that shows something, under a name for a person.
+fn panels() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for (file, dashboard) in dashboards() {
+        for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+            found.push((format!("{file}: {}", panel["title"]), panel.clone()));
+        }
+    }
+    assert!(found.len() > 30, "{found:?}");
+    found
+}
+
+#[test]
+fn every_alert_says_how_bad_it_is_and_leads_to_three_commands() {
+    let (alerts, sections) = (alerts(), sections());
+    for (name, block) in &alerts {
+        assert!(value(block, "for").is_some(), "{name} has no `for`");
+        let severity = value(block, "labels").unwrap_or_default();
+        assert!(
+            ["{ severity: critical }", "{ severity: warning }"].contains(&severity),
+            "{name}: {severity}"
+        );
+        for text in ["summary", "description"] {
+            assert!(value(block, text).is_some_and(|text| text.len() > 10), "{name} has no {text}");
+        }
+        let link = format!("{RUNBOOK}#{}", name.to_lowercase());
+        assert_eq!(value(block, "runbook_url"), Some(link.as_str()), "{name}");
+        let section = sections.get(name).unwrap_or_else(|| panic!("{RUNBOOK} has no section {name}"));
+        let commands = section.split("```").nth(1).unwrap_or_default().trim().lines().count();
+        assert_eq!(commands, 3, "the section {name} has three commands to run");
+    }
+    let missing: Vec<_> = sections.keys().filter(|name| !alerts.contains_key(*name)).collect();
+    assert!(missing.is_empty(), "{RUNBOOK} speaks of alerts that nobody raises: {missing:?}");
+}
+
+#[test]
+fn every_alert_is_shown_to_fire_and_not_to_fire() {
+    // In the order of the file: what is asked for stands before what must come.
+    let (mut fires, mut is_silent) = (BTreeSet::new(), BTreeSet::new());
+    let mut asked = String::new();
+    for line in read("deploy/prometheus/alerts.test.yml").lines().map(str::trim) {
+        if let Some((_, rest)) = line.split_once("ALERTS{alertname=\"") {
+            rest.split('"').next().unwrap_or_default().clone_into(&mut asked);
+        } else if line == "exp_samples: []" {
+            is_silent.insert(std::mem::take(&mut asked));
+        } else if line == "exp_samples:" {
+            fires.insert(std::mem::take(&mut asked));
+        }
+    }
+    for name in alerts().keys() {
+        assert!(fires.contains(name), "no test shows that {name} fires");
+        assert!(is_silent.contains(name), "no test shows that {name} keeps silent");
+    }
+}
+
+#[test]
+fn every_panel_has_a_unit_and_says_what_to_do() {
+    for (name, panel) in panels() {
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{name} has no unit");
+        let description = panel["description"].as_str().unwrap_or_default();
+        assert!(description.len() > 60, "{name} does not say what to do: {description}");
+        assert!(
+            panel["targets"].as_array().is_some_and(|targets| !targets.is_empty()),
+            "{name} asks nothing"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_asked_for_that_nobody_measures() {
+    let names = read("src/telemetry/names.rs");
+    let mut asked: Vec<(String, String)> = alerts()
+        .into_iter()
+        .map(|(name, block)| (name, block.split("annotations:").next().unwrap().to_owned()))
+        .collect();
+    for (name, panel) in panels() {
+        for target in panel["targets"].as_array().unwrap() {
+            asked.push((name.clone(), target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    let is_of_a_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    for (who, query) in asked {
+        for word in query.split(|letter| !is_of_a_name(letter)).filter(|word| word.starts_with("causeway_")) {
+            let metric = ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part));
+            let metric = metric.unwrap_or(word);
+            assert!(names.contains(&format!("\"{metric}\"")), "{who} asks for {word}");
+        }
+    }
+}
+
+/// The arguments of each call of the program that a document asks for: the blocks of commands, and what sentences say to type.
+fn calls(document: &str) -> Vec<(String, Vec<String>)> {
+    let blocks = document.split("```").skip(1).step_by(2).flat_map(str::lines);
+    let prose = document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
+    // In a sentence the bare name of a verb is only a name.
+    let prose = prose.filter(|code| code.starts_with("docker compose "));
+    let starts = [
+        "docker compose exec -T worker causeway ",
+        "docker compose exec worker causeway ",
+        "docker compose exec ingress causeway ",
+        "docker compose run --rm tool ",
+        "causeway ",
+    ];
+    let mut found = Vec::new();
+    for line in blocks.chain(prose).map(str::trim) {
+        let Some(rest) = starts.iter().find_map(|start| line.strip_prefix(start)) else { continue };
+        // What follows is for the shell or for the reader.
+        let ends = ["  ", " >", " |", " &", " #", " \\", ";"];
+        let call = ends.iter().fold(rest, |call, end| call.split(end).next().unwrap());
+        let id = "00000000-0000-4000-8000-000000000001";
+        let words = call.split(' ').filter(|word| !word.is_empty());
+        let words = words.map(|word| if word == "ID" { id.to_owned() } else { word.to_owned() });
+        found.push((line.to_owned(), words.collect()));
+    }
+    found
+}
+
+/// Whether the call gets as far as its settings, and no further where they are missing.
+fn reads_settings(args: &[String]) -> bool {
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["check", rest @ ..] => !rest.contains(&"--print-defaults"),
+        ["servicenow", verb, ..] => ["install", "queues"].contains(verb),
+        [verb, ..] => ["serve", "ingress", "worker", "dead", "conversations"].contains(verb),
+        [] => false,
+    }
+}
+
+#[test]
+fn what_a_document_says_to_type_can_be_typed() {
+    let mut counted = 0;
+    for document in ["README.md", RUNBOOK] {
+        for (line, args) in calls(&read(document)) {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+            command.args(&args).env_clear().env("CAUSEWAY_CONFIG", "/no/such/file.toml").stdin(Stdio::null());
+            // What would run without settings is only asked for its help, which finds what stands before it to be right.
+            let whole = reads_settings(&args);
+            let output = if whole { command.output() } else { command.arg("--help").output() }.unwrap();
+            let expected = if whole { 78 } else { 0 };
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(expected), "{document}: {line}: {said}");
+            // With its output in a file nobody can be asked.
+            let unasked = line.contains("dead export") && line.contains('>');
+            assert!(!unasked || (line.contains(" -T ") && line.contains("--yes")), "{document}: {line}");
+            // A role has none of the other's secrets.
+            let role = ["exec ingress causeway ", "exec worker causeway servicenow "];
+            assert!(
+                !role.iter().any(|role| line.contains(role)) || args == ["healthcheck"],
+                "{document}: {line}"
+            );
+            counted += 1;
+        }
+    }
+    assert!(counted > 40, "{counted}");
+}
