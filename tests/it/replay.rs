@@ -1,8 +1,9 @@
 //! Promise: what is dead waits, can be looked at without harm, and comes back in its original order, never lost.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl};
@@ -188,6 +189,51 @@ async fn text_is_shown_only_when_asked_for_and_what_is_discarded_is_gone() {
     let gone = succeeded(&dead(folder.path(), &["discard", "--yes", "--conversation", "c"]));
     assert!(gone.contains("removed 5 dead letters"), "{gone}");
     assert_eq!(queue.depth().await.unwrap().dead, 10);
+    queue.close().await;
+}
+
+/// The same before a terminal, with what a person types; `None`, said on stderr, where this machine cannot make one.
+fn typed(data_dir: &Path, args: &str, answer: &str) -> Option<String> {
+    let line = format!("'{}' dead {args}", env!("CARGO_BIN_EXE_causeway"));
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("CAUSEWAY_DATA_DIR", data_dir);
+    command.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        eprintln!("left out: a test before a terminal (script of util-linux is not installed)");
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
+    Some(succeeded(&child.wait_with_output().unwrap()))
+}
+
+#[tokio::test]
+async fn a_person_is_asked_first_and_sees_how_far_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = open(folder.path()).await;
+    bury(&queue).await;
+    let file = folder.path().join("dead.jsonl");
+    let export = format!("export --output '{}'", file.display());
+    for (args, answer, asks, says) in [
+        ("replay", "n\n", "Replay 15 messages? [y/N]", "nothing was replayed"),
+        ("replay", "\n", "Replay 15 messages? [y/N]", "nothing was replayed"),
+        ("discard", "no\n", "Remove 15 dead letters for good? [y/N]", "nothing was removed"),
+        (
+            export.as_str(),
+            "n\n",
+            "Write 15 dead letters with what people wrote? [y/N]",
+            "nothing was written",
+        ),
+    ] {
+        let Some(said) = typed(folder.path(), args, answer) else { return };
+        assert!(said.contains(asks) && said.contains(says), "{args}: {said}");
+    }
+    assert!(!file.exists());
+    assert_eq!(queue.depth().await.unwrap().dead, 15);
+
+    let Some(said) = typed(folder.path(), "replay --rate 20/s", "y\n") else { return };
+    assert!(said.contains("replayed 15 of 15 messages"), "{said}");
+    assert!((1..15).any(|n| said.contains(&format!(" {n}/15 "))), "a bar tells how far it is: {said}");
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
     queue.close().await;
 }
 

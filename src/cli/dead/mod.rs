@@ -181,7 +181,7 @@ async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool
     let count = dead::list(queue, filter).await?.len();
     let what = output::counted(count as u64, "dead letter");
     if count > 0 && !ask::agreed(&format!("Write {what} with what people wrote?"), yes).await? {
-        return Ok(());
+        return Ok(output::line("nothing was written")?);
     }
     let Some(path) = file else {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
