@@ -283,6 +283,7 @@ mod tests {
     use super::*;
     use crate::message::AllowedHosts;
     use crate::platform::peer::{self, Peer};
+    use crate::platform::xo::TokenAlgorithm;
     use crate::platform::{ServiceNowLogin, ServiceNowSettings, XoSettings};
 
     async fn asked(answer: &str, queue_id: Option<&str>) -> Vec<Finding> {
@@ -339,7 +340,8 @@ mod tests {
             ("HTTP/1.1 404 Not Found\n\n", true, "one real chat"),
         ] {
             let peer = Peer::saying(answer).await;
-            let bot = XoBot { bot_id: "st-1".into(), app_id: "cs-1".into(), client_secret: "s".into() };
+            let (bot_id, app_id, client_secret) = ("st-1".into(), "cs-1".into(), "s".into());
+            let bot = XoBot { bot_id, app_id, client_secret, algorithm: TokenAlgorithm::default() };
             let host = format!("{}:{}", peer.url.host_str().unwrap(), peer.url.port().unwrap());
             let allowed_hosts = AllowedHosts::new(vec![host]);
             let settings = XoSettings { bots: vec![bot], allowed_hosts, ..XoSettings::default() };
