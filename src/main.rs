@@ -8,6 +8,9 @@ use clap::Parser;
 
 const SETTINGS: u8 = 78; // EX_CONFIG of sysexits.h
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

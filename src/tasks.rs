@@ -3,6 +3,8 @@
 //! Guarantees: a task that ends with an error or a panic before the stop was asked for stops all of them, and
 //! [`Tasks::finish`] says which one it was. Leaves to others: what a task does to drain.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -132,9 +134,70 @@ where
     tokio::spawn(task)
 }
 
+/// Runs in the caller's task; where the caller is dropped before the end, it goes on in a task of its own.
+pub fn to_the_end<F>(work: F) -> ToTheEnd<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    ToTheEnd(Some(Box::pin(work)))
+}
+
+/// See [`to_the_end`].
+#[derive(Debug)]
+pub struct ToTheEnd<F>(Option<Pin<Box<F>>>)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static;
+
+impl<F> Future for ToTheEnd<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(work) = &mut self.0 else { return Poll::Pending };
+        let polled = work.as_mut().poll(context);
+        if polled.is_ready() {
+            self.0 = None;
+        }
+        polled
+    }
+}
+
+impl<F> Drop for ToTheEnd<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn drop(&mut self) {
+        if let Some(work) = self.0.take()
+            && !std::thread::panicking()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            spawn(work);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_any_more_still_ends() {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let mut work = Box::pin(to_the_end(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            sender.send("done").unwrap();
+        }));
+        assert!(futures_util::poll!(work.as_mut()).is_pending());
+        drop(work);
+        assert_eq!(receiver.await, Ok("done"));
+        assert_eq!(to_the_end(async { 7 }).await, 7);
+    }
 
     #[tokio::test]
     async fn a_failing_task_stops_the_others() {

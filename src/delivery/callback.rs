@@ -7,25 +7,24 @@ use std::sync::PoisonError;
 
 use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
 use crate::clock;
-use crate::conversation::{Conversation, Origin};
+use crate::conversation::{Conversation, Directory, Origin};
 use crate::delivery::classify::Operation;
 use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
 use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
     pub(super) async fn to_xo(&self, message: &Message) -> Attempt {
-        let done = match message.kind {
-            Kind::CallbackMessage => self.callback(message).await,
-            _ => self.notice(message).await,
+        let done = match (message.kind, &self.directory) {
+            // The pure relay knows no conversations: nothing is looked up, nothing is even read. What follows is boxed, so
+            // that its messages do not carry the room for it.
+            (Kind::CallbackMessage, None) => return self.forward(message).await,
+            (Kind::CallbackMessage, Some(directory)) => Box::pin(self.callback(message, directory)).await,
+            _ => Box::pin(self.notice(message)).await,
         };
         done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(Endpoint::Events, false, trouble))
     }
 
-    async fn callback(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
-        // The pure relay knows no conversations: nothing is looked up, nothing is even read.
-        let Some(directory) = &self.directory else {
-            return Ok(self.forward(message).await);
-        };
+    async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, OwnTrouble> {
         if let Some(callback) = VirtualAgentCallback::read(&message.body) {
             return self.agent_chat(message, directory, &callback).await;
         }

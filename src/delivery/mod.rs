@@ -224,7 +224,7 @@ impl Deliverer {
     pub async fn attempt(&self, message: &Message, maybe_taken: bool) -> Attempt {
         let started = Instant::now();
         let attempt = match message.destination() {
-            Destination::ServiceNow => self.to_servicenow(message, maybe_taken).await,
+            Destination::ServiceNow => Box::pin(self.to_servicenow(message, maybe_taken)).await,
             Destination::Xo => self.to_xo(message).await,
         };
         self.record(message, &attempt, started.elapsed());
@@ -283,7 +283,7 @@ impl Deliverer {
             let told = directory.was_delivered(message.id).await?;
             Ok(told || may_be_foreign && directory.was_delivered(message.id.forwarded()).await?)
         };
-        known.await.unwrap_or_else(|error: DirectoryError| {
+        Box::pin(known).await.unwrap_or_else(|error: DirectoryError| {
             tracing::debug!(id = %message.id, %error, "cannot read whether it was delivered before");
             false
         })
@@ -294,7 +294,7 @@ impl Deliverer {
         let Some(directory) = &self.directory else { return };
         let went_to_xo = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).contains(message.id);
         let id = if went_to_xo { message.id.forwarded() } else { message.id };
-        if let Err(error) = directory.remember_delivered(id, crate::clock::now()).await {
+        if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
             tracing::debug!(id = %message.id, %error, "cannot note a delivery; a repeat of it would be sent");
         }
     }

@@ -112,30 +112,26 @@ impl IngressState {
     /// Publishes to the end, also when the caller hangs up meanwhile: ServiceNow does not send a second time.
     async fn keep(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
         let state = Arc::clone(self);
-        finished(tasks::spawn(async move {
+        tasks::to_the_end(async move {
             let began = Instant::now();
             state.queue.publish(&message).await?;
             state.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
             Ok(())
-        }))
+        })
         .await
     }
 
     /// Buries to the end, like [`Self::keep`].
     async fn bury(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
         let state = Arc::clone(self);
-        finished(tasks::spawn(async move {
+        tasks::to_the_end(async move {
             state.queue.bury(&dead).await?;
             let labels = [dead.message.destination().as_str(), dead.reason.as_str()];
             state.metrics.dead_letters.with_label_values(&labels).inc();
             Ok(())
-        }))
+        })
         .await
     }
-}
-
-async fn finished(task: tokio::task::JoinHandle<Result<(), QueueError>>) -> Result<(), QueueError> {
-    task.await.unwrap_or_else(|_| Err(QueueError::Unavailable("publishing was aborted".into())))
 }
 
 /// The routes of the public listener.
@@ -238,9 +234,10 @@ async fn through(
     }
     match door {
         Door::ServiceNow => servicenow::answer(state, request).await,
-        Door::Handoffs => handoffs::answer(state, request).await,
-        Door::Conversations => conversations::answer(state, request).await,
-        Door::BotKit => botkit::answer(state, request).await,
+        // Boxed: the busiest door's requests would carry the room for all.
+        Door::Handoffs => Box::pin(handoffs::answer(state, request)).await,
+        Door::Conversations => Box::pin(conversations::answer(state, request)).await,
+        Door::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
 }
 

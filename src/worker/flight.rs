@@ -126,7 +126,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Flies once. `over` turns true when the subscription that lent the message is over.
+    /// Flies once. What seldom happens is boxed: every flight would carry the room for it. `over` turns true when the subscription that lent the message is over.
     pub(super) async fn fly(
         self: Arc<Self>,
         loan: Loan,
@@ -135,10 +135,10 @@ impl Crew {
         mut over: watch::Receiver<bool>,
     ) -> Landing {
         if let Some(why) = loan.unreadable.clone() {
-            return self.bury(loan, effort, DeadReason::Unreadable, why, &mut over).await;
+            return Box::pin(self.bury(loan, effort, DeadReason::Unreadable, why, &mut over)).await;
         }
         if self.is_too_late(&loan, &effort) {
-            return self.expire(loan, effort, &mut over).await;
+            return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
         if self.is_repeat(&loan.message).await {
             return self.done(loan, &Outcome::Repeated).await;
@@ -159,7 +159,7 @@ impl Crew {
         // A slow destination lets many wait at its gate.
         if self.is_too_late(&loan, &effort) {
             drop((pass, seat));
-            return self.expire(loan, effort, &mut over).await;
+            return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
         let at = clock::now();
         let attempt = self.deliverer.attempt(&loan.message, effort.maybe_taken).await;
@@ -195,7 +195,7 @@ impl Crew {
                 tracing::debug!(id = %message.id, kind = %message.kind, ?wait, error, "will be tried again");
                 Landing::Again { loan, effort, at: Instant::now() + wait, waits }
             }
-            Verdict::Dead(reason) => self.bury(loan, effort, reason, error, over).await,
+            Verdict::Dead(reason) => Box::pin(self.bury(loan, effort, reason, error, over)).await,
         }
     }
 

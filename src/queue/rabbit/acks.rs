@@ -1,14 +1,23 @@
 //! Tells the broker what is settled, many at a time: an ack costs a quorum queue as much as a message does.
 //!
-//! Guarantees: what was settled is told at the next [`Acks::tell`], and only that. What the broker was not told when the
-//! channel ends, it lends again. Leaves to others: when to tell (`subscription.rs`: before it waits, and before it closes).
+//! Guarantees: what was settled is told at the next [`Acks::tell`], and only that; it is due at once where nothing else is
+//! lent, else [`SOON`] after. What the broker was not told when the channel ends, it lends again. Leaves to others: to tell
+//! what is due (`subscription.rs`).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::BasicAckOptions;
+use tokio::time::Instant;
+
+/// How long what is settled may wait for its neighbours. Of a worker that is killed meanwhile it is delivered twice, as what
+/// is in the air may be; that takes far longer with any real destination.
+const SOON: Duration = Duration::from_millis(5);
+/// So many do not wait.
+const MANY: usize = 32;
 
 /// What one channel with one consumer has settled.
 #[derive(Debug)]
@@ -22,16 +31,28 @@ impl Acks {
         Self { channel, ledger: Mutex::default() }
     }
 
+    pub(super) fn lent(&self, tag: u64) {
+        self.ledger().lent = tag;
+    }
+
     /// False where the channel is over and the broker lends the message again.
     pub(super) fn settle(&self, tag: u64) -> bool {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).untold.push(tag);
+        self.ledger().settle(tag, Instant::now());
         self.channel.status().connected()
+    }
+
+    /// When to tell; `None` while there is nothing to tell.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.ledger().due
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands over everything that is settled. Whether it was written shows in the consumer's stream, which ends otherwise.
     pub(super) fn tell(&self) {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        for ack in ledger.due() {
+        for ack in self.ledger().acks() {
             let options = BasicAckOptions { multiple: ack.and_all_before };
             // One poll puts the frame into lapin's line; only then does it wait for the socket, as we do not.
             if let Some(Err(error)) = self.channel.basic_ack(ack.tag, options).now_or_never() {
@@ -61,7 +82,11 @@ struct Ack {
 /// Tags count from 1, one for each delivery of the channel.
 #[derive(Debug, Default)]
 struct Ledger {
+    /// The newest that was lent.
+    lent: u64,
+    settled: u64,
     untold: Vec<u64>,
+    due: Option<Instant>,
     /// Every tag up to this one is settled.
     through: u64,
     /// What is settled beyond that: the one in between is still in the air, or backs off.
@@ -69,9 +94,17 @@ struct Ledger {
 }
 
 impl Ledger {
+    fn settle(&mut self, tag: u64, now: Instant) {
+        self.untold.push(tag);
+        self.settled += 1;
+        let hurry = self.settled >= self.lent || self.untold.len() >= MANY;
+        self.due = if hurry { Some(now) } else { self.due.or(Some(now + SOON)) };
+    }
+
     /// The acks for all that is untold. One of several at a time names a tag that was not told before, since the broker
     /// does not know the others any more and would close the channel.
-    fn due(&mut self) -> Vec<Ack> {
+    fn acks(&mut self) -> Vec<Ack> {
+        self.due = None;
         let untold = std::mem::take(&mut self.untold);
         self.beyond.extend(&untold);
         while self.beyond.remove(&(self.through + 1)) {
@@ -100,7 +133,21 @@ mod tests {
 
     fn told(ledger: &mut Ledger, settled: &[u64]) -> Vec<Ack> {
         ledger.untold.extend(settled);
-        ledger.due()
+        ledger.acks()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_neighbours_does_not_wait_long() {
+        let (mut ledger, now) = (Ledger { lent: 100, ..Ledger::default() }, Instant::now());
+        ledger.settle(1, now);
+        ledger.settle(2, now + SOON / 2);
+        assert_eq!(ledger.due, Some(now + SOON), "counted from the first");
+        assert_eq!((ledger.acks(), ledger.due), (vec![up_to(2)], None));
+        (3..3 + MANY as u64).for_each(|tag| ledger.settle(tag, now));
+        assert_eq!(ledger.due, Some(now), "many");
+        ledger.acks();
+        (3 + MANY as u64..=100).for_each(|tag| ledger.settle(tag, now + SOON));
+        assert_eq!(ledger.due, Some(now + SOON), "nothing else is lent");
     }
 
     #[test]

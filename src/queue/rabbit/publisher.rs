@@ -27,6 +27,9 @@ use crate::queue::QueueError;
 pub(super) const LINE: usize = 1024;
 /// Unconfirmed publishes at once.
 const WINDOW: usize = 256;
+/// With more than these unconfirmed, orders wait until half of them is through, and then leave together: the broker writes
+/// and confirms what comes together at once, which costs it half of what one by one does.
+const ALONE: usize = 8;
 
 /// One message to publish.
 #[derive(Debug)]
@@ -111,16 +114,24 @@ struct Window {
     behind: HashMap<LaneKey, VecDeque<Order>>,
     /// How many orders wait in `behind`.
     waiting: usize,
+    /// The next orders are taken when no more than these are unconfirmed.
+    begin_at: usize,
 }
 
 impl Window {
     fn new(channel: Channel) -> Self {
-        Self { channel, unconfirmed: FuturesUnordered::new(), behind: HashMap::new(), waiting: 0 }
+        Self {
+            channel,
+            unconfirmed: FuturesUnordered::new(),
+            behind: HashMap::new(),
+            waiting: 0,
+            begin_at: ALONE,
+        }
     }
 
     async fn publish_all(&mut self, orders: &mut mpsc::Receiver<Order>) -> RabbitError {
         loop {
-            let room = self.unconfirmed.len() < WINDOW && self.waiting < LINE;
+            let ready = self.unconfirmed.len() <= self.begin_at && self.waiting < LINE;
             tokio::select! {
                 Some(confirmed) = self.unconfirmed.next() => {
                     let broken = confirmed.result.is_err() && !self.channel.status().connected();
@@ -129,7 +140,16 @@ impl Window {
                         return RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into()));
                     }
                 }
-                Some(order) = orders.recv(), if room => self.take(order),
+                Some(order) = orders.recv(), if ready => {
+                    self.take(order);
+                    while self.unconfirmed.len() < WINDOW
+                        && self.waiting < LINE
+                        && let Ok(order) = orders.try_recv()
+                    {
+                        self.take(order);
+                    }
+                    self.begin_at = ALONE.max(self.unconfirmed.len() / 2);
+                }
                 else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
             }
         }

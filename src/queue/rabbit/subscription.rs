@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
+use tokio::time::Instant;
 
 use super::acks::{Acks, Teller};
 use super::borrowing::{Borrowing, Wish};
@@ -53,10 +54,17 @@ impl Subscription {
         Ok(Self { partition, acks, borrowing, _place: Place::take(links, partition, number) })
     }
 
-    /// Tells the broker what is settled meanwhile, then waits.
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
-        self.acks.0.tell();
-        let mut delivery = match self.borrowing.next().await? {
+        let acks = self.acks.0.clone();
+        let next = loop {
+            let due = acks.due();
+            tokio::select! {
+                biased;
+                () = at(due) => acks.tell(),
+                next = self.borrowing.next() => break next,
+            }
+        };
+        let mut delivery = match next? {
             Ok(delivery) => delivery,
             Err(error) => {
                 tracing::debug!(partition = %self.partition, %error, "subscription lost");
@@ -64,7 +72,8 @@ impl Subscription {
             }
         };
         let earlier = wire::earlier(&delivery);
-        let receipt = Receipt(Way::Grouped(self.acks.0.clone(), delivery.delivery_tag));
+        acks.lent(delivery.delivery_tag);
+        let receipt = Receipt(Way::Grouped(acks, delivery.delivery_tag));
         let (message, unreadable) = wire::decode(&mut delivery, self.partition.destination);
         Some(Loan { message, earlier, unreadable, receipt: crate::queue::Receipt::Rabbit(receipt) })
     }
@@ -76,6 +85,14 @@ impl Subscription {
     pub(in crate::queue) async fn close(self) {
         self.acks.0.tell();
         self.borrowing.close().await;
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) if due > Instant::now() => tokio::time::sleep_until(due).await,
+        Some(_) => {}
+        None => std::future::pending().await,
     }
 }
 

@@ -62,7 +62,10 @@ fn headers(message: &Message) -> FieldTable {
     headers.insert(H_VERSION.into(), AMQPValue::LongLongInt(VERSION));
     headers.insert(H_LANE.into(), AMQPValue::LongString(message.lane.as_str().into()));
     headers.insert(H_ACCEPTED.into(), AMQPValue::LongLongInt(message.accepted_at.as_millisecond()));
-    headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
+    // Absent means 0: most messages are never replayed, and every header costs both sides.
+    if message.replays > 0 {
+        headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
+    }
     headers
 }
 
