@@ -1,0 +1,169 @@
+//! The bare loop: the least that takes a message over HTTP, keeps it on a quorum queue and posts it. The ceiling for all others.
+//!
+//! Guarantees: as durable as Causeway (persistent, answered after the confirm, acked after the 2xx) and as fast as lapin and
+//! reqwest allow: one publishing task with a window of 256, so that confirms stay with their messages; separate connections for
+//! both directions; `channel.basic_ack`. No order, no retry (what fails goes back to the queue at once), no dead letters, no
+//! metrics, no reconnect.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::extract::State;
+use axum::http::StatusCode;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use reqwest::Client;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+const QUEUE: &str = "bare";
+const WINDOW: usize = 256;
+const PREFETCH: u16 = 256;
+
+/// What it is told on its command line.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BareArgs {
+    #[arg(long)]
+    amqp: String,
+    /// Takes posts here.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Posts to there.
+    #[arg(long)]
+    sink: Option<String>,
+    #[arg(long, default_value_t = 64)]
+    in_flight: usize,
+}
+
+/// Runs until it is killed or loses the broker.
+pub(crate) fn run(args: BareArgs) -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(async move {
+        let front = async {
+            match args.listen {
+                Some(listen) => take(&args.amqp, listen).await,
+                None => std::future::pending().await,
+            }
+        };
+        let worker = async {
+            match &args.sink {
+                Some(sink) => deliver(&args.amqp, sink, args.in_flight).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = front => ended,
+            ended = worker => ended,
+        }
+    })
+}
+
+async fn channel(amqp: &str) -> anyhow::Result<(Connection, Channel)> {
+    let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), arguments).await?;
+    Ok((connection, channel))
+}
+
+/// A body, and whom to tell that the broker has it.
+type Order = (Bytes, oneshot::Sender<bool>);
+
+async fn take(amqp: &str, listen: SocketAddr) -> anyhow::Result<()> {
+    let (_connection, channel) = channel(amqp).await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (orders, taken) = mpsc::channel::<Order>(1024);
+    let app = axum::Router::new().fallback(answer).with_state(orders);
+    let listener = tokio::net::TcpListener::bind(listen).await?;
+    tokio::select! {
+        ended = publish(&channel, taken) => ended,
+        ended = async { axum::serve(listener, app).await } => ended.context("the listener"),
+    }
+}
+
+async fn answer(State(orders): State<mpsc::Sender<Order>>, body: Bytes) -> StatusCode {
+    let (told, confirmed) = oneshot::channel();
+    if orders.send((body, told)).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    match confirmed.await {
+        Ok(true) => StatusCode::ACCEPTED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+async fn publish(channel: &Channel, mut orders: mpsc::Receiver<Order>) -> anyhow::Result<()> {
+    let mut unconfirmed = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some((told, confirmation)) = unconfirmed.next() => {
+                let told: oneshot::Sender<bool> = told;
+                let confirmation: lapin::Result<Confirmation> = confirmation;
+                // Whoever posted may have hung up.
+                let _ = told.send(matches!(confirmation?, Confirmation::Ack(None)));
+            }
+            Some((body, told)) = orders.recv(), if unconfirmed.len() < WINDOW => {
+                let properties = BasicProperties::default().with_delivery_mode(2);
+                let options = BasicPublishOptions::default();
+                let confirm = channel.basic_publish("".into(), QUEUE.into(), options, &body, properties).await?;
+                unconfirmed.push(async move { (told, confirm.await) });
+            }
+            else => return Ok(()),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark has no task book: its tasks end with its runtime")]
+async fn deliver(amqp: &str, sink: &str, in_flight: usize) -> anyhow::Result<()> {
+    let (_connection, channel) = channel(amqp).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions::default();
+    let mut consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?;
+    let client = Client::builder().no_proxy().http1_only().pool_max_idle_per_host(in_flight).build()?;
+    let worker = Arc::new(Worker { channel, client, sink: sink.to_owned() });
+    let seats = Arc::new(Semaphore::new(in_flight));
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery?;
+        let seat = Arc::clone(&seats).acquire_owned().await?;
+        let worker = Arc::clone(&worker);
+        tokio::spawn(async move {
+            // A lost channel ends the consumer, too.
+            let _ = worker.post(delivery).await;
+            drop(seat);
+        });
+    }
+    anyhow::bail!("the broker ended the consumer")
+}
+
+struct Worker {
+    channel: Channel,
+    client: Client,
+    sink: String,
+}
+
+impl Worker {
+    async fn post(&self, delivery: Delivery) -> lapin::Result<bool> {
+        let post =
+            self.client.post(&self.sink).header("content-type", "application/json").body(delivery.data);
+        let taken = match post.send().await {
+            // The connection is kept only if the answer is read to its end.
+            Ok(answer) => answer.status().is_success() && answer.bytes().await.is_ok(),
+            Err(_) => false,
+        };
+        if taken {
+            self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+        } else {
+            let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            self.channel.basic_nack(delivery.delivery_tag, again).await?;
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,347 @@
+//! The jobs that every system is given, and what is measured of each.
+//!
+//! *Through*: HTTP in, queue, HTTP out, as much as it can carry with a bounded number on the way; then again at half of that, for
+//! latency. *Drain*: the queue is filled through the system's own front, then its worker is started. *Kill*: the worker is killed
+//! while messages flow, and started again.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde::Serialize;
+
+use super::account::{self, Usage};
+use super::broker::Broker;
+use super::catalogue::{IN_FLIGHT, Place, Role, System, target};
+use super::driver::{Driver, Posting, pass, until};
+use super::ledger::{Counts, Ledger};
+use super::load::{Pace, Target};
+use super::running::Running;
+
+/// For a start: some peers need several seconds on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing arrived for so long: nothing more will.
+const SILENCE: Duration = Duration::from_secs(20);
+const WARM_UP: Duration = Duration::from_millis(1000);
+/// No system takes more a second on any machine that this runs on.
+const FASTEST: usize = 60_000;
+
+/// What all jobs of a run share.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) broker: Broker,
+    pub(crate) driver: Driver,
+    pub(crate) window: Duration,
+    pub(crate) delay: Duration,
+    pub(crate) conversations: u32,
+    pub(crate) connections: u32,
+    /// On the way at once in a closed loop.
+    pub(crate) outstanding: usize,
+    pub(crate) body: usize,
+    /// Settings of Causeway beside those that all jobs use.
+    pub(crate) settings: Vec<(String, String)>,
+    pub(crate) nonce: AtomicU32,
+}
+
+/// What a window of time came to.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Flow {
+    /// Messages a second.
+    pub(crate) rate: f64,
+    /// Processor seconds for 1,000 messages: the system, the broker, load and sink.
+    pub(crate) cpu: f64,
+    pub(crate) broker_cpu: f64,
+    pub(crate) driver_cpu: f64,
+    /// Memory of the system at the end of the window.
+    pub(crate) megabytes: f64,
+    /// Requests at the sink at once.
+    pub(crate) peak: u32,
+}
+
+/// Percentiles in milliseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p95: f64,
+    pub(crate) p99: f64,
+}
+
+impl Latency {
+    pub(crate) fn of(sorted: &[f64]) -> Self {
+        let at = |share: f64| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "an index"
+            )]
+            let index = (sorted.len() as f64 * share) as usize;
+            sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+        };
+        Self { p50: at(0.5), p95: at(0.95), p99: at(0.99) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Half {
+    pub(crate) flow: Flow,
+    pub(crate) ingress: Latency,
+    pub(crate) delivery: Latency,
+    pub(crate) whole: Latency,
+}
+
+/// What became of messages through a kill of the worker.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Kill {
+    pub(crate) accepted: u64,
+    /// Posts that were refused or not answered, and posted again.
+    pub(crate) refused: u64,
+    pub(crate) lost: u64,
+    pub(crate) repeated: u64,
+    pub(crate) overtaken: u64,
+    /// Seconds from the kill to the next arrival.
+    pub(crate) back: f64,
+}
+
+struct Snapshot {
+    at: Instant,
+    counts: Counts,
+    system: Usage,
+    broker: Usage,
+    driver: Usage,
+}
+
+impl Bench {
+    fn place(&self, name: &str, amqp: String) -> anyhow::Result<Place> {
+        let folder = target().join("scratch").join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        let settings = self.settings.clone();
+        Ok(Place { amqp, sink: self.driver.sink_address, ports: free_ports()?, folder, settings })
+    }
+
+    pub(crate) async fn stage(&self, system: System) -> anyhow::Result<Stage<'_>> {
+        let name = format!("bench-{}", system.name);
+        self.driver.sink.delay(self.delay);
+        let amqp = self.broker.fresh(&name).await?;
+        let place = self.place(&name, amqp)?;
+        let log = target().join("logs").join(format!("{}.log", system.name));
+        std::fs::create_dir_all(target().join("logs"))?;
+        Ok(Stage { bench: self, system, place, name, log, processes: Vec::new() })
+    }
+
+    pub(crate) fn ledger(&self, room: usize) -> Arc<Ledger> {
+        let nonce = self.nonce.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Ledger::new(nonce, self.conversations, room))
+    }
+
+    fn room(&self) -> usize {
+        FASTEST * usize::try_from(self.window.as_secs() + 5).unwrap_or(60)
+    }
+}
+
+/// Below what the kernel gives to outgoing connections.
+fn free_ports() -> anyhow::Result<[u16; 5]> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = [0; 5];
+    for port in &mut ports {
+        *port = loop {
+            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            ensure!(step < 1_000_000, "no free ports");
+            let candidate = 14_000 + u16::try_from((std::process::id().wrapping_mul(37) + step) % 5_000)?;
+            if TcpListener::bind(("127.0.0.1", candidate)).is_ok() {
+                break candidate;
+            }
+        };
+    }
+    Ok(ports)
+}
+
+/// One system in one job, with whatever of it runs.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    bench: &'a Bench,
+    system: System,
+    pub(crate) place: Place,
+    name: String,
+    log: PathBuf,
+    pub(crate) processes: Vec<Running>,
+}
+
+impl Stage<'_> {
+    pub(crate) async fn start(&mut self, role: Role) -> anyhow::Result<()> {
+        for recipe in self.system.recipes(role, &self.place) {
+            let mut running = Running::start(&recipe, &self.log)?;
+            let ready = running.ready(PATIENCE).await;
+            ready.with_context(|| format!("see {}", self.log.display()))?;
+            self.processes.push(running);
+        }
+        Ok(())
+    }
+
+    /// Ends all of its processes.
+    pub(crate) async fn stop(&mut self) {
+        for running in self.processes.drain(..) {
+            running.stop(Duration::from_secs(5)).await;
+        }
+    }
+
+    pub(crate) async fn leave(mut self) -> anyhow::Result<()> {
+        self.stop().await;
+        let _ = std::fs::remove_dir_all(&self.place.folder);
+        self.bench.broker.forget(&self.name).await
+    }
+
+    pub(crate) fn post(&self, ledger: &Arc<Ledger>, pace: Pace) -> Posting {
+        let target = Target {
+            address: self.place.listen(),
+            path: self.system.path().to_owned(),
+            body_length: self.bench.body,
+            connections: self.bench.connections.min(self.bench.conversations),
+        };
+        self.bench.driver.load(target, ledger, pace)
+    }
+
+    fn snapshot(&self, ledger: &Ledger) -> Snapshot {
+        let pids: Vec<u32> = self.processes.iter().map(Running::pid).collect();
+        let own = account::usage(&[std::process::id()]);
+        let system = account::usage(&pids);
+        // The system's processes are our children, too.
+        let driver = Usage { cpu: own.cpu - system.cpu, ..own };
+        let (broker, counts) = (self.bench.broker.usage(), ledger.counts());
+        Snapshot { at: Instant::now(), counts, system, broker, driver }
+    }
+
+    fn flow(&self, from: &Snapshot, to: &Snapshot, counted: impl Fn(&Counts) -> u64) -> Flow {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let messages = (counted(&to.counts) - counted(&from.counts)) as f64;
+        let thousands = messages / 1000.0;
+        Flow {
+            rate: messages / (to.at - from.at).as_secs_f64(),
+            cpu: (to.system.cpu - from.system.cpu) / thousands,
+            broker_cpu: (to.broker.cpu - from.broker.cpu) / thousands,
+            driver_cpu: (to.driver.cpu - from.driver.cpu) / thousands,
+            megabytes: to.system.megabytes,
+            peak: self.bench.driver.sink.peak(),
+        }
+    }
+
+    async fn warm_up(&self, ledger: &Ledger) -> anyhow::Result<()> {
+        let flows = until(PATIENCE, || ledger.counts().arrived >= 100).await;
+        ensure!(flows, "{} delivers nothing: {:?}; see {}", self.name, ledger.counts(), self.log.display());
+        pass(WARM_UP).await;
+        Ok(())
+    }
+
+    /// Until everything that was accepted has arrived, or nothing has for a while; returns what is missing.
+    pub(crate) async fn settled(&self, ledger: &Ledger) -> u64 {
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            let arrived = ledger.counts().arrived;
+            if arrived != seen {
+                (seen, since) = (arrived, Instant::now());
+            }
+            if arrived >= ledger.counts().accepted && ledger.missing() == 0 {
+                return 0;
+            }
+            if since.elapsed() > SILENCE {
+                return ledger.missing();
+            }
+            pass(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// As much as it can carry. Its processes run.
+    pub(crate) async fn through(&self) -> anyhow::Result<Flow> {
+        let ledger = self.bench.ledger(self.bench.room());
+        let posting = self.post(&ledger, Pace::Closed(self.bench.outstanding));
+        self.warm_up(&ledger).await?;
+        let from = self.snapshot(&ledger);
+        pass(self.bench.window).await;
+        let flow = self.flow(&from, &self.snapshot(&ledger), |counts| counts.arrived);
+        posting.end().await;
+        let missing = self.settled(&ledger).await;
+        ensure!(missing == 0, "{} lost {missing} messages without any fault", self.name);
+        Ok(flow)
+    }
+
+    /// At a steady rate. Its processes run.
+    pub(crate) async fn steady(&self, rate: f64) -> anyhow::Result<Half> {
+        let ledger = self.bench.ledger(self.bench.room());
+        let posting = self.post(&ledger, Pace::Open(rate));
+        self.warm_up(&ledger).await?;
+        let (from, began) = (self.snapshot(&ledger), ledger.now());
+        pass(self.bench.window).await;
+        let (to, ended) = (self.snapshot(&ledger), ledger.now());
+        posting.end().await;
+        self.settled(&ledger).await;
+        let times = ledger.times(began, ended);
+        Ok(Half {
+            flow: self.flow(&from, &to, |counts| counts.arrived),
+            ingress: Latency::of(&times.ingress),
+            delivery: Latency::of(&times.delivery),
+            whole: Latency::of(&times.whole),
+        })
+    }
+
+    /// Fills the queue through the system's own front; returns what that came to, and the ledger for the worker.
+    pub(crate) async fn fill(&mut self, most: usize) -> anyhow::Result<(Flow, Arc<Ledger>)> {
+        let ledger = self.bench.ledger(most);
+        self.start(Role::Front).await?;
+        let posting = self.post(&ledger, Pace::Closed(usize::MAX));
+        let flows = until(PATIENCE, || ledger.counts().accepted >= 100).await;
+        ensure!(flows, "{} accepts nothing: {:?}; see {}", self.name, ledger.counts(), self.log.display());
+        let from = self.snapshot(&ledger);
+        until(self.bench.window, || posting.is_finished()).await;
+        let flow = self.flow(&from, &self.snapshot(&ledger), |counts| counts.accepted);
+        Ok((flow, self.filled(posting, ledger).await))
+    }
+
+    async fn filled(&mut self, posting: Posting, ledger: Arc<Ledger>) -> Arc<Ledger> {
+        posting.end().await;
+        if !self.system.front_is_queue() {
+            self.stop().await;
+        }
+        ledger
+    }
+
+    /// Starts the worker on a filled queue: from 5 % delivered to 95 %, or to the end of the window. Where a front has to run
+    /// beside it, it costs nothing that is worth counting.
+    pub(crate) async fn drain(&mut self, ledger: &Arc<Ledger>) -> anyhow::Result<Flow> {
+        let goal = ledger.counts().accepted;
+        self.start(Role::Worker).await?;
+        let begun = until(PATIENCE, || ledger.counts().arrived >= goal / 20).await;
+        ensure!(begun, "{} drains nothing; see {}", self.name, self.log.display());
+        let from = self.snapshot(ledger);
+        until(self.bench.window, || ledger.counts().arrived >= goal / 20 * 19).await;
+        Ok(self.flow(&from, &self.snapshot(ledger), |counts| counts.arrived))
+    }
+
+    /// Kills the worker while messages flow, starts it again, and waits for the last one.
+    pub(crate) async fn kill(&mut self, rate: f64) -> anyhow::Result<Kill> {
+        let role = if self.system.comes_apart() {
+            self.start(Role::Front).await?;
+            Role::Worker
+        } else {
+            Role::Whole
+        };
+        self.start(role).await?;
+        let ledger = self.bench.ledger(self.bench.room());
+        let posting = self.post(&ledger, Pace::Open(rate));
+        self.warm_up(&ledger).await?;
+        drop(self.processes.pop());
+        let (killed, arrived) = (Instant::now(), ledger.counts().arrived);
+        self.start(role).await?;
+        // What was already on its way to the sink comes all the same.
+        until(PATIENCE, || ledger.counts().arrived > arrived + IN_FLIGHT as u64).await;
+        let back = killed.elapsed().as_secs_f64();
+        pass(self.bench.window).await;
+        posting.end().await;
+        let lost = self.settled(&ledger).await;
+        let Counts { accepted, refused, repeated, overtaken, .. } = ledger.counts();
+        Ok(Kill { accepted, refused, lost, repeated, overtaken, back })
+    }
+}

@@ -1,0 +1,73 @@
+//! Causeway beside what one would use instead: the same two jobs, on the same broker, in one run.
+//!
+//! Run it by `tests/bench/run`, which installs what is missing, starts a broker and builds the release; `tests/bench/README.md`
+//! says what each number means. Guarantees: measures and reports, asserts nothing about time.
+//! Leaves to others: the pure parts of the hot path (`tests/bench/hot_path.rs`).
+
+mod account;
+mod bare;
+mod broker;
+mod catalogue;
+mod compare;
+mod driver;
+mod jobs;
+mod ledger;
+mod load;
+mod machine;
+mod options;
+mod plot;
+mod report;
+mod running;
+mod sink;
+mod wire;
+
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use clap::Parser as _;
+
+use broker::Broker;
+use driver::Driver;
+use jobs::Bench;
+use options::{BrokerArgs, Options, ShapeArgs, Verb};
+
+fn main() -> anyhow::Result<()> {
+    // Cargo adds its own flag to what the caller wrote.
+    let options = Options::parse_from(std::env::args().filter(|arg| arg != "--bench"));
+    // Two TLS stacks are in the tree only as one: nothing here speaks TLS, but the HTTP client wants to know.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let verb = match options.verb {
+        Verb::Bare(args) => return bare::run(args),
+        other => other,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        match verb {
+            Verb::Compare(args) => Box::pin(compare::run(args)).await,
+            Verb::Curves(_) | Verb::Bare(_) => Ok(()),
+        }
+    })
+}
+
+/// What all jobs of a run share.
+async fn bench(broker: &BrokerArgs, shape: &ShapeArgs, window: Duration) -> anyhow::Result<Bench> {
+    let connections = shape.connections.min(shape.conversations).max(1);
+    Ok(Bench {
+        broker: Broker::new(&broker.amqp, &broker.management)?,
+        driver: Driver::start().await?,
+        window,
+        delay: Duration::ZERO,
+        // A multiple of the connections, each of which owns its conversations.
+        conversations: shape.conversations / connections * connections,
+        connections,
+        outstanding: shape.outstanding,
+        body: shape.body,
+        settings: shape.settings.clone(),
+        nonce: AtomicU32::new(std::process::id() << 8),
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "this is how a benchmark tells")]
+fn say(text: &str) {
+    println!("{text}");
+}

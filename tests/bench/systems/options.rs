@@ -1,0 +1,123 @@
+//! The command line of the benchmark.
+
+use std::time::Duration;
+
+use super::bare::BareArgs;
+
+/// Causeway beside what one would use instead.
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "systems",
+    about = "Causeway beside what one would use instead: the same jobs, the same broker, one run"
+)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// All systems, several interleaved rounds.
+    Compare(CompareArgs),
+    /// Causeway alone, one size after another.
+    Curves(CurvesArgs),
+    /// The bare loop itself (a part of the comparison).
+    #[command(hide = true)]
+    Bare(BareArgs),
+}
+
+/// The broker that everything runs on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BrokerArgs {
+    /// RabbitMQ, as amqp://user:password@host:port
+    #[arg(long)]
+    pub(crate) amqp: String,
+    /// Its management, as http://host:port
+    #[arg(long)]
+    pub(crate) management: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    /// Which systems, in this order
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "bare,causeway,embedded,amqplib,celery,dramatiq,faststream,restate"
+    )]
+    pub(crate) systems: Vec<String>,
+    /// Length of each measurement in seconds
+    #[arg(long, default_value_t = 8)]
+    pub(crate) seconds: u64,
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// How long the destination takes to answer, in milliseconds
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub(crate) delays: Vec<u64>,
+    /// Which jobs
+    #[arg(long, value_delimiter = ',', default_value = "through,half,drain,kill")]
+    pub(crate) jobs: Vec<String>,
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    /// One round of two seconds: about two minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
+/// What the messages look like, and how they are posted.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ShapeArgs {
+    #[arg(long, default_value_t = 10_240)]
+    pub(crate) conversations: u32,
+    /// Connections of the load generator
+    #[arg(long, default_value_t = 128)]
+    pub(crate) connections: u32,
+    /// Messages on their way at once, at the most, where the maximum is looked for
+    #[arg(long, default_value_t = 512)]
+    pub(crate) outstanding: usize,
+    /// Bytes of each message
+    #[arg(long, default_value_t = 300)]
+    pub(crate) body: usize,
+    /// A setting of Causeway, as queue.partitions=16
+    #[arg(long = "set", value_parser = pair)]
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CurvesArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    /// Which curves
+    #[arg(long, value_delimiter = ',', default_value = "conversations,partitions,workers,body,depth,dead")]
+    pub(crate) curves: Vec<String>,
+    /// `causeway` (on RabbitMQ), `embedded`, or both
+    #[arg(long, value_delimiter = ',', default_value = "causeway,embedded")]
+    pub(crate) engines: Vec<String>,
+    /// Length of each measurement in seconds
+    #[arg(long, default_value_t = 5)]
+    pub(crate) seconds: u64,
+    /// No size beyond this: 1000000 takes about an hour, 10000 minutes
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) most: u32,
+}
+
+impl CompareArgs {
+    pub(crate) fn window(&self) -> Duration {
+        Duration::from_secs(if self.quick { 2 } else { self.seconds })
+    }
+
+    pub(crate) const fn rounds(&self) -> usize {
+        if self.quick { 1 } else { self.rounds }
+    }
+
+    pub(crate) fn wants(&self, job: &str) -> bool {
+        self.jobs.iter().any(|wanted| wanted == job)
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

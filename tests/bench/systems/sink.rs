@@ -1,0 +1,122 @@
+//! The destination: takes every post, notes it, answers 200 after a fixed time.
+//!
+//! Guarantees: a message counts as arrived when its request has been read, so that what a system starts too early is seen as
+//! overtaking. Runs on the driver's thread, beside the load generator.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::ledger::Ledger;
+use super::wire::{Peer, find};
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+
+/// What the sink and whoever sets it share.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    delay_us: AtomicU64,
+    job: Mutex<Option<Job>>,
+    flying: AtomicU32,
+    peak: AtomicU32,
+}
+
+/// Where arrivals are noted, and who waits for them.
+#[derive(Debug, Clone)]
+struct Job {
+    ledger: Arc<Ledger>,
+    room: Arc<Semaphore>,
+}
+
+impl Sink {
+    /// Listens until its runtime ends.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a benchmark has no task book: its tasks end with its runtime"
+    )]
+    pub(crate) async fn open() -> std::io::Result<(Arc<Self>, SocketAddr)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let sink = Arc::new(Self {
+            delay_us: AtomicU64::new(0),
+            job: Mutex::new(None),
+            flying: AtomicU32::new(0),
+            peak: AtomicU32::new(0),
+        });
+        let shared = Arc::clone(&sink);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move { shared.serve(Peer::new(stream)).await });
+            }
+        });
+        Ok((sink, address))
+    }
+
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.delay_us.store(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// From now on arrivals are noted here; each first arrival makes room for one more post.
+    pub(crate) fn note(&self, ledger: &Arc<Ledger>, room: &Arc<Semaphore>) {
+        let job = Job { ledger: Arc::clone(ledger), room: Arc::clone(room) };
+        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        self.peak.store(0, Ordering::Relaxed);
+    }
+
+    /// The most requests at once since the job began.
+    pub(crate) fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    async fn serve(&self, mut peer: Peer) {
+        while let Ok(Some(request)) = peer.next().await {
+            self.peak.fetch_max(self.flying.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.arrived(&peer.buffer[request.body]);
+            let delay = self.delay_us.load(Ordering::Relaxed);
+            if delay > 0 {
+                tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_micros(delay)).await;
+            }
+            self.flying.fetch_sub(1, Ordering::Relaxed);
+            if peer.write(ANSWER).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn arrived(&self, body: &[u8]) {
+        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(job), Some((nonce, message))) = (job, named(body))
+            && job.ledger.arrived(nonce, message)
+        {
+            job.room.add_permits(1);
+        }
+    }
+}
+
+/// The body of a message: what ServiceNow posts for a line of a chat, padded to a length.
+pub(crate) fn body(nonce: u32, message: u32, conversation: u32, length: usize) -> Vec<u8> {
+    let mut body = format!(
+        r#"{{"group":"{conversation:08x}{nonce:08x}c0ffee00c0ffee00","sys_id":"{nonce:08x}{message:08x}0123456789abcdef","sys_created_by":"beth.anglin","last_message":"","formatted_message":""#,
+    )
+    .into_bytes();
+    let padding = length.saturating_sub(body.len() + 2).max(1);
+    body.extend(b"Have you tried turning it off and on again? ".iter().cycle().take(padding));
+    body.extend(br#""}"#);
+    body
+}
+
+/// The numbers in the `sys_id` of a body that may have been written anew on its way.
+fn named(body: &[u8]) -> Option<(u32, u32)> {
+    let key = find(body, br#""sys_id""#)?;
+    let value = key + 8 + body.get(key + 8..)?.iter().position(|byte| *byte == b'"')? + 1;
+    let digits = |from: usize| {
+        let digits = std::str::from_utf8(body.get(value + from..value + from + 8)?).ok()?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    Some((digits(0)?, digits(8)?))
+}
