@@ -60,8 +60,10 @@ pub(crate) enum Role {
 pub(crate) struct Place {
     pub(crate) amqp: String,
     pub(crate) sink: SocketAddr,
-    /// Five free ports: the first takes posts.
-    pub(crate) ports: [u16; 5],
+    /// Free ports: the first takes posts.
+    pub(crate) ports: [u16; 8],
+    /// Which worker is started next; each has a port of its own.
+    pub(crate) worker: usize,
     /// A folder of its own, for this job.
     pub(crate) folder: PathBuf,
     /// Settings of Causeway beside those that all jobs use.
@@ -131,6 +133,14 @@ impl System {
         }
     }
 
+    /// The same program as the worker, with another verb.
+    pub(crate) fn verb(&self, args: &[&str], place: &Place) -> Option<Recipe> {
+        let Kind::Causeway { embedded } = self.kind else { return None };
+        let recipe = causeway(Role::Worker, embedded, place);
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Some(Recipe { role: "verb", args, ready: None, ..recipe })
+    }
+
     /// Whether the process that takes posts also holds the queue, so that it has to stay.
     pub(crate) fn front_is_queue(&self) -> bool {
         self.name == "restate"
@@ -174,9 +184,9 @@ fn causeway(role: Role, embedded: bool, place: &Place) -> Recipe {
     let (verb, ready) = match role {
         Role::Whole => ("serve", place.listen()),
         Role::Front => ("ingress", place.listen()),
-        Role::Worker => ("worker", place.port(2)),
+        Role::Worker => ("worker", place.port(2 + place.worker)),
     };
-    let admin = if role == Role::Worker { place.port(2) } else { place.port(1) };
+    let admin = if role == Role::Worker { ready } else { place.port(1) };
     let mut settings = vec![
         ("data_dir", place.folder.join("data").to_string_lossy().into_owned()),
         ("ingress.listen", place.listen().to_string()),

@@ -120,7 +120,8 @@ impl Bench {
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
         let settings = self.settings.clone();
-        Ok(Place { amqp, sink: self.driver.sink_address, ports: free_ports()?, folder, settings })
+        let (sink, ports) = (self.driver.sink_address, free_ports()?);
+        Ok(Place { amqp, sink, ports, worker: 0, folder, settings })
     }
 
     pub(crate) async fn stage(&self, system: System) -> anyhow::Result<Stage<'_>> {
@@ -144,9 +145,9 @@ impl Bench {
 }
 
 /// Below what the kernel gives to outgoing connections.
-fn free_ports() -> anyhow::Result<[u16; 5]> {
+fn free_ports() -> anyhow::Result<[u16; 8]> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut ports = [0; 5];
+    let mut ports = [0; 8];
     for port in &mut ports {
         *port = loop {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -180,6 +181,25 @@ impl Stage<'_> {
             self.processes.push(running);
         }
         Ok(())
+    }
+
+    /// Runs a verb of the command line to its end: seconds, and what it used when it was last looked at.
+    pub(crate) async fn verb(&self, args: &[&str]) -> anyhow::Result<(f64, Usage)> {
+        let recipe = self.system.verb(args, &self.place).context("only Causeway has verbs")?;
+        let (began, mut running) = (Instant::now(), Running::start(&recipe, &self.log)?);
+        let (mut used, mut most) = (Usage::default(), 0.0_f64);
+        let ended = loop {
+            if let Some(status) = running.ended()? {
+                break status;
+            }
+            let now = account::usage(&[running.pid()]);
+            if now.megabytes > 0.0 {
+                (used, most) = (now, most.max(now.megabytes));
+            }
+            pass(Duration::from_millis(10)).await;
+        };
+        ensure!(ended.success(), "{args:?} ended with {ended}; see {}", self.log.display());
+        Ok((began.elapsed().as_secs_f64(), Usage { megabytes: most, ..used }))
     }
 
     /// Ends all of its processes.
@@ -236,6 +256,19 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Until so many have arrived, as long as any do.
+    async fn after(&self, ledger: &Ledger, first: u64) -> anyhow::Result<()> {
+        let (mut seen, mut since) = (0, Instant::now());
+        while ledger.counts().arrived < first {
+            if ledger.counts().arrived != seen {
+                (seen, since) = (ledger.counts().arrived, Instant::now());
+            }
+            ensure!(since.elapsed() < SILENCE, "{} stopped at {seen} of {first}", self.name);
+            pass(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Until everything that was accepted has arrived, or nothing has for a while; returns what is missing.
     pub(crate) async fn settled(&self, ledger: &Ledger) -> u64 {
         let (mut seen, mut since) = (0, Instant::now());
@@ -256,9 +289,15 @@ impl Stage<'_> {
 
     /// As much as it can carry. Its processes run.
     pub(crate) async fn through(&self) -> anyhow::Result<Flow> {
-        let ledger = self.bench.ledger(self.bench.room());
+        self.through_after(0).await
+    }
+
+    /// The same, measured only after so many messages.
+    pub(crate) async fn through_after(&self, first: u32) -> anyhow::Result<Flow> {
+        let ledger = self.bench.ledger(self.bench.room() + first as usize);
         let posting = self.post(&ledger, Pace::Closed(self.bench.outstanding));
         self.warm_up(&ledger).await?;
+        self.after(&ledger, u64::from(first)).await?;
         let from = self.snapshot(&ledger);
         pass(self.bench.window).await;
         let flow = self.flow(&from, &self.snapshot(&ledger), |counts| counts.arrived);
@@ -287,15 +326,24 @@ impl Stage<'_> {
         })
     }
 
-    /// Fills the queue through the system's own front; returns what that came to, and the ledger for the worker.
+    /// Fills the queue through the system's own front for a window; returns what that came to, and the ledger for the worker.
     pub(crate) async fn fill(&mut self, most: usize) -> anyhow::Result<(Flow, Arc<Ledger>)> {
+        self.fill_within(most, self.bench.window).await
+    }
+
+    /// The same, with a limit of its own.
+    pub(crate) async fn fill_within(
+        &mut self,
+        most: usize,
+        limit: Duration,
+    ) -> anyhow::Result<(Flow, Arc<Ledger>)> {
         let ledger = self.bench.ledger(most);
         self.start(Role::Front).await?;
         let posting = self.post(&ledger, Pace::Closed(usize::MAX));
-        let flows = until(PATIENCE, || ledger.counts().accepted >= 100).await;
+        let flows = until(PATIENCE, || ledger.counts().accepted >= 100.min(most as u64)).await;
         ensure!(flows, "{} accepts nothing: {:?}; see {}", self.name, ledger.counts(), self.log.display());
         let from = self.snapshot(&ledger);
-        until(self.bench.window, || posting.is_finished()).await;
+        until(limit, || posting.is_finished()).await;
         let flow = self.flow(&from, &self.snapshot(&ledger), |counts| counts.accepted);
         Ok((flow, self.filled(posting, ledger).await))
     }

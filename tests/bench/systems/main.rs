@@ -9,6 +9,8 @@ mod bare;
 mod broker;
 mod catalogue;
 mod compare;
+mod curve_plot;
+mod curves;
 mod driver;
 mod jobs;
 mod ledger;
@@ -44,7 +46,8 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async move {
         match verb {
             Verb::Compare(args) => Box::pin(compare::run(args)).await,
-            Verb::Curves(_) | Verb::Bare(_) => Ok(()),
+            Verb::Curves(args) => Box::pin(curves::run(args)).await,
+            Verb::Bare(_) => Ok(()),
         }
     })
 }

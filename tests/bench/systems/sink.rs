@@ -4,7 +4,7 @@
 //! overtaking. Runs on the driver's thread, beside the load generator.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,10 +16,14 @@ use super::wire::{Peer, find};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
+const REFUSAL: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+
 /// What the sink and whoever sets it share.
 #[derive(Debug)]
 pub(crate) struct Sink {
     delay_us: AtomicU64,
+    refuses: AtomicBool,
     job: Mutex<Option<Job>>,
     flying: AtomicU32,
     peak: AtomicU32,
@@ -43,6 +47,7 @@ impl Sink {
         let address = listener.local_addr()?;
         let sink = Arc::new(Self {
             delay_us: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
             job: Mutex::new(None),
             flying: AtomicU32::new(0),
             peak: AtomicU32::new(0),
@@ -59,6 +64,11 @@ impl Sink {
 
     pub(crate) fn delay(&self, delay: Duration) {
         self.delay_us.store(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// From now on everything is answered 400, or no longer.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// From now on arrivals are noted here; each first arrival makes room for one more post.
@@ -82,7 +92,8 @@ impl Sink {
                 tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_micros(delay)).await;
             }
             self.flying.fetch_sub(1, Ordering::Relaxed);
-            if peer.write(ANSWER).await.is_err() {
+            let answer = if self.refuses.load(Ordering::Relaxed) { REFUSAL } else { ANSWER };
+            if peer.write(answer).await.is_err() {
                 return;
             }
         }

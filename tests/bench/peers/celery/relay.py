@@ -8,6 +8,7 @@ from celery import Celery
 app = Celery("relay", broker=os.environ["BENCH_AMQP"].replace("amqp://", "pyamqp://"))
 app.conf.update(
     task_default_queue="relay",
+    task_default_exchange_type="topic",
     task_default_queue_type="quorum",
     worker_detect_quorum_queues=True,
     broker_transport_options={"confirm_publish": True},

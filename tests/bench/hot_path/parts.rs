@@ -1,0 +1,89 @@
+//! Each pure part of the hot path as a closure that does it once, with its preparation done.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use causeway::delivery::backoff::{Backoff, RetrySettings};
+use causeway::delivery::classify::{Operation, classify};
+use causeway::message::{Callback, Destination, Kind, LaneKey, Message, MessageId, Outcome};
+use causeway::platform::{Answer, AnswerKind, CallError};
+use causeway::queue::PartitionId;
+use lapin::message::Delivery;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+use super::settle::Standing;
+use super::{lenient, wire};
+
+type Part = Box<dyn FnMut()>;
+
+/// What our own Business Rule posts.
+const CALLBACK: &[u8] = br#"{"group":"0a1b2c3d4e5f60718293a4b5c6d7e8f9","sys_id":"9f8e7d6c5b4a39281706f5e4d3c2b1a0","sys_created_by":"beth.anglin","last_message":"","formatted_message":"Have you tried turning it off and on again? Then please tell me the number on the label below the machine."}"#;
+/// What the stock Business Rule posts when an agent uses a quotation mark.
+const BROKEN: &[u8] = br#"{"group":"0a1b2c3d4e5f60718293a4b5c6d7e8f9","formatted_message":"Press the key named "Esc" and tell me what you see.","sys_created_by":"beth.anglin","last_message":undefined,"sys_id":"9f8e7d6c5b4a39281706f5e4d3c2b1a0"}"#;
+const GROUP: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
+
+/// In the order of a message's road.
+pub(crate) fn all() -> Vec<(&'static str, Part)> {
+    let lane = LaneKey::parse(GROUP).unwrap_or_else(|_| LaneKey::alone(MessageId::derived("bench", GROUP)));
+    let id = MessageId::derived("servicenow", GROUP);
+    let message = Message::new(id, Kind::CallbackMessage, lane.clone(), CALLBACK);
+    vec![
+        ("ingress: read a callback", part(|| lenient::strict(black_box(CALLBACK)))),
+        ("ingress: repair a callback", part(|| lenient::repair(black_box(BROKEN)))),
+        ("message: id of an event", part(|| MessageId::derived("servicenow", black_box(GROUP)))),
+        ("queue: partition of a lane", part(move || PartitionId::of(Destination::Xo, black_box(&lane), 8))),
+        ("wire: message to properties", encode(message.clone())),
+        ("wire: delivery to message", decode(&message)),
+        ("delivery: read a callback", part(|| serde_json::from_slice::<Callback>(black_box(CALLBACK)).ok())),
+        ("delivery: classify an answer", classify_busy()),
+        ("delivery: next backoff", next_backoff()),
+        ("worker: verdict on an outcome", verdict()),
+    ]
+}
+
+fn part<T>(mut once: impl FnMut() -> T + 'static) -> Part {
+    Box::new(move || {
+        black_box(once());
+    })
+}
+
+fn encode(message: Message) -> Part {
+    part(move || wire::encode(black_box(&message)))
+}
+
+/// With a copy of the body, which the reading consumes.
+fn decode(message: &Message) -> Part {
+    let mut delivery = Delivery::mock(1, "in".into(), "xo.0".into(), false, Vec::new());
+    delivery.properties = wire::encode(message);
+    part(move || {
+        delivery.data = CALLBACK.to_vec();
+        wire::decode(black_box(&mut delivery), Destination::Xo)
+    })
+}
+
+fn classify_busy() -> Part {
+    let retry_after = Some(Duration::from_secs(1));
+    let answer = Answer { status: 503, retry_after, kind: AnswerKind::Temporary, detail: String::new() };
+    let error = CallError::Answer(answer);
+    part(move || classify(black_box(&error), Operation::Callback))
+}
+
+/// At its cap, so that every step is the same.
+fn next_backoff() -> Part {
+    let settings = RetrySettings { initial: Duration::from_secs(30), ..RetrySettings::default() };
+    let (mut backoff, mut dice) = (Backoff::new(&settings), StdRng::seed_from_u64(7));
+    part(move || backoff.next(&mut dice))
+}
+
+fn verdict() -> Part {
+    let standing = Standing {
+        kind: Kind::CallbackMessage,
+        age: Duration::from_millis(20),
+        deadline: Duration::from_secs(900),
+        held: Duration::ZERO,
+        hold: Duration::from_secs(60),
+        backoff: Duration::from_millis(250),
+    };
+    part(move || black_box(&standing).verdict(black_box(&Outcome::Delivered)))
+}
