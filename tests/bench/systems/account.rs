@@ -71,6 +71,16 @@ fn kilobytes(file: &str, name: &str) -> f64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
 
+/// Seconds of processor time of the whole machine, so far: everything but idling and waiting for disks.
+pub(crate) fn machine() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<f64> = fields.take(8).filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal
+    let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| ticks.get(*index));
+    busy.sum::<f64>() / TICKS
+}
+
 /// Who listens on this port of loopback.
 pub(crate) fn listener(port: u16) -> Option<u32> {
     let inodes: Vec<u64> =

@@ -1,11 +1,14 @@
 //! The one RabbitMQ that all systems share: a virtual host of its own for each job, and what the broker itself costs.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use url::Url;
 
 use super::account::{self, Usage};
+use super::driver::pass;
 
 /// Where the broker is, and how to administer it.
 #[derive(Debug)]
@@ -53,9 +56,17 @@ impl Broker {
         Ok(url.into())
     }
 
-    /// Deletes it with everything in it.
+    /// Deletes it with everything in it. A busy broker does not always manage at once.
     pub(crate) async fn forget(&self, name: &str) -> anyhow::Result<()> {
-        self.ask(Method::DELETE, &format!("/api/vhosts/{name}"), None).await.map(drop)
+        let path = format!("/api/vhosts/{name}");
+        let mut tries = 1;
+        loop {
+            match self.ask(Method::DELETE, &path, None).await {
+                Err(_) if tries < 5 => tries += 1,
+                done => return done.map(drop),
+            }
+            pass(Duration::from_secs(1)).await;
+        }
     }
 
     pub(crate) fn usage(&self) -> Usage {

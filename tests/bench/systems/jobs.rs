@@ -57,6 +57,8 @@ pub(crate) struct Flow {
     pub(crate) driver_cpu: f64,
     /// Memory of the system at the end of the window.
     pub(crate) megabytes: f64,
+    /// Processors that everything else on the machine kept busy meanwhile.
+    pub(crate) others: f64,
     /// Requests at the sink at once.
     pub(crate) peak: u32,
 }
@@ -112,6 +114,7 @@ struct Snapshot {
     system: Usage,
     broker: Usage,
     driver: Usage,
+    machine: f64,
 }
 
 impl Bench {
@@ -125,7 +128,8 @@ impl Bench {
     }
 
     pub(crate) async fn stage(&self, system: System) -> anyhow::Result<Stage<'_>> {
-        let name = format!("bench-{}", system.name);
+        // Others may run a benchmark on the same broker.
+        let name = format!("bench-{}-{}", std::process::id(), system.name);
         self.driver.sink.delay(self.delay);
         let amqp = self.broker.fresh(&name).await?;
         let place = self.place(&name, amqp)?;
@@ -232,19 +236,25 @@ impl Stage<'_> {
         // The system's processes are our children, too.
         let driver = Usage { cpu: own.cpu - system.cpu, ..own };
         let (broker, counts) = (self.bench.broker.usage(), ledger.counts());
-        Snapshot { at: Instant::now(), counts, system, broker, driver }
+        Snapshot { at: Instant::now(), counts, system, broker, driver, machine: account::machine() }
     }
 
     fn flow(&self, from: &Snapshot, to: &Snapshot, counted: impl Fn(&Counts) -> u64) -> Flow {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let messages = (counted(&to.counts) - counted(&from.counts)) as f64;
-        let thousands = messages / 1000.0;
+        let (thousands, seconds) = (messages / 1000.0, (to.at - from.at).as_secs_f64());
+        let [system, broker, driver] = [
+            to.system.cpu - from.system.cpu,
+            to.broker.cpu - from.broker.cpu,
+            to.driver.cpu - from.driver.cpu,
+        ];
         Flow {
-            rate: messages / (to.at - from.at).as_secs_f64(),
-            cpu: (to.system.cpu - from.system.cpu) / thousands,
-            broker_cpu: (to.broker.cpu - from.broker.cpu) / thousands,
-            driver_cpu: (to.driver.cpu - from.driver.cpu) / thousands,
+            rate: messages / seconds,
+            cpu: system / thousands,
+            broker_cpu: broker / thousands,
+            driver_cpu: driver / thousands,
             megabytes: to.system.megabytes,
+            others: ((to.machine - from.machine - system - broker - driver) / seconds).max(0.0),
             peak: self.bench.driver.sink.peak(),
         }
     }

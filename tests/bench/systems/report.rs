@@ -15,7 +15,8 @@ fn values(outcomes: &[&Outcome], value: impl Fn(&Outcome) -> Option<f64>) -> Vec
 
 /// Median, least and most.
 pub(crate) fn spread(sorted: &[f64]) -> Option<(f64, f64, f64)> {
-    let median = *sorted.get(sorted.len() / 2)?;
+    let (lower, upper) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    let median = f64::midpoint(*lower, *upper);
     Some((median, *sorted.first()?, *sorted.last()?))
 }
 
@@ -31,10 +32,11 @@ fn shown(sorted: &[f64], digits: usize) -> String {
 pub(crate) fn line(outcome: &Outcome) -> String {
     let rate = |flow: Option<Flow>| flow.map_or_else(|| "–".to_owned(), |flow| format!("{:.0}", flow.rate));
     let mut line = format!(
-        "round {} {:>10} {:>3} ms: through {}/s, accepted {}/s, drained {}/s",
+        "round {} {:>10} {:>3} ms (others {:.1}): through {}/s, accepted {}/s, drained {}/s",
         outcome.round,
         outcome.system,
         outcome.delay_ms,
+        outcome.through.map_or(0.0, |flow| flow.others),
         rate(outcome.through),
         rate(outcome.fill),
         rate(outcome.drain)
@@ -105,8 +107,8 @@ fn rows(page: &mut String, results: &Results, delay: u64, row: impl Fn(&[&Outcom
 
 fn throughput(page: &mut String, results: &Results, delay: u64) {
     page.push_str(
-        "| system | through/s | accepted/s | drained/s | CPU s/1,000: through | broker | drain | MB: through | drain | at once |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+        "| system | through/s | accepted/s | drained/s | CPU s/1,000: through | broker | drain | MB: through | drain | at once | others: through | drain |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     rows(page, results, delay, |outcomes| {
         let flow = |pick: fn(&Outcome) -> Option<Flow>, value: fn(Flow) -> f64, digits| {
@@ -122,6 +124,8 @@ fn throughput(page: &mut String, results: &Results, delay: u64) {
             flow(|o| o.through, |f| f.megabytes, 0),
             flow(|o| o.drain, |f| f.megabytes, 0),
             flow(|o| o.through, |f| f64::from(f.peak), 0),
+            flow(|o| o.through, |f| f.others, 1),
+            flow(|o| o.drain, |f| f.others, 1),
         ]
     });
 }
