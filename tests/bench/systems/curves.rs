@@ -21,7 +21,7 @@ const CURVES: &[(&str, &[u32], &str)] = &[
     ("partitions", &[1, 2, 4, 8, 16, 32, 64], "queue.partitions"),
     ("workers", &[1, 2, 4], "worker processes beside one ingress"),
     ("body", &[200, 1_024, 8_192, 65_536, 1_048_576], "bytes of a message"),
-    ("depth", &[1_000, 10_000, 100_000, 1_000_000], "messages queued before the worker starts"),
+    ("depth", &[10_000, 100_000, 1_000_000], "messages queued before the worker starts"),
     ("dead", &[100, 1_000, 10_000, 100_000], "dead letters"),
 ];
 
@@ -206,9 +206,9 @@ fn markdown(facts: &[String], points: &[Point]) -> String {
         }
         let _ = writeln!(page, "\n## {curve}: {about}\n");
         page.push_str(match *curve {
-            "depth" => "| engine | size | accepted/s | CPU s/1,000 | broker | MB of the ingress | drained/s | CPU s/1,000 | broker | MB of the worker |\n|---|---|---|---|---|---|---|---|---|---|\n",
+            "depth" => "| engine | size | accepted/s | CPU s/1,000 | broker | MB of the ingress | drained/s | CPU s/1,000 | broker | MB of the worker | others |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
             "dead" => "| engine | size | list s | MB | filter s | MB | replay s | CPU s | MB |\n|---|---|---|---|---|---|---|---|---|\n",
-            _ => "| engine | size | through/s | CPU s/1,000 | broker | MB | at half: post→deliver p50 ms | p99 | CPU s/1,000 | MB |\n|---|---|---|---|---|---|---|---|---|---|\n",
+            _ => "| engine | size | through/s | CPU s/1,000 | broker | MB | at half: post→deliver p50 ms | p99 | CPU s/1,000 | MB | others |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
         });
         for point in of {
             let _ = writeln!(page, "| {} | {} | {} |", point.engine, point.size, cells(point).join(" | "));
@@ -227,7 +227,10 @@ fn cells(point: &Point) -> Vec<String> {
         vec![rate, format!("{:.3}", flow.cpu), format!("{:.3}", flow.broker_cpu), megabytes]
     };
     match point.curve {
-        "depth" => [flow(point.fill), flow(point.drain)].concat(),
+        "depth" => {
+            let others = point.drain.map_or(f64::NAN, |flow| flow.others);
+            [flow(point.fill), flow(point.drain), vec![format!("{others:.1}")]].concat()
+        }
         "dead" => {
             let mut cells = Vec::new();
             for cost in &point.verbs {
@@ -244,6 +247,7 @@ fn cells(point: &Point) -> Vec<String> {
             let mut cells = flow(point.through);
             cells.extend([format!("{:.1}", whole.p50), format!("{:.1}", whole.p99)]);
             cells.extend([format!("{:.3}", at.cpu), format!("{:.0}", at.megabytes)]);
+            cells.push(format!("{:.1}", point.through.map_or(f64::NAN, |flow| flow.others)));
             cells
         }
     }

@@ -61,7 +61,7 @@ pub(crate) struct CompareArgs {
     pub(crate) jobs: Vec<String>,
     #[command(flatten)]
     pub(crate) shape: ShapeArgs,
-    /// One round of two seconds: about two minutes
+    /// One round of two seconds: about three minutes
     #[arg(long)]
     pub(crate) quick: bool,
 }
