@@ -131,6 +131,9 @@ fn throughput(page: &mut String, results: &Results, delay: u64) {
 }
 
 fn latency(page: &mut String, results: &Results, delay: u64) {
+    if !results.outcomes.iter().any(|outcome| outcome.delay_ms == delay && outcome.half.is_some()) {
+        return;
+    }
     page.push_str(
         "| system | at half of it: messages/s | post→deliver p50 ms | p95 | p99 | accept→deliver p50 | p95 | p99 | ingress p50 | p99 | CPU s/1,000 | broker | MB |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
