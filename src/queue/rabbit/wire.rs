@@ -188,6 +188,15 @@ mod tests {
     }
 
     #[test]
+    fn how_often_it_was_replayed_travels_with_it() {
+        for replays in [0, 3] {
+            let message = Message { replays, ..message() };
+            let mut delivery = delivery(encode(&message), &message.body);
+            assert_eq!(decode(&mut delivery, Destination::Xo).0.replays, replays);
+        }
+    }
+
+    #[test]
     fn a_dead_letter_reads_back_as_it_was() {
         let dead = DeadLetter::new(message(), DeadReason::Expired, "too late", Story::default());
         let mut delivery = delivery(encode_dead(&dead), &dead.message.body);
