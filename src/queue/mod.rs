@@ -269,6 +269,13 @@ impl Subscription {
         }
     }
 
+    /// Has other workers know that this one wants the partition for good, not only for a look: who ranks lower yields it.
+    pub fn announce(&mut self) {
+        if let Self::Rabbit(subscription) = self {
+            subscription.announce();
+        }
+    }
+
     /// Makes sure that what is settled counts soon, also while nobody asks for the next loan.
     pub fn flush(&self) {
         if let Self::Rabbit(subscription) = self {

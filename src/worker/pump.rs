@@ -163,6 +163,9 @@ impl Pump {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let stop = self.stop.clone();
         loop {
+            if matches!(mode, Mode::Open) {
+                subscription.announce();
+            }
             if end.is_none() {
                 let patient = begun.elapsed() < PATIENCE;
                 if !matches!(mode, Mode::Probe(_)) || self.picks_probe(&mut lanes, patient) {

@@ -16,6 +16,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::links::Links;
 use super::topology::ANSWER_TIMEOUT;
@@ -30,6 +31,8 @@ const WINDOW: usize = 256;
 /// With more than these unconfirmed, orders wait until half of them is through, and then leave together: the broker writes
 /// and confirms what comes together at once, which costs it half of what one by one does.
 const ALONE: usize = 8;
+/// No longer than this: a partition that confirms nothing may not hold up the others.
+const COMPANY_WITHIN: Duration = Duration::from_millis(5);
 
 /// One message to publish.
 #[derive(Debug)]
@@ -114,8 +117,10 @@ struct Window {
     behind: HashMap<LaneKey, VecDeque<Order>>,
     /// How many orders wait in `behind`.
     waiting: usize,
-    /// The next orders are taken when no more than these are unconfirmed.
+    /// The next orders are taken when no more than these are unconfirmed, ...
     begin_at: usize,
+    /// ... or at this time.
+    begin_by: Instant,
 }
 
 impl Window {
@@ -126,12 +131,14 @@ impl Window {
             behind: HashMap::new(),
             waiting: 0,
             begin_at: ALONE,
+            begin_by: Instant::now(),
         }
     }
 
     async fn publish_all(&mut self, orders: &mut mpsc::Receiver<Order>) -> RabbitError {
         loop {
-            let ready = self.unconfirmed.len() <= self.begin_at && self.waiting < LINE;
+            let room = self.unconfirmed.len() < WINDOW && self.waiting < LINE;
+            let ready = self.unconfirmed.len() <= self.begin_at;
             tokio::select! {
                 Some(confirmed) = self.unconfirmed.next() => {
                     let broken = confirmed.result.is_err() && !self.channel.status().connected();
@@ -140,7 +147,8 @@ impl Window {
                         return RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into()));
                     }
                 }
-                Some(order) = orders.recv(), if ready => {
+                () = tokio::time::sleep_until(self.begin_by), if room && !ready => self.begin_at = WINDOW,
+                Some(order) = orders.recv(), if room && ready => {
                     self.take(order);
                     while self.unconfirmed.len() < WINDOW
                         && self.waiting < LINE
@@ -149,6 +157,7 @@ impl Window {
                         self.take(order);
                     }
                     self.begin_at = ALONE.max(self.unconfirmed.len() / 2);
+                    self.begin_by = Instant::now() + COMPANY_WITHIN;
                 }
                 else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
             }

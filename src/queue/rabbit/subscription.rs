@@ -29,7 +29,9 @@ pub struct Subscription {
     // Dropped in this order.
     acks: Teller,
     borrowing: Borrowing,
-    _place: Place,
+    links: Arc<Links>,
+    number: u64,
+    place: Option<Place>,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -51,7 +53,12 @@ impl Subscription {
         };
         let borrowing = Borrowing::open(connection, wish).await?;
         let acks = Teller(Arc::new(Acks::new(borrowing.channel().clone())));
-        Ok(Self { partition, acks, borrowing, _place: Place::take(links, partition, number) })
+        Ok(Self { partition, acks, borrowing, links: links.clone(), number, place: None })
+    }
+
+    /// Has the others know that we want this partition.
+    pub(in crate::queue) fn announce(&mut self) {
+        self.place.get_or_insert_with(|| Place::take(&self.links, self.partition, self.number));
     }
 
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
