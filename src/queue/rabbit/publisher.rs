@@ -149,13 +149,15 @@ impl Window {
                 }
                 () = tokio::time::sleep_until(self.begin_by), if room && !ready => self.begin_at = WINDOW,
                 Some(order) = orders.recv(), if room && ready => {
-                    self.take(order);
-                    while self.unconfirmed.len() < WINDOW
-                        && self.waiting < LINE
+                    let mut company = vec![order];
+                    while self.unconfirmed.len() + company.len() < WINDOW
                         && let Ok(order) = orders.try_recv()
                     {
-                        self.take(order);
+                        company.push(order);
                     }
+                    // Neighbours of one partition are one piece of work to it. Those of a lane keep their order.
+                    company.sort_by(|one, other| one.key.cmp(&other.key));
+                    company.into_iter().for_each(|order| self.take(order));
                     self.begin_at = ALONE.max(self.unconfirmed.len() / 2);
                     self.begin_by = Instant::now() + COMPANY_WITHIN;
                 }
