@@ -170,6 +170,9 @@ on_every_engine! {
         assert_eq!(user.transfers("hello").await.status, 200);
         assert_eq!(user.says("quit").await.status, 200);
         cleared(&relay, &user).await;
+        // While the rule stands, a start that is sent fails: one that ends unsent knows that its user has gone.
+        let unsent = [("destination", "servicenow"), ("kind", "handoff.start"), ("outcome", "repeated")];
+        relay.metric_is("causeway_delivery_attempts_total", &unsent, |count| count == 1.0).await;
         relay.sandbox.script().clear();
         quiet(&relay).await;
         assert_eq!((relay.sandbox.groups().len(), user.clears()), (0, 1));

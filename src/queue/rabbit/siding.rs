@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
@@ -120,7 +121,7 @@ struct Lock {
     destination: Destination,
     channel: Channel,
     // Gives the lock away when it is dropped.
-    _consumer: Consumer,
+    consumer: Consumer,
 }
 
 impl Lock {
@@ -144,16 +145,20 @@ impl Lock {
         let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(name.into(), "visitor".into(), options, FieldTable::default());
         let consumer = within(ANSWER_TIMEOUT, consume).await.map_err(busy)?;
-        Ok(Self { destination, channel, _consumer: consumer })
+        Ok(Self { destination, channel, consumer })
     }
 
-    async fn release(self) {
+    async fn release(mut self) {
         // Deleted rather than left to the broker, which would do it some time after we were told that it is done.
         let delete =
             self.channel.queue_delete(visit_lock(self.destination).into(), QueueDeleteOptions::default());
         if let Err(error) = within(ANSWER_TIMEOUT, delete).await {
             tracing::debug!(%error, "the lock of a visit goes with its connection");
+            return;
         }
+        // The broker has ended the consumer with its queue. One that is dropped before it knows cancels itself, and where that
+        // comes after the channel's end, the broker ends the whole connection.
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.consumer.next()).await;
     }
 }
 
