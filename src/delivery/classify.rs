@@ -92,7 +92,7 @@ fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
         NoAnswerKind::Timeout => RetryReason::Timeout,
         NoAnswerKind::Connect | NoAnswerKind::Tls => RetryReason::Connect,
         NoAnswerKind::Reset => RetryReason::Reset,
-        NoAnswerKind::BadBody => RetryReason::TryLater,
+        NoAnswerKind::BadBody | NoAnswerKind::TooLarge => RetryReason::TryLater,
     };
     let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();
     Outcome::Retry { reason, ambiguous, floor: None }
@@ -217,6 +217,7 @@ mod tests {
             (NoAnswerKind::Reset, RetryReason::Reset),
             (NoAnswerKind::Timeout, RetryReason::Timeout),
             (NoAnswerKind::BadBody, RetryReason::TryLater),
+            (NoAnswerKind::TooLarge, RetryReason::TryLater),
         ] {
             expect(&none(Sent::No, kind), ALL, &retry(reason, false, None));
             expect(&none(Sent::Maybe, kind), repeating, &retry(reason, true, None));

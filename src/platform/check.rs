@@ -213,7 +213,9 @@ fn unreachable(error: &CallError) -> &'static str {
     match error {
         CallError::NoAnswer(no_answer) => match no_answer.kind {
             NoAnswerKind::Tls => "the certificate is not trusted on this machine, or a proxy replaces it",
-            NoAnswerKind::BadBody => "the address answers, but not as the platform does: check it",
+            NoAnswerKind::BadBody | NoAnswerKind::TooLarge => {
+                "the address answers, but not as the platform does: check it"
+            }
             NoAnswerKind::Connect => "check the address, the name service and the firewall",
             NoAnswerKind::Timeout | NoAnswerKind::Reset => {
                 "the address is there but does not answer: a firewall?"

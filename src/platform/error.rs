@@ -100,8 +100,10 @@ pub enum NoAnswerKind {
     Timeout,
     /// The connection broke.
     Reset,
-    /// An answer that is none: not JSON, not the documented shape, too large.
+    /// An answer that is none: not JSON, not the documented shape.
     BadBody,
+    /// An answer that is longer than we read.
+    TooLarge,
 }
 
 impl Answer {
@@ -137,6 +139,11 @@ impl CallError {
     /// as done.
     pub(crate) const fn is_absent(&self) -> bool {
         matches!(self, Self::Answer(answer) if matches!(answer.status, 403 | 404 | 410))
+    }
+
+    /// Whether there is an answer, and more of it than we read.
+    pub(crate) fn is_too_large(&self) -> bool {
+        matches!(self, Self::NoAnswer(NoAnswer { kind: NoAnswerKind::TooLarge, .. }))
     }
 
     /// An answer that has success's status but not its shape.
@@ -213,6 +220,7 @@ impl fmt::Display for NoAnswer {
             NoAnswerKind::Timeout => "no answer in time",
             NoAnswerKind::Reset => "the connection broke",
             NoAnswerKind::BadBody => "an answer that cannot be read",
+            NoAnswerKind::TooLarge => "an answer that is too large",
         };
         if self.detail.is_empty() { f.write_str(words) } else { write!(f, "{words}: {}", self.detail) }
     }

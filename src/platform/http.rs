@@ -1,9 +1,11 @@
 //! The one HTTP client. Everything that leaves for a platform leaves through here.
 //!
 //! Guarantees: every call ends within its timeout; no redirect is followed, no proxy is taken from the environment,
-//! no answer is read beyond [`ANSWER_BYTES_MAX`]; a failure says whether the request may have left. HTTP/1.1 with
-//! keep-alive: a connection that died in the pool before the request was written is replaced unseen, one that dies
-//! later is [`Sent::Maybe`]. Leaves to others: what a status means (`servicenow/wire.rs`, `xo/`).
+//! no answer is read beyond [`ANSWER_BYTES_MAX`]; a failure says whether the request may have left. Connections are kept: one
+//! that died in the pool before the request was written is replaced unseen, one that dies later is [`Sent::Maybe`].
+//! HTTP/2 where a platform offers it over TLS, else HTTP/1.1. All requests then share one connection, so that a silent one is
+//! pinged and given up; requests that it refused unread were certainly not sent.
+//! Leaves to others: what a status means (`servicenow/wire.rs`, `xo/`).
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -27,6 +29,10 @@ const POOL_IDLE: Duration = Duration::from_secs(20);
 
 /// The longest part of a call that may go into connecting.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// A connection of HTTP/2 that is silent for so long is asked for a sign of life, and given up when none comes in time.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How calls are made.
 #[derive(Debug, Clone)]
@@ -83,10 +89,10 @@ impl Http {
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
         // Fails only when a provider is installed already, which is what we want.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = build(settings, false).or_else(|error| {
+        let client = build(settings, None).or_else(|error| {
             // A machine without CA certificates can still run the demo over plain loopback HTTP.
             tracing::warn!(error = %root_cause(&error), "no CA certificates: every https call will fail");
-            build(settings, true)
+            build(settings, Some(Vec::new()))
         });
         let client = client.map_err(|error| HttpProblem::Unusable(root_cause(&error)))?;
         Ok(Self {
@@ -120,19 +126,27 @@ impl Http {
     }
 }
 
+/// Trusts whom the system trusts, or only `roots`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that builds the HTTP client")]
-fn build(settings: &HttpSettings, without_roots: bool) -> Result<reqwest::Client, reqwest::Error> {
+fn build(
+    settings: &HttpSettings,
+    roots: Option<Vec<reqwest::Certificate>>,
+) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
         .user_agent(&settings.user_agent)
-        .http1_only()
         .no_proxy()
         .referer(false)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_MAX.min(settings.timeout / 2))
         .tcp_keepalive(Duration::from_secs(30))
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
         .pool_idle_timeout(POOL_IDLE);
-    if without_roots { builder.tls_certs_only(Vec::new()).build() } else { builder.build() }
+    match roots {
+        Some(roots) => builder.tls_certs_only(roots).build(),
+        None => builder.build(),
+    }
 }
 
 async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
@@ -140,14 +154,14 @@ async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
     while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
             let detail = format!("more than {ANSWER_BYTES_MAX} bytes");
-            return Err(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::BadBody, detail });
+            return Err(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::TooLarge, detail });
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
 }
 
-/// Only a failure while connecting proves that nothing was sent.
+/// Only a failure while connecting, or HTTP/2's word for it, proves that nothing was heard.
 fn failure(error: &reqwest::Error) -> NoAnswer {
     let (sent, kind) = if error.is_builder() {
         (Sent::No, NoAnswerKind::Connect)
@@ -155,31 +169,39 @@ fn failure(error: &reqwest::Error) -> NoAnswer {
         (Sent::No, if is_tls(error) { NoAnswerKind::Tls } else { NoAnswerKind::Connect })
     } else if error.is_timeout() {
         (Sent::Maybe, NoAnswerKind::Timeout)
+    } else if is_refused_unread(error) {
+        (Sent::No, NoAnswerKind::Reset)
     } else {
         (Sent::Maybe, NoAnswerKind::Reset)
     };
     NoAnswer { sent, kind, detail: root_cause(error) }
 }
 
+/// The other side ends its connection in good order and did not take this request any more, or refused its stream
+/// (RFC 9113, 8.7: safe to send again).
+fn is_refused_unread(error: &reqwest::Error) -> bool {
+    let told = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()).filter(|h2| h2.is_remote());
+    told.is_some_and(|h2| match h2.reason() {
+        Some(h2::Reason::NO_ERROR) => h2.is_go_away(),
+        reason => reason == Some(h2::Reason::REFUSED_STREAM),
+    })
+}
+
 fn is_tls(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        let inner = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if current.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
+    causes(error).any(|cause| {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    })
+}
+
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
 /// The innermost error in the system's words. The outer ones repeat the URL, which may hold a secret.
 fn root_cause(error: &reqwest::Error) -> String {
-    let Some(mut cause) = error.source() else { return String::from("the request cannot be built") };
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    clean(&cause.to_string(), "")
+    let innermost = causes(error).last();
+    innermost.map_or_else(|| "the request cannot be built".into(), |cause| clean(&cause.to_string(), ""))
 }
 
 impl Reply {
@@ -279,6 +301,9 @@ mod model {
 }
 
 #[cfg(test)]
+mod http2_tests;
+
+#[cfg(test)]
 mod tests {
     use super::super::peer::{self, Peer};
     use super::*;
@@ -334,7 +359,7 @@ mod tests {
         ))
         .await;
         let reply = http(Duration::from_secs(10)).call(get(&peer.url)).await.unwrap();
-        assert_eq!(reply.body.unwrap_err().kind, NoAnswerKind::BadBody);
+        assert_eq!(reply.body.unwrap_err().kind, NoAnswerKind::TooLarge);
     }
 
     #[tokio::test]

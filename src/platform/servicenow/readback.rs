@@ -56,7 +56,8 @@ pub enum Since<'a> {
 }
 
 impl ServiceNow {
-    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`].
+    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`]. None of them where the
+    /// list is longer than we read: it would be so for the next try, too, which then could never be made.
     pub async fn find_started(
         &self,
         conversation: &ConversationId,
@@ -64,7 +65,14 @@ impl ServiceNow {
         text: &str,
     ) -> Result<Vec<Started>, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
-        let found: OneOrMany<WireSession> = self.in_session(conversation, Request::get(&path, &[])).await?;
+        let asked = self.in_session(conversation, Request::get(&path, &[])).await;
+        let found: OneOrMany<WireSession> = match asked {
+            Err(error) if error.is_too_large() => {
+                tracing::warn!(%conversation, "too many chats in the queue to look for the one that may have been started");
+                return Ok(Vec::new());
+            }
+            answered => answered?,
+        };
         let wanted = normal(text);
         let mut started: Vec<Started> = found
             .into_vec()

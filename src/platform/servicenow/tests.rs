@@ -358,6 +358,16 @@ async fn a_lost_start_is_found_among_the_open_ones() {
 }
 
 #[tokio::test]
+async fn a_list_that_is_too_long_holds_no_start_up() {
+    let chat = r#"{"group":"g","queueEntry":{"sys_id":"e","group":"g","state":1,"short_description":""}}"#;
+    let many = vec![chat; crate::platform::http::ANSWER_BYTES_MAX / chat.len() + 1].join(",");
+    let list = format!("HTTP/1.1 200 OK\ncontent-type: application/json\n\n{{\"result\":[{many}]}}");
+    let peer = Peer::saying(list).await;
+    let found = client(&peer.url).find_started(&c(), "q", TEXT).await;
+    assert_eq!(found, Ok(Vec::new()), "rather two chats than none");
+}
+
+#[tokio::test]
 async fn a_look_tells_which_chat_opened_so() {
     let (_peer, client) = peer("messages.json").await;
     assert!(client.opened_with(&c(), GROUP, TEXT).await.unwrap());
