@@ -12,6 +12,7 @@ mod inspect;
 mod links;
 mod peers;
 mod publisher;
+mod shares;
 mod siding;
 mod subscription;
 mod topology;

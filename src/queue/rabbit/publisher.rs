@@ -1,7 +1,8 @@
 //! One task, one channel, a window of unconfirmed publishes.
 //!
 //! Guarantees: an order is answered `Ok` only after the broker's confirm; of one lane at most one message is unconfirmed,
-//! so that a failed publish cannot be overtaken by the next; whoever gave up waiting is not published any more.
+//! so that a failed publish cannot be overtaken by the next; whoever gave up waiting is not published any more; a queue that
+//! confirms nothing holds up no other (`shares.rs`).
 //! One task for each channel, since several tasks on one channel make lapin swap their confirms. It waits for no write: what
 //! is ordered meanwhile leaves in the same one.
 
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::links::Links;
+use super::shares::Shares;
 use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, within};
 use crate::message::{LaneKey, Message};
@@ -28,6 +30,8 @@ use crate::queue::QueueError;
 pub(super) const LINE: usize = 1024;
 /// Unconfirmed publishes at once.
 const WINDOW: usize = 256;
+/// Orders for one queue that may wait for their share. More are refused, before they fill the line for all.
+const SHARE_LINE: usize = LINE / 4 * 3;
 /// With more than these unconfirmed, orders wait until half of them is through, and then leave together: the broker writes
 /// and confirms what comes together at once, which costs it half of what one by one does.
 const ALONE: usize = 8;
@@ -67,6 +71,7 @@ impl Order {
 
 /// What a confirm says about an order: its lane, whom to tell, and what.
 struct Confirmed {
+    key: String,
     lane: LaneKey,
     answer: oneshot::Sender<Result<(), QueueError>>,
     result: lapin::Result<Confirmation>,
@@ -113,9 +118,10 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 struct Window {
     channel: Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Confirmed>>,
-    /// The orders behind the unconfirmed one of their lane.
+    /// The orders behind the one of their lane that is unconfirmed, or waits in `shares`.
     behind: HashMap<LaneKey, VecDeque<Order>>,
-    /// How many orders wait in `behind`.
+    shares: Shares<Order>,
+    /// How many orders wait in `behind` and in `shares`.
     waiting: usize,
     /// The next orders are taken when no more than these are unconfirmed, ...
     begin_at: usize,
@@ -129,6 +135,7 @@ impl Window {
             channel,
             unconfirmed: FuturesUnordered::new(),
             behind: HashMap::new(),
+            shares: Shares::new(),
             waiting: 0,
             begin_at: ALONE,
             begin_by: Instant::now(),
@@ -175,8 +182,29 @@ impl Window {
             self.waiting += 1;
             return;
         }
-        self.behind.insert(order.lane.clone(), VecDeque::new());
-        self.publish(order);
+        let lane = order.lane.clone();
+        self.behind.insert(lane.clone(), VecDeque::new());
+        if !self.enter(order) {
+            self.behind.remove(&lane);
+        }
+    }
+
+    /// Publishes it, at once or when its queue has confirmed another one; `false` where too many wait for that already.
+    fn enter(&mut self, order: Order) -> bool {
+        for gone in self.shares.give_up(&order.key, |order| order.answer.is_closed()) {
+            self.waiting -= 1;
+            self.next_of(&gone.lane);
+        }
+        if self.shares.waiting(&order.key) >= SHARE_LINE {
+            order.refuse(QueueError::Unavailable("its queue confirms nothing".into()));
+            return false;
+        }
+        let key = order.key.clone();
+        match self.shares.enter(&key, order) {
+            Some(order) => self.publish(order),
+            None => self.waiting += 1,
+        }
+        true
     }
 
     fn confirmed(&mut self, confirmed: Confirmed) {
@@ -189,7 +217,19 @@ impl Window {
             Err(ref error) => Err(QueueError::Unavailable(error.to_string())),
         };
         let _ = confirmed.answer.send(answer);
+        self.next_at(&confirmed.key);
         self.next_of(&confirmed.lane);
+    }
+
+    /// Publishes the next order for a queue that somebody still waits for.
+    fn next_at(&mut self, key: &str) {
+        while let Some(order) = self.shares.confirmed(key) {
+            self.waiting -= 1;
+            if !order.answer.is_closed() {
+                return self.publish(order);
+            }
+            self.next_of(&order.lane);
+        }
     }
 
     /// Publishes the next order of a lane that somebody still waits for.
@@ -200,8 +240,8 @@ impl Window {
                 return;
             };
             self.waiting -= 1;
-            if !order.answer.is_closed() {
-                return self.publish(order);
+            if !order.answer.is_closed() && self.enter(order) {
+                return;
             }
         }
     }
@@ -211,12 +251,12 @@ impl Window {
         let channel = self.channel.clone();
         let mut publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let result =
-                match channel.basic_publish(exchange.into(), key.into(), options, &body, properties).await {
-                    Ok(confirm) => confirm.await,
-                    Err(error) => Err(error),
-                };
-            Confirmed { lane, answer, result }
+            let to = key.as_str().into();
+            let result = match channel.basic_publish(exchange.into(), to, options, &body, properties).await {
+                Ok(confirm) => confirm.await,
+                Err(error) => Err(error),
+            };
+            Confirmed { key, lane, answer, result }
         });
         // The first poll numbers the message and puts it into lapin's line, in one step: polled here, the order of the
         // orders is that of the messages.
