@@ -21,11 +21,13 @@ const LANES: usize = 3;
 /// A connection that cannot even be made says the same about every lane.
 const UNREACHABLE: u32 = 3;
 /// The first pause, and the longest. A single hiccup (one HTML page among thousands of good answers) should cost next to
-/// nothing; an outage of a minute costs nine probes.
+/// nothing; an outage of a minute costs sixteen probes, each of one message. Behind each message a person waits, so that the
+/// longest is what the destination's recovery may go unnoticed.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A login that is refused again and again gets its account locked.
 const PAUSE_MIN_CREDENTIALS: Duration = Duration::from_secs(2);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const PAUSE_MAX_CREDENTIALS: Duration = Duration::from_secs(30);
 
 /// Where the breaker stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +114,8 @@ impl State {
                 // Late answers of requests that were in the air; only a floor can add to what is known.
                 Self::Tripped { until: until.max(now + floor.unwrap_or_default()), reason, pauses }
             }
+            // Of requests that were in the air, too: somebody is served, so that it was not the destination.
+            (Self::Tripped { reason: TripReason::Failing, .. }, Heard::Alive) => Self::passing(),
             (tripped @ Self::Tripped { .. }, Heard::Alive | Heard::Failed { .. } | Heard::ProbeReturned) => {
                 tripped
             }
@@ -146,8 +150,11 @@ impl State {
 }
 
 fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instant) -> State {
-    let first = if reason == TripReason::Credentials { PAUSE_MIN_CREDENTIALS } else { PAUSE_MIN };
-    let pause = first.saturating_mul(1 << pauses.min(16)).min(PAUSE_MAX);
+    let (first, longest) = match reason {
+        TripReason::Credentials => (PAUSE_MIN_CREDENTIALS, PAUSE_MAX_CREDENTIALS),
+        _ => (PAUSE_MIN, PAUSE_MAX),
+    };
+    let pause = first.saturating_mul(1 << pauses.min(16)).min(longest);
     // What the destination asks for is a floor: never sooner, though perhaps later.
     let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
     State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
@@ -169,7 +176,15 @@ pub struct Breaker {
 #[derive(Debug)]
 pub struct ProbeSeat {
     breaker: Arc<Breaker>,
+    is_first: bool,
     _seat: OwnedSemaphorePermit,
+}
+
+impl ProbeSeat {
+    /// Whether no probe has failed since the breaker tripped.
+    pub const fn is_first(&self) -> bool {
+        self.is_first
+    }
 }
 
 impl Drop for ProbeSeat {
@@ -263,15 +278,15 @@ impl Breaker {
         };
         loop {
             let mut changes = self.changes();
-            let until = match *self.state() {
+            let (until, pauses) = match *self.state() {
                 State::Passing { .. } => return None,
-                State::Tripped { until, .. } => until,
+                State::Tripped { until, pauses, .. } => (until, pauses),
                 // Only the holder of the seat probes, and that is us.
-                State::Probing { .. } => Instant::now(),
+                State::Probing { pauses, .. } => (Instant::now(), pauses),
             };
             if until <= Instant::now() {
                 self.hear(Heard::ProbeTaken);
-                return Some(ProbeSeat { breaker: self.clone(), _seat: seat });
+                return Some(ProbeSeat { breaker: self.clone(), is_first: pauses <= 1, _seat: seat });
             }
             tokio::select! {
                 biased;
@@ -308,6 +323,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_success_after_failures_of_several_lanes_takes_them_back() {
+        let now = Instant::now();
+        let failures = [failed(1), failed(2), failed(3), failed(1), failed(2)];
+        assert_eq!(after(&failures, now).step(Heard::Alive, now).number(), 0);
+        let not_ready = Heard::NotReady { reason: TripReason::NotReady, floor: None };
+        assert_eq!(after(&[not_ready, Heard::Alive], now).number(), 1, "it says itself that it is not ready");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_success_between_starts_the_count_anew() {
         let now = Instant::now();
         let heard = [failed(1), failed(2), failed(3), failed(1), Heard::Alive, failed(2)];
@@ -322,7 +346,7 @@ mod tests {
         let state = after(&[not_ready], now);
         assert!(matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(7)));
         let mut state = after(&[Heard::NotReady { reason: TripReason::NotReady, floor: None }], now);
-        for pause in [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+        for pause in [200, 400, 800, 1600, 3200, 5000, 5000] {
             state = state.step(Heard::ProbeTaken, now).step(failed(1), now);
             assert!(
                 matches!(state, State::Tripped { until, .. } if until == now + Duration::from_millis(pause))
@@ -335,7 +359,14 @@ mod tests {
         let now = Instant::now();
         let refused = Heard::NotReady { reason: TripReason::Credentials, floor: None };
         let state = after(&[refused], now);
-        assert!(matches!(state, State::Tripped { until, .. } if until == now + PAUSE_MIN_CREDENTIALS));
+        let until = |state: &State| match state {
+            State::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
+            _ => 0,
+        };
+        let pauses = std::iter::successors(Some(state), |state| {
+            Some(state.clone().step(Heard::ProbeTaken, now).step(refused, now))
+        });
+        assert_eq!(pauses.take(6).map(|state| until(&state)).collect::<Vec<_>>(), [2, 4, 8, 16, 30, 30]);
     }
 
     #[tokio::test(start_paused = true)]

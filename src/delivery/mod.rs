@@ -220,18 +220,18 @@ impl Deliverer {
         self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).copied()
     }
 
-    /// Tries once. `maybe_taken`: an earlier try may have reached the destination, so look before sending.
-    pub async fn attempt(&self, message: &Message, maybe_taken: bool) -> Attempt {
+    /// Tries once.
+    pub async fn attempt(&self, message: &Message, past: Past) -> Attempt {
         let started = Instant::now();
         let attempt = match message.destination() {
-            Destination::ServiceNow => Box::pin(self.to_servicenow(message, maybe_taken)).await,
+            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.maybe_taken)).await,
             Destination::Xo => self.to_xo(message).await,
         };
-        self.record(message, &attempt, started.elapsed());
+        self.record(message, past, &attempt, started.elapsed());
         attempt
     }
 
-    fn record(&self, message: &Message, attempt: &Attempt, took: Duration) {
+    fn record(&self, message: &Message, past: Past, attempt: &Attempt, took: Duration) {
         let destination = message.destination().as_str();
         let label = attempt.outcome.as_str();
         self.metrics.attempts.with_label_values(&[destination, message.kind.as_str(), label]).inc();
@@ -239,7 +239,11 @@ impl Deliverer {
         if let Outcome::Retry { reason, .. } = &attempt.outcome {
             self.metrics.retries.with_label_values(&[destination, reason.as_str()]).inc();
         }
-        self.tell_breaker(message.destination(), Some(message), attempt);
+        let fails_again = past.fails_alone
+            && matches!(&attempt.outcome, Outcome::Retry { reason, floor: None, .. } if *reason != RetryReason::Connect);
+        if !fails_again {
+            self.tell_breaker(message.destination(), Some(message), attempt);
+        }
     }
 
     /// Charges the destination only for what is its fault.
@@ -272,6 +276,15 @@ impl Deliverer {
             Outcome::Dead(_) | Outcome::Repeated | Outcome::Dropped | Outcome::Held { .. } => {}
         }
     }
+}
+
+/// What is known of a message before it is tried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Past {
+    /// An earlier try may have reached the destination: look before sending.
+    pub maybe_taken: bool,
+    /// It kept failing while others were served. That it fails once more says nothing of the destination.
+    pub fails_alone: bool,
 }
 
 impl Deliverer {

@@ -37,8 +37,11 @@ pub struct SandboxSettings {
     pub botkit: BotKitSwitches,
     /// What a Virtual Agent request must prove beside its login; none: nothing.
     pub message_auth: Option<MessageProof>,
-    /// The newest ledger entries (and ended chats) to keep; none: all of them. Long runs need a bound.
+    /// The newest ledger entries to keep; none: all of them. Long runs need a bound.
     pub keep: Option<usize>,
+    /// The newest ended chats to keep; none: all of them. ServiceNow lists those that could be opened again, so that they
+    /// make each list longer.
+    pub keep_chats: Option<usize>,
 }
 
 impl Default for SandboxSettings {
@@ -58,6 +61,7 @@ impl Default for SandboxSettings {
             botkit: BotKitSwitches::default(),
             message_auth: None,
             keep: None,
+            keep_chats: None,
         }
     }
 }

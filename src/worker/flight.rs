@@ -15,7 +15,7 @@ use super::settle::{Standing, Verdict};
 use crate::clock;
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbeSeat;
-use crate::delivery::{Attempt, Deliverer, Repeats};
+use crate::delivery::{Attempt, Deliverer, Past, Repeats};
 use crate::message::{AttemptRecord, DeadLetter, DeadReason, LaneKey, Message, MessageId, Outcome, Story};
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;
@@ -83,6 +83,11 @@ impl Effort {
     /// Its lane fills the window, so that nobody else can be served: that does not stop the clock.
     pub(super) fn crowds_others_out(&mut self) {
         self.hold.count();
+    }
+
+    /// It failed, others were served, and it failed again.
+    fn fails_alone(&self) -> bool {
+        !self.hold.held.is_zero()
     }
 
     /// A lane whose head failed so long while others were served may not take more than its share.
@@ -162,7 +167,9 @@ impl Crew {
             return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
         let at = clock::now();
-        let attempt = self.deliverer.attempt(&loan.message, effort.maybe_taken).await;
+        let fails_alone = seat.is_none() && effort.fails_alone();
+        let past = Past { maybe_taken: effort.maybe_taken, fails_alone };
+        let attempt = self.deliverer.attempt(&loan.message, past).await;
         // What the probe found is told before its seat is given back.
         drop((pass, seat));
         self.land(loan, effort, at, attempt, &mut over).await

@@ -85,9 +85,9 @@ impl Lanes {
         None
     }
 
-    /// Among the heads that may fly, that of the lowest `rank`; equal ranks in their order.
+    /// Among the heads that may fly, that of the lowest `rank`; of equal ranks the one that came last.
     pub(super) fn best(&self, rank: impl Fn(&Loan) -> u32) -> Option<(u32, LaneKey)> {
-        let heads = self.ready.iter().filter_map(|key| Some((key, self.lanes.get(key)?.line.front()?)));
+        let heads = self.ready.iter().rev().filter_map(|key| Some((key, self.lanes.get(key)?.line.front()?)));
         let ranked = heads.map(|(key, loan)| (rank(loan), key));
         ranked.min_by_key(|(rank, _)| *rank).map(|(rank, key)| (rank, key.clone()))
     }
@@ -284,16 +284,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_least_tried_head_is_preferred() {
+    async fn the_youngest_of_the_least_tried_heads_is_preferred() {
         let mut lanes = lanes_of(&["a", "b", "c", "c"]).await;
         let rank = |loan: &Loan| match loan.message.lane.as_str() {
             "a" => 2,
             _ => 1,
         };
         let (best, lane) = lanes.best(rank).unwrap();
-        assert_eq!((best, lane.as_str()), (1, "b"));
+        assert_eq!((best, lane.as_str()), (1, "c"));
         lanes.prefer(&lane);
         let order: Vec<Loan> = std::iter::from_fn(|| lanes.launch()).collect();
-        assert_eq!(numbers(order), [1, 0, 2]);
+        assert_eq!(numbers(order), [2, 0, 1]);
     }
 }

@@ -25,8 +25,6 @@ use crate::tasks::Stop;
 
 /// How long a probe or a visit waits for a message before the partition counts as empty.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// A message that failed more often than that is not the first choice for a probe.
-const PROBES_OF_ONE: u32 = 2;
 /// A tripped destination's partitions are looked into at least so often, for what is too late.
 const VISIT_EVERY: Duration = Duration::from_secs(20);
 /// What was given back and never came again is forgotten after this.
@@ -167,8 +165,11 @@ impl Pump {
                 subscription.announce();
             }
             if end.is_none() {
-                let patient = begun.elapsed() < PATIENCE;
-                if !matches!(mode, Mode::Probe(_)) || self.picks_probe(&mut lanes, patient) {
+                let may_launch = match &mode {
+                    Mode::Open | Mode::Visit => true,
+                    Mode::Probe(seat) => self.picks_probe(&mut lanes, seat.is_first(), begun),
+                };
+                if may_launch {
                     self.launch(&mut lanes, &flights, &mut mode, &over);
                 }
                 end = self.reason_to_end(&mode, begun, wanted, quiet_since, flights.is_empty());
@@ -244,17 +245,20 @@ impl Pump {
         (newcomer || begun.elapsed() >= YIELD_AGAIN).then_some(End::Yielded)
     }
 
-    /// Whether there is a head to probe with, which is then the first in line: the oldest that did not fail too often
-    /// already, or the least tried. A head that fails for reasons of its own must not keep the destination closed to all
-    /// others. While `patient`, a better one may still come.
-    fn picks_probe(&self, lanes: &mut Lanes, patient: bool) -> bool {
+    /// Whether there is a head to probe with, which is then the first in line: the youngest of the least tried. What fails
+    /// for reasons of its own is what stays longest, so that the oldest are the worst to ask with: each of them would keep
+    /// the destination closed to all others for one more pause. The first probe is worth no wait; after it the window fills
+    /// before somebody is chosen.
+    fn picks_probe(&self, lanes: &mut Lanes, first: bool, begun: Instant) -> bool {
         let tried = |loan: &Loan| self.efforts.get(&loan.message.id).map_or(0, |effort| effort.story.count());
-        match lanes.best(|loan| tried(loan).saturating_sub(PROBES_OF_ONE)) {
-            Some((0, key)) => lanes.prefer(&key),
-            Some((_, key)) if !patient => lanes.prefer(&key),
-            _ => return false,
+        let Some((tries, key)) = lanes.best(tried) else { return false };
+        let seen_all =
+            lanes.held() >= usize::from(self.crew.settings.prefetch) || begun.elapsed() >= PATIENCE;
+        let picks = seen_all || first && tries == 0;
+        if picks {
+            lanes.prefer(&key);
         }
-        true
+        picks
     }
 
     /// Lets every ready head fly. Outside of [`Mode::Open`] one of them carries the probe, the others may only expire.

@@ -7,6 +7,8 @@ use crate::harness::relay::{Plan, Relay, numbered};
 
 const CHATS: usize = 8;
 const EACH: usize = 10;
+/// More than may be in the air at once; as probes, one after another, they would take minutes.
+const SICK: usize = 60;
 /// What may be in the air when the breaker trips: one message of each lane, and the poll of each chat.
 const IN_THE_AIR: usize = 2 * CHATS;
 /// Pauses of 0.1, 0.2, 0.4, ... seconds: so many probes make an outage of more than six seconds.
@@ -126,6 +128,35 @@ on_every_engine! {
         let early: Vec<_> =
             all.iter().filter(|entry| entry.started > said && (entry.started - said).as_millis() < 2990).collect();
         assert!(early.is_empty(), "before the three seconds were over: {early:#?}");
+    }
+
+    async fn conversations_that_fail_for_ever_do_not_keep_a_healed_destination_closed(bench: Bench) {
+        let mut relay = Plan::on(&bench).set("queue.partitions", "1").start().await;
+        let named = |what: &str, count: usize| (0..count).map(|n| format!("{what}-{n}")).collect::<Vec<_>>();
+        let (sick, well) = (named("sick", SICK), named("well", CHATS));
+        for group in &sick {
+            relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(group).status(500));
+        }
+        let outage = relay.sandbox.script().fail(Rule::new(Side::Xo).status(500));
+        // The oldest are all sick, and a worker that starts anew knows of none.
+        relay.callbacks(&sick, 1, CHATS).await;
+        relay.callbacks(&well, EACH, CHATS).await;
+        relay.processes[0].running.kill9();
+        relay.processes[0].restart();
+        relay.ready().await;
+        relay.metric_is("causeway_breaker_state", &[("destination", "xo")], |state| state > 0.0).await;
+        relay.sandbox.script().remove(outage);
+        relay
+            .until("all that is well", |relay| {
+                let taken = relay.called_back();
+                let done = well.iter().filter(|name| taken.get(*name).is_some_and(|line| line.len() == EACH)).count();
+                if done == well.len() { Ok(()) } else { Err(format!("{done} of {}", well.len())) }
+            })
+            .await;
+        for name in &well {
+            let line: Vec<String> = (0..EACH).map(|n| numbered(name, n)).collect();
+            assert_eq!(relay.called_back()[name], line);
+        }
     }
 
     async fn one_failing_conversation_is_no_outage(bench: Bench) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
 use causeway::delivery::{
-    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, ReadBack, UnknownGroup,
+    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, Past, ReadBack, UnknownGroup,
 };
 use causeway::message::{
     ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Outcome,
@@ -421,11 +421,11 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
     old.accepted_at = causeway::clock::now().checked_sub(Duration::from_secs(31)).unwrap();
     let held = Outcome::Held { at_most: Duration::from_secs(30), then: DeadReason::UnknownConversation };
     let keeps = room(UnknownGroup::DeadLetter).await;
-    assert_eq!(keeps.deliverer.attempt(&fresh, false).await.outcome, held);
-    assert_eq!(keeps.deliverer.attempt(&old, false).await.outcome, held, "it dies of that");
+    assert_eq!(keeps.deliverer.attempt(&fresh, Past::default()).await.outcome, held);
+    assert_eq!(keeps.deliverer.attempt(&old, Past::default()).await.outcome, held, "it dies of that");
     let drops = room(UnknownGroup::Drop).await;
-    assert_eq!(drops.deliverer.attempt(&fresh, false).await.outcome, held);
-    assert_eq!(drops.deliverer.attempt(&old, false).await.outcome, Outcome::Dropped);
+    assert_eq!(drops.deliverer.attempt(&fresh, Past::default()).await.outcome, held);
+    assert_eq!(drops.deliverer.attempt(&old, Past::default()).await.outcome, Outcome::Dropped);
 }
 
 /// The ingress noted the user and put the end on the queue, and died before it could say that the user has gone.
@@ -445,10 +445,10 @@ async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
         let depth = room.queue.depth().await.unwrap();
         depth.waiting.get(&Destination::Xo).copied().unwrap_or(0)
     };
-    assert_eq!(room.deliverer.attempt(&end, false).await.outcome, Outcome::Repeated);
+    assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
     // It is over by now: the end told again says nothing more.
-    assert_eq!(room.deliverer.attempt(&end, false).await.outcome, Outcome::Repeated);
+    assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
 }
 
@@ -464,7 +464,7 @@ async fn a_chat_that_comes_too_late_is_left() {
         room.sandbox.script().fail(start_rule().after().times(1).delay(Duration::from_millis(1500)));
         let before = room.sandbox.groups();
         let (first, deliverer) = (start(name), room.deliverer.clone());
-        let late = crate::harness::spawn(async move { deliverer.attempt(&first, false).await });
+        let late = crate::harness::spawn(async move { deliverer.attempt(&first, Past::default()).await });
         let opened = room.sandbox.ledger().wait_for(
             |ledger| ledger.servicenow_texts().values().any(|texts| texts[0] == format!("from {name}")),
             PATIENCE,

@@ -34,6 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const TOKEN: &str = "demo";
 /// The sandbox forgets what is older, should somebody keep the demo for days.
 const LEDGER_KEEPS: usize = 100_000;
+const CHATS_KEPT: usize = 1_000;
 
 /// What the play and its witness may use.
 #[derive(Debug)]
@@ -113,8 +114,14 @@ fn sandbox_settings() -> SandboxSettings {
         greeting: "Hello, this is Beth. Let me have a look.".to_owned(),
         ..AgentSettings::default()
     };
-    let keep = Some(LEDGER_KEEPS);
-    SandboxSettings { agent, keep, events_token: Some(TOKEN.to_owned()), ..SandboxSettings::default() }
+    let (keep, keep_chats) = (Some(LEDGER_KEEPS), Some(CHATS_KEPT));
+    SandboxSettings {
+        agent,
+        keep,
+        keep_chats,
+        events_token: Some(TOKEN.to_owned()),
+        ..SandboxSettings::default()
+    }
 }
 
 /// The demo's own settings: nothing of the environment, nothing of a file.

@@ -31,6 +31,8 @@ const HEARTBEAT: Duration = Duration::from_secs(6);
 const CALLERS_WAIT: Duration = Duration::from_secs(8);
 /// As many requests as can be in the air, and then some: what a run remembers is in the witness.
 const LEDGER_KEEPS: usize = 20_000;
+/// Enough to tell a late word that its chat is over.
+const CHATS_KEPT: usize = 500;
 
 #[derive(Debug)]
 pub(super) struct Wires {
@@ -178,7 +180,8 @@ impl Stage {
 
 fn sandbox_settings() -> SandboxSettings {
     let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
-    SandboxSettings { agent, keep: Some(LEDGER_KEEPS), ..SandboxSettings::default() }
+    let (keep, keep_chats) = (Some(LEDGER_KEEPS), Some(CHATS_KEPT));
+    SandboxSettings { agent, keep, keep_chats, ..SandboxSettings::default() }
 }
 
 /// What every process is told.

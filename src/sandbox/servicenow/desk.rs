@@ -166,7 +166,7 @@ impl Desk {
             queues,
             chats: BTreeMap::new(),
             ended: VecDeque::new(),
-            keep: settings.keep,
+            keep: settings.keep_chats,
             user: settings.username.clone(),
             agent: (settings.agent.user.clone(), settings.agent.name.clone()),
             greeting: settings.agent.greeting.clone(),
@@ -192,17 +192,24 @@ impl Desk {
         self.chats.values()
     }
 
-    /// The chats of one queue that wait, oldest first; a chat's position is its place here.
+    /// The chats of one queue that wait, oldest first.
     pub(crate) fn waiting(&self, queue: &str) -> Vec<&str> {
-        let mut waiting: Vec<(&Timestamp, &str)> = self
-            .chats
-            .values()
-            .filter_map(|chat| chat.entry().map(|entry| (chat, entry)))
-            .filter(|(_, entry)| entry.queue == queue && entry.state == State::Waiting)
-            .map(|(chat, entry)| (&entry.opened, chat.group.as_str()))
-            .collect();
+        let mut waiting: Vec<_> = self.in_line(queue).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// How many wait in this queue and came before.
+    pub(crate) fn ahead(&self, group: &str, entry: &QueueEntry) -> usize {
+        self.in_line(&entry.queue).filter(|other| *other < (entry.opened, group)).count()
+    }
+
+    fn in_line(&self, queue: &str) -> impl Iterator<Item = (Timestamp, &str)> {
+        self.chats
+            .values()
+            .filter_map(|chat| chat.entry().map(|entry| (chat, entry)))
+            .filter(move |(_, entry)| entry.queue == queue && entry.state == State::Waiting)
+            .map(|(chat, entry)| (entry.opened, chat.group.as_str()))
     }
 
     /// Opens a chat; the group that comes back names it.
@@ -431,7 +438,7 @@ impl Desk {
         entry.state = state;
         entry.updated = now;
         entry.work_end = (!state.open()).then_some(now);
-        if state.closed_for_good() || state == State::ClosedAbandoned {
+        if !state.open() {
             self.ended.push_back(group.to_owned());
         }
         while self.keep.is_some_and(|keep| self.ended.len() > keep) {

@@ -82,8 +82,7 @@ pub(crate) fn queue(desk: &Desk, queue: &Queue) -> Value {
 }
 
 pub(crate) fn queue_entry(desk: &Desk, group: &str, entry: &QueueEntry, opened_by: &str) -> Value {
-    let in_line = || desk.waiting(&entry.queue).iter().position(|waiting| *waiting == group);
-    let position = (entry.state == State::Waiting).then(in_line).flatten();
+    let position = (entry.state == State::Waiting).then(|| desk.ahead(group, entry));
     let wait = desk.queues.get(&entry.queue).map_or("", |queue| queue.settings.wait.as_str());
     let transfer = entry.transfer.as_ref();
     let assigned_to = entry.assigned_to.as_deref().unwrap_or_default();

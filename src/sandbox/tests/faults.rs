@@ -153,7 +153,7 @@ async fn xo_takes_json_and_refuses_the_rest() {
 
 #[tokio::test]
 async fn a_bounded_ledger_forgets_but_goes_on_counting() {
-    let bench = Bench::new(SandboxSettings { keep: Some(3), ..by_hand() }).await;
+    let bench = Bench::new(SandboxSettings { keep: Some(3), keep_chats: Some(3), ..by_hand() }).await;
     for _ in 0..5 {
         bench.started("x").await;
     }
