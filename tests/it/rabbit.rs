@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use causeway::message::{DeadReason, Destination};
+use causeway::message::{DeadReason, Destination, LaneKey};
 use causeway::queue::rabbit::RabbitQueue;
 use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
 use futures_util::future::join_all;
@@ -30,6 +30,45 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn url(bench: &Bench) -> String {
     bench.vhost().unwrap().url()
+}
+
+async fn through_a_proxy(bench: &Bench) -> (Proxy, String) {
+    let vhost = bench.vhost().unwrap();
+    let broker: url::Url = vhost.url().parse().unwrap();
+    let proxy = Proxy::start(broker.socket_addrs(|| None).unwrap()[0]).await;
+    let through = vhost.url_through(proxy.addr());
+    (proxy, through)
+}
+
+/// More than a consumer of the broker can hold, which is 65,535.
+const MORE_THAN_ONE_CONSUMER_HOLDS: usize = 66_000;
+
+async fn bury_many(queue: &Queue, count: usize) {
+    let letter = |number: usize| {
+        let mut letter = dead(number);
+        // Lanes of their own, to bury many at once.
+        letter.message.lane = text(&format!("lane-{}", number % 200), 0).lane;
+        letter
+    };
+    for first in (0..count).step_by(200) {
+        let some: Vec<_> = (first..count.min(first + 200)).map(letter).collect();
+        for buried in join_all(some.iter().map(|letter| queue.bury(letter))).await {
+            buried.unwrap();
+        }
+    }
+}
+
+/// What there is, once the visitor before us is gone.
+async fn numbers_once_free(queue: &Queue) -> Vec<usize> {
+    eventually("the siding to be free", PATIENCE, async || match queue.siding(Destination::Xo).await {
+        Ok(siding) => {
+            siding.close().await;
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    })
+    .await;
+    dead_numbers(queue).await
 }
 
 /// Settles some of the next loans and remembers what that leaves.
@@ -88,10 +127,8 @@ on_every_rabbit! {
     }
 
     async fn a_connection_that_is_cut_returns_its_messages_in_order(bench: Bench) {
-        let vhost = bench.vhost().unwrap();
-        let broker: url::Url = vhost.url().parse().unwrap();
-        let proxy = Proxy::start(broker.socket_addrs(|| None).unwrap()[0]).await;
-        let queue = open_rabbit(&vhost.url_through(proxy.addr())).await;
+        let (proxy, through) = through_a_proxy(&bench).await;
+        let queue = open_rabbit(&through).await;
         fill(&queue, 0..10).await;
         let mut subscription = borrow(&queue).await;
         for expected in 0..5 {
@@ -104,7 +141,7 @@ on_every_rabbit! {
         // The last two are lent only after both acks have arrived.
         assert_eq!(next_numbers(&mut subscription, 5).await, [5, 6, 7, 8, 9]);
         proxy.cut();
-        let other = open_rabbit(&vhost.url()).await;
+        let other = open_rabbit(&url(&bench)).await;
         let mut second = borrow(&other).await;
         assert_eq!(next_numbers(&mut second, 8).await, [0, 2, 4, 5, 6, 7, 8, 9]);
         eventually("the cut subscription to end", SOON, async || {
@@ -184,24 +221,36 @@ on_every_rabbit! {
 
     async fn a_visitor_sees_more_dead_letters_than_any_window(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
-        let letter = |number: usize| {
-            let mut letter = dead(number);
-            // Lanes of their own, to bury many at once.
-            letter.message.lane = text(&format!("lane-{}", number % 100), 0).lane;
-            letter
-        };
-        let letters: Vec<_> = (0..2500).map(letter).collect();
-        for some in letters.chunks(100) {
-            for buried in join_all(some.iter().map(|letter| queue.bury(letter))).await {
-                buried.unwrap();
-            }
+        bury_many(&queue, MORE_THAN_ONE_CONSUMER_HOLDS).await;
+        let seen = dead_numbers(&queue).await;
+        assert_eq!(seen.len(), MORE_THAN_ONE_CONSUMER_HOLDS);
+        assert!(dead_numbers(&queue).await == seen, "looking changes nothing");
+
+        // A visitor whose connection breaks while he holds them all.
+        let (proxy, through) = through_a_proxy(&bench).await;
+        let visitor = open_rabbit(&through).await;
+        let mut siding = visit(&visitor).await;
+        let mut held = 0;
+        while siding.next().await.unwrap().is_some() {
+            held += 1;
         }
-        let mut seen = dead_numbers(&queue).await;
-        assert_eq!(seen.len(), 2500);
-        let again = dead_numbers(&queue).await;
-        assert_eq!(again, seen, "looking changes nothing");
-        seen.sort_unstable();
-        assert!(seen.into_iter().eq(0..2500));
+        assert_eq!(held, MORE_THAN_ONE_CONSUMER_HOLDS);
+        proxy.refuse().await;
+        // Whoever looks meanwhile and takes only a part of them changes nothing either.
+        assert!(numbers_once_free(&queue).await == seen, "the broker gives them back in their order");
+
+        // One who takes some out on his way: later consumers than the first see no gap.
+        let mut siding = visit(&queue).await;
+        let mut kept = Vec::new();
+        while let Some(letter) = siding.next().await.unwrap() {
+            let number = number(&letter.dead.message);
+            if number.is_multiple_of(10) { letter.remove().await.unwrap() } else { kept.push(number) }
+        }
+        siding.close().await;
+        assert!(dead_numbers(&queue).await == kept, "what was not taken out stays in its order");
+        let mut all = seen;
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..MORE_THAN_ONE_CONSUMER_HOLDS));
     }
 
     async fn a_visitor_that_vanishes_leaves_everything_in_its_place(bench: Bench) {
@@ -213,15 +262,7 @@ on_every_rabbit! {
         let held = siding.next().await.unwrap();
         drop(siding);
         drop(held);
-        eventually("the siding to be free", SOON, async || match queue.siding(Destination::Xo).await {
-            Ok(siding) => {
-                siding.close().await;
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        })
-        .await;
-        assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4]);
+        assert_eq!(numbers_once_free(&queue).await, [0, 1, 2, 3, 4]);
     }
 
     async fn another_number_of_partitions_is_refused(bench: Bench) {
@@ -350,4 +391,37 @@ async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
     .await;
     subscription.close().await;
     assert_eq!(next_numbers(&mut borrow(&queue).await, 4).await, [1, 2, 3, 4], "the ack was heard");
+}
+
+/// More than the publisher may have unconfirmed.
+const MORE_THAN_A_WINDOW: usize = 400;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_messages() {
+    let Some(broker) = Broker::private() else { return };
+    let queue = open_rabbit(&broker.url()).await;
+    queue.publish(&text("home", 0)).await.unwrap();
+    // As where its replicas have lost their majority: what is published is neither confirmed nor refused.
+    let name = format!("whereis(binary_to_atom(<<\"%2F_w.{}\">>, utf8))", home());
+    broker.ctl(&["eval", &format!("sys:suspend({name}).")]).await;
+    let lanes = |at_home: bool| {
+        let there = move |lane: &String| {
+            let at = PartitionId::of(Destination::Xo, &LaneKey::parse(lane.as_str()).unwrap(), PARTITIONS);
+            (at == home()) == at_home
+        };
+        (0..).map(|number| format!("lane-{number}")).filter(there).take(MORE_THAN_A_WINDOW)
+    };
+    let stuck: Vec<_> = lanes(true).map(|lane| text(&lane, 1)).collect();
+    let well: Vec<_> = lanes(false).map(|lane| text(&lane, 1)).collect();
+    let (refused, taken) = tokio::join!(
+        join_all(stuck.iter().map(|message| queue.publish(message))),
+        join_all(well.iter().map(|message| queue.publish(message))),
+    );
+    assert!(refused.iter().all(Result::is_err), "nobody could have confirmed them");
+    for taken in taken {
+        taken.expect("its own partition is well");
+    }
+
+    broker.ctl(&["eval", &format!("sys:resume({name}).")]).await;
+    queue.publish(&text("home", 2)).await.expect("the partition is well again");
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 
@@ -25,8 +25,6 @@ pub(super) struct Wish {
     pub(super) queue: ShortString,
     pub(super) tag: ShortString,
     pub(super) prefetch: u16,
-    pub(super) options: BasicConsumeOptions,
-    pub(super) arguments: FieldTable,
 }
 
 /// See the head of this file.
@@ -43,8 +41,7 @@ impl Borrowing {
         let opened = tasks::spawn(async move {
             let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
             within(ANSWER_TIMEOUT, channel.basic_qos(wish.prefetch, BasicQosOptions::default())).await?;
-            let consume = channel.basic_consume(wish.queue, wish.tag, wish.options, wish.arguments);
-            let consumer = Some(within(ANSWER_TIMEOUT, consume).await?);
+            let consumer = Some(consume(&channel, wish.queue, wish.tag).await?);
             Ok(Self { connection, channel, consumer })
         });
         let gone = |_| RabbitError::Fatal(QueueError::Unavailable("the process is ending".into()));
@@ -58,6 +55,20 @@ impl Borrowing {
     /// `None` when the consumer is over. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
         self.consumer.as_mut()?.next().await
+    }
+
+    /// Takes no more, and keeps what it holds. What is on its way still arrives, and after it [`Self::next`] is over. Only where
+    /// nobody else consumes from the queue: another one would be lent later messages at once.
+    pub(super) async fn stop(&self) -> Result<(), RabbitError> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        within(ANSWER_TIMEOUT, cancel).await
+    }
+
+    /// Goes on with another consumer of the same channel, after [`Self::stop`]: it is lent as many once more.
+    pub(super) async fn resume(&mut self, queue: ShortString, tag: ShortString) -> Result<(), RabbitError> {
+        self.consumer = Some(consume(&self.channel, queue, tag).await?);
+        Ok(())
     }
 
     /// Gives everything back, in order.
@@ -92,6 +103,11 @@ impl Drop for Borrowing {
             tasks::spawn(letting_go);
         }
     }
+}
+
+async fn consume(channel: &Channel, queue: ShortString, tag: ShortString) -> Result<Consumer, RabbitError> {
+    let consume = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
+    within(ANSWER_TIMEOUT, consume).await
 }
 
 /// A channel could not be closed: only the end of its whole connection returns its messages in order.

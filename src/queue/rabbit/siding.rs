@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
@@ -22,7 +23,10 @@ use crate::message::Destination;
 use crate::queue::{Held, QueueError};
 use crate::tasks;
 
-/// A visitor holds everything, to give it back in its order. No bound (0) would mean 2000 to a quorum queue.
+/// A visitor holds everything, to give it back in its order: what goes back goes behind what others gave back before, so that a
+/// part would change its place. But a consumer of a quorum queue holds no more than this (and without a bound, 0, no more than
+/// 2,000). The next consumer goes on where it stopped, and up to 32 of them are given back in the order of their tags. A visitor that
+/// is killed before it holds all of more than this many changes their order in the list, though not in a replay.
 const HELD_MAX: u16 = u16::MAX;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -37,6 +41,12 @@ pub struct Siding {
 struct Visit {
     borrowing: Borrowing,
     lock: Lock,
+    /// There is more than one consumer can hold.
+    takes_several: bool,
+    /// The consumers before this one.
+    full: u32,
+    /// What this one may still be lent.
+    room: u16,
 }
 
 impl std::fmt::Debug for Siding {
@@ -54,17 +64,16 @@ impl Siding {
         let lock = Lock::take(&connection, destination).await?;
         let opened = async {
             let left = settled_count(&connection, destination).await?;
-            let wish = Wish {
-                queue: dead_queue(destination).into(),
-                tag: "siding".into(),
-                prefetch: HELD_MAX,
-                options: BasicConsumeOptions::default(),
-                arguments: FieldTable::default(),
-            };
+            let wish =
+                Wish { queue: dead_queue(destination).into(), tag: consumer_tag(0), prefetch: HELD_MAX };
             Ok::<_, QueueError>((left, Borrowing::open(connection.clone(), wish).await?))
         };
         match opened.await {
-            Ok((left, borrowing)) => Ok(Self { destination, visit: Some(Visit { borrowing, lock }), left }),
+            Ok((left, borrowing)) => {
+                let takes_several = left > u64::from(HELD_MAX);
+                let visit = Visit { borrowing, lock, takes_several, full: 0, room: HELD_MAX };
+                Ok(Self { destination, visit: Some(visit), left })
+            }
             Err(error) => {
                 lock.release().await;
                 Err(error)
@@ -74,17 +83,7 @@ impl Siding {
 
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         let Some(visit) = self.visit.as_mut().filter(|_| self.left > 0) else { return Ok(None) };
-        let next = tokio::time::timeout(ANSWER_TIMEOUT, visit.borrowing.next()).await;
-        let mut delivery = match next {
-            Ok(Some(Ok(delivery))) => delivery,
-            Ok(Some(Err(error))) => return Err(QueueError::Unavailable(error.to_string())),
-            Ok(None) => return Err(QueueError::Unavailable("the visit was ended by the broker".into())),
-            Err(_) => {
-                return Err(QueueError::Unavailable(format!(
-                    "the broker hands out no more dead letters; one visit can hold {HELD_MAX}: replay or discard some first"
-                )));
-            }
-        };
+        let mut delivery = visit.next(self.destination).await?;
         self.left -= 1;
         let receipt = Receipt::single(visit.borrowing.channel().clone(), delivery.delivery_tag);
         let dead = wire::decode_dead(&mut delivery, self.destination);
@@ -94,7 +93,7 @@ impl Siding {
     pub(in crate::queue) async fn close(mut self) {
         if let Some(visit) = self.visit.take() {
             // In a task, which goes on when the caller does not.
-            let _ = tasks::spawn(visit.end()).await;
+            let _ = tasks::spawn(visit.end(self.destination, self.left)).await;
         }
     }
 }
@@ -104,16 +103,53 @@ impl Drop for Siding {
         if let Some(visit) = self.visit.take()
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            tasks::spawn(visit.end());
+            tasks::spawn(visit.end(self.destination, self.left));
         }
     }
 }
 
 impl Visit {
-    async fn end(self) {
+    async fn next(&mut self, destination: Destination) -> Result<Delivery, QueueError> {
+        loop {
+            let next = tokio::time::timeout(ANSWER_TIMEOUT, self.borrowing.next()).await;
+            match next {
+                Ok(Some(Ok(delivery))) => {
+                    if let Some(room) = self.room.checked_sub(1) {
+                        self.room = room;
+                        if room == 0 {
+                            self.borrowing.stop().await?;
+                        }
+                    }
+                    return Ok(delivery);
+                }
+                Ok(None) if self.room == 0 => {
+                    self.full += 1;
+                    self.borrowing.resume(dead_queue(destination).into(), consumer_tag(self.full)).await?;
+                    self.room = HELD_MAX;
+                }
+                Ok(Some(Err(error))) => return Err(QueueError::Unavailable(error.to_string())),
+                Ok(None) => return Err(QueueError::Unavailable("the visit was ended by the broker".into())),
+                Err(_) => {
+                    let why = format!("the broker handed out no dead letter within {ANSWER_TIMEOUT:?}");
+                    return Err(QueueError::Unavailable(why));
+                }
+            }
+        }
+    }
+
+    /// Ends the visit; so many letters were not looked at.
+    async fn end(mut self, destination: Destination, unseen: u64) {
+        let mut unseen = if self.takes_several { unseen } else { 0 };
+        while unseen > 0 && self.next(destination).await.is_ok() {
+            unseen -= 1;
+        }
         self.borrowing.close().await;
         self.lock.release().await;
     }
+}
+
+fn consumer_tag(number: u32) -> ShortString {
+    format!("siding-{number:03}").into()
 }
 
 /// The right to be the only visitor.

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions};
-use lapin::types::FieldTable;
+use lapin::options::BasicAckOptions;
 use tokio::time::Instant;
 
 use super::acks::{Acks, Teller};
@@ -48,8 +47,6 @@ impl Subscription {
             queue: partition_queue(partition).into(),
             tag: format!("{}-{number}", links.settings.worker).into(),
             prefetch: links.settings.tuning.prefetch,
-            options: BasicConsumeOptions::default(),
-            arguments: FieldTable::default(),
         };
         let borrowing = Borrowing::open(connection, wish).await?;
         let acks = Teller(Arc::new(Acks::new(borrowing.channel().clone())));
