@@ -9,6 +9,7 @@ pub(crate) mod document;
 mod export;
 mod order;
 pub mod replay;
+mod resend;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

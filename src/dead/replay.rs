@@ -6,18 +6,24 @@
 //!
 //! Guarantees: each lane's messages are published in the order of their acceptance; only what is in the plan is touched;
 //! memory holds the plan and what died out of order, not all bodies.
-//! Leaves to others: asking (`cli/dead`, `ingress/desk`), suppressing what is delivered meanwhile (`delivery/`).
+//! Leaves to others: publishing many lanes at once (`resend.rs`), asking (`cli/dead`, `ingress/desk`), suppressing what is
+//! delivered meanwhile (`delivery/`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::order::Lineup;
+use super::resend::Resend;
 use super::{DeskError, Entry, Filter, Key, Visit};
-use crate::conversation::{Directory, State};
-use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, named};
-use crate::queue::{Held, Queue};
+use crate::conversation::{Directory, DirectoryError, State};
+use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, MessageId, named};
+use crate::queue::{Queue, QueueError};
+
+/// Questions to the directory at once.
+const ASKED_AT_ONCE: usize = 16;
 
 named! {
     /// What a replay does with a dead letter.
@@ -154,13 +160,9 @@ const fn speaks_in_a_chat(kind: Kind) -> bool {
 /// Looks through the siding and at what became of messages and chats since, and plans.
 pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Result<Plan, DeskError> {
     let entries = super::list(queue, filter).await?;
-    let mut known = Known::default();
+    let mut known = Known { delivered: delivered(&entries, directory).await?, ..Known::default() };
     let mut asked = HashSet::new();
     for entry in &entries {
-        let id = entry.key.id;
-        if directory.was_delivered(id).await? || directory.was_delivered(id.forwarded()).await? {
-            known.delivered.insert(id);
-        }
         if speaks_in_a_chat(entry.kind)
             && asked.insert(&entry.lane)
             && has_ended(directory, &entry.lane).await?
@@ -169,6 +171,20 @@ pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Resu
         }
     }
     Ok(Plan::new(entries, filter, &known))
+}
+
+async fn delivered(entries: &[Entry], directory: &Directory) -> Result<HashSet<MessageId>, DirectoryError> {
+    let mut delivered = HashSet::new();
+    for some in entries.chunks(ASKED_AT_ONCE) {
+        let answers = try_join_all(some.iter().map(|entry| was_delivered(directory, entry.key.id))).await?;
+        delivered.extend(answers.into_iter().flatten());
+    }
+    Ok(delivered)
+}
+
+async fn was_delivered(directory: &Directory, id: MessageId) -> Result<Option<MessageId>, DirectoryError> {
+    let told = directory.was_delivered(id).await? || directory.was_delivered(id.forwarded()).await?;
+    Ok(told.then_some(id))
 }
 
 /// The lane of what goes to ServiceNow is the conversation.
@@ -201,8 +217,9 @@ pub async fn run(
     for destination in filter.destinations() {
         if plan.at(destination).any(|step| !step.fate.stays()) {
             let mut visit = Visit::begin(queue, destination, filter).await?;
-            let done =
-                one_siding(queue, &mut visit, plan, destination, &mut pace, &mut tally, &mut progress).await;
+            let mut resend = Resend::new(queue, &mut pace, &mut tally, &mut progress);
+            let done = one_siding(&mut visit, plan, destination, &mut resend).await;
+            resend.give_up().await;
             visit.end().await;
             done?;
         }
@@ -210,15 +227,12 @@ pub async fn run(
     Ok(tally)
 }
 
-async fn one_siding(
-    queue: &Queue,
+async fn one_siding<P: FnMut(Tally)>(
     visit: &mut Visit<'_>,
     plan: &Plan,
     destination: Destination,
-    pace: &mut Option<Interval>,
-    tally: &mut Tally,
-    progress: &mut impl FnMut(Tally),
-) -> Result<(), DeskError> {
+    resend: &mut Resend<'_, P>,
+) -> Result<(), QueueError> {
     let fates: HashMap<Key, Fate> = plan.at(destination).map(|step| (step.entry.key, step.fate)).collect();
     let to_replay = plan.at(destination).filter(|step| step.fate == Fate::Replay);
     let mut lineup = Lineup::expecting(to_replay.map(|step| (step.entry.lane.clone(), step.entry.key)));
@@ -228,14 +242,10 @@ async fn one_siding(
         let entry = Entry::from(&held.dead);
         match fates.get(&entry.key) {
             None | Some(Fate::Unreadable | Fate::Over) => continue,
-            Some(Fate::Delivered | Fate::Superseded) => {
-                held.remove().await?;
-                tally.cleared += 1;
-                progress(*tally);
-            }
+            Some(Fate::Delivered | Fate::Superseded) => resend.clear(held).await?,
             Some(Fate::Replay) => {
                 for ready in lineup.arrive(&entry.lane, entry.key, held) {
-                    send(queue, ready, pace, tally, progress).await?;
+                    resend.take(ready).await?;
                 }
             }
         }
@@ -243,35 +253,9 @@ async fn one_siding(
     }
     // Somebody else took what these were waiting for.
     for late in lineup.rest() {
-        send(queue, late, pace, tally, progress).await?;
+        resend.take(late).await?;
     }
-    Ok(())
-}
-
-async fn send(
-    queue: &Queue,
-    held: Held,
-    pace: &mut Option<Interval>,
-    tally: &mut Tally,
-    progress: &mut impl FnMut(Tally),
-) -> Result<(), DeskError> {
-    if let Some(pace) = pace {
-        pace.tick().await;
-    }
-    queue.publish(&again(&held.dead.message)).await?;
-    held.remove().await?;
-    tally.replayed += 1;
-    progress(*tally);
-    Ok(())
-}
-
-/// The same message, accepted anew: its deadline begins again, its story is left behind.
-fn again(message: &Message) -> Message {
-    Message {
-        accepted_at: crate::clock::now(),
-        replays: message.replays.saturating_add(1),
-        ..message.clone()
-    }
+    resend.finish().await
 }
 
 fn pace(rate: f64) -> Interval {
@@ -349,16 +333,5 @@ mod tests {
         // What the bot side has not heard of an ended chat is still news to it.
         let ended = of(Kind::CallbackEnded, MessageId::fresh(), 3);
         assert_eq!(planned(vec![ended], &Filter::default()), [Fate::Replay]);
-    }
-
-    #[test]
-    fn a_replayed_message_is_the_same_message_taken_now() {
-        let mut message =
-            Message::new(MessageId::fresh(), Kind::HandoffStart, LaneKey::parse("c").unwrap(), "{}");
-        message.accepted_at = Timestamp::from_second(1).unwrap();
-        let again = again(&message);
-        assert_eq!((again.id, again.replays), (message.id, 1));
-        assert!(again.accepted_at > message.accepted_at);
-        assert_eq!((again.body, again.lane), (message.body, message.lane));
     }
 }

@@ -1,0 +1,157 @@
+//! Publishing dead letters again: many lanes at once, each of them one message after another.
+//!
+//! Guarantees: of a lane the next is published only when the one before is confirmed and out of the siding; after a failure
+//! nothing more is published, and what was under way is seen through, so that what was counted is what was done; a bounded
+//! number of bodies in memory. Leaves to others: which ones, and in which order (`replay.rs`).
+
+use std::collections::{HashMap, VecDeque};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Interval;
+
+use super::replay::Tally;
+use crate::message::{LaneKey, Message};
+use crate::queue::{Held, Queue, QueueError};
+
+/// Dead letters in hand at once: enough to share the broker's confirms, few enough to keep in memory.
+const IN_HAND: usize = 128;
+
+/// What is in hand; see the head of this file.
+pub(super) struct Resend<'a, P> {
+    queue: &'a Queue,
+    pace: &'a mut Option<Interval>,
+    tally: &'a mut Tally,
+    progress: &'a mut P,
+    in_hand: usize,
+    /// The lanes that have one in hand, and what came behind it.
+    lanes: HashMap<LaneKey, VecDeque<Held>>,
+    ready: VecDeque<Held>,
+    under_way: FuturesUnordered<BoxFuture<'a, Result<LaneKey, QueueError>>>,
+}
+
+impl<'a, P: FnMut(Tally)> Resend<'a, P> {
+    pub(super) fn new(
+        queue: &'a Queue,
+        pace: &'a mut Option<Interval>,
+        tally: &'a mut Tally,
+        progress: &'a mut P,
+    ) -> Self {
+        let (lanes, ready, under_way) = (HashMap::new(), VecDeque::new(), FuturesUnordered::new());
+        Self { queue, pace, tally, progress, in_hand: 0, lanes, ready, under_way }
+    }
+
+    /// Only takes it out of the siding.
+    pub(super) async fn clear(&mut self, held: Held) -> Result<(), QueueError> {
+        held.remove().await?;
+        self.tally.cleared += 1;
+        (self.progress)(*self.tally);
+        Ok(())
+    }
+
+    /// The next of its lane. Waits while there are many in hand.
+    pub(super) async fn take(&mut self, held: Held) -> Result<(), QueueError> {
+        self.in_hand += 1;
+        match self.lanes.get_mut(&held.dead.message.lane) {
+            Some(behind) => behind.push_back(held),
+            None => {
+                self.lanes.insert(held.dead.message.lane.clone(), VecDeque::new());
+                self.ready.push_back(held);
+            }
+        }
+        while self.in_hand >= IN_HAND {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes all that is in hand.
+    pub(super) async fn finish(&mut self) -> Result<(), QueueError> {
+        while self.in_hand > 0 {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what is under way and leaves the rest in the siding.
+    pub(super) async fn give_up(mut self) {
+        while let Some(landed) = self.under_way.next().await {
+            if landed.is_ok() {
+                self.count();
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), QueueError> {
+        tokio::select! {
+            biased;
+            Some(landed) = self.under_way.next() => self.landed(&landed?),
+            () = turn(self.pace), if !self.ready.is_empty() => self.send_one(),
+        }
+        Ok(())
+    }
+
+    fn send_one(&mut self) {
+        if let Some(held) = self.ready.pop_front() {
+            self.under_way.push(Box::pin(send(self.queue, held)));
+        }
+    }
+
+    fn landed(&mut self, lane: &LaneKey) {
+        self.in_hand -= 1;
+        self.count();
+        match self.lanes.get_mut(lane).and_then(VecDeque::pop_front) {
+            Some(next) => self.ready.push_back(next),
+            None => {
+                self.lanes.remove(lane);
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        self.tally.replayed += 1;
+        (self.progress)(*self.tally);
+    }
+}
+
+async fn send(queue: &Queue, held: Held) -> Result<LaneKey, QueueError> {
+    let message = again(&held.dead.message);
+    queue.publish(&message).await?;
+    held.remove().await?;
+    Ok(message.lane)
+}
+
+/// The same message, accepted anew: its deadline begins again, its story is left behind.
+fn again(message: &Message) -> Message {
+    Message {
+        accepted_at: crate::clock::now(),
+        replays: message.replays.saturating_add(1),
+        ..message.clone()
+    }
+}
+
+async fn turn(pace: &mut Option<Interval>) {
+    if let Some(pace) = pace {
+        pace.tick().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::message::{Kind, MessageId};
+
+    #[test]
+    fn a_replayed_message_is_the_same_message_taken_now() {
+        let mut message =
+            Message::new(MessageId::fresh(), Kind::HandoffStart, LaneKey::parse("c").unwrap(), "{}");
+        message.accepted_at = Timestamp::from_second(1).unwrap();
+        let again = again(&message);
+        assert_eq!((again.id, again.replays), (message.id, 1));
+        assert!(again.accepted_at > message.accepted_at);
+        assert_eq!((again.body, again.lane), (message.body, message.lane));
+    }
+}
