@@ -33,8 +33,8 @@ use tokio::time::Instant;
 
 use crate::conversation::{Directory, DirectoryError, Origin, State};
 use crate::message::{
-    ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, Outcome,
-    RetryReason, TripReason,
+    ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, MessageId,
+    Outcome, RetryReason, TripReason,
 };
 use crate::platform::{CallError, ServiceNow, Xo};
 use crate::queue::{Lease, Queue, QueueError};
@@ -309,6 +309,23 @@ impl Deliverer {
         let id = if went_to_xo { message.id.forwarded() } else { message.id };
         if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
             tracing::debug!(id = %message.id, %error, "cannot note a delivery; a repeat of it would be sent");
+        }
+    }
+
+    /// Whether a message was buried under this id, perhaps by another worker.
+    pub async fn was_buried(&self, id: MessageId) -> bool {
+        let Some(directory) = &self.directory else { return false };
+        Box::pin(directory.was_delivered(id)).await.unwrap_or_else(|error| {
+            tracing::debug!(%id, %error, "cannot read whether it was buried before");
+            false
+        })
+    }
+
+    /// Notes a burial: should its message be lent again, it is not tried behind what came after it.
+    pub async fn remember_buried(&self, id: MessageId) {
+        let Some(directory) = &self.directory else { return };
+        if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
+            tracing::debug!(%id, %error, "cannot note a burial; it might be tried again");
         }
     }
 

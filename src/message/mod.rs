@@ -124,6 +124,11 @@ impl Message {
         Self { id, kind, lane, accepted_at: crate::clock::now(), replays: 0, body: body.into() }
     }
 
+    /// Under this id it is remembered that it was buried, as it is now: a replay may bury it once more.
+    pub(crate) fn buried(&self) -> MessageId {
+        MessageId::derived("buried", &format!("{}:{}", self.id, self.replays))
+    }
+
     /// Where it goes.
     pub const fn destination(&self) -> Destination {
         self.kind.destination()

@@ -1,7 +1,8 @@
 //! One flight of one message: deadline, repeat, gate, attempt, verdict, and the verdict carried out.
 //!
 //! Guarantees: a delivered message is settled only after the destination has it, a dead one only after its dead letter is
-//! on disk; a flight that cannot finish (broker away, subscription over) settles nothing, and the queue lends again.
+//! on disk; a flight that cannot finish (broker away, subscription over) settles nothing, and the queue lends again; a lane
+//! moves on only when what was in front is settled; what is delivered or buried and lent once more is not sent again.
 //! Leaves to others: which message flies when (`pump.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +119,8 @@ pub(super) enum Landing {
     Again { loan: Loan, effort: Effort, at: Instant, waits: bool },
     /// It waits for the breaker, or for another subscription.
     Parked { loan: Loan, effort: Effort },
+    /// It could not be settled, and will be lent again: nothing behind it may fly before, and the subscription is over.
+    Unsettled,
 }
 
 /// What all flights of a partition share.
@@ -145,7 +148,7 @@ impl Crew {
         if self.is_too_late(&loan, &effort) {
             return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
-        if self.is_repeat(&loan.message).await {
+        if self.is_repeat(&loan).await {
             return self.done(loan, &Outcome::Repeated).await;
         }
         let seat = match ticket {
@@ -230,8 +233,14 @@ impl Crew {
         }
     }
 
-    async fn is_repeat(&self, message: &Message) -> bool {
-        self.knows(message.id) || self.deliverer.was_delivered(message).await
+    async fn is_repeat(&self, loan: &Loan) -> bool {
+        let message = &loan.message;
+        if self.knows(message.id) || self.deliverer.was_delivered(message).await {
+            return true;
+        }
+        // Lent before, it may have died before, and what was behind it may have flown since.
+        let buried = message.buried();
+        loan.earlier > 0 && (self.knows(buried) || self.deliverer.was_buried(buried).await)
     }
 
     fn knows(&self, id: MessageId) -> bool {
@@ -258,10 +267,13 @@ impl Crew {
     /// Takes the message out of the queue. Where that fails it is lent again, and recognised by its id.
     async fn settle(&self, loan: Loan, freed: bool) -> Landing {
         let (lane, id) = (loan.message.lane.clone(), loan.message.id);
-        if let Err(error) = loan.done().await {
-            tracing::debug!(%id, %error, "could not settle; it will be lent again");
+        match loan.done().await {
+            Ok(()) => Landing::Settled { lane, freed },
+            Err(error) => {
+                tracing::debug!(%id, %error, "could not settle; it will be lent again");
+                Landing::Unsettled
+            }
         }
-        Landing::Settled { lane, freed }
     }
 
     /// The dead letter is on disk before the original is settled; until then this tries again and again.
@@ -282,6 +294,9 @@ impl Crew {
                 () = tokio::time::sleep(BURY_AGAIN) => {}
             }
         }
+        let buried = dead.message.buried();
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(buried);
+        self.deliverer.remember_buried(buried).await;
         let destination = dead.message.destination();
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         tracing::warn!(
@@ -297,6 +312,9 @@ impl Crew {
         self.queue.bury(dead).await
     }
 }
+
+#[cfg(test)]
+mod unsettled_tests;
 
 #[cfg(test)]
 mod tests {

@@ -201,6 +201,9 @@ impl Pump {
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
+                    if matches!(landing, Landing::Unsettled) {
+                        end.get_or_insert(End::Lost);
+                    }
                     self.land(landing, &mut lanes, &flights, &over);
                     // The breaker may have opened while this one was on its way to wait for that.
                     if matches!(mode, Mode::Open) && breaker.passes() {
@@ -318,8 +321,10 @@ impl Pump {
             let mut over = over.subscribe();
             let why = "its conversation is stuck and has filled its share of the partition".to_owned();
             flights.push(Box::pin(async move {
-                crew.bury(loan, effort, DeadReason::Exhausted, why, &mut over).await;
-                Landing::Excess
+                match crew.bury(loan, effort, DeadReason::Exhausted, why, &mut over).await {
+                    Landing::Unsettled => Landing::Unsettled,
+                    _ => Landing::Excess,
+                }
             }));
         }
     }
@@ -327,7 +332,7 @@ impl Pump {
     fn land(&mut self, landing: Landing, lanes: &mut Lanes, flights: &Flights, over: &watch::Sender<bool>) {
         match landing {
             Landing::Settled { lane, freed } => lanes.landed(&lane, freed),
-            Landing::Excess => {}
+            Landing::Excess | Landing::Unsettled => {}
             Landing::Again { loan, mut effort, at, waits } => {
                 let (id, lane) = (loan.message.id, loan.message.lane.clone());
                 lanes.back_off(loan, at);

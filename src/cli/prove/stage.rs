@@ -202,6 +202,8 @@ fn shared(args: &Args, folder: &Folder, wires: &Wires, public: SocketAddr) -> an
         ("SERVICENOW__QUEUE_ID", queue_id),
         ("SERVICENOW__POLL_WAITING", "60s".to_owned()),
         ("SERVICENOW__POLL_ACTIVE", "60s".to_owned()),
+        // Conversations that a run leaves open stay so: what Causeway does about them is no part of the count.
+        ("SERVICENOW__WAIT_LIMIT", "30d".to_owned()),
         ("XO__CALLBACK_URL", format!("http://{}/xo/callback", wires.xo.address())),
         ("INGRESS__LISTEN", public.to_string()),
         ("INGRESS__SERVICENOW__TOKEN", TOKEN.to_owned()),

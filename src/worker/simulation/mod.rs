@@ -15,6 +15,7 @@ mod platform;
 mod play;
 
 use history::{History, Weather};
+pub(super) use play::{delivery_settings, http, metrics, worker_settings};
 
 fn told(name: &str) -> Option<u64> {
     #[expect(

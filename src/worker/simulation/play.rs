@@ -105,12 +105,12 @@ pub(super) fn play(history: &History) -> Played {
     played
 }
 
-fn metrics() -> Arc<Metrics> {
+pub(in crate::worker) fn metrics() -> Arc<Metrics> {
     static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
     METRICS.get_or_init(|| Arc::new(Metrics::new("rabbitmq").unwrap())).clone()
 }
 
-fn http() -> Http {
+pub(in crate::worker) fn http() -> Http {
     static HTTP: OnceLock<Http> = OnceLock::new();
     let new = || Http::new(&HttpSettings { timeout: TIMEOUT, user_agent: "simulation".into() }).unwrap();
     HTTP.get_or_init(new).clone()
@@ -214,11 +214,12 @@ impl<'a> Stage<'a> {
             metrics: metrics(),
         };
         let gate = GateSettings { concurrency: self.history.concurrency, rate: None };
-        let deliverer = Deliverer::new(parts, delivery(), &BTreeMap::from([(Destination::Xo, gate)]));
+        let deliverer =
+            Deliverer::new(parts, delivery_settings(), &BTreeMap::from([(Destination::Xo, gate)]));
         self.world.employ(&deliverer);
         let stop = Stop::default();
         let mut tasks = Tasks::new(stop.clone());
-        let (watch, settings) = (Watch::default(), worker(self.history.prefetch));
+        let (watch, settings) = (Watch::default(), worker_settings(self.history.prefetch));
         hands::wearing(&watch, || {
             Worker::start(&mut tasks, &stop, queue, deliverer, &settings, metrics());
         });
@@ -332,7 +333,7 @@ async fn write(
     }
 }
 
-fn delivery() -> DeliverySettings {
+pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
     DeliverySettings {
         queue_id: None,
         unknown_group: UnknownGroup::default(),
@@ -346,7 +347,7 @@ fn delivery() -> DeliverySettings {
     }
 }
 
-fn worker(prefetch: u16) -> WorkerSettings {
+pub(in crate::worker) fn worker_settings(prefetch: u16) -> WorkerSettings {
     let deadlines = Deadlines { message: DEADLINE, ..Deadlines::default() };
     let retry = RetrySettings { max: Duration::from_secs(5), ..RetrySettings::default() };
     WorkerSettings { retry, deadlines, hold: HOLD, prefetch }

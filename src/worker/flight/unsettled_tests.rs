@@ -1,0 +1,92 @@
+//! A message whose end was decided, and whose loan was over before it could be settled.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::HeaderMap;
+use tempfile::TempDir;
+
+use super::*;
+use crate::delivery::{GateSettings, Parts};
+use crate::message::{Destination, Kind};
+use crate::platform::http::Reply;
+use crate::platform::{Xo, XoSettings};
+use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use crate::queue::{PartitionId, QueueTuning, Subscription};
+use crate::worker::simulation::{delivery_settings, http, metrics, worker_settings};
+
+struct Bench {
+    crew: Arc<Crew>,
+    /// How often the Callback URL was asked.
+    asked: Arc<AtomicUsize>,
+    _folder: TempDir,
+}
+
+impl Bench {
+    /// With a Callback URL that answers so.
+    async fn answering(status: StatusCode) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tuning = QueueTuning { partitions: 1, prefetch: 8, publish_timeout: Duration::from_secs(5) };
+        let settings = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: None };
+        let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let http = http().answered_by(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async move { Ok(Reply { status, headers: HeaderMap::new(), body: Ok(Bytes::new()) }) })
+        });
+        let callback_url = Some("http://xo.test/callback".parse().unwrap());
+        let xo = Xo::new(http, XoSettings { callback_url, ..XoSettings::default() });
+        let parts = Parts { servicenow: None, xo, directory: None, queue: queue.clone(), metrics: metrics() };
+        let gates = BTreeMap::from([(Destination::Xo, GateSettings::default())]);
+        let deliverer = Deliverer::new(parts, delivery_settings(), &gates);
+        let repeats = Mutex::new(Repeats::default());
+        let crew =
+            Arc::new(Crew { queue, deliverer, settings: worker_settings(8), metrics: metrics(), repeats });
+        Self { crew, asked, _folder: folder }
+    }
+
+    async fn publish(&self) {
+        let lane = LaneKey::parse("a").unwrap();
+        let message = Message::new(MessageId::fresh(), Kind::CallbackMessage, lane, "{}");
+        self.crew.queue.publish(&message).await.unwrap();
+    }
+
+    async fn borrow(&self) -> (Subscription, Loan) {
+        let partition = PartitionId::all(Destination::Xo, 1).next().unwrap();
+        let mut subscription = self.crew.queue.subscribe(partition).await.unwrap();
+        let loan = subscription.next().await.unwrap();
+        (subscription, loan)
+    }
+
+    async fn fly(&self, loan: Loan) -> Landing {
+        let effort = Effort::new(&self.crew.settings, &loan);
+        let over = watch::Sender::new(false);
+        self.crew.clone().fly(loan, effort, Ticket::Open, over.subscribe()).await
+    }
+}
+
+/// Whoever let the lane move on would send what is behind first, and then this one.
+async fn is_not_sent_again(status: StatusCode) {
+    let bench = Bench::answering(status).await;
+    bench.publish().await;
+    let (subscription, loan) = bench.borrow().await;
+    subscription.close().await;
+    assert!(matches!(bench.fly(loan).await, Landing::Unsettled), "its lane waits until it is lent again");
+    let (_subscription, again) = bench.borrow().await;
+    assert!(again.earlier > 0);
+    assert!(matches!(bench.fly(again).await, Landing::Settled { .. }));
+    assert_eq!(bench.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_not_sent_again() {
+    is_not_sent_again(StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn what_was_buried_is_not_sent_again() {
+    is_not_sent_again(StatusCode::BAD_REQUEST).await;
+}
