@@ -201,7 +201,8 @@ impl Pump {
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
-                    if matches!(landing, Landing::Unsettled) {
+                    // A broker ends the subscription itself; until then it may still be told what else has landed.
+                    if matches!(landing, Landing::Unsettled) && !self.crew.queue.shared() {
                         end.get_or_insert(End::Lost);
                     }
                     self.land(landing, &mut lanes, &flights, &over);

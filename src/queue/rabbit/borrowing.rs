@@ -19,6 +19,8 @@ use crate::queue::QueueError;
 use crate::tasks;
 
 const CONDEMN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The broker first does everything that this channel asked for before: tens of thousands of acks take their time.
+const TURN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What to borrow, and how much at a time.
 pub(super) struct Wish {
@@ -41,7 +43,7 @@ impl Borrowing {
         let opened = tasks::spawn(async move {
             let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
             within(ANSWER_TIMEOUT, channel.basic_qos(wish.prefetch, BasicQosOptions::default())).await?;
-            let consumer = Some(consume(&channel, wish.queue, wish.tag).await?);
+            let consumer = Some(consume(&channel, wish.queue, wish.tag, ANSWER_TIMEOUT).await?);
             Ok(Self { connection, channel, consumer })
         });
         let gone = |_| RabbitError::Fatal(QueueError::Unavailable("the process is ending".into()));
@@ -62,12 +64,12 @@ impl Borrowing {
     pub(super) async fn stop(&self) -> Result<(), RabbitError> {
         let Some(consumer) = &self.consumer else { return Ok(()) };
         let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        within(ANSWER_TIMEOUT, cancel).await
+        within(TURN_TIMEOUT, cancel).await
     }
 
     /// Goes on with another consumer of the same channel, after [`Self::stop`]: it is lent as many once more.
     pub(super) async fn resume(&mut self, queue: ShortString, tag: ShortString) -> Result<(), RabbitError> {
-        self.consumer = Some(consume(&self.channel, queue, tag).await?);
+        self.consumer = Some(consume(&self.channel, queue, tag, TURN_TIMEOUT).await?);
         Ok(())
     }
 
@@ -105,9 +107,14 @@ impl Drop for Borrowing {
     }
 }
 
-async fn consume(channel: &Channel, queue: ShortString, tag: ShortString) -> Result<Consumer, RabbitError> {
+async fn consume(
+    channel: &Channel,
+    queue: ShortString,
+    tag: ShortString,
+    limit: Duration,
+) -> Result<Consumer, RabbitError> {
     let consume = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
-    within(ANSWER_TIMEOUT, consume).await
+    within(limit, consume).await
 }
 
 /// A channel could not be closed: only the end of its whole connection returns its messages in order.

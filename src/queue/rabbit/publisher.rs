@@ -178,6 +178,11 @@ impl Window {
             return;
         }
         if let Some(line) = self.behind.get_mut(&order.lane) {
+            // Whoever gave up is asking again, or somebody like him is: with those who gave up the line would fill for all.
+            while line.front().is_some_and(|order| order.answer.is_closed()) {
+                line.pop_front();
+                self.waiting -= 1;
+            }
             line.push_back(order);
             self.waiting += 1;
             return;
