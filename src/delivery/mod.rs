@@ -304,12 +304,11 @@ impl Deliverer {
 
     /// Notes a delivery, so that a repeat is recognised by every worker and after every restart.
     pub async fn remember_delivered(&self, message: &Message) {
-        let Some(directory) = &self.directory else { return };
-        let went_to_xo = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).contains(message.id);
-        let id = if went_to_xo { message.id.forwarded() } else { message.id };
-        if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
-            tracing::debug!(id = %message.id, %error, "cannot note a delivery; a repeat of it would be sent");
+        if self.directory.is_none() {
+            return;
         }
+        let went_to_xo = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).contains(message.id);
+        self.remember(if went_to_xo { message.id.forwarded() } else { message.id }).await;
     }
 
     /// Whether a message was buried under this id, perhaps by another worker.
@@ -321,11 +320,12 @@ impl Deliverer {
         })
     }
 
-    /// Notes a burial: should its message be lent again, it is not tried behind what came after it.
-    pub async fn remember_buried(&self, id: MessageId) {
+    /// Notes that what this id stands for (a delivery, a burial) is done: should its message be lent again, it is not tried
+    /// behind what came after it.
+    pub async fn remember(&self, id: MessageId) {
         let Some(directory) = &self.directory else { return };
         if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
-            tracing::debug!(%id, %error, "cannot note a burial; it might be tried again");
+            tracing::debug!(%id, %error, "cannot note what is done; it would be done again");
         }
     }
 

@@ -239,8 +239,11 @@ impl Crew {
             return true;
         }
         // Lent before, it may have died before, and what was behind it may have flown since.
+        if loan.earlier == 0 {
+            return false;
+        }
         let buried = message.buried();
-        loan.earlier > 0 && (self.knows(buried) || self.deliverer.was_buried(buried).await)
+        self.knows(buried) || self.deliverer.was_buried(buried).await
     }
 
     fn knows(&self, id: MessageId) -> bool {
@@ -296,7 +299,7 @@ impl Crew {
         }
         let buried = dead.message.buried();
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(buried);
-        self.deliverer.remember_buried(buried).await;
+        self.deliverer.remember(buried).await;
         let destination = dead.message.destination();
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         tracing::warn!(
