@@ -434,3 +434,36 @@ async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_
     })
     .await;
 }
+
+/// After 250 ms without an answer of its queue a broker says 0 of everything, as it says of an empty one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_its_place() {
+    let Some(broker) = Broker::private() else { return };
+    let rabbit = RabbitQueue::open(rabbit_settings(&broker.url(), tuning()));
+    rabbit.ready(PATIENCE).await.unwrap();
+    let queue = Queue::Rabbit(rabbit);
+    let process = "whereis(binary_to_atom(<<\"%2F_dlq.xo\">>, utf8))";
+    for letters in [0, 5] {
+        for number in 0..letters {
+            queue.bury(&dead(number)).await.unwrap();
+        }
+        // What was looked at once lies in another line, where one that is given back is the last.
+        let all: Vec<_> = (0..letters).collect();
+        assert_eq!(dead_numbers(&queue).await, all);
+        broker.ctl(&["eval", &format!("sys:suspend({process}).")]).await;
+        let length = format!("element(2, erlang:process_info({process}, message_queue_len)).");
+        let resume = async {
+            eventually("the queue to be asked for its count, and for a letter", PATIENCE, async || {
+                match broker.ctl(&["eval", &length]).await.trim() {
+                    few @ ("0" | "1") => Err(format!("asked {few} times")),
+                    _ => Ok(()),
+                }
+            })
+            .await;
+            broker.ctl(&["eval", &format!("sys:resume({process}).")]).await;
+        };
+        let (seen, ()) = tokio::join!(dead_numbers(&queue), resume);
+        assert_eq!(seen, all);
+        assert_eq!(dead_numbers(&queue).await, all, "looking changes nothing");
+    }
+}

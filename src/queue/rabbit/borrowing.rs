@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 
@@ -33,25 +33,42 @@ pub(super) struct Wish {
 pub(super) struct Borrowing {
     connection: Arc<Connection>,
     channel: Channel,
-    /// `None` once it is being let go.
+    /// `None` before the first one, and once it is being let go.
     consumer: Option<Consumer>,
+    is_let_go: bool,
 }
 
 impl Borrowing {
     /// Opens in a task of its own: abandoned halfway, a consumer that the broker has begun to serve would be cancelled.
     pub(super) async fn open(connection: Arc<Connection>, wish: Wish) -> Result<Self, RabbitError> {
         let opened = tasks::spawn(async move {
-            let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-            within(ANSWER_TIMEOUT, channel.basic_qos(wish.prefetch, BasicQosOptions::default())).await?;
-            let consumer = Some(consume(&channel, wish.queue, wish.tag, ANSWER_TIMEOUT).await?);
-            Ok(Self { connection, channel, consumer })
+            let mut borrowing = Self::without_consumer(connection, wish.prefetch).await?;
+            borrowing.consumer =
+                Some(consume(&borrowing.channel, wish.queue, wish.tag, ANSWER_TIMEOUT).await?);
+            Ok(borrowing)
         });
         let gone = |_| RabbitError::Fatal(QueueError::Unavailable("the process is ending".into()));
         opened.await.map_err(gone)?
     }
 
+    /// Only the channel; [`Self::resume`] begins to consume.
+    pub(super) async fn without_consumer(
+        connection: Arc<Connection>,
+        prefetch: u16,
+    ) -> Result<Self, RabbitError> {
+        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+        within(ANSWER_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        Ok(Self { connection, channel, consumer: None, is_let_go: false })
+    }
+
     pub(super) const fn channel(&self) -> &Channel {
         &self.channel
+    }
+
+    /// The first message that waits, if any does; held like the others.
+    pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, RabbitError> {
+        let get = self.channel.basic_get(queue.into(), BasicGetOptions::default());
+        Ok(within(ANSWER_TIMEOUT, get).await?.map(|got| got.delivery))
     }
 
     /// `None` when the consumer is over. Cancel-safe.
@@ -68,6 +85,7 @@ impl Borrowing {
     }
 
     /// Goes on with another consumer of the same channel, after [`Self::stop`]: it is lent as many once more.
+    /// To be run to its end: abandoned, it cancels what it was about to begin.
     pub(super) async fn resume(&mut self, queue: ShortString, tag: ShortString) -> Result<(), RabbitError> {
         self.consumer = Some(consume(&self.channel, queue, tag, TURN_TIMEOUT).await?);
         Ok(())
@@ -82,7 +100,10 @@ impl Borrowing {
     }
 
     fn let_go(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let consumer = self.consumer.take()?;
+        if std::mem::replace(&mut self.is_let_go, true) {
+            return None;
+        }
+        let consumer = self.consumer.take();
         let (connection, channel) = (self.connection.clone(), self.channel.clone());
         Some(async move {
             // A channel that is closed already has given everything back.

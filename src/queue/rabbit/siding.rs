@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::borrowing::{Borrowing, Wish};
+use super::borrowing::Borrowing;
 use super::links::Links;
 use super::subscription::Receipt;
-use super::topology::{ANSWER_TIMEOUT, Census, dead_queue, visit_lock};
+use super::topology::{ANSWER_TIMEOUT, Census, Counted, dead_queue, visit_lock};
 use super::{RabbitError, wire, within};
 use crate::message::Destination;
 use crate::queue::{Held, QueueError};
@@ -29,6 +29,8 @@ use crate::tasks;
 /// is killed before it holds all of more than this many changes their order in the list, though not in a replay.
 const HELD_MAX: u16 = u16::MAX;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// A count that came sooner was not given up by the broker.
+const PROMPT: Duration = Duration::from_millis(200);
 
 /// Everything that was there when the visit began.
 pub struct Siding {
@@ -41,6 +43,8 @@ pub struct Siding {
 struct Visit {
     borrowing: Borrowing,
     lock: Lock,
+    /// The first letter, where it was taken to see whether there is any.
+    first: Option<Delivery>,
     /// There is more than one consumer can hold.
     takes_several: bool,
     /// The consumers before this one.
@@ -61,24 +65,23 @@ impl Siding {
         let connection = tokio::time::timeout(limit, links.until_consuming())
             .await
             .map_err(|_| QueueError::Unavailable(format!("no connection to the broker within {limit:?}")))?;
-        let lock = Lock::take(&connection, destination).await?;
-        let opened = async {
-            let left = settled_count(&connection, destination).await?;
-            let wish =
-                Wish { queue: dead_queue(destination).into(), tag: consumer_tag(0), prefetch: HELD_MAX };
-            Ok::<_, QueueError>((left, Borrowing::open(connection.clone(), wish).await?))
-        };
-        match opened.await {
-            Ok((left, borrowing)) => {
-                let takes_several = left > u64::from(HELD_MAX);
-                let visit = Visit { borrowing, lock, takes_several, full: 0, room: HELD_MAX };
-                Ok(Self { destination, visit: Some(visit), left })
+        // In a task, which goes on when the caller does not: what is begun is ended properly then.
+        let opened = tasks::spawn(async move {
+            let lock = Lock::take(&connection, destination).await?;
+            match begin(connection, destination).await {
+                Ok((borrowing, Found { waiting, first })) => {
+                    let left = waiting + u64::from(first.is_some());
+                    let takes_several = waiting > u64::from(HELD_MAX);
+                    let visit = Visit { borrowing, lock, first, takes_several, full: 0, room: HELD_MAX };
+                    Ok(Self { destination, visit: Some(visit), left })
+                }
+                Err(error) => {
+                    lock.release().await;
+                    Err(error)
+                }
             }
-            Err(error) => {
-                lock.release().await;
-                Err(error)
-            }
-        }
+        });
+        opened.await.map_err(|_| QueueError::Unavailable("the process is ending".into()))?
     }
 
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
@@ -108,8 +111,22 @@ impl Drop for Siding {
     }
 }
 
+/// A channel that is lent everything, and what it will see.
+async fn begin(
+    connection: Arc<Connection>,
+    destination: Destination,
+) -> Result<(Borrowing, Found), QueueError> {
+    let mut borrowing = Borrowing::without_consumer(connection.clone(), HELD_MAX).await?;
+    let found = look(&connection, &borrowing, destination).await?;
+    borrowing.resume(dead_queue(destination).into(), consumer_tag(0)).await?;
+    Ok((borrowing, found))
+}
+
 impl Visit {
     async fn next(&mut self, destination: Destination) -> Result<Delivery, QueueError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         loop {
             let next = tokio::time::timeout(ANSWER_TIMEOUT, self.borrowing.next()).await;
             match next {
@@ -198,31 +215,45 @@ impl Lock {
     }
 }
 
-/// How many dead letters wait, once the visitor before us has given back all of his: the broker takes his consumer away
-/// and puts his letters back in one step, but some time after it told him that his channel is closed.
-async fn settled_count(connection: &Connection, destination: Destination) -> Result<u64, QueueError> {
-    let begun = Instant::now();
-    let mut census = Census::new(connection);
-    loop {
-        match census.ask(&dead_queue(destination)).await? {
-            None => return Ok(0),
-            Some(queue) if queue.consumers == 0 && queue.waiting > 0 => return Ok(queue.waiting),
-            Some(queue) if queue.consumers == 0 && is_empty(connection, destination).await? => return Ok(0),
-            Some(_) if begun.elapsed() > ANSWER_TIMEOUT => {
-                return Err(QueueError::Busy(format!("somebody consumes from {}", dead_queue(destination))));
-            }
-            Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
-        }
-    }
+/// What waits for a visitor.
+struct Found {
+    waiting: u64,
+    /// Before those, and already his.
+    first: Option<Delivery>,
 }
 
-/// Whether it is really empty. A quorum queue without a leader, as in the first moments of a broker, says 0 of everything;
-/// only its leader can say that there is nothing to get.
-async fn is_empty(connection: &Connection, destination: Destination) -> Result<bool, QueueError> {
-    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
-    let get = channel.basic_get(dead_queue(destination).into(), BasicGetOptions::default());
-    let got = within(ANSWER_TIMEOUT, get).await.map_err(QueueError::from)?;
-    // Closing puts what was got back in its place.
-    within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await.map_err(QueueError::from)?;
-    Ok(got.is_none())
+/// Counts the dead letters once the visitor before us has given back all of his: the broker takes his consumer away and puts
+/// his letters back in one step, but some time after it told him that his channel is closed.
+///
+/// The count cannot be trusted when it is 0 of everything: the broker says so, too, of a quorum queue that does not answer it
+/// within 250 ms, as one that takes back thousands of letters, or that has no leader, as in the first moments of a broker.
+/// Whether it is empty only its leader can say, who is asked for a letter. One that he has is kept: given back, it would be
+/// the last. It counts as a consumer, so that from then on 0 of everything is known to be no answer.
+async fn look(
+    connection: &Connection,
+    borrowing: &Borrowing,
+    destination: Destination,
+) -> Result<Found, QueueError> {
+    let queue = dead_queue(destination);
+    let begun = Instant::now();
+    let mut census = Census::new(connection);
+    let (mut first, mut none_found) = (None, false);
+    loop {
+        let asked = Instant::now();
+        let Some(Counted { waiting, consumers }) = census.ask(&queue).await? else {
+            return Ok(Found { waiting: 0, first });
+        };
+        let too_long = begun.elapsed() > ANSWER_TIMEOUT;
+        let prompt = asked.elapsed() < PROMPT;
+        match (&first, consumers, waiting) {
+            (Some(_), 1, _) | (None, 0, 1..) => return Ok(Found { waiting, first }),
+            (None, 0, 0) if none_found && (prompt || too_long) => return Ok(Found { waiting, first }),
+            (None, 0, 0) => {
+                first = borrowing.get(&queue).await?;
+                none_found = first.is_none();
+            }
+            _ if too_long => return Err(QueueError::Busy(format!("somebody consumes from {queue}"))),
+            _ => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
 }
