@@ -283,7 +283,7 @@ impl Deliverer {
 pub struct Past {
     /// An earlier try may have reached the destination: look before sending.
     pub maybe_taken: bool,
-    /// It kept failing while others were served. That it fails once more says nothing of the destination.
+    /// It failed, and others were served since. That it fails once more says nothing of the destination.
     pub fails_alone: bool,
 }
 

@@ -17,7 +17,9 @@ use crate::clock;
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbeSeat;
 use crate::delivery::{Attempt, Deliverer, Past, Repeats};
-use crate::message::{AttemptRecord, DeadLetter, DeadReason, LaneKey, Message, MessageId, Outcome, Story};
+use crate::message::{
+    AttemptRecord, DeadLetter, DeadReason, Endpoint, LaneKey, Message, MessageId, Outcome, Story,
+};
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;
 
@@ -35,6 +37,8 @@ pub(super) struct Effort {
     /// The loan's count when it was last seen.
     pub(super) earlier: u32,
     hold: Hold,
+    /// When it failed last, and what was asked.
+    failed: Option<(Instant, Endpoint)>,
     pub(super) seen: Instant,
 }
 
@@ -70,6 +74,7 @@ impl Effort {
             maybe_taken: loan.earlier > 0 || loan.message.replays > 0,
             earlier: loan.earlier,
             hold: Hold::default(),
+            failed: None,
             seen: Instant::now(),
         }
     }
@@ -86,9 +91,10 @@ impl Effort {
         self.hold.count();
     }
 
-    /// It failed, others were served, and it failed again.
-    fn fails_alone(&self) -> bool {
-        !self.hold.held.is_zero()
+    /// Others were served since it failed, or between two of its failures: if it fails once more, it is not the destination.
+    fn fails_alone(&self, served: impl Fn(Endpoint) -> Option<Instant>) -> bool {
+        let served_since = |(at, endpoint)| served(endpoint).is_some_and(|served| served > at);
+        !self.hold.held.is_zero() || self.failed.is_some_and(served_since)
     }
 
     /// A lane whose head failed so long while others were served may not take more than its share.
@@ -170,7 +176,7 @@ impl Crew {
             return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
         let at = clock::now();
-        let fails_alone = seat.is_none() && effort.fails_alone();
+        let fails_alone = seat.is_none() && effort.fails_alone(|endpoint| self.deliverer.served(endpoint));
         let past = Past { maybe_taken: effort.maybe_taken, fails_alone };
         let attempt = self.deliverer.attempt(&loan.message, past).await;
         // What the probe found is told before its seat is given back.
@@ -193,7 +199,9 @@ impl Crew {
         }
         if let Outcome::Retry { ambiguous, .. } = outcome {
             effort.maybe_taken |= ambiguous;
-            effort.hold.failed(Instant::now(), self.deliverer.served(endpoint));
+            let now = Instant::now();
+            effort.hold.failed(now, self.deliverer.served(endpoint));
+            effort.failed = Some((now, endpoint));
         }
         let step = effort.backoff.next(&mut backoff::dice());
         let message = &loan.message;

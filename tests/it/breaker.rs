@@ -8,7 +8,7 @@ use crate::harness::relay::{Plan, Relay, numbered};
 const CHATS: usize = 8;
 const EACH: usize = 10;
 /// As probes, one after another, they would take minutes.
-const SICK: usize = 20;
+const SICK: usize = 60;
 /// What may be in the air when the breaker trips: one message of each lane, and the poll of each chat.
 const IN_THE_AIR: usize = 2 * CHATS;
 /// Pauses of 0.1, 0.2, 0.4, ... seconds: so many probes make an outage of more than six seconds.
