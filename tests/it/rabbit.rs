@@ -126,6 +126,27 @@ on_every_rabbit! {
         }
     }
 
+    async fn nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        fill(&queue, 0..5).await;
+        let amqp = Amqp::open(&url(&bench)).await;
+        let partition = format!("w.{}", home());
+        let holding = amqp.hold(&partition, 2).await;
+        let mut subscription = borrow(&queue).await;
+        holding.cancel().await;
+        // It holds 0 and 1; the broker lends the others to us.
+        let give_back = async {
+            eventually("the others to be lent", PATIENCE, async || match amqp.waiting(&partition).await {
+                0 => Ok(()),
+                some => Err(format!("{some} wait")),
+            })
+            .await;
+            holding.give_back().await;
+        };
+        let (lent, ()) = tokio::join!(next_numbers(&mut subscription, 5), give_back);
+        assert_eq!(lent, [0, 1, 2, 3, 4]);
+    }
+
     async fn a_connection_that_is_cut_returns_its_messages_in_order(bench: Bench) {
         let (proxy, through) = through_a_proxy(&bench).await;
         let queue = open_rabbit(&through).await;

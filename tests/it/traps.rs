@@ -2,7 +2,7 @@
 //!
 //! | trap | test |
 //! |---|---|
-//! | 1 `basic.cancel`, a dropped consumer or a panic while holding lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back` |
+//! | 1 `basic.cancel`, a dropped consumer or a panic while holding lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back`; where somebody else does it: `rabbit::nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before` |
 //! | 2 unequal prefetch loses the order at the second crash | [`every_consumer_of_every_worker_has_the_same_prefetch`] |
 //! | 3 `nack`, `reject` give back in their own order | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_what_is_not_settled_is_lent_again_in_its_place` |
 //! | 4 delivery limit: -1 destroys on 3.10, 20 buries on 4.x; a policy's smaller one wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |

@@ -32,7 +32,8 @@ impl Acks {
     }
 
     pub(super) fn lent(&self, tag: u64) {
-        self.ledger().lent = tag;
+        let mut ledger = self.ledger();
+        ledger.lent = ledger.lent.max(tag);
     }
 
     /// False where the channel is over and the broker lends the message again.

@@ -8,6 +8,7 @@
 mod acks;
 mod borrowing;
 mod connect;
+mod fence;
 mod inspect;
 mod links;
 mod peers;

@@ -1,19 +1,23 @@
 //! One channel for each partition, so that one partition can be given back without touching the others.
 //!
 //! Guarantees: every consumer of every worker has the same prefetch, and messages go back only by closing the channel;
-//! with both the broker lends them again in order. Without them it does not (measured on 3.10, 4.0 and 4.3).
+//! with both the broker lends them again in order. Without them it does not (measured on 3.10, 4.0 and 4.3). Nothing is lent
+//! while somebody else holds something of the partition (`fence.rs`).
 //! No consumer has a priority: `peers.rs` moves partitions without, and 4.3.6 may keep a consumer that closed its channel
 //! while a better one waited, make it the active one later, and lend a partition's messages to nobody (`scale_out.rs`).
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::BasicAckOptions;
 use tokio::time::Instant;
 
 use super::acks::{Acks, Teller};
 use super::borrowing::{Borrowing, Wish};
+use super::fence::Fence;
 use super::links::Links;
 use super::peers::Place;
 use super::topology::{ANSWER_TIMEOUT, partition_queue};
@@ -28,6 +32,7 @@ pub struct Subscription {
     // Dropped in this order.
     acks: Teller,
     borrowing: Borrowing,
+    fence: Fence,
     links: Arc<Links>,
     number: u64,
     place: Option<Place>,
@@ -43,14 +48,13 @@ impl Subscription {
     pub(super) async fn open(links: &Arc<Links>, partition: PartitionId) -> Result<Self, RabbitError> {
         let connection = links.until_consuming().await;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let wish = Wish {
-            queue: partition_queue(partition).into(),
-            tag: format!("{}-{number}", links.settings.worker).into(),
-            prefetch: links.settings.tuning.prefetch,
-        };
+        let (queue, prefetch) = (partition_queue(partition), links.settings.tuning.prefetch);
+        let tag = format!("{}-{number}", links.settings.worker).into();
+        let wish = Wish { queue: queue.as_str().into(), tag, prefetch };
         let borrowing = Borrowing::open(connection, wish).await?;
+        let fence = Fence::new(borrowing.channel().clone(), queue, prefetch);
         let acks = Teller(Arc::new(Acks::new(borrowing.channel().clone())));
-        Ok(Self { partition, acks, borrowing, links: links.clone(), number, place: None })
+        Ok(Self { partition, acks, borrowing, fence, links: links.clone(), number, place: None })
     }
 
     /// Has the others know that we want this partition.
@@ -60,19 +64,24 @@ impl Subscription {
 
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
         let acks = self.acks.0.clone();
-        let next = loop {
+        let mut delivery = loop {
+            if let Some(delivery) = self.fence.next() {
+                break delivery;
+            }
             let due = acks.due();
             tokio::select! {
                 biased;
                 () = at(due) => acks.tell(),
-                next = self.borrowing.next() => break next,
-            }
-        };
-        let mut delivery = match next? {
-            Ok(delivery) => delivery,
-            Err(error) => {
-                tracing::debug!(partition = %self.partition, %error, "subscription lost");
-                return None;
+                alone = self.fence.alone(), if self.fence.asks() => {
+                    self.or_lost(alone)?;
+                    // Of one that is lost the rest does not matter.
+                    let arrived = std::iter::from_fn(|| self.borrowing.next().now_or_never()??.ok());
+                    self.fence.open(arrived);
+                }
+                lent = self.borrowing.next() => {
+                    let lent = self.or_lost(lent?)?;
+                    self.fence.keep(lent);
+                }
             }
         };
         let earlier = wire::earlier(&delivery);
@@ -80,6 +89,11 @@ impl Subscription {
         let receipt = Receipt(Way::Grouped(acks, delivery.delivery_tag));
         let (message, unreadable) = wire::decode(&mut delivery, self.partition.destination);
         Some(Loan { message, earlier, unreadable, receipt: crate::queue::Receipt::Rabbit(receipt) })
+    }
+
+    fn or_lost<T>(&self, result: Result<T, impl Display>) -> Option<T> {
+        let lost = |error| tracing::debug!(partition = %self.partition, %error, "subscription lost");
+        result.map_err(lost).ok()
     }
 
     pub(in crate::queue) fn flush(&self) {

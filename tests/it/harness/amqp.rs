@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 
 #[derive(Debug)]
 pub(crate) struct Amqp {
@@ -41,6 +41,26 @@ impl Amqp {
         declare.await.expect("declared");
     }
 
+    /// Consumes this many messages and keeps them.
+    pub(crate) async fn hold(&self, queue: &str, count: u16) -> Holding {
+        let channel = self.connection.create_channel().await.expect("a channel");
+        channel.basic_qos(count, BasicQosOptions::default()).await.expect("no more than that");
+        let options = BasicConsumeOptions::default();
+        let consume = channel.basic_consume(queue.into(), "holder".into(), options, FieldTable::default());
+        let mut consumer = consume.await.expect("a consumer");
+        for _ in 0..count {
+            consumer.next().await.expect("a consumer that stays").expect("a message");
+        }
+        Holding { channel, consumer }
+    }
+
+    /// How many messages of a queue nobody holds.
+    pub(crate) async fn waiting(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions::durable().passive();
+        let ask = self.channel.queue_declare(queue.into(), passive, FieldTable::default());
+        ask.await.expect("a queue").message_count()
+    }
+
     /// Takes one message out of a queue. By a consumer: a queue with a single active one refuses to be asked.
     pub(crate) async fn take(&self, queue: &str) -> Delivery {
         let channel = self.connection.create_channel().await.expect("a channel");
@@ -53,5 +73,24 @@ impl Amqp {
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("taken");
         channel.close(200, "taken".into()).await.expect("closed");
         delivery
+    }
+}
+
+/// A consumer that settles nothing.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    channel: Channel,
+    consumer: Consumer,
+}
+
+impl Holding {
+    /// Consumes no more, and keeps what it holds.
+    pub(crate) async fn cancel(&self) {
+        let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        cancel.await.expect("cancelled");
+    }
+
+    pub(crate) async fn give_back(self) {
+        self.channel.close(200, "given back".into()).await.expect("closed");
     }
 }
