@@ -145,6 +145,9 @@ on_every_rabbit! {
         };
         let (lent, ()) = tokio::join!(next_numbers(&mut subscription, 5), give_back);
         assert_eq!(lent, [0, 1, 2, 3, 4]);
+        // Also when they go back.
+        subscription.close().await;
+        assert_eq!(next_numbers(&mut borrow(&queue).await, 5).await, [0, 1, 2, 3, 4]);
     }
 
     async fn a_connection_that_is_cut_returns_its_messages_in_order(bench: Bench) {

@@ -73,10 +73,10 @@ impl Subscription {
                 biased;
                 () = at(due) => acks.tell(),
                 alone = self.fence.alone(), if self.fence.asks() => {
-                    self.or_lost(alone)?;
+                    let others = self.or_lost(alone)?;
                     // Of one that is lost the rest does not matter.
                     let arrived = std::iter::from_fn(|| self.borrowing.next().now_or_never()??.ok());
-                    self.fence.open(arrived);
+                    self.fence.open(others, arrived);
                 }
                 lent = self.borrowing.next() => {
                     let lent = self.or_lost(lent?)?;
