@@ -156,6 +156,12 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
             state => Err(format!("{state:?}")),
         })
         .await;
+    // The gauge may be from before that.
+    relay
+        .until("the bot to have its user back", |_| {
+            if user.clears() > 0 { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
     relay.metric_is("causeway_queue_messages", &[], |waiting| waiting == 0.0).await;
     assert_eq!((relay.sandbox.groups().len(), user.clears()), (1, 1));
     assert_eq!(relay.said(&group)[1..], ["one", "yes", "yes", "three"]);

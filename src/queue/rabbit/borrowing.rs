@@ -35,7 +35,25 @@ pub(super) struct Borrowing {
     channel: Channel,
     /// `None` before the first one, and once it is being let go.
     consumer: Option<Consumer>,
+    counted: Counted,
     is_let_go: bool,
+}
+
+/// The deliveries of a channel, which the broker numbers from 1.
+#[derive(Debug, Default)]
+struct Counted(u64);
+
+impl Counted {
+    fn next(&mut self, tag: u64) -> Result<(), RabbitError> {
+        let expected = self.0 + 1;
+        self.0 = tag;
+        if tag == expected {
+            return Ok(());
+        }
+        tracing::error!(tag, expected, "a delivery of the broker is missing; everything is given back");
+        let missing = format!("delivery {expected} did not arrive before {tag}");
+        Err(RabbitError::Fatal(QueueError::Unavailable(missing)))
+    }
 }
 
 impl Borrowing {
@@ -58,7 +76,7 @@ impl Borrowing {
     ) -> Result<Self, RabbitError> {
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         within(ANSWER_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        Ok(Self { connection, channel, consumer: None, is_let_go: false })
+        Ok(Self { connection, channel, consumer: None, counted: Counted::default(), is_let_go: false })
     }
 
     pub(super) const fn channel(&self) -> &Channel {
@@ -66,14 +84,20 @@ impl Borrowing {
     }
 
     /// The first message that waits, if any does; held like the others.
-    pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, RabbitError> {
+    pub(super) async fn get(&mut self, queue: &str) -> Result<Option<Delivery>, RabbitError> {
         let get = self.channel.basic_get(queue.into(), BasicGetOptions::default());
-        Ok(within(ANSWER_TIMEOUT, get).await?.map(|got| got.delivery))
+        let Some(got) = within(ANSWER_TIMEOUT, get).await? else { return Ok(None) };
+        self.counted.next(got.delivery.delivery_tag)?;
+        Ok(Some(got.delivery))
     }
 
     /// `None` when the consumer is over. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
-        self.consumer.as_mut()?.next().await
+    pub(super) async fn next(&mut self) -> Option<Result<Delivery, RabbitError>> {
+        let lent = self.consumer.as_mut()?.next().await?;
+        Some(lent.map_err(RabbitError::from).and_then(|delivery| {
+            self.counted.next(delivery.delivery_tag)?;
+            Ok(delivery)
+        }))
     }
 
     /// Takes no more, and keeps what it holds. What is on its way still arrives, and after it [`Self::next`] is over. Only where
@@ -143,5 +167,18 @@ async fn condemn(connection: &Connection) {
     if connection.status().connected() {
         tracing::warn!("a channel did not close in time; closing its connection");
         let _ = within(CONDEMN_TIMEOUT, connection.close(200, "channel did not close".into())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_delivery_is_an_error() {
+        let mut counted = Counted::default();
+        assert!(counted.next(1).is_ok() && counted.next(2).is_ok());
+        assert!(counted.next(4).is_err(), "3 is missing");
+        assert!(Counted::default().next(2).is_err(), "1 is missing");
     }
 }

@@ -117,7 +117,7 @@ async fn begin(
     destination: Destination,
 ) -> Result<(Borrowing, Found), QueueError> {
     let mut borrowing = Borrowing::without_consumer(connection.clone(), HELD_MAX).await?;
-    let found = look(&connection, &borrowing, destination).await?;
+    let found = look(&connection, &mut borrowing, destination).await?;
     borrowing.resume(dead_queue(destination).into(), consumer_tag(0)).await?;
     Ok((borrowing, found))
 }
@@ -231,7 +231,7 @@ struct Found {
 /// the last. It counts as a consumer, so that from then on 0 of everything is known to be no answer.
 async fn look(
     connection: &Connection,
-    borrowing: &Borrowing,
+    borrowing: &mut Borrowing,
     destination: Destination,
 ) -> Result<Found, QueueError> {
     let queue = dead_queue(destination);
