@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use lapin::BasicProperties;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::harness::amqp::Amqp;
@@ -148,6 +149,52 @@ on_every_rabbit! {
         // Also when they go back.
         subscription.close().await;
         assert_eq!(next_numbers(&mut borrow(&queue).await, 5).await, [0, 1, 2, 3, 4]);
+    }
+
+    async fn what_a_policy_takes_away_while_the_order_is_mended_does_not_stop_its_partition(bench: Bench) {
+        let queue = open_rabbit(&url(&bench)).await;
+        let (vhost, partition) = (bench.vhost().unwrap(), format!("w.{}", home()));
+        // Where a return counts (on 3.10 any, on 4.3 that of a channel that closes), nothing comes a second time.
+        vhost.set_policy("^w\\.", json!({ "delivery-limit": 0 }));
+        eventually("the policy to hold", SOON, async || {
+            let queues = vhost.queues();
+            let held = queues.iter().find(|queue| queue["name"] == partition.as_str());
+            match held.map(|queue| &queue["effective_policy_definition"]["delivery-limit"]) {
+                Some(limit) if *limit == 0 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        fill(&queue, 0..5).await;
+        let amqp = Amqp::open(&url(&bench)).await;
+        let holding = amqp.hold(&partition, 2).await;
+        let mut subscription = borrow(&queue).await;
+        holding.cancel().await;
+        let give_back = async {
+            eventually("the others to be lent", PATIENCE, async || match amqp.waiting(&partition).await {
+                0 => Ok(()),
+                some => Err(format!("{some} wait")),
+            })
+            .await;
+            holding.give_back().await;
+            queue.publish(&text("home", 5)).await.unwrap();
+        };
+        let until_the_last = async {
+            loop {
+                match subscription.next().await {
+                    Some(loan) if number(&loan.message) == 5 => return,
+                    Some(loan) => loan.done().await.unwrap(),
+                    // The policy took the 5 as well, with the subscription; another one is lent.
+                    None => {
+                        subscription.close().await;
+                        subscription = borrow(&queue).await;
+                        queue.publish(&text("home", 5)).await.unwrap();
+                    }
+                }
+            }
+        };
+        let (lent, ()) = tokio::join!(timeout(PATIENCE, until_the_last), give_back);
+        lent.expect("the partition goes on");
     }
 
     async fn a_connection_that_is_cut_returns_its_messages_in_order(bench: Bench) {

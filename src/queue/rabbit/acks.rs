@@ -32,8 +32,7 @@ impl Acks {
     }
 
     pub(super) fn lent(&self, tag: u64) {
-        let mut ledger = self.ledger();
-        ledger.lent = ledger.lent.max(tag);
+        self.ledger().lent = tag;
     }
 
     /// False where the channel is over and the broker lends the message again.

@@ -39,15 +39,15 @@ pub(super) struct Borrowing {
     is_let_go: bool,
 }
 
-/// The deliveries of a channel, which the broker numbers from 1.
+/// The deliveries of a channel, which the broker numbers from 1. After a missing one there is no next.
 #[derive(Debug, Default)]
 struct Counted(u64);
 
 impl Counted {
     fn next(&mut self, tag: u64) -> Result<(), RabbitError> {
         let expected = self.0 + 1;
-        self.0 = tag;
         if tag == expected {
+            self.0 = tag;
             return Ok(());
         }
         tracing::error!(tag, expected, "a delivery of the broker is missing; everything is given back");
@@ -108,7 +108,7 @@ impl Borrowing {
         within(TURN_TIMEOUT, cancel).await
     }
 
-    /// Goes on with another consumer of the same channel, after [`Self::stop`]: it is lent as many once more.
+    /// Begins to consume, or goes on after [`Self::stop`] with another consumer of the same channel, which is lent as many once more.
     /// To be run to its end: abandoned, it cancels what it was about to begin.
     pub(super) async fn resume(&mut self, queue: ShortString, tag: ShortString) -> Result<(), RabbitError> {
         self.consumer = Some(consume(&self.channel, queue, tag, TURN_TIMEOUT).await?);
@@ -179,6 +179,7 @@ mod tests {
         let mut counted = Counted::default();
         assert!(counted.next(1).is_ok() && counted.next(2).is_ok());
         assert!(counted.next(4).is_err(), "3 is missing");
+        assert!(counted.next(5).is_err(), "and so it stays, whoever overheard that");
         assert!(Counted::default().next(2).is_err(), "1 is missing");
     }
 }

@@ -5,7 +5,8 @@
 //! have to trust in what another one does, in another version of it, or in how a broker ends a connection that broke.
 //! Guarantees: what a subscription lends first is lent after all that others held has come back, and behind it; and in that
 //! order it goes back, should it have to.
-//! Leaves to others: that those who hold something give it back (`borrowing.rs`).
+//! Where nothing more comes of what it waits for, the subscription is to end ([`Fence::gives_up_at`]).
+//! Leaves to others: that those who hold something give it back (`borrowing.rs`); as long as they do not, the partition waits.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use super::topology::{ANSWER_TIMEOUT, Counted, count};
 use super::{RabbitError, wire, within};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Whoever let go of a partition gives back what he held within this.
+const UNUSUAL: Duration = Duration::from_secs(1);
 
 /// See the head of this file.
 pub(super) struct Fence {
@@ -40,8 +43,8 @@ enum State {
     Open,
 }
 
-#[derive(Default)]
 struct Mending {
+    gives_up_at: Instant,
     /// Those that went back and did not come again yet.
     returning: Vec<Option<ShortString>>,
     /// What was published meanwhile and lent before them: it goes back, too.
@@ -80,6 +83,14 @@ impl Fence {
         matches!(self.state, State::Asking(_)) && !self.kept.is_empty()
     }
 
+    /// When what went back should have come again. A policy of the broker's may have taken it away.
+    pub(super) fn gives_up_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Mending(mending) => Some(mending.gives_up_at),
+            State::Asking(_) | State::Open => None,
+        }
+    }
+
     /// Waits until nobody else holds anything, and says for how long somebody did. What the broker lent until then has arrived:
     /// [`Self::open`] wants both. Cancel-safe.
     pub(super) async fn alone(&mut self) -> Result<Option<Duration>, RabbitError> {
@@ -110,7 +121,8 @@ impl Fence {
 
     /// One by one: in this order they stand in the queue then, behind what others gave back and before all that is new.
     fn send_back(&mut self, deliveries: Vec<Delivery>) {
-        let mut mending = Mending::default();
+        let gives_up_at = Instant::now() + ANSWER_TIMEOUT;
+        let mut mending = Mending { gives_up_at, returning: Vec::new(), behind: Vec::new() };
         for delivery in deliveries {
             let options = BasicNackOptions { multiple: false, requeue: true };
             // One poll puts the frame into lapin's line; where that fails the subscription is over.
@@ -135,7 +147,7 @@ fn name(delivery: &Delivery) -> Option<ShortString> {
 
 async fn alone(channel: Channel, queue: String, prefetch: u16) -> Result<Option<Duration>, RabbitError> {
     let asked = Instant::now();
-    let mut others = false;
+    let (mut others, mut told) = (false, false);
     loop {
         // Counts the active consumer, and others that hold something; not those who only wait in line. The one is us. Of a
         // queue that does not answer in time the broker says 0.
@@ -143,6 +155,12 @@ async fn alone(channel: Channel, queue: String, prefetch: u16) -> Result<Option<
             Counted { consumers: 1, .. } => break,
             Counted { consumers: 0, .. } => {}
             Counted { .. } => others = true,
+        }
+        if others && asked.elapsed() > UNUSUAL && !std::mem::replace(&mut told, true) {
+            tracing::warn!(
+                queue,
+                "a partition waits: a consumer that was cancelled or broke off still holds messages of it"
+            );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

@@ -1,8 +1,8 @@
 //! One channel for each partition, so that one partition can be given back without touching the others.
 //!
-//! Guarantees: every consumer of every worker has the same prefetch, and messages go back only by closing the channel;
-//! with both the broker lends them again in order. Without them it does not (measured on 3.10, 4.0 and 4.3). Nothing is lent
-//! while somebody else holds something of the partition (`fence.rs`).
+//! Guarantees: every consumer of every worker has the same prefetch, and what was handed out goes back only by closing the
+//! channel; with both the broker lends it again in order. Without them it does not (measured on 3.10, 4.0 and 4.3). Nothing is
+//! handed out while somebody else holds something of the partition (`fence.rs`).
 //! No consumer has a priority: `peers.rs` moves partitions without, and 4.3.6 may keep a consumer that closed its channel
 //! while a better one waited, make it the active one later, and lend a partition's messages to nobody (`scale_out.rs`).
 
@@ -72,6 +72,10 @@ impl Subscription {
             tokio::select! {
                 biased;
                 () = at(due) => acks.tell(),
+                () = at(self.fence.gives_up_at()) => {
+                    tracing::warn!(partition = %self.partition, "not all that went back was lent again; subscribing anew");
+                    return None;
+                }
                 alone = self.fence.alone(), if self.fence.asks() => {
                     let others = self.or_lost(alone)?;
                     // Of one that is lost the rest does not matter.
