@@ -1,11 +1,14 @@
 //! Promise: what could not be delivered waits with its story, can be looked at without being changed, and goes only when
 //! somebody says so.
 
+use std::time::Duration;
+
 use causeway::sandbox::{Operation, Rule, Side};
 use serde_json::Value;
 
 use crate::harness::http;
 use crate::harness::matrix::Engine;
+use crate::harness::proxy::Proxy;
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 
 async fn shown(relay: &Relay, filter: &[&str]) -> Vec<Value> {
@@ -80,9 +83,26 @@ on_every_engine! {
         let asked = relay.tool(["dead", "discard", "--id", second]).run(PATIENCE).await;
         assert_eq!(asked.code, Some(2), "without a terminal nothing is assumed");
         let gone = relay.tool(["dead", "discard", "--yes", "--id", second]).run(PATIENCE).await;
-        assert!(gone.stdout.contains("removed 1 dead letter"), "{}", gone.stdout);
+        assert!(gone.stdout.contains("removed 1 dead letter"), "{}{}", gone.stdout, gone.stderr);
         let left: Vec<String> = field(&all, "id").into_iter().filter(|id| id != second).collect();
         assert_eq!(field(&shown(&relay, &[]).await, "id"), left);
+    }
+}
+
+on_every_rabbit! {
+    async fn an_operator_far_from_the_broker_sees_the_dead_letters(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        unreadable(&relay).await;
+        relay.dead_letters_at_least(1).await;
+        let vhost = bench.vhost().unwrap();
+        let proxy = Proxy::start(vhost.broker()).await;
+        // To ask for each queue would take longer than a verb waits for the broker.
+        proxy.delay(Duration::from_millis(100));
+        let list = relay.tool(["dead", "list", "--json"]).set("queue.url", vhost.url_through(proxy.addr()));
+        let list = list.run(PATIENCE).await;
+        assert_eq!(list.code, Some(0), "{}{}", list.stdout, list.stderr);
+        let listed: Value = serde_json::from_str(&list.stdout).unwrap();
+        assert_eq!(listed["dead_letters"], 1, "{listed}");
     }
 }
 

@@ -255,9 +255,7 @@ async fn a_conversation_is_shown_as_documented() {
 on_every_rabbit! {
     async fn a_caller_who_hangs_up_is_not_forgotten(bench: Bench) {
         let vhost = bench.vhost().unwrap();
-        let at = url::Url::parse(&vhost.url()).unwrap();
-        let target = format!("127.0.0.1:{}", at.port().unwrap()).parse().unwrap();
-        let proxy = Proxy::start(target).await;
+        let proxy = Proxy::start(vhost.broker()).await;
         let relay = Plan::on(&bench).set("queue.url", vhost.url_through(proxy.addr())).start().await;
         // The broker's answer is slower than the caller's patience.
         proxy.delay(Duration::from_millis(700));

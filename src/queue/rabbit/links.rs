@@ -65,7 +65,7 @@ impl Links {
             wanted: watch::Sender::new(BTreeMap::new()),
             in_line: InLine::default(),
             broken: watch::Sender::new(None),
-            trouble: Mutex::default(),
+            trouble: Mutex::new("still connecting".into()),
             stop: Stop::default(),
             tasks: Mutex::default(),
         });
@@ -226,7 +226,13 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
     match purpose {
         Purpose::Publish => {
             let connection = connect::connect(&links.settings, "publish").await?;
-            topology::ensure(&connection, links.settings.tuning.partitions).await?;
+            let partitions = links.settings.tuning.partitions;
+            // An operator waits for a desk, and each queue costs two questions.
+            let is_there = links.settings.usage == RabbitUse::Desk
+                && topology::check_partitions(&connection, partitions).await?;
+            if !is_there {
+                topology::ensure(&connection, partitions).await?;
+            }
             Ok(Arc::new(connection))
         }
         // The queues must be there before anybody borrows from them.

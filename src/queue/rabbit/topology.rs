@@ -1,4 +1,4 @@
-//! The broker's exchanges and queues, as data; declared and checked by whoever connects.
+//! The broker's exchanges and queues, as data; declared and checked by whoever serves, and only looked for by a desk where they are.
 //!
 //! Guarantees: after [`ensure`] every exchange, queue and binding exists with exactly these arguments, and the number of
 //! partitions is the one the deployment began with. Declared before any traffic: a quorum queue younger than about a
@@ -94,7 +94,7 @@ pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(
     .map_err(explain)?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
     // Somebody with another number may have begun at the same time.
-    check_partitions(connection, partitions).await
+    check_partitions(connection, partitions).await.map(drop)
 }
 
 async fn exchanges(channel: &Channel) -> lapin::Result<()> {
@@ -120,19 +120,19 @@ async fn queue(
 }
 
 /// A lane lives in the partition that its hash says; with another number of partitions later messages would stand in
-/// another queue than earlier ones. The existing queues tell what the number was.
-async fn check_partitions(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
+/// another queue than earlier ones. The existing queues tell what the number was; `false` where there are none.
+pub(super) async fn check_partitions(connection: &Connection, partitions: u16) -> Result<bool, RabbitError> {
     let mut census = Census::new(connection);
     let first = PartitionId { destination: Destination::ServiceNow, index: 0 };
     if census.waiting(&partition_queue(first)).await?.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let last = PartitionId { index: partitions.saturating_sub(1), ..first };
     let beyond = PartitionId { index: partitions, ..first };
     let missing = census.waiting(&partition_queue(last)).await?.is_none();
     let more = census.waiting(&partition_queue(beyond)).await?.is_some();
     if !missing && !more {
-        return Ok(());
+        return Ok(true);
     }
     let found = if missing { "fewer" } else { "more" };
     Err(RabbitError::Fatal(QueueError::Mismatch(format!(

@@ -196,6 +196,11 @@ impl Vhost {
         self.url_through(self.amqp)
     }
 
+    /// Where its broker listens for AMQP, for a proxy to stand before.
+    pub(crate) fn broker(&self) -> SocketAddr {
+        self.amqp
+    }
+
     /// The same vhost, reached through a proxy.
     pub(crate) fn url_through(&self, address: SocketAddr) -> String {
         format!("amqp://guest:guest@{address}/{}", self.name)
