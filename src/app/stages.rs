@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
 use crate::delivery::{
@@ -85,7 +87,9 @@ pub fn xo(http: Http, settings: &Settings) -> Xo {
 
 pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
     let timeouts = (settings.delivery.servicenow.timeout, settings.delivery.xo.timeout);
-    let http = Http::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?;
+    let lease = app.queue.lease();
+    let http = Http::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?
+        .only_while(move || lease.holds(Instant::now()));
     let servicenow = servicenow(http.clone(), settings)?;
     let xo = xo(http.with_timeout(timeouts.1), settings);
     let parts = Parts {

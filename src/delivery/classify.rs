@@ -93,6 +93,8 @@ fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
         NoAnswerKind::Connect | NoAnswerKind::Tls => RetryReason::Connect,
         NoAnswerKind::Reset => RetryReason::Reset,
         NoAnswerKind::BadBody | NoAnswerKind::TooLarge => RetryReason::TryLater,
+        // Says nothing of the platform.
+        NoAnswerKind::NoRight => RetryReason::Internal,
     };
     let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();
     Outcome::Retry { reason, ambiguous, floor: None }
@@ -218,6 +220,7 @@ mod tests {
             (NoAnswerKind::Timeout, RetryReason::Timeout),
             (NoAnswerKind::BadBody, RetryReason::TryLater),
             (NoAnswerKind::TooLarge, RetryReason::TryLater),
+            (NoAnswerKind::NoRight, RetryReason::Internal),
         ] {
             expect(&none(Sent::No, kind), ALL, &retry(reason, false, None));
             expect(&none(Sent::Maybe, kind), repeating, &retry(reason, true, None));

@@ -220,6 +220,7 @@ fn unreachable(error: &CallError) -> &'static str {
             NoAnswerKind::Timeout | NoAnswerKind::Reset => {
                 "the address is there but does not answer: a firewall?"
             }
+            NoAnswerKind::NoRight => "",
         },
         CallError::Answer(_) => "",
     }

@@ -104,6 +104,8 @@ pub enum NoAnswerKind {
     BadBody,
     /// An answer that is longer than we read.
     TooLarge,
+    /// Not asked: the right to call was lost on the way.
+    NoRight,
 }
 
 impl Answer {
@@ -221,6 +223,9 @@ impl fmt::Display for NoAnswer {
             NoAnswerKind::Reset => "the connection broke",
             NoAnswerKind::BadBody => "an answer that cannot be read",
             NoAnswerKind::TooLarge => "an answer that is too large",
+            NoAnswerKind::NoRight => {
+                "not asked, since the broker may have given the message to another worker"
+            }
         };
         if self.detail.is_empty() { f.write_str(words) } else { write!(f, "{words}: {}", self.detail) }
     }

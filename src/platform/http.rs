@@ -4,10 +4,13 @@
 //! no answer is read beyond [`ANSWER_BYTES_MAX`]; a failure says whether the request may have left. Connections are kept: one
 //! that died in the pool before the request was written is replaced unseen, one that dies later is [`Sent::Maybe`].
 //! HTTP/2 where a platform offers it over TLS, else HTTP/1.1. All requests then share one connection, so that a silent one is
-//! pinged and given up; requests that it refused unread were certainly not sent.
+//! pinged and given up; requests that it refused unread were certainly not sent. Where a right to call is set
+//! ([`Http::only_while`]), it is looked at again right before a request leaves.
 //! Leaves to others: what a status means (`servicenow/wire.rs`, `xo/`).
 
 use std::error::Error as _;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -56,8 +59,19 @@ pub enum HttpProblem {
 pub struct Http {
     client: reqwest::Client,
     timeout: Duration,
+    right: Right,
     #[cfg(test)]
     model: Option<model::Model>,
+}
+
+/// Whether a call may be made at all.
+#[derive(Clone)]
+struct Right(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Right")
+    }
 }
 
 /// One request.
@@ -98,9 +112,17 @@ impl Http {
         Ok(Self {
             client,
             timeout: settings.timeout,
+            right: Right(Arc::new(|| true)),
             #[cfg(test)]
             model: None,
         })
+    }
+
+    /// The same pool for one who may call only while `right` says so. It is asked last of all, so that a process that was frozen
+    /// on its way to a call does not make it on waking.
+    #[must_use]
+    pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { right: Right(Arc::new(right)), ..self }
     }
 
     /// The same pool with another timeout.
@@ -111,6 +133,9 @@ impl Http {
 
     /// Makes one call. An answer of any status is `Ok`.
     pub(crate) async fn call(&self, call: Call) -> Result<Reply, NoAnswer> {
+        if !(self.right.0)() {
+            return Err(NoAnswer { sent: Sent::No, kind: NoAnswerKind::NoRight, detail: String::new() });
+        }
         #[cfg(test)]
         if let Some(model) = &self.model {
             return model.answer(call, self.timeout).await;
@@ -335,6 +360,14 @@ mod tests {
         let error = http(Duration::from_secs(2)).call(get(&peer::nobody().await)).await.err().unwrap();
         assert_eq!((error.sent, error.kind), (Sent::No, NoAnswerKind::Connect));
         assert!(!error.to_string().contains("127.0.0.1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_has_no_right_to_call_does_not_call() {
+        let peer = Peer::cutting().await;
+        let http = http(Duration::from_secs(2)).only_while(|| false);
+        let error = http.call(get(&peer.url)).await.err().unwrap();
+        assert_eq!((error.sent, error.kind), (Sent::No, NoAnswerKind::NoRight));
     }
 
     #[tokio::test]

@@ -11,6 +11,8 @@ use causeway::sandbox::{Entry, Operation, Rule, Side};
 
 use super::harness::load::Load;
 use super::harness::matrix::Bench;
+use super::harness::postgres::Database;
+use super::harness::proxy::Proxy;
 use super::harness::relay::{Plan, Relay};
 use super::harness::wait::eventually;
 
@@ -69,10 +71,11 @@ on_every_rabbit! {
     }
 
     // What makes it harmless: a request starts only within one heartbeat after the broker's last answer
-    // (`delivery/gate.rs`), its timeout is shorter than that, and the broker gives a worker up after two heartbeats at the
-    // earliest. So who wakes up finds its lease expired and starts nothing. What remains: a request that the freeze caught
-    // between the look at the lease and its first byte, at most one of each conversation, goes out on waking. Its message
-    // was delivered by the other worker meanwhile, so it is a repeat: never the first of its kind, never two in a row.
+    // (`delivery/gate.rs`, and once more in `platform/http.rs` when all is read that it needs), its timeout is shorter than
+    // that, and the broker gives a worker up after two heartbeats at the earliest. So who wakes up finds its lease expired and
+    // starts nothing. What remains: a request that the freeze caught between the last look at the lease and its first byte, at
+    // most one of each conversation, goes out on waking. Its message was delivered by the other worker meanwhile, so it is a
+    // repeat: never the first of its kind, never two in a row.
     async fn a_frozen_worker_that_wakes_up_harms_nothing(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("delivery.retry.max", "1s");
         let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
@@ -98,6 +101,45 @@ on_every_rabbit! {
         for (group, entries) in ledger {
             no_late_effect(&group, &entries);
         }
+    }
+}
+
+on_every_rabbit! {
+    async fn a_worker_that_freezes_on_its_way_to_a_call_does_not_make_it_on_waking(bench: Bench) {
+        let Some(database) = Database::create().await else { return };
+        let heartbeat = Duration::from_secs(2);
+        let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("directory.url", database.url());
+        let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
+        // Only what is said calls ServiceNow.
+        let plan = plan.set("servicenow.poll_waiting", "10min").set("servicenow.poll_active", "10min");
+        let vhost = bench.vhost().unwrap();
+        let proxy = Proxy::start(vhost.broker()).await;
+        let mut relay = plan.apart(0).start().await;
+        relay.add_with("worker", &[("queue.url", vhost.url_through(proxy.addr()))]).await;
+        let group = relay.open("c-1").await;
+        let said = relay.said(&group).len();
+        // Past the gate it reads where the chat is, and there it waits.
+        let mut lock = database.lock("conversations").await;
+        relay.say("c-1", "once").await;
+        lock.keeps_waiting("SELECT % FROM conversations WHERE id = $1").await;
+        let to_servicenow = [("destination", "servicenow")];
+        relay.metric_is("causeway_in_flight", &to_servicenow, |count| count == 1.0).await;
+        relay.processes[1].running.sigstop();
+        lock.release().await;
+        // Its lease is over and not renewed on waking, and what it asked the directory has not timed out.
+        proxy.black_hole();
+        tokio::time::sleep(heartbeat + heartbeat / 4).await;
+        relay.processes[1].running.sigcont();
+        relay.metric_is("causeway_in_flight", &to_servicenow, |count| count == 0.0).await;
+        assert_eq!(relay.said(&group).len(), said);
+        proxy.heal().await;
+        relay.say("c-1", "what comes after it").await;
+        relay.until("both to be delivered", |relay| match relay.said(&group) {
+            all if all.len() > said + 1 => Ok(()),
+            all => Err(format!("{all:?}")),
+        })
+        .await;
+        assert_eq!(relay.said(&group)[said..], ["once", "what comes after it"]);
     }
 }
 

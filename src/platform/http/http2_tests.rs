@@ -70,7 +70,7 @@ impl Platform {
         let settings = HttpSettings { timeout: Duration::from_secs(600), user_agent: "causeway-test".into() };
         let root = reqwest::Certificate::from_der(own.cert.der()).unwrap();
         let client = build(&settings, Some(vec![root])).unwrap();
-        let client = Http { client, timeout: settings.timeout, model: None };
+        let client = Http { client, ..Http::new(&settings).unwrap() };
         Self { url, client, connections, task }
     }
 

@@ -204,7 +204,9 @@ impl<'a> Stage<'a> {
         let model = self.broker.join(&name);
         let queue = Queue::Model(model.clone());
         let world = self.world.clone();
-        let http = http().answered_by(move |call| Box::pin(world.clone().answer(number, call)));
+        let lease = queue.lease();
+        let http = http().only_while(move || lease.holds(Instant::now()));
+        let http = http.answered_by(move |call| Box::pin(world.clone().answer(number, call)));
         let callback_url = Some("http://xo.test/callback".parse().unwrap());
         let parts = Parts {
             servicenow: None,

@@ -77,6 +77,43 @@ impl Database {
     }
 }
 
+/// A table that nobody else can read.
+pub(crate) struct Locked {
+    connection: PgConnection,
+}
+
+impl Database {
+    pub(crate) async fn lock(&self, table: &str) -> Locked {
+        let mut connection = PgConnection::connect(&self.url()).await.expect("the database is there");
+        let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await.expect("the table is locked");
+        Locked { connection }
+    }
+}
+
+impl Locked {
+    /// Until such a statement (as `LIKE` has it) waits for the table.
+    pub(crate) async fn keeps_waiting(&mut self, statement: &str) {
+        eventually("somebody to wait for the table", Duration::from_secs(60), async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                           AND wait_event_type = 'Lock' AND query LIKE $1";
+            // Within a transaction the activity is looked at once.
+            let anew = self.connection.execute("SELECT pg_stat_clear_snapshot()").await;
+            anew.map_err(|error| error.to_string())?;
+            match sqlx::query_scalar(waiting).bind(statement).fetch_one(&mut self.connection).await {
+                Ok(0_i64) => Err("nobody".to_owned()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+    }
+
+    pub(crate) async fn release(mut self) {
+        self.connection.execute("COMMIT").await.expect("the lock is given back");
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         // On a thread of its own: a runtime cannot be waited for inside another. Who still holds a connection is thrown out.
