@@ -2,7 +2,7 @@
 //! lost, nothing overtakes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use causeway::message::Destination;
 use causeway::queue::PartitionId;
@@ -125,10 +125,15 @@ on_every_rabbit! {
         let to_servicenow = [("destination", "servicenow")];
         relay.metric_is("causeway_in_flight", &to_servicenow, |count| count == 1.0).await;
         relay.processes[1].running.sigstop();
+        let frozen = Instant::now();
         lock.release().await;
         // Its lease is over and not renewed on waking, and what it asked the directory has not timed out.
         proxy.black_hole();
-        tokio::time::sleep(heartbeat + heartbeat / 4).await;
+        eventually("its lease to be over", 2 * heartbeat, async || match frozen.elapsed() {
+            passed if passed > heartbeat => Ok(()),
+            passed => Err(format!("{passed:?}")),
+        })
+        .await;
         relay.processes[1].running.sigcont();
         relay.metric_is("causeway_in_flight", &to_servicenow, |count| count == 0.0).await;
         assert_eq!(relay.said(&group).len(), said);
