@@ -40,6 +40,15 @@ async fn through_a_proxy(bench: &Bench) -> (Proxy, String) {
     (proxy, through)
 }
 
+/// Waits until nothing waits in this queue any more.
+async fn all_lent(amqp: &Amqp, queue: &str) {
+    eventually("everything to be lent", PATIENCE, async || match amqp.waiting(queue).await {
+        0 => Ok(()),
+        some => Err(format!("{some} wait")),
+    })
+    .await;
+}
+
 /// More than a consumer of the broker can hold, which is 65,535.
 const MORE_THAN_ONE_CONSUMER_HOLDS: usize = 66_000;
 
@@ -136,11 +145,7 @@ on_every_rabbit! {
         holding.cancel().await;
         // It holds 0 and 1; the broker lends the others to us.
         let give_back = async {
-            eventually("the others to be lent", PATIENCE, async || match amqp.waiting(&partition).await {
-                0 => Ok(()),
-                some => Err(format!("{some} wait")),
-            })
-            .await;
+            all_lent(&amqp, &partition).await;
             holding.give_back().await;
         };
         let (lent, ()) = tokio::join!(next_numbers(&mut subscription, 5), give_back);
@@ -170,11 +175,7 @@ on_every_rabbit! {
         let mut subscription = borrow(&queue).await;
         holding.cancel().await;
         let give_back = async {
-            eventually("the others to be lent", PATIENCE, async || match amqp.waiting(&partition).await {
-                0 => Ok(()),
-                some => Err(format!("{some} wait")),
-            })
-            .await;
+            all_lent(&amqp, &partition).await;
             holding.give_back().await;
             queue.publish(&text("home", 5)).await.unwrap();
         };

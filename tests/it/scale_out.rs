@@ -102,9 +102,7 @@ on_every_rabbit! {
             no_late_effect(&group, &entries);
         }
     }
-}
 
-on_every_rabbit! {
     async fn a_worker_that_freezes_on_its_way_to_a_call_does_not_make_it_on_waking(bench: Bench) {
         let Some(database) = Database::create().await else { return };
         let heartbeat = Duration::from_secs(2);

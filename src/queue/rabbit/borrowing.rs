@@ -35,15 +35,15 @@ pub(super) struct Borrowing {
     channel: Channel,
     /// `None` before the first one, and once it is being let go.
     consumer: Option<Consumer>,
-    counted: Counted,
+    in_a_row: InARow,
     is_let_go: bool,
 }
 
 /// The deliveries of a channel, which the broker numbers from 1. After a missing one there is no next.
 #[derive(Debug, Default)]
-struct Counted(u64);
+struct InARow(u64);
 
-impl Counted {
+impl InARow {
     fn next(&mut self, tag: u64) -> Result<(), RabbitError> {
         let expected = self.0 + 1;
         if tag == expected {
@@ -76,7 +76,7 @@ impl Borrowing {
     ) -> Result<Self, RabbitError> {
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         within(ANSWER_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        Ok(Self { connection, channel, consumer: None, counted: Counted::default(), is_let_go: false })
+        Ok(Self { connection, channel, consumer: None, in_a_row: InARow::default(), is_let_go: false })
     }
 
     pub(super) const fn channel(&self) -> &Channel {
@@ -87,7 +87,7 @@ impl Borrowing {
     pub(super) async fn get(&mut self, queue: &str) -> Result<Option<Delivery>, RabbitError> {
         let get = self.channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(got) = within(ANSWER_TIMEOUT, get).await? else { return Ok(None) };
-        self.counted.next(got.delivery.delivery_tag)?;
+        self.in_a_row.next(got.delivery.delivery_tag)?;
         Ok(Some(got.delivery))
     }
 
@@ -95,7 +95,7 @@ impl Borrowing {
     pub(super) async fn next(&mut self) -> Option<Result<Delivery, RabbitError>> {
         let lent = self.consumer.as_mut()?.next().await?;
         Some(lent.map_err(RabbitError::from).and_then(|delivery| {
-            self.counted.next(delivery.delivery_tag)?;
+            self.in_a_row.next(delivery.delivery_tag)?;
             Ok(delivery)
         }))
     }
@@ -176,10 +176,10 @@ mod tests {
 
     #[test]
     fn a_missing_delivery_is_an_error() {
-        let mut counted = Counted::default();
-        assert!(counted.next(1).is_ok() && counted.next(2).is_ok());
-        assert!(counted.next(4).is_err(), "3 is missing");
-        assert!(counted.next(5).is_err(), "and so it stays, whoever overheard that");
-        assert!(Counted::default().next(2).is_err(), "1 is missing");
+        let mut in_a_row = InARow::default();
+        assert!(in_a_row.next(1).is_ok() && in_a_row.next(2).is_ok());
+        assert!(in_a_row.next(4).is_err(), "3 is missing");
+        assert!(in_a_row.next(5).is_err(), "and so it stays, whoever overheard that");
+        assert!(InARow::default().next(2).is_err(), "1 is missing");
     }
 }
