@@ -2,7 +2,7 @@
 //!
 //! Guarantees: millisecond precision, so that a time survives every engine and wire unchanged.
 
-use jiff::{Timestamp, TimestampRound, Unit};
+use jiff::Timestamp;
 
 /// The current time, cut to milliseconds.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
@@ -12,7 +12,7 @@ pub fn now() -> Timestamp {
         return shown;
     }
     let now = Timestamp::now();
-    now.round(TimestampRound::new().smallest(Unit::Millisecond).mode(jiff::RoundMode::Trunc)).unwrap_or(now)
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
 
 /// How long ago `then` was; zero where it lies in the future (clocks of several machines differ).

@@ -73,8 +73,10 @@ fn basic(door: &ServiceNowDoor, headers: &HeaderMap) -> bool {
 }
 
 fn token_in_header(door: &ServiceNowDoor, headers: &HeaderMap) -> bool {
-    let given = headers.get("x-causeway-token").map_or(&b""[..], |value| value.as_bytes());
-    usable(door.token.as_ref()).is_some_and(|token| same(token.as_bytes(), given))
+    let (Some(token), Some(given)) = (usable(door.token.as_ref()), headers.get("x-causeway-token")) else {
+        return false;
+    };
+    same(token.as_bytes(), given.as_bytes())
 }
 
 /// Kore's stock rule can only be given a URL. Whoever pastes a secret with a plus sign into it means a plus sign.
@@ -87,7 +89,7 @@ fn token_in_url(door: &ServiceNowDoor, query: Option<&str>) -> bool {
             .filter(|(key, _)| key == "token")
             .fold(false, |known, (_, given)| known | same(token.as_bytes(), given.as_bytes()))
     };
-    holds(query) | holds(&query.replace('+', "%2B"))
+    holds(query) | (query.contains('+') && holds(&query.replace('+', "%2B")))
 }
 
 fn authorization<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
