@@ -2,7 +2,8 @@
 //!
 //! Guarantees: as durable as Causeway (persistent, answered after the confirm, acked after the 2xx) and as fast as lapin and
 //! reqwest allow: one publishing task with a window of 256, so that confirms stay with their messages; separate connections for
-//! both directions; `channel.basic_ack`. No order, no retry (what fails goes back to the queue at once), no dead letters, no
+//! both directions; `channel.basic_ack`. With several queues it shows what they alone cost the broker: a message goes to the next
+//! one each time. No order, no retry (what fails goes back to the queue at once), no dead letters, no
 //! metrics, no reconnect.
 
 use std::net::SocketAddr;
@@ -24,7 +25,6 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use reqwest::Client;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-const QUEUE: &str = "bare";
 const WINDOW: usize = 256;
 const PREFETCH: u16 = 256;
 
@@ -41,20 +41,24 @@ pub(crate) struct BareArgs {
     sink: Option<String>,
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
+    /// Over so many queues.
+    #[arg(long, default_value_t = 1)]
+    queues: usize,
 }
 
 /// Runs until it is killed or loses the broker.
 pub(crate) fn run(args: BareArgs) -> anyhow::Result<()> {
+    let queues: Vec<String> = (0..args.queues).map(|index| format!("bare.{index}")).collect();
     tokio::runtime::Runtime::new()?.block_on(async move {
         let front = async {
             match args.listen {
-                Some(listen) => take(&args.amqp, listen).await,
+                Some(listen) => take(&args.amqp, &queues, listen).await,
                 None => std::future::pending().await,
             }
         };
         let worker = async {
             match &args.sink {
-                Some(sink) => deliver(&args.amqp, sink, args.in_flight).await,
+                Some(sink) => deliver(&args.amqp, &queues, sink, args.in_flight).await,
                 None => std::future::pending().await,
             }
         };
@@ -65,26 +69,29 @@ pub(crate) fn run(args: BareArgs) -> anyhow::Result<()> {
     })
 }
 
-async fn channel(amqp: &str) -> anyhow::Result<(Connection, Channel)> {
+async fn channel(amqp: &str, queues: &[String]) -> anyhow::Result<(Connection, Channel)> {
     let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), arguments).await?;
+    for queue in queues {
+        let durable = QueueDeclareOptions::durable();
+        channel.queue_declare(queue.as_str().into(), durable, arguments.clone()).await?;
+    }
     Ok((connection, channel))
 }
 
 /// A body, and whom to tell that the broker has it.
 type Order = (Bytes, oneshot::Sender<bool>);
 
-async fn take(amqp: &str, listen: SocketAddr) -> anyhow::Result<()> {
-    let (_connection, channel) = channel(amqp).await?;
+async fn take(amqp: &str, queues: &[String], listen: SocketAddr) -> anyhow::Result<()> {
+    let (_connection, channel) = channel(amqp, queues).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let (orders, taken) = mpsc::channel::<Order>(1024);
     let app = axum::Router::new().fallback(answer).with_state(orders);
     let listener = tokio::net::TcpListener::bind(listen).await?;
     tokio::select! {
-        ended = publish(&channel, taken) => ended,
+        ended = publish(&channel, queues, taken) => ended,
         ended = async { axum::serve(listener, app).await } => ended.context("the listener"),
     }
 }
@@ -100,8 +107,13 @@ async fn answer(State(orders): State<mpsc::Sender<Order>>, body: Bytes) -> Statu
     }
 }
 
-async fn publish(channel: &Channel, mut orders: mpsc::Receiver<Order>) -> anyhow::Result<()> {
+async fn publish(
+    channel: &Channel,
+    queues: &[String],
+    mut orders: mpsc::Receiver<Order>,
+) -> anyhow::Result<()> {
     let mut unconfirmed = FuturesUnordered::new();
+    let mut next = queues.iter().cycle();
     loop {
         tokio::select! {
             Some((told, confirmation)) = unconfirmed.next() => {
@@ -113,7 +125,8 @@ async fn publish(channel: &Channel, mut orders: mpsc::Receiver<Order>) -> anyhow
             Some((body, told)) = orders.recv(), if unconfirmed.len() < WINDOW => {
                 let properties = BasicProperties::default().with_delivery_mode(2);
                 let options = BasicPublishOptions::default();
-                let confirm = channel.basic_publish("".into(), QUEUE.into(), options, &body, properties).await?;
+                let queue = next.next().context("no queue")?.as_str().into();
+                let confirm = channel.basic_publish("".into(), queue, options, &body, properties).await?;
                 unconfirmed.push(async move { (told, confirm.await) });
             }
             else => return Ok(()),
@@ -122,15 +135,20 @@ async fn publish(channel: &Channel, mut orders: mpsc::Receiver<Order>) -> anyhow
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark has no task book: its tasks end with its runtime")]
-async fn deliver(amqp: &str, sink: &str, in_flight: usize) -> anyhow::Result<()> {
-    let (_connection, channel) = channel(amqp).await?;
+async fn deliver(amqp: &str, queues: &[String], sink: &str, in_flight: usize) -> anyhow::Result<()> {
+    let (_connection, channel) = channel(amqp, queues).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-    let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?;
+    let mut consumers = Vec::new();
+    for queue in queues {
+        let options = BasicConsumeOptions::default();
+        let consume = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        consumers.push(consume.await?);
+    }
+    let mut lent = futures_util::stream::select_all(consumers);
     let client = Client::builder().no_proxy().http1_only().pool_max_idle_per_host(in_flight).build()?;
     let worker = Arc::new(Worker { channel, client, sink: sink.to_owned() });
     let seats = Arc::new(Semaphore::new(in_flight));
-    while let Some(delivery) = consumer.next().await {
+    while let Some(delivery) = lent.next().await {
         let delivery = delivery?;
         let seat = Arc::clone(&seats).acquire_owned().await?;
         let worker = Arc::clone(&worker);

@@ -23,7 +23,7 @@ pub(crate) struct System {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Bare,
+    Bare { queues: usize },
     Causeway { embedded: bool },
     Peer,
 }
@@ -34,7 +34,8 @@ const fn system(name: &'static str, kind: Kind, order: &'static str) -> System {
 
 /// In the order of the table.
 pub(crate) const ALL: &[System] = &[
-    system("bare", Kind::Bare, "no"),
+    system("bare", Kind::Bare { queues: 1 }, "no"),
+    system("bare-8", Kind::Bare { queues: 8 }, "no"),
     system("causeway", Kind::Causeway { embedded: false }, "kept"),
     system("embedded", Kind::Causeway { embedded: true }, "kept"),
     system("amqplib", Kind::Peer, "no"),
@@ -110,7 +111,7 @@ impl System {
     /// What was installed for it.
     pub(crate) fn versions(&self) -> String {
         match self.kind {
-            Kind::Bare => "lapin, reqwest and axum as in Cargo.lock".to_owned(),
+            Kind::Bare { .. } => "lapin, reqwest and axum as in Cargo.lock".to_owned(),
             Kind::Causeway { .. } => format!("this tree ({})", env!("CARGO_PKG_VERSION")),
             Kind::Peer => std::fs::read_to_string(target().join(self.name).join("versions"))
                 .map_or_else(|_| "?".to_owned(), |text| text.trim().replace('\n', ", ")),
@@ -120,7 +121,7 @@ impl System {
     /// The processes of a role. Where a system has no single process for everything, the whole is both parts.
     pub(crate) fn recipes(&self, role: Role, place: &Place) -> Vec<Recipe> {
         match self.kind {
-            Kind::Bare => vec![bare(role, place)],
+            Kind::Bare { queues } => vec![bare(role, queues, place)],
             Kind::Causeway { embedded } => vec![causeway(role, embedded, place)],
             Kind::Peer => {
                 let roles: &[Role] = match role {
@@ -166,8 +167,9 @@ const fn named(role: Role) -> &'static str {
     }
 }
 
-fn bare(role: Role, place: &Place) -> Recipe {
+fn bare(role: Role, queues: usize, place: &Place) -> Recipe {
     let mut args = vec!["bare".to_owned(), "--amqp".to_owned(), place.amqp.clone()];
+    args.extend(["--queues".to_owned(), queues.to_string()]);
     if role != Role::Worker {
         args.extend(["--listen".to_owned(), place.listen().to_string()]);
     }

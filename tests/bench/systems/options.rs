@@ -45,7 +45,7 @@ pub(crate) struct CompareArgs {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "bare,causeway,embedded,amqplib,celery,dramatiq,faststream,restate"
+        default_value = "bare,bare-8,causeway,embedded,amqplib,celery,dramatiq,faststream,restate"
     )]
     pub(crate) systems: Vec<String>,
     /// Length of each measurement in seconds
