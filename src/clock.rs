@@ -69,3 +69,20 @@ pub(crate) mod hands {
         Timestamp::from_millisecond(at.as_millisecond() + passed + wrong).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_milliseconds_and_nothing_finer() {
+        let (before, told, after) = (raw(), now(), raw());
+        assert_eq!(told.subsec_nanosecond() % 1_000_000, 0);
+        assert!(told.as_millisecond() >= before.as_millisecond() && told <= after, "{before} {told} {after}");
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "what the clock is compared with")]
+    fn raw() -> Timestamp {
+        Timestamp::now()
+    }
+}

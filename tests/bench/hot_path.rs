@@ -8,6 +8,7 @@
 mod parts;
 
 // The rooms' own files name their neighbours by `crate::`. Their tests come along, without a harness that would run them.
+use causeway::ingress::ServiceNowDoor;
 use causeway::message;
 
 #[path = "../../src/ingress/lenient.rs"]
@@ -16,6 +17,9 @@ mod lenient;
 #[path = "../../src/worker/settle.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "a part of its room, with its tests")]
 mod settle;
+#[path = "../../src/ingress/verify.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
+mod verify;
 #[path = "../../src/queue/rabbit/wire.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod wire;

@@ -3,17 +3,20 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use causeway::delivery::backoff::{Backoff, RetrySettings};
 use causeway::delivery::classify::{Operation, classify};
+use causeway::ingress::ServiceNowDoor;
 use causeway::message::{Callback, Destination, Kind, LaneKey, Message, MessageId, Outcome};
 use causeway::platform::{Answer, AnswerKind, CallError};
 use causeway::queue::PartitionId;
+use jiff::Timestamp;
 use lapin::message::Delivery;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::settle::Standing;
-use super::{lenient, wire};
+use super::{lenient, verify, wire};
 
 type Part = Box<dyn FnMut()>;
 
@@ -29,6 +32,7 @@ pub(crate) fn all() -> Vec<(&'static str, Part)> {
     let id = MessageId::derived("servicenow", GROUP);
     let message = Message::new(id, Kind::CallbackMessage, lane.clone(), CALLBACK);
     vec![
+        ("ingress: look at a sender", look()),
         ("ingress: read a callback", part(|| lenient::strict(black_box(CALLBACK)))),
         ("ingress: repair a callback", part(|| lenient::repair(black_box(BROKEN)))),
         ("message: id of an event", part(|| MessageId::derived("servicenow", black_box(GROUP)))),
@@ -46,6 +50,13 @@ fn part<T>(mut once: impl FnMut() -> T + 'static) -> Part {
     Box::new(move || {
         black_box(once());
     })
+}
+
+/// At one who has the token in the URL, as the stock rule of Kore has it.
+fn look() -> Part {
+    let door = ServiceNowDoor { token: Some("0a1b2c3d4e5f60718293a4b5".into()), ..ServiceNowDoor::default() };
+    let (headers, now) = (HeaderMap::new(), Timestamp::UNIX_EPOCH);
+    part(move || verify::callback(&door, &headers, black_box(Some("token=0a1b2c3d4e5f60718293a4b5")), now))
 }
 
 fn encode(message: Message) -> Part {
