@@ -2,9 +2,8 @@
 //!
 //! Guarantees: as durable as Causeway (persistent, answered after the confirm, acked after the 2xx) and as fast as lapin and
 //! reqwest allow: one publishing task with a window of 256, so that confirms stay with their messages; separate connections for
-//! both directions; `channel.basic_ack`. With several queues it shows what they alone cost the broker: a message goes to the next
-//! one each time. No order, no retry (what fails goes back to the queue at once), no dead letters, no
-//! metrics, no reconnect.
+//! both directions; `channel.basic_ack`. No order, no retry (what fails goes back to the queue at once), no dead letters, no
+//! metrics, no reconnect. Over several queues, which take turns, it shows what they alone cost.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -113,7 +112,7 @@ async fn publish(
     mut orders: mpsc::Receiver<Order>,
 ) -> anyhow::Result<()> {
     let mut unconfirmed = FuturesUnordered::new();
-    let mut next = queues.iter().cycle();
+    let mut turn = queues.iter().cycle();
     loop {
         tokio::select! {
             Some((told, confirmation)) = unconfirmed.next() => {
@@ -125,7 +124,7 @@ async fn publish(
             Some((body, told)) = orders.recv(), if unconfirmed.len() < WINDOW => {
                 let properties = BasicProperties::default().with_delivery_mode(2);
                 let options = BasicPublishOptions::default();
-                let queue = next.next().context("no queue")?.as_str().into();
+                let queue = turn.next().context("no queue")?.as_str().into();
                 let confirm = channel.basic_publish("".into(), queue, options, &body, properties).await?;
                 unconfirmed.push(async move { (told, confirm.await) });
             }
