@@ -85,7 +85,7 @@ impl Deliverer {
         let said = Said {
             id: message.id,
             group: &callback.group,
-            text: callback.text(),
+            text: callback.text(self.instance()),
             voice: voice(writer),
             agent: writer,
             sys_id: callback.sys_id.as_deref(),
@@ -95,6 +95,11 @@ impl Deliverer {
             self.note(directory, callback, conversation, &before).await?;
         }
         Ok(attempt)
+    }
+
+    /// The instance that relative addresses belong to.
+    pub(super) fn instance(&self) -> Option<&url::Url> {
+        self.servicenow.as_ref().map(ServiceNow::instance)
     }
 
     /// Remembers how far the chat was told, and has its state looked at where the words announce a change of it.
@@ -212,7 +217,7 @@ impl Deliverer {
         let said = Said {
             id: lost.id,
             group: &callback.group,
-            text: crate::message::plain(&heard.text),
+            text: crate::message::rich_text::message_text(&heard.text, self.instance()),
             voice: voice(writer),
             agent: writer,
             sys_id: Some(&heard.sys_id),

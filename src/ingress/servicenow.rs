@@ -204,7 +204,7 @@ mod tests {
             "{\"group\":\"g1\",\"formatted_message\":\"a \"b\"\tc %3cd%3e\",\"sys_created_by\":\"ada\",\"last_message\":undefined,\"sys_id\":\"m1\"}",
         );
         let callback: Callback = serde_json::from_slice(&message.body).unwrap();
-        assert_eq!(callback.text(), "a \"b\"\tc <d>");
+        assert_eq!(callback.text(None), "a \"b\"\tc <d>");
         assert!(callback.formatted_message.unwrap().contains("%3c"));
         assert_eq!(message.id, MessageId::derived("servicenow", "m1"));
     }

@@ -7,7 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::markup::plain;
+use url::Url;
+
+use super::rich_text::message_text;
 use super::{ConversationId, Kind, MessageId, named};
 
 /// The client variables by which a Virtual Agent chat that Causeway opened names itself: ServiceNow echoes them unchanged.
@@ -38,11 +40,15 @@ pub struct Callback {
 }
 
 impl Callback {
-    /// The text as a person reads it.
-    pub fn text(&self) -> String {
+    /// The text as a person reads it; relative addresses in it are of the instance.
+    pub fn text(&self, instance: Option<&Url>) -> String {
         let text = self.formatted_message.as_deref().unwrap_or_default();
-        // The rule's `escapeForHomePage`; what was read back did not go through it.
-        if self.repaired { plain(text) } else { plain(&text.replace("%3c", "<").replace("%3e", ">")) }
+        // Only the stock rule writes these; what was read back did not go through it.
+        if self.repaired {
+            return message_text(text, instance);
+        }
+        let text = text.replace("%3c", "<").replace("%3C", "<").replace("%3e", ">").replace("%3E", ">");
+        message_text(&text, instance)
     }
 }
 

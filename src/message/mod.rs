@@ -8,9 +8,9 @@ pub mod callback;
 pub mod dead_letter;
 pub mod handoff;
 pub mod ids;
-mod markup;
 pub mod outcome;
 pub mod reply;
+pub(crate) mod rich_text;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -19,7 +19,6 @@ pub use callback::{Callback, Notice, NoticeEvent};
 pub use dead_letter::{AttemptRecord, DeadLetter, Story};
 pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
-pub(crate) use markup::plain;
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
 pub use reply::{AllowedHosts, ReplyHandle};
 

@@ -80,13 +80,13 @@ impl ServiceNow {
     pub async fn queue(&self, queue_id: &str) -> Result<QueueState, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id];
         let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&path, &[])).await?;
-        let queue = found.into_vec().into_iter().find_map(WireQueue::meaning);
+        let queue = found.into_vec().into_iter().find_map(|queue| queue.meaning(self.instance()));
         queue.ok_or_else(|| CallError::bad_body("no queue in the answer"))
     }
 
     /// Every queue that the user may see.
     pub async fn queues(&self) -> Result<Vec<QueueState>, CallError> {
         let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&QUEUES, &[])).await?;
-        Ok(found.into_vec().into_iter().filter_map(WireQueue::meaning).collect())
+        Ok(found.into_vec().into_iter().filter_map(|queue| queue.meaning(self.instance())).collect())
     }
 }

@@ -251,6 +251,11 @@ impl ServiceNow {
         }
     }
 
+    /// Its address.
+    pub(crate) fn instance(&self) -> &Url {
+        &self.inner.base
+    }
+
     /// The configured Queue ID.
     pub fn queue_id(&self) -> Option<&str> {
         self.inner.queue_id.as_deref()
@@ -303,7 +308,7 @@ impl ServiceNow {
         lease: Option<&mut Lease>,
         request: Request<'_>,
     ) -> Result<T, CallError> {
-        wire::read(self.converse(lease, &request).await?, request.carried)
+        wire::read(self.converse(lease, &request).await?, request.carried, self.instance())
     }
 
     /// Makes one call. A 401 that came with session cookies or with a token is tried once more without the cookies and

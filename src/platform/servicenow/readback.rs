@@ -8,9 +8,9 @@
 
 use std::cmp::Ordering;
 
-use super::wire::{OneOrMany, WireMessage, WireSession, entities, untagged};
+use super::wire::{OneOrMany, WireMessage, WireSession};
 use super::{QueueEntry, Request, ServiceNow};
-use crate::message::ConversationId;
+use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
 
 /// How many pages of a conversation are read at most.
@@ -201,12 +201,24 @@ fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
     Ordering::Equal
 }
 
+/// ServiceNow strips tags from what users write, and writes references and mark-up of its own: whichever way the stored text is
+/// read, one reading that is ours is enough.
 fn carries(message: &WireMessage, text: &str) -> bool {
-    let wanted = normal(text);
+    let wanted = [normal(text), normal(&rich_text::html_text(text, None))];
     let plain = [&message.message, &message.formatted_message].into_iter().flatten();
-    plain.flat_map(|stored| [normal(stored), normal(&entities(stored)), normal(&untagged(stored))]).any(
-        |stored| stored == wanted || (stored.chars().count() >= CUT_CHARS_MIN && wanted.starts_with(&stored)),
-    )
+    let mut readings = plain.flat_map(|stored| {
+        let readings: [&str; 4] = [
+            stored,
+            &rich_text::references(stored),
+            &rich_text::message_text(stored, None),
+            &rich_text::html_text(stored, None),
+        ];
+        readings.map(normal)
+    });
+    readings.any(|stored| {
+        let is_cut = stored.chars().count() >= CUT_CHARS_MIN && wanted[0].starts_with(&stored);
+        is_cut || wanted.iter().any(|wanted| !wanted.is_empty() && *wanted == stored)
+    })
 }
 
 /// ServiceNow trims, and turns line breaks and blanks into one another.

@@ -229,7 +229,7 @@ impl ServiceNow {
         if reply.status == StatusCode::METHOD_NOT_ALLOWED {
             return Ok(());
         }
-        wire::answered(reply, "").map(drop)
+        wire::answered(reply, "", self.instance()).map(drop)
     }
 
     fn virtual_agent(&self) -> Option<&super::VirtualAgentSettings> {
@@ -255,7 +255,8 @@ impl ServiceNow {
             carried,
         };
         let mut lease = self.inner.sessions.lease(conversation).await;
-        taken(wire::answered(self.converse(Some(&mut lease), &request).await?, carried)?, carried)
+        let reply = self.converse(Some(&mut lease), &request).await?;
+        taken(wire::answered(reply, carried, self.instance())?, carried)
     }
 }
 

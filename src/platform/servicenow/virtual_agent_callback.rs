@@ -5,10 +5,12 @@
 //! an action may be named with the suffix `ActionMsg`. Where the chat stands is never read from a sentence.
 //! Leaves to others: whose conversation it is and what is told of it (`delivery/agent_chat_callback.rs`).
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
-use super::wire::untagged;
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
+use crate::message::rich_text::{html, html_text};
 
 /// One callback. No `Debug`: it holds what people said.
 pub(crate) struct VirtualAgentCallback {
@@ -145,7 +147,7 @@ fn meaning(ui_type: &str, part: &Value) -> Meaning {
     match ui_type {
         "ActionMsg" => action(part),
         "OutputText" | "StreamChunk" => text(first(part, &["value", "label", "text"])),
-        "OutputHtml" => text(first(part, &["value", "label"]).map(|html| plain(&html))),
+        "OutputHtml" => text(page(part)),
         "OutputImage" => text(lines([first(part, &["altText", "label"]), some(part.get("value"))])),
         "OutputLink" => text(lines([
             first(part, &["label", "header"]),
@@ -200,6 +202,18 @@ fn joined(items: Vec<Item>) -> Vec<Item> {
     all
 }
 
+/// The words of a page, and the addresses that the control names beside it.
+fn page(part: &Value) -> Option<String> {
+    let page = html(&first(part, &["value", "label"])?, None);
+    let mut known: HashSet<String> = page.addresses.into_iter().collect();
+    let links = part.get("links").and_then(Value::as_array).into_iter().flatten();
+    let links = links.filter_map(|link| Some((some(link.get("label")), some(link.get("link"))?)));
+    let image = some(part.get("imageUrl")).map(|address| (None, address));
+    let others = links.chain(image).filter(|(_, address)| known.insert(address.clone()));
+    let others: Vec<_> = others.map(|(label, address)| lines([label, Some(address)])).collect();
+    lines([Some(page.text)].into_iter().chain(others))
+}
+
 /// The card's own JSON is a string; what stands in it depends on its template.
 fn card(part: &Value) -> Option<String> {
     let data =
@@ -227,7 +241,7 @@ fn inside(part: &Value) -> Option<String> {
         let link = some(inner.get("value").and_then(|value| value.get("action")))
             .or_else(|| some(inner.get("action")));
         lines([first(inner, &["label", "header", "value"]), first(inner, &["description", "context"]), link])
-            .map(|text| plain(&text))
+            .map(|text| text.lines().map(plain).collect::<Vec<_>>().join("\n"))
     }))
 }
 
@@ -239,9 +253,7 @@ fn options(part: &Value) -> Option<String> {
 }
 
 fn plain(html: &str) -> String {
-    let text = untagged(html);
-    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+    html_text(html, None)
 }
 
 fn lines(parts: impl IntoIterator<Item = Option<String>>) -> Option<String> {

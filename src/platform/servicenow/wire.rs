@@ -8,8 +8,10 @@ use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use url::Url;
 
 use super::{ChatState, QueueEntry, QueueState};
+use crate::message::rich_text;
 use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR, clean};
 use crate::platform::http::{Media, Reply};
 
@@ -17,8 +19,8 @@ use crate::platform::http::{Media, Reply};
 const SENTENCE_CHARS_MAX: usize = 1000;
 
 /// Reads the `result` of an answer. `carried` is the chat text of the call: no error repeats it.
-pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str) -> Result<T, CallError> {
-    let reply = answered(reply, carried)?;
+pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str, instance: &Url) -> Result<T, CallError> {
+    let reply = answered(reply, carried, instance)?;
     match reply.media() {
         Media::Other | Media::Html => Err(CallError::bad_body("success without JSON")),
         Media::Json => {
@@ -35,12 +37,12 @@ pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str) -> Result<T
 }
 
 /// A success by its status, and no web page.
-pub(super) fn answered(reply: Reply, carried: &str) -> Result<Reply, CallError> {
+pub(super) fn answered(reply: Reply, carried: &str, instance: &Url) -> Result<Reply, CallError> {
     if reply.status == StatusCode::ACCEPTED {
         return Err(not_ready(&reply, NotReady::Accepted));
     }
     if !reply.status.is_success() {
-        return Err(refusal(&reply, carried));
+        return Err(refusal(&reply, carried, instance));
     }
     if reply.media() == Media::Html {
         return Err(not_ready(&reply, NotReady::Html));
@@ -53,13 +55,13 @@ fn not_ready(reply: &Reply, how: NotReady) -> CallError {
     CallError::Answer(Answer { status, retry_after, kind: AnswerKind::NotReady(how), detail: String::new() })
 }
 
-fn refusal(reply: &Reply, carried: &str) -> CallError {
+fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
     let body: Value =
         reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
     let status = reply.status.as_u16();
     let sentence = body.get("result").and_then(Value::as_str);
     let kind = match sentence {
-        Some(sentence) if matches!(status, 403 | 503) => AnswerKind::Business(readable(sentence)),
+        Some(sentence) if matches!(status, 403 | 503) => AnswerKind::Business(readable(sentence, instance)),
         _ => AnswerKind::of_status(status),
     };
     let said = [&body["error"]["message"], &body["error"], &body["result"]["error"]];
@@ -69,41 +71,10 @@ fn refusal(reply: &Reply, carried: &str) -> CallError {
     CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: clean(said, carried) })
 }
 
-/// A queue's "Not available" text may hold HTML; the user reads plain text.
-fn readable(sentence: &str) -> String {
-    let words = untagged(sentence);
+/// A queue's "Not available" text may hold HTML with links; the user reads plain text with their addresses.
+fn readable(sentence: &str, instance: &Url) -> String {
+    let words = rich_text::html_text(sentence, Some(instance));
     words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()
-}
-
-/// Mark-up to text: tags become blanks, the common entities become their characters.
-pub(super) fn untagged(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find('<') {
-        let (before, tag) = rest.split_at(start);
-        plain.push_str(before);
-        let opens = tag[1..].starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '!');
-        rest = match tag.find('>').filter(|_| opens) {
-            Some(end) => {
-                plain.push(' ');
-                &tag[end + 1..]
-            }
-            None => {
-                plain.push('<');
-                &tag[1..]
-            }
-        };
-    }
-    plain.push_str(rest);
-    entities(&plain)
-}
-
-/// `&amp;` comes last, so that text which spells out an entity stays as it was meant.
-pub(super) fn entities(text: &str) -> String {
-    let pairs =
-        [("&nbsp;", " "), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'")];
-    let pairs = pairs.into_iter().chain([("&#64;", "@"), ("&amp;", "&")]);
-    pairs.fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// A `chat_queue_entry`.
@@ -201,13 +172,13 @@ pub(super) struct WireQueue {
 }
 
 impl WireQueue {
-    pub(super) fn meaning(self) -> Option<QueueState> {
+    pub(super) fn meaning(self, instance: &Url) -> Option<QueueState> {
         Some(QueueState {
             sys_id: self.sys_id?,
             name: self.name,
             wait: self.average_wait_time,
             waiting: self.waiting_count.and_then(|count| u32::try_from(count).ok()),
-            not_available: self.not_available.map(|sentence| readable(&sentence)),
+            not_available: self.not_available.map(|sentence| readable(&sentence, instance)),
             escalates_to: self.escalate_to,
         })
     }
@@ -302,7 +273,9 @@ mod tests {
 
     #[test]
     fn a_sentence_loses_its_tags_and_nothing_else() {
-        assert_eq!(readable("<p>Sorry, <b>closed</b>.<br/>a < b &amp; c</p>"), "Sorry, closed . a < b & c");
+        let readable = |sentence| readable(sentence, &Url::parse("https://acme.service-now.com").unwrap());
+        assert_eq!(readable("<p>Sorry, <b>closed</b>.<br/>a < b &amp; c</p>"), "Sorry, closed. a < b & c");
+        assert_eq!(readable("See <a href='/sp'>here</a>."), "See here (https://acme.service-now.com/sp).");
         assert_eq!(readable("open <"), "open <");
     }
 }

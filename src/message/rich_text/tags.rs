@@ -1,0 +1,392 @@
+//! HTML tags to text: lines for blocks, a dash for list items, and the address beside the words of a link.
+//!
+//! Guarantees: what is no tag stays; character references are left for `references.rs`, in addresses, too, so that they are
+//! decoded once; each byte is looked at a fixed number of times. Why that holds for tags that never end: a scan stops at the
+//! next `<` outside of quotes, and of the scans that begin inside quotes of one another at most three can be alive.
+
+use url::Url;
+
+use super::steps::{Search, walked};
+use super::{labelled, references, resolve};
+
+/// How much of a text is HTML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// All of it.
+    Html,
+    /// What stands in `[code]…[/code]`, and tags that are written as scripts write them.
+    Message,
+}
+
+/// A text without tags.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// With its character references.
+    pub(super) text: String,
+    /// The addresses in it, decoded.
+    pub(super) addresses: Vec<String>,
+}
+
+/// What a tag does to the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    Link,
+    Image,
+    Break,
+    Block,
+    Item,
+    Cell,
+    Inline,
+    Preformatted,
+    /// Its content is not for people.
+    Hidden,
+    Unknown,
+}
+
+impl Element {
+    fn of(name: &str) -> Self {
+        match name.to_ascii_lowercase().as_str() {
+            "a" => Self::Link,
+            "img" => Self::Image,
+            "br" => Self::Break,
+            "li" => Self::Item,
+            "td" | "th" => Self::Cell,
+            "pre" => Self::Preformatted,
+            "script" | "style" | "head" | "template" => Self::Hidden,
+            "p" | "div" | "ul" | "ol" | "dl" | "dt" | "dd" | "tr" | "table" | "tbody" | "thead" | "tfoot"
+            | "caption" | "hr" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6" | "blockquote" | "section"
+            | "article" | "header" | "footer" | "main" | "nav" | "aside" | "figure" | "figcaption"
+            | "form" | "fieldset" | "address" | "details" | "summary" | "html" | "body" => Self::Block,
+            "b" | "i" | "u" | "s" | "em" | "strong" | "span" | "font" | "small" | "big" | "sub" | "sup"
+            | "code" | "kbd" | "samp" | "var" | "mark" | "del" | "ins" | "strike" | "abbr" | "cite" | "q"
+            | "label" | "time" | "center" | "tt" | "wbr" | "bdi" | "bdo" | "dfn" => Self::Inline,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// A tag as it was written.
+#[derive(Debug)]
+struct Tag<'a> {
+    element: Element,
+    closes: bool,
+    address: Option<&'a str>,
+    alternative: Option<&'a str>,
+    /// Each attribute has a value, as scripts write it: `a <i and j> b` is a formula.
+    has_values: bool,
+    length: usize,
+}
+
+/// The text without its tags.
+pub(super) fn read(text: &str, mode: Mode, instance: Option<&Url>) -> Read {
+    let mut page = Page::new(text.len(), mode, instance);
+    let mut scan = Scan { text, starts: Search::new(text, "<"), comment_ends: Search::new(text, "-->") };
+    if mode == Mode::Html {
+        scan.html(&mut page, 0, text.len());
+        return page.finish();
+    }
+    let (mut opens, mut closes) = (Search::new(text, "[code]"), Search::new(text, "[/code]"));
+    let mut at = 0;
+    // One without an end is text.
+    while let Some(open) = opens.next(at)
+        && let Some(close) = closes.next(open)
+    {
+        scan.html(&mut page, at, open);
+        page.html = true;
+        scan.html(&mut page, open + "[code]".len(), close);
+        page.leave_code();
+        at = close + "[/code]".len();
+    }
+    scan.html(&mut page, at, text.len());
+    page.finish()
+}
+
+struct Scan<'a> {
+    text: &'a str,
+    starts: Search<'a>,
+    comment_ends: Search<'a>,
+}
+
+impl Scan<'_> {
+    /// Reads one stretch of the text into the page.
+    fn html(&mut self, page: &mut Page<'_>, from: usize, to: usize) {
+        let mut at = from;
+        while let Some(start) = self.starts.next(at).filter(|start| *start < to) {
+            page.words(&self.text[at..start]);
+            let rest = &self.text[start..to];
+            at = start + self.markup(page, rest, start, to);
+        }
+        page.words(&self.text[at..to]);
+    }
+
+    /// Reads the `<` at `start`, and says how long what it begins is.
+    fn markup(&mut self, page: &mut Page<'_>, rest: &str, start: usize, to: usize) -> usize {
+        if page.html
+            && rest.starts_with("<!--")
+            && let Some(end) = self.comment_ends.next(start + 4).filter(|end| end + 3 <= to)
+        {
+            return end + 3 - start;
+        }
+        if page.html
+            && rest.starts_with("<!")
+            && let Some(end) = rest[1..].find(['<', '>'])
+        {
+            walked(end);
+            if rest.as_bytes().get(end + 1) == Some(&b'>') {
+                return end + 2;
+            }
+        }
+        let counts = |tag: &Tag<'_>| page.html || (tag.has_values && page.takes(tag));
+        match tag(rest).filter(counts) {
+            Some(tag) => {
+                page.tag(&tag);
+                tag.length
+            }
+            None => {
+                page.words("<");
+                1
+            }
+        }
+    }
+}
+
+/// The tag that the text begins with.
+fn tag(text: &str) -> Option<Tag<'_>> {
+    let bytes = text.as_bytes();
+    let closes = bytes.get(1) == Some(&b'/');
+    let name_at = if closes { 2 } else { 1 };
+    let mut at = name_at
+        + run(&bytes[name_at.min(bytes.len())..], |byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b':')
+        });
+    let name = text.get(name_at..at).filter(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))?;
+    let element = Element::of(name);
+    let mut tag = Tag { element, closes, address: None, alternative: None, has_values: true, length: 0 };
+    loop {
+        at += run(&bytes[at..], |byte| byte.is_ascii_whitespace() || byte == b'/');
+        if bytes.get(at)? == &b'>' {
+            return Some(Tag { length: at + 1, ..tag });
+        }
+        let key_at = at;
+        at += run(&bytes[at..], |byte| !byte.is_ascii_whitespace() && !b"=>/<\"'".contains(&byte));
+        let key = &text[key_at..at];
+        at += run(&bytes[at..], |byte| byte.is_ascii_whitespace());
+        if key.is_empty() {
+            return None;
+        }
+        if bytes.get(at) != Some(&b'=') {
+            tag.has_values = false;
+            continue;
+        }
+        at += 1;
+        at += run(&bytes[at..], |byte| byte.is_ascii_whitespace());
+        let quote = *bytes.get(at)?;
+        let value = if matches!(quote, b'"' | b'\'') {
+            let length = run(&bytes[at + 1..], |byte| byte != quote);
+            bytes.get(at + 1 + length)?;
+            let value = &text[at + 1..at + 1 + length];
+            at += length + 2;
+            value
+        } else {
+            let length = run(&bytes[at..], |byte| !byte.is_ascii_whitespace() && !b"<>\"'".contains(&byte));
+            let value = &text[at..at + length];
+            at += length;
+            value
+        };
+        match (element, key.to_ascii_lowercase().as_str()) {
+            (Element::Link, "href") | (Element::Image, "src") => tag.address = Some(value),
+            (Element::Image, "alt") => tag.alternative = Some(value),
+            _ => {}
+        }
+    }
+}
+
+/// How many bytes of the beginning are of a kind.
+fn run(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
+    let length = bytes.iter().position(|byte| !is(*byte)).unwrap_or(bytes.len());
+    walked(length);
+    length
+}
+
+/// The text as it grows.
+struct Page<'a> {
+    instance: Option<&'a Url>,
+    text: String,
+    addresses: Vec<String>,
+    /// Blanks and line breaks are layout.
+    html: bool,
+    whole: Mode,
+    /// The open link: where its words begin, and its address.
+    link: Option<(usize, String)>,
+    /// Before the next words: a new line, or the next item's.
+    line: bool,
+    blank: bool,
+    preformatted: bool,
+    hidden: usize,
+}
+
+impl<'a> Page<'a> {
+    fn new(length: usize, whole: Mode, instance: Option<&'a Url>) -> Self {
+        Page {
+            instance,
+            text: String::with_capacity(length),
+            addresses: Vec::new(),
+            html: whole == Mode::Html,
+            whole,
+            link: None,
+            line: false,
+            blank: false,
+            preformatted: false,
+            hidden: 0,
+        }
+    }
+
+    /// Whether a tag outside of `[code]` is one: an end needs its beginning, at least for a link.
+    fn takes(&self, tag: &Tag<'_>) -> bool {
+        match tag.element {
+            Element::Unknown | Element::Hidden => false,
+            Element::Link if tag.closes => self.link.is_some(),
+            Element::Link => tag.address.is_some(),
+            _ => true,
+        }
+    }
+
+    fn words(&mut self, words: &str) {
+        if self.hidden > 0 || words.is_empty() {
+            return;
+        }
+        walked(words.len());
+        if !self.html || self.preformatted {
+            self.separate(words.starts_with(char::is_whitespace));
+            self.text.push_str(words);
+            return;
+        }
+        for (index, word) in words.split(|c: char| c.is_ascii_whitespace()).enumerate() {
+            self.blank |= index > 0;
+            if !word.is_empty() {
+                self.separate(false);
+                self.text.push_str(word);
+            }
+        }
+    }
+
+    /// Puts the blank or the line break that is due.
+    fn separate(&mut self, is_apart: bool) {
+        let at_line_start = self.text.is_empty() || self.text.ends_with('\n');
+        if self.line && !at_line_start {
+            self.trim_line();
+            self.text.push('\n');
+        } else if self.blank && !is_apart && !at_line_start && !self.text.ends_with(' ') {
+            self.text.push(' ');
+        }
+        (self.line, self.blank) = (false, false);
+    }
+
+    fn trim_line(&mut self) {
+        let length = self.text.trim_end_matches(' ').len();
+        self.text.truncate(length);
+        if let Some((start, _)) = &mut self.link {
+            *start = (*start).min(length);
+        }
+    }
+
+    fn tag(&mut self, tag: &Tag<'_>) {
+        if tag.element == Element::Hidden {
+            self.hidden = if tag.closes { self.hidden.saturating_sub(1) } else { self.hidden + 1 };
+            return;
+        }
+        if self.hidden > 0 {
+            return;
+        }
+        match tag.element {
+            Element::Link => {
+                self.end_link();
+                if !tag.closes {
+                    let address = tag.address.and_then(|written| self.address(written));
+                    // Where the words begin is known once a due blank or line stands.
+                    self.separate(false);
+                    self.link = address.map(|address| (self.text.len(), address));
+                }
+            }
+            Element::Image if !tag.closes => self.image(tag),
+            Element::Break => {
+                self.trim_line();
+                self.text.push('\n');
+                (self.line, self.blank) = (false, false);
+            }
+            Element::Block => self.line = true,
+            Element::Item => {
+                self.line = true;
+                if !tag.closes {
+                    self.separate(false);
+                    self.text.push_str("- ");
+                }
+            }
+            Element::Cell => self.blank = true,
+            Element::Preformatted => {
+                self.line = true;
+                self.preformatted = !tag.closes;
+            }
+            Element::Image | Element::Inline | Element::Unknown | Element::Hidden => {}
+        }
+    }
+
+    /// The whole address that a tag names.
+    fn address(&self, written: &str) -> Option<String> {
+        resolve(&references(written), self.instance)
+    }
+
+    fn image(&mut self, tag: &Tag<'_>) {
+        let address = tag.address.and_then(|written| self.address(written));
+        let words = references(tag.alternative.unwrap_or_default());
+        let shown = match address {
+            Some(address) => {
+                let shown = labelled(words.trim(), &address);
+                self.addresses.push(address);
+                shown
+            }
+            None => words.trim().to_owned(),
+        };
+        if !shown.is_empty() {
+            self.separate(false);
+            self.text.push_str(&escaped(&shown));
+        }
+    }
+
+    fn end_link(&mut self) {
+        let Some((start, address)) = self.link.take() else { return };
+        let label = self.text.get(start..).unwrap_or_default();
+        walked(label.len());
+        let label = references(label.trim());
+        let bare = address.split_once(':').map_or(address.as_str(), |(_, rest)| rest);
+        // `mailto:ada@example.com` is shown as the address that it is.
+        let shown = if *label == *bare { label.to_string() } else { labelled(&label, &address) };
+        let shown = escaped(&shown);
+        let end = start + self.text.get(start..).map_or(0, |label| label.trim_end().len());
+        self.blank |= end < self.text.len();
+        self.text.truncate(start);
+        self.text.push_str(&shown);
+        self.addresses.push(address);
+    }
+
+    /// Behind `[/code]` the text is a message again.
+    fn leave_code(&mut self) {
+        self.end_link();
+        (self.html, self.preformatted, self.hidden) = (self.whole == Mode::Html, false, 0);
+    }
+
+    fn finish(mut self) -> Read {
+        self.end_link();
+        if self.whole == Mode::Html {
+            let length = self.text.trim_end().len();
+            self.text.truncate(length);
+        }
+        Read { text: self.text, addresses: self.addresses }
+    }
+}
+
+/// So that `references.rs` gives the text back as it is.
+fn escaped(text: &str) -> String {
+    walked(text.len());
+    text.replace('&', "&amp;")
+}
