@@ -15,6 +15,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod data_files;
 pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;

@@ -20,6 +20,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
 
 use super::{DirectoryError, statements};
+use crate::data_files;
 
 /// Each step brings the tables from the version before it to its own, which is its place in this list, counted from 1.
 const MIGRATIONS: &[&str] =
@@ -51,6 +52,7 @@ fn pool<DB: sqlx::Database>(connections: u32) -> PoolOptions<DB> {
 /// Opens a file and the folders above it, making what is missing.
 pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryError> {
     let place = format!("the directory's file {}", path.display());
+    data_files::check_sqlite().map_err(|error| DirectoryError::Mismatch(format!("{place}: {error}")))?;
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(|error| {
             DirectoryError::Mismatch(format!("{place}: cannot make the folder {}: {error}", folder.display()))

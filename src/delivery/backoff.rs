@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
-use rand::Rng;
+use rand::{Rng, RngExt as _};
 
 /// `delivery.retry.*`
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +72,7 @@ pub(crate) mod loaded {
     use std::cell::RefCell;
 
     use rand::rngs::StdRng;
-    use rand::{Rng as _, SeedableRng as _};
+    use rand::{RngExt as _, SeedableRng as _};
 
     thread_local! {
         static LOADED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
@@ -85,7 +85,7 @@ pub(crate) mod loaded {
 
     pub(super) fn dice() -> StdRng {
         let drawn = LOADED.with_borrow_mut(|dice| dice.as_mut().map(|dice| dice.random()));
-        drawn.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64)
+        drawn.map_or_else(rand::make_rng, StdRng::seed_from_u64)
     }
 }
 

@@ -168,7 +168,8 @@ fn too_many(retry_after: RetryAfter, side: Side) -> Response {
         RetryAfter::None => return response,
         RetryAfter::Seconds(seconds) => (seconds, seconds.to_string()),
         RetryAfter::Date(seconds) => {
-            let date = std::time::SystemTime::from(now) + Duration::from_secs(seconds);
+            let since_1970 = Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0));
+            let date = std::time::UNIX_EPOCH + since_1970 + Duration::from_secs(seconds);
             (seconds, httpdate::fmt_http_date(date))
         }
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use serde::{Deserialize, Serialize};
 
 /// Which simulator a request reached.
@@ -345,7 +345,7 @@ pub struct ActiveRule {
     #[serde(flatten)]
     pub rule: Rule,
     #[serde(skip)]
-    dice: StdRng,
+    dice: Xoshiro256PlusPlus,
 }
 
 /// What a request looks like to a rule.
@@ -382,7 +382,7 @@ impl Script {
         let mut rules = self.lock();
         rules.next_id += 1;
         let id = rules.next_id;
-        let dice = StdRng::seed_from_u64(rule.seed);
+        let dice = Xoshiro256PlusPlus::seed_from_u64(rule.seed);
         rules.active.push(ActiveRule { id, used: 0, rule, dice });
         id
     }

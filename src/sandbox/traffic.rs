@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use rand::Rng;
+use rand::RngExt;
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};

@@ -148,7 +148,7 @@ async fn what_is_wrong_comes_with_what_to_do() {
         sandbox.script().clear();
     }
     // Two minutes ago, as an HTTP date: fine for signatures, too late for XO's tokens.
-    let date = std::time::SystemTime::from(clock::now()) - Duration::from_secs(120);
+    let date = std::time::SystemTime::try_from(clock::now()).unwrap() - Duration::from_secs(120);
     let headers = [("Date".to_owned(), httpdate::fmt_http_date(date))].into();
     for (side, operation, who) in
         [(Side::ServiceNow, Operation::Other, "ServiceNow's"), (Side::Xo, Operation::Callback, "127.0.0.1's")]

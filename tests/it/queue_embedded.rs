@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use causeway::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
-use rand::Rng;
+use rand::RngExt;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);

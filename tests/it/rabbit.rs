@@ -11,7 +11,7 @@ use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
 use futures_util::future::join_all;
 use lapin::BasicProperties;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 

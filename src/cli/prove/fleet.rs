@@ -37,7 +37,7 @@ pub(super) struct Member {
 /// An address of loopback that nobody listens on right now; taken from below the range of outgoing connections, so that it
 /// is still free when its process starts again.
 pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
-    use rand::Rng;
+    use rand::RngExt;
     let mut dice = rand::rng();
     let mut tried =
         (0..1000).map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, dice.random_range(20_000..32_000))));

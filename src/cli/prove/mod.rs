@@ -21,7 +21,7 @@ mod witness;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
-use rand::Rng;
+use rand::RngExt;
 use url::Url;
 
 use super::output::{self, Paint};

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, na
 
 use super::line::{Line, Seq};
 use super::row::{self, Stored};
+use crate::data_files;
 use crate::message::{DeadLetter, Destination, Message};
 use crate::queue::{Depth, PartitionId, QueueError};
 
@@ -38,6 +39,7 @@ pub(super) struct LineState {
 impl Store {
     /// Opens the file, and makes it where it is not there yet.
     pub(super) fn open(path: &Path, partitions: u16) -> Result<Self, QueueError> {
+        data_files::check_sqlite().map_err(QueueError::Mismatch)?;
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.set_prepared_statement_cache_capacity(64);

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use rand::Rng;
+use rand::RngExt;
 
 /// One locked file for each port of this process. A broker binds its ports seconds after they were chosen: until then only
 /// this keeps the tests beside it from choosing the same.
