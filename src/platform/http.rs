@@ -246,10 +246,17 @@ impl Reply {
         }
     }
 
-    fn begins_like_a_page(&self) -> bool {
+    /// Whether the body is an HTML page, whatever the content type says.
+    pub(crate) fn begins_like_a_page(&self) -> bool {
         let Ok(body) = &self.body else { return false };
-        let start = body.trim_ascii_start();
-        [&b"<!doctype html"[..], b"<html"]
+        let mut start = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
+        // A page may begin with an XML declaration or with comments.
+        for (open, close) in [(&b"<?xml"[..], &b"?>"[..]), (b"<!--", b"-->"), (b"<!--", b"-->")] {
+            let Some(rest) = start.strip_prefix(open) else { continue };
+            let Some(end) = rest.windows(close.len()).position(|window| window == close) else { break };
+            start = rest[end + close.len()..].trim_ascii_start();
+        }
+        [&b"<!doctype html"[..], b"<html", b"<head", b"<body"]
             .iter()
             .any(|page| start.get(..page.len()).is_some_and(|head| head.eq_ignore_ascii_case(page)))
     }

@@ -82,6 +82,23 @@ mod tests {
         answered("HTTP/1.1 204 No Content\n\n").await.unwrap();
         answered("HTTP/1.1 202 Accepted\ncontent-type: application/json\n\n{}").await.unwrap();
         answered(include_str!("../../../tests/fixtures/xo/callback-taken.http")).await.unwrap();
+        for taken in [
+            include_str!("../../../tests/fixtures/xo/callback-taken-by-express.http"),
+            "HTTP/1.1 200 OK\ncontent-type: text/html\n\n",
+            "HTTP/1.1 202 Accepted\ncontent-type: text/html\n\n<p>ok</p>",
+            "HTTP/1.1 200 OK\ncontent-type: application/xml\n\n<?xml version=\"1.0\"?><ok/>",
+        ] {
+            answered(taken).await.unwrap();
+        }
+        for page in [
+            "\u{feff}<!DOCTYPE html><title>Sign in</title>",
+            "<?xml version=\"1.0\"?>\n<!-- a -->\n<HTML>Sign in",
+            "<head><title>502</title></head>",
+        ] {
+            let page = answered(&format!("HTTP/1.1 200 OK\ncontent-type: text/plain\n\n{page}")).await;
+            let Err(CallError::Answer(answer)) = page else { panic!() };
+            assert_eq!(answer.kind, AnswerKind::NotReady(NotReady::Html));
+        }
         let page = answered(include_str!("../../../tests/fixtures/xo/page.http")).await.unwrap_err();
         let CallError::Answer(answer) = page else { panic!() };
         assert_eq!(answer.kind, AnswerKind::NotReady(NotReady::Html));
@@ -95,7 +112,7 @@ mod tests {
             let name = file.file_name().into_string().unwrap();
             let kind = match name.as_str() {
                 "SOURCES.md" => continue,
-                "callback-taken.http" => None,
+                "callback-taken.http" | "callback-taken-by-express.http" => None,
                 "page.http" => Some(AnswerKind::NotReady(NotReady::Html)),
                 "error-401-apikey.http" => Some(AnswerKind::Credentials),
                 "error-429-rate-limit.http" => Some(AnswerKind::Throttled),
@@ -110,7 +127,7 @@ mod tests {
             assert_eq!(read, kind, "{name}");
             seen += 1;
         }
-        assert_eq!(seen, 5);
+        assert_eq!(seen, 6);
     }
 
     #[tokio::test]

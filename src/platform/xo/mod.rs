@@ -21,7 +21,7 @@ use crate::message::AllowedHosts;
 pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
 
 use super::error::{Answer, AnswerKind, CallError, NotReady};
-use super::http::{Call, Http, Media, Reply};
+use super::http::{Call, Http, Reply};
 
 /// Where XO listens.
 #[derive(Clone, Default)]
@@ -87,7 +87,8 @@ fn taken(reply: &Reply) -> Result<(), CallError> {
     let status = reply.status.as_u16();
     let kind = if !reply.status.is_success() {
         AnswerKind::of_status(status)
-    } else if reply.media() == Media::Html {
+    } else if reply.begins_like_a_page() {
+        // A proxy or a login page answers so. A bot server of Express says `text/html` of every text, so the type says nothing.
         AnswerKind::NotReady(NotReady::Html)
     } else {
         // The body of a success may break off or be anything: the status has been said.
