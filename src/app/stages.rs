@@ -183,6 +183,7 @@ fn botkit_door(xo: &config::Xo) -> BotKitDoor {
         },
         end_words: xo.end_words.clone(),
         first_words: xo.first_words.clone(),
+        end_on_session_closure: xo.end_on_session_closure,
     }
 }
 

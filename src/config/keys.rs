@@ -56,6 +56,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("xo.allowed_hosts", Open),
     ("xo.end_words", Open),
     ("xo.first_words", Open),
+    ("xo.end_on_session_closure", Open),
     ("xo.allow_apikey", Open),
     ("xo.reply_context", Open),
     ("xo.agent_template", Open),

@@ -167,6 +167,7 @@ fn xo(reader: &mut Reader) -> Xo {
         allowed_hosts,
         end_words,
         first_words: reader.text("xo.first_words").unwrap_or_default(),
+        end_on_session_closure: reader.flag("xo.end_on_session_closure"),
         allow_apikey: reader.flag("xo.allow_apikey"),
         reply_context: reply_context.unwrap_or(ReplyContext::Trimmed),
         agent_template: agent_template.unwrap_or(AgentTemplate::Auto),

@@ -133,6 +133,7 @@ pub struct Xo {
     pub allowed_hosts: Vec<String>,
     pub end_words: Vec<String>,
     pub first_words: String,
+    pub end_on_session_closure: bool,
     pub allow_apikey: bool,
     pub reply_context: ReplyContext,
     pub agent_template: AgentTemplate,

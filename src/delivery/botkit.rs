@@ -1,9 +1,9 @@
-//! What the users of XO's BotKit conversations hear: the agent's words, Causeway's own notices, the end of the agent session.
+//! What the users of XO's BotKit conversations hear: the agent's words and Causeway's own notices.
 //!
-//! Guarantees: the newest reply handle is used; one that lapsed is not called again, the user's next event brings another; the
-//! agent session is cleared only after the last text went through, and a repeat after a crash does not say that text again;
+//! Guarantees: the newest reply handle is used; one that lapsed is not called again, the user's next event brings another;
 //! once the bot has its user back nothing more is said to them. A text whose answer was lost is said again: XO cannot be asked.
-//! Leaves to others: the HTTP and the signature (`platform/xo/botkit.rs`), the texts (`wording.rs`).
+//! Leaves to others: the end of the agent session (`user_return.rs`), the HTTP and the signature (`platform/xo/botkit.rs`), the
+//! texts (`wording.rs`).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const AT_ONCE: u32 = 32;
 /// How often each is tried in its turn.
 const EXTEND_TRIES: u32 = 2;
 
-type Done = Result<Attempt, OwnTrouble>;
+pub(super) type Done = Result<Attempt, OwnTrouble>;
 
 impl Deliverer {
     /// An agent's words, or an announcement. Other words of the system the user need not know: its news is told as notices.
@@ -64,7 +64,9 @@ impl Deliverer {
         notice: &Notice,
     ) -> Done {
         match message.kind {
-            Kind::CallbackEnded | Kind::HandoffFailed => self.release(message, conversation, notice).await,
+            Kind::CallbackEnded | Kind::HandoffFailed => {
+                self.give_user_back(message, conversation, notice).await
+            }
             _ if is_over(conversation, notice.group.as_deref()) => {
                 Ok(Attempt::of(HERE, Outcome::Dropped, "the bot has its user back"))
             }
@@ -103,47 +105,11 @@ impl Deliverer {
         let step = step(&format!("{}:{group}", conversation.id), "session");
         let attempt = self.session(conversation, SessionStep::Start, step).await?;
         // XO may know no such call for this user: the texts do not depend on it.
-        let refused =
-            matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some();
-        Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !refused))
-    }
-
-    /// The last words, then the end of the agent session: the bot has its user back.
-    async fn release(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> Done {
-        let directory = self.known()?;
-        let elsewhere =
-            notice.group.as_deref().is_some_and(|group| conversation.group.as_deref() != Some(group));
-        // Without a group, an end belongs to the episode that was on when it was told.
-        let earlier = notice.group.is_none() && message.accepted_at < conversation.opened_at;
-        if conversation.released_at.is_some() || elsewhere || earlier {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the bot has its user back already"));
-        }
-        let reason = notice.reason.as_deref().unwrap_or_default();
-        let occasion = Occasion::of_end(message.kind, reason);
-        if let Some(text) = occasion.and_then(|occasion| self.settings.botkit.texts.say(occasion, notice)) {
-            let step = step(&message.id.to_string(), "text");
-            if !directory.was_delivered(step).await? {
-                let told = self.tell_user(conversation, &text, false).await?;
-                // What XO refuses for good must not keep it from having its user back.
-                if told.outcome != Outcome::Delivered && !is_refusal(&told) {
-                    return Ok(told);
-                }
-                directory.remember_delivered(step, clock::now()).await?;
-            }
-        }
-        if reason != "xo" {
-            let step = step(&message.id.to_string(), "clear");
-            let cleared = self.session(conversation, SessionStep::Clear, step).await?;
-            if cleared.outcome != Outcome::Delivered {
-                return Ok(cleared);
-            }
-        }
-        directory.released(&conversation.id).await?;
-        Ok(Attempt::delivered(HERE))
+        Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !is_refusal(attempt)))
     }
 
     /// Says something by the newest handle.
-    async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
+    pub(super) async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
         self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
             let as_agent = by_agent
                 && match self.settings.botkit.agent_template {
@@ -157,7 +123,12 @@ impl Deliverer {
     }
 
     /// A step of the session, unless it was done before.
-    async fn session(&self, conversation: &Conversation, what: SessionStep, step: MessageId) -> Done {
+    pub(super) async fn session(
+        &self,
+        conversation: &Conversation,
+        what: SessionStep,
+        step: MessageId,
+    ) -> Done {
         let directory = self.known()?;
         if directory.was_delivered(step).await? {
             return Ok(Attempt::delivered(HERE));
@@ -215,7 +186,7 @@ impl Deliverer {
         }
     }
 
-    fn known(&self) -> Result<&Directory, OwnTrouble> {
+    pub(super) fn known(&self) -> Result<&Directory, OwnTrouble> {
         self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker knows no conversations".to_owned()))
     }
 
@@ -284,11 +255,12 @@ fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> 
     since && (conversation.state != State::Waiting || conversation.position != notice.position)
 }
 
-fn is_refusal(attempt: &Attempt) -> bool {
+/// XO answered, and will not answer otherwise.
+pub(super) fn is_refusal(attempt: &Attempt) -> bool {
     matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some()
 }
 
 /// Under which a step that was done is remembered.
-fn step(of: &str, what: &str) -> MessageId {
+pub(super) fn step(of: &str, what: &str) -> MessageId {
     MessageId::derived("botkit-step", &format!("{of}:{what}"))
 }

@@ -23,6 +23,7 @@ mod patience;
 pub mod poll;
 mod repeats;
 mod tell;
+mod user_return;
 mod wording;
 
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +49,7 @@ pub use gate::{Gate, GateSettings};
 use notices::instance_of;
 pub use patience::Patience;
 pub(crate) use repeats::Repeats;
+use user_return::ClosingTexts;
 pub use wording::{AgentTemplate, BotKitSettings, Texts};
 
 /// What becomes of a callback whose `group` nobody opened.
@@ -103,6 +105,8 @@ pub struct Deliverer {
     unread: Mutex<HashMap<String, Instant>>,
     /// What went to XO's Callback URL, and no user of ours was told.
     forwarded: Mutex<Repeats>,
+    /// Which closing texts failed.
+    closing_texts: ClosingTexts,
     /// Since when each chat is not seen, or seen as escalated without going on anywhere.
     in_doubt: Mutex<HashMap<ConversationId, Instant>>,
 }
@@ -206,6 +210,7 @@ impl Deliverer {
             read: Mutex::default(),
             unread: Mutex::default(),
             forwarded: Mutex::default(),
+            closing_texts: ClosingTexts::default(),
             in_doubt: Mutex::default(),
         })
     }
@@ -330,8 +335,11 @@ impl Deliverer {
     }
 
     /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written. What a
-    /// Virtual Agent callback says beside its texts does not die with it.
+    /// Virtual Agent callback says beside its texts does not die with it. A bot still gets its user back if the end of the chat dies.
     pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
+        if matches!(dead.message.kind, Kind::CallbackEnded | Kind::HandoffFailed) {
+            return self.last_act(&dead.message).await.map_err(|OwnTrouble(trouble)| trouble);
+        }
         if dead.message.kind == Kind::CallbackMessage {
             let Some(directory) = &self.directory else { return Ok(()) };
             let done = self.agent_chat_buried(&dead.message, directory).await;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::user_return::SESSION_CLOSED;
 use crate::message::{Kind, Notice};
 
 /// How a bot's users are spoken to.
@@ -77,7 +78,7 @@ impl Occasion {
     /// The last words of a chat; none where it was the user, or XO, who went.
     pub(super) fn of_end(kind: Kind, reason: &str) -> Option<Self> {
         match (reason, kind) {
-            ("user" | "xo", Kind::CallbackEnded) => None,
+            ("user" | "xo" | SESSION_CLOSED, Kind::CallbackEnded) => None,
             ("no_agent", _) => Some(Self::NoAgent),
             ("expired" | "waited_too_long", _) => Some(Self::Expired),
             (_, Kind::HandoffFailed) => Some(Self::Failed),

@@ -22,9 +22,10 @@ const SECONDS_OF_PEOPLE: &[f64] = &[
 ];
 
 /// What ends conversations, of few: a bot may call its reason what it likes.
-const ENDS: [&str; 12] = [
+const ENDS: [&str; 13] = [
     "agent",
     "user",
+    "session_closed",
     "abandoned",
     "escalated",
     "gone",

@@ -13,18 +13,18 @@ use sqlx::{Connection, Executor};
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::{Plan, Relay};
 
-const ENDED: &str = "The chat with the agent has ended.";
-const WAITING: &str = "Please wait";
-const JOINED: &str = "An agent has joined the chat.";
-const QUIT_STATE: u8 = 7;
+pub(crate) const ENDED: &str = "The chat with the agent has ended.";
+pub(crate) const WAITING: &str = "Please wait";
+pub(crate) const JOINED: &str = "An agent has joined the chat.";
+pub(crate) const QUIT_STATE: u8 = 7;
 
 /// A relay whose bot is the sandbox's, and whose agent's words come back as callbacks.
-async fn relay(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
+pub(crate) async fn relay(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
     relay_of(bench, vec![BotSettings::default()], settings).await
 }
 
 /// The first bot by the single keys; `settings` must name the others.
-async fn relay_of(bench: &Bench, bots: Vec<BotSettings>, settings: &[(&str, &str)]) -> Relay {
+pub(crate) async fn relay_of(bench: &Bench, bots: Vec<BotSettings>, settings: &[(&str, &str)]) -> Relay {
     let bot = bots[0].clone();
     let plan = Plan::on(bench)
         .set("xo.bot_id", bot.bot_id)
@@ -43,12 +43,12 @@ async fn relay_of(bench: &Bench, bots: Vec<BotSettings>, settings: &[(&str, &str
     relay
 }
 
-fn user(relay: &Relay, name: &str) -> BotUser {
+pub(crate) fn user(relay: &Relay, name: &str) -> BotUser {
     relay.sandbox.bot_user(&relay.processes[0].public_url(), name)
 }
 
 /// Waits for the one chat that there is.
-async fn chat(relay: &Relay) -> String {
+pub(crate) async fn chat(relay: &Relay) -> String {
     relay
         .until("a chat", |relay| match relay.sandbox.groups().len() {
             1 => Ok(()),
@@ -58,7 +58,7 @@ async fn chat(relay: &Relay) -> String {
     relay.sandbox.groups().remove(0)
 }
 
-async fn heard(relay: &Relay, user: &BotUser, text: &str) {
+pub(crate) async fn heard(relay: &Relay, user: &BotUser, text: &str) {
     relay
         .until(&format!("the user to hear {text:?}"), |relay| {
             let heard = user.heard_texts();
@@ -69,7 +69,7 @@ async fn heard(relay: &Relay, user: &BotUser, text: &str) {
 }
 
 /// Opens a chat with an agent in it, of whom the user was told.
-async fn talking(relay: &Relay, user: &BotUser) -> String {
+pub(crate) async fn talking(relay: &Relay, user: &BotUser) -> String {
     assert_eq!(user.transfers("My laptop is on fire").await.status, 200);
     let group = chat(relay).await;
     // This relay also forwards chats that are none of its own: an agent who is faster than the start's answer is one of those.
@@ -79,7 +79,7 @@ async fn talking(relay: &Relay, user: &BotUser) -> String {
     group
 }
 
-async fn cleared(relay: &Relay, user: &BotUser) {
+pub(crate) async fn cleared(relay: &Relay, user: &BotUser) {
     relay
         .until("the bot to have its user back", |relay| match user.clears() {
             0 => Err(format!("{:?}\n{}", user.heard_texts(), relay.processes[0].running.stderr())),
@@ -88,11 +88,11 @@ async fn cleared(relay: &Relay, user: &BotUser) {
         .await;
 }
 
-async fn quiet(relay: &Relay) {
+pub(crate) async fn quiet(relay: &Relay) {
     relay.metric_is("causeway_queue_messages", &[], |waiting| waiting == 0.0).await;
 }
 
-fn left(relay: &Relay) -> usize {
+pub(crate) fn left(relay: &Relay) -> usize {
     relay.sandbox.ledger().count(|entry| entry.operation == Operation::Leave && entry.applied)
 }
 

@@ -12,6 +12,7 @@
 mod harness;
 
 mod botkit;
+mod botkit_ends;
 mod breaker;
 mod cli;
 mod compose;

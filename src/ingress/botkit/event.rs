@@ -57,13 +57,19 @@ impl Payload<'_> {
         }
     }
 
-    /// Whether the user is in agent mode; some clients write it as text.
+    /// Whether the user is in agent mode. `agent_transfer` says so from the transfer on, `agent_session` from the call that begins
+    /// the session on; XO is not known to set both at the same time. Some clients write them as text.
     pub(super) fn is_with_agent(&self) -> bool {
-        match self.body.get("agent_transfer") {
+        ["agent_transfer", "agent_session"].iter().any(|flag| match self.body.get(*flag) {
             Some(Value::Bool(flag)) => *flag,
-            Some(Value::String(flag)) => flag == "true",
+            Some(Value::String(flag)) => flag.trim().eq_ignore_ascii_case("true"),
             _ => false,
-        }
+        })
+    }
+
+    /// Whether it is the event of a user who pressed "end chat" in XO's web widget.
+    pub(super) fn is_session_closure(&self) -> bool {
+        self.text_at("/event/eventType").is_some_and(|kind| kind.eq_ignore_ascii_case("sessionClosure"))
     }
 
     /// The conversation of this user on this bot and channel.
@@ -221,7 +227,12 @@ impl Payload<'_> {
 
     /// Files that came with the words. Their shape is not documented: whatever has an address counts.
     pub(super) fn attachments(&self) -> Vec<Attachment> {
-        let places = ["/messageObject/attachments", "/attachments", "/channel/channelInfos/attachments"];
+        let places = [
+            "/channel/attachments",
+            "/channel/channelInfos/attachments",
+            "/messageObject/attachments",
+            "/attachments",
+        ];
         let lists = places.iter().filter_map(|path| self.body.pointer(path).and_then(Value::as_array));
         let first = lists.into_iter().find(|list| !list.is_empty());
         first.into_iter().flatten().filter_map(attachment).collect()
@@ -440,7 +451,28 @@ mod tests {
     }
 
     #[test]
+    fn either_flag_means_agent_mode() {
+        for (flags, expected) in [
+            (json!({}), false),
+            (json!({"agent_transfer": false, "agent_session": false}), false),
+            (json!({"agent_transfer": true}), true),
+            (json!({"agent_session": true}), true),
+            (json!({"agent_transfer": false, "agent_session": true}), true),
+            (json!({"agent_transfer": "true"}), true),
+            (json!({"agent_session": "True "}), true),
+            (json!({"agent_transfer": "false", "agent_session": null}), false),
+        ] {
+            assert_eq!(with(&flags, |payload| payload.is_with_agent()), expected, "{flags}");
+        }
+    }
+
+    #[test]
     fn files_are_found_by_their_address() {
+        let flat = json!({"channel": {"attachments": [
+            {"fileName": "a.png", "fileUrl": "https://f/a"}, {"fileName": "b.pdf", "url": {"fileUrl": "https://f/b"}}]}});
+        let found = with(&flat, |payload| payload.attachments());
+        let named: Vec<_> = found.iter().map(|file| (file.name.as_deref(), file.url.as_str())).collect();
+        assert_eq!(named, [(Some("a.png"), "https://f/a"), (Some("b.pdf"), "https://f/b")]);
         let body = json!({"messageObject": {"attachments": [
             {"url": "https://f/1", "fileName": "a.png"}, {"url": {"fileUrl": "https://f/2"}}, {"fileId": "3"}]}});
         let found = with(&body, |payload| payload.attachments());

@@ -27,6 +27,8 @@ use event::Payload;
 
 /// How long XO may wait for the directory, which only helps: the worker finds out by itself.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
+/// Why a chat ended whose user pressed "end chat" in XO's web widget. `delivery/user_return.rs` knows the word, too.
+const SESSION_CLOSED: &str = "session_closed";
 /// XO's payloads hold a context of up to a megabyte, whatever limit the other doors have.
 const BODY_BYTES_MIN: usize = 2 << 20;
 
@@ -45,6 +47,8 @@ pub struct BotKitDoor {
     pub end_words: Vec<String>,
     /// What the agent reads first where an event holds no words of the user.
     pub first_words: String,
+    /// Whether "end chat" in XO's web widget ends the chat with the agent.
+    pub end_on_session_closure: bool,
 }
 
 /// `xo.reply_context`
@@ -146,6 +150,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
         Event::UserMessage if payload.is_with_agent() => said(state, &payload).await?,
         Event::UserMessage => said_to_the_bot(state, &payload).await?,
         Event::Client if payload.is_with_agent() => stirred(state, &payload).await?,
+        Event::Task if payload.is_session_closure() => closed(state, &payload).await?,
         Event::Client | Event::BotMessage | Event::Task | Event::Alert | Event::VariableUpdate => {}
     }
     Ok(answer::acknowledged(&raw))
@@ -185,7 +190,7 @@ async fn said(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Re
     let (reply, message) = (payload.reply(settings.context)?, payload.message()?);
     let id = payload.id(&conversation_id, "message");
     if is_end_word(&settings.end_words, &message) {
-        return quit(state, id, conversation_id, reply).await;
+        return quit(state, id, conversation_id, Some(reply), "user").await;
     }
     let attachments = payload.attachments();
     if message.trim().is_empty() && attachments.is_empty() {
@@ -207,13 +212,36 @@ fn is_end_word(words: &[String], message: &str) -> bool {
     words.iter().any(|word| word.trim().to_lowercase() == message)
 }
 
+/// The user pressed "end chat" in XO's web widget: their session with the bot is over, and so is the chat with the agent. The event
+/// need not say whether the user is with an agent, and it also comes from users who never asked for one.
+async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+    let settings = &state.settings.botkit;
+    if !settings.end_on_session_closure {
+        return Ok(());
+    }
+    let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
+    let (id, reply) = (payload.id(&conversation_id, "closure"), payload.reply(settings.context).ok());
+    let asked = conversation_id.clone();
+    match ask(state, |directory| async move { directory.find(&asked).await }).await {
+        Some(Some(known)) if is_open(&known) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
+        Some(_) if !payload.is_with_agent() => Ok(()),
+        Some(_) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
+        // Directory away: the worker finds out whether there is a chat to leave.
+        None => {
+            let reason = Some(SESSION_CLOSED.to_owned());
+            publish(state, id, &Handoff::End(End { conversation_id, reason, reply: None })).await.map(|_| ())
+        }
+    }
+}
+
 /// The bot has its user back at once; ServiceNow hears of it in its turn. The notice is the one that the worker tells when it
 /// has left the chat, so that whoever is first says it and the other is a repeat.
 async fn quit(
     state: &Arc<IngressState>,
     id: MessageId,
     conversation_id: ConversationId,
-    reply: ReplyHandle,
+    reply: Option<ReplyHandle>,
+    reason: &str,
 ) -> Result<(), Refusal> {
     let known = {
         let (conversation_id, reply) = (conversation_id.clone(), reply.clone());
@@ -223,7 +251,9 @@ async fn quit(
                 // Nobody was asked for yet; the user is to be given back all the same.
                 directory.accepted(&conversation_id, Origin::BotKit, None, now).await?;
             }
-            directory.heard(&conversation_id, &reply, now).await?;
+            if let Some(reply) = &reply {
+                directory.heard(&conversation_id, reply, now).await?;
+            }
             Ok(known)
         })
         .await
@@ -233,13 +263,13 @@ async fn quit(
     // Without a chat there is nothing else that tells this end from the next one.
     let instance = if group.is_some() { String::new() } else { id.to_string() };
     let lane = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
-    let notice = Notice { group, reason: Some("user".to_owned()), ..Notice::about(conversation_id.clone()) };
+    let notice = Notice { group, reason: Some(reason.to_owned()), ..Notice::about(conversation_id.clone()) };
     let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
     let lane = lane.unwrap_or_else(|| LaneKey::from(&conversation_id));
     let ended = notice.id(Kind::CallbackEnded, &instance);
     // The end first: should nothing come after it, the worker tells the notice as well, only later. The notice alone would
     // leave an agent in a chat whose user is gone.
-    let end = End { conversation_id, reason: Some("user".to_owned()), reply: Some(Box::new(reply)) };
+    let end = End { conversation_id, reason: Some(reason.to_owned()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
     Ok(state.keep(Message::new(ended, Kind::CallbackEnded, lane, body)).await?)
 }

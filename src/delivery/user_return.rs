@@ -1,0 +1,213 @@
+//! The end of an agent session: the closing text, then the call by which the bot gets its user back.
+//!
+//! Without `clearAgentSession` the user stays in agent mode, where neither an agent nor the bot answers. So this file guarantees:
+//! the session is cleared after the closing text if XO takes the text; a closing text that XO does not take holds the call up for
+//! [`CLOSING_TEXT_TIME`] at most; a text that went through is not said again after a crash; an end that dies still tries the call
+//! as its last act; the replay of such an end tries it again.
+//! Not responsible for: which reply handle is used (`botkit.rs`), the words of the text (`wording.rs`).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::botkit::{Done, is_refusal, step};
+use super::wording::Occasion;
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::clock;
+use crate::conversation::{Conversation, Directory, Origin};
+use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
+use crate::platform::SessionStep;
+
+const HERE: Endpoint = Endpoint::XoBotKit;
+/// How long a closing text may fail before the session is cleared without it.
+const CLOSING_TEXT_TIME: Duration = Duration::from_secs(10);
+/// Failures that are older than this belong to ends that other workers took over.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// The user pressed "end chat" in XO's web widget: XO itself has closed the session.
+pub(super) const SESSION_CLOSED: &str = "session_closed";
+/// XO took its user out of agent mode.
+const ENDED_BY_XO: &str = "xo";
+
+/// Which closing texts failed, by the message that carries the end.
+#[derive(Debug, Default)]
+pub(super) struct ClosingTexts(Mutex<HashMap<MessageId, ClosingText>>);
+
+/// A closing text that failed.
+#[derive(Debug, Clone, Copy)]
+struct ClosingText {
+    /// When it failed first.
+    since: Instant,
+    /// The user may have read it.
+    maybe_said: bool,
+}
+
+impl ClosingText {
+    fn is_over(self) -> bool {
+        self.since.elapsed() >= CLOSING_TEXT_TIME
+    }
+}
+
+impl ClosingTexts {
+    /// Whether the text is not tried any more. After its time it is still tried once before each call, unless the user may have
+    /// read it: after an outage of XO nothing but that call would be made, and the user would miss the text.
+    fn is_given_up(&self, id: MessageId) -> bool {
+        let texts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.get(&id).is_some_and(|text| text.is_over() && text.maybe_said)
+    }
+
+    /// The text failed once more. True if the session is cleared without it.
+    fn failed(&self, id: MessageId, attempt: &Attempt) -> bool {
+        let mut texts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.retain(|_, text| text.since.elapsed() < FORGET_AFTER);
+        let text = texts.entry(id).or_insert(ClosingText { since: Instant::now(), maybe_said: false });
+        text.maybe_said |= matches!(attempt.outcome, Outcome::Retry { ambiguous: true, .. });
+        text.is_over()
+    }
+
+    fn forget(&self, id: MessageId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
+impl Deliverer {
+    /// The closing text, then the end of the agent session: the bot has its user back.
+    pub(super) async fn give_user_back(
+        &self,
+        message: &Message,
+        conversation: &Conversation,
+        notice: &Notice,
+    ) -> Done {
+        let directory = self.known()?;
+        if is_done(message, conversation, notice) {
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the bot has its user back already"));
+        }
+        if let Some(attempt) = self.closing_text(message, conversation, notice).await? {
+            return Ok(attempt);
+        }
+        if let Some(attempt) = self.clear_session(message, conversation, notice, directory).await? {
+            return Ok(attempt);
+        }
+        self.closing_texts.forget(message.id);
+        Ok(Attempt::delivered(HERE))
+    }
+
+    /// The closing text. `Some` if the end waits for it.
+    async fn closing_text(
+        &self,
+        message: &Message,
+        conversation: &Conversation,
+        notice: &Notice,
+    ) -> Result<Option<Attempt>, OwnTrouble> {
+        let directory = self.known()?;
+        let occasion = Occasion::of_end(message.kind, notice.reason.as_deref().unwrap_or_default());
+        let text = occasion.and_then(|occasion| self.settings.botkit.texts.say(occasion, notice));
+        let Some(text) = text.filter(|_| !self.closing_texts.is_given_up(message.id)) else {
+            return Ok(None);
+        };
+        let step = step(&message.id.to_string(), "text");
+        if directory.was_delivered(step).await? {
+            return Ok(None);
+        }
+        let told = self.tell_user(conversation, &text, false).await?;
+        // XO took the text, or refuses it for good.
+        if told.outcome == Outcome::Delivered || is_refusal(&told) {
+            directory.remember_delivered(step, clock::now()).await?;
+            return Ok(None);
+        }
+        if self.closing_texts.failed(message.id, &told) {
+            tracing::warn!(
+                conversation = %conversation.id, error = told.error,
+                "the closing text cannot be delivered: the bot gets its user back without it"
+            );
+            return Ok(None);
+        }
+        Ok(Some(told))
+    }
+
+    /// Ends the agent session. `Some` if XO did not take it.
+    async fn clear_session(
+        &self,
+        message: &Message,
+        conversation: &Conversation,
+        notice: &Notice,
+        directory: &Directory,
+    ) -> Result<Option<Attempt>, OwnTrouble> {
+        let reason = notice.reason.as_deref().unwrap_or_default();
+        if reason != ENDED_BY_XO {
+            let step = step(&message.id.to_string(), "clear");
+            let cleared = self.session(conversation, SessionStep::Clear, step).await?;
+            // A session that XO closed itself may not be there to be cleared.
+            let is_closed = reason == SESSION_CLOSED && is_refusal(&cleared);
+            if cleared.outcome != Outcome::Delivered && !is_closed {
+                return Ok(Some(cleared));
+            }
+        }
+        directory.released(&conversation.id).await?;
+        Ok(None)
+    }
+
+    /// The end dies: the call is made once more, whatever its past. The dead letter is written even if XO refuses the call.
+    pub(super) async fn last_act(&self, message: &Message) -> Result<(), OwnTrouble> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let Ok(notice) = serde_json::from_slice::<Notice>(&message.body) else { return Ok(()) };
+        let known = directory.find(&notice.conversation_id).await?;
+        let Some(conversation) = known.filter(|known| known.origin == Origin::BotKit) else { return Ok(()) };
+        if is_done(message, &conversation, &notice) {
+            return Ok(());
+        }
+        self.closing_texts.forget(message.id);
+        match self.clear_session(message, &conversation, &notice, directory).await? {
+            None => tracing::info!(conversation = %conversation.id, "the bot has its user back at last"),
+            Some(attempt) => {
+                tracing::warn!(conversation = %conversation.id, error = attempt.error, "a user stays without the bot");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the user of this end went back to the bot before, or is in another chat by now.
+fn is_done(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
+    let elsewhere = notice.group.as_deref().is_some_and(|group| conversation.group.as_deref() != Some(group));
+    // Without a group, an end belongs to the episode that was on when it was told.
+    let earlier = notice.group.is_none() && message.accepted_at < conversation.opened_at;
+    conversation.released_at.is_some() || elsewhere || earlier
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{DeadReason, RetryReason};
+
+    fn failure(ambiguous: bool) -> Attempt {
+        let outcome = Outcome::Retry { reason: RetryReason::ServerError, ambiguous, floor: None };
+        Attempt::of(HERE, outcome, "")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_text_has_its_time() {
+        let (texts, id) = (ClosingTexts::default(), MessageId::fresh());
+        assert!(!texts.failed(id, &failure(false)));
+        tokio::time::advance(CLOSING_TEXT_TIME / 2).await;
+        assert!(!texts.failed(id, &failure(true)));
+        assert!(!texts.is_given_up(id), "its time is not over");
+        tokio::time::advance(CLOSING_TEXT_TIME / 2).await;
+        assert!(texts.failed(id, &failure(false)));
+        assert!(texts.is_given_up(id), "the user may have read it");
+        assert!(!texts.failed(MessageId::fresh(), &failure(true)), "each end has its own time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_text_that_was_certainly_not_read_is_tried_before_each_call() {
+        let (texts, id) = (ClosingTexts::default(), MessageId::fresh());
+        let lapsed = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+        assert!(!texts.failed(id, &Attempt::of(HERE, lapsed, "")));
+        tokio::time::advance(CLOSING_TEXT_TIME).await;
+        assert!(!texts.is_given_up(id));
+        assert!(texts.failed(id, &failure(false)));
+        texts.forget(id);
+        assert!(!texts.failed(id, &failure(false)));
+    }
+}

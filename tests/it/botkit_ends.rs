@@ -1,0 +1,160 @@
+//! How XO's users are in agent mode, and how they come back to the bot: every event that XO may post, and calls that fail on the way.
+
+use causeway::sandbox::{Operation, Rule, Side};
+use serde_json::json;
+
+use crate::botkit::{QUIT_STATE, chat, cleared, heard, left, quiet, relay, talking, user};
+use crate::harness::matrix::Engine;
+use crate::harness::relay::{PATIENCE, Relay};
+
+async fn left_by_its_user(relay: &Relay, group: &str) {
+    relay
+        .until("ServiceNow to hear that the user is gone", |relay| match relay.sandbox.state(group) {
+            Some(QUIT_STATE) => Ok(()),
+            state => Err(format!("{state:?}")),
+        })
+        .await;
+}
+
+on_every_engine! {
+    // xo.md 3.1, row on_event: `sessionClosure` is what a user's "end chat" in the web widget becomes. Whether the event says
+    // anything about agent mode is not known, so here it does not.
+    async fn end_chat_in_the_web_widget_ends_the_chat(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        let group = talking(&relay, &user).await;
+        let before = user.heard().len();
+        let mut event = user.flat("");
+        event["event"] = json!({"eventType": "sessionClosure"});
+        for field in ["message", "agent_transfer"] {
+            event.as_object_mut().unwrap().remove(field);
+        }
+        // The call may fail, since XO has closed the session itself.
+        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).status(400));
+        assert_eq!(user.post("on_event", &event).await.status, 200);
+        left_by_its_user(&relay, &group).await;
+        quiet(&relay).await;
+        assert_eq!((left(&relay), user.heard().len()), (1, before), "who goes needs no last words");
+        // XO may post it twice, and also for users who never had an agent.
+        assert_eq!(user.post("on_event", &event).await.status, 200);
+        let other = relay.sandbox.bot_user(&relay.processes[0].public_url(), "u-2");
+        let mut closure = other.flat("");
+        closure["event"] = json!({"eventType": "sessionClosure"});
+        assert_eq!(other.post("on_event", &closure).await.status, 200);
+        quiet(&relay).await;
+        assert_eq!((left(&relay), other.clears(), other.heard().len()), (1, 0, 0));
+        assert_eq!(relay.dead_letters().await, Vec::<serde_json::Value>::new());
+        relay.metric_is("causeway_conversations_ended_total", &[("reason", "session_closed")], |ended| ended == 1.0).await;
+    }
+
+    // xo.md 3.1: `agent_session` is true after startAgentSession. Whether `agent_transfer` may be false then is not known.
+    async fn an_agent_session_alone_is_agent_mode(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        let group = talking(&relay, &user).await;
+        let mut event = user.flat("to the agent");
+        (event["agent_transfer"], event["agent_session"]) = (json!(false), json!(true));
+        assert_eq!(user.post("on_user_message", &event).await.status, 200);
+        relay.until("the agent to read it", |relay| match relay.said(&group).last().map(String::as_str) {
+            Some("to the agent") => Ok(()),
+            _ => Err(format!("{:?}", relay.said(&group))),
+        }).await;
+        assert_eq!(left(&relay), 0);
+    }
+
+    // xo.md 3.1, row files: `message` is absent if a user sent only a file.
+    async fn a_file_without_words_is_a_message(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        let group = talking(&relay, &user).await;
+        let mut event = user.flat("");
+        event.as_object_mut().unwrap().remove("message");
+        event["channel"]["attachments"] = json!([{"fileName": "crack.png", "fileUrl": "https://files.example/crack.png"}]);
+        assert_eq!(user.post("on_user_message", &event).await.status, 200);
+        relay.until("the agent to read of the file", |relay| match relay.said(&group).last() {
+            Some(said) if said.contains("crack.png") => Ok(()),
+            said => Err(format!("{said:?}")),
+        }).await;
+        // A reconnect of the widget is no message (xo.md 3.1, row channel).
+        let mut event = user.flat("");
+        event.as_object_mut().unwrap().remove("message");
+        event["channel"]["botEvent"] = json!("ON_CONNECT_EVENT");
+        assert_eq!(user.post("on_user_message", &event).await.status, 200);
+        quiet(&relay).await;
+        assert_eq!(relay.said(&group).len(), 2);
+    }
+
+    async fn a_closing_text_that_fails_keeps_nobody_from_the_bot(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        let group = talking(&relay, &user).await;
+        heard(&relay, &user, "Thank you for contacting support").await;
+        quiet(&relay).await;
+        let before = user.heard().len();
+        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Tell).status(500));
+        relay.sandbox.agent_closes(&group).await.unwrap();
+        cleared(&relay, &user).await;
+        quiet(&relay).await;
+        assert_eq!((user.clears(), user.heard().len()), (1, before));
+        assert_eq!(relay.dead_letters().await, Vec::<serde_json::Value>::new());
+    }
+
+    async fn an_end_that_dies_still_gives_its_user_back(bench: Bench) {
+        let relay = relay(&bench, &[]).await;
+        let user = user(&relay, "u-1");
+        let group = talking(&relay, &user).await;
+        // Refused once: the end dies of it, and its last act is the same call.
+        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).times(1).status(400));
+        relay.sandbox.agent_closes(&group).await.unwrap();
+        let dead = relay.dead_letters_at_least(1).await;
+        assert_eq!((&dead[0]["kind"], &dead[0]["reason"]), (&json!("callback.ended"), &json!("rejected")));
+        cleared(&relay, &user).await;
+        assert_eq!(user.clears(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_of_an_end_gives_its_user_back() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let relay = relay(&bench, &[]).await;
+    let user = user(&relay, "u-1");
+    let group = talking(&relay, &user).await;
+    relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).status(400));
+    relay.sandbox.agent_closes(&group).await.unwrap();
+    relay.dead_letters_at_least(1).await;
+    assert_eq!(user.clears(), 0);
+    let before = user.heard().len();
+    relay.sandbox.script().clear();
+    let run = relay.tool(["dead", "replay", "--yes"]).run(PATIENCE).await;
+    assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
+    cleared(&relay, &user).await;
+    assert_eq!(
+        (user.clears(), user.heard().len()),
+        (1, before),
+        "a text that went through is not said again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_widget_ends_nothing_if_the_setting_says_so() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let relay = relay(&bench, &[("xo.end_on_session_closure", "false")]).await;
+    let user = user(&relay, "u-1");
+    assert_eq!(user.transfers("hello").await.status, 200);
+    chat(&relay).await;
+    let mut event = user.flat("");
+    event["event"] = json!({"eventType": "sessionClosure"});
+    assert_eq!(user.post("on_event", &event).await.status, 200);
+    user.says("still here").await;
+    relay
+        .until("the agent to read it", |relay| match relay.said(&chat_of(relay)).last().map(String::as_str) {
+            Some("still here") => Ok(()),
+            said => Err(format!("{said:?}")),
+        })
+        .await;
+    assert_eq!((left(&relay), user.clears()), (0, 0));
+}
+
+fn chat_of(relay: &Relay) -> String {
+    relay.sandbox.groups().remove(0)
+}
