@@ -12,9 +12,9 @@ use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
 use crate::delivery::{
     AgentChatSettings, AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts,
-    ReadBack, Texts, UnknownGroup, backoff::RetrySettings,
+    ReadBack, SpokenTexts, Texts, UnknownGroup, backoff::RetrySettings,
 };
-use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor};
+use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor, UserPaths};
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
@@ -114,7 +114,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
             Some(config::ReadBack::Gaps) => ReadBack::Gaps,
             Some(config::ReadBack::Always) | None => ReadBack::Always,
         },
-        botkit: botkit(&settings.xo),
+        botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
         agent_chat: settings
             .servicenow
             .as_ref()
@@ -144,18 +144,31 @@ fn bot(bot: &config::Bot) -> XoBot {
     }
 }
 
-fn botkit(xo: &config::Xo) -> BotKitSettings {
-    let texts = xo.texts.clone();
+fn texts(texts: &config::Texts) -> Texts {
+    let texts = texts.clone();
+    Texts {
+        waiting: texts.waiting,
+        joined: texts.joined,
+        left: texts.left,
+        ended: texts.ended,
+        no_agent: texts.no_agent,
+        expired: texts.expired,
+        failed: texts.failed,
+    }
+}
+
+fn botkit(xo: &config::Xo, own_user: Option<String>) -> BotKitSettings {
     BotKitSettings {
-        texts: Texts {
-            waiting: texts.waiting,
-            joined: texts.joined,
-            left: texts.left,
-            ended: texts.ended,
-            no_agent: texts.no_agent,
-            expired: texts.expired,
-            failed: texts.failed,
+        texts: SpokenTexts {
+            default: texts(&xo.texts),
+            languages: xo
+                .texts_by_language
+                .iter()
+                .map(|(tag, spoken)| (tag.clone(), texts(spoken)))
+                .collect(),
+            own_user,
         },
+        wait_updates: xo.wait_updates,
         agent_template: match xo.agent_template {
             config::AgentTemplate::Auto => AgentTemplate::Auto,
             config::AgentTemplate::Always => AgentTemplate::Always,
@@ -183,6 +196,12 @@ fn botkit_door(xo: &config::Xo) -> BotKitDoor {
         },
         end_words: xo.end_words.clone(),
         first_words: xo.first_words.clone(),
+        user: UserPaths {
+            id: xo.user.id.clone(),
+            name: xo.user.name.clone(),
+            email: xo.user.email.clone(),
+            language: xo.user.language.clone(),
+        },
         end_on_session_closure: xo.end_on_session_closure,
     }
 }

@@ -13,7 +13,7 @@ pub(super) enum Shown {
 }
 use Shown::{Open, Secret};
 
-/// A `*` stands for the number of an entry of a list of tables.
+/// A `*` stands for the number of an entry of a list of tables, or for a language.
 pub(super) const KEYS: &[(&str, Shown)] = &[
     ("data_dir", Open),
     ("drain", Open),
@@ -57,11 +57,16 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("xo.end_words", Open),
     ("xo.first_words", Open),
     ("xo.end_on_session_closure", Open),
+    ("xo.user.id", Open),
+    ("xo.user.name", Open),
+    ("xo.user.email", Open),
+    ("xo.user.language", Open),
     ("xo.allow_apikey", Open),
     ("xo.reply_context", Open),
     ("xo.agent_template", Open),
     ("xo.start_agent_session", Open),
     ("xo.extend_every", Open),
+    ("xo.wait_updates", Open),
     ("xo.texts.waiting", Open),
     ("xo.texts.joined", Open),
     ("xo.texts.left", Open),
@@ -69,6 +74,13 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("xo.texts.no_agent", Open),
     ("xo.texts.expired", Open),
     ("xo.texts.failed", Open),
+    ("xo.texts.*.waiting", Open),
+    ("xo.texts.*.joined", Open),
+    ("xo.texts.*.left", Open),
+    ("xo.texts.*.ended", Open),
+    ("xo.texts.*.no_agent", Open),
+    ("xo.texts.*.expired", Open),
+    ("xo.texts.*.failed", Open),
     ("handoffs.events_url", Secret),
     ("handoffs.events_token", Secret),
     ("ingress.listen", Open),
@@ -107,8 +119,11 @@ pub(super) fn shown(key: &str) -> Option<Shown> {
     KEYS.iter().find(|(known, _)| *known == pattern).map(|(_, shown)| *shown)
 }
 
-/// The key with its list numbers made `*`.
+/// The key with its list numbers made `*`; so is the language of a text.
 pub(super) fn pattern(key: &str) -> String {
+    if let Some((_, name)) = key.strip_prefix("xo.texts.").and_then(|rest| rest.split_once('.')) {
+        return format!("xo.texts.*.{name}");
+    }
     let parts = key.split('.').map(|part| {
         let number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         if number { "*" } else { part }
@@ -172,5 +187,7 @@ mod tests {
     fn entries_of_lists_are_known() {
         assert_eq!(shown("xo.bots.3.client_secret"), Some(Secret));
         assert_eq!(shown("xo.bots.x.client_secret"), None);
+        assert_eq!(shown("xo.texts.fr.joined"), Some(Open));
+        assert_eq!(shown("xo.texts.fr.joind"), None);
     }
 }

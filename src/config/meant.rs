@@ -13,7 +13,7 @@ use super::reader::Reader;
 use super::settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
     Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
-    UnknownGroup, Xo,
+    UnknownGroup, UserPaths, Xo,
 };
 use crate::telemetry::{LogFormat, LogSettings};
 
@@ -167,21 +167,54 @@ fn xo(reader: &mut Reader) -> Xo {
         allowed_hosts,
         end_words,
         first_words: reader.text("xo.first_words").unwrap_or_default(),
+        user: user_paths(reader),
         end_on_session_closure: reader.flag("xo.end_on_session_closure"),
         allow_apikey: reader.flag("xo.allow_apikey"),
         reply_context: reply_context.unwrap_or(ReplyContext::Trimmed),
         agent_template: agent_template.unwrap_or(AgentTemplate::Auto),
         start_agent_session: reader.flag("xo.start_agent_session"),
         extend_every: reader.duration("xo.extend_every"),
-        texts: texts(reader),
+        wait_updates: reader.duration("xo.wait_updates"),
+        texts: texts(reader, "xo.texts", None),
+        texts_by_language: texts_by_language(reader),
     }
 }
 
+/// Where an event says who the user is.
+fn user_paths(reader: &mut Reader) -> UserPaths {
+    let mut paths = |name: &str| {
+        let key = format!("xo.user.{name}");
+        let entries = reader.list(&key).unwrap_or_default();
+        let pointers = |entry: &String| entry.split_whitespace().map(pointer).collect::<Option<Vec<_>>>();
+        let read = entries.iter().map(pointers).collect::<Option<Vec<_>>>();
+        if read.is_none() {
+            reader.wrong(&key, "must be paths such as context.session.UserContext.emailId");
+        }
+        read.unwrap_or_default()
+    };
+    UserPaths { id: paths("id"), name: paths("name"), email: paths("email"), language: paths("language") }
+}
+
+/// `context.session` as the JSON pointer `/context/session`.
+fn pointer(path: &str) -> Option<String> {
+    let is_path = path.split('.').all(|step| !step.is_empty() && !step.contains('/'));
+    is_path.then(|| format!("/{}", path.replace('.', "/")))
+}
+
+/// What the user is told in each language. A text that a language lacks is the one without a language.
+fn texts_by_language(reader: &mut Reader) -> BTreeMap<String, Texts> {
+    let fallback = texts(reader, "xo.texts", None);
+    let tags = reader.languages_of("xo.texts");
+    let tag_of = |tag: &str| tag.to_lowercase().replace('_', "-");
+    tags.iter().map(|tag| (tag_of(tag), texts(reader, &format!("xo.texts.{tag}"), Some(&fallback)))).collect()
+}
+
 /// What the user is told; nothing is a text here, too.
-fn texts(reader: &mut Reader) -> Texts {
+fn texts(reader: &mut Reader, place: &str, fallback: Option<&Texts>) -> Texts {
     let mut text = |name: &str| {
-        let words = reader.parsed(&format!("xo.texts.{name}"), "a text", |text| Ok(text.to_owned()));
-        words.unwrap_or_default()
+        let words = reader.parsed(&format!("{place}.{name}"), "a text", |text| Ok(text.to_owned()));
+        let spare = || fallback.map(|texts| texts.named(name).to_owned()).unwrap_or_default();
+        words.unwrap_or_else(spare)
     };
     Texts {
         waiting: text("waiting"),

@@ -20,7 +20,7 @@ pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
     Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
-    UnknownGroup, Xo,
+    UnknownGroup, UserPaths, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.
@@ -74,7 +74,7 @@ mod tests {
     fn with_examples() -> String {
         let is_example = |rest: &str| {
             let word = rest.bytes().take_while(|byte| byte.is_ascii_lowercase() || *byte == b'_').count();
-            rest.starts_with("[[") || (word > 0 && rest[word..].starts_with(" = "))
+            rest.starts_with('[') || (word > 0 && rest[word..].starts_with(" = "))
         };
         let lines = REFERENCE
             .lines()

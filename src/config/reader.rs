@@ -62,6 +62,14 @@ impl Reader {
         numbers.collect::<BTreeSet<_>>().into_iter().map(|number| format!("{list}.{number}")).collect()
     }
 
+    /// The languages that have a table in this one.
+    pub(super) fn languages_of(&self, table: &str) -> Vec<String> {
+        let inner = self.raw.entries.keys().filter_map(|key| {
+            key.strip_prefix(table)?.strip_prefix('.')?.split_once('.').map(|(tag, _)| tag.to_owned())
+        });
+        inner.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// A text as it stands; an empty one is a mistake.
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
         self.parsed(

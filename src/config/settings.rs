@@ -134,12 +134,16 @@ pub struct Xo {
     pub end_words: Vec<String>,
     pub first_words: String,
     pub end_on_session_closure: bool,
+    pub user: UserPaths,
     pub allow_apikey: bool,
     pub reply_context: ReplyContext,
     pub agent_template: AgentTemplate,
     pub start_agent_session: bool,
     pub extend_every: Duration,
+    pub wait_updates: Duration,
     pub texts: Texts,
+    /// By language tag in lower case.
+    pub texts_by_language: BTreeMap<String, Texts>,
 }
 
 named! {
@@ -166,6 +170,15 @@ named! {
     }
 }
 
+/// `xo.user.*`: JSON pointers.
+#[derive(Debug, Clone)]
+pub struct UserPaths {
+    pub id: Vec<Vec<String>>,
+    pub name: Vec<Vec<String>>,
+    pub email: Vec<Vec<String>>,
+    pub language: Vec<Vec<String>>,
+}
+
 /// `xo.texts.*`
 #[derive(Debug, Clone)]
 pub struct Texts {
@@ -176,6 +189,21 @@ pub struct Texts {
     pub no_agent: String,
     pub expired: String,
     pub failed: String,
+}
+
+impl Texts {
+    /// The text of a key.
+    pub(super) fn named(&self, name: &str) -> &str {
+        match name {
+            "waiting" => &self.waiting,
+            "joined" => &self.joined,
+            "left" => &self.left,
+            "ended" => &self.ended,
+            "no_agent" => &self.no_agent,
+            "expired" => &self.expired,
+            _ => &self.failed,
+        }
+    }
 }
 
 impl std::fmt::Debug for Xo {

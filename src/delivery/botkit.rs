@@ -40,7 +40,9 @@ impl Deliverer {
         conversation: &Conversation,
         said: &Said<'_>,
     ) -> Done {
-        if said.voice == Voice::System || said.text.trim().is_empty() {
+        let is_foreign =
+            said.voice == Voice::Announcement && !self.settings.botkit.texts.is_public(&said.text);
+        if said.voice == Voice::System || is_foreign || said.text.trim().is_empty() {
             return Ok(Attempt::of(HERE, Outcome::Dropped, "nothing that the user would miss"));
         }
         if conversation.released_at.is_none() && conversation.group.is_none() {
@@ -86,14 +88,22 @@ impl Deliverer {
             NoticeEvent::Waiting if is_stale(message, conversation, notice) => {
                 return Ok(Attempt::of(HERE, Outcome::Dropped, "the user waits elsewhere by now"));
             }
+            NoticeEvent::Waiting if !self.wait_updates.is_due(notice, self.settings.botkit.wait_updates) => {
+                return Ok(Attempt::of(HERE, Outcome::Dropped, "the user was told of the wait a moment ago"));
+            }
             NoticeEvent::Waiting => Occasion::Waiting,
             NoticeEvent::Joined => Occasion::Joined,
             NoticeEvent::Left | NoticeEvent::Typing => Occasion::Left,
         };
-        match self.settings.botkit.texts.say(occasion, notice) {
-            Some(text) => self.tell_user(conversation, &text, false).await,
-            None => Ok(Attempt::of(HERE, Outcome::Dropped, "its text is empty")),
+        let language = self.language_of(&conversation.id).await?;
+        let Some(text) = self.settings.botkit.texts.say(occasion, notice, language.as_deref()) else {
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "its text is empty"));
+        };
+        let told = self.tell_user(conversation, &text, false).await?;
+        if event == NoticeEvent::Waiting && told.outcome == Outcome::Delivered {
+            self.wait_updates.told(notice);
         }
+        Ok(told)
     }
 
     /// Once in each chat. `Some` where it must be tried again first.
@@ -106,6 +116,11 @@ impl Deliverer {
         let attempt = self.session(conversation, SessionStep::Start, step).await?;
         // XO may know no such call for this user: the texts do not depend on it.
         Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !is_refusal(attempt)))
+    }
+
+    /// The language that the user speaks with the bot, as far as XO said.
+    pub(super) async fn language_of(&self, id: &ConversationId) -> Result<Option<String>, OwnTrouble> {
+        Ok(self.known()?.reply(id).await?.and_then(|reply| reply.handle.language))
     }
 
     /// Says something by the newest handle.

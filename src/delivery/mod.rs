@@ -24,6 +24,7 @@ pub mod poll;
 mod repeats;
 mod tell;
 mod user_return;
+mod wait_updates;
 mod wording;
 
 use std::collections::{BTreeMap, HashMap};
@@ -50,7 +51,8 @@ use notices::instance_of;
 pub use patience::Patience;
 pub(crate) use repeats::Repeats;
 use user_return::ClosingTexts;
-pub use wording::{AgentTemplate, BotKitSettings, Texts};
+use wait_updates::WaitUpdates;
+pub use wording::{AgentTemplate, BotKitSettings, SpokenTexts, Texts};
 
 /// What becomes of a callback whose `group` nobody opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,6 +107,8 @@ pub struct Deliverer {
     unread: Mutex<HashMap<String, Instant>>,
     /// What went to XO's Callback URL, and no user of ours was told.
     forwarded: Mutex<Repeats>,
+    /// When each user who waits was told of the wait last.
+    wait_updates: WaitUpdates,
     /// Which closing texts failed.
     closing_texts: ClosingTexts,
     /// Since when each chat is not seen, or seen as escalated without going on anywhere.
@@ -210,6 +214,7 @@ impl Deliverer {
             read: Mutex::default(),
             unread: Mutex::default(),
             forwarded: Mutex::default(),
+            wait_updates: WaitUpdates::default(),
             closing_texts: ClosingTexts::default(),
             in_doubt: Mutex::default(),
         })

@@ -102,7 +102,9 @@ impl Deliverer {
     ) -> Result<Option<Attempt>, OwnTrouble> {
         let directory = self.known()?;
         let occasion = Occasion::of_end(message.kind, notice.reason.as_deref().unwrap_or_default());
-        let text = occasion.and_then(|occasion| self.settings.botkit.texts.say(occasion, notice));
+        let language = self.language_of(&conversation.id).await?;
+        let texts = &self.settings.botkit.texts;
+        let text = occasion.and_then(|occasion| texts.say(occasion, notice, language.as_deref()));
         let Some(text) = text.filter(|_| !self.closing_texts.is_given_up(message.id)) else {
             return Ok(None);
         };

@@ -3,6 +3,7 @@
 //! Guarantees: pure; no placeholder and no id that means nothing to a person reaches the user: a sentence whose value is not
 //! known is left out. Leaves to others: saying it (`botkit.rs`).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::user_return::SESSION_CLOSED;
@@ -12,7 +13,9 @@ use crate::message::{Kind, Notice};
 #[derive(Debug, Clone)]
 pub struct BotKitSettings {
     /// What they are told.
-    pub texts: Texts,
+    pub texts: SpokenTexts,
+    /// A user who waits is told of a change of the wait at most once in this time.
+    pub wait_updates: Duration,
     /// When an agent's words are shown as such.
     pub agent_template: AgentTemplate,
     /// Whether XO is told that an agent session begins.
@@ -24,7 +27,8 @@ pub struct BotKitSettings {
 impl Default for BotKitSettings {
     fn default() -> Self {
         Self {
-            texts: Texts::default(),
+            texts: SpokenTexts::default(),
+            wait_updates: Duration::from_secs(60),
             agent_template: AgentTemplate::Auto,
             start_agent_session: true,
             extend_every: Duration::from_secs(240),
@@ -41,6 +45,41 @@ pub enum AgentTemplate {
     Always,
     /// On none.
     Never,
+}
+
+/// `xo.texts` in every language that the settings have.
+#[derive(Debug, Clone, Default)]
+pub struct SpokenTexts {
+    /// For every language without texts of its own.
+    pub default: Texts,
+    /// By language tag in lower case, such as `fr` or `pt-br`.
+    pub languages: BTreeMap<String, Texts>,
+    /// Our own user at ServiceNow: its name means nothing to a user of the bot.
+    pub own_user: Option<String>,
+}
+
+impl SpokenTexts {
+    /// What is said in this language, if anything.
+    pub(super) fn say(&self, occasion: Occasion, notice: &Notice, language: Option<&str>) -> Option<String> {
+        self.of(language).say(occasion, notice, |value| self.is_public(value))
+    }
+
+    /// The texts of a language: `fr-ca` is spoken to in `fr` if there is nothing nearer.
+    fn of(&self, language: Option<&str>) -> &Texts {
+        let tag = language.unwrap_or_default().trim().to_lowercase().replace('_', "-");
+        let primary = tag.split('-').next().unwrap_or_default();
+        self.languages.get(&tag).or_else(|| self.languages.get(primary)).unwrap_or(&self.default)
+    }
+
+    /// Whether these words may be shown: they do not name our own user at ServiceNow.
+    pub(super) fn is_public(&self, words: &str) -> bool {
+        let spoken = |text: &str| -> Vec<String> {
+            let parts = text.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty());
+            parts.map(str::to_lowercase).collect()
+        };
+        let own = self.own_user.as_deref().map(spoken).unwrap_or_default();
+        own.is_empty() || !spoken(words).windows(own.len()).any(|part| part == own)
+    }
 }
 
 /// `xo.texts`; an empty one says nothing.
@@ -88,8 +127,8 @@ impl Occasion {
 }
 
 impl Texts {
-    /// What is said, if anything.
-    pub(super) fn say(&self, occasion: Occasion, notice: &Notice) -> Option<String> {
+    /// What is said, if anything. A value that is not public counts as not known.
+    fn say(&self, occasion: Occasion, notice: &Notice, is_public: impl Fn(&str) -> bool) -> Option<String> {
         let text = match occasion {
             Occasion::Waiting => &self.waiting,
             Occasion::Joined => &self.joined,
@@ -101,10 +140,10 @@ impl Texts {
         };
         let position = notice.position.map(|position| position.to_string());
         let values = [
-            ("{agent}", notice.agent.as_deref().filter(|agent| !is_record_id(agent))),
+            ("{agent}", notice.agent.as_deref().filter(|agent| !is_record_id(agent) && is_public(agent))),
             ("{position}", position.as_deref()),
             ("{wait}", notice.wait.as_deref()),
-            ("{detail}", notice.detail.as_deref()),
+            ("{detail}", notice.detail.as_deref().filter(|detail| is_public(detail))),
         ];
         let said: String = sentences(text).filter_map(|sentence| filled(sentence, &values)).collect();
         Some(said.trim().to_owned()).filter(|said| !said.is_empty())
@@ -157,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_mentioned() {
-        let say = |occasion, notice: &Notice| texts().say(occasion, notice).unwrap_or_default();
+        let say = |occasion, notice: &Notice| texts().say(occasion, notice, |_| true).unwrap_or_default();
         assert_eq!(say(Occasion::Waiting, &notice()), "Please wait.");
         let placed = Notice { position: Some(2), ..notice() };
         assert_eq!(say(Occasion::Waiting, &placed), "Please wait. You are number 2.");
@@ -169,7 +208,46 @@ mod tests {
         assert_eq!(say(Occasion::Joined, &named(id)), "An agent is here.");
         let words = Notice { detail: Some("Call {wait}: 555.".into()), ..notice() };
         assert_eq!(say(Occasion::NoAgent, &words), "Nobody is here. Call {wait}: 555.");
-        assert_eq!(texts().say(Occasion::Ended, &notice()), None);
+        assert_eq!(texts().say(Occasion::Ended, &notice(), |_| true), None);
+    }
+
+    #[test]
+    fn everybody_is_spoken_to_in_their_language() {
+        let text = |joined: &str| Texts { joined: joined.into(), ..Texts::default() };
+        let languages = [("fr", "Bonjour"), ("pt-br", "Oi"), ("pt", "Ola")];
+        let spoken = SpokenTexts {
+            default: text("Hello"),
+            languages: languages.map(|(tag, joined)| (tag.to_owned(), text(joined))).into(),
+            own_user: None,
+        };
+        let say = |language| spoken.say(Occasion::Joined, &notice(), language).unwrap();
+        for (language, expected) in [
+            (None, "Hello"),
+            (Some("de"), "Hello"),
+            (Some("fr_CA"), "Bonjour"),
+            (Some("pt-BR"), "Oi"),
+            (Some("PT"), "Ola"),
+        ] {
+            assert_eq!(say(language), expected, "{language:?}");
+        }
+    }
+
+    #[test]
+    fn our_own_user_is_not_named() {
+        let spoken = SpokenTexts {
+            default: texts(),
+            own_user: Some("chatbot_interface".into()),
+            ..SpokenTexts::default()
+        };
+        for words in ["chatbot_interface has left the chat", "By Chatbot Interface."] {
+            assert!(!spoken.is_public(words), "{words}");
+            let notice = Notice { detail: Some(words.into()), ..notice() };
+            assert_eq!(spoken.say(Occasion::NoAgent, &notice, None).as_deref(), Some("Nobody is here."));
+        }
+        for words in ["The chatbot has left", "chatbot_interfaces", "An agent has left"] {
+            assert!(spoken.is_public(words), "{words}");
+        }
+        assert!(SpokenTexts::default().is_public("anything"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 pub use admin::{AdminState, serve_admin};
-pub use botkit::{BotKitDoor, Kept};
+pub use botkit::{BotKitDoor, Kept, UserPaths};
 pub use desk::{Desk, DeskParts};
 use problem::Refusal;
 pub use token::BotDoor;

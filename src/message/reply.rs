@@ -26,6 +26,9 @@ pub struct ReplyHandle {
     /// `channel`, cut down to what names the channel and its user.
     #[serde(default)]
     pub channel: Value,
+    /// The language that the user speaks with the bot, such as `fr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
     /// `context`, as far as the settings say that it goes back.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub context: Value,
@@ -138,6 +141,7 @@ mod tests {
                 base_url: empty(),
                 send_user_message_url: empty(),
                 channel,
+                language: None,
                 context: Value::Null,
             }
             .channel_type()

@@ -241,8 +241,20 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
         findings.extend(knocked(xo, "xo.allowed_hosts", host).await);
     }
     findings.extend(join_all(bots.iter().map(|bot| credential(xo, bot, &hosts))).await.into_iter().flatten());
+    if !bots.is_empty() {
+        findings.push(Finding {
+            ok: true,
+            what: "the events that XO posts: which of them are subscribed cannot be asked".into(),
+            hint: SUBSCRIPTIONS.into(),
+        });
+    }
     findings
 }
+
+/// XO has no call that tells them.
+const SUBSCRIPTIONS: &str = "in XO's BotKit settings subscribe to OnMessage (both message events), OnAgentTransfer and OnEvent; also \
+                             to OnAlert, OnClientEvent, OnHook and OnVariableUpdate if the bot has them. With OnMessage the bot \
+                             answers only through Causeway: XO waits until Causeway has passed each message on";
 
 fn root(host: &str) -> Option<Url> {
     let loopback = host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]");

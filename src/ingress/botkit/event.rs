@@ -1,13 +1,18 @@
 //! What Causeway needs of one of XO's events, out of a payload of up to a megabyte.
 //!
 //! Guarantees: every event of one user on one bot and channel names the same conversation, with nothing looked up; the same
-//! event always has the same id; of `channel` and `context` only what a reply needs is kept. The shapes are those of BotKit's
-//! objects (platforms/xo.md 3.1), nested on a transfer and flat later. Leaves to others: what becomes of it (`mod.rs`).
+//! event always has the same id; of `channel` and `context` only what a reply needs is kept; nothing is built of the values that
+//! are not needed. The shapes are those of BotKit's objects (platforms/xo.md 3.1), nested on a transfer and flat later.
+//! Not responsible for: what becomes of an event (`mod.rs`), reading single values (`json_paths.rs`).
 
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Door, Kept};
+use super::json_paths::{self, Keep, entries, pick, written};
+use super::{BotKitDoor, Door, Kept, UserPaths};
 use crate::ingress::problem::{Fault, Refusal};
 use crate::message::handoff::{Attachment, Line, User};
 use crate::message::ids::ID_BYTES_MAX;
@@ -17,6 +22,10 @@ use crate::message::{AllowedHosts, ConversationId, MessageId, ReplyHandle};
 const TEXT_BYTES_MAX: usize = 32 << 10;
 /// The newest lines of the history that an agent is shown.
 const LINES_MAX: usize = 50;
+/// The files of one message.
+const FILES_MAX: usize = 20;
+/// A value that names something is not longer, as JSON.
+const SMALL_BYTES_MAX: usize = 4 << 10;
 
 /// Where a user is named, the likeliest first. XO's own id (`u-…`) is the same on every event of a user and wins wherever it
 /// stands; a channel's name for its user only counts where no event says the other.
@@ -28,48 +37,135 @@ const USERS: &[&str] = &[
     "/channel/from",
     "/channel/userId",
 ];
+const CHANNEL_TYPES: &[&str] = &["/channel/type", "/channel/channelInfos/type"];
+/// XO's name for the user's message, `ms-…`.
+const USER_MESSAGE: &str = "/channel/channelInfos/requestId";
+/// A client's own number for its message.
+const CLIENT_MESSAGE: &str = "/context/session/BotUserSession/lastMessage/messagePayload/clientMessageId";
 
 /// What names a channel and its user; the rest of `channel` is the message once more.
 const CHANNEL: &[&str] = &["_id", "type", "from", "userId", "sessionId", "handle", "channelInfos", "botInfo"];
 const CHANNEL_INFOS: &[&str] = &["requestId", "type", "from", "handle", "botInfo"];
 
+/// What is read of every event, with one reading of the whole text.
+pub(super) const READ: &[&str] = &[
+    "/requestId",
+    "/baseUrl",
+    "/sendUserMessageUrl",
+    "/sendBotMessageUrl",
+    "/skipUserMessageUrl",
+    "/skipBotMessageUrl",
+    "/getBotVariableUrl",
+    "/sendFeedbackMessageUrl",
+    "/sendAlertMessageUrl",
+    "/sendBotEventUrl",
+    "/context",
+    "/channel",
+    "/message",
+    "/messageObject",
+    "/agent_transfer",
+    "/agent_session",
+    "/isTemplate",
+    "/metaInfo",
+    "/formattedMessage",
+    "/overrideMessagePayload",
+    "/metaTags",
+    "/event/eventType",
+    "/preDefinedEvent",
+    "/customEvent",
+    "/context/session/UserContext/_id",
+    "/context/session/opts/userId",
+    "/channel/channelInfos/handle/userId",
+    "/channel/channelInfos/from",
+    "/channel/from",
+    "/channel/userId",
+    "/channel/type",
+    "/channel/channelInfos/type",
+    USER_MESSAGE,
+    CLIENT_MESSAGE,
+    "/channel/botEvent",
+];
+
+/// Addresses of XO that an event brings. What Causeway does not call is not looked at.
+const ADDRESSES: &[&str] = &[
+    "/baseUrl",
+    "/sendUserMessageUrl",
+    "/sendBotMessageUrl",
+    "/skipUserMessageUrl",
+    "/skipBotMessageUrl",
+    "/sendAlertMessageUrl",
+    "/sendBotEventUrl",
+];
+
 /// An event, and the door that it came to.
 pub(super) struct Payload<'a> {
     pub(super) door: &'a Door,
-    pub(super) body: &'a Value,
+    json: &'a str,
+    found: Vec<Option<&'a RawValue>>,
 }
 
-impl Payload<'_> {
-    fn text_at(&self, path: &str) -> Option<&str> {
-        self.body.pointer(path).and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
+impl<'a> Payload<'a> {
+    /// Reads the values that every event is asked for.
+    pub(super) fn read(door: &'a Door, body: &'a [u8]) -> Result<Self, Refusal> {
+        let json = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
+        let found = pick(json, READ)
+            .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
+        if !json.trim_start().starts_with('{') {
+            let reason = "must be one JSON object".to_owned();
+            return Err(Refusal::Invalid(vec![Fault { field: "body".to_owned(), reason }]));
+        }
+        Ok(Self { door, json, found })
+    }
+
+    /// The value at a path, as it is written. `null` is no value.
+    pub(super) fn at(&self, path: &str) -> Option<&'a RawValue> {
+        let known = READ.iter().position(|known| *known == path).and_then(|place| self.found[place]);
+        known.filter(|value| value.get() != "null")
+    }
+
+    /// The values at these paths, with one more reading.
+    fn all(&self, paths: &[&str]) -> Vec<Option<&'a RawValue>> {
+        pick(self.json, paths).unwrap_or_default()
+    }
+
+    fn text_at(&self, path: &str) -> Option<String> {
+        self.at(path).and_then(words)
+    }
+
+    /// The first of these paths with a text.
+    fn first_text(&self, paths: &[&str]) -> Option<String> {
+        self.all(paths).into_iter().flatten().find_map(words)
     }
 
     /// What was said.
     pub(super) fn message(&self) -> Result<String, Refusal> {
-        match self.body.get("message") {
-            None | Some(Value::Null) => Ok(String::new()),
-            Some(Value::String(text)) if text.len() <= TEXT_BYTES_MAX => Ok(text.clone()),
-            Some(Value::String(text)) => Err(fault(
+        let Some(value) = self.at("/message") else { return Ok(String::new()) };
+        match json_paths::text(value) {
+            Some(text) if text.len() <= TEXT_BYTES_MAX => Ok(text.into_owned()),
+            Some(text) => Err(fault(
                 "message",
                 format!("must be at most {TEXT_BYTES_MAX} bytes long, is {}", text.len()),
             )),
-            Some(_) => Err(fault("message", "must be a string")),
+            None => Err(fault("message", "must be a string")),
         }
     }
 
     /// Whether the user is in agent mode. `agent_transfer` says so from the transfer on, `agent_session` from the call that begins
     /// the session on; XO is not known to set both at the same time. Some clients write them as text.
     pub(super) fn is_with_agent(&self) -> bool {
-        ["agent_transfer", "agent_session"].iter().any(|flag| match self.body.get(*flag) {
-            Some(Value::Bool(flag)) => *flag,
-            Some(Value::String(flag)) => flag.trim().eq_ignore_ascii_case("true"),
-            _ => false,
-        })
+        ["/agent_transfer", "/agent_session"]
+            .iter()
+            .any(|flag| self.at(flag).is_some_and(json_paths::is_true))
     }
 
     /// Whether it is the event of a user who pressed "end chat" in XO's web widget.
     pub(super) fn is_session_closure(&self) -> bool {
         self.text_at("/event/eventType").is_some_and(|kind| kind.eq_ignore_ascii_case("sessionClosure"))
+    }
+
+    /// What the user does besides writing: `TYPING_STARTED` and others.
+    pub(super) fn client_event(&self) -> Option<String> {
+        json_paths::pick(self.at("/preDefinedEvent")?.get(), &["/type"]).ok()?.remove(0).and_then(words)
     }
 
     /// The conversation of this user on this bot and channel.
@@ -79,9 +175,10 @@ impl Payload<'_> {
         let user = user.ok_or(Refusal::Insufficient(
             "context.session.UserContext._id or channel.from: the user is not named",
         ))?;
-        let channel = self.text_at("/channel/type").or_else(|| self.text_at("/channel/channelInfos/type"));
-        let whole = format!("{}:{user}:{}", self.door.bot_id, channel.unwrap_or("unknown"));
-        let short = || format!("botkit:{}", MessageId::derived("botkit-conversation", &whole));
+        let channel = CHANNEL_TYPES.iter().find_map(|path| self.text_at(path));
+        let channel = channel.as_deref().unwrap_or("unknown");
+        let whole = format!("{}:{user}:{channel}", self.door.bot_id);
+        let short = || format!("{}:{}", self.door.bot_id, MessageId::derived("botkit-conversation", &whole));
         ConversationId::parse(&whole)
             .or_else(|_| ConversationId::parse(&short()))
             .map_err(|_| Refusal::Insufficient("context.session.UserContext._id: cannot be used"))
@@ -90,59 +187,52 @@ impl Payload<'_> {
     /// The id of the message that this event becomes: XO's own name for the user's message, else all that may name it. Rather a
     /// repeat, should XO post an event again under another request, than the loss of a word that is said twice.
     pub(super) fn id(&self, conversation: &ConversationId, event: &str) -> MessageId {
-        let digest = |parts: &[&str]| {
-            let mut hash = Sha256::new();
-            for part in parts {
-                hash.update((part.len() as u64).to_be_bytes());
-                hash.update(part);
-            }
-            hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        };
-        let text = self.body.get("message").and_then(Value::as_str).unwrap_or_default();
-        let client = "/context/session/BotUserSession/lastMessage/messagePayload/clientMessageId";
-        let client = self.body.pointer(client).and_then(written);
+        let text = self.at("/message").and_then(json_paths::text).unwrap_or_default();
         let request = self.request_id().unwrap_or_default();
-        let name = match (self.user_message(), client) {
-            (Some(own), _) => own.to_owned(),
+        let name = match self.user_message() {
+            Some(own) => own,
             // The last message of a context may be an earlier one: then the request and what was said tell two apart.
-            (None, client) => format!("{}:{}", client.unwrap_or_default(), digest(&[&request, text])),
+            None => format!("{}:{}", self.client_message().unwrap_or_default(), digest(&[&request, &text])),
         };
         MessageId::derived("botkit", &format!("{conversation}:{event}:{name}"))
     }
 
     /// `ms-…`: XO's name for the user's message.
-    pub(super) fn user_message(&self) -> Option<&str> {
-        self.text_at("/channel/channelInfos/requestId")
+    pub(super) fn user_message(&self) -> Option<String> {
+        self.text_at(USER_MESSAGE)
     }
 
-    fn request_id(&self) -> Option<String> {
-        self.body.get("requestId").and_then(written)
+    fn client_message(&self) -> Option<Cow<'a, str>> {
+        self.at(CLIENT_MESSAGE).and_then(written)
+    }
+
+    pub(super) fn request_id(&self) -> Option<Cow<'a, str>> {
+        self.at("/requestId").and_then(written)
     }
 
     /// Refuses an event whose reply addresses Causeway may not call, whether or not it would.
     pub(super) fn check_addresses(&self, allowed: &AllowedHosts) -> Result<(), Refusal> {
-        for field in ["baseUrl", "sendUserMessageUrl"] {
-            match self.body.get(field) {
-                None | Some(Value::Null) => {}
-                Some(Value::String(address)) => {
-                    allowed.admit(address).map_err(|why| Refusal::BadArgument(field, why))?;
-                }
-                Some(_) => return Err(Refusal::BadArgument(field, "must be a string")),
-            }
+        for path in ADDRESSES {
+            let field = path.trim_start_matches('/');
+            let Some(value) = self.at(path) else { continue };
+            let address = json_paths::text(value).ok_or(Refusal::BadArgument(field, "must be a string"))?;
+            allowed.admit(&address).map_err(|why| Refusal::BadArgument(field, why))?;
         }
         Ok(())
     }
 
     /// Where XO takes what is said to this user. What one address lacks the other one tells.
-    pub(super) fn reply(&self, kept: Kept) -> Result<ReplyHandle, Refusal> {
+    pub(super) fn reply(&self, settings: &BotKitDoor) -> Result<ReplyHandle, Refusal> {
         const MISSING: &str = "baseUrl, sendUserMessageUrl and requestId: nobody could answer";
         let (base, send) = (self.text_at("/baseUrl"), self.text_at("/sendUserMessageUrl"));
-        let of_send = send.and_then(|send| send.split_once("/sendUserMessage/"));
-        let base = base.or(of_send.map(|(base, _)| base)).ok_or(Refusal::Insufficient(MISSING))?;
+        let of_send = send.as_deref().and_then(|send| send.split_once("/sendUserMessage/"));
+        let of_base = of_send.map(|(base, _)| base.to_owned());
+        let base = base.or(of_base).ok_or(Refusal::Insufficient(MISSING))?;
         let base = base.trim_end_matches('/').to_owned();
         let last = of_send.map(|(_, id)| id.to_owned()).filter(|id| !id.is_empty());
-        let request_id = self.request_id().or(last).ok_or(Refusal::Insufficient(MISSING))?;
-        let send = send.map_or_else(|| format!("{base}/sendUserMessage/{request_id}"), str::to_owned);
+        let request_id = self.request_id().map(Cow::into_owned).or(last);
+        let request_id = request_id.ok_or(Refusal::Insufficient(MISSING))?;
+        let send = send.unwrap_or_else(|| format!("{base}/sendUserMessage/{request_id}"));
         Ok(ReplyHandle {
             bot_id: self.door.bot_id.clone(),
             component_id: self.door.component_id.clone(),
@@ -150,52 +240,60 @@ impl Payload<'_> {
             base_url: base,
             send_user_message_url: send,
             channel: self.channel(),
-            context: self.context(kept),
+            language: self.first_joined(&settings.user.language, |_| true),
+            context: self.context(settings.context),
         })
     }
 
     fn channel(&self) -> Value {
-        let Some(channel) = self.body.get("channel").and_then(Value::as_object) else { return json!({}) };
-        let mut channel = only(channel, CHANNEL);
-        if let Some(infos) = channel.get("channelInfos").and_then(Value::as_object) {
-            let infos = only(infos, CHANNEL_INFOS);
-            channel.insert("channelInfos".to_owned(), infos.into());
+        let Some(channel) = self.at("/channel") else { return json!({}) };
+        let mut kept = only(channel, CHANNEL);
+        if kept.contains_key("channelInfos") {
+            let infos = json_paths::pick(channel.get(), &["/channelInfos"]).unwrap_or_default();
+            let infos = infos.first().copied().flatten();
+            kept.insert("channelInfos".to_owned(), infos.map(|infos| only(infos, CHANNEL_INFOS)).into());
         }
-        channel.into()
+        kept.into()
     }
 
     fn context(&self, kept: Kept) -> Value {
-        let Some(context) = self.body.get("context").filter(|_| kept != Kept::None) else {
-            return Value::Null;
-        };
+        let Some(context) = self.at("/context").filter(|_| kept != Kept::None) else { return Value::Null };
         if kept == Kept::Full {
-            return context.clone();
+            return serde_json::from_str(context.get()).unwrap_or_default();
         }
-        let at = |path: &str| context.pointer(path).cloned().unwrap_or_default();
+        let paths =
+            ["/session/UserContext/_id", "/session/BotUserSession/conversationSessionId", "/session/opts"];
+        let found = json_paths::pick(context.get(), &paths).unwrap_or_default();
+        let at = |place: usize| found.get(place).copied().flatten().and_then(small).unwrap_or_default();
         json!({ "session": {
-            "UserContext": { "_id": at("/session/UserContext/_id") },
-            "BotUserSession": { "conversationSessionId": at("/session/BotUserSession/conversationSessionId") },
-            "opts": at("/session/opts"),
+            "UserContext": { "_id": at(0) },
+            "BotUserSession": { "conversationSessionId": at(1) },
+            "opts": at(2),
         }})
     }
 
     /// Who asks, as the agent should see it.
-    pub(super) fn user(&self) -> Option<User> {
-        let at =
-            |name: &str| self.text_at(&format!("/context/session/UserContext/{name}")).map(str::to_owned);
-        let names: Vec<String> = [at("firstName"), at("lastName")].into_iter().flatten().collect();
-        let language = self
-            .text_at("/context/session/BotUserSession/currentLanguage")
-            .or_else(|| self.text_at("/context/currentLanguage"))
-            .map(str::to_owned)
-            .or_else(|| at("lang"));
+    pub(super) fn user(&self, paths: &UserPaths) -> Option<User> {
+        let email = self.first_joined(&paths.email, |email| email.contains('@'));
         let user = User {
-            id: USERS.iter().find_map(|path| self.text_at(path)).map(str::to_owned),
-            name: Some(names.join(" ")).filter(|name| !name.is_empty()),
-            email: at("emailId"),
-            language,
+            id: self.first_joined(&paths.id, |_| true),
+            name: self.first_joined(&paths.name, |_| true),
+            email,
+            language: self.first_joined(&paths.language, |_| true),
         };
         (user != User::default()).then_some(user)
+    }
+
+    /// The first of these that the event has and that `fits`; one that names several paths is their values with blanks between.
+    fn first_joined(&self, wanted: &[Vec<String>], fits: impl Fn(&str) -> bool) -> Option<String> {
+        let paths: Vec<&str> = wanted.iter().flatten().map(String::as_str).collect();
+        let mut found = self.all(&paths).into_iter();
+        let joined = wanted.iter().map(|one| {
+            let words: Vec<String> =
+                found.by_ref().take(one.len()).flatten().filter_map(short_words).collect();
+            words.join(" ")
+        });
+        joined.collect::<Vec<_>>().into_iter().find(|words| !words.is_empty() && fits(words))
     }
 
     /// The user's own last words: what the agent reads first.
@@ -207,8 +305,7 @@ impl Payload<'_> {
             "/context/userInputs/originalInput/sentence",
             "/message",
         ];
-        let spoken = PLACES.iter().find_map(|path| self.text_at(path)).map(str::to_owned);
-        spoken
+        self.first_text(PLACES)
             .or_else(|| {
                 self.transcript().into_iter().rev().find(|line| line.from == "user").map(|line| line.text)
             })
@@ -220,8 +317,11 @@ impl Payload<'_> {
 
     /// What was said before, as far as the history has texts.
     pub(super) fn transcript(&self) -> Vec<Line> {
-        let history = self.body.pointer("/context/history").and_then(Value::as_array);
-        let lines: Vec<Line> = history.into_iter().flatten().filter_map(line).collect();
+        let Some(history) = self.all(&["/context/history"]).first().copied().flatten() else {
+            return Vec::new();
+        };
+        let lines: Vec<Line> =
+            entries(history, Keep::Last(4 * LINES_MAX)).into_iter().filter_map(line).collect();
         lines.into_iter().rev().take(LINES_MAX).rev().collect()
     }
 
@@ -233,44 +333,84 @@ impl Payload<'_> {
             "/messageObject/attachments",
             "/attachments",
         ];
-        let lists = places.iter().filter_map(|path| self.body.pointer(path).and_then(Value::as_array));
+        let lists = self.all(&places).into_iter().flatten().map(|list| entries(list, Keep::First(FILES_MAX)));
         let first = lists.into_iter().find(|list| !list.is_empty());
         first.into_iter().flatten().filter_map(attachment).collect()
     }
+}
+
+fn not_utf8(body: &[u8], at: usize) -> Refusal {
+    let before = &body[..at];
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count();
+    Refusal::NotJson { line, column }
 }
 
 fn fault(field: &str, reason: impl Into<String>) -> Refusal {
     Refusal::Invalid(vec![Fault { field: field.to_owned(), reason: reason.into() }])
 }
 
-/// A name, whether XO wrote it as a text or as a number.
-fn written(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+/// A text that says something, without the blanks around it.
+fn words(value: &RawValue) -> Option<String> {
+    let text = json_paths::text(value)?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A text or a number that may name something.
+fn short_words(value: &RawValue) -> Option<String> {
+    let text = written(value).filter(|text| text.len() <= ID_BYTES_MAX)?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+pub(super) fn digest(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
     }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn only(object: &Map<String, Value>, keys: &[&str]) -> Map<String, Value> {
-    let kept = object.iter().filter(|(key, _)| keys.contains(&key.as_str()));
+/// A value of a few kilobytes as a tree.
+fn small(value: &RawValue) -> Option<Value> {
+    let is_small = value.get().len() <= SMALL_BYTES_MAX;
+    let is_text = value.get().starts_with('"');
+    let value = is_small.then(|| serde_json::from_str(value.get()).ok()).flatten()?;
     // A name is short; what is not is no name.
-    kept.filter(|(_, value)| value.as_str().is_none_or(|text| text.len() <= ID_BYTES_MAX))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    (!is_text || Value::as_str(&value).is_some_and(|text| text.len() <= ID_BYTES_MAX)).then_some(value)
 }
 
-fn line(entry: &Value) -> Option<Line> {
-    let text = ["message", "text", "body"].iter().find_map(|key| entry.get(key)?.as_str());
-    let mut text = text.map(str::trim).filter(|text| !text.is_empty())?.to_owned();
+fn only(object: &RawValue, keys: &[&str]) -> Map<String, Value> {
+    let paths: Vec<String> = keys.iter().map(|key| format!("/{key}")).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let found = json_paths::pick(object.get(), &paths).unwrap_or_default();
+    let kept = keys.iter().zip(found).filter_map(|(key, value)| {
+        // What stands in it is read by itself.
+        let nested = *key == "channelInfos";
+        let value = value.and_then(|value| if nested { Some(Value::Null) } else { small(value) });
+        Some(((*key).to_owned(), value?))
+    });
+    kept.collect()
+}
+
+fn line(entry: &RawValue) -> Option<Line> {
+    const TEXTS: [&str; 3] = ["/message", "/text", "/body"];
+    const WRITERS: [&str; 4] = ["/type", "/from", "/direction", "/author"];
+    const TIMES: [&str; 3] = ["/createdOn", "/timestamp", "/date"];
+    let first = |paths: &[&str]| {
+        let found = json_paths::pick(entry.get(), paths).unwrap_or_default();
+        found.into_iter().flatten().find_map(json_paths::text)
+    };
+    let text = first(&TEXTS)?;
+    let mut text = Some(text.trim()).filter(|text| !text.is_empty())?.to_owned();
     cut(&mut text);
-    let said_by = ["type", "from", "direction", "author"].iter().find_map(|key| entry.get(key)?.as_str());
-    let from = match said_by {
+    let from = match first(&WRITERS).as_deref() {
         Some("incoming" | "user" | "USER") => "user",
         _ => "bot",
     };
-    let at = ["createdOn", "timestamp", "date"].iter().find_map(|key| entry.get(key)?.as_str());
-    Some(Line { from: from.to_owned(), text, at: at.map(str::to_owned) })
+    Some(Line { from: from.to_owned(), text, at: first(&TIMES).map(Cow::into_owned) })
 }
 
 fn cut(text: &mut String) {
@@ -281,202 +421,18 @@ fn cut(text: &mut String) {
     text.truncate(end);
 }
 
-fn attachment(entry: &Value) -> Option<Attachment> {
-    let found = |names: &[&str]| {
-        names.iter().find_map(|name| {
-            let value = entry.get(name)?;
-            value.as_str().or_else(|| value.get("fileUrl")?.as_str()).map(str::to_owned)
-        })
+fn attachment(entry: &RawValue) -> Option<Attachment> {
+    let found = |paths: &[&str]| {
+        let found = json_paths::pick(entry.get(), paths).unwrap_or_default();
+        found.into_iter().flatten().find_map(json_paths::text).map(Cow::into_owned)
     };
-    let url = found(&["url", "fileUrl"])?;
+    let url = found(&["/url", "/url/fileUrl", "/fileUrl", "/fileUrl/fileUrl"])?;
     Some(Attachment {
         url,
-        name: found(&["fileName", "name"]),
-        content_type: found(&["contentType", "mimeType"]),
+        name: found(&["/fileName", "/name"]),
+        content_type: found(&["/contentType", "/mimeType"]),
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn door() -> Door {
-        Door {
-            bot_id: "st-1".into(),
-            component_id: "default".into(),
-            event: super::super::Event::UserMessage,
-        }
-    }
-
-    fn with<T>(body: &Value, read: impl FnOnce(&Payload<'_>) -> T) -> T {
-        read(&Payload { door: &door(), body })
-    }
-
-    fn nested() -> Value {
-        json!({
-            "requestId": 1_501_244_156_289_u64,
-            "baseUrl": "https://platform.kore.ai/api/botsdk/stream/st-1",
-            "sendUserMessageUrl": "https://platform.kore.ai/api/botsdk/stream/st-1/sendUserMessage/1501244156289",
-            "channel": {"_id": "dc-1", "channelInfos": {
-                "requestId": "ms-1", "message": "agent please", "body": "x".repeat(9000), "client": "botbuilder",
-                "from": "u-1", "type": "rtm", "handle": {"userId": "u-1"}, "botInfo": {"chatBot": "Help"}}},
-            "context": {
-                "history": [{"dialogState": "transferredToAgent"}, {"type": "incoming", "message": "hi"},
-                            {"type": "outgoing", "message": "Hello!", "createdOn": "2026-11-22T10:00:00Z"}],
-                "entities": {"big": "y".repeat(9000)},
-                "session": {
-                    "UserContext": {"_id": "u-1", "firstName": "Ada", "lastName": "L", "emailId": "a@example.com"},
-                    "BotUserSession": {"conversationSessionId": "5f1", "lastMessage": {"channel": "rtm",
-                        "messagePayload": {"clientMessageId": 7, "message": {"body": "agent please"}}}},
-                    "opts": {"userId": "u-1", "streamId": "st-1"}}},
-        })
-    }
-
-    fn flat() -> Value {
-        json!({"requestId": "2", "message": "hello", "agent_transfer": true,
-               "baseUrl": "https://platform.kore.ai/api/botsdk/stream/st-1",
-               "channel": {"from": "u-1", "type": "rtm", "userId": "ada@web", "sessionId": "5f2"}})
-    }
-
-    #[test]
-    fn a_user_on_a_channel_is_one_conversation_whatever_the_shape() {
-        let named = |body: &Value| with(body, |payload| payload.conversation().ok().map(|id| id.to_string()));
-        assert_eq!(named(&nested()).as_deref(), Some("st-1:u-1:rtm"));
-        assert_eq!(named(&flat()).as_deref(), Some("st-1:u-1:rtm"));
-        // The channel's own name for its user does not win over XO's.
-        let both = json!({"channel": {"from": "+82 10", "userId": "u-1", "type": "whatsapp"}});
-        assert_eq!(named(&both).as_deref(), Some("st-1:u-1:whatsapp"));
-        let foreign = json!({"channel": {"from": "+82 10"}});
-        assert_eq!(named(&foreign).as_deref(), Some("st-1:+82 10:unknown"));
-        let long = json!({"channel": {"from": "u".repeat(400), "type": "rtm"}});
-        assert!(named(&long).unwrap().starts_with("botkit:") && named(&long) == named(&long));
-        for nobody in [json!({}), json!({"channel": {"from": " "}}), json!({"channel": "u-1"})] {
-            assert_eq!(named(&nobody), None, "{nobody}");
-        }
-    }
-
-    #[test]
-    fn the_same_event_has_the_same_id() {
-        let id = |body: &Value| {
-            with(body, |payload| payload.id(&payload.conversation().unwrap(), "on_user_message"))
-        };
-        let changed = |path: &str, value: Value| {
-            let mut body = nested();
-            *body.pointer_mut(path).unwrap() = value;
-            body
-        };
-        // XO's own name for the message decides, whatever else is new about the second post.
-        assert_eq!(id(&nested()), id(&changed("/requestId", json!(9))));
-        assert_ne!(id(&nested()), id(&changed("/channel/channelInfos/requestId", json!("ms-2"))));
-        let nameless = |request: &str, text: &str| {
-            let mut body = flat();
-            (body["requestId"], body["message"]) = (json!(request), json!(text));
-            id(&body)
-        };
-        assert_eq!(nameless("2", "a"), nameless("2", "a"));
-        assert_ne!(nameless("2", "a"), nameless("2", "b"));
-        assert_ne!(nameless("2", "a"), nameless("3", "a"));
-        let client = |number: u64, text: &str| {
-            let mut body = changed("/channel/channelInfos/requestId", Value::Null);
-            body["context"]["session"]["BotUserSession"]["lastMessage"]["messagePayload"]["clientMessageId"] =
-                json!(number);
-            body["message"] = json!(text);
-            id(&body)
-        };
-        assert_eq!(client(1, "yes"), client(1, "yes"));
-        // The last message of a context may be that of the transfer still: the same words again are no repeat.
-        let stale = |request: u64| {
-            let mut body = changed("/channel/channelInfos/requestId", Value::Null);
-            (body["requestId"], body["message"]) = (json!(request), json!("yes"));
-            id(&body)
-        };
-        assert_eq!(stale(8), stale(8));
-        assert_ne!(stale(8), stale(9));
-        assert_ne!(client(1, "yes"), client(2, "yes"));
-        assert_ne!(client(1, "yes"), client(1, "no"));
-    }
-
-    #[test]
-    fn little_of_a_large_payload_is_kept() {
-        let reply = |kept| with(&nested(), |payload| payload.reply(kept).ok().unwrap());
-        let trimmed = reply(Kept::Trimmed);
-        assert!(serde_json::to_vec(&trimmed).unwrap().len() < 1000);
-        assert_eq!(trimmed.request_id, "1501244156289");
-        assert_eq!(trimmed.channel_type(), Some("rtm"));
-        assert_eq!(trimmed.channel["channelInfos"]["handle"]["userId"], "u-1");
-        assert_eq!(trimmed.context["session"]["BotUserSession"], json!({"conversationSessionId": "5f1"}));
-        assert_eq!(trimmed.context["session"]["UserContext"], json!({"_id": "u-1"}));
-        assert_eq!(reply(Kept::None).context, Value::Null);
-        assert_eq!(reply(Kept::Full).context, nested()["context"]);
-    }
-
-    #[test]
-    fn one_address_tells_the_other() {
-        let reply = |body: &Value| with(body, |payload| payload.reply(Kept::None).ok());
-        let made = reply(&flat()).unwrap();
-        assert_eq!(
-            made.send_user_message_url,
-            "https://platform.kore.ai/api/botsdk/stream/st-1/sendUserMessage/2"
-        );
-        let back = reply(&json!({"sendUserMessageUrl": "https://k/s/st-1/sendUserMessage/77"})).unwrap();
-        assert_eq!((back.base_url.as_str(), back.request_id.as_str()), ("https://k/s/st-1", "77"));
-        assert!(reply(&json!({"requestId": "1"})).is_none());
-        assert!(reply(&json!({"baseUrl": "https://k/s/st-1"})).is_none());
-    }
-
-    #[test]
-    fn the_agent_sees_who_asks_and_what_was_said() {
-        with(&nested(), |payload| {
-            let user = payload.user().unwrap();
-            assert_eq!((user.name.as_deref(), user.email.as_deref()), (Some("Ada L"), Some("a@example.com")));
-            assert_eq!(payload.last_words().as_deref(), Some("agent please"));
-            let said: Vec<_> = payload.transcript().into_iter().map(|line| (line.from, line.text)).collect();
-            assert_eq!(said, [("user".into(), "hi".into()), ("bot".into(), "Hello!".to_owned())]);
-        });
-        let silent = json!({"context": {"history": [{"type": "incoming", "message": "only this"}]}});
-        assert_eq!(with(&silent, |payload| payload.last_words()).as_deref(), Some("only this"));
-        assert_eq!(with(&json!({}), |payload| payload.last_words()), None);
-    }
-
-    #[test]
-    fn a_foreign_reply_address_is_named() {
-        let allowed = AllowedHosts::new(vec!["platform.kore.ai".into()]);
-        assert!(with(&nested(), |payload| payload.check_addresses(&allowed)).is_ok());
-        for field in ["baseUrl", "sendUserMessageUrl"] {
-            let mut body = nested();
-            body[field] = json!("https://evil.example/api/botsdk/stream/st-1");
-            let refusal = with(&body, |payload| payload.check_addresses(&allowed)).unwrap_err();
-            assert!(refusal.to_string().contains(field), "{refusal}");
-        }
-    }
-
-    #[test]
-    fn either_flag_means_agent_mode() {
-        for (flags, expected) in [
-            (json!({}), false),
-            (json!({"agent_transfer": false, "agent_session": false}), false),
-            (json!({"agent_transfer": true}), true),
-            (json!({"agent_session": true}), true),
-            (json!({"agent_transfer": false, "agent_session": true}), true),
-            (json!({"agent_transfer": "true"}), true),
-            (json!({"agent_session": "True "}), true),
-            (json!({"agent_transfer": "false", "agent_session": null}), false),
-        ] {
-            assert_eq!(with(&flags, |payload| payload.is_with_agent()), expected, "{flags}");
-        }
-    }
-
-    #[test]
-    fn files_are_found_by_their_address() {
-        let flat = json!({"channel": {"attachments": [
-            {"fileName": "a.png", "fileUrl": "https://f/a"}, {"fileName": "b.pdf", "url": {"fileUrl": "https://f/b"}}]}});
-        let found = with(&flat, |payload| payload.attachments());
-        let named: Vec<_> = found.iter().map(|file| (file.name.as_deref(), file.url.as_str())).collect();
-        assert_eq!(named, [(Some("a.png"), "https://f/a"), (Some("b.pdf"), "https://f/b")]);
-        let body = json!({"messageObject": {"attachments": [
-            {"url": "https://f/1", "fileName": "a.png"}, {"url": {"fileUrl": "https://f/2"}}, {"fileId": "3"}]}});
-        let found = with(&body, |payload| payload.attachments());
-        let urls: Vec<&str> = found.iter().map(|file| file.url.as_str()).collect();
-        assert_eq!(urls, ["https://f/1", "https://f/2"]);
-    }
-}
+mod tests;

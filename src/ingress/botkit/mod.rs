@@ -6,6 +6,7 @@
 
 mod answer;
 mod event;
+mod json_paths;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::problem::{Fault, Refusal};
+use super::problem::Refusal;
 use super::token::{self, BotDoor};
 use super::{IngressState, body};
 use crate::clock;
@@ -47,8 +48,24 @@ pub struct BotKitDoor {
     pub end_words: Vec<String>,
     /// What the agent reads first where an event holds no words of the user.
     pub first_words: String,
+    /// Where an event says who the user is.
+    pub user: UserPaths,
     /// Whether "end chat" in XO's web widget ends the chat with the agent.
     pub end_on_session_closure: bool,
+}
+
+/// `xo.user.*`: JSON pointers into an event. The entries of a list are tried in turn; the values of an entry with several pointers
+/// are joined by blanks.
+#[derive(Debug, Clone, Default)]
+pub struct UserPaths {
+    /// What XO calls the user.
+    pub id: Vec<Vec<String>>,
+    /// The name that the agent sees.
+    pub name: Vec<Vec<String>>,
+    /// The e-mail address; a value without an @ is none.
+    pub email: Vec<Vec<String>>,
+    /// A language tag such as `ko`.
+    pub language: Vec<Vec<String>>,
 }
 
 /// `xo.reply_context`
@@ -133,13 +150,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let limits = state.limits();
     let limits = body::Limits { bytes: limits.bytes.max(BODY_BYTES_MIN), ..limits };
     let raw = body::read(&headers, request.body_mut(), limits).await?;
-    let body: Value = serde_json::from_slice(&raw)
-        .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
-    if !body.is_object() {
-        let reason = "must be one JSON object".to_owned();
-        return Err(Refusal::Invalid(vec![Fault { field: "body".to_owned(), reason }]));
-    }
-    let payload = Payload { door: &door, body: &body };
+    let payload = Payload::read(&door, &raw)?;
     payload.check_addresses(&settings.allowed_hosts)?;
     match door.event {
         Event::AgentTransfer => {
@@ -160,13 +171,13 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
 async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
-    let reply = payload.reply(settings.context)?;
+    let reply = payload.reply(settings)?;
     let id = payload.id(&conversation_id, "transfer");
     let start = Start {
         conversation_id: conversation_id.clone(),
         queue_id: None,
         message: payload.last_words().unwrap_or_else(|| settings.first_words.clone()),
-        user: payload.user(),
+        user: payload.user(&settings.user),
         transcript: payload.transcript(),
         metadata: [("streamId".to_owned(), payload.door.bot_id.clone())].into(),
         reply: Some(Box::new(reply.clone())),
@@ -187,7 +198,7 @@ async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result
 async fn said(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
-    let (reply, message) = (payload.reply(settings.context)?, payload.message()?);
+    let (reply, message) = (payload.reply(settings)?, payload.message()?);
     let id = payload.id(&conversation_id, "message");
     if is_end_word(&settings.end_words, &message) {
         return quit(state, id, conversation_id, Some(reply), "user").await;
@@ -220,7 +231,7 @@ async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), 
         return Ok(());
     }
     let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
-    let (id, reply) = (payload.id(&conversation_id, "closure"), payload.reply(settings.context).ok());
+    let (id, reply) = (payload.id(&conversation_id, "closure"), payload.reply(settings).ok());
     let asked = conversation_id.clone();
     match ask(state, |directory| async move { directory.find(&asked).await }).await {
         Some(Some(known)) if is_open(&known) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
@@ -289,7 +300,8 @@ async fn said_to_the_bot(state: &Arc<IngressState>, payload: &Payload<'_>) -> Re
         Some(None) => return Ok(()),
         // The very message that made the bot hand its user over, told late.
         Some(Some((_, Some(reply))))
-            if payload.user_message().is_some() && message_of(&reply.handle) == payload.user_message() =>
+            if payload.user_message().is_some()
+                && message_of(&reply.handle) == payload.user_message().as_deref() =>
         {
             return Ok(());
         }
@@ -318,7 +330,7 @@ fn is_open(conversation: &Conversation) -> bool {
 
 /// The user types, or has stopped, or has read: what an agent sees of a user who says nothing.
 async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
-    let stopped = match payload.body.pointer("/preDefinedEvent/type").and_then(Value::as_str) {
+    let stopped = match payload.client_event().as_deref() {
         Some("TYPING_STARTED") => false,
         Some("TYPING_STOPPED" | "MESSAGE_READ") => true,
         _ => return Ok(()),

@@ -232,6 +232,7 @@ mod tests {
             send_user_message_url: format!("{base}/sendUserMessage/77"),
             base_url: base,
             channel: json!({"type": "rtm", "from": "u-1"}),
+            language: None,
             context: Value::Null,
         }
     }

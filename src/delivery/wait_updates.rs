@@ -1,0 +1,61 @@
+//! How often a user who waits is told of the wait.
+//!
+//! ServiceNow may report a new place in the queue every few seconds, and each text costs money on SMS and WhatsApp. So this file
+//! guarantees: a chat's first text about the wait is not held back; a later one is told only if the last one was told long enough
+//! ago. After a restart of the worker one text may come early.
+//! Not responsible for: the words of the text (`wording.rs`), events of the handoff API, which are all told (`events.rs`).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::message::Notice;
+
+/// Chats whose last text is older are forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// When each chat's user was told last.
+#[derive(Debug, Default)]
+pub(super) struct WaitUpdates(Mutex<HashMap<String, Instant>>);
+
+impl WaitUpdates {
+    /// Whether the user of this chat may be told now.
+    pub(super) fn is_due(&self, notice: &Notice, every: Duration) -> bool {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.get(&chat(notice)).is_none_or(|at| at.elapsed() >= every)
+    }
+
+    /// The user was told.
+    pub(super) fn told(&self, notice: &Notice) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, at| at.elapsed() < FORGET_AFTER);
+        told.insert(chat(notice), Instant::now());
+    }
+}
+
+fn chat(notice: &Notice) -> String {
+    format!("{}:{}", notice.conversation_id, notice.group.as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::ConversationId;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_chat_is_told_at_most_once_in_a_while() {
+        let (updates, minute) = (WaitUpdates::default(), Duration::from_secs(60));
+        let notice = |group: &str| Notice {
+            group: Some(group.to_owned()),
+            ..Notice::about(ConversationId::parse("c").unwrap())
+        };
+        assert!(updates.is_due(&notice("g-1"), minute));
+        updates.told(&notice("g-1"));
+        assert!(!updates.is_due(&notice("g-1"), minute));
+        assert!(updates.is_due(&notice("g-2"), minute), "the next chat begins with a text");
+        tokio::time::advance(minute).await;
+        assert!(updates.is_due(&notice("g-1"), minute));
+    }
+}
