@@ -9,9 +9,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 use super::{Failure, output};
+use crate::sandbox::botkit::BotScript;
 use crate::sandbox::traffic::{self, TrafficSettings};
 use crate::sandbox::{
-    AgentSettings, CallbackCredential, CallbackSettings, QueueSettings, Sandbox, SandboxSettings,
+    AgentSettings, BotSettings, CallbackCredential, CallbackSettings, QueueSettings, Sandbox, SandboxSettings,
 };
 use crate::tasks::{self, Stop};
 
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// The same, read from a file
     #[arg(long, value_name = "FILE", requires = "callback_url")]
     callback_token_file: Option<PathBuf>,
+    /// Where XO posts the events of its bot: the public address of Causeway, without a path
+    #[arg(long, value_name = "URL")]
+    botkit_url: Option<Url>,
     /// Play users who ask for a human: Causeway's /v1/handoffs
     #[arg(long, value_name = "URL")]
     traffic_url: Option<Url>,
@@ -103,6 +107,8 @@ fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
         // Played users expect somebody who answers.
         agent: AgentSettings { replies: args.traffic_url.is_some(), ..AgentSettings::default() },
         callback,
+        bots: vec![BotSettings { script: BotScript::help_desk(), ..BotSettings::default() }],
+        botkit_url: args.botkit_url.as_ref().map(ToString::to_string),
         keep,
         ..SandboxSettings::default()
     })

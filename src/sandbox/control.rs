@@ -12,10 +12,11 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::botkit::BotKitSwitches;
 use super::ledger::Entry;
 use super::script::{Operation, Rule, Side};
 use super::servicenow::desk::{Desk, Refusal};
-use super::settings::{BotKitSwitches, Switches};
+use super::settings::Switches;
 use super::world::World;
 
 type Shared = State<Arc<World>>;
@@ -140,13 +141,13 @@ async fn set_switches(State(world): Shared, body: Bytes) -> Response {
 }
 
 async fn botkit_switches(State(world): Shared) -> Response {
-    Json(world.switchboard.switches()).into_response()
+    Json(world.botkit.switches()).into_response()
 }
 
 async fn set_botkit_switches(State(world): Shared, body: Bytes) -> Response {
     match serde_json::from_slice::<BotKitSwitches>(&body) {
         Ok(switches) => {
-            world.switchboard.set(switches);
+            world.botkit.set(switches);
             Json(switches).into_response()
         }
         Err(error) => wrong(&format!("not switches: {error}; see GET /sandbox")),
@@ -195,10 +196,10 @@ async fn queue(State(world): Shared, Path((id, change)): Path<(String, String)>)
     }
 }
 
-fn wrong(detail: &str) -> Response {
+pub(super) fn wrong(detail: &str) -> Response {
     problem(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     (status, Json(json!({ "status": status.as_u16(), "detail": detail }))).into_response()
 }

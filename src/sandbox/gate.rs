@@ -200,7 +200,7 @@ pub(super) fn plain_failure(side: Side, status: StatusCode) -> Response {
 fn side_of(path: &str) -> Side {
     match path {
         "/xo/events" => Side::Events,
-        _ if botkit::inside(path).is_some() => Side::BotKit,
+        _ if botkit::is_ours(path) => Side::BotKit,
         _ if path.starts_with("/xo") => Side::Xo,
         _ => Side::ServiceNow,
     }

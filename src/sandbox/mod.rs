@@ -31,12 +31,13 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 
+pub use botkit::{BotKitSwitches, WantsContext};
 pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
-    Accept, AgentSettings, BasicLogin, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential,
-    CallbackSettings, ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings,
-    SandboxSettings, Switches, TableAccess, VirtualAgentSwitches, WantsContext,
+    Accept, AgentSettings, BasicLogin, BodyStyle, BotSettings, CallbackCredential, CallbackSettings,
+    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings,
+    Switches, TableAccess, VirtualAgentSwitches,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
@@ -90,11 +91,12 @@ impl Sandbox {
                 IpAddr::V4(_) | IpAddr::V6(_) => format!("http://{address}"),
             },
         );
-        let world = Arc::new(World::new(settings));
+        let world = Arc::new(World::new(settings, &url));
         let router = Router::new()
             .merge(xo::router(&world))
             .merge(botkit::router(&world))
             .merge(control::router())
+            .merge(botkit::control_router())
             .fallback_service(servicenow::router(&world).with_state(world.clone()))
             .with_state(world.clone());
         let served = world.clone();
@@ -129,7 +131,7 @@ impl Sandbox {
 
     /// How the BotKit API behaves from now on.
     pub fn set_botkit(&self, switches: BotKitSwitches) {
-        self.world.switchboard.set(switches);
+        self.world.botkit.set(switches);
     }
 
     /// The faults.

@@ -48,6 +48,20 @@ pub enum Operation {
     Table,
     /// BotKit: something for the user (`sendUserMessage`).
     Tell,
+    /// BotKit: the user's words for the bot (`sendBotMessage`).
+    #[serde(rename = "bot_message")]
+    BotMessage,
+    /// BotKit: XO goes on without these words (`skipUserMessage`, `skipBotMessage`).
+    Skip,
+    /// BotKit: an alert for the user (`sendAlertMessage`).
+    Alert,
+    /// BotKit: the answer to a survey (`sendFeedbackMessage`).
+    Feedback,
+    /// BotKit: an event for the user's client (`sendBotEvent`).
+    #[serde(rename = "client_event")]
+    ClientEvent,
+    /// BotKit: a file that a user has sent is fetched.
+    File,
     /// BotKit: the agent session begins.
     Session,
     /// BotKit: the bot gets its user back (`clearAgentSession`).
@@ -69,6 +83,10 @@ impl Operation {
                 | Self::Callback
                 | Self::Event
                 | Self::Tell
+                | Self::BotMessage
+                | Self::Skip
+                | Self::Alert
+                | Self::Feedback
                 | Self::Session
                 | Self::Clear
         )
@@ -201,7 +219,7 @@ mod any_operation {
             Ok(Written::One(operation)) => Ok(Some(operation)),
             Err(_) => Err(serde::de::Error::custom(
                 "operation must be one of any, start, message, leave, state, read, queue, callback, event, token, table, \
-                 tell, session, clear, extend, other",
+                 tell, bot_message, skip, alert, feedback, client_event, file, session, clear, extend, other",
             )),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::botkit::Algorithm;
+use super::botkit::{Algorithm, BotKitSwitches, BotScript};
 
 /// Everything a sandbox needs to know at its start.
 #[derive(Clone)]
@@ -31,6 +31,8 @@ pub struct SandboxSettings {
     pub session_queue: usize,
     /// The bearer token that `/xo/events` wants; none: anybody may post.
     pub events_token: Option<String>,
+    /// Where the BotKit server of users stands that are played over HTTP; none: they cannot be.
+    pub botkit_url: Option<String>,
     /// The bots of XO.
     pub bots: Vec<BotSettings>,
     /// How XO's BotKit API behaves where nobody knows how it does.
@@ -57,6 +59,7 @@ impl Default for SandboxSettings {
             transaction_time: Duration::ZERO,
             session_queue: 10,
             events_token: None,
+            botkit_url: None,
             bots: vec![BotSettings::default()],
             botkit: BotKitSwitches::default(),
             message_auth: None,
@@ -110,6 +113,8 @@ pub struct BotSettings {
     pub client_secret: String,
     /// How its app signs, and wants to be signed to.
     pub algorithm: Algorithm,
+    /// What the bot answers. The default bot reads and stays silent.
+    pub script: BotScript,
 }
 
 impl Default for BotSettings {
@@ -119,6 +124,7 @@ impl Default for BotSettings {
             app_id: "cs-00000000-0000-5000-8000-000000000001".to_owned(),
             client_secret: "sandbox-bot-secret".to_owned(),
             algorithm: Algorithm::Hs256,
+            script: BotScript::default(),
         }
     }
 }
@@ -127,56 +133,6 @@ impl fmt::Debug for BotSettings {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("BotSettings").field("bot_id", &self.bot_id).finish_non_exhaustive()
     }
-}
-
-/// XO's BotKit API answers in ways that are documented nowhere: each guess is a switch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BotKitSwitches {
-    /// How much of the event's `context` a reply must bring back.
-    pub wants_context: WantsContext,
-    /// What a call with a lapsed reply handle is answered.
-    pub lapsed_status: u16,
-    /// After how many milliseconds a reply handle lapses that is not extended.
-    pub handle_life_ms: u64,
-    /// How many characters of a text XO takes; 0: any number.
-    pub text_chars_max: usize,
-    /// Whether an answer has a body that is JSON, a refusal included.
-    pub answers_json: bool,
-    /// XO posts each event twice, as if the first answer had been lost.
-    pub posts_twice: bool,
-    /// While a user is with an agent an event's `context` stays that of the transfer, the last message in it included.
-    pub stale_context: bool,
-    /// How large the `context` of a transfer is, in bytes.
-    pub context_bytes: usize,
-}
-
-impl Default for BotKitSwitches {
-    fn default() -> Self {
-        Self {
-            wants_context: WantsContext::None,
-            lapsed_status: 404,
-            handle_life_ms: 300_000,
-            text_chars_max: 0,
-            answers_json: true,
-            posts_twice: false,
-            stale_context: false,
-            context_bytes: 4096,
-        }
-    }
-}
-
-/// How much of the context a reply must bring back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WantsContext {
-    /// None of it.
-    #[default]
-    None,
-    /// The names of user and session.
-    Trimmed,
-    /// All of it.
-    Full,
 }
 
 /// One `chat_queue`.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::botkit::Switchboard;
+use super::botkit::BotKitState;
 use super::ledger::Ledger;
 use super::script::Script;
 use super::servicenow::callbacks::Courier;
@@ -28,7 +28,9 @@ pub(super) struct World {
     pub(super) tokens: Tokens,
     pub(super) tables: Tables,
     pub(super) courier: Courier,
-    pub(super) switchboard: Switchboard,
+    pub(super) botkit: BotKitState,
+    /// Where the sandbox listens.
+    pub(super) url: String,
     pub(super) crew: Crew,
     desk: Mutex<Desk>,
     lines: Mutex<HashMap<String, VecDeque<Posting>>>,
@@ -61,7 +63,7 @@ impl Receipt {
 }
 
 impl World {
-    pub(super) fn new(settings: SandboxSettings) -> Self {
+    pub(super) fn new(settings: SandboxSettings, url: &str) -> Self {
         Self {
             script: Script::default(),
             ledger: Ledger::new(settings.keep),
@@ -69,7 +71,8 @@ impl World {
             tokens: Tokens::new(settings.oauth.clone()),
             tables: Tables::default(),
             courier: Courier::new(settings.callback.clone()),
-            switchboard: Switchboard::new(settings.botkit),
+            botkit: BotKitState::new(settings.botkit, settings.keep),
+            url: url.to_owned(),
             crew: Crew::default(),
             desk: Mutex::new(Desk::new(&settings)),
             lines: Mutex::default(),

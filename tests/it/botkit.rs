@@ -379,6 +379,7 @@ async fn each_bot_is_answered_with_its_own_credential() {
         app_id: "cs-00000000-0000-5000-8000-000000000002".to_owned(),
         client_secret: "another-bot-secret".to_owned(),
         algorithm: Algorithm::Hs256,
+        ..BotSettings::default()
     };
     let bots = vec![one.clone(), other.clone()];
     let settings = [

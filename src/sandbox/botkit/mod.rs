@@ -1,109 +1,98 @@
-//! The simulated XO as a BotKit server sees it: the BotKit API that it calls, and a user whose events it hears.
+//! The simulated XO as a BotKit server sees it: a user, a bot, the events that XO posts, and the API that XO waits to be called on.
 //!
-//! What XO answers there is documented nowhere; what its own SDK sends is. So the requests are held against the SDK's code, and
-//! each guess about the answers is a switch ([`crate::sandbox::BotKitSwitches`]).
+//! With OnMessage subscribed XO waits for its BotKit server on every message in bot mode: an acknowledgement alone leaves the
+//! bot silent, and what the bot says is read only after it was passed on. What no source documents is a switch
+//! ([`BotKitSwitches`]).
 
-mod api;
+mod calls;
+mod channel;
+mod control;
+mod files;
+mod history;
+mod payload;
+mod posting;
+mod script;
+mod state;
+mod switches;
 mod token;
+mod turns;
 mod user;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
 use serde_json::Value;
 
-pub(super) use api::router;
+pub use channel::{ChannelKind, ChannelShape};
+pub(super) use control::router as control_router;
+pub use files::UserFile;
+pub use posting::BotAnswer;
+pub use script::{BotScript, BotStep};
+pub(super) use state::BotKitState;
+pub use state::{BotKitCall, Heard, PostedEvent};
+pub use switches::{
+    AfterWait, AgentFlags, BotKitSwitches, ClearOfLapsed, FileShape, RepeatedCall, Skipped, WantsContext,
+};
 pub use token::{Algorithm, token};
-pub use user::{BotAnswer, BotUser, Heard};
+pub use user::BotUser;
 
+use super::Sandbox;
+use super::gate::gate;
 use super::script::Operation;
-use super::settings::BotKitSwitches;
+use super::world::World;
 
 /// Where the API stands.
 const ROOT: &str = "/xo/api/botsdk/stream/";
-/// And where it stands at the real XO, for who knows no more of it than its host.
+/// And where it stands at the real XO, for callers who know no more of it than its host.
 const ROOTS: [&str; 2] = [ROOT, "/api/botsdk/stream/"];
+const FILES: &str = "/xo/files/";
 
-/// What a path says behind the root, where it is one of this API.
-pub(super) fn inside(path: &str) -> Option<&str> {
+pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
+    let routes = ROOTS.iter().fold(Router::new(), |router, root| {
+        router
+            .route(&format!("{root}{{bot}}/getMessages"), get(history::history))
+            .route(&format!("{root}{{bot}}/{{call}}/{{handle}}"), post(calls::call))
+    });
+    let routes = routes.route(&format!("{FILES}{{id}}"), get(files::file));
+    routes.layer(from_fn_with_state(world.clone(), gate))
+}
+
+impl Sandbox {
+    /// Every event that XO has posted, in order.
+    pub fn botkit_events(&self) -> Vec<PostedEvent> {
+        self.world.botkit.lock().events().cloned().collect()
+    }
+
+    /// The events for which XO still waits: these turns stand still.
+    pub fn waiting_events(&self) -> Vec<PostedEvent> {
+        self.world.botkit.lock().events().filter(|event| event.waiting).cloned().collect()
+    }
+}
+
+/// Whether a path belongs to this API.
+pub(super) fn is_ours(path: &str) -> bool {
+    path.starts_with(FILES) || inside(path).is_some()
+}
+
+/// What a path says behind the root, if it is one of this API.
+fn inside(path: &str) -> Option<&str> {
     ROOTS.iter().find_map(|root| path.strip_prefix(root))
-}
-
-/// Who is with an agent, and by which handle they can be answered.
-#[derive(Debug)]
-pub(super) struct Switchboard {
-    board: Mutex<Board>,
-}
-
-#[derive(Debug)]
-struct Board {
-    switches: BotKitSwitches,
-    next: u64,
-    users: BTreeMap<String, User>,
-    handles: HashMap<String, Handle>,
-}
-
-#[derive(Debug, Default, Clone)]
-struct User {
-    with_agent: bool,
-    sessions: u32,
-    clears: u32,
-    heard: Vec<Heard>,
-    /// The context of the last transfer.
-    transferred: Value,
-}
-
-/// A reply handle: XO's `requestId`.
-#[derive(Debug, Clone)]
-struct Handle {
-    bot_id: String,
-    user: String,
-    fresh_at: Instant,
-    context: Value,
-}
-
-impl Switchboard {
-    pub(super) fn new(switches: BotKitSwitches) -> Self {
-        let board = Board { switches, next: 1, users: BTreeMap::new(), handles: HashMap::new() };
-        Self { board: Mutex::new(board) }
-    }
-
-    pub(super) fn switches(&self) -> BotKitSwitches {
-        self.board().switches
-    }
-
-    pub(super) fn set(&self, switches: BotKitSwitches) {
-        self.board().switches = switches;
-    }
-
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Board {
-    fn user(&mut self, user: &str) -> &mut User {
-        self.users.entry(user.to_owned()).or_default()
-    }
-
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    /// The handle, where it still lives.
-    fn live(&mut self, bot_id: &str, request_id: &str) -> Option<&mut Handle> {
-        let life = Duration::from_millis(self.switches.handle_life_ms);
-        let handle = self.handles.get_mut(request_id)?;
-        (handle.bot_id == bot_id && handle.fresh_at.elapsed() < life).then_some(handle)
-    }
 }
 
 /// What a call asks for, by its path.
 pub(super) fn operation(path: &str) -> Operation {
+    if path.starts_with(FILES) {
+        return Operation::File;
+    }
     match inside(path).and_then(|rest| rest.split('/').nth(1)) {
         Some("sendUserMessage") => Operation::Tell,
+        Some("sendBotMessage") => Operation::BotMessage,
+        Some("skipUserMessage" | "skipBotMessage") => Operation::Skip,
+        Some("sendAlertMessage") => Operation::Alert,
+        Some("sendFeedbackMessage") => Operation::Feedback,
+        Some("sendBotEvent") => Operation::ClientEvent,
         Some("startAgentSession") => Operation::Session,
         Some("clearAgentSession") => Operation::Clear,
         Some("extendcallid") => Operation::Extend,
@@ -112,18 +101,18 @@ pub(super) fn operation(path: &str) -> Operation {
     }
 }
 
-/// What is said to the user: plain, or in a template.
+/// What a call says to the user or to the bot.
 pub(super) fn words(body: &Value) -> Option<String> {
-    let plain = body.get("message").and_then(Value::as_str).map(str::to_owned);
-    plain.or_else(|| {
-        let template = body.pointer("/overrideMessagePayload/body")?.as_str()?;
-        let template: Value = serde_json::from_str(template).ok()?;
-        template.pointer("/payload/text")?.as_str().map(str::to_owned)
-    })
+    turns::Shown::read(body).map(|shown| shown.text)
 }
 
-/// Whom a call is about, by the channel that it brings back.
+/// Whom a call is about, by the channel or the context that it brings back.
 pub(super) fn user_of(body: &Value) -> Option<String> {
-    let places = ["/channel/from", "/channel/channelInfos/from", "/channel/userId"];
+    let places = [
+        "/channel/from",
+        "/channel/channelInfos/from",
+        "/channel/userId",
+        "/context/session/UserContext/_id",
+    ];
     places.iter().find_map(|place| body.pointer(place)?.as_str()).map(str::to_owned)
 }

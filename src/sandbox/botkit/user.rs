@@ -1,55 +1,32 @@
-//! A user of a bot, and XO between the two: posts the events that a BotKit server hears, signed and shaped as XO's are (nested on
-//! a transfer, flat later), and knows what the user heard.
+//! A user of a bot, as a test or the demo plays them: what the user does becomes an event of XO, and what the user has read can
+//! be asked for.
+//!
+//! Guarantees: in bot mode a turn goes on only after the calls that XO waits for; nothing here answers for the BotKit server.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::Client;
 use serde_json::{Value, json};
 
-use super::token::token;
-use super::{Handle, ROOT};
-use crate::sandbox::http;
+use super::ROOT;
+use super::channel::{ChannelKind, ChannelShape};
+use super::files::{StoredFile, UserFile, attachment};
+use super::payload::{self, EventParts};
+use super::posting::{self, BotAnswer};
+use super::state::{BotKitCall, Connection, Heard, PostedEvent, Session, SessionKey, State};
+use super::turns;
 use crate::sandbox::settings::BotSettings;
 use crate::sandbox::world::World;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Something that a user heard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
-    /// The words.
-    pub text: String,
-    /// Shown as an agent's.
-    pub as_agent: bool,
-    /// The user was with an agent, as XO knew.
-    pub with_agent: bool,
-    /// The reply handle that it came by.
-    pub handle: String,
-}
-
-/// What a BotKit server answered.
-#[derive(Debug, Clone)]
-pub struct BotAnswer {
-    /// The HTTP status; 0 where there was no answer.
-    pub status: u16,
-    /// The body, where it is JSON.
-    pub body: Value,
-    /// The header `supportsMessageAck`.
-    pub supports_ack: bool,
-}
 
 /// One user of a bot. Clones are the same user.
 #[derive(Clone)]
 pub struct BotUser {
     world: Arc<World>,
-    bot: BotSettings,
-    xo: String,
-    door: String,
+    connection: Connection,
     user: String,
+    channel: ChannelKind,
     last: Arc<Mutex<Option<(String, Value)>>>,
-    client: Option<Client>,
 }
 
 impl fmt::Debug for BotUser {
@@ -60,21 +37,42 @@ impl fmt::Debug for BotUser {
 
 impl BotUser {
     pub(in crate::sandbox) fn new(world: &Arc<World>, xo: &str, door: &str, user: &str) -> Self {
-        Self {
-            world: world.clone(),
-            bot: world.settings.bots.first().cloned().unwrap_or_default(),
-            xo: xo.to_owned(),
+        let connection = Connection {
             door: door.trim_end_matches('/').to_owned(),
-            user: user.to_owned(),
-            last: Arc::default(),
-            client: http::client("Koreai"),
-        }
+            xo: xo.to_owned(),
+            bot: world.settings.bots.first().cloned().unwrap_or_default(),
+            shape: None,
+            context: Value::Null,
+        };
+        let (channel, last) = (ChannelKind::default(), Arc::default());
+        Self { world: world.clone(), connection, user: user.to_owned(), channel, last }
     }
 
     /// The same user by another bot.
     #[must_use]
     pub fn at(mut self, bot: &BotSettings) -> Self {
-        self.bot = bot.clone();
+        self.connection.bot = bot.clone();
+        self
+    }
+
+    /// The same user on this channel.
+    #[must_use]
+    pub fn on_channel(mut self, channel: ChannelKind) -> Self {
+        self.channel = channel;
+        self
+    }
+
+    /// XO describes the channel in this shape, in every event of the user.
+    #[must_use]
+    pub fn with_shape(mut self, shape: ChannelShape) -> Self {
+        self.connection.shape = Some(shape);
+        self
+    }
+
+    /// XO merges this into the `context` of every event of the user. A null removes a key.
+    #[must_use]
+    pub fn with_context(mut self, context: Value) -> Self {
+        self.connection.context = context;
         self
     }
 
@@ -85,22 +83,143 @@ impl BotUser {
 
     /// The bot hands the user over.
     pub async fn transfers(&self, last_words: &str) -> BotAnswer {
-        self.world.switchboard.board().user(&self.user).with_agent = true;
-        let event = self.nested(last_words);
+        let event = {
+            let (key, mut state) = self.state();
+            if state.session(&key).history.last().is_none_or(|last| !last.incoming || last.text != last_words)
+            {
+                turns::remember(&mut state, &key, true, last_words, Vec::new());
+            }
+            state.session(&key).agent_transfer = true;
+            self.transfer_event(&mut state, last_words)
+        };
         self.post("on_agent_transfer", &event).await
     }
 
-    /// The user writes: to the agent, or to the bot.
+    /// The user writes: to the agent, or to the bot. The turn goes on when the calls come.
     pub async fn says(&self, text: &str) -> BotAnswer {
-        let event = self.flat(text);
+        let event = {
+            let (key, mut state) = self.state();
+            self.acts(&mut state, &key, text, Vec::new());
+            let switches = state.switches;
+            if !switches.on_message && !state.session(&key).with_agent() {
+                turns::bot_reads(&self.world, &mut state, &key, Some(text), false);
+                drop(state);
+                turns::go_on(&self.world, &key);
+                return BotAnswer::default();
+            }
+            if !switches.on_message && !switches.agent_mode_without_subscription {
+                return BotAnswer::default();
+            }
+            self.message_event(&mut state, Some(text))
+        };
+        self.post("on_user_message", &event).await
+    }
+
+    /// The user sends a file, with or without words.
+    pub async fn sends_file(&self, file: &UserFile, words: Option<&str>) -> BotAnswer {
+        let event = {
+            let (key, mut state) = self.state();
+            let id = format!("f-{}", state.number());
+            let address = format!("{}/xo/files/{id}", self.connection.xo);
+            let item = attachment(file, &address, state.switches.file_shape);
+            let stored = StoredFile { bot: key.bot.clone(), file: file.clone(), at: Instant::now() };
+            state.files.insert(id, stored);
+            self.acts(&mut state, &key, words.unwrap_or_default(), vec![item.clone()]);
+            let mut event = self.message_event(&mut state, words);
+            event["channel"]["attachments"] = json!([item]);
+            event
+        };
+        self.post("on_user_message", &event).await
+    }
+
+    /// The page of the web channel has loaded, or the widget has connected again.
+    pub async fn connects(&self) -> BotAnswer {
+        let event = {
+            let (key, mut state) = self.state();
+            turns::remember(&mut state, &key, true, "INITIAL DIALOG", Vec::new());
+            let mut event = self.message_event(&mut state, None);
+            event["channel"]["botEvent"] = json!("ON_CONNECT_EVENT");
+            event
+        };
         self.post("on_user_message", &event).await
     }
 
     /// The user types.
     pub async fn types(&self) -> BotAnswer {
+        self.client_event("TYPING_STARTED").await
+    }
+
+    /// The client tells something: `TYPING_STARTED`, `TYPING_STOPPED`, `MESSAGE_READ`.
+    pub async fn client_event(&self, what: &str) -> BotAnswer {
         let mut event = self.flat("");
-        event["preDefinedEvent"] = json!({ "type": "TYPING_STARTED" });
+        event["preDefinedEvent"] = json!({ "type": what });
+        self.add_address(&mut event, "sendBotEventUrl", "sendBotEvent");
         self.post("on_client_event", &event).await
+    }
+
+    /// The user presses "end chat" in the web widget.
+    pub async fn ends_in_widget(&self) -> BotAnswer {
+        let event = {
+            let (key, mut state) = self.state();
+            let mut event = self.message_event(&mut state, None);
+            event["event"] = json!({ "eventType": "sessionClosure" });
+            let keeps = state.switches.closure_keeps_agent_mode;
+            turns::close_session(&mut state, &key, keeps);
+            event
+        };
+        self.post("on_event", &event).await
+    }
+
+    /// XO closes the session because the user has said nothing for a long time. It posts no event about that.
+    pub fn session_expires(&self) {
+        let (key, mut state) = self.state();
+        turns::close_session(&mut state, &key, false);
+    }
+
+    /// The bot says this without being asked.
+    pub async fn bot_says(&self, text: &str) -> BotAnswer {
+        self.unasked("on_bot_message", text).await
+    }
+
+    /// An alert of the bot.
+    pub async fn alert(&self, text: &str) -> BotAnswer {
+        self.unasked("on_alert", text).await
+    }
+
+    /// A feedback survey asks the user: a bot message that names the survey.
+    pub async fn survey(&self, question: &str) -> BotAnswer {
+        let event = {
+            let (_, mut state) = self.state();
+            let mut event = self.event_of(&mut state, Some(question), false, false);
+            event["isTemplate"] = json!(false);
+            event["feedbackData"] = json!({ "name": "CSAT", "channel": self.channel.type_name() });
+            event
+        };
+        self.post("on_bot_message", &event).await
+    }
+
+    /// A webhook node of a dialog: the answer is the BotKit server's, or comes later by `callbackUrl`.
+    pub async fn webhook(&self, words: &str) -> BotAnswer {
+        let event = {
+            let (_, mut state) = self.state();
+            let mut event = self.event_of(&mut state, Some(words), false, false);
+            self.add_address(&mut event, "callbackUrl", "serviceCallback");
+            event
+        };
+        self.post("on_webhook", &event).await
+    }
+
+    fn add_address(&self, event: &mut Value, field: &str, call: &str) {
+        let request_id = event["requestId"].as_str().unwrap_or_default().to_owned();
+        event[field] = payload::address(&self.connection, &self.key(), call, &request_id);
+    }
+
+    async fn unasked(&self, event: &str, text: &str) -> BotAnswer {
+        let body = {
+            let (_, mut state) = self.state();
+            self.event_of(&mut state, Some(text), false, false)
+        };
+        self.post(event, &body).await
     }
 
     /// The last event once more, byte for byte.
@@ -112,147 +231,166 @@ impl BotUser {
 
     /// XO takes the user out of agent mode (or puts them in) by itself, as it does after some idle time.
     pub fn set_with_agent(&self, with_agent: bool) {
-        self.world.switchboard.board().user(&self.user).with_agent = with_agent;
+        let (key, mut state) = self.state();
+        let session = state.session(&key);
+        session.agent_transfer = with_agent;
+        session.agent_session &= with_agent;
     }
 
     /// Whether XO has the user in agent mode.
     pub fn is_with_agent(&self) -> bool {
-        self.world.switchboard.board().user(&self.user).with_agent
+        self.look(|session| session.with_agent())
     }
 
-    /// What the user heard, in order.
+    /// What the user has read, in order.
     pub fn heard(&self) -> Vec<Heard> {
-        self.world.switchboard.board().user(&self.user).heard.clone()
+        self.look(|session| session.heard.clone())
     }
 
     /// The words alone.
     pub fn heard_texts(&self) -> Vec<String> {
-        self.heard().into_iter().map(|heard| heard.text).collect()
+        self.look(|session| session.heard.iter().map(|heard| heard.text.clone()).collect())
+    }
+
+    /// What the bot has read, in order.
+    pub fn bot_read(&self) -> Vec<String> {
+        self.look(|session| session.bot_read.clone())
+    }
+
+    /// What came by `sendBotEvent`.
+    pub fn client_events(&self) -> Vec<Value> {
+        self.look(|session| session.client_events.clone())
+    }
+
+    /// What came by `sendFeedbackMessage`.
+    pub fn feedback(&self) -> Vec<Value> {
+        self.look(|session| session.feedback.clone())
     }
 
     /// How often the bot got its user back.
     pub fn clears(&self) -> u32 {
-        self.world.switchboard.board().user(&self.user).clears
+        self.look(|session| session.clears)
     }
 
     /// How often an agent session began.
     pub fn sessions(&self) -> u32 {
-        self.world.switchboard.board().user(&self.user).sessions
+        self.look(|session| session.agent_sessions)
+    }
+
+    /// `conversationSessionId`, as the next event shows it.
+    pub fn session_id(&self) -> String {
+        self.look(|session| session.id.clone())
+    }
+
+    /// Every event that XO has posted about this user, in order.
+    pub fn events(&self) -> Vec<PostedEvent> {
+        let (key, state) = self.state();
+        state.events().filter(|event| event.key == key).cloned().collect()
+    }
+
+    /// The events for which XO still waits: the turn stands still.
+    pub fn waiting(&self) -> Vec<PostedEvent> {
+        self.events().into_iter().filter(|event| event.waiting).collect()
+    }
+
+    /// The calls that came twice for one event with the same words.
+    pub fn repeated_calls(&self) -> Vec<BotKitCall> {
+        self.events().iter().flat_map(PostedEvent::repeated_calls).collect()
+    }
+
+    /// Waits until the condition holds for this user; false when the time is over.
+    pub async fn wait_for(&self, condition: impl Fn(&Self) -> bool, timeout: Duration) -> bool {
+        let mut changed = self.world.botkit.subscribe();
+        let holds = async {
+            while !condition(self) {
+                if changed.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(timeout, holds).await.unwrap_or(false)
     }
 
     /// Every reply handle of this user lapses.
     pub fn handles_lapse(&self) {
-        self.world.switchboard.board().handles.retain(|_, handle| handle.user != self.user);
+        let (key, mut state) = self.state();
+        state.lapse(&key);
     }
 
     /// Posts an event of any shape, signed as XO signs.
     pub async fn post(&self, event: &str, body: &Value) -> BotAnswer {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((event.to_owned(), body.clone()));
-        let exp = crate::clock::now().as_second() + 60;
-        let claims = json!({ "appId": self.bot.app_id, "exp": exp });
-        let token = token(self.bot.algorithm, &claims, &self.bot.client_secret);
-        let answer = self.post_with(event, body, "token", &token).await;
-        if self.world.switchboard.switches().posts_twice {
-            self.post_with(event, body, "token", &token).await;
-        }
-        answer
+        let (key, state) = self.state();
+        drop(state);
+        posting::post(&self.world, &key, event, body.clone()).await
     }
 
     /// Posts an event with this header as its credential.
     pub async fn post_with(&self, event: &str, body: &Value, header: &str, credential: &str) -> BotAnswer {
-        let nothing = BotAnswer { status: 0, body: Value::Null, supports_ack: false };
-        let Some(client) = &self.client else { return nothing };
-        let url = format!("{}/sdk/bots/{}/{event}", self.door, self.bot.bot_id);
-        let request = client
-            .post(url)
-            .header("content-type", "application/json")
-            .header(header, credential)
-            .timeout(PATIENCE)
-            .body(body.to_string());
-        let Ok(answer) = request.send().await else { return nothing };
-        let status = answer.status().as_u16();
-        let supports_ack = answer.headers().get("supportsMessageAck").is_some_and(|value| value == "true");
-        let text = answer.text().await.unwrap_or_default();
-        BotAnswer { status, body: serde_json::from_str(&text).unwrap_or(Value::Null), supports_ack }
+        posting::post_once(&self.world, &self.connection, event, body.to_string(), header, credential).await
     }
 
     /// A transfer as XO posts it: everything it knows, nested.
     pub fn nested(&self, last_words: &str) -> Value {
-        let number = self.world.switchboard.board().number();
-        let context = self.context(number, last_words);
-        self.world.switchboard.board().user(&self.user).transferred = context.clone();
-        let mut event = self.envelope(number, &context);
-        event["channel"] = json!({
-            "_id": "dc-00000000-0000-5000-8000-000000000001",
-            "channelInfos": {
-                "requestId": format!("ms-{}-{number}", self.user), "message": last_words, "body": last_words,
-                "client": "websdk", "from": self.user, "type": "rtm",
-                "handle": { "userId": self.user, "handleId": "h-1", "clientId": "cl-1",
-                            "taskBotId": self.bot.bot_id, "traceId": "trace", "spanId": "span" },
-                "botInfo": { "taskBotId": self.bot.bot_id, "chatBot": "Help" },
-            },
-        });
-        event["callbackUrl"] =
-            json!(format!("{}{ROOT}{}/serviceCallback/{number}", self.xo, self.bot.bot_id));
-        event
+        let (_, mut state) = self.state();
+        self.transfer_event(&mut state, last_words)
     }
 
     /// A later message: flat, and named by what it says and by its request.
     pub fn flat(&self, text: &str) -> Value {
-        let (number, user, stale) = {
-            let mut board = self.world.switchboard.board();
-            (board.number(), board.user(&self.user).clone(), board.switches.stale_context)
-        };
-        let with_agent = user.with_agent;
-        let context = if stale && with_agent { user.transferred } else { self.context(number, text) };
-        let mut event = self.envelope(number, &context);
-        event["message"] = json!(text);
-        event["agent_transfer"] = json!(with_agent);
-        event["channel"] = json!({
-            "from": self.user, "type": "rtm", "userId": self.user, "sessionId": "5f1c4ac4c0a8010e01d3e7a1",
-        });
-        event
+        let (_, mut state) = self.state();
+        self.message_event(&mut state, Some(text))
     }
 
-    fn envelope(&self, number: u64, context: &Value) -> Value {
-        let request_id = format!("{}-{number}", crate::clock::now().as_millisecond());
-        let base = format!("{}{ROOT}{}", self.xo, self.bot.bot_id);
-        let handle = Handle {
-            bot_id: self.bot.bot_id.clone(),
-            user: self.user.clone(),
-            fresh_at: Instant::now(),
-            context: context.clone(),
-        };
-        self.world.switchboard.board().handles.insert(request_id.clone(), handle);
-        json!({
-            "requestId": request_id,
-            "botId": self.bot.bot_id,
-            "componentId": "default",
-            "sendUserMessageUrl": format!("{base}/sendUserMessage/{request_id}"),
-            "sendBotMessageUrl": format!("{base}/sendBotMessage/{request_id}"),
-            "clearConversationSessionUrl": format!("{base}/clearConversationSession/{request_id}"),
-            "baseUrl": base,
-            "context": context,
-            "metaInfo": {},
-        })
+    fn transfer_event(&self, state: &mut State, last_words: &str) -> Value {
+        self.event_of(state, Some(last_words), true, true)
     }
 
-    fn context(&self, number: u64, last_words: &str) -> Value {
-        let size = self.world.switchboard.switches().context_bytes;
-        json!({
-            "bot": "Help", "botid": self.bot.bot_id, "intent": "TalkToAgent",
-            "entities": { "filler": "x".repeat(size) },
-            "history": [{ "type": "incoming", "message": last_words }, { "dialogState": "transferredToAgent" }],
-            "session": {
-                "UserContext": { "_id": self.user, "firstName": "Ada", "lastName": "Lovelace",
-                                 "emailId": "ada@example.com", "identities": [] },
-                "BotUserSession": {
-                    "conversationSessionId": "5f1c4ac4c0a8010e01d3e7a1",
-                    "lastMessage": { "channel": "rtm", "messagePayload": {
-                        "clientMessageId": number, "message": { "body": last_words } } },
-                },
-                "opts": { "userId": self.user, "streamId": self.bot.bot_id },
-            },
-        })
+    fn message_event(&self, state: &mut State, text: Option<&str>) -> Value {
+        self.event_of(state, text, false, true)
+    }
+
+    fn event_of(
+        &self,
+        state: &mut State,
+        words: Option<&str>,
+        is_transfer: bool,
+        names_message: bool,
+    ) -> Value {
+        let parts = EventParts { words, is_transfer, names_message };
+        payload::event(state, &self.key(), &self.connection, &parts)
+    }
+
+    /// The user has done something: XO's clock of the session begins anew, or the session was over already.
+    fn acts(&self, state: &mut State, key: &SessionKey, words: &str, attachments: Vec<Value>) {
+        let idle = Duration::from_millis(state.switches.session_idle_ms);
+        if !idle.is_zero() && state.session(key).active_at.elapsed() > idle {
+            turns::close_session(state, key, false);
+        }
+        state.session(key).active_at = Instant::now();
+        turns::remember(state, key, true, words, attachments);
+    }
+
+    fn key(&self) -> SessionKey {
+        SessionKey { bot: self.connection.bot.bot_id.clone(), user: self.user.clone(), channel: self.channel }
+    }
+
+    /// XO's state, in which this user's events go to the BotKit server of this handle.
+    fn state(&self) -> (SessionKey, std::sync::MutexGuard<'_, State>) {
+        let key = self.key();
+        let mut state = self.world.botkit.lock();
+        state.session(&key).connection = Some(self.connection.clone());
+        (key, state)
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
+        let (key, mut state) = self.state();
+        look(state.session(&key))
+    }
+
+    /// Where the BotKit API of this user's bot stands.
+    pub fn base_url(&self) -> String {
+        format!("{}{ROOT}{}", self.connection.xo, self.connection.bot.bot_id)
     }
 }

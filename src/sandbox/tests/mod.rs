@@ -1,5 +1,6 @@
 //! The sandbox, asked over real HTTP.
 
+mod botkit;
 mod callbacks;
 mod chats;
 mod faults;

@@ -1,0 +1,210 @@
+//! How a turn goes on: the bot reads words that were passed on, says what its script says, and the user reads what was passed on
+//! in turn. Each step waits for the call that XO waits for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::payload::{self, EventParts};
+use super::posting::post;
+use super::script::BotStep;
+use super::state::{Heard, HistoryMessage, PostedEvent, SessionKey, State};
+use super::switches::BotKitSwitches;
+use crate::sandbox::world::World;
+
+/// What a call shows to the user.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shown {
+    pub(super) text: String,
+    template: Option<Value>,
+    as_agent: bool,
+    /// As `getMessages` tells it: a template is JSON text.
+    raw: String,
+}
+
+impl Shown {
+    /// Reads the body of a call; none: there is nothing to show.
+    pub(super) fn read(body: &Value) -> Option<Self> {
+        let plain = body.get("message").and_then(Value::as_str);
+        let inside = body.pointer("/overrideMessagePayload/body").and_then(Value::as_str);
+        let parsed = inside.or(plain).and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let template = parsed.filter(|value| value.get("payload").is_some_and(Value::is_object));
+        let words = template.as_ref().and_then(|template| template.pointer("/payload/text")?.as_str());
+        let text = match (inside, words) {
+            (Some(_), Some(words)) => words,
+            _ => plain.or(words).unwrap_or_default(),
+        };
+        let as_agent = inside.is_some()
+            && template.as_ref().and_then(|template| template.pointer("/payload/template_type")?.as_str())
+                == Some("live_agent");
+        let shown = Self {
+            text: text.to_owned(),
+            as_agent,
+            raw: inside.or(plain).unwrap_or_default().to_owned(),
+            template,
+        };
+        (!shown.text.is_empty() || shown.template.is_some()).then_some(shown)
+    }
+
+    fn words(text: &str) -> Self {
+        Self::read(&json!({ "message": text })).unwrap_or_default()
+    }
+}
+
+/// The user reads this.
+pub(super) fn user_reads(state: &mut State, key: &SessionKey, shown: Shown, handle: &str, event: &str) {
+    let session = state.session(key);
+    session.heard.push(Heard {
+        text: shown.text,
+        template: shown.template,
+        as_agent: shown.as_agent,
+        with_agent: session.with_agent(),
+        handle: handle.to_owned(),
+        event: event.to_owned(),
+    });
+    remember(state, key, false, &shown.raw, Vec::new());
+}
+
+/// Puts a message into the history.
+pub(super) fn remember(
+    state: &mut State,
+    key: &SessionKey,
+    incoming: bool,
+    text: &str,
+    attachments: Vec<Value>,
+) {
+    let id = format!("ms-{}-h{}", key.user, state.number());
+    let at = crate::clock::now();
+    state.session(key).history.push(HistoryMessage { id, incoming, at, text: text.to_owned(), attachments });
+}
+
+/// The words reach the bot. Its answer becomes steps; [`go_on`] does them.
+pub(super) fn bot_reads(
+    world: &World,
+    state: &mut State,
+    key: &SessionKey,
+    words: Option<&str>,
+    connects: bool,
+) {
+    let script = world.settings.bots.iter().find(|bot| bot.bot_id == key.bot).map(|bot| bot.script.clone());
+    let script = script.unwrap_or_default();
+    let session = state.session(key);
+    match words.filter(|words| !words.is_empty()) {
+        None if connects => session.steps.extend(script.welcome()),
+        // Observed by a public adapter: a message without words stalls the dialog, and the next words get no answer.
+        None => session.stalled = true,
+        Some(words) => {
+            session.bot_read.push(words.to_owned());
+            if !std::mem::take(&mut session.stalled) {
+                session.steps.extend(script.steps(words));
+            }
+        }
+    }
+}
+
+/// What XO does by itself with an event whose call did not come, or was a skip that passes on.
+pub(super) fn passes_on(world: &World, state: &mut State, event: &PostedEvent, connects: bool) {
+    match event.event.as_str() {
+        "on_user_message" => bot_reads(world, state, &event.key, event.text.as_deref(), connects),
+        "on_bot_message" | "on_alert" => {
+            if let Some(text) = event.text.as_deref().filter(|text| !text.is_empty()) {
+                user_reads(state, &event.key, Shown::words(text), "", &event.event);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// XO closes the session: it forgets the agent and the dialog, and the next words belong to a new session.
+pub(super) fn close_session(state: &mut State, key: &SessionKey, keeps_agent_mode: bool) {
+    remember(state, key, true, "#session_closed", Vec::new());
+    let number = state.number();
+    let session = state.session(key);
+    if !keeps_agent_mode {
+        (session.agent_transfer, session.agent_session) = (false, false);
+    }
+    session.stalled = false;
+    session.steps.clear();
+    session.id = format!("5f1c4ac4c0a8010e{number:08x}");
+}
+
+/// Does the bot's next steps, as far as no call is missing.
+pub(super) fn go_on(world: &Arc<World>, key: &SessionKey) {
+    let think = {
+        let bot = world.settings.bots.iter().find(|bot| bot.bot_id == key.bot);
+        bot.map_or(Duration::ZERO, |bot| bot.script.think())
+    };
+    if think.is_zero() {
+        return next_steps(world, key);
+    }
+    let (later, key) = (world.clone(), key.clone());
+    world.crew.start(async move {
+        tokio::time::sleep(think).await;
+        next_steps(&later, &key);
+    });
+}
+
+fn next_steps(world: &Arc<World>, key: &SessionKey) {
+    loop {
+        let posting = {
+            let mut state = world.botkit.lock();
+            let switches = state.switches;
+            if !switches.bot_messages_at_once && state.waits_for_bot_message(key) {
+                break;
+            }
+            let Some(step) = state.session(key).steps.pop_front() else { break };
+            take_step(&mut state, key, step, switches)
+        };
+        world.botkit.notify();
+        let Some((event, body)) = posting else { continue };
+        // Noted before the next step is looked at: that step may have to wait for this one.
+        let posting = post(world, key, event, body);
+        world.crew.start(async move { drop(posting.await) });
+    }
+}
+
+/// The event that this step becomes; none: XO does it without the BotKit server.
+fn take_step(
+    state: &mut State,
+    key: &SessionKey,
+    step: BotStep,
+    switches: BotKitSwitches,
+) -> Option<(&'static str, Value)> {
+    let connection = state.session(key).connection.clone()?;
+    let (words, payload) = match &step {
+        BotStep::Say(text) => (Some(text.clone()), None),
+        BotStep::SayWith { message, payload } => (Some(message.clone()), Some(payload.clone())),
+        BotStep::Alert(text) => (Some(text.clone()), None),
+        BotStep::EndTask(_) => (None, None),
+        BotStep::HandOver => (state.session(key).bot_read.last().cloned(), None),
+    };
+    let is_message = matches!(step, BotStep::Say(_) | BotStep::SayWith { .. });
+    if is_message && !switches.on_message {
+        let mut body = json!({ "message": words });
+        body["overrideMessagePayload"] = payload.unwrap_or_default();
+        if let Some(shown) = Shown::read(&body) {
+            user_reads(state, key, shown, "", "on_bot_message");
+        }
+        return None;
+    }
+    if step == BotStep::HandOver {
+        state.session(key).agent_transfer = true;
+    }
+    let is_transfer = step == BotStep::HandOver;
+    let parts = EventParts { words: words.as_deref(), is_transfer, names_message: false };
+    let mut event = payload::event(state, key, &connection, &parts);
+    if let Some(payload) = payload {
+        event["overrideMessagePayload"] = payload;
+    }
+    if let BotStep::EndTask(name) = &step {
+        event["event"] = json!({ "eventType": "endDialog", "completedTaskName": name });
+    }
+    let name = match step {
+        BotStep::Say(_) | BotStep::SayWith { .. } => "on_bot_message",
+        BotStep::Alert(_) => "on_alert",
+        BotStep::EndTask(_) => "on_event",
+        BotStep::HandOver => "on_agent_transfer",
+    };
+    Some((name, event))
+}
