@@ -1,6 +1,8 @@
 //! The sandbox, asked over real HTTP.
 
 mod botkit;
+mod botkit_calls;
+mod botkit_server;
 mod callbacks;
 mod chats;
 mod faults;
