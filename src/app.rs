@@ -113,6 +113,7 @@ impl App {
         };
         let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
         let metrics = Arc::new(Metrics::new(engine)?);
+        metrics.show_destinations(&settings.destinations());
         let usage = if roles.delivers() { RabbitUse::Work } else { RabbitUse::Publish };
         let queue = open(&settings, usage).await?;
         let remembers = settings.servicenow.is_some()
@@ -317,6 +318,7 @@ fn rabbit_settings(url: SecretString, settings: &Settings, usage: RabbitUse) -> 
 
 fn tuning(settings: &Settings) -> QueueTuning {
     QueueTuning {
+        destinations: settings.destinations(),
         partitions: settings.queue.partitions,
         prefetch: settings.queue.prefetch,
         publish_timeout: settings.queue.publish_timeout,

@@ -81,6 +81,8 @@ pub fn xo(http: Http, settings: &Settings) -> Xo {
         events_token: settings.handoffs.events_token.clone(),
         bots: settings.xo.bots.iter().map(bot).collect(),
         allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
+        events_timeout: Some(settings.delivery.events.timeout),
+        bots_timeout: Some(settings.delivery.bots.timeout),
     };
     Xo::new(http, client)
 }
@@ -107,6 +109,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
             config::UnknownGroup::Drop => UnknownGroup::Drop,
         },
         unknown_group_wait: UNKNOWN_GROUP_WAIT,
+        bot_side: settings.bot_side(),
         relays_callbacks: settings.xo.callback_url.is_some(),
         tells_events: settings.handoffs.events_url.is_some(),
         serves_bots: !settings.xo.bots.is_empty(),
@@ -125,10 +128,15 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
         concurrency: usize::from(limits.concurrency),
         rate: limits.rate,
     };
-    let gates = BTreeMap::from([
-        (Destination::ServiceNow, gate(&settings.delivery.servicenow)),
-        (Destination::Xo, gate(&settings.delivery.xo)),
-    ]);
+    let limits = |destination: Destination| match destination {
+        Destination::ServiceNow => gate(&settings.delivery.servicenow),
+        Destination::Xo => gate(&settings.delivery.xo),
+        Destination::Events => gate(&settings.delivery.events),
+        Destination::Bot(_) => gate(&settings.delivery.bots),
+        Destination::Callbacks => GateSettings::default(),
+    };
+    let gates: BTreeMap<_, _> =
+        settings.destinations().iter().map(|destination| (destination, limits(destination))).collect();
     Ok(Deliverer::new(parts, delivery, &gates))
 }
 
@@ -219,6 +227,7 @@ pub(super) fn worker_settings(settings: &Settings) -> WorkerSettings {
             message: delivery.deadline.message,
             typing: delivery.deadline.typing,
             end: delivery.deadline.end,
+            bot: delivery.deadline.bot,
         },
         hold: delivery.hold,
         prefetch: settings.queue.prefetch,
@@ -240,5 +249,6 @@ pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
         },
         handoffs_token: ingress.handoffs_token.clone(),
         botkit: botkit_door(&settings.xo),
+        bot_side: settings.bot_side(),
     }
 }

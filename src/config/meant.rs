@@ -15,6 +15,7 @@ use super::settings::{
     Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
     UnknownGroup, UserPaths, Xo,
 };
+use crate::message::BotName;
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. Where the reader found a problem the value is a stand-in that nobody will use.
@@ -27,6 +28,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
             .unwrap_or_else(|| DirectoryUrl::Sqlite(data_dir.join("directory.sqlite"))),
         data_dir,
         servicenow: servicenow(reader),
+        names_servicenow: reader.is_set("servicenow.host_url"),
         xo: xo(reader),
         handoffs: Handoffs {
             events_url: reader.http_url("handoffs.events_url"),
@@ -237,10 +239,18 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
             reader.wrong(key, "is missing: bot_id, app_id and client_secret belong together");
         }
     }
+    let name_key = format!("{place}.name");
+    let name = reader.text(&name_key).or_else(|| bot_id.clone()).and_then(|name| {
+        let named = BotName::parse(&name);
+        // Without a name of its own a bot has its id's.
+        let key = if reader.is_set(&name_key) { &name_key } else { &keys[0] };
+        named.map_err(|why| reader.wrong(key, why.to_owned())).ok()
+    });
     let mut algorithm = |key: &str| choice_of(reader, key, JwtAlgorithm::ALL, JwtAlgorithm::as_str);
     let jwt_algorithm =
         algorithm(&format!("{place}.jwt_algorithm")).or_else(|| algorithm("xo.jwt_algorithm"));
     Some(Bot {
+        name: name?,
         bot_id: bot_id?,
         app_id: app_id?,
         client_secret: client_secret?.into(),
@@ -298,10 +308,12 @@ fn delivery(reader: &mut Reader) -> Delivery {
         concurrency: reader.whole(&format!("delivery.{destination}.concurrency"), 1, 4096),
         rate: reader.rate(&format!("delivery.{destination}.rate")),
     };
-    let (servicenow, xo) = (limits("servicenow"), limits("xo"));
+    let [servicenow, xo, events, bots] = ["servicenow", "xo", "events", "bots"].map(&mut limits);
     Delivery {
         servicenow,
         xo,
+        events,
+        bots,
         retry: Retry {
             initial: reader.duration("delivery.retry.initial"),
             factor: reader.factor("delivery.retry.factor"),
@@ -312,6 +324,7 @@ fn delivery(reader: &mut Reader) -> Delivery {
             message: reader.duration("delivery.deadline.message"),
             typing: reader.duration("delivery.deadline.typing"),
             end: reader.duration("delivery.deadline.end"),
+            bot: reader.duration("delivery.deadline.bot"),
         },
         hold: reader.duration("delivery.hold"),
         unknown_group: choice_of(reader, "delivery.unknown_group", UnknownGroup::ALL, UnknownGroup::as_str)

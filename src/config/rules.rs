@@ -37,6 +37,8 @@ fn timeouts(settings: &Settings, reader: &mut Reader) {
         let limits = [
             ("delivery.servicenow.timeout", settings.delivery.servicenow.timeout),
             ("delivery.xo.timeout", settings.delivery.xo.timeout),
+            ("delivery.events.timeout", settings.delivery.events.timeout),
+            ("delivery.bots.timeout", settings.delivery.bots.timeout),
         ];
         for (key, timeout) in limits {
             if timeout >= heartbeat {
@@ -63,6 +65,10 @@ fn bots(settings: &Settings, reader: &mut Reader) {
         settings.xo.bots.iter().map(|bot| bot.bot_id.as_str()).filter(|id| !seen.insert(*id)).collect();
     for id in twice {
         reader.wrong("xo.bots", format!("bot_id \"{}\" appears more than once", id.escape_debug()));
+    }
+    let mut names = BTreeSet::new();
+    for bot in settings.xo.bots.iter().filter(|bot| !names.insert(bot.name)) {
+        reader.wrong("xo.bots", format!("name \"{}\" appears more than once", bot.name.as_str()));
     }
 }
 

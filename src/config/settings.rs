@@ -11,8 +11,31 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::message::named;
+use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::telemetry::LogSettings;
+
+impl Settings {
+    /// Which destination a conversation belongs to.
+    pub fn bot_side(&self) -> BotSide {
+        let bots = self.xo.bots.iter().map(|bot| KnownBot { bot_id: bot.bot_id.clone(), name: bot.name });
+        let two_way =
+            self.names_servicenow || self.ingress.handoffs_token.is_some() || !self.xo.bots.is_empty();
+        BotSide { two_way, bots: bots.collect() }
+    }
+
+    /// Every destination that needs a queue.
+    pub fn destinations(&self) -> Destinations {
+        let side = self.bot_side();
+        let fixed = [
+            (side.two_way, Destination::ServiceNow),
+            (self.xo.callback_url.is_some(), Destination::Xo),
+            (self.handoffs.events_url.is_some(), Destination::Events),
+            (true, side.of_chat()),
+        ];
+        let fixed = fixed.into_iter().filter(|(is_needed, _)| *is_needed).map(|(_, destination)| destination);
+        Destinations::new(fixed.chain(side.bots.iter().map(|bot| Destination::Bot(bot.name))))
+    }
+}
 
 /// Everything.
 #[derive(Debug, Clone)]
@@ -23,6 +46,8 @@ pub struct Settings {
     pub directory: DirectoryUrl,
     /// Present where an instance is named and its credentials are complete.
     pub servicenow: Option<ServiceNow>,
+    /// An instance is named; the ingress has no credentials for it.
+    pub names_servicenow: bool,
     pub xo: Xo,
     pub handoffs: Handoffs,
     pub ingress: Ingress,
@@ -220,6 +245,8 @@ impl std::fmt::Debug for Xo {
 /// One bot's BotKit credentials.
 #[derive(Debug, Clone)]
 pub struct Bot {
+    /// `bot:<name>` is the destination.
+    pub name: BotName,
     pub bot_id: String,
     pub app_id: String,
     pub client_secret: SecretString,
@@ -272,6 +299,9 @@ pub struct Ingress {
 pub struct Delivery {
     pub servicenow: Limits,
     pub xo: Limits,
+    pub events: Limits,
+    /// For each bot.
+    pub bots: Limits,
     pub retry: Retry,
     pub deadline: Deadlines,
     pub hold: Duration,
@@ -302,6 +332,7 @@ pub struct Deadlines {
     pub message: Duration,
     pub typing: Duration,
     pub end: Duration,
+    pub bot: Duration,
 }
 
 named! {

@@ -49,7 +49,8 @@ fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
 }
 
 pub(crate) fn destination(text: &str) -> Result<Destination, String> {
-    Destination::parse(text).ok_or_else(|| "must be servicenow or xo".to_owned())
+    Destination::parse(text)
+        .ok_or_else(|| "must be servicenow, xo, events, callbacks or bot:<name>".to_owned())
 }
 
 pub(crate) fn reason(text: &str) -> Result<DeadReason, String> {

@@ -17,7 +17,7 @@ pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
     let message = &dead.message;
     let mut document = json!({
         "id": message.id.to_string(),
-        "destination": message.destination().as_str(),
+        "destination": message.destination.as_str(),
         "kind": message.kind.as_str(),
         "lane": message.lane.as_str(),
         "conversation_id": conversation_of(dead),
@@ -74,11 +74,16 @@ pub(crate) fn plan(plan: &Plan) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeadReason, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
     fn dead(body: &'static [u8]) -> DeadLetter {
-        let message =
-            Message::new(MessageId::fresh(), Kind::HandoffMessage, LaneKey::parse("c-1").unwrap(), body);
+        let message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffMessage,
+            Destination::ServiceNow,
+            LaneKey::parse("c-1").unwrap(),
+            body,
+        );
         DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", Story::default())
     }
 

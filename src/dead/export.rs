@@ -16,7 +16,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// Writes all that is meant with their texts, a line of JSON each, to a reader who may be slow or go away. An error goes
 /// the same way, so that a reader never takes a part for the whole.
 pub(crate) async fn export(queue: &Queue, filter: &Filter, reader: mpsc::Sender<Result<Bytes, DeskError>>) {
-    for destination in filter.destinations() {
+    for destination in filter.destinations(queue) {
         let mut visit = match Visit::begin(queue, destination, filter).await {
             Ok(visit) => visit,
             Err(error) => return drop(reader.send(Err(error.into())).await),

@@ -57,24 +57,26 @@ pub struct Filter {
 impl Filter {
     /// Whether a dead letter is meant.
     pub fn matches(&self, dead: &DeadLetter) -> bool {
-        self.destination.is_none_or(|wanted| wanted == dead.message.destination())
+        self.destination.is_none_or(|wanted| wanted == dead.message.destination)
             && self.reason.is_none_or(|wanted| wanted == dead.reason)
             && self.since.is_none_or(|since| since <= dead.died_at)
             && self.until.is_none_or(|until| dead.died_at < until)
             && (self.ids.is_empty() || self.ids.contains(&dead.message.id))
             // Last, since it may have to read the body.
             && self.conversation.as_deref().is_none_or(|wanted| {
-                dead.message.lane.as_str() == wanted || conversation_of(dead).as_deref() == Some(wanted)
+                dead.message.lane.as_str() == wanted
+                    || conversation_of(dead).as_deref() == Some(wanted)
+                    || group_of(dead).as_deref() == Some(wanted)
             })
     }
 
-    /// The destinations whose sidings must be visited.
-    pub fn destinations(&self) -> Vec<Destination> {
-        Destination::ALL
-            .iter()
-            .copied()
-            .filter(|at| self.destination.is_none_or(|wanted| wanted == *at))
-            .collect()
+    /// The destinations whose dead letters have to be read: the one that the filter names, even if the settings do not know it any
+    /// more, else all that the queue is configured for.
+    pub fn destinations(&self, queue: &Queue) -> Vec<Destination> {
+        match self.destination {
+            Some(destination) => vec![destination],
+            None => queue.destinations().iter().collect(),
+        }
     }
 }
 
@@ -85,6 +87,16 @@ pub fn conversation_of(dead: &DeadLetter) -> Option<String> {
         conversation_id: String,
     }
     serde_json::from_slice::<Named>(&dead.message.body).ok().map(|named| named.conversation_id)
+}
+
+/// The ServiceNow chat that the body names.
+fn group_of(dead: &DeadLetter) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        #[serde(alias = "clientSessionId")]
+        group: String,
+    }
+    serde_json::from_slice::<Named>(&dead.message.body).ok().map(|named| named.group)
 }
 
 /// One dead letter among others: the same message may have died more than once.
@@ -103,6 +115,8 @@ pub struct Entry {
     pub key: Key,
     /// What the message is.
     pub kind: Kind,
+    /// Where it was to go.
+    pub destination: Destination,
     /// The line that it stood in.
     pub lane: LaneKey,
     /// Why it died.
@@ -116,6 +130,7 @@ impl From<&DeadLetter> for Entry {
         Self {
             key: Key { id: dead.message.id, died_at: dead.died_at },
             kind: dead.message.kind,
+            destination: dead.message.destination,
             lane: dead.message.lane.clone(),
             reason: dead.reason,
             accepted_at: dead.message.accepted_at,
@@ -164,7 +179,7 @@ pub async fn look<E: From<QueueError>>(
     filter: &Filter,
     mut look: impl FnMut(&DeadLetter) -> Result<(), E>,
 ) -> Result<(), E> {
-    for destination in filter.destinations() {
+    for destination in filter.destinations(queue) {
         let mut visit = Visit::begin(queue, destination, filter).await?;
         let mut seen = Ok(());
         while seen.is_ok() {
@@ -198,11 +213,13 @@ pub(crate) struct Found {
     pub(crate) entries: Vec<Entry>,
     /// The first, as many as were asked for.
     pub(crate) letters: Vec<DeadLetter>,
+    /// The destinations that the queue is configured for.
+    pub(crate) destinations: Vec<Destination>,
 }
 
 /// Looks at all that is meant and keeps the first `limit` whole.
 pub(crate) async fn find(queue: &Queue, filter: &Filter, limit: usize) -> Result<Found, DeskError> {
-    let mut found = Found::default();
+    let mut found = Found { destinations: queue.destinations().iter().collect(), ..Found::default() };
     look::<DeskError>(queue, filter, |dead| {
         found.entries.push(Entry::from(dead));
         if found.letters.len() < limit {
@@ -222,7 +239,7 @@ pub async fn discard(
     mut progress: impl FnMut(u64),
 ) -> Result<u64, DeskError> {
     let mut gone = 0;
-    for destination in filter.destinations() {
+    for destination in filter.destinations(queue) {
         let mut visit = Visit::begin(queue, destination, filter).await?;
         let done = discard_at(&mut visit, doomed, &mut gone, &mut progress).await;
         visit.end().await;
@@ -265,7 +282,7 @@ pub fn summary(entries: &[Entry]) -> BTreeMap<(Destination, DeadReason), Group> 
     let mut lanes: BTreeMap<(Destination, DeadReason), BTreeSet<&LaneKey>> = BTreeMap::new();
     let mut groups: BTreeMap<(Destination, DeadReason), Group> = BTreeMap::new();
     for entry in entries {
-        let which = (entry.kind.destination(), entry.reason);
+        let which = (entry.destination, entry.reason);
         lanes.entry(which).or_default().insert(&entry.lane);
         let died_at = entry.key.died_at;
         let group =
@@ -286,7 +303,9 @@ mod tests {
     use crate::message::{Message, Story};
 
     fn dead(kind: Kind, lane: &str, body: &'static str, reason: DeadReason, died: i64) -> DeadLetter {
-        let message = Message::new(MessageId::fresh(), kind, LaneKey::parse(lane).unwrap(), body);
+        let destination = if kind.is_for_servicenow() { Destination::ServiceNow } else { Destination::Xo };
+        let message =
+            Message::new(MessageId::fresh(), kind, destination, LaneKey::parse(lane).unwrap(), body);
         let died_at = Timestamp::from_second(died).unwrap();
         DeadLetter { died_at, ..DeadLetter::new(message, reason, "", Story::default()) }
     }

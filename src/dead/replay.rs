@@ -140,7 +140,7 @@ impl Plan {
     pub fn summary(&self) -> BTreeMap<(Fate, Destination, DeadReason), (u64, usize)> {
         let mut counts: BTreeMap<_, (u64, BTreeSet<&LaneKey>)> = BTreeMap::new();
         for Step { entry, fate } in &self.steps {
-            let (count, lanes) = counts.entry((*fate, entry.kind.destination(), entry.reason)).or_default();
+            let (count, lanes) = counts.entry((*fate, entry.destination, entry.reason)).or_default();
             *count += 1;
             lanes.insert(&entry.lane);
         }
@@ -148,7 +148,7 @@ impl Plan {
     }
 
     fn at(&self, destination: Destination) -> impl Iterator<Item = &Step> {
-        self.steps.iter().filter(move |step| step.entry.kind.destination() == destination)
+        self.steps.iter().filter(move |step| step.entry.destination == destination)
     }
 }
 
@@ -214,7 +214,7 @@ pub async fn run(
 ) -> Result<Tally, DeskError> {
     let mut pace = rate.map(pace);
     let mut tally = Tally::default();
-    for destination in filter.destinations() {
+    for destination in filter.destinations(queue) {
         if plan.at(destination).any(|step| !step.fate.stays()) {
             let mut visit = Visit::begin(queue, destination, filter).await?;
             let mut resend = Resend::new(queue, &mut pace, &mut tally, &mut progress);
@@ -272,6 +272,7 @@ mod tests {
     fn entry(id: MessageId, lane: &str, reason: DeadReason, accepted: i64, died: i64) -> Entry {
         let at = |second| Timestamp::from_second(second).unwrap();
         Entry {
+            destination: Destination::Xo,
             key: Key { id, died_at: at(died) },
             kind: Kind::CallbackMessage,
             lane: LaneKey::parse(lane).unwrap(),

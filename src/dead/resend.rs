@@ -142,12 +142,17 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::message::{Kind, MessageId};
+    use crate::message::{Destination, Kind, MessageId};
 
     #[test]
     fn a_replayed_message_is_the_same_message_taken_now() {
-        let mut message =
-            Message::new(MessageId::fresh(), Kind::HandoffStart, LaneKey::parse("c").unwrap(), "{}");
+        let mut message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffStart,
+            Destination::ServiceNow,
+            LaneKey::parse("c").unwrap(),
+            "{}",
+        );
         message.accepted_at = Timestamp::from_second(1).unwrap();
         let again = again(&message);
         assert_eq!((again.id, again.replays), (message.id, 1));

@@ -30,28 +30,32 @@ impl Deliverer {
         directory: &Directory,
         callback: &VirtualAgentCallback,
     ) -> Result<Attempt, OwnTrouble> {
-        let Some(group) = callback.group.as_deref() else {
-            return Ok(if self.settings.relays_callbacks {
-                self.forward(message).await
-            } else {
-                self.unknown(message)
-            });
-        };
+        let Some(group) = callback.group.as_deref() else { return Ok(self.unknown(message)) };
         match directory.find_by_group(group).await? {
-            Some(conversation) if self.is_heard(&conversation) => {
-                Chat { deliverer: self, directory, message, callback, group, conversation }.hear().await
-            }
-            // Nobody to tell; but whoever waits for an agent depends on what this says.
-            Some(conversation) => {
-                let chat = Chat { deliverer: self, directory, message, callback, group, conversation };
-                chat.stands().await?;
-                chat.over().await?;
-                let why = "handoffs.events_url is not set: nobody to tell";
-                Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, why))
-            }
-            None if self.settings.relays_callbacks => Ok(self.forward(message).await),
+            Some(conversation) => self.agent_chat_of(message, directory, callback, conversation).await,
             None => Ok(self.unknown(message)),
         }
+    }
+
+    /// A callback about the chat of this conversation.
+    pub(super) async fn agent_chat_of(
+        &self,
+        message: &Message,
+        directory: &Directory,
+        callback: &VirtualAgentCallback,
+        conversation: Conversation,
+    ) -> Result<Attempt, OwnTrouble> {
+        let group = callback.group.as_deref().unwrap_or_default();
+        let is_heard = self.is_heard(&conversation);
+        let chat = Chat { deliverer: self, directory, message, callback, group, conversation };
+        if is_heard {
+            return chat.hear().await;
+        }
+        // Nothing can be told, but a start may wait for what this callback says of the chat.
+        chat.stands().await?;
+        chat.over().await?;
+        let why = "handoffs.events_url is not set: nothing can be told of this conversation";
+        Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, why))
     }
 
     /// Its texts die with it; where the chat stands does not.
@@ -97,7 +101,7 @@ impl Chat<'_> {
                 }
                 // The others are no worse for it; the callback dies in the end, and its replay tells this one alone.
                 Outcome::Dead(_) => refused = Some(attempt),
-                Outcome::Dropped | Outcome::Repeated | Outcome::Answered => {}
+                Outcome::Dropped | Outcome::Repeated | Outcome::Answered | Outcome::Routed => {}
                 Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => {
                     self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
                     return Ok(attempt);

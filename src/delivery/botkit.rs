@@ -16,8 +16,7 @@ use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, State};
 use crate::message::{
-    ConversationId, DeadReason, Destination, Endpoint, Kind, Message, MessageId, Notice, NoticeEvent,
-    Outcome, ReplyHandle,
+    ConversationId, DeadReason, Endpoint, Kind, Message, MessageId, Notice, NoticeEvent, Outcome, ReplyHandle,
 };
 use crate::platform::{CallError, SessionStep, Words};
 use crate::tasks::Stop;
@@ -214,9 +213,6 @@ impl Deliverer {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if !self.gate(Destination::Xo).breaker().passes() {
-                continue;
-            }
             if let Err(OwnTrouble(trouble)) = self.extend_all(directory, every, &stop).await {
                 tracing::debug!(trouble, "cannot read which reply handles to extend");
             }
@@ -235,7 +231,7 @@ impl Deliverer {
             let calls = due.iter().map(|(id, handle)| self.extend(id, handle));
             futures_util::future::join_all(calls).await;
             let more = due.len() >= AT_ONCE as usize;
-            if !more || stop.asked() || !self.gate(Destination::Xo).breaker().passes() {
+            if !more || stop.asked() {
                 return Ok(());
             }
         }
@@ -247,8 +243,9 @@ impl Deliverer {
         if self.xo.refuses(handle).is_some() {
             return;
         }
+        let Some(destination) = self.settings.bot_side.bot(&handle.bot_id) else { return };
         for _ in 0..EXTEND_TRIES {
-            let Some(_pass) = self.gate(Destination::Xo).enter(false).await else { return };
+            let Some(_pass) = self.gate(destination).enter(false).await else { return };
             let Err(error) = self.xo.agent_session(handle, SessionStep::Extend).await else { return };
             tracing::debug!(conversation = %id, %error, "a reply handle was not extended");
             if !matches!(classify(&error, Operation::Session), Outcome::Retry { .. }) {

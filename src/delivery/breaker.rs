@@ -25,6 +25,8 @@ const UNREACHABLE: u32 = 3;
 /// longest is what the destination's recovery may go unnoticed.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// What a destination asks for is honoured up to this; then it is asked again, by one message.
+const FLOOR_MAX: Duration = Duration::from_secs(300);
 /// A login that is refused again and again gets its account locked.
 const PAUSE_MIN_CREDENTIALS: Duration = Duration::from_secs(2);
 const PAUSE_MAX_CREDENTIALS: Duration = Duration::from_secs(30);
@@ -112,7 +114,8 @@ impl State {
         match (self, heard) {
             (Self::Tripped { until, reason, pauses }, Heard::NotReady { floor, .. }) => {
                 // Late answers of requests that were in the air; only a floor can add to what is known.
-                Self::Tripped { until: until.max(now + floor.unwrap_or_default()), reason, pauses }
+                let floor = floor.unwrap_or_default().min(FLOOR_MAX);
+                Self::Tripped { until: until.max(now + floor), reason, pauses }
             }
             // Of requests that were in the air, too: somebody is served, so that it was not the destination.
             (Self::Tripped { reason: TripReason::Failing, .. }, Heard::Alive) => Self::passing(),
@@ -155,6 +158,7 @@ fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instan
         _ => (PAUSE_MIN, PAUSE_MAX),
     };
     let pause = first.saturating_mul(1 << pauses.min(16)).min(longest);
+    let floor = floor.map(|floor| floor.min(FLOOR_MAX));
     // What the destination asks for is a floor: never sooner, though perhaps later.
     let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
     State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
@@ -352,6 +356,20 @@ mod tests {
                 matches!(state, State::Tripped { until, .. } if until == now + Duration::from_millis(pause))
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_floor_of_a_day_is_asked_about_after_five_minutes() {
+        let now = Instant::now();
+        let day = Heard::NotReady { reason: TripReason::Throttled, floor: Some(Duration::from_secs(86_400)) };
+        let due = |state: &State| match state {
+            State::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
+            _ => 0,
+        };
+        let state = after(&[day], now);
+        assert_eq!(due(&state), 300);
+        assert_eq!(due(&state.clone().step(day, now)), 300, "also of a request that was in the air");
+        assert_eq!(due(&state.step(Heard::ProbeTaken, now).step(day, now)), 300);
     }
 
     #[tokio::test(start_paused = true)]

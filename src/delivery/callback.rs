@@ -3,8 +3,6 @@
 //! Guarantees: what ServiceNow posted of chats that are not ours reaches XO's Callback URL byte for byte. Leaves to others:
 //! telling what was said in ours (`tell.rs`), the HTTP (`platform/xo`).
 
-use std::sync::PoisonError;
-
 use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Origin};
@@ -13,15 +11,13 @@ use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
 use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
-    pub(super) async fn to_xo(&self, message: &Message) -> Attempt {
-        let done = match (message.kind, &self.directory) {
-            // The pure relay knows no conversations: nothing is looked up, nothing is even read. What follows is boxed, so
-            // that its messages do not carry the room for it.
-            (Kind::CallbackMessage, None) => return self.forward(message).await,
-            (Kind::CallbackMessage, Some(directory)) => Box::pin(self.callback(message, directory)).await,
-            _ => Box::pin(self.notice(message)).await,
-        };
-        done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(Endpoint::Events, false, trouble))
+    /// One attempt toward the events URL or a bot.
+    pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+        match (message.kind, &self.directory) {
+            (Kind::CallbackMessage, Some(directory)) => self.callback(message, directory).await,
+            (Kind::CallbackMessage, None) => Ok(self.unknown(message)),
+            _ => self.notice(message).await,
+        }
     }
 
     async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, OwnTrouble> {
@@ -29,11 +25,6 @@ impl Deliverer {
             return self.agent_chat(message, directory, &callback).await;
         }
         let Ok(callback) = serde_json::from_slice::<Callback>(&message.body) else {
-            if self.settings.relays_callbacks
-                && serde_json::from_slice::<serde_json::Value>(&message.body).is_ok()
-            {
-                return Ok(self.forward(message).await);
-            }
             let why = "its body is not a callback of this version";
             return Ok(Attempt::dead(Endpoint::XoCallback, DeadReason::Unreadable, why));
         };
@@ -43,22 +34,12 @@ impl Deliverer {
             Some(conversation) if self.is_heard(&conversation) => {
                 self.said(directory, message, &callback, &conversation).await
             }
-            _ if self.settings.relays_callbacks => Ok(self.forward_for_now(message).await),
             Some(_) => {
                 let why = "handoffs.events_url is not set: nobody to tell";
                 Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why))
             }
             None => Ok(self.unknown(message)),
         }
-    }
-
-    /// The chat may turn out to be one of ours, whose start is still on its way: then its user shall be told as well.
-    async fn forward_for_now(&self, message: &Message) -> Attempt {
-        let attempt = self.forward(message).await;
-        if matches!(attempt.outcome, Outcome::Delivered) {
-            self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).add(message.id);
-        }
-        attempt
     }
 
     pub(super) fn is_heard(&self, conversation: &Conversation) -> bool {
@@ -77,6 +58,7 @@ impl Deliverer {
         Attempt::of(Endpoint::Events, outcome, "nobody opened its group")
     }
 
+    /// One attempt toward XO's Callback URL: nothing is looked up, nothing is even read.
     pub(super) async fn forward(&self, message: &Message) -> Attempt {
         match self.xo.forward_callback(message.body.clone()).await {
             Ok(()) => Attempt::delivered(Endpoint::XoCallback),

@@ -212,7 +212,8 @@ impl Deliverer {
         conversation: &Conversation,
         heard: &Heard,
     ) -> Result<Option<Attempt>, OwnTrouble> {
-        let Some(lost) = untold(directory, &callback.group, heard).await? else { return Ok(None) };
+        let place = (message.destination, message.lane.clone());
+        let Some(lost) = untold(directory, &callback.group, heard, place).await? else { return Ok(None) };
         let writer = heard.created_by.as_deref();
         let said = Said {
             id: lost.id,
@@ -224,7 +225,11 @@ impl Deliverer {
         };
         let attempt = self.say(message, conversation, &said).await?;
         match attempt.outcome {
-            Outcome::Delivered | Outcome::Answered | Outcome::Repeated | Outcome::Dropped => {
+            Outcome::Delivered
+            | Outcome::Answered
+            | Outcome::Repeated
+            | Outcome::Routed
+            | Outcome::Dropped => {
                 self.metrics.repaired.inc();
             }
             Outcome::Dead(reason) => self.bury_missed(lost.clone(), reason, &attempt.error).await?,
@@ -236,7 +241,7 @@ impl Deliverer {
     }
 
     async fn bury_missed(&self, lost: Message, reason: DeadReason, why: &str) -> Result<(), OwnTrouble> {
-        let destination = lost.destination().as_str();
+        let destination = lost.destination.as_str();
         self.queue.bury(&DeadLetter::new(lost, reason, why, Story::default())).await?;
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
         Ok(())
@@ -259,7 +264,9 @@ impl Deliverer {
             Err(error) => return Ok(Err(error)),
         };
         for heard in heard.iter().filter(|heard| !heard.internal) {
-            let Some(lost) = untold(directory, group, heard).await? else { continue };
+            let lane = LaneKey::parse(group).map_err(|problem| OwnTrouble(problem.to_string()))?;
+            let place = (self.settings.bot_side.of_chat(), lane);
+            let Some(lost) = untold(directory, group, heard, place).await? else { continue };
             // What waits on the queue already would only be put there again at each look.
             if self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
                 continue;
@@ -277,8 +284,13 @@ fn voice(writer: Option<&str>) -> Voice {
 
 /// The message that is still to be told. Where its callback came before anybody knew whose chat it was, it went to XO's
 /// Callback URL and its id is used up: then it is told under one of its own.
-async fn untold(directory: &Directory, group: &str, heard: &Heard) -> Result<Option<Message>, OwnTrouble> {
-    let mut lost = message_of(group, heard)?;
+async fn untold(
+    directory: &Directory,
+    group: &str,
+    heard: &Heard,
+    place: (Destination, LaneKey),
+) -> Result<Option<Message>, OwnTrouble> {
+    let mut lost = message_of(group, heard, place);
     let mut told = directory.was_delivered(lost.id).await?;
     if !told && directory.was_delivered(lost.id.forwarded()).await? {
         lost.id = MessageId::derived("told", &lost.id.to_string());
@@ -288,9 +300,8 @@ async fn untold(directory: &Directory, group: &str, heard: &Heard) -> Result<Opt
 }
 
 /// The message that the lost callback would have been.
-fn message_of(group: &str, heard: &Heard) -> Result<Message, OwnTrouble> {
+fn message_of(group: &str, heard: &Heard, (destination, lane): (Destination, LaneKey)) -> Message {
     let id = MessageId::derived("servicenow", &heard.sys_id);
-    let lane = LaneKey::parse(group).map_err(|problem| OwnTrouble(problem.to_string()))?;
     let body = json!({
         "group": group,
         "formatted_message": heard.text,
@@ -298,5 +309,5 @@ fn message_of(group: &str, heard: &Heard) -> Result<Message, OwnTrouble> {
         "sys_id": heard.sys_id,
         "repaired": true,
     });
-    Ok(Message::new(id, Kind::CallbackMessage, lane, body.to_string()))
+    Message::new(id, Kind::CallbackMessage, destination, lane, body.to_string())
 }

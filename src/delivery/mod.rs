@@ -10,6 +10,7 @@ pub mod backoff;
 mod botkit;
 pub mod breaker;
 mod callback;
+mod callback_routing;
 pub mod classify;
 mod course;
 mod escalation;
@@ -27,7 +28,7 @@ mod user_return;
 mod wait_updates;
 mod wording;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ use tokio::time::Instant;
 
 use crate::conversation::{Directory, DirectoryError, Origin, State};
 use crate::message::{
-    ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message, MessageId,
-    Outcome, RetryReason, TripReason,
+    BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
+    MessageId, Outcome, RetryReason, TripReason,
 };
 use crate::platform::{CallError, ServiceNow, Xo};
 use crate::queue::{Lease, Queue, QueueError};
@@ -53,6 +54,11 @@ pub(crate) use repeats::Repeats;
 use user_return::ClosingTexts;
 use wait_updates::WaitUpdates;
 pub use wording::{AgentTemplate, BotKitSettings, SpokenTexts, Texts};
+
+/// A credential that a bot took this lately is not refused as a whole by one address of that bot.
+const CREDENTIAL_WORKED: Duration = Duration::from_secs(60);
+/// Refusals of so many conversations without a success between them are the credential's trouble.
+const UNAUTHORIZED_LANES: usize = 3;
 
 /// What becomes of a callback whose `group` nobody opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +79,8 @@ pub struct DeliverySettings {
     pub unknown_group: UnknownGroup,
     /// How long a callback waits for the start that may be opening its group.
     pub unknown_group_wait: Duration,
+    /// Which destination a conversation belongs to.
+    pub bot_side: BotSide,
     /// XO's Callback URL is configured: unknown groups are forwarded there.
     pub relays_callbacks: bool,
     /// `handoffs.events_url` is configured.
@@ -99,14 +107,16 @@ pub struct Deliverer {
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
     agent_chats: AgentChats,
-    /// When each endpoint answered with a success last.
-    served: Mutex<BTreeMap<Endpoint, Instant>>,
+    /// The gate of every destination that the settings do not know: nothing is sent there.
+    no_gate: Gate,
+    /// When each destination answered with a success last.
+    served: Mutex<BTreeMap<Destination, Instant>>,
+    /// The lanes whose calls were refused as unauthorized since their destination last answered with a success.
+    unauthorized: Mutex<BTreeMap<Destination, BTreeSet<u64>>>,
     /// What gap repair put on the queue lately.
     read: Mutex<Repeats>,
     /// Since when each chat is asked in vain what was said in it.
     unread: Mutex<HashMap<String, Instant>>,
-    /// What went to XO's Callback URL, and no user of ours was told.
-    forwarded: Mutex<Repeats>,
     /// When each user who waits was told of the wait last.
     wait_updates: WaitUpdates,
     /// Which closing texts failed.
@@ -135,6 +145,11 @@ impl Attempt {
 
     fn delivered(endpoint: Endpoint) -> Self {
         Self::of(endpoint, Outcome::Delivered, "")
+    }
+
+    /// The destination that answered, or did not, in an attempt of a message to `destination`.
+    pub fn remote(&self, destination: Destination) -> Destination {
+        if self.endpoint == Endpoint::ServiceNow { Destination::ServiceNow } else { destination }
     }
 
     fn dead(endpoint: Endpoint, reason: DeadReason, why: impl Into<String>) -> Self {
@@ -196,13 +211,19 @@ impl Deliverer {
         gates: &BTreeMap<Destination, GateSettings>,
     ) -> Arc<Self> {
         let lease: Lease = parts.queue.lease();
-        let gates = Destination::ALL.iter().map(|destination| {
-            let breaker = Breaker::new(*destination, parts.metrics.clone());
-            let settings = gates.get(destination).cloned().unwrap_or_default();
-            (*destination, Gate::new(*destination, &settings, breaker, lease.clone(), parts.metrics.clone()))
-        });
+        let gate = |destination: Destination| {
+            let breaker = Breaker::new(destination, parts.metrics.clone());
+            let settings = gates.get(&destination).cloned().unwrap_or_default();
+            Gate::new(destination, &settings, breaker, lease.clone(), parts.metrics.clone())
+        };
         Arc::new(Self {
-            gates: gates.collect(),
+            gates: parts
+                .queue
+                .destinations()
+                .iter()
+                .map(|destination| (destination, gate(destination)))
+                .collect(),
+            no_gate: gate(Destination::Callbacks),
             agent_chats: AgentChats::default(),
             settings,
             servicenow: parts.servicenow,
@@ -211,9 +232,9 @@ impl Deliverer {
             queue: parts.queue,
             metrics: parts.metrics,
             served: Mutex::default(),
+            unauthorized: Mutex::default(),
             read: Mutex::default(),
             unread: Mutex::default(),
-            forwarded: Mutex::default(),
             wait_updates: WaitUpdates::default(),
             closing_texts: ClosingTexts::default(),
             in_doubt: Mutex::default(),
@@ -222,27 +243,31 @@ impl Deliverer {
 
     /// The gate of a destination.
     pub fn gate(&self, destination: Destination) -> &Gate {
-        &self.gates[&destination]
+        self.gates.get(&destination).unwrap_or(&self.no_gate)
     }
 
-    /// When an endpoint last answered somebody with a success.
-    pub fn served(&self, endpoint: Endpoint) -> Option<Instant> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).copied()
+    /// When a destination last answered with a success.
+    pub fn served(&self, destination: Destination) -> Option<Instant> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&destination).copied()
     }
 
     /// Tries once.
     pub async fn attempt(&self, message: &Message, past: Past) -> Attempt {
         let started = Instant::now();
-        let attempt = match message.destination() {
+        // Boxed, so that the messages of the pure relay do not carry the room for the rest.
+        let attempt = match message.destination {
+            Destination::Xo => self.forward(message).await,
             Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.maybe_taken)).await,
-            Destination::Xo => self.to_xo(message).await,
+            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message)).await),
+            Destination::Callbacks => own(Box::pin(self.route(message)).await),
         };
+        let attempt = self.judge_credentials(message, attempt);
         self.record(message, past, &attempt, started.elapsed());
         attempt
     }
 
     fn record(&self, message: &Message, past: Past, attempt: &Attempt, took: Duration) {
-        let destination = message.destination().as_str();
+        let destination = message.destination.as_str();
         let label = attempt.outcome.as_str();
         self.metrics.attempts.with_label_values(&[destination, message.kind.as_str(), label]).inc();
         self.metrics.attempt_duration.with_label_values(&[destination]).observe(took.as_secs_f64());
@@ -252,8 +277,27 @@ impl Deliverer {
         let fails_again = past.fails_alone
             && matches!(&attempt.outcome, Outcome::Retry { reason, floor: None, .. } if *reason != RetryReason::Connect);
         if !fails_again {
-            self.tell_breaker(message.destination(), Some(message), attempt);
+            self.tell_breaker(message.destination, Some(message), attempt);
         }
+    }
+
+    /// A bot's reply address that refuses our credential says something about that one address if the bot's other addresses
+    /// take the same credential: then this conversation alone is tried again, and the bot's other users go on.
+    fn judge_credentials(&self, message: &Message, attempt: Attempt) -> Attempt {
+        let is_refused = matches!(attempt.outcome, Outcome::Pause { reason: TripReason::Credentials, .. });
+        if !is_refused || !matches!(message.destination, Destination::Bot(_)) {
+            return attempt;
+        }
+        let lane = lane_number(message.lane.as_str());
+        let mut refused = self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner);
+        let lanes = refused.entry(message.destination).or_default();
+        lanes.insert(lane);
+        let works = self.served(message.destination).is_some_and(|at| at.elapsed() < CREDENTIAL_WORKED);
+        if !works || lanes.len() >= UNAUTHORIZED_LANES {
+            return attempt;
+        }
+        let outcome = Outcome::Retry { reason: RetryReason::Unauthorized, ambiguous: false, floor: None };
+        Attempt { outcome, ..attempt }
     }
 
     /// Charges the destination only for what is its fault.
@@ -262,10 +306,9 @@ impl Deliverer {
         let lane = message.map_or(0, |message| lane_number(message.lane.as_str()));
         match &attempt.outcome {
             Outcome::Delivered | Outcome::Answered => {
-                self.served
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(attempt.endpoint, Instant::now());
+                let answered = attempt.remote(destination);
+                self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(answered, Instant::now());
+                self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner).remove(&answered);
                 breaker.hear(Heard::Alive);
             }
             // A refusal is an answer of a destination that is well.
@@ -283,7 +326,11 @@ impl Deliverer {
             Outcome::Retry { reason, .. } => {
                 breaker.hear(Heard::Failed { lane, unreachable: *reason == RetryReason::Connect });
             }
-            Outcome::Dead(_) | Outcome::Repeated | Outcome::Dropped | Outcome::Held { .. } => {}
+            Outcome::Dead(_)
+            | Outcome::Repeated
+            | Outcome::Routed
+            | Outcome::Dropped
+            | Outcome::Held { .. } => {}
         }
     }
 }
@@ -301,11 +348,7 @@ impl Deliverer {
     /// Whether an earlier flight of this message, perhaps in another worker, delivered it.
     pub async fn was_delivered(&self, message: &Message) -> bool {
         let Some(directory) = &self.directory else { return false };
-        let may_be_foreign = message.kind == Kind::CallbackMessage && self.settings.relays_callbacks;
-        let known = async {
-            let told = directory.was_delivered(message.id).await?;
-            Ok(told || may_be_foreign && directory.was_delivered(message.id.forwarded()).await?)
-        };
+        let known = directory.was_delivered(delivered_key(message));
         Box::pin(known).await.unwrap_or_else(|error: DirectoryError| {
             tracing::debug!(id = %message.id, %error, "cannot read whether it was delivered before");
             false
@@ -314,11 +357,9 @@ impl Deliverer {
 
     /// Notes a delivery, so that a repeat is recognised by every worker and after every restart.
     pub async fn remember_delivered(&self, message: &Message) {
-        if self.directory.is_none() {
-            return;
+        if self.directory.is_some() {
+            self.remember(delivered_key(message)).await;
         }
-        let went_to_xo = self.forwarded.lock().unwrap_or_else(PoisonError::into_inner).contains(message.id);
-        self.remember(if went_to_xo { message.id.forwarded() } else { message.id }).await;
     }
 
     /// Whether a message was buried under this id, perhaps by another worker.
@@ -385,6 +426,16 @@ impl Deliverer {
         self.give_up_agent_chat(id, open.as_ref());
         told
     }
+}
+
+/// What went to XO's Callback URL was told to no user of ours, so this does not count as told.
+fn delivered_key(message: &Message) -> MessageId {
+    if message.destination == Destination::Xo { message.id.forwarded() } else { message.id }
+}
+
+/// Our own trouble, as the attempt that it makes of a message to the bot side.
+fn own(done: Result<Attempt, OwnTrouble>) -> Attempt {
+    done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(Endpoint::Events, false, trouble))
 }
 
 fn lane_number(lane: &str) -> u64 {

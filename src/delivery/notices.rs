@@ -13,10 +13,20 @@ impl Deliverer {
         if !self.somebody_listens(&notice.conversation_id).await? {
             return Ok(());
         }
-        let lane = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
-        let lane = lane.unwrap_or_else(|| LaneKey::from(&notice.conversation_id));
+        // Behind the callbacks of its chat, which stand in the lane of the chat until a worker knows their conversation.
+        let chat = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
+        let (destination, lane) = match chat {
+            Some(lane) => (self.settings.bot_side.of_chat(), lane),
+            None => {
+                let id = &notice.conversation_id;
+                (self.settings.bot_side.of_conversation(id), LaneKey::from(id))
+            }
+        };
         let body = serde_json::to_vec(notice).map_err(|error| OwnTrouble(error.to_string()))?;
-        Ok(self.queue.publish(&Message::new(notice.id(kind, instance), kind, lane, body)).await?)
+        Ok(self
+            .queue
+            .publish(&Message::new(notice.id(kind, instance), kind, destination, lane, body))
+            .await?)
     }
 
     /// Conversations of a bot always have somebody; those of the API where `handoffs.events_url` is set.

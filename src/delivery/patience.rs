@@ -10,7 +10,7 @@ use super::{Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, Directory};
 use crate::message::handoff::End;
-use crate::message::{Handoff, LaneKey, Message, MessageId};
+use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
 /// `servicenow.wait_limit`, `servicenow.idle_limit`
 #[derive(Debug, Clone)]
@@ -63,7 +63,8 @@ impl Deliverer {
         let chat = conversation.group.as_deref().unwrap_or_default();
         let id = MessageId::derived("patience", &format!("{}:{chat}:{reason}", conversation.id));
         let body = serde_json::to_vec(&end).map_err(|error| OwnTrouble(error.to_string()))?;
-        let message = Message::new(id, end.kind(), LaneKey::from(&conversation.id), body);
+        let message =
+            Message::new(id, end.kind(), Destination::ServiceNow, LaneKey::from(&conversation.id), body);
         Ok(self.queue.publish(&message).await?)
     }
 }

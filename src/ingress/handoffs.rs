@@ -21,7 +21,7 @@ use super::{IngressState, body};
 use crate::conversation::{DirectoryError, Origin};
 use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typing, User};
 use crate::message::ids::ID_BYTES_MAX;
-use crate::message::{ConversationId, LaneKey, Message, MessageId};
+use crate::message::{ConversationId, Destination, LaneKey, Message, MessageId};
 
 /// How long the caller may wait for the directory, which only wants to be ahead of the worker.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
@@ -54,7 +54,8 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let (id, handoff) = read(&raw, &headers)?;
     let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
     let conversation = handoff.conversation();
-    let message = Message::new(id, handoff.kind(), LaneKey::from(conversation), body);
+    let lane = LaneKey::from(conversation);
+    let message = Message::new(id, handoff.kind(), Destination::ServiceNow, lane, body);
     let accepted_at = message.accepted_at;
     state.keep(message).await?;
     if let Handoff::Start(start) = &handoff {

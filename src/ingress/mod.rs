@@ -42,7 +42,7 @@ use problem::Refusal;
 pub use token::BotDoor;
 
 use crate::conversation::Directory;
-use crate::message::{DeadLetter, Message};
+use crate::message::{BotSide, DeadLetter, Message};
 use crate::queue::{Queue, QueueError};
 use crate::tasks::{self, Stop};
 use crate::telemetry::Metrics;
@@ -63,6 +63,8 @@ pub struct IngressSettings {
     pub handoffs_token: Option<SecretString>,
     /// XO's BotKit protocol.
     pub botkit: BotKitDoor,
+    /// Which destination a conversation belongs to.
+    pub bot_side: BotSide,
 }
 
 /// The credentials of the callback door: any one that is set and holds is enough.
@@ -126,7 +128,7 @@ impl IngressState {
         let state = Arc::clone(self);
         tasks::to_the_end(async move {
             state.queue.bury(&dead).await?;
-            let labels = [dead.message.destination().as_str(), dead.reason.as_str()];
+            let labels = [dead.message.destination.as_str(), dead.reason.as_str()];
             state.metrics.dead_letters.with_label_values(&labels).inc();
             Ok(())
         })

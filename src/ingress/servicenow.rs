@@ -18,7 +18,7 @@ use super::verify::{self, Verdict};
 use super::{IngressState, body};
 use crate::clock;
 use crate::message::callback::GROUP_VARIABLE;
-use crate::message::{DeadLetter, DeadReason, Kind, LaneKey, Message, MessageId, Story};
+use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
 /// Answers a callback.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
@@ -35,13 +35,17 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     {
         return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
     }
-    match read(raw, door.own_user.as_deref()) {
+    match read(raw, door.own_user.as_deref(), state.settings.bot_side.of_chat()) {
         Reading::Event(message) => {
             let id = message.id;
             state.keep(message).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "accepted" })))
         }
-        Reading::Unreadable(dead) => {
+        Reading::Unreadable(mut dead) => {
+            // Only XO's own integration may be able to read the body after a replay.
+            if state.queue.destinations().contains(Destination::Xo) {
+                dead.message.destination = Destination::Xo;
+            }
             let id = dead.message.id;
             tracing::warn!(%id, detail = dead.detail, bytes = dead.message.body.len(), "callback kept as dead letter");
             state.bury(*dead).await?;
@@ -59,7 +63,7 @@ enum Reading {
     Unreadable(Box<DeadLetter>),
 }
 
-fn read(raw: Bytes, own_user: Option<&str>) -> Reading {
+fn read(raw: Bytes, own_user: Option<&str>, destination: Destination) -> Reading {
     let (fields, body) = match lenient::strict(&raw) {
         Some(fields) => (fields, raw.clone()),
         None => {
@@ -69,6 +73,7 @@ fn read(raw: Bytes, own_user: Option<&str>) -> Reading {
                     return unreadable(
                         MessageId::fresh(),
                         raw,
+                        destination,
                         "the body is no JSON object, also read leniently",
                     );
                 }
@@ -89,13 +94,13 @@ fn read(raw: Bytes, own_user: Option<&str>) -> Reading {
     }
     let lane = if virtual_agent { answer_lane(&fields) } else { group_lane(&fields) };
     match lane {
-        Ok(lane) => Reading::Event(Message::new(id, Kind::CallbackMessage, lane, body)),
-        Err(detail) => unreadable(id, raw, &detail),
+        Ok(lane) => Reading::Event(Message::new(id, Kind::CallbackMessage, destination, lane, body)),
+        Err(detail) => unreadable(id, raw, destination, &detail),
     }
 }
 
-fn unreadable(id: MessageId, raw: Bytes, detail: &str) -> Reading {
-    let message = Message::new(id, Kind::CallbackMessage, LaneKey::alone(id), raw);
+fn unreadable(id: MessageId, raw: Bytes, destination: Destination, detail: &str) -> Reading {
+    let message = Message::new(id, Kind::CallbackMessage, destination, LaneKey::alone(id), raw);
     Reading::Unreadable(Box::new(DeadLetter::new(message, DeadReason::Unreadable, detail, Story::default())))
 }
 
@@ -174,7 +179,7 @@ mod tests {
     use crate::message::Callback;
 
     fn event(body: &str) -> Message {
-        match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay")) {
+        match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay"), Destination::Xo) {
             Reading::Event(message) => message,
             Reading::Unwanted => panic!("echo"),
             Reading::Unreadable(dead) => panic!("{}", dead.detail),
@@ -182,7 +187,7 @@ mod tests {
     }
 
     fn dead(body: &[u8]) -> DeadLetter {
-        match read(Bytes::copy_from_slice(body), Some("relay")) {
+        match read(Bytes::copy_from_slice(body), Some("relay"), Destination::Xo) {
             Reading::Unreadable(dead) => *dead,
             _ => panic!("was read"),
         }
@@ -221,8 +226,8 @@ mod tests {
             r#"{"group":"g1","sys_created_by":"Relay","sys_id":"m1"}"#,
             r#"{"group":"g1","formatted_message":"a "b"","sys_created_by":"relay","sys_id":"m1"}"#,
         ] {
-            assert!(matches!(read(Bytes::from(body), Some("relay")), Reading::Unwanted));
-            assert!(matches!(read(Bytes::from(body), None), Reading::Event(_)));
+            assert!(matches!(read(Bytes::from(body), Some("relay"), Destination::Xo), Reading::Unwanted));
+            assert!(matches!(read(Bytes::from(body), None, Destination::Xo), Reading::Event(_)));
         }
     }
 

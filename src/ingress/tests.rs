@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::message::Destination;
+use crate::message::{Destination, Destinations, KnownBot};
 use crate::queue::QueueTuning;
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
@@ -24,7 +24,12 @@ fn absent_queue() -> Queue {
     Queue::Rabbit(RabbitQueue::open(RabbitSettings {
         url: "amqp://guest:guest@127.0.0.1:1/%2f".into(),
         heartbeat: Duration::from_secs(15),
-        tuning: QueueTuning { partitions: 8, prefetch: 256, publish_timeout: Duration::from_secs(5) },
+        tuning: QueueTuning {
+            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+            partitions: 8,
+            prefetch: 256,
+            publish_timeout: Duration::from_secs(5),
+        },
         usage: RabbitUse::Publish,
         worker: "none".into(),
     }))
@@ -48,6 +53,7 @@ fn settings() -> IngressSettings {
             ..ServiceNowDoor::default()
         },
         handoffs_token: Some("bearer-token".into()),
+        bot_side: BotSide::default(),
         botkit: super::BotKitDoor::default(),
     }
 }
@@ -369,7 +375,12 @@ async fn the_admin_listener_tells_metrics_and_health() {
 async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
     const BOT: &str = "st-1";
     let folder = tempfile::tempdir().unwrap();
-    let tuning = QueueTuning { partitions: 1, prefetch: 8, publish_timeout: Duration::from_secs(5) };
+    let tuning = QueueTuning {
+        destinations: Destinations::new([Destination::ServiceNow, Destination::Callbacks]),
+        partitions: 1,
+        prefetch: 8,
+        publish_timeout: Duration::from_secs(5),
+    };
     let embedded = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: Some(1) };
     let queue = Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap());
     let bot = BotDoor { bot_id: BOT.into(), app_id: "cs-1".into(), client_secret: "shared".into() };
@@ -379,7 +390,9 @@ async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
         end_words: vec!["quit".into()],
         ..BotKitDoor::default()
     };
-    let relay = relay_on(queue.clone(), IngressSettings { botkit, ..settings() }).await;
+    let name = crate::message::BotName::parse("one").unwrap();
+    let bot_side = BotSide { two_way: true, bots: vec![KnownBot { bot_id: BOT.into(), name }] };
+    let relay = relay_on(queue.clone(), IngressSettings { botkit, bot_side, ..settings() }).await;
     let claims = serde_json::json!({ "appId": "cs-1" });
     let token = crate::sandbox::botkit::token(crate::sandbox::botkit::Algorithm::Hs256, &claims, "shared");
     let event = serde_json::json!({
@@ -392,5 +405,5 @@ async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
     assert_eq!(answer.status, 503, "{}", answer.body);
     let depth = queue.depth().await.unwrap();
     let waiting = |destination| depth.waiting.get(&destination).copied().unwrap_or(0);
-    assert_eq!((waiting(Destination::ServiceNow), waiting(Destination::Xo)), (1, 0));
+    assert_eq!((waiting(Destination::ServiceNow), waiting(Destination::Callbacks)), (1, 0));
 }

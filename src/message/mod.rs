@@ -6,6 +6,7 @@
 
 pub mod callback;
 pub mod dead_letter;
+pub mod destination;
 pub mod handoff;
 pub mod ids;
 pub mod outcome;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 
 pub use callback::{Callback, Notice, NoticeEvent};
 pub use dead_letter::{AttemptRecord, DeadLetter, Story};
+pub use destination::{BotName, BotSide, Destination, Destinations, KnownBot};
 pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
@@ -53,16 +55,6 @@ macro_rules! named {
 pub(crate) use named;
 
 named! {
-    /// Where a message goes.
-    Destination {
-        /// The human side.
-        ServiceNow = "servicenow",
-        /// The bot side.
-        Xo = "xo",
-    }
-}
-
-named! {
     /// What a message is.
     Kind {
         /// Opens a chat with a human.
@@ -81,19 +73,33 @@ named! {
         CallbackEnded = "callback.ended",
         /// No human will come: the bot takes over.
         HandoffFailed = "handoff.failed",
+        /// Words of a user who is with the bot: XO waits until the bot hears them.
+        BotUserMessage = "bot.user_message",
+        /// Words of the bot: XO waits until its user hears them.
+        BotBotMessage = "bot.bot_message",
+        /// An alert task of the bot fired.
+        BotAlert = "bot.alert",
+        /// The user's client reports something to the bot.
+        BotClientEvent = "bot.client_event",
     }
 }
 
 impl Kind {
-    /// Each kind goes to exactly one destination.
-    pub const fn destination(self) -> Destination {
-        match self {
-            Self::HandoffStart | Self::HandoffMessage | Self::HandoffTyping | Self::HandoffEnd => {
-                Destination::ServiceNow
-            }
-            Self::CallbackMessage | Self::CallbackEvent | Self::CallbackEnded | Self::HandoffFailed => {
-                Destination::Xo
-            }
+    /// Whether messages of this kind go to ServiceNow. All others go to the bot side.
+    pub const fn is_for_servicenow(self) -> bool {
+        matches!(self, Self::HandoffStart | Self::HandoffMessage | Self::HandoffTyping | Self::HandoffEnd)
+    }
+
+    /// Whether a message of this kind may be in a queue of this destination.
+    pub fn fits(self, destination: Destination) -> bool {
+        self.is_for_servicenow() == (destination == Destination::ServiceNow)
+    }
+
+    /// What an unreadable message of a destination counts as.
+    pub const fn of_unreadable(destination: Destination) -> Self {
+        match destination {
+            Destination::ServiceNow => Self::HandoffMessage,
+            _ => Self::CallbackMessage,
         }
     }
 }
@@ -105,8 +111,10 @@ impl Kind {
 pub struct Message {
     /// The same event has the same id, however often it is posted.
     pub id: MessageId,
-    /// What it is, and by that where it goes.
+    /// What it is.
     pub kind: Kind,
+    /// Where it goes.
+    pub destination: Destination,
     /// The line that it stands in.
     pub lane: LaneKey,
     /// When the ingress (or a replay) took it: deadlines count from here. Millisecond precision.
@@ -119,18 +127,19 @@ pub struct Message {
 
 impl Message {
     /// A message accepted now.
-    pub fn new(id: MessageId, kind: Kind, lane: LaneKey, body: impl Into<Bytes>) -> Self {
-        Self { id, kind, lane, accepted_at: crate::clock::now(), replays: 0, body: body.into() }
+    pub fn new(
+        id: MessageId,
+        kind: Kind,
+        destination: Destination,
+        lane: LaneKey,
+        body: impl Into<Bytes>,
+    ) -> Self {
+        Self { id, kind, destination, lane, accepted_at: crate::clock::now(), replays: 0, body: body.into() }
     }
 
     /// Under this id it is remembered that it was buried, as it is now: a replay may bury it once more.
     pub(crate) fn buried(&self) -> MessageId {
         MessageId::derived("buried", &format!("{}:{}", self.id, self.replays))
-    }
-
-    /// Where it goes.
-    pub const fn destination(&self) -> Destination {
-        self.kind.destination()
     }
 }
 
@@ -139,6 +148,7 @@ impl std::fmt::Debug for Message {
         f.debug_struct("Message")
             .field("id", &self.id)
             .field("kind", &self.kind)
+            .field("destination", &self.destination)
             .field("lane", &self.lane)
             .field("accepted_at", &self.accepted_at)
             .field("replays", &self.replays)
@@ -156,6 +166,7 @@ mod tests {
         let message = Message::new(
             MessageId::fresh(),
             Kind::CallbackMessage,
+            Destination::Xo,
             LaneKey::parse("g").unwrap(),
             r#"{"formatted_message":"secret words"}"#,
         );

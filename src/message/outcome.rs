@@ -42,6 +42,8 @@ named! {
         Reset = "reset",
         /// 408, 425 and answers that are no answer.
         TryLater = "try_later",
+        /// 401 of one reply address, while the bot's other addresses take the same credential.
+        Unauthorized = "unauthorized",
         /// Something of our own was not there: directory, broker.
         Internal = "internal",
     }
@@ -84,6 +86,8 @@ pub enum Outcome {
     Answered,
     /// Delivered before; nothing was sent.
     Repeated,
+    /// Put on the queue of its real destination under the same id. Only that destination delivers it.
+    Routed,
     /// Worth nothing any more or not supported there (typing): counted, not kept.
     Dropped,
     /// Try again.
@@ -120,6 +124,7 @@ impl Outcome {
             Self::Delivered => "delivered",
             Self::Answered => "answered",
             Self::Repeated => "repeated",
+            Self::Routed => "routed",
             Self::Dropped => "dropped",
             Self::Retry { .. } => "retry",
             Self::Pause { .. } => "paused",

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::message::{DeadLetter, Destination, Message};
+use crate::message::{DeadLetter, Destination, Destinations, Message};
 use embedded::EmbeddedQueue;
 pub use partition::PartitionId;
 use rabbit::RabbitQueue;
@@ -53,6 +53,8 @@ pub enum QueueError {
 /// Tuning shared by both engines.
 #[derive(Debug, Clone)]
 pub struct QueueTuning {
+    /// What has partitions and a dead-letter queue.
+    pub destinations: Destinations,
     /// Partitions for each destination.
     pub partitions: u16,
     /// Unsettled loans for each partition.
@@ -99,8 +101,20 @@ impl Queue {
         }
     }
 
-    /// Puts a message at the end of its lane. Clause 1.
+    /// What has partitions and a dead-letter queue. A tool of an operator also reaches destinations that its settings do not
+    /// name, as far as the engine knows them.
+    pub fn destinations(&self) -> &Destinations {
+        match self {
+            Self::Embedded(queue) => queue.destinations(),
+            Self::Rabbit(queue) => queue.destinations(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.destinations(),
+        }
+    }
+
+    /// Puts a message at the end of its lane. Clause 1. A destination without queues is [`QueueError::Mismatch`].
     pub async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        self.knows(message.destination)?;
         match self {
             Self::Embedded(queue) => queue.publish(message).await,
             Self::Rabbit(queue) => queue.publish(message).await,
@@ -111,12 +125,23 @@ impl Queue {
 
     /// Puts a dead letter into the siding. Clause 1. The caller settles the original afterwards, never before.
     pub async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        self.knows(dead.message.destination)?;
         match self {
             Self::Embedded(queue) => queue.bury(dead).await,
             Self::Rabbit(queue) => queue.bury(dead).await,
             #[cfg(test)]
             Self::Model(queue) => queue.bury(dead).await,
         }
+    }
+
+    /// Without this check a broker would take the message and no queue would get it.
+    fn knows(&self, destination: Destination) -> Result<(), QueueError> {
+        if self.destinations().contains(destination) {
+            return Ok(());
+        }
+        Err(QueueError::Mismatch(format!(
+            "the settings know no destination {destination}: nothing can be put on its queue"
+        )))
     }
 
     /// Borrows from a partition, once the engine lets us. Clauses 2 to 6 and 8.

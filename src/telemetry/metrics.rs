@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 use super::names;
-use crate::message::{DeadReason, Destination, RetryReason};
+use crate::message::{DeadReason, Destinations, RetryReason};
 
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
@@ -141,7 +141,11 @@ impl Metrics {
         for reason in ENDS {
             self.ended.with_label_values(&[reason]);
         }
-        for destination in Destination::ALL {
+    }
+
+    /// Shows every destination from the start, so that a rate of its first event can be computed.
+    pub fn show_destinations(&self, destinations: &Destinations) {
+        for destination in destinations.iter() {
             let destination = destination.as_str();
             for reason in DeadReason::ALL {
                 self.dead_letters.with_label_values(&[destination, reason.as_str()]);

@@ -18,7 +18,7 @@ use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbeSeat;
 use crate::delivery::{Attempt, Deliverer, Past, Repeats};
 use crate::message::{
-    AttemptRecord, DeadLetter, DeadReason, Endpoint, LaneKey, Message, MessageId, Outcome, Story,
+    AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, MessageId, Outcome, Story,
 };
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;
@@ -38,7 +38,7 @@ pub(super) struct Effort {
     pub(super) earlier: u32,
     hold: Hold,
     /// When it failed last, and what was asked.
-    failed: Option<(Instant, Endpoint)>,
+    failed: Option<(Instant, Destination)>,
     pub(super) seen: Instant,
 }
 
@@ -92,8 +92,8 @@ impl Effort {
     }
 
     /// Others were served since it failed, or between two of its failures: if it fails once more, it is not the destination.
-    fn fails_alone(&self, served: impl Fn(Endpoint) -> Option<Instant>) -> bool {
-        let served_since = |(at, endpoint)| served(endpoint).is_some_and(|served| served > at);
+    fn fails_alone(&self, served: impl Fn(Destination) -> Option<Instant>) -> bool {
+        let served_since = |(at, destination)| served(destination).is_some_and(|served| served > at);
         !self.hold.held.is_zero() || self.failed.is_some_and(served_since)
     }
 
@@ -162,7 +162,7 @@ impl Crew {
             Ticket::Open => None,
             Ticket::Probe(seat) => Some(seat),
         };
-        let gate = self.deliverer.gate(loan.message.destination());
+        let gate = self.deliverer.gate(loan.message.destination);
         let pass = tokio::select! {
             // Whatever else is ready: after the end of its subscription nothing starts.
             biased;
@@ -176,7 +176,8 @@ impl Crew {
             return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
         let at = clock::now();
-        let fails_alone = seat.is_none() && effort.fails_alone(|endpoint| self.deliverer.served(endpoint));
+        let fails_alone =
+            seat.is_none() && effort.fails_alone(|destination| self.deliverer.served(destination));
         let past = Past { maybe_taken: effort.maybe_taken, fails_alone };
         let attempt = self.deliverer.attempt(&loan.message, past).await;
         // What the probe found is told before its seat is given back.
@@ -192,7 +193,8 @@ impl Crew {
         attempt: Attempt,
         over: &mut watch::Receiver<bool>,
     ) -> Landing {
-        let Attempt { outcome, status, error, endpoint } = attempt;
+        let remote = attempt.remote(loan.message.destination);
+        let Attempt { outcome, status, error, .. } = attempt;
         if !matches!(outcome, Outcome::Held { .. }) || effort.story.count() == 0 {
             let outcome = outcome.as_str().to_owned();
             effort.story.add(AttemptRecord { at, status, outcome, error: error.clone() });
@@ -200,8 +202,8 @@ impl Crew {
         if let Outcome::Retry { ambiguous, .. } = outcome {
             effort.maybe_taken |= ambiguous;
             let now = Instant::now();
-            effort.hold.failed(now, self.deliverer.served(endpoint));
-            effort.failed = Some((now, endpoint));
+            effort.hold.failed(now, self.deliverer.served(remote));
+            effort.failed = Some((now, remote));
         }
         let step = effort.backoff.next(&mut backoff::dice());
         let message = &loan.message;
@@ -260,7 +262,7 @@ impl Crew {
 
     async fn done(&self, loan: Loan, outcome: &Outcome) -> Landing {
         let message = &loan.message;
-        let (destination, kind) = (message.destination().as_str(), message.kind.as_str());
+        let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
         if matches!(outcome, Outcome::Delivered | Outcome::Answered) {
             self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(message.id);
             self.deliverer.remember_delivered(message).await;
@@ -308,7 +310,7 @@ impl Crew {
         let buried = dead.message.buried();
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(buried);
         self.deliverer.remember(buried).await;
-        let destination = dead.message.destination();
+        let destination = dead.message.destination;
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         tracing::warn!(
             id = %dead.message.id, kind = %dead.message.kind, lane = %dead.message.lane, %reason, detail = dead.detail,

@@ -198,14 +198,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::message::{Destination, Kind, Message, MessageId};
+    use crate::message::{Destination, Destinations, Kind, Message, MessageId};
     use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
     use crate::queue::{PartitionId, Queue, QueueTuning};
 
     /// Loans of these lanes, in this order; their ids are numbered.
     async fn lanes_of(names: &[&str]) -> Lanes {
         let folder = tempfile::tempdir().unwrap();
-        let tuning = QueueTuning { partitions: 1, prefetch: 64, publish_timeout: Duration::from_secs(5) };
+        let tuning = QueueTuning {
+            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+            partitions: 1,
+            prefetch: 64,
+            publish_timeout: Duration::from_secs(5),
+        };
         let settings = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: None };
         let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
         let partition = PartitionId::all(Destination::Xo, 1).next().unwrap();
@@ -214,7 +219,10 @@ mod tests {
         for (n, name) in names.iter().enumerate() {
             let id = MessageId::derived("test", &n.to_string());
             let lane = LaneKey::parse(name).unwrap();
-            queue.publish(&Message::new(id, Kind::CallbackMessage, lane, "{}")).await.unwrap();
+            queue
+                .publish(&Message::new(id, Kind::CallbackMessage, Destination::Xo, lane, "{}"))
+                .await
+                .unwrap();
             lanes.push(subscription.next().await.unwrap());
         }
         lanes

@@ -18,7 +18,6 @@ use std::time::Duration;
 use crate::clock;
 use crate::delivery::backoff::RetrySettings;
 use crate::delivery::{Deliverer, Repeats};
-use crate::message::Destination;
 use crate::queue::{Depth, PartitionId, Queue};
 use crate::tasks::{Stop, Tasks};
 use crate::telemetry::Metrics;
@@ -63,8 +62,8 @@ impl Worker {
         metrics: Arc<Metrics>,
     ) -> Self {
         let worker = Self { queue, deliverer, metrics, tally: Arc::default() };
-        for destination in Destination::ALL {
-            for partition in PartitionId::all(*destination, worker.queue.partitions()) {
+        for destination in worker.queue.destinations().iter() {
+            for partition in PartitionId::all(destination, worker.queue.partitions()) {
                 let crew = Arc::new(Crew {
                     queue: worker.queue.clone(),
                     deliverer: worker.deliverer.clone(),
@@ -82,9 +81,8 @@ impl Worker {
 
     /// Whether this worker consumes: subscribed, or kept away by a breaker and nothing else.
     pub fn ready(&self) -> Result<(), String> {
-        let consuming = Destination::ALL.iter().all(|destination| {
-            self.tally.sum(*destination).subscribed > 0
-                || !self.deliverer.gate(*destination).breaker().passes()
+        let consuming = self.queue.destinations().iter().all(|destination| {
+            self.tally.sum(destination).subscribed > 0 || !self.deliverer.gate(destination).breaker().passes()
         });
         if consuming { Ok(()) } else { Err("the worker has not subscribed to its partitions yet".into()) }
     }
@@ -111,14 +109,14 @@ impl Worker {
     fn set_gauges(&self, depth: &Depth) {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        for destination in Destination::ALL {
+        for destination in self.queue.destinations().iter() {
             let name = destination.as_str();
-            let sum = self.tally.sum(*destination);
-            let waiting = depth.waiting.get(destination).copied().unwrap_or(0);
+            let sum = self.tally.sum(destination);
+            let waiting = depth.waiting.get(&destination).copied().unwrap_or(0);
             // The embedded engine counts what is lent among what waits.
             let held = if self.queue.shared() { gauge(sum.held) } else { 0 };
             self.metrics.queue_messages.with_label_values(&[name]).set(count(waiting) + held);
-            let oldest = [sum.oldest, depth.oldest.get(destination).copied()].into_iter().flatten().min();
+            let oldest = [sum.oldest, depth.oldest.get(&destination).copied()].into_iter().flatten().min();
             let age = oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
             self.metrics.oldest_age.with_label_values(&[name]).set(age);
             for (state, lanes) in [

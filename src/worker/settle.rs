@@ -18,6 +18,8 @@ pub struct Deadlines {
     pub typing: Duration,
     /// `handoff.end`, `callback.ended` and `handoff.failed`
     pub end: Duration,
+    /// `bot.*`: a person waits for each of them.
+    pub bot: Duration,
 }
 
 impl Default for Deadlines {
@@ -27,6 +29,7 @@ impl Default for Deadlines {
             message: Duration::from_secs(900),
             typing: Duration::from_secs(5),
             end: Duration::from_secs(24 * 3600),
+            bot: Duration::from_secs(60),
         }
     }
 }
@@ -39,6 +42,7 @@ impl Deadlines {
             Kind::HandoffMessage | Kind::CallbackMessage | Kind::CallbackEvent => self.message,
             Kind::HandoffTyping => self.typing,
             Kind::HandoffEnd | Kind::CallbackEnded | Kind::HandoffFailed => self.end,
+            Kind::BotUserMessage | Kind::BotBotMessage | Kind::BotAlert | Kind::BotClientEvent => self.bot,
         }
     }
 }
@@ -89,7 +93,11 @@ impl Standing {
     /// After an attempt.
     pub(super) fn verdict(&self, outcome: &Outcome) -> Verdict {
         match outcome {
-            Outcome::Delivered | Outcome::Answered | Outcome::Repeated | Outcome::Dropped => Verdict::Done,
+            Outcome::Delivered
+            | Outcome::Answered
+            | Outcome::Repeated
+            | Outcome::Routed
+            | Outcome::Dropped => Verdict::Done,
             Outcome::Dead(reason) => Verdict::Dead(*reason),
             _ if self.age >= self.deadline => self.too_late(),
             Outcome::Pause { .. } => Verdict::WaitForBreaker,

@@ -96,6 +96,9 @@ pub(crate) fn left(relay: &Relay) -> usize {
     relay.sandbox.ledger().count(|entry| entry.operation == Operation::Leave && entry.applied)
 }
 
+/// The destination of the sandbox's bot: `bot:` and its id.
+const BOT: &str = "bot:st-00000000-0000-5000-8000-000000000001";
+
 fn told(relay: &Relay, status: u16) -> usize {
     relay.sandbox.ledger().count(|entry| {
         entry.side == Side::BotKit && entry.operation == Operation::Tell && entry.status == Some(status)
@@ -338,7 +341,7 @@ on_every_engine! {
             _ => Ok(()),
         }).await;
         // Looked at again and again, and not called.
-        relay.metric_is("causeway_delivery_attempts_total", &[("destination", "xo"), ("outcome", "held")], |held| {
+        relay.metric_is("causeway_delivery_attempts_total", &[("destination", BOT), ("outcome", "held")], |held| {
             held >= 4.0
         }).await;
         let event = user.flat("still here");
@@ -358,7 +361,7 @@ on_every_engine! {
         relay.sandbox.agent_says(&group, "hello").await.unwrap();
         heard(&relay, &user, "hello").await;
         assert_eq!(told(&relay, 401), 1);
-        let paused = [("destination", "xo"), ("outcome", "paused")];
+        let paused = [("destination", BOT), ("outcome", "paused")];
         assert_eq!(relay.metric("causeway_delivery_attempts_total", &paused).await, 0.0, "one attempt was enough");
         assert_eq!(user.heard_texts().iter().filter(|text| *text == "hello").count(), 1);
         // Meanwhile nobody says anything, and the handle is kept alive.

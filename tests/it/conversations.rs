@@ -9,10 +9,12 @@ use causeway::delivery::{
     AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, Past, ReadBack, UnknownGroup,
 };
 use causeway::message::{
-    ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Outcome,
+    BotName, BotSide, ConversationId, DeadReason, Destination, Destinations, Kind, KnownBot, LaneKey,
+    Message, MessageId, Outcome,
 };
 use causeway::platform::{
-    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoSettings,
+    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
+    XoSettings,
 };
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
@@ -380,6 +382,12 @@ async fn room(unknown_group: UnknownGroup) -> Room {
     let embedded = EmbeddedSettings {
         data_dir: folder.path().to_owned(),
         tuning: causeway::queue::QueueTuning {
+            destinations: Destinations::new([
+                Destination::ServiceNow,
+                Destination::Events,
+                Destination::Callbacks,
+                Destination::parse("bot:one").unwrap(),
+            ]),
             partitions: 8,
             prefetch: 16,
             publish_timeout: Duration::from_secs(5),
@@ -387,8 +395,16 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         max_messages: None,
     };
     let queue = Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap());
+    let bot = XoBot {
+        bot_id: "st-1".into(),
+        app_id: "cs-1".into(),
+        client_secret: "secret".into(),
+        algorithm: TokenAlgorithm::default(),
+    };
+    let name = BotName::parse("one").unwrap();
+    let bots = vec![KnownBot { bot_id: "st-1".into(), name }];
     let parts = Parts {
-        xo: Xo::new(http.clone(), XoSettings::default()),
+        xo: Xo::new(http.clone(), XoSettings { bots: vec![bot], ..XoSettings::default() }),
         servicenow: Some(ServiceNow::new(http, client)),
         directory: Some(directory.clone()),
         queue: queue.clone(),
@@ -398,6 +414,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         queue_id: Some(QueueSettings::default().id),
         unknown_group,
         unknown_group_wait: Duration::from_secs(30),
+        bot_side: BotSide { two_way: true, bots },
         relays_callbacks: false,
         tells_events: true,
         agent_chat: AgentChatSettings::default(),
@@ -410,7 +427,8 @@ async fn room(unknown_group: UnknownGroup) -> Room {
 }
 
 fn message(kind: Kind, lane: &str, body: &Value) -> Message {
-    Message::new(MessageId::fresh(), kind, LaneKey::parse(lane).unwrap(), body.to_string())
+    let destination = if kind.is_for_servicenow() { Destination::ServiceNow } else { Destination::Events };
+    Message::new(MessageId::fresh(), kind, destination, LaneKey::parse(lane).unwrap(), body.to_string())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -432,7 +450,7 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
     let room = room(UnknownGroup::DeadLetter).await;
-    let name = "botkit:u-1";
+    let name = "st-1:u-1";
     let reply = json!({
         "bot_id": "st-1", "component_id": "default", "request_id": "1", "base_url": "https://xo.example",
         "send_user_message_url": "https://xo.example/sendUserMessage/1", "channel": {},
@@ -443,7 +461,7 @@ async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
     room.directory.accepted(&id, Origin::BotKit, None, end.accepted_at).await.unwrap();
     let waiting = async || {
         let depth = room.queue.depth().await.unwrap();
-        depth.waiting.get(&Destination::Xo).copied().unwrap_or(0)
+        depth.waiting.get(&Destination::parse("bot:one").unwrap()).copied().unwrap_or(0)
     };
     assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);

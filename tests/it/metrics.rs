@@ -127,7 +127,7 @@ on_every_engine! {
         relay.metric_is("causeway_retries_total", &[servicenow, ("reason", "server_error")], one).await;
         relay.metric_is("causeway_dead_letters_total", &[servicenow, ("reason", "rejected")], one).await;
         relay.metric_is("causeway_dead_letters_total", &[("destination", "xo"), ("reason", "unreadable")], one).await;
-        let ended = [("destination", "xo"), ("kind", "callback.ended"), ("outcome", "delivered")];
+        let ended = [("destination", "events"), ("kind", "callback.ended"), ("outcome", "delivered")];
         relay.metric_is("causeway_delivery_attempts_total", &ended, one).await;
         let messages = [servicenow, ("kind", "handoff.message")];
         relay.metric_is("causeway_delivery_latency_seconds_count", &messages, |count| count == 2.0).await;

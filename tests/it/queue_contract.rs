@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use causeway::message::{
-    AttemptRecord, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story,
+    AttemptRecord, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
+    Story,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
@@ -25,7 +26,12 @@ pub(super) const SOON: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(300);
 
 pub(super) fn tuning() -> QueueTuning {
-    QueueTuning { partitions: PARTITIONS, prefetch: PREFETCH, publish_timeout: Duration::from_secs(5) }
+    QueueTuning {
+        destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+        partitions: PARTITIONS,
+        prefetch: PREFETCH,
+        publish_timeout: Duration::from_secs(5),
+    }
 }
 
 /// What a process does that starts.
@@ -72,7 +78,7 @@ async fn make_unreadable(bench: &Bench) {
 
 pub(super) fn text(lane: &str, number: usize) -> Message {
     let lane = LaneKey::parse(lane).unwrap();
-    Message::new(MessageId::fresh(), Kind::CallbackMessage, lane, format!("{number}"))
+    Message::new(MessageId::fresh(), Kind::CallbackMessage, Destination::Xo, lane, format!("{number}"))
 }
 
 pub(super) fn number(message: &Message) -> usize {
@@ -307,7 +313,7 @@ on_every_engine! {
         let mut subscription = borrow(&queue).await;
         let loan = next(&mut subscription).await;
         assert_eq!(loan.message.body, sent.body);
-        assert_eq!(loan.message.destination(), Destination::Xo);
+        assert_eq!(loan.message.destination, Destination::Xo);
         assert!(loan.unreadable.as_deref().is_some_and(|why| why.contains("hologram")), "{loan:?}");
         loan.done().await.unwrap();
         fill(&queue, 1..2).await;
@@ -367,7 +373,7 @@ on_every_engine! {
         fill(&queue, 1..3).await;
         let id = MessageId::fresh();
         let lane = LaneKey::alone(id);
-        queue.publish(&Message::new(id, Kind::HandoffEnd, lane, "{}")).await.unwrap();
+        queue.publish(&Message::new(id, Kind::HandoffEnd, Destination::ServiceNow, lane, "{}")).await.unwrap();
         queue.bury(&dead(0)).await.unwrap();
 
         let expected = BTreeMap::from([(Destination::ServiceNow, 1), (Destination::Xo, 3)]);

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use causeway::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use causeway::message::{
+    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
+};
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
 use rand::RngExt;
@@ -20,7 +22,12 @@ const PREFETCH: u16 = 16;
 const CHILD: &str = "CAUSEWAY_TEST_CHILD_FOLDER";
 
 fn settings(folder: &Path) -> EmbeddedSettings {
-    let tuning = QueueTuning { partitions: 4, prefetch: PREFETCH, publish_timeout: Duration::from_secs(10) };
+    let tuning = QueueTuning {
+        destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+        partitions: 4,
+        prefetch: PREFETCH,
+        publish_timeout: Duration::from_secs(10),
+    };
     EmbeddedSettings { data_dir: folder.to_owned(), tuning, max_messages: None }
 }
 
@@ -33,7 +40,7 @@ async fn desk(folder: &Path) -> Queue {
 }
 
 fn text(lane: usize, body: impl Into<bytes::Bytes>) -> Message {
-    Message::new(MessageId::fresh(), Kind::CallbackMessage, lane_key(lane), body)
+    Message::new(MessageId::fresh(), Kind::CallbackMessage, Destination::Xo, lane_key(lane), body)
 }
 
 fn lane_key(lane: usize) -> LaneKey {
@@ -98,7 +105,7 @@ async fn a_file_that_is_not_ours_is_refused() {
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("another version");
     assert!(matches!(refused, QueueError::Mismatch(_)));
-    assert!(refused.to_string().contains("version 9, but this program knows version 1"), "{refused}");
+    assert!(refused.to_string().contains("version 9, but this program knows version 2"), "{refused}");
 
     std::fs::write(&file, "certainly no database ".repeat(400)).unwrap();
     let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("no database");

@@ -7,7 +7,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl};
-use causeway::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use causeway::message::{
+    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
+};
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueTuning};
 use causeway::sandbox::{Operation, Rule, Side};
@@ -16,7 +18,12 @@ use jiff::Timestamp;
 use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
 
 async fn open(data_dir: &Path) -> Queue {
-    let tuning = QueueTuning { partitions: 8, prefetch: 256, publish_timeout: Duration::from_secs(5) };
+    let tuning = QueueTuning {
+        destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+        partitions: 8,
+        prefetch: 256,
+        publish_timeout: Duration::from_secs(5),
+    };
     let settings = EmbeddedSettings { data_dir: data_dir.to_owned(), tuning, max_messages: None };
     Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap())
 }
@@ -25,7 +32,8 @@ async fn open(data_dir: &Path) -> Queue {
 fn message(lane: &str, n: i64) -> Message {
     let body = format!(r#"{{"type":"message","conversation_id":"{lane}","message":"private words {n}"}}"#);
     let id = MessageId::derived("test", &format!("{lane}-{n}"));
-    let mut message = Message::new(id, Kind::HandoffMessage, LaneKey::parse(lane).unwrap(), body);
+    let mut message =
+        Message::new(id, Kind::HandoffMessage, Destination::ServiceNow, LaneKey::parse(lane).unwrap(), body);
     message.accepted_at = Timestamp::from_second(n).unwrap();
     message
 }

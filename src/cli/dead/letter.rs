@@ -74,11 +74,16 @@ fn story(dead: &DeadLetter, reveal: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeadReason, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
     fn dead(body: &'static [u8]) -> DeadLetter {
-        let message =
-            Message::new(MessageId::fresh(), Kind::HandoffMessage, LaneKey::parse("c-1").unwrap(), body);
+        let message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffMessage,
+            Destination::ServiceNow,
+            LaneKey::parse("c-1").unwrap(),
+            body,
+        );
         DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", Story::default())
     }
 

@@ -104,6 +104,7 @@ mod tests {
     #[test]
     fn the_plan_says_what_happens_to_each() {
         let entry = |reason| Entry {
+            destination: Destination::ServiceNow,
             key: Key { id: MessageId::fresh(), died_at: crate::clock::now() },
             kind: Kind::HandoffMessage,
             lane: LaneKey::parse("c-1").unwrap(),

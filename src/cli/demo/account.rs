@@ -97,7 +97,7 @@ impl Account {
         let row = |(destination, direction): &(Destination, Direction)| {
             let name = match destination {
                 Destination::ServiceNow => "to servicenow",
-                Destination::Xo => "to xo (bot side)",
+                _ => "to the bot side",
             };
             let numbers = [
                 direction.accepted as u64,

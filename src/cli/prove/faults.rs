@@ -104,7 +104,7 @@ async fn commit(stage: &Stage, fault: Planned, diary: &Mutex<Diary>) -> anyhow::
 async fn lasting(stage: &Stage, fault: Planned) -> anyhow::Result<()> {
     let side = match fault.side {
         Destination::ServiceNow => Side::ServiceNow,
-        Destination::Xo => Side::Xo,
+        _ => Side::Xo,
     };
     let some = Rule::new(side).probability(SHARE, fault.seed);
     let rule = match fault.mishap {
@@ -133,7 +133,7 @@ async fn wire(stage: &Stage, fault: Planned) -> anyhow::Result<()> {
         Mishap::CutWorkerBroker | Mishap::HoleWorkerBroker => stage.wires.broker(1 + fault.worker)?,
         _ => match fault.side {
             Destination::ServiceNow => &stage.wires.servicenow,
-            Destination::Xo => &stage.wires.xo,
+            _ => &stage.wires.xo,
         },
     };
     match fault.mishap {

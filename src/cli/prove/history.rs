@@ -61,10 +61,10 @@ impl Chat {
     /// Causeway's id of message `n`.
     pub(super) fn id_of(&self, n: usize) -> MessageId {
         match self.destination {
-            Destination::Xo => MessageId::derived("servicenow", &self.key_of(n)),
             Destination::ServiceNow => {
                 MessageId::derived("handoff", &format!("{}:{}", self.name, self.key_of(n)))
             }
+            _ => MessageId::derived("servicenow", &self.key_of(n)),
         }
     }
 

@@ -89,7 +89,7 @@ impl Callers {
     async fn say(&self, destination: Destination, talk: &Talk, n: usize, stop: &crate::tasks::Stop) {
         let (url, headers, body) = match destination {
             Destination::ServiceNow => self.handoff(talk, n),
-            Destination::Xo => self.callback(talk, n),
+            _ => self.callback(talk, n),
         };
         let mut pause = AGAIN;
         loop {

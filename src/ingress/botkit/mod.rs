@@ -22,7 +22,9 @@ use super::{IngressState, body};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, DirectoryError, Origin, State};
 use crate::message::handoff::{End, Handoff, Start, Text, Typing};
-use crate::message::{AllowedHosts, ConversationId, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle};
+use crate::message::{
+    AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
+};
 pub(super) use answer::refused;
 use event::Payload;
 
@@ -273,16 +275,21 @@ async fn quit(
     let group = known.filter(is_open).and_then(|open| open.group);
     // Without a chat there is nothing else that tells this end from the next one.
     let instance = if group.is_some() { String::new() } else { id.to_string() };
-    let lane = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
+    let chat = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
     let notice = Notice { group, reason: Some(reason.to_owned()), ..Notice::about(conversation_id.clone()) };
     let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
-    let lane = lane.unwrap_or_else(|| LaneKey::from(&conversation_id));
+    let side = &state.settings.bot_side;
+    // Behind the callbacks of the chat, if there is one.
+    let (destination, lane) = match chat {
+        Some(lane) => (side.of_chat(), lane),
+        None => (side.of_conversation(&conversation_id), LaneKey::from(&conversation_id)),
+    };
     let ended = notice.id(Kind::CallbackEnded, &instance);
     // The end first: should nothing come after it, the worker tells the notice as well, only later. The notice alone would
     // leave an agent in a chat whose user is gone.
     let end = End { conversation_id, reason: Some(reason.to_owned()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
-    Ok(state.keep(Message::new(ended, Kind::CallbackEnded, lane, body)).await?)
+    Ok(state.keep(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
 }
 
 /// A message to the bot of a user who is with an agent, as far as Causeway knows: XO took them back.
@@ -342,7 +349,8 @@ async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(),
 /// Returns when it was accepted.
 async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) -> Result<Timestamp, Refusal> {
     let body = serde_json::to_vec(handoff).map_err(|_| Refusal::CutBody)?;
-    let message = Message::new(id, handoff.kind(), LaneKey::from(handoff.conversation()), body);
+    let lane = LaneKey::from(handoff.conversation());
+    let message = Message::new(id, handoff.kind(), Destination::ServiceNow, lane, body);
     let accepted_at = message.accepted_at;
     state.keep(message).await?;
     Ok(accepted_at)

@@ -114,7 +114,7 @@ impl Xo {
         let begins = |bot: &XoBot| {
             conversation.as_str().strip_prefix(bot.bot_id.as_str()).is_some_and(|rest| rest.starts_with(':'))
         };
-        conversation.as_str().starts_with("botkit:") || self.settings.bots.iter().any(begins)
+        self.settings.bots.iter().any(begins)
     }
 
     /// Why this handle cannot be used at all, if so.
@@ -155,8 +155,9 @@ impl Xo {
         let url: Url = url.map_err(|why| CallError::refused_here(format!("its reply address {why}")))?;
         let body = Bytes::from(payload.to_string());
         let refused = |error: &CallError| matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
-        match self.post(&url, signed(bot)?, body.clone()).await {
-            Err(error) if refused(&error) => self.post(&url, signed(bot)?, body).await,
+        let client = self.timed(self.settings.bots_timeout);
+        match client.post(&url, signed(bot)?, body.clone()).await {
+            Err(error) if refused(&error) => client.post(&url, signed(bot)?, body).await,
             done => done,
         }
     }
@@ -321,7 +322,7 @@ mod tests {
     fn a_bot_knows_its_conversations_and_shows_no_secret() {
         let xo = xo(Vec::new());
         let of = |id: &str| xo.is_of_a_bot(&ConversationId::parse(id).unwrap());
-        assert!(of("st-1:u-1:rtm") && of("botkit:abc") && !of("st-12:u-1:rtm") && !of("c-1"));
+        assert!(of("st-1:u-1:rtm") && !of("st-12:u-1:rtm") && !of("c-1"));
         assert!(!format!("{xo:?} {:?}", xo.settings.bots).contains("shared-secret"));
     }
 }

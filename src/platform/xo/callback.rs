@@ -34,7 +34,7 @@ impl Xo {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        self.post(url, headers, body.into()).await
+        self.timed(self.settings.events_timeout).post(url, headers, body.into()).await
     }
 }
 

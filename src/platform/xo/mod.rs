@@ -8,6 +8,7 @@ mod botkit;
 mod callback;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -36,6 +37,10 @@ pub struct XoSettings {
     pub bots: Vec<XoBot>,
     /// Where their reply addresses may point.
     pub allowed_hosts: AllowedHosts,
+    /// How long one call to the events URL may take; `None`: as long as one to the Callback URL.
+    pub events_timeout: Option<Duration>,
+    /// How long one call to a bot may take; `None`: as long as one to the Callback URL.
+    pub bots_timeout: Option<Duration>,
 }
 
 /// The bot side. Cheap to clone.
@@ -49,6 +54,11 @@ impl Xo {
     /// A client of the bot side.
     pub fn new(http: Http, settings: XoSettings) -> Self {
         Self { http, settings: Arc::new(settings) }
+    }
+
+    fn timed(&self, timeout: Option<Duration>) -> Self {
+        let http = timeout.map_or_else(|| self.http.clone(), |timeout| self.http.with_timeout(timeout));
+        Self { http, settings: Arc::clone(&self.settings) }
     }
 
     /// XO's Callback URL.

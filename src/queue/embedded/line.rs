@@ -2,13 +2,16 @@
 //! integer that is the primary key.
 //!
 //! Guarantees: a later entry of a line has a greater [`Seq`]; the entries of a line are one range of the key.
-//! These numbers are on disk in every deployment: they may never change.
+//! Which number a destination has, the file itself says (`destination` in `schema.sql`): [`LineNumbers`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::super::PartitionId;
 use crate::message::Destination;
 
-/// Bits of a [`Seq`] that count within the line: 17 million million entries.
-const COUNTER_BITS: u32 = 44;
+/// Bits of a [`Seq`] that count within the line: a million million entries.
+const COUNTER_BITS: u32 = 40;
 /// Line numbers of one destination: partitions below [`SIDING`], the siding at it.
 const LINES_BITS: u32 = 17;
 const SIDING: i64 = 1 << 16;
@@ -21,31 +24,53 @@ pub(super) struct Line(pub(super) i64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Seq(pub(super) i64);
 
-impl Line {
-    pub(super) const fn partition(partition: PartitionId) -> Self {
-        Self(number(partition.destination) << LINES_BITS | partition.index as i64)
+/// The numbers of the destinations in one file, 1 to 63. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LineNumbers {
+    numbers: Arc<BTreeMap<Destination, i64>>,
+}
+
+impl LineNumbers {
+    /// How many destinations fit into one file.
+    pub(super) const MAX: i64 = 63;
+
+    pub(super) fn new(numbers: BTreeMap<Destination, i64>) -> Self {
+        Self { numbers: Arc::new(numbers) }
     }
 
-    pub(super) const fn siding(destination: Destination) -> Self {
-        Self(number(destination) << LINES_BITS | SIDING)
+    /// `None` if the file knows no such destination.
+    pub(super) fn partition(&self, partition: PartitionId) -> Option<Line> {
+        let number = self.numbers.get(&partition.destination)?;
+        Some(Line(number << LINES_BITS | i64::from(partition.index)))
     }
 
-    /// Every line of a file with so many partitions.
-    pub(super) fn all(partitions: u16) -> impl Iterator<Item = Self> {
-        Destination::ALL.iter().flat_map(move |destination| {
-            PartitionId::all(*destination, partitions)
-                .map(Self::partition)
-                .chain(std::iter::once(Self::siding(*destination)))
+    /// `None` if the file knows no such destination.
+    pub(super) fn siding(&self, destination: Destination) -> Option<Line> {
+        Some(Line(self.numbers.get(&destination)? << LINES_BITS | SIDING))
+    }
+
+    /// Every line of the file.
+    pub(super) fn all(&self, partitions: u16) -> impl Iterator<Item = Line> + '_ {
+        self.numbers.values().flat_map(move |number| {
+            (0..partitions).map(i64::from).chain([SIDING]).map(move |line| Line(number << LINES_BITS | line))
         })
     }
 
-    pub(super) const fn is_siding(self) -> bool {
-        self.0 & SIDING != 0
+    /// Whose line it is; `None` for a number that no version of this program wrote.
+    pub(super) fn destination(&self, line: Line) -> Option<Destination> {
+        let number = line.0 >> LINES_BITS;
+        self.numbers.iter().find(|(_, known)| **known == number).map(|(destination, _)| *destination)
     }
 
-    /// Whose line it is; `None` for a number that no version of this program wrote.
-    pub(super) fn destination(self) -> Option<Destination> {
-        Destination::ALL.iter().copied().find(|destination| number(*destination) == self.0 >> LINES_BITS)
+    /// The destinations of the file.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = Destination> + '_ {
+        self.numbers.keys().copied()
+    }
+}
+
+impl Line {
+    pub(super) const fn is_siding(self) -> bool {
+        self.0 & SIDING != 0
     }
 
     /// The place of the entry with this number.
@@ -70,31 +95,35 @@ impl Seq {
     }
 }
 
-const fn number(destination: Destination) -> i64 {
-    match destination {
-        Destination::ServiceNow => 0,
-        Destination::Xo => 1,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn numbers() -> LineNumbers {
+        let last = Destination::parse("bot:last").unwrap();
+        LineNumbers::new(
+            [(Destination::Xo, 1), (Destination::ServiceNow, 2), (last, LineNumbers::MAX)].into(),
+        )
+    }
+
+    /// The places are on disk in every deployment: they may not change.
     #[test]
-    fn places_on_disk_are_fixed_for_ever() {
-        let line = Line::partition(PartitionId { destination: Destination::Xo, index: 3 });
-        assert_eq!((line.0, line.seq(5).0), (131_075, 131_075 * 17_592_186_044_416 + 5));
-        assert_eq!(Line::siding(Destination::ServiceNow).0, 65_536);
+    fn places_on_disk_are_fixed() {
+        let line = numbers().partition(PartitionId { destination: Destination::Xo, index: 3 }).unwrap();
+        assert_eq!((line.0, line.seq(5).0), (131_075, 131_075 * 1_099_511_627_776 + 5));
+        assert_eq!(numbers().siding(Destination::ServiceNow), Some(Line(2 * 131_072 + 65_536)));
+        assert_eq!(numbers().siding(Destination::Events), None);
     }
 
     #[test]
     fn a_place_knows_its_line() {
-        for line in Line::all(u16::MAX) {
+        for line in numbers().all(u16::MAX) {
             assert_eq!(line.seq(1).line(), line);
-            assert!(line.start() < line.seq(1) && line.seq(1) < line.end());
+            assert!(line.start() < line.seq(1) && line.seq(1).0 > 0);
+            assert!(numbers().destination(line).is_some());
         }
-        let last = Line::siding(Destination::Xo);
-        assert!(last.is_siding() && last.destination() == Some(Destination::Xo));
+        let last = numbers().siding(Destination::Xo).unwrap();
+        assert!(last.is_siding() && numbers().destination(last) == Some(Destination::Xo));
+        assert!(last.seq(1) < last.end());
     }
 }

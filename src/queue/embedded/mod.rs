@@ -31,9 +31,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::{Depth, PartitionId, QueueError, QueueTuning};
-use crate::message::{DeadLetter, Destination, Message};
+use crate::message::{DeadLetter, Destination, Destinations, Message};
 use lending::Lending;
-use line::Line;
+use line::LineNumbers;
 use lock::Lock;
 pub use siding::Siding;
 use store::Store;
@@ -65,6 +65,9 @@ pub struct EmbeddedQueue {
 #[derive(Debug)]
 struct Inner {
     settings: EmbeddedSettings,
+    numbers: LineNumbers,
+    /// A tool beside the server knows what the file knows: it may have been started without the server's settings.
+    destinations: Destinations,
     gate: Gate,
     publishes: Arc<Semaphore>,
     connected: watch::Receiver<bool>,
@@ -93,6 +96,7 @@ impl EmbeddedQueue {
             .name("queue-writer".to_owned())
             .spawn(move || match open_files(&inside, serves) {
                 Ok((store, lending, lock)) => {
+                    let numbers = store.numbers().clone();
                     let writer = Writer {
                         store,
                         partitions,
@@ -101,7 +105,7 @@ impl EmbeddedQueue {
                         connected,
                         settling: HashMap::new(),
                     };
-                    let _ = opened.send(Ok(()));
+                    let _ = opened.send(Ok(numbers));
                     let closed = writer.run(&taken);
                     drop(lock);
                     closed.map(|(reply, noted)| reply.send(noted));
@@ -109,9 +113,16 @@ impl EmbeddedQueue {
                 Err(error) => drop(opened.send(Err(error))),
             })
             .map_err(|error| QueueError::Unavailable(format!("cannot start the queue's thread: {error}")))?;
-        answer.await.map_err(|_| QueueError::Unavailable("the queue's thread ended".to_owned()))??;
+        let ended = |_| QueueError::Unavailable("the queue's thread ended".to_owned());
+        let numbers = answer.await.map_err(ended)??;
+        let destinations = match serves {
+            true => settings.tuning.destinations.clone(),
+            false => Destinations::new(numbers.destinations()),
+        };
         let inner = Inner {
             settings,
+            numbers,
+            destinations,
             gate,
             publishes: Arc::new(Semaphore::new(PUBLISHES_MAX)),
             connected: seen,
@@ -122,6 +133,10 @@ impl EmbeddedQueue {
 
     pub(super) const fn partitions(&self) -> u16 {
         self.partitions
+    }
+
+    pub(super) fn destinations(&self) -> &Destinations {
+        &self.inner.destinations
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
@@ -152,7 +167,8 @@ impl EmbeddedQueue {
                 self.partitions
             )));
         }
-        let (line, gate) = (Line::partition(partition), self.inner.gate.clone());
+        let line = self.inner.numbers.partition(partition).ok_or_else(|| unknown(partition.destination))?;
+        let gate = self.inner.gate.clone();
         let wanted = gate.clone();
         let (number, loans) =
             gate.ask(|reply| Command::Ask(Ask::Borrow { line, gate: wanted, reply })).await?;
@@ -164,7 +180,7 @@ impl EmbeddedQueue {
         let lock = Lock::take(&path, |holder| {
             format!("the dead letters of {destination} are being visited by {holder}: wait until it is done")
         })?;
-        let line = Line::siding(destination);
+        let line = self.inner.numbers.siding(destination).ok_or_else(|| unknown(destination))?;
         let gate = self.inner.gate.clone();
         let end = gate.ask(|reply| Command::Ask(Ask::End { line, reply })).await?;
         Ok(Siding { at: line.start(), end, gate, lock })
@@ -192,6 +208,10 @@ impl EmbeddedQueue {
     }
 }
 
+fn unknown(destination: Destination) -> QueueError {
+    QueueError::Mismatch(format!("the queue has never had a destination {destination}"))
+}
+
 /// Locks, then opens; all of it on the thread that will own it.
 fn open_files(
     settings: &EmbeddedSettings,
@@ -205,7 +225,7 @@ fn open_files(
                 format!("there is no queue in {}: nothing was served from there yet", folder.display());
             return Err(QueueError::Mismatch(text));
         }
-        return Ok((Store::open(&path, tuning.partitions.max(1))?, None, None));
+        return Ok((Store::open(&path, tuning)?, None, None));
     }
     make_private(folder).map_err(|error| {
         QueueError::Unavailable(format!("cannot make the data folder {}: {error}", folder.display()))
@@ -216,7 +236,7 @@ fn open_files(
             folder.display()
         )
     })?;
-    let mut store = Store::open(&path, tuning.partitions.max(1))?;
+    let mut store = Store::open(&path, tuning)?;
     let prefetch = tuning.prefetch.max(1);
     let (lines, out) = store.started(prefetch).map_err(|error| {
         QueueError::Unavailable(format!("cannot write to the queue's file {}: {error}", path.display()))

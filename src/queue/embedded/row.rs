@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::Row;
 
-use super::line::Seq;
+use super::line::{LineNumbers, Seq};
 use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
 /// An entry and its place.
@@ -22,28 +22,27 @@ pub(super) struct Stored<T> {
 }
 
 /// Reads `seq, id, kind, lane, accepted_at, replays, body`.
-pub(super) fn message(row: &Row<'_>) -> rusqlite::Result<Stored<Message>> {
+pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<Message>> {
     let seq = Seq(row.get(0)?);
     let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
     let replays = u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default();
     let accepted = row.get(4)?;
+    let destination = numbers.destination(seq.line()).unwrap_or(Destination::ServiceNow);
     let (id, kind, lane) = (&text(row, 1)?, &text(row, 2)?, &text(row, 3)?);
-    Ok(match meant(id, kind, lane, accepted) {
+    Ok(match meant(id, kind, lane, accepted, destination) {
         Ok((id, kind, lane, accepted_at)) => {
-            Stored { seq, entry: Message { id, kind, lane, accepted_at, replays, body }, unreadable: None }
+            let entry = Message { id, kind, destination, lane, accepted_at, replays, body };
+            Stored { seq, entry, unreadable: None }
         }
         Err(why) => {
             let id =
                 MessageId::parse(id).unwrap_or_else(|_| MessageId::derived("embedded", &seq.0.to_string()));
-            let kind = match seq.line().destination() {
-                Some(Destination::ServiceNow) => Kind::HandoffMessage,
-                _ => Kind::CallbackMessage,
-            };
+            let kind = Kind::of_unreadable(destination);
             let lane = LaneKey::parse(lane).unwrap_or_else(|_| LaneKey::alone(id));
             let accepted_at = Timestamp::from_millisecond(accepted).unwrap_or_default();
             Stored {
                 seq,
-                entry: Message { id, kind, lane, accepted_at, replays, body },
+                entry: Message { id, kind, destination, lane, accepted_at, replays, body },
                 unreadable: Some(why),
             }
         }
@@ -60,18 +59,23 @@ fn meant(
     kind: &str,
     lane: &str,
     accepted: i64,
+    destination: Destination,
 ) -> Result<(MessageId, Kind, LaneKey, Timestamp), String> {
+    let known = Kind::parse(kind).ok_or_else(|| format!("this version knows no kind {kind:?}"))?;
+    if !known.fits(destination) {
+        return Err(format!("a {known} does not belong into a queue of {destination}"));
+    }
     Ok((
         MessageId::parse(id).map_err(|problem| format!("the stored id {problem}"))?,
-        Kind::parse(kind).ok_or_else(|| format!("this version knows no kind {kind:?}"))?,
+        known,
         LaneKey::parse(lane).map_err(|problem| format!("the stored lane {problem}"))?,
         Timestamp::from_millisecond(accepted).map_err(|_| "the stored time is none".to_owned())?,
     ))
 }
 
 /// Reads what [`message`] reads, then `reason, detail, died_at, story`.
-pub(super) fn dead_letter(row: &Row<'_>) -> rusqlite::Result<Stored<DeadLetter>> {
-    let Stored { seq, entry, unreadable } = message(row)?;
+pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<DeadLetter>> {
+    let Stored { seq, entry, unreadable } = message(row, numbers)?;
     let reason_text = text(row, 7)?;
     let reason = DeadReason::parse(&reason_text);
     let story = serde_json::from_str::<Story>(&text(row, 10)?);

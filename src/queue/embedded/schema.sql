@@ -1,4 +1,4 @@
--- The embedded queue's file, schema version 1 (PRAGMA user_version).
+-- The embedded queue's file, schema version 2 (PRAGMA user_version).
 --
 -- A line is a partition or a siding. The upper bits of every seq name the line, the lower ones count within it, so that
 -- the primary key alone keeps each line together and in order, and no index has to be kept up (embedded/line.rs).
@@ -11,6 +11,12 @@ CREATE TABLE about (
     prefetch   INTEGER NOT NULL,
     -- 1: the last serving process stopped in order, and wrote down in `line.lent` what it had lent.
     clean      INTEGER NOT NULL
+) STRICT;
+
+-- The numbers of the destinations, which are part of every line's number. A destination keeps its number for ever.
+CREATE TABLE destination (
+    number INTEGER PRIMARY KEY,
+    name   TEXT NOT NULL UNIQUE
 ) STRICT;
 
 -- Counted in the transaction that changes what is counted, so that nobody ever counts rows.

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, named_params, params};
 
-use super::line::{Line, Seq};
+use super::line::{Line, LineNumbers, Seq};
 use super::row::{self, Stored};
 use crate::data_files;
-use crate::message::{DeadLetter, Destination, Message};
-use crate::queue::{Depth, PartitionId, QueueError};
+use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::queue::{Depth, PartitionId, QueueError, QueueTuning};
 
 /// The shape of `schema.sql`.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -25,6 +25,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Store {
     connection: Connection,
+    numbers: LineNumbers,
 }
 
 /// What the counters say about one line.
@@ -38,8 +39,9 @@ pub(super) struct LineState {
 
 impl Store {
     /// Opens the file, and makes it where it is not there yet.
-    pub(super) fn open(path: &Path, partitions: u16) -> Result<Self, QueueError> {
+    pub(super) fn open(path: &Path, tuning: &QueueTuning) -> Result<Self, QueueError> {
         data_files::check_sqlite().map_err(QueueError::Mismatch)?;
+        let partitions = tuning.partitions.max(1);
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.set_prepared_statement_cache_capacity(64);
@@ -51,12 +53,21 @@ impl Store {
             connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
             // 16 MiB, however much waits.
             connection.pragma_update(None, "cache_size", -16_384)?;
-            Ok(Self { connection })
+            Ok(Self { connection, numbers: LineNumbers::default() })
         });
         let unusable = |error| unusable(path, &error);
         let mut store = opened.map_err(unusable)?;
         store.make(partitions).map_err(unusable)?;
         store.check(path, partitions)?;
+        store.add(&tuning.destinations, partitions).map_err(unusable)?;
+        store.numbers = store.read_numbers().map_err(unusable)?;
+        if let Some(left_out) = tuning.destinations.iter().find(|it| store.numbers.siding(*it).is_none()) {
+            return Err(QueueError::Mismatch(format!(
+                "the queue in {} has no room for the destination {left_out}: it holds {} destinations of this and earlier settings",
+                path.display(),
+                LineNumbers::MAX
+            )));
+        }
         Ok(store)
     }
 
@@ -67,9 +78,6 @@ impl Store {
         if version == 0 {
             tx.execute_batch(include_str!("schema.sql"))?;
             tx.execute("INSERT INTO about VALUES (1, ?, 0, 1)", [partitions])?;
-            for line in Line::all(partitions) {
-                tx.execute("INSERT INTO line (line) VALUES (?)", [line.0])?;
-            }
             tx.pragma_update(None, "user_version", SCHEMA)?;
         }
         tx.commit()
@@ -98,6 +106,47 @@ impl Store {
             )));
         }
         Ok(())
+    }
+
+    /// Gives lines to the destinations that the file does not know yet.
+    fn add(&mut self, destinations: &Destinations, partitions: u16) -> rusqlite::Result<()> {
+        let known = self.read_numbers()?;
+        let new: Vec<Destination> = destinations.iter().filter(|it| known.siding(*it).is_none()).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for destination in new {
+            tx.execute(
+                "INSERT OR IGNORE INTO destination (number, name)
+                 SELECT coalesce(max(number), 0) + 1, ?1 FROM destination HAVING coalesce(max(number), 0) < ?2",
+                params![destination.as_str(), LineNumbers::MAX],
+            )?;
+            let number = "SELECT number FROM destination WHERE name = ?";
+            let number = tx.query_row(number, [destination.as_str()], |row| row.get(0)).optional()?;
+            let Some(number) = number else { break };
+            for line in LineNumbers::new([(destination, number)].into()).all(partitions) {
+                tx.execute("INSERT OR IGNORE INTO line (line) VALUES (?)", [line.0])?;
+            }
+        }
+        tx.commit()
+    }
+
+    fn read_numbers(&self) -> rusqlite::Result<LineNumbers> {
+        let mut numbers = BTreeMap::new();
+        let mut rows = self.connection.prepare("SELECT name, number FROM destination")?;
+        let mut rows = rows.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(destination) = Destination::parse(&row.get::<_, String>(0)?) {
+                numbers.insert(destination, row.get(1)?);
+            }
+        }
+        Ok(LineNumbers::new(numbers))
+    }
+
+    /// The numbers of the destinations in this file.
+    pub(super) fn numbers(&self) -> &LineNumbers {
+        &self.numbers
     }
 
     /// Begins to serve: until [`Store::stopped`], a crash leaves the file marked as not stopped in order. Returns the
@@ -139,7 +188,7 @@ impl Store {
         work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut writing = Writing { connection: &tx, lines: BTreeMap::new() };
+        let mut writing = Writing { connection: &tx, numbers: &self.numbers, lines: BTreeMap::new() };
         let done = work(&mut writing)?;
         writing.count()?;
         tx.commit()?;
@@ -158,7 +207,7 @@ impl Store {
                 "SELECT seq, id, kind, lane, accepted_at, replays, body FROM message
                  WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
             )?
-            .query_map(params![after.0, line.end().0, limit], row::message)?
+            .query_map(params![after.0, line.end().0, limit], |row| row::message(row, &self.numbers))?
             .collect()
     }
 
@@ -183,7 +232,7 @@ impl Store {
                 "SELECT seq, id, kind, lane, accepted_at, replays, body, reason, detail, died_at, story
                  FROM dead_letter WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
             )?
-            .query_row(params![after.0, before.0], row::dead_letter)
+            .query_row(params![after.0, before.0], |row| row::dead_letter(row, &self.numbers))
             .optional()
     }
 
@@ -210,7 +259,7 @@ impl Store {
         let mut rows = counters.query([])?;
         while let Some(row) = rows.next()? {
             let (line, held) = (Line(row.get(0)?), row.get::<_, u64>(1)?);
-            match line.destination() {
+            match self.numbers.destination(line) {
                 _ if line.is_siding() => depth.dead += held,
                 Some(destination) => *depth.waiting.entry(destination).or_default() += held,
                 None => {}
@@ -219,9 +268,9 @@ impl Store {
         let mut head = self.connection.prepare_cached(
             "SELECT accepted_at FROM message WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
         )?;
-        for destination in Destination::ALL {
-            for partition in PartitionId::all(*destination, partitions) {
-                let line = Line::partition(partition);
+        for destination in self.numbers.destinations() {
+            for partition in PartitionId::all(destination, partitions) {
+                let Some(line) = self.numbers.partition(partition) else { continue };
                 let at = head
                     .query_row([line.start().0, line.end().0], |row| row.get(0))
                     .optional()?
@@ -229,7 +278,7 @@ impl Store {
                 if let Some(at) = at {
                     depth
                         .oldest
-                        .entry(*destination)
+                        .entry(destination)
                         .and_modify(|oldest| *oldest = at.min(*oldest))
                         .or_insert(at);
                 }
@@ -243,6 +292,7 @@ impl Store {
 #[derive(Debug)]
 pub(super) struct Writing<'a> {
     connection: &'a Connection,
+    numbers: &'a LineNumbers,
     /// Counters of the lines touched, written once at the end.
     lines: BTreeMap<Line, Counters>,
 }
@@ -282,7 +332,10 @@ impl Writing<'_> {
         Ok(line.seq(next))
     }
 
-    pub(super) fn publish(&mut self, line: Line, message: &Message) -> rusqlite::Result<()> {
+    /// `false` if the file knows no such destination.
+    pub(super) fn publish(&mut self, partitions: u16, message: &Message) -> rusqlite::Result<bool> {
+        let partition = PartitionId::of(message.destination, &message.lane, partitions);
+        let Some(line) = self.numbers.partition(partition) else { return Ok(false) };
         let seq = self.append(line)?;
         self.connection
             .prepare_cached(
@@ -297,12 +350,14 @@ impl Writing<'_> {
                 message.replays,
                 &message.body[..]
             ])?;
-        Ok(())
+        Ok(true)
     }
 
-    pub(super) fn bury(&mut self, dead: &DeadLetter) -> rusqlite::Result<()> {
+    /// `false` if the file knows no such destination.
+    pub(super) fn bury(&mut self, dead: &DeadLetter) -> rusqlite::Result<bool> {
         let message = &dead.message;
-        let seq = self.append(Line::siding(message.destination()))?;
+        let Some(line) = self.numbers.siding(message.destination) else { return Ok(false) };
+        let seq = self.append(line)?;
         let story = serde_json::to_string(&dead.story)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.connection
@@ -324,7 +379,7 @@ impl Writing<'_> {
                 ":died_at": dead.died_at.as_millisecond(),
                 ":story": story,
             })?;
-        Ok(())
+        Ok(true)
     }
 
     /// A message or a dead letter leaves for good.

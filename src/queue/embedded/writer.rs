@@ -211,7 +211,10 @@ impl Writer {
     fn learn(&mut self, write: &Write) {
         let Some(lending) = &mut self.lending else { return };
         match write {
-            Write::Publish { message, .. } => lending.arrived(line_of(message, self.partitions)),
+            Write::Publish { message, .. } => {
+                let partition = PartitionId::of(message.destination, &message.lane, self.partitions);
+                self.store.numbers().partition(partition).iter().for_each(|line| lending.arrived(*line));
+            }
             Write::Settle { seq, borrower } => lending.settled(seq.line(), *borrower),
             Write::Bury { .. } | Write::Remove { .. } => {}
         }
@@ -314,19 +317,15 @@ fn apply(
     match write {
         Write::Publish { .. } if *room == 0 => return Ok(false),
         Write::Publish { message, .. } => {
-            writing.publish(line_of(message, partitions), message)?;
             *room -= 1;
+            return writing.publish(partitions, message);
         }
         Write::Settle { seq, .. } => {
             writing.remove(*seq)?;
             *room = room.saturating_add(1);
         }
-        Write::Bury { dead, .. } => writing.bury(dead)?,
+        Write::Bury { dead, .. } => return writing.bury(dead),
         Write::Remove { seq } => writing.remove(*seq)?,
     }
     Ok(true)
-}
-
-fn line_of(message: &Message, partitions: u16) -> Line {
-    Line::partition(PartitionId::of(message.destination(), &message.lane, partitions))
 }

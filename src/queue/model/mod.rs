@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::partition::{place_number, rendezvous_weight};
 use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
-use crate::message::{DeadLetter, Destination, Message, MessageId};
+use crate::message::{DeadLetter, Destinations, Message, MessageId};
 pub(crate) use subscription::Receipt;
 pub(crate) use subscription::Subscription;
 
@@ -191,7 +191,10 @@ impl Broker {
     /// Tells every worker what it should yield, as `rabbit/peers.rs` finds out.
     fn rank(&self) {
         let state = self.state();
-        let all = || Destination::ALL.iter().flat_map(|it| PartitionId::all(*it, self.tuning.partitions));
+        let all = || {
+            let destinations = self.tuning.destinations.iter();
+            destinations.flat_map(|it| PartitionId::all(it, self.tuning.partitions))
+        };
         for (own, member) in &state.members {
             let others = || state.members.iter().filter(|(name, it)| *name != own && it.known_to_others);
             let wanted = all().filter_map(|partition| {
@@ -399,6 +402,10 @@ impl ModelQueue {
         self.member(|it| it.connected.subscribe()).unwrap_or_else(|| watch::Sender::new(false).subscribe())
     }
 
+    pub(super) fn destinations(&self) -> &Destinations {
+        &self.broker.tuning.destinations
+    }
+
     pub(super) fn lease(&self) -> Lease {
         let answered = self.member(|it| it.answered.subscribe());
         let answered = answered.unwrap_or_else(|| watch::Sender::new(None).subscribe());
@@ -411,7 +418,7 @@ impl ModelQueue {
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
-        let partition = PartitionId::of(message.destination(), &message.lane, self.partitions());
+        let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
         let on_disk = |state: &mut State| {
             state.number += 1;
             let entry = Entry { number: state.number, message: message.clone(), earlier: 0, written: false };

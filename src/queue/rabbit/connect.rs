@@ -68,11 +68,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::message::{Destination, Destinations};
     use crate::queue::QueueTuning;
     use crate::queue::rabbit::RabbitUse;
 
     fn vhost(url: &str) -> String {
-        let tuning = QueueTuning { partitions: 1, prefetch: 1, publish_timeout: Duration::from_secs(5) };
+        let tuning = QueueTuning {
+            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+            partitions: 1,
+            prefetch: 1,
+            publish_timeout: Duration::from_secs(5),
+        };
         let (heartbeat, worker) = (Duration::from_secs(7), String::new());
         let usage = RabbitUse::Publish;
         let settings = RabbitSettings { url: url.into(), heartbeat, tuning, usage, worker };

@@ -226,12 +226,11 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
     match purpose {
         Purpose::Publish => {
             let connection = connect::connect(&links.settings, "publish").await?;
-            let partitions = links.settings.tuning.partitions;
             // An operator waits for a desk, and each queue costs two questions.
             let is_there = links.settings.usage == RabbitUse::Desk
-                && topology::check_partitions(&connection, partitions).await?;
+                && topology::check_partitions(&connection, &links.settings.reachable()).await?;
             if !is_there {
-                topology::ensure(&connection, partitions).await?;
+                topology::ensure(&connection, &links.settings.tuning).await?;
             }
             Ok(Arc::new(connection))
         }

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
-use crate::message::{DeadLetter, Destination, Message};
+use crate::message::{DeadLetter, Destination, Destinations, Message};
 pub use inspect::version;
 use links::Links;
 use publisher::Order;
@@ -61,6 +61,17 @@ pub struct RabbitSettings {
     pub usage: RabbitUse,
     /// This worker's name in the rendezvous: unique for each process.
     pub worker: String,
+}
+
+impl RabbitSettings {
+    /// A tool of an operator may have been started without the settings of the deployment: it looks at every destination whose
+    /// name is known.
+    fn reachable(&self) -> QueueTuning {
+        let fixed = [Destination::ServiceNow, Destination::Xo, Destination::Events, Destination::Callbacks];
+        let more = if self.usage == RabbitUse::Desk { fixed.as_slice() } else { &[] };
+        let destinations = self.tuning.destinations.iter().chain(more.iter().copied());
+        QueueTuning { destinations: Destinations::new(destinations), ..self.tuning.clone() }
+    }
 }
 
 /// Why a conversation with the broker failed; inside of this engine only.
@@ -97,6 +108,7 @@ async fn within<T>(
 /// A handle to the engine; clones share it.
 #[derive(Debug, Clone)]
 pub struct RabbitQueue {
+    destinations: Destinations,
     links: Arc<Links>,
     orders: mpsc::Sender<Order>,
 }
@@ -105,8 +117,9 @@ impl RabbitQueue {
     /// Begins to connect and returns at once: [`Self::connected`] tells when it can be used, and again when not.
     pub fn open(settings: RabbitSettings) -> Self {
         let (orders, taken) = mpsc::channel(publisher::LINE);
+        let destinations = settings.reachable().destinations;
         let links = Links::start(settings, taken);
-        Self { links, orders }
+        Self { destinations, links, orders }
     }
 
     /// Waits until the engine can be used, at most `limit`. For the verbs of the command line, which do not wait for ever.
@@ -131,6 +144,10 @@ impl RabbitQueue {
         self.links.settings.tuning.partitions
     }
 
+    pub(super) fn destinations(&self) -> &Destinations {
+        &self.destinations
+    }
+
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
         self.links.connected.subscribe()
     }
@@ -144,13 +161,13 @@ impl RabbitQueue {
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
-        let partition = PartitionId::of(message.destination(), &message.lane, self.partitions());
+        let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
         let order = Order::new(topology::IN, partition.to_string(), message, wire::encode(message));
         self.place(order).await
     }
 
     pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        let key = dead.message.destination().as_str().to_owned();
+        let key = dead.message.destination.as_str().to_owned();
         let order = Order::new(topology::DLX, key, &dead.message, wire::encode_dead(dead));
         self.place(order).await
     }
@@ -189,13 +206,13 @@ impl RabbitQueue {
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
         let mut census = Census::new(&connection);
         let mut depth = Depth { astray: count(&mut census, topology::UNROUTED).await?, ..Depth::default() };
-        for destination in Destination::ALL {
-            depth.dead += count(&mut census, &topology::dead_queue(*destination)).await?;
+        for destination in self.destinations().iter() {
+            depth.dead += count(&mut census, &topology::dead_queue(destination)).await?;
             let mut waiting = 0;
-            for partition in PartitionId::all(*destination, self.partitions()) {
+            for partition in PartitionId::all(destination, self.partitions()) {
                 waiting += count(&mut census, &topology::partition_queue(partition)).await?;
             }
-            depth.waiting.insert(*destination, waiting);
+            depth.waiting.insert(destination, waiting);
         }
         Ok(depth)
     }

@@ -20,9 +20,8 @@ use tokio::time::Instant;
 use super::links::Links;
 use super::topology::{ANSWER_TIMEOUT, WORKERS};
 use super::{RabbitError, within};
-use crate::message::Destination;
-use crate::queue::PartitionId;
 use crate::queue::partition::{place_number, rendezvous_weight};
+use crate::queue::{PartitionId, QueueTuning};
 
 const EVERY: Duration = Duration::from_secs(2);
 const ALIVE: Duration = Duration::from_secs(7);
@@ -176,7 +175,7 @@ async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitE
             _ = tick.tick() => {}
         }
         peers.retain(|_, peer| peer.at.elapsed() < ALIVE);
-        let wanted = wanted(&links.settings.worker, &peers, links.settings.tuning.partitions);
+        let wanted = wanted(&links.settings.worker, &peers, &links.settings.tuning);
         links.wanted.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
@@ -186,8 +185,8 @@ async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitE
 }
 
 /// For each partition in whose line a better one than we stands: a number for the best of them and its place.
-fn wanted(own: &str, peers: &HashMap<String, Peer>, partitions: u16) -> BTreeMap<PartitionId, u64> {
-    let all = Destination::ALL.iter().flat_map(|destination| PartitionId::all(*destination, partitions));
+fn wanted(own: &str, peers: &HashMap<String, Peer>, tuning: &QueueTuning) -> BTreeMap<PartitionId, u64> {
+    let all = tuning.destinations.iter().flat_map(|it| PartitionId::all(it, tuning.partitions));
     all.filter_map(|partition| {
         let there = peers.iter().filter_map(|(name, peer)| Some((name, peer.waits_at(partition)?)));
         let (best, place) = there.max_by_key(|(other, _)| rendezvous_weight(other, partition))?;
@@ -200,6 +199,12 @@ fn wanted(own: &str, peers: &HashMap<String, Peer>, partitions: u16) -> BTreeMap
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Destination, Destinations};
+
+    fn tuning() -> QueueTuning {
+        let destinations = Destinations::new([Destination::ServiceNow, Destination::Xo]);
+        QueueTuning { destinations, partitions: 8, prefetch: 8, publish_timeout: Duration::from_secs(5) }
+    }
 
     fn peers(names: &[&str], in_line: Option<&[(&str, &str)]>) -> HashMap<String, Peer> {
         let own = |(name, number): &(&str, &str)| ((*name).to_owned(), (*number).to_owned());
@@ -210,7 +215,7 @@ mod tests {
 
     #[test]
     fn alone_everything_is_mine() {
-        assert!(wanted("a", &HashMap::new(), 8).is_empty());
+        assert!(wanted("a", &HashMap::new(), &tuning()).is_empty());
     }
 
     #[test]
@@ -219,19 +224,19 @@ mod tests {
         let mut wanted_count = 0;
         for own in names {
             let others: Vec<&str> = names.into_iter().filter(|name| *name != own).collect();
-            wanted_count += wanted(own, &peers(&others, None), 8).len();
+            wanted_count += wanted(own, &peers(&others, None), &tuning()).len();
         }
         assert_eq!(wanted_count, 2 * 16);
     }
 
     #[test]
     fn nobody_yields_to_who_does_not_wait() {
-        let everywhere = wanted("a", &peers(&["b"], None), 8);
+        let everywhere = wanted("a", &peers(&["b"], None), &tuning());
         let some = everywhere.keys().next().unwrap().to_string();
-        assert!(wanted("a", &peers(&["b"], Some(&[])), 8).is_empty());
-        let there = wanted("a", &peers(&["b"], Some(&[(&some, "1")])), 8);
+        assert!(wanted("a", &peers(&["b"], Some(&[])), &tuning()).is_empty());
+        let there = wanted("a", &peers(&["b"], Some(&[(&some, "1")])), &tuning());
         assert_eq!(there.keys().map(ToString::to_string).collect::<Vec<_>>(), std::slice::from_ref(&some));
-        let again = wanted("a", &peers(&["b"], Some(&[(&some, "2")])), 8);
+        let again = wanted("a", &peers(&["b"], Some(&[(&some, "2")])), &tuning());
         assert_ne!(there, again, "who subscribed anew stands behind us, and wants the partition anew");
     }
 

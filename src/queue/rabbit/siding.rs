@@ -67,6 +67,10 @@ impl Siding {
             .map_err(|_| QueueError::Unavailable(format!("no connection to the broker within {limit:?}")))?;
         // In a task, which goes on when the caller does not: what is begun is ended properly then.
         let opened = tasks::spawn(async move {
+            // An operator may ask for a destination that this deployment never had.
+            if Census::new(&connection).waiting(&dead_queue(destination)).await?.is_none() {
+                return Ok(Self { destination, visit: None, left: 0 });
+            }
             let lock = Lock::take(&connection, destination).await?;
             match begin(connection, destination).await {
                 Ok((borrowing, Found { waiting, first })) => {

@@ -15,7 +15,7 @@ use lapin::{Channel, Connection, ExchangeKind};
 
 use super::{RabbitError, within};
 use crate::message::Destination;
-use crate::queue::{PartitionId, QueueError};
+use crate::queue::{PartitionId, QueueError, QueueTuning};
 
 /// Where messages are published; the routing key is the partition.
 pub(super) const IN: &str = "in";
@@ -72,20 +72,20 @@ fn partition_arguments(destination: Destination) -> FieldTable {
 }
 
 /// Declares everything, and refuses a number of partitions other than the deployment's.
-pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(), RabbitError> {
-    check_partitions(connection, partitions).await?;
+pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
+    let (destinations, partitions) = (&tuning.destinations, tuning.partitions);
+    check_partitions(connection, tuning).await?;
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
         exchanges(&channel).await?;
         queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
-        for destination in Destination::ALL {
-            queue(&channel, &dead_queue(*destination), quorum(&[]), DLX, destination.as_str()).await?;
+        for destination in destinations.iter() {
+            queue(&channel, &dead_queue(destination), quorum(&[]), DLX, destination.as_str()).await?;
             // The first one last: where it exists all of them do, so that whoever looks meanwhile, or after a start that
             // broke off, is not misled about their number.
-            for partition in PartitionId::all(*destination, partitions).collect::<Vec<_>>().into_iter().rev()
-            {
+            for partition in PartitionId::all(destination, partitions).collect::<Vec<_>>().into_iter().rev() {
                 let name = partition_queue(partition);
-                queue(&channel, &name, partition_arguments(*destination), IN, &partition.to_string()).await?;
+                queue(&channel, &name, partition_arguments(destination), IN, &partition.to_string()).await?;
             }
         }
         Ok(())
@@ -94,7 +94,7 @@ pub(super) async fn ensure(connection: &Connection, partitions: u16) -> Result<(
     .map_err(explain)?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
     // Somebody with another number may have begun at the same time.
-    check_partitions(connection, partitions).await.map(drop)
+    check_partitions(connection, tuning).await.map(drop)
 }
 
 async fn exchanges(channel: &Channel) -> lapin::Result<()> {
@@ -120,10 +120,25 @@ async fn queue(
 }
 
 /// A lane lives in the partition that its hash says; with another number of partitions later messages would stand in
-/// another queue than earlier ones. The existing queues tell what the number was; `false` where there are none.
-pub(super) async fn check_partitions(connection: &Connection, partitions: u16) -> Result<bool, RabbitError> {
+/// another queue than earlier ones. The existing queues tell what the number was; `false` if there are none.
+pub(super) async fn check_partitions(
+    connection: &Connection,
+    tuning: &QueueTuning,
+) -> Result<bool, RabbitError> {
     let mut census = Census::new(connection);
-    let first = PartitionId { destination: Destination::ServiceNow, index: 0 };
+    let mut found = false;
+    for destination in tuning.destinations.iter() {
+        found |= check_destination(&mut census, destination, tuning.partitions).await?;
+    }
+    Ok(found)
+}
+
+async fn check_destination(
+    census: &mut Census<'_>,
+    destination: Destination,
+    partitions: u16,
+) -> Result<bool, RabbitError> {
+    let first = PartitionId { destination, index: 0 };
     if census.waiting(&partition_queue(first)).await?.is_none() {
         return Ok(false);
     }

@@ -72,8 +72,8 @@ fn headers(message: &Message) -> FieldTable {
 /// Reads a delivery; where that fails, the message stands alone in its lane with its raw bytes, and the reason is told.
 pub(super) fn decode(delivery: &mut Delivery, destination: Destination) -> (Message, Option<String>) {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
-    match read(&delivery.properties, body.clone()) {
-        Ok(message) if message.destination() == destination => (message, None),
+    match read(&delivery.properties, destination, body.clone()) {
+        Ok(message) if message.kind.fits(destination) => (message, None),
         Ok(message) => {
             let reason = format!("a {} does not belong into a queue of {destination}", message.kind);
             (unreadable(destination, body), Some(reason))
@@ -109,15 +109,11 @@ pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> 
 }
 
 fn unreadable(destination: Destination, body: Bytes) -> Message {
-    let kind = match destination {
-        Destination::ServiceNow => Kind::HandoffMessage,
-        Destination::Xo => Kind::CallbackMessage,
-    };
     let id = MessageId::fresh();
-    Message::new(id, kind, LaneKey::alone(id), body)
+    Message::new(id, Kind::of_unreadable(destination), destination, LaneKey::alone(id), body)
 }
 
-fn read(properties: &BasicProperties, body: Bytes) -> Result<Message, String> {
+fn read(properties: &BasicProperties, destination: Destination, body: Bytes) -> Result<Message, String> {
     let version = header_number(properties, H_VERSION).ok_or("no version header")?;
     if version > VERSION {
         return Err(format!("version {version} is newer than this program, which reads up to {VERSION}"));
@@ -130,6 +126,7 @@ fn read(properties: &BasicProperties, body: Bytes) -> Result<Message, String> {
         id: MessageId::parse(id.as_str()).map_err(|problem| format!("message id {problem}"))?,
         kind: Kind::parse(kind.as_str())
             .ok_or_else(|| format!("its type {:?} is unknown to this program", kind.as_str()))?,
+        destination,
         lane: LaneKey::parse(&lane).map_err(|problem| format!("lane {problem}"))?,
         accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
         replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
@@ -177,7 +174,13 @@ mod tests {
     }
 
     fn message() -> Message {
-        Message::new(MessageId::fresh(), Kind::CallbackMessage, LaneKey::parse("g-1").unwrap(), "{}")
+        Message::new(
+            MessageId::fresh(),
+            Kind::CallbackMessage,
+            Destination::Xo,
+            LaneKey::parse("g-1").unwrap(),
+            "{}",
+        )
     }
 
     #[test]
@@ -208,7 +211,7 @@ mod tests {
         let mut foreign = delivery(BasicProperties::default(), b"\xff\x00 not ours");
         let (message, trouble) = decode(&mut foreign, Destination::ServiceNow);
         assert_eq!(&message.body[..], b"\xff\x00 not ours");
-        assert_eq!(message.destination(), Destination::ServiceNow);
+        assert_eq!(message.destination, Destination::ServiceNow);
         assert_eq!(trouble.unwrap(), "no version header");
     }
 

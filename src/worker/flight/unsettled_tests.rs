@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::delivery::{GateSettings, Parts};
-use crate::message::{Destination, Kind};
+use crate::message::{Destination, Destinations, Kind};
 use crate::platform::http::Reply;
 use crate::platform::{Xo, XoSettings};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
@@ -28,7 +28,12 @@ impl Bench {
     /// With a Callback URL that answers so.
     async fn answering(status: StatusCode) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let tuning = QueueTuning { partitions: 1, prefetch: 8, publish_timeout: Duration::from_secs(5) };
+        let tuning = QueueTuning {
+            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+            partitions: 1,
+            prefetch: 8,
+            publish_timeout: Duration::from_secs(5),
+        };
         let settings = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: None };
         let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
         let asked = Arc::new(AtomicUsize::new(0));
@@ -50,7 +55,7 @@ impl Bench {
 
     async fn publish(&self) {
         let lane = LaneKey::parse("a").unwrap();
-        let message = Message::new(MessageId::fresh(), Kind::CallbackMessage, lane, "{}");
+        let message = Message::new(MessageId::fresh(), Kind::CallbackMessage, Destination::Xo, lane, "{}");
         self.crew.queue.publish(&message).await.unwrap();
     }
 

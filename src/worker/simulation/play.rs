@@ -18,7 +18,7 @@ use crate::delivery::{
     AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, ReadBack,
     UnknownGroup,
 };
-use crate::message::{Destination, Kind, LaneKey, Message};
+use crate::message::{BotSide, Destination, Destinations, Kind, LaneKey, Message};
 use crate::platform::{Http, HttpSettings, Xo, XoSettings};
 use crate::queue::model::{Broker, ModelQueue, Record};
 use crate::queue::{PartitionId, Queue, QueueTuning};
@@ -119,6 +119,7 @@ pub(in crate::worker) fn http() -> Http {
 impl<'a> Stage<'a> {
     fn set(history: &'a History) -> Self {
         let tuning = QueueTuning {
+            destinations: Destinations::new([Destination::Xo]),
             partitions: history.partitions,
             prefetch: history.prefetch,
             publish_timeout: Duration::from_secs(5),
@@ -326,7 +327,13 @@ async fn write(
         sleep_until(start + at).await;
         loop {
             accepted.lock().unwrap().insert((line, n), Instant::now());
-            let message = Message::new(id(line, n), Kind::CallbackMessage, lane.clone(), body(line, n));
+            let message = Message::new(
+                id(line, n),
+                Kind::CallbackMessage,
+                Destination::Xo,
+                lane.clone(),
+                body(line, n),
+            );
             if queue.publish(&message).await.is_ok() {
                 break;
             }
@@ -340,6 +347,7 @@ pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
         queue_id: None,
         unknown_group: UnknownGroup::default(),
         unknown_group_wait: Duration::from_secs(30),
+        bot_side: BotSide::default(),
         relays_callbacks: true,
         tells_events: false,
         serves_bots: false,

@@ -30,7 +30,7 @@ const GROUP: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
 pub(crate) fn all() -> Vec<(&'static str, Part)> {
     let lane = LaneKey::parse(GROUP).unwrap_or_else(|_| LaneKey::alone(MessageId::derived("bench", GROUP)));
     let id = MessageId::derived("servicenow", GROUP);
-    let message = Message::new(id, Kind::CallbackMessage, lane.clone(), CALLBACK);
+    let message = Message::new(id, Kind::CallbackMessage, Destination::Xo, lane.clone(), CALLBACK);
     vec![
         ("ingress: look at a sender", look()),
         ("ingress: read a callback", part(|| lenient::strict(black_box(CALLBACK)))),

@@ -11,7 +11,7 @@ pub(in super::super) fn home(form: &str, filter: &Filter, found: &Found, run: Op
     let (shown, all) = (found.letters.len(), found.entries.len());
     let content = html! {
         @if let Some(run) = run { p.note { "The newest replay: " (told(run)) " " a href="/desk/progress" { "More" } } }
-        (filters(filter))
+        (filters(filter, &found.destinations))
         @if found.entries.is_empty() {
             p.good {
                 @if *filter == Filter::default() { "Nothing is dead. Nothing to do." } @else { "No dead letter is meant by these filters." }
@@ -32,14 +32,14 @@ pub(in super::super) fn home(form: &str, filter: &Filter, found: &Found, run: Op
     page("Dead letters", Some(form), None, &content)
 }
 
-fn filters(filter: &Filter) -> Markup {
+fn filters(filter: &Filter, destinations: &[Destination]) -> Markup {
     let since = filter.since.map(|it| it.to_string()).unwrap_or_default();
     let until = filter.until.map(|it| it.to_string()).unwrap_or_default();
     html! {
         form.filters method="get" action="/desk" {
             div { label for="destination" { "Destination" } select id="destination" name="destination" {
                 option value="" { "all" }
-                @for it in Destination::ALL { option value=(it) selected[filter.destination == Some(*it)] { (it) } }
+                @for it in destinations { option value=(it) selected[filter.destination == Some(*it)] { (it) } }
             } }
             div { label for="reason" { "Reason" } select id="reason" name="reason" {
                 option value="" { "all" }
@@ -84,7 +84,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
             p.bad { strong { (dead.reason) } ": " (dead.detail) }
             dl {
                 dt { "Id" } dd { code { (message.id) } }
-                dt { "To" } dd { (message.destination()) }
+                dt { "To" } dd { (message.destination) }
                 dt { "Conversation" } dd.wrap { (conversation) " (" a href=(link("/desk", &same)) { "all of it" } ")" }
                 dt { "Accepted" } dd { (moment(message.accepted_at)) }
                 dt { "Died" } dd { (moment(dead.died_at)) }

@@ -157,14 +157,19 @@ mod tests {
     use super::*;
     use crate::dead::Found;
     use crate::dead::replay::{Known, Plan};
-    use crate::message::{AttemptRecord, DeadLetter, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId, Story};
 
     #[test]
     fn hostile_words_stay_words() {
         let hostile = r#"</pre><script>alert(1)</script>"><img src=x onerror=alert(1)>"#;
         let body = serde_json::json!({ "conversation_id": hostile, "message": hostile }).to_string();
-        let message =
-            Message::new(MessageId::fresh(), Kind::HandoffMessage, LaneKey::parse(hostile).unwrap(), body);
+        let message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffMessage,
+            Destination::ServiceNow,
+            LaneKey::parse(hostile).unwrap(),
+            body,
+        );
         let mut story = Story::default();
         story.add(AttemptRecord {
             at: crate::clock::now(),
@@ -174,7 +179,11 @@ mod tests {
         });
         let dead = DeadLetter::new(message, DeadReason::Rejected, hostile, story);
         let filter = Filter { conversation: Some(hostile.into()), ..Filter::default() };
-        let found = Found { entries: vec![Entry::from(&dead)], letters: vec![dead.clone()] };
+        let found = Found {
+            entries: vec![Entry::from(&dead)],
+            letters: vec![dead.clone()],
+            destinations: vec![Destination::ServiceNow],
+        };
         let known = Known::default();
         let pages = [
             home("f", &filter, &found, None),
@@ -199,6 +208,7 @@ mod tests {
         let message = Message::new(
             MessageId::fresh(),
             Kind::HandoffMessage,
+            Destination::ServiceNow,
             LaneKey::parse("c").unwrap(),
             "private words",
         );

@@ -1,0 +1,116 @@
+//! From a ServiceNow chat to the destination that its conversation belongs to.
+//!
+//! Guarantees: what is put on the queue of its real destination keeps its id, its time of acceptance and its order: all messages
+//! of one conversation to the bot side stand in the conversation's own lane there. A message is acked here only after that
+//! queue has it. No remote endpoint is called, so that no endpoint can hold up another one's messages.
+//! Not responsible for: delivering (`callback.rs`, `tell.rs`), finding out which destinations there are (`message/destination.rs`).
+
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::conversation::{Conversation, Directory};
+use crate::message::{
+    Callback, ConversationId, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, Notice, Outcome,
+};
+use crate::platform::servicenow::VirtualAgentCallback;
+
+/// No remote endpoint is involved; the label is that of the human side, whose chat the message is about.
+const HERE: Endpoint = Endpoint::ServiceNow;
+
+/// The ServiceNow chat that a callback is about.
+enum Chat {
+    Group(String),
+    /// The callback names no chat that this program can read.
+    Unknown,
+    Unreadable,
+}
+
+impl Deliverer {
+    /// One attempt to find the destination of a message that only names a ServiceNow chat.
+    pub(super) async fn route(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+        if message.kind != Kind::CallbackMessage {
+            return self.route_notice(message).await;
+        }
+        let group = match chat_of(message) {
+            Chat::Group(group) => group,
+            Chat::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
+                let why = "its body is not a callback of this version";
+                return Ok(Attempt::dead(HERE, DeadReason::Unreadable, why));
+            }
+            Chat::Unknown | Chat::Unreadable => return self.route_unknown(message).await,
+        };
+        let known = match &self.directory {
+            Some(directory) => directory.find_by_group(&group).await?.map(|found| (directory, found)),
+            None => None,
+        };
+        match known {
+            Some((_, conversation)) if self.is_heard(&conversation) => {
+                self.route_to(message, &conversation.id).await
+            }
+            Some((directory, conversation)) => self.route_unheard(message, directory, &conversation).await,
+            None => self.route_unknown(message).await,
+        }
+    }
+
+    async fn route_notice(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+        match serde_json::from_slice::<Notice>(&message.body) {
+            Ok(notice) => self.route_to(message, &notice.conversation_id).await,
+            Err(_) => {
+                let why = "its body is not a notice of this version";
+                Ok(Attempt::dead(HERE, DeadReason::Unreadable, why))
+            }
+        }
+    }
+
+    /// Its conversation began over the API, and no events URL is configured.
+    async fn route_unheard(
+        &self,
+        message: &Message,
+        directory: &Directory,
+        conversation: &Conversation,
+    ) -> Result<Attempt, OwnTrouble> {
+        if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+            return self.agent_chat_of(message, directory, &callback, conversation.clone()).await;
+        }
+        if self.settings.relays_callbacks {
+            return self.put(message, Destination::Xo, message.lane.clone()).await;
+        }
+        let why = "handoffs.events_url is not set: nothing can be told of this conversation";
+        Ok(Attempt::dead(HERE, DeadReason::Rejected, why))
+    }
+
+    /// The chat is none of ours, or its start is still on its way: then gap repair tells its user as well.
+    async fn route_unknown(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+        if self.settings.relays_callbacks {
+            return self.put(message, Destination::Xo, message.lane.clone()).await;
+        }
+        Ok(self.unknown(message))
+    }
+
+    async fn route_to(&self, message: &Message, id: &ConversationId) -> Result<Attempt, OwnTrouble> {
+        let destination = self.settings.bot_side.of_conversation(id);
+        self.put(message, destination, LaneKey::from(id)).await
+    }
+
+    async fn put(
+        &self,
+        message: &Message,
+        destination: Destination,
+        lane: LaneKey,
+    ) -> Result<Attempt, OwnTrouble> {
+        self.queue.publish(&Message { destination, lane, ..message.clone() }).await?;
+        Ok(Attempt::of(HERE, Outcome::Routed, ""))
+    }
+}
+
+fn is_json(message: &Message) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(&message.body).is_ok()
+}
+
+fn chat_of(message: &Message) -> Chat {
+    if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+        return callback.group.map_or(Chat::Unknown, Chat::Group);
+    }
+    match serde_json::from_slice::<Callback>(&message.body) {
+        Ok(callback) => Chat::Group(callback.group),
+        Err(_) => Chat::Unreadable,
+    }
+}
