@@ -204,6 +204,7 @@ fn botkit_door(xo: &config::Xo) -> BotKitDoor {
         },
         end_words: xo.end_words.clone(),
         first_words: xo.first_words.clone(),
+        drops_bot_messages: xo.drops_bot_messages,
         user: UserPaths {
             id: xo.user.id.clone(),
             name: xo.user.name.clone(),

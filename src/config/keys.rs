@@ -59,6 +59,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("xo.end_words", Open),
     ("xo.first_words", Open),
     ("xo.end_on_session_closure", Open),
+    ("xo.bot_messages_in_agent_mode", Open),
     ("xo.user.id", Open),
     ("xo.user.name", Open),
     ("xo.user.email", Open),

@@ -169,6 +169,9 @@ fn xo(reader: &mut Reader) -> Xo {
         allowed_hosts,
         end_words,
         first_words: reader.text("xo.first_words").unwrap_or_default(),
+        drops_bot_messages: reader
+            .choice("xo.bot_messages_in_agent_mode", &[("pass", false), ("drop", true)])
+            .unwrap_or(false),
         user: user_paths(reader),
         end_on_session_closure: reader.flag("xo.end_on_session_closure"),
         allow_apikey: reader.flag("xo.allow_apikey"),

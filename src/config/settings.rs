@@ -159,6 +159,8 @@ pub struct Xo {
     pub end_words: Vec<String>,
     pub first_words: String,
     pub end_on_session_closure: bool,
+    /// `xo.bot_messages_in_agent_mode = "drop"`
+    pub drops_bot_messages: bool,
     pub user: UserPaths,
     pub allow_apikey: bool,
     pub reply_context: ReplyContext,

@@ -17,7 +17,7 @@ pub(crate) use export::export;
 use jiff::Timestamp;
 
 use crate::conversation::DirectoryError;
-use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId};
+use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId, bot_turn};
 use crate::queue::{Held, Queue, QueueError, Siding};
 
 /// Why the work at the siding stopped. Nothing is lost by it; running it again goes on.
@@ -85,6 +85,9 @@ pub fn conversation_of(dead: &DeadLetter) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Named {
         conversation_id: String,
+    }
+    if dead.message.kind.is_bot_turn() {
+        return Some(bot_turn::conversation_of(&dead.message.lane).to_owned());
     }
     serde_json::from_slice::<Named>(&dead.message.body).ok().map(|named| named.conversation_id)
 }

@@ -6,6 +6,7 @@
 //! Leaves to others: reading the JSON (`platform/servicenow`), the doors of the bot side (`tell.rs`).
 
 use super::agent_chat::closed_chat;
+use super::agent_joins::joined_instance;
 use super::tell::{Said, TYPING_LASTS, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
@@ -85,6 +86,9 @@ impl Deliverer {
 
 impl Chat<'_> {
     async fn hear(&self) -> Result<Attempt, OwnTrouble> {
+        if let Some(attempt) = self.agent_joins().await? {
+            return Ok(attempt);
+        }
         self.stands().await?;
         let mut refused = None;
         let mut told = Vec::new();
@@ -182,6 +186,25 @@ impl Chat<'_> {
         Some((said, once))
     }
 
+    /// Whether the callback shows an agent of whom nobody was told.
+    fn has_new_agent(&self) -> bool {
+        let known = &self.conversation;
+        let agent = self.callback.agent().or(known.agent.as_deref());
+        let another = known.agent.is_some() && known.agent.as_deref() != agent;
+        let came = self.callback.agent_came() && !matches!(self.callback.sign(), Some(Sign::Queued { .. }));
+        came && self.is_current() && (known.state != State::Active || another)
+    }
+
+    /// Tells of a new agent before what the agent says. `Some` if the rest must wait.
+    async fn agent_joins(&self) -> Result<Option<Attempt>, OwnTrouble> {
+        if !self.has_new_agent() {
+            return Ok(None);
+        }
+        let (known, group) = (&self.conversation, self.group);
+        let agent = self.callback.agent().map(str::to_owned).or_else(|| known.agent.clone());
+        self.deliverer.agent_joins(self.directory, self.message, known, group, agent).await
+    }
+
     /// Notes where the chat stands. Told before it is noted, under a name that makes telling it twice harmless.
     async fn stands(&self) -> Result<(), OwnTrouble> {
         let (known, group) = (&self.conversation, self.group);
@@ -200,11 +223,13 @@ impl Chat<'_> {
         let agent = self.callback.agent().map(str::to_owned).or_else(|| known.agent.clone());
         let waits = |wait: Option<String>| Observation { wait, ..Observation::default() };
         if self.callback.agent_came() && !matches!(self.callback.sign(), Some(Sign::Queued { .. })) {
-            let another = known.agent.is_some() && known.agent != agent;
-            if known.state != State::Active || another {
-                let notice = Notice { agent: agent.clone(), ..notice };
-                let instance = format!("{since}:{}", agent.as_deref().unwrap_or(""));
-                self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
+            // `agent_joins` told of an agent; this is for a callback that is buried, and for nobody who listens.
+            if self.has_new_agent() {
+                let instance = joined_instance(known, agent.as_deref());
+                let notice = Notice { agent: agent.clone(), event: Some(NoticeEvent::Joined), ..notice };
+                if !self.directory.was_delivered(notice.id(Kind::CallbackEvent, &instance)).await? {
+                    self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
+                }
                 self.deliverer.agent_came(self.directory, known).await?;
             }
             let seen = Observation { agent, active: true, ..Observation::default() };

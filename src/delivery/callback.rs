@@ -14,6 +14,7 @@ impl Deliverer {
     /// One attempt toward the events URL or a bot.
     pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         match (message.kind, &self.directory) {
+            (kind, _) if kind.is_bot_turn() => Ok(self.bot_turn(message).await),
             (Kind::CallbackMessage, Some(directory)) => self.callback(message, directory).await,
             (Kind::CallbackMessage, None) => Ok(self.unknown(message)),
             _ => self.notice(message).await,

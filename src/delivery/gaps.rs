@@ -74,6 +74,12 @@ impl Deliverer {
         if matches!(before, Before::Internal) {
             return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "agents wrote it to each other"));
         }
+        let writer = callback.sys_created_by.as_deref();
+        if voice(writer) == Voice::Agent
+            && let Some(attempt) = self.before_first_words(directory, message, callback, conversation).await?
+        {
+            return Ok(attempt);
+        }
         if let Before::Read(heard) = &before {
             for heard in heard {
                 if let Some(attempt) = self.missed(directory, message, callback, conversation, heard).await? {
@@ -81,7 +87,6 @@ impl Deliverer {
                 }
             }
         }
-        let writer = callback.sys_created_by.as_deref();
         let said = Said {
             id: message.id,
             group: &callback.group,

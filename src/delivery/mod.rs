@@ -6,7 +6,9 @@
 
 mod agent_chat;
 mod agent_chat_callback;
+mod agent_joins;
 pub mod backoff;
+mod bot_turn;
 mod botkit;
 pub mod breaker;
 mod callback;
@@ -381,8 +383,13 @@ impl Deliverer {
     }
 
     /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written. What a
-    /// Virtual Agent callback says beside its texts does not die with it. A bot still gets its user back if the end of the chat dies.
+    /// Virtual Agent callback says beside its texts does not die with it. A bot still gets its user back if the end of the chat dies,
+    /// and XO goes on without a bot turn that dies.
     pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
+        if dead.message.kind.is_bot_turn() {
+            self.skip_turn(&dead.message).await;
+            return Ok(());
+        }
         if matches!(dead.message.kind, Kind::CallbackEnded | Kind::HandoffFailed) {
             return self.last_act(&dead.message).await.map_err(|OwnTrouble(trouble)| trouble);
         }

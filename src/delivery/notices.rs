@@ -30,7 +30,7 @@ impl Deliverer {
     }
 
     /// Conversations of a bot always have somebody; those of the API where `handoffs.events_url` is set.
-    async fn somebody_listens(&self, id: &ConversationId) -> Result<bool, OwnTrouble> {
+    pub(super) async fn somebody_listens(&self, id: &ConversationId) -> Result<bool, OwnTrouble> {
         if self.settings.tells_events || !self.settings.serves_bots {
             return Ok(self.settings.tells_events);
         }

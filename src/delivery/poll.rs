@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent_joins::joined_instance;
 use super::breaker::Heard;
 use super::{Attempt, Deliverer, OwnTrouble, Patience};
 use crate::clock;
@@ -164,9 +165,11 @@ impl Look<'_> {
             wait: entry.wait.clone().filter(|_| !active),
             ..Notice::about(known.id.clone())
         };
-        if active && (known.state != State::Active || known.agent != entry.assigned_to) {
-            let agent = entry.assigned_to.as_deref().unwrap_or("");
-            self.deliverer.tell_event(notice, NoticeEvent::Joined, &format!("{since}:{agent}")).await?;
+        // An agent of whom only the words were seen gets a name without being told again.
+        let another = known.agent.is_some() && known.agent != entry.assigned_to;
+        if active && (known.state != State::Active || another) {
+            let instance = joined_instance(known, entry.assigned_to.as_deref());
+            self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
             self.deliverer.agent_came(self.directory, known).await?;
         } else if !active && known.state == State::Active {
             let notice = Notice { agent: known.agent.clone(), ..notice };

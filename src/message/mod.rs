@@ -4,6 +4,7 @@
 //! carried as bytes, untouched, so that a callback reaches XO exactly as ServiceNow wrote it.
 //! Leaves to others: how it is stored (`queue/`), what its body means (`handoff`, `callback`), what became of it (`outcome`).
 
+pub mod bot_turn;
 pub mod callback;
 pub mod dead_letter;
 pub mod destination;
@@ -88,6 +89,11 @@ impl Kind {
     /// Whether messages of this kind go to ServiceNow. All others go to the bot side.
     pub const fn is_for_servicenow(self) -> bool {
         matches!(self, Self::HandoffStart | Self::HandoffMessage | Self::HandoffTyping | Self::HandoffEnd)
+    }
+
+    /// Whether a user and a bot wait for it.
+    pub const fn is_bot_turn(self) -> bool {
+        matches!(self, Self::BotUserMessage | Self::BotBotMessage | Self::BotAlert | Self::BotClientEvent)
     }
 
     /// Whether a message of this kind may be in a queue of this destination.

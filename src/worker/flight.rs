@@ -25,6 +25,8 @@ use crate::telemetry::Metrics;
 
 /// A lane whose head failed so long while others were served may not take more than its share.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// The longest pause between two tries of a message that a person waits for.
+const BOT_TURN_PAUSE_MAX: Duration = Duration::from_secs(5);
 const BURY_AGAIN: Duration = Duration::from_millis(500);
 
 /// What is known of a message beyond the message itself. Survives a return to the queue, as long as this worker lives.
@@ -68,9 +70,13 @@ impl Hold {
 
 impl Effort {
     pub(super) fn new(settings: &WorkerSettings, loan: &Loan) -> Self {
+        let mut retry = settings.retry.clone();
+        if loan.message.kind.is_bot_turn() {
+            retry.max = retry.max.min(BOT_TURN_PAUSE_MAX);
+        }
         Self {
             story: Story::default(),
-            backoff: Backoff::new(&settings.retry),
+            backoff: Backoff::new(&retry),
             maybe_taken: loan.earlier > 0 || loan.message.replays > 0,
             earlier: loan.earlier,
             hold: Hold::default(),

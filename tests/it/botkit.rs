@@ -151,6 +151,7 @@ on_every_engine! {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
+        heard(&relay, &user, "Thank you for contacting support").await;
         relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
         let before = user.heard().len();
         assert_eq!(user.says(" Stop Chat ").await.status, 200);
@@ -198,6 +199,7 @@ on_every_engine! {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
+        heard(&relay, &user, "Thank you for contacting support").await;
         user.set_with_agent(false);
         let before = user.heard().len();
         assert_eq!(user.says("hello bot").await.status, 200);

@@ -3,7 +3,7 @@
 use causeway::sandbox::{Operation, Rule, Side};
 use serde_json::json;
 
-use crate::botkit::{QUIT_STATE, chat, cleared, heard, left, quiet, relay, talking, user};
+use crate::botkit::{JOINED, QUIT_STATE, WAITING, chat, cleared, heard, left, quiet, relay, talking, user};
 use crate::harness::matrix::Engine;
 use crate::harness::relay::{PATIENCE, Relay};
 
@@ -23,6 +23,7 @@ on_every_engine! {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
+        heard(&relay, &user, "Thank you for contacting support").await;
         let before = user.heard().len();
         let mut event = user.flat("");
         event["event"] = json!({"eventType": "sessionClosure"});
@@ -82,6 +83,22 @@ on_every_engine! {
         assert_eq!(user.post("on_user_message", &event).await.status, 200);
         quiet(&relay).await;
         assert_eq!(relay.said(&group).len(), 2);
+    }
+
+    // The state of the chat is looked at long after the agent has written.
+    async fn an_agent_joins_before_the_first_words(bench: Bench) {
+        let settings = [("servicenow.poll_waiting", "30s"), ("servicenow.poll_active", "30s")];
+        let relay = relay(&bench, &settings).await;
+        let user = user(&relay, "u-1");
+        assert_eq!(user.transfers("help").await.status, 200);
+        let group = chat(&relay).await;
+        heard(&relay, &user, WAITING).await;
+        relay.sandbox.agent_accept(&group).await.unwrap();
+        relay.sandbox.agent_says(&group, "I am Grace").await.unwrap();
+        heard(&relay, &user, "I am Grace").await;
+        let texts = user.heard_texts();
+        let place = |text: &str| texts.iter().position(|said| said.contains(text));
+        assert!(place(JOINED).is_some() && place(JOINED) < place("I am Grace"), "{texts:?}");
     }
 
     async fn a_closing_text_that_fails_keeps_nobody_from_the_bot(bench: Bench) {

@@ -6,6 +6,7 @@
 //! Not responsible for: what becomes of an event (`mod.rs`), reading single values (`json_paths.rs`).
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -117,10 +118,41 @@ impl<'a> Payload<'a> {
         Ok(Self { door, json, found })
     }
 
-    /// The value at a path, as it is written. `null` is no value.
+    /// The value at one of the paths of [`READ`], as it is written.
+    pub(super) fn raw_at(&self, path: &str) -> Option<&'a RawValue> {
+        READ.iter().position(|known| *known == path).and_then(|place| self.found[place])
+    }
+
+    /// The same; `null` is no value.
     pub(super) fn at(&self, path: &str) -> Option<&'a RawValue> {
-        let known = READ.iter().position(|known| *known == path).and_then(|place| self.found[place]);
-        known.filter(|value| value.get() != "null")
+        self.raw_at(path).filter(|value| value.get() != "null")
+    }
+
+    /// The whole event as it came.
+    pub(super) const fn json(&self) -> &'a str {
+        self.json
+    }
+
+    /// The address of an operation as JSON: the one that came, or the one that XO's pattern makes.
+    pub(super) fn address(&self, operation: &str) -> Option<String> {
+        if let Some(address) = self.at(&format!("/{operation}Url")) {
+            return Some(address.get().to_owned());
+        }
+        let (base, request) = (self.text_at("/baseUrl")?, self.request_id()?);
+        let request: String = url::form_urlencoded::byte_serialize(request.as_bytes()).collect();
+        Some(Value::from(format!("{}/{operation}/{request}", base.trim_end_matches('/'))).to_string())
+    }
+
+    /// Whether nothing was said: no text, and no value of another type.
+    pub(super) fn is_without_words(&self) -> bool {
+        self.at("/message")
+            .is_none_or(|value| json_paths::text(value).is_some_and(|text| text.trim().is_empty()))
+    }
+
+    /// The names of the files that came, without the path that a name may hold.
+    pub(super) fn file_names(&self) -> Option<String> {
+        let names: Vec<String> = self.files().into_iter().filter_map(file_name).collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// The values at these paths, with one more reading.
@@ -327,6 +359,10 @@ impl<'a> Payload<'a> {
 
     /// Files that came with the words. Their shape is not documented: whatever has an address counts.
     pub(super) fn attachments(&self) -> Vec<Attachment> {
+        self.files().into_iter().filter_map(attachment).collect()
+    }
+
+    fn files(&self) -> VecDeque<&'a RawValue> {
         let places = [
             "/channel/attachments",
             "/channel/channelInfos/attachments",
@@ -334,8 +370,7 @@ impl<'a> Payload<'a> {
             "/attachments",
         ];
         let lists = self.all(&places).into_iter().flatten().map(|list| entries(list, Keep::First(FILES_MAX)));
-        let first = lists.into_iter().find(|list| !list.is_empty());
-        first.into_iter().flatten().filter_map(attachment).collect()
+        lists.into_iter().find(|list| !list.is_empty()).unwrap_or_default()
     }
 }
 
@@ -419,6 +454,17 @@ fn cut(text: &mut String) {
         end -= 1;
     }
     text.truncate(end);
+}
+
+/// What a file is called: its name, else the last part of its address.
+fn file_name(entry: &RawValue) -> Option<String> {
+    const NAMES: [&str; 5] = ["/fileName", "/name", "/fileUrl", "/url/fileUrl", "/url"];
+    const CHARS_MAX: usize = 200;
+    let found = json_paths::pick(entry.get(), &NAMES).unwrap_or_default();
+    let name = found.into_iter().flatten().find_map(words)?;
+    let name = name.split(['?', '#']).next().unwrap_or_default();
+    let last = name.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or("file");
+    Some(last.chars().filter(|c| !c.is_control()).take(CHARS_MAX).collect())
 }
 
 fn attachment(entry: &RawValue) -> Option<Attachment> {

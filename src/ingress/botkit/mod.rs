@@ -5,6 +5,7 @@
 //! (`ingress/token.rs`), reading the payload (`event.rs`), the words of the answers (`answer.rs`), everything after the queue.
 
 mod answer;
+mod bot_mode;
 mod event;
 mod json_paths;
 
@@ -50,6 +51,8 @@ pub struct BotKitDoor {
     pub end_words: Vec<String>,
     /// What the agent reads first where an event holds no words of the user.
     pub first_words: String,
+    /// Whether the bot's words to a user who is with an agent are not shown.
+    pub drops_bot_messages: bool,
     /// Where an event says who the user is.
     pub user: UserPaths,
     /// Whether "end chat" in XO's web widget ends the chat with the agent.
@@ -161,12 +164,39 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
         }
         Event::Webhook => return Ok(answer::unchanged(raw)),
         Event::UserMessage if payload.is_with_agent() => said(state, &payload).await?,
-        Event::UserMessage => said_to_the_bot(state, &payload).await?,
+        Event::UserMessage => {
+            let accepted_at = clock::now();
+            pass_on(state, &payload, Kind::BotUserMessage).await?;
+            said_to_the_bot(state, &payload, accepted_at).await?;
+        }
+        Event::BotMessage if payload.is_with_agent() && settings.drops_bot_messages => {
+            keep_turn(state, &payload, bot_mode::skipped(&payload)?).await?;
+        }
+        Event::BotMessage => pass_on(state, &payload, Kind::BotBotMessage).await?,
+        Event::Alert => pass_on(state, &payload, Kind::BotAlert).await?,
         Event::Client if payload.is_with_agent() => stirred(state, &payload).await?,
+        Event::Client => pass_on(state, &payload, Kind::BotClientEvent).await?,
         Event::Task if payload.is_session_closure() => closed(state, &payload).await?,
-        Event::Client | Event::BotMessage | Event::Task | Event::Alert | Event::VariableUpdate => {}
+        Event::Task | Event::VariableUpdate => {}
     }
     Ok(answer::acknowledged(&raw))
+}
+
+/// XO waits until this is passed on.
+async fn pass_on(state: &Arc<IngressState>, payload: &Payload<'_>, kind: Kind) -> Result<(), Refusal> {
+    match bot_mode::message(payload, kind)? {
+        Some(turn) => keep_turn(state, payload, turn).await,
+        None => Ok(()),
+    }
+}
+
+async fn keep_turn(
+    state: &Arc<IngressState>,
+    payload: &Payload<'_>,
+    turn: bot_mode::Turn,
+) -> Result<(), Refusal> {
+    let bot = state.settings.bot_side.bot(&payload.door.bot_id).ok_or(Refusal::UnknownRoute)?;
+    Ok(state.keep(turn.into_message(bot)).await?)
 }
 
 /// The bot hands its user over.
@@ -293,7 +323,15 @@ async fn quit(
 }
 
 /// A message to the bot of a user who is with an agent, as far as Causeway knows: XO took them back.
-async fn said_to_the_bot(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+async fn said_to_the_bot(
+    state: &Arc<IngressState>,
+    payload: &Payload<'_>,
+    accepted_at: Timestamp,
+) -> Result<(), Refusal> {
+    // A page that loads says nothing about where its user is.
+    if payload.is_without_words() && payload.file_names().is_none() {
+        return Ok(());
+    }
     // Bots whose users are never handed over have the same events, with or without names.
     let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
     let asked = conversation_id.clone();
@@ -304,7 +342,10 @@ async fn said_to_the_bot(state: &Arc<IngressState>, payload: &Payload<'_>) -> Re
     })
     .await;
     match known {
-        Some(None) => return Ok(()),
+        // Directory away: the event's own flags decide, and the user's next words tell it again.
+        None | Some(None) => return Ok(()),
+        // The bot handed its user over while this message was on its way to the bot.
+        Some(Some((known, _))) if known.opened_at >= accepted_at => return Ok(()),
         // The very message that made the bot hand its user over, told late.
         Some(Some((_, Some(reply))))
             if payload.user_message().is_some()
@@ -317,8 +358,7 @@ async fn said_to_the_bot(state: &Arc<IngressState>, payload: &Payload<'_>) -> Re
             ask(state, |directory| async move { directory.released(&conversation_id).await }).await;
             return Ok(());
         }
-        // Directory away: the worker finds out whether there is anything to end.
-        Some(Some(_)) | None => {}
+        Some(Some(_)) => {}
     }
     let id = payload.id(&conversation_id, "message");
     let end = End { conversation_id: conversation_id.clone(), reason: Some("xo".to_owned()), reply: None };

@@ -148,12 +148,16 @@ impl Xo {
         self.call_bot(handle, &address, &payload(handle)).await
     }
 
-    /// A refused token is replaced once: it may have died on the way.
     async fn call_bot(&self, handle: &ReplyHandle, address: &str, payload: &Value) -> Result<(), CallError> {
-        let bot = self.bot(handle).ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
+        self.pass_on(&handle.bot_id, address, Bytes::from(payload.to_string())).await
+    }
+
+    /// Posts a body as it stands. A refused token is replaced once: it may have died on the way.
+    pub async fn pass_on(&self, bot_id: &str, address: &str, body: Bytes) -> Result<(), CallError> {
+        let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
+        let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let url = self.settings.allowed_hosts.admit(address);
         let url: Url = url.map_err(|why| CallError::refused_here(format!("its reply address {why}")))?;
-        let body = Bytes::from(payload.to_string());
         let refused = |error: &CallError| matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
         let client = self.timed(self.settings.bots_timeout);
         match client.post(&url, signed(bot)?, body.clone()).await {

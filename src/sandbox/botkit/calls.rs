@@ -31,6 +31,7 @@ const CLASSES: [&str; 7] = [
     "OnHookPayload",
     "OnVariableUpdatePayload",
     "OnClientEventPayload",
+    "OnclientEventPayload",
 ];
 
 /// Why a call is refused.

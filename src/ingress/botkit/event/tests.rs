@@ -1,3 +1,5 @@
+//! Events in the shapes that XO posts, and what is read of them.
+
 use serde_json::json;
 
 use super::*;

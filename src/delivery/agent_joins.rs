@@ -1,0 +1,100 @@
+//! "An agent has joined" comes before the agent's first words.
+//!
+//! Over Connect Support the words come as a callback, and who has the chat is only seen by a look at its state, up to some seconds
+//! later. Over the Virtual Agent API both come as callbacks, one right behind the other. So this file guarantees: whoever is about to
+//! tell an agent's words in a chat that waits tells first that an agent has joined, in the same attempt; the news has the id that
+//! the look at the state would give it, so that it is told once.
+//! Not responsible for: the words of the news (`wording.rs`), changes that no words announce (`poll.rs`).
+
+use std::time::Duration;
+
+use super::{Attempt, Deliverer, OwnTrouble};
+use crate::clock;
+use crate::conversation::{Conversation, Directory, Observation, State};
+use crate::message::{Callback, Destination, Kind, Message, Notice, NoticeEvent, Outcome};
+use crate::platform::{ChatApi, ChatState};
+
+/// How long the look at the state may take. The agent's words wait for it.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Who has a chat.
+enum Holder {
+    Agent(String),
+    /// The state shows no agent.
+    Nobody,
+    /// The state cannot be read.
+    Unknown,
+}
+
+impl Deliverer {
+    /// An agent's words in a chat that nobody was told of. `Some` if the words must wait.
+    pub(super) async fn before_first_words(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        callback: &Callback,
+        conversation: &Conversation,
+    ) -> Result<Option<Attempt>, OwnTrouble> {
+        let group = callback.group.as_str();
+        let waits = matches!(conversation.state, State::Requested | State::Waiting);
+        if !waits || conversation.group.as_deref() != Some(group) {
+            return Ok(None);
+        }
+        let agent = match self.holder(conversation, group).await {
+            Holder::Agent(agent) => Some(agent),
+            // The words themselves show that an agent is there.
+            Holder::Unknown => None,
+            Holder::Nobody => return Ok(None),
+        };
+        self.agent_joins(directory, message, conversation, group, agent).await
+    }
+
+    async fn holder(&self, conversation: &Conversation, group: &str) -> Holder {
+        let servicenow = self.servicenow.as_ref().filter(|it| it.api() == ChatApi::ConnectSupport);
+        let Some(servicenow) = servicenow else { return Holder::Nobody };
+        let look = async {
+            let _pass = self.gate(Destination::ServiceNow).enter(false).await?;
+            servicenow.state(&conversation.id, group).await.ok()
+        };
+        let Ok(Some(entry)) = tokio::time::timeout(LOOK, look).await else { return Holder::Unknown };
+        let entry = entry.filter(|entry| entry.state == Some(ChatState::InProgress));
+        entry.and_then(|entry| entry.assigned_to).map_or(Holder::Nobody, Holder::Agent)
+    }
+
+    /// Tells at once that an agent has joined, and notes it. `Some` if it could not be told yet.
+    pub(super) async fn agent_joins(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        conversation: &Conversation,
+        group: &str,
+        agent: Option<String>,
+    ) -> Result<Option<Attempt>, OwnTrouble> {
+        let notice = Notice {
+            group: Some(group.to_owned()),
+            event: Some(NoticeEvent::Joined),
+            agent: agent.clone(),
+            ..Notice::about(conversation.id.clone())
+        };
+        let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
+        if self.somebody_listens(&conversation.id).await? && !directory.was_delivered(id).await? {
+            let body = serde_json::to_vec(&notice).map_err(|error| OwnTrouble(error.to_string()))?;
+            let news = Message { id, kind: Kind::CallbackEvent, body: body.into(), ..message.clone() };
+            let attempt = Box::pin(self.notice(&news)).await?;
+            if matches!(attempt.outcome, Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. })
+            {
+                return Ok(Some(attempt));
+            }
+            directory.remember_delivered(id, clock::now()).await?;
+        }
+        self.agent_came(directory, conversation).await?;
+        let seen = Observation { agent, active: true, ..Observation::default() };
+        directory.observed(&conversation.id, group, &seen).await?;
+        Ok(None)
+    }
+}
+
+/// What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.
+pub(super) fn joined_instance(known: &Conversation, agent: Option<&str>) -> String {
+    format!("{}:{}", known.updated_at.as_millisecond(), agent.unwrap_or_default())
+}

@@ -1,0 +1,342 @@
+//! A user who is with the bot: every message of the two goes through Causeway, and XO waits until it is passed on.
+//!
+//! An acknowledgement alone leaves the bot silent (platforms/xo.md 3.2). So this file guarantees: each event becomes one message on
+//! the queue before it is acknowledged; the body of the message is what Kore's BotKit posts back (its keys, in the spelling that
+//! came, platforms/xo.md 3.3), so that a worker posts it byte for byte; a repeat of the same post is the same message; two posts
+//! that differ in anything are two messages; nothing is looked up in the directory.
+//! Not responsible for: the call (`delivery/bot_turn.rs`), users who are with an agent (`mod.rs`).
+
+use serde_json::value::RawValue;
+
+use super::event::{Payload, digest};
+use crate::ingress::problem::Refusal;
+use crate::message::{Kind, LaneKey, Message, MessageId, bot_turn};
+
+/// The class of BotKit that an event becomes, with the keys that the class writes.
+struct Class {
+    name: &'static str,
+    keys: &'static [&'static str],
+    acks: bool,
+}
+
+const MESSAGE: Class = Class {
+    name: "OnMessagePayload",
+    keys: &[
+        "/skipUserMessageUrl",
+        "/skipBotMessageUrl",
+        "/getBotVariableUrl",
+        "/context",
+        "/channel",
+        "/message",
+        "/agent_transfer",
+        "/baseUrl",
+        "/isTemplate",
+        "/metaInfo",
+        "/formattedMessage",
+        "/overrideMessagePayload",
+        "/metaTags",
+        "/messageObject",
+        "/sendFeedbackMessageUrl",
+    ],
+    acks: true,
+};
+const ALERT: Class = Class {
+    name: "OnAlertPayload",
+    keys: &[
+        "/sendAlertMessageUrl",
+        "/skipUserMessageUrl",
+        "/skipBotMessageUrl",
+        "/getBotVariableUrl",
+        "/context",
+        "/channel",
+        "/baseUrl",
+        "/isTemplate",
+        "/message",
+        "/metaInfo",
+        "/formattedMessage",
+        "/overrideMessagePayload",
+        "/metaTags",
+        "/messageObject",
+        "/sendFeedbackMessageUrl",
+    ],
+    acks: false,
+};
+const CLIENT_EVENT: Class = Class {
+    name: "OnclientEventPayload",
+    keys: &[
+        "/sendBotEventUrl",
+        "/getBotVariableUrl",
+        "/context",
+        "/channel",
+        "/agent_transfer",
+        "/baseUrl",
+        "/metaInfo",
+        "/preDefinedEvent",
+        "/customEvent",
+    ],
+    acks: true,
+};
+
+const MISSING: &str =
+    "sendBotMessageUrl and sendUserMessageUrl, or baseUrl and requestId: nothing could be passed on";
+
+/// The message that an event of a user in bot mode becomes; `None` if XO waits for nothing.
+pub(super) fn message(payload: &Payload<'_>, kind: Kind) -> Result<Option<Turn>, Refusal> {
+    let class = match kind {
+        Kind::BotAlert if payload.at("/sendAlertMessageUrl").is_none() => return Ok(None),
+        Kind::BotClientEvent if payload.at("/sendBotEventUrl").is_none() => return Ok(None),
+        Kind::BotAlert => ALERT,
+        Kind::BotClientEvent => CLIENT_EVENT,
+        _ => MESSAGE,
+    };
+    let text = match kind {
+        Kind::BotUserMessage if payload.is_without_words() => payload.file_names().map(|names| json(&names)),
+        _ => None,
+    };
+    let body = body(payload, &class, &Changes { text, skips: false })?;
+    Ok(Some(Turn::new(payload, kind, body)))
+}
+
+/// The bot's words to a user who is with an agent: XO goes on without them.
+pub(super) fn skipped(payload: &Payload<'_>) -> Result<Turn, Refusal> {
+    let body = body(payload, &MESSAGE, &Changes { text: Some(json("")), skips: true })?;
+    Ok(Turn::new(payload, Kind::BotBotMessage, body))
+}
+
+/// A message of a bot turn without its destination.
+pub(super) struct Turn {
+    id: MessageId,
+    kind: Kind,
+    lane: LaneKey,
+    body: Vec<u8>,
+}
+
+impl Turn {
+    fn new(payload: &Payload<'_>, kind: Kind, body: Vec<u8>) -> Self {
+        let id = MessageId::derived("botkit-turn", &format!("{kind}:{}", digest(&[payload.json()])));
+        // Without a requestId two equal posts are two messages rather than one.
+        let id = if payload.request_id().is_some() { id } else { MessageId::fresh() };
+        // Bots whose users are never handed over may not name them: each event is then a line of its own.
+        let lane = payload.conversation().map_or_else(|_| LaneKey::alone(id), |of| bot_turn::lane(kind, &of));
+        Self { id, kind, lane, body }
+    }
+
+    pub(super) fn into_message(self, destination: crate::message::Destination) -> Message {
+        Message::new(self.id, self.kind, destination, self.lane, self.body)
+    }
+}
+
+/// What is not as it came.
+struct Changes {
+    /// The JSON of another `message`.
+    text: Option<String>,
+    /// The message is not shown: it says nothing.
+    skips: bool,
+}
+
+/// What BotKit posts back. Keys that its class does not know are left out; a key that did not come is left out, too.
+fn body(payload: &Payload<'_>, class: &Class, changes: &Changes) -> Result<Vec<u8>, Refusal> {
+    let mut body = Body::new(class.name);
+    let request = payload.raw_at("/requestId");
+    // As BotKit does: the answer to a request without a name has one.
+    let request_name = request.map_or_else(|| json(&unnamed()), |value| value.get().to_owned());
+    body.write("requestId", &request_name);
+    body.write("botId", &json(&payload.door.bot_id));
+    body.write("componentId", &json(&payload.door.component_id));
+    for operation in ["sendUserMessage", "sendBotMessage"] {
+        let address = payload.address(operation);
+        match address {
+            Some(address) => body.write(&format!("{operation}Url"), &address),
+            None if class.name == MESSAGE.name => return Err(Refusal::Insufficient(MISSING)),
+            None => {}
+        }
+    }
+    for path in class.keys {
+        let key = path.trim_start_matches('/');
+        let value = payload.raw_at(path).map(RawValue::get);
+        match (key, value) {
+            ("message", _) if changes.text.is_some() => {
+                body.write(key, changes.text.as_deref().unwrap_or_default());
+            }
+            ("overrideMessagePayload", _) if changes.skips => {}
+            ("agent_transfer", None) => body.write(key, "false"),
+            (_, Some(value)) => body.write(key, value),
+            (_, None) => {}
+        }
+    }
+    if class.acks {
+        body.write("ackMessage", "true");
+    }
+    Ok(body.finish())
+}
+
+/// A JSON object that is written key by key.
+struct Body(Vec<u8>);
+
+impl Body {
+    fn new(class: &str) -> Self {
+        Self(format!(r#"{{"__payloadClass":{}"#, json(class)).into_bytes())
+    }
+
+    /// `value` is JSON already.
+    fn write(&mut self, key: &str, value: &str) {
+        self.0.extend_from_slice(b",");
+        self.0.extend_from_slice(json(key).as_bytes());
+        self.0.extend_from_slice(b":");
+        self.0.extend_from_slice(value.as_bytes());
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.0.push(b'}');
+        self.0
+    }
+}
+
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn unnamed() -> String {
+    MessageId::fresh().to_string().replace('-', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::{Door, Event};
+    use super::*;
+
+    const BASE: &str = "https://platform.kore.ai/api/botsdk/stream/st-1";
+
+    fn door() -> Door {
+        Door { bot_id: "st-1".into(), component_id: "default".into(), event: Event::UserMessage }
+    }
+
+    fn turn(json: &str, kind: Kind) -> Turn {
+        let door = door();
+        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+        message(&payload, kind).ok().unwrap().unwrap()
+    }
+
+    fn event(more: &str) -> String {
+        let rest = if more.is_empty() { String::new() } else { format!(", {more}") };
+        format!(
+            r#"{{"requestId": 1501244156289, "baseUrl": "{BASE}", "channel": {{"from": "u-1", "type": "rtm"}}{rest}}}"#
+        )
+    }
+
+    fn posted(json: &str, kind: Kind) -> Value {
+        serde_json::from_slice(&turn(json, kind).body).unwrap()
+    }
+
+    #[test]
+    fn the_body_has_botkits_keys_and_the_values_that_came() {
+        let json = event(
+            r#""message": "héllo é", "context": {"n": 1.50, "big": 12345678901234567890123}, "metaInfo": null,
+               "resetBotUrl": "https://platform.kore.ai/reset", "clearConversationSessionUrl": "x", "mine": 1,
+               "agent_transfer": false, "overrideMessagePayload": {"isTemplate": true, "body": "{\"type\":\"template\"}"}"#,
+        );
+        let turn = turn(&json, Kind::BotBotMessage);
+        let text = String::from_utf8(turn.body).unwrap();
+        // As it was written, not as a program would write it again.
+        for kept in [
+            r#""context":{"n": 1.50, "big": 12345678901234567890123}"#,
+            r#""message":"héllo é""#,
+            r#""requestId":1501244156289"#,
+        ] {
+            assert!(text.contains(kept), "{kept} is not in {text}");
+        }
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut expected = vec![
+            "__payloadClass",
+            "ackMessage",
+            "agent_transfer",
+            "baseUrl",
+            "botId",
+            "channel",
+            "componentId",
+            "context",
+            "message",
+            "metaInfo",
+            "overrideMessagePayload",
+            "requestId",
+            "sendBotMessageUrl",
+            "sendUserMessageUrl",
+        ];
+        expected.sort_unstable();
+        let mut keys = keys;
+        keys.sort_unstable();
+        assert_eq!(keys, expected);
+        assert_eq!(value["__payloadClass"], "OnMessagePayload");
+        assert_eq!(value["sendBotMessageUrl"], format!("{BASE}/sendBotMessage/1501244156289"));
+    }
+
+    #[test]
+    fn a_file_without_words_is_named() {
+        let file = event(
+            r#""channel": {"from": "u-1", "type": "rtm", "attachments": [{"fileName": "../a/b\\crack.png", "fileUrl": "https://f/x"}, {"fileName": "two.pdf"}]}"#,
+        );
+        assert_eq!(posted(&file, Kind::BotUserMessage)["message"], "crack.png, two.pdf");
+        let spoken =
+            event(r#""message": "look", "channel": {"from": "u-1", "attachments": [{"fileName": "a.png"}]}"#);
+        assert_eq!(posted(&spoken, Kind::BotUserMessage)["message"], "look");
+        let connected = event(r#""channel": {"from": "u-1", "botEvent": "ON_CONNECT_EVENT"}"#);
+        assert_eq!(posted(&connected, Kind::BotUserMessage).get("message"), None);
+    }
+
+    #[test]
+    fn a_repeat_is_the_same_message_and_nothing_else_is() {
+        let id = |json: &str, kind| turn(json, kind).id;
+        let yes = event(r#""message": "yes""#);
+        assert_eq!(id(&yes, Kind::BotUserMessage), id(&yes, Kind::BotUserMessage));
+        assert_ne!(id(&yes, Kind::BotUserMessage), id(&yes, Kind::BotBotMessage));
+        assert_ne!(id(&yes, Kind::BotUserMessage), id(&event(r#""message": "no""#), Kind::BotUserMessage));
+        let later = yes.replace("1501244156289", "1501244156290");
+        assert_ne!(id(&yes, Kind::BotUserMessage), id(&later, Kind::BotUserMessage));
+        let unnamed = format!(
+            r#"{{"sendBotMessageUrl": "{BASE}/sendBotMessage/1", "sendUserMessageUrl": "{BASE}/x", "message": "yes"}}"#
+        );
+        assert_ne!(id(&unnamed, Kind::BotUserMessage), id(&unnamed, Kind::BotUserMessage));
+    }
+
+    #[test]
+    fn alerts_and_client_events_have_their_own_class() {
+        let alert = event(&format!(
+            r#""message": "rain", "agent_transfer": false, "sendAlertMessageUrl": "{BASE}/sendAlertMessage/1""#
+        ));
+        let alert = posted(&alert, Kind::BotAlert);
+        assert_eq!((&alert["__payloadClass"], &alert["message"]), (&json!("OnAlertPayload"), &json!("rain")));
+        assert_eq!((alert.get("ackMessage"), alert.get("agent_transfer")), (None, None));
+        let typing = event(&format!(
+            r#""preDefinedEvent": {{"type": "TYPING_STARTED"}}, "sendBotEventUrl": "{BASE}/sendBotEvent/1""#
+        ));
+        let typing = posted(&typing, Kind::BotClientEvent);
+        assert_eq!(typing["preDefinedEvent"], json!({"type": "TYPING_STARTED"}));
+        let door = door();
+        let without = event(r#""message": "rain""#);
+        let payload = Payload::read(&door, without.as_bytes()).ok().unwrap();
+        assert!(message(&payload, Kind::BotAlert).ok().unwrap().is_none());
+    }
+
+    #[test]
+    fn without_an_address_nothing_is_taken() {
+        let door = door();
+        let json = r#"{"requestId": 1, "message": "hi", "channel": {"from": "u-1"}}"#;
+        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+        let refusal = message(&payload, Kind::BotUserMessage).err().unwrap();
+        assert!(refusal.to_string().contains("sendBotMessageUrl"), "{refusal}");
+    }
+
+    #[test]
+    fn what_is_skipped_says_nothing() {
+        let door = door();
+        let json = event(
+            r#""message": "from the bot", "overrideMessagePayload": {"body": "x"}, "agent_transfer": true"#,
+        );
+        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+        let body: Value = serde_json::from_slice(&skipped(&payload).ok().unwrap().body).unwrap();
+        assert_eq!((&body["message"], body.get("overrideMessagePayload")), (&json!(""), None));
+    }
+}
