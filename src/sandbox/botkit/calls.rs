@@ -23,7 +23,7 @@ const LEEWAY: f64 = 5.0;
 /// The longest word that XO takes for its bot, in characters.
 const WORD_CHARS_MAX: usize = 1_200;
 /// The classes of payloads that public BotKit servers name.
-const CLASSES: [&str; 7] = [
+const CLASSES: [&str; 8] = [
     "OnMessagePayload",
     "OnAgentTransferPayload",
     "OnEventPayload",
