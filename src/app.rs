@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{self, Settings};
@@ -31,6 +32,8 @@ use stages::{deliverer, ingress_settings, worker_settings};
 
 /// How long a callback waits for the start that may be opening its group.
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
+/// How often the directory's write-ahead log, which still holds what was forgotten, is emptied.
+const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long the verbs of the command line wait for the broker.
 const DESK_WAIT: Duration = Duration::from_secs(10);
@@ -227,6 +230,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 
 /// Counts conversations for the metrics and forgets what nobody will ask for any more.
 async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> Result<(), String> {
+    let mut emptied = Instant::now();
     loop {
         if let Ok(counts) = directory.counts().await {
             for state in State::ALL {
@@ -244,6 +248,12 @@ async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> 
         };
         if let Err(error) = directory.forget(delivered, closed).await {
             tracing::debug!(%error, "cannot tidy the directory");
+        }
+        if emptied.elapsed() >= EMPTY_LOG_EVERY {
+            emptied = Instant::now();
+            if let Err(error) = directory.empty_log().await {
+                tracing::debug!(%error, "cannot empty the directory's log");
+            }
         }
         tokio::select! {
             () = stop.wait() => return Ok(()),

@@ -1,11 +1,120 @@
-//! The files in which Causeway keeps chats: the embedded queue and the directory's SQLite file.
+//! The files in which Causeway keeps chats: the embedded queue, the directory's SQLite file, and their locks.
 //!
-//! Guarantees: a SQLite library with a known corruption of files is refused before a file is opened.
+//! Guarantees: a folder that this program makes has mode 0700 and a file has mode 0600, in any folder; a data file that an
+//! older version made for more readers is closed to them. What root makes in the folder of another user belongs to that
+//! user, so a command that root runs cannot lock a service out of its own folder. A SQLite library with a known corruption
+//! of files is refused before a file is opened.
 //! Not responsible for: SQL and the settings of a connection (`queue/embedded/store.rs`, `conversation/schema.rs`).
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// The first version of SQLite that is safe for a file with a write-ahead log and several connections. In versions 3.7.0 to
 /// 3.51.2 a reset of the log beside a checkpoint of another connection could corrupt the file.
 const SQLITE_MIN: i32 = 3_051_003;
+/// What SQLite appends to the name of a database file for the files that it makes itself. They get the mode of the database
+/// file.
+const SQLITE_COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+#[cfg(unix)]
+const OTHERS: u32 = 0o077;
+
+/// Makes a folder and the folders above it, as far as they are missing.
+///
+/// # Errors
+/// As the operating system says.
+pub fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        create_folder(parent)?;
+    }
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(folder) {
+        Ok(()) => owned_like_parent(folder),
+        // Another process made it meanwhile.
+        Err(_) if folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file for reading and writing, and makes it if it is missing. A file that only its owner may write is opened for
+/// reading alone: that is enough for a lock.
+///
+/// # Errors
+/// As the operating system says.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return File::open(path),
+        opened => return opened,
+    }
+    options.create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    owned_like_parent(path)?;
+    Ok(file)
+}
+
+/// Makes the file of a SQLite database if it is missing, so that SQLite does not make it for more readers. Closes one that
+/// is there, and its companions, to everybody but their owner.
+///
+/// # Errors
+/// As the operating system says.
+pub fn prepare_sqlite(path: &Path) -> io::Result<()> {
+    drop(open_private(path)?);
+    close_to_others(path);
+    for companion in SQLITE_COMPANIONS {
+        let mut name = path.as_os_str().to_owned();
+        name.push(companion);
+        close_to_others(&PathBuf::from(name));
+    }
+    Ok(())
+}
+
+/// Only the owner may do so; for anybody else the file stays as the owner wants it.
+#[cfg(unix)]
+fn close_to_others(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Ok(known) = std::fs::metadata(path) else { return };
+    let mode = known.permissions().mode();
+    if mode & OTHERS != 0 {
+        let closed = std::fs::Permissions::from_mode(mode & !OTHERS & 0o7777);
+        if let Err(error) = std::fs::set_permissions(path, closed) {
+            tracing::debug!(path = %path.display(), %error, "a data file stays readable for others");
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn close_to_others(_: &Path) {}
+
+/// What root has just made belongs to the owner of the folder that it is in.
+#[cfg(unix)]
+fn owned_like_parent(made: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    const ROOT: u32 = 0;
+    let parent = match made.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let (made_as, home) = (std::fs::metadata(made)?, std::fs::metadata(parent)?);
+    if made_as.uid() == ROOT && home.uid() != ROOT {
+        std::os::unix::fs::chown(made, Some(home.uid()), Some(home.gid()))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn owned_like_parent(_: &Path) -> io::Result<()> {
+    Ok(())
+}
 
 /// Refuses a SQLite library that could corrupt a file. The queue and the directory link the same library.
 ///
@@ -44,6 +153,59 @@ mod tests {
         }
         for safe in [3_051_003, 3_052_000, 4_000_000] {
             assert_eq!(check_sqlite_version(safe), Ok(()));
+        }
+    }
+
+    #[cfg(unix)]
+    mod unix {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+
+        use super::*;
+
+        fn mode(path: &Path) -> u32 {
+            std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+        }
+
+        #[test]
+        fn what_is_made_is_for_its_owner_alone() {
+            let home = tempfile::tempdir().unwrap();
+            let folder = home.path().join("a/b");
+            create_folder(&folder).unwrap();
+            assert_eq!((mode(&folder), mode(&home.path().join("a"))), (0o700, 0o700));
+            let file = folder.join("x.sqlite");
+            prepare_sqlite(&file).unwrap();
+            assert_eq!(mode(&file), 0o600);
+        }
+
+        #[test]
+        fn what_an_older_version_left_open_is_closed() {
+            let home = tempfile::tempdir().unwrap();
+            let file = home.path().join("x.sqlite");
+            for name in ["x.sqlite", "x.sqlite-wal", "x.sqlite-shm"] {
+                std::fs::write(home.path().join(name), "").unwrap();
+                let open = std::fs::Permissions::from_mode(0o644);
+                std::fs::set_permissions(home.path().join(name), open).unwrap();
+            }
+            prepare_sqlite(&file).unwrap();
+            for name in ["x.sqlite", "x.sqlite-wal", "x.sqlite-shm"] {
+                assert_eq!(mode(&home.path().join(name)), 0o600, "{name}");
+            }
+        }
+
+        /// For root alone, who alone can make something for another user: anybody else makes what is their own.
+        #[test]
+        fn what_root_makes_belongs_to_the_owner_of_the_folder() {
+            const SOMEBODY: u32 = 12_345;
+            let home = tempfile::tempdir().unwrap();
+            let owner = match chown(home.path(), Some(SOMEBODY), Some(SOMEBODY)) {
+                Ok(()) => SOMEBODY,
+                Err(_) => std::fs::metadata(home.path()).unwrap().uid(),
+            };
+            create_folder(&home.path().join("folder")).unwrap();
+            drop(open_private(&home.path().join("folder/x.lock")).unwrap());
+            for made in ["folder", "folder/x.lock"] {
+                assert_eq!(std::fs::metadata(home.path().join(made)).unwrap().uid(), owner, "{made}");
+            }
         }
     }
 }

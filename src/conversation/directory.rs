@@ -301,6 +301,13 @@ impl Directory {
         Ok(delivered + closed)
     }
 
+    /// Empties the write-ahead log of a file, which still holds what was forgotten. A database on a server has none.
+    pub async fn empty_log(&self) -> Result<(), DirectoryError> {
+        let Self::Sqlite(SqliteDirectory(pools)) = self else { return Ok(()) };
+        let emptied = sqlx::query(statements::EMPTY_LOG_SQLITE).execute(&pools.state);
+        schema::within(STATEMENT_TIMEOUT, emptied).await.map(|_| ())
+    }
+
     /// How many conversations are in each state; every state is there.
     pub async fn counts(&self) -> Result<BTreeMap<State, u64>, DirectoryError> {
         let rows: Vec<(String, i64)> = run!(self, |pool| sqlx::query_as(statements::COUNTS).fetch_all(pool))?;

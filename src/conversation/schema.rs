@@ -54,14 +54,18 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     let place = format!("the directory's file {}", path.display());
     data_files::check_sqlite().map_err(|error| DirectoryError::Mismatch(format!("{place}: {error}")))?;
     if let Some(folder) = path.parent() {
-        tokio::fs::create_dir_all(folder).await.map_err(|error| {
+        data_files::create_folder(folder).map_err(|error| {
             DirectoryError::Mismatch(format!("{place}: cannot make the folder {}: {error}", folder.display()))
         })?;
     }
+    data_files::prepare_sqlite(path)
+        .map_err(|error| DirectoryError::Mismatch(format!("{place}: cannot open it: {error}")))?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .foreign_keys(true)
+        // What is forgotten is overwritten with zeros.
+        .pragma("secure_delete", "ON")
         .busy_timeout(ACQUIRE_TIMEOUT)
         .disable_statement_logging();
     let migrating = migrate_sqlite(options.clone().busy_timeout(OPEN_TIMEOUT));

@@ -152,4 +152,6 @@ pub(super) const WRITE_VERSION: &str = "INSERT INTO directory_version (version) 
 pub(super) const LOCK_SCHEMA_POSTGRES: &str = "SELECT pg_advisory_xact_lock(7161134020979810681)";
 /// SQLite lets one writer in; asking at the start is what makes the others wait instead of fail.
 pub(super) const BEGIN_SQLITE: &str = "BEGIN IMMEDIATE";
+pub(super) const EMPTY_LOG_SQLITE: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+
 pub(super) const WRITE_AHEAD_SQLITE: &str = "PRAGMA journal_mode = WAL";

@@ -2,7 +2,8 @@
 //!
 //! One is `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at", "died_at",
 //! "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`, and where the text was asked
-//! for `"body"`, the message exactly as it came, as a string (or `"body_base64"` where it is not UTF-8).
+//! for `"body"`, the message exactly as it came, as a string (or `"body_base64"` where it is not UTF-8), and in the story
+//! `"platform_words"`, what the platform said, which can repeat the text.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::replay::Plan;
 use super::{Entry, conversation_of, summary};
-use crate::message::DeadLetter;
+use crate::message::{AttemptRecord, DeadLetter};
 
 /// One, with or without what people wrote.
 pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
@@ -27,7 +28,7 @@ pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
         "died_at": dead.died_at.to_string(),
         "replays": message.replays,
         "attempts": dead.story.count(),
-        "story": dead.story.attempts(),
+        "story": dead.story.attempts().iter().map(|attempt| record(attempt, reveal)).collect::<Value>(),
         "body_bytes": message.body.len(),
     });
     if reveal && let Some(fields) = document.as_object_mut() {
@@ -37,6 +38,18 @@ pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
         };
     }
     document
+}
+
+fn record(attempt: &AttemptRecord, reveal: bool) -> Value {
+    let AttemptRecord { at, status, outcome, error, said } = attempt;
+    let mut record = json!({ "at": at.to_string(), "outcome": outcome, "error": error });
+    if let Some(fields) = record.as_object_mut() {
+        fields.extend(status.map(|status| ("status".to_owned(), status.into())));
+        if reveal && !said.is_empty() {
+            fields.insert("platform_words".to_owned(), said.reveal().into());
+        }
+    }
+    record
 }
 
 /// How many, by destination and reason.
@@ -74,7 +87,7 @@ pub(crate) fn plan(plan: &Plan) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, PlatformWords, Story};
 
     fn dead(body: &'static [u8]) -> DeadLetter {
         let message = Message::new(
@@ -84,13 +97,24 @@ mod tests {
             LaneKey::parse("c-1").unwrap(),
             body,
         );
-        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", Story::default())
+        let mut story = Story::default();
+        story.add(AttemptRecord {
+            at: crate::clock::now(),
+            status: Some(400),
+            outcome: "dead".into(),
+            error: "refused (status 400)".into(),
+            said: PlatformWords::new("Bad value: echoed words", ""),
+        });
+        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", story)
     }
 
     #[test]
     fn text_is_hidden_until_asked_for() {
         let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
         assert!(!letter(&dead, false).to_string().contains("private"));
+        assert!(!letter(&dead, false).to_string().contains("echoed"));
+        assert_eq!(letter(&dead, false)["story"][0]["status"], 400);
+        assert_eq!(letter(&dead, true)["story"][0]["platform_words"], "Bad value: echoed words");
         assert!(letter(&dead, true)["body"].as_str().unwrap().contains("private words"));
         assert_eq!(letter(&dead, false)["conversation_id"], "c-1");
     }

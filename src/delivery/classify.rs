@@ -105,6 +105,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::message::PlatformWords;
     use crate::platform::NotReady;
     use Operation::{Callback, Event, Leave, Send, Session, Start, State, Tell};
 
@@ -112,7 +113,8 @@ mod tests {
     const ALL: &[Operation] = Operation::ALL;
 
     fn answer(status: u16, kind: AnswerKind, retry_after: Option<Duration>) -> CallError {
-        CallError::Answer(Answer { status, retry_after, kind, detail: String::new() })
+        let (detail, said) = (String::new(), PlatformWords::default());
+        CallError::Answer(Answer { status, retry_after, kind, detail, said })
     }
 
     fn plain(status: u16) -> CallError {

@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use crate::conversation::{Directory, DirectoryError, Origin, State};
 use crate::message::{
     BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
-    MessageId, Outcome, RetryReason, TripReason,
+    MessageId, Outcome, PlatformWords, RetryReason, TripReason,
 };
 use crate::platform::{CallError, ServiceNow, Xo};
 use crate::queue::{Lease, Queue, QueueError};
@@ -134,15 +134,17 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// The HTTP status, where there was an answer.
     pub status: Option<u16>,
-    /// What went wrong, without the chat's text.
+    /// What went wrong, without the chat's text and without the platform's words.
     pub error: String,
+    /// The platform's words. They can repeat the chat's text.
+    pub said: PlatformWords,
     /// Whom it spoke to.
     pub endpoint: Endpoint,
 }
 
 impl Attempt {
     fn of(endpoint: Endpoint, outcome: Outcome, error: impl Into<String>) -> Self {
-        Self { outcome, status: None, error: error.into(), endpoint }
+        Self { outcome, status: None, error: error.into(), said: PlatformWords::default(), endpoint }
     }
 
     fn delivered(endpoint: Endpoint) -> Self {
@@ -163,6 +165,7 @@ impl Attempt {
             outcome: classify(error, operation),
             status: error.status(),
             error: error.to_string(),
+            said: error.said(),
             endpoint,
         }
     }

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DeadReason, Message};
+use super::{DeadReason, Message, PlatformWords};
 
 /// How many attempts a story keeps: the first few and the newest, so that a long outage stays readable.
 const KEPT_FIRST: usize = 5;
@@ -22,8 +22,11 @@ pub struct AttemptRecord {
     pub status: Option<u16>,
     /// [`super::Outcome::as_str`].
     pub outcome: String,
-    /// What went wrong, without the chat's text.
+    /// What went wrong, without the chat's text and without the platform's words.
     pub error: String,
+    /// The platform's words. They can repeat the chat's text: shown only with it.
+    #[serde(default, rename = "platform_words", skip_serializing_if = "PlatformWords::is_empty")]
+    pub said: PlatformWords,
 }
 
 /// Every attempt of one message; the middle of a very long story is only counted.
@@ -92,7 +95,8 @@ mod tests {
         let mut story = Story::default();
         for second in 0..100 {
             let at = Timestamp::from_second(second).unwrap();
-            story.add(AttemptRecord { at, status: Some(503), outcome: "retry".into(), error: String::new() });
+            let (error, said) = (String::new(), PlatformWords::default());
+            story.add(AttemptRecord { at, status: Some(503), outcome: "retry".into(), error, said });
         }
         assert_eq!(story.count(), 100);
         assert_eq!(story.attempts().len(), 25);

@@ -11,6 +11,7 @@ pub mod destination;
 pub mod handoff;
 pub mod ids;
 pub mod outcome;
+pub mod platform_words;
 pub mod reply;
 pub(crate) mod rich_text;
 
@@ -23,6 +24,7 @@ pub use destination::{BotName, BotSide, Destination, Destinations, KnownBot};
 pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
+pub use platform_words::PlatformWords;
 pub use reply::{AllowedHosts, ReplyHandle};
 
 macro_rules! named {

@@ -126,7 +126,9 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
     let there = || Finding::good("ServiceNow answers");
     let known = || Finding::good("ServiceNow takes the login");
     match error {
-        CallError::NoAnswer(_) => vec![Finding::bad(format!("ServiceNow: {error}"), unreachable(error))],
+        CallError::NoAnswer(_) => {
+            vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), unreachable(error))]
+        }
         CallError::Answer(answer) if answer.is_no_such_api() => {
             let hint = "the Connect Support plugin is not active, or the instance is Utah or newer, where new ones \
                         have only the Virtual Agent API";
@@ -134,10 +136,10 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
         }
         CallError::Answer(answer) => match &answer.kind {
             AnswerKind::Credentials => {
-                vec![there(), Finding::bad(format!("ServiceNow: {error}"), next_step(error))]
+                vec![there(), Finding::bad(format!("ServiceNow: {}", error.with_words()), next_step(error))]
             }
             AnswerKind::NotReady(how) => {
-                vec![Finding::bad(format!("ServiceNow: {error}"), not_ready(*how))]
+                vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), not_ready(*how))]
             }
             AnswerKind::Gone if asked_for_queue => {
                 let hint = "servicenow.queue_id must be the sys_id of a chat_queue that the user may read";
@@ -145,11 +147,14 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
             }
             AnswerKind::Permanent | AnswerKind::Business(_) if answer.status == 403 => {
                 let hint = "give the user the roles that Connect Support needs, such as agent_admin";
-                vec![there(), known(), Finding::bad(format!("ServiceNow: {error}"), hint)]
+                vec![there(), known(), Finding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
             }
             _ => vec![
                 there(),
-                Finding::bad(format!("ServiceNow: {error}"), "try again later; see ServiceNow's logs"),
+                Finding::bad(
+                    format!("ServiceNow: {}", error.with_words()),
+                    "try again later; see ServiceNow's logs",
+                ),
             ],
         },
     }
@@ -174,7 +179,10 @@ fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
         }
         LoginKind::Basic => "check servicenow.username and servicenow.password",
     };
-    vec![Finding::good("ServiceNow answers"), Finding::bad(format!("ServiceNow: {error}"), hint)]
+    vec![
+        Finding::good("ServiceNow answers"),
+        Finding::bad(format!("ServiceNow: {}", error.with_words()), hint),
+    ]
 }
 
 /// The next step after an error that every call can end with.

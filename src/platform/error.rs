@@ -1,13 +1,13 @@
 //! What a caller must tell apart when a call did not succeed.
 //!
-//! Guarantees: an error holds at most a short, cleaned message of the platform; never a body, a URL, a credential or
-//! the text that was sent. Leaves to others: what becomes of the message (`delivery/classify.rs`).
+//! Guarantees: an error shows our own words and a status; it keeps a short line of the platform's words, which it shows to
+//! nobody ([`PlatformWords`]). It never holds a body, a URL, a credential or the text that was sent.
+//! Leaves to others: what becomes of the message (`delivery/classify.rs`).
 
 use std::fmt;
 use std::time::Duration;
 
-/// The longest detail that an error keeps, in characters.
-const DETAIL_CHARS_MAX: usize = 200;
+use crate::message::PlatformWords;
 
 /// ServiceNow's words for an API that is not installed.
 const NO_SUCH_RESOURCE: &str = "requested uri does not represent any resource";
@@ -35,8 +35,10 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// What it means.
     pub kind: AnswerKind,
-    /// The platform's own short message, cleaned; may be empty.
+    /// Our own words, for anybody; may be empty.
     pub detail: String,
+    /// The platform's words. They can repeat what a user wrote.
+    pub said: PlatformWords,
 }
 
 /// What an answer means.
@@ -111,7 +113,7 @@ pub enum NoAnswerKind {
 impl Answer {
     /// Whether the platform says that it has no such API at all: the plugin is missing, or the address is wrong.
     pub fn is_no_such_api(&self) -> bool {
-        self.status == 400 && self.detail.to_ascii_lowercase().contains(NO_SUCH_RESOURCE)
+        self.status == 400 && self.said.reveal().to_ascii_lowercase().contains(NO_SUCH_RESOURCE)
     }
 
     /// Whether the password is right and a second factor is missing.
@@ -127,6 +129,20 @@ impl CallError {
             Self::Answer(answer) => Some(answer.status),
             Self::NoAnswer(_) => None,
         }
+    }
+
+    /// The platform's words, if it answered.
+    pub fn said(&self) -> PlatformWords {
+        match self {
+            Self::Answer(answer) => answer.said.clone(),
+            Self::NoAnswer(_) => PlatformWords::default(),
+        }
+    }
+
+    /// The error with the platform's words, for an operator who runs a command whose calls carry nothing of a user.
+    pub(crate) fn with_words(&self) -> String {
+        let said = self.said();
+        if said.is_empty() { self.to_string() } else { format!("{self}: {}", said.reveal()) }
     }
 
     /// The sentence of a business answer, for the user.
@@ -156,7 +172,7 @@ impl CallError {
     /// A call that we did not make, since it cannot succeed.
     pub(crate) fn refused_here(detail: impl Into<String>) -> Self {
         let (kind, detail) = (AnswerKind::Permanent, detail.into());
-        Self::Answer(Answer { status: 400, retry_after: None, kind, detail })
+        Self::Answer(Answer { status: 400, retry_after: None, kind, detail, said: PlatformWords::default() })
     }
 
     /// A call that we could not make.
@@ -231,30 +247,17 @@ impl fmt::Display for NoAnswer {
     }
 }
 
-/// One short line of what a platform said: control characters become blanks, the rest is cut. `carried` is the chat
-/// text that the call carried; a platform that repeats it must not bring it into our logs.
-pub(crate) fn clean(said: &str, carried: &str) -> String {
-    let carried = carried.trim();
-    let said = if carried.is_empty() { said.to_owned() } else { said.replace(carried, "…") };
-    let line = said.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    line.collect::<Vec<_>>().join(" ").chars().take(DETAIL_CHARS_MAX).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_detail_is_one_short_line_without_the_text() {
-        assert_eq!(clean("bad\r\n value: my secret\ttail", "my secret"), "bad value: … tail");
-        assert_eq!(clean(&"x".repeat(900), "").len(), DETAIL_CHARS_MAX);
-    }
-
-    #[test]
-    fn the_sentence_for_the_user_is_not_shown() {
+    fn the_words_of_the_platform_are_not_shown() {
         let kind = AnswerKind::Business("call 555".into());
-        let error = CallError::Answer(Answer { status: 403, retry_after: None, kind, detail: String::new() });
+        let (detail, said) = (String::new(), PlatformWords::new("bad value: call 555", ""));
+        let error = CallError::Answer(Answer { status: 403, retry_after: None, kind, detail, said });
         assert_eq!(error.to_string(), "declined (status 403)");
         assert!(!format!("{error:?}").contains("555"));
+        assert_eq!(error.with_words(), "declined (status 403): bad value: call 555");
     }
 }

@@ -19,7 +19,8 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use url::Url;
 
-use super::error::{NoAnswer, NoAnswerKind, Sent, clean};
+use super::error::{NoAnswer, NoAnswerKind, Sent};
+use crate::message::platform_words::one_line;
 
 /// The largest answer that is read.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -223,10 +224,14 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Erro
     std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
-/// The innermost error in the system's words. The outer ones repeat the URL, which may hold a secret.
+/// The innermost error in the system's words. The outer ones repeat the URL, which may hold a secret; what HTTP/2 says holds
+/// words of the other side.
 fn root_cause(error: &reqwest::Error) -> String {
+    if let Some(reason) = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason()) {
+        return format!("HTTP/2: {}", reason.description());
+    }
     let innermost = causes(error).last();
-    innermost.map_or_else(|| "the request cannot be built".into(), |cause| clean(&cause.to_string(), ""))
+    innermost.map_or_else(|| "the request cannot be built".into(), |cause| one_line(&cause.to_string()))
 }
 
 impl Reply {

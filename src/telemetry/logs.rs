@@ -2,7 +2,10 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, filter, fmt};
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,23 @@ pub struct LogSettings {
     pub level: String,
 }
 
+/// What lapin says here holds neither a credential nor a message. The rest of lapin prints frames, and with them both.
+const HARMLESS_LAPIN: &[&str] = &["channel", "channels", "heartbeat", "internal_rpc", "socket_state"];
+
+/// Whether an event may be written, whatever `log.level` asks for. The traces of other libraries print what they send and
+/// receive: the broker's password, message bodies, URLs. So only Causeway's own traces are written.
+fn is_harmless(target: &str, level: &Level) -> bool {
+    let mut path = target.split("::");
+    match path.next().unwrap_or_default() {
+        "causeway" => true,
+        "lapin" => *level < Level::TRACE && path.next().is_some_and(|part| HARMLESS_LAPIN.contains(&part)),
+        "amq_protocol" | "amq_protocol_tcp" | "amq_protocol_types" | "amq_protocol_uri" => false,
+        // It prints the values of parameters of `directory.url` that it does not know.
+        "sqlx_postgres" if path.next() == Some("options") => false,
+        _ => *level < Level::TRACE,
+    }
+}
+
 /// Sets up logging to standard error for the life of the process. A second call changes nothing.
 pub fn start_logging(settings: &LogSettings) {
     // lapin reports every expected refusal as an error, sqlx every table that is there already; what matters of either is
@@ -31,12 +51,38 @@ pub fn start_logging(settings: &LogSettings) {
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let started = match format {
-        LogFormat::Text => lines.with_ansi(terminal).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let harmless = filter::filter_fn(|event| is_harmless(event.target(), event.level()));
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(terminal).with_filter(harmless).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(harmless).boxed(),
     };
+    let started = tracing_subscriber::registry().with(filter).with(lines).try_init();
     // A test that starts several relays in one process keeps the first subscriber.
     drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_libraries_trace_is_never_written() {
+        for (target, level, written) in [
+            ("causeway::queue::rabbit", Level::TRACE, true),
+            ("lapin::io_loop", Level::TRACE, false),
+            ("lapin::io_loop", Level::ERROR, false),
+            ("lapin::channel", Level::TRACE, false),
+            ("lapin::channel", Level::DEBUG, true),
+            ("lapin::returned_messages", Level::WARN, false),
+            ("lapin", Level::ERROR, false),
+            ("amq_protocol_tcp", Level::TRACE, false),
+            ("hyper::proto::h1", Level::TRACE, false),
+            ("hyper::proto::h1", Level::DEBUG, true),
+            ("sqlx_postgres::options::parse", Level::WARN, false),
+            ("sqlx_postgres::connection", Level::WARN, true),
+        ] {
+            assert_eq!(is_harmless(target, &level), written, "{target} {level}");
+        }
+    }
 }

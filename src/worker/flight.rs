@@ -200,10 +200,10 @@ impl Crew {
         over: &mut watch::Receiver<bool>,
     ) -> Landing {
         let remote = attempt.remote(loan.message.destination);
-        let Attempt { outcome, status, error, .. } = attempt;
+        let Attempt { outcome, status, error, said, .. } = attempt;
         if !matches!(outcome, Outcome::Held { .. }) || effort.story.count() == 0 {
             let outcome = outcome.as_str().to_owned();
-            effort.story.add(AttemptRecord { at, status, outcome, error: error.clone() });
+            effort.story.add(AttemptRecord { at, status, outcome, error: error.clone(), said });
         }
         if let Outcome::Retry { ambiguous, .. } = outcome {
             effort.maybe_taken |= ambiguous;

@@ -30,6 +30,7 @@ mod metrics;
 mod oauth;
 mod ordering;
 mod platforms;
+mod private;
 mod prove;
 mod queue_contract;
 mod queue_embedded;

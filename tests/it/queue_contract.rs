@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use causeway::message::{
     AttemptRecord, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
-    Story,
+    PlatformWords, Story,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
@@ -123,6 +123,7 @@ pub(super) fn dead(number: usize) -> DeadLetter {
         status: Some(403),
         outcome: "refused".into(),
         error: "not allowed".into(),
+        said: PlatformWords::new("words of the platform", ""),
     });
     DeadLetter::new(text("home", number), DeadReason::Rejected, "refused for good", story)
 }

@@ -61,7 +61,9 @@ fn story(dead: &DeadLetter, reveal: bool) -> String {
             lines.push(format!("    ... {left_out} more ..."));
         }
         let status = attempt.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-        lines.push(format!("    {}  {status:>3}  {}  {}", attempt.at, attempt.outcome, attempt.error));
+        let shown = reveal && !attempt.said.is_empty();
+        let said = if shown { format!(": {}", attempt.said.reveal()) } else { String::new() };
+        lines.push(format!("    {}  {status:>3}  {}  {}{said}", attempt.at, attempt.outcome, attempt.error));
     }
     lines.push(if reveal {
         format!("  text      {}", String::from_utf8_lossy(&message.body))
@@ -74,7 +76,9 @@ fn story(dead: &DeadLetter, reveal: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{
+        AttemptRecord, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PlatformWords, Story,
+    };
 
     fn dead(body: &'static [u8]) -> DeadLetter {
         let message = Message::new(
@@ -84,13 +88,22 @@ mod tests {
             LaneKey::parse("c-1").unwrap(),
             body,
         );
-        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", Story::default())
+        let mut story = Story::default();
+        story.add(AttemptRecord {
+            at: crate::clock::now(),
+            status: Some(400),
+            outcome: "dead".into(),
+            error: "refused (status 400)".into(),
+            said: PlatformWords::new("Bad value: echoed words", ""),
+        });
+        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", story)
     }
 
     #[test]
     fn text_is_hidden_until_asked_for() {
         let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
-        assert!(!story(&dead, false).contains("private"));
+        assert!(!story(&dead, false).contains("private") && !story(&dead, false).contains("echoed"));
+        assert!(story(&dead, true).contains("echoed words"));
         assert!(story(&dead, true).contains("private words"));
     }
 }

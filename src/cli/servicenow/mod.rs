@@ -122,7 +122,7 @@ fn explained(table: &str, error: &CallError) -> String {
         ),
         _ => check::next_step(error).to_owned(),
     };
-    format!("{table}: {error}\n  -> {next}")
+    format!("{table}: {}\n  -> {next}", error.with_words())
 }
 
 fn failed(table: &str, error: &CallError) -> Failure {

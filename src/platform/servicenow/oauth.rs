@@ -22,7 +22,8 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::auth::sensitive;
-use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent, clean};
+use crate::message::PlatformWords;
+use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 use crate::platform::http::{Call, Http, Media, Reply};
 
 /// ServiceNow's default, for an answer that does not say.
@@ -195,7 +196,10 @@ fn not_sent(no_answer: NoAnswer) -> CallError {
 
 fn read(reply: Reply) -> Result<Granted, CallError> {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
-    let answer = |status, kind, detail| CallError::Answer(Answer { status, retry_after, kind, detail });
+    let words = if reply.status.is_success() { PlatformWords::default() } else { said(&reply) };
+    let answer = |status, kind, detail| {
+        CallError::Answer(Answer { status, retry_after, kind, detail, said: words.clone() })
+    };
     if reply.status == StatusCode::ACCEPTED {
         return Err(answer(status, AnswerKind::NotReady(NotReady::Accepted), String::new()));
     }
@@ -209,25 +213,44 @@ fn read(reply: Reply) -> Result<Granted, CallError> {
         let (kind, detail) = (NoAnswerKind::BadBody, "an OAuth answer without `access_token`".to_owned());
         return usable.ok_or_else(|| NoAnswer { sent: Sent::No, kind, detail }.into());
     }
-    let said = said(&reply);
+    let codes = standard_codes(&words);
     Err(match AnswerKind::of_status(status) {
         kind @ (AnswerKind::NotReady(_) | AnswerKind::Throttled) => answer(status, kind, String::new()),
         // Another 5xx would leave it open whether the call was made.
         AnswerKind::Temporary => {
-            answer(503, AnswerKind::Temporary, format!("no OAuth token: status {status}{said}"))
+            answer(503, AnswerKind::Temporary, format!("no OAuth token: status {status}{codes}"))
         }
         // Whatever else: it will not give us a token. Under a status of its own it would be taken for the call's.
-        _ => answer(401, AnswerKind::Credentials, format!("no OAuth token: status {status}{said}")),
+        _ => answer(401, AnswerKind::Credentials, format!("no OAuth token: status {status}{codes}")),
     })
 }
 
-/// The `error` and `error_description` of a refusal: words of the standard, not of the users.
-fn said(reply: &Reply) -> String {
+/// The error codes of RFC 6749, which say nothing of a user.
+const STANDARD_CODES: [&str; 9] = [
+    "invalid_request",
+    "invalid_client",
+    "invalid_grant",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+    "access_denied",
+    "server_error",
+    "temporarily_unavailable",
+];
+
+/// The codes of the standard among the words, with a comma before each.
+fn standard_codes(words: &PlatformWords) -> String {
+    let codes = words.reveal().split([',', ' ']).filter(|word| STANDARD_CODES.contains(word));
+    codes.map(|code| format!(", {code}")).collect()
+}
+
+/// The `error` and `error_description` of a refusal.
+fn said(reply: &Reply) -> PlatformWords {
     let body: Value =
         reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
     let words = [&body["error"], &body["error_description"], &body["error"]["message"]];
     let words = words.into_iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
-    if words.is_empty() { String::new() } else { format!(", {}", clean(&words, "")) }
+    PlatformWords::new(&words, "")
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use sha1::Sha1;
 
 use super::{Request, ServiceNow, wire};
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
-use crate::message::{ConversationId, MessageId, named};
-use crate::platform::error::{Answer, AnswerKind, CallError, clean};
+use crate::message::{ConversationId, MessageId, PlatformWords, named};
+use crate::platform::error::{Answer, AnswerKind, CallError};
 use crate::platform::http::Reply;
 
 const PATH: [&str; 4] = ["api", "sn_va_as_service", "bot", "integration"];
@@ -324,7 +324,8 @@ fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
             let words = [&error["message"], &error["detail"], error].into_iter().filter_map(Value::as_str);
             let words = words.collect::<Vec<_>>().join(": ");
             let kind = failure(&words);
-            Err(CallError::Answer(Answer { status, retry_after, kind, detail: clean(&words, carried) }))
+            let (detail, said) = (String::new(), PlatformWords::new(&words, carried));
+            Err(CallError::Answer(Answer { status, retry_after, kind, detail, said }))
         }
         None if said.as_str().is_some_and(|words| words.starts_with("Message Processed")) => Ok(()),
         None => Err(CallError::bad_body("JSON without the documented `status`")),

@@ -61,14 +61,14 @@ async fn a_failure_is_read_from_its_words() {
         ("Something went wrong", AnswerKind::Temporary),
     ];
     for (words, expected) in table {
-        let Err(CallError::Answer(Answer { status, kind, detail, .. })) = told(&failure(words)).await else {
+        let Err(CallError::Answer(Answer { status, kind, said, .. })) = told(&failure(words)).await else {
             panic!("{words} was no answer");
         };
-        assert_eq!((status, kind, detail.as_str()), (200, expected, words));
+        assert_eq!((status, kind, said.reveal()), (200, expected, words));
     }
     let Err(CallError::Answer(answer)) = told(&fixture("va-failure.http")).await else { panic!("no answer") };
     assert_eq!(
-        (answer.kind, answer.detail.as_str()),
+        (answer.kind, answer.said.reveal()),
         (AnswerKind::Permanent, "Missing parameter: userId is required")
     );
     let error = told(&failure("cannot say my secret words")).await.unwrap_err();

@@ -11,8 +11,8 @@ use serde_json::Value;
 use url::Url;
 
 use super::{ChatState, QueueEntry, QueueState};
-use crate::message::rich_text;
-use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR, clean};
+use crate::message::{PlatformWords, rich_text};
+use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR};
 use crate::platform::http::{Media, Reply};
 
 /// The longest sentence that is handed on to a user.
@@ -52,7 +52,8 @@ pub(super) fn answered(reply: Reply, carried: &str, instance: &Url) -> Result<Re
 
 fn not_ready(reply: &Reply, how: NotReady) -> CallError {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
-    CallError::Answer(Answer { status, retry_after, kind: AnswerKind::NotReady(how), detail: String::new() })
+    let (kind, detail, said) = (AnswerKind::NotReady(how), String::new(), PlatformWords::default());
+    CallError::Answer(Answer { status, retry_after, kind, detail, said })
 }
 
 fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
@@ -67,8 +68,9 @@ fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
     let said = [&body["error"]["message"], &body["error"], &body["result"]["error"]];
     let said = said.into_iter().find_map(Value::as_str).or(sentence).unwrap_or_default();
     // The password is right; the ordinary words would send people to look for a wrong one.
-    let said = if reply.headers.contains_key("x-mfa_token") { SECOND_FACTOR } else { said };
-    CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: clean(said, carried) })
+    let detail = if reply.headers.contains_key("x-mfa_token") { SECOND_FACTOR } else { "" }.to_owned();
+    let (retry_after, said) = (reply.retry_after(), PlatformWords::new(said, carried));
+    CallError::Answer(Answer { status, retry_after, kind, detail, said })
 }
 
 /// A queue's "Not available" text may hold HTML with links; the user reads plain text with their addresses.

@@ -17,7 +17,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 
-use crate::message::AllowedHosts;
+use crate::message::{AllowedHosts, PlatformWords};
 
 pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
 
@@ -105,7 +105,8 @@ fn taken(reply: &Reply) -> Result<(), CallError> {
         return Ok(());
     };
     // What it says is not repeated: it could be our text.
-    Err(CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail: String::new() }))
+    let (detail, said) = (String::new(), PlatformWords::default());
+    Err(CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail, said }))
 }
 
 impl std::fmt::Debug for XoSettings {

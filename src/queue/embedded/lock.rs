@@ -7,6 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
+use crate::data_files;
 use crate::queue::QueueError;
 
 /// Held until dropped.
@@ -21,8 +22,7 @@ impl Lock {
         let unavailable = |error: std::io::Error| {
             QueueError::Unavailable(format!("cannot use the lock file {}: {error}", path.display()))
         };
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        let mut file = open.map_err(unavailable)?;
+        let mut file = data_files::open_private(path).map_err(unavailable)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(QueueError::Busy(busy(&holder(&mut file)))),

@@ -25,12 +25,13 @@ mod subscription;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::{Depth, PartitionId, QueueError, QueueTuning};
+use crate::data_files;
 use crate::message::{DeadLetter, Destination, Destinations, Message};
 use lending::Lending;
 use line::LineNumbers;
@@ -227,7 +228,7 @@ fn open_files(
         }
         return Ok((Store::open(&path, tuning)?, None, None));
     }
-    make_private(folder).map_err(|error| {
+    data_files::create_folder(folder).map_err(|error| {
         QueueError::Unavailable(format!("cannot make the data folder {}: {error}", folder.display()))
     })?;
     let lock = Lock::take(&folder.join("causeway.lock"), |holder| {
@@ -242,12 +243,4 @@ fn open_files(
         QueueError::Unavailable(format!("cannot write to the queue's file {}: {error}", path.display()))
     })?;
     Ok((store, Some(Lending::new(prefetch, out, &lines)), Some(lock)))
-}
-
-/// Chat text is on the disk: a folder that we make is for our user only.
-fn make_private(folder: &Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(folder)
 }

@@ -42,12 +42,18 @@ impl Store {
     pub(super) fn open(path: &Path, tuning: &QueueTuning) -> Result<Self, QueueError> {
         data_files::check_sqlite().map_err(QueueError::Mismatch)?;
         let partitions = tuning.partitions.max(1);
+        data_files::prepare_sqlite(path).map_err(|error| {
+            let text = format!("the queue's file {} cannot be opened: {error}", path.display());
+            QueueError::Unavailable(text)
+        })?;
         let opened = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.set_prepared_statement_cache_capacity(64);
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "fullfsync", true)?;
+            // What leaves the queue is overwritten with zeros: these are people's words.
+            connection.pragma_update(None, "secure_delete", true)?;
             // 16 MiB of log between two copies into the file: most messages are settled before they are ever copied.
             connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
             connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
@@ -147,6 +153,16 @@ impl Store {
     /// The numbers of the destinations in this file.
     pub(super) fn numbers(&self) -> &LineNumbers {
         &self.numbers
+    }
+
+    /// Copies the write-ahead log into the file and empties it: the log still holds the texts of what was removed since the
+    /// last time. `false` if another connection was in the way, and nothing waits for it.
+    pub(super) fn empty_log(&mut self) -> rusqlite::Result<bool> {
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let busy =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        self.connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(busy? == 0)
     }
 
     /// Begins to serve: until [`Store::stopped`], a crash leaves the file marked as not stopped in order. Returns the

@@ -20,6 +20,9 @@ use crate::queue::{Depth, PartitionId, QueueError};
 
 /// How often the thread looks for what no command tells: rows of another process, room on a full disk.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long after the last write the write-ahead log is emptied, and after how long in any case.
+const EMPTY_LOG_AFTER: Duration = Duration::from_secs(1);
+const EMPTY_LOG_EVERY: Duration = Duration::from_secs(30);
 /// The largest group: enough to make the disk's part small, and no more, so that nobody waits long.
 const GROUP_MAX: usize = 1_024;
 
@@ -114,6 +117,32 @@ pub(super) struct Writer {
     pub(super) settling: HashMap<Seq, u64>,
 }
 
+/// When the write-ahead log has to be emptied. It holds the texts of messages that have left the queue.
+#[derive(Debug, Default)]
+struct LogState {
+    /// The first and the newest write since the log was emptied.
+    dirty: Option<(Instant, Instant)>,
+    tried: Option<Instant>,
+}
+
+impl LogState {
+    fn written(&mut self) {
+        let now = Instant::now();
+        self.dirty = Some((self.dirty.map_or(now, |(first, _)| first), now));
+    }
+
+    /// In a pause, or when the log was not emptied for long; at most once in [`EMPTY_LOG_AFTER`].
+    fn is_due(&mut self) -> bool {
+        let Some((first, newest)) = self.dirty else { return false };
+        let due = newest.elapsed() >= EMPTY_LOG_AFTER || first.elapsed() >= EMPTY_LOG_EVERY;
+        let rested = self.tried.is_none_or(|tried| tried.elapsed() >= EMPTY_LOG_AFTER);
+        if due && rested {
+            self.tried = Some(Instant::now());
+        }
+        due && rested
+    }
+}
+
 /// Whom to tell that the queue is closed, and whether its stop could be noted.
 pub(super) type Closed = (Reply, Result<(), QueueError>);
 
@@ -125,6 +154,7 @@ impl Writer {
     pub(super) fn run(mut self, commands: &Receiver<Command>) -> Option<Closed> {
         let mut others = self.store.others_wrote().ok();
         let mut looked = Instant::now();
+        let mut log = LogState::default();
         loop {
             let (group, ask) = match commands.recv_timeout(LOOK_EVERY) {
                 Ok(first) => gather(first, commands),
@@ -136,6 +166,7 @@ impl Writer {
             };
             if !group.is_empty() {
                 self.write(group);
+                log.written();
             }
             match ask {
                 Some(Ask::Close { reply }) => return Some((reply, self.stop())),
@@ -148,10 +179,17 @@ impl Writer {
                 let now = self.store.others_wrote().ok();
                 if now != others {
                     others = now;
+                    // Only the server empties the log behind others: two that did so would keep each other at it.
+                    if self.lending.is_some() {
+                        log.written();
+                    }
                     self.lending.iter_mut().for_each(Lending::arrived_anywhere);
                 }
             }
             self.lend();
+            if log.is_due() && self.store.empty_log().unwrap_or(false) {
+                log = LogState::default();
+            }
         }
     }
 

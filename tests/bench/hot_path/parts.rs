@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use causeway::delivery::backoff::{Backoff, RetrySettings};
 use causeway::delivery::classify::{Operation, classify};
 use causeway::ingress::ServiceNowDoor;
-use causeway::message::{Callback, Destination, Kind, LaneKey, Message, MessageId, Outcome};
+use causeway::message::{Callback, Destination, Kind, LaneKey, Message, MessageId, Outcome, PlatformWords};
 use causeway::platform::{Answer, AnswerKind, CallError};
 use causeway::queue::PartitionId;
 use jiff::Timestamp;
@@ -75,7 +75,8 @@ fn decode(message: &Message) -> Part {
 
 fn classify_busy() -> Part {
     let retry_after = Some(Duration::from_secs(1));
-    let answer = Answer { status: 503, retry_after, kind: AnswerKind::Temporary, detail: String::new() };
+    let (kind, detail, said) = (AnswerKind::Temporary, String::new(), PlatformWords::default());
+    let answer = Answer { status: 503, retry_after, kind, detail, said };
     let error = CallError::Answer(answer);
     part(move || classify(black_box(&error), Operation::Callback))
 }

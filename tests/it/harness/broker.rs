@@ -206,6 +206,17 @@ impl Vhost {
         format!("amqp://guest:guest@{address}/{}", self.name)
     }
 
+    /// The same vhost for a user of its own with this password; the user goes with the vhost.
+    pub(crate) fn url_with_password(&self, password: &str) -> String {
+        let user = serde_json::json!({ "password": password, "tags": "" }).to_string();
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        let rights = format!("/api/permissions/{}/{}", self.name, self.name);
+        for (path, body) in [(format!("/api/users/{}", self.name), user.as_str()), (rights, all)] {
+            management::ask(self.management, "PUT", &path, body).expect("a user with a password");
+        }
+        format!("amqp://{}:{password}@{}/{}", self.name, self.amqp, self.name)
+    }
+
     /// The queues as the management API shows them: `name`, `messages`, `arguments`, … Depths lag by up to 5 s.
     pub(crate) fn queues(&self) -> Vec<Value> {
         let answer = management::ask(self.management, "GET", &format!("/api/queues/{}", self.name), "");
@@ -244,7 +255,9 @@ impl Vhost {
 impl Drop for Vhost {
     fn drop(&mut self) {
         // A broker that its test killed has no vhosts to drop, and no second panic may hide the first.
-        let _ = management::ask(self.management, "DELETE", &format!("/api/vhosts/{}", self.name), "");
+        for path in [format!("/api/vhosts/{}", self.name), format!("/api/users/{}", self.name)] {
+            let _ = management::ask(self.management, "DELETE", &path, "");
+        }
     }
 }
 

@@ -343,6 +343,11 @@ impl Relay {
         Causeway::new(args).settings(&self.settings)
     }
 
+    /// The same with any number of arguments.
+    pub(crate) fn verb(&self, args: &[&str]) -> Causeway {
+        Causeway::new([]).args(args).settings(&self.settings)
+    }
+
     /// Waits until the ledger is as it should be; when it is not in time, `seen` says what it is instead.
     pub(crate) async fn until(&self, what: &str, mut seen: impl FnMut(&Relay) -> Result<(), String>) {
         eventually(what, PATIENCE, async || seen(self)).await;

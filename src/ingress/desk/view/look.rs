@@ -90,7 +90,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
                 dt { "Died" } dd { (moment(dead.died_at)) }
                 @if message.replays > 0 { dt { "Replayed before" } dd { (message.replays) " times" } }
             }
-            (story(dead))
+            (story(dead, reveal))
             h2 { "Text" }
             @if reveal {
                 pre dir="auto" { (String::from_utf8_lossy(&message.body)) }
@@ -102,7 +102,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
     }
 }
 
-fn story(dead: &DeadLetter) -> Markup {
+fn story(dead: &DeadLetter, reveal: bool) -> Markup {
     let (count, left_out) = (dead.story.count(), dead.story.left_out());
     html! {
         h2 { "Attempts" }
@@ -113,7 +113,10 @@ fn story(dead: &DeadLetter) -> Markup {
                 tbody { @for attempt in dead.story.attempts() { tr {
                     td { (moment(attempt.at)) }
                     td.number { @match attempt.status { Some(status) => (status), None => "–" } }
-                    td { (attempt.outcome) } td.wrap { (attempt.error) }
+                    td { (attempt.outcome) } td.wrap {
+                        (attempt.error)
+                        @if reveal && !attempt.said.is_empty() { ": " (attempt.said.reveal()) }
+                    }
                 } } }
             }
         }

@@ -157,7 +157,9 @@ mod tests {
     use super::*;
     use crate::dead::Found;
     use crate::dead::replay::{Known, Plan};
-    use crate::message::{AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{
+        AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId, PlatformWords, Story,
+    };
 
     #[test]
     fn hostile_words_stay_words() {
@@ -176,6 +178,7 @@ mod tests {
             status: Some(400),
             outcome: hostile.into(),
             error: hostile.into(),
+            said: PlatformWords::new(hostile, ""),
         });
         let dead = DeadLetter::new(message, DeadReason::Rejected, hostile, story);
         let filter = Filter { conversation: Some(hostile.into()), ..Filter::default() };
@@ -212,9 +215,19 @@ mod tests {
             LaneKey::parse("c").unwrap(),
             "private words",
         );
-        let dead = [DeadLetter::new(message, DeadReason::Rejected, "", Story::default())];
+        let mut story = Story::default();
+        story.add(AttemptRecord {
+            at: crate::clock::now(),
+            status: Some(400),
+            outcome: "dead".into(),
+            error: "refused (status 400)".into(),
+            said: PlatformWords::new("Bad value: echoed words", ""),
+        });
+        let dead = [DeadLetter::new(message, DeadReason::Rejected, "", story)];
         let shown = |reveal| letter("f", dead[0].message.id, &dead, reveal).into_string();
-        assert!(!shown(false).contains("private words"));
-        assert!(shown(true).contains("private words"));
+        for words in ["private words", "echoed words"] {
+            assert!(!shown(false).contains(words));
+            assert!(shown(true).contains(words));
+        }
     }
 }
