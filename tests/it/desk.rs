@@ -232,6 +232,7 @@ async fn nobody_comes_in_without_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Chromium: tests/run installs it"]
 async fn in_a_browser() {
     let Some(browser) = Browser::start().await else { return };
     let bench = Engine::Embedded.bench().unwrap();

@@ -55,6 +55,7 @@ fn through(proxy: SocketAddr) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_broker_that_stops_is_answered_with_503_and_heals_without_a_restart() {
     let Some((mut broker, bench)) = stage() else { return };
     let mut relay = plan(&bench, broker.url()).start().await;
@@ -71,6 +72,7 @@ async fn a_broker_that_stops_is_answered_with_503_and_heals_without_a_restart() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_broker_that_is_killed_loses_nothing_that_was_accepted() {
     let Some((mut broker, bench)) = stage() else { return };
     let mut relay = plan(&bench, broker.url()).start().await;
@@ -87,6 +89,7 @@ async fn a_broker_that_is_killed_loses_nothing_that_was_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn workers_that_are_killed_again_and_again_lose_nothing() {
     let Some((broker, bench)) = stage() else { return };
     let mut relay = plan(&bench, broker.url()).apart(2).start().await;
@@ -104,6 +107,7 @@ async fn workers_that_are_killed_again_and_again_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn connections_that_are_cut_lose_nothing() {
     let Some((broker, bench)) = stage() else { return };
     let proxy = Proxy::start(broker.amqp()).await;
@@ -121,6 +125,7 @@ async fn connections_that_are_cut_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back() {
     let Some((broker, bench)) = stage() else { return };
     let proxy = Proxy::start(broker.amqp()).await;
@@ -140,6 +145,7 @@ async fn a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_worker_that_freezes_is_replaced_and_harms_nothing_when_it_thaws() {
     let Some((broker, bench)) = stage() else { return };
     let relay = plan(&bench, broker.url()).apart(2).start().await;

@@ -397,6 +397,7 @@ async fn old_enough(born: Instant) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_killed_private_broker_keeps_everything_in_order() {
     let Some(mut broker) = Broker::private() else { return };
     let queue = open_rabbit(&broker.url()).await;
@@ -436,6 +437,7 @@ async fn a_killed_private_broker_keeps_everything_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
     let Some(broker) = Broker::private() else { return };
     let queue = open_rabbit(&broker.url()).await;
@@ -468,6 +470,7 @@ async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
 const MORE_THAN_A_WINDOW: usize = 400;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_messages() {
     let Some(broker) = Broker::private() else { return };
     // Short, since the stuck ones wait so long four times; long enough for the others on a busy disk.
@@ -509,6 +512,7 @@ async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_
 
 /// After 250 ms without an answer of its queue a broker says 0 of everything, as it says of an empty one.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_its_place() {
     let Some(broker) = Broker::private() else { return };
     let rabbit = RabbitQueue::open(rabbit_settings(&broker.url(), tuning()));

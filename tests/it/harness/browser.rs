@@ -24,14 +24,12 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// `None`, said on stderr, when this machine lacks Chromium or its driver.
+    /// Fails the test if this machine lacks Chromium or its driver.
     pub(crate) async fn start() -> Option<Self> {
         let path = told("PATH").unwrap_or_default();
         let there = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
-        if !there("chromedriver") || !(there("chromium") || there("google-chrome")) {
-            eprintln!("left out: a test in a browser (chromium and chromium-driver are not installed)");
-            return None;
-        }
+        let installed = there("chromedriver") && (there("chromium") || there("google-chrome"));
+        assert!(installed, "chromium and chromium-driver are not installed (tests/run installs them)");
         let [port] = ports::free_ports();
         let driver = Leash::start("private-chromedriver", "TERM", &[port.to_string()]);
         let (root, client) = (format!("http://127.0.0.1:{port}"), http::client());

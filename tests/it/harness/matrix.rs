@@ -5,8 +5,9 @@
 //!     async fn keeps_order(bench: Bench) { /* bench.settings() */ }
 //! }
 //! ```
-//! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. An engine that is not on this
-//! machine is left out with a line that says so. `on_every_rabbit!` is the same without the embedded engine.
+//! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. The tests on RabbitMQ
+//! are ignored unless `tests/run` or `--run-ignored all` asks for them; then a test fails if its engine is missing, so that
+//! no test passes without having run. `on_every_rabbit!` is the same without the embedded engine.
 
 use tempfile::TempDir;
 
@@ -29,7 +30,7 @@ pub(crate) struct Bench {
 }
 
 impl Engine {
-    /// `None`, said on stderr, when this machine lacks the engine.
+    /// Fails the test if this machine lacks the engine.
     pub(crate) fn bench(self) -> Option<Bench> {
         let vhost = match self {
             Engine::Embedded => None,
@@ -70,8 +71,10 @@ macro_rules! on_every_engine {
         mod $name {
             #[allow(unused_imports, reason = "a body may need nothing from around it")]
             use super::*;
-            on_engines!(@tests ($bench) $body
-                embedded => Embedded, rabbit_3_10 => Rabbit310, rabbit_4_3 => Rabbit43);
+            on_engines!(@body ($bench) $body);
+            on_engines!(@test embedded => Embedded);
+            on_engines!(@test #[ignore = "needs RabbitMQ: tests/run starts it"] rabbit_3_10 => Rabbit310);
+            on_engines!(@test #[ignore = "needs RabbitMQ 4.3: tests/run starts it"] rabbit_4_3 => Rabbit43);
         }
     )+ };
 }
@@ -82,21 +85,24 @@ macro_rules! on_every_rabbit {
         mod $name {
             #[allow(unused_imports, reason = "a body may need nothing from around it")]
             use super::*;
-            on_engines!(@tests ($bench) $body rabbit_3_10 => Rabbit310, rabbit_4_3 => Rabbit43);
+            on_engines!(@body ($bench) $body);
+            on_engines!(@test #[ignore = "needs RabbitMQ: tests/run starts it"] rabbit_3_10 => Rabbit310);
+            on_engines!(@test #[ignore = "needs RabbitMQ 4.3: tests/run starts it"] rabbit_4_3 => Rabbit43);
         }
     )+ };
 }
 
 macro_rules! on_engines {
-    (@tests ($bench:ident) $body:block $($test:ident => $engine:ident),+) => {
+    (@body ($bench:ident) $body:block) => {
         async fn body($bench: $crate::harness::matrix::Bench) $body
-
-        $(#[tokio::test(flavor = "multi_thread")]
+    };
+    (@test $(#[$when:meta])? $test:ident => $engine:ident) => {
+        #[tokio::test(flavor = "multi_thread")]
+        $(#[$when])?
         async fn $test() {
-            if let Some(bench) = $crate::harness::matrix::Engine::$engine.bench() {
-                body(bench).await;
-            }
-        })+
+            let bench = $crate::harness::matrix::Engine::$engine.bench();
+            body(bench.expect("an engine that is missing has failed the test")).await;
+        }
     };
 }
 
