@@ -20,6 +20,37 @@ pub(super) struct Args {
     /// Print every setting with its default and its meaning, as a settings file, and end
     #[arg(long)]
     print_defaults: bool,
+    /// Fail if the settings do not suffice for this role; without it one role that could start is enough
+    #[arg(long)]
+    role: Option<Role>,
+}
+
+/// A role that the settings are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Role {
+    Serve,
+    Ingress,
+    Worker,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Serve, Self::Ingress, Self::Worker];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Ingress => "ingress",
+            Self::Worker => "worker",
+        }
+    }
+
+    const fn purpose(self) -> Purpose {
+        match self {
+            Self::Serve => Purpose::Serve,
+            Self::Ingress => Purpose::Ingress,
+            Self::Worker => Purpose::Worker,
+        }
+    }
 }
 
 /// One thing that was tried.
@@ -46,18 +77,46 @@ pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
     }
     let settings = sources.settings_for_desk(Purpose::Check)?;
     let paint = Paint::stdout(&sources.environment);
-    tell(paint, &Finding::well("settings"))?;
+    let roles = roles(args.role, sources);
     let (queue, directory, platforms) = tokio::join!(
         within("queue", queue(&settings)),
         within("directory", directory(&settings)),
         within("platforms", platforms(&settings)),
     );
     let mut well = true;
-    for finding in queue.iter().chain(&directory).chain(&platforms) {
+    for finding in roles.iter().chain(&queue).chain(&directory).chain(&platforms) {
         well &= finding.ok;
         tell(paint, finding)?;
     }
     if well { Ok(()) } else { Err(Failure::Told) }
+}
+
+/// Whether each role could start with these settings, as it would read them.
+fn roles(asked: Option<Role>, sources: &Sources) -> Vec<Finding> {
+    let all = asked.map_or_else(|| Role::ALL.to_vec(), |role| vec![role]);
+    let read = |role: Role| (role, sources.settings(role.purpose()).err());
+    let read: Vec<_> = all.into_iter().map(read).collect();
+    let one_could_start = read.iter().any(|(_, refused)| refused.is_none());
+    let finding = |(role, refused): (Role, Option<Failure>)| match refused {
+        None => Finding::well(format!("settings: enough for {}", role.as_str())),
+        Some(refused) => {
+            let what = format!("settings: {} would not start", role.as_str());
+            Finding { ok: one_could_start, what, hint: why(&refused) }
+        }
+    };
+    read.into_iter().map(finding).collect()
+}
+
+fn why(refused: &Failure) -> String {
+    match refused {
+        Failure::Settings(problems) => {
+            let problems = problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.reason));
+            problems.collect::<Vec<_>>().join("; ")
+        }
+        Failure::Usage(reason) => reason.clone(),
+        Failure::Failed(error) => format!("{error:#}"),
+        Failure::Told => String::new(),
+    }
 }
 
 fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {

@@ -88,7 +88,7 @@ fn directory(reader: &mut Reader) -> Option<DirectoryUrl> {
 }
 
 fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
-    let host_url = reader.http_url("servicenow.host_url");
+    let host_url = reader.host_url("servicenow.host_url");
     let queue_id = reader.text("servicenow.queue_id");
     let api = choice_of(reader, "servicenow.api", Api::ALL, Api::as_str);
     let (poll_waiting, poll_active) =

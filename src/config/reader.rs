@@ -155,6 +155,17 @@ impl Reader {
         self.parsed(key, "an address that begins with https:// (or http://)", read)
     }
 
+    /// The address of a host alone: the paths below it are known, and a path here would come before them.
+    pub(super) fn host_url(&mut self, key: &str) -> Option<Url> {
+        let url = self.http_url(key)?;
+        if url.path() == "/" && url.query().is_none() && url.fragment().is_none() {
+            return Some(url);
+        }
+        let why = "must be a host alone, as https://acme.service-now.com: a path in it is a mistake";
+        self.wrong(key, why);
+        None
+    }
+
     /// One of a closed set of names.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();

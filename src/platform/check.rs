@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use url::Url;
 
-use super::error::{AnswerKind, CallError, NoAnswerKind, NotReady};
+use super::error::{Answer, AnswerKind, CallError, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
 use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
 
@@ -141,9 +141,19 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
             AnswerKind::NotReady(how) => {
                 vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), not_ready(*how))]
             }
-            AnswerKind::Gone if asked_for_queue => {
+            AnswerKind::Gone if asked_for_queue && says_no_record(answer) => {
                 let hint = "servicenow.queue_id must be the sys_id of a chat_queue that the user may read";
                 vec![there(), known(), Finding::bad("ServiceNow has no such queue", hint)]
+            }
+            AnswerKind::Gone => {
+                let hint = "nothing says that this is ServiceNow: servicenow.host_url must be the instance's own address";
+                vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
+            }
+            AnswerKind::Permanent | AnswerKind::Business(_)
+                if answer.status == 403 && answer.said.is_empty() =>
+            {
+                let hint = "ServiceNow would say why: a proxy or a firewall refuses, or servicenow.host_url is another host";
+                vec![Finding::bad(format!("ServiceNow: {error}"), hint)]
             }
             AnswerKind::Permanent | AnswerKind::Business(_) if answer.status == 403 => {
                 let hint = "give the user the roles that Connect Support needs, such as agent_admin";
@@ -158,6 +168,11 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
             ],
         },
     }
+}
+
+/// ServiceNow's own 404, which it gives only to a user whose login it took. Any other server has a 404, too.
+fn says_no_record(answer: &Answer) -> bool {
+    answer.said.reveal().to_ascii_lowercase().contains("no record found")
 }
 
 /// What a login by token was refused for.
@@ -240,13 +255,13 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
         if let Some(url) = url {
-            findings.extend(knocked(xo, key, url).await);
+            findings.extend(knocked(xo, key, url, true).await);
         }
     }
     let (bots, hosts) = xo.bots();
     let hosts: Vec<Url> = hosts.iter().filter_map(|host| root(host)).collect();
     for host in hosts.iter().filter(|_| !bots.is_empty()) {
-        findings.extend(knocked(xo, "xo.allowed_hosts", host).await);
+        findings.extend(knocked(xo, "xo.allowed_hosts", host, false).await);
     }
     findings.extend(join_all(bots.iter().map(|bot| credential(xo, bot, &hosts))).await.into_iter().flatten());
     if !bots.is_empty() {
@@ -289,9 +304,14 @@ async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<Finding> {
     Some(Finding { ok: true, what, hint: "one real chat shows it".into() })
 }
 
-async fn knocked(xo: &Xo, key: &str, url: &Url) -> Vec<Finding> {
+/// `takes_posts`: messages go to exactly this address, so that it must be there.
+async fn knocked(xo: &Xo, key: &str, url: &Url, takes_posts: bool) -> Vec<Finding> {
     let host = url.host_str().unwrap_or_default();
     match xo.knock(url).await {
+        Ok((status @ (404 | 410), _)) if takes_posts => {
+            let hint = "nothing is at this path, so that every message to it would become a dead letter: check the address";
+            vec![Finding::bad(format!("{key}: {host} answers status {status}"), hint)]
+        }
         Ok((status, theirs)) => {
             let there = Finding::good(format!("{key}: {host} answers (status {status} to a GET)"));
             let clocks = theirs.and_then(|theirs| clocks(host, theirs, crate::clock::now()));
@@ -331,6 +351,12 @@ mod tests {
             (fixture!("error-401-not-authenticated.http"), "snc_basic_auth_api_access"),
             (fixture!("error-400-no-such-resource.http"), "plugin"),
             (fixture!("error-404-no-record.http"), "sys_id"),
+            ("HTTP/1.1 404 Not Found\ncontent-type: text/html\n\n<html>no such page</html>", "own address"),
+            (
+                "HTTP/1.1 404 Not Found\ncontent-type: application/json\n\n{\"message\":\"not found\"}",
+                "own address",
+            ),
+            ("HTTP/1.1 403 Forbidden\ncontent-type: text/plain\n\nforbidden", "proxy"),
             (fixture!("error-403-insufficient-rights.http"), "roles"),
             (fixture!("page-hibernating.http"), "hibernates"),
             (fixture!("redirect-login.http"), "host_url"),
@@ -339,6 +365,8 @@ mod tests {
             let findings = asked(answer, Some("q")).await;
             let last = findings.last().unwrap();
             assert!(!last.ok && last.hint.contains(says), "{last:?}");
+            let foreign = ["own address", "proxy"].contains(&says);
+            assert!(!foreign || !findings.iter().any(|finding| finding.ok), "{findings:?}");
         }
     }
 
@@ -391,6 +419,14 @@ mod tests {
         let findings = xo(&Xo::new(peer::http(), settings)).await;
         assert!(findings[0].ok, "{findings:?}");
         assert!(peer.heard.lock().unwrap()[0].starts_with("GET / "));
+        let missing = Peer::saying("HTTP/1.1 404 Not Found\n\n").await;
+        for settings in [
+            XoSettings { callback_url: Some(missing.url.clone()), ..XoSettings::default() },
+            XoSettings { events_url: Some(missing.url.clone()), ..XoSettings::default() },
+        ] {
+            let findings = xo(&Xo::new(peer::http(), settings)).await;
+            assert!(!findings[0].ok && findings[0].what.contains("404"), "{findings:?}");
+        }
         let settings = XoSettings { callback_url: Some(peer::nobody().await), ..XoSettings::default() };
         assert!(!xo(&Xo::new(peer::http(), settings)).await[0].ok);
     }

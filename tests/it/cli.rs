@@ -99,6 +99,47 @@ fn a_settings_file_that_is_not_there_ends_with_78() {
 }
 
 #[test]
+fn check_reads_the_settings_as_each_role_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |args: &[&str], set: &[(&str, &str)]| {
+        let mut command = causeway(&["check"]);
+        command.args(args).env("CAUSEWAY_DATA_DIR", folder.path()).envs(set.iter().copied());
+        command.output().unwrap()
+    };
+    let nothing = check(&[], &[]);
+    assert_eq!(code(&nothing), 1, "{}", stdout(&nothing));
+    for role in ["serve", "ingress", "worker"] {
+        assert!(
+            stdout(&nothing).contains(&format!("FAIL settings: {role} would not start")),
+            "{}",
+            stdout(&nothing)
+        );
+    }
+    let ingress = [("CAUSEWAY_INGRESS__SERVICENOW__TOKEN", "t")];
+    let one = check(&[], &ingress);
+    assert_eq!(code(&one), 0, "{}", stdout(&one));
+    assert!(stdout(&one).contains("ok   settings: enough for ingress"), "{}", stdout(&one));
+    assert!(stdout(&one).contains("note settings: worker would not start"), "{}", stdout(&one));
+    assert_eq!(code(&check(&["--role", "ingress"], &ingress)), 0);
+    assert_eq!(code(&check(&["--role", "worker"], &ingress)), 1);
+}
+
+#[test]
+fn addresses_with_a_wrong_path_are_refused() {
+    let output = causeway(&["worker"])
+        .env("CAUSEWAY_SERVICENOW__HOST_URL", "https://acme.service-now.com/api/now")
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 78);
+    assert!(stderr(&output).contains("a path in it is a mistake"), "{}", stderr(&output));
+    for wrong in ["https://causeway.example.com", "https://causeway.example.com/v1/callbacks"] {
+        let output = causeway(&["servicenow", "install", "--endpoint", wrong]).output().unwrap();
+        assert_eq!(code(&output), 2);
+        assert!(stderr(&output).contains("/v1/callbacks/servicenow"), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn the_printed_defaults_are_a_settings_file() {
     let output = causeway(&["check", "--print-defaults"]).output().unwrap();
     assert_eq!(code(&output), 0);

@@ -35,6 +35,9 @@ pub(super) struct Args {
     who: Who,
 }
 
+/// Where the ingress takes callbacks; a proxy may put something before it.
+const CALLBACK_PATH: &str = "/v1/callbacks/servicenow";
+
 /// The address is stored in the instance as it is, so what it must not hold is refused here.
 fn endpoint(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
@@ -45,6 +48,10 @@ fn endpoint(text: &str) -> Result<Url, String> {
         return Err(
             "may hold neither a login nor a query: the proof comes from ingress.servicenow.*".to_owned()
         );
+    }
+    // Any other path of Causeway's ingress answers 404, and ServiceNow never repeats what was refused.
+    if !url.path().ends_with(CALLBACK_PATH) {
+        return Err(format!("must end with {CALLBACK_PATH}: only there does the ingress take callbacks"));
     }
     Ok(url)
 }
