@@ -20,7 +20,7 @@ use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
 use crate::dead::DeskError;
 use crate::delivery::Patience;
 use crate::delivery::poll::PollSettings;
-use crate::ingress::{self, AdminState, Desk, DeskParts, IngressState};
+use crate::ingress::{self, AdminState, Desk, DeskParts, IngressState, ReadBudget};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::{Queue, QueueError, QueueTuning};
@@ -203,6 +203,7 @@ impl App {
                 .filter(|_| settings.ingress.handoffs_token.is_some() || !settings.xo.bots.is_empty()),
             metrics: self.metrics.clone(),
             settings: ingress_settings(settings),
+            budget: Arc::new(ReadBudget::new(settings.ingress.body_limit)),
         };
         self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), stop.clone()));
     }

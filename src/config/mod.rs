@@ -137,7 +137,7 @@ mod tests {
         assert!(settings.servicenow.is_none());
         assert_eq!(settings.xo.end_words, ["quit", "stop chat", "end chat"]);
         assert_eq!(settings.ingress.listen.to_string(), "0.0.0.0:8080");
-        assert_eq!(settings.ingress.body_limit, 10 << 20);
+        assert_eq!(settings.ingress.body_limit, 2 << 20);
         assert!(!settings.ingress.allow_unauthenticated);
         assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:9464");
         for limits in [&settings.delivery.servicenow, &settings.delivery.xo] {

@@ -1,18 +1,20 @@
 //! Reads the body of a request within its limits.
 //!
 //! Guarantees: never holds more than the limit; an announced body that is too large is refused before a byte of it is
-//! read; a body that does not arrive within the read timeout is given up.
+//! read; a body that does not arrive within the read timeout is given up; a body is read only when the budget has room for it.
 //! Leaves to others: what the bytes mean.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::{HeaderMap, Request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::budget::{ReadBudget, Reserved, Sender};
 use super::problem::Refusal;
 use crate::tasks;
 
@@ -21,10 +23,12 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// The limits of one listener.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) bytes: usize,
     pub(super) time: Duration,
+    /// What all bodies of the listener share, and what is known of this one's sender.
+    pub(super) budget: Option<(Arc<ReadBudget>, Sender)>,
 }
 
 /// Accepts JSON in UTF-8; a caller that names no type means JSON.
@@ -52,8 +56,13 @@ pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -
     if announced.is_some_and(|length| length > limits.bytes as u64) {
         return Err(Refusal::TooLarge(limits.bytes));
     }
+    let length = announced.and_then(|length| usize::try_from(length).ok());
+    let reserved: Option<Reserved> = match &limits.budget {
+        Some((budget, sender)) => Some(budget.reserve(*sender, length.unwrap_or(limits.bytes)).await?),
+        None => None,
+    };
     let deadline = Instant::now() + limits.time;
-    let mut whole = BytesMut::new();
+    let mut whole = Vec::with_capacity(length.unwrap_or(0));
     loop {
         let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| Refusal::SlowBody)?;
         let Some(frame) = frame else { break };
@@ -63,7 +72,13 @@ pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -
         }
         whole.extend_from_slice(&data);
     }
-    if whole.iter().all(u8::is_ascii_whitespace) { Err(Refusal::EmptyBody) } else { Ok(whole.freeze()) }
+    if whole.iter().all(u8::is_ascii_whitespace) {
+        return Err(Refusal::EmptyBody);
+    }
+    Ok(match reserved {
+        Some(reserved) => reserved.hold(whole),
+        None => whole.into(),
+    })
 }
 
 /// Lets the sender of a body that nobody wants see why: a socket closed on unread bytes would take the answer with it.

@@ -1,22 +1,29 @@
-//! Reads a caller's JSON object field by field and collects every fault with its path.
+//! Reads a caller's JSON object field by field and collects the faults with their paths.
 //!
-//! Guarantees: one pass names all faults; `null` counts as absent; a fault never repeats a value.
-//! Leaves to others: which fields there are (`handoffs.rs`).
+//! Guarantees: one pass names all faults, up to the number that an answer lists; `null` counts as absent; of a key that occurs
+//! twice the last one counts; a fault never repeats a value; no tree of the body is made, so that memory depends only on the
+//! fields that are used. Not responsible for: which fields there are (`handoffs.rs`).
 
 use std::cell::RefCell;
+use std::fmt;
 
-use serde_json::{Map, Value};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
-use super::problem::Fault;
+use super::problem::{FAULTS_MAX, Fault};
+use crate::message::json::Skipped;
 
-/// All faults found so far.
+/// The faults found so far.
 #[derive(Debug, Default)]
 pub(super) struct Faults(RefCell<Vec<Fault>>);
 
 impl Faults {
     /// Notes one fault.
     pub(super) fn add(&self, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.borrow_mut().push(Fault { field: field.into(), reason: reason.into() });
+        let mut faults = self.0.borrow_mut();
+        if faults.len() < FAULTS_MAX {
+            faults.push(Fault { field: field.into(), reason: reason.into() });
+        }
     }
 
     /// What was found.
@@ -32,18 +39,25 @@ pub(super) struct Bounds {
     pub(super) may_be_empty: bool,
 }
 
+/// A body that is valid JSON.
+pub(super) fn parse(raw: &[u8]) -> Result<&RawValue, serde_json::Error> {
+    // What the second reading passes over is checked by the first one.
+    serde_json::from_slice::<Skipped>(raw)?;
+    serde_json::from_slice(raw)
+}
+
 /// One object of the caller's, and where it stands.
 #[derive(Debug, Clone)]
 pub(super) struct Fields<'a> {
-    object: &'a Map<String, Value>,
+    object: &'a RawValue,
     path: String,
     faults: &'a Faults,
 }
 
 impl<'a> Fields<'a> {
-    /// The outermost object.
-    pub(super) const fn new(object: &'a Map<String, Value>, faults: &'a Faults) -> Self {
-        Self { object, path: String::new(), faults }
+    /// The outermost object; `None` if it is something else.
+    pub(super) fn new(body: &'a RawValue, faults: &'a Faults) -> Option<Self> {
+        body.get().starts_with('{').then_some(Self { object: body, path: String::new(), faults })
     }
 
     /// Notes a fault of the field `key`.
@@ -55,13 +69,23 @@ impl<'a> Fields<'a> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    fn value(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+    fn value(&self, key: &str) -> Option<&'a RawValue> {
+        let mut found = None;
+        each_field(self.object, |name, value| {
+            if name == key {
+                found = value;
+            }
+        });
+        found
     }
 
-    /// A text that may be absent; `None` also where it is faulty.
-    pub(super) fn text(&self, key: &str, bounds: Bounds) -> Option<&'a str> {
-        let Value::String(text) = self.value(key)? else {
+    /// A text that may be absent; `None` also if it is faulty.
+    pub(super) fn text(&self, key: &str, bounds: Bounds) -> Option<String> {
+        self.text_of(key, self.value(key)?, bounds)
+    }
+
+    fn text_of(&self, key: &str, value: &RawValue, bounds: Bounds) -> Option<String> {
+        let Ok(text) = serde_json::from_str::<String>(value.get()) else {
             self.fault(key, "must be a string");
             return None;
         };
@@ -77,18 +101,19 @@ impl<'a> Fields<'a> {
     }
 
     /// A text that must be there.
-    pub(super) fn required_text(&self, key: &str, bounds: Bounds) -> Option<&'a str> {
-        if self.value(key).is_none() {
+    pub(super) fn required_text(&self, key: &str, bounds: Bounds) -> Option<String> {
+        let Some(value) = self.value(key) else {
             self.fault(key, "is missing; it must be a string");
-        }
-        self.text(key, bounds)
+            return None;
+        };
+        self.text_of(key, value, bounds)
     }
 
-    /// A flag, false where it is absent.
+    /// A flag, false if it is absent.
     pub(super) fn flag(&self, key: &str) -> bool {
-        match self.value(key) {
-            None => false,
-            Some(Value::Bool(flag)) => *flag,
+        match self.value(key).map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
             Some(_) => {
                 self.fault(key, "must be true or false");
                 false
@@ -98,39 +123,93 @@ impl<'a> Fields<'a> {
 
     /// An object that may be absent.
     pub(super) fn object(&self, key: &str) -> Option<Self> {
-        let Value::Object(object) = self.value(key)? else {
+        let object = self.value(key)?;
+        if !object.get().starts_with('{') {
             self.fault(key, "must be an object");
             return None;
-        };
+        }
         Some(Self { object, path: self.path_of(key), faults: self.faults })
     }
 
-    /// A list of objects that may be absent; what is no object is a fault and left out.
-    pub(super) fn objects(&self, key: &str) -> Vec<Self> {
+    /// A list of objects that may be absent: what `read` makes of each. An item that is no object is a fault and left out.
+    pub(super) fn objects<T>(&self, key: &str, mut read: impl FnMut(&Self) -> Option<T>) -> Objects<T> {
+        let mut found = Objects { count: 0, read: Vec::new() };
+        let Some(list) = self.value(key) else { return found };
         let path = self.path_of(key);
-        let list = match self.value(key) {
-            None => return Vec::new(),
-            Some(Value::Array(list)) => list,
-            Some(_) => {
-                self.faults.add(path, "must be an array of objects");
-                return Vec::new();
-            }
-        };
-        let of = |(index, value): (usize, &'a Value)| {
+        if !list.get().starts_with('[') {
+            self.faults.add(path, "must be an array of objects");
+            return found;
+        }
+        let mut index = 0_usize;
+        each_item(list, |object| {
             let path = format!("{path}[{index}]");
-            match value {
-                Value::Object(object) => Some(Self { object, path, faults: self.faults }),
-                _ => {
-                    self.faults.add(path, "must be an object");
-                    None
-                }
+            index += 1;
+            if object.get().starts_with('{') {
+                found.count += 1;
+                found.read.extend(read(&Self { object, path, faults: self.faults }));
+            } else {
+                self.faults.add(path, "must be an object");
             }
-        };
-        list.iter().enumerate().filter_map(of).collect()
+        });
+        found
     }
 
-    /// The names of all fields that are there.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
-        self.object.keys().map(String::as_str)
+    /// Every field that is a text, with its name.
+    pub(super) fn texts(&self, bounds: Bounds, mut take: impl FnMut(&str, String)) {
+        each_field(self.object, |key, value| {
+            if let Some(text) = value.and_then(|value| self.text_of(key, value, bounds)) {
+                take(key, text);
+            }
+        });
     }
+}
+
+/// What was made of a list of objects.
+#[derive(Debug)]
+pub(super) struct Objects<T> {
+    /// How many objects there were.
+    pub(super) count: usize,
+    /// Those without a fault.
+    pub(super) read: Vec<T>,
+}
+
+/// `None` stands for `null`.
+fn each_field<'a>(object: &'a RawValue, each: impl FnMut(&str, Option<&'a RawValue>)) {
+    struct Walk<F>(F);
+    impl<'a, F: FnMut(&str, Option<&'a RawValue>)> Visitor<'a> for Walk<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'a>>(mut self, mut entries: A) -> Result<(), A::Error> {
+            while let Some(key) = entries.next_key::<std::borrow::Cow<'_, str>>()? {
+                let value: &RawValue = entries.next_value()?;
+                (self.0)(&key, Some(value).filter(|value| value.get() != "null"));
+            }
+            Ok(())
+        }
+    }
+    // It is valid: `parse` has seen all of it.
+    let _ = serde_json::Deserializer::from_str(object.get()).deserialize_map(Walk(each));
+}
+
+fn each_item<'a>(list: &'a RawValue, each: impl FnMut(&'a RawValue)) {
+    struct Walk<F>(F);
+    impl<'a, F: FnMut(&'a RawValue)> Visitor<'a> for Walk<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'a>>(mut self, mut items: A) -> Result<(), A::Error> {
+            while let Some(item) = items.next_element::<&RawValue>()? {
+                (self.0)(item);
+            }
+            Ok(())
+        }
+    }
+    let _ = serde_json::Deserializer::from_str(list.get()).deserialize_seq(Walk(each));
 }

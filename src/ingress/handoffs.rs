@@ -12,9 +12,9 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::fields::{Bounds, Faults, Fields};
+use super::fields::{self, Bounds, Faults, Fields};
 use super::problem::{self, Refusal};
 use super::verify;
 use super::{IngressState, body};
@@ -86,16 +86,13 @@ async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, s
 
 /// The request and its id.
 fn read(raw: &[u8], headers: &HeaderMap) -> Result<(MessageId, Handoff), Refusal> {
-    let value: Value = serde_json::from_slice(raw)
+    let body = fields::parse(raw)
         .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
     let faults = Faults::default();
-    let nothing = Map::new();
-    let object = value.as_object().unwrap_or(&nothing);
-    if !value.is_object() {
+    let Some(fields) = Fields::new(body, &faults) else {
         faults.add("body", "must be one JSON object");
         return Err(Refusal::Invalid(faults.into_vec()));
-    }
-    let fields = Fields::new(object, &faults);
+    };
     let key = idempotency_key(headers, &fields, &faults);
     let handoff = handoff(&fields);
     let faults = faults.into_vec();
@@ -114,7 +111,7 @@ fn read(raw: &[u8], headers: &HeaderMap) -> Result<(MessageId, Handoff), Refusal
 /// What makes a repeated post the same message: the header, else the field `id`.
 fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<String> {
     let field = fields.text("id", NAME);
-    let Some(header) = headers.get("idempotency-key") else { return field.map(str::to_owned) };
+    let Some(header) = headers.get("idempotency-key") else { return field };
     match header.to_str().map(str::trim) {
         Ok(key) if (1..=ID_BYTES_MAX).contains(&key.len()) => Some(key.to_owned()),
         _ => {
@@ -127,7 +124,7 @@ fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) ->
 /// Reads every field even after a fault, so that the caller sees all of them at once.
 fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
     let conversation = conversation_id(fields);
-    match fields.required_text("type", NAME)? {
+    match fields.required_text("type", NAME)?.as_str() {
         "start" => start(fields, conversation).map(Handoff::Start),
         "message" => text(fields, conversation).map(Handoff::Message),
         "typing" => {
@@ -135,7 +132,7 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
             conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id, stopped }))
         }
         "end" => {
-            let reason = fields.text("reason", LABEL).map(str::to_owned);
+            let reason = fields.text("reason", LABEL);
             conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason, reply: None }))
         }
         _ => {
@@ -148,27 +145,27 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
 fn conversation_id(fields: &Fields<'_>) -> Option<ConversationId> {
     let anything = Bounds { bytes: usize::MAX, may_be_empty: true };
     let text = fields.required_text("conversation_id", anything)?;
-    ConversationId::parse(text).map_err(|problem| fields.fault("conversation_id", problem.to_string())).ok()
+    ConversationId::parse(&text).map_err(|problem| fields.fault("conversation_id", problem.to_string())).ok()
 }
 
 fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Start> {
     let message = fields.required_text("message", TEXT);
     let queue_id = fields.text("queue_id", NAME).and_then(|queue| {
         // It becomes a part of a path.
-        LaneKey::parse(queue).map_err(|problem| fields.fault("queue_id", problem.to_string())).ok()
+        LaneKey::parse(&queue).map_err(|problem| fields.fault("queue_id", problem.to_string())).ok()
     });
     let user = fields.object("user").map(|user| User {
-        id: user.text("id", LABEL).map(str::to_owned),
-        name: user.text("name", LABEL).map(str::to_owned),
-        email: user.text("email", LABEL).map(str::to_owned),
-        language: user.text("language", LABEL).map(str::to_owned),
+        id: user.text("id", LABEL),
+        name: user.text("name", LABEL),
+        email: user.text("email", LABEL),
+        language: user.text("language", LABEL),
     });
-    let transcript = fields.objects("transcript").iter().filter_map(line).collect();
+    let transcript = fields.objects("transcript", line).read;
     let metadata = fields.object("metadata").map(|metadata| strings(&metadata)).unwrap_or_default();
     Some(Start {
         conversation_id: conversation?,
         queue_id: queue_id.map(|queue| queue.as_str().to_owned()),
-        message: message?.to_owned(),
+        message: message?,
         user,
         transcript,
         metadata,
@@ -180,29 +177,29 @@ fn line(fields: &Fields<'_>) -> Option<Line> {
     let from = fields.required_text("from", NAME);
     let text = fields.required_text("text", TEXT_OR_NOTHING);
     let at = fields.text("at", NAME);
-    if at.is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
+    if at.as_ref().is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
         fields.fault("at", "must be a time as in RFC 3339, such as 2026-11-22T10:00:00Z");
     }
-    Some(Line { from: from?.to_owned(), text: text?.to_owned(), at: at.map(str::to_owned) })
+    Some(Line { from: from?, text: text?, at })
 }
 
 fn strings(fields: &Fields<'_>) -> BTreeMap<String, String> {
-    let pair = |key: &str| Some((key.to_owned(), fields.text(key, TEXT_OR_NOTHING)?.to_owned()));
-    fields.keys().filter_map(pair).collect()
+    let mut strings = BTreeMap::new();
+    fields.texts(TEXT_OR_NOTHING, |key, text| drop(strings.insert(key.to_owned(), text)));
+    strings
 }
 
 fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Text> {
-    let sent = fields.objects("attachments");
-    let message = if sent.is_empty() {
+    let sent = fields.objects("attachments", attachment);
+    let message = if sent.count == 0 {
         fields.required_text("message", TEXT)
     } else {
         fields.text("message", TEXT_OR_NOTHING)
     };
-    let attachments = sent.iter().filter_map(attachment).collect();
     Some(Text {
         conversation_id: conversation?,
-        message: message.unwrap_or_default().to_owned(),
-        attachments,
+        message: message.unwrap_or_default(),
+        attachments: sent.read,
         reply: None,
     })
 }
@@ -210,16 +207,18 @@ fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Tex
 fn attachment(fields: &Fields<'_>) -> Option<Attachment> {
     let url = fields.required_text("url", Bounds { bytes: 8 << 10, may_be_empty: false });
     let is_web = |url: &str| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-    if url.is_some_and(|url| !is_web(url)) {
+    if url.as_deref().is_some_and(|url| !is_web(url)) {
         fields.fault("url", "must be an absolute http or https address");
     }
-    let name = fields.text("name", LABEL).map(str::to_owned);
-    let content_type = fields.text("content_type", LABEL).map(str::to_owned);
-    Some(Attachment { url: url?.to_owned(), name, content_type })
+    let name = fields.text("name", LABEL);
+    let content_type = fields.text("content_type", LABEL);
+    Some(Attachment { url: url?, name, content_type })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn faults_of(body: &Value) -> Vec<(String, String)> {
@@ -359,6 +358,23 @@ mod tests {
         )]);
         let Err(Refusal::Invalid(faults)) = read(body.to_string().as_bytes(), &long) else { panic!() };
         assert_eq!(faults[0].field, "Idempotency-Key");
+    }
+
+    #[test]
+    fn a_list_of_very_many_faults_names_the_first() {
+        let body = format!(
+            r#"{{"type":"start","conversation_id":"c","message":"m","transcript":[{}0]}}"#,
+            r#"{"":0},"#.repeat(9_000)
+        );
+        let Err(Refusal::Invalid(faults)) = read(body.as_bytes(), &HeaderMap::new()) else { panic!() };
+        assert_eq!((faults.len(), faults[0].field.as_str()), (100, "transcript[0].from"));
+    }
+
+    #[test]
+    fn of_a_key_that_occurs_twice_the_last_one_counts() {
+        let body = br#"{"type":"end","conversation_id":"a","conversation_id":"b","reason":null}"#;
+        let (_, handoff) = read(body, &HeaderMap::new()).unwrap();
+        assert_eq!(handoff.conversation().as_str(), "b");
     }
 
     #[test]

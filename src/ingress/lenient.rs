@@ -11,11 +11,11 @@
 //! - `\n` is a newline, also where somebody wrote `C:\new`;
 //! - another backslash is itself as soon as the value proves that its writer escapes nothing (a bare quote, a backslash
 //!   that begins no JSON escape); without that proof it is read as JSON reads it;
-//! - a text that makes valid JSON with a key of its own is what JSON says it is (the strict reading comes first).
+//! - a text that makes valid JSON with a key of its own is what JSON says it is (the strict reading of `callback_fields.rs`
+//!   comes first).
 //!
 //! Leaves to others: what the fields mean (`servicenow.rs`), `%3c` and `%3e` (undone where text is shown).
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// The fields of a callback by name.
@@ -35,39 +35,8 @@ const COLUMNS: &[&str] = &[
     "private_message",
     "reply_to",
 ];
-
-/// Reads what is valid JSON: one object in which no key occurs twice.
-///
-/// A key that occurs twice means that the text broke out of its string; which of the two is meant only [`repair`] knows.
-pub(super) fn strict(raw: &[u8]) -> Option<Fields> {
-    serde_json::from_slice::<Distinct>(raw).ok().map(|Distinct(fields)| fields)
-}
-
-struct Distinct(Fields);
-
-impl<'de> Deserialize<'de> for Distinct {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields::new();
-                while let Some((key, value)) = entries.next_entry::<String, Value>()? {
-                    if fields.insert(key, value).is_some() {
-                        return Err(A::Error::custom("a key occurs twice"));
-                    }
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object).map(Self)
-    }
-}
+/// No rule writes so many fields; a body with more is not read, so that memory does not depend on their number.
+const FIELDS_MAX: usize = 256;
 
 /// Reads what only looks like JSON; `None` where even this finds no fields.
 pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
@@ -76,7 +45,7 @@ pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
     let mut fields = Fields::new();
     loop {
         let (key, value) = key_at_front(rest)?;
-        if fields.contains_key(key) {
+        if fields.contains_key(key) || fields.len() == FIELDS_MAX {
             return None;
         }
         if key == TEXT
@@ -188,7 +157,12 @@ fn unescape(raw: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::callback_fields::Fields as Strict;
     use super::*;
+
+    fn strict(raw: &[u8]) -> Option<Strict> {
+        Strict::strict(raw)
+    }
 
     /// What the stock rule writes, with the documented part of `escapeForHomePage`.
     fn stock(text: &str) -> String {
@@ -199,7 +173,10 @@ mod tests {
     }
 
     fn read(body: &str) -> Option<Fields> {
-        strict(body.as_bytes()).or_else(|| repair(body.as_bytes()))
+        match strict(body.as_bytes()) {
+            Some(_) => serde_json::from_str(body).ok(),
+            None => repair(body.as_bytes()),
+        }
     }
 
     fn assert_read_back(text: &str) {
@@ -270,6 +247,16 @@ mod tests {
     fn a_key_that_is_there_twice_is_not_valid() {
         assert_eq!(strict(br#"{"group":"a","group":"b"}"#), None);
         assert_eq!(repair(br#"{"group":"a","group":"b"}"#), None);
+    }
+
+    #[test]
+    fn a_body_of_very_many_fields_is_not_read() {
+        let body = |count: usize| {
+            let fields: Vec<String> = (0..count).map(|n| format!("\"f{n}\":undefined")).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        assert_eq!(repair(body(FIELDS_MAX).as_bytes()).unwrap().len(), FIELDS_MAX);
+        assert_eq!(repair(body(FIELDS_MAX + 1).as_bytes()), None);
     }
 
     #[test]

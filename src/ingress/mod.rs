@@ -9,12 +9,16 @@
 mod admin;
 mod body;
 mod botkit;
+mod budget;
+mod callback_fields;
 mod conversations;
 mod desk;
 mod fields;
 mod handoffs;
 mod lenient;
+mod places;
 mod problem;
+mod refusal_log;
 mod server;
 mod servicenow;
 #[cfg(test)]
@@ -37,8 +41,11 @@ use tokio::time::Instant;
 
 pub use admin::{AdminState, serve_admin};
 pub use botkit::{BotKitDoor, Kept, UserPaths};
+pub use budget::ReadBudget;
+use budget::Sender;
 pub use desk::{Desk, DeskParts};
 use problem::Refusal;
+use refusal_log::Refused;
 pub use token::BotDoor;
 
 use crate::conversation::Directory;
@@ -104,11 +111,19 @@ pub struct IngressState {
     pub metrics: Arc<Metrics>,
     /// How to behave.
     pub settings: IngressSettings,
+    /// How many bytes of bodies there may be at once.
+    pub budget: Arc<ReadBudget>,
 }
 
 impl IngressState {
-    const fn limits(&self) -> body::Limits {
-        body::Limits { bytes: self.settings.body_limit, time: self.settings.read_timeout }
+    /// For a sender whose credential holds.
+    fn limits(&self) -> body::Limits {
+        self.limits_for(Sender::Proven)
+    }
+
+    fn limits_for(&self, sender: Sender) -> body::Limits {
+        let budget = Some((Arc::clone(&self.budget), sender));
+        body::Limits { bytes: self.settings.body_limit, time: self.settings.read_timeout, budget }
     }
 
     /// Publishes to the end, also when the caller hangs up meanwhile: ServiceNow does not send a second time.
@@ -202,6 +217,7 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
     let began = Instant::now();
     let id = request_id(Some(request.headers()));
     let source = Door::source(door);
+    let from = request.extensions().get::<server::Peer>().map(|peer| peer.0);
     let mut response = match through(&state, door, &mut request).await {
         Ok(response) => response,
         Err(refusal) => {
@@ -212,7 +228,7 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
                 _ => refusal.into_response(&id),
             };
             let status = response.status().as_u16();
-            tracing::info!(request_id = %id, route = source, status, reason, "request refused");
+            refusal_log::write(Refused { route: source, reason, status, request_id: &id, from });
             body::linger(request);
             response
         }

@@ -16,7 +16,7 @@ use crate::dead::DeskError;
 use crate::queue::QueueError;
 
 /// How many faults one answer lists; a body of a million wrong lines must not become an answer of that size.
-const FAULTS_MAX: usize = 100;
+pub(super) const FAULTS_MAX: usize = 100;
 
 /// One thing that is wrong with what a caller sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +58,10 @@ pub(super) enum Refusal {
     CutBody,
     #[error("The body did not arrive in time. Send it again, faster.")]
     SlowBody,
+    #[error(
+        "Too many large bodies are being read, so nothing was accepted. Send it again after the time in Retry-After."
+    )]
+    Overloaded,
     #[error("The body is not JSON: it breaks at line {line}, column {column}. Send one JSON object.")]
     NotJson { line: usize, column: usize },
     #[error("The body was read, but it cannot be used. Correct what `errors` lists and send it again.")]
@@ -121,6 +125,7 @@ impl Refusal {
             Self::Invalid(_) => (422, "invalid", "body", "Invalid content"),
             Self::Insufficient(_) => (400, "insufficient", "body", "Something is missing"),
             Self::BadArgument(field, _) => (400, "bad_argument", *field, "Content that is not allowed"),
+            Self::Overloaded => (503, "overloaded", "body", "Too much at once"),
             Self::QueueAway => (503, "queue_away", "queue", "Queue not reachable"),
             Self::QueueFull => (503, "queue_full", "queue", "Queue full"),
             Self::QueueUnfit => (503, "queue_unfit", "queue", "Queue not usable"),
@@ -150,7 +155,7 @@ impl Refusal {
             Self::Unauthorized(challenge) => fixed(WWW_AUTHENTICATE, challenge),
             Self::WrongMethod(allow) => fixed(ALLOW, allow),
             Self::QueueAway | Self::DirectoryAway => fixed(RETRY_AFTER, "2"),
-            Self::QueueFull => fixed(RETRY_AFTER, "5"),
+            Self::QueueFull | Self::Overloaded => fixed(RETRY_AFTER, "5"),
             Self::QueueUnfit => fixed(RETRY_AFTER, "30"),
             // What is left of the body is not worth reading: the connection cannot be used again.
             Self::TooLarge(_) | Self::SlowBody | Self::CutBody => fixed(CONNECTION, "close"),

@@ -1,27 +1,33 @@
 //! Accepts connections and serves HTTP/1.1 on them.
 //!
-//! Guarantees: a client that does not send its head in time, or idles that long on a kept connection, is cut; the
-//! number of connections is bounded; on stop nothing new is accepted and what is in the air gets its answer.
+//! Guarantees: a client that does not send its head in time, or idles that long on a kept connection, is cut; a head has a bound;
+//! the number of connections is bounded, and strangers cannot keep out who has proven itself (`places.rs`); who is refused for
+//! what the head says is cut after the answer; on stop nothing new is accepted and what is in the air gets its answer.
 //! Leaves to others: bodies (`body.rs`), the end of patience with a drain (`tasks.rs`).
 
+use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::places::{Place, Places};
 use crate::tasks::{self, Stop};
 
-/// More clients than this wait in the backlog; a relay behind a handful of platforms never sees it.
-const CONNECTIONS_MAX: usize = 4096;
+/// The largest head of a request. Each connection may hold as much.
+const HEAD_BYTES_MAX: usize = 32 << 10;
 /// How long to breathe when the system has no socket to give.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -35,21 +41,25 @@ pub(super) async fn serve(
     let mut http = http1::Builder::new();
     // A caller may close its half after the request and still wait for the answer.
     http.timer(TokioTimer::new()).header_read_timeout(read_timeout).keep_alive(true).half_close(true);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    http.max_buf_size(HEAD_BYTES_MAX);
+    let places = Arc::new(Places::default());
     let graceful = GracefulShutdown::new();
-    while let Some(stream) = next(&listener, &stop).await {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
-            () = stop.wait() => break,
+    while let Some((stream, address)) = next(&listener, &places, &stop).await {
+        let Some(place) = places.take(address) else {
+            tracing::debug!(from = %address, "no place for a connection");
+            continue;
         };
-        let service = router.clone().map_request(|request: hyper::Request<_>| request.map(Body::new));
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = graceful.watch(connection);
+        let (place, router) = (Arc::new(place), router.clone());
+        let held = Arc::clone(&place);
+        let service = service_fn(move |request| answer(router.clone(), Arc::clone(&place), request));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         drop(tasks::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                },
+                () = held.lost() => tracing::debug!(from = %held.address(), "an idle connection made room"),
             }
-            drop(place);
         }));
     }
     // Refuse new connections at once, so that a balancer turns to another ingress.
@@ -58,21 +68,46 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// From where a request came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+async fn answer(
+    router: Router,
+    place: Arc<Place>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    place.answering();
+    request.extensions_mut().insert(Peer(place.address()));
+    let mut response = router.oneshot(request.map(Body::new)).await?;
+    let is_proven = place.answered(response.status().is_success());
+    let is_stranger = match response.status() {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => !is_proven,
+        _ => false,
+    };
+    if is_stranger {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
 /// The next connection; `None` once it is time to stop.
-async fn next(listener: &TcpListener, stop: &Stop) -> Option<TcpStream> {
+async fn next(listener: &TcpListener, places: &Places, stop: &Stop) -> Option<(TcpStream, IpAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.wait() => return None,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Answers are small and awaited: they must not wait for more bytes.
                 let _ = stream.set_nodelay(true);
-                return Some(stream);
+                return Some((stream, peer.ip().to_canonical()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
+                places.make_room();
                 tokio::time::sleep(BREATH).await;
             }
         }

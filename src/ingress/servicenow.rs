@@ -12,12 +12,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::lenient::{self, Fields};
+use super::budget::Sender;
+use super::callback_fields::Fields;
+use super::lenient;
 use super::problem::{self, Refusal};
 use super::verify::{self, Verdict};
 use super::{IngressState, body};
 use crate::clock;
-use crate::message::callback::GROUP_VARIABLE;
 use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
 /// Answers a callback.
@@ -29,7 +30,8 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     }
     body::is_json(request.headers())?;
     let headers = request.headers().clone();
-    let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
+    let sender = if verdict == Verdict::Welcome { Sender::Proven } else { Sender::Unproven };
+    let raw = body::read(&headers, request.body_mut(), state.limits_for(sender)).await?;
     if let Verdict::AfterBody(signature) = verdict
         && !signature.holds(door.hmac_secret.as_ref(), &raw)
     {
@@ -64,11 +66,11 @@ enum Reading {
 }
 
 fn read(raw: Bytes, own_user: Option<&str>, destination: Destination) -> Reading {
-    let (fields, body) = match lenient::strict(&raw) {
+    let (fields, body) = match Fields::strict(&raw) {
         Some(fields) => (fields, raw.clone()),
         None => {
             match lenient::repair(&raw).and_then(|fields| Some((serde_json::to_vec(&fields).ok()?, fields))) {
-                Some((repaired, fields)) => (fields, Bytes::from(repaired)),
+                Some((repaired, fields)) => (Fields::repaired(fields), Bytes::from(repaired)),
                 None => {
                     return unreadable(
                         MessageId::fresh(),
@@ -133,7 +135,7 @@ fn is_internal(fields: &Fields) -> bool {
 /// Connect Support always names a `group`, Virtual Agent never does.
 fn is_virtual_agent(fields: &Fields) -> bool {
     !fields.contains_key("group")
-        && (fields.get("body").is_some_and(Value::is_array)
+        && (fields.parts().is_some()
             || fields.contains_key("clientSessionId")
             || fields.contains_key("requestId"))
 }
@@ -141,9 +143,8 @@ fn is_virtual_agent(fields: &Fields) -> bool {
 /// The chat's own name, as ServiceNow echoes it: in the client variables, else as the session, else as the user, which are
 /// all the same in chats of ours.
 fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
-    let variable = fields.get("clientVariables").and_then(|variables| variables.get(GROUP_VARIABLE));
-    let name = variable
-        .and_then(Value::as_str)
+    let name = fields
+        .group_variable()
         .or_else(|| named(fields, "clientSessionId"))
         .or_else(|| named(fields, "userId"));
     let name = name.ok_or("`clientSessionId` is missing or not a string")?;
@@ -153,20 +154,12 @@ fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
 /// An answer can hold several parts, each with its own id; together they name it. What else it says belongs to the name:
 /// the end of a chat under the id of an earlier text is no repeat of that text.
 fn answer_id(fields: &Fields) -> Option<String> {
-    let parts = fields.get("body")?.as_array()?;
-    let sequence = |part: &Value| part.get("streamSequence").map(ToString::to_string);
-    let mut names: Vec<String> = Vec::new();
-    for part in parts {
-        let Some(id) = part.get("messageId").and_then(Value::as_str).filter(|id| !id.is_empty()) else {
-            continue;
-        };
-        names.push(sequence(part).map_or_else(|| id.to_owned(), |sequence| format!("{id}#{sequence}")));
-    }
+    let parts = fields.parts()?;
+    let mut names = parts.names.clone();
     if names.is_empty() {
         return None;
     }
-    let actions = parts.iter().filter_map(|part| part.get("actionType")?.as_str());
-    names.extend(actions.map(str::to_owned));
+    names.extend(parts.actions.iter().cloned());
     let flags =
         ["completed", "takeControl"].into_iter().filter(|flag| fields.get(*flag) == Some(&Value::Bool(true)));
     names.extend(flags.map(str::to_owned));

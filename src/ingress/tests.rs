@@ -66,7 +66,8 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
-    let state = IngressState { queue, directory: None, metrics: Arc::clone(&metrics), settings };
+    let budget = Arc::new(ReadBudget::new(settings.body_limit));
+    let state = IngressState { queue, directory: None, metrics: Arc::clone(&metrics), settings, budget };
     let stop = Stop::default();
     let server = tasks::spawn(serve_public(listener, Arc::new(state), stop.clone()));
     Relay { address, metrics, stop, server }
@@ -264,6 +265,87 @@ async fn the_credentials_are_checked_before_the_body_arrives() {
     let relay = relay(settings()).await;
     let head = format!("POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n");
     assert_eq!(exchange(relay.address, &head).await.status, 401);
+}
+
+#[tokio::test]
+async fn bodies_of_unproven_senders_keep_nobody_else_out() {
+    let relay = relay(settings()).await;
+    let at = crate::clock::now().as_second();
+    let unproven = format!("x-causeway-signature: t={at},v1=aaaa\r\n");
+    let head = |headers: &str, length: usize| {
+        format!(
+            "POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{headers}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        stream.write_all(head(&unproven, LIMIT).as_bytes()).await.unwrap();
+        assert_eq!(answer_on(&mut stream).await.status, 100, "its body is read");
+        slow.push(stream);
+    }
+    let refused = exchange(relay.address, &head(&unproven, LIMIT)).await;
+    assert_eq!((refused.status, refused.kind().as_str()), (503, "overloaded"));
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    assert_eq!(
+        exchange(relay.address, &post(CALLBACKS, &unproven, EVENT)).await.status,
+        401,
+        "a small one is read"
+    );
+    let proven = exchange(relay.address, &post(CALLBACKS, JSON, &"x".repeat(LIMIT))).await;
+    assert_eq!(proven.kind(), "queue_away");
+}
+
+/// What needs no queue, so that it is answered with success here.
+const ECHO: &str = r#"{"group":"g","sys_created_by":"relay"}"#;
+
+#[tokio::test]
+async fn who_is_refused_at_the_door_is_cut_after_the_answer() {
+    let relay = relay(settings()).await;
+    for request in [post(CALLBACKS, "", EVENT), post("/nobody", "", ""), post("/v1/conversations/c", "", "")]
+    {
+        let mut stream = TcpStream::connect(relay.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(answer_on(&mut stream).await.header("connection"), Some("close"), "{request}");
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0, "{request}");
+    }
+    let mut proven = TcpStream::connect(relay.address).await.unwrap();
+    for (request, status) in [
+        (post(CALLBACKS, JSON, ECHO), 202),
+        (post("/nobody", JSON, ECHO), 404),
+        (post(CALLBACKS, "", ECHO), 401),
+    ] {
+        proven.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(answer_on(&mut proven).await.status, status);
+    }
+    assert_eq!(proven.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn idle_connections_lock_nobody_out() {
+    let relay = relay(settings()).await;
+    let mut proven = TcpStream::connect(relay.address).await.unwrap();
+    proven.write_all(post(CALLBACKS, JSON, ECHO).as_bytes()).await.unwrap();
+    assert_eq!(answer_on(&mut proven).await.status, 202);
+    let mut idle = Vec::new();
+    for _ in 0..places::STRANGERS_MAX {
+        idle.push(TcpStream::connect(relay.address).await.unwrap());
+    }
+    assert_eq!(idle[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one made room");
+    assert_eq!(exchange(relay.address, &post(CALLBACKS, JSON, ECHO)).await.status, 202);
+    proven.write_all(post(CALLBACKS, JSON, ECHO).as_bytes()).await.unwrap();
+    assert_eq!(answer_on(&mut proven).await.status, 202, "the proven one keeps its place");
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_is_cut() {
+    let relay = relay(settings()).await;
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nx-long: {}", "x".repeat(100 << 10));
+    let _ = stream.write_all(head.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test]

@@ -18,21 +18,26 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::super::problem::{self, Refusal};
+use super::super::refusal_log::{self, Refused};
+use super::super::server::Peer;
 use super::super::{body, verify};
 use super::asked::{Asked, fault};
 use super::{Desk, Run};
 use crate::dead::{Filter, asked, document};
 
-const LIMITS: body::Limits = body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10) };
+const LIMITS: body::Limits =
+    body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10), budget: None };
 
 pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
     let id = super::super::request_id(Some(request.headers()));
+    let from = request.extensions().get::<Peer>().map(|peer| peer.0);
     match through(desk, &mut request).await {
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
             let response = refusal.into_response(&id);
-            tracing::info!(request_id = %id, route = "dead-letters", status = response.status().as_u16(), reason, "request refused");
+            let (route, status) = ("dead-letters", response.status().as_u16());
+            refusal_log::write(Refused { route, reason, status, request_id: &id, from });
             body::linger(request);
             response
         }

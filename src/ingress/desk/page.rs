@@ -14,6 +14,8 @@ use axum::response::Response;
 use maud::Markup;
 
 use super::super::problem::{self, Refusal};
+use super::super::refusal_log::{self, Refused};
+use super::super::server::Peer;
 use super::super::{REQUEST_ID, body, request_id};
 use super::asked::{Asked, fault};
 use super::session::Session;
@@ -25,17 +27,22 @@ const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-const LIMITS: body::Limits = body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10) };
+/// A form of somebody who has logged in, which may name very many letters.
+const FORM_BYTES_MAX: usize = 1 << 20;
+/// Everybody may post this one.
+const LOGIN_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
     let id = request_id(Some(request.headers()));
     let session = Session::of(&desk.token, request.headers(), clock::now());
     let form = session.as_ref().map(|session| session.form_token(&desk.token));
+    let from = request.extensions().get::<Peer>().map(|peer| peer.0);
     let mut response = match through(desk, session, &mut request).await {
         Ok(response) => response,
         Err(refusal) => {
             let (status, title) = refusal.status_and_title();
-            tracing::info!(request_id = %id, route = "desk", status = status.as_u16(), reason = refusal.slug(), "request refused");
+            let (reason, status_code) = (refusal.slug(), status.as_u16());
+            refusal_log::write(Refused { route: "desk", reason, status: status_code, request_id: &id, from });
             html(status, view::refusal(form.as_deref(), title, &refusal))
         }
     };
@@ -86,14 +93,15 @@ async fn through(desk: &Desk, session: Option<Session>, request: &mut Request) -
 }
 
 async fn login(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
-    let fields = form(request).await?;
+    let from = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.0));
+    let fields = form(request, LOGIN_BYTES_MAX).await?;
     let field = |wanted: &str| {
         let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
         pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned()).unwrap_or_default()
     };
     let back = field("back");
     let Some(session) = Session::begin(&desk.token, field("token").trim(), clock::now()) else {
-        tracing::info!("a login at the desk was refused");
+        tracing::info!(from, "a login at the desk was refused");
         return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
     };
     tracing::info!("somebody logged in at the desk");
@@ -140,7 +148,7 @@ impl Visitor<'_> {
     }
 
     async fn acts(&self, path: &str, request: &mut Request) -> Result<Response, Refusal> {
-        let fields = form(request).await?;
+        let fields = form(request, FORM_BYTES_MAX).await?;
         let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
         let given = pairs.find(|(name, _)| name == "form").map(|(_, value)| value.into_owned());
         if !self.session.sent(&self.desk.token, &given.unwrap_or_default()) {
@@ -173,9 +181,10 @@ impl Visitor<'_> {
     }
 }
 
-async fn form(request: &mut Request) -> Result<String, Refusal> {
+async fn form(request: &mut Request, bytes: usize) -> Result<String, Refusal> {
     let headers = request.headers().clone();
-    let read = body::read(&headers, request.body_mut(), LIMITS).await?;
+    let limits = body::Limits { bytes, time: std::time::Duration::from_secs(10), budget: None };
+    let read = body::read(&headers, request.body_mut(), limits).await?;
     Ok(String::from_utf8_lossy(&read).into_owned())
 }
 

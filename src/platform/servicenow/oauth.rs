@@ -22,7 +22,7 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::auth::sensitive;
-use crate::message::PlatformWords;
+use crate::message::{PlatformWords, json};
 use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 use crate::platform::http::{Call, Http, Media, Reply};
 
@@ -247,7 +247,7 @@ fn standard_codes(words: &PlatformWords) -> String {
 /// The `error` and `error_description` of a refusal.
 fn said(reply: &Reply) -> PlatformWords {
     let body: Value =
-        reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+        reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
     let words = [&body["error"], &body["error_description"], &body["error"]["message"]];
     let words = words.into_iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
     PlatformWords::new(&words, "")

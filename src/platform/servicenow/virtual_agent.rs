@@ -19,7 +19,7 @@ use sha1::Sha1;
 
 use super::{Request, ServiceNow, wire};
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
-use crate::message::{ConversationId, MessageId, PlatformWords, named};
+use crate::message::{ConversationId, MessageId, PlatformWords, json, named};
 use crate::platform::error::{Answer, AnswerKind, CallError};
 use crate::platform::http::Reply;
 
@@ -307,7 +307,7 @@ fn words(text: &str, id: MessageId) -> Value {
 fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
     let body = reply.body?;
-    let Ok(said) = serde_json::from_slice::<Value>(&body) else {
+    let Ok(said) = json::bounded(&body) else {
         let plain = body.starts_with(b"Message Processed");
         return if plain {
             Ok(())

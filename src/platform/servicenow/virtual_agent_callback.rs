@@ -7,9 +7,10 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
+use crate::message::json;
 use crate::message::rich_text::{html, html_text};
 
 /// One callback. No `Debug`: it holds what people said.
@@ -78,7 +79,8 @@ pub(crate) enum Sign {
 impl VirtualAgentCallback {
     /// Reads a callback; `None` for what is no callback of this API.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
-        let fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+        // A body of very many values is no callback of this API, and would take a hundred times its size.
+        let Ok(Value::Object(fields)) = json::bounded(body) else { return None };
         let ours = ["clientSessionId", "requestId", "body"].iter().any(|key| fields.contains_key(*key));
         if fields.contains_key("group") || !ours {
             return None;
@@ -216,8 +218,7 @@ fn page(part: &Value) -> Option<String> {
 
 /// The card's own JSON is a string; what stands in it depends on its template.
 fn card(part: &Value) -> Option<String> {
-    let data =
-        part.get("data").and_then(Value::as_str).and_then(|data| serde_json::from_str::<Value>(data).ok());
+    let data = part.get("data").and_then(Value::as_str).and_then(|data| json::bounded(data.as_bytes()).ok());
     let data = data.unwrap_or_default();
     let fields = data.get("fields").and_then(Value::as_array).into_iter().flatten().filter_map(|field| {
         let (label, value) = (first(field, &["fieldLabel", "label"]), first(field, &["fieldValue", "value"]));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{ChatState, QueueEntry, QueueState};
-use crate::message::{PlatformWords, rich_text};
+use crate::message::{PlatformWords, json, rich_text};
 use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR};
 use crate::platform::http::{Media, Reply};
 
@@ -57,8 +57,7 @@ fn not_ready(reply: &Reply, how: NotReady) -> CallError {
 }
 
 fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
-    let body: Value =
-        reply.body.as_ref().ok().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+    let body: Value = reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
     let status = reply.status.as_u16();
     let sentence = body.get("result").and_then(Value::as_str);
     let kind = match sentence {

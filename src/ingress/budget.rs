@@ -1,0 +1,155 @@
+//! How many bytes of bodies the ingress holds at once, whatever arrives.
+//!
+//! Guarantees: a body is read only after its bytes were reserved, and its bytes stay reserved until nothing holds the body any
+//! more, the publish included; senders that are not proven yet have a small share of their own, so that they cannot take the
+//! share of proven senders; who gets no share in time is refused and told when to come back.
+//! Not responsible for: who is proven (`verify.rs`), the reading itself (`body.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::problem::Refusal;
+
+const KIB: usize = 1 << 10;
+/// For the bodies of proven senders. Each body exists up to three times for a moment: as it came, in the queue's line, and in
+/// the writes to the broker.
+const PROVEN_BYTES: usize = 24 << 20;
+/// For bodies whose sender is proven only by a signature over the body: most of them are small...
+const UNPROVEN_SMALL_BYTES: usize = 2 << 20;
+/// ... so that larger ones, of which few are read at a time, cannot keep them out.
+const SMALL_BYTES: usize = 64 * KIB;
+const UNPROVEN_LARGE_BODIES: usize = 2;
+/// How long a body waits for its share.
+const PROVEN_WAIT: Duration = Duration::from_secs(5);
+const UNPROVEN_WAIT: Duration = Duration::from_secs(2);
+
+/// What is known of a sender before its body is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// A credential in the head of the request holds.
+    Proven,
+    /// Only the body can prove it.
+    Unproven,
+}
+
+/// The shares of the bodies that are being read or published.
+#[derive(Debug)]
+pub struct ReadBudget {
+    proven: Share,
+    unproven_small: Share,
+    unproven_large: Share,
+}
+
+#[derive(Debug)]
+struct Share {
+    /// One permit for each KiB.
+    free: Arc<Semaphore>,
+    total: usize,
+}
+
+impl Share {
+    fn of(bytes: usize) -> Self {
+        let total = kib(bytes).min(Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(total)), total }
+    }
+
+    async fn reserve(&self, bytes: usize, wait: Duration) -> Result<Reserved, Refusal> {
+        // A single body larger than the share takes the whole share.
+        let wanted = u32::try_from(kib(bytes).min(self.total)).unwrap_or(u32::MAX);
+        let turn = tokio::time::timeout(wait, Arc::clone(&self.free).acquire_many_owned(wanted)).await;
+        match turn {
+            Ok(Ok(permit)) => Ok(Reserved(permit)),
+            _ => Err(Refusal::Overloaded),
+        }
+    }
+}
+
+const fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(KIB)
+}
+
+impl ReadBudget {
+    /// For bodies of at most so many bytes.
+    pub fn new(body_limit: usize) -> Self {
+        Self {
+            proven: Share::of(PROVEN_BYTES.max(body_limit)),
+            unproven_small: Share::of(UNPROVEN_SMALL_BYTES),
+            unproven_large: Share::of(body_limit.saturating_mul(UNPROVEN_LARGE_BODIES)),
+        }
+    }
+
+    /// Reserves room for a body of at most so many bytes.
+    pub(super) async fn reserve(&self, sender: Sender, bytes: usize) -> Result<Reserved, Refusal> {
+        match sender {
+            Sender::Proven => self.proven.reserve(bytes, PROVEN_WAIT).await,
+            Sender::Unproven if bytes <= SMALL_BYTES => {
+                self.unproven_small.reserve(bytes, UNPROVEN_WAIT).await
+            }
+            Sender::Unproven => self.unproven_large.reserve(bytes, UNPROVEN_WAIT).await,
+        }
+    }
+}
+
+/// Reserved bytes; free again once it is dropped.
+#[derive(Debug)]
+pub(super) struct Reserved(OwnedSemaphorePermit);
+
+impl Reserved {
+    /// The body, whose last copy takes the reservation with it.
+    pub(super) fn hold(mut self, body: Vec<u8>) -> Bytes {
+        let surplus = self.0.num_permits().saturating_sub(kib(body.len()));
+        drop(self.0.split(surplus));
+        Bytes::from_owner(Kept { body, _reserved: self })
+    }
+}
+
+struct Kept {
+    body: Vec<u8>,
+    _reserved: Reserved,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 2 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn unproven_bodies_cannot_take_the_share_of_proven_ones() {
+        let budget = ReadBudget::new(LIMIT);
+        let mut held = Vec::new();
+        while let Ok(reserved) = budget.reserve(Sender::Unproven, LIMIT).await {
+            held.push(reserved);
+        }
+        assert_eq!(held.len(), UNPROVEN_LARGE_BODIES);
+        assert!(budget.reserve(Sender::Unproven, 500).await.is_ok(), "small ones have a share of their own");
+        while let Ok(reserved) = budget.reserve(Sender::Unproven, SMALL_BYTES).await {
+            held.push(reserved);
+        }
+        assert!(budget.reserve(Sender::Proven, LIMIT).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_is_free_again_when_the_last_copy_of_its_body_is_gone() {
+        let budget = ReadBudget::new(LIMIT);
+        let first = budget.reserve(Sender::Unproven, 2 * LIMIT).await.unwrap().hold(vec![0; 2 * LIMIT]);
+        let copy = first.clone();
+        drop(first);
+        let refused = budget.reserve(Sender::Unproven, LIMIT).await;
+        assert!(matches!(refused, Err(Refusal::Overloaded)));
+        drop(copy);
+        let small = budget.reserve(Sender::Unproven, 2 * LIMIT).await.unwrap().hold(vec![0; 10]);
+        let rest = budget.reserve(Sender::Unproven, 2 * LIMIT - KIB).await;
+        assert!(rest.is_ok(), "a short body keeps what it needs");
+        assert_eq!(small.len(), 10);
+    }
+}

@@ -1,0 +1,354 @@
+//! The fields of a callback that the ingress uses, read out of a body of any shape.
+//!
+//! Guarantees: what is not used is checked and passed over, so that memory does not depend on it; a body in which a key occurs
+//! twice is not read here. Not responsible for: broken JSON (`lenient.rs`), what the fields mean (`servicenow.rs`).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::message::callback::GROUP_VARIABLE;
+use crate::message::json::Skipped;
+
+const PARTS: &str = "body";
+const VARIABLES: &str = "clientVariables";
+/// The keys that are read beside [`PARTS`] and [`VARIABLES`].
+const USED: &[&str] = &[
+    "group",
+    "sys_id",
+    "sys_created_by",
+    "internal",
+    "private_message",
+    "requestId",
+    "clientSessionId",
+    "userId",
+    "completed",
+    "takeControl",
+];
+
+/// The fields of a callback, as far as they are used.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Fields {
+    /// Texts, numbers and flags; of a list or an object only that it is one.
+    values: Map<String, Value>,
+    parts: Option<Parts>,
+    group_variable: Option<String>,
+}
+
+/// What names the parts of a Virtual Agent answer.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Parts {
+    /// `messageId`, with `streamSequence` if there is one.
+    pub(super) names: Vec<String>,
+    /// `actionType`
+    pub(super) actions: Vec<String>,
+}
+
+impl Fields {
+    /// Reads what is valid JSON: one object in which no key occurs twice.
+    ///
+    /// A key that occurs twice means that the text broke out of its string; only [`super::lenient::repair`] knows which of the
+    /// two is meant.
+    pub(super) fn strict(raw: &[u8]) -> Option<Self> {
+        // The parser looks at the characters of those texts only that it hands out.
+        let text = std::str::from_utf8(raw).ok()?;
+        serde_json::from_str(text).ok()
+    }
+
+    /// What was repaired holds no list and no object.
+    pub(super) fn repaired(values: Map<String, Value>) -> Self {
+        Self { values, ..Self::default() }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        debug_assert!(USED.contains(&key), "{key} is not read");
+        self.values.get(key)
+    }
+
+    pub(super) fn contains_key(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The parts of a Virtual Agent answer; `None` if `body` is no list.
+    pub(super) const fn parts(&self) -> Option<&Parts> {
+        self.parts.as_ref()
+    }
+
+    /// The name that Causeway gave a Virtual Agent chat when it opened the chat.
+    pub(super) fn group_variable(&self) -> Option<&str> {
+        self.group_variable.as_deref()
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Object)
+    }
+}
+
+struct Object;
+
+impl<'de> Visitor<'de> for Object {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Fields, A::Error> {
+        let mut fields = Fields::default();
+        let (hasher, mut seen) = (RandomState::new(), HashSet::new());
+        while let Some((hash, known)) = entries.next_key_seed(Key(&hasher))? {
+            // Eight bytes for each key, however long it is. Two keys of one hash only mean that the lenient reading decides.
+            if !seen.insert(hash) {
+                return Err(A::Error::custom("a key occurs twice"));
+            }
+            match known {
+                Some(PARTS) => fields.parts = entries.next_value::<MaybeParts>()?.0,
+                Some(VARIABLES) => fields.group_variable = entries.next_value::<Variables>()?.0,
+                Some(key) => {
+                    let Shallow(value) = entries.next_value()?;
+                    fields.values.insert(key.to_owned(), value);
+                }
+                None => drop(entries.next_value::<Skipped>()?),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// A key as its hash, and its name if the key is used.
+struct Key<'a>(&'a RandomState);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = (u64, Option<&'static str>);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = (u64, Option<&'static str>);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        let known = USED.iter().chain(&[PARTS, VARIABLES]).copied().find(|known| *known == key);
+        Ok((self.0.hash_one(key), known))
+    }
+}
+
+/// A text, a number or a flag; a list and an object become empty ones.
+struct Shallow(Value);
+
+macro_rules! scalars {
+    ($($visit:ident: $given:ty),+) => { $(fn $visit<E>(self, given: $given) -> Result<Shallow, E> {
+        Ok(Shallow(given.into()))
+    })+ };
+}
+
+impl<'de> Deserialize<'de> for Shallow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Shallow;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
+
+            fn visit_unit<E>(self) -> Result<Shallow, E> {
+                Ok(Shallow(Value::Null))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Shallow, A::Error> {
+                Skipped.visit_seq(items)?;
+                Ok(Shallow(Value::Array(Vec::new())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Shallow, A::Error> {
+                Skipped.visit_map(entries)?;
+                Ok(Shallow(Value::Object(Map::new())))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl Shallow {
+    fn into_text(self) -> Option<String> {
+        match self.0 {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// `clientVariables`: the one variable of them that is used.
+struct Variables(Option<String>);
+
+impl<'de> Deserialize<'de> for Variables {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Option<String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Option<String>, A::Error> {
+                let mut found = None;
+                while let Some(key) = entries.next_key::<String>()? {
+                    let value: Shallow = entries.next_value()?;
+                    if key == GROUP_VARIABLE {
+                        found = value.into_text();
+                    }
+                }
+                Ok(found)
+            }
+        }
+        // A variable list that is no object names nothing.
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        let is_object = raw.get().starts_with('{');
+        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_map(Any);
+        Ok(Self(if is_object { read().map_err(D::Error::custom)? } else { checked(raw)? }))
+    }
+}
+
+/// `None`, once the value is known to be valid.
+fn checked<T, E: Error>(raw: &RawValue) -> Result<Option<T>, E> {
+    serde_json::from_str::<Skipped>(raw.get()).map_err(E::custom)?;
+    Ok(None)
+}
+
+/// `body`, if it is a list.
+struct MaybeParts(Option<Parts>);
+
+impl<'de> Deserialize<'de> for MaybeParts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Parts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Parts, A::Error> {
+                let mut parts = Parts::default();
+                while let Some(raw) = items.next_element::<&RawValue>()? {
+                    parts.add(raw).map_err(A::Error::custom)?;
+                }
+                Ok(parts)
+            }
+        }
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_seq(List);
+        let is_list = raw.get().starts_with('[');
+        Ok(Self(if is_list { Some(read().map_err(D::Error::custom)?) } else { checked(raw)? }))
+    }
+}
+
+impl Parts {
+    fn add(&mut self, raw: &RawValue) -> Result<(), serde_json::Error> {
+        if !raw.get().starts_with('{') {
+            return serde_json::from_str::<Skipped>(raw.get()).map(drop);
+        }
+        let part = serde_json::Deserializer::from_str(raw.get()).deserialize_map(PartVisitor)?;
+        if let Some(id) = part.id.filter(|id| !id.is_empty()) {
+            self.names.push(match part.sequence {
+                Some(sequence) => format!("{id}#{sequence}"),
+                None => id,
+            });
+        }
+        self.actions.extend(part.action);
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Part {
+    id: Option<String>,
+    /// As it stands in the text.
+    sequence: Option<String>,
+    action: Option<String>,
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Part, A::Error> {
+        let mut part = Part::default();
+        while let Some(key) = entries.next_key::<String>()? {
+            match key.as_str() {
+                "messageId" => part.id = entries.next_value::<Shallow>()?.into_text(),
+                "actionType" => part.action = entries.next_value::<Shallow>()?.into_text(),
+                "streamSequence" => part.sequence = Some(entries.next_value::<Shallow>()?.0.to_string()),
+                _ => drop(entries.next_value::<Skipped>()?),
+            }
+        }
+        Ok(part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_is_kept_and_nothing_else() {
+        let fields = Fields::strict(
+            br#"{"group":"g","sys_id":[{"x":1}],"internal":true,"big":[{"":0}],"body":[7,{"messageId":"a","streamSequence":2},
+                {"actionType":"x"},{}],"clientVariables":{"causeway_group":"g1","n":[1]}}"#,
+        )
+        .unwrap();
+        assert_eq!(fields.get("group"), Some(&"g".into()));
+        assert_eq!(fields.get("sys_id"), Some(&Value::Array(Vec::new())));
+        assert_eq!(fields.values.len(), 3);
+        assert_eq!(fields.group_variable(), Some("g1"));
+        let parts = fields.parts().unwrap();
+        assert_eq!(
+            (parts.names.as_slice(), parts.actions.as_slice()),
+            (&["a#2".to_owned()][..], &["x".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn lists_and_objects_at_other_places_are_no_fault() {
+        let fields = Fields::strict(br#"{"body":{"a":[]},"clientVariables":[1],"requestId":"r"}"#).unwrap();
+        assert_eq!((fields.parts(), fields.group_variable()), (None, None));
+    }
+
+    #[test]
+    fn what_is_no_json_is_not_read_wherever_it_is_wrong() {
+        for body in [
+            &br#"{"group":"a","group":"b"}"#[..],
+            br#"{"x":1,"x":2}"#,
+            br#"{"x":"\ud800"}"#,
+            br#"{"body":"\ud800"}"#,
+            br#"{"body":[{"x":"\ud800"}]}"#,
+            br#"{"clientVariables":{"x":"\ud800"}}"#,
+            br#"{"x":1} x"#,
+            b"{\"x\":\"\xff\"}",
+            b"[1]",
+        ] {
+            assert_eq!(Fields::strict(body), None, "{}", String::from_utf8_lossy(body));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The log line of a refused request.
+//!
+//! Guarantees: a refusal names the address of its sender and holds nothing else of the request; for each route and reason at
+//! most [`LINES_MAX`] lines are written in [`PERIOD`], and the next line says how many were left out.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const LINES_MAX: u32 = 10;
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// What a refused request is known by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused<'a> {
+    pub(super) route: &'static str,
+    pub(super) reason: &'static str,
+    pub(super) status: u16,
+    pub(super) request_id: &'a str,
+    pub(super) from: Option<IpAddr>,
+}
+
+/// Writes the line, or counts it.
+pub(super) fn write(refused: Refused<'_>) {
+    static PERIODS: Mutex<Option<Periods>> = Mutex::new(None);
+    let mut periods = PERIODS.lock().unwrap_or_else(PoisonError::into_inner);
+    let left_out = periods.get_or_insert_default().line(refused.route, refused.reason, Instant::now());
+    drop(periods);
+    let Some(left_out) = left_out else { return };
+    let Refused { route, reason, status, request_id, from } = refused;
+    let from = from.map(tracing::field::display);
+    tracing::info!(request_id, route, status, reason, from, left_out, "request refused");
+}
+
+#[derive(Debug, Default)]
+struct Periods(HashMap<(&'static str, &'static str), Period>);
+
+#[derive(Debug)]
+struct Period {
+    began: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Periods {
+    /// `None` if no line is to be written; otherwise how many lines were left out since the last one.
+    fn line(&mut self, route: &'static str, reason: &'static str, now: Instant) -> Option<u64> {
+        let new = Period { began: now, lines: 0, left_out: 0 };
+        let period = self.0.entry((route, reason)).or_insert(new);
+        if now.saturating_duration_since(period.began) >= PERIOD {
+            (period.began, period.lines) = (now, 0);
+        }
+        if period.lines == LINES_MAX {
+            period.left_out += 1;
+            return None;
+        }
+        period.lines += 1;
+        Some(std::mem::take(&mut period.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_out_is_counted() {
+        let mut periods = Periods::default();
+        let mut line = |reason| periods.line("servicenow", reason, Instant::now());
+        let written = (0..500).filter_map(|_| line("unauthorized")).collect::<Vec<_>>();
+        assert_eq!(written, [0; LINES_MAX as usize]);
+        assert_eq!(line("empty_body"), Some(0), "another reason has lines of its own");
+        tokio::time::advance(PERIOD).await;
+        assert_eq!((line("unauthorized"), line("unauthorized")), (Some(490), Some(0)));
+    }
+}

@@ -1,0 +1,179 @@
+//! Foreign JSON with bounded memory.
+//!
+//! A tree of JSON (`serde_json::Value`) can take a hundred times the room of its text: `{"":0},` is 7 bytes as text and some
+//! 700 as a tree. So a body that somebody else wrote is read field by field, and never into a tree of unknown size.
+//! Guarantees: [`bounded`] holds at most [`VALUES_MAX`] values; [`Skipped`] accepts what a tree would accept, and holds nothing.
+//! Not responsible for: which fields a body has.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// No document that Causeway reads whole has a tenth of this. As a tree, so many values take at most 8 MiB beside their texts.
+pub(crate) const VALUES_MAX: usize = 20_000;
+
+/// Reads a small document whole; one with more than [`VALUES_MAX`] values is an error.
+pub(crate) fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
+    let left = Cell::new(VALUES_MAX);
+    let mut deserializer = serde_json::Deserializer::from_slice(raw);
+    let value = Tree { left: &left }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+/// One value of a tree; all of them share one count.
+#[derive(Clone, Copy)]
+struct Tree<'a> {
+    left: &'a Cell<usize>,
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let Some(left) = self.left.get().checked_sub(1) else {
+            return Err(D::Error::custom(format_args!("more than {VALUES_MAX} values")));
+        };
+        self.left.set(left);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Value, E> {
+        Ok(truth.into())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            fields.insert(key, entries.next_value_seed(self)?);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+/// A value that is checked as a tree would check it, the characters of its texts included, and is not kept.
+pub(crate) struct Skipped;
+
+impl<'de> Deserialize<'de> for Skipped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Skipped {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self, A::Error> {
+        while entries.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_large_tree_is_an_error_and_a_large_text_is_none() {
+        let many = format!("[{}0]", r#"{"":0},"#.repeat(VALUES_MAX / 2 + 1));
+        assert!(bounded(many.as_bytes()).is_err());
+        assert!(serde_json::from_str::<Skipped>(&many).is_ok());
+        let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
+        assert_eq!(bounded(long.as_bytes()).unwrap()["a"].as_str().unwrap().len(), 1 << 20);
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_tree_accepts_is_accepted(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just("{"), Just("}"), Just("["), Just("]"), Just(","), Just(":"), Just("\"a\""), Just("\"\\ud800\""),
+                    Just("1"), Just("-1.5e3"), Just("1e999"), Just("true"), Just("null"), Just(" "), Just("\"\u{1}\""),
+                ],
+                0..9,
+            ),
+        ) {
+            let text = parts.concat();
+            let tree = serde_json::from_str::<Value>(&text).ok();
+            prop_assert_eq!(bounded(text.as_bytes()).ok(), tree.clone());
+            prop_assert_eq!(serde_json::from_str::<Skipped>(&text).is_ok(), tree.is_some());
+        }
+    }
+}
