@@ -114,7 +114,7 @@ impl<'de> Visitor<'de> for Object {
                     let Shallow(value) = entries.next_value()?;
                     fields.values.insert(key.to_owned(), value);
                 }
-                None => drop(entries.next_value::<Skipped>()?),
+                None => _ = entries.next_value::<Skipped>()?,
             }
         }
         Ok(fields)
@@ -300,7 +300,7 @@ impl<'de> Visitor<'de> for PartVisitor {
                 "messageId" => part.id = entries.next_value::<Shallow>()?.into_text(),
                 "actionType" => part.action = entries.next_value::<Shallow>()?.into_text(),
                 "streamSequence" => part.sequence = Some(entries.next_value::<Shallow>()?.0.to_string()),
-                _ => drop(entries.next_value::<Skipped>()?),
+                _ => _ = entries.next_value::<Skipped>()?,
             }
         }
         Ok(part)

@@ -125,7 +125,7 @@ fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
 
 /// `live_message` holds what agents write to each other, too: no user may read it.
 fn is_internal(fields: &Fields) -> bool {
-    ["internal", "private_message"].iter().any(|key| match fields.get(*key) {
+    ["internal", "private_message"].iter().any(|key| match fields.get(key) {
         Some(Value::Bool(truth)) => *truth,
         Some(Value::String(text)) => matches!(text.as_str(), "true" | "1"),
         _ => false,
@@ -161,7 +161,7 @@ fn answer_id(fields: &Fields) -> Option<String> {
     }
     names.extend(parts.actions.iter().cloned());
     let flags =
-        ["completed", "takeControl"].into_iter().filter(|flag| fields.get(*flag) == Some(&Value::Bool(true)));
+        ["completed", "takeControl"].into_iter().filter(|flag| fields.get(flag) == Some(&Value::Bool(true)));
     names.extend(flags.map(str::to_owned));
     Some(names.join(","))
 }
