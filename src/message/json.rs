@@ -12,10 +12,10 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Se
 use serde_json::{Map, Value};
 
 /// No document that Causeway reads whole has a tenth of this. As a tree, so many values take at most 8 MiB beside their texts.
-pub(crate) const VALUES_MAX: usize = 20_000;
+pub const VALUES_MAX: usize = 20_000;
 
 /// Reads a small document whole; one with more than [`VALUES_MAX`] values is an error.
-pub(crate) fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
+pub fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
     let left = Cell::new(VALUES_MAX);
     let mut deserializer = serde_json::Deserializer::from_slice(raw);
     let value = Tree { left: &left }.deserialize(&mut deserializer)?;
@@ -94,7 +94,8 @@ impl<'de> Visitor<'de> for Tree<'_> {
 }
 
 /// A value that is checked as a tree would check it, the characters of its texts included, and is not kept.
-pub(crate) struct Skipped;
+#[derive(Debug)]
+pub struct Skipped;
 
 impl<'de> Deserialize<'de> for Skipped {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

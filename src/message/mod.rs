@@ -10,7 +10,7 @@ pub mod dead_letter;
 pub mod destination;
 pub mod handoff;
 pub mod ids;
-pub(crate) mod json;
+pub mod json;
 pub mod outcome;
 pub mod platform_words;
 pub mod reply;

@@ -11,6 +11,9 @@ mod parts;
 use causeway::ingress::ServiceNowDoor;
 use causeway::message;
 
+#[path = "../../src/ingress/callback_fields.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
+mod callback_fields;
 #[path = "../../src/ingress/lenient.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod lenient;

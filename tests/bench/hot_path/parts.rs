@@ -15,6 +15,7 @@ use lapin::message::Delivery;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::callback_fields::Fields;
 use super::settle::Standing;
 use super::{lenient, verify, wire};
 
@@ -33,7 +34,7 @@ pub(crate) fn all() -> Vec<(&'static str, Part)> {
     let message = Message::new(id, Kind::CallbackMessage, Destination::Xo, lane.clone(), CALLBACK);
     vec![
         ("ingress: look at a sender", look()),
-        ("ingress: read a callback", part(|| lenient::strict(black_box(CALLBACK)))),
+        ("ingress: read a callback", part(|| Fields::strict(black_box(CALLBACK)))),
         ("ingress: repair a callback", part(|| lenient::repair(black_box(BROKEN)))),
         ("message: id of an event", part(|| MessageId::derived("servicenow", black_box(GROUP)))),
         ("queue: partition of a lane", part(move || PartitionId::of(Destination::Xo, black_box(&lane), 8))),
