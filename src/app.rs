@@ -3,6 +3,7 @@
 //! Guarantees: every bound address is known before anything is taken; a part that fails stops the whole, so that whoever
 //! runs us starts it anew; a stop drains within `drain`. Leaves to others: everything that the parts do.
 
+mod signals;
 mod stages;
 
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ use crate::queue::{Queue, QueueError, QueueTuning};
 use crate::tasks::{Stop, Tasks};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
+pub use signals::Interrupted;
+use signals::Signals;
 pub use stages::{USER_AGENT, servicenow, xo};
 use stages::{deliverer, ingress_settings, worker_settings};
 
@@ -79,31 +82,25 @@ pub struct App {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
+    let mut signals = Signals::hear().context("cannot hear signals")?;
     let stop = Stop::default();
-    let app = Box::pin(App::start(settings, roles, &stop)).await?;
-    let asked = stop.clone();
-    let signals = crate::tasks::spawn(async move {
-        if let Err(error) = signalled().await {
-            tracing::warn!(%error, "cannot hear signals");
-            std::future::pending::<()>().await;
-        }
-        tracing::info!("stopping: nothing new is taken, what is in flight is finished");
-        asked.ask();
-    });
-    let ended = app.finish().await;
-    signals.abort();
-    ended
-}
-
-async fn signalled() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let app = tokio::select! {
+        app = Box::pin(App::start(settings, roles, &stop)) => app?,
+        interrupted = signals.stop() => return Err(interrupted.into()),
+    };
+    let mut ended = std::pin::pin!(app.finish());
     tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+        ended = &mut ended => return ended,
+        _ = signals.stop() => {}
     }
-    Ok(())
+    tracing::info!(
+        "stopping: nothing new is taken, what is in flight is finished; a second signal ends it at once"
+    );
+    stop.ask();
+    tokio::select! {
+        ended = ended => ended,
+        interrupted = signals.stop() => Err(interrupted.into()),
+    }
 }
 
 impl App {

@@ -1,7 +1,9 @@
-//! Verbs in, exit code out: 0 done, 1 failed, 2 usage, 78 settings. The only place that ends the process.
+//! Verbs in, exit code out: 0 done, 1 failed, 2 usage, 78 settings, 130 and 143 ended at once by a signal. The only place that
+//! ends the process.
 
 use std::process::ExitCode;
 
+use causeway::app::Interrupted;
 use causeway::cli::{Cli, Failure};
 use causeway::config::Environment;
 use clap::Parser;
@@ -45,7 +47,8 @@ fn code(failure: &Failure) -> ExitCode {
         Failure::Failed(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
         Failure::Failed(error) => {
             eprintln!("causeway: {error:#}");
-            ExitCode::FAILURE
+            let interrupted = error.downcast_ref::<Interrupted>();
+            interrupted.map_or(ExitCode::FAILURE, |interrupted| ExitCode::from(interrupted.exit_code))
         }
         Failure::Told => ExitCode::FAILURE,
     }

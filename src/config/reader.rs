@@ -15,6 +15,9 @@ use super::keys::{self, Shown};
 use super::problem::{Place, Problem};
 use super::raw::{Raw, Written};
 
+/// No setting means more. Times far beyond it cannot be added to the time of the day.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Hands out values and collects what is wrong with them.
 pub(super) struct Reader {
     raw: Raw,
@@ -97,7 +100,13 @@ impl Reader {
     pub(super) fn duration(&mut self, key: &str) -> Duration {
         let read = |text: &str| {
             let time = humantime::parse_duration(text).map_err(|_| String::new())?;
-            if time.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(time) }
+            if time.is_zero() {
+                Err("must be longer than nothing".to_owned())
+            } else if time > DURATION_MAX {
+                Err("is longer than a year".to_owned())
+            } else {
+                Ok(time)
+            }
         };
         self.parsed(key, "a time with its unit, as 250ms, 15s or 24h", read).unwrap_or_default()
     }

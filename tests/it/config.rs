@@ -104,6 +104,18 @@ format = "xml"
 }
 
 #[test]
+fn a_time_that_no_calendar_holds_is_refused() {
+    for key in
+        ["drain", "queue.heartbeat", "servicenow.idle_limit", "ingress.read_timeout", "delivery.retry.max"]
+    {
+        let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let table = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+        let said = load(&format!("{table}{name} = \"99999years\"\n"), Purpose::Desk).unwrap_err().to_string();
+        assert!(said.contains(key) && said.contains("longer than a year"), "{said}");
+    }
+}
+
+#[test]
 fn broken_toml_is_told_without_its_line() {
     let problems = load("[servicenow]\npassword = \"hunter2\nusername = \"u\"\n", Purpose::Desk)
         .unwrap_err()

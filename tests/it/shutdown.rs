@@ -46,4 +46,31 @@ on_every_engine! {
         load.takes(60).await;
         load.all_arrive(&relay.sandbox).await;
     }
+
+    async fn a_hangup_changes_nothing(bench: Bench) {
+        let mut relay = Plan::on(&bench).start().await;
+        relay.processes[0].running.sighup();
+        relay.processes[0].running.line("SIGHUP", IN_TIME).await;
+        let load = Load::start(&relay, LINES);
+        load.takes(20).await;
+        load.all_arrive(&relay.sandbox).await;
+        assert_eq!(relay.stop().await, [Some(0)]);
+    }
+
+    async fn a_second_signal_ends_the_process_at_once(bench: Bench) {
+        let mut relay = Plan::on(&bench).set("delivery.xo.timeout", "14s").start().await;
+        let hangs = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_secs(60));
+        let hangs = relay.sandbox.script().fail(hangs);
+        let load = Load::start(&relay, LINES);
+        load.takes(LINES).await;
+        let process = &mut relay.processes[0];
+        process.running.sigterm();
+        process.running.line("a second signal ends it at once", IN_TIME).await;
+        process.running.sigint();
+        let ended = process.running.exit(Duration::from_secs(8)).await;
+        assert_eq!(ended.code(), Some(130), "{}", process.running.stderr());
+        assert!(relay.sandbox.script().remove(hangs));
+        relay.processes[0].restart();
+        load.all_arrive(&relay.sandbox).await;
+    }
 }

@@ -30,6 +30,8 @@ use crate::platform::http::{Call, Http, Media, Reply};
 const LIFE: Duration = Duration::from_secs(1800);
 /// While a token lives ServiceNow hands the same one out again, with the seconds that are left, down to none.
 const LIFE_MIN: Duration = Duration::from_secs(1);
+/// An answer may name any number, and a time that far ahead cannot be reckoned with.
+const LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long before its end a token is renewed, at most; a short-lived one a tenth of its life before.
 const AHEAD_MAX: Duration = Duration::from_secs(30);
 
@@ -129,7 +131,7 @@ impl Shared {
         held.token = None;
         let asked_at = Instant::now();
         let granted = self.ask(http, held.refresh_token.as_ref()).await?;
-        let life = granted.expires_in.map_or(LIFE, Duration::from_secs).max(LIFE_MIN);
+        let life = granted.expires_in.map_or(LIFE, Duration::from_secs).clamp(LIFE_MIN, LIFE_MAX);
         let header = sensitive("Bearer", granted.access_token.expose_secret())?;
         if let Some(rotated) = granted.refresh_token
             && held.refresh_token.is_some()

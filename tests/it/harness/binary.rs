@@ -135,6 +135,11 @@ impl Running {
         self.signal("INT");
     }
 
+    /// What a terminal sends when it closes.
+    pub(crate) fn sighup(&self) {
+        self.signal("HUP");
+    }
+
     /// Freezes it: sockets stay open, nothing answers.
     pub(crate) fn sigstop(&self) {
         self.signal("STOP");

@@ -125,6 +125,18 @@ async fn a_token_is_renewed_before_it_lapses() {
     tokio::time::timeout(Duration::from_secs(30), renewed).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_token_for_ever_is_kept_for_a_month() {
+    for life in [u64::MAX.to_string(), format!("\"{}\"", u64::MAX), "1e300".to_owned()] {
+        let instance = instance(&format!(r#","expires_in":{life}"#)).await;
+        let client = client(&instance.peer.url, None);
+        for _ in 0..2 {
+            client.queues().await.unwrap();
+        }
+        assert_eq!(instance.times(), 1, "{life}");
+    }
+}
+
 async fn trouble(answer: &str) -> CallError {
     let peer = Peer::saying(answer).await;
     let error = client(&peer.url, Some(SECRETS[1])).queues().await.unwrap_err();
