@@ -24,7 +24,7 @@ use crate::delivery::poll::PollSettings;
 use crate::ingress::{self, AdminState, Desk, DeskParts, IngressState, ReadBudget};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
-use crate::queue::{Queue, QueueError, QueueTuning};
+use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
 use crate::tasks::{Stop, Tasks};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
@@ -115,6 +115,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(engine)?);
         metrics.show_destinations(&settings.destinations());
         let usage = if roles.delivers() { RabbitUse::Work } else { RabbitUse::Publish };
+        keep_bodies_in(&settings.data_dir);
         let queue = open(&settings, usage).await?;
         let remembers = settings.servicenow.is_some()
             || settings.ingress.handoffs_token.is_some()

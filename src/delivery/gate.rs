@@ -1,18 +1,24 @@
 //! What a request must pass before it may start: a free slot, the pace, the lease, the breaker.
 //!
 //! Guarantees: never more than `concurrency` requests to a destination at once, never faster than `rate`; none starts
-//! while the breaker is tripped or the broker may have given our partitions to another worker.
+//! while the breaker is tripped or the broker may have given our partitions to another worker; large bodies are in memory for as
+//! many attempts at once as there is room for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
 use crate::message::Destination;
 use crate::queue::Lease;
 use crate::telemetry::Metrics;
+
+/// What the attempts of one destination may hold of large bodies at once, in KiB.
+const LARGE_BODIES_KIB: usize = 24 << 10;
+/// An attempt holds a body up to this often: as it was published, as it was read, and as it is sent, with escapes.
+const COPIES: usize = 4;
 
 /// `delivery.<destination>.*`
 #[derive(Debug, Clone)]
@@ -36,6 +42,8 @@ pub struct Gate {
     breaker: Arc<Breaker>,
     lease: Lease,
     slots: Semaphore,
+    /// One permit for each KiB.
+    room: Arc<Semaphore>,
     pace: Option<Pace>,
     metrics: Arc<Metrics>,
 }
@@ -62,12 +70,21 @@ impl Gate {
         metrics: Arc<Metrics>,
     ) -> Self {
         let slots = Semaphore::new(settings.concurrency.max(1));
-        Self { destination, breaker, lease, slots, pace: settings.rate.map(Pace::new), metrics }
+        let room = Arc::new(Semaphore::new(LARGE_BODIES_KIB));
+        Self { destination, breaker, lease, slots, room, pace: settings.rate.map(Pace::new), metrics }
     }
 
     /// The breaker behind the gate.
     pub const fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
+    }
+
+    /// Waits for the memory that an attempt with so large a body needs. Taken before [`Self::enter`]: a large body that waits keeps no
+    /// slot from small ones. Cancel-safe.
+    pub async fn room(&self, body_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = (body_bytes / 1024 + 1).saturating_mul(COPIES).min(LARGE_BODIES_KIB);
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).acquire_many_owned(wanted).await.ok()
     }
 
     /// Waits for the right to start; `None` where nothing may start now. `probing`: this is the breaker's one probe.
@@ -112,6 +129,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::delivery::breaker::Heard;
     use crate::message::TripReason;
@@ -131,6 +150,16 @@ mod tests {
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(first);
         assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn large_bodies_wait_for_room_and_small_ones_for_nothing() {
+        let gate = gate(&GateSettings::default());
+        let held: Vec<_> = std::iter::from_fn(|| gate.room(2 << 20).now_or_never()).collect();
+        assert_eq!(held.len(), 2, "2 MiB and what their attempts make of them");
+        assert!(gate.enter(false).now_or_never().unwrap().is_some());
+        drop(held);
+        assert!(gate.room(usize::MAX).now_or_never().is_some(), "the largest one has all the room");
     }
 
     #[tokio::test(start_paused = true)]

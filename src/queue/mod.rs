@@ -22,6 +22,7 @@ pub mod embedded;
 pub(crate) mod model;
 pub mod partition;
 pub mod rabbit;
+pub(crate) mod waiting_body;
 
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ use crate::message::{DeadLetter, Destination, Destinations, Message};
 use embedded::EmbeddedQueue;
 pub use partition::PartitionId;
 use rabbit::RabbitQueue;
+use waiting_body::WaitingBody;
+pub use waiting_body::keep_bodies_in;
 
 /// Why the queue could not do it. Whatever the reason, the caller may try again later.
 #[derive(Debug, thiserror::Error)]
@@ -247,6 +250,9 @@ pub struct Loan {
     /// Set where the message could not be read; its body then holds the raw bytes.
     pub unreadable: Option<String>,
     pub(crate) receipt: Receipt,
+    pub(crate) waiting: WaitingBody,
+    /// The memory that its attempt may use.
+    pub(crate) room: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// How an engine recognises a loan that is settled.
@@ -259,6 +265,48 @@ pub(crate) enum Receipt {
 }
 
 impl Loan {
+    /// How large the body is, wherever the body is.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.message.body.len().max(self.waiting.bytes())
+    }
+
+    /// Whether the body has to wait for room before its attempt.
+    pub(crate) fn is_large(&self) -> bool {
+        self.waiting.is_away() || self.message.body.len() > waiting_body::LARGE_BYTES
+    }
+
+    pub(crate) const fn has_room(&self) -> bool {
+        self.room.is_some()
+    }
+
+    /// Holds the room until [`Self::unload`] or the end of the loan.
+    pub(crate) fn keep_room(&mut self, room: Option<tokio::sync::OwnedSemaphorePermit>) {
+        self.room = room;
+    }
+
+    /// Whether the body is somewhere else than in the message now.
+    fn is_away(&self) -> bool {
+        self.waiting.is_away() && self.message.body.is_empty()
+    }
+
+    /// Brings the body into the message.
+    pub(crate) async fn load(&mut self) -> Result<(), QueueError> {
+        if self.is_away()
+            && let Some(body) = self.waiting.read().await?
+        {
+            self.message.body = body;
+        }
+        Ok(())
+    }
+
+    /// Takes the body out of the message again, if it is somewhere else as well, and gives the room back.
+    pub(crate) fn unload(&mut self) {
+        self.room = None;
+        if self.waiting.is_away() {
+            self.message.body = bytes::Bytes::new();
+        }
+    }
+
     /// Settles the loan: the message is delivered or buried, and leaves the queue. At most once, since it takes `self`. It
     /// counts at the latest when its subscription is next asked, flushed or closed; lost before that, it is lent again.
     pub async fn done(self) -> Result<(), QueueError> {
@@ -298,6 +346,14 @@ impl Subscription {
     pub fn announce(&mut self) {
         if let Self::Rabbit(subscription) = self {
             subscription.announce();
+        }
+    }
+
+    /// Whether something is on its way that [`Self::next`] may not hand out yet: a window of large bodies takes its time.
+    pub fn is_arriving(&self) -> bool {
+        match self {
+            Self::Rabbit(subscription) => subscription.is_arriving(),
+            _ => false,
         }
     }
 

@@ -149,7 +149,7 @@ impl Crew {
     /// Flies once. What seldom happens is boxed: every flight would carry the room for it. `over` turns true when the subscription that lent the message is over.
     pub(super) async fn fly(
         self: Arc<Self>,
-        loan: Loan,
+        mut loan: Loan,
         effort: Effort,
         ticket: Ticket,
         mut over: watch::Receiver<bool>,
@@ -168,6 +168,9 @@ impl Crew {
             Ticket::Open => None,
             Ticket::Probe(seat) => Some(seat),
         };
+        if loan.is_large() && !Box::pin(self.load(&mut loan, &mut over)).await {
+            return Landing::Parked { loan, effort };
+        }
         let gate = self.deliverer.gate(loan.message.destination);
         let pass = tokio::select! {
             // Whatever else is ready: after the end of its subscription nothing starts.
@@ -223,6 +226,28 @@ impl Crew {
             }
             Verdict::Dead(reason) => Box::pin(self.bury(loan, effort, reason, error, over)).await,
         }
+    }
+
+    /// Brings a large body into memory once there is room for it; `false` if the subscription was over before.
+    async fn load(&self, loan: &mut Loan, over: &mut watch::Receiver<bool>) -> bool {
+        let gate = self.deliverer.gate(loan.message.destination);
+        if !loan.has_room() {
+            let room = tokio::select! {
+                biased;
+                _ = over.wait_for(|over| *over) => return false,
+                room = gate.room(loan.body_bytes()) => room,
+            };
+            loan.keep_room(room);
+        }
+        while let Err(error) = loan.load().await {
+            tracing::warn!(id = %loan.message.id, %error, "cannot read the body of a waiting message yet");
+            tokio::select! {
+                biased;
+                _ = over.wait_for(|over| *over) => return false,
+                () = tokio::time::sleep(BURY_AGAIN) => {}
+            }
+        }
+        true
     }
 
     fn is_too_late(&self, loan: &Loan, effort: &Effort) -> bool {
@@ -298,12 +323,15 @@ impl Crew {
     /// The dead letter is on disk before the original is settled; until then this tries again and again.
     pub(super) async fn bury(
         &self,
-        loan: Loan,
+        mut loan: Loan,
         effort: Effort,
         reason: DeadReason,
         detail: String,
         over: &mut watch::Receiver<bool>,
     ) -> Landing {
+        if loan.is_large() && !self.load(&mut loan, over).await {
+            return Landing::Parked { loan, effort };
+        }
         let dead = DeadLetter::new(loan.message.clone(), reason, detail, effort.story.clone());
         while let Err(error) = self.try_bury(&dead).await {
             tracing::warn!(id = %dead.message.id, %error, "cannot write a dead letter yet");

@@ -114,7 +114,8 @@ impl Lanes {
     }
 
     /// The head failed and flies again at `at`.
-    pub(super) fn back_off(&mut self, loan: Loan, at: Instant) {
+    pub(super) fn back_off(&mut self, mut loan: Loan, at: Instant) {
+        loan.unload();
         let key = loan.message.lane.clone();
         if let Some(lane) = self.lanes.get_mut(&key) {
             lane.line.push_front(loan);
@@ -131,7 +132,8 @@ impl Lanes {
     }
 
     /// The head could not even start: it waits for the breaker.
-    pub(super) fn park(&mut self, loan: Loan) {
+    pub(super) fn park(&mut self, mut loan: Loan) {
+        loan.unload();
         let key = loan.message.lane.clone();
         if let Some(lane) = self.lanes.get_mut(&key) {
             lane.line.push_front(loan);

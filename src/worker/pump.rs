@@ -172,7 +172,8 @@ impl Pump {
                 if may_launch {
                     self.launch(&mut lanes, &flights, &mut mode, &over);
                 }
-                end = self.reason_to_end(&mode, begun, wanted, quiet_since, flights.is_empty());
+                let landed = flights.is_empty() && !subscription.is_arriving();
+                end = self.reason_to_end(&mode, begun, wanted, quiet_since, landed);
             }
             if end.is_some() {
                 over.send_replace(true);
@@ -182,7 +183,10 @@ impl Pump {
                 subscription.flush();
             }
             // Not while a probe is in the air: the time that is over already would make this loop hot until it lands.
-            let looking = !matches!(mode, Mode::Open) && end.is_none() && flights.is_empty();
+            let looking = !matches!(mode, Mode::Open)
+                && end.is_none()
+                && flights.is_empty()
+                && !subscription.is_arriving();
             let alarm = lanes.next_alarm();
             tokio::select! {
                 // In a fixed order, so that a simulation repeats itself. What happens rarely comes first, and what lands

@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 
 use super::line::{Line, Seq};
 use super::store::{LineState, Store};
-use super::subscription::Receipt;
+use super::subscription::{Receipt, RowBody};
 use super::writer::{Gate, Reply};
+use crate::queue::waiting_body::{SMALL_BYTES, WaitingBody};
 use crate::queue::{self, Loan, QueueError};
 
 /// What a borrower receives: its number, and the loans.
@@ -168,18 +169,25 @@ impl Partition {
             let free = prefetch - borrower.unsettled;
             let window = store.window(line, borrower.at, free)?;
             borrower.more = window.len() == usize::from(free);
-            self.lent = Lent::UpTo(lent.max(window.last().map_or(borrower.at, |last| last.seq)));
-            for stored in window {
+            self.lent = Lent::UpTo(lent.max(window.last().map_or(borrower.at, |(last, _)| last.seq)));
+            for (stored, bytes) in window {
                 borrower.at = stored.seq;
                 if settling.contains_key(&stored.seq) {
                     continue;
                 }
                 let receipt = Receipt::loan(stored.seq, borrower.number, borrower.gate.clone());
+                let waiting = if bytes > SMALL_BYTES {
+                    WaitingBody::Row(RowBody { seq: stored.seq, bytes, gate: borrower.gate.clone() })
+                } else {
+                    WaitingBody::Here(None)
+                };
                 let loan = Loan {
                     message: stored.entry,
                     earlier: u32::from(stored.seq <= lent),
                     unreadable: stored.unreadable,
                     receipt: queue::Receipt::Embedded(receipt),
+                    waiting,
+                    room: None,
                 };
                 borrower.unsettled += 1;
                 // Fails only where the receiver is gone: the news of that is under way.

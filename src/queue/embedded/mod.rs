@@ -11,7 +11,7 @@
 //! | 9 siding | a table like the messages', a lock file for the one visitor (`siding.rs`, `lock.rs`) |
 //! | 10 lease | always: the lock file keeps other serving processes out |
 //!
-//! Memory holds the loans and 16 MiB of SQLite's cache, however much waits. [`EmbeddedQueue::open_desk`] is for tools beside
+//! Memory holds the loans, without those bodies that are not small (`../waiting_body.rs`), and 16 MiB of SQLite's cache, however much waits. [`EmbeddedQueue::open_desk`] is for tools beside
 //! a running server: it publishes, buries, and visits sidings, but does not lend; the server sees its messages within
 //! a quarter of a second.
 
@@ -38,8 +38,8 @@ use line::LineNumbers;
 use lock::Lock;
 pub use siding::Siding;
 use store::Store;
-pub(crate) use subscription::Receipt;
 pub use subscription::Subscription;
+pub(crate) use subscription::{Receipt, RowBody};
 use writer::{Ask, Command, Gate, Write, Writer};
 
 /// Publishes that may wait for the disk at once; the others wait for their turn.

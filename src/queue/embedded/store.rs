@@ -14,6 +14,7 @@ use super::line::{Line, LineNumbers, Seq};
 use super::row::{self, Stored};
 use crate::data_files;
 use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::queue::waiting_body::SMALL_BYTES;
 use crate::queue::{Depth, PartitionId, QueueError, QueueTuning};
 
 /// The shape of `schema.sql`.
@@ -211,20 +212,30 @@ impl Store {
         Ok(done)
     }
 
-    /// Up to `limit` messages of a partition, after `after`.
+    /// Up to `limit` messages of a partition, after `after`, with the sizes of their bodies; without those bodies that are not
+    /// small.
     pub(super) fn window(
         &self,
         line: Line,
         after: Seq,
         limit: u16,
-    ) -> rusqlite::Result<Vec<Stored<Message>>> {
+    ) -> rusqlite::Result<Vec<(Stored<Message>, usize)>> {
         self.connection
             .prepare_cached(
-                "SELECT seq, id, kind, lane, accepted_at, replays, body FROM message
-                 WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+                "SELECT seq, id, kind, lane, accepted_at, replays, iif(length(body) <= ?4, body, x''), length(body)
+                 FROM message WHERE seq > ?1 AND seq < ?2 ORDER BY seq LIMIT ?3",
             )?
-            .query_map(params![after.0, line.end().0, limit], |row| row::message(row, &self.numbers))?
+            .query_map(params![after.0, line.end().0, limit, SMALL_BYTES as i64], |row| {
+                Ok((row::message(row, &self.numbers)?, row.get(7)?))
+            })?
             .collect()
+    }
+
+    /// The body of a message that is not settled yet.
+    pub(super) fn body(&self, seq: Seq) -> rusqlite::Result<Vec<u8>> {
+        self.connection
+            .prepare_cached("SELECT body FROM message WHERE seq = ?")?
+            .query_row([seq.0], |row| row.get(0))
     }
 
     /// The last of the first `count` messages of a partition that lie before `before`.

@@ -3,6 +3,7 @@
 //! Guarantees: however a subscription ends, the partition is free afterwards.
 //! Leaves to others: what is lent (`lending.rs`).
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::line::{Line, Seq};
@@ -42,6 +43,22 @@ impl Drop for Subscription {
             let (line, number) = (self.line, self.number);
             let _ = self.gate.send(Command::Ask(Ask::GiveBack { line, number, reply: None }));
         }
+    }
+}
+
+/// A body that stays in its row until its message's turn.
+#[derive(Debug)]
+pub(crate) struct RowBody {
+    pub(super) seq: Seq,
+    pub(in crate::queue) bytes: usize,
+    pub(super) gate: Gate,
+}
+
+impl RowBody {
+    pub(in crate::queue) async fn read(&self) -> Result<Bytes, QueueError> {
+        let seq = self.seq;
+        let body = self.gate.ask(|reply| Command::Ask(Ask::Body { seq, reply })).await?;
+        Ok(body.into())
     }
 }
 

@@ -66,6 +66,11 @@ pub(super) enum Ask {
         line: Line,
         reply: Reply<Seq>,
     },
+    /// Of a message that is not settled.
+    Body {
+        seq: Seq,
+        reply: Reply<Vec<u8>>,
+    },
     DeadLetter {
         after: Seq,
         before: Seq,
@@ -274,6 +279,7 @@ impl Writer {
             (Ask::DeadLetter { after, before, reply }, _) => {
                 drop(reply.send(self.store.dead_letter(after, before).map_err(failed)));
             }
+            (Ask::Body { seq, reply }, _) => drop(reply.send(self.store.body(seq).map_err(failed))),
             (Ask::Depth { reply }, _) => drop(reply.send(self.store.depth(self.partitions).map_err(failed))),
             (Ask::Close { reply }, _) => drop(reply.send(Err(closed()))),
         }

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 use tokio::sync::Notify;
 
 use super::Broker;
+use crate::queue::waiting_body::WaitingBody;
 use crate::queue::{Loan, PartitionId, QueueError};
 use crate::tasks;
 
@@ -51,7 +52,14 @@ impl Subscription {
         let receipt = Receipt { broker: self.broker.clone(), place: self.number, number: entry.number };
         let (message, earlier) = (entry.message.clone(), entry.earlier);
         line.lent.insert(entry.number, entry);
-        Some(Loan { message, earlier, unreadable: None, receipt: crate::queue::Receipt::Model(receipt) })
+        Some(Loan {
+            message,
+            earlier,
+            unreadable: None,
+            receipt: crate::queue::Receipt::Model(receipt),
+            waiting: WaitingBody::Here(None),
+            room: None,
+        })
     }
 
     /// In good order: the acks that were written are heard before.

@@ -4,18 +4,20 @@
 //! overtake them. Guarantees: whoever drops this, closes it, or is aborted between two awaits, the channel is closed first
 //! and the consumer goes after it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use lapin::message::Delivery;
+use lapin::message::{Delivery, DeliveryResult};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
+use tokio::sync::mpsc;
 
 use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, within};
 use crate::queue::QueueError;
+use crate::queue::waiting_body::WaitingBody;
 use crate::tasks;
 
 const CONDEMN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,9 +36,36 @@ pub(super) struct Borrowing {
     connection: Arc<Connection>,
     channel: Channel,
     /// `None` before the first one, and once it is being let go.
-    consumer: Option<Consumer>,
+    consumer: Option<Lent>,
     in_a_row: InARow,
     is_let_go: bool,
+}
+
+/// A delivery whose body may wait somewhere else.
+pub(super) struct Parcel {
+    pub(super) delivery: Delivery,
+    pub(super) waiting: WaitingBody,
+}
+
+impl From<Delivery> for Parcel {
+    fn from(mut delivery: Delivery) -> Self {
+        let waiting = WaitingBody::keep(&mut delivery.data);
+        Self { delivery, waiting }
+    }
+}
+
+impl Deref for Parcel {
+    type Target = Delivery;
+
+    fn deref(&self) -> &Delivery {
+        &self.delivery
+    }
+}
+
+/// A consumer, and what it was lent.
+struct Lent {
+    consumer: Consumer,
+    parcels: mpsc::Receiver<lapin::Result<Option<Parcel>>>,
 }
 
 /// The deliveries of a channel, which the broker numbers from 1. After a missing one there is no next.
@@ -84,27 +113,43 @@ impl Borrowing {
     }
 
     /// The first message that waits, if any does; held like the others.
-    pub(super) async fn get(&mut self, queue: &str) -> Result<Option<Delivery>, RabbitError> {
+    pub(super) async fn get(&mut self, queue: &str) -> Result<Option<Parcel>, RabbitError> {
         let get = self.channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(got) = within(ANSWER_TIMEOUT, get).await? else { return Ok(None) };
         self.in_a_row.next(got.delivery.delivery_tag)?;
-        Ok(Some(got.delivery))
+        Ok(Some(got.delivery.into()))
     }
 
     /// `None` when the consumer is over. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Option<Result<Delivery, RabbitError>> {
-        let lent = self.consumer.as_mut()?.next().await?;
-        Some(lent.map_err(RabbitError::from).and_then(|delivery| {
-            self.in_a_row.next(delivery.delivery_tag)?;
-            Ok(delivery)
+    pub(super) async fn next(&mut self) -> Option<Result<Parcel, RabbitError>> {
+        let lent = self.consumer.as_mut()?.parcels.recv().await?.transpose()?;
+        Some(lent.map_err(RabbitError::from).and_then(|parcel| {
+            self.in_a_row.next(parcel.delivery_tag)?;
+            Ok(parcel)
         }))
+    }
+
+    /// What has arrived and was not taken yet.
+    pub(super) fn arrived(&mut self) -> Option<Parcel> {
+        let parcels = &mut self.consumer.as_mut()?.parcels;
+        match parcels.try_recv().ok()? {
+            Ok(Some(parcel)) => {
+                self.in_a_row.next(parcel.delivery_tag).ok()?;
+                Some(parcel)
+            }
+            // That it is over is also to be seen by who asks next.
+            Ok(None) | Err(_) => {
+                parcels.close();
+                None
+            }
+        }
     }
 
     /// Takes no more, and keeps what it holds. What is on its way still arrives, and after it [`Self::next`] is over. Only where
     /// nobody else consumes from the queue: another one would be lent later messages at once.
     pub(super) async fn stop(&self) -> Result<(), RabbitError> {
-        let Some(consumer) = &self.consumer else { return Ok(()) };
-        let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        let Some(lent) = &self.consumer else { return Ok(()) };
+        let cancel = self.channel.basic_cancel(lent.consumer.tag(), BasicCancelOptions::default());
         within(TURN_TIMEOUT, cancel).await
     }
 
@@ -157,9 +202,17 @@ async fn consume(
     queue: ShortString,
     tag: ShortString,
     limit: Duration,
-) -> Result<Consumer, RabbitError> {
+) -> Result<Lent, RabbitError> {
     let consume = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
-    within(limit, consume).await
+    let consumer = within(limit, consume).await?;
+    // The broker lends no more than the prefetch, which is less; what arrives after the end of this is of no use.
+    let (sender, parcels) = mpsc::channel(usize::from(u16::MAX) + 2);
+    // Runs in the thread that reads from the broker: nothing more is read until a large body is where it can wait.
+    consumer.set_delegate(move |lent: DeliveryResult| {
+        let _ = sender.try_send(lent.map(|delivery| delivery.map(Parcel::from)));
+        std::future::ready(())
+    });
+    Ok(Lent { consumer, parcels })
 }
 
 /// A channel could not be closed: only the end of its whole connection returns its messages in order.

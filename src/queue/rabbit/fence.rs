@@ -19,6 +19,7 @@ use lapin::options::{BasicNackOptions, BasicQosOptions};
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
+use super::borrowing::Parcel;
 use super::topology::{ANSWER_TIMEOUT, Counted, count};
 use super::{RabbitError, wire, within};
 
@@ -32,7 +33,7 @@ pub(super) struct Fence {
     queue: String,
     state: State,
     /// In the order in which they may be handed out.
-    kept: VecDeque<Delivery>,
+    kept: VecDeque<Parcel>,
 }
 
 enum State {
@@ -48,7 +49,7 @@ struct Mending {
     /// Those that went back and did not come again yet.
     returning: Vec<Option<ShortString>>,
     /// What was published meanwhile and lent before them: it goes back, too.
-    behind: Vec<Delivery>,
+    behind: Vec<Parcel>,
 }
 
 impl Fence {
@@ -59,7 +60,7 @@ impl Fence {
     }
 
     /// Takes what the broker lends.
-    pub(super) fn keep(&mut self, delivery: Delivery) {
+    pub(super) fn keep(&mut self, delivery: Parcel) {
         let State::Mending(mending) = &mut self.state else { return self.kept.push_back(delivery) };
         let is_back = mending.returned(&delivery);
         if is_back || wire::earlier(&delivery) > 0 {
@@ -74,7 +75,7 @@ impl Fence {
     }
 
     /// What may be handed out by now.
-    pub(super) fn next(&mut self) -> Option<Delivery> {
+    pub(super) fn next(&mut self) -> Option<Parcel> {
         if matches!(self.state, State::Open) { self.kept.pop_front() } else { None }
     }
 
@@ -102,9 +103,9 @@ impl Fence {
 
     /// Hands out what is kept and what else was lent by then, in its order. What came back from others was in front of what is
     /// new, whichever came first: where they came in the wrong order, what is new goes back and comes again.
-    pub(super) fn open(&mut self, others: Option<Duration>, more: impl IntoIterator<Item = Delivery>) {
+    pub(super) fn open(&mut self, others: Option<Duration>, more: impl IntoIterator<Item = Parcel>) {
         self.kept.extend(more);
-        let is_new = |delivery: &Delivery| wire::earlier(delivery) == 0;
+        let is_new = |delivery: &Parcel| wire::earlier(delivery) == 0;
         let new_first =
             self.kept.iter().skip_while(|delivery| !is_new(delivery)).any(|delivery| !is_new(delivery));
         if others.is_none() && !new_first {
@@ -120,7 +121,7 @@ impl Fence {
     }
 
     /// One by one: in this order they stand in the queue then, behind what others gave back and before all that is new.
-    fn send_back(&mut self, deliveries: Vec<Delivery>) {
+    fn send_back(&mut self, deliveries: Vec<Parcel>) {
         let gives_up_at = Instant::now() + ANSWER_TIMEOUT;
         let mut mending = Mending { gives_up_at, returning: Vec::new(), behind: Vec::new() };
         for delivery in deliveries {

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::borrowing::Borrowing;
+use super::borrowing::{Borrowing, Parcel};
 use super::links::Links;
 use super::subscription::Receipt;
 use super::topology::{ANSWER_TIMEOUT, Census, Counted, dead_queue, visit_lock};
@@ -44,7 +43,7 @@ struct Visit {
     borrowing: Borrowing,
     lock: Lock,
     /// The first letter, where it was taken to see whether there is any.
-    first: Option<Delivery>,
+    first: Option<Parcel>,
     /// There is more than one consumer can hold.
     takes_several: bool,
     /// The consumers before this one.
@@ -90,7 +89,11 @@ impl Siding {
 
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         let Some(visit) = self.visit.as_mut().filter(|_| self.left > 0) else { return Ok(None) };
-        let mut delivery = visit.next(self.destination).await?;
+        // Of all that the broker lends, memory holds the body of the one that is looked at.
+        let Parcel { mut delivery, waiting } = visit.next(self.destination).await?;
+        if let Some(body) = waiting.read().await? {
+            delivery.data = body.into();
+        }
         self.left -= 1;
         let receipt = Receipt::single(visit.borrowing.channel().clone(), delivery.delivery_tag);
         let dead = wire::decode_dead(&mut delivery, self.destination);
@@ -127,7 +130,7 @@ async fn begin(
 }
 
 impl Visit {
-    async fn next(&mut self, destination: Destination) -> Result<Delivery, QueueError> {
+    async fn next(&mut self, destination: Destination) -> Result<Parcel, QueueError> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
@@ -223,7 +226,7 @@ impl Lock {
 struct Found {
     waiting: u64,
     /// Before those, and already his.
-    first: Option<Delivery>,
+    first: Option<Parcel>,
 }
 
 /// Counts the dead letters once the visitor before us has given back all of his: the broker takes his consumer away and puts

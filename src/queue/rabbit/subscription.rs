@@ -10,13 +10,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::BasicAckOptions;
 use tokio::time::Instant;
 
 use super::acks::{Acks, Teller};
-use super::borrowing::{Borrowing, Wish};
+use super::borrowing::{Borrowing, Parcel, Wish};
 use super::fence::Fence;
 use super::links::Links;
 use super::peers::Place;
@@ -64,7 +63,7 @@ impl Subscription {
 
     pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
         let acks = self.acks.0.clone();
-        let mut delivery = loop {
+        let Parcel { mut delivery, waiting } = loop {
             if let Some(delivery) = self.fence.next() {
                 break delivery;
             }
@@ -79,7 +78,7 @@ impl Subscription {
                 alone = self.fence.alone(), if self.fence.asks() => {
                     let others = self.or_lost(alone)?;
                     // Of one that is lost the rest does not matter.
-                    let arrived = std::iter::from_fn(|| self.borrowing.next().now_or_never()??.ok());
+                    let arrived = std::iter::from_fn(|| self.borrowing.arrived());
                     self.fence.open(others, arrived);
                 }
                 lent = self.borrowing.next() => {
@@ -92,7 +91,18 @@ impl Subscription {
         acks.lent(delivery.delivery_tag);
         let receipt = Receipt(Way::Grouped(acks, delivery.delivery_tag));
         let (message, unreadable) = wire::decode(&mut delivery, self.partition.destination);
-        Some(Loan { message, earlier, unreadable, receipt: crate::queue::Receipt::Rabbit(receipt) })
+        Some(Loan {
+            message,
+            earlier,
+            unreadable,
+            receipt: crate::queue::Receipt::Rabbit(receipt),
+            waiting,
+            room: None,
+        })
+    }
+
+    pub(in crate::queue) fn is_arriving(&self) -> bool {
+        self.fence.asks()
     }
 
     fn or_lost<T>(&self, result: Result<T, impl Display>) -> Option<T> {
