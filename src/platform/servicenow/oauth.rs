@@ -248,8 +248,7 @@ fn standard_codes(words: &PlatformWords) -> String {
 
 /// The `error` and `error_description` of a refusal.
 fn said(reply: &Reply) -> PlatformWords {
-    let body: Value =
-        reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
+    let body: Value = reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
     let words = [&body["error"], &body["error_description"], &body["error"]["message"]];
     let words = words.into_iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
     PlatformWords::new(&words, "")
