@@ -41,7 +41,7 @@ pub fn keep_bodies_in(folder: &Path) {
 #[derive(Debug)]
 pub(crate) enum WaitingBody {
     /// In the message.
-    Here(#[expect(dead_code, reason = "gives its part back when it is dropped")] Option<Taken>),
+    Here(#[allow(dead_code, reason = "gives its part back when it is dropped")] Option<Taken>),
     /// In a file of this process.
     File(FileBody),
     /// In its row of the embedded engine.
@@ -189,7 +189,7 @@ mod tests {
             kept.push((n, place, given));
         }
         let in_memory: usize = kept.iter().map(|(_, _, given)| given.len()).sum();
-        assert!(in_memory <= MEMORY_BYTES && in_memory >= MEMORY_BYTES / 2, "{in_memory}");
+        assert!((MEMORY_BYTES / 2..=MEMORY_BYTES).contains(&in_memory), "{in_memory}");
         for (n, place, given) in &kept {
             let read = place.read().await.unwrap().unwrap_or_else(|| given.clone().into());
             assert_eq!(read, body(*n));
