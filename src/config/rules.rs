@@ -3,7 +3,7 @@
 //! Guarantees: a process that starts has what its role needs. A rule is silent where a value that it reads is already
 //! reported as wrong. Leaves to others: each value by itself (`meant`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Purpose;
@@ -66,8 +66,13 @@ fn bots(settings: &Settings, reader: &mut Reader) {
     for id in twice {
         reader.wrong("xo.bots", format!("bot_id \"{}\" appears more than once", id.escape_debug()));
     }
-    let mut names = BTreeSet::new();
-    for bot in settings.xo.bots.iter().filter(|bot| !names.insert(bot.name)) {
+    let mut names = BTreeMap::new();
+    for bot in &settings.xo.bots {
+        let first = names.entry(bot.name).or_insert(&bot.bot_id);
+        // Two entries with one bot id are already reported.
+        if *first == &bot.bot_id {
+            continue;
+        }
         reader.wrong("xo.bots", format!("name \"{}\" appears more than once", bot.name.as_str()));
     }
 }

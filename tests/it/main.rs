@@ -22,6 +22,7 @@ mod conversations;
 mod dead_letter;
 mod demo;
 mod desk;
+mod destinations;
 mod directory;
 mod faults;
 mod gaps;
