@@ -71,7 +71,7 @@ impl World {
             tokens: Tokens::new(settings.oauth.clone()),
             tables: Tables::default(),
             courier: Courier::new(settings.callback.clone()),
-            botkit: BotKitState::new(settings.botkit, settings.keep),
+            botkit: BotKitState::new(settings.botkit, settings.botkit_url.clone(), settings.keep),
             url: url.to_owned(),
             crew: Crew::default(),
             desk: Mutex::new(Desk::new(&settings)),

@@ -10,12 +10,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::play::{Person, Play};
-use super::scrape::Scrape;
+use super::play::{Person, Play, Way};
+use super::scrape::{Scrape, Toward};
 use super::stage::Front;
 use crate::cli::output;
 use crate::dead::{self, Filter};
-use crate::message::Destination;
 use crate::sandbox::{Entry, Operation, Side};
 
 /// Something that Causeway took, and so must deliver.
@@ -52,7 +51,7 @@ struct Direction {
 /// Both directions, and what Causeway says of each.
 #[derive(Debug)]
 pub(super) struct Account {
-    directions: [(Destination, Direction); 2],
+    directions: [(Toward, Direction); 2],
     scrape: Scrape,
     left_dead: usize,
 }
@@ -65,14 +64,14 @@ impl Account {
         let left = dead::list(&queue, &Filter::default()).await;
         queue.close().await;
         let mut to_servicenow = add_up(&taken_from_bot(play), &to_servicenow(&entries));
-        let mut to_xo = add_up(&taken_from_servicenow(play, &entries), &to_xo(&entries));
+        let mut to_xo = add_up(&taken_for_bot_side(play, front, &entries), &to_bot_side(&entries));
         // Two of one lane in the air at once are out of order, even where both arrived in order this time.
         for (one, _) in front.sandbox.ledger().overlaps() {
             let side = entries.iter().find(|entry| entry.seq == one).map(|entry| entry.side);
             let direction = if side == Some(Side::ServiceNow) { &mut to_servicenow } else { &mut to_xo };
             direction.overtaken += 1;
         }
-        let directions = [(Destination::ServiceNow, to_servicenow), (Destination::Xo, to_xo)];
+        let directions = [(Toward::ServiceNow, to_servicenow), (Toward::BotSide, to_xo)];
         Ok(Self { directions, scrape, left_dead: left?.len() })
     }
 
@@ -93,40 +92,39 @@ impl Account {
         )
     }
 
+    /// One column for each direction, so that it fits a terminal.
     pub(super) fn table(&self) -> String {
-        let row = |(destination, direction): &(Destination, Direction)| {
-            let name = match destination {
-                Destination::ServiceNow => "to servicenow",
-                _ => "to the bot side",
-            };
-            let numbers = [
+        let column = |(toward, direction): &(Toward, Direction)| {
+            let counts = [
                 direction.accepted as u64,
                 direction.delivered as u64,
-                self.scrape.retried(*destination),
-                self.scrape.dead_lettered(*destination),
-                self.scrape.replayed(*destination),
+                self.scrape.retried(*toward),
+                self.scrape.dead_lettered(*toward),
+                self.scrape.replayed(*toward),
                 direction.lost as u64,
                 direction.overtaken as u64,
             ];
-            let mut cells = vec![name.to_owned()];
-            cells.extend(numbers.iter().map(u64::to_string));
-            cells.extend([50, 99].map(|percent| shown(quantile(&direction.latencies, percent))));
-            cells
+            let times = [50, 99].map(|percent| shown(quantile(&direction.latencies, percent)));
+            counts.iter().map(u64::to_string).chain(times).collect::<Vec<_>>()
         };
-        let head = [
-            "DIRECTION",
-            "ACCEPTED",
-            "DELIVERED",
-            "RETRIED",
-            "DEAD-LETTERED",
-            "REPLAYED",
-            "LOST",
-            "OVERTAKEN",
-            "P50",
-            "P99",
+        let names = [
+            "accepted",
+            "delivered",
+            "retried",
+            "dead-lettered",
+            "replayed",
+            "lost",
+            "overtaken",
+            "p50",
+            "p99",
         ];
-        let rows: Vec<_> = self.directions.iter().map(row).collect();
-        output::table(&head, &rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9])
+        let columns: Vec<Vec<String>> = self.directions.iter().map(column).collect();
+        let row = |(at, name): (usize, &&str)| {
+            let cells = columns.iter().filter_map(|column| column.get(at).cloned());
+            std::iter::once((*name).to_owned()).chain(cells).collect::<Vec<_>>()
+        };
+        let rows: Vec<_> = names.iter().enumerate().map(row).collect();
+        output::table(&["", "TO SERVICENOW", "TO THE BOT SIDE"], &rows, &[1, 2])
     }
 }
 
@@ -173,13 +171,29 @@ fn to_servicenow(entries: &[Entry]) -> Vec<Arrived> {
     arrived.collect()
 }
 
-/// Every callback that was answered 202, and every notice that Causeway owes the bot side for what happened.
-fn taken_from_servicenow(play: &Play<'_>, entries: &[Entry]) -> Vec<Taken> {
+/// Every callback that was answered 202, every notice that Causeway owes the bot side for what happened, and every message
+/// between a user and the bot.
+fn taken_for_bot_side(play: &Play<'_>, front: &Front, entries: &[Entry]) -> Vec<Taken> {
     let posted = |entry: &&Entry| entry.outbound && entry.applied;
-    let callbacks = entries.iter().filter(posted).enumerate().map(|(place, entry)| Taken {
-        lane: entry.group.clone().unwrap_or_default(),
-        name: entry.message_id.clone().unwrap_or_default(),
-        at: Some(entry.at),
+    let callbacks = entries.iter().filter(posted).filter_map(|entry| {
+        let group = entry.group.clone().unwrap_or_default();
+        let (lane, name) = match play.person_of(&group).filter(|person| person.way == Way::Bot) {
+            // Causeway tells the user of a bot in its own words what ServiceNow's system says.
+            Some(_) if is_system(entry) => return None,
+            Some(person) => (person.conversation.to_owned(), entry.text.clone().unwrap_or_default()),
+            None => (group, entry.message_id.clone().unwrap_or_default()),
+        };
+        Some((entry.at, lane, name))
+    });
+    // While an agent has the user, the user's words are ServiceNow's, and are in the other direction.
+    let with_bot = front.sandbox.botkit_events().into_iter().filter(|event| event.ended_by.is_some());
+    let with_bot = with_bot.map(|event| (event.at, event.user, event.text.unwrap_or_default()));
+    let mut taken: Vec<_> = callbacks.chain(with_bot).collect();
+    taken.sort_by_key(|(at, ..)| *at);
+    let placed = taken.into_iter().enumerate().map(|(place, (at, lane, name))| Taken {
+        lane,
+        name,
+        at: Some(at),
         place: Some(place),
     });
     let notices = play.owed().iter().map(|(person, notice)| Taken {
@@ -188,16 +202,29 @@ fn taken_from_servicenow(play: &Play<'_>, entries: &[Entry]) -> Vec<Taken> {
         at: None,
         place: None,
     });
-    callbacks.chain(notices).collect()
+    placed.chain(notices).collect()
 }
 
-fn to_xo(entries: &[Entry]) -> Vec<Arrived> {
-    let arrived = entries.iter().filter(|entry| entry.side == Side::Events).filter_map(|entry| {
+/// Whether ServiceNow's system wrote this row.
+pub(super) fn is_system(entry: &Entry) -> bool {
+    let body: Value = serde_json::from_str(&entry.body).unwrap_or_default();
+    body.get("sys_created_by").and_then(Value::as_str) == Some("system")
+}
+
+fn to_bot_side(entries: &[Entry]) -> Vec<Arrived> {
+    let arrived = entries.iter().filter_map(|entry| {
         let body: Value = serde_json::from_str(&entry.body).ok()?;
         let field = |name: &str| body.get(name).and_then(Value::as_str);
-        let (lane, name) = match field("sys_id") {
-            Some(sys_id) => (entry.group.clone()?, sys_id.to_owned()),
-            None => (entry.conversation.clone()?, notice(&body)?),
+        let (lane, name) = match (entry.side, entry.operation) {
+            (Side::Events, _) => match field("sys_id") {
+                Some(sys_id) => (entry.group.clone()?, sys_id.to_owned()),
+                None => (entry.conversation.clone()?, notice(&body)?),
+            },
+            (Side::BotKit, Operation::Tell | Operation::BotMessage) => {
+                (entry.conversation.clone()?, entry.text.clone()?)
+            }
+            (Side::BotKit, Operation::Clear) => (entry.conversation.clone()?, "ended".to_owned()),
+            _ => return None,
         };
         let taken_at = field("at").and_then(|at| at.parse().ok());
         Some(Arrived { lane, name, taken_at, at: done(entry), effect: entry.effect? })

@@ -1,5 +1,5 @@
-//! `causeway demo`: the whole relay in one process, with the sandbox on both sides, playing two handoffs through an outage,
-//! a dead letter and a replay.
+//! `causeway demo`: the whole relay in one process, with the sandbox on both sides, playing a conversation with
+//! a bot and two handoffs through an outage, a dead letter and a replay.
 //!
 //! Guarantees: needs no setting and reads none; nothing but loopback; what it prints has happened (`witness.rs` reads the
 //! sandbox's ledger and the metrics); exit code 0 only where nothing was lost or overtaken; never hangs; leaves no file.
@@ -80,11 +80,9 @@ fn interrupted(heard: std::io::Result<()>) -> Failure {
 /// Plays, tells what happens meanwhile, and adds up.
 async fn perform(args: &Args, front: &stage::Front, paint: Paint) -> Result<(), Failure> {
     let timeline = Timeline::begin(paint);
-    timeline.text(
-        "Causeway in one process: ingress, worker, embedded queue, and a sandbox that plays ServiceNow",
-    )?;
-    timeline.text(
-        "and the bot side. What is marked >, ! or + was seen in its ledger or in Causeway's metrics.",
+    timeline.paragraph(
+        "Causeway in one process: ingress, worker, embedded queue, and a sandbox that plays ServiceNow and XO with \
+         its bot. What is marked >, ! or + was seen in the sandbox or in Causeway's metrics.",
     )?;
     let witness = Witness::new(front, &timeline);
     let mut play = Play::new(front, &timeline, &witness, args.speed);
@@ -101,8 +99,9 @@ async fn perform(args: &Args, front: &stage::Front, paint: Paint) -> Result<(), 
     let account = Account::draw(&play, front).await?;
     timeline.heading("What came of it")?;
     timeline.text(account.table())?;
-    let meaning = "P50 and P99: from accepted (or replayed) to taken by the other side, waiting through the outage included.";
-    timeline.text(format_args!("{}\n", paint.dim(meaning)))?;
+    timeline.paragraph(
+        "\np50 and p99: from accepted (or replayed) to taken by the other side. The time of the outage is included.\n",
+    )?;
     if !account.balances() {
         timeline.text(paint.red(&account.broken()))?;
         return Err(Failure::Told);

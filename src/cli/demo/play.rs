@@ -9,8 +9,8 @@ use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::account::{done, notice};
-use super::scrape::Breaker;
+use super::account::{done, is_system, notice};
+use super::scrape::{Breaker, Toward};
 use super::stage::{Front, until};
 use super::timeline::{Timeline, Tone};
 use super::witness::Witness;
@@ -18,28 +18,45 @@ use crate::app;
 use crate::cli::output;
 use crate::dead::replay::{self, Fate};
 use crate::dead::{self, Filter};
-use crate::message::Destination;
 use crate::queue::Queue;
+use crate::sandbox::botkit::BotUser;
 use crate::sandbox::{Entry, Operation, Rule, Side};
 
 /// Somebody who asks for a human.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Person {
     pub(super) name: &'static str,
+    /// The conversation id of the handoff API, or XO's id of the user.
     pub(super) conversation: &'static str,
+    pub(super) way: Way,
     opening: &'static str,
 }
 
-const ADA: &Person = &Person { name: "Ada", conversation: "demo-ada", opening: "My laptop is on fire" };
-const GRACE: &Person =
-    &Person { name: "Grace", conversation: "demo-grace", opening: "There is a moth in my relay" };
+/// How somebody comes to Causeway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From XO's bot, which hands over.
+    Bot,
+    /// Over the handoff API.
+    Api,
+}
+
+const ADA: &Person =
+    &Person { name: "Ada", conversation: "u-ada", way: Way::Bot, opening: "My laptop is on fire" };
+const GRACE: &Person = &Person {
+    name: "Grace",
+    conversation: "demo-grace",
+    way: Way::Api,
+    opening: "There is a moth in my relay",
+};
+const JOINED: &str = "An agent has joined";
 
 impl Person {
     pub(super) const ALL: &'static [&'static Self] = &[ADA, GRACE];
 
     /// Whether this start is theirs.
     pub(super) fn opened(&self, start: &Entry) -> bool {
-        start.text.as_deref().is_some_and(|text| text.starts_with(self.opening))
+        start.text.as_deref().is_some_and(|text| text.contains(self.opening))
     }
 }
 
@@ -85,6 +102,7 @@ impl<'a> Play<'a> {
     }
 
     pub(super) async fn perform(&mut self) -> anyhow::Result<()> {
+        self.talk_to_the_bot().await?;
         self.ask_for_a_human().await?;
         self.agent_joins().await?;
         self.talk().await?;
@@ -94,25 +112,40 @@ impl<'a> Play<'a> {
         self.end().await
     }
 
+    async fn talk_to_the_bot(&mut self) -> anyhow::Result<()> {
+        self.heading("1  Ada writes to XO's bot")?;
+        self.write_to_bot("Hello", "What is it about?").await?;
+        self.pause(1.5).await;
+        Ok(())
+    }
+
     async fn ask_for_a_human(&mut self) -> anyhow::Result<()> {
-        self.heading("1  Two users ask for a human")?;
+        self.heading("2  Two users need a human: one asks, one is handed over by the bot")?;
         self.start(GRACE).await?;
         self.noticed(GRACE, "waiting 1").await?;
         self.pause(0.8).await;
-        self.start(ADA).await?;
-        self.noticed(ADA, "waiting 2").await?;
+        let post = Post {
+            person: ADA,
+            operation: Operation::Start,
+            text: ADA.opening.to_owned(),
+            at: crate::clock::now(),
+            replayed: false,
+        };
+        self.posts.push(post);
+        self.write_to_bot(ADA.opening, "That is one for an agent.").await?;
+        self.reads(ADA, "Please wait").await?;
         self.pause(1.5).await;
         Ok(())
     }
 
     async fn agent_joins(&mut self) -> anyhow::Result<()> {
-        self.heading("2  The queue moves, the agent joins")?;
+        self.heading("3  The queue moves, the agent joins")?;
         for person in [GRACE, ADA] {
             self.tell("Beth", Tone::Act, &format!("takes {}'s chat", person.name))?;
             self.front.sandbox.agent_accept(&self.group(person)?).await?;
-            self.noticed(person, "joined").await?;
-            if person == GRACE {
-                self.noticed(ADA, "waiting 1").await?;
+            match person.way {
+                Way::Api => self.noticed(person, "joined").await?,
+                Way::Bot => self.reads(person, JOINED).await?,
             }
             self.pause(1.0).await;
         }
@@ -120,12 +153,15 @@ impl<'a> Play<'a> {
     }
 
     async fn talk(&mut self) -> anyhow::Result<()> {
-        self.heading("3  Messages both ways; the bot side stumbles twice, which nobody notices")?;
+        self.heading("4  Messages both ways; the bot side stumbles twice, and no user notices")?;
         self.beth(ADA, "How big is the fire?").await?;
         self.pause(1.0).await;
         self.write(ADA, "About one keyboard wide").await?;
         self.pause(0.8).await;
-        self.front.sandbox.script().fail(Rule::new(Side::Events).times(2).status(503));
+        self.front
+            .sandbox
+            .script()
+            .fail(Rule::new(Side::BotKit).operation(Operation::Tell).times(2).status(503));
         self.beth(ADA, "Please pour it out of the window").await?;
         self.beth(ADA, "The laptop, not the coffee").await?;
         self.write(GRACE, "It is quite dead, I taped it into my logbook").await?;
@@ -135,7 +171,7 @@ impl<'a> Play<'a> {
     }
 
     async fn outage(&mut self) -> anyhow::Result<()> {
-        self.heading("4  ServiceNow goes down")?;
+        self.heading("5  ServiceNow goes down")?;
         let script = self.front.sandbox.script();
         let rule = script.fail(Rule::new(Side::ServiceNow).html_page());
         self.write(ADA, "It is out of the window").await?;
@@ -150,13 +186,13 @@ impl<'a> Play<'a> {
         self.beth(ADA, "I am still here, only my desk is asleep").await?;
         self.all_taken_by_xo().await?;
         until("ServiceNow's queue holds four messages", async || {
-            Ok(self.front.scrape().await?.waiting(Destination::ServiceNow) == 4)
+            Ok(self.front.scrape().await?.waiting(Toward::ServiceNow) == 4)
         })
         .await?;
         self.tell("Causeway", Tone::Act, "4 messages wait on disk, in order")?;
         until("a probe meets the outage", async || Ok(self.pages() > before_the_probe)).await?;
 
-        self.heading("5  ServiceNow comes back")?;
+        self.heading("6  ServiceNow comes back")?;
         script.remove(rule);
         self.tell("ServiceNow", Tone::Act, "wakes up; nobody tells Causeway")?;
         self.breaker("passes again", |breaker| breaker == Breaker::Passing).await?;
@@ -167,7 +203,7 @@ impl<'a> Play<'a> {
 
     /// The text that was refused.
     async fn refusal(&mut self) -> anyhow::Result<&'static str> {
-        self.heading("6  ServiceNow refuses one message for good; nobody else waits for it")?;
+        self.heading("7  ServiceNow refuses one message for good; no other message waits for it")?;
         let refused = "The cat says <script>";
         let rule = Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(refused);
         self.front.sandbox.script().fail(rule.status(400));
@@ -209,7 +245,7 @@ impl<'a> Play<'a> {
     }
 
     async fn replay(&mut self, refused: &str) -> anyhow::Result<()> {
-        self.heading("7  The cause is removed, the dead letter is replayed")?;
+        self.heading("8  The cause is removed, the dead letter is replayed")?;
         self.front.sandbox.script().clear();
         self.tell("ServiceNow", Tone::Act, "its administrator removes the rule that refused the text")?;
         self.pause(1.0).await;
@@ -225,16 +261,38 @@ impl<'a> Play<'a> {
     }
 
     async fn end(&mut self) -> anyhow::Result<()> {
-        self.heading("8  The chats end, the bot takes over")?;
+        self.heading("9  The chats end, the bot takes over")?;
         self.tell("Beth", Tone::Act, "closes Ada's chat")?;
         self.front.sandbox.agent_closes(&self.group(ADA)?).await?;
-        self.noticed(ADA, "ended").await?;
+        let ada = self.user(ADA);
+        until("the bot has Ada back", async || Ok(ada.clears() > 0)).await?;
+        self.write_to_bot("Thank you", "You said: Thank you").await?;
         self.pause(0.8).await;
         self.tell(GRACE.name, Tone::Act, "says good-bye")?;
         let request = json!({ "type": "end", "conversation_id": GRACE.conversation, "reason": "user" });
         self.post(GRACE, Operation::Leave, "", &request).await?;
         self.noticed(GRACE, "ended").await?;
         self.settled().await
+    }
+
+    /// Ada writes to the bot, and reads its answer.
+    async fn write_to_bot(&mut self, text: &str, answer: &str) -> anyhow::Result<()> {
+        self.tell(ADA.name, Tone::Act, &format!("writes to the bot: \"{text}\""))?;
+        self.user(ADA).says(text).await;
+        self.reads(ADA, answer).await
+    }
+
+    fn user(&self, person: &Person) -> BotUser {
+        self.front.bot_user(person.conversation)
+    }
+
+    /// Waits until a user of the bot has read these words.
+    async fn reads(&self, person: &Person, text: &str) -> anyhow::Result<()> {
+        let user = self.user(person);
+        until(&format!("{} reads \"{text}\"", person.name), async || {
+            Ok(user.heard_texts().iter().any(|read| read.contains(text)))
+        })
+        .await
     }
 
     async fn start(&mut self, person: &'static Person) -> anyhow::Result<()> {
@@ -248,8 +306,21 @@ impl<'a> Play<'a> {
 
     async fn write(&mut self, person: &'static Person, text: &str) -> anyhow::Result<()> {
         self.tell(person.name, Tone::Act, &format!("writes: \"{text}\""))?;
-        let request = json!({ "type": "message", "conversation_id": person.conversation, "message": text });
-        self.post(person, Operation::Message, text, &request).await
+        if person.way == Way::Api {
+            let request =
+                json!({ "type": "message", "conversation_id": person.conversation, "message": text });
+            return self.post(person, Operation::Message, text, &request).await;
+        }
+        let at = crate::clock::now();
+        let answer = self.user(person).says(text).await;
+        anyhow::ensure!(
+            answer.status == 200,
+            "on_user_message was answered {} instead of 200",
+            answer.status
+        );
+        let (operation, text) = (Operation::Message, text.to_owned());
+        self.posts.push(Post { person, operation, text, at, replayed: false });
+        Ok(())
     }
 
     async fn post(
@@ -268,6 +339,14 @@ impl<'a> Play<'a> {
     async fn beth(&self, to: &Person, text: &str) -> anyhow::Result<()> {
         self.tell("Beth", Tone::Act, &format!("writes to {}: \"{text}\"", to.name))?;
         Ok(self.front.sandbox.agent_says(&self.group(to)?, text).await?)
+    }
+
+    /// Whose chat has this group.
+    pub(super) fn person_of(&self, group: &str) -> Option<&'static Person> {
+        let starts = self.front.sandbox.ledger().find(|entry| {
+            entry.operation == Operation::Start && entry.applied && entry.group.as_deref() == Some(group)
+        });
+        Person::ALL.iter().copied().find(|person| starts.iter().any(|start| person.opened(start)))
     }
 
     /// ServiceNow's name for somebody's chat, as the ledger knows it.
@@ -302,7 +381,7 @@ impl<'a> Play<'a> {
 
     async fn breaker(&self, what: &str, holds: impl Fn(Breaker) -> bool) -> anyhow::Result<()> {
         until(&format!("the breaker {what}"), async || {
-            Ok(holds(self.front.scrape().await?.breaker(Destination::ServiceNow)))
+            Ok(holds(self.front.scrape().await?.breaker(Toward::ServiceNow)))
         })
         .await
     }
@@ -331,11 +410,18 @@ impl<'a> Play<'a> {
     async fn all_taken_by_xo(&self) -> anyhow::Result<()> {
         until("the bot side has taken what the agent sent", async || {
             let ledger = self.front.sandbox.ledger();
-            let posted = ledger.count(|entry| entry.outbound);
+            let of_bot = |entry: &Entry| {
+                let person = entry.group.as_deref().and_then(|group| self.person_of(group));
+                person.is_some_and(|person| person.way == Way::Bot)
+            };
+            let told_in_own_words = |entry: &Entry| is_system(entry) && of_bot(entry);
+            let posted: Vec<Entry> = ledger.find(|entry| entry.outbound);
+            let posted = posted.iter().filter(|entry| !told_in_own_words(entry)).count();
             let said = Some("callback.message");
-            Ok(ledger
-                .count(|entry| entry.side == Side::Events && entry.applied && entry.event.as_deref() == said)
-                >= posted)
+            let told = ledger
+                .count(|entry| entry.side == Side::Events && entry.applied && entry.event.as_deref() == said);
+            let read = self.user(ADA).heard().iter().filter(|read| read.as_agent).count();
+            Ok(told + read >= posted)
         })
         .await
     }

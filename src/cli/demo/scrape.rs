@@ -1,46 +1,60 @@
 //! Causeway's metrics as Prometheus would scrape them: the demo knows no more than an operator does.
 
-use crate::message::Destination;
+/// Where messages go, as the spectator sees it: the bot side is whatever is not ServiceNow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Toward {
+    ServiceNow,
+    BotSide,
+}
+
+impl Toward {
+    fn fits(self, labels: &str) -> bool {
+        let servicenow = labels.contains("destination=\"servicenow\"");
+        match self {
+            Self::ServiceNow => servicenow,
+            Self::BotSide => labels.contains("destination=\"") && !servicenow,
+        }
+    }
+}
 
 /// One reading of `/metrics`.
 #[derive(Debug)]
 pub(super) struct Scrape(pub(super) String);
 
 impl Scrape {
-    /// The sum over all series of this name and destination that also carry `label`, as `outcome="retry"`.
-    fn sum(&self, name: &str, destination: Destination, label: &str) -> u64 {
-        let wanted = format!("destination=\"{destination}\"");
+    /// The sum over all series of this name and direction that also carry `label`, as `outcome="retry"`.
+    fn sum(&self, name: &str, toward: Toward, label: &str) -> u64 {
         let series = self.0.lines().filter_map(|line| {
             let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.split_once("} ")?;
-            (labels.contains(&wanted) && labels.contains(label)).then(|| value.parse::<u64>().unwrap_or(0))
+            (toward.fits(labels) && labels.contains(label)).then(|| value.parse::<u64>().unwrap_or(0))
         });
         series.sum()
     }
 
-    pub(super) fn breaker(&self, destination: Destination) -> Breaker {
-        match self.sum("causeway_breaker_state", destination, "") {
+    pub(super) fn breaker(&self, toward: Toward) -> Breaker {
+        match self.sum("causeway_breaker_state", toward, "") {
             0 => Breaker::Passing,
             1 => Breaker::Tripped,
             _ => Breaker::Probing,
         }
     }
 
-    pub(super) fn waiting(&self, destination: Destination) -> u64 {
-        self.sum("causeway_queue_messages", destination, "")
+    pub(super) fn waiting(&self, toward: Toward) -> u64 {
+        self.sum("causeway_queue_messages", toward, "")
     }
 
     /// Attempts that had to be made again: failures, and probes of a destination that was not ready.
-    pub(super) fn retried(&self, destination: Destination) -> u64 {
-        self.sum("causeway_retries_total", destination, "")
-            + self.sum("causeway_delivery_attempts_total", destination, "outcome=\"paused\"")
+    pub(super) fn retried(&self, toward: Toward) -> u64 {
+        self.sum("causeway_retries_total", toward, "")
+            + self.sum("causeway_delivery_attempts_total", toward, "outcome=\"paused\"")
     }
 
-    pub(super) fn dead_lettered(&self, destination: Destination) -> u64 {
-        self.sum("causeway_dead_letters_total", destination, "")
+    pub(super) fn dead_lettered(&self, toward: Toward) -> u64 {
+        self.sum("causeway_dead_letters_total", toward, "")
     }
 
-    pub(super) fn replayed(&self, destination: Destination) -> u64 {
-        self.sum("causeway_replayed_total", destination, "")
+    pub(super) fn replayed(&self, toward: Toward) -> u64 {
+        self.sum("causeway_replayed_total", toward, "")
     }
 }
 
@@ -66,10 +80,10 @@ mod tests {
                     causeway_delivery_attempts_total{destination=\"servicenow\",kind=\"k\",outcome=\"delivered\"} 9\n\
                     causeway_breaker_state{destination=\"servicenow\"} 2\n";
         let scrape = Scrape(text.to_owned());
-        assert_eq!(scrape.retried(Destination::Xo), 5);
-        assert_eq!(scrape.retried(Destination::ServiceNow), 8);
-        assert_eq!(scrape.breaker(Destination::ServiceNow), Breaker::Probing);
-        assert_eq!(scrape.breaker(Destination::Xo), Breaker::Passing);
-        assert_eq!(scrape.dead_lettered(Destination::Xo), 0);
+        assert_eq!(scrape.retried(Toward::BotSide), 5);
+        assert_eq!(scrape.retried(Toward::ServiceNow), 8);
+        assert_eq!(scrape.breaker(Toward::ServiceNow), Breaker::Probing);
+        assert_eq!(scrape.breaker(Toward::BotSide), Breaker::Passing);
+        assert_eq!(scrape.dead_lettered(Toward::BotSide), 0);
     }
 }

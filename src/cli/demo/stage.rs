@@ -22,8 +22,10 @@ use crate::cli::folder::Folder;
 use crate::config::{Environment, Purpose, Settings};
 use crate::platform::http::Call;
 use crate::platform::{Http, HttpSettings};
+use crate::sandbox::botkit::{BotScript, BotStep, BotUser};
 use crate::sandbox::{
-    Accept, AgentSettings, BodyStyle, CallbackCredential, CallbackSettings, Sandbox, SandboxSettings,
+    Accept, AgentSettings, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential, CallbackSettings,
+    Sandbox, SandboxSettings,
 };
 use crate::tasks::{self, Stop};
 
@@ -32,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// It guards nothing: everything behind it is made up and gone in a moment.
 const TOKEN: &str = "demo";
+/// The bot's app is subscribed to OnMessage: what the user and the bot say goes through Causeway, too.
+const ON_MESSAGE: bool = false;
 /// The sandbox forgets what is older, should somebody keep the demo for days.
 const LEDGER_KEEPS: usize = 100_000;
 const CHATS_KEPT: usize = 1_000;
@@ -80,6 +84,7 @@ impl Stage {
         sandbox.set_callback(Some(callbacks));
         let http = HttpSettings { timeout: PATIENCE, user_agent: USER_AGENT.to_owned() };
         let http = Http::new(&http).map_err(anyhow::Error::from)?;
+        sandbox.set_botkit_url(public.as_str().trim_end_matches('/'));
         let front = Front { sandbox, settings, http, public, admin };
         let stage = Self { front, stop, relay, folder };
         until("Causeway is ready", async || stage.front.ready().await).await?;
@@ -114,9 +119,17 @@ fn sandbox_settings() -> SandboxSettings {
         greeting: "Hello, this is Beth. Let me have a look.".to_owned(),
         ..AgentSettings::default()
     };
+    let menu = BotStep::say("Hello, I am the help desk bot. What is it about?");
+    let script = BotScript::help_desk()
+        .answers("hello", vec![menu])
+        .answers("fire", vec![BotStep::say("That is one for an agent."), BotStep::HandOver]);
+    let bots = vec![BotSettings { script, ..BotSettings::default() }];
+    let botkit = BotKitSwitches { on_message: ON_MESSAGE, ..BotKitSwitches::default() };
     let (keep, keep_chats) = (Some(LEDGER_KEEPS), Some(CHATS_KEPT));
     SandboxSettings {
         agent,
+        bots,
+        botkit,
         keep,
         keep_chats,
         events_token: Some(TOKEN.to_owned()),
@@ -129,6 +142,7 @@ fn settings(folder: &Folder, sandbox: &Sandbox) -> Result<Settings, Failure> {
     let built_in = SandboxSettings::default();
     let data_dir =
         folder.path().to_str().context("the system's temporary folder has a name that is not text")?;
+    let bot = built_in.bots.first().cloned().unwrap_or_default();
     let queue_id = built_in.queues.first().map(|queue| queue.id.as_str()).unwrap_or_default();
     let pairs = [
         ("CAUSEWAY_DATA_DIR", data_dir),
@@ -144,6 +158,9 @@ fn settings(folder: &Folder, sandbox: &Sandbox) -> Result<Settings, Failure> {
         ("CAUSEWAY_SERVICENOW__POLL_WAITING", "300ms"),
         ("CAUSEWAY_SERVICENOW__POLL_ACTIVE", "300ms"),
         ("CAUSEWAY_XO__CALLBACK_URL", &sandbox.xo_callback_url()),
+        ("CAUSEWAY_XO__BOT_ID", &bot.bot_id),
+        ("CAUSEWAY_XO__APP_ID", &bot.app_id),
+        ("CAUSEWAY_XO__CLIENT_SECRET", &bot.client_secret),
         ("CAUSEWAY_HANDOFFS__EVENTS_URL", &sandbox.events_url()),
         ("CAUSEWAY_HANDOFFS__EVENTS_TOKEN", TOKEN),
         ("CAUSEWAY_INGRESS__LISTEN", "127.0.0.1:0"),
@@ -174,6 +191,11 @@ pub(super) async fn until(what: &str, holds: impl AsyncFn() -> anyhow::Result<bo
 }
 
 impl Front {
+    /// A user of the bot.
+    pub(super) fn bot_user(&self, user: &str) -> BotUser {
+        self.sandbox.bot_user(self.public.as_str(), user)
+    }
+
     /// Posts a handoff request as a bot would; only a 202 is good.
     pub(super) async fn hand_off(&self, request: &Value) -> anyhow::Result<()> {
         let url = self.public.join("/v1/handoffs")?;
@@ -227,6 +249,10 @@ impl Front {
   curl -X POST $S/sandbox/agents/GROUP/accept
   curl $S/sandbox/agents/GROUP/say -d '{{"text": "Have you tried water?"}}'
   curl "$S/sandbox/ledger?side=events&conversation=mine"
+
+  # write to the bot as a user of XO; "agent" hands over; see what was read
+  curl $S/sandbox/users/me/say -d '{{"text": "menu"}}'
+  curl $S/sandbox/users/me
 
   # take ServiceNow down, write, watch, bring it back ($S/sandbox lists every fault)
   curl $S/sandbox/rules -d '{{"side": "servicenow", "fault": {{"kind": "html_page"}}}}'

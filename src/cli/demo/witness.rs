@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::play::Person;
-use super::scrape::Breaker;
+use super::scrape::{Breaker, Toward};
 use super::stage::Front;
 use super::timeline::{Timeline, Tone};
-use crate::message::Destination;
+use crate::sandbox::botkit::PostedEvent;
 use crate::sandbox::{Entry, Operation, Side};
 
 /// How often the breaker is looked at when nothing arrives.
@@ -57,7 +57,7 @@ impl<'a> Witness<'a> {
     }
 
     async fn look(&self) -> anyhow::Result<()> {
-        let breaker = self.front.scrape().await?.breaker(Destination::ServiceNow);
+        let breaker = self.front.scrape().await?.breaker(Toward::ServiceNow);
         // What changed the breaker stands in the ledger by now, and comes first.
         self.catch_up()?;
         if let Some((tone, what)) = self.seen().breaker_is(breaker) {
@@ -73,13 +73,39 @@ impl<'a> Witness<'a> {
             seen.told.insert(entry.seq);
             let (who, news) = match entry.side {
                 Side::ServiceNow => ("ServiceNow", seen.servicenow(&entry)),
-                Side::Xo | Side::Events | Side::BotKit => ("bot side", event(&entry)),
+                Side::Xo | Side::Events => ("bot side", event(&entry)),
+                Side::BotKit => ("XO", self.botkit(&entry)),
             };
             if let Some((tone, what)) = news {
                 self.timeline.tell(who, tone, &what)?;
             }
         }
         Ok(())
+    }
+
+    /// What XO does for a user of its bot.
+    fn botkit(&self, entry: &Entry) -> Option<(Tone, String)> {
+        if !entry.applied {
+            return Some((Tone::Bad, format!("answers {}: Causeway will try again", entry.status?)));
+        }
+        let user =
+            Person::ALL.iter().find(|person| Some(person.conversation) == entry.conversation.as_deref());
+        let (user, words) = (user.map_or("a user", |person| person.name), first_line(entry));
+        let handle = entry.path.rsplit('/').next().unwrap_or_default();
+        let of_bot = |event: &PostedEvent| event.request_id == handle && event.event == "on_bot_message";
+        let what = match entry.operation {
+            Operation::BotMessage => format!("the bot reads {user}: \"{words}\""),
+            Operation::Tell if entry.body.contains("live_agent") => {
+                format!("{user} reads the agent: \"{words}\"")
+            }
+            Operation::Tell if self.front.sandbox.botkit_events().iter().any(of_bot) => {
+                format!("{user} reads the bot: \"{words}\"")
+            }
+            Operation::Tell => format!("{user} is told: \"{words}\""),
+            Operation::Clear => return Some((Tone::Good, format!("{user} is with the bot again"))),
+            _ => return None,
+        };
+        Some((Tone::Arrived, what))
     }
 
     fn is_untold(&self, entry: &Entry) -> bool {

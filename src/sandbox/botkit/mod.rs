@@ -60,6 +60,11 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
 }
 
 impl Sandbox {
+    /// Where the events of users go that are played over HTTP.
+    pub fn set_botkit_url(&self, url: &str) {
+        self.world.botkit.lock().door = Some(url.to_owned());
+    }
+
     /// Every event that XO has posted, in order.
     pub fn botkit_events(&self) -> Vec<PostedEvent> {
         self.world.botkit.lock().events().cloned().collect()

@@ -38,9 +38,14 @@ impl fmt::Debug for BotKitState {
 }
 
 impl BotKitState {
-    pub(in crate::sandbox) fn new(switches: BotKitSwitches, keep: Option<usize>) -> Self {
+    pub(in crate::sandbox) fn new(
+        switches: BotKitSwitches,
+        door: Option<String>,
+        keep: Option<usize>,
+    ) -> Self {
         let state = State {
             switches,
+            door,
             keep,
             next: 1,
             sessions: BTreeMap::new(),
@@ -257,6 +262,8 @@ impl PostedEvent {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) switches: BotKitSwitches,
+    /// Where the BotKit server of users stands that are played over HTTP.
+    pub(super) door: Option<String>,
     keep: Option<usize>,
     next: u64,
     sessions: BTreeMap<SessionKey, Session>,
