@@ -19,7 +19,7 @@ use crate::cli::output;
 use crate::dead::replay::{self, Fate};
 use crate::dead::{self, Filter};
 use crate::queue::Queue;
-use crate::sandbox::botkit::BotUser;
+use crate::sandbox::botkit::{BotUser, Heard};
 use crate::sandbox::{Entry, Operation, Rule, Side};
 
 /// Somebody who asks for a human.
@@ -278,8 +278,15 @@ impl<'a> Play<'a> {
     /// Ada writes to the bot, and reads its answer.
     async fn write_to_bot(&mut self, text: &str, answer: &str) -> anyhow::Result<()> {
         self.tell(ADA.name, Tone::Act, &format!("writes to the bot: \"{text}\""))?;
-        self.user(ADA).says(text).await;
-        self.reads(ADA, answer).await
+        let user = self.user(ADA);
+        user.says(text).await;
+        self.reads(ADA, answer).await?;
+        // What XO shows without its BotKit server is in no ledger.
+        let direct = |read: &Heard| read.handle.is_empty() && read.text.contains(answer);
+        if let Some(read) = user.heard().into_iter().find(direct) {
+            self.tell("XO", Tone::Arrived, &format!("{} reads the bot: \"{}\"", ADA.name, read.text))?;
+        }
+        Ok(())
     }
 
     fn user(&self, person: &Person) -> BotUser {
