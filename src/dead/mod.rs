@@ -220,12 +220,17 @@ pub(crate) struct Found {
     pub(crate) destinations: Vec<Destination>,
 }
 
-/// Looks at all that is meant and keeps the first `limit` whole.
+/// So many bytes of bodies are kept at once, so that the list of very large letters is shorter.
+const FOUND_BYTES_MAX: usize = 24 << 20;
+
+/// Looks at all that is meant and keeps the first ones whole: at most `limit`, and no more than fit into [`FOUND_BYTES_MAX`].
 pub(crate) async fn find(queue: &Queue, filter: &Filter, limit: usize) -> Result<Found, DeskError> {
     let mut found = Found { destinations: queue.destinations().iter().collect(), ..Found::default() };
+    let mut bytes = 0_usize;
     look::<DeskError>(queue, filter, |dead| {
         found.entries.push(Entry::from(dead));
-        if found.letters.len() < limit {
+        bytes = bytes.saturating_add(dead.message.body.len());
+        if found.letters.is_empty() && limit > 0 || found.letters.len() < limit && bytes <= FOUND_BYTES_MAX {
             found.letters.push(dead.clone());
         }
         Ok(())
