@@ -184,6 +184,7 @@ fn botkit(xo: &config::Xo, own_user: Option<String>) -> BotKitSettings {
         },
         start_agent_session: xo.start_agent_session,
         extend_every: xo.extend_every,
+        transcript: usize::from(xo.transcript),
     }
 }
 

@@ -70,6 +70,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("xo.start_agent_session", Open),
     ("xo.extend_every", Open),
     ("xo.wait_updates", Open),
+    ("xo.transcript", Open),
     ("xo.texts.waiting", Open),
     ("xo.texts.joined", Open),
     ("xo.texts.left", Open),

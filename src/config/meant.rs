@@ -179,6 +179,7 @@ fn xo(reader: &mut Reader) -> Xo {
         agent_template: agent_template.unwrap_or(AgentTemplate::Auto),
         start_agent_session: reader.flag("xo.start_agent_session"),
         extend_every: reader.duration("xo.extend_every"),
+        transcript: reader.whole("xo.transcript", 0, 100),
         wait_updates: reader.duration("xo.wait_updates"),
         texts: texts(reader, "xo.texts", None),
         texts_by_language: texts_by_language(reader),

@@ -168,6 +168,8 @@ pub struct Xo {
     pub start_agent_session: bool,
     pub extend_every: Duration,
     pub wait_updates: Duration,
+    /// Messages between user and bot; 0: none is asked for.
+    pub transcript: u16,
     pub texts: Texts,
     /// By language tag in lower case.
     pub texts_by_language: BTreeMap<String, Texts>,

@@ -141,7 +141,8 @@ impl Desk<'_> {
                 "another conversation has a chat of this name",
             ));
         }
-        let opening = self.opening(start, queue_id);
+        let before = self.said_before(start).await;
+        let opening = self.opening(start, queue_id, &before);
         match self.servicenow.ask_for_agent(id, &group, self.message.id, &opening).await {
             Ok(()) => {
                 self.deliverer.agent_chats.note(self.message.id, settings.watchdog);
@@ -153,7 +154,7 @@ impl Desk<'_> {
         }
     }
 
-    fn opening(&self, start: &Start, queue_id: Option<&str>) -> Opening {
+    fn opening(&self, start: &Start, queue_id: Option<&str>, before: &[Line]) -> Opening {
         let settings = &self.deliverer.settings.agent_chat;
         let user = start.user.clone().unwrap_or_default();
         let mut context = start.metadata.clone();
@@ -172,7 +173,7 @@ impl Desk<'_> {
             ("user", Some(name)) => name.clone(),
             _ => line.from.clone(),
         };
-        let history = start.transcript.iter().map(|line| HistoryLine {
+        let history = before.iter().map(|line| HistoryLine {
             from_bot: line.from != "user",
             name: name(line),
             text: line.text.clone(),

@@ -11,9 +11,9 @@ use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::patience::WAITED_TOO_LONG;
 use crate::delivery::poll::ended_by;
-use crate::message::handoff::{End, Start, Text};
+use crate::message::handoff::{Attachment, End, Line, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
-use crate::platform::servicenow::{Posted, Since};
+use crate::platform::servicenow::{Posted, Since, StartText};
 use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
@@ -83,9 +83,8 @@ impl Desk<'_> {
         };
         self.directory.requested(id, origin(start), Some(queue_id)).await?;
         self.heard(id, start.reply.as_deref()).await?;
-        let text = first_words(start);
         if self.maybe_taken {
-            match self.taken_start(id, queue_id, &text).await? {
+            match self.taken_start(start, queue_id).await? {
                 Ok(Some(attempt)) => return Ok(attempt),
                 Ok(None) => {}
                 Err(error) => return Ok(Attempt::called(HERE, &error, Operation::State)),
@@ -94,6 +93,8 @@ impl Desk<'_> {
         if gone {
             return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
         }
+        let text = first_words(start, &self.said_before(start).await);
+        self.note_opening(start, &text).await?;
         match self.servicenow.start(id, queue_id, &text).await {
             Ok(entry) => Ok(self.claim(id, queue_id, &entry).await?.unwrap_or_else(|| {
                 Attempt::own_trouble(HERE, true, "another conversation claimed this chat")
@@ -124,10 +125,12 @@ impl Desk<'_> {
     /// Looks for the chat that an earlier, unanswered try may have opened, and claims it.
     async fn taken_start(
         &self,
-        id: &ConversationId,
+        start: &Start,
         queue_id: &str,
-        text: &str,
     ) -> Result<Result<Option<Attempt>, CallError>, OwnTrouble> {
+        let id = &start.conversation_id;
+        let (whole, begins) = (first_words(start, &start.transcript), begins_with(start));
+        let text = StartText { whole: &whole, begins: self.reads_history(start).then_some(&*begins) };
         let found = match self.servicenow.find_started(id, queue_id, text).await {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
@@ -144,9 +147,9 @@ impl Desk<'_> {
                 if looks > Started::LOOKS_MAX {
                     break;
                 }
-                match self.servicenow.opened_with(id, &entry.group, text).await {
-                    Ok(true) => {}
-                    Ok(false) => continue,
+                match self.servicenow.opening_of(id, &entry.group).await {
+                    Ok(Some(opening)) if self.is_of_this_start(&opening, &whole).await? => {}
+                    Ok(_) => continue,
                     Err(error) => return Ok(Err(error)),
                 }
             }
@@ -396,8 +399,11 @@ pub(super) fn not_open(reason: DeadReason) -> &'static str {
     }
 }
 
-/// The first message of the chat: the user's words, then who it is and what was said before, for the agent.
-fn first_words(start: &Start) -> String {
+/// What stands before the transcript in a chat's first message.
+const BEFORE: &str = "\n\nBefore:";
+
+/// How the first message of the chat begins: the user's words, then who it is.
+fn head(start: &Start) -> String {
     let mut text = start.message.clone();
     let user = start.user.clone().unwrap_or_default();
     let who: Vec<String> =
@@ -405,9 +411,20 @@ fn first_words(start: &Start) -> String {
     if !who.is_empty() {
         text.push_str(&format!("\n\nFrom: {}", who.join(" ")));
     }
-    if !start.transcript.is_empty() {
-        text.push_str("\n\nBefore:");
-        for line in &start.transcript {
+    text
+}
+
+/// The same, up to a transcript.
+fn begins_with(start: &Start) -> String {
+    head(start) + BEFORE
+}
+
+/// The first message of the chat: the user's words, then who it is and what was said before, for the agent.
+fn first_words(start: &Start, before: &[Line]) -> String {
+    let mut text = head(start);
+    if !before.is_empty() {
+        text.push_str(BEFORE);
+        for line in before {
             text.push_str(&format!("\n{}: {}", line.from, line.text));
         }
     }
@@ -415,13 +432,17 @@ fn first_words(start: &Start) -> String {
 }
 
 pub(super) fn with_attachments(text: &Text) -> String {
-    let files = text.attachments.iter().map(|file| match &file.name {
-        Some(name) => format!("File: {name} {}", file.url),
-        None => format!("File: {}", file.url),
-    });
+    let files = text.attachments.iter().map(named_file);
     std::iter::once(text.message.clone())
         .filter(|words| !words.is_empty())
         .chain(files)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// A file that the agent gets as words: its name and where it is.
+pub(super) fn named_file(file: &Attachment) -> String {
+    let words = [file.name.as_ref().map(|_| file.safe_name()), Some(file.url.clone())];
+    let words = words.into_iter().flatten().filter(|word| !word.is_empty()).collect::<Vec<_>>();
+    format!("File: {}", words.join(" "))
 }

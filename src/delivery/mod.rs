@@ -26,6 +26,7 @@ mod patience;
 pub mod poll;
 mod repeats;
 mod tell;
+mod transcript;
 mod user_return;
 mod wait_updates;
 mod wording;

@@ -22,6 +22,8 @@ pub struct BotKitSettings {
     pub start_agent_session: bool,
     /// How often the reply handle of a live conversation is extended.
     pub extend_every: Duration,
+    /// `xo.transcript`: how many messages between user and bot the agent sees at most.
+    pub transcript: usize,
 }
 
 impl Default for BotKitSettings {
@@ -32,6 +34,7 @@ impl Default for BotKitSettings {
             agent_template: AgentTemplate::Auto,
             start_agent_session: true,
             extend_every: Duration::from_secs(240),
+            transcript: 20,
         }
     }
 }

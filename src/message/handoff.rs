@@ -95,7 +95,8 @@ pub struct Text {
 /// A file, by its address.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Where it can be fetched.
+    /// Where it can be fetched; empty if nobody said where.
+    #[serde(default)]
     pub url: String,
     /// What to call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@
 //! Leaves to others: how it is stored (`queue/`), what its body means (`handoff`, `callback`), what became of it (`outcome`).
 
 pub mod bot_turn;
+mod attachment;
 pub mod callback;
 pub mod dead_letter;
 pub mod destination;
@@ -19,6 +20,7 @@ pub(crate) mod rich_text;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+pub use attachment::safe_file_name;
 pub use callback::{Callback, Notice, NoticeEvent};
 pub use dead_letter::{AttemptRecord, DeadLetter, Story};
 pub use destination::{BotName, BotSide, Destination, Destinations, KnownBot};

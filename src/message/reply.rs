@@ -41,6 +41,15 @@ impl std::fmt::Debug for ReplyHandle {
 }
 
 impl ReplyHandle {
+    /// The user whose messages `getMessages` gives: `channel.channelInfos.from`, else `channel.from`, as BotKit asks; else the user of
+    /// the context.
+    pub fn user(&self) -> Option<&str> {
+        let of_channel =
+            ["/channelInfos/from", "/from"].iter().filter_map(|place| self.channel.pointer(place));
+        let named = of_channel.chain(self.context.pointer("/session/UserContext/_id"));
+        named.filter_map(Value::as_str).find(|user| !user.is_empty())
+    }
+
     /// `rtm`, `msteams`, …: an event names it flat or under `channelInfos`.
     pub fn channel_type(&self) -> Option<&str> {
         let flat = self.channel.get("type");

@@ -46,6 +46,7 @@ mod settings_of_delivery;
 mod shutdown;
 mod soak;
 mod tidy;
+mod transcript;
 mod traps;
 mod unknowns;
 mod virtual_agent;

@@ -32,7 +32,7 @@ pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
 use auth::{Auth, Pass};
 pub use history::Heard;
-pub use readback::{Posted, Since, Started};
+pub use readback::{Opening as StoredOpening, Posted, Since, StartText, Started, recognisable};
 use session::{Lease, Sessions};
 pub use table::Row;
 pub(crate) use virtual_agent::{File, HistoryLine, Opening, end_request};

@@ -21,7 +21,7 @@ const CUT_CHARS_MIN: usize = 1000;
 /// An open chat of our user that may be the one whose start was not answered.
 ///
 /// Newest first: skip the groups that the directory knows; take one that is [`Started::certain`] as it is, ask
-/// [`ServiceNow::opened_with`] about another (about [`Started::LOOKS_MAX`] of them at most), and claim what is left.
+/// [`ServiceNow::opening_of`] about another (about [`Started::LOOKS_MAX`] of them at most), and claim what is left.
 /// Of two conversations with the same text each may get the other's chat: nobody can tell the difference, since
 /// neither has heard anything else yet. A start whose claim fails afterwards has lost its chat to the other that way
 /// and opens another.
@@ -31,6 +31,62 @@ pub struct Started {
     pub entry: QueueEntry,
     /// The queue entry shows our whole text. Otherwise it shows nothing, or only how it begins.
     pub certain: bool,
+}
+
+/// The text that a start is recognised by.
+#[derive(Clone, Copy)]
+pub struct StartText<'a> {
+    /// The whole text, if every try sends the same one.
+    pub whole: &'a str,
+    /// How the text of each try begins, if what follows can differ from try to try (a transcript that is read anew).
+    pub begins: Option<&'a str>,
+}
+
+impl std::fmt::Debug for StartText<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartText").finish_non_exhaustive()
+    }
+}
+
+impl StartText<'_> {
+    /// Whether `shown`, the text of a queue entry (whole, cut off or empty), can be of this start, and whether it is all of it.
+    fn fits(&self, shown: &str) -> Option<bool> {
+        let (shown, whole) = (normal(shown), normal(self.whole));
+        let cut = shown.trim_end_matches(['.', '…']).trim_end();
+        let begins = self
+            .begins
+            .map(normal)
+            .is_some_and(|begins| shown.starts_with(&begins) || begins.starts_with(cut));
+        (shown == whole || whole.starts_with(cut) || begins).then_some(shown == whole)
+    }
+}
+
+/// The first words of our user in a chat, as ServiceNow stores them.
+pub struct Opening(WireMessage);
+
+impl std::fmt::Debug for Opening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opening").finish_non_exhaustive()
+    }
+}
+
+impl Opening {
+    /// Whether they are this text.
+    pub fn is(&self, text: &str) -> bool {
+        carries(&self.0, text)
+    }
+
+    /// What [`recognisable`] would have made of the text that was sent; ServiceNow may have changed it in one of these ways.
+    pub fn recognisable(&self) -> Vec<String> {
+        readings(&self.0).map(|stored| stored.chars().take(CUT_CHARS_MIN).collect()).collect()
+    }
+}
+
+/// What stays of a text whatever ServiceNow does to it: blanks may change, tags may be stripped, and a column may cut it off beyond
+/// this length.
+pub fn recognisable(text: &str) -> [String; 2] {
+    [normal(text), normal(&rich_text::html_text(text, None))]
+        .map(|text| text.chars().take(CUT_CHARS_MIN).collect())
 }
 
 impl Started {
@@ -62,7 +118,7 @@ impl ServiceNow {
         &self,
         conversation: &ConversationId,
         queue_id: &str,
-        text: &str,
+        text: StartText<'_>,
     ) -> Result<Vec<Started>, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
         let asked = self.in_session(conversation, Request::get(&path, &[])).await;
@@ -73,16 +129,14 @@ impl ServiceNow {
             }
             answered => answered?,
         };
-        let wanted = normal(text);
         let mut started: Vec<Started> = found
             .into_vec()
             .into_iter()
             .filter_map(|session| {
                 let mut entry = session.entry();
-                let shown = normal(&entry.short_description.take().unwrap_or_default());
+                let certain = text.fits(&entry.short_description.take().unwrap_or_default())?;
                 let entry = entry.meaning().filter(QueueEntry::is_open)?;
-                let begins = wanted.starts_with(shown.trim_end_matches(['.', '…']).trim_end());
-                (shown == wanted || begins).then(|| Started { entry, certain: shown == wanted })
+                Some(Started { entry, certain })
             })
             .collect();
         // Stable: without numbers the order of the answer stays.
@@ -90,16 +144,14 @@ impl ServiceNow {
         Ok(started)
     }
 
-    /// Whether the first thing that our user said in this chat is this text.
-    pub async fn opened_with(
+    /// The first thing that our user said in this chat, if the newest page shows it.
+    pub async fn opening_of(
         &self,
         conversation: &ConversationId,
         group: &str,
-        text: &str,
-    ) -> Result<bool, CallError> {
+    ) -> Result<Option<Opening>, CallError> {
         let page = self.page(conversation, group, None).await?;
-        let first = page.iter().rev().find(|message| self.is_own(message));
-        Ok(first.is_some_and(|message| carries(message, text)))
+        Ok(page.into_iter().rev().find(|message| self.is_own(message)).map(Opening))
     }
 
     /// Whether this text was posted by our user after `since`, and what ServiceNow calls it.
@@ -205,8 +257,16 @@ fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
 /// read, one reading that is ours is enough.
 fn carries(message: &WireMessage, text: &str) -> bool {
     let wanted = [normal(text), normal(&rich_text::html_text(text, None))];
+    readings(message).any(|stored| {
+        let is_cut = stored.chars().count() >= CUT_CHARS_MIN && wanted[0].starts_with(&stored);
+        is_cut || wanted.iter().any(|wanted| !wanted.is_empty() && *wanted == stored)
+    })
+}
+
+/// The texts that a stored message can have been.
+fn readings(message: &WireMessage) -> impl Iterator<Item = String> {
     let plain = [&message.message, &message.formatted_message].into_iter().flatten();
-    let mut readings = plain.flat_map(|stored| {
+    plain.flat_map(|stored| {
         let readings: [&str; 4] = [
             stored,
             &rich_text::references(stored),
@@ -214,10 +274,6 @@ fn carries(message: &WireMessage, text: &str) -> bool {
             &rich_text::html_text(stored, None),
         ];
         readings.map(normal)
-    });
-    readings.any(|stored| {
-        let is_cut = stored.chars().count() >= CUT_CHARS_MIN && wanted[0].starts_with(&stored);
-        is_cut || wanted.iter().any(|wanted| !wanted.is_empty() && *wanted == stored)
     })
 }
 

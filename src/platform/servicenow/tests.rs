@@ -98,7 +98,9 @@ async fn every_answer_is_read() {
                 assert!(matches!(kind, AnswerKind::Business(text) if !text.contains('<')), "{name}");
             }
             "state" => check_state(&name, client.state(&c(), GROUP).await.unwrap()),
-            "sessions" => assert!(!client.find_started(&c(), "q", TEXT).await.unwrap().is_empty(), "{name}"),
+            "sessions" => {
+                assert!(!client.find_started(&c(), "q", whole(TEXT)).await.unwrap().is_empty(), "{name}")
+            }
             "leave" => client.leave(&c(), GROUP).await.unwrap(),
             "message" => assert!(client.send(&c(), GROUP, TEXT).await.unwrap().sys_id.is_some()),
             "messages" if name.ends_with(".json") => {
@@ -347,12 +349,12 @@ async fn one_call_at_a_time_for_each_conversation() {
 #[tokio::test]
 async fn a_lost_start_is_found_among_the_open_ones() {
     let (_peer, client) = peer("sessions-nested.json").await;
-    let found = client.find_started(&c(), "q", TEXT).await.unwrap();
+    let found = client.find_started(&c(), "q", whole(TEXT)).await.unwrap();
     let read: Vec<_> = found.iter().map(|one| (one.entry.number.as_deref().unwrap(), one.certain)).collect();
     // The closed one, the other text and the longer text are out; the one without a text must be looked at.
     assert_eq!(read, [("CHAT0001043", false), ("CHAT0001042", true)]);
     let long = format!("My laptop is on fire and {}", "the smoke alarm keeps ringing while ".repeat(6));
-    let found = client.find_started(&c(), "q", &long).await.unwrap();
+    let found = client.find_started(&c(), "q", whole(&long)).await.unwrap();
     let read: Vec<_> = found.iter().map(|one| (one.entry.number.as_deref().unwrap(), one.certain)).collect();
     assert_eq!(read, [("CHAT0001045", false), ("CHAT0001043", false), ("CHAT0001042", false)]);
 }
@@ -363,17 +365,35 @@ async fn a_list_that_is_too_long_holds_no_start_up() {
     let many = vec![chat; crate::platform::http::ANSWER_BYTES_MAX / chat.len() + 1].join(",");
     let list = format!("HTTP/1.1 200 OK\ncontent-type: application/json\n\n{{\"result\":[{many}]}}");
     let peer = Peer::saying(list).await;
-    let found = client(&peer.url).find_started(&c(), "q", TEXT).await;
+    let found = client(&peer.url).find_started(&c(), "q", whole(TEXT)).await;
     assert_eq!(found, Ok(Vec::new()), "rather two chats than none");
+}
+
+fn whole(text: &str) -> StartText<'_> {
+    StartText { whole: text, begins: None }
+}
+
+#[tokio::test]
+async fn a_start_whose_end_can_differ_is_found_by_its_beginning() {
+    let (_peer, client) = peer("sessions-nested.json").await;
+    let begins = StartText { whole: "My laptop", begins: Some("My laptop is on") };
+    let found = client.find_started(&c(), "q", begins).await.unwrap();
+    let read: Vec<_> = found.iter().map(|one| (one.entry.number.as_deref().unwrap(), one.certain)).collect();
+    // Each of them has to be looked at, whatever follows the beginning.
+    assert_eq!(read, [("CHAT0001045", false), ("CHAT0001043", false), ("CHAT0001042", false)]);
+    let other = StartText { whole: "My printer", begins: Some("My printer is on") };
+    let found = client.find_started(&c(), "q", other).await.unwrap();
+    assert_eq!(found.len(), 1, "only the entry without a text can be of this start: {found:?}");
 }
 
 #[tokio::test]
 async fn a_look_tells_which_chat_opened_so() {
     let (_peer, client) = peer("messages.json").await;
-    assert!(client.opened_with(&c(), GROUP, TEXT).await.unwrap());
-    assert!(!client.opened_with(&c(), GROUP, "Is anybody there?").await.unwrap());
+    let opening = client.opening_of(&c(), GROUP).await.unwrap().unwrap();
+    assert!(opening.is(TEXT) && !opening.is("Is anybody there?"));
+    assert!(opening.recognisable().contains(&recognisable(TEXT)[0]));
     let (_peer, client) = peer("messages-none.json").await;
-    assert!(!client.opened_with(&c(), GROUP, TEXT).await.unwrap());
+    assert!(client.opening_of(&c(), GROUP).await.unwrap().is_none());
 }
 
 /// A conversation of these own texts, newest first.

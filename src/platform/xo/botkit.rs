@@ -178,7 +178,7 @@ impl Xo {
         Ok(self.http.call(call).await?.status)
     }
 
-    fn bot(&self, handle: &ReplyHandle) -> Option<&XoBot> {
+    pub(super) fn bot(&self, handle: &ReplyHandle) -> Option<&XoBot> {
         self.settings.bots.iter().find(|bot| bot.bot_id == handle.bot_id)
     }
 }
@@ -204,7 +204,7 @@ fn payload(handle: &ReplyHandle) -> Value {
     payload
 }
 
-fn signed(bot: &XoBot) -> Result<HeaderMap, CallError> {
+pub(super) fn signed(bot: &XoBot) -> Result<HeaderMap, CallError> {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let exp = clock::now().as_second() + TOKEN_SECONDS;
     let claims = json!({ "appId": bot.app_id, "exp": exp });

@@ -6,6 +6,8 @@
 
 mod botkit;
 mod callback;
+mod history;
+mod template;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use url::Url;
 use crate::message::{AllowedHosts, PlatformWords};
 
 pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
+pub use history::Spoken;
 
 use super::error::{Answer, AnswerKind, CallError, NotReady};
 use super::http::{Call, Http, Reply};

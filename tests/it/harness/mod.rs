@@ -25,6 +25,7 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod wait;
+pub(crate) mod xo;
 
 /// What `tests/run` tells the tests through the environment.
 pub(crate) fn told(name: &str) -> Option<String> {

@@ -1,0 +1,147 @@
+//! What a user and their bot said before a handoff, for the agent: asked of XO when the chat is about to open.
+//!
+//! Guarantees: a chat opens without the transcript if XO does not answer within [`BUDGET`] or is known to be down; the transcript
+//! is bounded, and loses its oldest lines first; a start whose answer was lost is still recognised, although its transcript is
+//! read anew for each try: a mark of the text that was sent is noted before the text is sent.
+//! Not responsible for: reading XO's answer (`platform/xo/history.rs`), looking for a lost start (`handoff.rs`).
+
+use std::time::Duration;
+
+use super::handoff::{Desk, named_file};
+use super::{Deliverer, OwnTrouble};
+use crate::message::handoff::{Line, Start};
+use crate::message::{Destination, MessageId, ReplyHandle};
+use crate::platform::Spoken;
+use crate::platform::servicenow::{StoredOpening, recognisable};
+
+/// How long a chat waits for XO to say what was said before.
+const BUDGET: Duration = Duration::from_secs(2);
+/// A line that is longer is cut off.
+const LINE_CHARS_MAX: usize = 2_000;
+/// What all lines may have together, in bytes: ServiceNow's columns are not endless, and an agent reads the last ones.
+const TRANSCRIPT_BYTES_MAX: usize = 12 << 10;
+
+impl Desk<'_> {
+    /// Whether this start's transcript is asked of XO, so that its text can differ from try to try.
+    pub(super) fn reads_history(&self, start: &Start) -> bool {
+        start.reply.is_some() && self.deliverer.settings.botkit.transcript > 0
+    }
+
+    /// What was said before, oldest first: XO's own list, else what the start carries.
+    pub(super) async fn said_before(&self, start: &Start) -> Vec<Line> {
+        let Some(handle) = start.reply.as_deref().filter(|_| self.reads_history(start)) else {
+            return start.transcript.clone();
+        };
+        let read = self.deliverer.history(handle).await.unwrap_or_default();
+        let lines = bounded(read.iter().map(line).collect(), &start.message);
+        if lines.is_empty() { start.transcript.clone() } else { lines }
+    }
+
+    /// Notes what is about to be sent, if another try would not send the same.
+    pub(super) async fn note_opening(&self, start: &Start, text: &str) -> Result<(), OwnTrouble> {
+        if self.reads_history(start) {
+            for form in recognisable(text) {
+                self.directory.remember_delivered(self.mark(&form), crate::clock::now()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a chat was opened by a try of this start. `whole` is what a try without XO's answer sends.
+    pub(super) async fn is_of_this_start(
+        &self,
+        opening: &StoredOpening,
+        whole: &str,
+    ) -> Result<bool, OwnTrouble> {
+        if opening.is(whole) {
+            return Ok(true);
+        }
+        for text in opening.recognisable().into_iter().filter(|text| !text.is_empty()) {
+            if self.directory.was_delivered(self.mark(&text)).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The mark of a text that this start was sent with. It holds nothing of the text.
+    fn mark(&self, text: &str) -> MessageId {
+        MessageId::derived("opening", &format!("{}:{}:{text}", self.message.id, self.message.replays))
+    }
+}
+
+impl Deliverer {
+    /// `None` if XO does not say.
+    async fn history(&self, handle: &ReplyHandle) -> Option<Vec<Spoken>> {
+        let gate = self.gate(Destination::Xo);
+        if !gate.breaker().passes() {
+            return None;
+        }
+        let most = self.settings.botkit.transcript;
+        match self.xo.history(handle, most, BUDGET).await {
+            Ok(spoken) => Some(spoken),
+            Err(error) => {
+                tracing::info!(%error, "a chat opens without its transcript: XO does not say what was said before");
+                None
+            }
+        }
+    }
+}
+
+fn line(spoken: &Spoken) -> Line {
+    let files = spoken.files.iter().map(named_file);
+    let words = Some(spoken.text.trim().to_owned()).filter(|words| !words.is_empty());
+    let mut text = words.into_iter().chain(files).collect::<Vec<_>>().join("\n");
+    if let Some((end, _)) = text.char_indices().nth(LINE_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    let from = if spoken.from_user { "user" } else { "bot" };
+    Line { from: from.to_owned(), text, at: spoken.at.clone() }
+}
+
+/// Without the words that the agent reads first anyway, and no more than an agent can use.
+fn bounded(mut lines: Vec<Line>, first_words: &str) -> Vec<Line> {
+    lines.pop_if(|last| last.from == "user" && last.text.trim() == first_words.trim());
+    let mut room = TRANSCRIPT_BYTES_MAX;
+    let kept = lines.iter().rev().take_while(|line| {
+        let fits = line.text.len() <= room;
+        room = room.saturating_sub(line.text.len());
+        fits
+    });
+    let kept = kept.count();
+    lines.split_off(lines.len() - kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spoken(from_user: bool, text: &str) -> Spoken {
+        Spoken { from_user, text: text.to_owned(), files: Vec::new(), at: None }
+    }
+
+    fn texts(lines: &[Line]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn the_oldest_lines_go_first() {
+        let lines: Vec<Line> =
+            (0..10).map(|n| line(&spoken(false, &format!("{n}{}", "x".repeat(1_900))))).collect();
+        let kept = bounded(lines, "");
+        assert_eq!(kept.len(), 6);
+        assert!(kept[5].text.starts_with('9') && kept[0].text.starts_with('4'));
+        let long = line(&spoken(false, &"네".repeat(5_000)));
+        assert_eq!(long.text.chars().count(), LINE_CHARS_MAX + 1);
+    }
+
+    #[test]
+    fn the_first_words_are_not_said_twice() {
+        let lines =
+            || vec![line(&spoken(true, "yes")), line(&spoken(false, "Shall I?")), line(&spoken(true, "yes"))];
+        assert_eq!(texts(&bounded(lines(), "yes ")), ["yes", "Shall I?"]);
+        assert_eq!(texts(&bounded(lines(), "agent please")).len(), 3);
+        assert_eq!(bounded(vec![line(&spoken(true, "yes"))], "yes"), []);
+    }
+}
