@@ -169,6 +169,9 @@ impl App {
             self.tasks
                 .start("housekeeping", keep_house(directory.clone(), self.metrics.clone(), stop.clone()));
         }
+        if settings.servicenow.is_some() {
+            self.tasks.start("queues", deliverer.clone().ask_for_queues(settings.queues(), stop.clone()));
+        }
         let worker = worker_settings(settings);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         Ok(Worker::start(&mut self.tasks, stop, queue, deliverer, &worker, metrics))

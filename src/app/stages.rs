@@ -15,6 +15,7 @@ use crate::delivery::{
     ReadBack, SpokenTexts, Texts, UnknownGroup, backoff::RetrySettings,
 };
 use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor, UserPaths};
+use crate::message::routing::{Condition, Route, Routes};
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
@@ -64,6 +65,19 @@ fn agent_chat(settings: &config::AgentChat) -> AgentChatSettings {
     }
 }
 
+fn routes(settings: &Settings) -> Routes {
+    let route = |route: &config::Route| {
+        let when =
+            route.when.iter().map(|(name, value)| Condition { name: name.clone(), value: value.clone() });
+        Route {
+            when: when.collect(),
+            queue_id: route.queue_id.clone(),
+            context_variables: route.context_variables.clone(),
+        }
+    };
+    Routes::new(settings.routes.iter().map(route).collect(), BTreeMap::new())
+}
+
 fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
     match login.clone() {
         config::Login::Basic { username, password } => ServiceNowLogin::Basic { username, password },
@@ -104,6 +118,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
     };
     let delivery = DeliverySettings {
         queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
+        routes: routes(settings),
         unknown_group: match settings.delivery.unknown_group {
             config::UnknownGroup::DeadLetter => UnknownGroup::DeadLetter,
             config::UnknownGroup::Drop => UnknownGroup::Drop,
@@ -188,7 +203,8 @@ fn botkit(xo: &config::Xo, own_user: Option<String>) -> BotKitSettings {
     }
 }
 
-fn botkit_door(xo: &config::Xo) -> BotKitDoor {
+fn botkit_door(settings: &Settings) -> BotKitDoor {
+    let xo = &settings.xo;
     let bots = xo.bots.iter().map(|bot| BotDoor {
         bot_id: bot.bot_id.clone(),
         app_id: bot.app_id.clone(),
@@ -212,6 +228,7 @@ fn botkit_door(xo: &config::Xo) -> BotKitDoor {
             email: xo.user.email.clone(),
             language: xo.user.language.clone(),
         },
+        routing_paths: routes(settings).paths(),
         end_on_session_closure: xo.end_on_session_closure,
     }
 }
@@ -250,7 +267,7 @@ pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
             own_user: ingress.own_user.clone(),
         },
         handoffs_token: ingress.handoffs_token.clone(),
-        botkit: botkit_door(&settings.xo),
+        botkit: botkit_door(settings),
         bot_side: settings.bot_side(),
     }
 }

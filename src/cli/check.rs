@@ -267,7 +267,9 @@ async fn platforms(settings: &Settings) -> Vec<Finding> {
 
 async fn servicenow(http: Http, settings: &Settings) -> Vec<Finding> {
     match app::servicenow(http, settings) {
-        Ok(Some(servicenow)) => check::servicenow(&servicenow).await.into_iter().map(Finding::from).collect(),
+        Ok(Some(servicenow)) => {
+            check::servicenow(&servicenow, &settings.queues()).await.into_iter().map(Finding::from).collect()
+        }
         Ok(None) => vec![Finding::well("ServiceNow: not configured")],
         Err(error) => vec![Finding::wrong(format!("ServiceNow: {error:#}"), "")],
     }

@@ -27,6 +27,9 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("servicenow.username", Open),
     ("servicenow.password", Secret),
     ("servicenow.queue_id", Open),
+    ("servicenow.routes.*.when", Open),
+    ("servicenow.routes.*.queue_id", Open),
+    ("servicenow.routes.*.context_variables", Open),
     ("servicenow.auth", Open),
     ("servicenow.client_id", Open),
     ("servicenow.client_secret", Secret),
@@ -130,10 +133,15 @@ pub(super) fn shown(key: &str) -> Option<Shown> {
     KEYS.iter().find(|(known, _)| *known == pattern).map(|(_, shown)| *shown)
 }
 
-/// The key with its list numbers made `*`; so is the language of a text.
+/// The key with its list numbers made `*`; so is the language of a text. A table of conditions has names that its writer chooses.
 pub(super) fn pattern(key: &str) -> String {
     if let Some((_, name)) = key.strip_prefix("xo.texts.").and_then(|rest| rest.split_once('.')) {
         return format!("xo.texts.*.{name}");
+    }
+    if key.starts_with("servicenow.routes.")
+        && let Some((route, _)) = key.split_once(".when.")
+    {
+        return pattern(&format!("{route}.when"));
     }
     let parts = key.split('.').map(|part| {
         let number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -200,5 +208,7 @@ mod tests {
         assert_eq!(shown("xo.bots.x.client_secret"), None);
         assert_eq!(shown("xo.texts.fr.joined"), Some(Open));
         assert_eq!(shown("xo.texts.fr.joind"), None);
+        assert_eq!(shown("servicenow.routes.0.when.context.session.UserContext.lang"), Some(Open));
+        assert_eq!(shown("servicenow.routes.0.whenever.language"), None);
     }
 }

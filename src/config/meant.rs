@@ -12,10 +12,10 @@ use url::{Host, Url};
 use super::reader::Reader;
 use super::settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
-    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
-    UnknownGroup, UserPaths, Xo,
+    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings, StartAction,
+    Texts, UnknownGroup, UserPaths, Xo,
 };
-use crate::message::BotName;
+use crate::message::{BotName, LaneKey};
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. Where the reader found a problem the value is a stand-in that nobody will use.
@@ -29,6 +29,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
         data_dir,
         servicenow: servicenow(reader),
         names_servicenow: reader.is_set("servicenow.host_url"),
+        routes: reader.entries_of("servicenow.routes").iter().map(|place| route(reader, place)).collect(),
         xo: xo(reader),
         handoffs: Handoffs {
             events_url: reader.http_url("handoffs.events_url"),
@@ -112,20 +113,34 @@ fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
     })
 }
 
-fn agent_chat(reader: &mut Reader) -> AgentChat {
-    let mut context_variables = BTreeMap::new();
-    for pair in reader.list("servicenow.context_variables").unwrap_or_default() {
-        // A list, not a table: names in the environment lose their case, and that of these names matters.
-        match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
-            Some((name, value)) if !name.is_empty() => {
-                context_variables.insert(name.to_owned(), value.to_owned());
-            }
-            _ => {
-                let why = format!("\"{}\" is not name=value", pair.escape_debug());
-                reader.wrong("servicenow.context_variables", why);
-            }
-        }
+/// One `[[servicenow.routes]]`: its conditions as a list of `name=value` or as a table.
+fn route(reader: &mut Reader, place: &str) -> Route {
+    let [when, queue_id, context] =
+        ["when", "queue_id", "context_variables"].map(|name| format!("{place}.{name}"));
+    let mut conditions = reader.pairs(&when);
+    conditions.extend(reader.table_of(&when));
+    if conditions.iter().any(|(_, value)| value.is_empty()) {
+        reader.wrong(&when, "a condition has no value: write name=value");
     }
+    let queue = reader.text(&queue_id).filter(|id| {
+        // It becomes a part of an address.
+        let is_id = LaneKey::parse(id).is_ok() && !id.contains(['/', '?', '#', ' ']);
+        if !is_id {
+            reader.wrong(&queue_id, "is no Queue ID: give the sys_id of a queue");
+        }
+        is_id
+    });
+    let context_variables: BTreeMap<String, String> = reader.pairs(&context).into_iter().collect();
+    let decides_nothing = queue.is_none() && context_variables.is_empty();
+    if decides_nothing && !reader.is_wrong(&queue_id) && !reader.is_wrong(&context) {
+        reader.wrong(place, "decides nothing: give it queue_id or context_variables");
+    }
+    Route { when: conditions, queue_id: queue, context_variables }
+}
+
+fn agent_chat(reader: &mut Reader) -> AgentChat {
+    // A list, not a table: names in the environment lose their case, and that of these names matters.
+    let context_variables = reader.pairs("servicenow.context_variables").into_iter().collect();
     let start_action = choice_of(reader, "servicenow.start_action", StartAction::ALL, StartAction::as_str);
     AgentChat {
         start_action: start_action.unwrap_or(StartAction::StartConversation),

@@ -19,8 +19,8 @@ pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
-    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, ServiceNow, Settings, StartAction, Texts,
-    UnknownGroup, UserPaths, Xo,
+    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings, StartAction,
+    Texts, UnknownGroup, UserPaths, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.

@@ -73,6 +73,30 @@ impl Reader {
         inner.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// The entries of a table whose names its writer chooses, each as name and value.
+    pub(super) fn table_of(&self, table: &str) -> Vec<(String, String)> {
+        let named = self.raw.entries.iter().filter_map(|(key, entry)| {
+            let name = key.strip_prefix(table)?.strip_prefix('.')?;
+            match &entry.written {
+                Written::One(text) => Some((name.to_owned(), text.trim().to_owned())),
+                Written::Many(_) => Some((name.to_owned(), String::new())),
+            }
+        });
+        named.collect()
+    }
+
+    /// A list of `name=value`; what is none is reported under the key.
+    pub(super) fn pairs(&mut self, key: &str) -> Vec<(String, String)> {
+        let mut pairs = Vec::new();
+        for pair in self.list(key).unwrap_or_default() {
+            match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+                Some((name, value)) if !name.is_empty() => pairs.push((name.to_owned(), value.to_owned())),
+                _ => self.wrong(key, format!("\"{}\" is not name=value", pair.escape_debug())),
+            }
+        }
+        pairs
+    }
+
     /// A text as it stands; an empty one is a mistake.
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
         self.parsed(

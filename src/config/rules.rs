@@ -113,8 +113,22 @@ fn doors(settings: &Settings, reader: &mut Reader) {
     }
 }
 
+/// A route that cannot do anything over the chosen API is a mistake, not a rule that never matters.
+fn routes(settings: &Settings, reader: &mut Reader) {
+    let connect = settings.servicenow.as_ref().is_some_and(|named| named.api == Api::ConnectSupport);
+    for (number, route) in settings.routes.iter().enumerate() {
+        if connect && route.queue_id.is_none() && !route.context_variables.is_empty() {
+            reader.wrong(
+                &format!("servicenow.routes.{number}.queue_id"),
+                "is missing: context variables have a meaning for servicenow.api = \"virtual_agent\" only",
+            );
+        }
+    }
+}
+
 fn servicenow(settings: &Settings, reader: &mut Reader) {
     own_user(settings, reader);
+    routes(settings, reader);
     let asked_for =
         ["host_url", "username", "password", "client_id", "client_secret", "refresh_token", "queue_id"]
             .iter()

@@ -48,6 +48,8 @@ pub struct Settings {
     pub servicenow: Option<ServiceNow>,
     /// An instance is named; the ingress has no credentials for it.
     pub names_servicenow: bool,
+    /// `servicenow.routes`, in their order: the ingress reads what they need, also if it cannot log in to ServiceNow.
+    pub routes: Vec<Route>,
     pub xo: Xo,
     pub handoffs: Handoffs,
     pub ingress: Ingress,
@@ -90,6 +92,27 @@ pub struct ServiceNow {
     pub wait_limit: Duration,
     pub idle_limit: Duration,
     pub agent_chat: AgentChat,
+}
+
+/// `[[servicenow.routes]]`
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Names and values.
+    pub when: Vec<(String, String)>,
+    pub queue_id: Option<String>,
+    pub context_variables: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Every Queue ID that a start can go to, with the key that names it.
+    pub fn queues(&self) -> Vec<(String, String)> {
+        let default = self.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone());
+        let default = default.map(|id| ("servicenow.queue_id".to_owned(), id)).into_iter();
+        let routes = self.routes.iter().enumerate().filter_map(|(number, route)| {
+            Some((format!("servicenow.routes.{number}.queue_id"), route.queue_id.clone()?))
+        });
+        default.chain(routes).collect()
+    }
 }
 
 /// What only `servicenow.api = "virtual_agent"` reads.

@@ -19,6 +19,7 @@ use super::{Attempt, Deliverer};
 use crate::conversation::{Claim, Conversation, State};
 use crate::delivery::classify::Operation;
 use crate::message::handoff::{Line, Start, Text, Typing};
+use crate::message::routing::is_payload_name;
 use crate::message::{ConversationId, DeadReason, Destination, Endpoint, Message, MessageId, Outcome};
 use crate::platform::servicenow::{File, HistoryLine, Opening, Receipt};
 use crate::platform::{CallError, ChatApi, ServiceNow};
@@ -131,7 +132,7 @@ impl Desk<'_> {
         if !self.deliverer.agent_chats.is_due(self.message.id, settings.watchdog) {
             return Ok(held);
         }
-        let queue_id = start.queue_id.as_deref().or(self.deliverer.settings.queue_id.as_deref());
+        let queue_id = self.queue_of(start);
         self.directory.requested(id, origin(start), queue_id).await?;
         self.heard(id, start.reply.as_deref()).await?;
         if self.directory.asked(id, &group).await? == Claim::TakenByAnother {
@@ -158,7 +159,11 @@ impl Desk<'_> {
         let settings = &self.deliverer.settings.agent_chat;
         let user = start.user.clone().unwrap_or_default();
         let mut context = start.metadata.clone();
+        context.retain(|name, _| !is_payload_name(name));
         context.extend(settings.context_variables.clone());
+        if let Some(route) = self.deliverer.settings.routes.choose(start) {
+            context.extend(route.context_variables.clone());
+        }
         context.insert("live_agent_only".to_owned(), "true".to_owned());
         if let Some(queue_id) = queue_id {
             context.insert(settings.queue_variable.clone(), queue_id.to_owned());

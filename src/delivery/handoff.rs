@@ -77,7 +77,7 @@ impl Desk<'_> {
         if gone && !self.maybe_taken {
             return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
         }
-        let Some(queue_id) = start.queue_id.as_deref().or(self.deliverer.settings.queue_id.as_deref()) else {
+        let Some(queue_id) = self.queue_of(start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
             return self.failed(start, Attempt::dead(HERE, DeadReason::Rejected, why)).await;
         };

@@ -25,6 +25,7 @@ mod notices;
 mod patience;
 pub mod poll;
 mod repeats;
+mod routing;
 mod tell;
 mod transcript;
 mod user_return;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::conversation::{Directory, DirectoryError, Origin, State};
+use crate::message::routing::Routes;
 use crate::message::{
     BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
     MessageId, Outcome, PlatformWords, RetryReason, TripReason,
@@ -78,6 +80,8 @@ pub enum UnknownGroup {
 pub struct DeliverySettings {
     /// `servicenow.queue_id`
     pub queue_id: Option<String>,
+    /// `servicenow.routes`
+    pub routes: Routes,
     /// `delivery.unknown_group`
     pub unknown_group: UnknownGroup,
     /// How long a callback waits for the start that may be opening its group.

@@ -16,6 +16,7 @@ pub mod outcome;
 pub mod platform_words;
 pub mod reply;
 pub(crate) mod rich_text;
+pub mod routing;
 
 use bytes::Bytes;
 use jiff::Timestamp;

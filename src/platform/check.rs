@@ -32,8 +32,9 @@ impl Finding {
 }
 
 /// ServiceNow: is it there, does it know us, has it the API, is there the queue, what time is it there.
-pub async fn servicenow(servicenow: &ServiceNow) -> Vec<Finding> {
-    let (mut findings, clock) = tokio::join!(login_and_queue(servicenow), servicenow.time());
+/// `queues`: every Queue ID that a start can go to, with the key that names it.
+pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
+    let (mut findings, clock) = tokio::join!(login_and_queue(servicenow, queues), servicenow.time());
     // An instance that does not answer is told already.
     if let Ok(Some(theirs)) = clock {
         findings.extend(clocks("ServiceNow", theirs, crate::clock::now()));
@@ -41,13 +42,55 @@ pub async fn servicenow(servicenow: &ServiceNow) -> Vec<Finding> {
     findings
 }
 
-async fn login_and_queue(servicenow: &ServiceNow) -> Vec<Finding> {
+async fn login_and_queue(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
     if let Err(error) = servicenow.log_in().await {
         return no_token(&error, servicenow.login_kind());
     }
     if servicenow.api() == ChatApi::VirtualAgent {
-        return virtual_agent(servicenow).await;
+        let mut findings = virtual_agent(servicenow).await;
+        if findings.iter().all(|finding| finding.ok) {
+            findings.extend(not_asked_for(queues));
+        }
+        return findings;
     }
+    let mut findings = default_queue(servicenow).await;
+    if findings.first().is_some_and(|finding| finding.ok) {
+        findings.extend(routed_queues(servicenow, queues).await);
+    }
+    findings
+}
+
+/// Over the Virtual Agent API a Queue ID is a context variable, which only the conditions of the instance's queues read.
+fn not_asked_for(queues: &[(String, String)]) -> Option<Finding> {
+    let keys: Vec<&str> = queues.iter().map(|(key, _)| key.as_str()).collect();
+    (!keys.is_empty()).then(|| Finding {
+        ok: true,
+        what: format!("{} cannot be asked for over the Virtual Agent API", keys.join(", ")),
+        hint: "the conditions of the instance's work item queues read the context variable: one real chat shows it".into(),
+    })
+}
+
+/// Every queue of the routes, each id once.
+async fn routed_queues(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
+    let mut ids: Vec<(&str, &str)> = Vec::new();
+    for (key, id) in queues.iter().filter(|(_, id)| servicenow.queue_id() != Some(id)) {
+        if !ids.iter().any(|(_, known)| known == id) {
+            ids.push((key, id));
+        }
+    }
+    let asked = ids.iter().map(async |(key, id)| match servicenow.queue(id).await {
+        Ok(queue) => Finding { what: format!("{key}: {}", opening(&queue).what), ..opening(&queue) },
+        Err(error) => {
+            let found = refused(&error, true).pop();
+            let found = found.unwrap_or_else(|| Finding::bad(error.to_string(), "try again later"));
+            let hint = found.hint.replace("servicenow.queue_id", key);
+            Finding { what: format!("{key}: {}", found.what), hint, ..found }
+        }
+    });
+    join_all(asked).await
+}
+
+async fn default_queue(servicenow: &ServiceNow) -> Vec<Finding> {
     let answer = match servicenow.queue_id() {
         Some(id) => servicenow.queue(id).await.map(|queue| vec![queue]),
         None => servicenow.queues().await,
@@ -336,7 +379,7 @@ mod tests {
             login: ServiceNowLogin::Basic { username: "u".into(), password: "p".into() },
             queue_id: queue_id.map(str::to_owned),
         };
-        servicenow(&ServiceNow::new(peer::http(), settings)).await
+        servicenow(&ServiceNow::new(peer::http(), settings), &[]).await
     }
 
     macro_rules! fixture {

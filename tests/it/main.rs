@@ -39,6 +39,7 @@ mod queue_embedded;
 mod rabbit;
 mod replay;
 mod retry;
+mod routing;
 mod scale_out;
 mod servicenow_rule;
 mod servicenow_verbs;

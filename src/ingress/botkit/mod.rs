@@ -8,7 +8,9 @@ mod answer;
 mod bot_mode;
 mod event;
 mod json_paths;
+mod routing;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +59,8 @@ pub struct BotKitDoor {
     pub user: UserPaths,
     /// Whether "end chat" in XO's web widget ends the chat with the agent.
     pub end_on_session_closure: bool,
+    /// The paths into a transfer's payload whose values choose the queue.
+    pub routing_paths: BTreeSet<String>,
 }
 
 /// `xo.user.*`: JSON pointers into an event. The entries of a list are tried in turn; the values of an entry with several pointers
@@ -159,7 +163,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     payload.check_addresses(&settings.allowed_hosts)?;
     match door.event {
         Event::AgentTransfer => {
-            transferred(state, &payload).await?;
+            transferred(state, &payload, &raw).await?;
             return Ok(answer::handed_off());
         }
         Event::Webhook => return Ok(answer::unchanged(raw)),
@@ -200,18 +204,20 @@ async fn keep_turn(
 }
 
 /// The bot hands its user over.
-async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8]) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
     let reply = payload.reply(settings)?;
     let id = payload.id(&conversation_id, "transfer");
+    let mut metadata = routing::values_at(raw, settings.routing_paths.iter().map(String::as_str));
+    metadata.insert("streamId".to_owned(), payload.door.bot_id.clone());
     let start = Start {
         conversation_id: conversation_id.clone(),
         queue_id: None,
         message: payload.last_words().unwrap_or_else(|| settings.first_words.clone()),
         user: payload.user(&settings.user),
         transcript: payload.transcript(),
-        metadata: [("streamId".to_owned(), payload.door.bot_id.clone())].into(),
+        metadata,
         reply: Some(Box::new(reply.clone())),
     };
     let accepted_at = publish(state, id, &Handoff::Start(start)).await?;

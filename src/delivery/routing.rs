@@ -1,0 +1,77 @@
+//! The queue of a start, and whether ServiceNow has every queue that the settings name.
+//!
+//! Guarantees: a start's own Queue ID wins, then the first route that fits, then the default; a Queue ID that ServiceNow does not
+//! have is said in the log when the worker starts, before a user meets it.
+//! Not responsible for: what a route is (`message/routing.rs`), `causeway check` (`platform/check.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Deliverer;
+use super::handoff::Desk;
+use crate::message::Destination;
+use crate::message::handoff::Start;
+use crate::platform::ChatApi;
+use crate::tasks::Stop;
+
+/// How long a ServiceNow that does not answer is left alone before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+impl Desk<'_> {
+    /// The queue that the start waits in.
+    pub(super) fn queue_of<'a>(&'a self, start: &'a Start) -> Option<&'a str> {
+        let settings = &self.deliverer.settings;
+        let routed = || settings.routes.choose(start).and_then(|route| route.queue_id.as_deref());
+        start.queue_id.as_deref().or_else(routed).or(settings.queue_id.as_deref())
+    }
+}
+
+impl Deliverer {
+    /// Asks ServiceNow once for every queue, each as soon as ServiceNow answers. `queues`: the key and the Queue ID.
+    pub async fn ask_for_queues(
+        self: Arc<Self>,
+        mut queues: Vec<(String, String)>,
+        stop: Stop,
+    ) -> Result<(), String> {
+        let Some(servicenow) =
+            self.servicenow.as_ref().filter(|known| known.api() == ChatApi::ConnectSupport)
+        else {
+            stop.wait().await;
+            return Ok(());
+        };
+        while !queues.is_empty() {
+            let mut unanswered = Vec::new();
+            for (key, id) in queues {
+                let Some(_pass) = self.gate(Destination::ServiceNow).enter(false).await else {
+                    unanswered.push((key, id));
+                    continue;
+                };
+                match servicenow.queue(&id).await {
+                    Ok(queue) => {
+                        tracing::debug!(key, open = queue.not_available.is_none(), "a queue is there")
+                    }
+                    Err(error) if matches!(error.status(), Some(404 | 410)) => {
+                        tracing::error!(
+                            key,
+                            queue_id = id,
+                            "ServiceNow has no queue of this id, or does not show it to the user: every start that goes there \
+                             will fail. Correct the setting; `causeway servicenow queues` lists the ids"
+                        );
+                    }
+                    Err(error) => {
+                        tracing::debug!(key, %error, "ServiceNow does not say whether it has this queue");
+                        unanswered.push((key, id));
+                    }
+                }
+            }
+            queues = unanswered;
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                () = tokio::time::sleep(ASK_AGAIN), if !queues.is_empty() => {}
+                else => {}
+            }
+        }
+        stop.wait().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! Which queue a start waits in, and which context variables go with it: rules on the bot, the language, the channel and any value
+//! that the bot's side sends.
+//!
+//! Guarantees: the first route whose conditions all hold wins; a value that is missing holds no condition; the decision depends on
+//! the start and the settings alone, so that each try of a start goes to the same queue.
+//! Not responsible for: reading values out of XO's payload (`ingress/botkit/routing.rs`), asking ServiceNow whether a queue exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::handoff::Start;
+
+/// Under this name and the path a start's metadata carries a value of XO's payload.
+const OF_PAYLOAD: &str = "payload:";
+
+/// One condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// `bot`, `language`, `channel`, `metadata.<name>`, or a path into XO's payload.
+    pub name: String,
+    /// What the value must be.
+    pub value: String,
+}
+
+/// One route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Route {
+    /// All of them must hold; a route without any always holds.
+    pub when: Vec<Condition>,
+    /// The Queue ID; the default one if absent.
+    pub queue_id: Option<String>,
+    /// Context variables for the Virtual Agent API.
+    pub context_variables: BTreeMap<String, String>,
+}
+
+/// `[[servicenow.routes]]`, in their order.
+#[derive(Debug, Clone, Default)]
+pub struct Routes {
+    routes: Vec<Route>,
+    /// Names of bots by their ids.
+    bots: BTreeMap<String, String>,
+}
+
+impl Condition {
+    /// The path into XO's payload, if this condition is about one.
+    fn path(&self) -> Option<&str> {
+        let known = matches!(self.name.as_str(), "bot" | "language" | "channel");
+        (!known && self.name.contains('.') && self.metadata().is_none()).then_some(self.name.as_str())
+    }
+
+    fn metadata(&self) -> Option<&str> {
+        self.name.strip_prefix("metadata.")
+    }
+}
+
+impl Routes {
+    /// `bots`: the name of each bot, by its id.
+    pub const fn new(routes: Vec<Route>, bots: BTreeMap<String, String>) -> Self {
+        Self { routes, bots }
+    }
+
+    /// The paths into XO's payload whose values the routes need.
+    pub fn paths(&self) -> BTreeSet<String> {
+        let conditions = self.routes.iter().flat_map(|route| &route.when);
+        conditions.filter_map(Condition::path).map(str::to_owned).collect()
+    }
+
+    /// The first route that fits.
+    pub fn choose(&self, start: &Start) -> Option<&Route> {
+        self.routes.iter().find(|route| route.when.iter().all(|condition| self.holds(condition, start)))
+    }
+
+    fn holds(&self, condition: &Condition, start: &Start) -> bool {
+        let wanted = condition.value.as_str();
+        match condition.name.as_str() {
+            "bot" => start.reply.as_ref().is_some_and(|reply| {
+                reply.bot_id == wanted || self.bots.get(&reply.bot_id).is_some_and(|name| name == wanted)
+            }),
+            "language" => {
+                let language = start.user.as_ref().and_then(|user| user.language.as_deref());
+                language.is_some_and(|language| is_language(language, wanted))
+            }
+            "channel" => {
+                let channel = start.reply.as_ref().and_then(|reply| reply.channel_type());
+                channel.is_some_and(|channel| channel.eq_ignore_ascii_case(wanted))
+            }
+            name => {
+                let found = match condition.path() {
+                    Some(path) => start.metadata.get(&payload_name(path)),
+                    None => start.metadata.get(condition.metadata().unwrap_or(name)),
+                };
+                found.is_some_and(|found| found.trim() == wanted)
+            }
+        }
+    }
+}
+
+/// `fr` is also the language of `fr-CA` and `fr_FR`.
+fn is_language(language: &str, wanted: &str) -> bool {
+    let (language, wanted) = (language.trim().to_ascii_lowercase(), wanted.to_ascii_lowercase());
+    language.replace('_', "-") == wanted.replace('_', "-")
+        || language.strip_prefix(&wanted).is_some_and(|rest| rest.starts_with(['-', '_']))
+}
+
+/// The name of a payload's value in a start's metadata.
+pub fn payload_name(path: &str) -> String {
+    format!("{OF_PAYLOAD}{path}")
+}
+
+/// Whether a start's metadata carries this only for the routes: it is nothing for ServiceNow.
+pub fn is_payload_name(name: &str) -> bool {
+    name.starts_with(OF_PAYLOAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::handoff::User;
+    use crate::message::{ConversationId, ReplyHandle};
+
+    fn start(language: Option<&str>, metadata: &[(&str, &str)]) -> Start {
+        Start {
+            conversation_id: ConversationId::parse("c").unwrap(),
+            queue_id: None,
+            message: "hi".into(),
+            user: language.map(|language| User { language: Some(language.into()), ..User::default() }),
+            transcript: Vec::new(),
+            metadata: metadata.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            reply: Some(Box::new(ReplyHandle {
+                bot_id: "st-1".into(),
+                component_id: String::new(),
+                request_id: String::new(),
+                base_url: String::new(),
+                send_user_message_url: String::new(),
+                channel: serde_json::json!({"type": "rtm"}),
+                context: serde_json::Value::Null,
+            })),
+        }
+    }
+
+    fn routes(all: &[(&[&str], &str)]) -> Routes {
+        let condition = |text: &&str| {
+            let (name, value) = text.split_once('=').unwrap();
+            Condition { name: name.into(), value: value.into() }
+        };
+        let route = |(when, queue): &(&[&str], &str)| Route {
+            when: when.iter().map(condition).collect(),
+            queue_id: Some((*queue).to_owned()),
+            ..Route::default()
+        };
+        Routes::new(all.iter().map(route).collect(), BTreeMap::from([("st-1".into(), "helpdesk".into())]))
+    }
+
+    #[test]
+    fn the_first_that_fits_wins() {
+        let routes = routes(&[
+            (&["language=fr", "metadata.region=ca"], "q-ca"),
+            (&["language=fr"], "q-fr"),
+            (&["channel=RTM", "bot=helpdesk", "context.session.UserContext.customData.vip=true"], "q-vip"),
+            (&["bot=st-1", "department=hr"], "q-hr"),
+        ]);
+        let queue = |start: &Start| routes.choose(start).and_then(|route| route.queue_id.clone());
+        assert_eq!(queue(&start(Some("fr-CA"), &[("region", "ca")])).as_deref(), Some("q-ca"));
+        assert_eq!(queue(&start(Some("FR_fr"), &[])).as_deref(), Some("q-fr"));
+        assert_eq!(queue(&start(Some("frisian"), &[])), None, "a language is no prefix of letters");
+        let vip = payload_name("context.session.UserContext.customData.vip");
+        assert_eq!(queue(&start(None, &[(&vip, "true")])).as_deref(), Some("q-vip"));
+        assert_eq!(queue(&start(None, &[("department", "hr")])).as_deref(), Some("q-hr"));
+        assert_eq!(queue(&start(None, &[])), None);
+        assert_eq!(
+            routes.paths().into_iter().collect::<Vec<_>>(),
+            ["context.session.UserContext.customData.vip"]
+        );
+    }
+}
