@@ -133,6 +133,7 @@ mod tests {
                 send_user_message_url: String::new(),
                 channel: serde_json::json!({"type": "rtm"}),
                 context: serde_json::Value::Null,
+                language: None,
             })),
         }
     }
