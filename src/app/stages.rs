@@ -75,7 +75,8 @@ fn routes(settings: &Settings) -> Routes {
             context_variables: route.context_variables.clone(),
         }
     };
-    Routes::new(settings.routes.iter().map(route).collect(), BTreeMap::new())
+    let names = settings.xo.bots.iter().map(|bot| (bot.bot_id.clone(), bot.name.as_str().to_owned()));
+    Routes::new(settings.routes.iter().map(route).collect(), names.collect())
 }
 
 fn servicenow_login(login: &config::Login) -> ServiceNowLogin {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::handoff::{Desk, named_file};
 use super::{Deliverer, OwnTrouble};
 use crate::message::handoff::{Line, Start};
-use crate::message::{Destination, MessageId, ReplyHandle};
+use crate::message::{MessageId, ReplyHandle};
 use crate::platform::Spoken;
 use crate::platform::servicenow::{StoredOpening, recognisable};
 
@@ -73,8 +73,8 @@ impl Desk<'_> {
 impl Deliverer {
     /// `None` if XO does not say.
     async fn history(&self, handle: &ReplyHandle) -> Option<Vec<Spoken>> {
-        let gate = self.gate(Destination::Xo);
-        if !gate.breaker().passes() {
+        let destination = self.settings.bot_side.bot(&handle.bot_id)?;
+        if !self.gate(destination).breaker().passes() {
             return None;
         }
         let most = self.settings.botkit.transcript;

@@ -76,7 +76,8 @@ impl Routes {
                 reply.bot_id == wanted || self.bots.get(&reply.bot_id).is_some_and(|name| name == wanted)
             }),
             "language" => {
-                let language = start.user.as_ref().and_then(|user| user.language.as_deref());
+                let of_user = start.user.as_ref().and_then(|user| user.language.as_deref());
+                let language = of_user.or_else(|| start.reply.as_ref()?.language.as_deref());
                 language.is_some_and(|language| is_language(language, wanted))
             }
             "channel" => {
