@@ -31,7 +31,7 @@ use crate::worker::Worker;
 pub use signals::Interrupted;
 use signals::Signals;
 pub use stages::{USER_AGENT, servicenow, xo};
-use stages::{deliverer, ingress_settings, worker_settings};
+use stages::{deliverer, file_door, ingress_settings, worker_settings};
 
 /// How long a callback waits for the start that may be opening its group.
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
@@ -103,6 +103,35 @@ pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
     }
 }
 
+/// `causeway files`: links to files, and nothing else. It needs neither the broker nor the directory.
+pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
+    let mut signals = Signals::hear().context("cannot hear signals")?;
+    let routes = file_door(settings)?.context("files.public_url is not set: no link leads here")?;
+    let stop = Stop::default();
+    let admin = bind(settings.admin_listen, "admin.listen").await?;
+    let (address, key) = match settings.files.listen {
+        Some(listen) => (listen, "files.listen"),
+        None => (settings.ingress.listen, "ingress.listen"),
+    };
+    let listener = bind(address, key).await?;
+    let metrics = Arc::new(Metrics::new("none")?);
+    let state = AdminState { metrics, ready: Arc::new(|| Ok(())), desk: None };
+    tracing::info!(files = ?listener.local_addr()?, admin = ?admin.local_addr()?, "causeway gives files");
+    let mut tasks = Tasks::new(stop.clone());
+    tasks.start("admin", ingress::serve_admin(admin, state, stop.clone()));
+    let time = settings.ingress.read_timeout;
+    tasks.start("files", ingress::serve_beside(listener, routes, time, stop.clone()));
+    let mut ended = std::pin::pin!(tasks.finish(settings.drain));
+    tokio::select! {
+        ended = &mut ended => return ended.map_err(anyhow::Error::from),
+        _ = signals.stop() => stop.ask(),
+    }
+    tokio::select! {
+        ended = ended => ended.map_err(anyhow::Error::from),
+        interrupted = signals.stop() => Err(interrupted.into()),
+    }
+}
+
 impl App {
     /// Binds, opens, starts; returns once everything runs (the broker may still be away).
     pub async fn start(settings: Settings, roles: Roles, stop: &Stop) -> anyhow::Result<Self> {
@@ -137,7 +166,7 @@ impl App {
         };
         app.start_admin(admin, worker, desk(&settings), stop);
         if let Some(public) = public {
-            app.start_ingress(public, &settings, stop);
+            app.start_ingress(public, &settings, roles, stop).await?;
         }
         tracing::info!(engine, public = ?app.public, admin = %app.admin, ?roles, "causeway runs");
         Ok(app)
@@ -195,7 +224,24 @@ impl App {
         self.tasks.start("admin", ingress::serve_admin(listener, state, stop.clone()));
     }
 
-    fn start_ingress(&mut self, listener: TcpListener, settings: &Settings, stop: &Stop) {
+    async fn start_ingress(
+        &mut self,
+        listener: TcpListener,
+        settings: &Settings,
+        roles: Roles,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        // An ingress of its own has no login for ServiceNow: `causeway files` serves the files then.
+        let files = if roles == Roles::Serve { file_door(settings)? } else { None };
+        let beside = match (files, settings.files.listen) {
+            (Some(files), Some(listen)) => {
+                let own = bind(listen, "files.listen").await?;
+                let time = settings.ingress.read_timeout;
+                self.tasks.start("files", ingress::serve_beside(own, files, time, stop.clone()));
+                None
+            }
+            (files, _) => files,
+        };
         let state = IngressState {
             queue: self.queue.clone(),
             directory: self
@@ -206,7 +252,8 @@ impl App {
             settings: ingress_settings(settings),
             budget: Arc::new(ReadBudget::new(settings.ingress.body_limit)),
         };
-        self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), stop.clone()));
+        self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), beside, stop.clone()));
+        Ok(())
     }
 
     /// Keeps the gauge, and ends the process on what cannot heal by itself.

@@ -4,6 +4,7 @@ pub mod message;
 
 pub mod dead;
 pub mod delivery;
+pub mod files;
 pub mod ingress;
 pub mod platform;
 pub mod queue;

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
 use crate::delivery::{
-    AgentChatSettings, AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts,
-    ReadBack, SpokenTexts, Texts, UnknownGroup, backoff::RetrySettings,
+    AgentChatSettings, AgentTemplate, BotKitSettings, Deliverer, DeliverySettings, FileSettings,
+    GateSettings, Parts, ReadBack, SpokenTexts, Texts, UnknownGroup, backoff::RetrySettings,
 };
+use crate::files::{self, FileDoor, FileLinks};
 use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor, UserPaths};
 use crate::message::routing::{Condition, Route, Routes};
 use crate::message::{AllowedHosts, Destination};
@@ -79,6 +80,31 @@ fn routes(settings: &Settings) -> Routes {
     Routes::new(settings.routes.iter().map(route).collect(), names.collect())
 }
 
+/// Signed with a secret of its own, else with one that follows from the login of ServiceNow, which worker and door both have.
+fn file_links(settings: &Settings) -> Option<FileLinks> {
+    let files = &settings.files;
+    let derived = || {
+        let from = match &settings.servicenow.as_ref()?.login {
+            config::Login::Basic { password, .. } => password,
+            config::Login::OAuth { client_secret, .. } => client_secret,
+        };
+        Some(FileLinks::derived_secret(from))
+    };
+    let secret = files.secret.clone().or_else(derived)?;
+    Some(FileLinks::new(files.public_url.clone(), secret, files.expires))
+}
+
+/// The door of files, if links are made and there is something to read them from.
+pub(super) fn file_door(settings: &Settings) -> anyhow::Result<Option<axum::Router>> {
+    let Some(links) = file_links(settings).filter(FileLinks::are_made) else { return Ok(None) };
+    let timeout = settings.delivery.servicenow.timeout;
+    let http = Http::new(&HttpSettings { timeout, user_agent: USER_AGENT.to_owned() })?;
+    let servicenow = servicenow(http.clone(), settings)?;
+    let xo = xo(http.with_timeout(settings.delivery.xo.timeout), settings);
+    let door = FileDoor { links, servicenow, xo, max_size: settings.files.max_size as u64 };
+    Ok(Some(files::router(door)))
+}
+
 fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
     match login.clone() {
         config::Login::Basic { username, password } => ServiceNowLogin::Basic { username, password },
@@ -134,6 +160,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
             Some(config::ReadBack::Always) | None => ReadBack::Always,
         },
         botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
+        files: FileSettings { links: file_links(settings), max_size: settings.files.max_size as u64 },
         agent_chat: settings
             .servicenow
             .as_ref()

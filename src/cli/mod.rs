@@ -52,6 +52,8 @@ enum Verb {
     Ingress,
     /// Deliver messages: queue to ServiceNow and XO. As many of these as needed, with RabbitMQ
     Worker,
+    /// Give the files of conversations to who has a link: GET /v1/files/{token}
+    Files,
     /// Stand in for ServiceNow and XO, scriptable over HTTP
     Sandbox(Box<sandbox::Args>),
     /// Try the settings out: broker, directory, ServiceNow, XO; a line each, a hint each
@@ -134,6 +136,11 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Serve => serve(&sources, Purpose::Serve, Roles::Serve).await,
         Verb::Ingress => serve(&sources, Purpose::Ingress, Roles::Ingress).await,
         Verb::Worker => serve(&sources, Purpose::Worker, Roles::Worker).await,
+        Verb::Files => {
+            let settings = sources.settings(Purpose::Files)?;
+            start_logging(&settings.log);
+            Ok(Box::pin(app::run_files(&settings)).await?)
+        }
         Verb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
         Verb::Check(args) => Box::pin(check::run(&args, &sources)).await,
         Verb::Healthcheck(args) => healthcheck::run(&args, &sources).await,

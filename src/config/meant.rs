@@ -11,9 +11,9 @@ use url::{Host, Url};
 
 use super::reader::Reader;
 use super::settings::{
-    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
-    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings, StartAction,
-    Texts, UnknownGroup, UserPaths, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
+    JwtAlgorithm, Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings,
+    StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 use crate::message::{BotName, LaneKey};
 use crate::telemetry::{LogFormat, LogSettings};
@@ -35,6 +35,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
             events_url: reader.http_url("handoffs.events_url"),
             events_token: reader.secret("handoffs.events_token"),
         },
+        files: files(reader),
         ingress: ingress(reader),
         admin_listen: reader.address("admin.listen"),
         admin_token: reader.secret("admin.token").filter(|token| !token.expose_secret().is_empty()),
@@ -297,6 +298,18 @@ fn host_of(url: &Url) -> Option<String> {
         Host::Ipv6(address) => format!("[{address}]"),
     };
     Some(url.port().map_or(host.clone(), |port| format!("{host}:{port}")))
+}
+
+fn files(reader: &mut Reader) -> Files {
+    Files {
+        public_url: reader.http_url("files.public_url"),
+        listen: reader.parsed("files.listen", "an IP address and a port, as 0.0.0.0:8081", |text| {
+            text.parse().map_err(|_| String::new())
+        }),
+        expires: reader.duration("files.expires"),
+        secret: reader.secret("files.secret").filter(|secret| !secret.expose_secret().is_empty()),
+        max_size: reader.bytes("files.max_size"),
+    }
 }
 
 fn ingress(reader: &mut Reader) -> Ingress {

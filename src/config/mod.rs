@@ -18,9 +18,9 @@ pub use problem::{Place, Problem, Problems};
 pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
-    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Handoffs, Ingress, JwtAlgorithm,
-    Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings, StartAction,
-    Texts, UnknownGroup, UserPaths, Xo,
+    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
+    JwtAlgorithm, Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings,
+    StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.
@@ -35,6 +35,8 @@ pub enum Purpose {
     Ingress,
     /// Queue to the platforms.
     Worker,
+    /// The files of conversations.
+    Files,
     /// Asks every side that is named.
     Check,
     /// The operator's verbs: queue and directory.

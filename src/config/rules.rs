@@ -24,6 +24,12 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     if purpose.takes() {
         doors(settings, reader);
     }
+    if purpose == Purpose::Files {
+        servicenow(settings, reader);
+        if settings.servicenow.is_none() && !reader.is_set("servicenow.host_url") {
+            reader.wrong("servicenow.host_url", "is missing: files are read from ServiceNow");
+        }
+    }
     if purpose.delivers() {
         servicenow(settings, reader);
         somewhere_to_go(settings, purpose, reader);

@@ -52,6 +52,7 @@ pub struct Settings {
     pub routes: Vec<Route>,
     pub xo: Xo,
     pub handoffs: Handoffs,
+    pub files: Files,
     pub ingress: Ingress,
     pub admin_listen: SocketAddr,
     pub admin_token: Option<SecretString>,
@@ -288,6 +289,18 @@ named! {
         /// HMAC with SHA-512.
         Hs512 = "HS512",
     }
+}
+
+/// `files.*`
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Where users and ServiceNow reach the links; without it no link is made.
+    pub public_url: Option<Url>,
+    /// The listener of its own, if it has one.
+    pub listen: Option<SocketAddr>,
+    pub expires: Duration,
+    pub secret: Option<SecretString>,
+    pub max_size: usize,
 }
 
 /// `handoffs.*`

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::attachments::OwnedFile;
 use super::handoff::{Desk, Done, is_open};
 use super::late::origin;
 use super::{Attempt, Deliverer};
@@ -21,7 +22,7 @@ use crate::delivery::classify::Operation;
 use crate::message::handoff::{Line, Start, Text, Typing};
 use crate::message::routing::is_payload_name;
 use crate::message::{ConversationId, DeadReason, Destination, Endpoint, Message, MessageId, Outcome};
-use crate::platform::servicenow::{File, HistoryLine, Opening, Receipt};
+use crate::platform::servicenow::{HistoryLine, Opening, Receipt};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
@@ -193,7 +194,8 @@ impl Desk<'_> {
 
     pub(super) async fn tell_agent(&self, text: &Text, group: &str) -> Done {
         let id = &text.conversation_id;
-        let (words, file) = in_one_message(text);
+        let (words, file) = self.in_one_message(text);
+        let file = file.as_ref().map(OwnedFile::as_file);
         // No call tells whether an earlier try was taken: rather repeat than lose (servicenow.md 7).
         match self.servicenow.tell_agent(id, group, self.message.id, &words, file.as_ref()).await {
             Ok(()) => {
@@ -223,29 +225,6 @@ impl Desk<'_> {
             Err(error) => Ok(Attempt::of(HERE, Outcome::Dropped, error.to_string())),
         }
     }
-}
-
-/// One request takes one file; more of them stand in the text.
-fn in_one_message(text: &Text) -> (String, Option<File<'_>>) {
-    let named = |url: &str, name: Option<&str>| match name {
-        Some(name) => format!("File: {name} {url}"),
-        None => format!("File: {url}"),
-    };
-    let file = text.attachments.first().map(|file| File {
-        url: &file.url,
-        content_type: file.content_type.as_deref(),
-        name: file.name.as_deref().unwrap_or("file"),
-    });
-    let mut lines: Vec<String> = Vec::new();
-    if !text.message.is_empty() {
-        lines.push(text.message.clone());
-    }
-    lines.extend(text.attachments.iter().skip(1).map(|file| named(&file.url, file.name.as_deref())));
-    // A text is wanted in every message.
-    if lines.is_empty() {
-        lines.extend(file.as_ref().map(|file| format!("File: {}", file.name)));
-    }
-    (lines.join("\n"), file)
 }
 
 impl Deliverer {

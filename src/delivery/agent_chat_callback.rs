@@ -178,10 +178,11 @@ impl Chat<'_> {
         let said = Said {
             id,
             group: self.group,
-            text: text.clone(),
+            text: self.deliverer.with_media_links(&self.conversation.id, text, self.message.accepted_at),
             voice,
             agent,
             sys_id: item.message_id.as_deref(),
+            files: &[],
         };
         Some((said, once))
     }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attachments::{Part, Told};
 use super::classify::{Operation, classify};
 use super::tell::{Said, Voice};
 use super::wording::{AgentTemplate, Occasion};
@@ -35,7 +36,7 @@ impl Deliverer {
     /// An agent's words, or an announcement. Other words of the system the user need not know: its news is told as notices.
     pub(super) async fn botkit_says(
         &self,
-        _message: &Message,
+        message: &Message,
         conversation: &Conversation,
         said: &Said<'_>,
     ) -> Done {
@@ -54,7 +55,38 @@ impl Deliverer {
             let why = "the bot has its user back";
             return Ok(Attempt::dead(HERE, DeadReason::ConversationOver, why));
         }
-        self.tell_user(conversation, &said.text, said.voice == Voice::Agent).await
+        let files = self.told_files(&conversation.id, said, message.accepted_at);
+        if files.iter().all(|file| file.url.is_none()) {
+            return self.tell_user(conversation, &said.text, said.voice == Voice::Agent).await;
+        }
+        self.tell_with_files(conversation, said, &files).await
+    }
+
+    /// The words, then each picture; a repeat after a failure does not show again what was shown.
+    async fn tell_with_files(&self, conversation: &Conversation, said: &Said<'_>, files: &[Told]) -> Done {
+        let directory = self.known()?;
+        let web = directory.reply(&conversation.id).await?;
+        let web = web.is_some_and(|reply| reply.handle.channel_type() == Some(WEB_CHANNEL));
+        for (number, part) in Self::parts(&said.text, files, web).into_iter().enumerate() {
+            let step = step(&said.id.to_string(), &format!("part:{number}"));
+            if directory.was_delivered(step).await? {
+                continue;
+            }
+            let told = match &part {
+                Part::Words(words) => self.tell_user(conversation, words, said.voice == Voice::Agent).await?,
+                Part::Image(url) => {
+                    self.by_newest_handle(&conversation.id, Operation::Tell, |handle| async move {
+                        self.xo.show_image(&handle, url).await
+                    })
+                    .await?
+                }
+            };
+            if told.outcome != Outcome::Delivered {
+                return Ok(told);
+            }
+            directory.remember_delivered(step, clock::now()).await?;
+        }
+        Ok(Attempt::delivered(HERE))
     }
 
     /// Causeway's own news.

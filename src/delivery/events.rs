@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::attachments::Told;
 use super::tell::Said;
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::conversation::Conversation;
@@ -26,8 +27,31 @@ struct Event<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum About<'a> {
-    Said { message: &'a str, from: &'static str, agent: Option<&'a str>, sys_id: Option<&'a str> },
+    Said {
+        message: &'a str,
+        from: &'static str,
+        agent: Option<&'a str>,
+        sys_id: Option<&'a str>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        attachments: Vec<AboutFile>,
+    },
     Noticed(serde_json::Map<String, serde_json::Value>),
+}
+
+/// A file of an agent, with a link that opens it if `files.public_url` is set.
+#[derive(Serialize)]
+struct AboutFile {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+}
+
+impl From<Told> for AboutFile {
+    fn from(told: Told) -> Self {
+        Self { name: told.name, url: told.url, content_type: told.content_type }
+    }
 }
 
 impl Deliverer {
@@ -37,11 +61,13 @@ impl Deliverer {
         conversation: &Conversation,
         said: &Said<'_>,
     ) -> Attempt {
+        let files = self.told_files(&conversation.id, said, message.accepted_at).into_iter();
         let about = About::Said {
             message: &said.text,
             from: said.voice.as_str(),
             agent: said.agent,
             sys_id: said.sys_id,
+            attachments: files.map(AboutFile::from).collect(),
         };
         self.post_event(&Event {
             id: said.id,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::attachments::{names_a_file, with_names};
 use super::breaker;
 use super::tell::{Said, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
@@ -21,7 +22,7 @@ use crate::message::{
     Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, MessageId, Outcome,
     Story,
 };
-use crate::platform::servicenow::Heard;
+use crate::platform::servicenow::{AgentFile, Heard};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long one reading may take.
@@ -50,7 +51,11 @@ enum Before {
     /// Nobody knows; what is missing is found later.
     Unknown,
     /// These were said before it; the last ones may not have been told.
-    Read(Vec<Heard>),
+    Read {
+        heard: Vec<Heard>,
+        /// Files of the callback's own row.
+        files: Vec<AgentFile>,
+    },
     /// It is not for the user at all.
     Internal,
     /// ServiceNow did not answer; it may a moment later.
@@ -80,20 +85,22 @@ impl Deliverer {
         {
             return Ok(attempt);
         }
-        if let Before::Read(heard) = &before {
+        if let Before::Read { heard, .. } = &before {
             for heard in heard {
                 if let Some(attempt) = self.missed(directory, message, callback, conversation, heard).await? {
                     return Ok(attempt);
                 }
             }
         }
+        let files: &[AgentFile] = if let Before::Read { files, .. } = &before { files } else { &[] };
         let said = Said {
             id: message.id,
             group: &callback.group,
-            text: callback.text(self.instance()),
+            text: with_names(callback.text(self.instance()), files),
             voice: voice(writer),
             agent: writer,
             sys_id: callback.sys_id.as_deref(),
+            files,
         };
         let attempt = self.say(message, conversation, &said).await?;
         if matches!(attempt.outcome, Outcome::Delivered | Outcome::Dropped) {
@@ -147,7 +154,11 @@ impl Deliverer {
             return Ok(Before::Unknown);
         }
         let last_told = directory.last_told(&callback.group).await?;
-        if let Some(previous) = &callback.previous {
+        // A file is shown by its row alone.
+        let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
+        if has_file {
+            // It is read back, whatever is known of what came before.
+        } else if let Some(previous) = &callback.previous {
             if previous.as_str() == last_told.as_deref().unwrap_or_default() {
                 return Ok(Before::Complete);
             }
@@ -160,14 +171,16 @@ impl Deliverer {
         };
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).remove(&callback.group);
         // Where it is not shown the rule was faster than its own transaction: everything that is shown came before it.
+        let mut files = Vec::new();
         if let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) {
             if heard[here].internal {
                 return Ok(Before::Internal);
             }
+            files.clone_from(&heard[here].files);
             heard.truncate(here);
         }
         heard.retain(|heard| !heard.internal);
-        Ok(Before::Read(heard))
+        Ok(Before::Read { heard, files })
     }
 
     /// Whether a chat that could not be read is worth waiting for.
@@ -223,10 +236,14 @@ impl Deliverer {
         let said = Said {
             id: lost.id,
             group: &callback.group,
-            text: crate::message::rich_text::message_text(&heard.text, self.instance()),
+            text: with_names(
+                crate::message::rich_text::message_text(&heard.text, self.instance()),
+                &heard.files,
+            ),
             voice: voice(writer),
             agent: writer,
             sys_id: Some(&heard.sys_id),
+            files: &heard.files,
         };
         let attempt = self.say(message, conversation, &said).await?;
         match attempt.outcome {

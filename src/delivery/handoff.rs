@@ -260,15 +260,20 @@ impl Desk<'_> {
         if self.servicenow.api() == ChatApi::VirtualAgent {
             return self.tell_agent(text, group).await;
         }
-        let words = with_attachments(text);
         if self.maybe_taken {
-            match self.taken_message(id, group, &words).await? {
-                Ok(Some(posted)) => return self.sent(group, &posted).await,
-                Ok(None) => {}
-                Err(error) => return self.or_over(id, group, &error, Operation::State).await,
+            for words in self.texts_with_files(text) {
+                match self.taken_message(id, group, &words).await? {
+                    Ok(Some(posted)) => return self.sent(group, &posted).await,
+                    Ok(None) => {}
+                    Err(error) => return self.or_over(id, group, &error, Operation::State).await,
+                }
             }
         }
-        match self.servicenow.send(id, group, &words).await {
+        let carried = match self.carry_files(text, group).await {
+            Ok(carried) => carried,
+            Err(attempt) => return Ok(attempt),
+        };
+        match self.servicenow.send(id, group, &carried.words, &carried.files).await {
             Ok(posted) => self.sent(group, &posted).await,
             Err(error) => self.or_over(id, group, &error, Operation::Send).await,
         }

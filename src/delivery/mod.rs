@@ -7,6 +7,7 @@
 mod agent_chat;
 mod agent_chat_callback;
 mod agent_joins;
+mod attachments;
 pub mod backoff;
 mod bot_turn;
 mod botkit;
@@ -49,6 +50,7 @@ use crate::queue::{Lease, Queue, QueueError};
 use crate::telemetry::Metrics;
 pub use agent_chat::AgentChatSettings;
 use agent_chat::AgentChats;
+pub use attachments::FileSettings;
 use breaker::{Breaker, Heard};
 use classify::{Operation, classify};
 pub use gaps::ReadBack;
@@ -98,6 +100,8 @@ pub struct DeliverySettings {
     pub read_back: ReadBack,
     /// How a bot's users are spoken to.
     pub botkit: BotKitSettings,
+    /// How files are carried.
+    pub files: FileSettings,
     /// Chats over the Virtual Agent API.
     pub agent_chat: AgentChatSettings,
 }
@@ -114,6 +118,7 @@ pub struct Deliverer {
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
     agent_chats: AgentChats,
+    transfers: attachments::Transfers,
     /// The gate of every destination that the settings do not know: nothing is sent there.
     no_gate: Gate,
     /// When each destination answered with a success last.
@@ -235,6 +240,7 @@ impl Deliverer {
                 .collect(),
             no_gate: gate(Destination::Callbacks),
             agent_chats: AgentChats::default(),
+            transfers: attachments::Transfers::default(),
             settings,
             servicenow: parts.servicenow,
             xo: parts.xo,

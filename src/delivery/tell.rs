@@ -9,6 +9,7 @@ use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, Origin};
 use crate::message::{Endpoint, Message, MessageId, Notice, NoticeEvent, Outcome};
+use crate::platform::servicenow::AgentFile;
 
 /// What somebody types is of interest this long, counted from when it was seen.
 pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub(super) struct Said<'a> {
     pub(super) agent: Option<&'a str>,
     /// ServiceNow's name for it.
     pub(super) sys_id: Option<&'a str>,
+    /// Files that came with it.
+    pub(super) files: &'a [AgentFile],
 }
 
 impl Deliverer {

@@ -198,9 +198,26 @@ impl Door {
 }
 
 /// Serves the public listener until `stop`: then accepts nothing more and finishes what is in flight.
-pub async fn serve_public(listener: TcpListener, state: Arc<IngressState>, stop: Stop) -> io::Result<()> {
+/// `beside`: routes of another part that are served here, too.
+pub async fn serve_public(
+    listener: TcpListener,
+    state: Arc<IngressState>,
+    beside: Option<Router>,
+    stop: Stop,
+) -> io::Result<()> {
     let read_timeout = state.settings.read_timeout;
-    server::serve(listener, router(state), read_timeout, stop).await
+    let routes = beside.into_iter().fold(router(state), Router::merge);
+    server::serve(listener, routes, read_timeout, stop).await
+}
+
+/// Serves the routes of another part on a listener of their own, as carefully as the public one.
+pub async fn serve_beside(
+    listener: TcpListener,
+    routes: Router,
+    read_timeout: Duration,
+    stop: Stop,
+) -> io::Result<()> {
+    server::serve(listener, routes, read_timeout, stop).await
 }
 
 fn router(state: Arc<IngressState>) -> Router {

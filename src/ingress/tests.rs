@@ -69,7 +69,7 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
     let budget = Arc::new(ReadBudget::new(settings.body_limit));
     let state = IngressState { queue, directory: None, metrics: Arc::clone(&metrics), settings, budget };
     let stop = Stop::default();
-    let server = tasks::spawn(serve_public(listener, Arc::new(state), stop.clone()));
+    let server = tasks::spawn(serve_public(listener, Arc::new(state), None, stop.clone()));
     Relay { address, metrics, stop, server }
 }
 

@@ -19,6 +19,10 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use url::Url;
 
+mod transfer;
+
+pub use transfer::{Broken, Content};
+
 use super::error::{NoAnswer, NoAnswerKind, Sent};
 use crate::message::platform_words::one_line;
 

@@ -16,7 +16,7 @@ pub mod xo;
 mod peer;
 
 pub use error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
-pub use http::{Http, HttpProblem, HttpSettings};
+pub use http::{Broken, Content, Http, HttpProblem, HttpSettings};
 pub use servicenow::{
     ChatApi, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin,
     ServiceNowSettings, Started,

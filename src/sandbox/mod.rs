@@ -41,6 +41,7 @@ pub use settings::{
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
+pub use servicenow::files::StoredFile;
 use world::World;
 
 /// Why the simulated agent could not do something.
@@ -208,6 +209,29 @@ impl Sandbox {
     /// The agent writes.
     pub async fn agent_says(&self, group: &str, text: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_says(group, text)).await
+    }
+
+    /// The agent sends a file.
+    pub async fn agent_sends_file(
+        &self,
+        group: &str,
+        name: &str,
+        content_type: &str,
+        bytes: &[u8],
+    ) -> Result<(), AgentError> {
+        let id = self.keep_file(group, name, content_type, bytes);
+        self.deed(|desk| desk.agent_sends(group, name, &id)).await
+    }
+
+    /// Puts a file into the instance, and returns its sys_id.
+    pub fn keep_file(&self, group: &str, name: &str, content_type: &str, bytes: &[u8]) -> String {
+        let (name, content_type, group) = (name.to_owned(), content_type.to_owned(), group.to_owned());
+        self.world.files.keep(StoredFile { name, content_type, group, bytes: bytes.to_vec() })
+    }
+
+    /// Every file that the instance has.
+    pub fn files(&self) -> Vec<StoredFile> {
+        self.world.files.list()
     }
 
     /// The agent writes to other agents: a row that no user may read.

@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::script::Script;
 use super::servicenow::callbacks::Courier;
 use super::servicenow::desk::{Desk, Refusal, Row};
+use super::servicenow::files::Files;
 use super::servicenow::oauth::Tokens;
 use super::servicenow::session::Sessions;
 use super::servicenow::tables::Tables;
@@ -27,6 +28,7 @@ pub(super) struct World {
     pub(super) sessions: Sessions,
     pub(super) tokens: Tokens,
     pub(super) tables: Tables,
+    pub(super) files: Files,
     pub(super) courier: Courier,
     pub(super) botkit: BotKitState,
     /// Where the sandbox listens.
@@ -70,6 +72,7 @@ impl World {
             sessions: Sessions::new(settings.session_queue),
             tokens: Tokens::new(settings.oauth.clone()),
             tables: Tables::default(),
+            files: Files::default(),
             courier: Courier::new(settings.callback.clone()),
             botkit: BotKitState::new(settings.botkit, settings.botkit_url.clone(), settings.keep),
             url: url.to_owned(),

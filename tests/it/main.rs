@@ -26,6 +26,7 @@ mod desk;
 mod destinations;
 mod directory;
 mod faults;
+mod files;
 mod gaps;
 mod ingress;
 mod metrics;

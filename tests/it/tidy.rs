@@ -14,6 +14,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("conversation", &["ingress", "worker", "delivery", "platform", "dead", "sandbox"]),
     ("platform", &["ingress", "queue", "worker", "delivery", "dead", "sandbox"]),
     ("delivery", &["ingress", "worker", "dead", "sandbox"]),
+    ("files", &["ingress", "queue", "worker", "delivery", "conversation", "dead", "sandbox"]),
     ("worker", &["ingress", "sandbox"]),
     ("ingress", &["worker", "delivery", "platform", "sandbox"]),
     ("dead", &["ingress", "worker", "delivery", "platform", "sandbox"]),
@@ -23,8 +24,18 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 ];
 
 /// No stage reads the settings or knows who assembles it.
-const STAGES: &[&str] =
-    &["message", "queue", "conversation", "platform", "delivery", "worker", "ingress", "dead", "sandbox"];
+const STAGES: &[&str] = &[
+    "message",
+    "queue",
+    "conversation",
+    "platform",
+    "files",
+    "delivery",
+    "worker",
+    "ingress",
+    "dead",
+    "sandbox",
+];
 const ASSEMBLY: &[&str] = &["config", "cli", "app"];
 
 /// What may stand in one file of `src` only: the words, the file, the reason.

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::attachments;
 use super::json_paths::{self, Keep, entries, pick, written};
 use super::{BotKitDoor, Door, Kept, UserPaths};
 use crate::ingress::problem::{Fault, Refusal};
@@ -23,8 +24,6 @@ use crate::message::{AllowedHosts, ConversationId, MessageId, ReplyHandle};
 const TEXT_BYTES_MAX: usize = 32 << 10;
 /// The newest lines of the history that an agent is shown.
 const LINES_MAX: usize = 50;
-/// The files of one message.
-const FILES_MAX: usize = 20;
 /// A value that names something is not longer, as JSON.
 const SMALL_BYTES_MAX: usize = 4 << 10;
 
@@ -359,18 +358,13 @@ impl<'a> Payload<'a> {
 
     /// Files that came with the words. Their shape is not documented: whatever has an address counts.
     pub(super) fn attachments(&self) -> Vec<Attachment> {
-        self.files().into_iter().filter_map(attachment).collect()
+        attachments::files(self.all(attachments::PLACES))
     }
 
     fn files(&self) -> VecDeque<&'a RawValue> {
-        let places = [
-            "/channel/attachments",
-            "/channel/channelInfos/attachments",
-            "/messageObject/attachments",
-            "/attachments",
-        ];
-        let lists = self.all(&places).into_iter().flatten().map(|list| entries(list, Keep::First(FILES_MAX)));
-        lists.into_iter().find(|list| !list.is_empty()).unwrap_or_default()
+        let found = self.all(attachments::PLACES).into_iter().flatten();
+        let mut lists = found.map(|list| entries(list, Keep::First(attachments::FILES_MAX)));
+        lists.find(|list| !list.is_empty()).unwrap_or_default()
     }
 }
 
@@ -465,19 +459,6 @@ fn file_name(entry: &RawValue) -> Option<String> {
     let name = name.split(['?', '#']).next().unwrap_or_default();
     let last = name.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or("file");
     Some(last.chars().filter(|c| !c.is_control()).take(CHARS_MAX).collect())
-}
-
-fn attachment(entry: &RawValue) -> Option<Attachment> {
-    let found = |paths: &[&str]| {
-        let found = json_paths::pick(entry.get(), paths).unwrap_or_default();
-        found.into_iter().flatten().find_map(json_paths::text).map(Cow::into_owned)
-    };
-    let url = found(&["/url", "/url/fileUrl", "/fileUrl", "/fileUrl/fileUrl"])?;
-    Some(Attachment {
-        url,
-        name: found(&["/fileName", "/name"]),
-        content_type: found(&["/contentType", "/mimeType"]),
-    })
 }
 
 #[cfg(test)]

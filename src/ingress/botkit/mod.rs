@@ -5,6 +5,7 @@
 //! (`ingress/token.rs`), reading the payload (`event.rs`), the words of the answers (`answer.rs`), everything after the queue.
 
 mod answer;
+mod attachments;
 mod bot_mode;
 mod event;
 mod json_paths;

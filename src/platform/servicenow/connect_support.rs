@@ -28,16 +28,20 @@ impl ServiceNow {
         entry.meaning().ok_or_else(|| CallError::bad_body("a start without `group`"))
     }
 
-    /// Writes into the chat, and says what ServiceNow called the message. After an error that leaves it open whether
+    /// Writes into the chat, and says what ServiceNow called the message. `files`: sys_ids of uploaded files. After an error that leaves it open whether
     /// it happened, look with [`ServiceNow::find_sent`].
     pub async fn send(
         &self,
         conversation: &ConversationId,
         group: &str,
         text: &str,
+        files: &[String],
     ) -> Result<Posted, CallError> {
         let path = ["api", "now", "connect", "conversations", group, "messages"];
-        let body = json!({ "message": text, "group": group, "reflected_field": "comments" });
+        let mut body = json!({ "message": text, "group": group, "reflected_field": "comments" });
+        if !files.is_empty() {
+            body["attachments"] = json!(files);
+        }
         let stored: WireMessage = self.in_session(conversation, Request::post(&path, &body, text)).await?;
         Ok(Posted { sys_id: stored.sys_id })
     }

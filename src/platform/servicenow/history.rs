@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use super::readback::PAGES_MAX;
-use super::wire::{OneOrMany, WireSession};
+use super::wire::{OneOrMany, WireFile, WireSession};
 use super::{QueueEntry, Request, ServiceNow};
 use crate::message::ConversationId;
 use crate::platform::error::CallError;
@@ -22,6 +22,38 @@ pub struct Heard {
     pub text: String,
     /// Among agents only: no user may read it.
     pub internal: bool,
+    /// Files that came with it.
+    pub files: Vec<AgentFile>,
+}
+
+/// A file of an agent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AgentFile {
+    /// sys_id of the `sys_attachment`.
+    pub sys_id: String,
+    /// Its name; empty for some images.
+    pub name: String,
+    /// Its media type, where ServiceNow says it.
+    pub content_type: Option<String>,
+    /// Whether our user may read it.
+    pub can_read: bool,
+}
+
+impl std::fmt::Debug for AgentFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentFile").field("sys_id", &self.sys_id).finish_non_exhaustive()
+    }
+}
+
+fn file(wire: WireFile) -> Option<AgentFile> {
+    let refused =
+        |can: &serde_json::Value| can == &serde_json::Value::Bool(false) || can.as_str() == Some("false");
+    Some(AgentFile {
+        sys_id: wire.sys_id?,
+        name: wire.file_name.unwrap_or_default(),
+        content_type: wire.content_type,
+        can_read: !wire.can_read.as_ref().is_some_and(refused),
+    })
 }
 
 impl std::fmt::Debug for Heard {
@@ -55,7 +87,8 @@ impl ServiceNow {
                 if seen.insert(sys_id.clone()) && !own {
                     let internal = message.internal || message.private_message;
                     let text = message.formatted_message.or(message.message).unwrap_or_default();
-                    heard.push(Heard { sys_id, created_by: message.created_by, text, internal });
+                    let files = message.attachments.into_iter().filter_map(file).collect();
+                    heard.push(Heard { sys_id, created_by: message.created_by, text, internal, files });
                 }
             }
             if seen.len() == known || before.is_none() {

@@ -5,6 +5,7 @@
 //! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs,
 //! `virtual_agent.rs` the newer one; all of them call through [`ServiceNow::converse`].
 
+mod attachments;
 mod auth;
 mod connect_support;
 mod history;
@@ -28,10 +29,11 @@ use url::Url;
 use super::error::CallError;
 use super::http::{Call, Http, Reply};
 use crate::message::{ConversationId, named};
+pub use attachments::StoredFile;
 pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
 use auth::{Auth, Pass};
-pub use history::Heard;
+pub use history::{AgentFile, Heard};
 pub use readback::{Opening as StoredOpening, Posted, Since, StartText, Started, recognisable};
 use session::{Lease, Sessions};
 pub use table::Row;

@@ -102,11 +102,11 @@ async fn every_answer_is_read() {
                 assert!(!client.find_started(&c(), "q", whole(TEXT)).await.unwrap().is_empty(), "{name}")
             }
             "leave" => client.leave(&c(), GROUP).await.unwrap(),
-            "message" => assert!(client.send(&c(), GROUP, TEXT).await.unwrap().sys_id.is_some()),
+            "message" => assert!(client.send(&c(), GROUP, TEXT, &[]).await.unwrap().sys_id.is_some()),
             "messages" if name.ends_with(".json") => {
                 client.find_sent(&c(), GROUP, TEXT, Since::Start).await.unwrap();
             }
-            _ => check_refusal(&name, answered(client.send(&c(), GROUP, TEXT).await)),
+            _ => check_refusal(&name, answered(client.send(&c(), GROUP, TEXT, &[]).await)),
         }
     }
 }
@@ -169,7 +169,7 @@ fn every_callback_is_what_it_claims_to_be() {
 async fn every_call_has_its_documented_form() {
     let (peer, client) = peer("start-waiting.json").await;
     client.start(&c(), "q 1/x", "say \"hi\"\n<b>").await.unwrap();
-    client.send(&c(), GROUP, "안녕").await.unwrap();
+    client.send(&c(), GROUP, "안녕", &[]).await.unwrap();
     client.leave(&c(), GROUP).await.unwrap();
     client.state(&c(), GROUP).await.unwrap();
     let heard = peer.heard.lock().unwrap();
@@ -223,9 +223,9 @@ async fn success_without_its_shape_may_have_happened() {
 #[tokio::test]
 async fn without_an_answer_it_says_whether_it_was_sent() {
     let nobody = client(&peer::nobody().await);
-    assert_eq!(no_answer(nobody.send(&c(), GROUP, TEXT).await), (Sent::No, NoAnswerKind::Connect));
+    assert_eq!(no_answer(nobody.send(&c(), GROUP, TEXT, &[]).await), (Sent::No, NoAnswerKind::Connect));
     let cutting = Peer::cutting().await;
-    let result = client(&cutting.url).send(&c(), GROUP, TEXT).await;
+    let result = client(&cutting.url).send(&c(), GROUP, TEXT, &[]).await;
     assert_eq!(no_answer(result), (Sent::Maybe, NoAnswerKind::Reset));
     assert_eq!(cutting.heard.lock().unwrap().len(), 1, "a POST is never repeated by itself");
 }
@@ -236,7 +236,7 @@ async fn nothing_shows_the_password_or_the_text() {
     let peer =
         Peer::saying(format!("HTTP/1.1 400 Bad Request\ncontent-type: application/json\n\n{said}")).await;
     let client = client(&peer.url);
-    let error = client.send(&c(), GROUP, TEXT).await.unwrap_err();
+    let error = client.send(&c(), GROUP, TEXT, &[]).await.unwrap_err();
     let shown = format!("{client:?} {error:?} {error}");
     assert!(shown.contains("Bad value"), "{shown}");
     for secret in ["hush", "laptop", "chatbot_interface"] {
@@ -282,7 +282,7 @@ async fn a_session_is_kept_rotated_and_dropped() {
     let peer = Peer::serving(rotating()).await;
     let client = client(&peer.url);
     let came = async |conversation: &ConversationId, group: &str| {
-        client.send(conversation, group, TEXT).await.unwrap().sys_id.unwrap()
+        client.send(conversation, group, TEXT, &[]).await.unwrap().sys_id.unwrap()
     };
     assert_eq!(came(&c(), "g").await, "none");
     assert_eq!(came(&c(), "g").await, "JSESSIONID=s1");
@@ -292,7 +292,7 @@ async fn a_session_is_kept_rotated_and_dropped() {
     assert_eq!(came(&c(), "lapsed").await, "none");
     assert_eq!(came(&c(), "g").await, "JSESSIONID=s6");
     // Turn 8: queued or dropped.
-    let kind = answered(client.send(&c(), "busy", TEXT).await).kind;
+    let kind = answered(client.send(&c(), "busy", TEXT, &[]).await).kind;
     assert_eq!(kind, AnswerKind::NotReady(NotReady::Accepted));
     assert_eq!(came(&c(), "g").await, "none");
     client.forget(&c());
@@ -324,14 +324,14 @@ async fn one_call_at_a_time_for_each_conversation() {
     let calls: Vec<_> = (0..4)
         .map(|_| {
             let client = client.clone();
-            crate::tasks::spawn(async move { client.send(&c(), GROUP, TEXT).await })
+            crate::tasks::spawn(async move { client.send(&c(), GROUP, TEXT, &[]).await })
         })
         .collect();
     arrived.notified().await;
     assert!(client.busy(&c()));
     let other = {
         let client = client.clone();
-        crate::tasks::spawn(async move { client.send(&conversation("c-2"), GROUP, TEXT).await })
+        crate::tasks::spawn(async move { client.send(&conversation("c-2"), GROUP, TEXT, &[]).await })
     };
     arrived.notified().await;
     assert_eq!(flying.load(Ordering::SeqCst), 2, "two conversations, one call each");

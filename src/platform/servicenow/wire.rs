@@ -205,6 +205,29 @@ pub(super) struct WireMessage {
     pub(super) internal: bool,
     #[serde(default, deserialize_with = "truth")]
     pub(super) private_message: bool,
+    #[serde(default, deserialize_with = "files")]
+    pub(super) attachments: Vec<WireFile>,
+}
+
+/// A file of a `live_message`.
+#[derive(Deserialize)]
+pub(super) struct WireFile {
+    #[serde(default, deserialize_with = "text")]
+    pub(super) sys_id: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) file_name: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    pub(super) content_type: Option<String>,
+    /// Absent where the instance does not say.
+    #[serde(default)]
+    pub(super) can_read: Option<Value>,
+}
+
+/// A list of files; what is none is left out.
+fn files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<WireFile>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let entries = value.as_array().into_iter().flatten();
+    Ok(entries.filter_map(|entry| WireFile::deserialize(entry).ok()).collect())
 }
 
 /// Text, a number, or a reference as an object; empty text is nothing.

@@ -142,6 +142,14 @@ impl Xo {
         self.call_bot(handle, &handle.send_user_message_url, &payload).await
     }
 
+    /// Shows a picture to the user (platforms/xo.md 3.3).
+    pub async fn show_image(&self, handle: &ReplyHandle, url: &str) -> Result<(), CallError> {
+        let mut payload = payload(handle);
+        let template = json!({"type": "image", "payload": {"url": url}});
+        payload["overrideMessagePayload"] = json!({"isTemplate": true, "body": template.to_string()});
+        self.call_bot(handle, &handle.send_user_message_url, &payload).await
+    }
+
     /// Begins, ends or prolongs an agent session.
     pub async fn agent_session(&self, handle: &ReplyHandle, step: SessionStep) -> Result<(), CallError> {
         let address = at(&handle.base_url, step.path(), &handle.request_id);

@@ -6,6 +6,7 @@
 
 mod botkit;
 mod callback;
+mod files;
 mod history;
 mod template;
 

@@ -181,7 +181,11 @@ async fn messages(State(world): Shared, Path(group): Path<String>, Query(page): 
     let desk = world.desk();
     let before = |row: &&Row| page.before.is_none_or(|before| row.created.as_millisecond() < before);
     answer(desk.chat(&group).map(|chat| {
-        let rows = chat.rows.iter().rev().filter(before).take(PAGE).map(shapes::message);
+        let rows = chat.rows.iter().rev().filter(before).take(PAGE).map(|row| {
+            let mut shown = shapes::message(row);
+            shown["attachments"] = world.files.shown(&row.attachments);
+            shown
+        });
         json!(rows.collect::<Vec<Value>>())
     }))
 }

@@ -141,7 +141,7 @@ pub(crate) enum TransferStep {
 pub(crate) struct Desk {
     pub(crate) switches: Switches,
     pub(crate) queues: BTreeMap<String, Queue>,
-    chats: BTreeMap<String, Chat>,
+    pub(super) chats: BTreeMap<String, Chat>,
     ended: VecDeque<String>,
     keep: Option<usize>,
     user: String,

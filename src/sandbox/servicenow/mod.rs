@@ -4,6 +4,7 @@
 pub(super) mod callbacks;
 pub(super) mod connect;
 pub(super) mod desk;
+pub(super) mod files;
 pub(super) mod oauth;
 pub(super) mod session;
 pub(super) mod shapes;
@@ -23,6 +24,7 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
     Router::new()
         .merge(connect::router())
         .merge(tables::router())
+        .merge(files::router())
         .merge(virtual_agent::router())
         .fallback(unknown)
         .layer(from_fn_with_state(world.clone(), session::door))

@@ -345,6 +345,7 @@ async fn write(
 pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
     DeliverySettings {
         routes: crate::message::routing::Routes::default(),
+        files: crate::delivery::FileSettings::default(),
         queue_id: None,
         unknown_group: UnknownGroup::default(),
         unknown_group_wait: Duration::from_secs(30),

@@ -1,0 +1,391 @@
+//! Files in both directions: a user's file to the agent, an agent's file to the user.
+//!
+//! Guarantees: a file never holds its conversation up for longer than [`PATIENCE`]: after that, or if a platform refuses it for good,
+//! its name and an address that opens it are told instead; files never take more than [`AT_ONCE`] places of a worker; a credential
+//! goes to its own platform alone; a repeated message has the same text, so that it is recognised.
+//! Not responsible for: fetching and storing (`platform/xo/files.rs`, `platform/servicenow/attachments.rs`), links (`files/`).
+
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::handoff::{Desk, named_file};
+use super::tell::Said;
+use super::{Attempt, Deliverer};
+use crate::clock;
+use crate::files::{FileLinks, LinkedFile, Source, content_type_of, is_image};
+use crate::message::handoff::{Attachment, Text};
+use crate::message::{ConversationId, Endpoint, safe_file_name};
+use crate::platform::servicenow::{AgentFile, File};
+use crate::platform::{AnswerKind, CallError};
+
+/// How long a file is tried, counted from the acceptance of its message. The words of the user wait behind it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one transfer may take (platforms/xo.md 3.3: 30 s).
+const TRANSFER: Duration = Duration::from_secs(30);
+/// Transfers of a worker at once.
+const AT_ONCE: usize = 4;
+
+/// How files are carried.
+#[derive(Debug, Clone)]
+pub struct FileSettings {
+    /// Makes links; absent without a secret to sign them with.
+    pub links: Option<FileLinks>,
+    /// `files.max_size`, in bytes.
+    pub max_size: u64,
+}
+
+impl Default for FileSettings {
+    fn default() -> Self {
+        Self { links: None, max_size: 25 << 20 }
+    }
+}
+
+/// What a worker shares among its transfers.
+#[derive(Debug)]
+pub(super) struct Transfers(Semaphore);
+
+impl Default for Transfers {
+    fn default() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+}
+
+/// A message with its files at ServiceNow.
+pub(super) struct Carried {
+    pub(super) words: String,
+    /// sys_ids of the uploaded files.
+    pub(super) files: Vec<String>,
+}
+
+/// What became of one file.
+enum Fate {
+    Uploaded(String),
+    /// Told as words, for this reason.
+    Named(&'static str),
+    /// Worth another try.
+    Later(&'static str),
+}
+
+impl Desk<'_> {
+    /// The texts that a message with files can have been sent with: all files uploaded, or none.
+    pub(super) fn texts_with_files(&self, text: &Text) -> Vec<String> {
+        let uploaded = |file: &Attachment| self.uploaded_or_named(file, text);
+        let named = |file: &Attachment| self.named(file, text, "");
+        let mut texts = vec![joined(text, uploaded), joined(text, named)];
+        texts.dedup();
+        texts
+    }
+
+    fn uploaded_or_named(&self, file: &Attachment, text: &Text) -> String {
+        if self.may_fetch(file, text) { uploaded_line(file) } else { self.named(file, text, "") }
+    }
+
+    fn may_fetch(&self, file: &Attachment, text: &Text) -> bool {
+        text.reply.as_ref().is_some_and(|reply| self.deliverer.xo.may_fetch(&reply.bot_id, &file.url))
+    }
+
+    /// Puts the files of a message into the chat's record. `Err` if that is worth another try.
+    pub(super) async fn carry_files(&self, text: &Text, group: &str) -> Result<Carried, Attempt> {
+        let mut lines: Vec<String> =
+            Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
+        let mut files = Vec::new();
+        let patient = clock::since(self.message.accepted_at) < PATIENCE;
+        for file in &text.attachments {
+            match self.carry(file, text, group).await {
+                Fate::Uploaded(sys_id) => {
+                    files.push(sys_id);
+                    lines.push(uploaded_line(file));
+                }
+                Fate::Later(why) if patient => {
+                    return Err(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
+                }
+                Fate::Later(_) => lines.push(self.named(file, text, "")),
+                Fate::Named(note) => lines.push(self.named(file, text, note)),
+            }
+        }
+        Ok(Carried { words: lines.join("\n"), files })
+    }
+
+    async fn carry(&self, file: &Attachment, text: &Text, group: &str) -> Fate {
+        let Some(reply) = text.reply.as_ref().filter(|_| self.may_fetch(file, text)) else {
+            return Fate::Named("");
+        };
+        let Ok(_place) = self.deliverer.transfers.0.try_acquire() else {
+            return Fate::Later("other files are on their way");
+        };
+        let most = self.deliverer.settings.files.max_size;
+        let mut content = match self.deliverer.xo.open_file(&reply.bot_id, &file.url, TRANSFER).await {
+            Ok(content) => content,
+            Err(error) => return trouble(&error, "XO does not give the user's file"),
+        };
+        if content.length.is_some_and(|length| length > most) {
+            return Fate::Named("(too large to be passed on)");
+        }
+        if content.is_empty().await {
+            return Fate::Named("(empty)");
+        }
+        let content = content.limited(most);
+        let was_too_large = content.was_too_large();
+        let name = file.safe_name();
+        let kind = content_type_of(&name);
+        match self.servicenow.upload(group, &name, kind, content, TRANSFER).await {
+            Ok(sys_id) => Fate::Uploaded(sys_id),
+            Err(_) if was_too_large() => Fate::Named("(too large to be passed on)"),
+            Err(error) => trouble(&error, "ServiceNow does not take the user's file"),
+        }
+    }
+
+    /// A file as words: its name, an address that opens it, and why it is not there itself.
+    fn named(&self, file: &Attachment, text: &Text, note: &str) -> String {
+        let link = self.link_of(file, text);
+        let shown = Attachment { url: link.unwrap_or_else(|| file.url.clone()), ..file.clone() };
+        let line = named_file(&shown);
+        if note.is_empty() { line } else { format!("{line} {note}") }
+    }
+
+    /// A link of our own to a file that only the bot's token opens.
+    fn link_of(&self, file: &Attachment, text: &Text) -> Option<String> {
+        let reply = text.reply.as_ref().filter(|_| self.may_fetch(file, text))?;
+        let linked = LinkedFile {
+            conversation: text.conversation_id.clone(),
+            source: Source::Xo(reply.bot_id.clone(), file.url.clone()),
+            name: file.safe_name(),
+        };
+        self.deliverer.settings.files.links.as_ref()?.link(&linked, self.message.accepted_at)
+    }
+
+    /// For the Virtual Agent API: one request takes one file by its address; the others stand in the text. ServiceNow fetches the
+    /// address later and without XO's token, so that a file of XO goes by a link of our own or by its name.
+    pub(super) fn in_one_message(&self, text: &Text) -> (String, Option<OwnedFile>) {
+        let mut lines: Vec<String> =
+            Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
+        let mut attached: Option<OwnedFile> = None;
+        for file in &text.attachments {
+            let link = self.link_of(file, text);
+            let public = (!self.may_fetch(file, text) && !file.url.is_empty()).then(|| file.url.clone());
+            match link.or(public).filter(|_| attached.is_none()) {
+                Some(url) => {
+                    let name = file.safe_name();
+                    let kind = file.content_type.clone();
+                    let content_type = kind.unwrap_or_else(|| content_type_of(&name).to_owned());
+                    attached = Some(OwnedFile { url, content_type, name });
+                }
+                None => lines.push(self.named(file, text, "")),
+            }
+        }
+        // A text is wanted in every message.
+        if lines.is_empty() {
+            lines.extend(attached.as_ref().map(|file| format!("File: {}", file.name)));
+        }
+        (lines.join("\n"), attached)
+    }
+}
+
+/// A file of a Virtual Agent request.
+pub(super) struct OwnedFile {
+    url: String,
+    content_type: String,
+    name: String,
+}
+
+impl OwnedFile {
+    pub(super) fn as_file(&self) -> File<'_> {
+        File { url: &self.url, content_type: Some(&self.content_type), name: &self.name }
+    }
+}
+
+fn joined(text: &Text, line: impl Fn(&Attachment) -> String) -> String {
+    let words = Some(text.message.clone()).filter(|words| !words.is_empty());
+    words.into_iter().chain(text.attachments.iter().map(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// As the browser client of Connect Support writes it (platforms/servicenow.md 2).
+fn uploaded_line(file: &Attachment) -> String {
+    format!("File: {}", file.safe_name())
+}
+
+/// A refusal for good is told as words; everything else may pass.
+fn trouble(error: &CallError, why: &'static str) -> Fate {
+    tracing::info!(%error, why, "a file was not passed on");
+    match error {
+        CallError::Answer(answer)
+            if matches!(
+                answer.kind,
+                AnswerKind::Permanent
+                    | AnswerKind::Gone
+                    | AnswerKind::Business(_)
+                    | AnswerKind::Credentials
+                    | AnswerKind::NotReady(_)
+            ) =>
+        {
+            Fate::Named("")
+        }
+        CallError::Answer(_) | CallError::NoAnswer(_) => Fate::Later(why),
+    }
+}
+
+/// One thing that a bot's user is shown.
+pub(super) enum Part {
+    Words(String),
+    /// A picture, by its address.
+    Image(String),
+}
+
+/// A file that was told of, with the link that opens it.
+pub(super) struct Told {
+    pub(super) name: String,
+    pub(super) url: Option<String>,
+    pub(super) content_type: Option<String>,
+}
+
+impl Deliverer {
+    /// The files of what was said, with their links. `at`: when it was said, from which the links' time counts.
+    pub(super) fn told_files(&self, id: &ConversationId, said: &Said<'_>, at: jiff::Timestamp) -> Vec<Told> {
+        let told = said.files.iter().map(|file| {
+            let name = safe_file_name(&file.name);
+            let linked = LinkedFile {
+                conversation: id.clone(),
+                source: Source::Attachment(file.sys_id.clone()),
+                name: name.clone(),
+            };
+            let links = self.settings.files.links.as_ref().filter(|_| file.can_read);
+            Told {
+                name,
+                url: links.and_then(|links| links.link(&linked, at)),
+                content_type: file.content_type.clone(),
+            }
+        });
+        told.collect()
+    }
+
+    /// The text with links of ours for the instance's own media, which nobody but our user can open (platforms/servicenow.md 3.5).
+    pub(super) fn with_media_links(&self, id: &ConversationId, text: &str, at: jiff::Timestamp) -> String {
+        let (Some(links), Some(instance)) = (&self.settings.files.links, self.instance()) else {
+            return text.to_owned();
+        };
+        let instance = instance.as_str().trim_end_matches('/');
+        replaced_media(text, instance, |token| {
+            let (source, name) = (Source::Media(token.to_owned()), "file".to_owned());
+            links.link(&LinkedFile { conversation: id.clone(), source, name }, at)
+        })
+    }
+
+    /// What the user of a bot is shown of it: the words without the lines that only name a file, then the files.
+    pub(super) fn parts(text: &str, files: &[Told], shows_images: bool) -> Vec<Part> {
+        let linked: Vec<(&Told, &str)> =
+            files.iter().filter_map(|file| Some((file, file.url.as_deref()?))).collect();
+        let names = |line: &str| {
+            let name = line.trim().strip_prefix("File:").map(str::trim);
+            name.is_some_and(|name| linked.iter().any(|(file, _)| file.name == name || name.is_empty()))
+        };
+        let mut words: Vec<String> = text.lines().filter(|line| !names(line)).map(str::to_owned).collect();
+        let mut images = Vec::new();
+        for (file, url) in &linked {
+            if shows_images && is_image(&file.name, file.content_type.as_deref()) {
+                images.push(Part::Image((*url).to_owned()));
+            } else {
+                // Brackets would end the words of a Markdown link.
+                let name = file.name.replace(['[', ']'], " ");
+                words.push(format!("[{name}]({url})"));
+            }
+        }
+        let words = words.join("\n");
+        let words = Some(words).filter(|words| !words.trim().is_empty()).map(Part::Words);
+        words.into_iter().chain(images).collect()
+    }
+}
+
+/// Where the files of a Virtual Agent chat are.
+const MEDIA: &str = "/api/now/v1/cs/media/";
+
+/// Replaces each address of the instance's media, relative or whole; addresses of other hosts stay.
+fn replaced_media(text: &str, instance: &str, link: impl Fn(&str) -> Option<String>) -> String {
+    let mut done = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(MEDIA) {
+        let word = rest[..at].rfind(|letter: char| letter.is_whitespace() || "(<\"'".contains(letter));
+        let begins = word.map_or(0, |word| word + rest[word..].chars().next().map_or(1, char::len_utf8));
+        let host = &rest[begins..at];
+        let token = &rest[at + MEDIA.len()..];
+        let length = token.find(|letter: char| !(letter.is_ascii_alphanumeric() || "-_".contains(letter)));
+        let token = &token[..length.unwrap_or(token.len())];
+        let ends = at + MEDIA.len() + token.len();
+        let ours = (host.is_empty() || host == instance) && !token.is_empty();
+        match Some(token).filter(|_| ours).and_then(&link) {
+            Some(link) => {
+                done.push_str(&rest[..begins]);
+                done.push_str(&link);
+            }
+            None => done.push_str(&rest[..ends]),
+        }
+        rest = &rest[ends..];
+    }
+    done.push_str(rest);
+    done
+}
+
+/// Whether a text names a file, so that its row is worth reading back.
+pub(super) fn names_a_file(text: &str) -> bool {
+    text.lines().any(|line| line.trim_start().starts_with("File:"))
+}
+
+/// A file that is listed with a row and cannot be told of is told by its name alone.
+pub(super) fn with_names(text: String, files: &[AgentFile]) -> String {
+    let mut text = text;
+    for file in files {
+        let name = safe_file_name(&file.name);
+        if !text.contains(&name) && !names_a_file(&text) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&format!("File: {name}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// platforms/servicenow.md 3.5: `/api/now/v1/cs/media/{token}` on the instance.
+    #[test]
+    fn media_of_the_instance_get_a_link_and_foreign_ones_do_not() {
+        let read =
+            |text: &str| replaced_media(text, "https://i.example", |token| Some(format!("link:{token}")));
+        assert_eq!(read("a plan\nhttps://i.example/api/now/v1/cs/media/abc123 ok"), "a plan\nlink:abc123 ok");
+        assert_eq!(read("/api/now/v1/cs/media/abc?x=1"), "link:abc?x=1");
+        assert_eq!(read("(네 /api/now/v1/cs/media/a) /api/now/v1/cs/media/b"), "(네 link:a) link:b");
+        let foreign = "https://evil.example/api/now/v1/cs/media/abc";
+        assert_eq!(read(foreign), foreign);
+        assert_eq!(read("/api/now/v1/cs/media/"), "/api/now/v1/cs/media/");
+    }
+
+    fn told(name: &str, url: Option<&str>) -> Told {
+        Told { name: name.into(), url: url.map(str::to_owned), content_type: None }
+    }
+
+    fn shown(text: &str, files: &[Told], images: bool) -> Vec<String> {
+        let show = |part: Part| match part {
+            Part::Words(words) => words,
+            Part::Image(url) => format!("image {url}"),
+        };
+        Deliverer::parts(text, files, images).into_iter().map(show).collect()
+    }
+
+    /// platforms/xo.md 3.3: image `{type:"image", payload:{url}}`; other files as Markdown text `[name](url)`.
+    #[test]
+    fn a_user_gets_a_link_that_opens() {
+        let files = [told("plan.png", Some("https://c/1")), told("a[b].pdf", Some("https://c/2"))];
+        assert_eq!(
+            shown("Look\nFile: plan.png\nFile: a[b].pdf", &files, true),
+            ["Look\n[a b .pdf](https://c/2)", "image https://c/1"]
+        );
+        assert_eq!(shown("File: plan.png", &files[..1], true), ["image https://c/1"]);
+        assert_eq!(shown("File: plan.png", &files[..1], false), ["[plan.png](https://c/1)"]);
+        // Without a public address the name stays.
+        assert_eq!(shown("File: plan.png", &[told("plan.png", None)], true), ["File: plan.png"]);
+        assert_eq!(shown("hello", &[], true), ["hello"]);
+    }
+}

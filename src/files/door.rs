@@ -1,0 +1,223 @@
+//! `GET /v1/files/{token}`: streams one file from ServiceNow or from XO.
+//!
+//! Guarantees: every answer to a token that is not ours is the same; a file is always saved, never shown as a page of this address
+//! (`Content-Disposition: attachment`, `nosniff`, and a content type that follows from the name); a file beyond the limit breaks
+//! off; neither a credential nor a platform's words reach the caller. Not responsible for: making links (`link.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderValue, Response, StatusCode};
+use axum::routing::get;
+use futures_util::StreamExt as _;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::{FileLinks, LinkProblem, Source, content_type_of};
+use crate::message::safe_file_name;
+use crate::platform::servicenow::StoredFile;
+use crate::platform::{AnswerKind, CallError, Content, ServiceNow, Xo};
+
+/// Files that are passed on at once: each holds a connection at both ends.
+const AT_ONCE: usize = 32;
+/// How long one file may take: a phone is slow.
+const TRANSFER: Duration = Duration::from_secs(300);
+
+/// What the door needs.
+#[derive(Debug)]
+pub struct FileDoor {
+    /// Reads tokens.
+    pub links: FileLinks,
+    /// Where agents' files are.
+    pub servicenow: Option<ServiceNow>,
+    /// Where users' files are.
+    pub xo: Xo,
+    /// `files.max_size`, in bytes.
+    pub max_size: u64,
+}
+
+struct Shared {
+    door: FileDoor,
+    places: Arc<Semaphore>,
+}
+
+/// Why there is no file.
+enum NoFile {
+    Forged,
+    Expired,
+    Gone,
+    TooLarge,
+    Busy,
+    Away,
+}
+
+impl NoFile {
+    const fn facts(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Forged => (
+                StatusCode::NOT_FOUND,
+                "unknown_file",
+                "No file has this link. Open the link as it was sent.",
+            ),
+            Self::Expired => {
+                (StatusCode::GONE, "expired", "The link has expired. Ask for the file again in the chat.")
+            }
+            Self::Gone => {
+                (StatusCode::NOT_FOUND, "file_gone", "The file is not there any more, or may not be read.")
+            }
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The file is larger than files.max_size.")
+            }
+            Self::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "Too many files at once. Try again in a few seconds.",
+            ),
+            Self::Away => (
+                StatusCode::BAD_GATEWAY,
+                "platform_away",
+                "The platform that holds the file does not give it now. Try again later.",
+            ),
+        }
+    }
+
+    fn into_response(self) -> Response<Body> {
+        let (status, slug, detail) = self.facts();
+        let problem = json!({
+            "type": format!("urn:causeway:problem:{slug}"), "title": status.canonical_reason(), "status": status.as_u16(),
+            "detail": detail, "field": "token", "errors": [{"field": "token", "reason": detail}],
+        });
+        let mut response = Response::new(Body::from(problem.to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if matches!(self, Self::Busy | Self::Away) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}
+
+impl From<CallError> for NoFile {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Answer(answer) if matches!(answer.kind, AnswerKind::Gone | AnswerKind::Permanent) => {
+                Self::Gone
+            }
+            CallError::Answer(_) | CallError::NoAnswer(_) => Self::Away,
+        }
+    }
+}
+
+/// The route of the door.
+pub fn router(door: FileDoor) -> Router {
+    let shared = Shared { door, places: Arc::new(Semaphore::new(AT_ONCE)) };
+    Router::new().route("/v1/files/{token}", get(answer)).with_state(Arc::new(shared))
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, Path(token): Path<String>) -> Response<Body> {
+    match serve(&shared, &token).await {
+        Ok(response) => response,
+        Err(none) => {
+            let (status, reason, _) = none.facts();
+            tracing::info!(status = status.as_u16(), reason, "a file was not given");
+            none.into_response()
+        }
+    }
+}
+
+async fn serve(shared: &Shared, token: &str) -> Result<Response<Body>, NoFile> {
+    let door = &shared.door;
+    let file = door.links.open(token, crate::clock::now()).map_err(|problem| match problem {
+        LinkProblem::Forged => NoFile::Forged,
+        LinkProblem::Expired => NoFile::Expired,
+    })?;
+    let place = shared.places.clone().try_acquire_owned().map_err(|_| NoFile::Busy)?;
+    let content = match &file.source {
+        Source::Attachment(sys_id) => stored(door, StoredFile::Attachment(sys_id)).await?,
+        Source::Media(token) => stored(door, StoredFile::Media(token)).await?,
+        Source::Xo(bot, address) => door.xo.open_file(bot, address, TRANSFER).await?,
+    };
+    if content.length.is_some_and(|length| length > door.max_size) {
+        return Err(NoFile::TooLarge);
+    }
+    let length = content.length;
+    let body = content.limited(door.max_size).into_stream().map(move |piece| {
+        // The place is given back when the last piece is gone.
+        let _held = &place;
+        piece
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type_of(&file.name)));
+    headers.insert(CONTENT_DISPOSITION, disposition(&file.name));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    tracing::info!(conversation = %file.conversation, "a file is given");
+    Ok(response)
+}
+
+async fn stored(door: &FileDoor, file: StoredFile<'_>) -> Result<Content, NoFile> {
+    let servicenow = door.servicenow.as_ref().ok_or(NoFile::Away)?;
+    let content = servicenow.download(file, TRANSFER).await?;
+    // An instance that hibernates answers 200 with a page; a page that an agent attached has a length and a name of its own.
+    let page = content.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
+    if page && content.length.is_none() { Err(NoFile::Away) } else { Ok(content) }
+}
+
+/// RFC 6266: a plain name for old clients, the true one beside it.
+fn disposition(name: &str) -> HeaderValue {
+    let name = safe_file_name(name);
+    let plain: String = name
+        .chars()
+        .map(|letter| {
+            if letter.is_ascii_graphic() && !"\"\\%;".contains(letter) || letter == ' ' {
+                letter
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    let value = format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}");
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("attachment"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_become_a_header_or_a_page() {
+        let shown = |name: &str| disposition(name).to_str().unwrap().to_owned();
+        assert_eq!(shown("a b.png"), "attachment; filename=\"a b.png\"; filename*=UTF-8''a%20b.png");
+        assert_eq!(shown("x\"\r\ny.txt"), "attachment; filename=\"x_y.txt\"; filename*=UTF-8''x%22y.txt");
+        assert!(shown("네.pdf").ends_with("filename*=UTF-8''%EB%84%A4.pdf"));
+        for (name, kind) in [
+            ("a.html", "application/octet-stream"),
+            ("a.svg", "application/octet-stream"),
+            ("a.PNG", "image/png"),
+        ] {
+            assert_eq!(content_type_of(name), kind);
+        }
+    }
+}

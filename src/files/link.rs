@@ -1,0 +1,199 @@
+//! The link to one file: what it names, signed with HMAC-SHA256.
+//!
+//! Guarantees: the same file of the same message always has the same link, so that a repeated message is recognised; a link that
+//! was changed, or was signed with another secret, opens nothing; signatures are compared in constant time.
+//! Not responsible for: fetching (`door.rs`).
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use url::Url;
+
+use crate::message::ConversationId;
+
+/// A longer link does not survive every chat window.
+const TOKEN_BYTES_MAX: usize = 4096;
+/// What a secret is derived for, if it is none of its own.
+const PURPOSE: &str = "causeway files v1";
+
+/// Where a file is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A `sys_attachment` at ServiceNow.
+    #[serde(rename = "a")]
+    Attachment(String),
+    /// A file of a Virtual Agent chat, by the token of its address.
+    #[serde(rename = "m")]
+    Media(String),
+    /// A file at XO: the bot and the address.
+    #[serde(rename = "x")]
+    Xo(String, String),
+}
+
+/// An address can be a secret.
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Attachment(_) => "Attachment",
+            Self::Media(_) => "Media",
+            Self::Xo(..) => "Xo",
+        })
+    }
+}
+
+/// What a link names.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkedFile {
+    /// Whose conversation it belongs to.
+    #[serde(rename = "c")]
+    pub conversation: ConversationId,
+    /// Where it is.
+    #[serde(rename = "s")]
+    pub source: Source,
+    /// What a browser saves it as.
+    #[serde(rename = "n")]
+    pub name: String,
+}
+
+impl std::fmt::Debug for LinkedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkedFile").field("conversation", &self.conversation).finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Signed {
+    #[serde(flatten)]
+    file: LinkedFile,
+    /// Unix time at which the link ends.
+    #[serde(rename = "e")]
+    ends: i64,
+}
+
+/// Why a link opens nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkProblem {
+    /// Not signed by us.
+    Forged,
+    /// Its time is over.
+    Expired,
+}
+
+/// Makes and reads links.
+#[derive(Clone)]
+pub struct FileLinks {
+    public_url: Option<Url>,
+    secret: SecretString,
+    expires: Duration,
+}
+
+impl std::fmt::Debug for FileLinks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileLinks").finish_non_exhaustive()
+    }
+}
+
+impl FileLinks {
+    /// `public_url`: where users and ServiceNow reach the door; without it no link is made.
+    pub const fn new(public_url: Option<Url>, secret: SecretString, expires: Duration) -> Self {
+        Self { public_url, secret, expires }
+    }
+
+    /// A secret that follows from another one, so that worker and door share it without a setting.
+    pub fn derived_secret(from: &SecretString) -> SecretString {
+        SecretString::from(BASE64.encode(mac(from, PURPOSE)))
+    }
+
+    /// Whether links are made at all.
+    pub const fn are_made(&self) -> bool {
+        self.public_url.is_some()
+    }
+
+    /// The link to a file that was told of at this time; `None` if there is no public address, or the link would be too long.
+    pub fn link(&self, file: &LinkedFile, at: Timestamp) -> Option<String> {
+        let base = self.public_url.as_ref()?.as_str().trim_end_matches('/');
+        let token = self.token(file, at)?;
+        Some(format!("{base}/v1/files/{token}"))
+    }
+
+    fn token(&self, file: &LinkedFile, at: Timestamp) -> Option<String> {
+        let life = i64::try_from(self.expires.as_secs()).unwrap_or(i64::MAX);
+        let signed = Signed { file: file.clone(), ends: at.as_second().saturating_add(life) };
+        let body = BASE64.encode(serde_json::to_vec(&signed).ok()?);
+        let token = format!("{body}.{}", BASE64.encode(mac(&self.secret, &body)));
+        (token.len() <= TOKEN_BYTES_MAX).then_some(token)
+    }
+
+    /// What a token names.
+    pub fn open(&self, token: &str, now: Timestamp) -> Result<LinkedFile, LinkProblem> {
+        let (body, given) = token.split_once('.').ok_or(LinkProblem::Forged)?;
+        let given = BASE64.decode(given).map_err(|_| LinkProblem::Forged)?;
+        let mac = Hmac::<Sha256>::new_from_slice(self.secret.expose_secret().as_bytes());
+        let mac = mac.map_err(|_| LinkProblem::Forged)?.chain_update(body);
+        mac.verify_slice(&given).map_err(|_| LinkProblem::Forged)?;
+        let body = BASE64.decode(body).map_err(|_| LinkProblem::Forged)?;
+        let signed: Signed = serde_json::from_slice(&body).map_err(|_| LinkProblem::Forged)?;
+        if now.as_second() >= signed.ends { Err(LinkProblem::Expired) } else { Ok(signed.file) }
+    }
+}
+
+fn mac(secret: &SecretString, text: &str) -> Vec<u8> {
+    match Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) {
+        Ok(mac) => mac.chain_update(text).finalize().into_bytes().to_vec(),
+        // HMAC takes keys of every length.
+        Err(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn links(secret: &str) -> FileLinks {
+        let url = Url::parse("https://causeway.example/").unwrap();
+        FileLinks::new(Some(url), secret.to_owned().into(), Duration::from_secs(3600))
+    }
+
+    fn file(sys_id: &str) -> LinkedFile {
+        let conversation = ConversationId::parse("st-1:u-1:rtm").unwrap();
+        LinkedFile { conversation, source: Source::Attachment(sys_id.to_owned()), name: "a.png".to_owned() }
+    }
+
+    #[test]
+    fn a_link_opens_its_file_and_no_other() {
+        let at: Timestamp = "2026-11-28T10:00:00Z".parse().unwrap();
+        let later = |seconds: i64| Timestamp::from_second(at.as_second() + seconds).unwrap();
+        let links = links("s3cret");
+        let link = links.link(&file("a1"), at).unwrap();
+        assert_eq!(Some(link.clone()), links.link(&file("a1"), at), "the same message has the same link");
+        let token = link.strip_prefix("https://causeway.example/v1/files/").unwrap();
+        assert_eq!(links.open(token, later(3599)), Ok(file("a1")));
+        assert_eq!(links.open(token, later(3600)), Err(LinkProblem::Expired));
+        let (body, mac) = token.split_once('.').unwrap();
+        let other = links.token(&file("a2"), at).unwrap();
+        let (other_body, _) = other.split_once('.').unwrap();
+        for forged in [
+            format!("{other_body}.{mac}"),
+            format!("{body}."),
+            body.to_owned(),
+            String::new(),
+            ".".to_owned(),
+            format!("{body}.{}", BASE64.encode([0; 32])),
+            format!("{body}.{mac}x"),
+        ] {
+            assert_eq!(links.open(&forged, at), Err(LinkProblem::Forged), "{forged}");
+        }
+        let foreign = super::tests::links("another");
+        assert_eq!(foreign.open(token, at), Err(LinkProblem::Forged));
+        let nowhere = FileLinks::new(None, "s".to_owned().into(), Duration::from_secs(1));
+        assert_eq!(nowhere.link(&file("a1"), at), None);
+        let long = LinkedFile { source: Source::Xo("st-1".into(), "x".repeat(5_000)), ..file("a1") };
+        assert_eq!(links.link(&long, at), None, "rather the name than a link that no window shows whole");
+    }
+}

@@ -1,0 +1,50 @@
+//! Files: links that open one attachment of one conversation, and the door behind them (`GET /v1/files/{token}`).
+//!
+//! Guarantees: a link names its file and its conversation and is signed, so that nobody can choose another file; a link expires; a
+//! file is passed on piece by piece and never stored. Not responsible for: which files are told of, and to whom (`delivery/`).
+
+mod door;
+mod link;
+
+pub use door::{FileDoor, router};
+pub use link::{FileLinks, LinkProblem, LinkedFile, Source};
+
+/// The content type that a name promises; a browser would run none of them.
+pub fn content_type_of(name: &str) -> &'static str {
+    const KNOWN: &[(&str, &str)] = &[
+        ("png", "image/png"),
+        ("jpg", "image/jpeg"),
+        ("jpeg", "image/jpeg"),
+        ("gif", "image/gif"),
+        ("webp", "image/webp"),
+        ("heic", "image/heic"),
+        ("pdf", "application/pdf"),
+        ("txt", "text/plain"),
+        ("log", "text/plain"),
+        ("csv", "text/csv"),
+        ("doc", "application/msword"),
+        ("docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        ("xls", "application/vnd.ms-excel"),
+        ("xlsx", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("ppt", "application/vnd.ms-powerpoint"),
+        ("pptx", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
+        ("zip", "application/zip"),
+        ("mp3", "audio/mpeg"),
+        ("mp4", "video/mp4"),
+        ("mpeg", "video/mpeg"),
+        ("mpg", "video/mpeg"),
+        ("mov", "video/quicktime"),
+    ];
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase()).unwrap_or_default();
+    KNOWN.iter().find(|(known, _)| *known == ending).map_or("application/octet-stream", |(_, kind)| kind)
+}
+
+/// Whether a browser shows a file of this name as a picture.
+pub fn is_image(name: &str, content_type: Option<&str>) -> bool {
+    let by_name = content_type_of(name);
+    by_name.starts_with("image/")
+        || by_name == "application/octet-stream"
+            && content_type.is_some_and(|kind| {
+                ["image/png", "image/jpeg", "image/gif", "image/webp"].contains(&kind.trim())
+            })
+}

@@ -1,0 +1,97 @@
+//! Where an event of XO holds a user's files.
+//!
+//! Guarantees: a file is named once, whichever of the places name it; an entry that is no file, or is too large to be one, is passed
+//! over. Not responsible for: the shape of one entry (`message/attachment.rs`), whether its address may be called.
+//! Source: platforms/xo.md 3.1, row "files": `channel.attachments[]` is what public adapters read; a field-built BotKit hands the
+//! same payload on as `_originalPayload`; the webhook channel's `message.attachments[]` is section 4.
+
+use serde_json::value::RawValue;
+
+use super::json_paths::{Keep, entries};
+use crate::message::handoff::Attachment;
+
+/// The places, the likeliest first. The first one that has entries counts: the others repeat it.
+pub(super) const PLACES: &[&str] = &[
+    "/channel/attachments",
+    "/channel/channelInfos/attachments",
+    "/messageObject/attachments",
+    "/attachments",
+    "/message/attachments",
+    "/_originalPayload/channel/attachments",
+    "/_originalPayload/attachments",
+    "/_originalPayload/message/attachments",
+];
+/// The files of one message.
+pub(super) const FILES_MAX: usize = 20;
+/// A longer entry describes no file: addresses are below 8 KiB.
+const ENTRY_BYTES_MAX: usize = 16 << 10;
+
+/// The files of what was found at [`PLACES`].
+pub(super) fn files(found: Vec<Option<&RawValue>>) -> Vec<Attachment> {
+    let lists = found.into_iter().flatten().map(|list| {
+        let files = entries(list, Keep::First(FILES_MAX)).into_iter().filter_map(file);
+        files.collect::<Vec<_>>()
+    });
+    let mut first = lists.into_iter().find(|files| !files.is_empty()).unwrap_or_default();
+    let mut seen: Vec<Attachment> = Vec::new();
+    first.retain(|file| {
+        let new = !seen.contains(file);
+        seen.push(file.clone());
+        new
+    });
+    first
+}
+
+fn file(entry: &RawValue) -> Option<Attachment> {
+    let entry = Some(entry.get()).filter(|entry| entry.len() <= ENTRY_BYTES_MAX)?;
+    Attachment::of_xo(&serde_json::from_str(entry).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingress::botkit::json_paths::pick;
+
+    fn read(json: &str) -> Vec<(String, String)> {
+        let files = files(pick(json, PLACES).unwrap());
+        files.into_iter().map(|file| (file.name.unwrap_or_default(), file.url)).collect()
+    }
+
+    /// platforms/xo.md 3.1: `channel.attachments[]` of `{fileName, fileUrl}` or `{fileName, url: {fileUrl}}`; a file without
+    /// `fileUrl` occurs.
+    #[test]
+    fn every_documented_place_is_read() {
+        let a = |name: &str, url: &str| (name.to_owned(), url.to_owned());
+        for (json, found) in [
+            (
+                r#"{"channel":{"attachments":[{"fileName":"a.png","fileUrl":"https://x/a"}]}}"#,
+                vec![a("a.png", "https://x/a")],
+            ),
+            (
+                r#"{"channel":{"attachments":[{"fileName":"a.png","url":{"fileUrl":"https://x/a"}}]}}"#,
+                vec![a("a.png", "https://x/a")],
+            ),
+            (
+                r#"{"_originalPayload":{"channel":{"attachments":[{"fileName":"a.png","fileUrl":"https://x/a"}]}}}"#,
+                vec![a("a.png", "https://x/a")],
+            ),
+            (
+                r#"{"message":{"type":"text","attachments":[{"fileName":"a.png","fileType":"image","fileId":"f-1"}]}}"#,
+                vec![a("a.png", "")],
+            ),
+            (r#"{"channel":{"attachments":[{"fileName":"a.png"}]}}"#, vec![a("a.png", "")]),
+            (
+                r#"{"channel":{"attachments":[{"fileName":"a.png","fileUrl":"https://x/a"},{"fileName":"a.png","fileUrl":"https://x/a"}]},
+                    "attachments":[{"fileName":"b.png","fileUrl":"https://x/b"}]}"#,
+                vec![a("a.png", "https://x/a")],
+            ),
+            (
+                r#"{"channel":{"attachments":[{},7]},"attachments":[{"url":"https://x/b"}]}"#,
+                vec![a("", "https://x/b")],
+            ),
+            (r#"{"channel":{"attachments":"none"}}"#, vec![]),
+        ] {
+            assert_eq!(read(json), found, "{json}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Bodies that are passed on piece by piece: a file from one platform to the other, or to a browser.
+//!
+//! Guarantees: no more than a few pieces are in memory; a body that is longer than the limit breaks off with [`Broken::TooLarge`]
+//! instead of being passed on whole; no redirect is followed. Not responsible for: what a status means (`xo/files.rs`,
+//! `servicenow/attachments.rs`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+
+use super::{Call, Http, Reply, failure, read};
+use crate::platform::error::{NoAnswer, NoAnswerKind, Sent};
+
+/// Why a body ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// It is longer than the limit.
+    #[error("the file is larger than files.max_size")]
+    TooLarge,
+    /// The sender stopped.
+    #[error("the file broke off")]
+    Cut,
+}
+
+/// An answer whose body was not read yet.
+pub(crate) struct Opened {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) content: Content,
+}
+
+/// A file on its way. No `Debug` of its bytes.
+pub struct Content {
+    /// What its sender says that it is.
+    pub content_type: Option<String>,
+    /// Its length, if its sender says so.
+    pub length: Option<u64>,
+    body: BoxStream<'static, Result<Bytes, Broken>>,
+    too_large: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+impl Content {
+    /// The same, which breaks off beyond `most` bytes.
+    #[must_use]
+    pub fn limited(self, most: u64) -> Self {
+        let (mut passed, too_large) = (0_u64, self.too_large.clone());
+        let body = self.body.map(move |piece| {
+            let piece = piece?;
+            passed += piece.len() as u64;
+            if passed > most {
+                too_large.store(true, Ordering::Relaxed);
+                return Err(Broken::TooLarge);
+            }
+            Ok(piece)
+        });
+        Self { body: body.boxed(), ..self }
+    }
+
+    /// Whether it has no byte at all. Waits for the first one.
+    pub async fn is_empty(&mut self) -> bool {
+        if self.length == Some(0) {
+            return true;
+        }
+        loop {
+            match self.body.next().await {
+                None => return true,
+                Some(Ok(piece)) if piece.is_empty() => {}
+                Some(first) => {
+                    let rest = std::mem::replace(&mut self.body, futures_util::stream::empty().boxed());
+                    self.body = futures_util::stream::iter([first]).chain(rest).boxed();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// A way to see afterwards whether it broke off at the limit.
+    pub fn was_too_large(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let too_large = self.too_large.clone();
+        move || too_large.load(Ordering::Relaxed)
+    }
+
+    /// Its pieces.
+    pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, Broken>> {
+        self.body
+    }
+}
+
+impl Http {
+    /// Makes one call and leaves the body of the answer unread.
+    pub(crate) async fn open(&self, call: Call) -> Result<Opened, NoAnswer> {
+        self.may_call()?;
+        let request = self.client.request(call.method, call.url).headers(call.headers).timeout(self.timeout);
+        let mut response = request.send().await.map_err(|error| failure(&error))?;
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let content = Content {
+            content_type: text(CONTENT_TYPE),
+            length: text(CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+            body: response.bytes_stream().map(|piece| piece.map_err(|_| Broken::Cut)).boxed(),
+            too_large: Arc::default(),
+        };
+        Ok(Opened { status, headers, content })
+    }
+
+    /// Makes one call whose body is `content`.
+    pub(crate) async fn pass_on(&self, call: Call, content: Content) -> Result<Reply, NoAnswer> {
+        self.may_call()?;
+        let mut headers = call.headers;
+        if let Some(length) = content.length {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
+        let body = reqwest::Body::wrap_stream(content.into_stream());
+        let request = self.client.request(call.method, call.url).headers(headers).timeout(self.timeout);
+        let mut response = request.body(body).send().await.map_err(|error| failure(&error))?;
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        Ok(Reply { status, headers, body: read(response).await })
+    }
+
+    fn may_call(&self) -> Result<(), NoAnswer> {
+        if (self.right.0)() {
+            return Ok(());
+        }
+        Err(NoAnswer { sent: Sent::No, kind: NoAnswerKind::NoRight, detail: String::new() })
+    }
+}

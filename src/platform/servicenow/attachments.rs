@@ -1,0 +1,97 @@
+//! Files at ServiceNow: a user's file into a chat's record, an agent's file out of it.
+//!
+//! Guarantees: an upload that is tried again leaves an orphan at most; a download asks the instance alone, with the login of every
+//! call, and follows no redirect. Not responsible for: the limit of a file's size, the message that shows the file.
+//! Source: platforms/servicenow.md 2, "User attachment in A" and "Download"; 3.5 for `/api/now/v1/cs/media`.
+
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+
+use super::{JSON, ServiceNow, wire};
+use crate::platform::error::{Answer, AnswerKind, CallError};
+use crate::platform::http::{Call, Content};
+
+/// Where the browser client of Connect Support puts a chat's files.
+const RECORD_OF_A_CHAT: &str = "live_group_profile";
+
+/// A file at ServiceNow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredFile<'a> {
+    /// A `sys_attachment`, by its sys_id.
+    Attachment(&'a str),
+    /// A file of the Virtual Agent's chat, by the token of its address.
+    Media(&'a str),
+}
+
+/// What the Attachment API says of a new file.
+#[derive(Deserialize)]
+struct WireStored {
+    sys_id: String,
+}
+
+impl ServiceNow {
+    /// Puts a file into the record of a chat, and says what ServiceNow calls it. All of it must arrive within `time`.
+    pub async fn upload(
+        &self,
+        group: &str,
+        name: &str,
+        content_type: &str,
+        content: Content,
+        time: Duration,
+    ) -> Result<String, CallError> {
+        let path = ["api", "now", "attachment", "file"];
+        let query = [("table_name", RECORD_OF_A_CHAT), ("table_sys_id", group), ("file_name", name)];
+        let url = self.address(&path, &query)?;
+        let pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, JSON);
+        let kind = HeaderValue::try_from(content_type);
+        headers.insert(CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
+        headers.insert(AUTHORIZATION, pass.header.clone());
+        let http = self.inner.http.with_timeout(time);
+        let reply = http.pass_on(Call { method: Method::POST, url, headers, body: None }, content).await?;
+        if reply.status == StatusCode::UNAUTHORIZED && pass.renewable() {
+            // The body is spent: the next try has the new token.
+            self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+            let (status, retry_after, kind) = (401, None, AnswerKind::Temporary);
+            return Err(CallError::Answer(Answer { status, retry_after, kind, detail: String::new() }));
+        }
+        Ok(wire::read::<WireStored>(reply, name, &self.inner.base)?.sys_id)
+    }
+
+    /// Opens a file. All of it must arrive within `time`.
+    pub async fn download(&self, file: StoredFile<'_>, time: Duration) -> Result<Content, CallError> {
+        let url = match file {
+            StoredFile::Attachment(sys_id) => {
+                self.address(&["api", "now", "attachment", sys_id, "file"], &[])?
+            }
+            StoredFile::Media(token) => self.address(&["api", "now", "v1", "cs", "media", token], &[])?,
+        };
+        let http = self.inner.http.with_timeout(time);
+        let mut pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let mut renewed = false;
+        loop {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+            headers.insert(AUTHORIZATION, pass.header.clone());
+            let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
+            let opened = http.open(call).await?;
+            let status = opened.status.as_u16();
+            // 202 and a page are never a file (servicenow.md 4).
+            if opened.status.is_success() && status != 202 {
+                return Ok(opened.content);
+            }
+            if status == 401 && pass.renewable() && !renewed {
+                renewed = true;
+                pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+                continue;
+            }
+            let kind = if status == 202 { AnswerKind::Temporary } else { AnswerKind::of_status(status) };
+            let detail = String::new();
+            return Err(CallError::Answer(Answer { status, retry_after: None, kind, detail }));
+        }
+    }
+}
