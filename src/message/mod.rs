@@ -4,8 +4,8 @@
 //! carried as bytes, untouched, so that a callback reaches XO exactly as ServiceNow wrote it.
 //! Leaves to others: how it is stored (`queue/`), what its body means (`handoff`, `callback`), what became of it (`outcome`).
 
-pub mod bot_turn;
 mod attachment;
+pub mod bot_turn;
 pub mod callback;
 pub mod dead_letter;
 pub mod destination;

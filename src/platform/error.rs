@@ -169,6 +169,12 @@ impl CallError {
         Self::NoAnswer(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::BadBody, detail: detail.into() })
     }
 
+    /// An answer of which only its status is of interest.
+    pub(crate) fn answered(status: u16, retry_after: Option<Duration>, kind: AnswerKind) -> Self {
+        let (detail, said) = (String::new(), PlatformWords::default());
+        Self::Answer(Answer { status, retry_after, kind, detail, said })
+    }
+
     /// A call that we did not make, since it cannot succeed.
     pub(crate) fn refused_here(detail: impl Into<String>) -> Self {
         let (kind, detail) = (AnswerKind::Permanent, detail.into());

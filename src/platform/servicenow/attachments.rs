@@ -11,7 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::{JSON, ServiceNow, wire};
-use crate::platform::error::{Answer, AnswerKind, CallError};
+use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::{Call, Content};
 
 /// Where the browser client of Connect Support puts a chat's files.
@@ -56,8 +56,7 @@ impl ServiceNow {
         if reply.status == StatusCode::UNAUTHORIZED && pass.renewable() {
             // The body is spent: the next try has the new token.
             self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
-            let (status, retry_after, kind) = (401, None, AnswerKind::Temporary);
-            return Err(CallError::Answer(Answer { status, retry_after, kind, detail: String::new() }));
+            return Err(CallError::answered(401, None, AnswerKind::Temporary));
         }
         Ok(wire::read::<WireStored>(reply, name, &self.inner.base)?.sys_id)
     }
@@ -90,8 +89,7 @@ impl ServiceNow {
                 continue;
             }
             let kind = if status == 202 { AnswerKind::Temporary } else { AnswerKind::of_status(status) };
-            let detail = String::new();
-            return Err(CallError::Answer(Answer { status, retry_after: None, kind, detail }));
+            return Err(CallError::answered(status, None, kind));
         }
     }
 }

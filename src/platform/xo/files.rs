@@ -11,7 +11,7 @@ use url::Url;
 
 use super::Xo;
 use super::botkit::signed;
-use crate::platform::error::{Answer, AnswerKind, CallError};
+use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::{Call, Content};
 
 /// How often XO may point elsewhere.
@@ -46,10 +46,7 @@ impl Xo {
                     let next = next.ok_or_else(|| CallError::refused_here("its redirect leads nowhere"))?;
                     url = self.fetchable(next.as_str())?;
                 }
-                kind => {
-                    let detail = String::new();
-                    return Err(CallError::Answer(Answer { status, retry_after: None, kind, detail }));
-                }
+                kind => return Err(CallError::answered(status, None, kind)),
             }
         }
     }

@@ -17,7 +17,7 @@ use super::botkit::signed;
 use super::{Xo, template};
 use crate::message::ReplyHandle;
 use crate::message::handoff::Attachment;
-use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
+use crate::platform::error::{AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
 use crate::platform::http::{Call, Reply};
 
 /// Texts by which XO marks the course of a dialog; no person wrote or read them.
@@ -62,8 +62,7 @@ impl Xo {
         })??;
         if !reply.status.is_success() {
             let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
-            let (kind, detail) = (AnswerKind::of_status(status), String::new());
-            return Err(CallError::Answer(Answer { status, retry_after, kind, detail }));
+            return Err(CallError::answered(status, retry_after, AnswerKind::of_status(status)));
         }
         let body = reply.body?;
         let history: History =
