@@ -411,6 +411,8 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         metrics: Arc::new(Metrics::new("embedded").unwrap()),
     };
     let delivery = DeliverySettings {
+        routes: causeway::message::routing::Routes::default(),
+        files: causeway::delivery::FileSettings::default(),
         queue_id: Some(QueueSettings::default().id),
         unknown_group,
         unknown_group_wait: Duration::from_secs(30),
