@@ -24,6 +24,9 @@ use crate::sandbox::world::World;
 /// `com.glide.attachment.max_size` is far above; a test machine is not.
 const BODY_MAX: usize = 64 << 20;
 
+/// Where files are put.
+pub(super) const UPLOAD: &str = "/api/now/attachment/file";
+
 /// A `sys_attachment`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredFile {
@@ -91,7 +94,7 @@ impl Desk {
 
 pub(super) fn router() -> Router<Arc<World>> {
     Router::new()
-        .route("/api/now/attachment/file", post(upload))
+        .route(UPLOAD, post(upload))
         .route("/api/now/attachment/{id}/file", get(download))
         .route("/api/now/v1/cs/media/{id}", get(download))
         .layer(DefaultBodyLimit::max(BODY_MAX))

@@ -109,7 +109,9 @@ pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next
     if switches.virtual_agent.missing && path.starts_with("/api/sn_va_as_service") {
         return shapes::no_such_resource(path);
     }
-    if let Some(refusal) = refuse_headers(request.method(), request.headers()) {
+    // The Attachment API takes the file's own content type (servicenow.md 2).
+    let takes_files = path == super::files::UPLOAD;
+    if let Some(refusal) = refuse_headers(request.method(), request.headers(), takes_files) {
         return refusal;
     }
     let (session, cookies) = world.sessions.enter(request.headers());
@@ -160,7 +162,7 @@ fn refuse_login(settings: &SandboxSettings, basic: BasicLogin, headers: &HeaderM
     }
 }
 
-fn refuse_headers(method: &Method, headers: &HeaderMap) -> Option<Response> {
+fn refuse_headers(method: &Method, headers: &HeaderMap, takes_files: bool) -> Option<Response> {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
     let json = |value: &str| value.contains("application/json") || value.contains("*/*");
     let Some(accept) = text(header::ACCEPT) else {
@@ -178,7 +180,7 @@ fn refuse_headers(method: &Method, headers: &HeaderMap) -> Option<Response> {
     }
     match text(header::CONTENT_TYPE) {
         None => Some(shapes::error(StatusCode::BAD_REQUEST, "Content-Type header is missing", None)),
-        Some(value) if !value.contains("application/json") => Some(shapes::error(
+        Some(value) if !takes_files && !value.contains("application/json") => Some(shapes::error(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
             Some("Media type is not supported"),
