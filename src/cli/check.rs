@@ -153,12 +153,15 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
     if let Some(too_old) = age.as_ref().filter(|finding| !finding.ok) {
         return vec![too_old.clone()];
     }
-    let opened = match app::open_queue(settings).await {
-        // A running Causeway holds the embedded engine: look at it from beside.
-        Err(error) if matches!(error.downcast_ref(), Some(QueueError::Busy(_))) => {
-            app::open_desk(settings).await
-        }
-        opened => opened,
+    // The embedded engine is only looked at from beside: a check neither keeps a service from its start nor leaves files of
+    // another user behind.
+    let opened = if settings.queue.url.is_some() {
+        app::open_queue(settings).await
+    } else if settings.data_dir.join("queue.sqlite").exists() {
+        app::open_desk(settings).await
+    } else {
+        let folder = settings.data_dir.display();
+        return vec![Finding::well(format!("queue: {engine}, nothing is stored yet in {folder}"))];
     };
     let queue = match opened {
         Ok(queue) => queue,
@@ -236,6 +239,14 @@ async fn directory(settings: &Settings) -> Vec<Finding> {
     };
     let wrong =
         |error: &dyn std::fmt::Display| vec![Finding::wrong(format!("directory: {name}: {error:#}"), hint)];
+    if let DirectoryUrl::Sqlite(path) = &settings.directory
+        && !path.exists()
+    {
+        return vec![Finding::well(format!(
+            "directory: SQLite, nothing is stored yet in {}",
+            path.display()
+        ))];
+    }
     let directory = match app::open_directory(settings).await {
         Ok(directory) => directory,
         Err(error) => return wrong(&error),

@@ -17,7 +17,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// the same way, so that a reader never takes a part for the whole.
 pub(crate) async fn export(queue: &Queue, filter: &Filter, reader: mpsc::Sender<Result<Bytes, DeskError>>) {
     for destination in filter.destinations(queue) {
-        let mut visit = match Visit::begin(queue, destination, filter).await {
+        let mut visit = match Visit::reading(queue, destination, filter).await {
             Ok(visit) => visit,
             Err(error) => return drop(reader.send(Err(error.into())).await),
         };

@@ -160,6 +160,15 @@ impl<'a> Visit<'a> {
         Ok(Self { siding: queue.siding(destination).await?, filter })
     }
 
+    /// Begins to read; nothing may be removed.
+    pub async fn reading(
+        queue: &Queue,
+        destination: Destination,
+        filter: &'a Filter,
+    ) -> Result<Self, QueueError> {
+        Ok(Self { siding: queue.read_dead_letters(destination).await?, filter })
+    }
+
     /// The next dead letter that is meant, oldest death first.
     pub async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         while let Some(held) = self.siding.next().await? {
@@ -183,7 +192,7 @@ pub async fn look<E: From<QueueError>>(
     mut look: impl FnMut(&DeadLetter) -> Result<(), E>,
 ) -> Result<(), E> {
     for destination in filter.destinations(queue) {
-        let mut visit = Visit::begin(queue, destination, filter).await?;
+        let mut visit = Visit::reading(queue, destination, filter).await?;
         let mut seen = Ok(());
         while seen.is_ok() {
             match visit.next().await {

@@ -208,8 +208,15 @@ impl From<DeskError> for Refusal {
     fn from(error: DeskError) -> Self {
         match error {
             DeskError::Queue(QueueError::Busy(why)) => Self::Busy(why),
-            DeskError::Queue(error) => error.into(),
-            DeskError::Directory(_) => Self::DirectoryAway,
+            // The answer tells the caller no cause, so that the log has to.
+            DeskError::Queue(error) => {
+                tracing::warn!(%error, "the dead letters cannot be reached");
+                error.into()
+            }
+            DeskError::Directory(error) => {
+                tracing::warn!(%error, "the dead letters cannot be reached without the directory");
+                Self::DirectoryAway
+            }
         }
     }
 }

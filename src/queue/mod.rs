@@ -53,6 +53,10 @@ pub enum QueueError {
     Mismatch(String),
 }
 
+/// How long a reader of dead letters waits for a visitor on RabbitMQ.
+const READER_PATIENCE: Duration = Duration::from_secs(5);
+const READER_LOOKS_AGAIN: Duration = Duration::from_millis(200);
+
 /// Tuning shared by both engines.
 #[derive(Debug, Clone)]
 pub struct QueueTuning {
@@ -166,6 +170,24 @@ impl Queue {
             Self::Rabbit(queue) => queue.siding(destination).await.map(|it| Siding::Rabbit(Box::new(it))),
             #[cfg(test)]
             Self::Model(_) => Err(QueueError::Unavailable("a simulation looks at its siding itself".into())),
+        }
+    }
+
+    /// Opens the dead letters of a destination for reading. On the embedded engine readers read beside each other and beside the
+    /// one visitor of [`Self::siding`]. RabbitMQ shows a dead letter to one consumer at a time: there a reader waits for a
+    /// visitor, and after [`READER_PATIENCE`] the error says that somebody has them.
+    pub async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
+        if let Self::Embedded(queue) = self {
+            return queue.read_dead_letters(destination).await.map(Siding::Embedded);
+        }
+        let until = tokio::time::Instant::now() + READER_PATIENCE;
+        loop {
+            match self.siding(destination).await {
+                Err(QueueError::Busy(_)) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(READER_LOOKS_AGAIN).await;
+                }
+                opened => return opened,
+            }
         }
     }
 

@@ -151,7 +151,7 @@ on_every_engine! {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_replay_tells_how_far_it_is_and_keeps_others_out() {
+async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
     let bench = Engine::Embedded.bench().unwrap();
     let relay = relay(&bench).await;
     let desk = Desk::of(&relay);
@@ -162,11 +162,18 @@ async fn a_long_replay_tells_how_far_it_is_and_keeps_others_out() {
     relay.sandbox.script().clear();
     assert_eq!(desk.post("/dead-letters/replay", json!({"rate": 2})).await.0, 202);
     assert_eq!(desk.get("/dead-letters/replay").await.1["replay"]["state"], "running");
-    let (status, busy) = desk.get("/dead-letters").await;
+    let (status, busy) = desk.post("/dead-letters/replay", json!({})).await;
     assert_eq!((status, busy["type"].as_str()), (409, Some("urn:causeway:problem:busy")), "{busy}");
     // Another process: the lock of the siding is seen by everybody.
-    let beside = relay.tool(["dead", "list"]).run(PATIENCE).await;
+    let beside = relay.tool(["dead", "discard", "--yes"]).run(PATIENCE).await;
     assert!(beside.code == Some(1) && beside.stderr.contains("wait until it is done"), "{}", beside.stderr);
+    // Who only reads is kept from nothing.
+    assert_eq!(desk.get("/dead-letters").await.0, 200);
+    for verb in ["list", "show"] {
+        let beside = relay.tool(["dead", verb]).run(PATIENCE).await;
+        assert_eq!(beside.code, Some(0), "{verb}: {}", beside.stderr);
+    }
+    assert_eq!(desk.get("/dead-letters/replay").await.1["replay"]["state"], "running");
 }
 
 #[tokio::test(flavor = "multi_thread")]

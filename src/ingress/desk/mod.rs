@@ -105,11 +105,12 @@ impl Desk {
         Ok(Visit { parts: (self.open)().await?, turn })
     }
 
-    /// All that is meant, the first of them whole.
+    /// All that is meant, the first of them whole. Reads beside a replay, if the engine can do that.
     async fn find(&self, filter: &Filter, limit: usize) -> Result<Found, Refusal> {
-        let visit = self.visit().await?;
-        let found = dead::find(&visit.parts.queue, filter, limit).await;
-        visit.end().await;
+        let parts = (self.open)().await?;
+        let found = dead::find(&parts.queue, filter, limit).await;
+        parts.directory.close().await;
+        parts.queue.close().await;
         Ok(found?)
     }
 

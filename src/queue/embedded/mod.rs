@@ -176,11 +176,20 @@ impl EmbeddedQueue {
         Ok(Subscription::new(line, number, loans, gate))
     }
 
+    /// For reading alone: beside other readers, and beside the one visitor.
+    pub(super) async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
+        self.visit(destination, None).await
+    }
+
     pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
         let path = self.inner.settings.data_dir.join(format!("siding.{destination}.lock"));
         let lock = Lock::take(&path, |holder| {
             format!("the dead letters of {destination} are being visited by {holder}: wait until it is done")
         })?;
+        self.visit(destination, Some(lock)).await
+    }
+
+    async fn visit(&self, destination: Destination, lock: Option<Lock>) -> Result<Siding, QueueError> {
         let line = self.inner.numbers.siding(destination).ok_or_else(|| unknown(destination))?;
         let gate = self.inner.gate.clone();
         let end = gate.ask(|reply| Command::Ask(Ask::End { line, reply })).await?;

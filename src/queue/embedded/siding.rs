@@ -1,6 +1,6 @@
 //! A visit to the dead letters of one destination.
 //!
-//! Guarantees: one visitor at a time, also across processes; a visit sees what was there when it began, in the order of
+//! Guarantees: one visitor that may remove at a time, also across processes; readers read beside it; a visit sees what was there when it began, in the order of
 //! death, and changes nothing by looking.
 //! Leaves to others: which dead letters leave, and for where (`dead/`).
 
@@ -18,7 +18,8 @@ pub struct Siding {
     /// Where the siding ended when the visit began.
     pub(super) end: Seq,
     pub(super) gate: Gate,
-    pub(super) lock: Lock,
+    /// `None` for a reader, who removes nothing.
+    pub(super) lock: Option<Lock>,
 }
 
 impl Siding {
