@@ -118,7 +118,8 @@ on_every_engine! {
         let (_, lines) = desk.raw(Method::GET, "/dead-letters/export?conversation=c-2", None).await;
         let exported: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert!(exported.len() == 2 && exported.iter().all(|letter| letter["conversation_id"] == "c-2"), "{lines}");
-        assert_eq!(lines.matches("words").count(), 2);
+        let texts = lines.replace("platform_words", "");
+        assert_eq!(texts.matches("words").count(), 2);
 
         // Since it died, the one was said again and delivered, and the chat of the other has ended.
         relay.sandbox.script().clear();
