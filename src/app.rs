@@ -21,7 +21,7 @@ use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
 use crate::dead::DeskError;
 use crate::delivery::Patience;
 use crate::delivery::poll::PollSettings;
-use crate::ingress::{self, AdminState, Desk, DeskParts, IngressState, ReadBudget};
+use crate::ingress::{self, AdminState, Desk, DeskParts, IdempotencyKeys, IngressState, ReadBudget};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
@@ -248,6 +248,7 @@ impl App {
                 .directory
                 .clone()
                 .filter(|_| settings.ingress.handoffs_token.is_some() || !settings.xo.bots.is_empty()),
+            idempotency_keys: IdempotencyKeys::default(),
             metrics: self.metrics.clone(),
             settings: ingress_settings(settings),
             budget: Arc::new(ReadBudget::new(settings.ingress.body_limit)),
@@ -386,9 +387,13 @@ fn tuning(settings: &Settings) -> QueueTuning {
 
 /// Opens the directory that the settings name.
 pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
+    Directory::open(&directory_settings(settings)).await.context("directory.url")
+}
+
+fn directory_settings(settings: &Settings) -> DirectorySettings {
     let url = match &settings.directory {
         config::DirectoryUrl::Sqlite(path) => DirectoryUrl::Sqlite(path.clone()),
         config::DirectoryUrl::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
     };
-    Directory::open(&DirectorySettings { url }).await.context("directory.url")
+    DirectorySettings { url }
 }

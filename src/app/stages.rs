@@ -135,9 +135,11 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
         .only_while(move || lease.holds(Instant::now()));
     let servicenow = servicenow(http.clone(), settings)?;
     let xo = xo(http.with_timeout(timeouts.1), settings);
+    // Without an instance of ServiceNow this is the pure relay, which remembers nothing but how replays end.
+    let directory = app.directory.clone().filter(|_| servicenow.is_some());
     let parts = Parts {
-        // Without an instance of ServiceNow this is the pure relay, which remembers nothing.
-        directory: app.directory.clone().filter(|_| servicenow.is_some()),
+        replay_notes: directory.is_none().then(|| super::directory_settings(settings)),
+        directory,
         servicenow,
         xo,
         queue: app.queue.clone(),

@@ -55,7 +55,7 @@ impl std::fmt::Debug for SqliteDirectory {
     }
 }
 
-/// Runs one query, written once, on whichever database there is. `delivered` names the pool where SQLite has two.
+/// Runs one query, written once, on whichever database there is. `done` names the pool where SQLite has two.
 macro_rules! run {
     ($directory:expr, |$pool:ident| $query:expr) => {
         run!($directory, state, |$pool| $query)
@@ -270,35 +270,16 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Whether [`Self::remember_delivered`] was told of this message.
-    pub async fn was_delivered(&self, id: MessageId) -> Result<bool, DirectoryError> {
-        let row: Option<(i32,)> = run!(self, delivered, |pool| {
-            sqlx::query_as(statements::WAS_DELIVERED).bind(id.to_string()).fetch_optional(pool)
-        })?;
-        Ok(row.is_some())
-    }
-
-    /// A message was delivered; remembered until [`Self::forget`].
-    pub async fn remember_delivered(&self, id: MessageId, at: Timestamp) -> Result<(), DirectoryError> {
-        run!(self, delivered, changed by |pool| {
-            sqlx::query(statements::REMEMBER_DELIVERED)
-                .bind(id.to_string())
-                .bind(at.as_millisecond())
-                .execute(pool)
-        })?;
-        Ok(())
-    }
-
-    /// Forgets messages delivered, and conversations that are over and changed last, before the given times. Returns how
-    /// many of both.
+    /// Forgets what was [done](Self::mark_done), and conversations that are over and changed last, before the given times. Returns
+    /// how many of both.
     pub async fn forget(
         &self,
-        delivered_before: Timestamp,
+        done_before: Timestamp,
         closed_before: Timestamp,
     ) -> Result<u64, DirectoryError> {
-        let delivered = self.delete(statements::FORGET_DELIVERED, delivered_before).await?;
+        let done = self.delete(statements::FORGET_DONE, done_before).await?;
         let closed = self.delete(statements::FORGET_CLOSED, closed_before).await?;
-        Ok(delivered + closed)
+        Ok(done + closed)
     }
 
     /// Empties the write-ahead log of a file, which still holds what was forgotten. A database on a server has none.
@@ -333,7 +314,7 @@ impl Directory {
     pub async fn close(&self) {
         match self {
             Self::Sqlite(SqliteDirectory(pools)) => {
-                pools.delivered.close().await;
+                pools.done.close().await;
                 pools.state.close().await;
             }
             Self::Postgres(pool) => pool.close().await,

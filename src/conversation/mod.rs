@@ -1,4 +1,4 @@
-//! What is remembered: which conversation is which chat at ServiceNow, how far it got, and which messages were delivered.
+//! What is remembered: which conversation is which chat at ServiceNow, how far it got, and what was done already.
 //!
 //! Guarantees: what a call returned `Ok` for survives any crash; several processes may use one directory at once; the
 //! state of a conversation changes only as [`state`] says, each change exactly once; a chat (ServiceNow's `group`)
@@ -6,6 +6,7 @@
 //! by itself once it is back.
 //! Leaves to others: what to tell the two sides about a change (`worker/`), when to poll and when to forget.
 
+mod dedup;
 mod directory;
 mod error;
 mod replies;
@@ -21,6 +22,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::message::{ConversationId, ReplyHandle, named};
+pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use error::DirectoryError;
 

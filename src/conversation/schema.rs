@@ -6,7 +6,7 @@
 //!
 //! How much survives: SQLite runs with `synchronous = FULL`. With `NORMAL` a power cut may take back the last commits,
 //! and with them which chat belongs to whom, long after the message that told us was settled; nothing would tell us
-//! again. Only the list of delivered messages goes through a connection of its own with `NORMAL`: what a power cut takes
+//! again. Only the deduplication keys go through a connection of its own with `NORMAL`: what a power cut takes
 //! from it costs a repeat, which is allowed, while a sync for each message would cost every message. A crash of the
 //! process takes nothing from either.
 
@@ -23,8 +23,12 @@ use super::{DirectoryError, statements};
 use crate::data_files;
 
 /// Each step brings the tables from the version before it to its own, which is its place in this list, counted from 1.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 /// How long a call waits for a connection, or for another writer of the file.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,8 +45,8 @@ const POSTGRES_CONNECTIONS: u32 = 8;
 pub(super) struct SqlitePools {
     /// For what must survive a power cut.
     pub(super) state: SqlitePool,
-    /// For the list of delivered messages.
-    pub(super) delivered: SqlitePool,
+    /// For the deduplication keys.
+    pub(super) done: SqlitePool,
 }
 
 fn pool<DB: sqlx::Database>(connections: u32) -> PoolOptions<DB> {
@@ -75,7 +79,7 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     Ok(SqlitePools {
         state: kept(SQLITE_CONNECTIONS)
             .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
-        delivered: kept(1).connect_lazy_with(options.synchronous(SqliteSynchronous::Normal)),
+        done: kept(1).connect_lazy_with(options.synchronous(SqliteSynchronous::Normal)),
     })
 }
 

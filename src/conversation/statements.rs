@@ -60,13 +60,22 @@ macro_rules! due {
 pub(super) const DUE_SQLITE: &str = due!("");
 pub(super) const DUE_POSTGRES: &str = due!("FOR UPDATE SKIP LOCKED");
 
-pub(super) const WAS_DELIVERED: &str = "SELECT 1 FROM delivered_messages WHERE message_id = $1";
+/// Of a few keys those that are there. A caller with fewer keys repeats one.
+pub(super) const FIND_DONE_FEW: &str =
+    "SELECT dedup_key, digest FROM dedup_keys WHERE dedup_key IN ($1, $2, $3, $4)";
 
-pub(super) const REMEMBER_DELIVERED: &str = "INSERT INTO delivered_messages (message_id, delivered_at) VALUES ($1, $2) ON CONFLICT (message_id) DO NOTHING";
+/// The same for many keys.
+pub(super) const FIND_DONE_MANY: &str = "SELECT dedup_key, digest FROM dedup_keys WHERE dedup_key IN (
+         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+         $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38,
+         $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56,
+         $57, $58, $59, $60)";
+
+pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES ($1, $2, $3) ON CONFLICT (dedup_key) DO NOTHING";
 
 /// A bite at a time, so that nobody waits long behind it.
-pub(super) const FORGET_DELIVERED: &str = "DELETE FROM delivered_messages WHERE message_id IN (
-         SELECT message_id FROM delivered_messages WHERE delivered_at < $1 LIMIT $2)";
+pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
+         SELECT dedup_key FROM dedup_keys WHERE done_at < $1 LIMIT $2)";
 
 /// Asks twice: between the choice and the deletion the conversation may have been requested anew.
 pub(super) const FORGET_CLOSED: &str = "DELETE FROM conversations WHERE id IN (

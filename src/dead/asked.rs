@@ -1,5 +1,7 @@
 //! Filters as people write them: as flags, in an address, in a form. One reading for all of them.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::Filter;
@@ -80,6 +82,15 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "must be a number of messages in a second, as 20 or 20/s".to_owned())
 }
 
+/// How long to wait: `60s`, `5m`, and `0` for not at all.
+pub(crate) fn wait(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(24 * 3600);
+    let wait = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
+    wait.ok()
+        .filter(|wait| *wait <= LONGEST)
+        .ok_or_else(|| "must be a time as 60s or 5m, at most 24h, or 0".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +136,13 @@ mod tests {
         for wrong in ["", "0", "-1", "nan", "inf", "20/m"] {
             assert!(rate(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_wait_is_a_time_of_at_most_a_day() {
+        let seconds = |text| wait(text).map(|wait| wait.as_secs()).ok();
+        assert_eq!([seconds("0"), seconds("90s"), seconds("5m")], [Some(0), Some(90), Some(300)]);
+        assert_eq!([seconds(""), seconds("60"), seconds("25h"), seconds("-1s")], [None; 4]);
     }
 
     #[test]

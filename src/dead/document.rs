@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::outcome::Outcomes;
 use super::replay::Plan;
 use super::{Entry, conversation_of, summary};
 use crate::message::{AttemptRecord, DeadLetter};
@@ -82,6 +83,17 @@ pub(crate) fn plan(plan: &Plan) -> Value {
         })
     });
     json!({ "replay": plan.to_replay(), "take_out": plan.to_clear(), "leave": plan.to_leave(), "steps": steps.collect::<Value>() })
+}
+
+/// What became of what was published again.
+pub(crate) fn outcomes(outcomes: &Outcomes) -> Value {
+    json!({
+        "delivered": outcomes.delivered,
+        "died_again": outcomes.died_again,
+        "answered": outcomes.answered,
+        "nothing_to_send": outcomes.nothing_to_send,
+        "on_the_way": outcomes.on_the_way,
+    })
 }
 
 #[cfg(test)]

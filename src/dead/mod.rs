@@ -8,6 +8,7 @@ pub(crate) mod asked;
 pub(crate) mod document;
 mod export;
 mod order;
+pub mod outcome;
 pub mod replay;
 mod resend;
 
@@ -17,7 +18,9 @@ pub(crate) use export::export;
 use jiff::Timestamp;
 
 use crate::conversation::DirectoryError;
-use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId, bot_turn};
+use crate::message::{
+    DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId, PayloadDigest, bot_turn,
+};
 use crate::queue::{Held, Queue, QueueError, Siding};
 
 /// Why the work at the siding stopped. Nothing is lost by it; running it again goes on.
@@ -126,6 +129,10 @@ pub struct Entry {
     pub reason: DeadReason,
     /// When it was taken.
     pub accepted_at: Timestamp,
+    /// How often it was replayed before.
+    pub replays: u32,
+    /// Of what its caller asked for, if that chose a key for it.
+    pub digest: Option<PayloadDigest>,
 }
 
 impl From<&DeadLetter> for Entry {
@@ -137,6 +144,8 @@ impl From<&DeadLetter> for Entry {
             lane: dead.message.lane.clone(),
             reason: dead.reason,
             accepted_at: dead.message.accepted_at,
+            replays: dead.message.replays,
+            digest: dead.message.digest,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Two visits: the first makes a [`Plan`] that the operator can look at, the second carries it out. A message is
 //! published and confirmed first and only then taken out of the siding, so a kill in between leaves it in both places:
-//! the next replay finds it again, and the worker or the plan recognises it by its id.
+//! the next replay finds it again, and the worker or the plan recognises it by its id. A dead letter that is not published is taken
+//! out only if its message was delivered, or if another dead letter of the same message is published.
 //!
 //! Guarantees: each lane's messages are published in the order of their acceptance; only what is in the plan is touched;
 //! memory holds the plan and what died out of order, not all bodies.
@@ -12,28 +13,31 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::order::Lineup;
+use super::outcome::Republished;
 use super::resend::Resend;
 use super::{DeskError, Entry, Filter, Key, Visit};
-use crate::conversation::{Directory, DirectoryError, State};
-use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, MessageId, named};
+use crate::conversation::{DedupKey, Directory, DirectoryError, State};
+use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, named};
 use crate::queue::{Queue, QueueError};
+use crate::tasks::Stop;
 
-/// Questions to the directory at once.
-const ASKED_AT_ONCE: usize = 16;
+/// Dead letters that one question to the directory is about.
+const ASKED_AT_ONCE: usize = 30;
 
 named! {
     /// What a replay does with a dead letter.
     Fate {
         /// Publishes it again.
         Replay = "replay",
-        /// Only takes it out of the siding: it was delivered since it died.
+        /// Only takes it out of the siding: a destination answered 2xx to it since it died.
         Delivered = "already delivered",
-        /// Only takes it out of the siding: the same message died again later, and that one is replayed.
+        /// Only takes it out of the siding: the same message with the same payload died again later, and that one is replayed.
         Superseded = "died again later",
+        /// Leaves it: another request was delivered under its key, so the worker would only refuse it.
+        OtherPayload = "its key was used for another request",
         /// Leaves it: no code could read it, so it would only die again. Asked for by reason or id, it is replayed.
         Unreadable = "unreadable",
         /// Leaves it: its chat has ended, and what comes too late for it would only die again. Asked for by id, it is
@@ -45,7 +49,7 @@ named! {
 impl Fate {
     /// Whether it stays in the siding.
     pub const fn stays(self) -> bool {
-        matches!(self, Self::Unreadable | Self::Over)
+        matches!(self, Self::Unreadable | Self::Over | Self::OtherPayload)
     }
 }
 
@@ -53,7 +57,9 @@ impl Fate {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
     /// These were delivered since they died.
-    pub delivered: HashSet<MessageId>,
+    pub delivered: HashSet<Key>,
+    /// Under the ids of these another payload was delivered.
+    pub other_payload: HashSet<Key>,
     /// The chats of these lanes have ended.
     pub over: HashSet<LaneKey>,
 }
@@ -76,11 +82,12 @@ pub struct Plan {
 impl Plan {
     /// Plans for these dead letters, given in the order of their death.
     pub fn new(entries: Vec<Entry>, filter: &Filter, known: &Known) -> Self {
-        let newest: HashMap<MessageId, Key> = entries.iter().map(|entry| (entry.key.id, entry.key)).collect();
+        let newest: HashMap<_, Key> =
+            entries.iter().map(|entry| ((entry.key.id, entry.digest), entry.key)).collect();
         // A start makes a new chat for whatever follows it.
         let reopened: HashSet<&LaneKey> = entries
             .iter()
-            .filter(|entry| entry.kind == Kind::HandoffStart && !known.delivered.contains(&entry.key.id))
+            .filter(|entry| entry.kind == Kind::HandoffStart && !known.delivered.contains(&entry.key))
             .map(|entry| &entry.lane)
             .collect();
         let is_over = |entry: &Entry| {
@@ -90,10 +97,12 @@ impl Plan {
         };
         let fate = |entry: &Entry| {
             let named = filter.ids.contains(&entry.key.id);
-            if newest.get(&entry.key.id) != Some(&entry.key) {
+            if newest.get(&(entry.key.id, entry.digest)) != Some(&entry.key) {
                 Fate::Superseded
-            } else if known.delivered.contains(&entry.key.id) {
+            } else if known.delivered.contains(&entry.key) {
                 Fate::Delivered
+            } else if known.other_payload.contains(&entry.key) {
+                Fate::OtherPayload
             } else if entry.reason == DeadReason::Unreadable {
                 let asked_for = named || filter.reason == Some(DeadReason::Unreadable);
                 if asked_for { Fate::Replay } else { Fate::Unreadable }
@@ -160,7 +169,8 @@ const fn speaks_in_a_chat(kind: Kind) -> bool {
 /// Looks through the siding and at what became of messages and chats since, and plans.
 pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Result<Plan, DeskError> {
     let entries = super::list(queue, filter).await?;
-    let mut known = Known { delivered: delivered(&entries, directory).await?, ..Known::default() };
+    let mut known = Known::default();
+    delivered(&entries, directory, &mut known).await?;
     let mut asked = HashSet::new();
     for entry in &entries {
         if speaks_in_a_chat(entry.kind)
@@ -173,18 +183,29 @@ pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Resu
     Ok(Plan::new(entries, filter, &known))
 }
 
-async fn delivered(entries: &[Entry], directory: &Directory) -> Result<HashSet<MessageId>, DirectoryError> {
-    let mut delivered = HashSet::new();
+async fn delivered(
+    entries: &[Entry],
+    directory: &Directory,
+    known: &mut Known,
+) -> Result<(), DirectoryError> {
     for some in entries.chunks(ASKED_AT_ONCE) {
-        let answers = try_join_all(some.iter().map(|entry| was_delivered(directory, entry.key.id))).await?;
-        delivered.extend(answers.into_iter().flatten());
+        let deliveries = |id| [DedupKey::Delivered(id), DedupKey::Forwarded(id)];
+        let keys: Vec<DedupKey> = some.iter().flat_map(|entry| deliveries(entry.key.id)).collect();
+        let done = directory.find_done(&keys).await?;
+        for entry in some {
+            let ours = done.iter().find(|done| deliveries(entry.key.id).contains(&done.key));
+            match ours.map(|done| (entry.digest, done.digest)) {
+                None => {}
+                Some((Some(dead), Some(delivered))) if dead != delivered => {
+                    known.other_payload.insert(entry.key);
+                }
+                Some(_) => {
+                    known.delivered.insert(entry.key);
+                }
+            }
+        }
     }
-    Ok(delivered)
-}
-
-async fn was_delivered(directory: &Directory, id: MessageId) -> Result<Option<MessageId>, DirectoryError> {
-    let told = directory.was_delivered(id).await? || directory.was_delivered(id.forwarded()).await?;
-    Ok(told.then_some(id))
+    Ok(())
 }
 
 /// The lane of what goes to ServiceNow is the conversation.
@@ -202,29 +223,49 @@ pub struct Tally {
     pub cleared: u64,
 }
 
-/// Carries a plan out, at most `rate` messages a second; says after each step what was done.
-///
-/// When it fails, what `progress` said last is done and the rest is where it was.
+/// What a replay did, whether it came to its end or not.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// How many.
+    pub tally: Tally,
+    /// Those that were published again; [`super::outcome::wait`] says what became of them.
+    pub messages: Vec<Republished>,
+    /// Why it stopped, if it failed. What `tally` counts is done, the rest is where it was.
+    pub trouble: Option<DeskError>,
+}
+
+/// Carries a plan out, at most `rate` messages a second, until the stop; says after each step what was done.
 pub async fn run(
     queue: &Queue,
     filter: &Filter,
     plan: &Plan,
     rate: Option<f64>,
+    stop: &Stop,
     mut progress: impl FnMut(Tally),
-) -> Result<Tally, DeskError> {
+) -> Replayed {
     let mut pace = rate.map(pace);
-    let mut tally = Tally::default();
+    let mut replayed = Replayed::default();
     for destination in filter.destinations(queue) {
-        if plan.at(destination).any(|step| !step.fate.stays()) {
-            let mut visit = Visit::begin(queue, destination, filter).await?;
-            let mut resend = Resend::new(queue, &mut pace, &mut tally, &mut progress);
-            let done = one_siding(&mut visit, plan, destination, &mut resend).await;
-            resend.give_up().await;
-            visit.end().await;
-            done?;
+        if stop.asked() || !plan.at(destination).any(|step| !step.fate.stays()) {
+            continue;
+        }
+        let mut visit = match Visit::begin(queue, destination, filter).await {
+            Ok(visit) => visit,
+            Err(error) => {
+                replayed.trouble = Some(error.into());
+                break;
+            }
+        };
+        let mut resend = Resend::new(queue, stop, &mut pace, &mut replayed, &mut progress);
+        let done = one_siding(&mut visit, plan, destination, &mut resend).await;
+        resend.give_up().await;
+        visit.end().await;
+        if let Err(error) = done {
+            replayed.trouble = Some(error.into());
+            break;
         }
     }
-    Ok(tally)
+    replayed
 }
 
 async fn one_siding<P: FnMut(Tally)>(
@@ -237,11 +278,11 @@ async fn one_siding<P: FnMut(Tally)>(
     let to_replay = plan.at(destination).filter(|step| step.fate == Fate::Replay);
     let mut lineup = Lineup::expecting(to_replay.map(|step| (step.entry.lane.clone(), step.entry.key)));
     let mut left = plan.at(destination).filter(|step| !step.fate.stays()).count();
-    while left > 0 {
+    while left > 0 && !resend.is_stopped() {
         let Some(held) = visit.next().await? else { break };
         let entry = Entry::from(&held.dead);
         match fates.get(&entry.key) {
-            None | Some(Fate::Unreadable | Fate::Over) => continue,
+            None | Some(Fate::Unreadable | Fate::Over | Fate::OtherPayload) => continue,
             Some(Fate::Delivered | Fate::Superseded) => resend.clear(held).await?,
             Some(Fate::Replay) => {
                 for ready in lineup.arrive(&entry.lane, entry.key, held) {
@@ -267,6 +308,7 @@ fn pace(rate: f64) -> Interval {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{MessageId, PayloadDigest};
     use jiff::Timestamp;
 
     fn entry(id: MessageId, lane: &str, reason: DeadReason, accepted: i64, died: i64) -> Entry {
@@ -278,6 +320,8 @@ mod tests {
             lane: LaneKey::parse(lane).unwrap(),
             reason,
             accepted_at: at(accepted),
+            replays: 0,
+            digest: None,
         }
     }
 
@@ -309,13 +353,25 @@ mod tests {
             entry(unreadable, "b", DeadReason::Unreadable, 3, 30),
             entry(twice, "a", DeadReason::Expired, 4, 40),
         ];
-        let known = Known { delivered: [delivered].into(), ..Known::default() };
+        let known = Known { delivered: [entries[1].key].into(), ..Known::default() };
         let plan = Plan::new(entries.clone(), &Filter::default(), &known);
         assert_eq!(fates(&plan), [Fate::Superseded, Fate::Delivered, Fate::Unreadable, Fate::Replay]);
 
         let by_reason = Filter { reason: Some(DeadReason::Unreadable), ..Filter::default() };
         let plan = Plan::new(entries[2..3].to_vec(), &by_reason, &Known::default());
         assert_eq!(fates(&plan), [Fate::Replay]);
+    }
+
+    #[test]
+    fn two_requests_under_one_key_are_two_messages() {
+        let (id, digest) = (MessageId::fresh(), |text: &str| Some(PayloadDigest::of(text.as_bytes())));
+        let of = |text, died| Entry { digest: digest(text), ..entry(id, "a", DeadReason::Rejected, 1, died) };
+        let entries = vec![of("one", 10), of("other", 20), of("one", 30)];
+        let planned = |known: &Known| fates(&Plan::new(entries.clone(), &Filter::default(), known));
+        assert_eq!(planned(&Known::default()), [Fate::Superseded, Fate::Replay, Fate::Replay]);
+        let other_payload = [entries[0].key, entries[2].key].into();
+        let known = Known { other_payload, delivered: [entries[1].key].into(), ..Known::default() };
+        assert_eq!(planned(&known), [Fate::Superseded, Fate::Delivered, Fate::OtherPayload]);
     }
 
     #[test]

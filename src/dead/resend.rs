@@ -1,7 +1,7 @@
 //! Publishing dead letters again: many lanes at once, each of them one message after another.
 //!
 //! Guarantees: of a lane the next is published only when the one before is confirmed and out of the siding; after a failure
-//! nothing more is published, and what was under way is seen through, so that what was counted is what was done; a bounded
+//! or a stop nothing more is published, and what was under way is seen through, so that what was counted is what was done; a bounded
 //! number of bodies in memory. Leaves to others: which ones, and in which order (`replay.rs`).
 
 use std::collections::{HashMap, VecDeque};
@@ -11,9 +11,11 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Interval;
 
-use super::replay::Tally;
+use super::outcome::Republished;
+use super::replay::{Replayed, Tally};
 use crate::message::{LaneKey, Message};
 use crate::queue::{Held, Queue, QueueError};
+use crate::tasks::Stop;
 
 /// Dead letters in hand at once: enough to share the broker's confirms, few enough to keep in memory.
 const IN_HAND: usize = 128;
@@ -21,32 +23,39 @@ const IN_HAND: usize = 128;
 /// What is in hand; see the head of this file.
 pub(super) struct Resend<'a, P> {
     queue: &'a Queue,
+    stop: &'a Stop,
     pace: &'a mut Option<Interval>,
-    tally: &'a mut Tally,
+    replayed: &'a mut Replayed,
     progress: &'a mut P,
     in_hand: usize,
     /// The lanes that have one in hand, and what came behind it.
     lanes: HashMap<LaneKey, VecDeque<Held>>,
     ready: VecDeque<Held>,
-    under_way: FuturesUnordered<BoxFuture<'a, Result<LaneKey, QueueError>>>,
+    under_way: FuturesUnordered<BoxFuture<'a, Result<(LaneKey, Republished), QueueError>>>,
 }
 
 impl<'a, P: FnMut(Tally)> Resend<'a, P> {
     pub(super) fn new(
         queue: &'a Queue,
+        stop: &'a Stop,
         pace: &'a mut Option<Interval>,
-        tally: &'a mut Tally,
+        replayed: &'a mut Replayed,
         progress: &'a mut P,
     ) -> Self {
         let (lanes, ready, under_way) = (HashMap::new(), VecDeque::new(), FuturesUnordered::new());
-        Self { queue, pace, tally, progress, in_hand: 0, lanes, ready, under_way }
+        Self { queue, stop, pace, replayed, progress, in_hand: 0, lanes, ready, under_way }
+    }
+
+    /// Whether nothing more is to be published.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.asked()
     }
 
     /// Only takes it out of the siding.
     pub(super) async fn clear(&mut self, held: Held) -> Result<(), QueueError> {
         held.remove().await?;
-        self.tally.cleared += 1;
-        (self.progress)(*self.tally);
+        self.replayed.tally.cleared += 1;
+        (self.progress)(self.replayed.tally);
         Ok(())
     }
 
@@ -60,7 +69,7 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
                 self.ready.push_back(held);
             }
         }
-        while self.in_hand >= IN_HAND {
+        while self.in_hand >= IN_HAND && !self.is_stopped() {
             self.step().await?;
         }
         Ok(())
@@ -68,7 +77,7 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
 
     /// Publishes all that is in hand.
     pub(super) async fn finish(&mut self) -> Result<(), QueueError> {
-        while self.in_hand > 0 {
+        while self.in_hand > 0 && !self.is_stopped() {
             self.step().await?;
         }
         Ok(())
@@ -77,8 +86,8 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
     /// Waits for what is under way and leaves the rest in the siding.
     pub(super) async fn give_up(mut self) {
         while let Some(landed) = self.under_way.next().await {
-            if landed.is_ok() {
-                self.count();
+            if let Ok((_, message)) = landed {
+                self.count(message);
             }
         }
     }
@@ -86,7 +95,8 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
     async fn step(&mut self) -> Result<(), QueueError> {
         tokio::select! {
             biased;
-            Some(landed) = self.under_way.next() => self.landed(&landed?),
+            Some(landed) = self.under_way.next() => self.landed(landed?),
+            () = self.stop.wait() => {}
             () = turn(self.pace), if !self.ready.is_empty() => self.send_one(),
         }
         Ok(())
@@ -98,28 +108,30 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
         }
     }
 
-    fn landed(&mut self, lane: &LaneKey) {
+    fn landed(&mut self, (lane, message): (LaneKey, Republished)) {
         self.in_hand -= 1;
-        self.count();
-        match self.lanes.get_mut(lane).and_then(VecDeque::pop_front) {
+        self.count(message);
+        match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
             Some(next) => self.ready.push_back(next),
             None => {
-                self.lanes.remove(lane);
+                self.lanes.remove(&lane);
             }
         }
     }
 
-    fn count(&mut self) {
-        self.tally.replayed += 1;
-        (self.progress)(*self.tally);
+    fn count(&mut self, message: Republished) {
+        self.replayed.messages.push(message);
+        self.replayed.tally.replayed += 1;
+        (self.progress)(self.replayed.tally);
     }
 }
 
-async fn send(queue: &Queue, held: Held) -> Result<LaneKey, QueueError> {
+async fn send(queue: &Queue, held: Held) -> Result<(LaneKey, Republished), QueueError> {
     let message = again(&held.dead.message);
     queue.publish(&message).await?;
     held.remove().await?;
-    Ok(message.lane)
+    let republished = Republished::from(&message);
+    Ok((message.lane, republished))
 }
 
 /// The same message, accepted anew: its deadline begins again, its story is left behind.

@@ -17,7 +17,7 @@ use super::attachments::OwnedFile;
 use super::handoff::{Desk, Done, is_open};
 use super::late::origin;
 use super::{Attempt, Deliverer};
-use crate::conversation::{Claim, Conversation, State};
+use crate::conversation::{Claim, Conversation, DedupKey, State};
 use crate::delivery::classify::Operation;
 use crate::message::handoff::{Line, Start, Text, Typing};
 use crate::message::routing::is_payload_name;
@@ -86,12 +86,7 @@ impl AgentChats {
 
 /// What we call the chat of a start. A replay asks for a new chat: the old one was given up.
 fn chat_name(start: &Message) -> String {
-    MessageId::derived("chat", &format!("{}:{}", start.id, start.replays)).to_string()
-}
-
-/// The name under which the end of a chat is remembered: the conversation may be asked for anew before its start looks again.
-pub(super) fn closed_chat(group: &str) -> MessageId {
-    MessageId::derived("closed-chat", group)
+    MessageId::derived_from("chat", &[&start.id.to_string(), &start.replays.to_string()]).to_string()
 }
 
 /// Whether the bot side knows already that no agent comes for this start.
@@ -123,8 +118,9 @@ impl Desk<'_> {
                 _ => {}
             }
         }
-        // Its chat came and went, and the bot side has asked anew meanwhile: that is another start's business.
-        if known.is_some() && self.directory.was_delivered(closed_chat(&group)).await? {
+        // Its chat came and went: its end is remembered by itself, since the conversation may be asked for anew before its start looks
+        // again, and the bot side has asked anew meanwhile: that is another start's business.
+        if known.is_some() && self.directory.is_done(DedupKey::closed_chat(&group)).await? {
             return Ok(Attempt::of(HERE, Outcome::Answered, "its chat is over already"));
         }
         let settings = &self.deliverer.settings.agent_chat;

@@ -5,12 +5,11 @@
 //! that was said. Before there is a sign of an agent nothing of the bot there is told: it is not whom the user asked for.
 //! Leaves to others: reading the JSON (`platform/servicenow`), the doors of the bot side (`tell.rs`).
 
-use super::agent_chat::closed_chat;
-use super::agent_joins::joined_instance;
+use super::agent_joins::{is_settled, joined_instance};
 use super::tell::{Said, TYPING_LASTS, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, Observation, State};
+use crate::conversation::{Conversation, DedupKey, Directory, Observation, State};
 use crate::message::{Endpoint, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{Item, Meaning, Receipt, Sign, VirtualAgentCallback, end_request};
 
@@ -53,8 +52,9 @@ impl Deliverer {
             return chat.hear().await;
         }
         // Nothing can be told, but a start may wait for what this callback says of the chat.
-        chat.stands().await?;
+        chat.apply().await?;
         chat.over().await?;
+        chat.note_applied().await?;
         let why = "handoffs.events_url is not set: nothing can be told of this conversation";
         Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, why))
     }
@@ -69,12 +69,13 @@ impl Deliverer {
         let Some(group) = callback.group.as_deref() else { return Ok(()) };
         let Some(conversation) = directory.find_by_group(group).await? else { return Ok(()) };
         let chat = Chat { deliverer: self, directory, message, callback: &callback, group, conversation };
-        chat.stands().await?;
+        chat.apply().await?;
         chat.over().await?;
+        chat.note_applied().await?;
         let mut lost = Vec::new();
         for item in callback.items.iter().filter(|item| item.from_agent) {
             if let Some(id) = &item.message_id
-                && !directory.was_delivered(told_once(group, id)).await?
+                && !directory.is_done(DedupKey::named_item(group, id)).await?
             {
                 lost.push(id.clone());
             }
@@ -89,18 +90,20 @@ impl Chat<'_> {
         if let Some(attempt) = self.agent_joins().await? {
             return Ok(attempt);
         }
-        self.stands().await?;
+        self.apply().await?;
         let mut refused = None;
+        let mut is_delivered = false;
         let mut told = Vec::new();
         for (index, item) in self.callback.items.iter().enumerate() {
             let Some((said, once)) = self.said(index, item) else { continue };
-            if self.directory.was_delivered(once).await? {
+            if self.directory.is_done(once).await? {
                 continue;
             }
             let attempt = self.deliverer.say(self.message, &self.conversation, &said).await?;
             match attempt.outcome {
                 Outcome::Delivered => {
-                    self.directory.remember_delivered(once, clock::now()).await?;
+                    self.directory.mark_done(once, None, clock::now()).await?;
+                    is_delivered = true;
                     told.extend(item.message_id.clone().filter(|_| item.from_agent));
                 }
                 // The others are no worse for it; the callback dies in the end, and its replay tells this one alone.
@@ -121,7 +124,25 @@ impl Chat<'_> {
             self.over().await?;
         }
         self.count_unknown();
-        Ok(refused.unwrap_or_else(|| Attempt::delivered(Endpoint::Events)))
+        self.note_applied().await?;
+        let nothing = || Attempt::of(Endpoint::Events, Outcome::Dropped, "nothing in it is for the user");
+        let said = || if is_delivered { Attempt::delivered(Endpoint::Events) } else { nothing() };
+        Ok(refused.unwrap_or_else(said))
+    }
+
+    /// Notes where the chat stands, unless this callback did so before: a replayed or repeated one is an old one, and the chat has gone
+    /// on since.
+    async fn apply(&self) -> Result<(), OwnTrouble> {
+        if self.directory.is_done(DedupKey::CallbackApplied(self.message.id)).await? {
+            return Ok(());
+        }
+        self.stands().await
+    }
+
+    /// To be called when the callback is settled: until then the chat may still become that of its conversation.
+    async fn note_applied(&self) -> Result<(), OwnTrouble> {
+        let applied = DedupKey::CallbackApplied(self.message.id);
+        Ok(self.directory.mark_done(applied, None, clock::now()).await?)
     }
 
     /// Whether it is about the chat that the conversation has now.
@@ -149,7 +170,7 @@ impl Chat<'_> {
     }
 
     /// What an item says to the user, and the name under which it is told only once.
-    fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, MessageId)> {
+    fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, DedupKey)> {
         let no_agent = self.callback.over() && self.had_no_agent();
         let text = match &item.meaning {
             Meaning::Text(text) | Meaning::Unknown(Some(text)) => text,
@@ -164,10 +185,11 @@ impl Chat<'_> {
         }
         let agent = item.agent.as_deref().or(self.conversation.agent.as_deref().filter(|_| item.from_agent));
         let (id, once) = match &item.message_id {
-            Some(name) => (MessageId::derived("servicenow", name), told_once(self.group, name)),
+            Some(name) => (MessageId::derived("servicenow", name), DedupKey::named_item(self.group, name)),
             None => {
-                let id = MessageId::derived("servicenow-item", &format!("{}:{index}", self.message.id));
-                (id, id)
+                let parts = [self.message.id.to_string(), index.to_string()];
+                let id = MessageId::derived_from("servicenow-item", &[&parts[0], &parts[1]]);
+                (id, DedupKey::unnamed_item(self.message.id, index))
             }
         };
         let voice = match &item.meaning {
@@ -228,7 +250,7 @@ impl Chat<'_> {
             if self.has_new_agent() {
                 let instance = joined_instance(known, agent.as_deref());
                 let notice = Notice { agent: agent.clone(), event: Some(NoticeEvent::Joined), ..notice };
-                if !self.directory.was_delivered(notice.id(Kind::CallbackEvent, &instance)).await? {
+                if !is_settled(self.directory, notice.id(Kind::CallbackEvent, &instance)).await? {
                     self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
                 }
                 self.deliverer.agent_came(self.directory, known).await?;
@@ -268,7 +290,7 @@ impl Chat<'_> {
             return Ok(());
         }
         let id = &self.conversation.id;
-        self.directory.remember_delivered(closed_chat(self.group), clock::now()).await?;
+        self.directory.mark_done(DedupKey::closed_chat(self.group), None, clock::now()).await?;
         if self.callback.request_id.as_deref() == Some(end_request(self.group).as_str()) {
             return self.deliverer.end(id, Some(self.group), "user").await;
         }
@@ -317,9 +339,4 @@ impl Chat<'_> {
             }
         }
     }
-}
-
-/// The name under which an item is told once, kept apart from the ids of messages: a callback is delivered when all of it is.
-fn told_once(group: &str, message_id: &str) -> MessageId {
-    MessageId::derived("servicenow-item", &format!("{group}:{message_id}"))
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, Observation, State};
-use crate::message::{Callback, Destination, Kind, Message, Notice, NoticeEvent, Outcome};
+use crate::conversation::{Conversation, DedupKey, Directory, Observation, State};
+use crate::message::{Callback, Destination, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::{ChatApi, ChatState};
 
 /// How long the look at the state may take. The agent's words wait for it.
@@ -77,21 +77,46 @@ impl Deliverer {
             ..Notice::about(conversation.id.clone())
         };
         let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
-        if self.somebody_listens(&conversation.id).await? && !directory.was_delivered(id).await? {
+        if self.somebody_listens(&conversation.id).await? && !is_settled(directory, id).await? {
             let body = serde_json::to_vec(&notice).map_err(|error| OwnTrouble(error.to_string()))?;
-            let news = Message { id, kind: Kind::CallbackEvent, body: body.into(), ..message.clone() };
+            let kind = Kind::CallbackEvent;
+            let news = Message { id, kind, replays: 0, digest: None, body: body.into(), ..message.clone() };
+            let at = clock::now();
             let attempt = Box::pin(self.notice(&news)).await?;
-            if matches!(attempt.outcome, Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. })
-            {
-                return Ok(Some(attempt));
+            match attempt.outcome {
+                Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => {
+                    return Ok(Some(attempt));
+                }
+                Outcome::Dead(reason) => {
+                    let story = self.missed_stories().add(id, at, &attempt);
+                    self.dead_letter_missed(directory, news, reason, &attempt.error, story).await?;
+                    self.missed_stories().forget(id);
+                }
+                Outcome::Delivered => {
+                    directory.mark_done(DedupKey::Delivered(id), None, clock::now()).await?;
+                }
+                Outcome::Answered | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
+                    let nothing = DedupKey::NothingToSend { message: id, replays: 0 };
+                    directory.mark_done(nothing, None, clock::now()).await?;
+                }
             }
-            directory.remember_delivered(id, clock::now()).await?;
         }
         self.agent_came(directory, conversation).await?;
         let seen = Observation { agent, active: true, ..Observation::default() };
         directory.observed(&conversation.id, group, &seen).await?;
         Ok(None)
     }
+}
+
+/// Whether this news was told, died, or needed no telling.
+pub(super) async fn is_settled(directory: &Directory, news: MessageId) -> Result<bool, OwnTrouble> {
+    let (message, replays) = (news, 0);
+    let keys = [
+        DedupKey::Delivered(news),
+        DedupKey::DeadLettered { message, replays },
+        DedupKey::NothingToSend { message, replays },
+    ];
+    Ok(!directory.find_done(&keys).await?.is_empty())
 }
 
 /// What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.

@@ -15,9 +15,9 @@ use super::tell::{Said, Voice};
 use super::wording::{AgentTemplate, Occasion};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, State};
+use crate::conversation::{Conversation, DedupKey, Directory, State};
 use crate::message::{
-    ConversationId, DeadReason, Endpoint, Kind, Message, MessageId, Notice, NoticeEvent, Outcome, ReplyHandle,
+    ConversationId, DeadReason, Endpoint, Kind, Message, Notice, NoticeEvent, Outcome, ReplyHandle,
 };
 use crate::platform::{CallError, SessionStep, Words};
 use crate::tasks::Stop;
@@ -68,8 +68,8 @@ impl Deliverer {
         let web = directory.reply(&conversation.id).await?;
         let web = web.is_some_and(|reply| reply.handle.channel_type() == Some(WEB_CHANNEL));
         for (number, part) in Self::parts(&said.text, files, web).into_iter().enumerate() {
-            let step = step(&said.id.to_string(), &format!("part:{number}"));
-            if directory.was_delivered(step).await? {
+            let step = DedupKey::botkit_part_step(said.id, number);
+            if directory.is_done(step).await? {
                 continue;
             }
             let told = match &part {
@@ -84,7 +84,7 @@ impl Deliverer {
             if told.outcome != Outcome::Delivered {
                 return Ok(told);
             }
-            directory.remember_delivered(step, clock::now()).await?;
+            directory.mark_done(step, None, clock::now()).await?;
         }
         Ok(Attempt::delivered(HERE))
     }
@@ -143,7 +143,7 @@ impl Deliverer {
             return Ok(None);
         }
         let group = conversation.group.as_deref().unwrap_or_default();
-        let step = step(&format!("{}:{group}", conversation.id), "session");
+        let step = DedupKey::botkit_chat_step(&conversation.id, group, "session");
         let attempt = self.session(conversation, SessionStep::Start, step).await?;
         // XO may know no such call for this user: the texts do not depend on it.
         Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !is_refusal(attempt)))
@@ -173,10 +173,10 @@ impl Deliverer {
         &self,
         conversation: &Conversation,
         what: SessionStep,
-        step: MessageId,
+        step: DedupKey,
     ) -> Done {
         let directory = self.known()?;
-        if directory.was_delivered(step).await? {
+        if directory.is_done(step).await? {
             return Ok(Attempt::delivered(HERE));
         }
         let attempt = self
@@ -185,7 +185,7 @@ impl Deliverer {
             })
             .await?;
         if attempt.outcome == Outcome::Delivered {
-            directory.remember_delivered(step, clock::now()).await?;
+            directory.mark_done(step, None, clock::now()).await?;
         }
         Ok(attempt)
     }
@@ -302,9 +302,4 @@ fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> 
 /// XO answered, and will not answer otherwise.
 pub(super) fn is_refusal(attempt: &Attempt) -> bool {
     matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some()
-}
-
-/// Under which a step that was done is remembered.
-pub(super) fn step(of: &str, what: &str) -> MessageId {
-    MessageId::derived("botkit-step", &format!("{of}:{what}"))
 }

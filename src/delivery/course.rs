@@ -5,8 +5,7 @@
 
 use super::{Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory};
-use crate::message::MessageId;
+use crate::conversation::{Conversation, DedupKey, Directory};
 
 impl Deliverer {
     /// An agent took the chat. Noted in the directory, since a chat that was handed back looks like one that never had an agent.
@@ -16,10 +15,9 @@ impl Deliverer {
         conversation: &Conversation,
     ) -> Result<(), OwnTrouble> {
         let opened = conversation.opened_at;
-        let first =
-            MessageId::derived("first-agent", &format!("{}:{}", conversation.id, opened.as_millisecond()));
-        if !directory.was_delivered(first).await? {
-            directory.remember_delivered(first, clock::now()).await?;
+        let first = DedupKey::first_agent(&conversation.id, opened);
+        if !directory.is_done(first).await? {
+            directory.mark_done(first, None, clock::now()).await?;
             self.metrics.agent_wait.observe(clock::since(opened).as_secs_f64());
         }
         Ok(())

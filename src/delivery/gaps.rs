@@ -2,10 +2,12 @@
 //! is read back: before an agent's message is told, on the poll's schedule, and before an end.
 //!
 //! Guarantees: an agent's messages are told in ServiceNow's order and each once, whichever way they came: they have the same
-//! id either way. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
-//! later. Leaves to others: reading (`platform/servicenow/history.rs`), telling (`tell.rs`).
+//! id either way. A message that became a dead letter is not told here: its replay tells it. A message that dies here has the
+//! history of its attempts. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
+//! later. Not responsible for: reading (`platform/servicenow/history.rs`), telling (`tell.rs`).
 
-use std::sync::PoisonError;
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -16,11 +18,11 @@ use super::breaker;
 use super::tell::{Said, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory};
+use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::delivery::classify::Operation;
 use crate::message::{
-    Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, MessageId, Outcome,
-    Story,
+    AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey, Message,
+    MessageId, Outcome, Story,
 };
 use crate::platform::servicenow::{AgentFile, Heard};
 use crate::platform::{CallError, ChatApi, ServiceNow};
@@ -71,7 +73,7 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Attempt, OwnTrouble> {
-        let before = self.before(directory, callback, conversation).await?;
+        let before = self.before(directory, message, callback, conversation).await?;
         if matches!(before, Before::NotYet) {
             let why = "ServiceNow does not say what came before it";
             return Ok(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
@@ -104,7 +106,7 @@ impl Deliverer {
         };
         let attempt = self.say(message, conversation, &said).await?;
         if matches!(attempt.outcome, Outcome::Delivered | Outcome::Dropped) {
-            self.note(directory, callback, conversation, &before).await?;
+            self.note_told(directory, message, callback, conversation, &before).await?;
         }
         Ok(attempt)
     }
@@ -115,15 +117,17 @@ impl Deliverer {
     }
 
     /// Remembers how far the chat was told, and has its state looked at where the words announce a change of it.
-    async fn note(
+    async fn note_told(
         &self,
         directory: &Directory,
+        message: &Message,
         callback: &Callback,
         conversation: &Conversation,
         before: &Before,
     ) -> Result<(), OwnTrouble> {
         match &callback.sys_id {
-            Some(sys_id) if !matches!(before, Before::Unknown) => {
+            // A replayed message is an old one: what came after it was told or died long ago.
+            Some(sys_id) if message.replays == 0 && !matches!(before, Before::Unknown) => {
                 directory.told(&callback.group, sys_id, clock::now()).await?;
             }
             _ => directory.stirred(&callback.group, clock::now()).await?,
@@ -142,6 +146,7 @@ impl Deliverer {
     async fn before(
         &self,
         directory: &Directory,
+        message: &Message,
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Before, OwnTrouble> {
@@ -178,6 +183,9 @@ impl Deliverer {
             }
             files.clone_from(&heard[here].files);
             heard.truncate(here);
+        } else if message.replays > 0 {
+            // It is older than all that is shown.
+            heard.clear();
         }
         heard.retain(|heard| !heard.internal);
         Ok(Before::Read { heard, files })
@@ -231,7 +239,9 @@ impl Deliverer {
         heard: &Heard,
     ) -> Result<Option<Attempt>, OwnTrouble> {
         let place = (message.destination, message.lane.clone());
-        let Some(lost) = untold(directory, &callback.group, heard, place).await? else { return Ok(None) };
+        let Some(mut lost) = untold(directory, &callback.group, heard, place).await? else { return Ok(None) };
+        // A replay follows the order of acceptance, and then that of death: should it die, it stands right before this message.
+        lost.accepted_at = message.accepted_at;
         let writer = heard.created_by.as_deref();
         let said = Said {
             id: lost.id,
@@ -245,27 +255,43 @@ impl Deliverer {
             sys_id: Some(&heard.sys_id),
             files: &heard.files,
         };
+        let at = clock::now();
         let attempt = self.say(message, conversation, &said).await?;
+        let story = self.missed_stories().add(lost.id, at, &attempt);
         match attempt.outcome {
-            Outcome::Delivered
-            | Outcome::Answered
-            | Outcome::Repeated
-            | Outcome::Routed
-            | Outcome::Dropped => {
+            Outcome::Delivered => {
+                directory.mark_done(DedupKey::Delivered(lost.id), None, clock::now()).await?;
                 self.metrics.repaired.inc();
             }
-            Outcome::Dead(reason) => self.bury_missed(lost.clone(), reason, &attempt.error).await?,
+            Outcome::Answered | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
+            Outcome::Dead(reason) => {
+                self.dead_letter_missed(directory, lost.clone(), reason, &attempt.error, story).await?;
+            }
             Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => return Ok(Some(attempt)),
         }
-        directory.remember_delivered(lost.id, clock::now()).await?;
+        self.missed_stories().forget(lost.id);
         directory.told(&callback.group, &heard.sys_id, clock::now()).await?;
         Ok(None)
     }
 
-    async fn bury_missed(&self, lost: Message, reason: DeadReason, why: &str) -> Result<(), OwnTrouble> {
-        let destination = lost.destination.as_str();
-        self.queue.bury(&DeadLetter::new(lost, reason, why, Story::default())).await?;
+    pub(super) fn missed_stories(&self) -> MutexGuard<'_, MissedStories> {
+        self.missed_stories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The dead letter of a message that another message's attempt was about to tell.
+    pub(super) async fn dead_letter_missed(
+        &self,
+        directory: &Directory,
+        lost: Message,
+        reason: DeadReason,
+        why: &str,
+        story: Story,
+    ) -> Result<(), OwnTrouble> {
+        let (id, destination, attempts) = (lost.id, lost.destination.as_str(), story.count());
+        self.queue.bury(&DeadLetter::new(lost, reason, why, story)).await?;
+        directory.mark_done(DedupKey::DeadLettered { message: id, replays: 0 }, None, clock::now()).await?;
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
+        tracing::warn!(%id, destination, %reason, attempts, "dead letter, found on the way of another message");
         Ok(())
     }
 
@@ -294,7 +320,7 @@ impl Deliverer {
                 continue;
             }
             self.queue.publish(&lost).await?;
-            self.read.lock().unwrap_or_else(PoisonError::into_inner).add(lost.id);
+            self.read.lock().unwrap_or_else(PoisonError::into_inner).add(lost.id, ());
         }
         Ok(Ok(()))
     }
@@ -304,8 +330,8 @@ fn voice(writer: Option<&str>) -> Voice {
     if writer == Some("system") { Voice::System } else { Voice::Agent }
 }
 
-/// The message that is still to be told. Where its callback came before anybody knew whose chat it was, it went to XO's
-/// Callback URL and its id is used up: then it is told under one of its own.
+/// The message that is still to be told: it was neither told nor dead-lettered. If its callback came before anybody knew whose chat it
+/// was, it went to XO's Callback URL and its id is used up: then it is told under one of its own.
 async fn untold(
     directory: &Directory,
     group: &str,
@@ -313,12 +339,43 @@ async fn untold(
     place: (Destination, LaneKey),
 ) -> Result<Option<Message>, OwnTrouble> {
     let mut lost = message_of(group, heard, place);
-    let mut told = directory.was_delivered(lost.id).await?;
-    if !told && directory.was_delivered(lost.id.forwarded()).await? {
+    let mut known = directory.find_done(&dealt_with(lost.id)).await?;
+    if known.iter().any(|done| matches!(done.key, DedupKey::Forwarded(_)))
+        && !known.iter().any(|done| matches!(done.key, DedupKey::Delivered(_)))
+    {
         lost.id = MessageId::derived("told", &lost.id.to_string());
-        told = directory.was_delivered(lost.id).await?;
+        known = directory.find_done(&dealt_with(lost.id)).await?;
     }
-    Ok((!told).then_some(lost))
+    Ok(known.is_empty().then_some(lost))
+}
+
+fn dealt_with(message: MessageId) -> [DedupKey; 3] {
+    let dead = DedupKey::DeadLettered { message, replays: 0 };
+    [DedupKey::Delivered(message), DedupKey::Forwarded(message), dead]
+}
+
+/// The attempts of messages that are told before the message that brought them to light, until they are settled. Bounded by time:
+/// a message that no attempt touches for long is forgotten, and its dead letter then tells the later attempts only.
+#[derive(Debug, Default)]
+pub(super) struct MissedStories(HashMap<MessageId, (Instant, Story)>);
+
+impl MissedStories {
+    /// Adds an attempt; returns the story so far.
+    pub(super) fn add(&mut self, id: MessageId, at: jiff::Timestamp, attempt: &Attempt) -> Story {
+        self.0.retain(|_, (touched, _)| touched.elapsed() < FORGET_AFTER);
+        let (touched, story) = self.0.entry(id).or_insert_with(|| (Instant::now(), Story::default()));
+        *touched = Instant::now();
+        if !matches!(attempt.outcome, Outcome::Held { .. }) || story.count() == 0 {
+            let (status, outcome) = (attempt.status, attempt.outcome.as_str().to_owned());
+            let (error, said) = (attempt.error.clone(), attempt.said.clone());
+            story.add(AttemptRecord { at, status, outcome, error, said });
+        }
+        story.clone()
+    }
+
+    pub(super) fn forget(&mut self, id: MessageId) {
+        self.0.remove(&id);
+    }
 }
 
 /// The message that the lost callback would have been.

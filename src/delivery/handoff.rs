@@ -6,7 +6,7 @@
 
 use super::late::origin;
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Claim, Conversation, Directory, LastSent, Opened, State};
+use crate::conversation::{Claim, Conversation, DedupKey, Directory, LastSent, Opened, State};
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::patience::WAITED_TOO_LONG;
@@ -254,7 +254,7 @@ impl Desk<'_> {
             Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
         };
         if self.maybe_taken && self.directory.was_sent(group, self.message.id).await? {
-            self.deliverer.remember_delivered(self.message).await;
+            self.deliverer.note(self.message, DedupKey::Delivered(self.message.id)).await;
             return Ok(Attempt::of(HERE, Outcome::Repeated, "it was sent, and only not noted"));
         }
         if self.servicenow.api() == ChatApi::VirtualAgent {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::handoff::Desk;
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Conversation, Origin, State};
+use crate::conversation::{Conversation, DedupKey, Origin, State};
 use crate::message::handoff::{End, Start, Text};
-use crate::message::{ConversationId, Endpoint, Kind, Message, MessageId, Notice, Outcome, ReplyHandle};
+use crate::message::{ConversationId, Endpoint, Kind, Message, Notice, Outcome, ReplyHandle};
 
 /// What is said so soon after the bot has its user back was meant for the agent who was there.
 const AFTERTHOUGHT: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ impl Desk<'_> {
             return Ok(None);
         }
         // First noted, then done: whoever repeats this must not take the chat for somebody else's and say the text again.
-        self.directory.remember_delivered(late_start(self.message), crate::clock::now()).await?;
+        self.directory.mark_done(late_start(self.message), None, crate::clock::now()).await?;
         Ok(Some(Start {
             conversation_id: text.conversation_id.clone(),
             queue_id: None,
@@ -79,12 +79,12 @@ impl Deliverer {
     /// Whether this message was found to be one that opens a chat.
     pub(super) async fn is_late_start(&self, message: &Message) -> Result<bool, OwnTrouble> {
         let Some(directory) = &self.directory else { return Ok(false) };
-        Ok(message.kind == Kind::HandoffMessage && directory.was_delivered(late_start(message)).await?)
+        Ok(message.kind == Kind::HandoffMessage && directory.is_done(late_start(message)).await?)
     }
 }
 
-fn late_start(message: &Message) -> MessageId {
-    MessageId::derived("late-start", &format!("{}:{}", message.id, message.replays))
+const fn late_start(message: &Message) -> DedupKey {
+    DedupKey::LateStart { message: message.id, replays: message.replays }
 }
 
 /// Nobody knows the user, or nobody ever opened their chat, or their last one is over for good.

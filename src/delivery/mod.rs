@@ -27,6 +27,7 @@ mod patience;
 pub mod poll;
 mod repeats;
 mod routing;
+mod settled;
 mod tell;
 mod transcript;
 mod user_return;
@@ -39,7 +40,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{Directory, DirectoryError, Origin, State};
+use crate::conversation::{Directory, DirectoryError, DirectorySettings, Origin, State};
 use crate::message::routing::Routes;
 use crate::message::{
     BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
@@ -53,11 +54,15 @@ use agent_chat::AgentChats;
 pub use attachments::FileSettings;
 use breaker::{Breaker, Heard};
 use classify::{Operation, classify};
+use gaps::MissedStories;
 pub use gaps::ReadBack;
 pub use gate::{Gate, GateSettings};
 use notices::instance_of;
 pub use patience::Patience;
 pub(crate) use repeats::Repeats;
+use settled::ReplayNotes;
+pub use settled::SettledBefore;
+pub(crate) use settled::{settled_by, settling_keys};
 use user_return::ClosingTexts;
 use wait_updates::WaitUpdates;
 pub use wording::{AgentTemplate, BotKitSettings, SpokenTexts, Texts};
@@ -114,6 +119,7 @@ pub struct Deliverer {
     xo: Xo,
     /// Absent in the pure callback relay, which remembers nothing.
     directory: Option<Directory>,
+    replay_notes: ReplayNotes,
     queue: Queue,
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
@@ -126,7 +132,9 @@ pub struct Deliverer {
     /// The lanes whose calls were refused as unauthorized since their destination last answered with a success.
     unauthorized: Mutex<BTreeMap<Destination, BTreeSet<u64>>>,
     /// What gap repair put on the queue lately.
-    read: Mutex<Repeats>,
+    read: Mutex<Repeats<MessageId, ()>>,
+    /// What gap repair tried in vain lately.
+    missed_stories: Mutex<MissedStories>,
     /// Since when each chat is asked in vain what was said in it.
     unread: Mutex<HashMap<String, Instant>>,
     /// When each user who waits was told of the wait last.
@@ -212,6 +220,8 @@ pub struct Parts {
     pub xo: Xo,
     /// What is remembered; absent in the pure callback relay.
     pub directory: Option<Directory>,
+    /// Where it is noted how a replay ended if there is no `directory`.
+    pub replay_notes: Option<DirectorySettings>,
     /// Where notices go.
     pub queue: Queue,
     /// Where attempts are counted.
@@ -245,11 +255,13 @@ impl Deliverer {
             servicenow: parts.servicenow,
             xo: parts.xo,
             directory: parts.directory,
+            replay_notes: ReplayNotes::new(parts.replay_notes),
             queue: parts.queue,
             metrics: parts.metrics,
             served: Mutex::default(),
             unauthorized: Mutex::default(),
             read: Mutex::default(),
+            missed_stories: Mutex::default(),
             unread: Mutex::default(),
             wait_updates: WaitUpdates::default(),
             closing_texts: ClosingTexts::default(),
@@ -361,41 +373,6 @@ pub struct Past {
 }
 
 impl Deliverer {
-    /// Whether an earlier flight of this message, perhaps in another worker, delivered it.
-    pub async fn was_delivered(&self, message: &Message) -> bool {
-        let Some(directory) = &self.directory else { return false };
-        let known = directory.was_delivered(delivered_key(message));
-        Box::pin(known).await.unwrap_or_else(|error: DirectoryError| {
-            tracing::debug!(id = %message.id, %error, "cannot read whether it was delivered before");
-            false
-        })
-    }
-
-    /// Notes a delivery, so that a repeat is recognised by every worker and after every restart.
-    pub async fn remember_delivered(&self, message: &Message) {
-        if self.directory.is_some() {
-            self.remember(delivered_key(message)).await;
-        }
-    }
-
-    /// Whether a message was buried under this id, perhaps by another worker.
-    pub async fn was_buried(&self, id: MessageId) -> bool {
-        let Some(directory) = &self.directory else { return false };
-        Box::pin(directory.was_delivered(id)).await.unwrap_or_else(|error| {
-            tracing::debug!(%id, %error, "cannot read whether it was buried before");
-            false
-        })
-    }
-
-    /// Notes that what this id stands for (a delivery, a burial) is done: should its message be lent again, it is not tried
-    /// behind what came after it.
-    pub async fn remember(&self, id: MessageId) {
-        let Some(directory) = &self.directory else { return };
-        if let Err(error) = Box::pin(directory.remember_delivered(id, crate::clock::now())).await {
-            tracing::debug!(%id, %error, "cannot note what is done; it would be done again");
-        }
-    }
-
     /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written. What a
     /// Virtual Agent callback says beside its texts does not die with it. A bot still gets its user back if the end of the chat dies,
     /// and XO goes on without a bot turn that dies.
@@ -447,11 +424,6 @@ impl Deliverer {
         self.give_up_agent_chat(id, open.as_ref());
         told
     }
-}
-
-/// What went to XO's Callback URL was told to no user of ours, so this does not count as told.
-fn delivered_key(message: &Message) -> MessageId {
-    if message.destination == Destination::Xo { message.id.forwarded() } else { message.id }
 }
 
 /// Our own trouble, as the attempt that it makes of a message to the bot side.

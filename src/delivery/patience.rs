@@ -61,7 +61,7 @@ impl Deliverer {
             reply: None,
         });
         let chat = conversation.group.as_deref().unwrap_or_default();
-        let id = MessageId::derived("patience", &format!("{}:{chat}:{reason}", conversation.id));
+        let id = MessageId::derived_from("patience", &[conversation.id.as_str(), chat, reason]);
         let body = serde_json::to_vec(&end).map_err(|error| OwnTrouble(error.to_string()))?;
         let message =
             Message::new(id, end.kind(), Destination::ServiceNow, LaneKey::from(&conversation.id), body);

@@ -1,33 +1,47 @@
-//! The newest ids of some kind (what a partition delivered, what was read back), so that a repeat is known at once.
+//! The newest keys of some kind (what a partition settled, what was read back), so that a repeat is known at once.
 //!
 //! Guarantees: bounded. Not required for correctness: what is remembered across restarts is in the directory.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 
-use crate::message::MessageId;
+use crate::conversation::DedupKey;
+use crate::message::PayloadDigest;
 
 const KEPT: usize = 8192;
 
-/// The newest ids, oldest forgotten first.
-#[derive(Debug, Default)]
-pub(crate) struct Repeats {
-    known: HashSet<MessageId>,
-    order: VecDeque<MessageId>,
+/// The newest keys, each with what was noted of it first; the oldest key is forgotten first.
+#[derive(Debug)]
+pub(crate) struct Repeats<K = DedupKey, V = Option<PayloadDigest>> {
+    known: HashMap<K, V>,
+    order: VecDeque<K>,
 }
 
-impl Repeats {
-    pub(crate) fn contains(&self, id: MessageId) -> bool {
-        self.known.contains(&id)
+impl<K, V> Default for Repeats<K, V> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Repeats<K, V> {
+    pub(crate) fn get(&self, key: K) -> Option<&V> {
+        self.known.get(&key)
     }
 
-    pub(crate) fn add(&mut self, id: MessageId) {
-        if self.known.insert(id) {
-            self.order.push_back(id);
-            if self.order.len() > KEPT
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.known.remove(&oldest);
-            }
+    pub(crate) fn contains(&self, key: K) -> bool {
+        self.known.contains_key(&key)
+    }
+
+    pub(crate) fn add(&mut self, key: K, value: V) {
+        if self.known.contains_key(&key) {
+            return;
+        }
+        self.known.insert(key, value);
+        self.order.push_back(key);
+        if self.order.len() > KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
         }
     }
 }
@@ -35,15 +49,17 @@ impl Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::MessageId;
 
     #[test]
     fn the_oldest_is_forgotten_first() {
         let ids: Vec<MessageId> = (0..=KEPT).map(|n| MessageId::derived("t", &n.to_string())).collect();
         let mut repeats = Repeats::default();
-        for id in &ids {
-            repeats.add(*id);
+        for (n, id) in ids.iter().enumerate() {
+            repeats.add(*id, n);
+            repeats.add(*id, 0);
         }
         assert!(!repeats.contains(ids[0]));
-        assert!(repeats.contains(ids[1]) && repeats.contains(ids[KEPT]));
+        assert_eq!((repeats.get(ids[1]), repeats.get(ids[KEPT])), (Some(&1), Some(&KEPT)));
     }
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::handoff::{Desk, named_file};
 use super::{Deliverer, OwnTrouble};
+use crate::conversation::DedupKey;
+use crate::message::ReplyHandle;
 use crate::message::handoff::{Line, Start};
-use crate::message::{MessageId, ReplyHandle};
 use crate::platform::Spoken;
 use crate::platform::servicenow::{StoredOpening, recognisable};
 
@@ -41,7 +42,7 @@ impl Desk<'_> {
     pub(super) async fn note_opening(&self, start: &Start, text: &str) -> Result<(), OwnTrouble> {
         if self.reads_history(start) {
             for form in recognisable(text) {
-                self.directory.remember_delivered(self.mark(&form), crate::clock::now()).await?;
+                self.directory.mark_done(self.mark(&form), None, crate::clock::now()).await?;
             }
         }
         Ok(())
@@ -57,7 +58,7 @@ impl Desk<'_> {
             return Ok(true);
         }
         for text in opening.recognisable().into_iter().filter(|text| !text.is_empty()) {
-            if self.directory.was_delivered(self.mark(&text)).await? {
+            if self.directory.is_done(self.mark(&text)).await? {
                 return Ok(true);
             }
         }
@@ -65,8 +66,8 @@ impl Desk<'_> {
     }
 
     /// The mark of a text that this start was sent with. It holds nothing of the text.
-    fn mark(&self, text: &str) -> MessageId {
-        MessageId::derived("opening", &format!("{}:{}:{text}", self.message.id, self.message.replays))
+    fn mark(&self, text: &str) -> DedupKey {
+        DedupKey::opening_text(self.message.id, self.message.replays, text)
     }
 }
 

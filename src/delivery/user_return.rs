@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::botkit::{Done, is_refusal, step};
+use super::botkit::{Done, is_refusal};
 use super::wording::Occasion;
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, Origin};
+use crate::conversation::{Conversation, DedupKey, Directory, Origin};
 use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
 use crate::platform::SessionStep;
 
@@ -108,14 +108,14 @@ impl Deliverer {
         let Some(text) = text.filter(|_| !self.closing_texts.is_given_up(message.id)) else {
             return Ok(None);
         };
-        let step = step(&message.id.to_string(), "text");
-        if directory.was_delivered(step).await? {
+        let step = DedupKey::botkit_notice_step(message.id, "text");
+        if directory.is_done(step).await? {
             return Ok(None);
         }
         let told = self.tell_user(conversation, &text, false).await?;
         // XO took the text, or refuses it for good.
         if told.outcome == Outcome::Delivered || is_refusal(&told) {
-            directory.remember_delivered(step, clock::now()).await?;
+            directory.mark_done(step, None, clock::now()).await?;
             return Ok(None);
         }
         if self.closing_texts.failed(message.id, &told) {
@@ -138,7 +138,7 @@ impl Deliverer {
     ) -> Result<Option<Attempt>, OwnTrouble> {
         let reason = notice.reason.as_deref().unwrap_or_default();
         if reason != ENDED_BY_XO {
-            let step = step(&message.id.to_string(), "clear");
+            let step = DedupKey::botkit_notice_step(message.id, "clear");
             let cleared = self.session(conversation, SessionStep::Clear, step).await?;
             // A session that XO closed itself may not be there to be cleared.
             let is_closed = reason == SESSION_CLOSED && is_refusal(&cleared);

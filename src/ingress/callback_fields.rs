@@ -43,7 +43,7 @@ pub(super) struct Fields {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Parts {
     /// `messageId`, with `streamSequence` if there is one.
-    pub(super) names: Vec<String>,
+    pub(super) names: Vec<(String, Option<String>)>,
     /// `actionType`
     pub(super) actions: Vec<String>,
 }
@@ -266,10 +266,7 @@ impl Parts {
         }
         let part = serde_json::Deserializer::from_str(raw.get()).deserialize_map(PartVisitor)?;
         if let Some(id) = part.id.filter(|id| !id.is_empty()) {
-            self.names.push(match part.sequence {
-                Some(sequence) => format!("{id}#{sequence}"),
-                None => id,
-            });
+            self.names.push((id, part.sequence.map(|sequence| sequence.to_string())));
         }
         self.actions.extend(part.action);
         Ok(())
@@ -325,7 +322,7 @@ mod tests {
         let parts = fields.parts().unwrap();
         assert_eq!(
             (parts.names.as_slice(), parts.actions.as_slice()),
-            (&["a#2".to_owned()][..], &["x".to_owned()][..])
+            (&[("a".to_owned(), Some("2".to_owned()))][..], &["x".to_owned()][..])
         );
     }
 

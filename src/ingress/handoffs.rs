@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::fields::{self, Bounds, Faults, Fields};
+use super::idempotency::KeyUse;
 use super::problem::{self, Refusal};
 use super::verify;
 use super::{IngressState, body};
-use crate::conversation::{DirectoryError, Origin};
+use crate::conversation::{DedupKey, DirectoryError, Origin};
 use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typing, User};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{ConversationId, Destination, LaneKey, Message, MessageId};
@@ -46,18 +46,32 @@ pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Ref
 }
 
 /// Answers a handoff request.
-pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+pub(super) async fn answer(
+    state: &Arc<IngressState>,
+    request: &mut axum::extract::Request,
+) -> Result<Response, Refusal> {
     admit(state, request.headers())?;
     body::is_json(request.headers())?;
     let headers = request.headers().clone();
     let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
-    let (id, handoff) = read(&raw, &headers)?;
+    let Request { key, handoff } = read(&raw, &headers)?;
     let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
     let conversation = handoff.conversation();
+    let id = key.as_ref().map_or_else(MessageId::fresh, |key| MessageId::of_key(conversation, &key.text));
     let lane = LaneKey::from(conversation);
     let message = Message::new(id, handoff.kind(), Destination::ServiceNow, lane, body);
+    let message = if key.is_some() { message.with_digest() } else { message };
     let accepted_at = message.accepted_at;
-    state.keep(message).await?;
+    let claim = message.digest.map(|digest| state.idempotency_keys.claim(id, digest));
+    if let (Some(KeyUse::Reused), Some(key)) = (claim, key) {
+        return Err(Refusal::KeyReused(key.field));
+    }
+    if let Err(error) = state.keep(message).await {
+        if claim == Some(KeyUse::First) {
+            state.idempotency_keys.release(id);
+        }
+        return Err(error.into());
+    }
     if let Handoff::Start(start) = &handoff {
         remember(state, id, accepted_at, start).await;
     }
@@ -69,7 +83,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
 async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, start: &Start) {
     let Some(directory) = &state.directory else { return };
     let write = async {
-        if directory.was_delivered(id).await? {
+        if !directory.find_done(&[DedupKey::Delivered(id), DedupKey::Answered(id)]).await?.is_empty() {
             return Ok(());
         }
         let queue_id = start.queue_id.as_deref();
@@ -84,8 +98,23 @@ async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, s
     }
 }
 
-/// The request and its id.
-fn read(raw: &[u8], headers: &HeaderMap) -> Result<(MessageId, Handoff), Refusal> {
+/// What a caller asks for.
+#[derive(Debug)]
+struct Request {
+    /// What makes a repeated post the same message.
+    key: Option<Key>,
+    handoff: Handoff,
+}
+
+/// A key that the caller chose.
+#[derive(Debug)]
+struct Key {
+    /// The header or the field that it came in.
+    field: &'static str,
+    text: String,
+}
+
+fn read(raw: &[u8], headers: &HeaderMap) -> Result<Request, Refusal> {
     let body = fields::parse(raw)
         .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
     let faults = Faults::default();
@@ -97,23 +126,21 @@ fn read(raw: &[u8], headers: &HeaderMap) -> Result<(MessageId, Handoff), Refusal
     let handoff = handoff(&fields);
     let faults = faults.into_vec();
     match handoff {
-        Some(handoff) if faults.is_empty() => {
-            let conversation = handoff.conversation();
-            let id = key.map_or_else(MessageId::fresh, |key| {
-                MessageId::derived("handoff", &format!("{conversation}:{key}"))
-            });
-            Ok((id, handoff))
-        }
+        Some(handoff) if faults.is_empty() => Ok(Request { key, handoff }),
         _ => Err(Refusal::Invalid(faults)),
     }
 }
 
-/// What makes a repeated post the same message: the header, else the field `id`.
-fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<String> {
+/// The header, else the field `id`.
+fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<Key> {
     let field = fields.text("id", NAME);
-    let Some(header) = headers.get("idempotency-key") else { return field };
+    let Some(header) = headers.get("idempotency-key") else {
+        return field.map(|text| Key { field: "id", text });
+    };
     match header.to_str().map(str::trim) {
-        Ok(key) if (1..=ID_BYTES_MAX).contains(&key.len()) => Some(key.to_owned()),
+        Ok(key) if (1..=ID_BYTES_MAX).contains(&key.len()) => {
+            Some(Key { field: "Idempotency-Key", text: key.to_owned() })
+        }
         _ => {
             faults.add("Idempotency-Key", format!("must be 1 to {ID_BYTES_MAX} printable ASCII characters"));
             None
@@ -232,8 +259,9 @@ mod tests {
         faults_of(body).into_iter().map(|(field, _)| field).collect()
     }
 
-    fn taken(body: &Value) -> (MessageId, Handoff) {
-        read(body.to_string().as_bytes(), &HeaderMap::new()).unwrap()
+    fn taken(body: &Value) -> (Option<Key>, Handoff) {
+        let Request { key, handoff } = read(body.to_string().as_bytes(), &HeaderMap::new()).unwrap();
+        (key, handoff)
     }
 
     #[test]
@@ -338,19 +366,19 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_post_is_the_same_message() {
+    fn a_key_makes_a_repeated_post_the_same_message() {
         let body = json!({"type": "typing", "conversation_id": "c", "id": "k1"});
-        assert_eq!(taken(&body).0, MessageId::derived("handoff", "c:k1"));
-        let headers = HeaderMap::from_iter([(
-            axum::http::HeaderName::from_static("idempotency-key"),
-            "k2".parse().unwrap(),
-        )]);
-        assert_eq!(
-            read(body.to_string().as_bytes(), &headers).unwrap().0,
-            MessageId::derived("handoff", "c:k2")
+        let (field, header) = (
+            taken(&body).0.unwrap(),
+            HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static("idempotency-key"),
+                "k2".parse().unwrap(),
+            )]),
         );
-        let other = json!({"type": "typing", "conversation_id": "c"});
-        assert_ne!(taken(&other).0, taken(&other).0);
+        assert_eq!((field.field, field.text.as_str()), ("id", "k1"));
+        let key = read(body.to_string().as_bytes(), &header).unwrap().key.unwrap();
+        assert_eq!((key.field, key.text.as_str()), ("Idempotency-Key", "k2"));
+        assert!(taken(&json!({"type": "typing", "conversation_id": "c"})).0.is_none());
 
         let long = HeaderMap::from_iter([(
             axum::http::HeaderName::from_static("idempotency-key"),
@@ -373,7 +401,7 @@ mod tests {
     #[test]
     fn of_a_key_that_occurs_twice_the_last_one_counts() {
         let body = br#"{"type":"end","conversation_id":"a","conversation_id":"b","reason":null}"#;
-        let (_, handoff) = read(body, &HeaderMap::new()).unwrap();
+        let handoff = read(body, &HeaderMap::new()).unwrap().handoff;
         assert_eq!(handoff.conversation().as_str(), "b");
     }
 

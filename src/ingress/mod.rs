@@ -15,6 +15,7 @@ mod conversations;
 mod desk;
 mod fields;
 mod handoffs;
+mod idempotency;
 mod lenient;
 mod places;
 mod problem;
@@ -44,6 +45,7 @@ pub use botkit::{BotKitDoor, Kept, UserPaths};
 pub use budget::ReadBudget;
 use budget::Sender;
 pub use desk::{Desk, DeskParts};
+pub use idempotency::IdempotencyKeys;
 use problem::Refusal;
 use refusal_log::Refused;
 pub use token::BotDoor;
@@ -107,6 +109,8 @@ pub struct IngressState {
     pub queue: Queue,
     /// What is known of conversations; the callback relay needs none.
     pub directory: Option<Directory>,
+    /// Which keys were used for which handoff requests.
+    pub idempotency_keys: IdempotencyKeys,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
     /// How to behave.

@@ -66,6 +66,10 @@ pub(super) enum Refusal {
     NotJson { line: usize, column: usize },
     #[error("The body was read, but it cannot be used. Correct what `errors` lists and send it again.")]
     Invalid(Vec<Fault>),
+    #[error(
+        "This key was used in this conversation for another request. Send that request again as it was, or choose a new key."
+    )]
+    KeyReused(&'static str),
     #[error("The body lacks {0}. Send it.")]
     Insufficient(&'static str),
     #[error("{0} {1}. Correct it and send it again.")]
@@ -123,6 +127,7 @@ impl Refusal {
             Self::CutBody => (400, "cut_body", "body", "Incomplete body"),
             Self::NotJson { .. } => (400, "not_json", "body", "Not JSON"),
             Self::Invalid(_) => (422, "invalid", "body", "Invalid content"),
+            Self::KeyReused(field) => (422, "idempotency_key_reused", *field, "Key used for another request"),
             Self::Insufficient(_) => (400, "insufficient", "body", "Something is missing"),
             Self::BadArgument(field, _) => (400, "bad_argument", *field, "Content that is not allowed"),
             Self::Overloaded => (503, "overloaded", "body", "Too much at once"),

@@ -83,8 +83,9 @@ fn read(raw: Bytes, own_user: Option<&str>, destination: Destination) -> Reading
         }
     };
     let virtual_agent = is_virtual_agent(&fields);
-    let id = if virtual_agent { answer_id(&fields) } else { named(&fields, "sys_id").map(str::to_owned) };
-    let id = id.map_or_else(MessageId::fresh, |name| MessageId::derived("servicenow", &name));
+    let row_id = || named(&fields, "sys_id").map(|name| MessageId::derived("servicenow", name));
+    let id = if virtual_agent { answer_id(&fields) } else { row_id() };
+    let id = id.unwrap_or_else(MessageId::fresh);
     if !virtual_agent
         && let (Some(own), Some(writer)) = (own_user, named(&fields, "sys_created_by"))
         && writer.eq_ignore_ascii_case(own)
@@ -153,17 +154,26 @@ fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
 
 /// An answer can hold several parts, each with its own id; together they name it. What else it says belongs to the name:
 /// the end of a chat under the id of an earlier text is no repeat of that text.
-fn answer_id(fields: &Fields) -> Option<String> {
+fn answer_id(fields: &Fields) -> Option<MessageId> {
     let parts = fields.parts()?;
-    let mut names = parts.names.clone();
-    if names.is_empty() {
-        return None;
+    let flags: Vec<&str> = ["completed", "takeControl"]
+        .into_iter()
+        .filter(|flag| fields.get(flag) == Some(&Value::Bool(true)))
+        .collect();
+    match parts.names.as_slice() {
+        [] => None,
+        [(id, None)] if parts.actions.is_empty() && flags.is_empty() => {
+            Some(MessageId::derived("servicenow", id))
+        }
+        names => {
+            let counts = [names.len().to_string(), parts.actions.len().to_string()];
+            let mut all: Vec<&str> = counts.iter().map(String::as_str).collect();
+            all.extend(names.iter().flat_map(|(id, sequence)| [id, sequence.as_deref().unwrap_or_default()]));
+            all.extend(parts.actions.iter().map(String::as_str));
+            all.extend(flags);
+            Some(MessageId::derived_from("servicenow", &all))
+        }
     }
-    names.extend(parts.actions.iter().cloned());
-    let flags =
-        ["completed", "takeControl"].into_iter().filter(|flag| fields.get(flag) == Some(&Value::Bool(true)));
-    names.extend(flags.map(str::to_owned));
-    Some(names.join(","))
 }
 
 #[cfg(test)]

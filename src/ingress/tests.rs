@@ -67,7 +67,14 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
     let address = listener.local_addr().unwrap();
     let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
     let budget = Arc::new(ReadBudget::new(settings.body_limit));
-    let state = IngressState { queue, directory: None, metrics: Arc::clone(&metrics), settings, budget };
+    let state = IngressState {
+        queue,
+        directory: None,
+        idempotency_keys: IdempotencyKeys::default(),
+        metrics: Arc::clone(&metrics),
+        settings,
+        budget,
+    };
     let stop = Stop::default();
     let server = tasks::spawn(serve_public(listener, Arc::new(state), None, stop.clone()));
     Relay { address, metrics, stop, server }

@@ -110,7 +110,8 @@ impl Notice {
     pub fn id(&self, kind: Kind, instance: &str) -> MessageId {
         let group = self.group.as_deref().unwrap_or("");
         let event = self.event.map_or("", NoticeEvent::as_str);
-        MessageId::derived("notice", &format!("{}:{group}:{kind}:{event}:{instance}", self.conversation_id))
+        let conversation = self.conversation_id.as_str();
+        MessageId::derived_from("notice", &[conversation, group, kind.as_str(), event, instance])
     }
 
     /// A notice about a conversation, to be filled in.

@@ -42,15 +42,29 @@ impl MessageId {
         Self(Uuid::now_v7())
     }
 
-    /// The id of an event that has a name: `source` keeps the name spaces of the callers apart
+    /// The id of an event that has one name: `source`, which holds no colon, keeps the name spaces of the callers apart
     /// (`servicenow:<sys_id>` for a callback).
     pub fn derived(source: &str, name: &str) -> Self {
         Self(Uuid::new_v5(&NAMESPACE, format!("{source}:{name}").as_bytes()))
     }
 
-    /// Under this id it is remembered that a callback went to XO's Callback URL; under its own, that it was told.
-    pub(crate) fn forwarded(self) -> Self {
-        Self::derived("forwarded", &self.to_string())
+    /// The id of an event that is named by several texts. Two different lists of texts never have the same id: each text is
+    /// written behind its length, and the first byte after the source tells this form from that of [`Self::derived`].
+    pub fn derived_from(source: &str, parts: &[&str]) -> Self {
+        let mut name =
+            Vec::with_capacity(source.len() + parts.iter().map(|part| part.len() + 8).sum::<usize>() + 1);
+        name.extend_from_slice(source.as_bytes());
+        name.push(0);
+        for part in parts {
+            name.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            name.extend_from_slice(part.as_bytes());
+        }
+        Self(Uuid::new_v5(&NAMESPACE, &name))
+    }
+
+    /// The id of a handoff request that its caller gave a key: the same key in another conversation is another request.
+    pub fn of_key(conversation: &ConversationId, key: &str) -> Self {
+        Self::derived_from("handoff", &[conversation.as_str(), key])
     }
 
     /// Reads an id as [`fmt::Display`] writes it.
@@ -151,6 +165,26 @@ mod tests {
     fn the_same_event_has_the_same_id() {
         assert_eq!(MessageId::derived("servicenow", "abc"), MessageId::derived("servicenow", "abc"));
         assert_ne!(MessageId::derived("servicenow", "abc"), MessageId::derived("handoff", "abc"));
+    }
+
+    #[test]
+    fn different_parts_have_different_ids() {
+        let lists: &[&[&str]] = &[
+            &["a", "b:c"],
+            &["a:b", "c"],
+            &["a:b:c"],
+            &["a", "b", "c"],
+            &["ab", "c"],
+            &["a", "bc"],
+            &["", "abc"],
+            &["abc", ""],
+            &["abc"],
+            &[],
+        ];
+        let mut ids: Vec<MessageId> = lists.iter().map(|parts| MessageId::derived_from("s", parts)).collect();
+        ids.extend(["a:b:c", "abc", ""].map(|name| MessageId::derived("s", name)));
+        let different: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(different.len(), ids.len());
     }
 
     #[test]

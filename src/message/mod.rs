@@ -9,6 +9,7 @@ pub mod bot_turn;
 pub mod callback;
 pub mod dead_letter;
 pub mod destination;
+pub mod digest;
 pub mod handoff;
 pub mod ids;
 pub mod json;
@@ -25,6 +26,7 @@ pub use attachment::safe_file_name;
 pub use callback::{Callback, Notice, NoticeEvent};
 pub use dead_letter::{AttemptRecord, DeadLetter, Story};
 pub use destination::{BotName, BotSide, Destination, Destinations, KnownBot};
+pub use digest::PayloadDigest;
 pub use handoff::Handoff;
 pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
@@ -133,6 +135,8 @@ pub struct Message {
     pub accepted_at: Timestamp,
     /// How often it came back from the dead letters.
     pub replays: u32,
+    /// Set if the caller chose what makes two requests the same message: another request under the same id is told by it.
+    pub digest: Option<PayloadDigest>,
     /// JSON, its shape told by `kind`.
     pub body: Bytes,
 }
@@ -146,12 +150,14 @@ impl Message {
         lane: LaneKey,
         body: impl Into<Bytes>,
     ) -> Self {
-        Self { id, kind, destination, lane, accepted_at: crate::clock::now(), replays: 0, body: body.into() }
+        let (accepted_at, body) = (crate::clock::now(), body.into());
+        Self { id, kind, destination, lane, accepted_at, replays: 0, digest: None, body }
     }
 
-    /// Under this id it is remembered that it was buried, as it is now: a replay may bury it once more.
-    pub(crate) fn buried(&self) -> MessageId {
-        MessageId::derived("buried", &format!("{}:{}", self.id, self.replays))
+    /// The same message with the digest of its body.
+    #[must_use]
+    pub fn with_digest(self) -> Self {
+        Self { digest: Some(PayloadDigest::of(&self.body)), ..self }
     }
 }
 

@@ -14,12 +14,11 @@ use tokio::time::Instant;
 use super::WorkerSettings;
 use super::settle::{Standing, Verdict};
 use crate::clock;
+use crate::conversation::{DedupKey, DoneBefore};
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbeSeat;
-use crate::delivery::{Attempt, Deliverer, Past, Repeats};
-use crate::message::{
-    AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, MessageId, Outcome, Story,
-};
+use crate::delivery::{Attempt, Deliverer, Past, Repeats, SettledBefore, settled_by, settling_keys};
+use crate::message::{AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, Outcome, Story};
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;
 
@@ -28,6 +27,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// The longest pause between two tries of a message that a person waits for.
 const BOT_TURN_PAUSE_MAX: Duration = Duration::from_secs(5);
 const BURY_AGAIN: Duration = Duration::from_millis(500);
+const OTHER_PAYLOAD: &str = "its Idempotency-Key was used before in this conversation, for another request, and that one was delivered";
 
 /// What is known of a message beyond the message itself. Survives a return to the queue, as long as this worker lives.
 #[derive(Debug)]
@@ -160,8 +160,13 @@ impl Crew {
         if self.is_too_late(&loan, &effort) {
             return Box::pin(self.expire(loan, effort, &mut over)).await;
         }
-        if self.is_repeat(&loan).await {
-            return self.done(loan, &Outcome::Repeated).await;
+        match self.settled_before(&loan).await {
+            SettledBefore::No => {}
+            SettledBefore::Yes => return self.done(loan, &Outcome::Repeated).await,
+            SettledBefore::OtherPayload => {
+                let bury = self.bury(loan, effort, DeadReason::Rejected, OTHER_PAYLOAD.into(), &mut over);
+                return Box::pin(bury).await;
+            }
         }
         let seat = match ticket {
             Ticket::Grounded => return Landing::Parked { loan, effort },
@@ -274,29 +279,30 @@ impl Crew {
         }
     }
 
-    async fn is_repeat(&self, loan: &Loan) -> bool {
-        let message = &loan.message;
-        if self.knows(message.id) || self.deliverer.was_delivered(message).await {
-            return true;
+    async fn settled_before(&self, loan: &Loan) -> SettledBefore {
+        let (message, redelivered) = (&loan.message, loan.earlier > 0);
+        for key in settling_keys(message, redelivered) {
+            let known = self.repeats.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
+            match known.map(|digest| settled_by(message, DoneBefore { key, digest })) {
+                None | Some(SettledBefore::No) => {}
+                Some(settled) => return settled,
+            }
         }
-        // Lent before, it may have died before, and what was behind it may have flown since.
-        if loan.earlier == 0 {
-            return false;
-        }
-        let buried = message.buried();
-        self.knows(buried) || self.deliverer.was_buried(buried).await
+        self.deliverer.settled_before(message, redelivered).await
     }
 
-    fn knows(&self, id: MessageId) -> bool {
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    async fn note(&self, message: &Message, fact: DedupKey) {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(fact, message.digest);
+        self.deliverer.note(message, fact).await;
     }
 
     async fn done(&self, loan: Loan, outcome: &Outcome) -> Landing {
         let message = &loan.message;
         let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
+        if let Some(fact) = Deliverer::fact_of(message, outcome) {
+            self.note(message, fact).await;
+        }
         if matches!(outcome, Outcome::Delivered | Outcome::Answered) {
-            self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(message.id);
-            self.deliverer.remember_delivered(message).await;
             let latency = clock::since(message.accepted_at).as_secs_f64();
             self.metrics.latency.with_label_values(&[destination, kind]).observe(latency);
             if message.replays > 0 {
@@ -341,9 +347,8 @@ impl Crew {
                 () = tokio::time::sleep(BURY_AGAIN) => {}
             }
         }
-        let buried = dead.message.buried();
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(buried);
-        self.deliverer.remember(buried).await;
+        let (message, replays) = (dead.message.id, dead.message.replays);
+        self.note(&dead.message, DedupKey::DeadLettered { message, replays }).await;
         let destination = dead.message.destination;
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         tracing::warn!(

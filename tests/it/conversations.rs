@@ -407,6 +407,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
         xo: Xo::new(http.clone(), XoSettings { bots: vec![bot], ..XoSettings::default() }),
         servicenow: Some(ServiceNow::new(http, client)),
         directory: Some(directory.clone()),
+        replay_notes: None,
         queue: queue.clone(),
         metrics: Arc::new(Metrics::new("embedded").unwrap()),
     };

@@ -136,6 +136,7 @@ on_every_engine! {
         assert_eq!((status, &begun["plan"]), (202, plan), "what was planned is what is done");
         let done = desk.replay_ends().await;
         assert_eq!((&done["replayed"], &done["taken_out"]), (&json!(4), &json!(1)), "{done:#}");
+        assert_eq!((&done["outcomes"]["delivered"], &done["outcomes"]["died_again"]), (&json!(4), &json!(0)), "{done:#}");
         relay.until("the replay", |relay| {
             let right = said(relay, &one) == ["words 1", "words 2", "words 3"] && said(relay, &two) == ["words 2", "words 1"];
             if right { Ok(()) } else { Err(format!("{:?} {:?}", said(relay, &one), said(relay, &two))) }
@@ -285,7 +286,7 @@ async fn in_a_browser() {
     browser.picture("desk-plan").await;
     assert_eq!(said(&relay, &one).len(), 0);
     browser.button("Replay 2 dead letters").await;
-    browser.reads("done, 2 of 2 went again").await;
+    browser.reads("done, 2 of 2 went again: delivered 2, died again 0").await;
     browser.picture("desk-progress").await;
     relay
         .until("both, in their order", |relay| match said(relay, &one).as_slice() {

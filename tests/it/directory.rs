@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use causeway::conversation::{
-    Claim, Conversation, Directory, DirectoryError, DirectorySettings, DirectoryUrl, ListFilter, Observation,
-    Opened, Origin, State,
+    Claim, Conversation, DedupKey, Directory, DirectoryError, DirectorySettings, DirectoryUrl, ListFilter,
+    Observation, Opened, Origin, State,
 };
-use causeway::message::{ConversationId, MessageId};
+use causeway::message::{ConversationId, MessageId, PayloadDigest};
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -130,6 +130,8 @@ on_each_database! {
     who_loses_the_agent_waits_anew,
     due_takes_the_longest_waiting_first,
     delivered_messages_are_remembered,
+    each_fact_is_remembered_by_itself,
+    an_older_directory_is_brought_up_to_date,
     only_what_is_over_is_forgotten,
     counts_and_lists,
     odd_texts_are_kept,
@@ -235,7 +237,7 @@ async fn restart_keeps_everything(place: &Place) {
     let first = place.open().await;
     let id = waiting(&first, "c-1", "g-1").await;
     let message = MessageId::fresh();
-    first.remember_delivered(message, later(0)).await.unwrap();
+    first.mark_done(DedupKey::Delivered(message), None, later(0)).await.unwrap();
     let before = found(&first, &id).await;
     let second = place.open().await;
     assert_eq!(found(&second, &id).await, before, "while the first one is still open");
@@ -243,7 +245,7 @@ async fn restart_keeps_everything(place: &Place) {
     second.close().await;
     let third = place.open().await;
     assert_eq!(found(&third, &id).await, before);
-    assert!(third.was_delivered(message).await.unwrap());
+    assert!(third.is_done(DedupKey::Delivered(message)).await.unwrap());
     assert!(third.group_known("g-1").await.unwrap());
 }
 
@@ -450,31 +452,81 @@ async fn due_takes_the_longest_waiting_first(place: &Place) {
 async fn delivered_messages_are_remembered(place: &Place) {
     let directory = place.open().await;
     let (one, other) = (MessageId::derived("servicenow", "1"), MessageId::derived("servicenow", "2"));
-    assert!(!directory.was_delivered(one).await.unwrap());
+    assert!(!directory.is_done(DedupKey::Delivered(one)).await.unwrap());
     at_once(10, |_| {
         let directory = directory.clone();
-        async move { directory.remember_delivered(one, later(0)).await.unwrap() }
+        async move { directory.mark_done(DedupKey::Delivered(one), None, later(0)).await.unwrap() }
     })
     .await;
-    assert!(directory.was_delivered(one).await.unwrap());
-    assert!(!directory.was_delivered(other).await.unwrap());
+    assert!(directory.is_done(DedupKey::Delivered(one)).await.unwrap());
+    assert!(!directory.is_done(DedupKey::Delivered(other)).await.unwrap());
+}
+
+async fn each_fact_is_remembered_by_itself(place: &Place) {
+    let directory = place.open().await;
+    let (one, other) = (MessageId::derived("servicenow", "1"), MessageId::derived("servicenow", "2"));
+    let (first, second) = (PayloadDigest::of(b"first"), PayloadDigest::of(b"second"));
+    let died = |replays| DedupKey::DeadLettered { message: one, replays };
+    directory.mark_done(DedupKey::Delivered(one), Some(first), later(0)).await.unwrap();
+    directory.mark_done(DedupKey::Delivered(one), Some(second), later(1)).await.unwrap();
+    directory.mark_done(died(1), None, later(0)).await.unwrap();
+    let keys = [DedupKey::Delivered(one), DedupKey::Forwarded(one), died(0), died(1)];
+    let found = directory.find_done(&keys).await.unwrap();
+    let mut found: Vec<_> = found.into_iter().map(|done| (done.key, done.digest)).collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [(DedupKey::Delivered(one), Some(first)), (died(1), None)],
+        "the first note of a fact stays"
+    );
+    assert_eq!(directory.find_done(&[]).await.unwrap(), []);
+
+    // More keys than one statement asks for.
+    let many: Vec<MessageId> = (0..150).map(|n| MessageId::derived("test", &n.to_string())).collect();
+    for message in &many {
+        directory.mark_done(DedupKey::Delivered(*message), None, later(0)).await.unwrap();
+    }
+    let keys: Vec<DedupKey> =
+        many.iter().chain([&other]).map(|message| DedupKey::Delivered(*message)).collect();
+    assert_eq!(directory.find_done(&keys).await.unwrap().len(), 150);
+}
+
+/// What version 3 wrote.
+async fn an_older_directory_is_brought_up_to_date(place: &Place) {
+    place.open().await.close().await;
+    place.execute("DROP TABLE dedup_keys").await;
+    place
+        .execute(
+            "CREATE TABLE delivered_messages (message_id TEXT PRIMARY KEY, delivered_at BIGINT NOT NULL)",
+        )
+        .await;
+    place.execute("DELETE FROM directory_version WHERE version = 4").await;
+    let message = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+    place
+        .execute(
+            "INSERT INTO delivered_messages VALUES ('018f0000-0000-7000-8000-000000000001', 1700000000000)",
+        )
+        .await;
+    let directory = place.open().await;
+    assert!(directory.is_done(DedupKey::Delivered(message)).await.unwrap());
+    assert!(!directory.is_done(DedupKey::Forwarded(message)).await.unwrap());
 }
 
 async fn only_what_is_over_is_forgotten(place: &Place) {
     let directory = place.open().await;
     let messages: Vec<MessageId> = (0..1_500).map(|_| MessageId::fresh()).collect();
     for message in &messages {
-        directory.remember_delivered(*message, later(-100)).await.unwrap();
+        directory.mark_done(DedupKey::Delivered(*message), None, later(-100)).await.unwrap();
     }
     let recent = MessageId::fresh();
-    directory.remember_delivered(recent, later(0)).await.unwrap();
+    directory.mark_done(DedupKey::Delivered(recent), None, later(0)).await.unwrap();
     let open = waiting(&directory, "open", "g-1").await;
     let over = waiting(&directory, "over", "g-2").await;
     directory.ended(&over, None, "user").await.unwrap();
 
     assert_eq!(directory.forget(later(-50), later(-50)).await.unwrap(), 1_500);
-    assert!(!directory.was_delivered(messages[0]).await.unwrap());
-    assert!(directory.was_delivered(recent).await.unwrap());
+    assert!(!directory.is_done(DedupKey::Delivered(messages[0])).await.unwrap());
+    assert!(directory.is_done(DedupKey::Delivered(recent)).await.unwrap());
     assert!(directory.find(&over).await.unwrap().is_some(), "over, but not for long enough");
 
     assert_eq!(directory.forget(later(-50), later(50)).await.unwrap(), 1);

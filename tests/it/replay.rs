@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl};
+use causeway::conversation::{DedupKey, Directory, DirectorySettings, DirectoryUrl};
 use causeway::message::{
     DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
 };
@@ -96,9 +96,9 @@ async fn a_replay_brings_every_lane_back_in_its_original_order() {
     let unasked = dead(folder.path(), &["replay"]);
     assert_eq!(unasked.status.code(), Some(2), "without a terminal nothing is assumed");
 
-    let one = succeeded(&dead(folder.path(), &["replay", "--conversation", "b", "--yes"]));
+    let one = succeeded(&dead(folder.path(), &["replay", "--conversation", "b", "--yes", "--wait", "0"]));
     assert!(one.contains("replayed 5 of 5 messages"), "{one}");
-    let rest = succeeded(&dead(folder.path(), &["replay", "--yes", "--rate", "500/s"]));
+    let rest = succeeded(&dead(folder.path(), &["replay", "--yes", "--wait", "0", "--rate", "500/s"]));
     assert!(rest.contains("replayed 10 of 10 messages"), "{rest}");
 
     let lanes = on_the_road(&queue, 15).await;
@@ -136,7 +136,7 @@ async fn a_replay_killed_midway_loses_nothing_and_goes_on() {
     child.wait().unwrap();
     let left = queue.depth().await.unwrap().dead;
     assert!((1..=12).contains(&left), "{left}");
-    succeeded(&dead(folder.path(), &["replay", "--yes"]));
+    succeeded(&dead(folder.path(), &["replay", "--yes", "--wait", "0"]));
 
     // Killed between publish and removal, one message may be there twice, never out of its order.
     let lanes = on_the_road(&queue, 16).await;
@@ -158,11 +158,15 @@ async fn what_is_already_delivered_is_not_sent_again() {
     let url = DirectoryUrl::Sqlite(folder.path().join("directory.sqlite"));
     let directory = Directory::open(&DirectorySettings { url }).await.unwrap();
     for lane in ["a", "b"] {
-        directory.remember_delivered(message(lane, 2).id, causeway::clock::now()).await.unwrap();
+        directory
+            .mark_done(DedupKey::Delivered(message(lane, 2).id), None, causeway::clock::now())
+            .await
+            .unwrap();
     }
-    let said = succeeded(&dead(folder.path(), &["replay", "--yes"]));
+    let said = succeeded(&dead(folder.path(), &["replay", "--yes", "--wait", "0"]));
     assert!(said.contains("take out: already delivered"), "{said}");
     assert!(said.contains("replayed 13 of 13 messages, took 2 dead letters that needed none out"), "{said}");
+    assert!(said.contains("delivered 0, died again 0, still on its way 13 (not waited for"), "{said}");
     assert_eq!(on_the_road(&queue, 13).await.values().map(Vec::len).sum::<usize>(), 13);
     assert_eq!(queue.depth().await.unwrap().dead, 0);
     directory.close().await;
@@ -236,7 +240,7 @@ async fn a_person_is_asked_first_and_sees_how_far_it_is() {
     assert!(!file.exists());
     assert_eq!(queue.depth().await.unwrap().dead, 15);
 
-    let Some(said) = typed(folder.path(), "replay --rate 20/s", "y\n") else { return };
+    let Some(said) = typed(folder.path(), "replay --rate 20/s --wait 0", "y\n") else { return };
     assert!(said.contains("replayed 15 of 15 messages"), "{said}");
     assert!((1..15).any(|n| said.contains(&format!(" {n}/15 "))), "a bar tells how far it is: {said}");
     assert_eq!(queue.depth().await.unwrap().dead, 0);
@@ -279,7 +283,7 @@ on_every_engine! {
 
         relay.sandbox.script().clear();
         let said = replayed(&relay).await;
-        assert!(said.contains("replayed 5 of 5 messages"), "{said}");
+        assert!(said.contains("replayed 5 of 5 messages: delivered 5, died again 0\n"), "{said}");
         relay.reaches("c-1", "waiting").await;
         let groups = relay.sandbox.groups();
         assert_eq!(groups.len(), 1);

@@ -54,7 +54,8 @@ enum Verb {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: usize,
     },
-    /// Deliver them after all, in their original order. Killed midway, it loses nothing: run it again
+    /// Redeliver them in their original order, and report how many were delivered and how many died again. Safe to interrupt:
+    /// run it again to go on
     Replay(replay::Args),
     /// Remove them for good
     Discard {
@@ -78,7 +79,7 @@ enum Verb {
 }
 
 /// Which dead letters are meant; without any of these, all of them.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct Which {
     /// Where they were going: servicenow, xo, events, callbacks or bot:<name>
     #[arg(long, value_parser = asked::destination)]

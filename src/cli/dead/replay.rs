@@ -1,14 +1,30 @@
-//! `causeway dead replay`: shows the plan, asks, carries it out under a progress bar.
+//! `causeway dead replay`: shows the plan, asks, carries it out under a progress bar, and waits for what becomes of it.
+//!
+//! `--json` prints `{"plan": P, "replayed", "taken_out", "outcomes": {"delivered", "died_again", "answered", "nothing_to_send",
+//! "on_the_way"}, "interrupted", "error"}` and nothing else (see `dead/document.rs` for `P`).
+//!
+//! Guarantees: whatever happens, the output says what was done. A first SIGINT or SIGTERM stops after the messages that are being
+//! published; a second one ends at once.
+
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::{Failure, ask, output};
 use super::Which;
 use crate::app;
 use crate::config::Settings;
-use crate::dead::replay::{self, Fate, Plan, Tally};
-use crate::dead::{Filter, asked};
+use crate::conversation::Directory;
+use crate::dead::outcome::{self, Outcomes};
+use crate::dead::replay::{self, Fate, Plan, Replayed};
+use crate::dead::{Filter, asked, document};
 use crate::queue::Queue;
+use crate::tasks::{self, Stop};
+
+/// The exit code of a process that a signal ended, as a shell sees it.
+const INTERRUPTED: i32 = 130;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -20,52 +36,140 @@ pub(super) struct Args {
     /// At most so many messages in a second, as 20 or 20/s
     #[arg(long, value_name = "N/s", value_parser = asked::rate)]
     rate: Option<f64>,
+    /// Wait at most so long until it is known what became of them, as 60s or 5m; 0 does not wait
+    #[arg(long, value_name = "TIME", value_parser = asked::wait, default_value = "60s")]
+    wait: Duration,
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(args: Args, queue: &Queue, settings: &Settings) -> Result<(), Failure> {
-    let filter = Filter::from(args.which);
+    let filter = Filter::from(args.which.clone());
     let directory = app::open_directory(settings).await?;
-    let plan = replay::plan(queue, &filter, &directory).await;
+    let done = plan_and_replay(&args, queue, &filter, &directory).await;
     directory.close().await;
-    let plan = plan?;
-    if plan.steps().is_empty() {
-        return Ok(output::line("no dead letters")?);
-    }
-    output::line(describe(&plan))?;
+    done
+}
+
+async fn plan_and_replay(
+    args: &Args,
+    queue: &Queue,
+    filter: &Filter,
+    directory: &Directory,
+) -> Result<(), Failure> {
+    let plan = replay::plan(queue, filter, directory).await?;
     let (to_replay, to_clear) = (plan.to_replay(), plan.to_clear());
-    if args.dry_run || to_replay + to_clear == 0 {
+    let nothing_to_do = args.dry_run || to_replay + to_clear == 0;
+    match (args.json, plan.steps().is_empty()) {
+        (true, _) if nothing_to_do => return Ok(output::json(&json!({ "plan": document::plan(&plan) }))?),
+        (true, _) => {}
+        (false, true) => return Ok(output::line("no dead letters")?),
+        (false, false) => output::line(describe(&plan))?,
+    }
+    if nothing_to_do {
         return Ok(());
     }
     let question = format!("Replay {}?", output::counted(to_replay, "message"));
     if !ask::agreed(&question, args.yes).await? {
         return Ok(output::line("nothing was replayed")?);
     }
+    let stop = Stop::default();
+    let signals = tasks::spawn(stop_on_signal(stop.clone()));
     let bar = bar(to_replay + to_clear);
-    let mut last = Tally::default();
-    let done = replay::run(queue, &filter, &plan, args.rate, |tally| {
-        last = tally;
+    let replayed = replay::run(queue, filter, &plan, args.rate, &stop, |tally| {
         bar.set_position(tally.replayed + tally.cleared);
-    })
-    .await;
+    });
+    let mut replayed = replayed.await;
     bar.finish_and_clear();
-    let told = format!("replayed {} of {}", last.replayed, output::counted(to_replay, "message"));
-    match done {
-        Ok(tally) => {
-            let cleared = match tally.cleared {
-                0 => String::new(),
-                cleared => format!(", took {} that needed none out", output::counted(cleared, "dead letter")),
+    let outcomes = wait(queue, directory, &mut replayed, args.wait, &stop).await;
+    signals.abort();
+    let report = Report { plan: &plan, replayed, outcomes, interrupted: stop.asked() };
+    if args.json { report.json() } else { report.text(args.wait) }
+}
+
+async fn wait(
+    queue: &Queue,
+    directory: &Directory,
+    replayed: &mut Replayed,
+    limit: Duration,
+    stop: &Stop,
+) -> Outcomes {
+    let messages = std::mem::take(&mut replayed.messages);
+    let bar = bar(messages.len() as u64);
+    let seen = |outcomes: Outcomes| bar.set_position(outcomes.settled());
+    let outcomes = outcome::wait(queue, directory, messages, limit, stop, seen).await;
+    bar.finish_and_clear();
+    outcomes
+}
+
+/// The first signal asks for the stop, the second one ends the process.
+async fn stop_on_signal(stop: Stop) {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    for is_first in [true, false] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if is_first { stop.ask() } else { std::process::exit(INTERRUPTED) }
+    }
+}
+
+/// What is said at the end.
+struct Report<'a> {
+    plan: &'a Plan,
+    replayed: Replayed,
+    outcomes: Outcomes,
+    interrupted: bool,
+}
+
+impl Report<'_> {
+    fn json(self) -> Result<(), Failure> {
+        let Self { plan, replayed: Replayed { tally, trouble, .. }, outcomes, interrupted } = self;
+        output::json(&json!({
+            "plan": document::plan(plan),
+            "replayed": tally.replayed,
+            "taken_out": tally.cleared,
+            "outcomes": document::outcomes(&outcomes),
+            "interrupted": interrupted,
+            "error": trouble.as_ref().map(ToString::to_string),
+        }))?;
+        if interrupted || trouble.is_some() { Err(Failure::Told) } else { Ok(()) }
+    }
+
+    fn text(self, wait: Duration) -> Result<(), Failure> {
+        let Self { plan, replayed: Replayed { tally, trouble, .. }, outcomes, interrupted } = self;
+        let cleared = match tally.cleared {
+            0 => String::new(),
+            cleared => format!(", took {} that needed none out", output::counted(cleared, "dead letter")),
+        };
+        let of = output::counted(plan.to_replay(), "message");
+        let mut told = format!("replayed {} of {of}{cleared}: {}", tally.replayed, outcomes.told());
+        let rest = "the rest is where it was: run it again to go on";
+        if let Some(error) = trouble {
+            return Err(anyhow::Error::from(error)
+                .context(format!("{told}; then it stopped; {rest}"))
+                .into());
+        }
+        if interrupted {
+            return Err(anyhow::anyhow!("{told}; interrupted; {rest}").into());
+        }
+        if outcomes.on_the_way > 0 {
+            let hint = if wait.is_zero() {
+                "not waited for (--wait)".to_owned()
+            } else {
+                format!("no news within {}: --wait waits longer", humantime::format_duration(wait))
             };
-            Ok(output::line(format_args!("{told}{cleared}"))?)
+            told.push_str(&format!(" ({hint}; `causeway dead list` shows what dies again)"));
         }
-        Err(error) => {
-            let error = anyhow::Error::from(error);
-            Err(error
-                .context(format!("{told}, then stopped; the rest is where it was: run it again to go on"))
-                .into())
-        }
+        Ok(output::line(told)?)
     }
 }
 
@@ -77,6 +181,7 @@ fn describe(plan: &Plan) -> String {
             Fate::Replay => "replay".to_owned(),
             Fate::Delivered | Fate::Superseded => format!("take out: {fate}"),
             Fate::Unreadable => "leave: cannot be read (--reason unreadable replays it)".to_owned(),
+            Fate::OtherPayload => "leave: another request was delivered under its key".to_owned(),
             Fate::Over => "leave: its chat has ended (--id replays it)".to_owned(),
         };
         let cell = |value: &dyn std::fmt::Display| value.to_string();
@@ -110,10 +215,12 @@ mod tests {
             lane: LaneKey::parse("c-1").unwrap(),
             reason,
             accepted_at: crate::clock::now(),
+            replays: 0,
+            digest: None,
         };
         let entries =
             vec![entry(DeadReason::Expired), entry(DeadReason::Unreadable), entry(DeadReason::Expired)];
-        let known = Known { delivered: [entries[2].key.id].into(), ..Known::default() };
+        let known = Known { delivered: [entries[2].key].into(), ..Known::default() };
         let text = describe(&Plan::new(entries, &Filter::default(), &known));
         assert!(text.contains("replay"), "{text}");
         assert!(text.contains("take out: already delivered"), "{text}");

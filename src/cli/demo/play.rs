@@ -21,6 +21,7 @@ use crate::dead::{self, Filter};
 use crate::queue::Queue;
 use crate::sandbox::botkit::{BotUser, Heard};
 use crate::sandbox::{Entry, Operation, Rule, Side};
+use crate::tasks::Stop;
 
 /// Somebody who asks for a human.
 #[derive(Debug, PartialEq, Eq)]
@@ -467,7 +468,11 @@ async fn replay_all(front: &Front) -> anyhow::Result<u64> {
         directory.close().await;
         let plan = plan?;
         anyhow::ensure!(plan.count(Fate::Replay) == 1, "there is not exactly one dead letter to replay");
-        Ok(replay::run(&queue, &filter, &plan, None, |_| {}).await?.replayed)
+        let replayed = replay::run(&queue, &filter, &plan, None, &Stop::default(), |_| {}).await;
+        match replayed.trouble {
+            Some(error) => Err(error.into()),
+            None => Ok(replayed.tally.replayed),
+        }
     };
     let done = done.await;
     queue.close().await;

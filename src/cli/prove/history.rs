@@ -61,9 +61,7 @@ impl Chat {
     /// Causeway's id of message `n`.
     pub(super) fn id_of(&self, n: usize) -> MessageId {
         match self.destination {
-            Destination::ServiceNow => {
-                MessageId::derived("handoff", &format!("{}:{}", self.name, self.key_of(n)))
-            }
+            Destination::ServiceNow => MessageId::derived_from("handoff", &[&self.name, &self.key_of(n)]),
             _ => MessageId::derived("servicenow", &self.key_of(n)),
         }
     }

@@ -113,7 +113,7 @@ pub(super) struct Turn {
 
 impl Turn {
     fn new(payload: &Payload<'_>, kind: Kind, body: Vec<u8>) -> Self {
-        let id = MessageId::derived("botkit-turn", &format!("{kind}:{}", digest(&[payload.json()])));
+        let id = MessageId::derived_from("botkit-turn", &[kind.as_str(), &digest(&[payload.json()])]);
         // Without a requestId two equal posts are two messages rather than one.
         let id = if payload.request_id().is_some() { id } else { MessageId::fresh() };
         // Bots whose users are never handed over may not name them: each event is then a line of its own.

@@ -97,6 +97,11 @@ const ADDRESSES: &[&str] = &[
     "/sendBotEventUrl",
 ];
 
+/// A part of a conversation's id. The last two colons of an id are its separators, so that no two users share one.
+fn escaped(part: &str) -> Cow<'_, str> {
+    if part.contains([':', '%']) { part.replace('%', "%25").replace(':', "%3A").into() } else { part.into() }
+}
+
 /// An event, and the door that it came to.
 pub(super) struct Payload<'a> {
     pub(super) door: &'a Door,
@@ -207,9 +212,10 @@ impl<'a> Payload<'a> {
             "context.session.UserContext._id or channel.from: the user is not named",
         ))?;
         let channel = CHANNEL_TYPES.iter().find_map(|path| self.text_at(path));
-        let channel = channel.as_deref().unwrap_or("unknown");
-        let whole = format!("{}:{user}:{channel}", self.door.bot_id);
-        let short = || format!("{}:{}", self.door.bot_id, MessageId::derived("botkit-conversation", &whole));
+        let (bot, channel) = (self.door.bot_id.as_str(), channel.as_deref().unwrap_or("unknown"));
+        let whole = format!("{bot}:{}:{}", escaped(&user), escaped(channel));
+        let parts = [bot, &user, channel];
+        let short = || format!("{bot}:{}", MessageId::derived_from("botkit-conversation", &parts));
         ConversationId::parse(&whole)
             .or_else(|_| ConversationId::parse(&short()))
             .map_err(|_| Refusal::Insufficient("context.session.UserContext._id: cannot be used"))
@@ -219,13 +225,16 @@ impl<'a> Payload<'a> {
     /// repeat, should XO post an event again under another request, than the loss of a word that is said twice.
     pub(super) fn id(&self, conversation: &ConversationId, event: &str) -> MessageId {
         let text = self.at("/message").and_then(json_paths::text).unwrap_or_default();
-        let request = self.request_id().unwrap_or_default();
-        let name = match self.user_message() {
-            Some(own) => own,
+        let (conversation, request) = (conversation.as_str(), self.request_id().unwrap_or_default());
+        match self.user_message() {
+            Some(own) => MessageId::derived_from("botkit", &[conversation, event, &own]),
             // The last message of a context may be an earlier one: then the request and what was said tell two apart.
-            None => format!("{}:{}", self.client_message().unwrap_or_default(), digest(&[&request, &text])),
-        };
-        MessageId::derived("botkit", &format!("{conversation}:{event}:{name}"))
+            None => {
+                let client = self.client_message().unwrap_or_default();
+                let said = digest(&[&request, &text]);
+                MessageId::derived_from("botkit", &[conversation, event, &client, &said])
+            }
+        }
     }
 
     /// `ms-…`: XO's name for the user's message.

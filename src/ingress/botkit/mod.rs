@@ -24,7 +24,7 @@ use super::problem::Refusal;
 use super::token::{self, BotDoor};
 use super::{IngressState, body};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, DirectoryError, Origin, State};
+use crate::conversation::{Conversation, DedupKey, Directory, DirectoryError, Origin, State};
 use crate::message::handoff::{End, Handoff, Start, Text, Typing};
 use crate::message::{
     AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
@@ -223,7 +223,7 @@ async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8
     };
     let accepted_at = publish(state, id, &Handoff::Start(start)).await?;
     let known = |directory: Directory| async move {
-        if directory.was_delivered(id).await? {
+        if !directory.find_done(&[DedupKey::Delivered(id), DedupKey::Answered(id)]).await?.is_empty() {
             return Ok(());
         }
         directory.accepted(&conversation_id, Origin::BotKit, None, accepted_at).await?;

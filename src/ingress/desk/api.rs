@@ -4,8 +4,11 @@
 //! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without stories.
 //! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it died.
 //! - `GET /dead-letters/export?F`: JSON Lines with the texts.
-//! - `POST /dead-letters/replay {F, "dry_run", "rate"}`: 200 with the plan, or 202 with it and how far the replay is.
-//! - `GET /dead-letters/replay`: how far the newest replay of this process is.
+//! - `POST /dead-letters/replay {F, "dry_run", "rate", "wait"}`: 200 with the plan, or 202 with it and how far the replay is.
+//!   `wait` (`"60s"`): how long the replay then waits for what becomes of its messages.
+//! - `GET /dead-letters/replay`: how far the newest replay of this process is: `state` is `running`, `waiting` (all is published, and
+//!   not all outcomes are known), `done` or `stopped`; `outcomes` counts `delivered`, `died_again`, `answered`, `nothing_to_send` and
+//!   `on_the_way`.
 //! - `POST /dead-letters/discard {F, "confirm": N}`: removes them for good, if N is how many there are.
 //!
 //! Refusals are problems as everywhere else; 409 while somebody else is at it.
@@ -126,12 +129,12 @@ async fn export(desk: &Desk, request: &mut Request) -> Result<Response, Refusal>
 }
 
 async fn replay(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
-    let asked = in_body(request, &["dry_run", "rate"]).await?;
+    let asked = in_body(request, &["dry_run", "rate", "wait"]).await?;
     if asked.dry_run {
         let plan = desk.plan(&asked.filter).await?;
         return Ok(problem::found(&json!({ "plan": document::plan(&plan) })));
     }
-    let plan = desk.replay(asked.filter, asked.rate).await?;
+    let plan = desk.replay(asked.filter, asked.rate, asked.wait).await?;
     let run = desk.progress().map(|run| progress(&run));
     let mut response = problem::accepted(&json!({ "plan": document::plan(&plan), "replay": run }));
     response.headers_mut().insert(LOCATION, HeaderValue::from_static("/dead-letters/replay"));
@@ -140,6 +143,7 @@ async fn replay(desk: &Desk, request: &mut Request) -> Result<Response, Refusal>
 
 fn progress(run: &Run) -> Value {
     let state = match &run.ended {
+        None if run.published => "waiting",
         None => "running",
         Some((_, None)) => "done",
         Some((_, Some(_))) => "stopped",
@@ -150,6 +154,7 @@ fn progress(run: &Run) -> Value {
         "replayed": run.tally.replayed,
         "to_take_out": run.to_clear,
         "taken_out": run.tally.cleared,
+        "outcomes": document::outcomes(&run.outcomes),
         "began_at": run.began.to_string(),
         "ended_at": run.ended.as_ref().map(|(at, _)| at.to_string()),
         "error": run.ended.as_ref().and_then(|(_, trouble)| trouble.as_deref()),

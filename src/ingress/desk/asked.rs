@@ -2,11 +2,14 @@
 //!
 //! Guarantees: a name that means nothing here is refused, since a filter that is overlooked means more than was asked for.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::super::problem::{Fault, Refusal};
 use crate::dead::Filter;
-use crate::dead::asked::{FILTERS, rate};
+use crate::dead::asked::{FILTERS, rate, wait};
+use crate::dead::outcome::WAIT;
 
 /// How many are shown when nobody says otherwise, and at most.
 const LIMIT: usize = 100;
@@ -24,6 +27,8 @@ pub(super) struct Asked {
     pub(super) dry_run: bool,
     /// Messages in a second.
     pub(super) rate: Option<f64>,
+    /// How long a replay waits for news of its messages.
+    pub(super) wait: Duration,
     /// The number that was seen.
     pub(super) confirm: Option<u64>,
 }
@@ -60,7 +65,7 @@ impl Asked {
         pairs: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>,
         also: &[&str],
     ) -> Result<Self, Refusal> {
-        let mut asked = Self { limit: LIMIT, ..Self::default() };
+        let mut asked = Self { limit: LIMIT, wait: WAIT, ..Self::default() };
         let mut faults = Vec::new();
         for (name, value) in pairs {
             let (name, value) = (name.as_ref(), value.as_ref());
@@ -93,6 +98,7 @@ impl Asked {
             "dry_run" => self.dry_run = flag()?,
             "confirm" => self.confirm = Some(number("the number of dead letters that you saw")?),
             "rate" => self.rate = Some(rate(value)?),
+            "wait" => self.wait = wait(value)?,
             // The form's own token, looked at by the door.
             _ => {}
         }

@@ -27,10 +27,11 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::problem::Refusal;
 use crate::conversation::Directory;
+use crate::dead::outcome::{self, Outcomes};
 use crate::dead::replay::{self, Plan, Tally};
 use crate::dead::{self, DeskError, Filter, Found};
 use crate::queue::Queue;
-use crate::tasks;
+use crate::tasks::{self, Stop};
 
 /// Two tabs of one browser wait for each other; a long replay is not waited for.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -70,8 +71,26 @@ struct Run {
     to_clear: u64,
     tally: Tally,
     began: Timestamp,
+    /// All that is to be published is published: the dead letters can be read again.
+    published: bool,
+    /// What became of those that were published.
+    outcomes: Outcomes,
     /// When it ended, and why, where it stopped before its end.
     ended: Option<(Timestamp, Option<String>)>,
+}
+
+impl Run {
+    fn of(plan: &Plan) -> Self {
+        Self {
+            to_replay: plan.to_replay(),
+            to_clear: plan.to_clear(),
+            tally: Tally::default(),
+            began: crate::clock::now(),
+            published: false,
+            outcomes: Outcomes::default(),
+            ended: None,
+        }
+    }
 }
 
 /// A visit in its turn.
@@ -95,7 +114,7 @@ impl Desk {
     }
 
     async fn visit(&self) -> Result<Visit, Refusal> {
-        if self.progress().is_some_and(|run| run.ended.is_none()) {
+        if self.progress().is_some_and(|run| !run.published) {
             return Err(Refusal::Busy("a replay is running: wait until it is done".to_owned()));
         }
         let turn = tokio::time::timeout(TURN_PATIENCE, Arc::clone(&self.turn).lock_owned()).await;
@@ -121,8 +140,8 @@ impl Desk {
         Ok(plan?)
     }
 
-    /// Plans and begins; [`Self::progress`] tells the rest.
-    async fn replay(&self, filter: Filter, rate: Option<f64>) -> Result<Plan, Refusal> {
+    /// Plans and begins; [`Self::progress`] tells the rest. `wait`: how long to wait for what becomes of the messages.
+    async fn replay(&self, filter: Filter, rate: Option<f64>, wait: Duration) -> Result<Plan, Refusal> {
         let visit = self.visit().await?;
         let plan = match replay::plan(&visit.parts.queue, &filter, &visit.parts.directory).await {
             Ok(plan) => plan,
@@ -131,29 +150,60 @@ impl Desk {
                 return Err(error.into());
             }
         };
-        let (to_replay, to_clear) = (plan.to_replay(), plan.to_clear());
-        let (tally, began) = (Tally::default(), crate::clock::now());
-        self.note(|run| *run = Some(Run { to_replay, to_clear, tally, began, ended: None }));
-        tracing::info!(to_replay, to_clear, "a replay of dead letters begins, asked for at the desk");
+        let run = Run::of(&plan);
+        tracing::info!(
+            to_replay = run.to_replay,
+            to_clear = run.to_clear,
+            "a replay of dead letters was started in the console"
+        );
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
         let (desk, planned) = (self.clone(), plan.clone());
-        drop(tasks::spawn(async move {
-            let told = |tally| desk.note(|run| run.iter_mut().for_each(|run| run.tally = tally));
-            let done = replay::run(&visit.parts.queue, &filter, &planned, rate, told).await;
-            visit.end().await;
-            let trouble = done.err().map(|error| error.to_string());
-            tracing::info!(trouble, "the replay asked for at the desk has ended");
-            let ended = Some((crate::clock::now(), trouble));
-            desk.note(|run| run.iter_mut().for_each(|run| run.ended.clone_from(&ended)));
-        }));
+        drop(tasks::spawn(async move { desk.carry_out(run, visit, &filter, &planned, rate, wait).await }));
         Ok(plan)
+    }
+
+    async fn carry_out(
+        &self,
+        run: Run,
+        visit: Visit,
+        filter: &Filter,
+        plan: &Plan,
+        rate: Option<f64>,
+        wait: Duration,
+    ) {
+        let Visit { parts: DeskParts { queue, directory }, turn } = visit;
+        let (stop, began) = (Stop::default(), run.began);
+        let told = |tally| self.note(began, |run| run.tally = tally);
+        let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
+        // Others may read the dead letters while this one waits for news.
+        drop(turn);
+        self.note(began, |run| run.published = true);
+        let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
+        let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
+        directory.close().await;
+        queue.close().await;
+        let trouble = replayed.trouble.map(|error| error.to_string());
+        tracing::info!(
+            trouble,
+            outcomes = outcomes.told(),
+            "the replay that was started in the console has ended"
+        );
+        self.note(began, |run| {
+            run.outcomes = outcomes;
+            run.ended = Some((crate::clock::now(), trouble));
+        });
     }
 
     fn progress(&self) -> Option<Run> {
         self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, change: impl FnOnce(&mut Option<Run>)) {
-        change(&mut self.run.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Changes what is known of the run that began then, unless a newer one has taken its place.
+    fn note(&self, began: Timestamp, change: impl FnOnce(&mut Run)) {
+        let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
+            change(run);
+        }
     }
 
     /// Removes all that is meant, if they are as many as were confirmed.

@@ -158,7 +158,7 @@ impl Visitor<'_> {
             "logout" => Ok(with_cookie(see("/desk"), &Session::no_cookie())),
             "replay" => {
                 let asked = Asked::of_form(&fields, &["form", "rate"])?;
-                self.desk.replay(asked.filter, asked.rate).await?;
+                self.desk.replay(asked.filter, asked.rate, asked.wait).await?;
                 Ok(see("/desk/progress"))
             }
             "discard" => {

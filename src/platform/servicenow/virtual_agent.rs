@@ -187,7 +187,9 @@ impl ServiceNow {
         receipt: Receipt,
     ) -> Result<(), CallError> {
         let notes: Vec<Value> = messages.iter().map(|id| json!({ "id": id, "status": receipt })).collect();
-        let name = MessageId::derived("receipt", &format!("{group}:{receipt}:{}", messages.join(",")));
+        let status = receipt.to_string();
+        let parts = [group, &status].into_iter().chain(messages.iter().map(String::as_str));
+        let name = MessageId::derived_from("receipt", &parts.collect::<Vec<_>>());
         let mut request = about(conversation, group, &name.to_string());
         request.insert("action".into(), json!("UPDATE_MESSAGES"));
         request.insert("message".into(), json!(notes));

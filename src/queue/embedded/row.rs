@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use rusqlite::Row;
 
 use super::line::{LineNumbers, Seq};
-use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use crate::message::{
+    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, Story,
+};
 
 /// An entry and its place.
 #[derive(Debug)]
@@ -21,17 +23,19 @@ pub(super) struct Stored<T> {
     pub(super) unreadable: Option<String>,
 }
 
-/// Reads `seq, id, kind, lane, accepted_at, replays, body`.
+/// Reads `seq, id, kind, lane, accepted_at, replays, digest, body`.
 pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<Message>> {
     let seq = Seq(row.get(0)?);
-    let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
+    let body = Bytes::from(row.get::<_, Vec<u8>>(7)?);
     let replays = u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default();
+    let digest = row.get_ref(6)?.as_bytes_or_null()?.and_then(|digest| std::str::from_utf8(digest).ok());
+    let digest = digest.and_then(PayloadDigest::parse);
     let accepted = row.get(4)?;
     let destination = numbers.destination(seq.line()).unwrap_or(Destination::ServiceNow);
     let (id, kind, lane) = (&text(row, 1)?, &text(row, 2)?, &text(row, 3)?);
     Ok(match meant(id, kind, lane, accepted, destination) {
         Ok((id, kind, lane, accepted_at)) => {
-            let entry = Message { id, kind, destination, lane, accepted_at, replays, body };
+            let entry = Message { id, kind, destination, lane, accepted_at, replays, digest, body };
             Stored { seq, entry, unreadable: None }
         }
         Err(why) => {
@@ -42,7 +46,7 @@ pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<
             let accepted_at = Timestamp::from_millisecond(accepted).unwrap_or_default();
             Stored {
                 seq,
-                entry: Message { id, kind, destination, lane, accepted_at, replays, body },
+                entry: Message { id, kind, destination, lane, accepted_at, replays, digest, body },
                 unreadable: Some(why),
             }
         }
@@ -76,9 +80,9 @@ fn meant(
 /// Reads what [`message`] reads, then `reason, detail, died_at, story`.
 pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<DeadLetter>> {
     let Stored { seq, entry, unreadable } = message(row, numbers)?;
-    let reason_text = text(row, 7)?;
+    let reason_text = text(row, 8)?;
     let reason = DeadReason::parse(&reason_text);
-    let story = serde_json::from_str::<Story>(&text(row, 10)?);
+    let story = serde_json::from_str::<Story>(&text(row, 11)?);
     let unreadable = unreadable
         .or_else(|| reason.is_none().then(|| format!("this version knows no reason {reason_text:?}")))
         .or_else(|| story.is_err().then(|| "the stored story cannot be read".to_owned()));
@@ -86,10 +90,10 @@ pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Res
         message: entry,
         reason: reason.filter(|_| unreadable.is_none()).unwrap_or(DeadReason::Unreadable),
         detail: match &unreadable {
-            Some(why) => format!("{why}; it died of: {}", text(row, 8)?),
-            None => text(row, 8)?.into_owned(),
+            Some(why) => format!("{why}; it died of: {}", text(row, 9)?),
+            None => text(row, 9)?.into_owned(),
         },
-        died_at: Timestamp::from_millisecond(row.get(9)?).unwrap_or_default(),
+        died_at: Timestamp::from_millisecond(row.get(10)?).unwrap_or_default(),
         story: story.unwrap_or_default(),
     };
     Ok(Stored { seq, entry: dead, unreadable })

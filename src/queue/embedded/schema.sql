@@ -37,6 +37,8 @@ CREATE TABLE message (
     -- Milliseconds since 1970.
     accepted_at INTEGER NOT NULL,
     replays     INTEGER NOT NULL,
+    -- Hexadecimal digits, of messages whose id comes from a key that the caller chose.
+    digest      TEXT,
     body        BLOB NOT NULL
 ) STRICT;
 
@@ -47,6 +49,8 @@ CREATE TABLE dead_letter (
     lane        TEXT NOT NULL,
     accepted_at INTEGER NOT NULL,
     replays     INTEGER NOT NULL,
+    -- Hexadecimal digits, of messages whose id comes from a key that the caller chose.
+    digest      TEXT,
     body        BLOB NOT NULL,
     reason      TEXT NOT NULL,
     detail      TEXT NOT NULL,

@@ -222,11 +222,12 @@ impl Store {
     ) -> rusqlite::Result<Vec<(Stored<Message>, usize)>> {
         self.connection
             .prepare_cached(
-                "SELECT seq, id, kind, lane, accepted_at, replays, iif(length(body) <= ?4, body, x''), length(body)
+                "SELECT seq, id, kind, lane, accepted_at, replays, digest, iif(length(body) <= ?4, body, x''),
+                 length(body)
                  FROM message WHERE seq > ?1 AND seq < ?2 ORDER BY seq LIMIT ?3",
             )?
             .query_map(params![after.0, line.end().0, limit, SMALL_BYTES as i64], |row| {
-                Ok((row::message(row, &self.numbers)?, row.get(7)?))
+                Ok((row::message(row, &self.numbers)?, row.get(8)?))
             })?
             .collect()
     }
@@ -256,7 +257,7 @@ impl Store {
     ) -> rusqlite::Result<Option<Stored<DeadLetter>>> {
         self.connection
             .prepare_cached(
-                "SELECT seq, id, kind, lane, accepted_at, replays, body, reason, detail, died_at, story
+                "SELECT seq, id, kind, lane, accepted_at, replays, digest, body, reason, detail, died_at, story
                  FROM dead_letter WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
             )?
             .query_row(params![after.0, before.0], |row| row::dead_letter(row, &self.numbers))
@@ -366,7 +367,8 @@ impl Writing<'_> {
         let seq = self.append(line)?;
         self.connection
             .prepare_cached(
-                "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, digest, body)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 seq.0,
@@ -375,6 +377,7 @@ impl Writing<'_> {
                 message.lane.as_str(),
                 message.accepted_at.as_millisecond(),
                 message.replays,
+                message.digest.map(|digest| digest.to_string()),
                 &message.body[..]
             ])?;
         Ok(true)
@@ -390,8 +393,8 @@ impl Writing<'_> {
         self.connection
             .prepare_cached(
                 "INSERT INTO dead_letter
-                 (seq, id, kind, lane, accepted_at, replays, body, reason, detail, died_at, story)
-                 VALUES (:seq, :id, :kind, :lane, :accepted_at, :replays, :body, :reason, :detail, :died_at, :story)",
+                 (seq, id, kind, lane, accepted_at, replays, digest, body, reason, detail, died_at, story)
+                 VALUES (:seq, :id, :kind, :lane, :accepted_at, :replays, :digest, :body, :reason, :detail, :died_at, :story)",
             )?
             .execute(named_params! {
                 ":seq": seq.0,
@@ -400,6 +403,7 @@ impl Writing<'_> {
                 ":lane": message.lane.as_str(),
                 ":accepted_at": message.accepted_at.as_millisecond(),
                 ":replays": message.replays,
+                ":digest": message.digest.map(|digest| digest.to_string()),
                 ":body": &message.body[..],
                 ":reason": dead.reason.as_str(),
                 ":detail": dead.detail,

@@ -11,13 +11,16 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 
-use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use crate::message::{
+    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, Story,
+};
 
 const VERSION: i64 = 1;
 const H_VERSION: &str = "x-causeway-version";
 const H_LANE: &str = "x-causeway-lane";
 const H_ACCEPTED: &str = "x-causeway-accepted-at-ms";
 const H_REPLAYS: &str = "x-causeway-replays";
+const H_DIGEST: &str = "x-causeway-digest";
 const H_DEAD: &str = "x-causeway-dead";
 
 /// What a dead letter adds to its message.
@@ -65,6 +68,9 @@ fn headers(message: &Message) -> FieldTable {
     // Absent means 0: most messages are never replayed, and every header costs both sides.
     if message.replays > 0 {
         headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
+    }
+    if let Some(digest) = message.digest {
+        headers.insert(H_DIGEST.into(), AMQPValue::LongString(digest.to_string().into()));
     }
     headers
 }
@@ -130,6 +136,7 @@ fn read(properties: &BasicProperties, destination: Destination, body: Bytes) -> 
         lane: LaneKey::parse(&lane).map_err(|problem| format!("lane {problem}"))?,
         accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
         replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        digest: header_text(properties, H_DIGEST).and_then(|digest| PayloadDigest::parse(&digest)),
         body,
     })
 }
@@ -197,6 +204,13 @@ mod tests {
             let mut delivery = delivery(encode(&message), &message.body);
             assert_eq!(decode(&mut delivery, Destination::Xo).0.replays, replays);
         }
+    }
+
+    #[test]
+    fn the_digest_travels_with_it() {
+        let message = message().with_digest();
+        let mut delivery = delivery(encode(&message), &message.body);
+        assert_eq!(decode(&mut delivery, Destination::Xo).0.digest, Some(PayloadDigest::of(b"{}")));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::delivery::{GateSettings, Parts};
-use crate::message::{Destination, Destinations, Kind};
+use crate::message::{Destination, Destinations, Kind, MessageId};
 use crate::platform::http::Reply;
 use crate::platform::{Xo, XoSettings};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
@@ -44,7 +44,14 @@ impl Bench {
         });
         let callback_url = Some("http://xo.test/callback".parse().unwrap());
         let xo = Xo::new(http, XoSettings { callback_url, ..XoSettings::default() });
-        let parts = Parts { servicenow: None, xo, directory: None, queue: queue.clone(), metrics: metrics() };
+        let parts = Parts {
+            servicenow: None,
+            xo,
+            directory: None,
+            replay_notes: None,
+            queue: queue.clone(),
+            metrics: metrics(),
+        };
         let gates = BTreeMap::from([(Destination::Xo, GateSettings::default())]);
         let deliverer = Deliverer::new(parts, delivery_settings(), &gates);
         let repeats = Mutex::new(Repeats::default());

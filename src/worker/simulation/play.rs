@@ -213,6 +213,7 @@ impl<'a> Stage<'a> {
             servicenow: None,
             xo: Xo::new(http, XoSettings { callback_url, ..XoSettings::default() }),
             directory: None,
+            replay_notes: None,
             queue: queue.clone(),
             metrics: metrics(),
         };

@@ -65,6 +65,17 @@ fn flat() -> Value {
 }
 
 #[test]
+fn two_users_never_share_a_conversation() {
+    let named = |user: &str, channel: &str| {
+        let body = json!({"channel": {"from": user, "type": channel}});
+        with(&body, |payload| payload.conversation().ok().map(|id| id.to_string())).unwrap()
+    };
+    let all =
+        [("u-1:rtm", "x"), ("u-1", "rtm:x"), ("u-1%3Artm", "x")].map(|(user, channel)| named(user, channel));
+    assert_eq!(all, ["st-1:u-1%3Artm:x", "st-1:u-1:rtm%3Ax", "st-1:u-1%253Artm:x"]);
+}
+
+#[test]
 fn a_user_on_a_channel_is_one_conversation_whatever_the_shape() {
     let named = |body: &Value| with(body, |payload| payload.conversation().ok().map(|id| id.to_string()));
     assert_eq!(named(&nested()).as_deref(), Some("st-1:u-1:rtm"));

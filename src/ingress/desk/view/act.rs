@@ -47,6 +47,11 @@ pub(in super::super) fn progress(form: &str, run: Option<&Run>) -> Markup {
                     dt { "Began" } dd { (moment(run.began)) }
                     @if let Some((ended, _)) = run.ended { dt { "Ended" } dd { (moment(ended)) } }
                     dt { "Went again" } dd { (run.tally.replayed) " of " (run.to_replay) }
+                    dt { "Delivered" } dd { (run.outcomes.delivered) }
+                    dt { "Died again" } dd { (run.outcomes.died_again) }
+                    @if run.outcomes.answered > 0 { dt { "No agent came" } dd { (run.outcomes.answered) } }
+                    @if run.outcomes.nothing_to_send > 0 { dt { "Needed no sending" } dd { (run.outcomes.nothing_to_send) } }
+                    @if run.published && run.outcomes.on_the_way > 0 { dt { "Still on their way" } dd { (run.outcomes.on_the_way) } }
                     dt { "Taken out" } dd { (run.tally.cleared) " of " (run.to_clear) }
                 }
             }
@@ -99,5 +104,6 @@ const fn what_happens(fate: Fate) -> &'static str {
         Fate::Superseded => "Taken out: it died again later, and that one goes",
         Fate::Unreadable => "Stays: it cannot be read, and would only die again",
         Fate::Over => "Stays: its chat has ended",
+        Fate::OtherPayload => "Stays: another request was delivered under its key",
     }
 }

@@ -105,11 +105,17 @@ fn trouble(run: &Run) -> Option<&str> {
 
 fn told(run: &Run) -> String {
     let (done, of) = (run.tally.replayed, run.to_replay);
+    let became = run.outcomes.told();
     match (&run.ended, trouble(run)) {
+        (None, _) if run.published => {
+            format!("{done} of {of} went again, waiting for news of them: {became}.")
+        }
         (None, _) => format!("running, {done} of {of}."),
-        (Some(_), None) => format!("done, {done} of {of} went again."),
+        (Some(_), None) => format!("done, {done} of {of} went again: {became}."),
         (Some(_), Some(why)) => {
-            format!("stopped at {done} of {of}: {why}. The rest is where it was: replay again to go on.")
+            format!(
+                "stopped at {done} of {of} ({became}): {why}. The rest is where it was: replay again to go on."
+            )
         }
     }
 }

@@ -1,0 +1,262 @@
+//! Deduplication keys: what was done once and must not be done again, one variant for each kind of fact.
+//!
+//! Guarantees: [`DedupKey::Delivered`] and [`DedupKey::Forwarded`] mean that a destination answered 2xx, and nothing else does. Two
+//! different facts never share a stored form, whatever ids and names they hold. A key is `Copy` and its stored form is shorter
+//! than 80 bytes. The stored forms are on disk in every deployment: the test below pins them.
+//! Not responsible for: when a fact is noted or asked for (`worker/flight.rs`, `delivery/`, `dead/replay.rs`).
+
+use jiff::Timestamp;
+
+use super::directory::{Directory, SqliteDirectory, run};
+use super::{DirectoryError, statements};
+use crate::message::{ConversationId, MessageId, PayloadDigest};
+
+/// Keys that one statement asks for: a message's own, and those of many messages.
+const FEW: usize = 4;
+const MANY: usize = 60;
+
+/// One fact. The variants that hold one [`MessageId`] of several texts are made by the functions below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DedupKey {
+    /// The message's destination answered 2xx.
+    Delivered(MessageId),
+    /// XO's Callback URL answered 2xx, and no user of ours was told: the chat may turn out to be one of ours.
+    Forwarded(MessageId),
+    /// ServiceNow gave a final business answer ("no agent") to this start.
+    Answered(MessageId),
+    /// The message became a dead letter after so many replays.
+    DeadLettered {
+        /// The message.
+        message: MessageId,
+        /// [`crate::message::Message::replays`] at that time.
+        replays: u32,
+    },
+    /// This replay of the message ended, and nothing had to be sent.
+    NothingToSend {
+        /// The message.
+        message: MessageId,
+        /// Which replay of it.
+        replays: u32,
+    },
+    /// The message was found to be one that must open a chat.
+    LateStart {
+        /// The message.
+        message: MessageId,
+        /// Another replay decides anew.
+        replays: u32,
+    },
+    /// What a Virtual Agent callback says about its chat, beside its texts, was noted.
+    CallbackApplied(MessageId),
+    /// An agent took this episode of a conversation for the first time.
+    FirstAgent(MessageId),
+    /// This chat of the Virtual Agent API is over.
+    ClosedChat(MessageId),
+    /// A step of telling a bot's user something was done, or was refused for good.
+    BotKitStep(MessageId),
+    /// An item of a Virtual Agent callback was told.
+    ServiceNowItem(MessageId),
+    /// A start was sent with this text, so that the chat that it opened is recognised.
+    OpeningText(MessageId),
+    /// Written by `causeway check`, to see whether it can be written.
+    SelfTest(MessageId),
+}
+
+/// A fact that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DoneBefore {
+    /// Which one.
+    pub key: DedupKey,
+    /// The digest of the message that did it, where it has one.
+    pub digest: Option<PayloadDigest>,
+}
+
+impl DedupKey {
+    /// See [`Self::FirstAgent`]. An episode is told by the time at which it was opened.
+    pub fn first_agent(conversation: &ConversationId, opened_at: Timestamp) -> Self {
+        let opened_at = opened_at.as_millisecond().to_string();
+        Self::FirstAgent(MessageId::derived_from("first-agent", &[conversation.as_str(), &opened_at]))
+    }
+
+    /// See [`Self::ClosedChat`].
+    pub fn closed_chat(group: &str) -> Self {
+        Self::ClosedChat(MessageId::derived_from("closed-chat", &[group]))
+    }
+
+    /// See [`Self::BotKitStep`]: a step of telling one notice.
+    pub fn botkit_notice_step(notice: MessageId, step: &str) -> Self {
+        Self::BotKitStep(MessageId::derived_from("botkit-step", &["notice", &notice.to_string(), step]))
+    }
+
+    /// See [`Self::BotKitStep`]: a step that is taken once in each chat.
+    pub fn botkit_chat_step(conversation: &ConversationId, group: &str, step: &str) -> Self {
+        let parts = ["chat", conversation.as_str(), group, step];
+        Self::BotKitStep(MessageId::derived_from("botkit-step", &parts))
+    }
+
+    /// See [`Self::BotKitStep`]: one part of a message with files.
+    pub fn botkit_part_step(message: MessageId, number: usize) -> Self {
+        let parts = ["part", &message.to_string(), &number.to_string()];
+        Self::BotKitStep(MessageId::derived_from("botkit-step", &parts))
+    }
+
+    /// See [`Self::OpeningText`].
+    pub fn opening_text(start: MessageId, replays: u32, text: &str) -> Self {
+        let parts = [&start.to_string(), &replays.to_string(), text];
+        Self::OpeningText(MessageId::derived_from("opening", &parts))
+    }
+
+    /// See [`Self::ServiceNowItem`]: an item that ServiceNow gave a name.
+    pub fn named_item(group: &str, name: &str) -> Self {
+        Self::ServiceNowItem(MessageId::derived_from("servicenow-item", &["named", group, name]))
+    }
+
+    /// See [`Self::ServiceNowItem`]: an item without a name, by its place in its callback.
+    pub fn unnamed_item(callback: MessageId, place: usize) -> Self {
+        let parts = ["unnamed", &callback.to_string(), &place.to_string()];
+        Self::ServiceNowItem(MessageId::derived_from("servicenow-item", &parts))
+    }
+
+    /// Whether a destination answered 2xx.
+    pub const fn is_delivery(self) -> bool {
+        matches!(self, Self::Delivered(_) | Self::Forwarded(_))
+    }
+
+    /// The form in the database.
+    fn stored(self) -> String {
+        let (kind, id) = match self {
+            Self::Delivered(id) => ("delivered", id),
+            Self::Forwarded(id) => ("forwarded", id),
+            Self::Answered(id) => ("answered", id),
+            Self::DeadLettered { message, replays } => return format!("dead-lettered:{message}:{replays}"),
+            Self::NothingToSend { message, replays } => {
+                return format!("nothing-to-send:{message}:{replays}");
+            }
+            Self::LateStart { message, replays } => return format!("late-start:{message}:{replays}"),
+            Self::CallbackApplied(id) => ("callback-applied", id),
+            Self::FirstAgent(id) => ("first-agent", id),
+            Self::ClosedChat(id) => ("closed-chat", id),
+            Self::BotKitStep(id) => ("botkit-step", id),
+            Self::ServiceNowItem(id) => ("servicenow-item", id),
+            Self::OpeningText(id) => ("opening-text", id),
+            Self::SelfTest(id) => ("self-test", id),
+        };
+        format!("{kind}:{id}")
+    }
+}
+
+impl Directory {
+    /// Whether [`Self::mark_done`] was told of this fact.
+    pub async fn is_done(&self, key: DedupKey) -> Result<bool, DirectoryError> {
+        Ok(!self.find_done(&[key]).await?.is_empty())
+    }
+
+    /// Those of these facts that [`Self::mark_done`] was told of.
+    pub async fn find_done(&self, keys: &[DedupKey]) -> Result<Vec<DoneBefore>, DirectoryError> {
+        let size = if keys.len() <= FEW { FEW } else { MANY };
+        let sql = if size == FEW { statements::FIND_DONE_FEW } else { statements::FIND_DONE_MANY };
+        let mut found = Vec::new();
+        for keys in keys.chunks(size) {
+            let stored: Vec<(String, DedupKey)> = keys.iter().map(|key| (key.stored(), *key)).collect();
+            let rows: Vec<(String, Option<String>)> = run!(self, done, |pool| {
+                let places = stored.iter().map(|(stored, _)| stored).cycle().take(size);
+                places.fold(sqlx::query_as(sql), |query, stored| query.bind(stored)).fetch_all(pool)
+            })?;
+            for (row, digest) in rows {
+                let digest = digest.as_deref().and_then(PayloadDigest::parse);
+                let known = stored.iter().find(|(stored, _)| *stored == row);
+                found.extend(known.map(|(_, key)| DoneBefore { key: *key, digest }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A fact happened; remembered until [`Self::forget`]. Of several notes of one fact the first stays.
+    pub async fn mark_done(
+        &self,
+        key: DedupKey,
+        digest: Option<PayloadDigest>,
+        at: Timestamp,
+    ) -> Result<(), DirectoryError> {
+        run!(self, done, changed by |pool| {
+            sqlx::query(statements::MARK_DONE)
+                .bind(key.stored())
+                .bind(at.as_millisecond())
+                .bind(digest.map(|digest| digest.to_string()))
+                .execute(pool)
+        })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> MessageId {
+        MessageId::derived("servicenow", "m-1")
+    }
+
+    #[test]
+    fn stored_forms_are_on_disk_in_every_deployment() {
+        let message = message();
+        let conversation = ConversationId::parse("c-1").unwrap();
+        let at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
+        let table = [
+            (DedupKey::Delivered(message), "delivered:{m}"),
+            (DedupKey::Forwarded(message), "forwarded:{m}"),
+            (DedupKey::Answered(message), "answered:{m}"),
+            (DedupKey::DeadLettered { message, replays: 2 }, "dead-lettered:{m}:2"),
+            (DedupKey::NothingToSend { message, replays: 2 }, "nothing-to-send:{m}:2"),
+            (DedupKey::LateStart { message, replays: 0 }, "late-start:{m}:0"),
+            (DedupKey::CallbackApplied(message), "callback-applied:{m}"),
+            (DedupKey::first_agent(&conversation, at), "first-agent:a913ebd7-b3d6-572d-a19e-6a1512fd8021"),
+            (DedupKey::closed_chat("g-1"), "closed-chat:95c23a5a-9c47-54ae-86c2-61d0d49680fd"),
+            (
+                DedupKey::botkit_notice_step(message, "text"),
+                "botkit-step:df24998b-99c0-5493-ab99-7171ba5ded6f",
+            ),
+            (
+                DedupKey::botkit_chat_step(&conversation, "g-1", "session"),
+                "botkit-step:e0f33c7a-b4f0-56c5-86cc-1a9a4be264f4",
+            ),
+            (DedupKey::named_item("g-1", "i-1"), "servicenow-item:42ca5dfc-ab0e-5e4b-97c9-97a1016046d0"),
+            (DedupKey::unnamed_item(message, 3), "servicenow-item:602edfa2-73c9-5cbf-b166-7fcc458c4e83"),
+            (DedupKey::botkit_part_step(message, 1), "botkit-step:7fbabcc4-56bf-5c40-9c20-ffcf181b7006"),
+            (
+                DedupKey::opening_text(message, 0, "hello"),
+                "opening-text:d13d5f68-623e-5e84-a6ce-b40acdb27b6b",
+            ),
+            (DedupKey::SelfTest(message), "self-test:{m}"),
+        ];
+        for (key, stored) in table {
+            let stored = stored.replace("{m}", "398818d0-2b35-5824-b6b3-d541e25c8b9d");
+            assert_eq!(key.stored(), stored);
+            assert!(stored.len() < 80);
+        }
+    }
+
+    #[test]
+    fn different_facts_have_different_keys() {
+        let conversation = |id| ConversationId::parse(id).unwrap();
+        let steps = [("a", "b:c", "d"), ("a:b", "c", "d"), ("a", "b", "c:d")];
+        let steps = steps.map(|(id, group, step)| DedupKey::botkit_chat_step(&conversation(id), group, step));
+        let items = [("a", "b:c"), ("a:b", "c")].map(|(group, name)| DedupKey::named_item(group, name));
+        let stored: std::collections::BTreeSet<_> =
+            steps.iter().chain(&items).map(|key| key.stored()).collect();
+        assert_eq!(stored.len(), 5);
+    }
+
+    #[test]
+    fn only_a_2xx_is_a_delivery() {
+        let (message, replays) = (message(), 0);
+        assert!(DedupKey::Delivered(message).is_delivery() && DedupKey::Forwarded(message).is_delivery());
+        for other in [
+            DedupKey::Answered(message),
+            DedupKey::DeadLettered { message, replays },
+            DedupKey::NothingToSend { message, replays },
+            DedupKey::CallbackApplied(message),
+        ] {
+            assert!(!other.is_delivery(), "{other:?}");
+        }
+    }
+}
