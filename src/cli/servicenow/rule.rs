@@ -12,6 +12,8 @@ const SOURCE: &str = include_str!("../../../deploy/servicenow/live_message.js");
 pub(super) const METHOD: &str = "post";
 /// The system property with the key of signatures.
 pub(super) const KEY_PROPERTY: &str = "causeway.signing_key";
+/// The event by which the script asks to be run again.
+pub(super) const RETRY_EVENT: &str = "causeway.retry";
 /// What the REST Message and the Business Rule are called.
 pub(super) const NAME: &str = "Causeway";
 
@@ -41,7 +43,7 @@ pub(super) struct Script {
 
 pub(super) fn run(args: &Args, settings: &Settings) -> Result<(), Failure> {
     let ingress = &settings.ingress;
-    let only_token = ingress.token.is_some() && ingress.hmac_secret.is_none();
+    let only_token = ingress.token.is_set() && !ingress.hmac_secret.is_set();
     let signed = args.signed || (!args.token && !only_token);
     let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or("chatbot_interface");
     let script = Script { name: args.name.clone(), own_user: user(own_user)?, signed };
@@ -77,7 +79,9 @@ mod tests {
     fn with_the_usual_values_it_is_the_file() {
         let usual = Script { name: NAME.into(), own_user: "chatbot_interface".into(), signed: true };
         assert_eq!(render(&usual), SOURCE);
-        for (variable, value) in [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY)] {
+        for (variable, value) in
+            [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY), ("RETRY_EVENT", RETRY_EVENT)]
+        {
             assert!(SOURCE.contains(&format!("  var {variable} = '{value}';\n")), "{variable}");
         }
     }
