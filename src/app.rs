@@ -147,7 +147,7 @@ impl App {
         keep_bodies_in(&settings.data_dir);
         let queue = open(&settings, usage).await?;
         let remembers = settings.servicenow.is_some()
-            || settings.ingress.handoffs_token.is_some()
+            || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();
         let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
         let mut app = Self {
@@ -247,7 +247,7 @@ impl App {
             directory: self
                 .directory
                 .clone()
-                .filter(|_| settings.ingress.handoffs_token.is_some() || !settings.xo.bots.is_empty()),
+                .filter(|_| settings.ingress.handoffs_token.is_set() || !settings.xo.bots.is_empty()),
             idempotency_keys: IdempotencyKeys::default(),
             metrics: self.metrics.clone(),
             settings: ingress_settings(settings),

@@ -15,7 +15,7 @@ use crate::delivery::{
     GateSettings, Parts, ReadBack, SpokenTexts, Texts, UnknownGroup, backoff::RetrySettings,
 };
 use crate::files::{self, FileDoor, FileLinks};
-use crate::ingress::{BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor, UserPaths};
+use crate::ingress::{Accepted, BotDoor, BotKitDoor, IngressSettings, Kept, ServiceNowDoor, UserPaths};
 use crate::message::routing::{Condition, Route, Routes};
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
@@ -290,14 +290,19 @@ pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
         read_timeout: ingress.read_timeout,
         servicenow: ServiceNowDoor {
             username: ingress.username.clone(),
-            password: ingress.password.clone(),
-            token: ingress.token.clone(),
-            hmac_secret: ingress.hmac_secret.clone(),
+            password: accepted(&ingress.password),
+            token: accepted(&ingress.token),
+            hmac_secret: accepted(&ingress.hmac_secret),
             allow_unauthenticated: ingress.allow_unauthenticated,
             own_user: ingress.own_user.clone(),
+            instance: ingress.instance.clone(),
         },
-        handoffs_token: ingress.handoffs_token.clone(),
+        handoffs_token: accepted(&ingress.handoffs_token),
         botkit: botkit_door(settings),
         bot_side: settings.bot_side(),
     }
+}
+
+fn accepted(secret: &config::NowAndNext) -> Accepted {
+    Accepted { current: secret.current.clone(), next: secret.next.clone() }
 }

@@ -12,7 +12,8 @@ use url::{Host, Url};
 use super::reader::Reader;
 use super::settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
-    JwtAlgorithm, Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings,
+    JwtAlgorithm, Limits, Login, NowAndNext, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow,
+    Settings,
     StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 use crate::message::{BotName, LaneKey};
@@ -319,12 +320,11 @@ fn ingress(reader: &mut Reader) -> Ingress {
         read_timeout: reader.duration("ingress.read_timeout"),
         allow_unauthenticated: reader.flag("ingress.allow_unauthenticated"),
         username: reader.text("ingress.servicenow.username"),
-        password: reader.secret("ingress.servicenow.password"),
-        token: reader.secret("ingress.servicenow.token"),
-        hmac_secret: reader.secret("ingress.servicenow.hmac_secret"),
-        handoffs_token: reader
-            .secret("ingress.handoffs.token")
-            .filter(|token| !token.expose_secret().is_empty()),
+        password: now_and_next(reader, "ingress.servicenow.password"),
+        token: now_and_next(reader, "ingress.servicenow.token"),
+        hmac_secret: now_and_next(reader, "ingress.servicenow.hmac_secret"),
+        handoffs_token: now_and_next(reader, "ingress.handoffs.token"),
+        instance: instance(reader),
         // Its problems are already reported where the login is read.
         own_user: if reader.is_wrong("servicenow.username") {
             None
@@ -332,6 +332,22 @@ fn ingress(reader: &mut Reader) -> Ingress {
             reader.text("servicenow.username")
         },
     }
+}
+
+/// A secret and the one that replaces it; an empty one is none.
+fn now_and_next(reader: &mut Reader, key: &str) -> NowAndNext {
+    let mut secret =
+        |key: &str| reader.secret(key).filter(|secret: &SecretString| !secret.expose_secret().is_empty());
+    NowAndNext { current: secret(key), next: secret(&format!("{key}_next")) }
+}
+
+/// The instance's name, as the system property `instance_name` has it: no address.
+fn instance(reader: &mut Reader) -> Option<String> {
+    let expected = "the name of the instance, as example for example.service-now.com";
+    reader.parsed("servicenow.instance", expected, |text| {
+        let is_name = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        if is_name { Ok(text.to_owned()) } else { Err(String::new()) }
+    })
 }
 
 fn delivery(reader: &mut Reader) -> Delivery {

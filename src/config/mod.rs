@@ -19,7 +19,8 @@ pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
-    JwtAlgorithm, Limits, Login, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow, Settings,
+    JwtAlgorithm, Limits, Login, NowAndNext, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow,
+    Settings,
     StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 

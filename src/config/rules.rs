@@ -104,7 +104,7 @@ fn pair(reader: &mut Reader, one: &str, other: &str) {
 /// The ingress opens no door that anybody may walk through, unless told so.
 fn doors(settings: &Settings, reader: &mut Reader) {
     let ingress = &settings.ingress;
-    let locked = ["username", "password", "token", "hmac_secret"]
+    let locked = ["username", "password", "token", "token_next", "hmac_secret", "hmac_secret_next"]
         .iter()
         .any(|name| reader.is_set(&format!("ingress.servicenow.{name}")));
     if !locked && !ingress.allow_unauthenticated && !reader.is_wrong("ingress.allow_unauthenticated") {

@@ -326,12 +326,33 @@ pub struct Ingress {
     pub read_timeout: Duration,
     pub allow_unauthenticated: bool,
     pub username: Option<String>,
-    pub password: Option<SecretString>,
-    pub token: Option<SecretString>,
-    pub hmac_secret: Option<SecretString>,
-    pub handoffs_token: Option<SecretString>,
+    pub password: NowAndNext,
+    pub token: NowAndNext,
+    pub hmac_secret: NowAndNext,
+    pub handoffs_token: NowAndNext,
     /// `servicenow.username`: what this user wrote comes back as an echo.
     pub own_user: Option<String>,
+    /// `servicenow.instance`: callbacks of another one are refused.
+    pub instance: Option<String>,
+}
+
+/// A secret, and the one that replaces it (`…_next`): both are accepted.
+#[derive(Debug, Clone, Default)]
+pub struct NowAndNext {
+    pub current: Option<SecretString>,
+    pub next: Option<SecretString>,
+}
+
+impl NowAndNext {
+    /// Whether there is any.
+    pub const fn is_set(&self) -> bool {
+        self.current.is_some() || self.next.is_some()
+    }
+
+    /// What senders should have.
+    pub fn newest(&self) -> Option<&SecretString> {
+        self.next.as_ref().or(self.current.as_ref())
+    }
 }
 
 /// `delivery.*`

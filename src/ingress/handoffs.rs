@@ -37,11 +37,11 @@ const LABEL: Bounds = Bounds { bytes: 2048, may_be_empty: true };
 
 /// Lets the holder of the bearer token in; the whole API is off without one.
 pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Refusal> {
-    let token = state.settings.handoffs_token.as_ref();
-    match token.filter(|token| verify::usable(Some(token)).is_some()) {
-        None => Err(Refusal::NotEnabled("ingress.handoffs.token")),
-        Some(token) if verify::bearer(token, headers) => Ok(()),
-        Some(_) => Err(Refusal::Unauthorized(r#"Bearer realm="causeway""#)),
+    let token = &state.settings.handoffs_token;
+    match token.is_set() {
+        false => Err(Refusal::NotEnabled("ingress.handoffs.token")),
+        true if verify::bearer_of(token, headers) => Ok(()),
+        true => Err(Refusal::Unauthorized(r#"Bearer realm="causeway""#)),
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! A new door is a variant of [`Door`] with its paths, and a file beside these.
 
+mod accepted;
 mod admin;
 mod body;
 mod botkit;
@@ -36,10 +37,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::response::Response;
 use axum::routing::any;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+pub use accepted::Accepted;
 pub use admin::{AdminState, serve_admin};
 pub use botkit::{BotKitDoor, Kept, UserPaths};
 pub use budget::ReadBudget;
@@ -69,7 +70,7 @@ pub struct IngressSettings {
     /// Who may post callbacks.
     pub servicenow: ServiceNowDoor,
     /// Who may post handoffs and ask about conversations; without it that API is off.
-    pub handoffs_token: Option<SecretString>,
+    pub handoffs_token: Accepted,
     /// XO's BotKit protocol.
     pub botkit: BotKitDoor,
     /// Which destination a conversation belongs to.
@@ -82,23 +83,24 @@ pub struct ServiceNowDoor {
     /// For HTTP Basic, together with `password`.
     pub username: Option<String>,
     /// For HTTP Basic.
-    pub password: Option<SecretString>,
-    /// For `x-causeway-token` and `?token=`.
-    pub token: Option<SecretString>,
+    pub password: Accepted,
+    /// For `Authorization: Bearer`, `x-causeway-token` and `?token=`.
+    pub token: Accepted,
     /// For `x-causeway-signature`.
-    pub hmac_secret: Option<SecretString>,
+    pub hmac_secret: Accepted,
     /// Lets everybody in, where no credential is set.
     pub allow_unauthenticated: bool,
     /// Our own user in ServiceNow: what it wrote comes back and is ignored.
     pub own_user: Option<String>,
+    /// The name of our instance of ServiceNow: a callback that names another one is refused.
+    pub instance: Option<String>,
 }
 
 impl ServiceNowDoor {
     /// Whether any credential is set.
     pub fn is_guarded(&self) -> bool {
-        let basic = self.username.is_some() && verify::usable(self.password.as_ref()).is_some();
-        basic
-            || [&self.token, &self.hmac_secret].iter().any(|secret| verify::usable(secret.as_ref()).is_some())
+        let basic = self.username.is_some() && self.password.is_set();
+        basic || self.token.is_set() || self.hmac_secret.is_set()
     }
 }
 

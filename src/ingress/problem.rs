@@ -34,6 +34,11 @@ pub(super) enum Refusal {
     #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
     Unauthorized(&'static str),
     #[error(
+        "The callback comes from another ServiceNow instance than servicenow.instance names, so nothing was accepted. \
+         If that instance is a clone, remove the address from its REST Message; else correct servicenow.instance."
+    )]
+    OtherInstance,
+    #[error(
         "There is nothing at this address. Check the path against the documentation of the HTTP interface."
     )]
     UnknownRoute,
@@ -110,6 +115,7 @@ impl Refusal {
     const fn facts(&self) -> Facts {
         let (status, slug, field, title) = match self {
             Self::Unauthorized(_) => (401, "unauthorized", "credentials", "Missing or wrong credentials"),
+            Self::OtherInstance => (403, "other_instance", "instance", "Another instance"),
             Self::UnknownRoute => (404, "unknown_route", "path", "Unknown route"),
             Self::NotEnabled(_) => (404, "not_enabled", "path", "Not enabled"),
             Self::UnknownConversation => {

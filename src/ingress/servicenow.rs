@@ -19,6 +19,7 @@ use super::problem::{self, Refusal};
 use super::verify::{self, Verdict};
 use super::{IngressState, body};
 use crate::clock;
+use crate::message::callback::is_set;
 use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
 
 /// Answers a callback.
@@ -33,11 +34,12 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let sender = if verdict == Verdict::Welcome { Sender::Proven } else { Sender::Unproven };
     let raw = body::read(&headers, request.body_mut(), state.limits_for(sender)).await?;
     if let Verdict::AfterBody(signature) = verdict
-        && !signature.holds(door.hmac_secret.as_ref(), &raw)
+        && !signature.holds(&door.hmac_secret, &raw)
     {
         return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
     }
-    match read(raw, door.own_user.as_deref(), state.settings.bot_side.of_chat()) {
+    let destination = state.settings.bot_side.of_chat();
+    match read(raw, door.own_user.as_deref(), door.instance.as_deref(), destination) {
         Reading::Event(message) => {
             let id = message.id;
             state.keep(message).await?;
@@ -54,6 +56,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
             Ok(problem::accepted(&json!({ "id": id, "status": "dead_lettered" })))
         }
         Reading::Unwanted => Ok(problem::accepted(&json!({ "status": "ignored" }))),
+        Reading::OtherInstance => Err(Refusal::OtherInstance),
     }
 }
 
@@ -62,10 +65,12 @@ enum Reading {
     Event(Message),
     /// Our own message on its way back, or one among agents.
     Unwanted,
+    /// Another instance than the configured one sent it: most likely a clone of it.
+    OtherInstance,
     Unreadable(Box<DeadLetter>),
 }
 
-fn read(raw: Bytes, own_user: Option<&str>, destination: Destination) -> Reading {
+fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination: Destination) -> Reading {
     let (fields, body) = match Fields::strict(&raw) {
         Some(fields) => (fields, raw.clone()),
         None => {
@@ -82,6 +87,11 @@ fn read(raw: Bytes, own_user: Option<&str>, destination: Destination) -> Reading
             }
         }
     };
+    if let (Some(ours), Some(sender)) = (instance, named(&fields, "instance"))
+        && !sender.eq_ignore_ascii_case(ours)
+    {
+        return Reading::OtherInstance;
+    }
     let virtual_agent = is_virtual_agent(&fields);
     let row_id = || named(&fields, "sys_id").map(|name| MessageId::derived("servicenow", name));
     let id = if virtual_agent { answer_id(&fields) } else { row_id() };
@@ -126,11 +136,7 @@ fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
 
 /// `live_message` holds what agents write to each other, too: no user may read it.
 fn is_internal(fields: &Fields) -> bool {
-    ["internal", "private_message"].iter().any(|key| match fields.get(key) {
-        Some(Value::Bool(truth)) => *truth,
-        Some(Value::String(text)) => matches!(text.as_str(), "true" | "1"),
-        _ => false,
-    })
+    ["internal", "private_message"].iter().any(|key| is_set(fields.get(key)))
 }
 
 /// Connect Support always names a `group`, Virtual Agent never does.
@@ -182,15 +188,15 @@ mod tests {
     use crate::message::Callback;
 
     fn event(body: &str) -> Message {
-        match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay"), Destination::Xo) {
+        match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay"), None, Destination::Xo) {
             Reading::Event(message) => message,
-            Reading::Unwanted => panic!("echo"),
+            Reading::Unwanted | Reading::OtherInstance => panic!("not taken"),
             Reading::Unreadable(dead) => panic!("{}", dead.detail),
         }
     }
 
     fn dead(body: &[u8]) -> DeadLetter {
-        match read(Bytes::copy_from_slice(body), Some("relay"), Destination::Xo) {
+        match read(Bytes::copy_from_slice(body), Some("relay"), None, Destination::Xo) {
             Reading::Unreadable(dead) => *dead,
             _ => panic!("was read"),
         }
@@ -229,9 +235,28 @@ mod tests {
             r#"{"group":"g1","sys_created_by":"Relay","sys_id":"m1"}"#,
             r#"{"group":"g1","formatted_message":"a "b"","sys_created_by":"relay","sys_id":"m1"}"#,
         ] {
-            assert!(matches!(read(Bytes::from(body), Some("relay"), Destination::Xo), Reading::Unwanted));
-            assert!(matches!(read(Bytes::from(body), None, Destination::Xo), Reading::Event(_)));
+            assert!(matches!(read(Bytes::from(body), Some("relay"), None, Destination::Xo), Reading::Unwanted));
+            assert!(matches!(read(Bytes::from(body), None, None, Destination::Xo), Reading::Event(_)));
         }
+    }
+
+    /// servicenow.md 6: a clone copies rules, REST Messages and open chats with the same sys_ids.
+    #[test]
+    fn a_clone_is_told_by_its_name() {
+        let refused = |body: &str, ours| {
+            let read = read(Bytes::copy_from_slice(body.as_bytes()), None, ours, Destination::Xo);
+            matches!(read, Reading::OtherInstance)
+        };
+        for (instance, refuses) in
+            [("\"acmetest\"", true), ("\"ACME\"", false), ("\"\"", false), ("null", false)]
+        {
+            let body = format!(r#"{{"group":"g1","sys_id":"m1","instance":{instance}}}"#);
+            assert_eq!(refused(&body, Some("acme")), refuses, "{instance}");
+            assert!(!refused(&body, None));
+            let body = format!(r#"{{"clientSessionId":"g1","body":[],"instance":{instance}}}"#);
+            assert_eq!(refused(&body, Some("acme")), refuses, "{instance}");
+        }
+        assert!(!refused(r#"{"group":"g1","sys_id":"m1"}"#, Some("acme")));
     }
 
     #[test]

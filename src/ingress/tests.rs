@@ -47,12 +47,12 @@ fn settings() -> IngressSettings {
         body_limit: LIMIT,
         read_timeout: Duration::from_secs(20),
         servicenow: ServiceNowDoor {
-            token: Some("t".into()),
-            hmac_secret: Some("shared".into()),
+            token: "t".into(),
+            hmac_secret: "shared".into(),
             own_user: Some("relay".into()),
             ..ServiceNowDoor::default()
         },
-        handoffs_token: Some("bearer-token".into()),
+        handoffs_token: "bearer-token".into(),
         bot_side: BotSide::default(),
         botkit: super::BotKitDoor::default(),
     }
@@ -207,7 +207,7 @@ async fn each_mistake_has_its_status() {
 
 #[tokio::test]
 async fn without_a_token_the_handoff_api_is_off() {
-    let relay = relay(IngressSettings { handoffs_token: None, ..settings() }).await;
+    let relay = relay(IngressSettings { handoffs_token: Default::default(), ..settings() }).await;
     for request in [
         post("/v1/handoffs", "Authorization: Bearer \r\n", "{}"),
         "GET /v1/conversations/c HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::ServiceNowDoor;
+use super::{Accepted, ServiceNowDoor};
 
 /// How far a signature's time may be from ours, in seconds.
 const SIGNATURE_TOLERANCE: i64 = 300;
@@ -40,17 +40,30 @@ pub(super) fn callback(
     if !door.is_guarded() {
         return if door.allow_unauthenticated { Verdict::Welcome } else { Verdict::Refused };
     }
-    let known = basic(door, headers) | token_in_header(door, headers) | token_in_url(door, query);
+    let known = basic(door, headers)
+        | token_in_header(door, headers)
+        | bearer_of(&door.token, headers)
+        | token_in_url(door, query);
     if known {
         return Verdict::Welcome;
     }
     let signature = headers.get("x-causeway-signature").and_then(|value| value.to_str().ok());
     match signature.and_then(Signature::parse) {
-        Some(signature) if usable(door.hmac_secret.as_ref()).is_some() && signature.is_recent(now) => {
+        Some(signature) if door.hmac_secret.is_set() && signature.is_recent(now) => {
             Verdict::AfterBody(signature)
         }
         _ => Verdict::Refused,
     }
+}
+
+/// `Authorization: Bearer <token>` with one of the accepted tokens.
+pub(super) fn bearer_of(tokens: &Accepted, headers: &HeaderMap) -> bool {
+    holds(tokens, authorization(headers, "bearer").unwrap_or_default().as_bytes())
+}
+
+/// Whether `given` is one of the accepted values; each is compared.
+fn holds(accepted: &Accepted, given: &[u8]) -> bool {
+    accepted.usable().fold(false, |known, secret| known | same(secret.as_bytes(), given))
 }
 
 /// `Authorization: Bearer <token>`.
@@ -66,30 +79,25 @@ pub(super) fn usable(secret: Option<&SecretString>) -> Option<&str> {
 
 fn basic(door: &ServiceNowDoor, headers: &HeaderMap) -> bool {
     let given = authorization(headers, "basic").and_then(|given| STANDARD.decode(given).ok());
-    let (Some(username), Some(password)) = (&door.username, usable(door.password.as_ref())) else {
-        return false;
-    };
-    same(format!("{username}:{password}").as_bytes(), &given.unwrap_or_default())
+    let (Some(username), given) = (&door.username, given.unwrap_or_default()) else { return false };
+    let is_pair = |password: &str| same(format!("{username}:{password}").as_bytes(), &given);
+    door.password.usable().fold(false, |known, password| known | is_pair(password))
 }
 
 fn token_in_header(door: &ServiceNowDoor, headers: &HeaderMap) -> bool {
-    let (Some(token), Some(given)) = (usable(door.token.as_ref()), headers.get("x-causeway-token")) else {
-        return false;
-    };
-    same(token.as_bytes(), given.as_bytes())
+    headers.get("x-causeway-token").is_some_and(|given| holds(&door.token, given.as_bytes()))
 }
 
-/// Kore's stock rule can only be given a URL. Whoever pastes a secret with a plus sign into it means a plus sign.
+/// Kore's stock rule can only be given a URL. A sender who pastes a secret with a plus sign into it means a plus sign.
 fn token_in_url(door: &ServiceNowDoor, query: Option<&str>) -> bool {
-    let Some(token) = usable(door.token.as_ref()) else { return false };
     let query = query.unwrap_or_default();
-    let holds = |query: &str| {
+    let is_in = |query: &str| {
         let pairs = url::form_urlencoded::parse(query.as_bytes());
         pairs
             .filter(|(key, _)| key == "token")
-            .fold(false, |known, (_, given)| known | same(token.as_bytes(), given.as_bytes()))
+            .fold(false, |known, (_, given)| known | holds(&door.token, given.as_bytes()))
     };
-    holds(query) | (query.contains('+') && holds(&query.replace('+', "%2B")))
+    is_in(query) | (query.contains('+') && is_in(&query.replace('+', "%2B")))
 }
 
 fn authorization<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
@@ -138,9 +146,12 @@ impl Signature {
         now.as_second().abs_diff(self.at) <= SIGNATURE_TOLERANCE.unsigned_abs()
     }
 
-    /// Whether `body` was signed with `secret`.
-    pub(super) fn holds(&self, secret: Option<&SecretString>, body: &[u8]) -> bool {
-        let Some(secret) = usable(secret) else { return false };
+    /// Whether `body` was signed with one of the secrets.
+    pub(super) fn holds(&self, secrets: &Accepted, body: &[u8]) -> bool {
+        secrets.usable().fold(false, |known, secret| known | self.is_by(secret, body))
+    }
+
+    fn is_by(&self, secret: &str, body: &[u8]) -> bool {
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.as_bytes()) else { return false };
         mac.update(format!("{}.", self.at).as_bytes());
         mac.update(body);
@@ -162,9 +173,9 @@ mod tests {
     fn door() -> ServiceNowDoor {
         ServiceNowDoor {
             username: Some("snow".into()),
-            password: Some("p:ss".into()),
-            token: Some("t0+ken/".into()),
-            hmac_secret: Some("shared".into()),
+            password: "p:ss".into(),
+            token: "t0+ken/".into(),
+            hmac_secret: "shared".into(),
             ..ServiceNowDoor::default()
         }
     }
@@ -183,7 +194,7 @@ mod tests {
     fn each_configured_way_opens_the_door() {
         let basic = |pair: &str| headers("authorization", &format!("basic {}", STANDARD.encode(pair)));
         let none = HeaderMap::new();
-        let cases: [(&str, HeaderMap, Option<&str>, bool); 11] = [
+        let cases: [(&str, HeaderMap, Option<&str>, bool); 12] = [
             ("nothing", none.clone(), None, false),
             ("basic", basic("snow:p:ss"), None, true),
             ("wrong password", basic("snow:p"), None, false),
@@ -194,7 +205,8 @@ mod tests {
             ("url, as pasted", none.clone(), Some("token=t0+ken/"), true),
             ("wrong url", none.clone(), Some("token=other"), false),
             ("empty url", none.clone(), Some("token="), false),
-            ("bearer is not asked for", headers("authorization", "Bearer t0+ken/"), None, false),
+            ("bearer", headers("authorization", "Bearer t0+ken/"), None, true),
+            ("wrong bearer", headers("authorization", "Bearer t0+ken"), None, false),
         ];
         for (name, headers, query, welcome) in cases {
             let verdict = callback(&door(), &headers, query, now());
@@ -204,7 +216,7 @@ mod tests {
 
     #[test]
     fn an_unguarded_door_is_open_only_on_purpose() {
-        let closed = ServiceNowDoor { token: Some("".into()), ..ServiceNowDoor::default() };
+        let closed = ServiceNowDoor { token: "".into(), ..ServiceNowDoor::default() };
         assert_eq!(
             callback(&closed, &headers("x-causeway-token", ""), Some("token="), now()),
             Verdict::Refused
@@ -221,10 +233,10 @@ mod tests {
         for at in [NOW - 300, NOW, NOW + 300] {
             let Verdict::AfterBody(signature) = verdict(&signed(at, "{}")) else { panic!("{at}") };
             let door = door();
-            assert!(signature.holds(door.hmac_secret.as_ref(), b"{}"));
-            assert!(!signature.holds(door.hmac_secret.as_ref(), b"{ }"));
-            assert!(!signature.holds(Some(&"other".into()), b"{}"));
-            assert!(!signature.holds(None, b"{}"));
+            assert!(signature.holds(&door.hmac_secret, b"{}"));
+            assert!(!signature.holds(&door.hmac_secret, b"{ }"));
+            assert!(!signature.holds(&"other".into(), b"{}"));
+            assert!(!signature.holds(&Accepted::default(), b"{}"));
         }
         for at in [NOW - 301, NOW + 301, i64::MIN, i64::MAX] {
             assert_eq!(verdict(&signed(at, "{}")), Verdict::Refused, "{at}");
@@ -245,7 +257,45 @@ mod tests {
     #[test]
     fn a_second_digest_lets_a_secret_be_changed() {
         let header = format!("{},v1=b2xk,v2=later", signed(NOW, "{}"));
-        assert!(Signature::parse(&header).unwrap().holds(Some(&"shared".into()), b"{}"));
+        assert!(Signature::parse(&header).unwrap().holds(&"shared".into(), b"{}"));
+    }
+
+    #[test]
+    fn each_credential_has_a_next_value() {
+        let next =
+            |current: &str, next: &str| Accepted { current: Some(current.into()), next: Some(next.into()) };
+        let door = ServiceNowDoor {
+            username: Some("snow".into()),
+            password: next("old", "new"),
+            token: next("old", "new"),
+            hmac_secret: next("old", "shared"),
+            ..ServiceNowDoor::default()
+        };
+        for word in ["old", "new"] {
+            let basic = format!("Basic {}", STANDARD.encode(format!("snow:{word}")));
+            for headers in [
+                headers("authorization", &basic),
+                headers("authorization", &format!("Bearer {word}")),
+                headers("x-causeway-token", word),
+            ] {
+                assert_eq!(callback(&door, &headers, None, now()), Verdict::Welcome, "{word}");
+            }
+            assert_eq!(
+                callback(&door, &HeaderMap::new(), Some(&format!("token={word}")), now()),
+                Verdict::Welcome
+            );
+        }
+        let head = headers("x-causeway-signature", &signed(NOW, "{}"));
+        let Verdict::AfterBody(signature) = callback(&door, &head, None, now()) else { panic!("refused") };
+        assert!(signature.holds(&door.hmac_secret, b"{}"));
+        assert!(bearer_of(&next("old", "new"), &headers("authorization", "Bearer new")));
+        assert!(!bearer_of(&next("old", ""), &headers("authorization", "Bearer ")));
+        // The next value alone is a credential, too.
+        let only_next = ServiceNowDoor {
+            token: Accepted { current: None, next: Some("new".into()) },
+            ..ServiceNowDoor::default()
+        };
+        assert_eq!(callback(&only_next, &headers("x-causeway-token", "new"), None, now()), Verdict::Welcome);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Source of the field names: Kore's Business Rule for `live_message`, "Tokyo and lower" page, step 8-10.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use url::Url;
 
@@ -49,6 +50,24 @@ impl Callback {
         }
         let text = text.replace("%3c", "<").replace("%3C", "<").replace("%3e", ">").replace("%3E", ">");
         message_text(&text, instance)
+    }
+}
+
+/// Whether a row of `live_message` is for agents only, by one of its true/false fields. A field counts as true unless it is
+/// clearly false: a rule writes what `getValue` gives it (`"1"`, `"0"`, null), another one what it likes (servicenow.md 1).
+/// JavaScript writes an absent value as `null` or `undefined`.
+pub(crate) fn is_set(field: Option<&Value>) -> bool {
+    match field {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(truth)) => *truth,
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::String(text)) => {
+            let text = text.trim();
+            !["", "0", "false", "null", "undefined"].iter().any(|word| text.eq_ignore_ascii_case(word))
+        }
+        // A field of the Table API is an object with its value.
+        Some(Value::Object(object)) if object.contains_key("value") => is_set(object.get("value")),
+        Some(Value::Object(_) | Value::Array(_)) => true,
     }
 }
 
@@ -125,6 +144,52 @@ impl Notice {
             wait: None,
             reason: None,
             detail: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// servicenow.md 1: `getValue` returns a true/false field as `"1"` or `"0"`, and null if the field does not exist.
+    #[test]
+    fn what_is_not_clearly_false_is_internal() {
+        for open in [
+            json!(false),
+            json!(0),
+            json!(0.0),
+            json!("false"),
+            json!("False"),
+            json!("0"),
+            json!(""),
+            json!(" "),
+            Value::Null,
+            json!("null"),
+            json!("undefined"),
+            json!({ "value": "false", "display_value": "false" }),
+        ] {
+            assert!(!is_set(Some(&open)), "{open}");
+        }
+        assert!(!is_set(None));
+        for internal in [
+            json!(true),
+            json!(1),
+            json!(1.0),
+            json!(2),
+            json!(-1),
+            json!("1"),
+            json!("true"),
+            json!("TRUE"),
+            json!("yes"),
+            json!("x"),
+            json!([]),
+            json!({}),
+            json!({ "value": "1" }),
+        ] {
+            assert!(is_set(Some(&internal)), "{internal}");
         }
     }
 }

@@ -8,7 +8,7 @@
 mod parts;
 
 // The rooms' own files name their neighbours by `crate::`. Their tests come along, without a harness that would run them.
-use causeway::ingress::ServiceNowDoor;
+use causeway::ingress::{Accepted, ServiceNowDoor};
 use causeway::message;
 
 #[path = "../../src/ingress/callback_fields.rs"]

@@ -93,7 +93,8 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
 /// What the settings let the ingress believe; the best of it.
 fn proof(settings: &Settings) -> Result<Proof, Failure> {
     let ingress = &settings.ingress;
-    match (&ingress.hmac_secret, &ingress.token) {
+    // While a secret is being changed the next value is written: both are accepted.
+    match (ingress.hmac_secret.newest(), ingress.token.newest()) {
         (Some(secret), _) => Ok(Proof::Signature(secret.clone())),
         (None, Some(token)) => Ok(Proof::Token(token.clone())),
         (None, None) if ingress.allow_unauthenticated => Ok(Proof::Nothing),

@@ -11,6 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{ChatState, QueueEntry, QueueState};
+use crate::message::callback::is_set;
 use crate::message::{PlatformWords, json, rich_text};
 use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR};
 use crate::platform::http::{Media, Reply};
@@ -241,15 +242,9 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     })
 }
 
-/// `true`, `"true"`, `1` or `"1"`; anything else is not.
+/// As at the ingress: anything that is not clearly false.
 fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    let value = Value::deserialize(deserializer)?;
-    Ok(match value.get("value").unwrap_or(&value) {
-        Value::Bool(truth) => *truth,
-        Value::String(text) => matches!(text.as_str(), "true" | "1"),
-        Value::Number(number) => number.as_i64() == Some(1),
-        _ => false,
-    })
+    Ok(is_set(Some(&Value::deserialize(deserializer)?)))
 }
 
 /// A number, or a number written as text; anything else is nothing.
