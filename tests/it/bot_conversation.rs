@@ -63,7 +63,7 @@ async fn a_whole_conversation(api: &str) {
     let read = user.heard_texts();
     let at = |text: &str| read.iter().position(|read| read.contains(text)).expect("it was read");
     assert!(at("I will get an agent") < at("Please wait") && at("Please wait") < at("water"), "{read:?}");
-    assert!(at("Now it is wet") < at("has ended") && at("has ended") < at("Thank you"), "{read:?}");
+    assert!(at("Now it is wet") < at("has ended") && at("has ended") < at("You said: Thank you"), "{read:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
