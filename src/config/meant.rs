@@ -13,8 +13,7 @@ use super::reader::Reader;
 use super::settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
     JwtAlgorithm, Limits, Login, NowAndNext, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow,
-    Settings,
-    StartAction, Texts, UnknownGroup, UserPaths, Xo,
+    Settings, StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 use crate::message::{BotName, LaneKey};
 use crate::telemetry::{LogFormat, LogSettings};

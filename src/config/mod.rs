@@ -20,8 +20,7 @@ pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
     JwtAlgorithm, Limits, Login, NowAndNext, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow,
-    Settings,
-    StartAction, Texts, UnknownGroup, UserPaths, Xo,
+    Settings, StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 
 /// Every key with its default and its meaning, as TOML.

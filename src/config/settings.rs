@@ -19,7 +19,7 @@ impl Settings {
     pub fn bot_side(&self) -> BotSide {
         let bots = self.xo.bots.iter().map(|bot| KnownBot { bot_id: bot.bot_id.clone(), name: bot.name });
         let two_way =
-            self.names_servicenow || self.ingress.handoffs_token.is_some() || !self.xo.bots.is_empty();
+            self.names_servicenow || self.ingress.handoffs_token.is_set() || !self.xo.bots.is_empty();
         BotSide { two_way, bots: bots.collect() }
     }
 

@@ -235,7 +235,10 @@ mod tests {
             r#"{"group":"g1","sys_created_by":"Relay","sys_id":"m1"}"#,
             r#"{"group":"g1","formatted_message":"a "b"","sys_created_by":"relay","sys_id":"m1"}"#,
         ] {
-            assert!(matches!(read(Bytes::from(body), Some("relay"), None, Destination::Xo), Reading::Unwanted));
+            assert!(matches!(
+                read(Bytes::from(body), Some("relay"), None, Destination::Xo),
+                Reading::Unwanted
+            ));
             assert!(matches!(read(Bytes::from(body), None, None, Destination::Xo), Reading::Event(_)));
         }
     }

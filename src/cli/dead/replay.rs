@@ -107,6 +107,7 @@ async fn wait(
 }
 
 /// The first signal asks for the stop, the second one ends the process.
+#[expect(clippy::disallowed_methods, reason = "a second signal ends the process wherever it is")]
 async fn stop_on_signal(stop: Stop) {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

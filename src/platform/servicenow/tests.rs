@@ -238,8 +238,8 @@ async fn nothing_shows_the_password_or_the_text() {
     let client = client(&peer.url);
     let error = client.send(&c(), GROUP, TEXT, &[]).await.unwrap_err();
     let shown = format!("{client:?} {error:?} {error}");
-    assert!(shown.contains("Bad value"), "{shown}");
-    for secret in ["hush", "laptop", "chatbot_interface"] {
+    // The platform's own words may repeat the user's.
+    for secret in ["hush", "laptop", "Bad value", "chatbot_interface"] {
         assert!(!shown.contains(secret), "{shown}");
     }
 }
