@@ -28,6 +28,7 @@ const USED: &[&str] = &[
     "userId",
     "completed",
     "takeControl",
+    "instance",
 ];
 
 /// The fields of a callback, as far as they are used.
