@@ -101,9 +101,14 @@ fn line(spoken: &Spoken) -> Line {
     Line { from: from.to_owned(), text, at: spoken.at.clone() }
 }
 
-/// Without the words that the agent reads first anyway, and no more than an agent can use.
+/// Without the words that the agent reads first anyway, and no more than an agent can use. What the user wrote after these words
+/// waits on the queue behind them.
 fn bounded(mut lines: Vec<Line>, first_words: &str) -> Vec<Line> {
-    lines.pop_if(|last| last.from == "user" && last.text.trim() == first_words.trim());
+    let unanswered = lines.iter().rposition(|line| line.from != "user").map_or(0, |last| last + 1);
+    let same = |line: &Line| line.text.trim() == first_words.trim();
+    if let Some(first) = lines[unanswered..].iter().position(same) {
+        lines.truncate(unanswered + first);
+    }
     let mut room = TRANSCRIPT_BYTES_MAX;
     let kept = lines.iter().rev().take_while(|line| {
         let fits = line.text.len() <= room;
@@ -124,6 +129,16 @@ mod tests {
 
     fn texts(lines: &[Line]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn words_that_wait_behind_the_first_ones_are_no_transcript() {
+        let said = [(false, "Hi"), (true, "help"), (true, "anybody?"), (true, "hello?")];
+        let lines =
+            || said.iter().map(|(from_user, text)| line(&spoken(*from_user, text))).collect::<Vec<_>>();
+        assert_eq!(texts(&bounded(lines(), "anybody?")), ["Hi", "help"]);
+        assert_eq!(texts(&bounded(lines(), "help")), ["Hi"]);
+        assert_eq!(texts(&bounded(lines(), "Hi")), ["Hi", "help", "anybody?", "hello?"]);
     }
 
     #[test]
