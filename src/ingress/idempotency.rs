@@ -88,7 +88,11 @@ mod tests {
         for n in 0..3 * GENERATION {
             assert_eq!(keys.claim(id(n), digest), KeyUse::First);
         }
-        assert!(keys.lock().young.len() + keys.lock().old.len() <= 2 * GENERATION);
+        let kept = {
+            let generations = keys.lock();
+            generations.young.len() + generations.old.len()
+        };
+        assert!(kept <= 2 * GENERATION, "{kept}");
         assert_eq!(keys.claim(id(2 * GENERATION), digest), KeyUse::Repeat);
         assert_eq!(keys.claim(id(0), digest), KeyUse::First);
     }

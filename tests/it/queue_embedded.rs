@@ -325,7 +325,7 @@ async fn fill_the_disk(folder: &Path) {
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
     let mut taken = 0;
     let refused = loop {
-        let body = format!("{taken:016384}");
+        let body = format!("{taken:04096}");
         match queue.publish(&text(1, body)).await {
             Ok(()) => taken += 1,
             Err(refused) => break refused,
@@ -345,7 +345,7 @@ async fn fill_the_disk(folder: &Path) {
     queue.publish(&text(1, "after")).await.unwrap();
 
     let next = timeout(SOON, subscription.next()).await.expect("the same borrower gets more").unwrap();
-    assert_eq!(next.message.body, format!("{PREFETCH:016384}"));
+    assert_eq!(next.message.body, format!("{PREFETCH:04096}"));
     let left = taken + 1 - u64::from(PREFETCH);
     let begun = Instant::now();
     while queue.depth().await.unwrap().waiting[&Destination::Xo] != left && begun.elapsed() < SOON {}
@@ -354,7 +354,7 @@ async fn fill_the_disk(folder: &Path) {
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
     for expected in u64::from(PREFETCH)..taken {
         let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
-        assert_eq!(loan.message.body, format!("{expected:016384}"));
+        assert_eq!(loan.message.body, format!("{expected:04096}"));
         loan.done().await.unwrap();
     }
     assert_eq!(subscription.next().await.unwrap().message.body, "after");

@@ -248,5 +248,11 @@ fn no_answer(sent: Sent, kind: NoAnswerKind) -> NoAnswer {
 fn reply(status: u16, after: Option<u64>, media: &'static str) -> Reply {
     let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
     headers.extend(after.map(|after| (RETRY_AFTER, HeaderValue::from(after))));
-    Reply { status: StatusCode::from_u16(status).unwrap(), headers, body: Ok(Bytes::new()) }
+    // Whatever its status and content type say, a page is told by how it begins.
+    let body = if media == "text/html" { "<!DOCTYPE html><title>Maintenance</title>" } else { "" };
+    Reply {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers,
+        body: Ok(Bytes::from_static(body.as_bytes())),
+    }
 }
