@@ -308,7 +308,7 @@ on_every_engine! {
         cleared(&relay, &closed).await;
         relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Start).status(400));
         // What is kept of a payload of megabytes is small.
-        relay.sandbox.set_botkit(BotKitSwitches { context_bytes: 2 << 20, ..BotKitSwitches::default() });
+        relay.sandbox.set_botkit(BotKitSwitches { context_bytes: 1 << 20, ..BotKitSwitches::default() });
         assert_eq!(refused.transfers("hello").await.status, 200);
         heard(&relay, &refused, "The agents cannot be reached right now").await;
         cleared(&relay, &refused).await;

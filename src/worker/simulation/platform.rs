@@ -124,10 +124,7 @@ impl World {
         tokio::time::sleep(took).await;
         let reply = match fate {
             Fate::Taken => reply(200, None, "application/json"),
-            Fate::Page => Reply {
-                body: Ok(Bytes::from_static(b"<!DOCTYPE html><html>")),
-                ..reply(200, None, "text/html")
-            },
+            Fate::Page => reply(200, None, "text/html"),
             Fate::Status(status, after) => reply(status, after, "text/plain"),
             Fate::TakenUnheard => return Err(no_answer(Sent::Maybe, NoAnswerKind::Reset)),
             Fate::Refused => return Err(no_answer(Sent::No, NoAnswerKind::Connect)),
