@@ -81,7 +81,7 @@ enum Verb {
 /// Which dead letters are meant; without any of these, all of them.
 #[derive(Debug, Clone, clap::Args)]
 struct Which {
-    /// Where they were going: servicenow, xo, events, callbacks or bot:<name>
+    /// Where they were going: servicenow, xo, events, callbacks or `bot:NAME`
     #[arg(long, value_parser = asked::destination)]
     destination: Option<Destination>,
     /// The conversation's id, or ServiceNow's group
