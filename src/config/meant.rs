@@ -355,7 +355,12 @@ fn delivery(reader: &mut Reader) -> Delivery {
         concurrency: reader.whole(&format!("delivery.{destination}.concurrency"), 1, 4096),
         rate: reader.rate(&format!("delivery.{destination}.rate")),
     };
-    let [servicenow, xo, events, bots] = ["servicenow", "xo", "events", "bots"].map(&mut limits);
+    let [servicenow, xo, mut events, mut bots] = ["servicenow", "xo", "events", "bots"].map(&mut limits);
+    for (key, limits) in [("delivery.events.timeout", &mut events), ("delivery.bots.timeout", &mut bots)] {
+        if !reader.is_set(key) {
+            limits.timeout = xo.timeout;
+        }
+    }
     Delivery {
         servicenow,
         xo,

@@ -46,7 +46,7 @@ fn timeouts(settings: &Settings, reader: &mut Reader) {
             ("delivery.events.timeout", settings.delivery.events.timeout),
             ("delivery.bots.timeout", settings.delivery.bots.timeout),
         ];
-        for (key, timeout) in limits {
+        for (key, timeout) in limits.into_iter().filter(|(key, _)| reader.is_set(key)).collect::<Vec<_>>() {
             if timeout >= heartbeat {
                 let heartbeat = humantime::format_duration(heartbeat);
                 reader.wrong(

@@ -245,12 +245,7 @@ fn settings_that_belong_together_are_checked_together() {
     let rabbit = "queue.url = \"amqp://broker\"\n";
     assert_eq!(
         wrong_keys(&format!("{rabbit}queue.heartbeat = \"10s\""), Purpose::Desk),
-        [
-            "delivery.bots.timeout",
-            "delivery.events.timeout",
-            "delivery.servicenow.timeout",
-            "delivery.xo.timeout"
-        ]
+        ["delivery.servicenow.timeout", "delivery.xo.timeout"]
     );
     assert_eq!(wrong_keys("queue.heartbeat = \"10s\"", Purpose::Desk), Vec::<String>::new());
     assert_eq!(wrong_keys("delivery.retry.max = \"100ms\"", Purpose::Desk), ["delivery.retry.max"]);

@@ -160,7 +160,7 @@ async fn who_cannot_prove_it_is_not_let_in() {
         callback().header("x-causeway-token", "callback-tokem"),
         callback().header("x-causeway-token", ""),
         callback().basic_auth("door-user", Some("callback-token")),
-        callback().bearer_auth("callback-token"),
+        callback().bearer_auth("callback-tokem"),
         callback().header("x-causeway-signature", old),
     ] {
         let (status, body) = answered(request).await;
