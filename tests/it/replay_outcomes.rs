@@ -101,7 +101,8 @@ on_every_engine! {
         relay.sandbox.script().clear();
         relay.sandbox.agent_says(&group, "E").await.unwrap();
         assert_eq!(heard(&relay, "c-1", 2).await[1..], ["E"], "the dead ones wait for their replay");
-        assert_eq!(relay.dead_letters().await.len(), 4);
+        let dead = relay.dead_letters().await;
+        assert_eq!(dead.len(), 4, "{dead:#?}");
         let said = replay(&relay, ["dead", "replay", "--yes"]).await;
         assert!(said.contains("delivered 4, died again 0"), "{said}");
         assert_eq!(texts(&relay, "c-1")[1..], ["E", "A", "B", "C", "D"]);
