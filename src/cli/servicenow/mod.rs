@@ -105,7 +105,7 @@ fn own_user(settings: &Settings) -> Option<&str> {
 fn roles(table: &str) -> &'static str {
     match table {
         "sys_script" => "business_rule_admin (or admin)",
-        "sys_properties" | "sysevent_register" | "sysevent_script_action" => "admin",
+        "sys_properties" => "admin",
         "chat_queue" => "chat_admin (or agent_admin)",
         "awa_queue" => "awa_admin (or awa_manager)",
         _ => "web_service_admin (or admin)",

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::rule::{self, KEY_PROPERTY, METHOD, RETRY_EVENT, Script};
+use super::rule::{self, KEY_PROPERTY, METHOD, Script};
 
 /// In the description of everything that we made: without it a record is somebody else's.
 pub(super) const MARK: &str = "managed-by: causeway";
@@ -68,8 +68,6 @@ pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Want
         Proof::Nothing => {}
     }
     all.push(business_rule(script));
-    all.push(retry_event());
-    all.push(script_action(script));
     all
 }
 
@@ -160,39 +158,6 @@ fn business_rule(script: &Script) -> Wanted {
             open("filter_condition", format!("sys_created_by!={}^internal=false^EQ", script.own_user)),
             open("script", rule::render(script)),
             description("Tells Causeway of every message of a support chat."),
-        ],
-    }
-}
-
-/// The event by which the rule asks for a repetition.
-fn retry_event() -> Wanted {
-    Wanted {
-        table: "sysevent_register",
-        title: "Event Registration",
-        key: vec![("event_name", RETRY_EVENT.to_owned())],
-        owned: Owned::Marked,
-        fields: vec![
-            open("event_name", RETRY_EVENT),
-            open("table", "live_message"),
-            description("A message that Causeway was not told of."),
-        ],
-    }
-}
-
-/// What answers the event: the same script.
-fn script_action(script: &Script) -> Wanted {
-    Wanted {
-        table: "sysevent_script_action",
-        title: "Script Action",
-        key: vec![("name", script.name.clone()), ("event_name", RETRY_EVENT.to_owned())],
-        owned: Owned::Marked,
-        fields: vec![
-            open("name", &script.name),
-            open("event_name", RETRY_EVENT),
-            open("active", "true"),
-            open("order", "100"),
-            open("script", rule::render(script)),
-            description("Tells Causeway again of a message that it was not told of."),
         ],
     }
 }

@@ -12,8 +12,6 @@ const SOURCE: &str = include_str!("../../../deploy/servicenow/live_message.js");
 pub(super) const METHOD: &str = "post";
 /// The system property with the key of signatures.
 pub(super) const KEY_PROPERTY: &str = "causeway.signing_key";
-/// The event by which the script asks to be run again.
-pub(super) const RETRY_EVENT: &str = "causeway.retry";
 /// What the REST Message and the Business Rule are called.
 pub(super) const NAME: &str = "Causeway";
 
@@ -79,9 +77,7 @@ mod tests {
     fn with_the_usual_values_it_is_the_file() {
         let usual = Script { name: NAME.into(), own_user: "chatbot_interface".into(), signed: true };
         assert_eq!(render(&usual), SOURCE);
-        for (variable, value) in
-            [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY), ("RETRY_EVENT", RETRY_EVENT)]
-        {
+        for (variable, value) in [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY)] {
             assert!(SOURCE.contains(&format!("  var {variable} = '{value}';\n")), "{variable}");
         }
     }

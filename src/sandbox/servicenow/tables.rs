@@ -22,7 +22,7 @@ type Shared = State<Arc<World>>;
 type Row = BTreeMap<String, String>;
 
 /// What this instance has. `chat_queue` is the desk's.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 7] = [
     "awa_queue",
     "chat_queue",
     "sys_properties",
@@ -30,8 +30,6 @@ const KNOWN: [&str; 9] = [
     "sys_rest_message_fn",
     "sys_rest_message_fn_headers",
     "sys_script",
-    "sysevent_register",
-    "sysevent_script_action",
 ];
 
 #[derive(Debug)]
