@@ -1,6 +1,6 @@
 //! Toward ServiceNow over the Virtual Agent API: a start is only *asked* for.
 //!
-//! ServiceNow answers 200 before it looks at a request (servicenow.md 3.2), so a start is delivered when a callback has shown
+//! ServiceNow answers 200 before it looks at a request (FACTS.md SN-33), so a start is delivered when a callback has shown
 //! an agent's queue or an agent, and is held in its lane until then. Guarantees: our name for the chat is claimed before
 //! anything is sent, and follows from the start's id, so that asking again, by another worker or after a crash, names the
 //! same chat; a start without a sign is asked again after the watchdog's time, until its deadline; a chat that is given up
@@ -192,7 +192,7 @@ impl Desk<'_> {
         let id = &text.conversation_id;
         let (words, file) = self.in_one_message(text);
         let file = file.as_ref().map(OwnedFile::as_file);
-        // No call tells whether an earlier try was taken: rather repeat than lose (servicenow.md 7).
+        // No call tells whether an earlier try was taken: rather repeat than lose (FACTS.md SN-49).
         match self.servicenow.tell_agent(id, group, self.message.id, &words, file.as_ref()).await {
             Ok(()) => {
                 self.directory.sent(group, self.message.id, None).await?;

@@ -21,7 +21,7 @@ use crate::platform::{AnswerKind, CallError};
 
 /// How long a file is tried, counted from the acceptance of its message. The words of the user wait behind it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one transfer may take (platforms/xo.md 3.3: 30 s).
+/// How long one transfer may take (FACTS.md XO-30: 30 s).
 const TRANSFER: Duration = Duration::from_secs(30);
 /// Transfers of a worker at once.
 const AT_ONCE: usize = 4;
@@ -200,7 +200,7 @@ fn joined(text: &Text, line: impl Fn(&Attachment) -> String) -> String {
     words.into_iter().chain(text.attachments.iter().map(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// As the browser client of Connect Support writes it (platforms/servicenow.md 2).
+/// As the browser client of Connect Support writes it (FACTS.md SN-28).
 fn uploaded_line(file: &Attachment) -> String {
     format!("File: {}", file.safe_name())
 }
@@ -259,7 +259,7 @@ impl Deliverer {
         told.collect()
     }
 
-    /// The text with links of ours for the instance's own media, which nobody but our user can open (platforms/servicenow.md 3.5).
+    /// The text with links of ours for the instance's own media, which nobody but our user can open (FACTS.md SN-47).
     pub(super) fn with_media_links(&self, id: &ConversationId, text: &str, at: jiff::Timestamp) -> String {
         let (Some(links), Some(instance)) = (&self.settings.files.links, self.instance()) else {
             return text.to_owned();
@@ -349,7 +349,7 @@ pub(super) fn with_names(text: String, files: &[AgentFile]) -> String {
 mod tests {
     use super::*;
 
-    /// platforms/servicenow.md 3.5: `/api/now/v1/cs/media/{token}` on the instance.
+    /// FACTS.md SN-47: `/api/now/v1/cs/media/{token}` on the instance.
     #[test]
     fn media_of_the_instance_get_a_link_and_foreign_ones_do_not() {
         let read =
@@ -374,7 +374,7 @@ mod tests {
         Deliverer::parts(text, files, images).into_iter().map(show).collect()
     }
 
-    /// platforms/xo.md 3.3: image `{type:"image", payload:{url}}`; other files as Markdown text `[name](url)`.
+    /// FACTS.md XO-29: image `{type:"image", payload:{url}}`; other files as Markdown text `[name](url)`.
     #[test]
     fn a_user_gets_a_link_that_opens() {
         let files = [told("plan.png", Some("https://c/1")), told("a[b].pdf", Some("https://c/2"))];

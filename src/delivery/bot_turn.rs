@@ -1,6 +1,6 @@
 //! Passing on what a user and a bot say to each other, and telling XO to go on without what cannot be passed on.
 //!
-//! XO waits for one call for each message (platforms/xo.md 3.2). So this file guarantees: the body is posted as it stands on the
+//! XO waits for one call for each message (FACTS.md XO-9). So this file guarantees: the body is posted as it stands on the
 //! queue, to the address that it names, with the credential of its bot and only to an allowed host; a message that dies is
 //! skipped, so that XO does not wait for it.
 //! Not responsible for: what the body holds (`ingress/botkit/bot_mode.rs`), the signature (`platform/xo/botkit.rs`), how often a

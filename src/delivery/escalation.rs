@@ -1,7 +1,7 @@
 //! A chat that its queue passed on to another one.
 //!
 //! Its entry ends with state 4, and it goes on in an entry of the other queue. Whether the chat keeps its `group` then is not
-//! documented (servicenow.md 2, 8), so both are looked for: an open entry of the same group is simply the chat's state; an
+//! documented (FACTS.md SN-27), so both are looked for: an open entry of the same group is simply the chat's state; an
 //! open chat of ours with the same words in the queue that follows is claimed as the conversation's next chat.
 //! Guarantees: a conversation ends as `escalated` only when it went on nowhere for a while, and as `gone` only when it was not
 //! shown for a while.

@@ -1,4 +1,4 @@
-//! What lost callbacks should have carried. ServiceNow never sends a failed callback again (servicenow.md 5), so each chat
+//! What lost callbacks should have carried. ServiceNow never sends a failed callback again (FACTS.md SN-5), so each chat
 //! is read back: before an agent's message is told, on the poll's schedule, and before an end.
 //!
 //! Guarantees: an agent's messages are told in ServiceNow's order and each once, whichever way they came: they have the same

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a start never opens a second chat for a conversation that has one, also after a crash between ServiceNow's
 //! answer and our note of it: an attempt that may repeat another reads back first (Connect Support has no idempotency key,
-//! servicenow.md 7). Leaves to others: the HTTP (`platform/servicenow`), the state machine (`conversation/`).
+//! FACTS.md SN-61). Leaves to others: the HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
 use super::late::origin;
 use super::{Attempt, Deliverer, OwnTrouble};
@@ -49,7 +49,7 @@ impl Deliverer {
             Handoff::Typing(typing) if servicenow.api() == ChatApi::VirtualAgent => desk.typing(typing).await,
             Handoff::Start(start) => desk.start(start).await,
             Handoff::Message(text) => desk.message(text).await,
-            // Connect Support has no REST call for it (servicenow.md 2).
+            // Connect Support has no REST call for it (FACTS.md SN-25).
             Handoff::Typing(_) => Ok(Attempt::of(HERE, Outcome::Dropped, "")),
             Handoff::End(end) => desk.end(end).await,
         };

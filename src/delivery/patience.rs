@@ -1,5 +1,5 @@
 //! How long a user waits for an agent, and how long a chat may be silent: the limits of our own, since ServiceNow may route
-//! for ever and Connect Support ends no idle chat (servicenow.md 2, 6).
+//! for ever and Connect Support ends no idle chat (FACTS.md SN-60).
 //!
 //! Guarantees: who waited too long is told at the next look, also while ServiceNow is away (where looks may be ten seconds
 //! apart, see `poll.rs`); the chat there is left by a message in the conversation's lane, so that it is left for certain. Leaves to others: leaving (`handoff.rs`).

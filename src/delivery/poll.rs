@@ -1,6 +1,6 @@
 //! What no callback tells: position and wait, the agent joining, the end. Read back from the session state.
 //!
-//! Connect Support pushes none of these over REST, and its end is only an English sentence (servicenow.md 2), so the state
+//! Connect Support pushes none of these over REST, and its end is only an English sentence (FACTS.md SN-26), so the state
 //! is the one thing to believe. Guarantees: a conversation is asked about by one worker at a time (the directory hands it
 //! out), never while one of its messages is in the air, and while the breaker is tripped only as its probe; what was seen is
 //! told before it is noted, under an id that makes telling it twice harmless; what an agent said is on the queue before the
@@ -189,7 +189,7 @@ impl Look<'_> {
     }
 }
 
-/// Who ended it, by the state of the queue entry (servicenow.md 2).
+/// Who ended it, by the state of the queue entry (FACTS.md SN-22).
 pub(super) const fn ended_by(state: ChatState) -> Option<&'static str> {
     match state {
         ChatState::ClosedComplete => Some("agent"),

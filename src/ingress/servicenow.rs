@@ -243,7 +243,7 @@ mod tests {
         }
     }
 
-    /// servicenow.md 6: a clone copies rules, REST Messages and open chats with the same sys_ids.
+    /// FACTS.md SN-10: a clone copies rules, REST Messages and open chats with the same sys_ids.
     #[test]
     fn a_clone_is_told_by_its_name() {
         let refused = |body: &str, ours| {

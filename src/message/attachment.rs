@@ -1,7 +1,7 @@
 //! How XO writes a file: the shapes that public BotKit adapters read, and the name that an agent sees.
 //!
 //! Guarantees: a name has neither path nor control characters. Not responsible for: whether an address may be called
-//! ([`super::AllowedHosts`]), fetching a file (`platform/xo`). Source: platforms/xo.md 3.1, row "files", and 3.3.
+//! ([`super::AllowedHosts`]), fetching a file (`platform/xo`). Source: FACTS.md XO-17 and XO-30.
 
 use serde_json::Value;
 
@@ -76,7 +76,7 @@ pub fn safe_file_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// platforms/xo.md 3.1: `{fileName, fileUrl}` or `{fileName, url:{fileUrl}}`; section 4: `{url}` or `{fileName, fileType, fileId}`.
+    /// FACTS.md XO-17: `{fileName, fileUrl}` or `{fileName, url:{fileUrl}}`; XO-18: `{url}` or `{fileName, fileType, fileId}`.
     #[test]
     fn every_shape_of_a_file_is_read() {
         let read =

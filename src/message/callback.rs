@@ -54,7 +54,7 @@ impl Callback {
 }
 
 /// Whether a row of `live_message` is for agents only, by one of its true/false fields. A field counts as true unless it is
-/// clearly false: a rule writes what `getValue` gives it (`"1"`, `"0"`, null), another one what it likes (servicenow.md 1).
+/// clearly false: a rule writes what `getValue` gives it (`"1"`, `"0"`, null), another one what it likes (FACTS.md SN-8).
 /// JavaScript writes an absent value as `null` or `undefined`.
 pub(crate) fn is_set(field: Option<&Value>) -> bool {
     match field {
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// servicenow.md 1: `getValue` returns a true/false field as `"1"` or `"0"`, and null if the field does not exist.
+    /// FACTS.md SN-8: `getValue` returns a true/false field as `"1"` or `"0"`, and null if the field does not exist.
     #[test]
     fn what_is_not_clearly_false_is_internal() {
         for open in [

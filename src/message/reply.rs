@@ -1,6 +1,6 @@
 //! Where XO takes what is said back to its user: the small part of a BotKit event that a reply needs.
 //!
-//! XO calls it a request id; it lapses after minutes, so the newest one counts (platforms/xo.md 3.4: each event brings one,
+//! XO calls it a request id; it lapses after minutes, so the newest one counts (FACTS.md XO-32: each event brings one,
 //! `extendcallid` keeps it alive). Guarantees: `Debug` shows neither addresses nor anything of the user.
 //! [`AllowedHosts`] says which addresses may be called: they come from outside, and what is posted there carries a credential
 //! and a chat's text. Leaves to others: reading it out of an event (`ingress/botkit`), calling (`platform/xo`).

@@ -1,4 +1,4 @@
-//! Every metric of product contract §7, by name and help text. Nobody else names a metric.
+//! Every metric, by name and help text. Nobody else names a metric.
 
 macro_rules! names {
     ($($constant:ident = $name:literal, $help:literal;)+) => {

@@ -29,7 +29,7 @@ async fn a_whole_conversation(api: &str) {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let bot = BotSettings { script: BotScript::help_desk(), ..BotSettings::default() };
     let relay = relay_of(&bench, vec![bot], &[("servicenow.api", api)]).await;
-    // Only OnAgentTransferNode is subscribed: XO talks to its bot without the BotKit server (xo.md 3.1).
+    // Only OnAgentTransferNode is subscribed: XO talks to its bot without the BotKit server (FACTS.md XO-7).
     relay.sandbox.set_botkit(BotKitSwitches { on_message: false, ..BotKitSwitches::default() });
     let user = user(&relay, "u-1");
     user.says("My laptop is on fire").await;

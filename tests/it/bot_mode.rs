@@ -1,5 +1,5 @@
 //! A user who is with the bot, through the real binary: XO lets a turn go on only after the call that it waits for
-//! (platforms/xo.md 3.2), so a bot that answers has got every message of the two.
+//! (FACTS.md XO-9), so a bot that answers has got every message of the two.
 
 use std::time::Duration;
 

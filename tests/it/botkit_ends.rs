@@ -17,7 +17,7 @@ async fn left_by_its_user(relay: &Relay, group: &str) {
 }
 
 on_every_engine! {
-    // xo.md 3.1, row on_event: `sessionClosure` is what a user's "end chat" in the web widget becomes. Whether the event says
+    // FACTS.md XO-14: `sessionClosure` is what a user's "end chat" in the web widget becomes. Whether the event says
     // anything about agent mode is not known, so here it does not.
     async fn end_chat_in_the_web_widget_ends_the_chat(bench: Bench) {
         let relay = relay(&bench, &[]).await;
@@ -48,7 +48,7 @@ on_every_engine! {
         relay.metric_is("causeway_conversations_ended_total", &[("reason", "session_closed")], |ended| ended == 1.0).await;
     }
 
-    // xo.md 3.1: `agent_session` is true after startAgentSession. Whether `agent_transfer` may be false then is not known.
+    // FACTS.md XO-13: `agent_session` is true after startAgentSession. Whether `agent_transfer` may be false then is not known.
     async fn an_agent_session_alone_is_agent_mode(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
@@ -63,7 +63,7 @@ on_every_engine! {
         assert_eq!(left(&relay), 0);
     }
 
-    // xo.md 3.1, row files: `message` is absent if a user sent only a file.
+    // FACTS.md XO-15: `message` is absent if a user sent only a file.
     async fn a_file_without_words_is_a_message(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
@@ -76,7 +76,7 @@ on_every_engine! {
             Some(said) if said.contains("crack.png") => Ok(()),
             said => Err(format!("{said:?}")),
         }).await;
-        // A reconnect of the widget is no message (xo.md 3.1, row channel).
+        // A reconnect of the widget is no message (FACTS.md XO-15).
         let mut event = user.flat("");
         event.as_object_mut().unwrap().remove("message");
         event["channel"]["botEvent"] = json!("ON_CONNECT_EVENT");

@@ -64,7 +64,7 @@ async fn said(relay: &Relay, group: &str, count: usize) -> Vec<String> {
     relay.said(group)
 }
 
-/// platforms/xo.md 3.1: `channel.attachments[]` of `{fileName, fileUrl}`; `message` is missing if the user sent only a file.
+/// FACTS.md XO-17, XO-15: `channel.attachments[]` of `{fileName, fileUrl}`; `message` is missing if the user sent only a file.
 async fn sends_file(relay: &Relay, xo: &FakeXo, words: Option<&str>, name: &str, url: &str) {
     let file = json!({"fileName": name, "fileUrl": url});
     xo.says(relay, "u-1", words, |event| event["channel"]["attachments"] = json!([file])).await;
@@ -80,7 +80,7 @@ async fn opened(url: &str) -> (StatusCode, Value, Vec<u8>) {
 }
 
 on_every_engine! {
-    // platforms/servicenow.md 2: upload to live_group_profile/{group}, then one message with `attachments` and `File: <name>`.
+    // FACTS.md SN-28: upload to live_group_profile/{group}, then one message with `attachments` and `File: <name>`.
     async fn a_users_file_is_uploaded_into_the_chat(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| {
@@ -135,7 +135,7 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
     }
 
-    // platforms/servicenow.md 2: 404 on the upload = no right to the conversation's record: the name and an address as text.
+    // FACTS.md SN-29: 404 on the upload = no right to the conversation's record: the name and an address as text.
     async fn where_servicenow_takes_no_file_a_link_opens_it(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| behaviour.files = [("/f/a.png".to_owned(), FileAnswer::of("image/png", PICTURE))].into());
@@ -160,7 +160,7 @@ on_every_engine! {
         }
     }
 
-    // platforms/servicenow.md 2: the file stands in the row's `attachments`, the callback says `File: <name>`; platforms/xo.md 3.3:
+    // FACTS.md SN-30: the file stands in the row's `attachments`, the callback says `File: <name>`; FACTS.md XO-29:
     // image template on the web channel, other files as a Markdown link.
     async fn an_agents_file_is_a_link_that_opens(bench: Bench) {
         let xo = FakeXo::start().await;
@@ -214,7 +214,7 @@ on_every_engine! {
         assert_eq!(opened(&url).await.0, StatusCode::NOT_FOUND);
     }
 
-    // platforms/servicenow.md 3.5: `message.attachment{url, contentType, fileName}` with an address that ServiceNow can fetch.
+    // FACTS.md SN-37: `message.attachment{url, contentType, fileName}` with an address that ServiceNow can fetch.
     async fn over_the_virtual_agent_api_a_file_goes_by_a_link(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| behaviour.files = [("/f/a.png".to_owned(), FileAnswer::of("image/png", PICTURE))].into());

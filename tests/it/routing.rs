@@ -23,7 +23,7 @@ on_every_engine! {
             .set("servicenow.routes.2.queue_id", "q-hr")
             .sandbox(|sandbox| sandbox.queues.extend(["q-fr", "q-eu", "q-hr"].map(queue)));
         let relay = plan.start().await;
-        // platforms/xo.md 3.1: the payload's context; the language as public integrations read it.
+        // FACTS.md XO-20: the payload's context; the language as public integrations read it.
         for (user, path, value) in [
             ("u-fr", "/context/session/BotUserSession/currentLanguage", json!("fr-CA")),
             ("u-eu", "/context/session/UserContext/customData", json!({"region": "EU"})),

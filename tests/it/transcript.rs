@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::relay::{Plan, Relay};
 use crate::harness::xo::{FakeXo, history_item};
 
-/// Newest first, as XO answers (platforms/xo.md 3.3: reverse order; a template's `text` is JSON; marker texts).
+/// Newest first, as XO answers (FACTS.md XO-31: reverse order; a template's `text` is JSON; marker texts).
 fn history() -> Vec<Value> {
     let template = json!({"type": "template", "payload": {"template_type": "button", "text": "Shall I call an agent?",
         "buttons": [{"title": "Yes"}, {"title": "No"}]}});
@@ -43,7 +43,7 @@ on_every_engine! {
         xo.transfers(&relay, "u-1", "Yes").await;
         let group = chat(&relay).await;
         assert_eq!(relay.said(&group), [READ]);
-        // platforms/xo.md 3.3: GET {baseUrl}/getMessages?skip&limit&userId, header `auth`.
+        // FACTS.md XO-31: GET {baseUrl}/getMessages?skip&limit&userId, header `auth`.
         let asked = xo.asked("/getMessages");
         assert_eq!(asked.len(), 1);
         assert!(asked[0].signed && asked[0].method == "GET", "{asked:?}");
@@ -98,7 +98,7 @@ on_every_engine! {
         chat(&relay).await;
         let asked = relay.sandbox.ledger().find(|entry| entry.path.contains("sn_va_as_service") && !entry.outbound);
         let request: Value = serde_json::from_str(&asked[0].body).unwrap();
-        // platforms/servicenow.md 3.1: history {isBotMessage, value, displayName, type:"text", timestamp (13 digits)}.
+        // FACTS.md SN-43: history {isBotMessage, value, displayName, type:"text", timestamp (13 digits)}.
         let line = |is_bot: bool, name: &str, text: &str, second: u64| json!({"isBotMessage": is_bot, "value": text,
             "displayName": name, "type": "text", "timestamp": format!("{}", 1_795_849_200_000_u64 + second * 1000)});
         assert_eq!(request["history"], json!([

@@ -1,4 +1,4 @@
-//! What XO hears: the answers of a BotKit server (platforms/xo.md 3.2).
+//! What XO hears: the answers of a BotKit server (FACTS.md XO-11).
 //!
 //! Guarantees: an event goes back as it came, with the mark of the acknowledgement; a refusal is `{"errors":[{"msg","code"}]}`.
 //! Leaves to others: when to refuse (`mod.rs`), the status and the reason (`ingress/problem.rs`).

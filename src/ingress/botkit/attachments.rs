@@ -2,8 +2,8 @@
 //!
 //! Guarantees: a file is named once, whichever of the places name it; an entry that is no file, or is too large to be one, is passed
 //! over. Not responsible for: the shape of one entry (`message/attachment.rs`), whether its address may be called.
-//! Source: platforms/xo.md 3.1, row "files": `channel.attachments[]` is what public adapters read; a field-built BotKit hands the
-//! same payload on as `_originalPayload`; the webhook channel's `message.attachments[]` is section 4.
+//! Source: FACTS.md XO-17: `channel.attachments[]` is what public adapters read; a field-built BotKit hands the
+//! same payload on as `_originalPayload`; the webhook channel's `message.attachments[]` is FACTS.md XO-18.
 
 use serde_json::value::RawValue;
 
@@ -57,7 +57,7 @@ mod tests {
         files.into_iter().map(|file| (file.name.unwrap_or_default(), file.url)).collect()
     }
 
-    /// platforms/xo.md 3.1: `channel.attachments[]` of `{fileName, fileUrl}` or `{fileName, url: {fileUrl}}`; a file without
+    /// FACTS.md XO-17: `channel.attachments[]` of `{fileName, fileUrl}` or `{fileName, url: {fileUrl}}`; a file without
     /// `fileUrl` occurs.
     #[test]
     fn every_documented_place_is_read() {

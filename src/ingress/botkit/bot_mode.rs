@@ -1,8 +1,8 @@
 //! A user who is with the bot: every message of the two goes through Causeway, and XO waits until it is passed on.
 //!
-//! An acknowledgement alone leaves the bot silent (platforms/xo.md 3.2). So this file guarantees: each event becomes one message on
+//! An acknowledgement alone leaves the bot silent (FACTS.md XO-8). So this file guarantees: each event becomes one message on
 //! the queue before it is acknowledged; the body of the message is what Kore's BotKit posts back (its keys, in the spelling that
-//! came, platforms/xo.md 3.3), so that a worker posts it byte for byte; a repeat of the same post is the same message; two posts
+//! came, FACTS.md XO-25), so that a worker posts it byte for byte; a repeat of the same post is the same message; two posts
 //! that differ in anything are two messages; nothing is looked up in the directory.
 //! Not responsible for: the call (`delivery/bot_turn.rs`), users who are with an agent (`mod.rs`).
 

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: every event of one user on one bot and channel names the same conversation, with nothing looked up; the same
 //! event always has the same id; of `channel` and `context` only what a reply needs is kept; nothing is built of the values that
-//! are not needed. The shapes are those of BotKit's objects (platforms/xo.md 3.1), nested on a transfer and flat later.
+//! are not needed. The shapes are those of BotKit's objects (FACTS.md XO-19), nested on a transfer and flat later.
 //! Not responsible for: what becomes of an event (`mod.rs`), reading single values (`json_paths.rs`).
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! Addresses in rich text: those of a platform's scripts can be relative to the instance (servicenow.md 1).
+//! Addresses in rich text: those of a platform's scripts can be relative to the instance (FACTS.md SN-16).
 //!
 //! Guarantees: what is shown as an address can be opened; scripts and embedded data are no addresses.
 

@@ -3,7 +3,7 @@
 //! Guarantees: a character reference is decoded exactly once; a link keeps its address, and a relative address is resolved
 //! against the instance; the time is linear in the length of the text, whatever the text holds (`steps.rs` counts it).
 //! Not responsible for: which fields hold rich text (`platform/servicenow`), `%3c` and `%3e` of the stock rule (`callback.rs`).
-//! Sources: ServiceNow's own client for the mark-up, its sanitizer for the references (servicenow.md 1).
+//! Sources: ServiceNow's own client for the mark-up, its sanitizer for the references (FACTS.md SN-14, SN-15).
 
 mod address;
 mod mark_up;

@@ -3,7 +3,7 @@
 //! Guarantees: each is decoded once, so a text that spells out a reference stays as its writer meant it. A reference ends with
 //! a semicolon: `?a=1&copy=2` in an address is none. What is no reference stays.
 //! ServiceNow's client decodes `&#64;`; the OWASP sanitizer that writes it also writes `= + ' "` and the backtick as decimal
-//! references (servicenow.md 1).
+//! references (FACTS.md SN-15).
 
 use std::borrow::Cow;
 

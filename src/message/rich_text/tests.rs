@@ -18,7 +18,7 @@ fn page(text: &str) -> String {
     html_text(text, Some(&instance()))
 }
 
-/// servicenow.md 1: references of the sanitizer, `[code]` of scripts, mark-up of Connect.
+/// FACTS.md SN-14 to SN-16: references of the sanitizer, `[code]` of scripts, mark-up of Connect.
 #[test]
 fn a_message_reads_as_it_was_meant() {
     for (written, read) in [

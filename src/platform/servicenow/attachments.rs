@@ -2,7 +2,7 @@
 //!
 //! Guarantees: an upload that is tried again leaves an orphan at most; a download asks the instance alone, with the login of every
 //! call, and follows no redirect. Not responsible for: the limit of a file's size, the message that shows the file.
-//! Source: platforms/servicenow.md 2, "User attachment in A" and "Download"; 3.5 for `/api/now/v1/cs/media`.
+//! Source: FACTS.md SN-28 to SN-30; SN-47 for `/api/now/v1/cs/media`.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl ServiceNow {
             let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
             let opened = http.open(call).await?;
             let status = opened.status.as_u16();
-            // 202 and a page are never a file (servicenow.md 4).
+            // 202 and a page are never a file (FACTS.md SN-51, SN-52).
             if opened.status.is_success() && status != 202 {
                 return Ok(opened.content);
             }

@@ -100,7 +100,7 @@ impl ServiceNow {
     }
 
     /// Where an escalated chat (state 4) goes on under another name: an open chat of ours, with the same words, in the queue
-    /// that its own queue escalates to. Whether ServiceNow keeps the name is not documented (servicenow.md 2); where it
+    /// that its own queue escalates to. Whether ServiceNow keeps the name is not documented (FACTS.md SN-27); where it
     /// does, [`ServiceNow::state`] finds the open entry by itself.
     pub async fn find_escalated(
         &self,

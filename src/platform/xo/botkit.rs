@@ -1,4 +1,4 @@
-//! The calls of XO's BotKit API that a live chat needs (platforms/xo.md 3.3): tell the user, begin and end the agent session, keep
+//! The calls of XO's BotKit API that a live chat needs (FACTS.md XO-24): tell the user, begin and end the agent session, keep
 //! the reply handle alive.
 //!
 //! Guarantees: an address is called only where its host is allowed, and with the credential of the bot that its handle belongs
@@ -142,7 +142,7 @@ impl Xo {
         self.call_bot(handle, &handle.send_user_message_url, &payload).await
     }
 
-    /// Shows a picture to the user (platforms/xo.md 3.3).
+    /// Shows a picture to the user (FACTS.md XO-29).
     pub async fn show_image(&self, handle: &ReplyHandle, url: &str) -> Result<(), CallError> {
         let mut payload = payload(handle);
         let template = json!({"type": "image", "payload": {"url": url}});

@@ -1,7 +1,7 @@
 //! A file that a bot's user sent: fetched from XO with the app's own token.
 //!
 //! Guarantees: only hosts of `xo.allowed_hosts` are asked, also after a redirect; the token goes nowhere else; a refused token is
-//! replaced once. Not responsible for: the limit of a file's size, where the file goes. Source: platforms/xo.md 3.3.
+//! replaced once. Not responsible for: the limit of a file's size, where the file goes. Source: FACTS.md XO-30.
 
 use std::time::Duration;
 

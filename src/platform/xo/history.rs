@@ -3,7 +3,7 @@
 //! Guarantees: the oldest message comes first; a template is the words that its user read, never its JSON; XO's marker texts are
 //! left out; the credential goes to allowed hosts only; one message that cannot be read hides no other.
 //! Not responsible for: when the history is worth asking for (`delivery/transcript.rs`).
-//! Source of the shapes: platforms/xo.md 3.3, "Answer of getMessages".
+//! Source of the shapes: FACTS.md XO-31.
 
 use std::time::Duration;
 
@@ -161,7 +161,7 @@ mod tests {
         json!({"_id": "ms-1", "type": kind, "createdOn": at, "components": [{"cT": "text", "data": {"text": text}}]})
     }
 
-    /// platforms/xo.md 3.3: newest first; `text` of a bot template is JSON, words at `payload.text`, titles at
+    /// FACTS.md XO-31: newest first; `text` of a bot template is JSON, words at `payload.text`, titles at
     /// `payload.buttons[].title`; the marker texts.
     #[test]
     fn the_oldest_comes_first_and_templates_are_words() {
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(read(&timeless), oldest_first);
     }
 
-    /// platforms/xo.md 3.3: Teams `{text}`, or `attachments[0].content.text|body[].text`.
+    /// FACTS.md XO-31: Teams `{text}`, or `attachments[0].content.text|body[].text`.
     #[test]
     fn teams_and_files_are_read() {
         let card = json!({"type": "outgoing", "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive",

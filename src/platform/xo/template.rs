@@ -3,7 +3,7 @@
 //! XO keeps a template as JSON text. Which keys hold words differs by template and channel, so that the rule is a list of keys that
 //! hold words, a list of keys that hold more of the template, and buttons; everything else (addresses, ids, types) is no word.
 //! Guarantees: what is not JSON stays as it is; no depth of nesting and no size can hold the reader up.
-//! Source: platforms/xo.md 3.3: words at `payload.text`, titles at `payload.buttons[].title`; Kore's templates add `elements[]`,
+//! Source: FACTS.md XO-31: words at `payload.text`, titles at `payload.buttons[].title`; Kore's templates add `elements[]`,
 //! `quick_replies[]`, Teams' cards `body[]` and `actions[]`.
 
 use serde_json::Value;

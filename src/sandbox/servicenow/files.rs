@@ -1,7 +1,7 @@
 //! The Attachment API of the simulated instance, and the media of the Virtual Agent: files of chats, in and out.
 //!
-//! Guarantees: an upload needs a chat that is there, a name and a content type, as documented (platforms/servicenow.md 2, "User
-//! attachment" and "Download"); a switch of a test refuses uploads, since whether an integration user may attach is documented
+//! Guarantees: an upload needs a chat that is there, a name and a content type, as documented (FACTS.md SN-28
+//! to SN-30); a switch of a test refuses uploads, since whether an integration user may attach is documented
 //! nowhere. Not responsible for: the login (`session.rs`).
 
 use std::collections::BTreeMap;

@@ -109,7 +109,7 @@ pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next
     if switches.virtual_agent.missing && path.starts_with("/api/sn_va_as_service") {
         return shapes::no_such_resource(path);
     }
-    // The Attachment API takes the file's own content type (servicenow.md 2).
+    // The Attachment API takes the file's own content type (FACTS.md SN-29).
     let takes_files = path == super::files::UPLOAD;
     if let Some(refusal) = refuse_headers(request.method(), request.headers(), takes_files) {
         return refusal;

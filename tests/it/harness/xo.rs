@@ -1,6 +1,6 @@
 //! XO as one fake server: answers every call of the BotKit API, keeps a history and files, and posts a user's events.
 //!
-//! Written from the facts (platforms/xo.md 3.1, 3.3), not from the product: what no source says is a field of [`Behaviour`].
+//! Written from the facts (src/platform/xo/FACTS.md), not from the product: what no source says is a field of [`Behaviour`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
