@@ -312,16 +312,16 @@ fn tests_wait_for_conditions_not_for_time() {
     none("sleeping outside harness/wait.rs", sleeps.map(|source| format!("tests/{}", source.path)).collect());
 }
 
-/// README.md has a section whose heading speaks of promises or guarantees; each of its list items or table rows names, in
+/// tests/README.md has a section whose heading speaks of promises or guarantees; each of its list items or table rows names, in
 /// backticks, a test that shows it: `ordering::keeps_order` is `fn keeps_order` in tests/it/ordering.rs (or a file below
 /// tests/it/ordering/).
 #[test]
 fn every_promise_of_the_readme_names_a_test_that_exists() {
-    let Ok(readme) = fs::read_to_string(root().join("README.md")) else { return };
+    let readme = fs::read_to_string(root().join("tests/README.md")).unwrap();
     let rows = promises(&readme);
     assert!(
         !rows.is_empty(),
-        "README.md has no section of promises (a heading with that word, then a list or table)"
+        "tests/README.md has no section of promises (a heading with that word, then a list or table)"
     );
     let tests = sources("tests/it");
     let mut broken = Vec::new();
@@ -334,7 +334,7 @@ fn every_promise_of_the_readme_names_a_test_that_exists() {
             named.iter().filter(|name| !exists(&tests, name)).map(|name| format!("no such test: {name}")),
         );
     }
-    none("README.md promises", broken);
+    none("tests/README.md promises", broken);
 }
 
 fn promises(readme: &str) -> Vec<String> {
