@@ -1,6 +1,7 @@
-//! Asks both platforms, for `causeway check`: a line for each thing that was found, and what to do about it.
+//! Checks both platforms for `causeway check`. Each finding is one line, with a hint what to do.
 //!
-//! Guarantees: opens no chat, posts nothing. Leaves to others: printing.
+//! Guarantees: opens no chat and posts nothing.
+//! Not responsible for: printing.
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -10,14 +11,14 @@ use super::error::{Answer, AnswerKind, CallError, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
 use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
 
-/// One thing that was found.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it is as it must be.
+    /// `true` if nothing has to be changed.
     pub ok: bool,
-    /// What was found.
+    /// The finding in one line.
     pub what: String,
-    /// What to do; empty where there is nothing to do.
+    /// A hint how to proceed. Empty if there is nothing to do.
     pub hint: String,
 }
 
@@ -31,11 +32,11 @@ impl Finding {
     }
 }
 
-/// ServiceNow: is it there, does it know us, has it the API, is there the queue, what time is it there.
-/// `queues`: every Queue ID that a start can go to, with the key that names it.
+/// Checks ServiceNow: connection, login, chat API, queues and clock. `queues` holds a pair of settings key and Queue
+/// ID for each queue that a start can go to.
 pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
     let (mut findings, clock) = tokio::join!(login_and_queue(servicenow, queues), servicenow.time());
-    // An instance that does not answer is told already.
+    // If the instance does not answer, `login_and_queue` reports it already.
     if let Ok(Some(theirs)) = clock {
         findings.extend(clocks("ServiceNow", theirs, crate::clock::now()));
     }
@@ -60,7 +61,7 @@ async fn login_and_queue(servicenow: &ServiceNow, queues: &[(String, String)]) -
     findings
 }
 
-/// Over the Virtual Agent API a Queue ID is a context variable, which only the conditions of the instance's queues read.
+/// With the Virtual Agent API a Queue ID is a context variable. Only the conditions of the instance's queues read it.
 fn not_asked_for(queues: &[(String, String)]) -> Option<Finding> {
     let keys: Vec<&str> = queues.iter().map(|(key, _)| key.as_str()).collect();
     (!keys.is_empty()).then(|| Finding {
@@ -70,7 +71,7 @@ fn not_asked_for(queues: &[(String, String)]) -> Option<Finding> {
     })
 }
 
-/// Every queue of the routes, each id once.
+/// Checks each queue of the routes. An id that occurs several times is checked once.
 async fn routed_queues(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
     let mut ids: Vec<(&str, &str)> = Vec::new();
     for (key, id) in queues.iter().filter(|(_, id)| servicenow.queue_id() != Some(id)) {
@@ -110,10 +111,11 @@ async fn default_queue(servicenow: &ServiceNow) -> Vec<Finding> {
     }
 }
 
-/// How far two clocks may be apart before it is worth a word: signatures hold 300 s, XO's tokens 60 s.
+/// The largest clock difference in seconds that is not reported. Signatures are valid for 300 s, XO's tokens for 60
+/// s.
 const CLOCKS_APART_MAX: i64 = 30;
 
-/// A word about their clock and ours, where they differ.
+/// Reports the clock difference between the platform and this machine if it exceeds the limit.
 fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
     let ahead = theirs.as_second() - ours.as_second();
     let (apart, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
@@ -125,7 +127,7 @@ fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
     })
 }
 
-/// The other API has no queues to ask for: its own address answers whether it is there.
+/// The Virtual Agent API cannot list queues. The status of a GET on its own address shows whether it is installed.
 async fn virtual_agent(servicenow: &ServiceNow) -> Vec<Finding> {
     match servicenow.virtual_agent_installed().await {
         Ok(()) => vec![Finding::good("ServiceNow answers, takes the login and has the Virtual Agent API")],
@@ -144,7 +146,7 @@ async fn virtual_agent(servicenow: &ServiceNow) -> Vec<Finding> {
 fn opening(queue: &QueueState) -> Finding {
     let name = queue.name.as_deref().unwrap_or("without a name");
     if queue.not_available.is_some() {
-        // Outside its schedule a queue is as it should be; whoever reads this decides.
+        // A closed queue can be correct (outside its schedule), so the finding is not an error.
         let hint = "outside its schedule every start is answered \"no agent\"; see the queue's Schedule";
         return Finding { ok: true, what: format!("queue \"{name}\" is closed now"), hint: hint.into() };
     }
@@ -189,13 +191,13 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
                 vec![there(), known(), Finding::bad("ServiceNow has no such queue", hint)]
             }
             AnswerKind::Gone => {
-                let hint = "nothing says that this is ServiceNow: servicenow.host_url must be the instance's own address";
+                let hint = "the answer does not look like ServiceNow's: servicenow.host_url must be the instance's own address";
                 vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
             }
             AnswerKind::Permanent | AnswerKind::Business(_)
                 if answer.status == 403 && answer.said.is_empty() =>
             {
-                let hint = "ServiceNow would say why: a proxy or a firewall refuses, or servicenow.host_url is another host";
+                let hint = "ServiceNow states a reason in its own 403, but this answer has none: a proxy or a firewall refused the call, or servicenow.host_url is another host";
                 vec![Finding::bad(format!("ServiceNow: {error}"), hint)]
             }
             AnswerKind::Permanent | AnswerKind::Business(_) if answer.status == 403 => {
@@ -213,12 +215,12 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
     }
 }
 
-/// ServiceNow's own 404, which it gives only to a user whose login it took. Any other server has a 404, too.
+/// True for ServiceNow's own 404, which it sends only after it accepted the login. Other servers send other 404s.
 fn says_no_record(answer: &Answer) -> bool {
     answer.said.reveal().to_ascii_lowercase().contains("no record found")
 }
 
-/// What a login by token was refused for.
+/// Explains why the login by token was refused.
 fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
     let credentials = matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
     if !credentials {
@@ -243,7 +245,7 @@ fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
     ]
 }
 
-/// The next step after an error that every call can end with.
+/// Returns the next step for an error that any call can return.
 pub(crate) fn next_step(error: &CallError) -> &'static str {
     match error {
         CallError::NoAnswer(_) => unreachable(error),
@@ -280,11 +282,11 @@ fn unreachable(error: &CallError) -> &'static str {
         CallError::NoAnswer(no_answer) => match no_answer.kind {
             NoAnswerKind::Tls => "the certificate is not trusted on this machine, or a proxy replaces it",
             NoAnswerKind::BadBody | NoAnswerKind::TooLarge => {
-                "the address answers, but not as the platform does: check it"
+                "the address answers, but not like the platform: check the address"
             }
             NoAnswerKind::Connect => "check the address, the name service and the firewall",
             NoAnswerKind::Timeout | NoAnswerKind::Reset => {
-                "the address is there but does not answer: a firewall?"
+                "the address exists but does not answer: check the firewall"
             }
             NoAnswerKind::NoRight => "",
         },
@@ -292,8 +294,8 @@ fn unreachable(error: &CallError) -> &'static str {
     }
 }
 
-/// XO: does anything answer at the configured addresses, and does it take the credentials of the bots. More cannot be asked
-/// without posting something.
+/// Checks XO: do the configured addresses answer, and does XO accept the credentials of the bots? Any further check
+/// would have to post something.
 pub async fn xo(xo: &Xo) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
@@ -310,14 +312,14 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
     if !bots.is_empty() {
         findings.push(Finding {
             ok: true,
-            what: "the events that XO posts: which of them are subscribed cannot be asked".into(),
+            what: "XO has no call that lists which of its events are subscribed".into(),
             hint: SUBSCRIPTIONS.into(),
         });
     }
     findings
 }
 
-/// XO has no call that tells them.
+/// Shown as a hint because XO has no call that lists the subscriptions.
 const SUBSCRIPTIONS: &str = "in XO's BotKit settings subscribe to OnMessage (both message events), OnAgentTransfer and OnEvent; also \
                              to OnAlert, OnClientEvent, OnHook and OnVariableUpdate if the bot has them. With OnMessage the bot \
                              answers only through Causeway: XO waits until Causeway has passed each message on";
@@ -327,8 +329,8 @@ fn root(host: &str) -> Option<Url> {
     Url::parse(&format!("{}://{host}/", if loopback { "http" } else { "https" })).ok()
 }
 
-/// Whether XO takes a bot's credential, at whichever host the bot has its home; nothing where no host answers, since that is
-/// told already.
+/// Checks whether XO accepts a bot's credential at any of the allowed hosts. Returns `None` if no host answers,
+/// because that is reported already.
 async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<Finding> {
     let answers = join_all(hosts.iter().map(|host| xo.try_bot(bot, host))).await;
     let statuses: Vec<u16> = answers.into_iter().flatten().map(|status| status.as_u16()).collect();
@@ -342,17 +344,17 @@ async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<Finding> {
                     here, too";
         return Some(Finding::bad(format!("{name}: XO refuses its credential (status {refused})"), hint));
     }
-    // Which statuses XO has is documented nowhere.
-    let what = format!("{name}: whether XO takes its credential cannot be told (status {first})");
+    // XO does not document which other statuses it sends.
+    let what = format!("{name}: could not find out whether XO takes its credential (status {first})");
     Some(Finding { ok: true, what, hint: "one real chat shows it".into() })
 }
 
-/// `takes_posts`: messages go to exactly this address, so that it must be there.
+/// `takes_posts`: messages are posted to exactly this address, so a 404 is an error.
 async fn knocked(xo: &Xo, key: &str, url: &Url, takes_posts: bool) -> Vec<Finding> {
     let host = url.host_str().unwrap_or_default();
     match xo.knock(url).await {
         Ok((status @ (404 | 410), _)) if takes_posts => {
-            let hint = "nothing is at this path, so that every message to it would become a dead letter: check the address";
+            let hint = "the path does not exist, so every message to it would become a dead letter: check the address";
             vec![Finding::bad(format!("{key}: {host} answers status {status}"), hint)]
         }
         Ok((status, theirs)) => {
@@ -430,7 +432,7 @@ mod tests {
             ("HTTP/1.1 200 OK\n\n", true, ""),
             ("HTTP/1.1 401 Unauthorized\n\n", false, "xo.client_secret"),
             ("HTTP/1.1 403 Forbidden\n\n", false, "xo.client_secret"),
-            // Nobody documents its answers: what is neither is told as what it is.
+            // XO documents no other answers, so another status is reported without a verdict.
             ("HTTP/1.1 404 Not Found\n\n", true, "one real chat"),
         ] {
             let peer = Peer::saying(answer).await;

@@ -1,27 +1,28 @@
-//! What a caller must tell apart when a call did not succeed.
+//! The error of a call, with the differences that a caller has to know.
 //!
-//! Guarantees: an error shows our own words and a status; it keeps a short line of the platform's words, which it shows to
-//! nobody ([`PlatformWords`]). It never holds a body, a URL, a credential or the text that was sent.
-//! Leaves to others: what becomes of the message (`delivery/classify.rs`).
+//! Guarantees: an error shows Causeway's own text and a status. An error also keeps one short line of the platform's
+//! text, which no log shows ([`PlatformWords`]). An error never holds a body, a URL, a credential or the text that
+//! was sent.
+//! Not responsible for: what happens to the message (`delivery/classify.rs`).
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::message::PlatformWords;
 
-/// ServiceNow's words for an API that is not installed.
+/// ServiceNow's message for an API that is not installed.
 const NO_SUCH_RESOURCE: &str = "requested uri does not represent any resource";
 
-/// Our words for a login that lacks a second factor, which ServiceNow says by a header alone.
+/// Causeway's own text for a login without the second factor. ServiceNow shows this case only by a header.
 pub(crate) const SECOND_FACTOR: &str = "a second factor is missing";
 
 /// Why a call did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The platform answered, and it was not success.
+    /// The platform sent an answer that is not success.
     #[error("{0}")]
     Answer(Answer),
-    /// There was no answer, or none that can be read.
+    /// No answer arrived, or the answer was unreadable.
     #[error("{0}")]
     NoAnswer(NoAnswer),
 }
@@ -31,26 +32,26 @@ pub enum CallError {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The platform's wish, from `Retry-After` or its rate limit headers.
+    /// The delay that the platform asks for, from `Retry-After` or its rate limit headers.
     pub retry_after: Option<Duration>,
-    /// What it means.
+    /// The meaning of the answer.
     pub kind: AnswerKind,
-    /// Our own words, for anybody; may be empty.
+    /// Causeway's own text, safe to show. May be empty.
     pub detail: String,
-    /// The platform's words. They can repeat what a user wrote.
+    /// The platform's text. It can repeat text of a user.
     pub said: PlatformWords,
 }
 
-/// What an answer means.
+/// The meaning of an answer.
 #[derive(Clone, PartialEq, Eq)]
 pub enum AnswerKind {
-    /// Nobody is at home: never success, whatever the status says.
+    /// The instance is not ready to work. Never success, even with a 2xx status.
     NotReady(NotReady),
-    /// The credentials were refused, also by a fresh session.
+    /// The credentials were refused, even with a fresh session.
     Credentials,
-    /// 403 or 503 with a plain sentence for the user, which this is.
+    /// 403 or 503 with a plain sentence for the user. The value is the sentence.
     Business(String),
-    /// 404 or 410: what the call was about is not there.
+    /// 404 or 410: the object of the call does not exist.
     Gone,
     /// The same call will be refused again.
     Permanent,
@@ -60,38 +61,38 @@ pub enum AnswerKind {
     Throttled,
 }
 
-/// How an instance shows that nobody is at home.
+/// How an instance shows that it is not ready to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReady {
-    /// 202: queued behind the same session, or dropped.
+    /// 202: the request waits behind another one of the same session, or was dropped.
     Accepted,
-    /// A web page where JSON should be: hibernating, login, maintenance.
+    /// A web page instead of JSON: the instance hibernates, wants a login or is in maintenance.
     Html,
     /// A redirect, usually to a login page. Never followed.
     Redirect,
 }
 
-/// No answer, or none that can be read.
+/// No answer, or an unreadable one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoAnswer {
     /// Whether the other side may have acted on the call.
     pub sent: Sent,
-    /// What failed.
+    /// The kind of failure.
     pub kind: NoAnswerKind,
-    /// The failure in the system's words.
+    /// The failure as the operating system or the library describes it.
     pub detail: String,
 }
 
 /// Whether the other side may have acted on the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// Certainly not: no byte of the request left.
+    /// Certainly not acted on: no byte of the request left, or the platform refused it unread.
     No,
-    /// Nobody knows.
+    /// Unknown.
     Maybe,
 }
 
-/// What failed.
+/// The kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoAnswerKind {
     /// No connection.
@@ -102,16 +103,16 @@ pub enum NoAnswerKind {
     Timeout,
     /// The connection broke.
     Reset,
-    /// An answer that is none: not JSON, not the documented shape.
+    /// The answer is not JSON or does not have the documented shape.
     BadBody,
-    /// An answer that is longer than we read.
+    /// The answer exceeds the limit.
     TooLarge,
-    /// Not asked: the right to call was lost on the way.
+    /// The call was not made: its precondition no longer held.
     NoRight,
 }
 
 impl Answer {
-    /// Whether the platform says that it has no such API at all: the plugin is missing, or the address is wrong.
+    /// Whether the platform answers that it has no such API: the plugin is missing, or the address is wrong.
     pub fn is_no_such_api(&self) -> bool {
         self.status == 400 && self.said.reveal().to_ascii_lowercase().contains(NO_SUCH_RESOURCE)
     }
@@ -123,7 +124,7 @@ impl Answer {
 }
 
 impl CallError {
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status, if there was an answer.
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Answer(answer) => Some(answer.status),
@@ -131,7 +132,7 @@ impl CallError {
         }
     }
 
-    /// The platform's words, if it answered.
+    /// The platform's text, if it answered.
     pub fn said(&self) -> PlatformWords {
         match self {
             Self::Answer(answer) => answer.said.clone(),
@@ -139,7 +140,7 @@ impl CallError {
         }
     }
 
-    /// The error with the platform's words, for an operator who runs a command whose calls carry nothing of a user.
+    /// The error with the platform's text. Only for commands of an operator whose calls carry no text of a user.
     pub(crate) fn with_words(&self) -> String {
         let said = self.said();
         if said.is_empty() { self.to_string() } else { format!("{self}: {}", said.reveal()) }
@@ -153,35 +154,34 @@ impl CallError {
         }
     }
 
-    /// Whether the answer says that what the call was about is not there, or not for us: for `leave` that is as good
-    /// as done.
+    /// Whether the object of the call does not exist or is not accessible. For `leave` this counts as success.
     pub(crate) const fn is_absent(&self) -> bool {
         matches!(self, Self::Answer(answer) if matches!(answer.status, 403 | 404 | 410))
     }
 
-    /// Whether there is an answer, and more of it than we read.
+    /// Whether there is an answer that exceeds the size limit.
     pub(crate) fn is_too_large(&self) -> bool {
         matches!(self, Self::NoAnswer(NoAnswer { kind: NoAnswerKind::TooLarge, .. }))
     }
 
-    /// An answer that has success's status but not its shape.
+    /// An answer with a success status and an unexpected body.
     pub(crate) fn bad_body(detail: impl Into<String>) -> Self {
         Self::NoAnswer(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::BadBody, detail: detail.into() })
     }
 
-    /// An answer of which only its status is of interest.
+    /// An answer of which only the status matters.
     pub(crate) fn answered(status: u16, retry_after: Option<Duration>, kind: AnswerKind) -> Self {
         let (detail, said) = (String::new(), PlatformWords::default());
         Self::Answer(Answer { status, retry_after, kind, detail, said })
     }
 
-    /// A call that we did not make, since it cannot succeed.
+    /// A call that was not made because it cannot succeed.
     pub(crate) fn refused_here(detail: impl Into<String>) -> Self {
         let (kind, detail) = (AnswerKind::Permanent, detail.into());
         Self::Answer(Answer { status: 400, retry_after: None, kind, detail, said: PlatformWords::default() })
     }
 
-    /// A call that we could not make.
+    /// A call that could not be made.
     pub(crate) fn not_made(detail: impl Into<String>) -> Self {
         Self::NoAnswer(NoAnswer { sent: Sent::No, kind: NoAnswerKind::Connect, detail: detail.into() })
     }
@@ -194,14 +194,14 @@ impl From<NoAnswer> for CallError {
 }
 
 impl AnswerKind {
-    /// What a status other than success means, where the body has nothing to add.
+    /// The meaning of a status that is not success, if the body adds nothing.
     pub(crate) const fn of_status(status: u16) -> Self {
         match status {
             300..=399 => Self::NotReady(NotReady::Redirect),
             401 => Self::Credentials,
             404 | 410 => Self::Gone,
             429 => Self::Throttled,
-            // 499 is what a load balancer notes when somebody hung up in the middle.
+            // A load balancer logs 499 if the client closed the connection early.
             408 | 425 | 499 | 500.. => Self::Temporary,
             _ => Self::Permanent,
         }
@@ -209,20 +209,20 @@ impl AnswerKind {
 
     const fn words(&self) -> &'static str {
         match self {
-            Self::NotReady(NotReady::Accepted) => "not ready: accepted but not done",
+            Self::NotReady(NotReady::Accepted) => "not ready: accepted but not processed",
             Self::NotReady(NotReady::Html) => "not ready: answered with a web page",
             Self::NotReady(NotReady::Redirect) => "not ready: redirected",
             Self::Credentials => "credentials refused",
             Self::Business(_) => "declined",
             Self::Gone => "not found",
             Self::Permanent => "refused",
-            Self::Temporary => "failed for now",
+            Self::Temporary => "temporary failure",
             Self::Throttled => "too many calls",
         }
     }
 }
 
-/// The sentence of a business answer is the user's; logs have the cleaned detail.
+/// Hides the sentence of a business answer, which is meant for the user. Logs contain the cleaned detail.
 impl fmt::Debug for AnswerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.words())
@@ -243,10 +243,10 @@ impl fmt::Display for NoAnswer {
             NoAnswerKind::Tls => "TLS failed",
             NoAnswerKind::Timeout => "no answer in time",
             NoAnswerKind::Reset => "the connection broke",
-            NoAnswerKind::BadBody => "an answer that cannot be read",
-            NoAnswerKind::TooLarge => "an answer that is too large",
+            NoAnswerKind::BadBody => "unreadable answer",
+            NoAnswerKind::TooLarge => "answer too large",
             NoAnswerKind::NoRight => {
-                "not asked, since the broker may have given the message to another worker"
+                "call not made, because the broker may have given the message to another worker"
             }
         };
         if self.detail.is_empty() { f.write_str(words) } else { write!(f, "{words}: {}", self.detail) }

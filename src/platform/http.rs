@@ -1,12 +1,13 @@
-//! The one HTTP client. Everything that leaves for a platform leaves through here.
+//! The only HTTP client. Every request to a platform goes through this module.
 //!
-//! Guarantees: every call ends within its timeout; no redirect is followed, no proxy is taken from the environment,
-//! no answer is read beyond [`ANSWER_BYTES_MAX`]; a failure says whether the request may have left. Connections are kept: one
-//! that died in the pool before the request was written is replaced unseen, one that dies later is [`Sent::Maybe`].
-//! HTTP/2 where a platform offers it over TLS, else HTTP/1.1. All requests then share one connection, so that a silent one is
-//! pinged and given up; requests that it refused unread were certainly not sent. Where a right to call is set
-//! ([`Http::only_while`]), it is looked at again right before a request leaves.
-//! Leaves to others: what a status means (`servicenow/wire.rs`, `xo/`).
+//! Guarantees: each call ends within its timeout. No redirect is followed, no proxy is taken from the environment,
+//! and no answer is read beyond [`ANSWER_BYTES_MAX`]. A failure says whether the request may have left. Connections
+//! are pooled. If a pooled connection died before the request was written, the client silently opens another one. If
+//! the connection dies later, the error is [`Sent::Maybe`]. The client uses HTTP/2 if the platform offers it over
+//! TLS, and HTTP/1.1 otherwise. With HTTP/2 all requests share one connection, so the client pings a silent
+//! connection and closes it if the ping is not answered. A request that the platform refused unread was certainly not
+//! acted on. If a precondition is set ([`Http::only_while`]), it is checked again right before each request leaves.
+//! Not responsible for: what a status means (`servicenow/wire.rs`, `xo/`).
 
 use std::error::Error as _;
 use std::fmt;
@@ -26,32 +27,32 @@ pub use transfer::{Broken, Content};
 use super::error::{NoAnswer, NoAnswerKind, Sent};
 use crate::message::platform_words::one_line;
 
-/// The largest answer that is read.
+/// The largest answer in bytes that is read.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// No wish of a platform holds us longer than this.
+/// The upper limit for the delay that a platform asks for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// A connection that idled longer is not used again: load balancers forget theirs silently.
+/// A connection that was idle longer is not used again, because load balancers drop idle connections silently.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
-/// The longest part of a call that may go into connecting.
+/// The longest time for establishing a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// A connection of HTTP/2 that is silent for so long is asked for a sign of life, and given up when none comes in time.
+/// After this time of silence an HTTP/2 connection is pinged. It is closed if the answer to the ping is late.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How calls are made.
+/// The settings of the client.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
-    /// From the first byte of the connection to the last byte of the answer.
+    /// From opening the connection to the last byte of the answer.
     pub timeout: Duration,
-    /// Who we say we are.
+    /// The `User-Agent` header.
     pub user_agent: String,
 }
 
-/// Why there is no client.
+/// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpProblem {
     /// The settings or the system do not allow it.
@@ -69,7 +70,7 @@ pub struct Http {
     model: Option<model::Model>,
 }
 
-/// Whether a call may be made at all.
+/// The precondition of a call.
 #[derive(Clone)]
 struct Right(Arc<dyn Fn() -> bool + Send + Sync>);
 
@@ -87,15 +88,15 @@ pub(crate) struct Call {
     pub(crate) body: Option<Bytes>,
 }
 
-/// One answer, whatever its status.
+/// One answer of any status.
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// The body; an error where it broke off or was too large.
+    /// The body. An error if it broke off or was too large.
     pub(crate) body: Result<Bytes, NoAnswer>,
 }
 
-/// What an answer's body claims to be.
+/// The media type of an answer's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Media {
     Json,
@@ -106,11 +107,11 @@ pub(crate) enum Media {
 impl Http {
     /// Builds the pool.
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
-        // Fails only when a provider is installed already, which is what we want.
+        // Fails only if a provider is installed already, which is sufficient.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = build(settings, None).or_else(|error| {
             // A machine without CA certificates can still run the demo over plain loopback HTTP.
-            tracing::warn!(error = %root_cause(&error), "no CA certificates: every https call will fail");
+            tracing::warn!(error = %root_cause(&error), "no CA certificates found: every https call will fail");
             build(settings, Some(Vec::new()))
         });
         let client = client.map_err(|error| HttpProblem::Unusable(root_cause(&error)))?;
@@ -123,8 +124,8 @@ impl Http {
         })
     }
 
-    /// The same pool for one who may call only while `right` says so. It is asked last of all, so that a process that was frozen
-    /// on its way to a call does not make it on waking.
+    /// The same pool with a precondition: a call is made only if `right` returns true. The check comes last, so that
+    /// a process that was suspended on its way to a call does not make the call after it resumes.
     #[must_use]
     pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { right: Right(Arc::new(right)), ..self }
@@ -156,7 +157,7 @@ impl Http {
     }
 }
 
-/// Trusts whom the system trusts, or only `roots`.
+/// Trusts the certificate authorities of the system, or only `roots`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that builds the HTTP client")]
 fn build(
     settings: &HttpSettings,
@@ -191,7 +192,7 @@ async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
     Ok(body.freeze())
 }
 
-/// Only a failure while connecting, or HTTP/2's word for it, proves that nothing was heard.
+/// Only a failure to connect, or an HTTP/2 refusal, proves that the platform did not read the request.
 fn failure(error: &reqwest::Error) -> NoAnswer {
     let (sent, kind) = if error.is_builder() {
         (Sent::No, NoAnswerKind::Connect)
@@ -207,8 +208,8 @@ fn failure(error: &reqwest::Error) -> NoAnswer {
     NoAnswer { sent, kind, detail: root_cause(error) }
 }
 
-/// The other side ends its connection in good order and did not take this request any more, or refused its stream
-/// (RFC 9113, 8.7: safe to send again).
+/// True if the remote side closed its connection gracefully without taking this request, or refused the stream (RFC
+/// 9113, section 8.7: safe to retry).
 fn is_refused_unread(error: &reqwest::Error) -> bool {
     let told = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()).filter(|h2| h2.is_remote());
     told.is_some_and(|h2| match h2.reason() {
@@ -228,8 +229,8 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Erro
     std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
-/// The innermost error in the system's words. The outer ones repeat the URL, which may hold a secret; what HTTP/2 says holds
-/// words of the other side.
+/// The innermost error, as the operating system describes it. The outer errors repeat the URL, which may hold a
+/// secret. An HTTP/2 error may hold text of the remote side, so only its reason code is used.
 fn root_cause(error: &reqwest::Error) -> String {
     if let Some(reason) = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason()) {
         return format!("HTTP/2: {}", reason.description());
@@ -239,7 +240,7 @@ fn root_cause(error: &reqwest::Error) -> String {
 }
 
 impl Reply {
-    /// What the body claims to be. A page that hides behind another content type is still a page.
+    /// The media type of the body. An HTML page with another content type still counts as a page.
     pub(crate) fn media(&self) -> Media {
         let claimed =
             self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -255,11 +256,11 @@ impl Reply {
         }
     }
 
-    /// Whether the body is an HTML page, whatever the content type says.
+    /// Whether the body is an HTML page, regardless of the content type.
     pub(crate) fn begins_like_a_page(&self) -> bool {
         let Ok(body) = &self.body else { return false };
         let mut start = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
-        // A page may begin with an XML declaration or with comments.
+        // A page may start with an XML declaration or with comments.
         for (open, close) in [(&b"<?xml"[..], &b"?>"[..]), (b"<!--", b"-->"), (b"<!--", b"-->")] {
             let Some(rest) = start.strip_prefix(open) else { continue };
             let Some(end) = rest.windows(close.len()).position(|window| window == close) else { break };
@@ -270,14 +271,14 @@ impl Reply {
             .any(|page| start.get(..page.len()).is_some_and(|head| head.eq_ignore_ascii_case(page)))
     }
 
-    /// The sender's clock.
+    /// The time on the remote side's clock.
     pub(crate) fn date(&self) -> Option<Timestamp> {
         let date = self.headers.get(DATE)?.to_str().ok()?;
         Timestamp::try_from(httpdate::parse_http_date(date).ok()?).ok()
     }
 
-    /// How long the platform asks us to stay away, from `Retry-After` (seconds or a date), else from ServiceNow's
-    /// `X-RateLimit-Reset` (unix time) on a 429.
+    /// The delay that the platform asks for: from `Retry-After` (seconds or a date), or on a 429 from ServiceNow's
+    /// `X-RateLimit-Reset` (unix time).
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         let header = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
         let now = crate::clock::now();
@@ -290,11 +291,11 @@ impl Reply {
     }
 }
 
-/// Reads `Retry-After`; a date that has passed means now.
+/// Parses `Retry-After`. A date in the past gives zero.
 fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Too many digits for a number is still a wish, and a long one.
+        // A number with too many digits is still a request for a long delay.
         return Some(seconds(value.parse().unwrap_or(i64::MAX)));
     }
     let date = Timestamp::try_from(httpdate::parse_http_date(value).ok()?).ok()?;
@@ -305,7 +306,7 @@ fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0)).min(RETRY_AFTER_MAX)
 }
 
-/// A model of the other side instead of the network, for tests on a paused clock.
+/// A model of the remote side that replaces the network in tests on a paused clock.
 #[cfg(test)]
 mod model {
     use std::sync::Arc;
@@ -333,7 +334,8 @@ mod model {
     }
 
     impl Http {
-        /// The same client, whose calls are answered by `model`; one that never answers runs into the timeout.
+        /// The same client with calls answered by `model`. If the model never answers, the call ends with the
+        /// timeout.
         #[must_use]
         pub(crate) fn answered_by(&self, model: impl Fn(Call) -> Answer + Send + Sync + 'static) -> Self {
             Self { model: Some(Model(Arc::new(model))), ..self.clone() }
@@ -413,7 +415,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_pooled_connection_that_died_is_replaced_or_maybe() {
-        // The peer answers one request on each connection and closes without saying so.
+        // The peer answers one request on each connection and closes the connection without a `Connection: close`
+        // header.
         let peer =
             Peer::saying("HTTP/1.1 200 OK\ncontent-type: application/json\ncontent-length: 2\n\n{}").await;
         let http = http(Duration::from_secs(2));

@@ -1,9 +1,9 @@
-//! OUT: the typed clients of both platforms. One call in, one answer or one [`CallError`] out.
+//! Typed clients of both platforms. Each call returns one answer or one [`CallError`].
 //!
-//! Guarantees: an answer is success only where the platform documents it as success; every error says whether the
-//! other side may have acted on the call; credentials, cookies and chat text are in no `Debug` and no `Display`.
-//! Leaves to others: when to call and what an error means for a message (`delivery/`), waiting and trying again
-//! (`delivery/backoff.rs`): nothing in here sleeps or repeats, but for one fresh login after a refused session
+//! Guarantees: an answer counts as success only if the platform documents it as success. Each error says whether the
+//! platform may have acted on the call. Credentials, cookies and chat text appear in no `Debug` and no `Display`.
+//! Not responsible for: when to call and what an error means for a message (`delivery/`); delays and retries
+//! (`delivery/backoff.rs`). No code here sleeps or repeats a call, except for one fresh login after a refused session
 //! or token.
 
 pub mod check;

@@ -1,4 +1,4 @@
-//! Small remote sides for the unit tests of the clients: real sockets on loopback.
+//! Small remote sides for the unit tests of the clients, with real sockets on loopback.
 
 use std::sync::{Arc, Mutex};
 
@@ -29,7 +29,7 @@ async fn listener() -> (TcpListener, Url) {
     (listener, url)
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 pub(super) async fn nobody() -> Url {
     listener().await.1
 }
@@ -48,12 +48,12 @@ impl Peer {
         Self { url, heard: Arc::default(), task }
     }
 
-    /// Answers every request with this text, head lines ended by `\n`, and closes.
+    /// Answers every request with this text and closes. Head lines end with `\n`.
     pub(super) async fn saying(answer: impl Into<String>) -> Self {
         Self::scripted(Some(vec![wire(&answer.into())])).await
     }
 
-    /// Answers with one text after the other, the last one for ever.
+    /// Answers with one text after the other, and repeats the last one.
     pub(super) async fn saying_each(answers: &[&str]) -> Self {
         Self::scripted(Some(answers.iter().map(|answer| wire(answer)).collect())).await
     }

@@ -1,4 +1,4 @@
-//! HTTP/2, as a platform offers it over TLS.
+//! Tests of HTTP/2 over TLS, as a platform offers it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,17 +13,17 @@ use super::*;
 
 type Tls = TlsStream<TcpStream>;
 
-/// What a connection does with its first request; each further one, and each of the next connections, is answered.
+/// The reaction of the first connection to its first request. All later requests and connections are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Answered,
-    /// Refused unread.
+    /// The request is refused unread.
     Refused,
     /// The connection breaks.
     Cut,
-    /// Nothing is read or written any more, and the connection stays.
+    /// The connection stays open, but nothing is read or written any more.
     BlackHole,
-    /// Answered, and the connection ends in good order.
+    /// The request is answered, and the connection closes gracefully.
     Last,
 }
 
@@ -134,7 +134,7 @@ async fn a_connection_that_breaks_may_have_been_heard() {
 #[tokio::test]
 async fn a_silent_connection_is_given_up_before_the_next_request_goes_into_it() {
     let platform = Platform::start(First::BlackHole).await;
-    // The call itself would wait for ten minutes.
+    // The call's own timeout is ten minutes.
     let lost = tokio::time::timeout(Duration::from_secs(60), platform.call()).await.expect("found by a ping");
     assert_eq!(lost.map_err(|lost| lost.sent), Err(Sent::Maybe));
     assert_eq!(platform.call().await, Ok(StatusCode::OK));

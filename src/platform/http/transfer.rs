@@ -1,8 +1,8 @@
-//! Bodies that are passed on piece by piece: a file from one platform to the other, or to a browser.
+//! Transfers bodies piece by piece: a file from one platform to the other, or to a browser.
 //!
-//! Guarantees: no more than a few pieces are in memory; a body that is longer than the limit breaks off with [`Broken::TooLarge`]
-//! instead of being passed on whole; no redirect is followed. Not responsible for: what a status means (`xo/files.rs`,
-//! `servicenow/attachments.rs`).
+//! Guarantees: only a few pieces are in memory at a time. A body that exceeds the limit ends with
+//! [`Broken::TooLarge`] before its end. No redirect is followed.
+//! Not responsible for: what a status means (`xo/files.rs`, `servicenow/attachments.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,29 +16,29 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use super::{Call, Http, Reply, failure, read};
 use crate::platform::error::{NoAnswer, NoAnswerKind, Sent};
 
-/// Why a body ended early.
+/// The reason why a body ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// It is longer than the limit.
+    /// The file exceeds the limit.
     #[error("the file is larger than files.max_size")]
     TooLarge,
     /// The sender stopped.
-    #[error("the file broke off")]
+    #[error("the file transfer was interrupted")]
     Cut,
 }
 
-/// An answer whose body was not read yet.
+/// An answer with an unread body.
 pub(crate) struct Opened {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) content: Content,
 }
 
-/// A file on its way. No `Debug` of its bytes.
+/// A file in transfer. `Debug` shows no bytes.
 pub struct Content {
-    /// What its sender says that it is.
+    /// The media type, as the sender states it.
     pub content_type: Option<String>,
-    /// Its length, if its sender says so.
+    /// The length in bytes, if the sender states it.
     pub length: Option<u64>,
     body: BoxStream<'static, Result<Bytes, Broken>>,
     too_large: Arc<AtomicBool>,
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Content {
 }
 
 impl Content {
-    /// The same, which breaks off beyond `most` bytes.
+    /// The same content, which ends with an error beyond `most` bytes.
     #[must_use]
     pub fn limited(self, most: u64) -> Self {
         let (mut passed, too_large) = (0_u64, self.too_large.clone());
@@ -67,7 +67,7 @@ impl Content {
         Self { body: body.boxed(), ..self }
     }
 
-    /// Whether it has no byte at all. Waits for the first one.
+    /// Whether the content has no byte at all. Waits for the first byte.
     pub async fn is_empty(&mut self) -> bool {
         if self.length == Some(0) {
             return true;
@@ -85,13 +85,13 @@ impl Content {
         }
     }
 
-    /// A way to see afterwards whether it broke off at the limit.
+    /// Returns a function that tells later whether the content exceeded the limit.
     pub fn was_too_large(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let too_large = self.too_large.clone();
         move || too_large.load(Ordering::Relaxed)
     }
 
-    /// Its pieces.
+    /// The content as a stream of pieces.
     pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, Broken>> {
         self.body
     }

@@ -1,8 +1,9 @@
-//! Files at ServiceNow: a user's file into a chat's record, an agent's file out of it.
+//! Uploads a user's file into the record of a chat, and downloads an agent's file.
 //!
-//! Guarantees: an upload that is tried again leaves an orphan at most; a download asks the instance alone, with the login of every
-//! call, and follows no redirect. Not responsible for: the limit of a file's size, the message that shows the file.
-//! Source: FACTS.md SN-28 to SN-30; SN-47 for `/api/now/v1/cs/media`.
+//! Guarantees: a repeated upload leaves at most an orphaned file. A download calls only the instance, with the usual
+//! login, and follows no redirect.
+//! Not responsible for: the limit of a file's size, the message that shows the file.
+//! Source: `src/platform/servicenow/FACTS.md`.
 
 use std::time::Duration;
 
@@ -14,26 +15,26 @@ use super::{JSON, ServiceNow, wire};
 use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::{Call, Content};
 
-/// Where the browser client of Connect Support puts a chat's files.
+/// The table in which the browser client of Connect Support stores a chat's files.
 const RECORD_OF_A_CHAT: &str = "live_group_profile";
 
 /// A file at ServiceNow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredFile<'a> {
-    /// A `sys_attachment`, by its sys_id.
+    /// A `sys_attachment`, identified by its sys_id.
     Attachment(&'a str),
-    /// A file of the Virtual Agent's chat, by the token of its address.
+    /// A file of a Virtual Agent chat, identified by the token of its address.
     Media(&'a str),
 }
 
-/// What the Attachment API says of a new file.
+/// The Attachment API's answer to an upload.
 #[derive(Deserialize)]
 struct WireStored {
     sys_id: String,
 }
 
 impl ServiceNow {
-    /// Puts a file into the record of a chat, and says what ServiceNow calls it. All of it must arrive within `time`.
+    /// Uploads a file into the record of a chat and returns its sys_id. The whole call must end within `time`.
     pub async fn upload(
         &self,
         group: &str,
@@ -54,14 +55,14 @@ impl ServiceNow {
         let http = self.inner.http.with_timeout(time);
         let reply = http.pass_on(Call { method: Method::POST, url, headers, body: None }, content).await?;
         if reply.status == StatusCode::UNAUTHORIZED && pass.renewable() {
-            // The body is spent: the next try has the new token.
+            // The body is consumed. The next attempt uses the new token.
             self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
             return Err(CallError::answered(401, None, AnswerKind::Temporary));
         }
         Ok(wire::read::<WireStored>(reply, name, &self.inner.base)?.sys_id)
     }
 
-    /// Opens a file. All of it must arrive within `time`.
+    /// Opens a file. The whole file must arrive within `time`.
     pub async fn download(&self, file: StoredFile<'_>, time: Duration) -> Result<Content, CallError> {
         let url = match file {
             StoredFile::Attachment(sys_id) => {
@@ -79,7 +80,7 @@ impl ServiceNow {
             let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
             let opened = http.open(call).await?;
             let status = opened.status.as_u16();
-            // 202 and a page are never a file (FACTS.md SN-51, SN-52).
+            // A 202 and an HTML page are never a file (`src/platform/servicenow/FACTS.md`).
             if opened.status.is_success() && status != 202 {
                 return Ok(opened.content);
             }

@@ -1,8 +1,8 @@
-//! How we log in, with every call.
+//! Adds the login to each call.
 //!
-//! Guarantees: credentials go into a header that is marked sensitive, and nowhere else. Basic is sent on each call:
-//! the session cookie alone would turn a lapsed session into a refused message. Leaves to others: what a refused
-//! login means; how a token is got and kept (`oauth.rs`).
+//! Guarantees: credentials go only into a header that is marked sensitive. Basic credentials go with each call. If
+//! only the session cookie were sent, an expired session would look like a refused message.
+//! Not responsible for: what a refused login means; how a token is obtained and kept (`oauth.rs`).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ use super::oauth::{OAuth, Serial};
 use crate::platform::error::CallError;
 use crate::platform::http::Http;
 
-/// How the integration user proves who it is.
+/// The credentials of the integration user.
 #[derive(Clone)]
 pub enum ServiceNowLogin {
     /// User name and password.
@@ -24,20 +24,21 @@ pub enum ServiceNowLogin {
         /// Password.
         password: SecretString,
     },
-    /// A token: by the refresh token's grant where there is one, else by the client credentials grant.
+    /// A token. The refresh token grant is used if there is a refresh token, and the client credentials grant
+    /// otherwise.
     OAuth {
-        /// The user whom the instance gives the token to: by this name we know our own messages.
+        /// The user to whom the instance issues the token. Causeway recognises its own messages by this name.
         username: Option<String>,
         /// The application registry's client id.
         client_id: String,
-        /// Its client secret.
+        /// The client secret.
         client_secret: SecretString,
         /// The refresh token.
         refresh_token: Option<SecretString>,
     },
 }
 
-/// Which of the two, for those who explain a refusal.
+/// The kind of login, for explaining a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LoginKind {
     Basic,
@@ -56,15 +57,15 @@ enum Way {
     OAuth(OAuth),
 }
 
-/// What one call shows at the door.
+/// The credential that one call sends.
 pub(super) struct Pass {
     pub(super) header: HeaderValue,
-    /// Of a token; a password has none and cannot be renewed.
+    /// The number of the token. A password has none and cannot be renewed.
     serial: Option<Serial>,
 }
 
 impl Pass {
-    /// Whether a refused one can be replaced by another.
+    /// Whether a new credential can replace this one after a refusal.
     pub(super) const fn renewable(&self) -> bool {
         self.serial.is_some()
     }
@@ -82,8 +83,8 @@ impl Auth {
         }
     }
 
-    /// What the next call shows. `refused` is what the instance has just refused: a token that is still the current
-    /// one is replaced, once for everybody who was refused with it.
+    /// Returns the credential for the next call. `refused` is the credential that the instance has just refused. If
+    /// its token is still the current one, it is replaced once for all calls that were refused with it.
     pub(super) async fn pass(&self, http: &Http, refused: Option<&Pass>) -> Result<Pass, CallError> {
         match &self.way {
             Way::Basic(password) => {
@@ -98,7 +99,7 @@ impl Auth {
         }
     }
 
-    /// Whose messages are ours when we read a conversation back; empty where nobody said.
+    /// The user whose messages are Causeway's own when a conversation is read back. Empty if not configured.
     pub(super) fn username(&self) -> &str {
         self.username.as_deref().unwrap_or_default()
     }
@@ -120,7 +121,7 @@ pub(super) fn sensitive(scheme: &str, proof: &str) -> Result<HeaderValue, CallEr
     Ok(value)
 }
 
-/// Names the way, never what is shown.
+/// Shows the kind of login, never the credentials.
 impl std::fmt::Debug for ServiceNowLogin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -1,7 +1,8 @@
-//! The Connect Support API: open a chat in a queue, write into it, look at it, leave it.
+//! The Connect Support API: open a chat in a queue, write into it, read its state, leave it.
 //!
-//! Guarantees: text is sent as it is. Leaves to others: finding out what became of a call without an answer
-//! (`readback.rs`). No public reference of this API exists; the calls are those of ServiceNow's own browser client.
+//! Guarantees: the text is sent unchanged.
+//! Not responsible for: finding out the result of a call without an answer (`readback.rs`).
+//! Source: ServiceNow's own browser client. No public reference of this API exists.
 
 use serde::de::IgnoredAny;
 use serde_json::json;
@@ -14,8 +15,8 @@ use crate::platform::error::CallError;
 const QUEUES: [&str; 5] = ["api", "now", "connect", "support", "queues"];
 
 impl ServiceNow {
-    /// Opens a chat. Not idempotent: after an error that leaves it open whether it happened, look with
-    /// [`ServiceNow::find_started`] before the next try.
+    /// Opens a chat. Not idempotent: after an error that is [`Sent::Maybe`](crate::platform::Sent::Maybe), call
+    /// [`ServiceNow::find_started`] before the next attempt.
     pub async fn start(
         &self,
         conversation: &ConversationId,
@@ -28,8 +29,9 @@ impl ServiceNow {
         entry.meaning().ok_or_else(|| CallError::bad_body("a start without `group`"))
     }
 
-    /// Writes into the chat, and says what ServiceNow called the message. `files`: sys_ids of uploaded files. After an error that leaves it open whether
-    /// it happened, look with [`ServiceNow::find_sent`].
+    /// Writes into the chat and returns the sys_id that ServiceNow gave to the message. `files`: sys_ids of uploaded
+    /// files. After an error that is [`Sent::Maybe`](crate::platform::Sent::Maybe), call [`ServiceNow::find_sent`]
+    /// before the next attempt.
     pub async fn send(
         &self,
         conversation: &ConversationId,
@@ -46,7 +48,7 @@ impl ServiceNow {
         Ok(Posted { sys_id: stored.sys_id })
     }
 
-    /// Leaves the chat for the user, whichever API it goes over. One that is over already, or is not there, is left.
+    /// Leaves the chat for the user, with either API. A chat that is over or does not exist counts as left.
     pub async fn leave(&self, conversation: &ConversationId, group: &str) -> Result<(), CallError> {
         if self.api() == ChatApi::VirtualAgent {
             return self.end_conversation(conversation, group).await;
@@ -63,8 +65,8 @@ impl ServiceNow {
         }
     }
 
-    /// Where the chat stands; `None` where ServiceNow knows no queue entry for it. After an escalation one group can
-    /// have several entries: the open one counts, else the newest.
+    /// Returns the state of the chat, or `None` if ServiceNow has no queue entry for the chat. After an escalation
+    /// one group can have several entries. An open entry is preferred, then the newest.
     pub async fn state(
         &self,
         conversation: &ConversationId,
@@ -80,7 +82,7 @@ impl ServiceNow {
         }))
     }
 
-    /// A queue: its name, and whether it is open.
+    /// Returns a queue with its name and whether it is open.
     pub async fn queue(&self, queue_id: &str) -> Result<QueueState, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id];
         let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&path, &[])).await?;
@@ -88,7 +90,7 @@ impl ServiceNow {
         queue.ok_or_else(|| CallError::bad_body("no queue in the answer"))
     }
 
-    /// Every queue that the user may see.
+    /// Returns all queues that the user may see.
     pub async fn queues(&self) -> Result<Vec<QueueState>, CallError> {
         let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&QUEUES, &[])).await?;
         Ok(found.into_vec().into_iter().filter_map(|queue| queue.meaning(self.instance())).collect())

@@ -1,7 +1,8 @@
-//! What the others said in a chat, and where a chat went on: read back, since a callback that failed is never sent again.
+//! Reads back what others wrote in a chat and where the chat continued, because ServiceNow never repeats a failed
+//! callback.
 //!
-//! Guarantees: our own messages are left out, those among agents are marked; the order is ServiceNow's.
-//! Leaves to others: what of it was told already (`delivery/gaps.rs`).
+//! Guarantees: our own messages are left out. Messages among agents are marked. The order is ServiceNow's.
+//! Not responsible for: which of the messages were relayed already (`delivery/gaps.rs`).
 
 use std::collections::HashSet;
 
@@ -11,16 +12,16 @@ use super::{QueueEntry, Request, ServiceNow};
 use crate::message::ConversationId;
 use crate::platform::error::CallError;
 
-/// Something that somebody else said.
+/// A message that another participant wrote.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Heard {
     /// sys_id of the `live_message`.
     pub sys_id: String,
-    /// User name of the writer; `system` for system messages.
+    /// User name of the author; `system` for system messages.
     pub created_by: Option<String>,
-    /// As ServiceNow keeps it, Connect's mark-up included.
+    /// The text as ServiceNow stores it, with Connect's mark-up.
     pub text: String,
-    /// Among agents only: no user may read it.
+    /// Visible to agents only. No user may read it.
     pub internal: bool,
     /// Files that came with it.
     pub files: Vec<AgentFile>,
@@ -33,7 +34,7 @@ pub struct AgentFile {
     pub sys_id: String,
     /// Its name; empty for some images.
     pub name: String,
-    /// Its media type, where ServiceNow says it.
+    /// Its media type, if ServiceNow states it.
     pub content_type: Option<String>,
     /// Whether our user may read it.
     pub can_read: bool,
@@ -63,8 +64,8 @@ impl std::fmt::Debug for Heard {
 }
 
 impl ServiceNow {
-    /// What others said after the message `since`, or from the beginning; oldest first. Of a very long chat only the newest
-    /// pages are read.
+    /// Returns the messages of others after the message `since`, or from the beginning, oldest first. In a very long
+    /// chat only the newest pages are read.
     pub async fn heard_since(
         &self,
         conversation: &ConversationId,
@@ -99,9 +100,10 @@ impl ServiceNow {
         Ok(heard)
     }
 
-    /// Where an escalated chat (state 4) goes on under another name: an open chat of ours, with the same words, in the queue
-    /// that its own queue escalates to. Whether ServiceNow keeps the name is not documented (FACTS.md SN-27); where it
-    /// does, [`ServiceNow::state`] finds the open entry by itself.
+    /// Finds the chat in which an escalated chat (state 4) continues under another group: an open chat of our user
+    /// with the same text, in the queue to which its own queue escalates. ServiceNow does not document whether the
+    /// group stays the same (`src/platform/servicenow/FACTS.md`). If it does, [`ServiceNow::state`] finds the open
+    /// entry.
     pub async fn find_escalated(
         &self,
         conversation: &ConversationId,

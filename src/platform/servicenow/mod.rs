@@ -1,9 +1,11 @@
-//! ServiceNow, by its REST API.
+//! The client of ServiceNow's REST APIs.
 //!
-//! Guarantees: the login goes with each call (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` too (ServiceNow answers 400 without them);
-//! at most one call in flight for each conversation. Leaves to others: what an error means for a message
-//! (`delivery/classify.rs`). `connect_support.rs` and `readback.rs` speak the older of ServiceNow's two chat APIs,
-//! `virtual_agent.rs` the newer one; all of them call through [`ServiceNow::converse`].
+//! Guarantees: each call carries the login (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` (ServiceNow
+//! answers 400 without them). At most one call is in flight for each conversation.
+//! Not responsible for: what an error means for a message (`delivery/classify.rs`).
+//!
+//! ServiceNow has two chat APIs. `connect_support.rs` and `readback.rs` use the older one, `virtual_agent.rs` the
+//! newer one. All calls go through [`ServiceNow::converse`].
 
 mod attachments;
 mod auth;
@@ -41,23 +43,24 @@ pub(crate) use virtual_agent::{File, HistoryLine, Opening, end_request};
 pub use virtual_agent::{MessageAuth, Receipt, StartAction, VirtualAgentSettings};
 pub(crate) use virtual_agent_callback::{Item, Meaning, Sign, VirtualAgentCallback};
 
-/// Jars kept for idle conversations: about 10 MB at the very most. An older one costs a fresh login when it speaks.
+/// The number of cookie jars kept for idle conversations: at most about 10 MB. A conversation whose jar was dropped
+/// logs in again.
 const SESSIONS_MAX: usize = 10_000;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// The seed's four values.
+/// The connection settings of one instance.
 #[derive(Clone)]
 pub struct ServiceNowSettings {
-    /// Host URL: the instance.
+    /// Host URL: the address of the instance.
     pub host_url: Url,
     /// User name and password, or a token.
     pub login: ServiceNowLogin,
-    /// Queue ID, where a start names none.
+    /// The Queue ID for starts that name none.
     pub queue_id: Option<String>,
 }
 
-/// One instance. Cheap to clone; the clones share their sessions.
+/// A client of one instance. Cheap to clone; the clones share their sessions.
 #[derive(Clone)]
 pub struct ServiceNow {
     inner: Arc<Inner>,
@@ -68,12 +71,12 @@ struct Inner {
     base: Url,
     auth: Auth,
     queue_id: Option<String>,
-    /// Present where the chats go over the newer API.
+    /// Set if chats use the Virtual Agent API.
     virtual_agent: Option<VirtualAgentSettings>,
     sessions: Sessions,
 }
 
-/// Which of ServiceNow's chat APIs.
+/// The chat API of ServiceNow that is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChatApi {
     /// Connect Support: Tokyo and lower.
@@ -85,51 +88,51 @@ pub enum ChatApi {
 /// A `chat_queue_entry`: one user's place in a queue and, later, in a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueEntry {
-    /// sys_id of the entry; empty where the answer did not say.
+    /// sys_id of the entry. Empty if the answer did not contain it.
     pub sys_id: String,
-    /// sys_id of the `live_group_profile`: the conversation as ServiceNow names it.
+    /// sys_id of the `live_group_profile`, which is ServiceNow's id of the conversation.
     pub group: String,
-    /// Such as `CHAT0001234`.
+    /// The number, such as `CHAT0001234`.
     pub number: Option<String>,
     /// sys_id of the queue.
     pub queue: Option<String>,
     /// Position in the queue.
     pub position: Option<u32>,
-    /// ServiceNow's words for the wait, such as `2 Minutes`.
+    /// ServiceNow's text for the expected wait, such as `2 Minutes`.
     pub wait: Option<String>,
-    /// sys_id of the agent, once one accepted.
+    /// sys_id of the agent, after an agent accepted.
     pub assigned_to: Option<String>,
-    /// Where the chat stands.
+    /// The state of the chat.
     pub state: Option<ChatState>,
 }
 
 /// `chat_queue_entry.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChatState {
-    /// 1: nobody accepted yet.
+    /// 1: no agent has accepted yet.
     Waiting,
     /// 2: an agent is there.
     InProgress,
     /// 3: the agent ended it.
     ClosedComplete,
-    /// 4: it went on in another queue's entry.
+    /// 4: the chat continued in an entry of another queue.
     ClosedEscalated,
     /// 7: the user ended it.
     ClosedByClient,
-    /// 8: the user left before anybody accepted.
+    /// 8: the user left before an agent accepted.
     ClosedAbandoned,
-    /// A state that no page documents.
+    /// A state that is not documented.
     Other(i64),
 }
 
 named! {
-    /// Who ended a chat.
+    /// The side that ended a chat.
     EndedBy {
         /// The agent.
         Agent = "agent",
         /// The user.
         User = "user",
-        /// Nobody: it was passed on.
+        /// Neither side: the chat was passed on to another queue.
         Escalation = "escalation",
     }
 }
@@ -149,12 +152,12 @@ impl From<i64> for ChatState {
 }
 
 impl ChatState {
-    /// Whether the chat can go on. A state that nobody documents ends nothing.
+    /// Whether the chat can continue. An undocumented state counts as open.
     pub const fn is_open(self) -> bool {
         matches!(self, Self::Waiting | Self::InProgress | Self::Other(_))
     }
 
-    /// Who ended it, once it is not open.
+    /// The side that ended the chat, if the chat is not open.
     pub const fn ended_by(self) -> Option<EndedBy> {
         match self {
             Self::ClosedComplete => Some(EndedBy::Agent),
@@ -166,7 +169,7 @@ impl ChatState {
 }
 
 impl QueueEntry {
-    /// Whether the chat can go on.
+    /// Whether the chat can continue.
     pub fn is_open(&self) -> bool {
         self.state.is_none_or(ChatState::is_open)
     }
@@ -179,25 +182,25 @@ pub struct QueueState {
     pub sys_id: String,
     /// Its name.
     pub name: Option<String>,
-    /// ServiceNow's words for the average wait.
+    /// ServiceNow's text for the average wait.
     pub wait: Option<String>,
-    /// How many wait.
+    /// The number of waiting users.
     pub waiting: Option<u32>,
-    /// Present only while it is closed: what a user is told.
+    /// Set only while the queue is closed: the text for the user.
     pub not_available: Option<String>,
-    /// The queue that its chats are passed on to.
+    /// The queue to which its chats are passed on.
     pub escalates_to: Option<String>,
 }
 
-/// One request, before it has an address and a login.
+/// One request, before the address and the login are added.
 struct Request<'a> {
     method: Method,
     path: &'a [&'a str],
     query: &'a [(&'a str, &'a str)],
     body: Option<Bytes>,
-    /// Beside those that every call has.
+    /// Headers in addition to the usual ones.
     headers: HeaderMap,
-    /// The chat text in the body, so that no error repeats it.
+    /// The chat text in the body. It is redacted from errors.
     carried: &'a str,
 }
 
@@ -218,12 +221,12 @@ impl<'a> Request<'a> {
 }
 
 impl ServiceNow {
-    /// A client of one instance, whose chats go over Connect Support.
+    /// A client of one instance that uses Connect Support for its chats.
     pub fn new(http: Http, settings: ServiceNowSettings) -> Self {
         Self::of(http, settings, None)
     }
 
-    /// A client of one instance, whose chats go over the Virtual Agent Bot Integration API.
+    /// A client of one instance that uses the Virtual Agent Bot Integration API for its chats.
     pub fn with_virtual_agent(
         http: Http,
         settings: ServiceNowSettings,
@@ -236,7 +239,8 @@ impl ServiceNow {
         let mut base = settings.host_url;
         base.set_query(None);
         base.set_fragment(None);
-        // A login in the address would be sent beside ours. It can only fail where the address can hold none.
+        // A login in the address would be sent in addition to ours. Removing it fails only if the address cannot hold
+        // one.
         let _ = base.set_username("").and_then(|()| base.set_password(None));
         let auth = Auth::new(settings.login, &base);
         let sessions = Sessions::new(SESSIONS_MAX);
@@ -245,7 +249,7 @@ impl ServiceNow {
         }
     }
 
-    /// Over which API its chats go.
+    /// The chat API that the client uses.
     pub fn api(&self) -> ChatApi {
         match self.inner.virtual_agent {
             Some(_) => ChatApi::VirtualAgent,
@@ -253,7 +257,7 @@ impl ServiceNow {
         }
     }
 
-    /// Its address.
+    /// The address of the instance.
     pub(crate) fn instance(&self) -> &Url {
         &self.inner.base
     }
@@ -263,7 +267,7 @@ impl ServiceNow {
         self.inner.queue_id.as_deref()
     }
 
-    /// The user whose messages are ours; empty where nobody said.
+    /// The user whose messages are our own. Empty if not configured.
     pub fn username(&self) -> &str {
         self.inner.auth.username()
     }
@@ -272,29 +276,29 @@ impl ServiceNow {
         self.inner.auth.kind()
     }
 
-    /// Gets a token, where one is needed: what a refusal is about shows before any other call.
+    /// Gets a token if one is needed, so that a refusal of the token shows before any other call.
     pub(crate) async fn log_in(&self) -> Result<(), CallError> {
         self.inner.auth.pass(&self.inner.http, None).await.map(|_| ())
     }
 
-    /// The time that the instance says it is, where it says so. Asks without a login.
+    /// Returns the instance's time, if its answer contains it. Sends no login.
     pub(crate) async fn time(&self) -> Result<Option<Timestamp>, CallError> {
         let (method, url) = (Method::GET, self.inner.base.clone());
         let reply = self.inner.http.call(Call { method, url, headers: HeaderMap::new(), body: None }).await?;
         Ok(reply.date())
     }
 
-    /// Drops the conversation's cookies: its chat is over.
+    /// Drops the conversation's cookies, because its chat is over.
     pub fn forget(&self, conversation: &ConversationId) {
         self.inner.sessions.forget(conversation);
     }
 
-    /// Whether a call of the conversation is in flight: whoever only wants to look comes back later.
+    /// Whether a call of the conversation is in flight. A caller that only wants to read can come back later.
     pub fn busy(&self, conversation: &ConversationId) -> bool {
         self.inner.sessions.busy(conversation)
     }
 
-    /// Makes one call within the conversation's session and reads its `result`.
+    /// Makes one call in the conversation's session and reads its `result`.
     async fn in_session<T: DeserializeOwned>(
         &self,
         conversation: &ConversationId,
@@ -313,8 +317,8 @@ impl ServiceNow {
         wire::read(self.converse(lease, &request).await?, request.carried, self.instance())
     }
 
-    /// Makes one call. A 401 that came with session cookies or with a token is tried once more without the cookies and
-    /// with another token: a lapsed session or token is no proof against the login, and a refused call was not acted on.
+    /// Makes one call. A 401 to a call with session cookies or a token is retried once, without the cookies and with
+    /// a new token: the session or the token may have expired, and ServiceNow did not act on a refused call.
     async fn converse(
         &self,
         mut lease: Option<&mut Lease>,
@@ -359,7 +363,7 @@ impl ServiceNow {
     }
 
     fn address(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Url, CallError> {
-        // Such a segment would vanish from the address and turn the call into another one.
+        // The URL would lose such a segment, which would turn the call into a different one.
         if path.iter().any(|segment| matches!(*segment, "" | "." | "..")) {
             return Err(CallError::refused_here("not a ServiceNow id: it is empty or only dots"));
         }
@@ -375,7 +379,7 @@ impl ServiceNow {
     }
 }
 
-/// Shows where it points, never how it logs in.
+/// Shows the host, never the login.
 impl std::fmt::Debug for ServiceNow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServiceNow").field("host", &self.inner.base.host_str()).finish_non_exhaustive()

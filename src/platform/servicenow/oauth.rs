@@ -1,10 +1,10 @@
-//! The OAuth token of one instance: got, kept, renewed.
+//! Gets, keeps and renews the OAuth token of one instance.
 //!
-//! Guarantees: one request for a token at a time, however many calls want one; those who waited share what came of it,
-//! be it a token or a refusal. A token that is refused is replaced only while it is the current one, so that a burst of
-//! 401s leads to one renewal. A renewal outlives the call that wanted it: a refresh token that the instance has just
-//! exchanged for another must not be lost with the caller. Every error says that the call itself was not made. Secrets
-//! are in no error. Leaves to others: trying again later (`delivery/`).
+//! Guarantees: only one request for a token is in flight at a time. All waiting calls share its result, a token or a
+//! refusal. A refused token is replaced only while it is the current one, so a burst of 401s leads to one renewal. A
+//! renewal continues if its caller is dropped: the instance may have just exchanged the refresh token, and the new
+//! one must not be lost. Each error says that the call itself was not made. No error holds a secret.
+//! Not responsible for: retrying later (`delivery/`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,16 +26,18 @@ use crate::message::{PlatformWords, json};
 use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
 use crate::platform::http::{Call, Http, Media, Reply};
 
-/// ServiceNow's default, for an answer that does not say.
+/// ServiceNow's default lifetime of a token, if the answer does not state one.
 const LIFE: Duration = Duration::from_secs(1800);
-/// While a token lives ServiceNow hands the same one out again, with the seconds that are left, down to none.
+/// ServiceNow returns the same token again while it is valid, with its remaining seconds, which can be zero.
 const LIFE_MIN: Duration = Duration::from_secs(1);
-/// An answer may name any number, and a time that far ahead cannot be reckoned with.
+/// The upper limit of a lifetime. An answer may state any number, and adding a very large one to a time would
+/// overflow.
 const LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How long before its end a token is renewed, at most; a short-lived one a tenth of its life before.
+/// The longest time before its end at which a token is renewed. For a short-lived token it is a tenth of the
+/// lifetime.
 const AHEAD_MAX: Duration = Duration::from_secs(30);
 
-/// Which of the tokens we had: counts up.
+/// The number of a token, counting up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Serial(u64);
 
@@ -49,14 +51,14 @@ struct Shared {
     client_id: String,
     client_secret: SecretString,
     held: Arc<Mutex<Held>>,
-    /// How many requests for a token have ended.
+    /// The number of token requests that have ended.
     ended: AtomicU64,
 }
 
 struct Held {
     refresh_token: Option<SecretString>,
     token: Option<Token>,
-    /// What came of the last request, if it was no token.
+    /// The error of the last request, if it failed.
     failure: Option<CallError>,
     next: u64,
 }
@@ -94,8 +96,8 @@ impl OAuth {
         self.by_refresh_token
     }
 
-    /// The current token as a header; a new one where there is none, where it is about to lapse, or where it is the one
-    /// that was `refused`.
+    /// Returns the current token as a header. Gets a new one if there is none, if it is about to expire, or if it is
+    /// the one that was `refused`.
     pub(super) async fn token(
         &self,
         http: &Http,
@@ -109,7 +111,8 @@ impl OAuth {
         {
             return Ok((token.header.clone(), token.serial));
         }
-        // Whoever waited for a request that failed has its answer: asking again at once would only be a storm.
+        // A call that waited for a failed request gets that request's error. Asking again at once would cause a storm
+        // of requests.
         if self.shared.ended.load(Ordering::Acquire) != seen
             && let Some(failure) = &held.failure
         {
@@ -166,7 +169,7 @@ impl Shared {
             self.address.clone().ok_or_else(|| CallError::not_made("Host URL must be an http address"))?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        // JSON is answered with an error that says nothing.
+        // ServiceNow answers a request in JSON with an error that gives no reason.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         let body = Some(self.form(refresh_token));
         let reply = http.call(Call { method: Method::POST, url, headers, body }).await;
@@ -174,7 +177,7 @@ impl Shared {
     }
 }
 
-/// What the instance grants.
+/// The answer to a token request.
 #[derive(Deserialize)]
 struct Granted {
     access_token: SecretString,
@@ -184,13 +187,13 @@ struct Granted {
     refresh_token: Option<SecretString>,
 }
 
-/// A number, or one written as text.
+/// A number, or a number written as text.
 fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()))
 }
 
-/// The call that wanted the token was not made, whatever became of the request for it.
+/// The call that needed the token was not made, even if the request for the token was.
 fn not_sent(no_answer: NoAnswer) -> CallError {
     let detail = format!("while asking for an OAuth token: {}", no_answer.detail);
     NoAnswer { sent: Sent::No, detail, ..no_answer }.into()
@@ -222,12 +225,12 @@ fn read(reply: Reply) -> Result<Granted, CallError> {
         AnswerKind::Temporary => {
             answer(503, AnswerKind::Temporary, format!("no OAuth token: status {status}{codes}"))
         }
-        // Whatever else: it will not give us a token. Under a status of its own it would be taken for the call's.
+        // The instance will not grant a token. Its own status could be mistaken for the status of the call.
         _ => answer(401, AnswerKind::Credentials, format!("no OAuth token: status {status}{codes}")),
     })
 }
 
-/// The error codes of RFC 6749, which say nothing of a user.
+/// The error codes of RFC 6749. They hold no data of a user.
 const STANDARD_CODES: [&str; 9] = [
     "invalid_request",
     "invalid_client",
@@ -240,7 +243,7 @@ const STANDARD_CODES: [&str; 9] = [
     "temporarily_unavailable",
 ];
 
-/// The codes of the standard among the words, with a comma before each.
+/// The standard codes in the text, each after a comma.
 fn standard_codes(words: &PlatformWords) -> String {
     let codes = words.reveal().split([',', ' ']).filter(|word| STANDARD_CODES.contains(word));
     codes.map(|code| format!(", {code}")).collect()

@@ -1,10 +1,11 @@
-//! What became of a call without an answer: read it back before trying again.
+//! Finds out by reading whether a call without an answer succeeded, before it is made again.
 //!
-//! Neither API takes an idempotency key, so the text is all there is to recognise our own by. Texts repeat, so each
-//! search is cut down to where only the lost call can stand: for a start, the open chats that no conversation owns
-//! (the directory's claim decides); for a message, what stands behind the last one known to be delivered.
-//! Guarantees: where it stays in doubt the answer is "not found". The worst is then a repeat, never a loss.
-//! Leaves to others: claiming (`conversation/`), remembering the last delivered message (`delivery/`).
+//! Neither API takes an idempotency key, so a message can be recognised only by its text. Texts repeat, so each
+//! search is limited to the places where the lost call can be found. For a start these are the open chats that belong
+//! to no conversation (the directory's claim decides). For a message it is everything after the last message that is
+//! known to be delivered.
+//! Guarantees: in doubt the result is "not found". The worst consequence is a repeated message, never a lost one.
+//! Not responsible for: claiming (`conversation/`), remembering the last delivered message (`delivery/`).
 
 use std::cmp::Ordering;
 
@@ -13,32 +14,33 @@ use super::{QueueEntry, Request, ServiceNow};
 use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
 
-/// How many pages of a conversation are read at most.
+/// The maximum number of pages of a conversation that are read.
 pub(super) const PAGES_MAX: usize = 5;
-/// From here on a stored text that is the beginning of ours counts as ours, cut off by its column.
+/// A stored text of at least this length that is the beginning of ours counts as ours: the column has cut it off.
 const CUT_CHARS_MIN: usize = 1000;
 
 /// An open chat of our user that may be the one whose start was not answered.
 ///
-/// Newest first: skip the groups that the directory knows; take one that is [`Started::certain`] as it is, ask
-/// [`ServiceNow::opening_of`] about another (about [`Started::LOOKS_MAX`] of them at most), and claim what is left.
-/// Of two conversations with the same text each may get the other's chat: nobody can tell the difference, since
-/// neither has heard anything else yet. A start whose claim fails afterwards has lost its chat to the other that way
-/// and opens another.
+/// The list is sorted newest first. The caller skips groups that the directory knows. The caller takes a chat that is
+/// [`Started::certain`]; it asks [`ServiceNow::opening_of`] about any other chat (at most [`Started::LOOKS_MAX`]
+/// chats), and claims the first that remains. Two conversations with the same text may get each other's chat. This
+/// makes no difference, because neither has received any other message yet. A start whose claim fails afterwards has
+/// lost its chat to the other conversation, and opens another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
     /// The chat.
     pub entry: QueueEntry,
-    /// The queue entry shows our whole text. Otherwise it shows nothing, or only how it begins.
+    /// The queue entry shows our whole text. Otherwise the entry shows no text or only its beginning.
     pub certain: bool,
 }
 
-/// The text that a start is recognised by.
+/// The text by which a start is recognised.
 #[derive(Clone, Copy)]
 pub struct StartText<'a> {
-    /// The whole text, if every try sends the same one.
+    /// The whole text, if each attempt sends the same text.
     pub whole: &'a str,
-    /// How the text of each try begins, if what follows can differ from try to try (a transcript that is read anew).
+    /// The beginning of each attempt's text, if the rest can differ between attempts (a transcript that is read
+    /// anew).
     pub begins: Option<&'a str>,
 }
 
@@ -49,7 +51,8 @@ impl std::fmt::Debug for StartText<'_> {
 }
 
 impl StartText<'_> {
-    /// Whether `shown`, the text of a queue entry (whole, cut off or empty), can be of this start, and whether it is all of it.
+    /// Compares `shown`, the text of a queue entry (whole, cut off or empty), with this start. `None`: another text;
+    /// `Some(true)`: the whole text; `Some(false)`: possibly this start.
     fn fits(&self, shown: &str) -> Option<bool> {
         let (shown, whole) = (normal(shown), normal(self.whole));
         let cut = shown.trim_end_matches(['.', '…']).trim_end();
@@ -61,7 +64,7 @@ impl StartText<'_> {
     }
 }
 
-/// The first words of our user in a chat, as ServiceNow stores them.
+/// The first text of our user in a chat, as ServiceNow stores it.
 pub struct Opening(WireMessage);
 
 impl std::fmt::Debug for Opening {
@@ -71,49 +74,51 @@ impl std::fmt::Debug for Opening {
 }
 
 impl Opening {
-    /// Whether they are this text.
+    /// Whether it is this text.
     pub fn is(&self, text: &str) -> bool {
         carries(&self.0, text)
     }
 
-    /// What [`recognisable`] would have made of the text that was sent; ServiceNow may have changed it in one of these ways.
+    /// The forms that [`recognisable`] would have made of the sent text. ServiceNow may have changed the text in one
+    /// of these ways.
     pub fn recognisable(&self) -> Vec<String> {
         readings(&self.0).map(|stored| stored.chars().take(CUT_CHARS_MIN).collect()).collect()
     }
 }
 
-/// What stays of a text whatever ServiceNow does to it: blanks may change, tags may be stripped, and a column may cut it off beyond
-/// this length.
+/// The forms of a text that survive ServiceNow's changes: white space may change, tags may be stripped, and a column
+/// may cut the text off beyond this length.
 pub fn recognisable(text: &str) -> [String; 2] {
     [normal(text), normal(&rich_text::html_text(text, None))]
         .map(|text| text.chars().take(CUT_CHARS_MIN).collect())
 }
 
 impl Started {
-    /// How many uncertain chats are worth reading for one start.
+    /// The maximum number of uncertain chats that are read for one start.
     pub const LOOKS_MAX: usize = 10;
 }
 
-/// A message in ServiceNow's hands.
+/// A message that ServiceNow has stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posted {
-    /// sys_id of the `live_message`, where the answer named it.
+    /// sys_id of the `live_message`, if the answer named it.
     pub sys_id: Option<String>,
 }
 
-/// Where a search begins. Whoever knows neither must not search: an older message of the same text would pass for the
-/// lost one, and the lost one would stay lost.
+/// The point at which a search begins. A caller that knows neither must not search. It would take an older message
+/// with the same text for the lost one, and the lost message would never be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since<'a> {
-    /// Certainly nothing was sent after the start of the chat.
+    /// It is certain that nothing was sent after the start of the chat.
     Start,
     /// sys_id of the last message that was delivered ([`Posted::sys_id`]).
     Message(&'a str),
 }
 
 impl ServiceNow {
-    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`]. None of them where the
-    /// list is longer than we read: it would be so for the next try, too, which then could never be made.
+    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`]. Empty if
+    /// the list exceeds the size limit: the next attempt would find it too large as well, so the start could never be
+    /// made.
     pub async fn find_started(
         &self,
         conversation: &ConversationId,
@@ -124,7 +129,7 @@ impl ServiceNow {
         let asked = self.in_session(conversation, Request::get(&path, &[])).await;
         let found: OneOrMany<WireSession> = match asked {
             Err(error) if error.is_too_large() => {
-                tracing::warn!(%conversation, "too many chats in the queue to look for the one that may have been started");
+                tracing::warn!(%conversation, "could not look for a chat that may have been started: the list of the queue's chats is too large");
                 return Ok(Vec::new());
             }
             answered => answered?,
@@ -139,12 +144,12 @@ impl ServiceNow {
                 Some(Started { entry, certain })
             })
             .collect();
-        // Stable: without numbers the order of the answer stays.
+        // A stable sort: without numbers the order of the answer stays.
         started.sort_by(|left, right| age(&right.entry).cmp(&age(&left.entry)));
         Ok(started)
     }
 
-    /// The first thing that our user said in this chat, if the newest page shows it.
+    /// The first message of our user in this chat, if the newest page shows it.
     pub async fn opening_of(
         &self,
         conversation: &ConversationId,
@@ -154,7 +159,7 @@ impl ServiceNow {
         Ok(page.into_iter().rev().find(|message| self.is_own(message)).map(Opening))
     }
 
-    /// Whether this text was posted by our user after `since`, and what ServiceNow calls it.
+    /// Returns the message with this text that our user posted after `since`, or `None`.
     pub async fn find_sent(
         &self,
         conversation: &ConversationId,
@@ -188,12 +193,12 @@ impl ServiceNow {
         if since != Since::Start {
             return Ok(None);
         }
-        // The oldest of ours is what opened the chat, which may be the same words.
+        // The oldest of our messages opened the chat, possibly with the same text.
         own.pop();
         Ok(newest(&own, text))
     }
 
-    /// One page of the conversation, newest first.
+    /// Returns one page of the conversation, newest first.
     pub(super) async fn page(
         &self,
         conversation: &ConversationId,
@@ -230,13 +235,13 @@ fn newest(own: &[WireMessage], text: &str) -> Option<Posted> {
     Some(Posted { sys_id: found.sys_id.clone() })
 }
 
-/// A chat's number tells its age: numbers only grow.
+/// The age of a chat by its number, because numbers only grow.
 pub(super) fn age(entry: &QueueEntry) -> (usize, &str) {
     let number = entry.number.as_deref().unwrap_or_default();
     (number.len(), number)
 }
 
-/// Times are epoch numbers or sortable text; [`Ordering::Equal`] where they cannot be compared.
+/// Compares times, which are epoch numbers or sortable text. [`Ordering::Equal`] if they cannot be compared.
 fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
     let pairs = [(&left.timestamp, &right.timestamp), (&left.created_on, &right.created_on)];
     for (left, right) in pairs {
@@ -253,8 +258,8 @@ fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
     Ordering::Equal
 }
 
-/// ServiceNow strips tags from what users write, and writes references and mark-up of its own: whichever way the stored text is
-/// read, one reading that is ours is enough.
+/// ServiceNow strips tags from users' texts and adds references and mark-up of its own. The stored text counts as
+/// ours if any of its readings is ours.
 fn carries(message: &WireMessage, text: &str) -> bool {
     let wanted = [normal(text), normal(&rich_text::html_text(text, None))];
     readings(message).any(|stored| {
@@ -263,7 +268,7 @@ fn carries(message: &WireMessage, text: &str) -> bool {
     })
 }
 
-/// The texts that a stored message can have been.
+/// The texts that a stored message may stand for.
 fn readings(message: &WireMessage) -> impl Iterator<Item = String> {
     let plain = [&message.message, &message.formatted_message].into_iter().flatten();
     plain.flat_map(|stored| {
@@ -277,7 +282,7 @@ fn readings(message: &WireMessage) -> impl Iterator<Item = String> {
     })
 }
 
-/// ServiceNow trims, and turns line breaks and blanks into one another.
+/// ServiceNow trims texts, and replaces line breaks by blanks and blanks by line breaks.
 fn normal(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,10 +1,12 @@
 //! ServiceNow's session cookies: one small jar for each conversation, and one call in flight for each jar.
 //!
-//! Why: without cookies every call opens another login session; with one shared jar all calls stand in one line and
-//! are answered 202 when it grows. A jar for each conversation gives order and no overflow, and it lets a read that
-//! follows a timed-out write stand behind that write on ServiceNow's side too: so a timeout keeps the jar.
-//! Guarantees: at most `max` jars beside those in use, the longest idle goes first; a forgotten conversation's
-//! cookies are gone when its call ends. Leaves to others: which answers end a session (`mod.rs`).
+//! Why: without cookies each call opens another login session. With one shared jar ServiceNow would process all calls
+//! one after the other, and would answer 202 once too many wait. A jar for each conversation keeps the order and
+//! prevents the overflow. ServiceNow also processes a read after a timed-out write only behind that write, so a
+//! timeout keeps the jar.
+//! Guarantees: at most `max` jars, not counting jars in use; the jar that was idle longest is dropped first. The
+//! cookies of a forgotten conversation are dropped when its call ends.
+//! Not responsible for: which answers end a session (`mod.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,12 +21,12 @@ use url::Url;
 
 use crate::message::ConversationId;
 
-/// An instance sets about six.
+/// The maximum number of cookies in a jar. An instance sets about six.
 const COOKIES_MAX: usize = 24;
-/// The longest cookie that is kept, name and value.
+/// The longest cookie in bytes that is kept, name and value.
 const COOKIE_BYTES_MAX: usize = 4096;
 
-/// Every jar.
+/// All cookie jars.
 pub(super) struct Sessions {
     max: usize,
     table: Mutex<Table>,
@@ -33,7 +35,7 @@ pub(super) struct Sessions {
 #[derive(Default)]
 struct Table {
     sessions: HashMap<ConversationId, (u64, Arc<Session>)>,
-    /// Oldest use first.
+    /// Least recently used first.
     order: BTreeMap<u64, ConversationId>,
     tick: u64,
 }
@@ -41,11 +43,11 @@ struct Table {
 #[derive(Default)]
 struct Session {
     jar: Arc<tokio::sync::Mutex<Jar>>,
-    /// Set while a call is in flight: the jar is emptied when it ends.
+    /// Set while a call is in flight: the jar is emptied when the call ends.
     forgotten: AtomicBool,
 }
 
-/// The right to make one call of a conversation.
+/// The exclusive right to make one call of a conversation.
 pub(super) struct Lease {
     session: Arc<Session>,
     jar: OwnedMutexGuard<Jar>,
@@ -56,7 +58,7 @@ impl Sessions {
         Self { max, table: Mutex::default() }
     }
 
-    /// Waits for the conversation's turn.
+    /// Waits until no other call of the conversation is in flight.
     pub(super) async fn lease(&self, conversation: &ConversationId) -> Lease {
         let session = self.touch(conversation);
         let jar = session.jar.clone().lock_owned().await;
@@ -67,7 +69,7 @@ impl Sessions {
     pub(super) fn forget(&self, conversation: &ConversationId) {
         let mut table = self.table();
         let Some((tick, session)) = table.sessions.get(conversation) else { return };
-        // Others get hold of a session only through this table, so one reference means that nobody uses it.
+        // Others get a session only through this table, so a reference count of one means that the session is unused.
         if Arc::strong_count(session) == 1 {
             let tick = *tick;
             table.order.remove(&tick);
@@ -115,7 +117,7 @@ impl Sessions {
 }
 
 impl Table {
-    /// Drops the session that nobody uses for the longest time.
+    /// Drops the unused session that was idle longest.
     fn evict(&mut self) {
         let idle = self.order.iter().find(|(_, conversation)| {
             self.sessions.get(conversation).is_some_and(|(_, session)| Arc::strong_count(session) == 1)
@@ -132,7 +134,7 @@ impl Lease {
         &mut self.jar
     }
 
-    /// The chat is over: its session is of no use to anybody.
+    /// Marks the chat as over, so that its cookies are dropped.
     pub(super) fn end(self) {
         self.session.forgotten.store(true, Ordering::Release);
     }
@@ -163,7 +165,7 @@ impl Jar {
         self.0.clear();
     }
 
-    /// Takes what an answer sets. A rotated session replaces the old one by its name.
+    /// Stores the cookies of an answer. A new session cookie replaces the old one of the same name.
     pub(super) fn keep(&mut self, url: &Url, headers: &HeaderMap) {
         for header in headers.get_all(SET_COOKIE) {
             let text = String::from_utf8_lossy(header.as_bytes());
@@ -187,7 +189,7 @@ impl Jar {
         }
     }
 
-    /// The `Cookie` header for a call, where there is anything to send.
+    /// The `Cookie` header for a call, if there are cookies to send.
     pub(super) fn header(&mut self, url: &Url) -> Option<HeaderValue> {
         let now = Instant::now();
         self.0.retain(|kept| kept.until.is_none_or(|until| until > now));
@@ -200,7 +202,7 @@ impl Jar {
     }
 }
 
-/// How long a cookie lives: `None` as long as the jar, `Err` when it is being removed.
+/// The lifetime of a cookie. `None`: as long as the jar; `Err`: the cookie is being removed.
 fn life(cookie: &Cookie<'_>) -> Result<Option<Duration>, ()> {
     let seconds = match (cookie.max_age(), cookie.expires_datetime()) {
         (Some(age), _) => age.whole_seconds(),
@@ -210,7 +212,7 @@ fn life(cookie: &Cookie<'_>) -> Result<Option<Duration>, ()> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(|s| Some(Duration::from_secs(s))).ok_or(())
 }
 
-/// We talk to one host only; a cookie for a stranger is not ours to keep.
+/// Keeps only cookies for the one host that the client calls.
 fn for_host(cookie: &Cookie<'_>, url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     cookie.domain().is_none_or(|domain| {
@@ -308,7 +310,7 @@ mod tests {
         let sessions = Sessions::new(8);
         let mut lease = sessions.lease(&conversation("a")).await;
         sessions.forget(&conversation("a"));
-        // Whoever comes next still waits for the call in flight, instead of getting a second session.
+        // The next call still waits for the call in flight, and does not get a second session.
         assert!(futures_util::FutureExt::now_or_never(sessions.lease(&conversation("a"))).is_none());
         fill(lease.jar(), &["JSESSIONID=one; Path=/"]);
         drop(lease);

@@ -1,8 +1,8 @@
-//! The Table API: the instance's own records, for the verbs that set it up and look around.
+//! The Table API: reads and writes the instance's own records, for the CLI verbs that set it up and inspect it.
 //!
-//! Guarantees: every value is text, as the instance stores it (references as a sys_id, flags as `true` and `false`).
-//! Leaves to others: which records there should be (`cli/servicenow/`), what a refusal is about. An access rule can
-//! leave rows out of a list, or fields out of a write, without a word: whoever writes compares what comes back.
+//! Guarantees: each value is text, as the instance stores it (a reference as a sys_id, a flag as `true` or `false`).
+//! Not responsible for: which records should exist (`cli/servicenow/`), the reason of a refusal. An access rule can
+//! silently omit rows from a list or fields from a write, so a caller that writes compares the returned row.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::platform::error::CallError;
 /// The fields of one record.
 pub type Row = BTreeMap<String, String>;
 
-/// As it arrives: text, but a reference can be an object.
+/// A row as received: its values are text, but a reference can be an object.
 type WireRow = BTreeMap<String, Value>;
 
 impl ServiceNow {
-    /// The first `limit` rows that fit the encoded query.
+    /// Returns the first `limit` rows that match the encoded query.
     pub(crate) async fn rows(
         &self,
         table: &str,
@@ -37,13 +37,13 @@ impl ServiceNow {
         Ok(rows.into_iter().map(meaning).collect())
     }
 
-    /// Makes a row; returns what the instance made of it.
+    /// Inserts a row and returns the row as the instance stored it.
     pub(crate) async fn insert(&self, table: &str, row: &Row) -> Result<Row, CallError> {
         let path = ["api", "now", "table", table];
         Ok(meaning(self.exchange(None, Request::post(&path, &json!(row), "")).await?))
     }
 
-    /// Changes fields of a row; returns what the instance made of it.
+    /// Changes fields of a row and returns the row as the instance stored it.
     pub(crate) async fn update(&self, table: &str, sys_id: &str, row: &Row) -> Result<Row, CallError> {
         let path = ["api", "now", "table", table, sys_id];
         Ok(meaning(self.exchange(None, Request::patch(&path, &json!(row))).await?))

@@ -1,4 +1,5 @@
-//! The client against small remote sides: every fixture, the session's rules, and the search for lost calls.
+//! Tests of the client against small remote sides: every fixture, the rules of the session, and the search for lost
+//! calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +46,7 @@ fn fixture(name: &str) -> String {
     std::fs::read_to_string(format!("{path}{name}")).unwrap()
 }
 
-/// A whole answer, whether the fixture is one or only a body.
+/// The whole answer. A fixture that is only a body gets a head.
 fn answer(name: &str) -> String {
     let text = fixture(name);
     if name.ends_with(".http") { text } else { format!("{OK}{text}") }
@@ -238,7 +239,7 @@ async fn nothing_shows_the_password_or_the_text() {
     let client = client(&peer.url);
     let error = client.send(&c(), GROUP, TEXT, &[]).await.unwrap_err();
     let shown = format!("{client:?} {error:?} {error}");
-    // The platform's own words may repeat the user's.
+    // The platform's text may repeat the user's text.
     for secret in ["hush", "laptop", "Bad value", "chatbot_interface"] {
         assert!(!shown.contains(secret), "{shown}");
     }
@@ -256,7 +257,7 @@ async fn leaving_what_is_over_is_done() {
     assert!(client.leave(&c(), GROUP).await.is_err());
 }
 
-/// Sets a new session with every answer and answers 401 to the session that it is told to.
+/// Sets a new session with each answer, and answers 401 to the given session.
 fn rotating() -> Router {
     let turn = Arc::new(AtomicUsize::new(0));
     let route = any(move |uri: Uri, headers: HeaderMap| {
@@ -288,10 +289,10 @@ async fn a_session_is_kept_rotated_and_dropped() {
     assert_eq!(came(&c(), "g").await, "JSESSIONID=s1");
     assert_eq!(came(&c(), "g").await, "JSESSIONID=s2", "the rotated one");
     assert_eq!(came(&conversation("c-2"), "g").await, "none", "another conversation has its own");
-    // Turns 5 and 6: the session is refused, the login alone is taken.
+    // Turns 5 and 6: the session is refused, the login alone is accepted.
     assert_eq!(came(&c(), "lapsed").await, "none");
     assert_eq!(came(&c(), "g").await, "JSESSIONID=s6");
-    // Turn 8: queued or dropped.
+    // Turn 8: ServiceNow queued or dropped the request.
     let kind = answered(client.send(&c(), "busy", TEXT, &[]).await).kind;
     assert_eq!(kind, AnswerKind::NotReady(NotReady::Accepted));
     assert_eq!(came(&c(), "g").await, "none");
@@ -351,7 +352,7 @@ async fn a_lost_start_is_found_among_the_open_ones() {
     let (_peer, client) = peer("sessions-nested.json").await;
     let found = client.find_started(&c(), "q", whole(TEXT)).await.unwrap();
     let read: Vec<_> = found.iter().map(|one| (one.entry.number.as_deref().unwrap(), one.certain)).collect();
-    // The closed one, the other text and the longer text are out; the one without a text must be looked at.
+    // Excluded: the closed chat, the other text and the longer text. The chat without a text must be read.
     assert_eq!(read, [("CHAT0001043", false), ("CHAT0001042", true)]);
     let long = format!("My laptop is on fire and {}", "the smoke alarm keeps ringing while ".repeat(6));
     let found = client.find_started(&c(), "q", whole(&long)).await.unwrap();
@@ -379,7 +380,7 @@ async fn a_start_whose_end_can_differ_is_found_by_its_beginning() {
     let begins = StartText { whole: "My laptop", begins: Some("My laptop is on") };
     let found = client.find_started(&c(), "q", begins).await.unwrap();
     let read: Vec<_> = found.iter().map(|one| (one.entry.number.as_deref().unwrap(), one.certain)).collect();
-    // Each of them has to be looked at, whatever follows the beginning.
+    // Each of them must be read, because only the beginning of the text is known.
     assert_eq!(read, [("CHAT0001045", false), ("CHAT0001043", false), ("CHAT0001042", false)]);
     let other = StartText { whole: "My printer", begins: Some("My printer is on") };
     let found = client.find_started(&c(), "q", other).await.unwrap();
@@ -396,7 +397,7 @@ async fn a_look_tells_which_chat_opened_so() {
     assert!(client.opening_of(&c(), GROUP).await.unwrap().is_none());
 }
 
-/// A conversation of these own texts, newest first.
+/// A conversation with these texts of our user, newest first.
 fn talk(texts: &[(&str, &str)]) -> String {
     let messages = texts.iter().rev().enumerate().map(|(time, (id, text))| {
         serde_json::json!({
@@ -421,11 +422,11 @@ async fn equal_texts_are_told_apart_by_where_they_stand() {
     assert_eq!(found(&twice, "yes", Since::Message("m2")).await.as_deref(), Some("m3"));
     assert_eq!(found(&once, "yes", Since::Message("m2")).await, None, "the first yes is not the second");
     assert_eq!(found(&once, "yes", Since::Start).await.as_deref(), Some("m2"));
-    // What opened the chat is not what follows it, even in the same words.
+    // The message that opened the chat is not the message after it, even with the same text.
     assert_eq!(found(&[talk(&[("m1", "hello")])], "hello", Since::Start).await, None);
     let echo = [talk(&[("m2", "hello"), ("m1", "hello")])];
     assert_eq!(found(&echo, "hello", Since::Start).await.as_deref(), Some("m2"));
-    // A landmark that is not there leaves it in doubt: rather a repeat than a loss.
+    // Without the landmark the result is in doubt: a repeated message is better than a lost one.
     assert_eq!(found(&twice, "yes", Since::Message("m9")).await, None);
 }
 

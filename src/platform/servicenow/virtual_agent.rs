@@ -1,9 +1,10 @@
-//! The Virtual Agent Bot Integration API: one address, and an `action` that says what is wanted.
+//! The Virtual Agent Bot Integration API: one address, and an `action` that selects the operation.
 //!
-//! Guarantees: success is a 200 whose JSON says so, and it only means "taken": ServiceNow checks the request afterwards, so
-//! what came of it is known from its callbacks alone (`virtual_agent_callback.rs`). Each chat is a user of its own, since
-//! ServiceNow keeps one open conversation for each `userId`; our names for it go along in `clientVariables`, which every
-//! callback brings back. Leaves to others: what is proof of an agent, when to ask again (`delivery/agent_chat.rs`).
+//! Guarantees: success is a 200 whose JSON says so. Success only means "accepted": ServiceNow checks the request
+//! afterwards, and only its callbacks show the result (`virtual_agent_callback.rs`). Each chat is a separate user,
+//! because ServiceNow keeps one open conversation for each `userId`. Our ids of the chat are sent in
+//! `clientVariables`, which every callback returns.
+//! Not responsible for: what proves that an agent is present, and when to ask again (`delivery/agent_chat.rs`).
 //! Source: ServiceNow documentation, "Virtual Agent Bot Integration API" and "Message authentication".
 
 use std::collections::BTreeMap;
@@ -26,26 +27,26 @@ use crate::platform::http::Reply;
 const PATH: [&str; 4] = ["api", "sn_va_as_service", "bot", "integration"];
 
 named! {
-    /// Which action asks for an agent: it depends on the instance which one reaches a person.
+    /// The action that asks for an agent. The instance decides which action reaches a person.
     StartAction {
-        /// The greeting topic, which `live_agent_only` leads on to an agent.
+        /// The greeting topic. With `live_agent_only` it leads on to an agent.
         StartConversation = "START_CONVERSATION",
-        /// Straight to an agent; some instances let the bot answer all the same.
+        /// Directly to an agent. On some instances the bot answers nevertheless.
         Agent = "AGENT",
     }
 }
 
 named! {
-    /// What became of an agent's message, for the ticks in the agent's panel.
+    /// The delivery status of an agent's message, for the ticks in the agent's panel.
     Receipt {
-        /// The user's side has it.
+        /// The user's side has the message.
         Sent = "sent_to_user",
-        /// It never got there.
+        /// The message did not arrive.
         Failed = "external_error",
     }
 }
 
-/// How requests prove themselves beside the login: without it every user is a guest.
+/// Message authentication in addition to the login. Without it ServiceNow treats every user as a guest.
 #[derive(Clone, Default)]
 pub struct MessageAuth {
     /// The header `token`.
@@ -54,12 +55,12 @@ pub struct MessageAuth {
     pub hmac: Option<SecretString>,
 }
 
-/// What this API needs to know beyond the instance.
+/// The settings that only this API needs.
 #[derive(Debug, Clone)]
 pub struct VirtualAgentSettings {
-    /// How an agent is asked for.
+    /// The action that asks for an agent.
     pub start_action: StartAction,
-    /// How requests prove themselves.
+    /// The message authentication.
     pub message_auth: MessageAuth,
 }
 
@@ -69,47 +70,48 @@ impl std::fmt::Debug for MessageAuth {
     }
 }
 
-/// What an agent is asked for with. No `Debug`: it holds what people said.
+/// The data with which a chat is opened. No `Debug`: it holds chat text.
 pub(crate) struct Opening {
-    /// The first words.
+    /// The first text.
     pub(crate) text: String,
-    /// For account linking.
+    /// The user's email address, for account linking.
     pub(crate) email: Option<String>,
-    /// What routes the chat.
+    /// The context variables that route the chat.
     pub(crate) context: BTreeMap<String, String>,
-    /// What was said before.
+    /// The conversation before the chat.
     pub(crate) history: Vec<HistoryLine>,
 }
 
-/// A line of what was said before.
+/// A line of the conversation before the chat.
 pub(crate) struct HistoryLine {
-    /// The bot said it.
+    /// The author is the bot.
     pub(crate) from_bot: bool,
-    /// Who said it, as the agent reads it.
+    /// The author's name, as the agent reads it.
     pub(crate) name: String,
-    /// What was said.
+    /// The text.
     pub(crate) text: String,
-    /// When.
+    /// The time of the line.
     pub(crate) at: Timestamp,
 }
 
-/// A file for the agent, by its address.
+/// A file for the agent, given by its address.
 pub(crate) struct File<'a> {
-    /// Where ServiceNow fetches it.
+    /// The address from which ServiceNow fetches the file.
     pub(crate) url: &'a str,
     /// Its media type.
     pub(crate) content_type: Option<&'a str>,
-    /// What to call it.
+    /// The file name.
     pub(crate) name: &'a str,
 }
 
-/// The request id of the end that the user's side asks for. Its callback names it, and so tells that end from others.
+/// The request id with which the user's side ends the chat. The callback repeats it, so that this end differs from
+/// others.
 pub(crate) fn end_request(group: &str) -> String {
     format!("end-{group}")
 }
 
 impl ServiceNow {
-    /// Asks for an agent. Asked again with the same names it enters the same conversation.
+    /// Asks for an agent. A repeated request with the same ids enters the same conversation.
     pub(crate) async fn ask_for_agent(
         &self,
         conversation: &ConversationId,
@@ -141,7 +143,7 @@ impl ServiceNow {
         self.request(conversation, request, &opening.text).await
     }
 
-    /// Says something in the chat.
+    /// Sends a message of the user.
     pub(crate) async fn tell_agent(
         &self,
         conversation: &ConversationId,
@@ -164,7 +166,7 @@ impl ServiceNow {
         self.request(conversation, request, text).await
     }
 
-    /// The user is typing, or only looks on.
+    /// Reports that the user is typing or has stopped typing.
     pub(crate) async fn user_types(
         &self,
         conversation: &ConversationId,
@@ -178,7 +180,7 @@ impl ServiceNow {
         self.request(conversation, request, "").await
     }
 
-    /// Tells what became of an agent's messages.
+    /// Reports the delivery status of an agent's messages.
     pub(crate) async fn note_receipts(
         &self,
         conversation: &ConversationId,
@@ -196,7 +198,7 @@ impl ServiceNow {
         self.request(conversation, request, "").await
     }
 
-    /// Gives the chat up: nobody speaks in it any more, and no agent should wait there.
+    /// Gives up the chat: no more messages will come, and no agent should wait in it.
     pub(crate) async fn fault(&self, conversation: &ConversationId, group: &str) -> Result<(), CallError> {
         let mut request = about(conversation, group, &format!("fault-{group}"));
         request.insert("action".into(), json!("FAULT_CONVERSATION"));
@@ -204,7 +206,7 @@ impl ServiceNow {
         self.request(conversation, request, "").await
     }
 
-    /// Ends the chat for the user. One that is over already, or is not there, is ended.
+    /// Ends the chat for the user. A chat that is over or does not exist counts as ended.
     pub(super) async fn end_conversation(
         &self,
         conversation: &ConversationId,
@@ -225,7 +227,7 @@ impl ServiceNow {
         }
     }
 
-    /// Whether the instance has this API: a GET on it is refused as a method where it is there, and not known where it is not.
+    /// Checks whether the instance has this API. If the API exists, it answers a GET with 405.
     pub async fn virtual_agent_installed(&self) -> Result<(), CallError> {
         let reply = self.converse(None, &Request::get(&PATH, &[])).await?;
         if reply.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -290,7 +292,7 @@ fn secret(text: &str) -> Result<HeaderValue, CallError> {
     Ok(value)
 }
 
-/// What every request says of the chat.
+/// The fields that each request has.
 fn about(conversation: &ConversationId, group: &str, request_id: &str) -> Map<String, Value> {
     let mut request = Map::new();
     request.insert("requestId".into(), json!(request_id));
@@ -305,7 +307,7 @@ fn words(text: &str, id: MessageId) -> Value {
     json!({ "text": text, "typed": true, "clientMessageId": id })
 }
 
-/// `UPDATE_MESSAGES` answers with plain words; everything else with JSON that says how it went.
+/// `UPDATE_MESSAGES` is answered with plain text, every other request with JSON that holds the result.
 fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
     let body = reply.body?;
@@ -317,7 +319,7 @@ fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
             Err(CallError::bad_body("neither JSON nor the documented words"))
         };
     };
-    // Scripted REST wraps what a script returns in `result`, unless it writes the answer itself.
+    // Scripted REST wraps a script's return value in `result`, unless the script writes the answer itself.
     let said = said.get("result").filter(|inner| inner.is_object() || inner.is_string()).unwrap_or(&said);
     match said.get("status").and_then(Value::as_str) {
         Some(status) if status.eq_ignore_ascii_case("success") => Ok(()),
@@ -334,8 +336,8 @@ fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
     }
 }
 
-/// A failure with status 200 says only in words what failed, and those are not documented: what is none of the known ones
-/// is tried again.
+/// A failure with status 200 gives its reason only as text, and the texts are not documented. A failure with an
+/// unknown text is temporary.
 fn failure(words: &str) -> AnswerKind {
     let words = words.to_ascii_lowercase();
     let says = |any: &[&str]| any.iter().any(|part| words.contains(part));

@@ -1,9 +1,11 @@
-//! What ServiceNow posts of a Virtual Agent conversation, turned into what it means.
+//! Parses the callbacks of a Virtual Agent conversation.
 //!
-//! Guarantees: an item of a type that nobody knows is no error: it goes on as text where it carries one, and is counted.
-//! Older and newer versions of the app are read alike: flags that are false may be missing, a text may stand in `label`,
-//! an action may be named with the suffix `ActionMsg`. Where the chat stands is never read from a sentence.
-//! Leaves to others: whose conversation it is and what is told of it (`delivery/agent_chat_callback.rs`).
+//! Guarantees: an item of an unknown type is not an error. Its text is kept, if it has one, and the item is counted.
+//! Older and newer versions of the app are parsed alike: a flag that is false may be missing, a text may be in
+//! `label`, and the name of an action may have the suffix `ActionMsg`. The state of the chat is never derived from a
+//! text.
+//! Not responsible for: to which conversation the callback belongs, and which items are relayed
+//! (`delivery/agent_chat_callback.rs`).
 
 use std::collections::HashSet;
 
@@ -13,73 +15,73 @@ use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
 use crate::message::json;
 use crate::message::rich_text::{html, html_text};
 
-/// One callback. No `Debug`: it holds what people said.
+/// One callback. No `Debug`: it holds chat text.
 pub(crate) struct VirtualAgentCallback {
-    /// What we named the chat.
+    /// Our id of the chat.
     pub(crate) group: Option<String>,
-    /// Of which request it is the answer; an agent's words carry that of some earlier one.
+    /// The id of the request that this callback answers. A message of an agent carries the id of an earlier request.
     pub(crate) request_id: Option<String>,
-    /// The conversation left the bot for an agent or an agent's queue.
+    /// The conversation is with an agent or in an agent's queue.
     pub(crate) agent_chat: bool,
-    /// `completed` or `takeControl`.
+    /// `completed` or `takeControl` is set.
     pub(crate) closing: bool,
-    /// Each item of `body`, in order.
+    /// The items of `body`, in order.
     pub(crate) items: Vec<Item>,
 }
 
 /// One item of `body`.
 pub(crate) struct Item {
-    /// `uiType`
+    /// The value of `uiType`.
     pub(crate) ui_type: String,
-    /// ServiceNow's name for it; older apps give none.
+    /// ServiceNow's id of the item. Older versions of the app send none.
     pub(crate) message_id: Option<String>,
-    /// An agent wrote it.
+    /// The author is an agent.
     pub(crate) from_agent: bool,
-    /// The agent's name, where the instance shows it.
+    /// The agent's name, if the instance shows it.
     pub(crate) agent: Option<String>,
-    /// What it means.
+    /// The meaning of the item.
     pub(crate) meaning: Meaning,
 }
 
-/// What an item means.
+/// The meaning of an item.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// Somebody says this.
+    /// A message.
     Text(String),
-    /// Something to choose or to fill in, as text.
+    /// A question with choices or an input field, as text.
     Question(String),
-    /// ServiceNow itself says this.
+    /// A message of ServiceNow itself.
     Notice(String),
-    /// Where the chat stands.
+    /// The state of the chat.
     Sign(Sign),
     /// The other side is typing.
     Typing,
-    /// Nothing that anybody needs to hear.
+    /// An item without anything to relay.
     Nothing,
-    /// Nobody knows this type; the text that it carries, if any.
+    /// An unknown type, with its text if it has one.
     Unknown(Option<String>),
 }
 
-/// Where the chat stands, as an action says it.
+/// The state of the chat, as an action reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Sign {
-    /// It stands in the queue of an agent.
+    /// The chat waits in an agent queue.
     Queued {
-        /// ServiceNow's words for the wait.
+        /// ServiceNow's text for the expected wait.
         wait: Option<String>,
     },
-    /// It is an agent's chat; nobody needs to be there yet.
+    /// The chat is an agent's chat. The agent may not have come yet.
     AgentChat,
-    /// An agent is there.
+    /// An agent is present.
     AgentCame,
-    /// The agent's session is over, and the bot would go on.
+    /// The agent's session is over, and the bot would continue.
     AgentGone,
 }
 
 impl VirtualAgentCallback {
-    /// Reads a callback; `None` for what is no callback of this API.
+    /// Parses a callback. `None` if the body is not a callback of this API.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
-        // A body of very many values is no callback of this API, and would take a hundred times its size.
+        // The parser limits the number of values: parsed values can take a hundred times the memory of the body.
         let Ok(Value::Object(fields)) = json::bounded(body) else { return None };
         let ours = ["clientSessionId", "requestId", "body"].iter().any(|key| fields.contains_key(*key));
         if fields.contains_key("group") || !ours {
@@ -94,7 +96,7 @@ impl VirtualAgentCallback {
             Some(one @ Value::Object(_)) => vec![one],
             _ => Vec::new(),
         };
-        // Our own variables come both or not at all.
+        // Both of our own variables are present, or none.
         let named = variable(CONVERSATION_VARIABLE).and_then(|_| variable(GROUP_VARIABLE));
         Some(Self {
             group: named.or_else(|| text("clientSessionId")).or_else(|| text("userId")),
@@ -105,7 +107,7 @@ impl VirtualAgentCallback {
         })
     }
 
-    /// Where the chat stands after this callback; the last word counts.
+    /// The state of the chat after this callback. The last item decides.
     pub(crate) fn sign(&self) -> Option<Sign> {
         let said = self.items.iter().rev().find_map(|item| match &item.meaning {
             Meaning::Sign(sign @ (Sign::Queued { .. } | Sign::AgentCame | Sign::AgentGone)) => {
@@ -118,17 +120,17 @@ impl VirtualAgentCallback {
         said.or_else(|| (self.agent_chat || hinted()).then_some(Sign::AgentChat))
     }
 
-    /// Whether an agent was there at any time of this callback.
+    /// Whether an agent was present at any point of this callback.
     pub(crate) fn agent_came(&self) -> bool {
         self.items.iter().any(|item| item.from_agent || item.meaning == Meaning::Sign(Sign::AgentCame))
     }
 
-    /// Whether the chat is over with this callback.
+    /// Whether the chat is over after this callback.
     pub(crate) fn over(&self) -> bool {
         self.closing || self.sign() == Some(Sign::AgentGone)
     }
 
-    /// The agent's name, where any item says it.
+    /// The agent's name, if any item contains it.
     pub(crate) fn agent(&self) -> Option<&str> {
         self.items.iter().rev().find_map(|item| item.agent.as_deref())
     }
@@ -188,7 +190,7 @@ fn action(part: &Value) -> Meaning {
     }
 }
 
-/// Pieces of one stream that came together are one text.
+/// Joins adjacent pieces of one stream into one text.
 fn joined(items: Vec<Item>) -> Vec<Item> {
     let mut all: Vec<Item> = Vec::with_capacity(items.len());
     for item in items {
@@ -204,7 +206,7 @@ fn joined(items: Vec<Item>) -> Vec<Item> {
     all
 }
 
-/// The words of a page, and the addresses that the control names beside it.
+/// The text of an HTML page, followed by the links and the image that the control lists in addition.
 fn page(part: &Value) -> Option<String> {
     let page = html(&first(part, &["value", "label"])?, None);
     let mut known: HashSet<String> = page.addresses.into_iter().collect();
@@ -216,7 +218,7 @@ fn page(part: &Value) -> Option<String> {
     lines([Some(page.text)].into_iter().chain(others))
 }
 
-/// The card's own JSON is a string; what stands in it depends on its template.
+/// A card holds its own JSON as a string. Its fields depend on the template.
 fn card(part: &Value) -> Option<String> {
     let data = part.get("data").and_then(Value::as_str).and_then(|data| json::bounded(data.as_bytes()).ok());
     let data = data.unwrap_or_default();
@@ -234,7 +236,7 @@ fn card(part: &Value) -> Option<String> {
     lines(known.into_iter().chain([Some(fields), link])).or_else(|| first(part, &["label", "value"]))
 }
 
-/// The texts of the parts that an item is put together from, wherever they stand.
+/// The texts of an item's parts, in any of the known lists.
 fn inside(part: &Value) -> Option<String> {
     let lists = ["values", "parts", "groupPartsOutput", "outputs", "items", "value", "data"];
     let parts = lists.iter().filter_map(|key| part.get(key)?.as_array()).flatten();
@@ -266,7 +268,7 @@ fn first(part: &Value, keys: &[&str]) -> Option<String> {
     keys.iter().find_map(|key| some(part.get(key)))
 }
 
-/// A text or a number that says something.
+/// A text that is not empty, or a number.
 fn some(value: Option<&Value>) -> Option<String> {
     match value? {
         Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),

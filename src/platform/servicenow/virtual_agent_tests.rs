@@ -1,4 +1,4 @@
-//! The Virtual Agent API against small remote sides, and its documented callbacks.
+//! Tests of the Virtual Agent API against small remote sides, and of its documented callbacks.
 
 use secrecy::SecretString;
 
@@ -94,7 +94,7 @@ async fn both_proofs_go_along() {
     let auth = || Some(SecretString::from("ORANGE"));
     let peer = Peer::saying(json(r#"{"status":"success"}"#)).await;
     let message_auth = MessageAuth { token: auth(), hmac: auth() };
-    // Of `{"a":1}`, computed with another tool.
+    // The signature of `{"a":1}`, computed with another tool.
     let headers = message_auth.headers(r#"{"a":1}"#).unwrap();
     assert_eq!(headers["x-b2b-signature"], "fcbdf2a5f1941d7a9aa5874e34417ce0d1b1c6d8");
     assert!(headers["token"].is_sensitive());
@@ -119,7 +119,7 @@ fn read(name: &str) -> VirtualAgentCallback {
 #[test]
 fn the_documented_callbacks_mean_what_they_say() {
     let queued = Sign::Queued { wait: Some("8 Seconds".to_owned()) };
-    // The sign, whether an agent came, whether it is over, the chat.
+    // The sign, whether an agent came, whether the chat is over, the id of the chat.
     let uuid = "5f0c7a52-6d0e-5d0f-9a4f-1f7d0c1b2a30";
     let table = [
         ("va-start-greeting.json", None, false, false, uuid),

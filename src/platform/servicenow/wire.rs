@@ -1,8 +1,9 @@
-//! Connect Support's JSON, as ServiceNow's own client reads it, turned into what it means.
+//! The JSON of Connect Support and its types, parsed as ServiceNow's own client does.
 //!
-//! Guarantees: unknown fields are ignored; numbers come as numbers or as text, absent values as null, as nothing or as
-//! empty text; success is a 2xx with JSON and a `result` in it, and nothing else is. Leaves to others: the calls
-//! (`connect_support.rs`, `readback.rs`). Sources of the shapes: `tests/fixtures/servicenow/SOURCES.md`.
+//! Guarantees: unknown fields are ignored. A number can be a number or text. An absent value can be null, missing or
+//! empty text. Only a 2xx with JSON that has a `result` is success.
+//! Not responsible for: the calls (`connect_support.rs`, `readback.rs`).
+//! Sources: `tests/fixtures/servicenow/SOURCES.md`.
 
 use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
@@ -16,10 +17,10 @@ use crate::message::{PlatformWords, json, rich_text};
 use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR};
 use crate::platform::http::{Media, Reply};
 
-/// The longest sentence that is handed on to a user.
+/// The longest sentence in characters that is relayed to a user.
 const SENTENCE_CHARS_MAX: usize = 1000;
 
-/// Reads the `result` of an answer. `carried` is the chat text of the call: no error repeats it.
+/// Reads the `result` of an answer. `carried` is the chat text of the call, which is redacted from errors.
 pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str, instance: &Url) -> Result<T, CallError> {
     let reply = answered(reply, carried, instance)?;
     match reply.media() {
@@ -31,13 +32,13 @@ pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str, instance: &
             }
             let body = reply.body?;
             let wrapped = serde_json::from_slice::<Wrapped<T>>(&body);
-            // serde's words may quote the answer, which holds chat text.
+            // serde's message may quote the answer, which holds chat text.
             Ok(wrapped.map_err(|_| CallError::bad_body("JSON without the documented `result`"))?.result)
         }
     }
 }
 
-/// A success by its status, and no web page.
+/// Accepts an answer with a success status that is not a web page.
 pub(super) fn answered(reply: Reply, carried: &str, instance: &Url) -> Result<Reply, CallError> {
     if reply.status == StatusCode::ACCEPTED {
         return Err(not_ready(&reply, NotReady::Accepted));
@@ -67,13 +68,13 @@ fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
     };
     let said = [&body["error"]["message"], &body["error"], &body["result"]["error"]];
     let said = said.into_iter().find_map(Value::as_str).or(sentence).unwrap_or_default();
-    // The password is right; the ordinary words would send people to look for a wrong one.
+    // The password is correct. The usual text would make the operator look for a wrong password.
     let detail = if reply.headers.contains_key("x-mfa_token") { SECOND_FACTOR } else { "" }.to_owned();
     let (retry_after, said) = (reply.retry_after(), PlatformWords::new(said, carried));
     CallError::Answer(Answer { status, retry_after, kind, detail, said })
 }
 
-/// A queue's "Not available" text may hold HTML with links; the user reads plain text with their addresses.
+/// A queue's "Not available" text may hold HTML with links. The result is plain text with the addresses of the links.
 fn readable(sentence: &str, instance: &Url) -> String {
     let words = rich_text::html_text(sentence, Some(instance));
     words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SENTENCE_CHARS_MAX).collect()
@@ -105,7 +106,7 @@ pub(super) struct WireEntry {
 }
 
 impl WireEntry {
-    /// An entry without a group is of no use: there would be no conversation to write to.
+    /// Converts the entry. `None` without a group, because the group is needed to write into the conversation.
     pub(super) fn meaning(self) -> Option<QueueEntry> {
         Some(QueueEntry {
             group: self.group?,
@@ -120,7 +121,7 @@ impl WireEntry {
     }
 }
 
-/// An element of a sessions list: a conversation with its `queueEntry` inside, or the entry itself.
+/// An element of a sessions list: a conversation with a nested `queueEntry`, or the entry itself.
 #[derive(Deserialize)]
 pub(super) struct WireSession {
     #[serde(rename = "queueEntry")]
@@ -132,14 +133,14 @@ pub(super) struct WireSession {
 impl WireSession {
     pub(super) fn entry(self) -> WireEntry {
         match self.nested {
-            // The conversation's own sys_id is the group.
+            // The sys_id of the conversation is the group.
             Some(entry) => WireEntry { group: entry.group.or(self.flat.group).or(self.flat.sys_id), ..entry },
             None => self.flat,
         }
     }
 }
 
-/// One or many: some lists of one arrive as the one.
+/// A list. Some lists with one element arrive as the element itself.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(super) enum OneOrMany<T> {
@@ -201,7 +202,7 @@ pub(super) struct WireMessage {
     pub(super) formatted_message: Option<String>,
     #[serde(default, deserialize_with = "text")]
     pub(super) message: Option<String>,
-    /// Among agents only.
+    /// Visible to agents only.
     #[serde(default, deserialize_with = "truth")]
     pub(super) internal: bool,
     #[serde(default, deserialize_with = "truth")]
@@ -219,19 +220,19 @@ pub(super) struct WireFile {
     pub(super) file_name: Option<String>,
     #[serde(default, deserialize_with = "text")]
     pub(super) content_type: Option<String>,
-    /// Absent where the instance does not say.
+    /// Absent if the instance does not state it.
     #[serde(default)]
     pub(super) can_read: Option<Value>,
 }
 
-/// A list of files; what is none is left out.
+/// A list of files. Elements that are not files are skipped.
 fn files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<WireFile>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let entries = value.as_array().into_iter().flatten();
     Ok(entries.filter_map(|entry| WireFile::deserialize(entry).ok()).collect())
 }
 
-/// Text, a number, or a reference as an object; empty text is nothing.
+/// Text, a number, or a reference as an object. Empty text gives `None`.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let value = value.get("value").unwrap_or(&value);
@@ -242,12 +243,12 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     })
 }
 
-/// As at the ingress: anything that is not clearly false.
+/// True unless the value is clearly false, as at the ingress.
 fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(is_set(Some(&Value::deserialize(deserializer)?)))
 }
 
-/// A number, or a number written as text; anything else is nothing.
+/// A number, or a number written as text. Any other value gives `None`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Ok(text(deserializer)?.and_then(|text| text.trim().parse().ok()))
 }

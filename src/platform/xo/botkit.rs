@@ -1,9 +1,10 @@
-//! The calls of XO's BotKit API that a live chat needs (FACTS.md XO-24): tell the user, begin and end the agent session, keep
-//! the reply handle alive.
+//! The calls of XO's BotKit API that a live chat needs (`src/platform/xo/FACTS.md`): send a message to the user,
+//! start and end the agent session, keep the reply handle valid.
 //!
-//! Guarantees: an address is called only where its host is allowed, and with the credential of the bot that its handle belongs
-//! to; every try has a token of its own, good for a minute, and a refused one is replaced once; no text is in an error. The body
-//! is the smallest that is known to work. Leaves to others: which handle (`delivery/botkit.rs`), what an error means.
+//! Guarantees: an address is called only if its host is allowed, and only with the credential of the handle's bot.
+//! Each attempt has a fresh token, valid for 60 s. A refused token is replaced once. No error holds chat text. The
+//! request body is the smallest one that is known to work.
+//! Not responsible for: which handle is used (`delivery/botkit.rs`), what an error means.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,9 +23,9 @@ use crate::message::{ConversationId, ReplyHandle};
 use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::Call;
 
-/// As BotKit's own tokens.
+/// The lifetime of a token in seconds, the same as in BotKit's own SDK.
 const TOKEN_SECONDS: i64 = 60;
-/// The id of no user.
+/// An id that belongs to no user.
 const NOBODY: &str = "causeway-check";
 
 /// The credential of one bot.
@@ -36,11 +37,11 @@ pub struct XoBot {
     pub app_id: String,
     /// The client secret of its app.
     pub client_secret: SecretString,
-    /// How calls are signed with it.
+    /// The signature algorithm of the app.
     pub algorithm: TokenAlgorithm,
 }
 
-/// How a token is signed: XO's apps are set up for one of them.
+/// The signature algorithm of a token. An app in XO uses one of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TokenAlgorithm {
     /// HMAC with SHA-256.
@@ -72,14 +73,14 @@ impl TokenAlgorithm {
     }
 }
 
-/// What is done with an agent session.
+/// An operation on an agent session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionStep {
-    /// It begins.
+    /// Start the session.
     Start,
-    /// The bot has its user back.
+    /// End the session: the bot answers the user again.
     Clear,
-    /// Its reply handle lives on.
+    /// Extend the validity of the reply handle.
     Extend,
 }
 
@@ -93,12 +94,12 @@ impl SessionStep {
     }
 }
 
-/// Words for the user.
+/// A message for the user.
 #[derive(Clone, Copy)]
 pub struct Words<'a> {
-    /// What is said.
+    /// The text.
     pub text: &'a str,
-    /// Shown as an agent's words, where the channel can.
+    /// Shown as an agent's message, if the channel supports it.
     pub as_agent: bool,
 }
 
@@ -109,7 +110,7 @@ impl std::fmt::Debug for Words<'_> {
 }
 
 impl Xo {
-    /// Whether this conversation began at a bot's door: it names its bot.
+    /// Whether this conversation came from a configured bot. Its id starts with the bot's id.
     pub fn is_of_a_bot(&self, conversation: &ConversationId) -> bool {
         let begins = |bot: &XoBot| {
             conversation.as_str().strip_prefix(bot.bot_id.as_str()).is_some_and(|rest| rest.starts_with(':'))
@@ -117,7 +118,7 @@ impl Xo {
         self.settings.bots.iter().any(begins)
     }
 
-    /// Why this handle cannot be used at all, if so.
+    /// The reason why this handle cannot be used at all, if there is one.
     pub fn refuses(&self, handle: &ReplyHandle) -> Option<String> {
         if self.bot(handle).is_none() {
             return Some("no credentials are configured for its bot: see xo.bots".to_owned());
@@ -129,7 +130,7 @@ impl Xo {
             })
     }
 
-    /// Says something to the user.
+    /// Sends a message to the user.
     pub async fn tell_user(&self, handle: &ReplyHandle, words: Words<'_>) -> Result<(), CallError> {
         let mut payload = payload(handle);
         if words.as_agent {
@@ -142,7 +143,7 @@ impl Xo {
         self.call_bot(handle, &handle.send_user_message_url, &payload).await
     }
 
-    /// Shows a picture to the user (FACTS.md XO-29).
+    /// Shows an image to the user (`src/platform/xo/FACTS.md`).
     pub async fn show_image(&self, handle: &ReplyHandle, url: &str) -> Result<(), CallError> {
         let mut payload = payload(handle);
         let template = json!({"type": "image", "payload": {"url": url}});
@@ -150,7 +151,7 @@ impl Xo {
         self.call_bot(handle, &handle.send_user_message_url, &payload).await
     }
 
-    /// Begins, ends or prolongs an agent session.
+    /// Starts, ends or extends an agent session.
     pub async fn agent_session(&self, handle: &ReplyHandle, step: SessionStep) -> Result<(), CallError> {
         let address = at(&handle.base_url, step.path(), &handle.request_id);
         self.call_bot(handle, &address, &payload(handle)).await
@@ -160,7 +161,7 @@ impl Xo {
         self.pass_on(&handle.bot_id, address, Bytes::from(payload.to_string())).await
     }
 
-    /// Posts a body as it stands. A refused token is replaced once: it may have died on the way.
+    /// Posts a body unchanged. A refused token is replaced once, because it may have expired on the way.
     pub async fn pass_on(&self, bot_id: &str, address: &str, body: Bytes) -> Result<(), CallError> {
         let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
         let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
@@ -174,8 +175,8 @@ impl Xo {
         }
     }
 
-    /// What XO answers to this bot's credential: asked for what was said to a user that nobody is, which is the one call of
-    /// this API that needs no handle and changes nothing.
+    /// Returns XO's status for this bot's credential. The call reads the messages of a user that does not exist: it
+    /// is the only call of this API that needs no handle and changes nothing.
     pub(crate) async fn try_bot(&self, bot: &XoBot, root: &Url) -> Result<StatusCode, CallError> {
         let mut url = root.clone();
         if let Ok(mut path) = url.path_segments_mut() {

@@ -1,6 +1,7 @@
-//! The two posts of today: ServiceNow's callback unchanged to XO, and Causeway's own events to whoever asked for them.
+//! Posts ServiceNow's callback unchanged to XO, and Causeway's own events to the events URL.
 //!
-//! Guarantees: a callback's bytes arrive as they were taken in. Leaves to others: repairing them before (`ingress/`).
+//! Guarantees: the bytes of a callback are posted as they were received.
+//! Not responsible for: repairing a callback (`ingress/`).
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
@@ -11,14 +12,14 @@ use crate::message::MessageId;
 use crate::platform::error::CallError;
 
 impl Xo {
-    /// Posts ServiceNow's JSON to XO's Callback URL. Any 2xx is delivery, whatever its body, but for a web page.
+    /// Posts ServiceNow's JSON to XO's Callback URL. Any 2xx is success, unless its body is a web page.
     pub async fn forward_callback(&self, body: Bytes) -> Result<(), CallError> {
         let url = self.settings.callback_url.as_ref();
         let url = url.ok_or_else(|| CallError::not_made("xo.callback_url is not set"))?;
         self.post(url, HeaderMap::new(), body).await
     }
 
-    /// Posts an event of an API conversation. A repeat carries the same `Idempotency-Key`.
+    /// Posts an event of an API conversation. A repeated post has the same `Idempotency-Key`.
     pub async fn post_event(&self, body: Vec<u8>, id: MessageId) -> Result<(), CallError> {
         let url = self.settings.events_url.as_ref();
         let url = url.ok_or_else(|| CallError::not_made("handoffs.events_url is not set"))?;
@@ -57,7 +58,7 @@ mod tests {
         Xo::new(peer::http(), settings)
     }
 
-    /// What becomes of a post that is answered so.
+    /// The result of a post with this answer.
     async fn answered(answer: &str) -> Result<(), CallError> {
         let peer = Peer::saying(answer).await;
         xo(&peer.url).forward_callback(Bytes::from_static(b"{}")).await
@@ -66,7 +67,7 @@ mod tests {
     #[tokio::test]
     async fn the_bytes_arrive_unchanged() {
         let peer = Peer::saying("HTTP/1.1 200 OK\ncontent-type: text/plain\n\nok").await;
-        // As broken as the stock rule makes it: a lone quote, and no valid JSON at all.
+        // A body as the stock rule produces it: an unescaped quote makes it invalid JSON.
         let body = include_bytes!("../../../tests/fixtures/servicenow/callback-unescaped-quote.txt");
         xo(&peer.url).forward_callback(Bytes::from_static(body)).await.unwrap();
         let heard = peer.heard.lock().unwrap().concat();

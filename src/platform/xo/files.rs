@@ -1,7 +1,9 @@
-//! A file that a bot's user sent: fetched from XO with the app's own token.
+//! Fetches a file that a bot's user sent, with the token of the bot's app.
 //!
-//! Guarantees: only hosts of `xo.allowed_hosts` are asked, also after a redirect; the token goes nowhere else; a refused token is
-//! replaced once. Not responsible for: the limit of a file's size, where the file goes. Source: FACTS.md XO-30.
+//! Guarantees: only hosts of `xo.allowed_hosts` are called, also after a redirect, and no other host gets the token.
+//! A refused token is replaced once.
+//! Not responsible for: the limit of a file's size, the destination of the file.
+//! Source: `src/platform/xo/FACTS.md`.
 
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use super::botkit::signed;
 use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::{Call, Content};
 
-/// How often XO may point elsewhere.
+/// The maximum number of redirects.
 const REDIRECTS_MAX: u8 = 3;
 
 impl Xo {
@@ -24,7 +26,7 @@ impl Xo {
             && self.settings.allowed_hosts.admit(address).is_ok()
     }
 
-    /// Opens a file. All of it must arrive within `time`.
+    /// Opens a file. The whole file must arrive within `time`.
     pub async fn open_file(&self, bot_id: &str, address: &str, time: Duration) -> Result<Content, CallError> {
         let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
         let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;

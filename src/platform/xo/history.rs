@@ -1,9 +1,9 @@
-//! What was said between a bot and its user: `getMessages` of XO's BotKit API.
+//! The messages between a bot and its user: `getMessages` of XO's BotKit API.
 //!
-//! Guarantees: the oldest message comes first; a template is the words that its user read, never its JSON; XO's marker texts are
-//! left out; the credential goes to allowed hosts only; one message that cannot be read hides no other.
-//! Not responsible for: when the history is worth asking for (`delivery/transcript.rs`).
-//! Source of the shapes: FACTS.md XO-31.
+//! Guarantees: the oldest message comes first. A template is given as the text that its user read, never as JSON.
+//! XO's marker texts are left out. The credential goes to allowed hosts only. An unreadable message is skipped.
+//! Not responsible for: when the history is requested (`delivery/transcript.rs`).
+//! Source: `src/platform/xo/FACTS.md`.
 
 use std::time::Duration;
 
@@ -20,18 +20,18 @@ use crate::message::handoff::Attachment;
 use crate::platform::error::{AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
 use crate::platform::http::{Call, Reply};
 
-/// Texts by which XO marks the course of a dialog; no person wrote or read them.
+/// Texts with which XO marks the course of a dialog. They are not part of the conversation.
 const MARKERS: &[&str] = &["INITIAL DIALOG", "#session_closed"];
 
-/// One message of the conversation with the bot. No `Debug`: it holds what people said.
+/// One message of the conversation with the bot. No `Debug`: it holds chat text.
 pub struct Spoken {
-    /// The user said it; otherwise the bot did.
+    /// The author is the user. Otherwise the author is the bot.
     pub from_user: bool,
-    /// As a person reads it; may be empty if there are files.
+    /// The readable text. May be empty if there are files.
     pub text: String,
     /// Files that came with it.
     pub files: Vec<Attachment>,
-    /// When, as XO writes it.
+    /// The time, as XO writes it.
     pub at: Option<String>,
 }
 
@@ -48,7 +48,8 @@ struct History {
 }
 
 impl Xo {
-    /// The newest `most` messages between the user of this handle and their bot, oldest first. Takes at most `budget`.
+    /// The newest `most` messages between the user of this handle and their bot, oldest first. Takes at most
+    /// `budget`.
     pub async fn history(
         &self,
         handle: &ReplyHandle,
@@ -70,7 +71,7 @@ impl Xo {
         Ok(in_order(history.messages.iter().map(|raw| raw.get()), most))
     }
 
-    /// A refused token is replaced once: it may have died on the way.
+    /// A refused token is replaced once, because it may have expired on the way.
     async fn ask_history(&self, handle: &ReplyHandle, most: usize) -> Result<Reply, CallError> {
         let bot = self.bot(handle).ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let user = handle.user().ok_or_else(|| CallError::refused_here("its user is not named"))?;
@@ -94,7 +95,7 @@ impl Xo {
     }
 }
 
-/// Oldest first: XO answers newest first; times decide if every message has one.
+/// Sorts oldest first. XO sends newest first. The times decide if each message has one.
 fn in_order<'a>(messages: impl DoubleEndedIterator<Item = &'a str>, most: usize) -> Vec<Spoken> {
     let mut spoken: Vec<Spoken> =
         messages.rev().filter_map(|raw| spoken(&serde_json::from_str(raw).ok()?)).collect();
@@ -110,7 +111,7 @@ fn spoken(message: &Value) -> Option<Spoken> {
     let texts = components()
         .filter_map(|component| component.pointer("/data/text"))
         .chain(message.get("text"))
-        // Teams: the text of a card stands in an attachment.
+        // Teams: the text of a card is in an attachment.
         .chain(message.pointer("/attachments/0/content"));
     let mut words: Vec<String> = texts.filter_map(words).collect();
     words.dedup();
@@ -161,8 +162,8 @@ mod tests {
         json!({"_id": "ms-1", "type": kind, "createdOn": at, "components": [{"cT": "text", "data": {"text": text}}]})
     }
 
-    /// FACTS.md XO-31: newest first; `text` of a bot template is JSON, words at `payload.text`, titles at
-    /// `payload.buttons[].title`; the marker texts.
+    /// `src/platform/xo/FACTS.md`: newest first; `text` of a bot template is JSON with its text at `payload.text` and
+    /// titles at `payload.buttons[].title`; the marker texts.
     #[test]
     fn the_oldest_comes_first_and_templates_are_words() {
         let template = json!({"type": "template", "payload": {"template_type": "button", "text": "Shall I?",
@@ -175,7 +176,7 @@ mod tests {
         ];
         let oldest_first = [(true, "hello".to_owned()), (false, "Shall I? [Yes] [No]".to_owned())];
         assert_eq!(read(&messages), oldest_first);
-        // An XO that answers oldest first, and one that says no times.
+        // An XO that answers oldest first, and one that sends no times.
         let mut reversed = messages.to_vec();
         reversed.reverse();
         assert_eq!(read(&reversed), oldest_first);
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(read(&timeless), oldest_first);
     }
 
-    /// FACTS.md XO-31: Teams `{text}`, or `attachments[0].content.text|body[].text`.
+    /// `src/platform/xo/FACTS.md`: Teams `{text}`, or `attachments[0].content.text|body[].text`.
     #[test]
     fn teams_and_files_are_read() {
         let card = json!({"type": "outgoing", "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive",

@@ -1,8 +1,8 @@
-//! XO, and whoever takes its place for conversations of the API.
+//! The client of XO, and of the events URL for conversations of the handoff API.
 //!
-//! Guarantees: addresses are shown by their host alone, since XO's Callback URL is its own secret.
-//! Leaves to others: what is posted (`message/`), what an error means (`delivery/classify.rs`). Today's posts stand in
-//! `callback.rs`; those of the BotKit protocol, with their own credential for each call, in `botkit.rs`.
+//! Guarantees: `Debug` shows an address only by its host, because XO's Callback URL is a secret.
+//! Not responsible for: what is posted (`message/`), what an error means (`delivery/classify.rs`). `callback.rs`
+//! posts callbacks and events. `botkit.rs` makes the calls of the BotKit protocol, with a credential for each bot.
 
 mod botkit;
 mod callback;
@@ -28,26 +28,26 @@ pub use history::Spoken;
 use super::error::{Answer, AnswerKind, CallError, NotReady};
 use super::http::{Call, Http, Reply};
 
-/// Where XO listens.
+/// The addresses and credentials of the bot side.
 #[derive(Clone, Default)]
 pub struct XoSettings {
     /// XO's Callback URL (in XO: Webhook URL).
     pub callback_url: Option<Url>,
-    /// Where events of API conversations go.
+    /// The address for events of API conversations.
     pub events_url: Option<Url>,
-    /// The bearer token that they go with.
+    /// The bearer token for the events URL.
     pub events_token: Option<SecretString>,
     /// The bots of the BotKit protocol.
     pub bots: Vec<XoBot>,
-    /// Where their reply addresses may point.
+    /// The hosts that their reply addresses may have.
     pub allowed_hosts: AllowedHosts,
-    /// How long one call to the events URL may take; `None`: as long as one to the Callback URL.
+    /// The timeout of one call to the events URL. `None`: the same as for the Callback URL.
     pub events_timeout: Option<Duration>,
-    /// How long one call to a bot may take; `None`: as long as one to the Callback URL.
+    /// The timeout of one call to a bot. `None`: the same as for the Callback URL.
     pub bots_timeout: Option<Duration>,
 }
 
-/// The bot side. Cheap to clone.
+/// The client of the bot side. Cheap to clone.
 #[derive(Clone)]
 pub struct Xo {
     http: Http,
@@ -70,25 +70,25 @@ impl Xo {
         self.settings.callback_url.as_ref()
     }
 
-    /// Where events of API conversations go.
+    /// The address for events of API conversations.
     pub fn events_url(&self) -> Option<&Url> {
         self.settings.events_url.as_ref()
     }
 
-    /// The bots, and the hosts that they may be answered at.
+    /// The bots, and the allowed hosts of their reply addresses.
     pub fn bots(&self) -> (&[XoBot], Vec<String>) {
         let hosts = self.settings.allowed_hosts.hosts().map(str::to_owned);
         (&self.settings.bots, hosts.collect())
     }
 
-    /// Whether anything answers there, and what time it is there. Asks for nothing and sends nothing.
+    /// Sends a GET without credentials. Returns the status and the time of the remote side.
     pub(crate) async fn knock(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
         let (method, headers) = (Method::GET, HeaderMap::new());
         let reply = self.http.call(Call { method, url: url.clone(), headers, body: None }).await?;
         Ok((reply.status.as_u16(), reply.date()))
     }
 
-    /// Posts JSON and reads nothing but whether it was taken: nobody documents what comes back.
+    /// Posts JSON and checks only whether it was accepted, because the body of the answer is not documented.
     async fn post(&self, url: &Url, mut headers: HeaderMap, body: Bytes) -> Result<(), CallError> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
@@ -102,13 +102,14 @@ fn taken(reply: &Reply) -> Result<(), CallError> {
     let kind = if !reply.status.is_success() {
         AnswerKind::of_status(status)
     } else if reply.begins_like_a_page() {
-        // A proxy or a login page answers so. A bot server of Express says `text/html` of every text, so the type says nothing.
+        // A proxy or a login page answers like this. An Express bot server labels each text `text/html`, so the type
+        // proves nothing.
         AnswerKind::NotReady(NotReady::Html)
     } else {
-        // The body of a success may break off or be anything: the status has been said.
+        // The body of a success may be incomplete or have any content, because the status is sufficient.
         return Ok(());
     };
-    // What it says is not repeated: it could be our text.
+    // The error does not repeat the body, which could hold our text.
     let (detail, said) = (String::new(), PlatformWords::default());
     Err(CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail, said }))
 }

@@ -1,26 +1,27 @@
-//! A bot's template as the words that its user read.
+//! Converts a bot's template to the text that its user read.
 //!
-//! XO keeps a template as JSON text. Which keys hold words differs by template and channel, so that the rule is a list of keys that
-//! hold words, a list of keys that hold more of the template, and buttons; everything else (addresses, ids, types) is no word.
-//! Guarantees: what is not JSON stays as it is; no depth of nesting and no size can hold the reader up.
-//! Source: FACTS.md XO-31: words at `payload.text`, titles at `payload.buttons[].title`; Kore's templates add `elements[]`,
-//! `quick_replies[]`, Teams' cards `body[]` and `actions[]`.
+//! XO keeps a template as JSON text. The keys that hold text differ by template and channel. The rule is therefore a
+//! list of keys for text, a list of keys for nested parts, and a list of keys for buttons. All other keys (addresses,
+//! ids, types) are ignored.
+//! Guarantees: a text that is not JSON stays unchanged. The depth and the number of parts are limited.
+//! Source: `src/platform/xo/FACTS.md`: text at `payload.text`, titles at `payload.buttons[].title`. Kore's templates
+//! add `elements[]` and `quick_replies[]`, Teams' cards `body[]` and `actions[]`.
 
 use serde_json::Value;
 
-/// Keys of words, in the order in which a person reads them.
+/// Keys of text, in reading order.
 const WORDS: &[&str] = &["heading", "header", "title", "text", "subtitle", "description"];
-/// Keys that hold more of the template.
+/// Keys of nested parts of the template.
 const INSIDE: &[&str] =
     &["payload", "content", "body", "elements", "cards", "items", "columns", "attachments", "message"];
-/// Keys of what can be pressed.
+/// Keys of buttons.
 const BUTTONS: &[&str] = &["buttons", "quick_replies", "options", "actions", "suggestedActions"];
-/// Templates are a few levels deep.
+/// The maximum depth. Templates are a few levels deep.
 const DEPTH_MAX: usize = 12;
-/// More than a person reads of one message.
+/// The maximum number of parts of one message.
 const PARTS_MAX: usize = 100;
 
-/// The words of a text that may be a template; `None` for a template that has none.
+/// The readable text of a message that may be a template. `None` for a template without text.
 pub(super) fn readable(text: &str) -> Option<String> {
     let trimmed = text.trim();
     let looks_like_json = trimmed.starts_with('{') && trimmed.ends_with('}')
@@ -31,7 +32,7 @@ pub(super) fn readable(text: &str) -> Option<String> {
     }
 }
 
-/// A person can write JSON, too: a template says its type or holds a payload.
+/// Tells a template from JSON that a person wrote: a template has a type or a payload.
 fn is_template(value: &Value) -> bool {
     let one = |value: &Value| {
         ["type", "payload", "template_type", "text", "attachments"].iter().any(|key| value.get(key).is_some())
@@ -42,7 +43,7 @@ fn is_template(value: &Value) -> bool {
     }
 }
 
-/// The words of a template; its type in brackets if it has none.
+/// The text of a template, or its type in brackets if it has no text.
 pub(super) fn words(template: &Value) -> Option<String> {
     let mut parts = Vec::new();
     collect(template, 0, &mut parts);

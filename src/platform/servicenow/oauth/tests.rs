@@ -1,4 +1,5 @@
-//! Tokens from small remote sides: which grant, how often, and what each trouble means.
+//! Tests of OAuth tokens against small remote sides: the grant, the number of requests, and the error of each
+//! failure.
 
 use std::sync::Mutex as StdMutex;
 use std::sync::atomic::AtomicUsize;
@@ -25,7 +26,7 @@ fn client(url: &Url, refresh_token: Option<&str>) -> ServiceNow {
 
 type Asked = Vec<std::collections::BTreeMap<String, String>>;
 
-/// An instance that takes the newest token only, once it was handed out; `life` is what `expires_in` says.
+/// An instance that accepts only the newest token that it issued. `life` is its `expires_in`.
 struct Instance {
     peer: Peer,
     asked: Arc<StdMutex<Asked>>,
@@ -43,7 +44,7 @@ async fn instance(life: &'static str) -> Instance {
             log.push(form);
             log.len()
         };
-        // Long enough for everybody else to come and wait.
+        // Long enough for all other calls to start waiting.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let json = format!(
             r#"{{"access_token":"hush-access-{number}","refresh_token":"hush-rotated-{number}","token_type":"Bearer"{life}}}"#
@@ -115,7 +116,7 @@ async fn a_token_is_renewed_before_it_lapses() {
     let instance = instance(r#","expires_in":"1""#).await;
     let client = client(&instance.peer.url, None);
     client.queues().await.unwrap();
-    // No token was ever refused, so a second one was asked for in time.
+    // No token was ever refused, so the client requested the second one in time.
     let renewed = async {
         while instance.times() < 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -156,7 +157,7 @@ async fn a_refused_renewal_is_a_matter_of_credentials() {
         let body = r#"{"error_description":"access_denied","error":"server_error"}"#;
         let error = trouble(&format!("HTTP/1.1 {status}\ncontent-type: application/json\n\n{body}")).await;
         let CallError::Answer(answer) = &error else { panic!("{error}") };
-        // Also a 404: under its own status it would say that a chat is over.
+        // A 404, too: with its own status it would mean that the chat is over.
         assert_eq!((answer.status, &answer.kind), (401, &AnswerKind::Credentials));
         assert!(error.to_string().contains("server_error, access_denied"), "{error}");
     }
@@ -172,7 +173,7 @@ async fn other_troubles_are_what_they_are_and_nothing_was_sent() {
     assert_eq!(kind(html), (200, AnswerKind::NotReady(NotReady::Html)));
     let login = trouble("HTTP/1.1 302 Found\nlocation: /login\n\n").await;
     assert_eq!(kind(login).1, AnswerKind::NotReady(NotReady::Redirect));
-    // A 502 of the call itself would leave it open whether it was made; this one does not.
+    // A 502 of the call itself would leave it open whether the call was made. This error does not.
     assert_eq!(kind(trouble("HTTP/1.1 502 Bad Gateway\n\n").await), (503, AnswerKind::Temporary));
     assert_eq!(kind(trouble("HTTP/1.1 429 Slow\nretry-after: 3\n\n").await).1, AnswerKind::Throttled);
     let empty = "HTTP/1.1 200 OK\ncontent-type: application/json\n\n{\"access_token\":\"\"}";
