@@ -1,26 +1,27 @@
-//! What a sender may prove itself with: a secret, and the one that replaces it.
+//! The accepted values of one credential: a secret and its successor.
 //!
-//! Guarantees: an empty secret is none. Not responsible for: comparing (`verify.rs`).
+//! Guarantees: an empty secret is never accepted.
+//! Not responsible for: comparing (`verify.rs`).
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// The values of one credential that are accepted: both, while senders change from one to the other.
+/// The accepted values of one credential. Both count while senders change from one to the other.
 #[derive(Debug, Clone, Default)]
 pub struct Accepted {
-    /// What senders have.
+    /// The value that senders use now.
     pub current: Option<SecretString>,
-    /// What senders are about to have.
+    /// The value that senders will use next.
     pub next: Option<SecretString>,
 }
 
 impl Accepted {
-    /// Those that are no empty text.
+    /// The values that are not empty.
     pub fn usable(&self) -> impl Iterator<Item = &str> {
         let secrets = [&self.current, &self.next].into_iter().flatten();
         secrets.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty())
     }
 
-    /// Whether there is any.
+    /// Whether at least one value is set.
     pub fn is_set(&self) -> bool {
         self.usable().next().is_some()
     }

@@ -1,7 +1,7 @@
-//! The admin listener: metrics and health, on a port of their own, and the dead-letter desk beside them.
+//! The admin listener: metrics and health on a separate port, together with the admin console.
 //!
-//! Guarantees: metrics and health do not need the queue to answer, so that they answer while the queue is away.
-//! Leaves to others: what ready means (`app.rs`), the desk (`desk/`).
+//! Guarantees: metrics and health do not need the queue, so they answer while the queue is unreachable.
+//! Not responsible for: the conditions of readiness (`app.rs`), the admin console (`desk/`).
 
 use std::io;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use super::server;
 use crate::tasks::Stop;
 use crate::telemetry::Metrics;
 
-/// How long the head of a request may take.
+/// The time limit for the head of a request.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the admin listener tells.
+/// The data that the admin listener shows.
 #[derive(Clone)]
 pub struct AdminState {
-    /// What `/metrics` shows.
+    /// The metrics of `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// What `/readyz` says; the error is a sentence for the operator.
+    /// The result of `/readyz`. The error is a sentence for the operator.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// The dead-letter desk, where `admin.token` is set.
+    /// The admin console, if `admin.token` is set.
     pub desk: Option<Desk>,
 }
 
@@ -39,7 +39,7 @@ impl std::fmt::Debug for AdminState {
     }
 }
 
-/// Serves metrics, health and the desk until `stop`.
+/// Serves metrics, health and the admin console until `stop`.
 pub async fn serve_admin(listener: TcpListener, state: AdminState, stop: Stop) -> io::Result<()> {
     let desk = desk::router(state.desk.clone());
     let router = Router::new()
@@ -60,7 +60,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 async fn metrics(State(state): State<AdminState>) -> Response {
     match state.metrics.render() {
         Ok(text) => problem::healthy("text/plain; version=0.0.4; charset=utf-8", text),
-        Err(error) => problem::unhealthy(&format!("the metrics cannot be rendered: {error}")),
+        Err(error) => problem::unhealthy(&format!("could not render the metrics: {error}")),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reads the body of a request within its limits.
 //!
-//! Guarantees: never holds more than the limit; an announced body that is too large is refused before a byte of it is
-//! read; a body that does not arrive within the read timeout is given up; a body is read only when the budget has room for it.
-//! Leaves to others: what the bytes mean.
+//! Guarantees: never holds more bytes than the limit. A body whose `Content-Length` exceeds the limit is refused
+//! before any byte is read. A body that does not arrive within the read timeout is refused. A body is read only after
+//! the budget has room.
+//! Not responsible for: what the bytes mean.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::budget::{ReadBudget, Reserved, Sender};
 use super::problem::Refusal;
 use crate::tasks;
 
-/// How long, and for how much, the rest of a refused body is read so that its sender sees the answer.
+/// Limits in time and bytes for draining a refused body. The sender sees the answer only if its body is read.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
@@ -27,11 +28,11 @@ const LINGER_BYTES: usize = 64 << 20;
 pub(super) struct Limits {
     pub(super) bytes: usize,
     pub(super) time: Duration,
-    /// What all bodies of the listener share, and what is known of this one's sender.
+    /// The budget that all bodies of the listener share, and whether this sender is authenticated already.
     pub(super) budget: Option<(Arc<ReadBudget>, Sender)>,
 }
 
-/// Accepts JSON in UTF-8; a caller that names no type means JSON.
+/// Accepts JSON in UTF-8. A missing `Content-Type` counts as JSON.
 pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers
         .get(CONTENT_ENCODING)
@@ -81,9 +82,9 @@ pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -
     })
 }
 
-/// Lets the sender of a body that nobody wants see why: a socket closed on unread bytes would take the answer with it.
+/// Drains the body of a refused request. A socket that is closed with unread bytes would lose the answer.
 pub(super) fn linger(request: Request<Body>) {
-    // Who asked first has not sent anything, and must not be told to.
+    // A sender with `Expect: 100-continue` has sent no body yet, and reading would ask it to send the body.
     if request.headers().contains_key(EXPECT) {
         return;
     }

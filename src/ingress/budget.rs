@@ -1,9 +1,10 @@
-//! How many bytes of bodies the ingress holds at once, whatever arrives.
+//! Limits the number of bytes of request bodies that the ingress holds at once.
 //!
-//! Guarantees: a body is read only after its bytes were reserved, and its bytes stay reserved until nothing holds the body any
-//! more, the publish included; senders that are not proven yet have a small share of their own, so that they cannot take the
-//! share of proven senders; who gets no share in time is refused and told when to come back.
-//! Not responsible for: who is proven (`verify.rs`), the reading itself (`body.rs`).
+//! Guarantees: a body is read only after its bytes are reserved. The bytes stay reserved until the last copy of the
+//! body is dropped, including the copies for the publish. Senders that are not authenticated yet have a small budget
+//! of their own, so they cannot use up the budget of authenticated senders. A request that gets no budget in time is
+//! refused with a `Retry-After`.
+//! Not responsible for: authentication (`verify.rs`), reading (`body.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,28 +15,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::problem::Refusal;
 
 const KIB: usize = 1 << 10;
-/// For the bodies of proven senders. Each body exists up to three times for a moment: as it came, in the queue's line, and in
-/// the writes to the broker.
+/// The budget for authenticated senders in bytes. For a moment each body exists up to three times: as received, in
+/// the channel to the publisher, and in the writes to the broker.
 const PROVEN_BYTES: usize = 24 << 20;
-/// For bodies whose sender is proven only by a signature over the body: most of them are small...
+/// The budget in bytes for small bodies of senders that are authenticated only by a signature over the body.
 const UNPROVEN_SMALL_BYTES: usize = 2 << 20;
-/// ... so that larger ones, of which few are read at a time, cannot keep them out.
+/// Larger bodies have a separate budget for two bodies, so that they cannot block the small ones.
 const SMALL_BYTES: usize = 64 * KIB;
 const UNPROVEN_LARGE_BODIES: usize = 2;
-/// How long a body waits for its share.
+/// The time limit for waiting for budget.
 const PROVEN_WAIT: Duration = Duration::from_secs(5);
 const UNPROVEN_WAIT: Duration = Duration::from_secs(2);
 
-/// What is known of a sender before its body is read.
+/// Whether the sender is known before its body is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// A credential in the head of the request holds.
+    /// A credential in the head of the request is valid.
     Proven,
-    /// Only the body can prove it.
+    /// Only the body can prove the credential.
     Unproven,
 }
 
-/// The shares of the bodies that are being read or published.
+/// The budgets for bodies that are being read or published.
 #[derive(Debug)]
 pub struct ReadBudget {
     proven: Share,
@@ -57,7 +58,7 @@ impl Share {
     }
 
     async fn reserve(&self, bytes: usize, wait: Duration) -> Result<Reserved, Refusal> {
-        // A single body larger than the share takes the whole share.
+        // A single body that exceeds the budget takes the whole budget.
         let wanted = u32::try_from(kib(bytes).min(self.total)).unwrap_or(u32::MAX);
         let turn = tokio::time::timeout(wait, Arc::clone(&self.free).acquire_many_owned(wanted)).await;
         match turn {
@@ -72,7 +73,7 @@ const fn kib(bytes: usize) -> usize {
 }
 
 impl ReadBudget {
-    /// For bodies of at most so many bytes.
+    /// The budgets for bodies of at most `body_limit` bytes.
     pub fn new(body_limit: usize) -> Self {
         Self {
             proven: Share::of(PROVEN_BYTES.max(body_limit)),
@@ -81,7 +82,7 @@ impl ReadBudget {
         }
     }
 
-    /// Reserves room for a body of at most so many bytes.
+    /// Reserves room for a body of at most `bytes` bytes.
     pub(super) async fn reserve(&self, sender: Sender, bytes: usize) -> Result<Reserved, Refusal> {
         match sender {
             Sender::Proven => self.proven.reserve(bytes, PROVEN_WAIT).await,
@@ -93,12 +94,12 @@ impl ReadBudget {
     }
 }
 
-/// Reserved bytes; free again once it is dropped.
+/// Reserved bytes. Dropping them frees the reservation.
 #[derive(Debug)]
 pub(super) struct Reserved(OwnedSemaphorePermit);
 
 impl Reserved {
-    /// The body, whose last copy takes the reservation with it.
+    /// Returns the body. Dropping its last copy frees the reservation.
     pub(super) fn hold(mut self, body: Vec<u8>) -> Bytes {
         let surplus = self.0.num_permits().saturating_sub(kib(body.len()));
         drop(self.0.split(surplus));

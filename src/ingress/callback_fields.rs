@@ -1,7 +1,8 @@
-//! The fields of a callback that the ingress uses, read out of a body of any shape.
+//! Reads the fields of a callback that the ingress uses from a body of any shape.
 //!
-//! Guarantees: what is not used is checked and passed over, so that memory does not depend on it; a body in which a key occurs
-//! twice is not read here. Not responsible for: broken JSON (`lenient.rs`), what the fields mean (`servicenow.rs`).
+//! Guarantees: unused parts are checked and skipped, so memory does not depend on them. A body with a repeated key is
+//! not read here.
+//! Not responsible for: broken JSON (`lenient.rs`), the meaning of the fields (`servicenow.rs`).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,7 +17,7 @@ use crate::message::json::Skipped;
 
 const PARTS: &str = "body";
 const VARIABLES: &str = "clientVariables";
-/// The keys that are read beside [`PARTS`] and [`VARIABLES`].
+/// The keys that are read in addition to [`PARTS`] and [`VARIABLES`].
 const USED: &[&str] = &[
     "group",
     "sys_id",
@@ -31,16 +32,16 @@ const USED: &[&str] = &[
     "instance",
 ];
 
-/// The fields of a callback, as far as they are used.
+/// The fields of a callback that are used.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {
-    /// Texts, numbers and flags; of a list or an object only that it is one.
+    /// Texts, numbers and flags. A list or an object is stored empty.
     values: Map<String, Value>,
     parts: Option<Parts>,
     group_variable: Option<String>,
 }
 
-/// What names the parts of a Virtual Agent answer.
+/// The ids and actions of the parts of a Virtual Agent answer.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Parts {
     /// `messageId`, with `streamSequence` if there is one.
@@ -50,17 +51,17 @@ pub(super) struct Parts {
 }
 
 impl Fields {
-    /// Reads what is valid JSON: one object in which no key occurs twice.
+    /// Reads valid JSON: one object without a repeated key.
     ///
-    /// A key that occurs twice means that the text broke out of its string; only [`super::lenient::repair`] knows which of the
-    /// two is meant.
+    /// A repeated key means that the text contained an unescaped quote. Only [`super::lenient::repair`] knows which
+    /// of the two values is meant.
     pub(super) fn strict(raw: &[u8]) -> Option<Self> {
-        // The parser looks at the characters of those texts only that it hands out.
+        // serde_json checks the UTF-8 of only those texts that it returns, so the whole body is checked here.
         let text = std::str::from_utf8(raw).ok()?;
         serde_json::from_str(text).ok()
     }
 
-    /// What was repaired holds no list and no object.
+    /// The fields of a repaired body. A repaired body holds no list and no object.
     pub(super) fn repaired(values: Map<String, Value>) -> Self {
         Self { values, ..Self::default() }
     }
@@ -74,12 +75,12 @@ impl Fields {
         self.get(key).is_some()
     }
 
-    /// The parts of a Virtual Agent answer; `None` if `body` is no list.
+    /// The parts of a Virtual Agent answer. `None` if `body` is not a list.
     pub(super) const fn parts(&self) -> Option<&Parts> {
         self.parts.as_ref()
     }
 
-    /// The name that Causeway gave a Virtual Agent chat when it opened the chat.
+    /// The id that Causeway gave a Virtual Agent chat when it opened the chat.
     pub(super) fn group_variable(&self) -> Option<&str> {
         self.group_variable.as_deref()
     }
@@ -104,7 +105,8 @@ impl<'de> Visitor<'de> for Object {
         let mut fields = Fields::default();
         let (hasher, mut seen) = (RandomState::new(), HashSet::new());
         while let Some((hash, known)) = entries.next_key_seed(Key(&hasher))? {
-            // Eight bytes for each key, however long it is. Two keys of one hash only mean that the lenient reading decides.
+            // Eight bytes for each key of any length. If two different keys have the same hash, the lenient reading
+            // decides.
             if !seen.insert(hash) {
                 return Err(A::Error::custom("a key occurs twice"));
             }
@@ -122,7 +124,7 @@ impl<'de> Visitor<'de> for Object {
     }
 }
 
-/// A key as its hash, and its name if the key is used.
+/// A key as its hash, with its name if the key is used.
 struct Key<'a>(&'a RandomState);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {
@@ -146,7 +148,7 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
-/// A text, a number or a flag; a list and an object become empty ones.
+/// A text, a number or a flag. A list or an object becomes an empty one.
 struct Shallow(Value);
 
 macro_rules! scalars {
@@ -194,7 +196,7 @@ impl Shallow {
     }
 }
 
-/// `clientVariables`: the one variable of them that is used.
+/// `clientVariables`: the only variable that is used.
 struct Variables(Option<String>);
 
 impl<'de> Deserialize<'de> for Variables {
@@ -218,7 +220,7 @@ impl<'de> Deserialize<'de> for Variables {
                 Ok(found)
             }
         }
-        // A variable list that is no object names nothing.
+        // If the variables are not an object, they contain no name.
         let raw = <&RawValue>::deserialize(deserializer)?;
         let is_object = raw.get().starts_with('{');
         let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_map(Any);
@@ -226,7 +228,7 @@ impl<'de> Deserialize<'de> for Variables {
     }
 }
 
-/// `None`, once the value is known to be valid.
+/// Returns `None` if the value is valid JSON, and an error otherwise.
 fn checked<T, E: Error>(raw: &RawValue) -> Result<Option<T>, E> {
     serde_json::from_str::<Skipped>(raw.get()).map_err(E::custom)?;
     Ok(None)
@@ -277,7 +279,7 @@ impl Parts {
 #[derive(Default)]
 struct Part {
     id: Option<String>,
-    /// As it stands in the text.
+    /// The JSON text of the value.
     sequence: Option<String>,
     action: Option<String>,
 }

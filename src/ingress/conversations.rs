@@ -1,6 +1,6 @@
-//! The door for questions about a conversation.
+//! The route that shows the state of one conversation.
 //!
-//! Leaves to others: what is known (`conversation/`).
+//! Not responsible for: storing the state (`conversation/`).
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use super::{IngressState, handoffs};
 use crate::conversation::Conversation;
 use crate::message::ConversationId;
 
-/// Answers a question about one conversation.
+/// Answers with the state of one conversation.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
     handoffs::admit(state, request.headers())?;
     let directory = state.directory.as_ref().ok_or(Refusal::DirectoryAway)?;
-    // A name that cannot be one is a name that nobody has.
+    // An invalid id belongs to no conversation.
     let Path(name) =
         request.extract_parts::<Path<String>>().await.map_err(|_| Refusal::UnknownConversation)?;
     let id = ConversationId::parse(&name).map_err(|_| Refusal::UnknownConversation)?;

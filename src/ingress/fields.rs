@@ -1,8 +1,9 @@
 //! Reads a caller's JSON object field by field and collects the faults with their paths.
 //!
-//! Guarantees: one pass names all faults, up to the number that an answer lists; `null` counts as absent; of a key that occurs
-//! twice the last one counts; a fault never repeats a value; no tree of the body is made, so that memory depends only on the
-//! fields that are used. Not responsible for: which fields there are (`handoffs.rs`).
+//! Guarantees: one pass collects all faults, up to the number that an answer lists. `null` counts as absent. If a key
+//! occurs twice, the last value counts. A fault never contains a value. The body is not parsed into a tree, so memory
+//! depends only on the fields that are used.
+//! Not responsible for: which fields exist (`handoffs.rs`).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,7 +19,7 @@ use crate::message::json::Skipped;
 pub(super) struct Faults(RefCell<Vec<Fault>>);
 
 impl Faults {
-    /// Notes one fault.
+    /// Adds one fault.
     pub(super) fn add(&self, field: impl Into<String>, reason: impl Into<String>) {
         let mut faults = self.0.borrow_mut();
         if faults.len() < FAULTS_MAX {
@@ -26,27 +27,27 @@ impl Faults {
         }
     }
 
-    /// What was found.
+    /// The collected faults.
     pub(super) fn into_vec(self) -> Vec<Fault> {
         self.0.into_inner()
     }
 }
 
-/// How a text is bounded.
+/// The limits of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) bytes: usize,
     pub(super) may_be_empty: bool,
 }
 
-/// A body that is valid JSON.
+/// Parses a body and checks that it is valid JSON.
 pub(super) fn parse(raw: &[u8]) -> Result<&RawValue, serde_json::Error> {
-    // What the second reading passes over is checked by the first one.
+    // The first pass checks the parts that the second pass skips.
     serde_json::from_slice::<Skipped>(raw)?;
     serde_json::from_slice(raw)
 }
 
-/// One object of the caller's, and where it stands.
+/// One object of the caller and its path.
 #[derive(Debug, Clone)]
 pub(super) struct Fields<'a> {
     object: &'a RawValue,
@@ -55,12 +56,12 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The outermost object; `None` if it is something else.
+    /// The outermost object. `None` if the value is not an object.
     pub(super) fn new(body: &'a RawValue, faults: &'a Faults) -> Option<Self> {
         body.get().starts_with('{').then_some(Self { object: body, path: String::new(), faults })
     }
 
-    /// Notes a fault of the field `key`.
+    /// Adds a fault of the field `key`.
     pub(super) fn fault(&self, key: &str, reason: impl Into<String>) {
         self.faults.add(self.path_of(key), reason);
     }
@@ -79,7 +80,7 @@ impl<'a> Fields<'a> {
         found
     }
 
-    /// A text that may be absent; `None` also if it is faulty.
+    /// An optional text. `None` if it is absent or faulty.
     pub(super) fn text(&self, key: &str, bounds: Bounds) -> Option<String> {
         self.text_of(key, self.value(key)?, bounds)
     }
@@ -100,7 +101,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub(super) fn required_text(&self, key: &str, bounds: Bounds) -> Option<String> {
         let Some(value) = self.value(key) else {
             self.fault(key, "is missing; it must be a string");
@@ -109,7 +110,7 @@ impl<'a> Fields<'a> {
         self.text_of(key, value, bounds)
     }
 
-    /// A flag, false if it is absent.
+    /// A flag. False if it is absent.
     pub(super) fn flag(&self, key: &str) -> bool {
         match self.value(key).map(RawValue::get) {
             None | Some("false") => false,
@@ -121,7 +122,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// An object that may be absent.
+    /// An optional object.
     pub(super) fn object(&self, key: &str) -> Option<Self> {
         let object = self.value(key)?;
         if !object.get().starts_with('{') {
@@ -131,7 +132,8 @@ impl<'a> Fields<'a> {
         Some(Self { object, path: self.path_of(key), faults: self.faults })
     }
 
-    /// A list of objects that may be absent: what `read` makes of each. An item that is no object is a fault and left out.
+    /// An optional list of objects, each converted by `read`. An item that is not an object is a fault and is
+    /// skipped.
     pub(super) fn objects<T>(&self, key: &str, mut read: impl FnMut(&Self) -> Option<T>) -> Objects<T> {
         let mut found = Objects { count: 0, read: Vec::new() };
         let Some(list) = self.value(key) else { return found };
@@ -154,7 +156,7 @@ impl<'a> Fields<'a> {
         found
     }
 
-    /// Every field that is a text, with its name.
+    /// Calls `take` for each field that is a text.
     pub(super) fn texts(&self, bounds: Bounds, mut take: impl FnMut(&str, String)) {
         each_field(self.object, |key, value| {
             if let Some(text) = value.and_then(|value| self.text_of(key, value, bounds)) {
@@ -164,16 +166,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What was made of a list of objects.
+/// The result of reading a list of objects.
 #[derive(Debug)]
 pub(super) struct Objects<T> {
-    /// How many objects there were.
+    /// The number of objects in the list.
     pub(super) count: usize,
-    /// Those without a fault.
+    /// The objects without a fault.
     pub(super) read: Vec<T>,
 }
 
-/// `None` stands for `null`.
+/// Calls `each` for each field. `None` stands for `null`.
 fn each_field<'a>(object: &'a RawValue, each: impl FnMut(&str, Option<&'a RawValue>)) {
     struct Walk<F>(F);
     impl<'a, F: FnMut(&str, Option<&'a RawValue>)> Visitor<'a> for Walk<F> {
@@ -191,7 +193,7 @@ fn each_field<'a>(object: &'a RawValue, each: impl FnMut(&str, Option<&'a RawVal
             Ok(())
         }
     }
-    // It is valid: `parse` has seen all of it.
+    // The text is valid, because `parse` has checked the whole text.
     let _ = serde_json::Deserializer::from_str(object.get()).deserialize_map(Walk(each));
 }
 

@@ -1,8 +1,8 @@
-//! The door for handoff requests of any bot, script or dialog task.
+//! The route for handoff requests of any bot, script or dialog task.
 //!
-//! Guarantees: a request is taken whole or refused with every fault it has; fields that nobody knows are passed over,
-//! so that a newer caller can talk to an older relay.
-//! Leaves to others: the conversation's state (`conversation/`), everything after the queue has it.
+//! Guarantees: a request is either accepted as a whole or refused with all its faults. Unknown fields are ignored, so
+//! that a newer caller can use an older Causeway.
+//! Not responsible for: the conversation's state (`conversation/`), everything after the queue has the message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,19 +23,20 @@ use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typin
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{ConversationId, Destination, LaneKey, Message, MessageId};
 
-/// How long the caller may wait for the directory, which only wants to be ahead of the worker.
+/// The timeout for the directory. The write only makes the conversation visible earlier, because the worker writes
+/// it, too.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What somebody says.
+/// The text of a message.
 const TEXT: Bounds = Bounds { bytes: 32 << 10, may_be_empty: false };
-/// A line of the transcript, or words beside an attachment.
+/// A line of the transcript, or the text of a message with attachments.
 const TEXT_OR_NOTHING: Bounds = Bounds { bytes: 32 << 10, may_be_empty: true };
-/// A name of something.
+/// An id or a name.
 const NAME: Bounds = Bounds { bytes: ID_BYTES_MAX, may_be_empty: false };
-/// What describes something.
+/// A descriptive text.
 const LABEL: Bounds = Bounds { bytes: 2048, may_be_empty: true };
 
-/// Lets the holder of the bearer token in; the whole API is off without one.
+/// Checks the bearer token. Without a configured token the whole API is off.
 pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Refusal> {
     let token = &state.settings.handoffs_token;
     match token.is_set() {
@@ -78,8 +79,8 @@ pub(super) async fn answer(
     Ok(problem::accepted(&json!({ "id": id, "conversation_id": conversation, "status": "accepted" })))
 }
 
-/// Makes the conversation visible at once. The worker writes it too, so a failure here changes nothing. A start that is
-/// posted again after it was delivered begins nothing: the worker will not look at it either.
+/// Makes the conversation visible at once. The worker writes it, too, so a failure here has no consequence. A start
+/// that is posted again after its delivery changes nothing, and the worker ignores it as well.
 async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, start: &Start) {
     let Some(directory) = &state.directory else { return };
     let write = async {
@@ -92,24 +93,26 @@ async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, s
     match tokio::time::timeout(DIRECTORY_PATIENCE, write).await {
         Ok(Ok(())) => {}
         Ok(Err::<_, DirectoryError>(error)) => {
-            tracing::warn!(%error, "the worker will have to note the conversation")
+            tracing::warn!(%error, "could not write to the directory; the worker will create the conversation (visible later)")
         }
-        Err(_) => tracing::warn!("the directory is slow: the worker will have to note the conversation"),
+        Err(_) => tracing::warn!(
+            "the directory did not answer within 1 s; the worker will create the conversation (visible later)"
+        ),
     }
 }
 
-/// What a caller asks for.
+/// A parsed handoff request.
 #[derive(Debug)]
 struct Request {
-    /// What makes a repeated post the same message.
+    /// The key that identifies a repeated request.
     key: Option<Key>,
     handoff: Handoff,
 }
 
-/// A key that the caller chose.
+/// An idempotency key of the caller.
 #[derive(Debug)]
 struct Key {
-    /// The header or the field that it came in.
+    /// The header or the field that contained the key.
     field: &'static str,
     text: String,
 }
@@ -131,7 +134,7 @@ fn read(raw: &[u8], headers: &HeaderMap) -> Result<Request, Refusal> {
     }
 }
 
-/// The header, else the field `id`.
+/// Reads the idempotency key from the header, or from the field `id` if there is no header.
 fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<Key> {
     let field = fields.text("id", NAME);
     let Some(header) = headers.get("idempotency-key") else {
@@ -148,7 +151,7 @@ fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) ->
     }
 }
 
-/// Reads every field even after a fault, so that the caller sees all of them at once.
+/// Reads all fields even after a fault, so that the caller sees all faults at once.
 fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
     let conversation = conversation_id(fields);
     match fields.required_text("type", NAME)?.as_str() {
@@ -178,7 +181,7 @@ fn conversation_id(fields: &Fields<'_>) -> Option<ConversationId> {
 fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Start> {
     let message = fields.required_text("message", TEXT);
     let queue_id = fields.text("queue_id", NAME).and_then(|queue| {
-        // It becomes a part of a path.
+        // The id becomes a part of a URL path.
         LaneKey::parse(&queue).map_err(|problem| fields.fault("queue_id", problem.to_string())).ok()
     });
     let user = fields.object("user").map(|user| User {

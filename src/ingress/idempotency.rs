@@ -1,8 +1,9 @@
-//! The keys of handoff requests that this process accepted lately, each with the digest of its request.
+//! The idempotency keys that this process accepted recently, each with the digest of its request.
 //!
-//! Guarantees: while a key is remembered, another request under it is refused before anything is published. Memory is bounded by
-//! [`GENERATION`]; no lookup leaves the process. A key that another ingress accepted, or that is forgotten here, is found by the worker:
-//! the request then becomes a dead letter `rejected`.
+//! Guarantees: while a key is remembered, a different request with the same key is refused before it is published.
+//! Memory is bounded by [`GENERATION`]. A lookup uses only memory of this process. If another ingress accepted the
+//! key, or if the key is forgotten here, the worker finds it, and the request becomes a dead letter with the reason
+//! `rejected`.
 //! Not responsible for: recognising a repeat of the same request (`worker/flight.rs`).
 
 use std::collections::HashMap;
@@ -10,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::message::{MessageId, PayloadDigest};
 
-/// Keys in one of two generations. When the young one is full it becomes the old one, and the old one is forgotten.
+/// The number of keys in one of two generations. When the young generation is full, it replaces the old one.
 const GENERATION: usize = 32_768;
 
-/// What was accepted under which key.
+/// The accepted keys and the digests of their requests.
 #[derive(Debug, Default)]
 pub struct IdempotencyKeys(Mutex<Generations>);
 
@@ -23,19 +24,19 @@ struct Generations {
     old: HashMap<MessageId, PayloadDigest>,
 }
 
-/// What is known of a key.
+/// The result of claiming a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyUse {
-    /// Nothing so far; it is remembered from now on.
+    /// The key is new and is remembered from now on.
     First,
-    /// The same request came before.
+    /// The same request used the key before.
     Repeat,
-    /// Another request came before.
+    /// A different request used the key before.
     Reused,
 }
 
 impl IdempotencyKeys {
-    /// Notes that a request claims this id, which stands for its conversation and key.
+    /// Claims this id, which is derived from the conversation and the key.
     pub(super) fn claim(&self, id: MessageId, digest: PayloadDigest) -> KeyUse {
         let mut keys = self.lock();
         match keys.young.get(&id).or_else(|| keys.old.get(&id)) {
@@ -50,7 +51,7 @@ impl IdempotencyKeys {
         KeyUse::First
     }
 
-    /// The request was not accepted: its caller may use the key for another one.
+    /// Forgets the key of a request that was not accepted, so that its caller may use the key again.
     pub(super) fn release(&self, id: MessageId) {
         let mut keys = self.lock();
         keys.young.remove(&id);

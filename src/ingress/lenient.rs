@@ -1,31 +1,31 @@
-//! Reads what the stock Business Rule writes: JSON made by string concatenation, in which nothing is escaped but what
-//! `escapeForHomePage` escapes (a newline as `\n`, `<` and `>` as `%3c` and `%3e`).
+//! Parses the output of the stock Business Rule. The rule builds JSON by string concatenation. It escapes only the
+//! characters that `escapeForHomePage` escapes (a newline as `\n`, `<` and `>` as `%3c` and `%3e`).
 //!
-//! The idea: of all fields only `formatted_message` is free text; the others are ids and names, which hold no quote.
-//! So what stands before the text is read from the front, what stands behind it is read from the back, and what is
-//! left between is the text, whatever it holds. No key is taken twice, so text that imitates a field stays text.
+//! Only `formatted_message` is free text. All other fields are ids and names without quotes. The parser therefore
+//! reads the fields before the text from the front and the fields after the text from the back. The rest is the text.
+//! No key is read twice, so a text that imitates a field stays text.
 //!
-//! Guarantees: a body with the five stock keys gives the text back exactly, and nobody can write a text that changes
-//! another field; no input panics; time is linear. What cannot be told apart, and how it is read:
-//! - a key that the body lacks (one of [`STOCK`] or [`COLUMNS`]) imitated in the text is taken for the field;
-//! - `\n` is a newline, also where somebody wrote `C:\new`;
-//! - another backslash is itself as soon as the value proves that its writer escapes nothing (a bare quote, a backslash
-//!   that begins no JSON escape); without that proof it is read as JSON reads it;
-//! - a text that makes valid JSON with a key of its own is what JSON says it is (the strict reading of `callback_fields.rs`
-//!   comes first).
+//! Guarantees: a body with the five stock keys gives the text back exactly, and no text can change another field. No
+//! input panics. The time is linear. Some inputs are ambiguous and are read as follows:
+//! - If a text imitates a key that the body lacks (one of [`STOCK`] or [`COLUMNS`]), the imitation counts as the field.
+//! - `\n` is a newline, even in a text such as `C:\new`.
+//! - Any other backslash is literal if the value proves that its writer escapes nothing (by an unescaped quote, or by a
+//!   backslash that starts no JSON escape). Without that proof the backslash is read as in JSON.
+//! - If a text makes valid JSON with a key of its own, the JSON counts (the strict parser of `callback_fields.rs` runs first).
 //!
-//! Leaves to others: what the fields mean (`servicenow.rs`), `%3c` and `%3e` (undone where text is shown).
+//! Not responsible for: the meaning of the fields (`servicenow.rs`), `%3c` and `%3e` (decoded where the text is
+//! shown).
 
 use serde_json::{Map, Value};
 
 /// The fields of a callback by name.
 pub(super) type Fields = Map<String, Value>;
 
-/// The one field that is free text.
+/// The only field with free text.
 const TEXT: &str = "formatted_message";
 /// The other keys of the stock rule.
 const STOCK: &[&str] = &["group", "sys_created_by", "last_message", "sys_id"];
-/// Columns of `live_message` that repaired rules add.
+/// Columns of `live_message` that corrected rules add.
 const COLUMNS: &[&str] = &[
     "sys_created_on",
     "sys_updated_on",
@@ -35,10 +35,10 @@ const COLUMNS: &[&str] = &[
     "private_message",
     "reply_to",
 ];
-/// No rule writes so many fields; a body with more is not read, so that memory does not depend on their number.
+/// The maximum number of fields, so that memory is bounded. No rule writes so many.
 const FIELDS_MAX: usize = 256;
 
-/// Reads what only looks like JSON; `None` where even this finds no fields.
+/// Parses a body that resembles JSON. `None` if it contains no readable fields.
 pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
     let text = std::str::from_utf8(raw).ok()?.trim_start_matches('\u{feff}').trim();
     let mut rest = text.strip_prefix('{')?.strip_suffix('}')?;
@@ -63,7 +63,7 @@ pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
     }
 }
 
-/// `rest` is the text, its closing quote, and the fields behind it.
+/// Parses the rest of the body: the text, its closing quote, and the fields after it.
 fn around_text(mut fields: Fields, mut rest: &str) -> Option<Fields> {
     while let Some((before, key, value)) = field_at_back(rest)
         && (STOCK.contains(&key) || COLUMNS.contains(&key))
@@ -74,7 +74,7 @@ fn around_text(mut fields: Fields, mut rest: &str) -> Option<Fields> {
     }
     let mut key = TEXT;
     let mut text = rest.trim_end().strip_suffix('"')?;
-    // A stock key that is still missing stands inside the text only if a field behind it was no simple one.
+    // A stock key that is still missing can be inside the text only if a field after it was not a simple one.
     while let Some((before, next, after)) = cut(text, |next| next != key && !fields.contains_key(next)) {
         fields.insert(key.to_owned(), Value::String(unescape(before)));
         (key, text) = (next, after);
@@ -83,7 +83,7 @@ fn around_text(mut fields: Fields, mut rest: &str) -> Option<Fields> {
     Some(fields)
 }
 
-/// `"key":` and what follows.
+/// Splits off `"key":`.
 fn key_at_front(rest: &str) -> Option<(&str, &str)> {
     let (key, rest) = rest.trim_start().strip_prefix('"')?.split_once('"')?;
     let is_name =
@@ -92,7 +92,7 @@ fn key_at_front(rest: &str) -> Option<(&str, &str)> {
     is_name.then_some((key, value))
 }
 
-/// A string without quotes, or a bare word.
+/// Splits off a string without quotes, or a bare word.
 fn simple_at_front(value: &str) -> Option<(Value, &str)> {
     if let Some(value) = value.strip_prefix('"') {
         let (text, after) = value.split_once('"')?;
@@ -103,7 +103,7 @@ fn simple_at_front(value: &str) -> Option<(Value, &str)> {
     Some((bare(word)?, after))
 }
 
-/// The last field, and what stands before its comma.
+/// Splits off the last field. Returns the part before its comma, the key and the value.
 fn field_at_back(rest: &str) -> Option<(&str, &str, Value)> {
     let rest = rest.trim_end();
     let (before, value) = if let Some(inner) = rest.strip_suffix('"') {
@@ -118,7 +118,7 @@ fn field_at_back(rest: &str) -> Option<(&str, &str, Value)> {
     Some((before.trim_end().strip_suffix(',')?, key, value))
 }
 
-/// The first `","key":"` with a stock key that is wanted: what stands before it, the key, what stands behind it.
+/// Finds the first `","key":"` with a wanted stock key. Returns the part before it, the key and the part after it.
 fn cut(text: &str, wanted: impl Fn(&str) -> bool) -> Option<(&str, &'static str, &str)> {
     text.match_indices('"').find_map(|(at, _)| {
         let (key, value) = key_at_front(text[at + 1..].trim_start().strip_prefix(',')?)?;
@@ -131,7 +131,7 @@ const fn is_bare(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.')
 }
 
-/// What JavaScript writes without quotes; nothing at all counts as nothing.
+/// A value that JavaScript writes without quotes. An empty value is null.
 fn bare(word: &str) -> Option<Value> {
     match word {
         "" | "undefined" | "NaN" => Some(Value::Null),
@@ -139,7 +139,7 @@ fn bare(word: &str) -> Option<Value> {
     }
 }
 
-/// The characters that a raw string value stands for.
+/// Decodes a raw string value.
 fn unescape(raw: &str) -> String {
     let mut json = String::with_capacity(raw.len() + 2);
     json.push('"');
@@ -164,7 +164,7 @@ mod tests {
         Strict::strict(raw)
     }
 
-    /// What the stock rule writes, with the documented part of `escapeForHomePage`.
+    /// The output of the stock rule, with the documented part of `escapeForHomePage`.
     fn stock(text: &str) -> String {
         let text = text.replace('<', "%3c").replace('>', "%3e").replace('\n', "\\n");
         format!(
@@ -278,7 +278,8 @@ mod tests {
         assert_eq!(repair(b"{\"group\":\"\xff\"}"), None);
     }
 
-    /// Pieces that a text can hurt with. A colon comes only with a stock key: `","other":"` is valid JSON of its own.
+    /// Fragments that make a text dangerous. A colon comes only with a stock key: `","other":"` is valid JSON with a
+    /// key of its own.
     fn pieces() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             Just("\""),

@@ -1,10 +1,12 @@
-//! IN: from HTTP to the queue, and nothing else. Routes are data ([`Door`]); every request goes through [`answer`].
+//! The ingress: it accepts HTTP requests and publishes them to the queue. Routes are data ([`Door`]); each request
+//! goes through [`answer`].
 //!
-//! Guarantees: a 2xx is sent only after the queue has the message; what was received whole is queued even if its
-//! caller hangs up; every answer carries `x-request-id`; every refusal is counted and logged without content.
-//! Leaves to others: who is right (`verify`), what a body means (the doors), what becomes of a message (`worker/`).
+//! Guarantees: a 2xx is sent only after the queue has the message. A request that was received completely is
+//! published even if its caller disconnects. Each answer carries `x-request-id`. Each refusal is counted, and is
+//! logged without content.
+//! Not responsible for: authentication (`verify`), the meaning of a body (the routes), the delivery (`worker/`).
 //!
-//! A new door is a variant of [`Door`] with its paths, and a file beside these.
+//! A new route needs a variant of [`Door`] with its paths, and a file in this folder.
 
 mod accepted;
 mod admin;
@@ -57,42 +59,42 @@ use crate::queue::{Queue, QueueError};
 use crate::tasks::{self, Stop};
 use crate::telemetry::Metrics;
 
-/// The header by which a request is found again in the logs of both sides.
+/// The header with the id that identifies a request in the logs of both systems.
 const REQUEST_ID: &str = "x-request-id";
 
-/// How the public listener behaves.
+/// The settings of the public listener.
 #[derive(Debug, Clone)]
 pub struct IngressSettings {
-    /// The largest body, in bytes.
+    /// The largest body in bytes.
     pub body_limit: usize,
-    /// How long a head may take, how long a body may take, and how long a kept connection may idle.
+    /// The time limit for a head, for a body, and for an idle keep-alive connection.
     pub read_timeout: Duration,
-    /// Who may post callbacks.
+    /// The credentials for callbacks.
     pub servicenow: ServiceNowDoor,
-    /// Who may post handoffs and ask about conversations; without it that API is off.
+    /// The token for handoffs and for the state of conversations. That API is off without a token.
     pub handoffs_token: Accepted,
-    /// XO's BotKit protocol.
+    /// The settings of XO's BotKit protocol.
     pub botkit: BotKitDoor,
-    /// Which destination a conversation belongs to.
+    /// The destination of each conversation.
     pub bot_side: BotSide,
 }
 
-/// The credentials of the callback door: any one that is set and holds is enough.
+/// The credentials of the callback route. One valid credential is sufficient.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceNowDoor {
-    /// For HTTP Basic, together with `password`.
+    /// The user name for HTTP Basic, used with `password`.
     pub username: Option<String>,
-    /// For HTTP Basic.
+    /// The password for HTTP Basic.
     pub password: Accepted,
-    /// For `Authorization: Bearer`, `x-causeway-token` and `?token=`.
+    /// The token for `Authorization: Bearer`, `x-causeway-token` and `?token=`.
     pub token: Accepted,
-    /// For `x-causeway-signature`.
+    /// The secret for `x-causeway-signature`.
     pub hmac_secret: Accepted,
-    /// Lets everybody in, where no credential is set.
+    /// Accepts all callers if no credential is set.
     pub allow_unauthenticated: bool,
-    /// Our own user in ServiceNow: what it wrote comes back and is ignored.
+    /// Our own user in ServiceNow. Callbacks with messages of this user are ignored.
     pub own_user: Option<String>,
-    /// The name of our instance of ServiceNow: a callback that names another one is refused.
+    /// The name of our ServiceNow instance. A callback with another name is refused.
     pub instance: Option<String>,
 }
 
@@ -104,25 +106,25 @@ impl ServiceNowDoor {
     }
 }
 
-/// What the doors share.
+/// The state that all routes share.
 #[derive(Debug)]
 pub struct IngressState {
-    /// Where everything goes.
+    /// The queue for all messages.
     pub queue: Queue,
-    /// What is known of conversations; the callback relay needs none.
+    /// The directory of conversations. The callback relay needs none.
     pub directory: Option<Directory>,
-    /// Which keys were used for which handoff requests.
+    /// The idempotency keys that were used recently.
     pub idempotency_keys: IdempotencyKeys,
-    /// Where everything is counted.
+    /// The metrics of the process.
     pub metrics: Arc<Metrics>,
-    /// How to behave.
+    /// The settings of the listener.
     pub settings: IngressSettings,
-    /// How many bytes of bodies there may be at once.
+    /// The budget for the bytes of all bodies.
     pub budget: Arc<ReadBudget>,
 }
 
 impl IngressState {
-    /// For a sender whose credential holds.
+    /// The limits for an authenticated sender.
     fn limits(&self) -> body::Limits {
         self.limits_for(Sender::Proven)
     }
@@ -132,7 +134,8 @@ impl IngressState {
         body::Limits { bytes: self.settings.body_limit, time: self.settings.read_timeout, budget }
     }
 
-    /// Publishes to the end, also when the caller hangs up meanwhile: ServiceNow does not send a second time.
+    /// Publishes the message, even if the caller disconnects in the meantime, because ServiceNow does not repeat a
+    /// callback.
     async fn keep(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
         let state = Arc::clone(self);
         tasks::to_the_end(async move {
@@ -144,7 +147,7 @@ impl IngressState {
         .await
     }
 
-    /// Buries to the end, like [`Self::keep`].
+    /// Writes the dead letter, even if the caller disconnects, like [`Self::keep`].
     async fn bury(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
         let state = Arc::clone(self);
         tasks::to_the_end(async move {
@@ -191,7 +194,7 @@ impl Door {
         self.allow().split(", ").any(|allowed| allowed == method.as_str())
     }
 
-    /// The label in metrics, the route in logs.
+    /// The label in metrics and the route in logs.
     const fn source(door: Option<Self>) -> &'static str {
         match door {
             Some(Self::ServiceNow) => "servicenow",
@@ -203,8 +206,8 @@ impl Door {
     }
 }
 
-/// Serves the public listener until `stop`: then accepts nothing more and finishes what is in flight.
-/// `beside`: routes of another part that are served here, too.
+/// Serves the public listener until `stop`, then accepts no new connection and finishes the requests in flight.
+/// `beside`: routes of another component that are served here, too.
 pub async fn serve_public(
     listener: TcpListener,
     state: Arc<IngressState>,
@@ -216,7 +219,7 @@ pub async fn serve_public(
     server::serve(listener, routes, read_timeout, stop).await
 }
 
-/// Serves the routes of another part on a listener of their own, as carefully as the public one.
+/// Serves the routes of another component on a listener of their own, with the limits of the public listener.
 pub async fn serve_beside(
     listener: TcpListener,
     routes: Router,
@@ -235,7 +238,7 @@ fn router(state: Arc<IngressState>) -> Router {
     router.fallback_service(at(None).with_state(Arc::clone(&state))).with_state(state)
 }
 
-/// The way of every request: name it, answer it, count it.
+/// Handles each request: assigns an id, answers, counts.
 async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Request) -> Response {
     let began = Instant::now();
     let id = request_id(Some(request.headers()));
@@ -245,7 +248,7 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
-            // XO reads refusals in BotKit's words only.
+            // XO understands only BotKit's error format.
             let response = match door {
                 Some(Door::BotKit) => botkit::refused(refusal, &id),
                 _ => refusal.into_response(&id),
@@ -275,14 +278,14 @@ async fn through(
     }
     match door {
         Door::ServiceNow => servicenow::answer(state, request).await,
-        // Boxed: the busiest door's requests would carry the room for all.
+        // Boxed, because otherwise each request of the busiest route would use the memory of the largest future.
         Door::Handoffs => Box::pin(handoffs::answer(state, request)).await,
         Door::Conversations => Box::pin(conversations::answer(state, request)).await,
         Door::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
 }
 
-/// The caller's name for the request, where it can safely stand in a log line; otherwise a new one.
+/// The caller's request id if it is safe in a log line, and a new one otherwise.
 fn request_id(headers: Option<&HeaderMap>) -> String {
     let is_sane = |id: &&str| {
         (1..=128).contains(&id.len())

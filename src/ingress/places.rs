@@ -1,9 +1,10 @@
-//! The connections of a listener: who has a place, and who loses it when all places are taken.
+//! The connections of a listener: which connection gets a place, and which one is closed when all places are taken.
 //!
-//! A connection that has proven itself (one of its requests was answered with success) has a place of its own. All others share
-//! [`STRANGERS_MAX`] places, of which one address has at most half. When these are taken, the stranger that idles longest is
-//! closed, so that idle connections can lock nobody out.
-//! Guarantees: a connection whose request is being answered is never closed here.
+//! A connection is proven once one of its requests was answered with success. A proven connection has a place of its
+//! own. All other connections (strangers) share [`STRANGERS_MAX`] places, and one address has at most half of these.
+//! When the places are taken, the stranger that connected first among the idle ones is closed, so that idle
+//! connections cannot block new ones.
+//! Guarantees: a connection with a request in progress is never closed here.
 //! Not responsible for: accepting and serving (`server.rs`).
 
 use std::collections::BTreeMap;
@@ -13,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Places of connections that have not proven themselves.
+/// The number of places for connections that are not proven.
 pub(super) const STRANGERS_MAX: usize = 1_024;
-/// Places of those that have.
+/// The number of places for proven connections.
 const PROVEN_MAX: usize = 4_096;
 
 /// All places of one listener.
@@ -25,7 +26,7 @@ pub(super) struct Places(Mutex<Taken>);
 #[derive(Debug, Default)]
 struct Taken {
     count: u64,
-    /// By their number, so the first one came first.
+    /// Sorted by number, so the oldest connection comes first.
     strangers: BTreeMap<u64, Arc<Seat>>,
     proven: usize,
 }
@@ -37,7 +38,7 @@ struct Seat {
     leave: Notify,
 }
 
-/// The place of one connection; free again once it is dropped.
+/// The place of one connection. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -47,7 +48,8 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// A place for a new connection; `None` if all are taken and every connection there is being answered.
+    /// A place for a new connection. `None` if all places are taken and all their connections have a request in
+    /// progress.
     pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let mut taken = self.taken();
         let of_address = taken.strangers.values().filter(|seat| seat.address == address).count();
@@ -63,7 +65,7 @@ impl Places {
         Some(Place { places: Arc::clone(self), number, seat, is_proven: AtomicBool::new(false) })
     }
 
-    /// Closes the stranger that idles longest: the system has no socket left.
+    /// Closes the oldest idle stranger, because the system has no free socket.
     pub(super) fn make_room(&self) {
         let _ = self.taken().send_away(|_| true);
     }
@@ -83,22 +85,22 @@ impl Taken {
 }
 
 impl Place {
-    /// From where the connection comes.
+    /// The remote address of the connection.
     pub(super) fn address(&self) -> IpAddr {
         self.seat.address
     }
 
-    /// Waits until the connection has to make room.
+    /// Waits until the connection has to close.
     pub(super) async fn lost(&self) {
         self.seat.leave.notified().await;
     }
 
-    /// A request begins.
+    /// Marks the start of a request.
     pub(super) fn answering(&self) {
         self.seat.is_answered.store(true, Ordering::Relaxed);
     }
 
-    /// A request is answered. Whether the connection has proven itself, by this request or an earlier one.
+    /// Marks the end of a request. Returns whether the connection is proven, by this request or an earlier one.
     pub(super) fn answered(&self, with_success: bool) -> bool {
         self.seat.is_answered.store(false, Ordering::Relaxed);
         if with_success && !self.is_proven.load(Ordering::Relaxed) {

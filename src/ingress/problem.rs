@@ -1,8 +1,8 @@
-//! What goes back to a caller: the one place that knows status codes.
+//! Builds all answers to callers. Only this file knows status codes.
 //!
-//! Guarantees: every refusal is `application/problem+json` (RFC 9457) that names the field, the reason and what to
-//! do; a refusal never repeats a body, a header's value or a query string.
-//! Leaves to others: when to refuse (the doors), `x-request-id` (`mod.rs`).
+//! Guarantees: each refusal is `application/problem+json` (RFC 9457) with the field, the reason and an instruction. A
+//! refusal never contains a body, the value of a header or a query string.
+//! Not responsible for: when to refuse (the routes), `x-request-id` (`mod.rs`).
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -15,22 +15,22 @@ use crate::conversation::DirectoryError;
 use crate::dead::DeskError;
 use crate::queue::QueueError;
 
-/// How many faults one answer lists; a body of a million wrong lines must not become an answer of that size.
+/// The maximum number of faults in one answer, so that a large wrong body does not cause a large answer.
 pub(super) const FAULTS_MAX: usize = 100;
 
-/// One thing that is wrong with what a caller sent.
+/// One fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Fault {
-    /// Its path, such as `transcript[2].text`.
+    /// The path of the field, such as `transcript[2].text`.
     pub(super) field: String,
-    /// What is wrong, and by that what to do.
+    /// The reason, which also tells how to correct the field.
     pub(super) reason: String,
 }
 
-/// Why a request is not taken. The text is the caller's instruction.
+/// Why a request is refused. The text tells the caller how to proceed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    /// The challenge is the same whatever is configured, so that it tells nothing.
+    /// The challenge is the same with any configuration, so that it reveals nothing.
     #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
     Unauthorized(&'static str),
     #[error(
@@ -61,7 +61,7 @@ pub(super) enum Refusal {
     EmptyBody,
     #[error("The body ended before it was complete. Send it again.")]
     CutBody,
-    #[error("The body did not arrive in time. Send it again, faster.")]
+    #[error("The request body was not received within the time limit (ingress.read_timeout). Send it again.")]
     SlowBody,
     #[error(
         "Too many large bodies are being read, so nothing was accepted. Send it again after the time in Retry-After."
@@ -95,7 +95,7 @@ pub(super) enum Refusal {
     #[error("Nothing was done: {0}. Then ask again.")]
     Busy(String),
     #[error(
-        "Nothing was removed: `confirm` is {confirmed}, but {found} dead letters are meant now. Look at them again and \
+        "Nothing was removed: `confirm` is {confirmed}, but {found} dead letters match now. Look at them again and \
          confirm that number."
     )]
     Recounted { confirmed: u64, found: u64 },
@@ -103,7 +103,7 @@ pub(super) enum Refusal {
     DirectoryAway,
 }
 
-/// What all refusals of one kind have in common.
+/// The properties of one kind of refusal.
 struct Facts {
     status: StatusCode,
     slug: &'static str,
@@ -122,7 +122,7 @@ impl Refusal {
                 (404, "unknown_conversation", "conversation_id", "Unknown conversation")
             }
             Self::UnknownDeadLetter => (404, "unknown_dead_letter", "id", "Unknown dead letter"),
-            Self::Busy(_) => (409, "busy", "dead-letters", "Somebody else is at it"),
+            Self::Busy(_) => (409, "busy", "dead-letters", "Dead letters are in use"),
             Self::Recounted { .. } => (409, "recounted", "confirm", "Not the number that was confirmed"),
             Self::WrongMethod(_) => (405, "wrong_method", "method", "Wrong method"),
             Self::SlowBody => (408, "slow_body", "body", "Body not complete in time"),
@@ -136,7 +136,7 @@ impl Refusal {
             Self::KeyReused(field) => (422, "idempotency_key_reused", *field, "Key used for another request"),
             Self::Insufficient(_) => (400, "insufficient", "body", "Something is missing"),
             Self::BadArgument(field, _) => (400, "bad_argument", *field, "Content that is not allowed"),
-            Self::Overloaded => (503, "overloaded", "body", "Too much at once"),
+            Self::Overloaded => (503, "overloaded", "body", "Too many large bodies"),
             Self::QueueAway => (503, "queue_away", "queue", "Queue not reachable"),
             Self::QueueFull => (503, "queue_full", "queue", "Queue full"),
             Self::QueueUnfit => (503, "queue_unfit", "queue", "Queue not usable"),
@@ -149,13 +149,13 @@ impl Refusal {
         Facts { status, slug, field, title }
     }
 
-    /// What goes onto the wire, for a page.
+    /// The status and the title, for an HTML page.
     pub(super) const fn status_and_title(&self) -> (StatusCode, &'static str) {
         let facts = self.facts();
         (facts.status, facts.title)
     }
 
-    /// One word for the log.
+    /// The name for the log and for the problem type.
     pub(super) const fn slug(&self) -> &'static str {
         self.facts().slug
     }
@@ -168,13 +168,13 @@ impl Refusal {
             Self::QueueAway | Self::DirectoryAway => fixed(RETRY_AFTER, "2"),
             Self::QueueFull | Self::Overloaded => fixed(RETRY_AFTER, "5"),
             Self::QueueUnfit => fixed(RETRY_AFTER, "30"),
-            // What is left of the body is not worth reading: the connection cannot be used again.
+            // The rest of the body is not read, so the connection cannot be used again.
             Self::TooLarge(_) | Self::SlowBody | Self::CutBody => fixed(CONNECTION, "close"),
             _ => None,
         }
     }
 
-    /// The answer on the wire.
+    /// Builds the answer.
     pub(super) fn into_response(self, request_id: &str) -> Response {
         let facts = self.facts();
         let header = self.header();
@@ -219,13 +219,13 @@ impl From<DeskError> for Refusal {
     fn from(error: DeskError) -> Self {
         match error {
             DeskError::Queue(QueueError::Busy(why)) => Self::Busy(why),
-            // The answer tells the caller no cause, so that the log has to.
+            // The answer does not contain the cause, so the log does.
             DeskError::Queue(error) => {
-                tracing::warn!(%error, "the dead letters cannot be reached");
+                tracing::warn!(%error, "could not read the dead-letter queue");
                 error.into()
             }
             DeskError::Directory(error) => {
-                tracing::warn!(%error, "the dead letters cannot be reached without the directory");
+                tracing::warn!(%error, "could not reach the directory, which is needed to work on dead letters");
                 Self::DirectoryAway
             }
         }
@@ -238,32 +238,32 @@ impl From<DirectoryError> for Refusal {
     }
 }
 
-/// Any answer: JSON of a door, a page of the desk.
+/// Builds any answer: the JSON of a route or a page of the admin console.
 pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    // A proxy that remembers an answer would answer for a queue that is not there.
+    // A cached answer would hide that the queue is unreachable.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-/// The queue has it, or nobody needs it.
+/// The queue has the message, or the message is not needed.
 pub(super) fn accepted(body: &serde_json::Value) -> Response {
     answer(StatusCode::ACCEPTED, "application/json", body.to_string())
 }
 
-/// What was asked for.
+/// The requested data.
 pub(super) fn found(body: &serde_json::Value) -> Response {
     answer(StatusCode::OK, "application/json", body.to_string())
 }
 
-/// Plain text of the admin listener.
+/// A success of the admin listener.
 pub(super) fn healthy(content_type: &'static str, body: String) -> Response {
     answer(StatusCode::OK, content_type, body)
 }
 
-/// The admin listener's way to say "not now".
+/// A failure of the admin listener.
 pub(super) fn unhealthy(reason: &str) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{reason}\n"))
 }

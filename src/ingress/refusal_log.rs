@@ -1,7 +1,8 @@
-//! The log line of a refused request.
+//! Writes the log line of a refused request.
 //!
-//! Guarantees: a refusal names the address of its sender and holds nothing else of the request; for each route and reason at
-//! most [`LINES_MAX`] lines are written in [`PERIOD`], and the next line says how many were left out.
+//! Guarantees: the line contains the address of the sender and no other content of the request. For each route and
+//! reason at most [`LINES_MAX`] lines are written in [`PERIOD`]. The next line contains the number of suppressed
+//! lines.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 const LINES_MAX: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// What a refused request is known by.
+/// The data of a refused request that is logged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refused<'a> {
     pub(super) route: &'static str,
@@ -23,7 +24,7 @@ pub(super) struct Refused<'a> {
     pub(super) from: Option<IpAddr>,
 }
 
-/// Writes the line, or counts it.
+/// Writes the line, or counts it as suppressed.
 pub(super) fn write(refused: Refused<'_>) {
     static PERIODS: Mutex<Option<Periods>> = Mutex::new(None);
     let mut periods = PERIODS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +47,7 @@ struct Period {
 }
 
 impl Periods {
-    /// `None` if no line is to be written; otherwise how many lines were left out since the last one.
+    /// Returns `None` if the line is suppressed, and otherwise the number of lines suppressed since the last one.
     fn line(&mut self, route: &'static str, reason: &'static str, now: Instant) -> Option<u64> {
         let new = Period { began: now, lines: 0, left_out: 0 };
         let period = self.0.entry((route, reason)).or_insert(new);

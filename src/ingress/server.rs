@@ -1,9 +1,10 @@
 //! Accepts connections and serves HTTP/1.1 on them.
 //!
-//! Guarantees: a client that does not send its head in time, or idles that long on a kept connection, is cut; a head has a bound;
-//! the number of connections is bounded, and strangers cannot keep out who has proven itself (`places.rs`); who is refused for
-//! what the head says is cut after the answer; on stop nothing new is accepted and what is in the air gets its answer.
-//! Leaves to others: bodies (`body.rs`), the end of patience with a drain (`tasks.rs`).
+//! Guarantees: a connection is closed if its head does not arrive in time, or if the connection is idle as long. The
+//! size of a head is bounded. The number of connections is bounded, and strangers cannot block proven connections
+//! (`places.rs`). A request that is refused because of its head closes its connection after the answer. On stop no
+//! new connection is accepted, and requests in progress are answered.
+//! Not responsible for: bodies (`body.rs`), the time limit of the shutdown (`tasks.rs`).
 
 use std::convert::Infallible;
 use std::io;
@@ -26,9 +27,9 @@ use tower::ServiceExt;
 use super::places::{Place, Places};
 use crate::tasks::{self, Stop};
 
-/// The largest head of a request. Each connection may hold as much.
+/// The largest head of a request in bytes. Each connection may hold one.
 const HEAD_BYTES_MAX: usize = 32 << 10;
-/// How long to breathe when the system has no socket to give.
+/// The pause after a failed accept, for example if the system has no free socket.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves `router` on `listener` until `stop`.
@@ -39,14 +40,14 @@ pub(super) async fn serve(
     stop: Stop,
 ) -> io::Result<()> {
     let mut http = http1::Builder::new();
-    // A caller may close its half after the request and still wait for the answer.
+    // A caller may close its sending half after the request and still wait for the answer.
     http.timer(TokioTimer::new()).header_read_timeout(read_timeout).keep_alive(true).half_close(true);
     http.max_buf_size(HEAD_BYTES_MAX);
     let places = Arc::new(Places::default());
     let graceful = GracefulShutdown::new();
     while let Some((stream, address)) = next(&listener, &places, &stop).await {
         let Some(place) = places.take(address) else {
-            tracing::debug!(from = %address, "no place for a connection");
+            tracing::debug!(from = %address, "connection refused: all places are taken");
             continue;
         };
         let (place, router) = (Arc::new(place), router.clone());
@@ -56,19 +57,19 @@ pub(super) async fn serve(
         drop(tasks::spawn(async move {
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended early");
+                    tracing::debug!(%error, "connection ended early");
                 },
-                () = held.lost() => tracing::debug!(from = %held.address(), "an idle connection made room"),
+                () = held.lost() => tracing::debug!(from = %held.address(), "idle connection closed to make room"),
             }
         }));
     }
-    // Refuse new connections at once, so that a balancer turns to another ingress.
+    // New connections are refused at once, so that a load balancer uses another ingress.
     drop(listener);
     graceful.shutdown().await;
     Ok(())
 }
 
-/// From where a request came.
+/// The remote address of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) IpAddr);
 
@@ -92,7 +93,7 @@ async fn answer(
     Ok(response)
 }
 
-/// The next connection; `None` once it is time to stop.
+/// Accepts the next connection. `None` when `stop` is requested.
 async fn next(listener: &TcpListener, places: &Places, stop: &Stop) -> Option<(TcpStream, IpAddr)> {
     loop {
         let accepted = tokio::select! {
@@ -101,7 +102,7 @@ async fn next(listener: &TcpListener, places: &Places, stop: &Stop) -> Option<(T
         };
         match accepted {
             Ok((stream, peer)) => {
-                // Answers are small and awaited: they must not wait for more bytes.
+                // Answers are small and urgent, so they must not wait for more bytes.
                 let _ = stream.set_nodelay(true);
                 return Some((stream, peer.ip().to_canonical()));
             }

@@ -1,9 +1,9 @@
-//! The door for what ServiceNow posts: `live_message` rows (Connect Support) and Virtual Agent answers.
+//! The route for ServiceNow's callbacks: `live_message` rows (Connect Support) and Virtual Agent answers.
 //!
-//! Guarantees: valid JSON goes on byte for byte; broken JSON goes on repaired; what nobody can read is kept as a dead
-//! letter with its raw bytes; the same event always has the same id.
-//! Leaves to others: whether the `group` is one of ours (`delivery/`), repeats (`worker/`), what a Virtual Agent answer
-//! means (`delivery/`; here only its line and its id are read).
+//! Guarantees: valid JSON is published byte for byte. Broken JSON is published repaired. An unreadable body becomes a
+//! dead letter with its raw bytes. The same event always gets the same id.
+//! Not responsible for: whether the `group` belongs to Causeway (`delivery/`), repeats (`worker/`), the meaning of a
+//! Virtual Agent answer (`delivery/`; only its lane and its id are read here).
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
             Ok(problem::accepted(&json!({ "id": id, "status": "accepted" })))
         }
         Reading::Unreadable(mut dead) => {
-            // Only XO's own integration may be able to read the body after a replay.
+            // After a replay only XO's own integration may be able to read the body.
             if state.queue.destinations().contains(Destination::Xo) {
                 dead.message.destination = Destination::Xo;
             }
@@ -60,12 +60,12 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     }
 }
 
-/// What a callback's body is.
+/// The result of reading a callback's body.
 enum Reading {
     Event(Message),
-    /// Our own message on its way back, or one among agents.
+    /// Our own message, or a message among agents.
     Unwanted,
-    /// Another instance than the configured one sent it: most likely a clone of it.
+    /// Sent by an instance other than the configured one, most likely by a clone.
     OtherInstance,
     Unreadable(Box<DeadLetter>),
 }
@@ -81,7 +81,7 @@ fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination:
                         MessageId::fresh(),
                         raw,
                         destination,
-                        "the body is no JSON object, also read leniently",
+                        "the body is not a JSON object, even with lenient parsing",
                     );
                 }
             }
@@ -117,7 +117,7 @@ fn unreadable(id: MessageId, raw: Bytes, destination: Destination, detail: &str)
     Reading::Unreadable(Box::new(DeadLetter::new(message, DeadReason::Unreadable, detail, Story::default())))
 }
 
-/// A field that says something; JavaScript writes what it does not know as `undefined` or `null`.
+/// A text field with a value. JavaScript writes `undefined` or `null` for an unknown value.
 fn named<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
     fields.get(key)?.as_str().filter(|text| !matches!(*text, "" | "undefined" | "null"))
 }
@@ -134,12 +134,12 @@ fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
     LaneKey::parse(group).map_err(|problem| format!("`group` {problem}"))
 }
 
-/// `live_message` holds what agents write to each other, too: no user may read it.
+/// `live_message` also holds messages among agents, which no user may read.
 fn is_internal(fields: &Fields) -> bool {
     ["internal", "private_message"].iter().any(|key| is_set(fields.get(key)))
 }
 
-/// Connect Support always names a `group`, Virtual Agent never does.
+/// Connect Support always sends a `group`, Virtual Agent never does.
 fn is_virtual_agent(fields: &Fields) -> bool {
     !fields.contains_key("group")
         && (fields.parts().is_some()
@@ -147,8 +147,8 @@ fn is_virtual_agent(fields: &Fields) -> bool {
             || fields.contains_key("requestId"))
 }
 
-/// The chat's own name, as ServiceNow echoes it: in the client variables, else as the session, else as the user, which are
-/// all the same in chats of ours.
+/// The chat's id as ServiceNow returns it: in the client variables, as the session or as the user. All three are
+/// equal in our chats.
 fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
     let name = fields
         .group_variable()
@@ -158,8 +158,8 @@ fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
     LaneKey::parse(name).map_err(|problem| format!("`clientSessionId` {problem}"))
 }
 
-/// An answer can hold several parts, each with its own id; together they name it. What else it says belongs to the name:
-/// the end of a chat under the id of an earlier text is no repeat of that text.
+/// An answer can have several parts, each with its own id. All these ids together identify the answer. Its flags and
+/// actions are part of the identity: an end of the chat with the id of an earlier text is not a repeat.
 fn answer_id(fields: &Fields) -> Option<MessageId> {
     let parts = fields.parts()?;
     let flags: Vec<&str> = ["completed", "takeControl"]
@@ -243,7 +243,7 @@ mod tests {
         }
     }
 
-    /// FACTS.md SN-10: a clone copies rules, REST Messages and open chats with the same sys_ids.
+    /// `src/platform/servicenow/FACTS.md`: a clone copies rules, REST Messages and open chats with the same sys_ids.
     #[test]
     fn a_clone_is_told_by_its_name() {
         let refused = |body: &str, ours| {
@@ -266,9 +266,9 @@ mod tests {
     fn what_cannot_be_read_is_kept_as_it_came() {
         let long = format!(r#"{{"group":"{}","sys_id":"m1"}}"#, "g".repeat(257));
         let cases: [(&[u8], &str); 8] = [
-            (b"hello", "the body is no JSON object, also read leniently"),
-            (b"[1]", "the body is no JSON object, also read leniently"),
-            (b"{\"group\":\"\xff\"}", "the body is no JSON object, also read leniently"),
+            (b"hello", "the body is not a JSON object, even with lenient parsing"),
+            (b"[1]", "the body is not a JSON object, even with lenient parsing"),
+            (b"{\"group\":\"\xff\"}", "the body is not a JSON object, even with lenient parsing"),
             (br#"{"sys_id":"m1"}"#, "`group` is missing"),
             (br#"{"group":7,"sys_id":"m1"}"#, "`group` is not a string"),
             (br#"{"group":"","sys_id":"m1"}"#, "`group` must not be empty"),

@@ -1,5 +1,5 @@
-//! The public and the admin listener over real sockets, with a queue that is away. What a reachable queue answers is
-//! tested on every engine in `tests/it/ingress.rs`.
+//! Tests of the public and the admin listener over real sockets, with an unreachable queue. `tests/it/ingress.rs`
+//! tests the answers of a reachable queue with each engine.
 
 use std::net::SocketAddr;
 
@@ -18,9 +18,9 @@ const CALLBACKS: &str = "/v1/callbacks/servicenow";
 const EVENT: &str =
     r#"{"group":"g1","formatted_message":"secret words","sys_created_by":"ada","sys_id":"m1"}"#;
 
-/// The queue of these tests: never there.
+/// The queue of these tests, which is never reachable.
 fn absent_queue() -> Queue {
-    // Nothing listens on port 1.
+    // No process listens on port 1.
     Queue::Rabbit(RabbitQueue::open(RabbitSettings {
         url: "amqp://guest:guest@127.0.0.1:1/%2f".into(),
         heartbeat: Duration::from_secs(15),
@@ -257,7 +257,7 @@ async fn a_body_over_the_limit_is_refused_and_its_sender_sees_why() {
     let head = format!("POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n");
     assert_eq!(exchange(relay.address, &format!("{head}{chunk}")).await.status, 413);
 
-    // Refused before a byte was sent, and not told to go on.
+    // The request was refused before its body was sent, without a `100 Continue`.
     let head = format!(
         "POST {CALLBACKS} HTTP/1.1\r\nHost: x\r\n{JSON}Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
     );
@@ -303,7 +303,7 @@ async fn bodies_of_unproven_senders_keep_nobody_else_out() {
     assert_eq!(proven.kind(), "queue_away");
 }
 
-/// What needs no queue, so that it is answered with success here.
+/// Requests that need no queue, so that they succeed here.
 const ECHO: &str = r#"{"group":"g","sys_created_by":"relay"}"#;
 
 #[tokio::test]
@@ -368,7 +368,7 @@ async fn a_slow_client_is_cut() {
     assert_eq!((answer.status, answer.kind().as_str()), (408, "slow_body"));
     assert_eq!(slow.read(&mut [0; 16]).await.unwrap_or(0), 0);
 
-    // Half a head gets no answer worth reading, only its end; so does a connection that never says anything.
+    // An incomplete head only ends the connection. The same holds for a connection that never sends a byte.
     for sent in ["POST /v1/callb", ""] {
         let mut half_open = TcpStream::connect(relay.address).await.unwrap();
         half_open.write_all(sent.as_bytes()).await.unwrap();
@@ -401,7 +401,7 @@ async fn a_stop_finishes_what_is_in_flight_and_refuses_the_rest() {
         EVENT.len()
     );
     in_flight.write_all(head.as_bytes()).await.unwrap();
-    // The request is certainly in the air once its body is asked for.
+    // The request is certainly in progress once its body is requested.
     assert_eq!(answer_on(&mut in_flight).await.status, 100);
     relay.stop.ask();
     assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0, "an idle connection is closed at once");
@@ -458,8 +458,8 @@ async fn the_admin_listener_tells_metrics_and_health() {
     server.await.unwrap().unwrap();
 }
 
-/// Whose user quits is told at once and the chat is left in its turn. Where there is room for one of the two only, it is the
-/// one that the worker makes the other of.
+/// If the user ends the chat, the user is notified at once and the chat is left in its turn. If the queue has room
+/// for only one of the two messages, the stored one is the message from which the worker derives the other.
 #[tokio::test]
 async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
     const BOT: &str = "st-1";

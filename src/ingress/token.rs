@@ -1,9 +1,12 @@
-//! The `token` of XO's events: a JWT (RFC 7519) signed with the app's client secret, or XO's older `apikey`.
+//! Verifies the `token` of XO's events: a JWT (RFC 7519) signed with the app's client secret, or XO's older `apikey`.
 //!
-//! Guarantees: the algorithm is HS256 or HS512, whatever a token asks for; the signature is checked before a claim is read, and
-//! in constant time. A claim `exp` (and `nbf`) is kept to within [`LEEWAY`]. A token without `exp` counts: BotKit takes it, and
-//! nobody documents that XO always sends one. Written on `hmac`, which is here anyway: the two algorithms are twenty lines, and a
-//! library would bring all those that must be refused. Leaves to others: whose credential it is (`botkit`).
+//! Guarantees: only HS256 and HS512 are accepted, regardless of the token's header. The signature is checked in
+//! constant time, before any claim is read. The claims `exp` and `nbf` are enforced to within [`LEEWAY`]. A token
+//! without `exp` is accepted: BotKit accepts it, and XO does not document that it always sends one.
+//!
+//! The code uses `hmac`, a dependency that exists already. The two algorithms need twenty lines, and a JWT library
+//! would add the algorithms that must be refused.
+//! Not responsible for: to which bot the credential belongs (`botkit`).
 
 use axum::http::HeaderMap;
 use base64::Engine;
@@ -16,15 +19,15 @@ use sha2::{Sha256, Sha512};
 
 use super::verify;
 
-/// How far XO's clock may be from ours, in seconds.
+/// The tolerated difference between XO's clock and ours, in seconds.
 const LEEWAY: f64 = 60.0;
-/// A token of two short claims is some hundred bytes.
+/// The largest token in bytes. A token with two short claims has some hundred bytes.
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 
-/// What one bot's events prove themselves with.
+/// The credentials for the events of one bot.
 #[derive(Debug, Clone)]
 pub struct BotDoor {
-    /// XO's id of the bot, as in the address.
+    /// XO's id of the bot, as in the URL.
     pub bot_id: String,
     /// The client id of its app.
     pub app_id: String,
@@ -58,7 +61,7 @@ fn is_signed(token: &str, app_id: &str, secret: &str, now: Timestamp) -> bool {
             .is_ok_and(|mac| mac.chain_update(signed).verify_slice(&signature).is_ok()),
         _ => false,
     };
-    // `crit` names rules that a reader must know; we know none.
+    // `crit` lists extensions that a reader must support. This code supports none.
     genuine && header.get("crit").is_none() && object(claims).is_some_and(|claims| says(&claims, app_id, now))
 }
 
@@ -69,7 +72,7 @@ fn object(part: &str) -> Option<Value> {
 
 fn says(claims: &Value, app_id: &str, now: Timestamp) -> bool {
     let now = now.as_duration().as_secs_f64();
-    // BotKit itself writes fractions of seconds.
+    // BotKit writes fractions of seconds.
     let time = |name: &str, is_kept: &dyn Fn(f64) -> bool| match claims.get(name) {
         None | Some(Value::Null) => true,
         Some(time) => time.as_f64().is_some_and(is_kept),

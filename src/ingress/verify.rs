@@ -1,8 +1,9 @@
-//! Who may post: Basic, token (header or URL), HMAC signature, bearer.
+//! Authenticates callers: HTTP Basic, token (header or URL), HMAC signature, bearer token.
 //!
-//! Guarantees: every comparison takes the same time whatever differs, the length included, since digests are compared
-//! and not the secrets; every configured way is tried before the verdict. An empty secret opens nothing.
-//! Leaves to others: refusing to start without any credential (`config/`).
+//! Guarantees: each comparison takes the same time for all inputs, including inputs of different length, because
+//! digests are compared instead of secrets. All configured methods are tried before the verdict. An empty secret is
+//! never accepted.
+//! Not responsible for: refusing to start without a credential (`config/`).
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -16,21 +17,21 @@ use subtle::ConstantTimeEq;
 
 use super::{Accepted, ServiceNowDoor};
 
-/// How far a signature's time may be from ours, in seconds.
+/// The tolerated difference between a signature's time and ours, in seconds.
 const SIGNATURE_TOLERANCE: i64 = 300;
 
-/// What the head of a request says about its sender.
+/// The verdict on the head of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// A credential holds.
+    /// A credential is valid.
     Welcome,
-    /// The signature decides, once the body is there.
+    /// The signature decides after the body is read.
     AfterBody(Signature),
-    /// Nothing holds.
+    /// No credential is valid.
     Refused,
 }
 
-/// Looks at the head of a callback; one credential that holds is enough.
+/// Checks the head of a callback. One valid credential is sufficient.
 pub(super) fn callback(
     door: &ServiceNowDoor,
     headers: &HeaderMap,
@@ -61,7 +62,7 @@ pub(super) fn bearer_of(tokens: &Accepted, headers: &HeaderMap) -> bool {
     holds(tokens, authorization(headers, "bearer").unwrap_or_default().as_bytes())
 }
 
-/// Whether `given` is one of the accepted values; each is compared.
+/// Whether `given` is one of the accepted values. All values are compared.
 fn holds(accepted: &Accepted, given: &[u8]) -> bool {
     accepted.usable().fold(false, |known, secret| known | same(secret.as_bytes(), given))
 }
@@ -72,7 +73,7 @@ pub(super) fn bearer(token: &SecretString, headers: &HeaderMap) -> bool {
     usable(Some(token)).is_some_and(|token| same(token.as_bytes(), given.as_bytes()))
 }
 
-/// The secret, where it is one.
+/// The secret if it is set and not empty.
 pub(super) fn usable(secret: Option<&SecretString>) -> Option<&str> {
     secret.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty())
 }
@@ -88,7 +89,8 @@ fn token_in_header(door: &ServiceNowDoor, headers: &HeaderMap) -> bool {
     headers.get("x-causeway-token").is_some_and(|given| holds(&door.token, given.as_bytes()))
 }
 
-/// Kore's stock rule can only be given a URL. A sender who pastes a secret with a plus sign into it means a plus sign.
+/// Kore's stock rule can only be given a URL. A plus sign in the URL may stand for itself, if a secret was pasted
+/// without encoding.
 fn token_in_url(door: &ServiceNowDoor, query: Option<&str>) -> bool {
     let query = query.unwrap_or_default();
     let is_in = |query: &str| {
@@ -105,12 +107,12 @@ fn authorization<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
     scheme.eq_ignore_ascii_case(wanted).then(|| given.trim())
 }
 
-/// Whether two texts are one, in a time that tells nothing.
+/// Compares two texts in constant time.
 pub(super) fn same_text(ours: &str, given: &str) -> bool {
     same(ours.as_bytes(), given.as_bytes())
 }
 
-/// Whether two values are the same, in a time that tells nothing.
+/// Compares two values in constant time.
 pub(super) fn same(ours: &[u8], given: &[u8]) -> bool {
     Sha256::digest(ours).as_slice().ct_eq(Sha256::digest(given).as_slice()).into()
 }
@@ -119,7 +121,7 @@ pub(super) fn same(ours: &[u8], given: &[u8]) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Signature {
     at: i64,
-    /// More than one while a secret is being changed.
+    /// Several digests while a secret is being changed.
     digests: Vec<Vec<u8>>,
 }
 
@@ -129,13 +131,14 @@ impl Signature {
         let mut digests = Vec::new();
         for part in header.split(',') {
             match part.trim().split_once('=')? {
-                // Only the plain form of a number: what is signed is the number as written.
+                // Only the canonical form of a number is accepted, because the signature covers the number as
+                // written.
                 ("t", time) if at.is_none() => {
                     at = Some(time.parse::<i64>().ok().filter(|at| at.to_string() == time)?);
                 }
                 ("v1", digest) if digests.len() < 4 => digests.push(STANDARD.decode(digest).ok()?),
                 ("t" | "v1", _) => return None,
-                // A later version of the scheme.
+                // An element of a later version of the scheme.
                 _ => {}
             }
         }

@@ -1,7 +1,8 @@
-//! What XO hears: the answers of a BotKit server (FACTS.md XO-11).
+//! The answers of a BotKit server to XO (`src/platform/xo/FACTS.md`).
 //!
-//! Guarantees: an event goes back as it came, with the mark of the acknowledgement; a refusal is `{"errors":[{"msg","code"}]}`.
-//! Leaves to others: when to refuse (`mod.rs`), the status and the reason (`ingress/problem.rs`).
+//! Guarantees: an event is returned as received, with the acknowledgement mark. A refusal is
+//! `{"errors":[{"msg","code"}]}`.
+//! Not responsible for: when to refuse (`mod.rs`), the status and the reason (`ingress/problem.rs`).
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
@@ -15,17 +16,17 @@ use crate::ingress::problem::Refusal;
 const SUPPORTS_ACK: HeaderName = HeaderName::from_static("supportsmessageack");
 const ERROR_DESCRIPTION: HeaderName = HeaderName::from_static("response-error-description");
 
-/// The event was taken: what came, marked.
+/// Acknowledges an event: returns the event with the mark.
 pub(super) fn acknowledged(payload: &[u8]) -> Response {
     taken(Body::from(marked(payload)))
 }
 
-/// A handoff was taken.
+/// Acknowledges a handoff.
 pub(super) fn handed_off() -> Response {
     taken(Body::from(json!({ "headers": { "supportsMessageAck": true } }).to_string()))
 }
 
-/// A webhook node goes on with what it sent.
+/// Returns the payload of a webhook node unchanged, so that the node continues with it.
 pub(super) fn unchanged(payload: Bytes) -> Response {
     taken(Body::from(payload))
 }
@@ -38,7 +39,7 @@ fn taken(body: Body) -> Response {
     response
 }
 
-/// One more field at the end of a JSON object, without reading what may be a megabyte once more.
+/// Appends a field to a JSON object without parsing the object, which may be a megabyte.
 fn marked(payload: &[u8]) -> Vec<u8> {
     let body = payload.trim_ascii_end();
     let open = body.strip_suffix(b"}").unwrap_or(body).trim_ascii_end();
@@ -48,7 +49,7 @@ fn marked(payload: &[u8]) -> Vec<u8> {
     marked
 }
 
-/// The same status and headers as every other refusal, in BotKit's body.
+/// A refusal with the usual status and headers, and with BotKit's body.
 pub(in crate::ingress) fn refused(refusal: Refusal, request_id: &str) -> Response {
     let (code, msg) = match &refusal {
         Refusal::Unauthorized(_) => (json!(4002), "Invalid apikey".to_owned()),

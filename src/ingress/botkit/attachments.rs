@@ -1,16 +1,17 @@
-//! Where an event of XO holds a user's files.
+//! Finds a user's files in an event of XO.
 //!
-//! Guarantees: a file is named once, whichever of the places name it; an entry that is no file, or is too large to be one, is passed
-//! over. Not responsible for: the shape of one entry (`message/attachment.rs`), whether its address may be called.
-//! Source: FACTS.md XO-17: `channel.attachments[]` is what public adapters read; a field-built BotKit hands the
-//! same payload on as `_originalPayload`; the webhook channel's `message.attachments[]` is FACTS.md XO-18.
+//! Guarantees: each file is returned once, even if several places contain it. An entry that is not a file, or that is
+//! too large, is skipped.
+//! Not responsible for: the shape of one entry (`message/attachment.rs`), whether its address may be called.
+//! Source: `src/platform/xo/FACTS.md`: public adapters read `channel.attachments[]`; a BotKit server in the field
+//! passes the same payload on as `_originalPayload`; the webhook channel uses `message.attachments[]`.
 
 use serde_json::value::RawValue;
 
 use super::json_paths::{Keep, entries};
 use crate::message::handoff::Attachment;
 
-/// The places, the likeliest first. The first one that has entries counts: the others repeat it.
+/// The places of files, the most likely first. The first place with entries counts, because the others repeat it.
 pub(super) const PLACES: &[&str] = &[
     "/channel/attachments",
     "/channel/channelInfos/attachments",
@@ -21,12 +22,12 @@ pub(super) const PLACES: &[&str] = &[
     "/_originalPayload/attachments",
     "/_originalPayload/message/attachments",
 ];
-/// The files of one message.
+/// The maximum number of files of one message.
 pub(super) const FILES_MAX: usize = 20;
-/// A longer entry describes no file: addresses are below 8 KiB.
+/// The maximum size of an entry in bytes. A longer entry is not a file, because addresses are below 8 KiB.
 const ENTRY_BYTES_MAX: usize = 16 << 10;
 
-/// The files of what was found at [`PLACES`].
+/// The files in the values found at [`PLACES`].
 pub(super) fn files(found: Vec<Option<&RawValue>>) -> Vec<Attachment> {
     let lists = found.into_iter().flatten().map(|list| {
         let files = entries(list, Keep::First(FILES_MAX)).into_iter().filter_map(file);
@@ -57,8 +58,8 @@ mod tests {
         files.into_iter().map(|file| (file.name.unwrap_or_default(), file.url)).collect()
     }
 
-    /// FACTS.md XO-17: `channel.attachments[]` of `{fileName, fileUrl}` or `{fileName, url: {fileUrl}}`; a file without
-    /// `fileUrl` occurs.
+    /// `src/platform/xo/FACTS.md`: `channel.attachments[]` of `{fileName, fileUrl}` or `{fileName, url: {fileUrl}}`;
+    /// a file without `fileUrl` occurs.
     #[test]
     fn every_documented_place_is_read() {
         let a = |name: &str, url: &str| (name.to_owned(), url.to_owned());

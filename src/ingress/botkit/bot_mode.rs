@@ -1,9 +1,11 @@
-//! A user who is with the bot: every message of the two goes through Causeway, and XO waits until it is passed on.
+//! Events of a user in bot mode: all messages between user and bot go through Causeway, and XO waits until they are
+//! passed on.
 //!
-//! An acknowledgement alone leaves the bot silent (FACTS.md XO-8). So this file guarantees: each event becomes one message on
-//! the queue before it is acknowledged; the body of the message is what Kore's BotKit posts back (its keys, in the spelling that
-//! came, FACTS.md XO-25), so that a worker posts it byte for byte; a repeat of the same post is the same message; two posts
-//! that differ in anything are two messages; nothing is looked up in the directory.
+//! The bot stays silent if an event is only acknowledged (`src/platform/xo/FACTS.md`).
+//! Guarantees: each event becomes one message on the queue before it is acknowledged. The body of the message is the
+//! body that Kore's BotKit posts back (its keys, in the received spelling), so a worker posts it byte for byte. A
+//! repeat of the same post is the same message. Two posts that differ in any way are two messages. The directory is
+//! not read.
 //! Not responsible for: the call (`delivery/bot_turn.rs`), users who are with an agent (`mod.rs`).
 
 use serde_json::value::RawValue;
@@ -12,7 +14,7 @@ use super::event::{Payload, digest};
 use crate::ingress::problem::Refusal;
 use crate::message::{Kind, LaneKey, Message, MessageId, bot_turn};
 
-/// The class of BotKit that an event becomes, with the keys that the class writes.
+/// The BotKit class of an event, with the keys that the class writes.
 struct Class {
     name: &'static str,
     keys: &'static [&'static str],
@@ -78,9 +80,9 @@ const CLIENT_EVENT: Class = Class {
 };
 
 const MISSING: &str =
-    "sendBotMessageUrl and sendUserMessageUrl, or baseUrl and requestId: nothing could be passed on";
+    "sendBotMessageUrl and sendUserMessageUrl, or baseUrl and requestId: needed to pass messages on";
 
-/// The message that an event of a user in bot mode becomes; `None` if XO waits for nothing.
+/// Converts an event of a user in bot mode to a message. `None` if XO does not wait for a call.
 pub(super) fn message(payload: &Payload<'_>, kind: Kind) -> Result<Option<Turn>, Refusal> {
     let class = match kind {
         Kind::BotAlert if payload.at("/sendAlertMessageUrl").is_none() => return Ok(None),
@@ -97,13 +99,13 @@ pub(super) fn message(payload: &Payload<'_>, kind: Kind) -> Result<Option<Turn>,
     Ok(Some(Turn::new(payload, kind, body)))
 }
 
-/// The bot's words to a user who is with an agent: XO goes on without them.
+/// The bot's message to a user who is with an agent. XO continues without showing it.
 pub(super) fn skipped(payload: &Payload<'_>) -> Result<Turn, Refusal> {
     let body = body(payload, &MESSAGE, &Changes { text: Some(json("")), skips: true })?;
     Ok(Turn::new(payload, Kind::BotBotMessage, body))
 }
 
-/// A message of a bot turn without its destination.
+/// A message of bot mode without its destination.
 pub(super) struct Turn {
     id: MessageId,
     kind: Kind,
@@ -114,9 +116,9 @@ pub(super) struct Turn {
 impl Turn {
     fn new(payload: &Payload<'_>, kind: Kind, body: Vec<u8>) -> Self {
         let id = MessageId::derived_from("botkit-turn", &[kind.as_str(), &digest(&[payload.json()])]);
-        // Without a requestId two equal posts are two messages rather than one.
+        // Without a requestId two equal posts count as two messages.
         let id = if payload.request_id().is_some() { id } else { MessageId::fresh() };
-        // Bots whose users are never handed over may not name them: each event is then a line of its own.
+        // A bot that never hands users over may not send a user id. Each of its events then gets a lane of its own.
         let lane = payload.conversation().map_or_else(|_| LaneKey::alone(id), |of| bot_turn::lane(kind, &of));
         Self { id, kind, lane, body }
     }
@@ -126,19 +128,19 @@ impl Turn {
     }
 }
 
-/// What is not as it came.
+/// The changes to the received body.
 struct Changes {
-    /// The JSON of another `message`.
+    /// The JSON of a different `message`.
     text: Option<String>,
-    /// The message is not shown: it says nothing.
+    /// The message is not shown, because it is empty.
     skips: bool,
 }
 
-/// What BotKit posts back. Keys that its class does not know are left out; a key that did not come is left out, too.
+/// The body that BotKit posts back. Keys that the class does not know, and keys that were not received, are left out.
 fn body(payload: &Payload<'_>, class: &Class, changes: &Changes) -> Result<Vec<u8>, Refusal> {
     let mut body = Body::new(class.name);
     let request = payload.raw_at("/requestId");
-    // As BotKit does: the answer to a request without a name has one.
+    // BotKit also generates an id if the request has none.
     let request_name = request.map_or_else(|| json(&unnamed()), |value| value.get().to_owned());
     body.write("requestId", &request_name);
     body.write("botId", &json(&payload.door.bot_id));
@@ -170,7 +172,7 @@ fn body(payload: &Payload<'_>, class: &Class, changes: &Changes) -> Result<Vec<u
     Ok(body.finish())
 }
 
-/// A JSON object that is written key by key.
+/// Writes a JSON object key by key.
 struct Body(Vec<u8>);
 
 impl Body {
@@ -178,7 +180,7 @@ impl Body {
         Self(format!(r#"{{"__payloadClass":{}"#, json(class)).into_bytes())
     }
 
-    /// `value` is JSON already.
+    /// Adds a key. `value` must be JSON.
     fn write(&mut self, key: &str, value: &str) {
         self.0.extend_from_slice(b",");
         self.0.extend_from_slice(json(key).as_bytes());
@@ -239,7 +241,7 @@ mod tests {
         );
         let turn = turn(&json, Kind::BotBotMessage);
         let text = String::from_utf8(turn.body).unwrap();
-        // As it was written, not as a program would write it again.
+        // The text as it was received, not as a serializer would write it.
         for kept in [
             r#""context":{"n": 1.50, "big": 12345678901234567890123}"#,
             r#""message":"héllo é""#,

@@ -1,9 +1,10 @@
-//! What Causeway needs of one of XO's events, out of a payload of up to a megabyte.
+//! Reads the values that Causeway needs from one of XO's events, whose payload can be a megabyte.
 //!
-//! Guarantees: every event of one user on one bot and channel names the same conversation, with nothing looked up; the same
-//! event always has the same id; of `channel` and `context` only what a reply needs is kept; nothing is built of the values that
-//! are not needed. The shapes are those of BotKit's objects (FACTS.md XO-19), nested on a transfer and flat later.
-//! Not responsible for: what becomes of an event (`mod.rs`), reading single values (`json_paths.rs`).
+//! Guarantees: all events of one user on one bot and channel give the same conversation, without a lookup. The same
+//! event always gets the same id. Only the parts of `channel` and `context` that a reply needs are kept. Unused
+//! values are not parsed into trees. The shapes are those of BotKit's objects (`src/platform/xo/FACTS.md`), nested in
+//! a transfer and flat later.
+//! Not responsible for: what happens to an event (`mod.rs`), reading single values (`json_paths.rs`).
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -20,15 +21,15 @@ use crate::message::handoff::{Attachment, Line, User};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{AllowedHosts, ConversationId, MessageId, ReplyHandle};
 
-/// What a text may hold, in bytes: what agents and their history are worth is far below.
+/// The longest text in bytes. Texts for agents and their history are far below.
 const TEXT_BYTES_MAX: usize = 32 << 10;
-/// The newest lines of the history that an agent is shown.
+/// The number of history lines that an agent is shown, the newest ones.
 const LINES_MAX: usize = 50;
-/// A value that names something is not longer, as JSON.
+/// The longest JSON value in bytes that can be an id.
 const SMALL_BYTES_MAX: usize = 4 << 10;
 
-/// Where a user is named, the likeliest first. XO's own id (`u-…`) is the same on every event of a user and wins wherever it
-/// stands; a channel's name for its user only counts where no event says the other.
+/// The places of a user id, the most likely first. XO's own id (`u-…`) is the same in all events of a user, so it has
+/// priority in any place. A channel's id of its user counts only if no place has XO's id.
 const USERS: &[&str] = &[
     "/context/session/UserContext/_id",
     "/context/session/opts/userId",
@@ -38,16 +39,16 @@ const USERS: &[&str] = &[
     "/channel/userId",
 ];
 const CHANNEL_TYPES: &[&str] = &["/channel/type", "/channel/channelInfos/type"];
-/// XO's name for the user's message, `ms-…`.
+/// XO's id of the user's message, `ms-…`.
 const USER_MESSAGE: &str = "/channel/channelInfos/requestId";
-/// A client's own number for its message.
+/// A client's own number of its message.
 const CLIENT_MESSAGE: &str = "/context/session/BotUserSession/lastMessage/messagePayload/clientMessageId";
 
-/// What names a channel and its user; the rest of `channel` is the message once more.
+/// The keys that identify a channel and its user. The rest of `channel` repeats the message.
 const CHANNEL: &[&str] = &["_id", "type", "from", "userId", "sessionId", "handle", "channelInfos", "botInfo"];
 const CHANNEL_INFOS: &[&str] = &["requestId", "type", "from", "handle", "botInfo"];
 
-/// What is read of every event, with one reading of the whole text.
+/// The paths that are read from each event in one pass.
 pub(super) const READ: &[&str] = &[
     "/requestId",
     "/baseUrl",
@@ -86,7 +87,7 @@ pub(super) const READ: &[&str] = &[
     "/channel/botEvent",
 ];
 
-/// Addresses of XO that an event brings. What Causeway does not call is not looked at.
+/// The addresses of XO in an event. Addresses that Causeway does not call are not checked.
 const ADDRESSES: &[&str] = &[
     "/baseUrl",
     "/sendUserMessageUrl",
@@ -97,12 +98,13 @@ const ADDRESSES: &[&str] = &[
     "/sendBotEventUrl",
 ];
 
-/// A part of a conversation's id. The last two colons of an id are its separators, so that no two users share one.
+/// Escapes a part of a conversation's id. The last two colons of an id are its separators, so that no two users share
+/// an id.
 fn escaped(part: &str) -> Cow<'_, str> {
     if part.contains([':', '%']) { part.replace('%', "%25").replace(':', "%3A").into() } else { part.into() }
 }
 
-/// An event, and the door that it came to.
+/// An event, with the route that received it.
 pub(super) struct Payload<'a> {
     pub(super) door: &'a Door,
     json: &'a str,
@@ -110,7 +112,7 @@ pub(super) struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// Reads the values that every event is asked for.
+    /// Reads the values at the paths of [`READ`].
     pub(super) fn read(door: &'a Door, body: &'a [u8]) -> Result<Self, Refusal> {
         let json = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
         let found = pick(json, READ)
@@ -122,22 +124,22 @@ impl<'a> Payload<'a> {
         Ok(Self { door, json, found })
     }
 
-    /// The value at one of the paths of [`READ`], as it is written.
+    /// The JSON value at one of the paths of [`READ`].
     pub(super) fn raw_at(&self, path: &str) -> Option<&'a RawValue> {
         READ.iter().position(|known| *known == path).and_then(|place| self.found[place])
     }
 
-    /// The same; `null` is no value.
+    /// The same value. `None` for `null`.
     pub(super) fn at(&self, path: &str) -> Option<&'a RawValue> {
         self.raw_at(path).filter(|value| value.get() != "null")
     }
 
-    /// The whole event as it came.
+    /// The whole event as received.
     pub(super) const fn json(&self) -> &'a str {
         self.json
     }
 
-    /// The address of an operation as JSON: the one that came, or the one that XO's pattern makes.
+    /// The address of an operation as JSON: the received one, or one built by XO's pattern.
     pub(super) fn address(&self, operation: &str) -> Option<String> {
         if let Some(address) = self.at(&format!("/{operation}Url")) {
             return Some(address.get().to_owned());
@@ -147,19 +149,19 @@ impl<'a> Payload<'a> {
         Some(Value::from(format!("{}/{operation}/{request}", base.trim_end_matches('/'))).to_string())
     }
 
-    /// Whether nothing was said: no text, and no value of another type.
+    /// Whether the message is empty: no text, and no value of another type.
     pub(super) fn is_without_words(&self) -> bool {
         self.at("/message")
             .is_none_or(|value| json_paths::text(value).is_some_and(|text| text.trim().is_empty()))
     }
 
-    /// The names of the files that came, without the path that a name may hold.
+    /// The file names, without a path that a name may contain.
     pub(super) fn file_names(&self) -> Option<String> {
         let names: Vec<String> = self.files().into_iter().filter_map(file_name).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
 
-    /// The values at these paths, with one more reading.
+    /// The values at these paths, read in one more pass.
     fn all(&self, paths: &[&str]) -> Vec<Option<&'a RawValue>> {
         pick(self.json, paths).unwrap_or_default()
     }
@@ -168,12 +170,12 @@ impl<'a> Payload<'a> {
         self.at(path).and_then(words)
     }
 
-    /// The first of these paths with a text.
+    /// The text at the first of these paths that has one.
     fn first_text(&self, paths: &[&str]) -> Option<String> {
         self.all(paths).into_iter().flatten().find_map(words)
     }
 
-    /// What was said.
+    /// The text of the message.
     pub(super) fn message(&self) -> Result<String, Refusal> {
         let Some(value) = self.at("/message") else { return Ok(String::new()) };
         match json_paths::text(value) {
@@ -186,20 +188,20 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// Whether the user is in agent mode. `agent_transfer` says so from the transfer on, `agent_session` from the call that begins
-    /// the session on; XO is not known to set both at the same time. Some clients write them as text.
+    /// Whether the user is in agent mode. `agent_transfer` is set from the transfer on, `agent_session` after the
+    /// call that starts the session. XO is not known to set both at the same time. Some clients send them as text.
     pub(super) fn is_with_agent(&self) -> bool {
         ["/agent_transfer", "/agent_session"]
             .iter()
             .any(|flag| self.at(flag).is_some_and(json_paths::is_true))
     }
 
-    /// Whether it is the event of a user who pressed "end chat" in XO's web widget.
+    /// Whether the user pressed "end chat" in XO's web widget.
     pub(super) fn is_session_closure(&self) -> bool {
         self.text_at("/event/eventType").is_some_and(|kind| kind.eq_ignore_ascii_case("sessionClosure"))
     }
 
-    /// What the user does besides writing: `TYPING_STARTED` and others.
+    /// The type of a client event, such as `TYPING_STARTED`.
     pub(super) fn client_event(&self) -> Option<String> {
         json_paths::pick(self.at("/preDefinedEvent")?.get(), &["/type"]).ok()?.remove(0).and_then(words)
     }
@@ -221,14 +223,16 @@ impl<'a> Payload<'a> {
             .map_err(|_| Refusal::Insufficient("context.session.UserContext._id: cannot be used"))
     }
 
-    /// The id of the message that this event becomes: XO's own name for the user's message, else all that may name it. Rather a
-    /// repeat, should XO post an event again under another request, than the loss of a word that is said twice.
+    /// The id of the message. It is derived from XO's id of the user's message, or otherwise from all values that may
+    /// identify the event. If XO posts an event again with another requestId, the message is repeated. This is better
+    /// than losing a text that a user writes twice.
     pub(super) fn id(&self, conversation: &ConversationId, event: &str) -> MessageId {
         let text = self.at("/message").and_then(json_paths::text).unwrap_or_default();
         let (conversation, request) = (conversation.as_str(), self.request_id().unwrap_or_default());
         match self.user_message() {
             Some(own) => MessageId::derived_from("botkit", &[conversation, event, &own]),
-            // The last message of a context may be an earlier one: then the request and what was said tell two apart.
+            // The last message in the context may be an earlier one. In this case the request and the text make the
+            // difference.
             None => {
                 let client = self.client_message().unwrap_or_default();
                 let said = digest(&[&request, &text]);
@@ -237,7 +241,7 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// `ms-…`: XO's name for the user's message.
+    /// `ms-…`: XO's id of the user's message.
     pub(super) fn user_message(&self) -> Option<String> {
         self.text_at(USER_MESSAGE)
     }
@@ -250,7 +254,7 @@ impl<'a> Payload<'a> {
         self.at("/requestId").and_then(written)
     }
 
-    /// Refuses an event whose reply addresses Causeway may not call, whether or not it would.
+    /// Refuses an event with an address that Causeway may not call, even if Causeway would not call it.
     pub(super) fn check_addresses(&self, allowed: &AllowedHosts) -> Result<(), Refusal> {
         for path in ADDRESSES {
             let field = path.trim_start_matches('/');
@@ -261,9 +265,9 @@ impl<'a> Payload<'a> {
         Ok(())
     }
 
-    /// Where XO takes what is said to this user. What one address lacks the other one tells.
+    /// The address for replies to this user. If one of the two addresses is missing, it is derived from the other.
     pub(super) fn reply(&self, settings: &BotKitDoor) -> Result<ReplyHandle, Refusal> {
-        const MISSING: &str = "baseUrl, sendUserMessageUrl and requestId: nobody could answer";
+        const MISSING: &str = "baseUrl, sendUserMessageUrl and requestId: without them no reply is possible";
         let (base, send) = (self.text_at("/baseUrl"), self.text_at("/sendUserMessageUrl"));
         let of_send = send.as_deref().and_then(|send| send.split_once("/sendUserMessage/"));
         let of_base = of_send.map(|(base, _)| base.to_owned());
@@ -312,7 +316,7 @@ impl<'a> Payload<'a> {
         }})
     }
 
-    /// Who asks, as the agent should see it.
+    /// The user's data that the agent sees.
     pub(super) fn user(&self, paths: &UserPaths) -> Option<User> {
         let email = self.first_joined(&paths.email, |email| email.contains('@'));
         let user = User {
@@ -324,7 +328,8 @@ impl<'a> Payload<'a> {
         (user != User::default()).then_some(user)
     }
 
-    /// The first of these that the event has and that `fits`; one that names several paths is their values with blanks between.
+    /// Returns the first value that exists and for which `fits` is true. An entry with several paths gives their
+    /// values joined by blanks.
     fn first_joined(&self, wanted: &[Vec<String>], fits: impl Fn(&str) -> bool) -> Option<String> {
         let paths: Vec<&str> = wanted.iter().flatten().map(String::as_str).collect();
         let mut found = self.all(&paths).into_iter();
@@ -336,7 +341,7 @@ impl<'a> Payload<'a> {
         joined.collect::<Vec<_>>().into_iter().find(|words| !words.is_empty() && fits(words))
     }
 
-    /// The user's own last words: what the agent reads first.
+    /// The last message of the user, which the agent reads first.
     pub(super) fn last_words(&self) -> Option<String> {
         const PLACES: &[&str] = &[
             "/context/session/BotUserSession/lastMessage/messagePayload/message/body",
@@ -355,7 +360,7 @@ impl<'a> Payload<'a> {
             })
     }
 
-    /// What was said before, as far as the history has texts.
+    /// The history before the transfer, as far as it has texts.
     pub(super) fn transcript(&self) -> Vec<Line> {
         let Some(history) = self.all(&["/context/history"]).first().copied().flatten() else {
             return Vec::new();
@@ -365,7 +370,7 @@ impl<'a> Payload<'a> {
         lines.into_iter().rev().take(LINES_MAX).rev().collect()
     }
 
-    /// Files that came with the words. Their shape is not documented: whatever has an address counts.
+    /// The files of the message. Their shape is not documented, so each entry with an address counts.
     pub(super) fn attachments(&self) -> Vec<Attachment> {
         attachments::files(self.all(attachments::PLACES))
     }
@@ -388,14 +393,14 @@ fn fault(field: &str, reason: impl Into<String>) -> Refusal {
     Refusal::Invalid(vec![Fault { field: field.to_owned(), reason: reason.into() }])
 }
 
-/// A text that says something, without the blanks around it.
+/// A text that is not empty, without surrounding blanks.
 fn words(value: &RawValue) -> Option<String> {
     let text = json_paths::text(value)?;
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// A text or a number that may name something.
+/// A text or a number that is short enough for an id.
 fn short_words(value: &RawValue) -> Option<String> {
     let text = written(value).filter(|text| text.len() <= ID_BYTES_MAX)?;
     let text = text.trim();
@@ -411,12 +416,12 @@ pub(super) fn digest(parts: &[&str]) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A value of a few kilobytes as a tree.
+/// Parses a value of a few kilobytes.
 fn small(value: &RawValue) -> Option<Value> {
     let is_small = value.get().len() <= SMALL_BYTES_MAX;
     let is_text = value.get().starts_with('"');
     let value = is_small.then(|| serde_json::from_str(value.get()).ok()).flatten()?;
-    // A name is short; what is not is no name.
+    // A long text cannot be an id.
     (!is_text || Value::as_str(&value).is_some_and(|text| text.len() <= ID_BYTES_MAX)).then_some(value)
 }
 
@@ -425,7 +430,7 @@ fn only(object: &RawValue, keys: &[&str]) -> Map<String, Value> {
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     let found = json_paths::pick(object.get(), &paths).unwrap_or_default();
     let kept = keys.iter().zip(found).filter_map(|(key, value)| {
-        // What stands in it is read by itself.
+        // `channelInfos` is read separately.
         let nested = *key == "channelInfos";
         let value = value.and_then(|value| if nested { Some(Value::Null) } else { small(value) });
         Some(((*key).to_owned(), value?))
@@ -459,7 +464,7 @@ fn cut(text: &mut String) {
     text.truncate(end);
 }
 
-/// What a file is called: its name, else the last part of its address.
+/// The name of a file, or the last part of its address.
 fn file_name(entry: &RawValue) -> Option<String> {
     const NAMES: [&str; 5] = ["/fileName", "/name", "/fileUrl", "/url/fileUrl", "/url"];
     const CHARS_MAX: usize = 200;

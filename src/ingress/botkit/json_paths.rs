@@ -1,9 +1,10 @@
-//! Reads single values out of a large JSON text without building a tree of it.
+//! Reads single values from a large JSON text without parsing the text into a tree.
 //!
-//! XO's events hold a context of up to a megabyte, of which a few values are needed. A tree of small values takes a hundred times
-//! the memory of their text. So this file guarantees: a reading keeps pieces of the text itself and nothing else; what no path
-//! names is skipped; the time of a reading is linear in the length of the text; a key that appears twice counts as JavaScript
-//! counts it: the last one wins. A number keeps the spelling that it came with.
+//! XO's events hold a context of up to a megabyte, from which a few values are needed. A tree of small values takes a
+//! hundred times the memory of its text.
+//! Guarantees: a pass keeps only slices of the text. Values without a path are skipped. The time of a pass is linear
+//! in the length of the text. If a key occurs twice, the last value counts, as in JavaScript. A number keeps its
+//! spelling.
 //! Not responsible for: which values are needed (`event.rs`, `bot_mode.rs`).
 
 use std::borrow::Cow;
@@ -13,11 +14,11 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// One path that is still to be walked: its number among the paths that were asked for, and its remaining steps.
+/// One path in progress: its index among the requested paths, and its remaining steps.
 type Walk<'p> = (usize, &'p str);
 
-/// The values at these paths, each as it is written. A path is a JSON pointer without escapes (`/context/session`); a step into
-/// a list is a number. Fails if the text is no JSON.
+/// Returns the JSON values at these paths. A path is a JSON pointer without escapes (`/context/session`). A step into
+/// a list is a number. Fails if the text is not JSON.
 pub(super) fn pick<'a>(json: &'a str, paths: &[&str]) -> serde_json::Result<Vec<Option<&'a RawValue>>> {
     let mut found = vec![None; paths.len()];
     let walks: Vec<Walk<'_>> = paths.iter().copied().enumerate().collect();
@@ -27,7 +28,7 @@ pub(super) fn pick<'a>(json: &'a str, paths: &[&str]) -> serde_json::Result<Vec<
     Ok(found)
 }
 
-/// The first or the last entries of a list, each as it is written; nothing if the text is no list.
+/// Returns the JSON of the first or the last entries of a list. Empty if the text is not a list.
 pub(super) fn entries(list: &RawValue, keep: Keep) -> VecDeque<&RawValue> {
     let mut reader = serde_json::Deserializer::from_str(list.get());
     reader.deserialize_any(Entries(keep)).unwrap_or_default()
@@ -40,7 +41,7 @@ pub(super) enum Keep {
     Last(usize),
 }
 
-/// The text of a JSON string. Half of a surrogate pair, which JavaScript may write, is replaced.
+/// The text of a JSON string. A lone surrogate, which JavaScript may write, is replaced.
 pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let mut reader = serde_json::Deserializer::from_str(value.get());
     if !value.get().starts_with('"') {
@@ -49,7 +50,7 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     reader.deserialize_bytes(Lossy).ok()
 }
 
-/// A name, if XO wrote it as a text or as a number.
+/// An id that XO wrote as a text or as a number.
 pub(super) fn written(value: &RawValue) -> Option<Cow<'_, str>> {
     let is_number = |first: &u8| first.is_ascii_digit() || *first == b'-';
     if value.get().as_bytes().first().is_some_and(is_number) {
@@ -58,12 +59,12 @@ pub(super) fn written(value: &RawValue) -> Option<Cow<'_, str>> {
     text(value).filter(|text| !text.is_empty())
 }
 
-/// `true`, also as a text; everything else is false.
+/// Whether the value is `true`, as a flag or as a text.
 pub(super) fn is_true(value: &RawValue) -> bool {
     value.get() == "true" || text(value).is_some_and(|text| text.trim().eq_ignore_ascii_case("true"))
 }
 
-/// The first step of a path without its slash, and what follows.
+/// Splits off the first step of a path, without its slash.
 fn step(path: &str) -> Option<(&str, &str)> {
     let path = path.strip_prefix('/')?;
     Some(path.find('/').map_or((path, ""), |end| path.split_at(end)))
@@ -158,7 +159,7 @@ impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
     }
 }
 
-/// A key of an object, as the walks that go on behind it.
+/// A key of an object. Reading it gives the paths that continue below it.
 struct Key<'w, 'p>(&'w [Walk<'p>]);
 
 impl<'a, 'p> DeserializeSeed<'a> for Key<'_, 'p> {
@@ -212,7 +213,7 @@ impl<'a> Visitor<'a> for Entries {
     }
 }
 
-/// A string that may hold half of a surrogate pair.
+/// A string that may hold a lone surrogate.
 struct Lossy;
 
 impl<'a> Visitor<'a> for Lossy {

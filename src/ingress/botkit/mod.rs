@@ -1,8 +1,10 @@
-//! The door for XO's BotKit protocol: what XO posts to a BotKit server it posts here.
+//! The route for XO's BotKit protocol. XO uses Causeway as the BotKit server of the bot.
 //!
-//! Guarantees: an event is acknowledged only after the queue has what it became; what is queued is small whatever came; a user
-//! who types an end word is given back to the bot at once, without waiting for ServiceNow. Leaves to others: the credential
-//! (`ingress/token.rs`), reading the payload (`event.rs`), the words of the answers (`answer.rs`), everything after the queue.
+//! Guarantees: an event is acknowledged only after the queue has its message. Queued messages are small, regardless
+//! of the event's size. If the user types an end word, the user returns to the bot at once, without waiting for
+//! ServiceNow.
+//! Not responsible for: the credential (`ingress/token.rs`), reading the payload (`event.rs`), the format of the
+//! answers (`answer.rs`), everything after the queue has the message.
 
 mod answer;
 mod attachments;
@@ -32,47 +34,47 @@ use crate::message::{
 pub(super) use answer::refused;
 use event::Payload;
 
-/// How long XO may wait for the directory, which only helps: the worker finds out by itself.
+/// The timeout for the directory. Its answer only saves time, because the worker looks up the conversation itself.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
-/// Why a chat ended whose user pressed "end chat" in XO's web widget. `delivery/user_return.rs` knows the word, too.
+/// The reason of an end by "end chat" in XO's web widget. `delivery/user_return.rs` uses the same text.
 const SESSION_CLOSED: &str = "session_closed";
-/// XO's payloads hold a context of up to a megabyte, whatever limit the other doors have.
+/// The smallest body limit of this route. XO's payloads hold a context of up to a megabyte.
 const BODY_BYTES_MIN: usize = 2 << 20;
 
-/// How the door behaves.
+/// The settings of the route.
 #[derive(Debug, Clone, Default)]
 pub struct BotKitDoor {
-    /// Whose events are taken; none: the door is shut.
+    /// The bots whose events are accepted. The route is off without a bot.
     pub bots: Vec<BotDoor>,
-    /// Whether XO's older `apikey` opens it, too.
+    /// Whether XO's older `apikey` is accepted, too.
     pub allow_apikey: bool,
-    /// Where reply addresses may point.
+    /// The hosts that reply addresses may have.
     pub allowed_hosts: AllowedHosts,
-    /// How much of an event's context goes back with the replies.
+    /// Which part of an event's context is returned with replies.
     pub context: Kept,
-    /// What a user types to end the chat.
+    /// The words with which a user ends the chat.
     pub end_words: Vec<String>,
-    /// What the agent reads first where an event holds no words of the user.
+    /// The first text for the agent if an event has no text of the user.
     pub first_words: String,
-    /// Whether the bot's words to a user who is with an agent are not shown.
+    /// Whether the bot's messages to a user who is with an agent are suppressed.
     pub drops_bot_messages: bool,
-    /// Where an event says who the user is.
+    /// The places of the user's data in an event.
     pub user: UserPaths,
-    /// Whether "end chat" in XO's web widget ends the chat with the agent.
+    /// Whether "end chat" in XO's web widget also ends the chat with the agent.
     pub end_on_session_closure: bool,
-    /// The paths into a transfer's payload whose values choose the queue.
+    /// The paths in a transfer's payload whose values select the queue.
     pub routing_paths: BTreeSet<String>,
 }
 
-/// `xo.user.*`: JSON pointers into an event. The entries of a list are tried in turn; the values of an entry with several pointers
-/// are joined by blanks.
+/// `xo.user.*`: JSON pointers into an event. The entries of a list are tried in order. If an entry has several
+/// pointers, their values are joined by blanks.
 #[derive(Debug, Clone, Default)]
 pub struct UserPaths {
-    /// What XO calls the user.
+    /// XO's id of the user.
     pub id: Vec<Vec<String>>,
     /// The name that the agent sees.
     pub name: Vec<Vec<String>>,
-    /// The e-mail address; a value without an @ is none.
+    /// The email address. A value without an @ is ignored.
     pub email: Vec<Vec<String>>,
     /// A language tag such as `ko`.
     pub language: Vec<Vec<String>>,
@@ -81,16 +83,16 @@ pub struct UserPaths {
 /// `xo.reply_context`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kept {
-    /// The names of the user and the session.
+    /// Only the ids of the user and the session.
     #[default]
     Trimmed,
-    /// All of it, which may be a megabyte with every message.
+    /// The whole context, which may add a megabyte to each message.
     Full,
     /// Nothing.
     None,
 }
 
-/// What XO tells.
+/// The kinds of XO's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     AgentTransfer,
@@ -104,7 +106,7 @@ enum Event {
 }
 
 impl Event {
-    /// As the last part of the address.
+    /// The last part of the URL.
     const NAMES: &'static [(&'static str, Self)] = &[
         ("on_agent_transfer", Self::AgentTransfer),
         ("on_user_message", Self::UserMessage),
@@ -121,7 +123,7 @@ impl Event {
     }
 }
 
-/// What an address says.
+/// The parts of an event's URL.
 #[derive(Debug)]
 struct Door {
     bot_id: String,
@@ -137,7 +139,7 @@ impl Door {
             ["sdk", "bots", bot_id, "components", component_id, event] => (bot_id, *component_id, event),
             _ => return None,
         };
-        // The component goes back in every reply.
+        // The component id is returned in each reply.
         ConversationId::parse(component_id).ok()?;
         Some(Self {
             bot_id: (*bot_id).to_owned(),
@@ -187,7 +189,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     Ok(answer::acknowledged(&raw))
 }
 
-/// XO waits until this is passed on.
+/// Publishes the event of bot mode. XO waits until a worker has passed it on.
 async fn pass_on(state: &Arc<IngressState>, payload: &Payload<'_>, kind: Kind) -> Result<(), Refusal> {
     match bot_mode::message(payload, kind)? {
         Some(turn) => keep_turn(state, payload, turn).await,
@@ -204,7 +206,7 @@ async fn keep_turn(
     Ok(state.keep(turn.into_message(bot)).await?)
 }
 
-/// The bot hands its user over.
+/// Handles a transfer of the user to an agent.
 async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8]) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
@@ -233,7 +235,7 @@ async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8
     Ok(())
 }
 
-/// The user wrote to the agent, or wants to go.
+/// Handles a message of a user in agent mode: publishes the text, or ends the chat after an end word.
 async fn said(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
@@ -262,8 +264,8 @@ fn is_end_word(words: &[String], message: &str) -> bool {
     words.iter().any(|word| word.trim().to_lowercase() == message)
 }
 
-/// The user pressed "end chat" in XO's web widget: their session with the bot is over, and so is the chat with the agent. The event
-/// need not say whether the user is with an agent, and it also comes from users who never asked for one.
+/// Handles "end chat" in XO's web widget: the user's session with the bot is over, and the chat with the agent ends,
+/// too. The event may not tell whether the user is with an agent, and users without an agent send it as well.
 async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
     let settings = &state.settings.botkit;
     if !settings.end_on_session_closure {
@@ -276,7 +278,7 @@ async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), 
         Some(Some(known)) if is_open(&known) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
         Some(_) if !payload.is_with_agent() => Ok(()),
         Some(_) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
-        // Directory away: the worker finds out whether there is a chat to leave.
+        // The directory is unreachable. The worker finds out whether there is a chat to leave.
         None => {
             let reason = Some(SESSION_CLOSED.to_owned());
             publish(state, id, &Handoff::End(End { conversation_id, reason, reply: None })).await.map(|_| ())
@@ -284,8 +286,8 @@ async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), 
     }
 }
 
-/// The bot has its user back at once; ServiceNow hears of it in its turn. The notice is the one that the worker tells when it
-/// has left the chat, so that whoever is first says it and the other is a repeat.
+/// Returns the user to the bot at once and ends the chat in ServiceNow later. The worker sends the same notice after
+/// it has left the chat. Both notices have the same id, so the second one is a repeat.
 async fn quit(
     state: &Arc<IngressState>,
     id: MessageId,
@@ -298,7 +300,7 @@ async fn quit(
         ask(state, |directory| async move {
             let (now, known) = (clock::now(), directory.find(&conversation_id).await?);
             if known.is_none() {
-                // Nobody was asked for yet; the user is to be given back all the same.
+                // No chat was requested yet, but the user must be returned to the bot nevertheless.
                 directory.accepted(&conversation_id, Origin::BotKit, None, now).await?;
             }
             if let Some(reply) = &reply {
@@ -310,36 +312,37 @@ async fn quit(
         .flatten()
     };
     let group = known.filter(is_open).and_then(|open| open.group);
-    // Without a chat there is nothing else that tells this end from the next one.
+    // Without a chat only the id of the message separates this end from the next one.
     let instance = if group.is_some() { String::new() } else { id.to_string() };
     let chat = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
     let notice = Notice { group, reason: Some(reason.to_owned()), ..Notice::about(conversation_id.clone()) };
     let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
     let side = &state.settings.bot_side;
-    // Behind the callbacks of the chat, if there is one.
+    // The notice is ordered after the callbacks of the chat, if there is a chat.
     let (destination, lane) = match chat {
         Some(lane) => (side.of_chat(), lane),
         None => (side.of_conversation(&conversation_id), LaneKey::from(&conversation_id)),
     };
     let ended = notice.id(Kind::CallbackEnded, &instance);
-    // The end first: should nothing come after it, the worker tells the notice as well, only later. The notice alone would
-    // leave an agent in a chat whose user is gone.
+    // The end is published first. If the notice is then lost, the worker sends the notice later. A notice without an
+    // end would leave the agent in a chat without a user.
     let end = End { conversation_id, reason: Some(reason.to_owned()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
     Ok(state.keep(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
 }
 
-/// A message to the bot of a user who is with an agent, as far as Causeway knows: XO took them back.
+/// Handles a message to the bot from a user who is with an agent according to the directory: XO has taken the user
+/// back.
 async fn said_to_the_bot(
     state: &Arc<IngressState>,
     payload: &Payload<'_>,
     accepted_at: Timestamp,
 ) -> Result<(), Refusal> {
-    // A page that loads says nothing about where its user is.
+    // A page load sends an empty message, which does not show the user's mode.
     if payload.is_without_words() && payload.file_names().is_none() {
         return Ok(());
     }
-    // Bots whose users are never handed over have the same events, with or without names.
+    // A bot that never hands users over sends the same events, with or without a user id.
     let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
     let asked = conversation_id.clone();
     let known = ask(state, |directory| async move {
@@ -349,11 +352,12 @@ async fn said_to_the_bot(
     })
     .await;
     match known {
-        // Directory away: the event's own flags decide, and the user's next words tell it again.
+        // The directory is unreachable or has no open conversation. The event's flags decide, and the user's next
+        // message is checked again.
         None | Some(None) => return Ok(()),
-        // The bot handed its user over while this message was on its way to the bot.
+        // The bot handed the user over while this message was on its way to the bot.
         Some(Some((known, _))) if known.opened_at >= accepted_at => return Ok(()),
-        // The very message that made the bot hand its user over, told late.
+        // This message caused the transfer and arrived late.
         Some(Some((_, Some(reply))))
             if payload.user_message().is_some()
                 && message_of(&reply.handle) == payload.user_message().as_deref() =>
@@ -361,7 +365,7 @@ async fn said_to_the_bot(
             return Ok(());
         }
         Some(Some((known, _))) if !is_open(&known) => {
-            // It ended here, too, and the user could not be reached since: nothing more is said to them.
+            // The chat has ended and the user could not be reached since. The user gets no more messages.
             ask(state, |directory| async move { directory.released(&conversation_id).await }).await;
             return Ok(());
         }
@@ -382,7 +386,7 @@ fn is_open(conversation: &Conversation) -> bool {
     matches!(conversation.state, State::Requested | State::Waiting | State::Active)
 }
 
-/// The user types, or has stopped, or has read: what an agent sees of a user who says nothing.
+/// Handles typing, the end of typing and read receipts of the user.
 async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
     let stopped = match payload.client_event().as_deref() {
         Some("TYPING_STARTED") => false,
@@ -393,7 +397,7 @@ async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(),
     publish(state, MessageId::fresh(), &Handoff::Typing(typing)).await.map(|_| ())
 }
 
-/// Returns when it was accepted.
+/// Publishes a handoff. Returns the time at which it was accepted.
 async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) -> Result<Timestamp, Refusal> {
     let body = serde_json::to_vec(handoff).map_err(|_| Refusal::CutBody)?;
     let lane = LaneKey::from(handoff.conversation());
@@ -403,7 +407,7 @@ async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) ->
     Ok(accepted_at)
 }
 
-/// Asks or tells the directory for as long as XO may wait; `None` where it is away.
+/// Calls the directory with a timeout. `None` if the directory does not answer in time or fails.
 async fn ask<T, F: Future<Output = Result<T, DirectoryError>>>(
     state: &IngressState,
     question: impl FnOnce(Directory) -> F,
@@ -412,11 +416,13 @@ async fn ask<T, F: Future<Output = Result<T, DirectoryError>>>(
     match tokio::time::timeout(DIRECTORY_PATIENCE, question(directory)).await {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "the directory is away: the worker will find out");
+            tracing::warn!(%error, "could not reach the directory; the worker will look up the conversation");
             None
         }
         Err(_) => {
-            tracing::warn!("the directory is slow: the worker will find out");
+            tracing::warn!(
+                "the directory did not answer within 1 s; the worker will look up the conversation"
+            );
             None
         }
     }

@@ -1,7 +1,7 @@
-//! The values of XO's payload that the routes need, and nothing else of it.
+//! Reads the values of XO's payload that the routing needs.
 //!
-//! Guarantees: only the configured paths are kept, each at most [`VALUE_BYTES_MAX`] long; what is beside them is read past without
-//! being stored, so that a payload of megabytes costs no memory here.
+//! Guarantees: only the values at the configured paths are kept, each at most [`VALUE_BYTES_MAX`] long. Other values
+//! are skipped without being stored, so a payload of several megabytes needs no memory here.
 //! Not responsible for: what a value decides (`message/routing.rs`).
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use crate::message::routing::payload_name;
 
-/// A rule compares with a word, not with a text.
+/// The longest value in bytes. A rule compares with a word, not with a long text.
 const VALUE_BYTES_MAX: usize = 256;
 
 /// The values at these paths (names and list positions, joined by dots), as metadata of a start.
@@ -25,26 +25,26 @@ pub(super) fn values_at<'a>(
         return found;
     }
     let mut json = serde_json::Deserializer::from_slice(raw);
-    // The payload was read as JSON before; what breaks off gives what was found by then.
+    // The payload was parsed as JSON before. If the parser fails here, the values found so far count.
     let _ = json.deserialize_any(Look { wanted, found: &mut found });
     found
 }
 
-/// A path, and what is left of it here.
+/// A path and its remaining part at the current level.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
     path: &'a str,
     rest: &'a str,
 }
 
-/// Looks at one value.
+/// Reads one value.
 struct Look<'a, 'f> {
     wanted: Vec<Wanted<'a>>,
     found: &'f mut BTreeMap<String, String>,
 }
 
 impl<'a> Look<'a, '_> {
-    /// The paths that go on below this name. A name may hold dots itself.
+    /// The paths that continue below this name. A name may contain dots.
     fn below(&self, name: &str) -> Vec<Wanted<'a>> {
         let below = self.wanted.iter().filter_map(|wanted| {
             let rest = wanted.rest.strip_prefix(name)?;

@@ -1,17 +1,18 @@
-//! The desk for a program. All of it asks for `Authorization: Bearer <admin.token>`; `F` are the filters of `causeway dead`
-//! (`destination`, `conversation`, `reason`, `since`, `until`, `id`), in the address of a GET and as JSON in a POST.
+//! The admin API for dead letters. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
+//! of `causeway dead` (`destination`, `conversation`, `reason`, `since`, `until`, `id`): in the query of a GET, as
+//! JSON in a POST.
 //!
 //! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without stories.
-//! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it died.
+//! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it was dead-lettered.
 //! - `GET /dead-letters/export?F`: JSON Lines with the texts.
-//! - `POST /dead-letters/replay {F, "dry_run", "rate", "wait"}`: 200 with the plan, or 202 with it and how far the replay is.
-//!   `wait` (`"60s"`): how long the replay then waits for what becomes of its messages.
-//! - `GET /dead-letters/replay`: how far the newest replay of this process is: `state` is `running`, `waiting` (all is published, and
-//!   not all outcomes are known), `done` or `stopped`; `outcomes` counts `delivered`, `died_again`, `answered`, `nothing_to_send` and
-//!   `on_the_way`.
-//! - `POST /dead-letters/discard {F, "confirm": N}`: removes them for good, if N is how many there are.
+//! - `POST /dead-letters/replay {F, "dry_run", "rate", "wait"}`: 200 with the plan, or 202 with the plan and the progress.
+//!   `wait` (`"60s"`): how long the replay then waits for the outcomes of its messages.
+//! - `GET /dead-letters/replay`: the progress of the newest replay of this process. `state` is `running`, `waiting` (all
+//!   messages are published, and some outcomes are unknown), `done` or `stopped`. `outcomes` counts `delivered`,
+//!   `died_again`, `answered`, `nothing_to_send` and `on_the_way`.
+//! - `POST /dead-letters/discard {F, "confirm": N}`: removes the dead letters permanently, if N is their number.
 //!
-//! Refusals are problems as everywhere else; 409 while somebody else is at it.
+//! Refusals are problems as everywhere else. The status is 409 while another session reads the dead-letter queue.
 
 use axum::extract::Request;
 use axum::http::header::LOCATION;
@@ -107,18 +108,18 @@ async fn show(desk: &Desk, id: &str, request: &mut Request) -> Result<Response, 
         return Err(Refusal::UnknownDeadLetter);
     }
     if reveal {
-        tracing::info!(message_id = %id, "the text of a dead letter was shown at the desk");
+        tracing::info!(message_id = %id, "the text of a dead letter was shown through the admin API");
     }
     let letters = found.letters.iter().map(|dead| document::letter(dead, reveal));
     Ok(problem::found(&json!({ "dead_letters": letters.collect::<Value>() })))
 }
 
-/// An id in the path leaves nothing to filter.
+/// Refuses filters in addition to an id in the path.
 fn only(asked: Asked) -> Result<Asked, Refusal> {
     match asked.filter.written().first() {
         None => Ok(asked),
         Some((name, _)) => {
-            Err(Refusal::Invalid(vec![fault(name, "has no meaning beside an id in the path")]))
+            Err(Refusal::Invalid(vec![fault(name, "cannot be combined with an id in the path")]))
         }
     }
 }

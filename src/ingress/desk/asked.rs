@@ -1,6 +1,6 @@
-//! What a visitor asks for: the filters of the command line and a few words more, out of an address, a form or JSON.
+//! The query of a caller: the filters of the command line and some options, from a URL, a form or JSON.
 //!
-//! Guarantees: a name that means nothing here is refused, since a filter that is overlooked means more than was asked for.
+//! Guarantees: an unknown name is refused, because an ignored filter would select more dead letters than intended.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ use crate::dead::Filter;
 use crate::dead::asked::{FILTERS, rate, wait};
 use crate::dead::outcome::WAIT;
 
-/// How many are shown when nobody says otherwise, and at most.
+/// The number of dead letters that are shown, by default and at most.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
-/// What is meant, and how.
+/// The filters and options of one request.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     pub(super) filter: Filter,
-    /// At most so many are shown.
+    /// The maximum number of dead letters to show.
     pub(super) limit: usize,
-    /// With what people wrote.
+    /// Whether to show the texts.
     pub(super) reveal: bool,
-    /// Plan only.
+    /// Whether to return only the plan.
     pub(super) dry_run: bool,
-    /// Messages in a second.
+    /// The rate of a replay in messages a second.
     pub(super) rate: Option<f64>,
-    /// How long a replay waits for news of its messages.
+    /// How long a replay waits for the outcomes of its messages.
     pub(super) wait: Duration,
-    /// The number that was seen.
+    /// The number of dead letters that the caller confirmed.
     pub(super) confirm: Option<u64>,
 }
 
 impl Asked {
-    /// Reads pairs as an address or a form has them. `also` names what is allowed beside the filters. What a form leaves
-    /// empty was not asked for.
+    /// Reads the pairs of a URL or a form. `also` lists the names that are allowed in addition to the filters. Empty
+    /// values are ignored.
     pub(super) fn of_form(text: &str, also: &[&str]) -> Result<Self, Refusal> {
         let pairs = url::form_urlencoded::parse(text.as_bytes());
         Self::read(pairs.filter(|(_, value)| !value.is_empty()), also)
@@ -99,7 +99,7 @@ impl Asked {
             "confirm" => self.confirm = Some(number("the number of dead letters that you saw")?),
             "rate" => self.rate = Some(rate(value)?),
             "wait" => self.wait = wait(value)?,
-            // The form's own token, looked at by the door.
+            // The form token, which the page checks.
             _ => {}
         }
         Ok(())
@@ -110,7 +110,7 @@ pub(super) fn fault(field: &str, reason: &str) -> Fault {
     Fault { field: field.to_owned(), reason: reason.to_owned() }
 }
 
-/// As it would stand in an address.
+/// The value as it would be written in a URL.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

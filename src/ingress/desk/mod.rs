@@ -1,9 +1,10 @@
-//! The dead-letter desk over HTTP: what `causeway dead` does, for a program (`api`) and in a browser (`page`).
+//! The admin console for dead letters: the functions of `causeway dead` as an API (`api`) and in a browser (`page`).
 //!
-//! Guarantees: the work itself is [`crate::dead`]'s, the same as on the command line; one visit at a time in this process,
-//! and a visitor elsewhere is answered with 409; what was begun is finished when its caller hangs up; a replay runs on its
-//! own and tells how far it is; message text is shown only where it was asked for, and who did what is logged without it.
-//! Leaves to others: who may come in (`session`), opening queue and directory (`app.rs`).
+//! Guarantees: the work is done by [`crate::dead`], as on the command line. Only one session at a time runs in this
+//! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
+//! even if its caller disconnects. A replay runs in the background and reports its progress. Message texts are shown
+//! only on request. Each action is logged without texts.
+//! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
 
 mod api;
 mod asked;
@@ -33,23 +34,24 @@ use crate::dead::{self, DeskError, Filter, Found};
 use crate::queue::Queue;
 use crate::tasks::{self, Stop};
 
-/// Two tabs of one browser wait for each other; a long replay is not waited for.
+/// How long a request waits for the session of another one, such as a second browser tab. It does not wait for a
+/// replay.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
-/// Lines of an export on their way to a reader.
+/// The number of export lines that are read ahead of the client.
 const EXPORT_AHEAD: usize = 16;
 
-/// What a visit needs.
+/// The components that a session needs.
 #[derive(Debug)]
 pub struct DeskParts {
-    /// Opened as an operator opens it.
+    /// The queue, opened for an operator.
     pub queue: Queue,
-    /// Knows what was delivered since, and which chats have ended.
+    /// The directory, which knows later deliveries and ended chats.
     pub directory: Directory,
 }
 
 type Open = Arc<dyn Fn() -> BoxFuture<'static, Result<DeskParts, DeskError>> + Send + Sync>;
 
-/// The desk. Cheap to clone.
+/// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct Desk {
     token: SecretString,
@@ -64,18 +66,18 @@ impl std::fmt::Debug for Desk {
     }
 }
 
-/// How far the newest replay is.
+/// The progress of the newest replay.
 #[derive(Debug, Clone)]
 struct Run {
     to_replay: u64,
     to_clear: u64,
     tally: Tally,
     began: Timestamp,
-    /// All that is to be published is published: the dead letters can be read again.
+    /// All messages of the plan are published, so the dead letters can be read again.
     published: bool,
-    /// What became of those that were published.
+    /// The outcomes of the published messages.
     outcomes: Outcomes,
-    /// When it ended, and why, where it stopped before its end.
+    /// The time at which it ended, and the error if it stopped early.
     ended: Option<(Timestamp, Option<String>)>,
 }
 
@@ -93,7 +95,7 @@ impl Run {
     }
 }
 
-/// A visit in its turn.
+/// An exclusive session.
 struct Visit {
     parts: DeskParts,
     turn: OwnedMutexGuard<()>,
@@ -108,7 +110,7 @@ impl Visit {
 }
 
 impl Desk {
-    /// A desk for whoever has the token; every visit opens its parts anew.
+    /// Creates the admin console. Each session opens its components anew.
     pub fn new(token: SecretString, open: Open) -> Self {
         Self { token, open, turn: Arc::default(), run: Arc::default() }
     }
@@ -119,12 +121,13 @@ impl Desk {
         }
         let turn = tokio::time::timeout(TURN_PATIENCE, Arc::clone(&self.turn).lock_owned()).await;
         let busy =
-            |_| Refusal::Busy("another visit to the dead letters is under way: wait for it".to_owned());
+            |_| Refusal::Busy("another session is reading the dead letters: wait until it ends".to_owned());
         let turn = turn.map_err(busy)?;
         Ok(Visit { parts: (self.open)().await?, turn })
     }
 
-    /// All that is meant, the first of them whole. Reads beside a replay, if the engine can do that.
+    /// Finds all matching dead letters, the first `limit` of them complete. Works during a replay if the engine
+    /// supports it.
     async fn find(&self, filter: &Filter, limit: usize) -> Result<Found, Refusal> {
         let parts = (self.open)().await?;
         let found = dead::find(&parts.queue, filter, limit).await;
@@ -140,7 +143,8 @@ impl Desk {
         Ok(plan?)
     }
 
-    /// Plans and begins; [`Self::progress`] tells the rest. `wait`: how long to wait for what becomes of the messages.
+    /// Plans and starts a replay. [`Self::progress`] reports the rest. `wait`: how long to wait for the outcomes of
+    /// the messages.
     async fn replay(&self, filter: Filter, rate: Option<f64>, wait: Duration) -> Result<Plan, Refusal> {
         let visit = self.visit().await?;
         let plan = match replay::plan(&visit.parts.queue, &filter, &visit.parts.directory).await {
@@ -154,7 +158,7 @@ impl Desk {
         tracing::info!(
             to_replay = run.to_replay,
             to_clear = run.to_clear,
-            "a replay of dead letters was started in the console"
+            "a replay of dead letters was started in the admin console"
         );
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
         let (desk, planned) = (self.clone(), plan.clone());
@@ -175,7 +179,7 @@ impl Desk {
         let (stop, began) = (Stop::default(), run.began);
         let told = |tally| self.note(began, |run| run.tally = tally);
         let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
-        // Others may read the dead letters while this one waits for news.
+        // Other sessions may read the dead letters while this replay waits for outcomes.
         drop(turn);
         self.note(began, |run| run.published = true);
         let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
@@ -186,7 +190,7 @@ impl Desk {
         tracing::info!(
             trouble,
             outcomes = outcomes.told(),
-            "the replay that was started in the console has ended"
+            "the replay that was started in the admin console has ended"
         );
         self.note(began, |run| {
             run.outcomes = outcomes;
@@ -198,7 +202,7 @@ impl Desk {
         self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes what is known of the run that began then, unless a newer one has taken its place.
+    /// Changes the state of the replay that began at `began`, unless a newer replay has replaced it.
     fn note(&self, began: Timestamp, change: impl FnOnce(&mut Run)) {
         let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
@@ -206,20 +210,20 @@ impl Desk {
         }
     }
 
-    /// Removes all that is meant, if they are as many as were confirmed.
+    /// Removes all matching dead letters, if their number equals the confirmed number.
     async fn discard(&self, filter: &Filter, confirmed: u64) -> Result<u64, Refusal> {
         let visit = self.visit().await?;
         let gone = discard(&visit.parts.queue, filter, confirmed).await;
         visit.end().await;
         let gone = gone?;
-        tracing::info!(gone, "dead letters were discarded at the desk");
+        tracing::info!(gone, "dead letters were discarded in the admin console");
         Ok(gone)
     }
 
-    /// All that is meant, with their texts, a line each.
+    /// Exports all matching dead letters with their texts, one on each line.
     async fn export(&self, filter: Filter) -> Result<Body, Refusal> {
         let visit = self.visit().await?;
-        tracing::info!("dead letters are exported at the desk");
+        tracing::info!("dead letters are exported in the admin console");
         let (lines, taken) = mpsc::channel::<Result<Bytes, DeskError>>(EXPORT_AHEAD);
         drop(tasks::spawn(async move {
             dead::export(&visit.parts.queue, &filter, lines).await;
@@ -240,7 +244,7 @@ async fn discard(queue: &Queue, filter: &Filter, confirmed: u64) -> Result<u64, 
     Ok(dead::discard(queue, filter, &doomed, |_| {}).await?)
 }
 
-/// The routes of the desk; without one they say what to set.
+/// The routes of the admin console. Without a console they answer which setting enables it.
 pub(super) fn router(desk: Option<Desk>) -> Router {
     let Some(desk) = desk else {
         let off = async || Refusal::NotEnabled("admin.token").into_response(&super::request_id(None));
@@ -261,10 +265,9 @@ pub(super) fn router(desk: Option<Desk>) -> Router {
         .with_state(desk)
 }
 
-/// A caller who hangs up stops nothing half-way, and leaves nobody a visit that is never ended.
+/// Finishes the work even if the caller disconnects, so that no action stops half-way and no session stays open.
 async fn to_the_end(work: impl Future<Output = Response> + Send + 'static) -> Response {
     tasks::spawn(work).await.unwrap_or_else(|_| {
-        Refusal::Busy("the work was given up: look at the log".to_owned())
-            .into_response(&super::request_id(None))
+        Refusal::Busy("the work failed: see the log".to_owned()).into_response(&super::request_id(None))
     })
 }

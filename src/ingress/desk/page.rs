@@ -1,8 +1,8 @@
-//! The desk in a browser: plain forms and links, no script, nothing from elsewhere.
+//! The admin console in a browser: plain forms and links, without scripts and external content.
 //!
-//! Guarantees: every page but the login asks for a session; whatever changes something is a POST that carries the token of a
-//! form of the same session; every answer forbids scripts, frames, other origins and being kept.
-//! Leaves to others: how a page looks (`view`), what is done (`mod.rs`).
+//! Guarantees: each page except the login needs a session. Each change is a POST with the form token of the same
+//! session. Each answer forbids scripts, frames, other origins and caching.
+//! Not responsible for: the layout (`view`), the actions (`mod.rs`).
 
 use axum::extract::Request;
 use axum::http::header::{
@@ -27,9 +27,9 @@ const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-/// A form of somebody who has logged in, which may name very many letters.
+/// The largest form of an authenticated session in bytes. It may list many dead letters.
 const FORM_BYTES_MAX: usize = 1 << 20;
-/// Everybody may post this one.
+/// The largest login form in bytes. Unauthenticated callers may send it.
 const LOGIN_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
@@ -59,7 +59,7 @@ pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
     response
 }
 
-/// A visitor who has logged in, and what his forms carry.
+/// An authenticated session and its form token.
 struct Visitor<'a> {
     desk: &'a Desk,
     session: Session,
@@ -101,10 +101,10 @@ async fn login(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> 
     };
     let back = field("back");
     let Some(session) = Session::begin(&desk.token, field("token").trim(), clock::now()) else {
-        tracing::info!(from, "a login at the desk was refused");
+        tracing::info!(from, "a login to the admin console was refused");
         return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
     };
-    tracing::info!("somebody logged in at the desk");
+    tracing::info!("a user logged in to the admin console");
     Ok(with_cookie(see(inside(&back)), &session.cookie()))
 }
 
@@ -142,7 +142,7 @@ impl Visitor<'_> {
             return Err(Refusal::UnknownDeadLetter);
         }
         if reveal {
-            tracing::info!(message_id = %id, "the text of a dead letter was shown at the desk");
+            tracing::info!(message_id = %id, "the text of a dead letter was shown in the admin console");
         }
         Ok(view::letter(&self.form, id, &found.letters, reveal))
     }
@@ -188,7 +188,7 @@ async fn form(request: &mut Request, bytes: usize) -> Result<String, Refusal> {
     Ok(String::from_utf8_lossy(&read).into_owned())
 }
 
-/// Nobody is sent away from the desk by a link that somebody else made.
+/// Accepts only a path inside the admin console, so that a link cannot redirect the user to another site.
 fn inside(back: &str) -> &str {
     let is_ours = back == "/desk" || back.starts_with("/desk/") || back.starts_with("/desk?");
     if is_ours && !back.contains('\\') { back } else { "/desk" }

@@ -1,9 +1,11 @@
-//! Who sits at the desk: a bearer token for programs, and a session cookie for a browser that once sent the token.
+//! Sessions of the admin console: a signed cookie for a browser that has sent the token once.
 //!
-//! Guarantees: a cookie holds no secret and ends by itself; it and the token of a form are signed with `admin.token`, so
-//! that changing that one ends every session; a form's token counts for its session alone. Nothing is kept here, so that
-//! any process with the same token takes the session.
-//! The cookie is `HttpOnly` and `SameSite=Strict`. Not `Secure`: on loopback the desk speaks plain HTTP.
+//! Guarantees: a cookie holds no secret and expires. The cookie and the form token are signed with `admin.token`, so
+//! a change of `admin.token` ends all sessions. A form token is valid only for its session. No state is stored, so
+//! any process with the same token accepts the session.
+//!
+//! The cookie is `HttpOnly` and `SameSite=Strict`. It is not `Secure`, because the console uses plain HTTP on
+//! loopback.
 
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use sha2::Sha256;
 use super::super::verify;
 
 const COOKIE_NAME: &str = "causeway_desk";
-/// A night on call.
+/// The lifetime of a session, long enough for a night on call.
 const LIFE: Duration = Duration::from_secs(12 * 3600);
 
 /// A browser that has logged in.
@@ -27,7 +29,7 @@ const LIFE: Duration = Duration::from_secs(12 * 3600);
 pub(super) struct Session(String);
 
 impl Session {
-    /// A new one for whoever sent the right token.
+    /// Starts a session if the given token is correct.
     pub(super) fn begin(token: &SecretString, given: &str, now: Timestamp) -> Option<Self> {
         let ours = verify::usable(Some(token))?;
         verify::same(ours.as_bytes(), given.as_bytes()).then(|| {
@@ -38,7 +40,7 @@ impl Session {
         })
     }
 
-    /// The one that a request carries, where it is ours and not over.
+    /// The session of a request, if its cookie is valid and has not expired.
     pub(super) fn of(token: &SecretString, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
         verify::usable(Some(token))?;
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -51,7 +53,7 @@ impl Session {
         (holds && now.as_second() < until).then(|| Self(value.to_owned()))
     }
 
-    /// What a form of this session carries.
+    /// The form token of this session.
     pub(super) fn form_token(&self, token: &SecretString) -> String {
         seal(token, "form", &self.0)
     }
@@ -61,19 +63,19 @@ impl Session {
         verify::same(self.form_token(token).as_bytes(), given.as_bytes())
     }
 
-    /// For `Set-Cookie`.
+    /// The value for `Set-Cookie`.
     pub(super) fn cookie(&self) -> String {
         format!("{COOKIE_NAME}={}; Path=/desk; HttpOnly; SameSite=Strict; Max-Age={}", self.0, LIFE.as_secs())
     }
 
-    /// For `Set-Cookie`: forgets it.
+    /// The value for `Set-Cookie` that deletes the cookie.
     pub(super) fn no_cookie() -> String {
         format!("{COOKIE_NAME}=; Path=/desk; HttpOnly; SameSite=Strict; Max-Age=0")
     }
 }
 
 fn seal(token: &SecretString, what: &str, about: &str) -> String {
-    // A key of any length is taken.
+    // HMAC accepts a key of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(token.expose_secret().as_bytes()) else {
         return String::new();
     };

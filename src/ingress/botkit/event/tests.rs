@@ -1,4 +1,4 @@
-//! Events in the shapes that XO posts, and what is read of them.
+//! Tests of events in the shapes that XO posts.
 
 use serde_json::json;
 
@@ -80,7 +80,7 @@ fn a_user_on_a_channel_is_one_conversation_whatever_the_shape() {
     let named = |body: &Value| with(body, |payload| payload.conversation().ok().map(|id| id.to_string()));
     assert_eq!(named(&nested()).as_deref(), Some("st-1:u-1:rtm"));
     assert_eq!(named(&flat()).as_deref(), Some("st-1:u-1:rtm"));
-    // The channel's own name for its user does not win over XO's.
+    // XO's id of a user has priority over the channel's id.
     let both = json!({"channel": {"from": "+82 10", "userId": "u-1", "type": "whatsapp"}});
     assert_eq!(named(&both).as_deref(), Some("st-1:u-1:whatsapp"));
     let foreign = json!({"channel": {"from": "+82 10"}});
@@ -101,7 +101,7 @@ fn the_same_event_has_the_same_id() {
         *body.pointer_mut(path).unwrap() = value;
         body
     };
-    // XO's own name for the message decides, whatever else is new about the second post.
+    // XO's id of the message decides, even if everything else in the second post is new.
     assert_eq!(id(&nested()), id(&changed("/requestId", json!(9))));
     assert_ne!(id(&nested()), id(&changed("/channel/channelInfos/requestId", json!("ms-2"))));
     let nameless = |request: &str, text: &str| {
@@ -120,7 +120,8 @@ fn the_same_event_has_the_same_id() {
         id(&body)
     };
     assert_eq!(client(1, "yes"), client(1, "yes"));
-    // The last message of a context may be that of the transfer still: the same words again are no repeat.
+    // The last message of a context may still be the one of the transfer. A second message with the same text is not
+    // a repeat.
     let stale = |request: u64| {
         let mut body = changed("/channel/channelInfos/requestId", Value::Null);
         (body["requestId"], body["message"]) = (json!(request), json!("yes"));
@@ -213,7 +214,7 @@ fn files_are_found_by_their_address() {
         {"url": "https://f/1", "fileName": "a.png"}, {"url": {"fileUrl": "https://f/2"}}, {"fileId": "3"}]}});
     let found = with(&body, |payload| payload.attachments());
     let urls: Vec<&str> = found.iter().map(|file| file.url.as_str()).collect();
-    // A file without an address is told by its name.
+    // A file without an address is reported by its name.
     assert_eq!(urls, ["https://f/1", "https://f/2", ""]);
 }
 
@@ -227,7 +228,7 @@ fn who_asks_is_found_by_the_paths_of_the_settings() {
         "session": {"UserContext": {"_id": "u-1", "lastName": "L", "emailId": "anonymous"}}}});
     let user = with(&half, |payload| payload.user(&paths())).unwrap();
     assert_eq!((user.name.as_deref(), user.language.as_deref()), (Some("L"), Some("fr")));
-    // What is no address is not taken for one.
+    // A value that is not an address is not used as one.
     assert_eq!(user.email.as_deref(), Some("m@example.com"));
     assert_eq!(with(&json!({"context": {"email": 5}}), |payload| payload.user(&paths())), None);
 }
@@ -251,7 +252,7 @@ fn what_is_no_event_is_refused_with_its_place() {
     assert_eq!(refusal(b" {} "), None);
 }
 
-/// A tree of this context would take a hundred megabytes.
+/// Parsing this context into a tree would take a hundred megabytes.
 #[test]
 fn a_context_of_a_million_small_values_is_not_built() {
     let door = door();

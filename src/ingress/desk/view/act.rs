@@ -1,4 +1,4 @@
-//! Pages around what is done: the plan and the question before it, how far it is, what came of it.
+//! Pages of actions: the plan and the confirmation before an action, its progress and its result.
 
 use maud::{Markup, html};
 
@@ -87,7 +87,7 @@ pub(in super::super) fn discarded(form: &str, gone: u64) -> Markup {
     page("Discarded", Some(form), None, &content)
 }
 
-/// What stands behind the numbers of a page that asks for a decision.
+/// Shows the filters on a page that asks for a decision.
 fn meant(filter: &Filter) -> Markup {
     let asked = filter.written();
     html! { p { "Meant: " @if asked.is_empty() { strong { "all of them" } } @else {

@@ -1,4 +1,4 @@
-//! Pages that only show: the list, and one dead letter with its story.
+//! Pages that only show data: the list, and one dead letter with its attempts.
 
 use maud::{Markup, html};
 

@@ -1,6 +1,7 @@
-//! How the desk looks. What people and platforms wrote is escaped by the template, always: nothing here asks it not to.
+//! The pages of the admin console.
 //!
-//! Works without a script and without colour: every state is a word.
+//! Guarantees: the template escapes all texts of users and platforms. The pages work without scripts and without
+//! colour, because each state is shown as a word.
 
 mod act;
 mod look;
@@ -14,7 +15,7 @@ use super::Run;
 use crate::dead::{self, Entry, Filter};
 use crate::message::DeadReason;
 
-/// The frame of every page; `form` where somebody is logged in.
+/// The frame of each page. `form` is set if the user is logged in.
 fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup) -> Markup {
     html! {
         (DOCTYPE)
@@ -136,7 +137,7 @@ fn link(path: &str, filter: &Filter) -> String {
 
 fn moment(at: Timestamp) -> Markup {
     let ago = std::time::Duration::from_secs(crate::clock::since(at).as_secs());
-    // Its two largest parts are enough.
+    // The two largest units are sufficient.
     let ago = humantime::format_duration(ago).to_string();
     let ago: Vec<&str> = ago.split(' ').take(2).collect();
     html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } p.hint { (ago.join(" ")) " ago" } }
