@@ -1,13 +1,13 @@
-//! The pure parts of the hot path, each by itself: how long they take (criterion), and how many instructions.
+//! Benchmarks of the pure parts of the hot path, each measured alone: time (criterion) and number of instructions.
 //!
-//! `cargo bench --bench hot_path` for the time, which says something on a quiet machine only; `tests/bench/instructions` for the
-//! instructions, which are the same on a busy one. Parts that are private to their room are compiled in from their own source file,
-//! so that the product shows no more than it has to.
+//! `cargo bench --bench hot_path` measures time, which needs a quiet machine. `tests/bench/instructions` counts
+//! instructions, which do not depend on the load. Private parts of a module are compiled in from their own source
+//! files, so that the product does not have to export them.
 
 #[path = "hot_path/parts.rs"]
 mod parts;
 
-// The rooms' own files name their neighbours by `crate::`. Their tests come along, without a harness that would run them.
+// The source files refer to other modules by `crate::`. Their unit tests are compiled, too, but no harness runs them.
 use causeway::ingress::{Accepted, ServiceNowDoor};
 use causeway::message;
 
@@ -49,7 +49,7 @@ fn names() {
     }
 }
 
-/// Does the part so many times, and nothing else beside its preparation.
+/// Runs the part the given number of times, with nothing else except its preparation.
 fn count(name: &str, times: u32) -> anyhow::Result<()> {
     let mut parts = parts::all();
     let found = parts.iter_mut().find(|(part, _)| *part == name);

@@ -1,4 +1,4 @@
-//! Each pure part of the hot path as a closure that does it once, with its preparation done.
+//! Each pure part of the hot path as a closure that runs it once, after its preparation.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use super::{lenient, verify, wire};
 
 type Part = Box<dyn FnMut()>;
 
-/// What our own Business Rule posts.
+/// A callback as our own Business Rule posts it.
 const CALLBACK: &[u8] = br#"{"group":"0a1b2c3d4e5f60718293a4b5c6d7e8f9","sys_id":"9f8e7d6c5b4a39281706f5e4d3c2b1a0","sys_created_by":"beth.anglin","last_message":"","formatted_message":"Have you tried turning it off and on again? Then please tell me the number on the label below the machine."}"#;
-/// What the stock Business Rule posts when an agent uses a quotation mark.
+/// A callback as the stock Business Rule posts it when an agent uses a quotation mark.
 const BROKEN: &[u8] = br#"{"group":"0a1b2c3d4e5f60718293a4b5c6d7e8f9","formatted_message":"Press the key named "Esc" and tell me what you see.","sys_created_by":"beth.anglin","last_message":undefined,"sys_id":"9f8e7d6c5b4a39281706f5e4d3c2b1a0"}"#;
 const GROUP: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
 
-/// In the order of a message's road.
+/// The order in which a message passes the parts.
 pub(crate) fn all() -> Vec<(&'static str, Part)> {
     let lane = LaneKey::parse(GROUP).unwrap_or_else(|_| LaneKey::alone(MessageId::derived("bench", GROUP)));
     let id = MessageId::derived("servicenow", GROUP);
@@ -53,7 +53,7 @@ fn part<T>(mut once: impl FnMut() -> T + 'static) -> Part {
     })
 }
 
-/// At one who has the token in the URL, as the stock rule of Kore has it.
+/// A sender with the token in the URL, as in Kore's stock rule.
 fn look() -> Part {
     let door = ServiceNowDoor { token: "0a1b2c3d4e5f60718293a4b5".into(), ..ServiceNowDoor::default() };
     let (headers, now) = (HeaderMap::new(), Timestamp::UNIX_EPOCH);
@@ -64,7 +64,7 @@ fn encode(message: Message) -> Part {
     part(move || wire::encode(black_box(&message)))
 }
 
-/// With a copy of the body, which the reading consumes.
+/// Includes a copy of the body, because reading consumes the body.
 fn decode(message: &Message) -> Part {
     let mut delivery = Delivery::mock(1, "in".into(), "xo.0".into(), false, Vec::new());
     delivery.properties = wire::encode(message);
@@ -82,7 +82,7 @@ fn classify_busy() -> Part {
     part(move || classify(black_box(&error), Operation::Callback))
 }
 
-/// At its cap, so that every step is the same.
+/// The backoff is at its limit, so that each step is the same.
 fn next_backoff() -> Part {
     let settings = RetrySettings { initial: Duration::from_secs(30), ..RetrySettings::default() };
     let (mut backoff, mut dice) = (Backoff::new(&settings), StdRng::seed_from_u64(7));

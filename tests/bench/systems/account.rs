@@ -1,20 +1,20 @@
-//! What processes cost, from /proc: processor time and memory of a whole tree.
+//! Measures processor time and memory of a whole process tree, from /proc.
 //!
-//! Guarantees: children that ended count with their parent. Linux only.
+//! Guarantees: the time of ended children counts for their parent. Linux only.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// Linux shows processor time in hundredths of a second, whatever the kernel's own tick is.
+/// Linux reports processor time in hundredths of a second, independent of the kernel's own tick.
 const TICKS: f64 = 100.0;
 
-/// What a tree of processes has used.
+/// The resources that a process tree has used.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
-    /// Seconds of processor time, so far.
+    /// Seconds of processor time so far.
     pub(crate) cpu: f64,
-    /// Resident megabytes, now; what several processes share counts once.
+    /// Resident megabytes now. Memory that several processes share counts once.
     pub(crate) megabytes: f64,
 }
 
@@ -24,7 +24,7 @@ struct Process {
     ticks: u64,
 }
 
-/// Of these processes and all below them.
+/// The resources of these processes and all their descendants.
 pub(crate) fn usage(roots: &[u32]) -> Usage {
     let all = processes();
     let members: Vec<u32> = all.keys().copied().filter(|pid| below(*pid, roots, &all)).collect();
@@ -56,7 +56,7 @@ fn processes() -> BTreeMap<u32, Process> {
     pids.filter_map(|pid| Some((pid, read(pid)?))).collect()
 }
 
-/// Fields 4 and 14 to 17 of /proc/PID/stat: the parent, and the time of itself and of its ended children.
+/// Fields 4 and 14 to 17 of /proc/PID/stat: the parent, and the times of the process and of its ended children.
 fn read(pid: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -71,7 +71,7 @@ fn kilobytes(file: &str, name: &str) -> f64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
 
-/// Seconds of processor time of the whole machine, so far: everything but idling and waiting for disks.
+/// Seconds of processor time of the whole machine so far, without idling and waiting for disks.
 pub(crate) fn machine() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
@@ -81,7 +81,7 @@ pub(crate) fn machine() -> f64 {
     busy.sum::<f64>() / TICKS
 }
 
-/// Who listens on this port of loopback.
+/// The process that listens on this port of loopback.
 pub(crate) fn listener(port: u16) -> Option<u32> {
     let inodes: Vec<u64> =
         ["/proc/net/tcp", "/proc/net/tcp6"].iter().filter_map(|file| inode(file, port)).collect();

@@ -1,9 +1,11 @@
-//! The bare loop: the least that takes a message over HTTP, keeps it on a quorum queue and posts it. The ceiling for all others.
+//! The bare loop: the smallest program that accepts a message over HTTP, stores it in a quorum queue and posts it. It
+//! is the upper limit for all other systems.
 //!
-//! Guarantees: as durable as Causeway (persistent, answered after the confirm, acked after the 2xx) and as fast as lapin and
-//! reqwest allow: one publishing task with a window of 256, so that confirms stay with their messages; separate connections for
-//! both directions; `channel.basic_ack`. No order, no retry (what fails goes back to the queue at once), no dead letters, no
-//! metrics, no reconnect. Over several queues, which take turns, it shows what they alone cost.
+//! Guarantees: as durable as Causeway (persistent, answered after the confirm, acked after the 2xx), and as fast as
+//! lapin and reqwest allow: one publishing task with a window of 256, so that confirms stay with their messages;
+//! separate connections for both directions; `channel.basic_ack`. It has no order, no retry (a failed message goes
+//! back to the queue at once), no dead letters, no metrics and no reconnect. With several queues, used in turn, it
+//! shows the cost of the queues alone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,20 +29,20 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 const WINDOW: usize = 256;
 const PREFETCH: u16 = 256;
 
-/// What it is told on its command line.
+/// The options of the command line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BareArgs {
     #[arg(long)]
     amqp: String,
-    /// Takes posts here.
+    /// The address that accepts posts.
     #[arg(long)]
     listen: Option<SocketAddr>,
-    /// Posts to there.
+    /// The destination.
     #[arg(long)]
     sink: Option<String>,
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
-    /// Over so many queues.
+    /// The number of queues.
     #[arg(long, default_value_t = 1)]
     queues: usize,
 }
@@ -80,7 +82,7 @@ async fn channel(amqp: &str, queues: &[String]) -> anyhow::Result<(Connection, C
     Ok((connection, channel))
 }
 
-/// A body, and whom to tell that the broker has it.
+/// A body, and the channel that reports the confirm.
 type Order = (Bytes, oneshot::Sender<bool>);
 
 async fn take(amqp: &str, queues: &[String], listen: SocketAddr) -> anyhow::Result<()> {
@@ -118,7 +120,7 @@ async fn publish(
             Some((told, confirmation)) = unconfirmed.next() => {
                 let told: oneshot::Sender<bool> = told;
                 let confirmation: lapin::Result<Confirmation> = confirmation;
-                // Whoever posted may have hung up.
+                // The caller may have disconnected.
                 let _ = told.send(matches!(confirmation?, Confirmation::Ack(None)));
             }
             Some((body, told)) = orders.recv(), if unconfirmed.len() < WINDOW => {
@@ -152,7 +154,7 @@ async fn deliver(amqp: &str, queues: &[String], sink: &str, in_flight: usize) ->
         let seat = Arc::clone(&seats).acquire_owned().await?;
         let worker = Arc::clone(&worker);
         tokio::spawn(async move {
-            // A lost channel ends the consumer, too.
+            // A lost channel also ends the consumer.
             let _ = worker.post(delivery).await;
             drop(seat);
         });
@@ -171,7 +173,7 @@ impl Worker {
         let post =
             self.client.post(&self.sink).header("content-type", "application/json").body(delivery.data);
         let taken = match post.send().await {
-            // The connection is kept only if the answer is read to its end.
+            // The connection can be used again only if the answer is read to its end.
             Ok(answer) => answer.status().is_success() && answer.bytes().await.is_ok(),
             Err(_) => false,
         };

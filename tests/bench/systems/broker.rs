@@ -1,4 +1,4 @@
-//! The one RabbitMQ that all systems share: a virtual host of its own for each job, and what the broker itself costs.
+//! The RabbitMQ that all systems share, with a separate virtual host for each job. Measures the broker's own cost.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use url::Url;
 use super::account::{self, Usage};
 use super::driver::pass;
 
-/// Where the broker is, and how to administer it.
+/// The address of the broker and its management API.
 #[derive(Debug)]
 pub(crate) struct Broker {
     amqp: Url,
@@ -44,7 +44,7 @@ impl Broker {
         Ok(text)
     }
 
-    /// A virtual host with nothing in it, and its URL.
+    /// Creates an empty virtual host and returns its URL.
     pub(crate) async fn fresh(&self, name: &str) -> anyhow::Result<String> {
         self.forget(name).await?;
         self.ask(Method::PUT, &format!("/api/vhosts/{name}"), Some(json!({}))).await?;
@@ -56,7 +56,7 @@ impl Broker {
         Ok(url.into())
     }
 
-    /// Deletes it with everything in it. A busy broker does not always manage at once.
+    /// Deletes the virtual host with its contents. A busy broker may need several attempts.
     pub(crate) async fn forget(&self, name: &str) -> anyhow::Result<()> {
         let path = format!("/api/vhosts/{name}");
         let mut tries = 1;
@@ -73,7 +73,7 @@ impl Broker {
         self.pid.map(|pid| account::usage(&[pid])).unwrap_or_default()
     }
 
-    /// As `RabbitMQ 4.3.6`.
+    /// The version, such as `RabbitMQ 4.3.6`.
     pub(crate) async fn version(&self) -> anyhow::Result<String> {
         let overview: Value = serde_json::from_str(&self.ask(Method::GET, "/api/overview", None).await?)?;
         let text = |key: &str| overview[key].as_str().unwrap_or("?").to_owned();

@@ -1,15 +1,15 @@
-//! The systems that are compared, as data: how each is started in each role, and where it takes posts.
+//! The compared systems as data: how each role is started, and which address accepts posts.
 //!
-//! All of them get the same: a virtual host of the same broker, the address of the sink, 64 requests in flight. A peer is a
-//! folder below `tests/bench/peers/` with a script `start ROLE` that is told the rest by `BENCH_*` variables; what a peer needs
-//! was installed into `target/bench/` by `tests/bench/run`.
+//! All systems get the same virtual host of the same broker, the address of the sink, and 64 requests in flight. A
+//! peer is a folder in `tests/bench/peers/` with a script `start ROLE`, which gets all other values in `BENCH_*`
+//! variables. `tests/bench/run` installs the dependencies of a peer into `target/bench/`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::running::Recipe;
 
-/// Requests to the destination at once, for every system.
+/// The number of parallel requests to the destination, for each system.
 pub(crate) const IN_FLIGHT: usize = 64;
 
 /// One system.
@@ -17,7 +17,7 @@ pub(crate) const IN_FLIGHT: usize = 64;
 pub(crate) struct System {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// What it promises of order within a conversation.
+    /// The order that it promises within a conversation.
     pub(crate) order: &'static str,
 }
 
@@ -32,7 +32,7 @@ const fn system(name: &'static str, kind: Kind, order: &'static str) -> System {
     System { name, kind, order }
 }
 
-/// In the order of the table.
+/// All systems, in the order of the table.
 pub(crate) const ALL: &[System] = &[
     system("bare", Kind::Bare { queues: 1 }, "no"),
     system("bare-8", Kind::Bare { queues: 8 }, "no"),
@@ -45,29 +45,29 @@ pub(crate) const ALL: &[System] = &[
     system("restate", Kind::Peer, "kept"),
 ];
 
-/// Which part of a system is started.
+/// The part of a system that is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Everything, in as few processes as the system allows.
+    /// The whole system, in as few processes as it allows.
     Whole,
-    /// From HTTP to the queue.
+    /// The part from HTTP to the queue.
     Front,
-    /// From the queue to HTTP.
+    /// The part from the queue to HTTP.
     Worker,
 }
 
-/// What a system is told.
+/// The environment of a system.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) amqp: String,
     pub(crate) sink: SocketAddr,
-    /// Free ports: the first takes posts.
+    /// Free ports. The first one accepts posts.
     pub(crate) ports: [u16; 8],
-    /// Which worker is started next; each has a port of its own.
+    /// The number of the next worker. Each worker has a port of its own.
     pub(crate) worker: usize,
-    /// A folder of its own, for this job.
+    /// The folder of this job.
     pub(crate) folder: PathBuf,
-    /// Settings of Causeway beside those that all jobs use.
+    /// Additional settings of Causeway for this run.
     pub(crate) settings: Vec<(String, String)>,
 }
 
@@ -86,7 +86,7 @@ impl System {
         ALL.iter().copied().find(|system| system.name == name)
     }
 
-    /// Where it takes posts; `{group}` stands for the conversation.
+    /// The URL that accepts posts. `{group}` stands for the conversation.
     pub(crate) fn path(&self) -> &'static str {
         match (self.kind, self.name) {
             (Kind::Causeway { .. }, _) => "/v1/callbacks/servicenow?token=bench",
@@ -95,7 +95,7 @@ impl System {
         }
     }
 
-    /// Why it cannot be run here, where that is known.
+    /// Why the system cannot run here, if the reason is known.
     pub(crate) fn absent(&self) -> Option<String> {
         if self.kind != Kind::Peer {
             return None;
@@ -108,7 +108,7 @@ impl System {
         }
     }
 
-    /// What was installed for it.
+    /// The folder with the installed dependencies.
     pub(crate) fn versions(&self) -> String {
         match self.kind {
             Kind::Bare { .. } => "lapin, reqwest and axum as in Cargo.lock".to_owned(),
@@ -118,7 +118,7 @@ impl System {
         }
     }
 
-    /// The processes of a role. Where a system has no single process for everything, the whole is both parts.
+    /// The processes of a role. If a system has no single process for the whole, both parts are started.
     pub(crate) fn recipes(&self, role: Role, place: &Place) -> Vec<Recipe> {
         match self.kind {
             Kind::Bare { queues } => vec![bare(role, queues, place)],
@@ -134,7 +134,7 @@ impl System {
         }
     }
 
-    /// The same program as the worker, with another verb.
+    /// The program of the worker with another verb.
     pub(crate) fn verb(&self, args: &[&str], place: &Place) -> Option<Recipe> {
         let Kind::Causeway { embedded } = self.kind else { return None };
         let recipe = causeway(Role::Worker, embedded, place);
@@ -142,20 +142,20 @@ impl System {
         Some(Recipe { role: "verb", args, ready: None, ..recipe })
     }
 
-    /// Whether the process that takes posts also holds the queue, so that it has to stay.
+    /// Whether the process that accepts posts also holds the queue, so that it must keep running.
     pub(crate) fn front_is_queue(&self) -> bool {
         self.name == "restate"
     }
 
-    /// Whether ingress and worker can run apart at the same time.
+    /// Whether ingress and worker can run separately at the same time.
     pub(crate) const fn comes_apart(&self) -> bool {
         !matches!(self.kind, Kind::Causeway { embedded: true })
     }
 }
 
-/// Where `tests/bench/run` installs and writes.
+/// The folder into which `tests/bench/run` installs and writes.
 pub(crate) fn target() -> PathBuf {
-    // Cargo's folder for what tests and benchmarks write is `target/tmp`.
+    // Cargo's folder for files of tests and benchmarks is `target/tmp`.
     Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
 }
 

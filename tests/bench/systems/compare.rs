@@ -1,4 +1,4 @@
-//! All systems side by side: rounds of one after the other, so that a busy minute of the machine falls on all of them.
+//! Compares all systems in interleaved rounds, so that a busy minute of the machine affects all systems.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::jobs::{Bench, Flow, Half, Kill, Stage};
 use super::options::CompareArgs;
 use super::{machine, plot, report, say};
 
-/// What one system came to in one round.
+/// The results of one system in one round.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) round: usize,
@@ -24,12 +24,12 @@ pub(crate) struct Outcome {
     pub(crate) trouble: Vec<String>,
 }
 
-/// Everything that a report needs.
+/// The data for a report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Results {
     pub(crate) machine: Vec<String>,
     pub(crate) shape: String,
-    /// Name, what it is, and why it is missing where it is.
+    /// The name, the description, and why it is missing, if it is.
     pub(crate) systems: Vec<(String, String, Option<String>)>,
     pub(crate) outcomes: Vec<Outcome>,
 }
@@ -94,7 +94,7 @@ async fn one(bench: &Bench, system: System, args: &CompareArgs, round: usize, de
         let done = through(bench, system, args, &mut outcome).await;
         note(&mut outcome, "through", done);
     }
-    // The queue alone is measured with a destination that does not wait.
+    // The job for the queue alone uses a destination that answers at once.
     if args.wants("drain") && delay_ms == 0 {
         let done = drain(bench, system, &mut outcome).await;
         note(&mut outcome, "drain", done);

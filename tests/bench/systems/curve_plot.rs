@@ -1,4 +1,4 @@
-//! The curves as one picture: processor time of a message, by size, on a logarithmic scale.
+//! Draws the curves as one picture: processor time of a message by size, on a logarithmic scale.
 
 use std::fmt::Write as _;
 
@@ -26,7 +26,7 @@ pub(crate) fn svg(points: &[Point]) -> String {
     )
 }
 
-/// Milliseconds of processor for a message; for dead letters, seconds of a replay.
+/// Milliseconds of processor time for a message. For dead letters: seconds of a replay.
 fn cost(point: &Point) -> Option<f64> {
     let flow = point.through.or(point.drain).map(|flow| flow.cpu);
     flow.or_else(|| point.verbs.iter().find(|cost| cost.verb == "replay").map(|cost| cost.seconds))

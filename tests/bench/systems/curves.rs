@@ -1,7 +1,8 @@
-//! Causeway alone, one size after another: what a message costs as conversations, partitions, workers, bodies, the queue or the
-//! dead letters grow. A cost that grows with the number of conversations or with the depth of the queue is a defect.
+//! Measures Causeway alone with growing sizes: the cost of a message by number of conversations, partitions and
+//! workers, size of the body, depth of the queue, and number of dead letters. A cost that grows with the number of
+//! conversations or with the depth of the queue is a defect.
 //!
-//! Leaves to others: how the jobs work (`jobs.rs`).
+//! Not responsible for: how the jobs work (`jobs.rs`).
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::jobs::{Bench, Flow, Half, Stage};
 use super::options::{CurvesArgs, ShapeArgs};
 use super::{curve_plot, machine, say};
 
-/// The curves, their sizes, and what a size is.
+/// The curves, their sizes, and the unit of a size.
 const CURVES: &[(&str, &[u32], &str)] = &[
     ("conversations", &[100, 1_000, 10_000, 100_000, 1_000_000], "conversations, each seen once before"),
     ("partitions", &[1, 2, 4, 8, 16, 32, 64], "queue.partitions"),
@@ -39,7 +40,7 @@ pub(crate) struct Point {
     pub(crate) trouble: Option<String>,
 }
 
-/// What a verb of the command line took.
+/// The cost of a verb of the command line.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct VerbCost {
     pub(crate) verb: &'static str,
@@ -86,7 +87,7 @@ fn plain() -> ShapeArgs {
     ShapeArgs { conversations: 10_240, connections: 128, outstanding: 512, body: 300, settings: Vec::new() }
 }
 
-/// Everything as usual but for the one size.
+/// The usual setup, except for the one size.
 fn shape(bench: &mut Bench, curve: &str, size: u32) {
     let plain = plain();
     (bench.body, bench.outstanding, bench.settings) = (plain.body, plain.outstanding, plain.settings);
@@ -99,7 +100,7 @@ fn shape(bench: &mut Bench, curve: &str, size: u32) {
         "partitions" => bench.settings.push(("queue.partitions".into(), size.to_string())),
         "body" => {
             bench.body = size as usize;
-            // What is on the way stays below 64 MiB.
+            // Messages in transit stay below 64 MiB.
             bench.outstanding = plain.outstanding.min((64 << 20) / size as usize);
         }
         _ => {}
@@ -141,7 +142,7 @@ async fn depth(stage: &mut Stage<'_>, point: &mut Point) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Five hundred a second is less than the slowest machine does.
+/// Five hundred a second, which is less than the slowest machine reaches.
 fn patience(messages: u32) -> Duration {
     Duration::from_secs(60 + u64::from(messages) / 500)
 }

@@ -1,4 +1,4 @@
-//! Load generator and sink on one thread of their own, and what a job asks of them.
+//! Runs the load generator and the sink on a thread of their own, and gives jobs access to the load and the sink.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::ledger::Ledger;
 use super::load::{Load, Pace, Target};
 use super::sink::Sink;
 
-/// More than any system can have in the air.
+/// More than any system can have in flight.
 const ANY: usize = Semaphore::MAX_PERMITS / 4;
 
-/// See the head of this file. The thread ends with the process.
+/// The handle of the driver's thread. The thread ends with the process.
 #[derive(Debug)]
 pub(crate) struct Driver {
     handle: Handle,
@@ -40,7 +40,7 @@ impl Driver {
         Ok(Self { handle, sink, sink_address })
     }
 
-    /// Begins to post. What arrives is noted in `ledger` from now on.
+    /// Starts to post. Arrivals are recorded in `ledger` from now on.
     pub(crate) fn load(&self, target: Target, ledger: &Arc<Ledger>, pace: Pace) -> Posting {
         let room = match pace {
             Pace::Closed(outstanding) => outstanding.min(ANY),
@@ -55,7 +55,7 @@ impl Driver {
     }
 }
 
-/// A load that runs.
+/// A running load.
 #[derive(Debug)]
 pub(crate) struct Posting {
     load: Arc<Load>,
@@ -63,24 +63,24 @@ pub(crate) struct Posting {
 }
 
 impl Posting {
-    /// All of the ledger's messages have been taken.
+    /// Whether all messages of the ledger have been accepted.
     pub(crate) fn is_finished(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Ends it and waits until every post has its answer.
+    /// Stops the load and waits until each post has its answer.
     pub(crate) async fn end(self) {
         self.load.end();
         let _ = self.task.await;
     }
 }
 
-/// Lets time pass.
+/// Waits.
 pub(crate) async fn pass(time: Duration) {
     tokio::time::sleep_until(tokio::time::Instant::now() + time).await;
 }
 
-/// Looks again and again until it is so; false when it did not become so in time.
+/// Repeats the check until it succeeds. Returns false if it did not succeed in time.
 pub(crate) async fn until(patience: Duration, mut so: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + patience;
     while !so() {

@@ -1,8 +1,8 @@
-//! The jobs that every system is given, and what is measured of each.
+//! The jobs that each system runs, and their measurements.
 //!
-//! *Through*: HTTP in, queue, HTTP out, as much as it can carry with a bounded number on the way; then again at half of that, for
-//! latency. *Drain*: the queue is filled through the system's own front, then its worker is started. *Kill*: the worker is killed
-//! while messages flow, and started again.
+//! *Through*: HTTP in, queue, HTTP out, at the highest rate with a bounded number of messages in transit; then at
+//! half the highest rate, for latency. *Drain*: the system's own front fills the queue, then its worker is started.
+//! *Kill*: the worker is killed while messages flow, and started again.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -21,15 +21,15 @@ use super::ledger::{Counts, Ledger};
 use super::load::{Pace, Target};
 use super::running::Running;
 
-/// For a start: some peers need several seconds on a busy machine.
+/// The time limit of a start. Some peers need several seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Nothing arrived for so long: nothing more will.
+/// After this time without an arrival no more arrivals are expected.
 const SILENCE: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_millis(1000);
-/// No system takes more a second on any machine that this runs on.
+/// A rate that no system reaches on any machine.
 const FASTEST: usize = 60_000;
 
-/// What all jobs of a run share.
+/// The settings that all jobs of a run share.
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) broker: Broker,
@@ -38,15 +38,15 @@ pub(crate) struct Bench {
     pub(crate) delay: Duration,
     pub(crate) conversations: u32,
     pub(crate) connections: u32,
-    /// On the way at once in a closed loop.
+    /// The number of messages in transit in a closed loop.
     pub(crate) outstanding: usize,
     pub(crate) body: usize,
-    /// Settings of Causeway beside those that all jobs use.
+    /// Additional settings of Causeway for this run.
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) nonce: AtomicU32,
 }
 
-/// What a window of time came to.
+/// The results of a window of time.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Flow {
     /// Messages a second.
@@ -57,9 +57,9 @@ pub(crate) struct Flow {
     pub(crate) driver_cpu: f64,
     /// Memory of the system at the end of the window.
     pub(crate) megabytes: f64,
-    /// Processors that everything else on the machine kept busy meanwhile.
+    /// The number of processors that other programs on the machine used.
     pub(crate) others: f64,
-    /// Requests at the sink at once.
+    /// The number of parallel requests at the sink.
     pub(crate) peak: u32,
 }
 
@@ -95,16 +95,16 @@ pub(crate) struct Half {
     pub(crate) whole: Latency,
 }
 
-/// What became of messages through a kill of the worker.
+/// The results of a kill of the worker.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Kill {
     pub(crate) accepted: u64,
-    /// Posts that were refused or not answered, and posted again.
+    /// The number of posts that were refused or not answered, and repeated.
     pub(crate) refused: u64,
     pub(crate) lost: u64,
     pub(crate) repeated: u64,
     pub(crate) overtaken: u64,
-    /// Seconds from the kill to the next arrival.
+    /// The time from the kill to the next arrival in seconds.
     pub(crate) back: f64,
 }
 
@@ -128,7 +128,7 @@ impl Bench {
     }
 
     pub(crate) async fn stage(&self, system: System) -> anyhow::Result<Stage<'_>> {
-        // Others may run a benchmark on the same broker.
+        // Another benchmark may run on the same broker.
         let name = format!("bench-{}-{}", std::process::id(), system.name);
         self.driver.sink.delay(self.delay);
         let amqp = self.broker.fresh(&name).await?;
@@ -148,7 +148,7 @@ impl Bench {
     }
 }
 
-/// Below what the kernel gives to outgoing connections.
+/// The port is below the range that the kernel gives to outgoing connections.
 fn free_ports() -> anyhow::Result<[u16; 8]> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut ports = [0; 8];
@@ -165,7 +165,7 @@ fn free_ports() -> anyhow::Result<[u16; 8]> {
     Ok(ports)
 }
 
-/// One system in one job, with whatever of it runs.
+/// One system in one job, with its running processes.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     bench: &'a Bench,
@@ -187,7 +187,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Runs a verb of the command line to its end: seconds, and what it used when it was last looked at.
+    /// Runs a verb of the command line to its end. Returns the seconds and the resources at the last measurement.
     pub(crate) async fn verb(&self, args: &[&str]) -> anyhow::Result<(f64, Usage)> {
         let recipe = self.system.verb(args, &self.place).context("only Causeway has verbs")?;
         let (began, mut running) = (Instant::now(), Running::start(&recipe, &self.log)?);
@@ -206,7 +206,7 @@ impl Stage<'_> {
         Ok((began.elapsed().as_secs_f64(), Usage { megabytes: most, ..used }))
     }
 
-    /// Ends all of its processes.
+    /// Ends all processes of the system.
     pub(crate) async fn stop(&mut self) {
         for running in self.processes.drain(..) {
             running.stop(Duration::from_secs(5)).await;
@@ -233,7 +233,7 @@ impl Stage<'_> {
         let pids: Vec<u32> = self.processes.iter().map(Running::pid).collect();
         let own = account::usage(&[std::process::id()]);
         let system = account::usage(&pids);
-        // The system's processes are our children, too.
+        // The system's processes are also children of this process.
         let driver = Usage { cpu: own.cpu - system.cpu, ..own };
         let (broker, counts) = (self.bench.broker.usage(), ledger.counts());
         Snapshot { at: Instant::now(), counts, system, broker, driver, machine: account::machine() }
@@ -266,7 +266,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Until so many have arrived, as long as any do.
+    /// Waits until the given number has arrived, as long as there are arrivals.
     async fn after(&self, ledger: &Ledger, first: u64) -> anyhow::Result<()> {
         let (mut seen, mut since) = (0, Instant::now());
         while ledger.counts().arrived < first {
@@ -279,7 +279,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Until everything that was accepted has arrived, or nothing has for a while; returns what is missing.
+    /// Waits until all accepted messages have arrived, or until arrivals stop. Returns the number of missing
+    /// messages.
     pub(crate) async fn settled(&self, ledger: &Ledger) -> u64 {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
@@ -297,12 +298,12 @@ impl Stage<'_> {
         }
     }
 
-    /// As much as it can carry. Its processes run.
+    /// Measures the highest rate. The processes are running.
     pub(crate) async fn through(&self) -> anyhow::Result<Flow> {
         self.through_after(0).await
     }
 
-    /// The same, measured only after so many messages.
+    /// The same measurement, started after the given number of messages.
     pub(crate) async fn through_after(&self, first: u32) -> anyhow::Result<Flow> {
         let ledger = self.bench.ledger(self.bench.room() + first as usize);
         let posting = self.post(&ledger, Pace::Closed(self.bench.outstanding));
@@ -317,7 +318,7 @@ impl Stage<'_> {
         Ok(flow)
     }
 
-    /// At a steady rate. Its processes run.
+    /// Measures at a steady rate. The processes are running.
     pub(crate) async fn steady(&self, rate: f64) -> anyhow::Result<Half> {
         let ledger = self.bench.ledger(self.bench.room());
         let posting = self.post(&ledger, Pace::Open(rate));
@@ -336,12 +337,13 @@ impl Stage<'_> {
         })
     }
 
-    /// Fills the queue through the system's own front for a window; returns what that came to, and the ledger for the worker.
+    /// Fills the queue through the system's own front for a window. Returns the results, and the ledger for the
+    /// worker.
     pub(crate) async fn fill(&mut self, most: usize) -> anyhow::Result<(Flow, Arc<Ledger>)> {
         self.fill_within(most, self.bench.window).await
     }
 
-    /// The same, with a limit of its own.
+    /// The same with a given limit.
     pub(crate) async fn fill_within(
         &mut self,
         most: usize,
@@ -366,8 +368,8 @@ impl Stage<'_> {
         ledger
     }
 
-    /// Starts the worker on a filled queue: from 5 % delivered to 95 %, or to the end of the window. Where a front has to run
-    /// beside it, it costs nothing that is worth counting.
+    /// Starts the worker on a filled queue and measures from 5 % delivered to 95 %, or to the end of the window. If a
+    /// front must run, too, its cost is negligible.
     pub(crate) async fn drain(&mut self, ledger: &Arc<Ledger>) -> anyhow::Result<Flow> {
         let goal = ledger.counts().accepted;
         self.start(Role::Worker).await?;
@@ -378,7 +380,7 @@ impl Stage<'_> {
         Ok(self.flow(&from, &self.snapshot(ledger), |counts| counts.arrived))
     }
 
-    /// Kills the worker while messages flow, starts it again, and waits for the last one.
+    /// Kills the worker while messages flow, starts it again, and waits for the last message.
     pub(crate) async fn kill(&mut self, rate: f64) -> anyhow::Result<Kill> {
         let role = if self.system.comes_apart() {
             self.start(Role::Front).await?;
@@ -393,7 +395,7 @@ impl Stage<'_> {
         drop(self.processes.pop());
         let (killed, arrived) = (Instant::now(), ledger.counts().arrived);
         self.start(role).await?;
-        // What was already on its way to the sink comes all the same.
+        // Requests that were on their way to the sink still arrive.
         until(PATIENCE, || ledger.counts().arrived > arrived + IN_FLIGHT as u64).await;
         let back = killed.elapsed().as_secs_f64();
         pass(self.bench.window).await;

@@ -1,13 +1,14 @@
-//! What was sent, taken and delivered: the witness that every system is judged by.
+//! Records which messages were sent, accepted and delivered, for the comparison of all systems.
 //!
-//! A message is a number. Its conversation and its place in it follow from the number, so that nothing needs to be looked up:
-//! message `i` is number `i / conversations` of conversation `i % conversations`. Guarantees: one mark for each message, set
-//! once; a mark costs no lock. Leaves to others: who sends (`load.rs`) and who receives (`sink.rs`).
+//! A message is a number. The number determines the conversation and the position in it, so no lookup is needed:
+//! message `i` is number `i / conversations` of conversation `i % conversations`.
+//! Guarantees: each mark of a message is set only once, and without a lock.
+//! Not responsible for: sending (`load.rs`) and receiving (`sink.rs`).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Set once for each message: microseconds since the ledger was opened, 0 = not yet.
+/// Set once for each message: microseconds since the ledger was opened. 0 means not yet.
 #[derive(Debug, Default)]
 struct Mark {
     sent: AtomicU32,
@@ -15,15 +16,15 @@ struct Mark {
     arrived: AtomicU32,
 }
 
-/// See the head of this file.
+/// The record of one job.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     opened: Instant,
-    /// Tells the messages of this ledger from those that an earlier job left behind.
+    /// Separates the messages of this ledger from the messages of an earlier job.
     pub(crate) nonce: u32,
     conversations: u32,
     marks: Vec<Mark>,
-    /// By conversation: one more than the highest number that has arrived.
+    /// For each conversation: one more than the highest number that has arrived.
     reached: Vec<AtomicU32>,
     accepted: AtomicU64,
     refused: AtomicU64,
@@ -33,7 +34,7 @@ pub(crate) struct Ledger {
     strangers: AtomicU64,
 }
 
-/// The counters at one moment.
+/// The counters at one time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) accepted: u64,
@@ -43,7 +44,7 @@ pub(crate) struct Counts {
     pub(crate) overtaken: u64,
 }
 
-/// Times of the messages that were sent within a window, in milliseconds, sorted.
+/// The times of messages that were sent within a window, in milliseconds, sorted.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Times {
     /// From the post to its answer.
@@ -55,7 +56,7 @@ pub(crate) struct Times {
 }
 
 impl Ledger {
-    /// Room for so many messages.
+    /// Creates a ledger for the given number of messages.
     pub(crate) fn new(nonce: u32, conversations: u32, room: usize) -> Self {
         Self {
             opened: Instant::now(),
@@ -80,7 +81,7 @@ impl Ledger {
         message % self.conversations
     }
 
-    /// Microseconds since it was opened, never 0.
+    /// Microseconds since the ledger was opened, never 0.
     pub(crate) fn now(&self) -> u32 {
         u32::try_from(self.opened.elapsed().as_micros()).unwrap_or(u32::MAX).max(1)
     }
@@ -107,7 +108,7 @@ impl Ledger {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It reached the destination; true the first time.
+    /// Marks the message as arrived. Returns true for its first arrival.
     pub(crate) fn arrived(&self, nonce: u32, message: u32) -> bool {
         let mark = self.marks.get(message as usize).filter(|_| nonce == self.nonce);
         let Some(mark) = mark else {
@@ -139,7 +140,7 @@ impl Ledger {
         }
     }
 
-    /// Accepted, and not arrived.
+    /// The number of messages that were accepted and have not arrived.
     pub(crate) fn missing(&self) -> u64 {
         let missing = |mark: &&Mark| {
             mark.accepted.load(Ordering::Relaxed) != 0 && mark.arrived.load(Ordering::Relaxed) == 0
@@ -147,7 +148,7 @@ impl Ledger {
         self.marks.iter().filter(missing).count() as u64
     }
 
-    /// The times of what was sent from `from` to `to` (microseconds) and has arrived.
+    /// The times of messages that were sent from `from` to `to` (microseconds) and have arrived.
     pub(crate) fn times(&self, from: u32, to: u32) -> Times {
         let mut times = Times::default();
         for mark in &self.marks {

@@ -1,9 +1,11 @@
-//! The load: numbered messages of many conversations, in a closed loop for the maximum, in an open loop for latency.
+//! Generates the load: numbered messages of many conversations, in a closed loop for the maximum, in an open loop for
+//! latency.
 //!
-//! Each connection owns its conversations and posts one message after another, so that of a conversation n+1 is never posted
-//! before n was taken: whatever arrives in another order was overtaken on the way. What is refused is posted again.
-//! In the open loop every message has its time, and a post that is late because the system still had the one before counts
-//! from that time: a system that stalls cannot hide it. A post that is late because of us counts from when it left.
+//! Each connection owns its conversations and posts one message after another. Message n+1 of a conversation is
+//! therefore never posted before n was accepted, and a message that arrives in another order was overtaken in the
+//! system. A refused message is posted again. In the open loop each message has a scheduled time. If a post is late
+//! because the system has not answered the one before, its time still counts from the schedule, so that a stalling
+//! system cannot hide the delay. If the load generator itself is late, the time counts from the post.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -17,21 +19,21 @@ use super::ledger::Ledger;
 use super::sink;
 use super::wire::Client;
 
-/// Between a refusal and the next try.
+/// The pause between a refusal and the next attempt.
 const AGAIN: Duration = Duration::from_millis(20);
-/// No system keeps a post so long for a good reason.
+/// The longest time in which a system should answer a post.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// When the next message is posted.
+/// The time of the next message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pace {
-    /// As soon as the one before was taken and no more than this many are on the way.
+    /// As soon as the message before was accepted and at most this many messages are in transit.
     Closed(usize),
-    /// So many a second.
+    /// At this rate, in messages a second.
     Open(f64),
 }
 
-/// Where and how to post.
+/// The target of the posts.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -41,20 +43,20 @@ pub(crate) struct Target {
     pub(crate) connections: u32,
 }
 
-/// What all connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) target: Target,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) pace: Pace,
-    /// In the closed loop: one permit for each message that may yet be posted.
+    /// In the closed loop: one permit for each message that may still be posted.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) over: AtomicBool,
     pub(crate) began: Instant,
 }
 
 impl Load {
-    /// Posts until it is told to end, or the ledger is full.
+    /// Posts until the load is stopped or the ledger is full.
     #[expect(
         clippy::disallowed_methods,
         reason = "a benchmark has no task book: its tasks end with its runtime"
@@ -66,7 +68,7 @@ impl Load {
         }
     }
 
-    /// Ends it, also for those that wait for room.
+    /// Stops the load, including connections that wait for a permit.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
         self.room.close();
@@ -86,7 +88,7 @@ impl Load {
         }
     }
 
-    /// Waits for the message's time and returns from when it counts; `None` when it is over.
+    /// Waits for the message's time and returns the start of the measurement. `None` when the load is stopped.
     async fn turn(&self, message: u32) -> Option<u32> {
         match self.pace {
             Pace::Closed(_) => self.room.acquire().await.ok()?.forget(),
@@ -105,7 +107,7 @@ impl Load {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Until it is taken; false when it is over before that.
+    /// Posts until the message is accepted. Returns false if the load is stopped before.
     async fn post(&self, client: &mut Client, message: u32, request: &[u8]) -> bool {
         loop {
             match tokio::time::timeout(PATIENCE, client.exchange(request)).await {
@@ -114,7 +116,7 @@ impl Load {
                     return true;
                 }
                 Ok(_) => {}
-                // The answer to this one may still come: not on the next one's connection.
+                // The answer to this post may still arrive, so the next post needs another connection.
                 Err(_) => *client = Client::new(self.target.address),
             }
             self.ledger.refused();

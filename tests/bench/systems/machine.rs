@@ -1,10 +1,10 @@
-//! What the numbers were measured on.
+//! Describes the machine of the measurement.
 
 use std::fs;
 
 use super::broker::Broker;
 
-/// One fact a line.
+/// One fact on each line.
 pub(crate) async fn facts(broker: &Broker) -> anyhow::Result<Vec<String>> {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let field = |text: &str, name: &str| {

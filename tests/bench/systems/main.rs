@@ -1,8 +1,9 @@
-//! Causeway beside what one would use instead: the same two jobs, on the same broker, in one run.
+//! Compares Causeway with its alternatives: the same jobs on the same broker in one run.
 //!
-//! Run it by `tests/bench/run`, which installs what is missing, starts a broker and builds the release; `tests/bench/README.md`
-//! says what each number means. Guarantees: measures and reports, asserts nothing about time.
-//! Leaves to others: the pure parts of the hot path (`tests/bench/hot_path.rs`).
+//! `tests/bench/run` starts it: the script installs missing parts, starts a broker and builds the release.
+//! `tests/bench/README.md` explains each number.
+//! Guarantees: measures and reports, and asserts nothing about time.
+//! Not responsible for: the pure parts of the hot path (`tests/bench/hot_path.rs`).
 
 mod account;
 mod bare;
@@ -34,9 +35,9 @@ use jobs::Bench;
 use options::{BrokerArgs, Options, ShapeArgs, Verb};
 
 fn main() -> anyhow::Result<()> {
-    // Cargo adds its own flag to what the caller wrote.
+    // Cargo adds its own flag to the arguments.
     let options = Options::parse_from(std::env::args().filter(|arg| arg != "--bench"));
-    // Two TLS stacks are in the tree only as one: nothing here speaks TLS, but the HTTP client wants to know.
+    // The benchmark uses no TLS, but the HTTP client needs a default provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let verb = match options.verb {
         Verb::Bare(args) => return bare::run(args),
@@ -52,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
-/// What all jobs of a run share.
+/// The settings that all jobs of a run share.
 async fn bench(broker: &BrokerArgs, shape: &ShapeArgs, window: Duration) -> anyhow::Result<Bench> {
     let connections = shape.connections.min(shape.conversations).max(1);
     Ok(Bench {
@@ -60,7 +61,7 @@ async fn bench(broker: &BrokerArgs, shape: &ShapeArgs, window: Duration) -> anyh
         driver: Driver::start().await?,
         window,
         delay: Duration::ZERO,
-        // A multiple of the connections, each of which owns its conversations.
+        // A multiple of the number of connections, because each connection owns its conversations.
         conversations: shape.conversations / connections * connections,
         connections,
         outstanding: shape.outstanding,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bare::BareArgs;
 
-/// Causeway beside what one would use instead.
+/// Compares Causeway with its alternatives.
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "systems",
@@ -17,22 +17,22 @@ pub(crate) struct Options {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// All systems, several interleaved rounds.
+    /// Measure all systems in several interleaved rounds.
     Compare(CompareArgs),
-    /// Causeway alone, one size after another.
+    /// Measure Causeway alone with growing sizes.
     Curves(CurvesArgs),
-    /// The bare loop itself (a part of the comparison).
+    /// Run the bare loop itself (a part of the comparison).
     #[command(hide = true)]
     Bare(BareArgs),
 }
 
-/// The broker that everything runs on.
+/// The broker that all systems use.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BrokerArgs {
     /// RabbitMQ, as amqp://user:password@host:port
     #[arg(long)]
     pub(crate) amqp: String,
-    /// Its management, as http://host:port
+    /// The management API, as http://host:port
     #[arg(long)]
     pub(crate) management: String,
 }
@@ -41,7 +41,7 @@ pub(crate) struct BrokerArgs {
 pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) broker: BrokerArgs,
-    /// Which systems, in this order
+    /// The systems, in this order
     #[arg(
         long,
         value_delimiter = ',',
@@ -56,7 +56,7 @@ pub(crate) struct CompareArgs {
     /// How long the destination takes to answer, in milliseconds
     #[arg(long, value_delimiter = ',', default_value = "0")]
     pub(crate) delays: Vec<u64>,
-    /// Which jobs
+    /// The jobs
     #[arg(long, value_delimiter = ',', default_value = "through,half,drain,kill")]
     pub(crate) jobs: Vec<String>,
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(crate) struct CompareArgs {
     pub(crate) quick: bool,
 }
 
-/// What the messages look like, and how they are posted.
+/// The messages and how they are posted.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ShapeArgs {
     #[arg(long, default_value_t = 10_240)]
@@ -74,7 +74,7 @@ pub(crate) struct ShapeArgs {
     /// Connections of the load generator
     #[arg(long, default_value_t = 128)]
     pub(crate) connections: u32,
-    /// Messages on their way at once, at the most, where the maximum is looked for
+    /// The highest number of messages in transit while the maximum is measured
     #[arg(long, default_value_t = 512)]
     pub(crate) outstanding: usize,
     /// Bytes of each message
@@ -89,7 +89,7 @@ pub(crate) struct ShapeArgs {
 pub(crate) struct CurvesArgs {
     #[command(flatten)]
     pub(crate) broker: BrokerArgs,
-    /// Which curves
+    /// The curves
     #[arg(long, value_delimiter = ',', default_value = "conversations,partitions,workers,body,depth,dead")]
     pub(crate) curves: Vec<String>,
     /// `causeway` (on RabbitMQ), `embedded`, or both
@@ -98,7 +98,7 @@ pub(crate) struct CurvesArgs {
     /// Length of each measurement in seconds
     #[arg(long, default_value_t = 5)]
     pub(crate) seconds: u64,
-    /// No size beyond this: 1000000 takes about an hour, 10000 minutes
+    /// The largest size: 1000000 takes about an hour, 10000 minutes
     #[arg(long, default_value_t = 100_000)]
     pub(crate) most: u32,
 }

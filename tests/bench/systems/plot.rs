@@ -1,4 +1,4 @@
-//! The results as one picture: rates and latencies of all systems, each bar with its spread.
+//! Draws the results as one picture: rates and latencies of all systems, each bar with its spread.
 
 use std::fmt::Write as _;
 

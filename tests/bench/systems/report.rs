@@ -1,4 +1,4 @@
-//! The results as Markdown: medians over the rounds with their spread, and ratios within the same round.
+//! Writes the results as Markdown: medians over the rounds with their spread, and ratios within the same round.
 
 use std::fmt::Write as _;
 
@@ -28,7 +28,7 @@ fn shown(sorted: &[f64], digits: usize) -> String {
     }
 }
 
-/// What a system did in a round, in a line for whoever watches.
+/// The results of a system in a round, as one line for the terminal.
 pub(crate) fn line(outcome: &Outcome) -> String {
     let rate = |flow: Option<Flow>| flow.map_or_else(|| "–".to_owned(), |flow| format!("{:.0}", flow.rate));
     let mut line = format!(
@@ -181,7 +181,8 @@ fn kills(page: &mut String, results: &Results, delay: u64) {
     });
 }
 
-/// Causeway on RabbitMQ against each, from the same round: above 1 is better for the rates, below 1 for the others.
+/// The ratio of Causeway on RabbitMQ to each system in the same round. Above 1 is better for rates, below 1 for the
+/// other values.
 fn ratios(page: &mut String, results: &Results, delay: u64) {
     let ours = of(results, "causeway", delay);
     if ours.is_empty() {

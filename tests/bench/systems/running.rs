@@ -1,4 +1,5 @@
-//! The processes of a system: started with a bare environment and a log file, killed with everything below them.
+//! Runs the processes of a system: starts them with an empty environment and a log file, and kills them with all
+//! descendants.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -12,18 +13,18 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// How to start a process.
+/// The command of a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     pub(crate) role: &'static str,
     pub(crate) program: String,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
-    /// Answers there once it is ready.
+    /// The address that answers once the process is ready.
     pub(crate) ready: Option<SocketAddr>,
 }
 
-/// A process in a group of its own; the group is killed when the value goes.
+/// A process in a group of its own. Dropping the value kills the group.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) role: &'static str,
@@ -32,7 +33,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// What it prints is added to `log`.
+    /// Starts the process. Its output is appended to `log`.
     pub(crate) fn start(recipe: &Recipe, log: &Path) -> anyhow::Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&recipe.program);
@@ -46,12 +47,12 @@ impl Running {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// Waits until it answers.
+    /// Waits until the process answers.
     pub(crate) async fn ready(&mut self, patience: Duration) -> anyhow::Result<()> {
         let Some(address) = self.ready else { return Ok(()) };
         let until = Instant::now() + patience;
@@ -67,7 +68,7 @@ impl Running {
         Ok(())
     }
 
-    /// Asks it to end, and kills what is left of its group in the end.
+    /// Asks the process to end, and then kills the rest of its group.
     pub(crate) async fn stop(mut self, patience: Duration) {
         self.signal(Signal::TERM);
         let until = Instant::now() + patience;
@@ -84,7 +85,7 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// Also the way to kill it in the middle of its work.
+    /// Kills the group. The kill job uses this, too.
     fn drop(&mut self) {
         self.signal(Signal::KILL);
         let _ = self.child.wait();

@@ -1,7 +1,7 @@
-//! The destination: takes every post, notes it, answers 200 after a fixed time.
+//! The destination: accepts each post, records it, and answers 200 after a fixed time.
 //!
-//! Guarantees: a message counts as arrived when its request has been read, so that what a system starts too early is seen as
-//! overtaking. Runs on the driver's thread, beside the load generator.
+//! Guarantees: a message counts as arrived when its request has been read, so a message that a system sends too early
+//! counts as overtaking. Runs on the thread of the driver, like the load generator.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncon
 const REFUSAL: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
-/// What the sink and whoever sets it share.
+/// The state that the sink and its user share.
 #[derive(Debug)]
 pub(crate) struct Sink {
     delay_us: AtomicU64,
@@ -29,7 +29,7 @@ pub(crate) struct Sink {
     peak: AtomicU32,
 }
 
-/// Where arrivals are noted, and who waits for them.
+/// The ledger for arrivals, and the permits for the next posts.
 #[derive(Debug, Clone)]
 struct Job {
     ledger: Arc<Ledger>,
@@ -66,19 +66,19 @@ impl Sink {
         self.delay_us.store(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// From now on everything is answered 400, or no longer.
+    /// Answers all requests with 400 from now on, or stops doing so.
     pub(crate) fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::Relaxed);
     }
 
-    /// From now on arrivals are noted here; each first arrival makes room for one more post.
+    /// Records arrivals in this ledger from now on. Each first arrival permits one more post.
     pub(crate) fn note(&self, ledger: &Arc<Ledger>, room: &Arc<Semaphore>) {
         let job = Job { ledger: Arc::clone(ledger), room: Arc::clone(room) };
         *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
         self.peak.store(0, Ordering::Relaxed);
     }
 
-    /// The most requests at once since the job began.
+    /// The highest number of parallel requests since the job began.
     pub(crate) fn peak(&self) -> u32 {
         self.peak.load(Ordering::Relaxed)
     }
@@ -109,7 +109,7 @@ impl Sink {
     }
 }
 
-/// The body of a message: what ServiceNow posts for a line of a chat, padded to a length.
+/// The body of a message: ServiceNow's callback for a line of a chat, padded to a length.
 pub(crate) fn body(nonce: u32, message: u32, conversation: u32, length: usize) -> Vec<u8> {
     let mut body = format!(
         r#"{{"group":"{conversation:08x}{nonce:08x}c0ffee00c0ffee00","sys_id":"{nonce:08x}{message:08x}0123456789abcdef","sys_created_by":"beth.anglin","last_message":"","formatted_message":""#,
@@ -121,7 +121,7 @@ pub(crate) fn body(nonce: u32, message: u32, conversation: u32, length: usize) -
     body
 }
 
-/// The numbers in the `sys_id` of a body that may have been written anew on its way.
+/// The numbers in the `sys_id` of a body, which a system may have serialized again.
 fn named(body: &[u8]) -> Option<(u32, u32)> {
     let key = find(body, br#""sys_id""#)?;
     let value = key + 8 + body.get(key + 8..)?.iter().position(|byte| *byte == b'"')? + 1;

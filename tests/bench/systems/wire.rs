@@ -1,7 +1,7 @@
-//! As much HTTP/1.1 as a load generator and a sink need, on raw sockets.
+//! The part of HTTP/1.1 that a load generator and a sink need, on raw sockets.
 //!
-//! Why: both share two cores with the systems that they measure, so every microsecond they take is taken from the result.
-//! Guarantees: keep-alive on both sides; bodies by length or in chunks.
+//! Why: both share two cores with the measured systems, so their processor time reduces the result.
+//! Guarantees: keep-alive on both sides; bodies with a length or in chunks.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,16 +11,16 @@ use tokio::net::TcpStream;
 
 const HEAD_MAX: usize = 64 * 1024;
 
-/// One message of either direction, as it stands in a connection's buffer.
+/// One message of either direction in a connection's buffer.
 #[derive(Debug)]
 pub(crate) struct Framed {
-    /// Where the body begins and where the message ends.
+    /// The start of the body and the end of the message.
     pub(crate) body: std::ops::Range<usize>,
-    /// The connection ends with it.
+    /// The connection ends with this message.
     close: bool,
 }
 
-/// A connection with what was read and not yet used.
+/// A connection with bytes that were read and not used yet.
 #[derive(Debug)]
 pub(crate) struct Peer {
     stream: TcpStream,
@@ -38,7 +38,7 @@ impl Peer {
         self.stream.write_all(bytes).await
     }
 
-    /// The next message; `None` when the other side ended between two.
+    /// Reads the next message. `None` if the remote side closed the connection between two messages.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Framed>> {
         self.buffer.drain(..std::mem::take(&mut self.used));
         let mut searched = 0;
@@ -79,7 +79,7 @@ impl Peer {
         Ok(Some(Framed { body: head..end, close }))
     }
 
-    /// Our peers do not pipeline, so the last chunk ends the buffer.
+    /// The remote sides do not pipeline, so the last chunk ends the buffer.
     async fn chunks_end(&mut self, head: usize) -> io::Result<usize> {
         while !(self.buffer.len() >= head + 5 && self.buffer.ends_with(b"0\r\n\r\n")) {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
@@ -90,7 +90,7 @@ impl Peer {
     }
 }
 
-/// A client's one connection, opened anew where it was lost.
+/// The connection of a client, which is opened again if it is lost.
 #[derive(Debug)]
 pub(crate) struct Client {
     address: SocketAddr,
@@ -102,7 +102,8 @@ impl Client {
         Self { address, peer: None }
     }
 
-    /// Sends a request and returns the status of its answer. Not sent again by itself: that could double a message.
+    /// Sends a request and returns the status of the answer. A failed request is not repeated, because this could
+    /// double a message.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> io::Result<u16> {
         let mut peer = match self.peer.take() {
             Some(peer) => peer,
@@ -118,7 +119,7 @@ impl Client {
     }
 }
 
-/// Where `needle` begins.
+/// The position of `needle`.
 pub(crate) fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     let (first, rest) = needle.split_first()?;
     let mut from = 0;
