@@ -1,18 +1,18 @@
-//! The question before something that cannot be taken back.
+//! The confirmation before an action that cannot be undone.
 //!
-//! Guarantees: without a terminal nothing is asked and nothing is assumed: `--yes` must say it.
+//! Guarantees: without a terminal the action needs `--yes`; no answer is assumed.
 
 use std::io::{IsTerminal, Write};
 
 use super::Failure;
 
-/// Asks `question`; `false` means no. `yes` is the answer given beforehand by `--yes`.
+/// Asks `question`; `false` means no. `yes` answers the question in advance (`--yes`).
 pub(super) async fn agreed(question: &str, yes: bool) -> Result<bool, Failure> {
     if yes {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(Failure::Usage(format!("\"{question}\" cannot be asked without a terminal: say --yes")));
+        return Err(Failure::Usage(format!("\"{question}\" cannot be asked without a terminal: use --yes")));
     }
     let mut terminal = std::io::stderr();
     write!(terminal, "{question} [y/N] ")?;

@@ -1,7 +1,9 @@
-//! `causeway check`: reads the settings, then really asks every side that they name; a line each, a hint each.
+//! `causeway check`: validates the settings, then contacts each system that they name. Each result has one line, and
+//! a hint if needed.
 //!
-//! Guarantees: all checks run at once, each within its time; one that fails hides no other. Exit code 0 when all are
-//! well, else 1. Leaves to others: what the platforms are asked (`platform/check.rs`).
+//! Guarantees: all checks run at once, each with a time limit. A failed check does not hide another one. The exit
+//! code is 0 if all checks pass, else 1.
+//! Not responsible for: the checks of the platforms (`platform/check.rs`).
 
 use std::time::Duration;
 
@@ -18,15 +20,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print every setting with its default and its meaning, as a settings file, and end
+    /// Print every setting with its default and its meaning as a settings file, then exit
     #[arg(long)]
     print_defaults: bool,
-    /// Fail if the settings do not suffice for this role; without it one role that could start is enough
+    /// Fail if the settings are incomplete for this role; without --role, one complete role is enough
     #[arg(long)]
     role: Option<Role>,
 }
 
-/// A role that the settings are read for.
+/// A role for which the settings are validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Role {
     Serve,
@@ -54,7 +56,7 @@ impl Role {
     }
 }
 
-/// One thing that was tried.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     ok: bool,
@@ -92,7 +94,7 @@ pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
     if well { Ok(()) } else { Err(Failure::Told) }
 }
 
-/// Whether each role could start with these settings, as it would read them.
+/// Reports for each role whether a process could start with these settings.
 fn roles(asked: Option<Role>, sources: &Sources) -> Vec<Finding> {
     let all = asked.map_or_else(|| Role::ALL.to_vec(), |role| vec![role]);
     let read = |role: Role| (role, sources.settings(role.purpose()).err());
@@ -123,7 +125,7 @@ fn why(refused: &Failure) -> String {
 fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
     let verdict = match (finding.ok, finding.hint.is_empty()) {
         (true, true) => paint.green("ok  "),
-        // As it may be, but somebody should know.
+        // Not an error, but the operator should know.
         (true, false) => paint.bold("note"),
         (false, _) => paint.red("FAIL"),
     };
@@ -137,16 +139,17 @@ fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
 async fn within(name: &str, check: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
     let late = || {
         let what = format!("{name}: no answer within {} s", TIMEOUT.as_secs());
-        vec![Finding::wrong(what, "something between here and there swallows packets: look at the firewall")]
+        vec![Finding::wrong(what, "packets are lost on the way: check the firewall")]
     };
     tokio::time::timeout(TIMEOUT, check).await.unwrap_or_else(|_| late())
 }
 
-/// The oldest RabbitMQ that Causeway is tested with, and the first of the generation that is maintained.
+/// The oldest RabbitMQ that Causeway is tested with, and the first version of the maintained generation.
 const BROKER_MIN: (u32, u32) = (3, 10);
 const BROKER_NOW: (u32, u32) = (4, 0);
 
-/// Asks its age, connects, declares or verifies the topology, counts what waits, and tries the way to the queues.
+/// Checks the broker's version, connects, declares or verifies the topology, counts the messages, and tests the
+/// routing.
 async fn queue(settings: &Settings) -> Vec<Finding> {
     let engine = if settings.queue.url.is_some() { "RabbitMQ" } else { "embedded engine" };
     let version = app::broker_version(settings).await.ok().flatten();
@@ -154,8 +157,8 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
     if let Some(too_old) = age.as_ref().filter(|finding| !finding.ok) {
         return vec![too_old.clone()];
     }
-    // The embedded engine is only looked at from beside: a check neither keeps a service from its start nor leaves files of
-    // another user behind.
+    // This check opens the embedded engine read-only: the check neither keeps a service from starting nor leaves
+    // files of another user behind.
     let opened = if settings.queue.url.is_some() {
         app::open_queue(settings).await
     } else if settings.data_dir.join("queue.sqlite").exists() {
@@ -175,7 +178,7 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
     };
     findings.extend(age);
     if let Err(error) = queue.routes().await {
-        let hint = "messages would not reach their queues: has the user of queue.url configure, write and read on all of \
+        let hint = "messages would not reach their queues: does the user of queue.url have configure, write and read on all of \
                     the virtual host, and is there a policy on the exchanges in, dlx and in.unrouted?";
         findings.push(Finding::wrong(format!("queue: {engine} does not route: {error}"), hint));
     }
@@ -190,35 +193,35 @@ fn depths(name: &str, partitions: u16, depth: &Depth) -> Vec<Finding> {
     let mut findings = vec![Finding::well(found)];
     if depth.astray > 0 {
         let astray = output::counted(depth.astray, "message");
-        let hint = "somebody unbound a partition or publishes with another routing key: the bindings are made anew by this \
-                    check; move the messages from the queue unrouted to the exchange in by RabbitMQ's shovel";
+        let hint = "a partition was unbound, or a client publishes with another routing key: this check restores the bindings; \
+                    move the messages from the queue unrouted to the exchange in with RabbitMQ's shovel";
         findings.push(Finding::wrong(format!("queue: {astray} found no partition"), hint));
     }
     findings
 }
 
-/// What there is to say about a broker of this version; nothing about one of today, or one that cannot be read.
+/// The finding for a broker of this version. `None` for a maintained version and for an unreadable version.
 fn broker_age(version: &str) -> Option<Finding> {
     let mut numbers = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     let (major, minor) = (numbers.next()?, numbers.next().unwrap_or(0));
     let found = format!("queue: RabbitMQ {version}");
     if (major, minor) < BROKER_MIN {
-        let hint = "Causeway needs 3.10 or later, for quorum queues that neither lose nor bury messages: upgrade the broker";
+        let hint = "Causeway needs 3.10 or later, because older quorum queues can lose or dead-letter messages: upgrade the broker";
         return Some(Finding::wrong(format!("{found} is too old"), hint));
     }
     let hint = "it works, but RabbitMQ maintains only 4.x: plan the upgrade";
     ((major, minor) < BROKER_NOW).then(|| Finding {
         ok: true,
-        what: format!("{found} is an old one"),
+        what: format!("{found} is outdated"),
         hint: hint.to_owned(),
     })
 }
 
 fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
     let hint = match error.downcast_ref::<QueueError>() {
-        Some(QueueError::Busy(_)) => "another process has it: see which one, and whether it should",
+        Some(QueueError::Busy(_)) => "another process has opened it: find out which one, and why",
         Some(QueueError::Mismatch(_)) => {
-            "the queue was made by other settings or another version: see queue.partitions"
+            "the queue was created with other settings or by another version: see queue.partitions"
         }
         Some(QueueError::Full) => "make room on the disk, or let a worker take messages out",
         Some(QueueError::Unavailable(_)) | None => {
@@ -228,7 +231,7 @@ fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
     Finding::wrong(format!("queue: {engine}: {error:#}"), hint)
 }
 
-/// Opens it (which makes or migrates its schema) and writes into it.
+/// Opens the directory (which creates or migrates its schema) and writes into it.
 async fn directory(settings: &Settings) -> Vec<Finding> {
     let (name, hint) = match &settings.directory {
         DirectoryUrl::Sqlite(_) => {
@@ -252,7 +255,7 @@ async fn directory(settings: &Settings) -> Vec<Finding> {
         Ok(directory) => directory,
         Err(error) => return wrong(&error),
     };
-    // A note about a message that never was; it is forgotten like any other.
+    // A key of a message that never existed. It expires like any other.
     let written =
         directory.mark_done(DedupKey::SelfTest(MessageId::fresh()), None, crate::clock::now()).await;
     directory.close().await;
@@ -262,7 +265,7 @@ async fn directory(settings: &Settings) -> Vec<Finding> {
     }
 }
 
-/// ServiceNow and XO, where they are named.
+/// Checks ServiceNow and XO, if the settings name them.
 async fn platforms(settings: &Settings) -> Vec<Finding> {
     let client = |timeout| Http::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
     let (for_servicenow, for_xo) =

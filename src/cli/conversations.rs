@@ -1,8 +1,8 @@
-//! `causeway conversations list|show`: what the directory remembers.
+//! `causeway conversations list|show`: prints conversations from the directory.
 //!
-//! `list --json` prints `{"conversations": [C, ..]}`, `show --json` prints `C`, which is
-//! `{"conversation_id", "origin", "state", "servicenow": {"group", "number", "queue_id", "position", "wait"}, "agent",
-//! "reason", "opened_at", "updated_at"}`; what is not known is `null`.
+//! `list --json` prints `{"conversations": [C, ..]}`, `show --json` prints `C`, which is `{"conversation_id",
+//! "origin", "state", "servicenow": {"group", "number", "queue_id", "position", "wait"}, "agent", "reason",
+//! "opened_at", "updated_at"}`; an unknown value is `null`.
 
 use serde_json::{Value, json};
 
@@ -20,23 +20,23 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// The newest conversations
+    /// List the newest conversations
     List {
         /// Only those in this state: requested, waiting, active, ended, failed
         #[arg(long, value_parser = state)]
         state: Option<State>,
-        /// At most so many
+        /// Maximum number of conversations
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: u32,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// One conversation
+    /// Show one conversation
     Show {
         /// Its conversation_id, or ServiceNow's group
         id: String,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },

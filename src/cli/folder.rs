@@ -1,4 +1,4 @@
-//! A private folder for one run, gone when the value goes, however the run ends.
+//! A private temporary folder for one run. Dropping the value removes the folder, however the run ends.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use anyhow::Context;
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes it among the system's temporary files, for our user only.
+    /// Creates the folder in the system's temporary directory, accessible to our user only.
     pub(super) fn make(purpose: &str) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("causeway-{purpose}-{}", uuid::Uuid::new_v4().simple()));
         let mut builder = std::fs::DirBuilder::new();
@@ -22,7 +22,7 @@ impl Folder {
         &self.0
     }
 
-    /// It stays, for somebody to look into.
+    /// Keeps the folder for inspection and returns its path.
     pub(super) fn keep(mut self) -> PathBuf {
         std::mem::take(&mut self.0)
     }
@@ -30,7 +30,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Empty: it was kept.
+        // `keep` leaves an empty path behind.
         if self.0.as_os_str().is_empty() {
             return;
         }

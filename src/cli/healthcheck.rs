@@ -1,5 +1,6 @@
-//! `causeway healthcheck`: asks a running process's admin listener whether it is ready, so that a container needs no
-//! other tool for its health check. Plain HTTP over one connection; nothing is followed, nothing is retried.
+//! `causeway healthcheck`: asks the admin listener of a running process whether the process is ready. A container
+//! then needs no other tool for its health check. The request is plain HTTP over one connection, without redirects
+//! and retries.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -17,7 +18,7 @@ const ANSWER_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to ask instead of /readyz at admin.listen, as http://127.0.0.1:9464/livez
+    /// URL to ask instead of /readyz at admin.listen, for example http://127.0.0.1:9464/livez
     #[arg(long)]
     url: Option<Url>,
 }
@@ -37,7 +38,7 @@ pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
     Err(anyhow::anyhow!("{url} answered {status}: {said}").into())
 }
 
-/// The listener's address as its own machine reaches it.
+/// The URL of `/readyz` on this machine. An unspecified listen address becomes the loopback address.
 fn readyz(listen: SocketAddr) -> anyhow::Result<Url> {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -53,10 +54,10 @@ async fn ask(url: &Url) -> anyhow::Result<(u16, String)> {
     }
     let host = url.host_str().context("the address names no host")?;
     let port = url.port_or_known_default().unwrap_or(80);
-    // An IPv6 address stands in brackets in a URL, and without them at a socket.
+    // A URL has brackets around an IPv6 address; a socket address has none.
     let dial = host.trim_start_matches('[').trim_end_matches(']');
     let mut stream =
-        TcpStream::connect((dial, port)).await.with_context(|| format!("nobody answers at {host}:{port}"))?;
+        TcpStream::connect((dial, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
     let request = format!("GET {} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\n\r\n", url.path());
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();

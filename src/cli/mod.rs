@@ -1,7 +1,8 @@
 //! The command line: one file for each verb.
 //!
-//! Guarantees: results go to standard output; questions, progress and errors to standard error; nothing is asked where
-//! nobody sits at a terminal. Leaves to others: the exit code (`main.rs`), the work itself.
+//! Guarantees: results go to standard output; questions, progress and errors go to standard error. No verb asks a
+//! question without a terminal.
+//! Not responsible for: the exit code (`main.rs`) and the work itself.
 
 mod ask;
 mod check;
@@ -23,7 +24,7 @@ use crate::app::{self, Roles};
 use crate::config::{Environment, Problems, Purpose, Settings};
 use crate::telemetry::{LogSettings, start_logging};
 
-/// Carries chat conversations between Kore.ai's XO Platform and ServiceNow, and loses none of them.
+/// Carries chat conversations between Kore.ai's XO Platform and ServiceNow without losing a message.
 #[derive(Debug, Parser)]
 #[command(
     name = "causeway",
@@ -32,10 +33,10 @@ use crate::telemetry::{LogSettings, start_logging};
     disable_help_subcommand = true,
     after_help = "Settings come from a TOML file and from environment variables (CAUSEWAY_SERVICENOW__HOST_URL is \
                   servicenow.host_url). `causeway check --print-defaults` prints every key with its default and its \
-                  meaning; `causeway check` tries them out.\n\nExit codes: 0 done, 1 failed, 2 usage, 78 settings."
+                  meaning; `causeway check` tests the settings.\n\nExit codes: 0 done, 1 failed, 2 usage, 78 settings."
 )]
 pub struct Cli {
-    /// The settings file, TOML.
+    /// The settings file (TOML)
     #[arg(long, global = true, env = "CAUSEWAY_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -44,43 +45,44 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// See it work, in half a minute and with nothing set up: two chats, an outage, a dead letter, a replay
+    /// See Causeway work in half a minute, without any setup: two chats, an outage, a dead letter, a replay
     Demo(demo::Args),
-    /// Take and deliver messages: ingress and worker in one process
+    /// Accept and deliver messages: ingress and worker in one process
     Serve,
-    /// Take messages: HTTP to queue. As many of these as needed, with RabbitMQ
+    /// Accept messages: HTTP to queue. With RabbitMQ, run as many ingresses as needed
     Ingress,
-    /// Deliver messages: queue to ServiceNow and XO. As many of these as needed, with RabbitMQ
+    /// Deliver messages: queue to ServiceNow and XO. With RabbitMQ, run as many workers as needed
     Worker,
-    /// Give the files of conversations to who has a link: GET /v1/files/{token}
+    /// Serve the files of conversations to holders of a link: GET /v1/files/{token}
     Files,
-    /// Stand in for ServiceNow and XO, scriptable over HTTP
+    /// Simulate ServiceNow and XO, scriptable over HTTP
     Sandbox(Box<sandbox::Args>),
-    /// Try the settings out: broker, directory, ServiceNow, XO; a line each, a hint each
+    /// Test the settings: broker, directory, ServiceNow, XO; one line and one hint for each
     Check(check::Args),
-    /// Ask a running process whether it is ready, for container health checks
+    /// Ask a running process whether it is ready (for container health checks)
     Healthcheck(healthcheck::Args),
-    /// Look at dead letters, and replay, export or discard them
+    /// Inspect, replay, export or discard dead letters
     Dead(dead::Args),
-    /// Look at conversations
+    /// Inspect conversations
     Conversations(conversations::Args),
-    /// Set ServiceNow up: its REST Message and Business Rule, its queues
+    /// Configure ServiceNow: REST Message, Business Rule, queues
     #[command(name = "servicenow")]
     ServiceNow(Box<servicenow::Args>),
-    /// Prove the promises: numbered messages through kills, cuts and outages, then a ledger; exit 1 if one broke
+    /// Test the delivery guarantees: send numbered messages during kills, network cuts and outages, then print a
+    /// report; exit 1 if a guarantee is broken
     Prove(Box<prove::Args>),
 }
 
-/// Why a verb did not do what was asked.
+/// The reason why a verb failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// The settings have mistakes.
+    /// The settings contain mistakes.
     Settings(Problems),
-    /// What was asked for cannot be asked for like that.
+    /// The arguments are not usable, or the settings do not allow them.
     Usage(String),
-    /// It failed.
+    /// The work failed.
     Failed(anyhow::Error),
-    /// It failed, and the output already says so.
+    /// The work failed, and the output already says so.
     Told,
 }
 
@@ -102,7 +104,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// What a verb reads its settings from.
+/// The sources of a verb's settings.
 #[derive(Debug)]
 struct Sources {
     file: Option<PathBuf>,
@@ -111,12 +113,13 @@ struct Sources {
 
 impl Sources {
     fn settings(&self, purpose: Purpose) -> Result<Settings, Failure> {
-        // An empty CAUSEWAY_CONFIG is how compose says that there is none.
+        // Docker Compose passes an empty CAUSEWAY_CONFIG if no settings file is configured.
         let file: Option<&Path> = self.file.as_deref().filter(|path| !path.as_os_str().is_empty());
         Ok(Settings::load(file, &self.environment, purpose)?)
     }
 
-    /// The settings for an operator's verb, whose output no ordinary log line should disturb.
+    /// The settings for an operator's verb. The log level `info` becomes `warn`, so that log lines do not disturb the
+    /// output.
     fn settings_for_desk(&self, purpose: Purpose) -> Result<Settings, Failure> {
         let settings = self.settings(purpose)?;
         let level = if settings.log.level == "info" { "warn" } else { settings.log.level.as_str() };
@@ -125,13 +128,13 @@ impl Sources {
     }
 }
 
-/// Does what was asked for.
+/// Runs the verb of the command line.
 pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
     let sources = Sources { file: cli.config, environment };
     match cli.verb {
-        // No settings: it shows the same on every machine.
+        // The demo reads no settings, so it is the same on every machine.
         Verb::Demo(args) => Box::pin(demo::run(&args, output::Paint::stdout(&sources.environment))).await,
-        // As the demo: its processes have settings of their own.
+        // The processes that `prove` starts have settings of their own.
         Verb::Prove(args) => Box::pin(prove::run(*args, output::Paint::stdout(&sources.environment))).await,
         Verb::Serve => serve(&sources, Purpose::Serve, Roles::Serve).await,
         Verb::Ingress => serve(&sources, Purpose::Ingress, Roles::Ingress).await,

@@ -1,10 +1,10 @@
-//! How results look: lines and tables on standard output, colours only on a terminal.
+//! Layout of results: lines and tables on standard output, colours only on a terminal.
 
 use std::io::{IsTerminal, Write};
 
 use crate::config::Environment;
 
-/// Writes a line of the result. A closed pipe is an error that `main` takes for "enough".
+/// Writes one line of the result. `main` treats the error of a closed pipe as success.
 pub(super) fn line(text: impl std::fmt::Display) -> std::io::Result<()> {
     writeln!(std::io::stdout().lock(), "{text}")
 }
@@ -15,7 +15,7 @@ pub(super) fn json(value: &impl serde::Serialize) -> std::io::Result<()> {
     line(text)
 }
 
-/// Columns as wide as their widest cell; the columns named in `numbers` end at their right edge.
+/// Columns as wide as their widest cell. The columns whose indexes are in `numbers` are right-aligned.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>], numbers: &[usize]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -34,7 +34,7 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>], numbers: &[usize]) -> S
     lines.join("\n")
 }
 
-/// Text from elsewhere, harmless for a terminal: its control characters are spelled out.
+/// Escapes the control characters of foreign text, so that the text cannot control the terminal.
 pub(super) fn harmless(text: &str) -> String {
     let spell = |letter: char| {
         if letter.is_control() { letter.escape_default().collect::<String>() } else { letter.to_string() }
@@ -42,19 +42,19 @@ pub(super) fn harmless(text: &str) -> String {
     text.chars().map(spell).collect()
 }
 
-/// `1 message`, `2 messages`.
+/// A count with its noun: `1 message`, `2 messages`.
 pub(super) fn counted(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
-/// Colours for a terminal, nothing for a file or a pipe.
+/// Colours for a terminal. Text for a file or a pipe stays unchanged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paint {
     on: bool,
 }
 
 impl Paint {
-    /// For standard output; `NO_COLOR` turns it off.
+    /// Colours for standard output. The environment variable `NO_COLOR` turns them off.
     pub(super) fn stdout(environment: &Environment) -> Self {
         Self { on: std::io::stdout().is_terminal() && !environment.has("NO_COLOR") }
     }

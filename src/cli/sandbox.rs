@@ -1,4 +1,4 @@
-//! `causeway sandbox`: ServiceNow and XO, simulated.
+//! `causeway sandbox`: simulates ServiceNow and XO.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,48 +18,48 @@ use crate::tasks::{self, Stop};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:8090", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// User name of the simulated ServiceNow
+    /// User name for the simulated ServiceNow
     #[arg(long, default_value = "chatbot_interface", value_name = "NAME")]
     username: String,
-    /// Password of the simulated ServiceNow
+    /// Password for the simulated ServiceNow
     #[arg(long, default_value = "sandbox", hide_default_value = true)]
     password: String,
-    /// Queue ID of its one chat queue; without it, a fixed one
+    /// Queue ID of its only chat queue; default: a fixed ID
     #[arg(long, value_name = "ID")]
     queue: Option<String>,
-    /// Where the simulated ServiceNow posts agents' messages: Causeway's /v1/callbacks/servicenow
+    /// URL to which the simulated ServiceNow posts agents' messages: Causeway's /v1/callbacks/servicenow
     #[arg(long, value_name = "URL")]
     callback_url: Option<Url>,
-    /// What those posts carry as x-causeway-token
+    /// Value of the header x-causeway-token in those posts
     #[arg(long, value_name = "TOKEN", conflicts_with = "callback_token_file", requires = "callback_url")]
     callback_token: Option<String>,
-    /// The same, read from a file
+    /// File that contains this token
     #[arg(long, value_name = "FILE", requires = "callback_url")]
     callback_token_file: Option<PathBuf>,
-    /// Where XO posts the events of its bot: the public address of Causeway, without a path
+    /// URL to which XO posts the events of its bot: the public address of Causeway, without a path
     #[arg(long, value_name = "URL")]
     botkit_url: Option<Url>,
-    /// Play users who ask for a human: Causeway's /v1/handoffs
+    /// Simulate users who ask for a human at this URL: Causeway's /v1/handoffs
     #[arg(long, value_name = "URL")]
     traffic_url: Option<Url>,
-    /// The bearer token of those requests
+    /// Bearer token for those requests
     #[arg(long, value_name = "TOKEN", conflicts_with = "traffic_token_file", requires = "traffic_url")]
     traffic_token: Option<String>,
-    /// The same, read from a file
+    /// File that contains this token
     #[arg(long, value_name = "FILE", requires = "traffic_url")]
     traffic_token_file: Option<PathBuf>,
-    /// How many users ask in a minute
+    /// Number of users that ask per minute
     #[arg(long, default_value_t = 12, value_name = "N", requires = "traffic_url")]
     traffic_per_minute: u32,
-    /// Let the platforms go wrong for a while, now and then
+    /// Make the platforms fail now and then, for a short time
     #[arg(long, requires = "traffic_url")]
     faults: bool,
 }
 
-/// Stands until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
@@ -98,13 +98,13 @@ fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
     });
     let queue = QueueSettings::default();
     let queue = QueueSettings { id: args.queue.clone().unwrap_or(queue.id), ..queue };
-    // One that stands for days in a demonstration may not grow for ever.
+    // A demonstration may run for days, so the number of recorded requests is limited.
     let keep = Some(100_000);
     Ok(SandboxSettings {
         username: args.username.clone(),
         password: args.password.clone(),
         queues: vec![queue],
-        // Played users expect somebody who answers.
+        // Simulated users need an agent that replies.
         agent: AgentSettings { replies: args.traffic_url.is_some(), ..AgentSettings::default() },
         callback,
         bots: vec![BotSettings { script: BotScript::help_desk(), ..BotSettings::default() }],
@@ -123,7 +123,7 @@ pub(super) async fn stopped() -> std::io::Result<()> {
     }
 }
 
-/// A value given as it is, or by its file.
+/// Returns the value, or the content of the file that contains it.
 fn secret(value: Option<String>, file: Option<PathBuf>) -> Result<Option<String>, Failure> {
     let Some(path) = file else { return Ok(value) };
     let text = std::fs::read_to_string(&path)

@@ -230,7 +230,7 @@ async fn a_person_is_asked_first_and_sees_how_far_it_is() {
         (
             export.as_str(),
             "n\n",
-            "Write 15 dead letters with what people wrote? [y/N]",
+            "Write 15 dead letters with the text of the messages? [y/N]",
             "nothing was written",
         ),
     ] {

@@ -158,7 +158,7 @@ async fn a_missing_right_is_named() {
     for (tables, words) in [
         (TableAccess::Refused, "web_service_admin"),
         (TableAccess::ReadOnly, "web_service_admin"),
-        (TableAccess::NoScripts, "left out without a word: script"),
+        (TableAccess::NoScripts, "silently ignored: script"),
     ] {
         access(tables);
         let refused = install(&sandbox, &["--yes"]).await;

@@ -1,4 +1,4 @@
-//! One dead letter, for a person. For a program: `dead/document.rs`.
+//! Prints one dead letter as text. `dead/document.rs` prints JSON.
 
 use serde_json::json;
 
@@ -42,7 +42,7 @@ pub(super) async fn show(
     }
 }
 
-/// For a person.
+/// One dead letter as text.
 fn story(dead: &DeadLetter, reveal: bool) -> String {
     let message = &dead.message;
     let conversation = dead::conversation_of(dead).filter(|id| id != message.lane.as_str());

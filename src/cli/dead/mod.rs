@@ -1,11 +1,11 @@
-//! `causeway dead list|show|replay|discard|export`: the dead-letter desk.
+//! `causeway dead list|show|replay|discard|export`: the operator's commands for dead letters.
 //!
 //! `list --json` prints `{"dead_letters": N, "groups": [{"destination", "reason", "count", "lanes", "first_died_at",
-//! "last_died_at"}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` a `D` on each line
-//! (see `dead/document.rs` for `D`).
+//! "last_died_at"}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` prints one `D` on
+//! each line (see `dead/document.rs` for `D`).
 //!
-//! Guarantees: message text is shown only where it was asked for (`show --reveal`, `export`); what cannot be taken back
-//! is asked first.
+//! Guarantees: only `show --reveal` and `export` print message text. An action that cannot be undone needs a
+//! confirmation.
 
 mod letter;
 mod replay;
@@ -32,72 +32,72 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// How many there are, by destination and reason
+    /// Count dead letters by destination and reason
     List {
         #[command(flatten)]
         which: Which,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Each with the story of its attempts
+    /// Show each dead letter with its attempts
     Show {
         #[command(flatten)]
         which: Which,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Show the text of the messages, too
+        /// Print the text of the messages, too
         #[arg(long)]
         reveal: bool,
-        /// At most so many; 0 shows all
+        /// Maximum number of dead letters; 0 shows all
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: usize,
     },
-    /// Redeliver them in their original order, and report how many were delivered and how many died again. Safe to interrupt:
-    /// run it again to go on
+    /// Redeliver dead letters in their original order, then report how many were delivered and how many died again.
+    /// Safe to interrupt: run it again to continue
     Replay(replay::Args),
-    /// Remove them for good
+    /// Remove dead letters permanently
     Discard {
         #[command(flatten)]
         which: Which,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Write them as JSON Lines, with the text of the messages; they stay where they are
+    /// Write dead letters as JSON Lines, with the text of the messages; the queue keeps them
     Export {
         #[command(flatten)]
         which: Which,
-        /// Write to this new file, readable by its owner alone, instead of standard output
+        /// Write to this new file, readable by its owner only, instead of to standard output
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
 }
 
-/// Which dead letters are meant; without any of these, all of them.
+/// Selects dead letters. Without any of these options, all dead letters match.
 #[derive(Debug, Clone, clap::Args)]
 struct Which {
-    /// Where they were going: servicenow, xo, events, callbacks or `bot:NAME`
+    /// Their destination: servicenow, xo, events, callbacks or `bot:NAME`
     #[arg(long, value_parser = asked::destination)]
     destination: Option<Destination>,
     /// The conversation's id, or ServiceNow's group
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
-    /// Why they died: rejected, expired, unreadable, conversation_failed, conversation_over,
-    /// unknown_conversation, exhausted
+    /// Their reason: rejected, expired, unreadable, conversation_failed, conversation_over, unknown_conversation,
+    /// exhausted
     #[arg(long, value_parser = asked::reason)]
     reason: Option<DeadReason>,
-    /// They died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
+    /// Died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
     #[arg(long, value_name = "TIME", value_parser = asked::moment)]
     since: Option<Timestamp>,
-    /// They died before this time, written in the same way
+    /// Died before this time, in the same format
     #[arg(long, value_name = "TIME", value_parser = asked::moment)]
     until: Option<Timestamp>,
-    /// Exactly this message; can be given several times
+    /// Exactly this message; repeatable
     #[arg(long, value_name = "ID", value_parser = asked::id, value_delimiter = ',')]
     id: Vec<MessageId>,
 }
@@ -181,7 +181,7 @@ async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failur
 async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool) -> Result<(), Failure> {
     let count = dead::list(queue, filter).await?.len();
     let what = output::counted(count as u64, "dead letter");
-    if count > 0 && !ask::agreed(&format!("Write {what} with what people wrote?"), yes).await? {
+    if count > 0 && !ask::agreed(&format!("Write {what} with the text of the messages?"), yes).await? {
         return Ok(output::line("nothing was written")?);
     }
     let Some(path) = file else {
@@ -203,7 +203,7 @@ async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Resu
     Ok(out.flush()?)
 }
 
-/// A file that did not exist, for its owner's eyes.
+/// Creates a new file that only its owner can read.
 fn private_file(path: &std::path::Path) -> Result<std::fs::File, Failure> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);

@@ -1,10 +1,11 @@
-//! `causeway dead replay`: shows the plan, asks, carries it out under a progress bar, and waits for what becomes of it.
+//! `causeway dead replay`: shows the plan, asks for confirmation, publishes with a progress bar, and waits for the
+//! outcomes.
 //!
-//! `--json` prints `{"plan": P, "replayed", "taken_out", "outcomes": {"delivered", "died_again", "answered", "nothing_to_send",
-//! "on_the_way"}, "interrupted", "error"}` and nothing else (see `dead/document.rs` for `P`).
+//! `--json` prints only `{"plan": P, "replayed", "taken_out", "outcomes": {"delivered", "died_again", "answered",
+//! "nothing_to_send", "on_the_way"}, "interrupted", "error"}` (see `dead/document.rs` for `P`).
 //!
-//! Guarantees: whatever happens, the output says what was done. A first SIGINT or SIGTERM stops after the messages that are being
-//! published; a second one ends at once.
+//! Guarantees: the output reports the completed work even after an error or a signal. The first SIGINT or SIGTERM
+//! stops the replay after the messages that are being published; a second one ends the process at once.
 
 use std::time::Duration;
 
@@ -23,26 +24,26 @@ use crate::dead::{Filter, asked, document};
 use crate::queue::Queue;
 use crate::tasks::{self, Stop};
 
-/// The exit code of a process that a signal ended, as a shell sees it.
+/// The exit code that a shell shows for a process ended by SIGINT.
 const INTERRUPTED: i32 = 130;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// Show the plan and end
+    /// Show the plan, then exit
     #[arg(long)]
     dry_run: bool,
-    /// At most so many messages in a second, as 20 or 20/s
+    /// Maximum messages per second, for example 20 or 20/s
     #[arg(long, value_name = "N/s", value_parser = asked::rate)]
     rate: Option<f64>,
-    /// Wait at most so long until it is known what became of them, as 60s or 5m; 0 does not wait
+    /// Maximum time to wait for the outcomes, for example 60s or 5m; 0 does not wait
     #[arg(long, value_name = "TIME", value_parser = asked::wait, default_value = "60s")]
     wait: Duration,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -106,7 +107,7 @@ async fn wait(
     outcomes
 }
 
-/// The first signal asks for the stop, the second one ends the process.
+/// Stops the replay at the first signal and ends the process at the second one.
 #[expect(clippy::disallowed_methods, reason = "a second signal ends the process wherever it is")]
 async fn stop_on_signal(stop: Stop) {
     let (Ok(mut interrupt), Ok(mut terminate)) =
@@ -123,7 +124,7 @@ async fn stop_on_signal(stop: Stop) {
     }
 }
 
-/// What is said at the end.
+/// The final report.
 struct Report<'a> {
     plan: &'a Plan,
     replayed: Replayed,
@@ -153,7 +154,7 @@ impl Report<'_> {
         };
         let of = output::counted(plan.to_replay(), "message");
         let mut told = format!("replayed {} of {of}{cleared}: {}", tally.replayed, outcomes.told());
-        let rest = "the rest is where it was: run it again to go on";
+        let rest = "the remaining ones are still in the queue: run it again to continue";
         if let Some(error) = trouble {
             return Err(anyhow::Error::from(error)
                 .context(format!("{told}; then it stopped; {rest}"))
@@ -166,7 +167,7 @@ impl Report<'_> {
             let hint = if wait.is_zero() {
                 "not waited for (--wait)".to_owned()
             } else {
-                format!("no news within {}: --wait waits longer", humantime::format_duration(wait))
+                format!("no outcome within {}: use a longer --wait", humantime::format_duration(wait))
             };
             told.push_str(&format!(" ({hint}; `causeway dead list` shows what dies again)"));
         }
@@ -174,7 +175,7 @@ impl Report<'_> {
     }
 }
 
-/// The plan as a table: what is done with how many, and why.
+/// The plan as a table: action, number of messages, and reason.
 fn describe(plan: &Plan) -> String {
     let row = |(which, counts): ((Fate, _, _), (u64, usize))| {
         let (fate, destination, reason) = which;
@@ -192,11 +193,11 @@ fn describe(plan: &Plan) -> String {
     output::table(&["PLAN", "DESTINATION", "REASON", "COUNT", "LANES"], &rows, &[3, 4])
 }
 
-/// On standard error, and only on a terminal.
+/// A progress bar on standard error, shown only on a terminal.
 pub(super) fn bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta}");
-    // The template is right or the bar looks plain; either way the work goes on.
+    // An invalid template only makes the bar look plain; the replay goes on.
     style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }
 

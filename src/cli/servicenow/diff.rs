@@ -1,6 +1,6 @@
-//! Two texts, line by line: what is only in the old one and what is only in the new one, with a line around.
+//! A line diff of two texts: lines removed and lines added, with one line of context.
 
-/// The lines that differ, marked `-` and `+`, and one that does not before and after, marked with a blank.
+/// The differing lines, marked `-` and `+`, with one equal line before and after, marked with a blank.
 pub(super) fn lines(old: &str, new: &str) -> Vec<String> {
     let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
     let marked = compare(&old, &new);
@@ -12,7 +12,7 @@ pub(super) fn lines(old: &str, new: &str) -> Vec<String> {
     shown.map(|(_, (mark, line))| format!("{mark} {line}").trim_end().to_owned()).collect()
 }
 
-/// By the longest common subsequence: scripts are short.
+/// Compares by the longest common subsequence. The quadratic cost is acceptable because scripts are short.
 fn compare<'a>(old: &[&'a str], new: &[&'a str]) -> Vec<(char, &'a str)> {
     let mut common = vec![vec![0_usize; new.len() + 1]; old.len() + 1];
     for (i, left) in old.iter().enumerate().rev() {

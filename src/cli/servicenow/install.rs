@@ -1,7 +1,8 @@
-//! `causeway servicenow install`: shows what differs, asks, writes it, and looks whether the instance took it.
+//! `causeway servicenow install`: shows the differences, asks for confirmation, writes the records, and verifies that
+//! the instance stored them.
 //!
-//! Guarantees: nothing is written before all of it was looked at and agreed to; run again it changes nothing. A run that
-//! broke off in the middle is finished by the next one.
+//! Guarantees: the command reads all records and asks for confirmation before the first write. A second run changes
+//! nothing. The next run completes an interrupted one.
 
 use anyhow::Context as _;
 use url::Url;
@@ -16,29 +17,29 @@ use crate::platform::{Row, ServiceNow};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where ServiceNow reaches Causeway's ingress: https://…/v1/callbacks/servicenow
+    /// URL of Causeway's ingress as ServiceNow reaches it: https://…/v1/callbacks/servicenow
     #[arg(long, value_name = "URL", value_parser = endpoint)]
     endpoint: Url,
-    /// What the REST Message and the Business Rule are called
+    /// Name of the REST Message and of the Business Rule
     #[arg(long, default_value = rule::NAME, value_parser = records::name)]
     name: String,
-    /// The user whose own messages need not come back; without it, servicenow.username
+    /// User whose own messages are not sent back to Causeway; default: servicenow.username
     #[arg(long, value_name = "USER")]
     own_user: Option<String>,
-    /// Show what differs and end
+    /// Show the differences, then exit
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
     who: Who,
 }
 
-/// Where the ingress takes callbacks; a proxy may put something before it.
+/// The path at which the ingress accepts callbacks. A proxy may add a prefix.
 const CALLBACK_PATH: &str = "/v1/callbacks/servicenow";
 
-/// The address is stored in the instance as it is, so what it must not hold is refused here.
+/// Validates the address. The instance stores it in the clear, so it may hold no credentials and no query.
 fn endpoint(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
@@ -46,12 +47,12 @@ fn endpoint(text: &str) -> Result<Url, String> {
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
         return Err(
-            "may hold neither a login nor a query: the proof comes from ingress.servicenow.*".to_owned()
+            "must contain neither credentials nor a query: ingress.servicenow.* holds the credentials of callbacks".to_owned()
         );
     }
-    // Any other path of Causeway's ingress answers 404, and ServiceNow never repeats what was refused.
+    // Every other path of the ingress answers 404, and ServiceNow does not repeat a rejected callback.
     if !url.path().ends_with(CALLBACK_PATH) {
-        return Err(format!("must end with {CALLBACK_PATH}: only there does the ingress take callbacks"));
+        return Err(format!("must end with {CALLBACK_PATH}: the ingress accepts callbacks only there"));
     }
     Ok(url)
 }
@@ -90,23 +91,23 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
     Ok(output::line(format_args!("wrote {}", output::counted(todo, "record")))?)
 }
 
-/// What the settings let the ingress believe; the best of it.
+/// The strongest credential that the settings configure for callbacks.
 fn proof(settings: &Settings) -> Result<Proof, Failure> {
     let ingress = &settings.ingress;
-    // While a secret is being changed the next value is written: both are accepted.
+    // During a rotation the ingress accepts both secrets; the next one is installed.
     match (ingress.hmac_secret.newest(), ingress.token.newest()) {
         (Some(secret), _) => Ok(Proof::Signature(secret.clone())),
         (None, Some(token)) => Ok(Proof::Token(token.clone())),
         (None, None) if ingress.allow_unauthenticated => Ok(Proof::Nothing),
         (None, None) => Err(Failure::Usage(
-            "set ingress.servicenow.hmac_secret (or ingress.servicenow.token) to what the ingress has: ServiceNow's \
-             callbacks must prove where they come from"
+            "set ingress.servicenow.hmac_secret (or ingress.servicenow.token) to the value of the ingress: ServiceNow's \
+             callbacks must be authenticated"
                 .to_owned(),
         )),
     }
 }
 
-/// What must be done about each, owners first.
+/// The step for each record, owners first.
 async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, Failure> {
     let mut steps = Vec::new();
     for record in wanted {
@@ -124,8 +125,8 @@ async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, F
     Ok(steps)
 }
 
-/// Other rules that send chat messages somewhere: two that tell Causeway would tell it everything twice, and one that
-/// tells XO goes on doing so.
+/// Other active rules that send chat messages out. A second rule for Causeway sends everything twice; an old rule for
+/// XO keeps sending to XO.
 async fn others(servicenow: &ServiceNow, name: &str) -> Vec<String> {
     let fields = ["sys_id", "name", "script"];
     let rows = servicenow.rows("sys_script", "collection=live_message^active=true", &fields, 50).await;
@@ -141,7 +142,7 @@ async fn others(servicenow: &ServiceNow, name: &str) -> Vec<String> {
              work, deactivate it"
         ))
     };
-    // Only a hint: whoever may not read the scripts will hear of it when ours is looked for.
+    // This warning is optional. If the user may not read scripts, looking up our own rule reports that.
     rows.unwrap_or_default().iter().filter(sends).map(told).collect()
 }
 
@@ -174,7 +175,7 @@ async fn write(servicenow: &ServiceNow, wanted: &[Wanted], steps: &[Step]) -> Re
         let missing = plan::differing(record, &written);
         if !missing.is_empty() {
             return Err(Failure::Failed(anyhow::anyhow!(
-                "{}: the instance left out without a word: {}\n  -> an access rule on the field forbids it: give the \
+                "{}: the instance silently ignored: {}\n  -> an access rule on the field forbids it: give the \
                  user the role {}, or run this once as an administrator with --as USER --password-file FILE",
                 record.label(),
                 missing.join(", "),
@@ -186,7 +187,7 @@ async fn write(servicenow: &ServiceNow, wanted: &[Wanted], steps: &[Step]) -> Re
     Ok(())
 }
 
-/// Many lines from elsewhere, harmless for a terminal.
+/// Foreign text of several lines, without control characters.
 fn printable(text: &str) -> String {
     text.lines().map(output::harmless).collect::<Vec<_>>().join("\n")
 }

@@ -1,7 +1,7 @@
-//! `causeway servicenow`: what must be set up in the instance, done over its Table API.
+//! `causeway servicenow`: sets up the instance over its Table API.
 //!
-//! Guarantees: only records that carry our mark are ever changed. Leaves to others: which records there must be
-//! (`records.rs`), what differs (`plan.rs`), writing them (`install.rs`).
+//! Guarantees: only records that carry our mark are ever changed.
+//! Not responsible for: the list of records (`records.rs`), the differences (`plan.rs`), writing (`install.rs`).
 
 mod diff;
 mod install;
@@ -33,17 +33,17 @@ enum What {
     Install(install::Args),
     /// List the queues with their Queue IDs
     Queues(queues::Args),
-    /// Print the Business Rule's script, for pasting
+    /// Print the Business Rule's script, ready to paste
     Rule(rule::Args),
 }
 
-/// Another user than the one of the settings, for what an integration user should not be allowed to do.
+/// Another user than that of the settings, for actions that the integration user should not be allowed to do.
 #[derive(Debug, clap::Args)]
 struct Who {
-    /// Log in as this user, such as an administrator, instead of as servicenow.username
+    /// Log in as this user, for example an administrator, instead of as servicenow.username
     #[arg(long = "as", value_name = "USER", requires = "password_file")]
     user: Option<String>,
-    /// The file with that user's password
+    /// File with that user's password
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
 }
@@ -66,17 +66,17 @@ fn settings(sources: &Sources) -> Result<Settings, Failure> {
     let settings = sources.settings_for_desk(Purpose::Check)?;
     if settings.servicenow.is_none() {
         return Err(Failure::Usage(
-            "set servicenow.host_url and the login: there is no instance to ask".into(),
+            "set servicenow.host_url and the login: no instance is configured".into(),
         ));
     }
     Ok(settings)
 }
 
-/// The instance, with the login of the settings or with the one that was asked for.
+/// A client of the instance, with the login of the settings or of `--as`.
 fn client(settings: &Settings, who: &Who) -> Result<ServiceNow, Failure> {
     let mut settings = settings.clone();
     if let Some(servicenow) = &mut settings.servicenow {
-        // The verbs read and write records, which is the same whatever interface chats take.
+        // Reading and writing records does not depend on the chat API.
         servicenow.api = Api::ConnectSupport;
     }
     if let (Some(user), Some(file)) = (&who.user, &who.password_file)
@@ -93,7 +93,7 @@ fn client(settings: &Settings, who: &Who) -> Result<ServiceNow, Failure> {
     client.ok_or_else(|| Failure::Usage("servicenow.host_url is not set".into()))
 }
 
-/// The user whose messages are ours, whoever runs the verb.
+/// The user whose messages are ours, independent of the user that runs the verb.
 fn own_user(settings: &Settings) -> Option<&str> {
     match &settings.servicenow.as_ref()?.login {
         Login::Basic { username, .. } => Some(username),
@@ -101,7 +101,7 @@ fn own_user(settings: &Settings) -> Option<&str> {
     }
 }
 
-/// The roles that may change, or see, a table.
+/// The roles that may change or see a table.
 fn roles(table: &str) -> &'static str {
     match table {
         "sys_script" => "business_rule_admin (or admin)",
@@ -112,12 +112,12 @@ fn roles(table: &str) -> &'static str {
     }
 }
 
-/// What went wrong with a table, and the next step.
+/// The error of a table, with the next step.
 fn explained(table: &str, error: &CallError) -> String {
     let roles = roles(table);
     let next = match error.status() {
         Some(403 | 404) => format!(
-            "the user lacks the right: give it the role {roles}, or run this once as an administrator with \
+            "the user lacks permission: give it the role {roles}, or run this once as an administrator with \
              --as USER --password-file FILE"
         ),
         _ => check::next_step(error).to_owned(),

@@ -1,20 +1,20 @@
-//! What is there, what should be there, and what must be done about the difference.
+//! Compares the records in the instance with the wanted records and plans the changes.
 //!
-//! Guarantees: a record of our name without our mark is an error that says what to do, before anything is written; what
-//! belongs to a record that is not there is not there either; values marked secret are not shown. Leaves to others:
-//! asking and writing (`install.rs`).
+//! Guarantees: a record of our name without our mark is an error with the next step, before any write. If an owner is
+//! missing, the records that it owns count as missing. Secret values are not shown.
+//! Not responsible for: asking and writing (`install.rs`).
 
 use crate::platform::Row;
 
 use super::diff;
 use super::records::{MARK, Owned, Wanted};
 
-/// What must be done about one record.
+/// The change to one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// It is as it should be.
+    /// The record is up to date.
     Keep { sys_id: String },
-    /// It is not there.
+    /// The record is missing.
     Create,
     /// These fields differ.
     Change { sys_id: String, fields: Vec<&'static str>, old: Row },
@@ -29,7 +29,7 @@ impl Step {
     }
 }
 
-/// The encoded query that finds the record; `None` where its owner is not there yet.
+/// The encoded query that finds the record; `None` if its owner is missing.
 pub(super) fn query(wanted: &Wanted, steps: &[Step]) -> Option<String> {
     let mut terms = Vec::new();
     if let Owned::By { field, owner } = wanted.owned {
@@ -39,7 +39,7 @@ pub(super) fn query(wanted: &Wanted, steps: &[Step]) -> Option<String> {
     Some(terms.join("^"))
 }
 
-/// What must be done, given what was found.
+/// The change to a record, given the rows that the query found.
 pub(super) fn step(wanted: &Wanted, found: &[Row]) -> Result<Step, String> {
     let ours = |row: &&Row| {
         wanted.owned != Owned::Marked || row.get("description").is_some_and(|text| text.contains(MARK))
@@ -72,7 +72,7 @@ fn compare(wanted: &Wanted, row: &Row) -> Step {
     if fields.is_empty() { Step::Keep { sys_id } } else { Step::Change { sys_id, fields, old: row.clone() } }
 }
 
-/// The fields in which the row is not as it should be.
+/// The fields whose values differ from the wanted ones.
 pub(super) fn differing(wanted: &Wanted, row: &Row) -> Vec<&'static str> {
     let differs = |name: &str, value: &str| row.get(name).map_or("", String::as_str).same(value);
     wanted.fields.iter().filter(|field| !differs(field.name, &field.value)).map(|field| field.name).collect()
@@ -83,13 +83,13 @@ trait Same {
 }
 
 impl Same for str {
-    /// Forms write line ends in their own way and drop what is blank at the end.
+    /// Forms change line ends and drop trailing blanks, so both are ignored.
     fn same(&self, other: &str) -> bool {
         self.trim_end().lines().map(str::trim_end).eq(other.trim_end().lines().map(str::trim_end))
     }
 }
 
-/// One record's part of the plan, for people.
+/// One record's part of the plan, as text.
 pub(super) fn describe(wanted: &Wanted, step: &Step) -> String {
     let (label, table) = (wanted.label(), wanted.table);
     let mut lines = vec![match step {

@@ -1,6 +1,6 @@
-//! `causeway servicenow queues`: the queues of both kinds with their Queue IDs.
+//! `causeway servicenow queues`: lists the queues with their Queue IDs, for both chat APIs.
 //!
-//! Guarantees: what can be listed is listed, also where the other kind is not there or may not be read; that is said.
+//! Guarantees: if one kind is missing or unreadable, the command still lists the other kind and reports the problem.
 
 use serde_json::json;
 
@@ -11,20 +11,20 @@ use crate::platform::{CallError, Row, ServiceNow};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     who: Who,
 }
 
-/// Whether a queue takes chats, as far as it can be known.
+/// Whether a queue accepts chats, as far as the instance tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Standing {
     Open,
     Closed,
-    /// It is switched on; only its schedule knows whether it is open now.
+    /// The queue is switched on. Only its schedule tells whether it is open now.
     Active,
     Inactive,
 }
@@ -37,9 +37,9 @@ struct Queue {
     state: Standing,
 }
 
-/// Of Connect Support: what servicenow.queue_id names with api = "connect_support".
+/// The table of Connect Support queues. servicenow.queue_id names one of them if api = "connect_support".
 const CONNECT: &str = "chat_queue";
-/// Of Advanced Work Assignment, for the Virtual Agent API.
+/// The table of Advanced Work Assignment queues, for the Virtual Agent API.
 const AGENT: &str = "awa_queue";
 
 pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> {
@@ -88,7 +88,7 @@ fn describe(queues: &[Queue]) -> String {
     output::table(&["KIND", "NAME", "QUEUE ID", "STATE"], &rows, &[])
 }
 
-/// Connect Support itself knows whether a queue is open; the table lists also those that the user may not use.
+/// Connect Support itself reports whether a queue is open. The table also lists queues that the user may not use.
 async fn connect(servicenow: &ServiceNow) -> Result<Vec<Queue>, CallError> {
     match servicenow.queues().await {
         Ok(queues) if !queues.is_empty() => Ok(queues

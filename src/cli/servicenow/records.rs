@@ -1,8 +1,10 @@
-//! The records that Causeway needs in an instance of ServiceNow, as data.
+//! The records that Causeway needs in a ServiceNow instance, as data.
 //!
-//! Guarantees: pure; a value that must not be shown is marked so. Leaves to others: what is there already (`plan.rs`).
-//! What follows from which record: the REST Message owns its method, the method owns its headers; the Business Rule
-//! names both and, where callbacks are signed, the property with the key.
+//! Guarantees: no I/O. Values that must not be shown are marked as secret.
+//! Not responsible for: the records that already exist (`plan.rs`).
+//!
+//! The REST Message owns its method, and the method owns its headers. The Business Rule names both. If callbacks are
+//! signed, the Business Rule also names the property with the key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::rule::{self, KEY_PROPERTY, METHOD, Script};
 
-/// In the description of everything that we made: without it a record is somebody else's.
+/// The mark in the description of every record that we created. Records without it are not ours.
 pub(super) const MARK: &str = "managed-by: causeway";
 
 /// A value of a field.
@@ -21,27 +23,27 @@ pub(super) struct Field {
     pub(super) secret: bool,
 }
 
-/// How a record is known as ours.
+/// The evidence that a record is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owned {
-    /// By [`MARK`] in its description.
+    /// Its description contains [`MARK`].
     Marked,
-    /// By the record that it belongs to: `field` refers to the one at this place in the list.
+    /// Its owner is ours: `field` refers to the record at index `owner` of the list.
     By { field: &'static str, owner: usize },
 }
 
-/// A record as it should be.
+/// A record in its wanted state.
 pub(super) struct Wanted {
     pub(super) table: &'static str,
-    /// What ServiceNow's forms call it.
+    /// The name of the record's type on ServiceNow's forms.
     pub(super) title: &'static str,
-    /// The fields by which it is found; they are among the fields, too.
+    /// The fields that identify the record. `fields` contains them, too.
     pub(super) key: Vec<(&'static str, String)>,
     pub(super) owned: Owned,
     pub(super) fields: Vec<Field>,
 }
 
-/// How ServiceNow proves to the ingress who it is.
+/// The credential with which ServiceNow authenticates to the ingress.
 pub(super) enum Proof {
     /// `ingress.servicenow.hmac_secret`
     Signature(SecretString),
@@ -51,7 +53,7 @@ pub(super) enum Proof {
     Nothing,
 }
 
-/// Everything, an owner before what it owns.
+/// All records, each owner before the records that it owns.
 pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Wanted> {
     let name = script.name.as_str();
     let mut all =
@@ -119,7 +121,7 @@ fn header(owner: usize, name: &str, value: &str) -> Wanted {
     }
 }
 
-/// The key as `generateMac` wants it. In a private property it is in no export and in no script.
+/// The key in the encoding that `generateMac` needs. A private property is in no export and in no script.
 fn key(secret: &SecretString) -> Wanted {
     let value = STANDARD.encode(secret.expose_secret());
     Wanted {
@@ -163,13 +165,13 @@ fn business_rule(script: &Script) -> Wanted {
 }
 
 impl Wanted {
-    /// As a person looks for it.
+    /// The label by which a person finds the record.
     pub(super) fn label(&self) -> String {
         format!("{} \"{}\"", self.title, self.key.first().map_or("", |(_, name)| name.as_str()))
     }
 }
 
-/// A name that can stand in an encoded query, in a script and on a form.
+/// A name that is safe in an encoded query, in a script and on a form.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || " ._-()".contains(c);
     if text.trim() == text && (1..=40).contains(&text.len()) && text.chars().all(plain) {

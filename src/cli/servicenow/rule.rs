@@ -1,6 +1,7 @@
-//! `causeway servicenow rule`: the script of the Business Rule, with the names and the way that are asked for.
+//! `causeway servicenow rule`: prints the script of the Business Rule with the given names and the given kind of
+//! credential.
 //!
-//! Guarantees: it is `deploy/servicenow/live_message.js`, but for the values of the variables at its top.
+//! Guarantees: the script is `deploy/servicenow/live_message.js`, except for the values of the variables at its top.
 
 use super::super::{Failure, output};
 use super::{own_user, records};
@@ -8,31 +9,31 @@ use crate::config::Settings;
 
 const SOURCE: &str = include_str!("../../../deploy/servicenow/live_message.js");
 
-/// The HTTP method's name.
+/// The name of the HTTP method.
 pub(super) const METHOD: &str = "post";
-/// The system property with the key of signatures.
+/// The system property that holds the signing key.
 pub(super) const KEY_PROPERTY: &str = "causeway.signing_key";
-/// What the REST Message and the Business Rule are called.
+/// The default name of the REST Message and of the Business Rule.
 pub(super) const NAME: &str = "Causeway";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The REST Message's name
+    /// Name of the REST Message
     #[arg(long, default_value = NAME, value_parser = records::name)]
     name: String,
-    /// The user whose own messages need not come back; without it, servicenow.username
+    /// User whose own messages are not sent back to Causeway; default: servicenow.username
     #[arg(long, value_name = "USER")]
     own_user: Option<String>,
-    /// Sign each callback, with the key in the system property causeway.signing_key (what is done unless only
+    /// Sign each callback with the key in the system property causeway.signing_key (the default, unless only
     /// ingress.servicenow.token is set)
     #[arg(long, conflicts_with = "token")]
     signed: bool,
-    /// Leave the proof to the header x-causeway-token of the HTTP method
+    /// Do not sign: the HTTP method's header x-causeway-token carries the token
     #[arg(long)]
     token: bool,
 }
 
-/// What can differ from one instance to the next.
+/// The values that can differ between instances.
 pub(super) struct Script {
     pub(super) name: String,
     pub(super) own_user: String,
@@ -48,10 +49,10 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<(), Failure> {
     Ok(output::line(render(&script).trim_end())?)
 }
 
-/// A user name that can stand in a script and in a filter.
+/// Validates a user name for use in a script and in a filter.
 pub(super) fn user(name: &str) -> Result<String, Failure> {
     if name.is_empty() || name.contains(['\'', '\\', '^', '\n', '\r']) {
-        let words = "the integration user's name cannot stand in a script: no quotes, backslashes or ^";
+        let words = "the integration user's name cannot be used in a script: no quotes, backslashes or ^";
         return Err(Failure::Usage(words.to_owned()));
     }
     Ok(name.to_owned())

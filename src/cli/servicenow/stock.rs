@@ -1,7 +1,7 @@
 //! `install` for the Virtual Agent API, whose callbacks leave through ServiceNow's own REST Message.
 //!
-//! Decision: that record is ServiceNow's, other integrations may use it, and an upgrade of the instance compares it with
-//! its original. So it is looked at, and what is to be changed by hand is said; nothing is written.
+//! Decision: this record is ServiceNow's, other integrations may use it, and an upgrade of the instance compares it
+//! with its original. The command therefore only reads it and prints the manual steps.
 
 use url::Url;
 
@@ -13,7 +13,7 @@ use crate::platform::{Row, ServiceNow};
 const MESSAGE: &str = "VA Bot to Bot";
 const METHOD: &str = "postMessage";
 
-/// Says what is there and what should be; done when they are the same.
+/// Prints the differences and the manual steps. Succeeds if nothing differs.
 pub(super) async fn show(servicenow: &ServiceNow, endpoint: &Url, proof: &Proof) -> Result<(), Failure> {
     let table = "sys_rest_message";
     let fields = ["sys_id", "name", "rest_endpoint"];
