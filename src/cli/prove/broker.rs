@@ -1,7 +1,8 @@
-//! The broker of a run, which somebody else started: a command of the user takes it away and brings it back.
+//! The broker of a run. The user starts it; a command of the user stops it and starts it again.
 //!
-//! Guarantees: one thing at a time; what was taken away is known, so that it is brought back however a run ends; a broker that
-//! the command starts may keep the command's output open. Leaves to others: when (`faults.rs`).
+//! Guarantees: one action at a time. A stopped broker is started again, however a run ends. A broker that the command
+//! starts may keep the command's output open.
+//! Not responsible for: the time of the faults (`faults.rs`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +16,7 @@ use tokio::sync::Mutex;
 pub(super) struct Broker {
     command: String,
     log: PathBuf,
-    /// Held by whoever breaks it: whether it is away.
+    /// Whether the broker is down. A fault holds the lock while it acts.
     away: Mutex<bool>,
 }
 
@@ -24,7 +25,8 @@ impl Broker {
         Self { command: command.to_owned(), log: folder.join("broker-ctl.log"), away: Mutex::new(false) }
     }
 
-    /// `how`: `stop` or `kill`. Calls `begins` when it is its turn.
+    /// Stops the broker for `lasts`. `how` is `stop` or `kill`. Calls `begins` once no other fault acts on the
+    /// broker.
     pub(super) async fn take_away(
         &self,
         how: &str,
@@ -41,7 +43,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Starts it where it is away.
+    /// Starts the broker if it is down.
     pub(super) async fn bring_back(&self) -> anyhow::Result<()> {
         let mut away = self.away.lock().await;
         if *away {
@@ -57,9 +59,10 @@ impl Broker {
         let mut words = self.command.split_whitespace();
         let program = words.next().context("--broker-ctl is empty")?;
         let mut command = Command::new(program);
-        // Not a pipe: a broker that it starts would hold it open, and nobody would see the command end.
+        // The output goes to a file. A broker started by the command would keep a pipe open, and the end of the
+        // command would not be seen.
         command.args(words).arg(what).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // What it starts must not hear the Ctrl-C that is for `prove`.
+        // The new process group keeps a Ctrl-C for `prove` away from the processes that the command starts.
         command.process_group(0);
         let ended = command.status().await;
         let status = ended.with_context(|| format!("--broker-ctl: cannot run {program}"))?;
@@ -80,7 +83,7 @@ mod tests {
 
     const LASTS: Duration = Duration::from_millis(1);
 
-    /// A command that notes what it is asked, leaves something running on `start`, and fails at `kill`.
+    /// A command that records its arguments, leaves a process running on `start`, and fails at `kill`.
     fn command(folder: &Path) -> Broker {
         let script = folder.join("ctl");
         let words = "#!/bin/sh\necho \"$1 $2\" >>\"$1/asked\"\ncase $2 in start) sleep 60 & echo $! >\"$1/pid\";; \

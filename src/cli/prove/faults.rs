@@ -1,6 +1,6 @@
-//! Carries the schedule out, and notes from when to when each fault really lasted.
+//! Executes the schedule of faults and records when each fault began and ended.
 //!
-//! Leaves to others: which and when (`plan.rs`), what it explains (`verdict.rs`).
+//! Not responsible for: the kind and time of faults (`plan.rs`), which repeats a fault explains (`verdict.rs`).
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,27 +16,27 @@ use super::stage::Stage;
 use crate::message::Destination;
 use crate::sandbox::{Operation, RetryAfter, Rule, Side};
 
-/// A platform goes wrong for this share of the requests, so that what is good still flows.
+/// A faulty platform fails this share of the requests, so that the other requests still succeed.
 const SHARE: f64 = 0.3;
-/// Each of these occupies one of the calls that may fly at once until the caller's patience ends.
+/// Number of hanging requests. Each one occupies one of the concurrent calls until the caller's timeout.
 const HANGING: u64 = 5;
 const SLOW: Duration = Duration::from_millis(400);
 
-/// A kill of a worker, and the number under which the witness looks for what comes next.
+/// A kill of a worker. `watch` is the number under which the witness looks for the next arrivals.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kill {
     pub(super) fault: Happened,
     pub(super) watch: usize,
 }
 
-/// What was done so far.
+/// The faults made so far.
 #[derive(Debug, Default)]
 pub(super) struct Diary {
     pub(super) happened: Vec<Happened>,
     pub(super) kills: Vec<Kill>,
 }
 
-/// Does everything that is planned; ends when the last fault is over.
+/// Makes every planned fault. Ends when the last fault is over.
 pub(super) async fn carry_out(
     stage: &Stage,
     planned: &[Planned],
@@ -56,7 +56,8 @@ pub(super) async fn carry_out(
     Ok(())
 }
 
-/// From now on the destinations refuse what the poisoned conversations say; the rules' numbers take it back.
+/// Makes the destinations reject the messages of poisoned conversations. Returns the numbers of the rules, for their
+/// removal.
 pub(super) fn poison(stage: &Stage) -> Vec<u64> {
     let said = [(Side::ServiceNow, Operation::Message), (Side::Xo, Operation::Callback)];
     said.map(|(side, operation)| {
@@ -125,7 +126,7 @@ async fn lasting(stage: &Stage, fault: Planned) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What goes wrong between two parts.
+/// Breaks a network connection between two parts.
 async fn wire(stage: &Stage, fault: Planned) -> anyhow::Result<()> {
     let proxy = match fault.mishap {
         Mishap::CutCallers | Mishap::HoleCallers => &stage.wires.callers,

@@ -1,7 +1,8 @@
-//! The processes of a run: real ones, of this very executable, each with settings of its own and nothing of the environment.
+//! The processes of a run: instances of this executable, each with settings of its own and an empty environment.
 //!
-//! Guarantees: whatever is started here is ended by its own id, also after a failure or Ctrl-C; what they log is in the run's
-//! folder. Leaves to others: when one is broken (`faults.rs`).
+//! Guarantees: every process started here is ended by its own id, also after a failure or Ctrl-C. Logs go to the
+//! run's folder.
+//! Not responsible for: the time of the faults (`faults.rs`).
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -15,14 +16,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-/// How long a process may take from its start to being ready.
+/// Time limit from a process's start until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// `CAUSEWAY_…` pairs.
 pub(super) type Variables = Vec<(String, String)>;
 
-/// One process, running or not.
+/// One process, running or stopped.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) name: String,
@@ -30,12 +31,12 @@ pub(super) struct Member {
     variables: Variables,
     admin: SocketAddr,
     log: PathBuf,
-    /// Held by whoever breaks it: one thing at a time.
+    /// A fault holds the lock while it acts, so that one fault acts at a time.
     child: Mutex<Option<Child>>,
 }
 
-/// An address of loopback that nobody listens on right now; taken from below the range of outgoing connections, so that it
-/// is still free when its process starts again.
+/// A free loopback address. Its port is below the range of outgoing connections, so that it is still free when the
+/// process restarts.
 pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
     use rand::RngExt;
     let mut dice = rand::rng();
@@ -57,7 +58,7 @@ impl Member {
         Ok(Self { name, verb, variables, admin, log, child: Mutex::new(None) })
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the process and waits until it is ready.
     pub(super) async fn start(&self) -> anyhow::Result<()> {
         let mut child = self.child.lock().await;
         *child = Some(self.spawn()?);
@@ -68,7 +69,7 @@ impl Member {
                 if let Some(running) = child.as_mut()
                     && let Some(status) = running.try_wait()?
                 {
-                    // Its last words may still be on their way through the pipe.
+                    // The last log lines may still be in the pipe.
                     tokio::time::sleep(LOOK_EVERY).await;
                     let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                     let last = said.lines().last().unwrap_or_default();
@@ -85,22 +86,23 @@ impl Member {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log);
         let mut log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
-        // What it says must come through while its disk is full: a pipe has no limit. It ends with the process.
+        // The log must work while the disk limit is 0. A pipe has no such limit. The thread ends with the process.
         let (mut said, says) = std::io::pipe().context("no pipe for the log")?;
         std::thread::Builder::new()
             .name(format!("log of {}", self.name))
             .spawn(move || std::io::copy(&mut said, &mut log))?;
         let mut command = Command::new("/bin/sh");
-        // Whoever writes beyond a limit is killed unless it ignores that; a child inherits this, and the pid stays the same.
+        // A process that exceeds its file limit gets SIGXFSZ, which kills it by default. The shell ignores the
+        // signal, the child inherits that, and `exec` keeps the pid.
         command.args(["-c", r#"trap '' XFSZ; exec "$@""#, "sh"]).arg(program);
         command.arg(self.verb).env_clear().envs(self.variables.iter().cloned());
         command.stdin(Stdio::null()).stdout(says.try_clone()?).stderr(says);
-        // Ctrl-C at the terminal is for `prove` alone, which ends the others itself.
+        // Ctrl-C at the terminal is for `prove` only, which ends the other processes itself.
         command.process_group(0).kill_on_drop(true);
         command.spawn().with_context(|| format!("cannot start {}", self.name))
     }
 
-    /// Ends it in an instant, calls `gone`, and starts it again after `away`.
+    /// Kills the process, calls `gone`, and starts the process again after `away`.
     pub(super) async fn kill(&self, away: Duration, gone: impl FnOnce()) -> anyhow::Result<()> {
         let mut child = self.child.lock().await;
         if let Some(running) = child.as_mut() {
@@ -113,7 +115,7 @@ impl Member {
         Ok(())
     }
 
-    /// Stops its clock for a while: sockets stay open, nothing answers.
+    /// Pauses the process with SIGSTOP for `lasts`: its sockets stay open, and it does not answer.
     pub(super) async fn freeze(&self, lasts: Duration) -> anyhow::Result<()> {
         let child = self.child.lock().await;
         let Some(pid) = child.as_ref().and_then(Child::id).and_then(pid) else { return Ok(()) };
@@ -122,7 +124,8 @@ impl Member {
         Ok(kill_process(pid, Signal::CONT)?)
     }
 
-    /// For a while every write of it to a file fails; what it has written stays. Calls `full` and `room` when that is so.
+    /// Makes every write to a file fail for `lasts`; data written before stays. Calls `full` after the start and
+    /// `room` before the end.
     pub(super) async fn fill_disk(
         &self,
         lasts: Duration,
@@ -138,7 +141,8 @@ impl Member {
         limit_files(pid, None)
     }
 
-    /// Wakes it where it is frozen, gives it room where its disk is full, starts it where it is gone; whether it was gone.
+    /// Repairs the process: resumes it, lifts its disk limit, or starts it again. Returns whether the process was
+    /// gone.
     pub(super) async fn mend(&self) -> anyhow::Result<bool> {
         let mut child = self.child.lock().await;
         if let Some(running) = child.as_mut()
@@ -154,14 +158,14 @@ impl Member {
         Ok(true)
     }
 
-    /// Whether it has ended by itself: nobody asked it to.
+    /// Whether the process ended by itself, without a fault or a stop.
     pub(super) async fn has_fallen(&self) -> bool {
-        // Somebody is breaking it right now.
+        // A fault or a start holds the lock now.
         let Ok(mut child) = self.child.try_lock() else { return false };
         child.as_mut().is_some_and(|running| matches!(running.try_wait(), Ok(Some(_))))
     }
 
-    /// Its memory in bytes, where the system tells.
+    /// Resident memory in bytes, if the system reports it.
     pub(super) fn memory(&self) -> Option<u64> {
         let pid = self.child.try_lock().ok()?.as_ref()?.id()?;
         resident(&pid.to_string())
@@ -180,16 +184,16 @@ impl Member {
         matches!(answered, Ok(Ok(head)) if head.ends_with(b"200"))
     }
 
-    /// Ends it for good.
+    /// Ends the process for good.
     pub(super) async fn end(&self) {
         if let Some(mut running) = self.child.lock().await.take() {
-            // Where it is gone already there is nothing to end.
+            // The error means that the process is gone already.
             let _ = running.kill().await;
         }
     }
 }
 
-/// The memory of a process, `self` for this one.
+/// Resident memory of a process in bytes; `self` means this process.
 pub(super) fn resident(pid: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -197,17 +201,18 @@ pub(super) fn resident(pid: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// How far into a file a process may write. Only the soft limit, which needs no rights to be lifted again.
+/// Limits the size of files that a process may write. Only the soft limit changes, because lifting the hard limit
+/// needs privileges.
 #[cfg(target_os = "linux")]
 fn limit_files(pid: Pid, most: Option<u64>) -> anyhow::Result<()> {
-    // What we may ourselves is what it was born with.
+    // `None` restores our own soft limit, which the process inherited at its start.
     let own = getrlimit(Resource::Fsize);
     let limit = Rlimit { current: most.or(own.current), maximum: own.maximum };
     prlimit(Some(pid), Resource::Fsize, limit).context("cannot limit the files of a process")?;
     Ok(())
 }
 
-/// `plan.rs` plans no such fault here.
+/// `plan.rs` plans no full disk on this system.
 #[cfg(not(target_os = "linux"))]
 fn limit_files(_: Pid, _: Option<u64>) -> anyhow::Result<()> {
     Ok(())

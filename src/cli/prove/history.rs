@@ -1,7 +1,7 @@
-//! What is written down of a message while it travels: when it was due, taken, when it arrived and took effect. No text.
+//! The record of one message: due, accepted, arrived, took effect. It holds no text.
 //!
-//! Guarantees: some hundred bytes for each message, so that a run of millions fits into memory. Leaves to others: what it
-//! means (`verdict.rs`), how it gets here (`witness.rs`, `load.rs`).
+//! Guarantees: some hundred bytes for each message, so that a run of millions fits into memory.
+//! Not responsible for: interpreting it (`verdict.rs`), recording it (`witness.rs`, `load.rs`).
 
 use crate::message::{Destination, LaneKey, MessageId};
 
@@ -16,49 +16,49 @@ pub(super) const SECOND: Micros = 1_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Visit {
     pub(super) began: Micros,
-    /// Answered or given up.
+    /// When the visit was answered or given up.
     pub(super) ended: Option<Micros>,
-    /// When it took effect, and its place among all effects.
+    /// When the visit took effect, and its position among all effects.
     pub(super) effect: Option<(Micros, u64)>,
     pub(super) status: Option<u16>,
-    /// The fault that a rule of the sandbox put in its way.
+    /// The fault that a rule of the sandbox applied to it.
     pub(super) fault: Option<&'static str>,
 }
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Trace {
-    /// When its turn was, whatever held it up.
+    /// When the message was scheduled, independent of delays.
     pub(super) due: Micros,
     pub(super) posted: Option<Micros>,
     pub(super) posts: u32,
-    /// When the 2xx came.
+    /// When the caller received the 2xx.
     pub(super) accepted: Option<Micros>,
-    /// An answer that a good caller does not answer with another try.
+    /// A status after which a correct caller does not retry.
     pub(super) refused: Option<u16>,
     pub(super) visits: Vec<Visit>,
 }
 
 impl Trace {
-    /// The first effect: when, and its place.
+    /// Time and position of the first effect.
     pub(super) fn effect(&self) -> Option<(Micros, u64)> {
         self.visits.iter().filter_map(|visit| visit.effect).min_by_key(|(_, place)| *place)
     }
 }
 
-/// One conversation toward one destination: a lane.
+/// One conversation with one destination: a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chat {
     pub(super) name: String,
     pub(super) destination: Destination,
-    /// Its destination refuses it.
+    /// Whether its destination rejects it.
     pub(super) poisoned: bool,
-    /// Message n stands at place n.
+    /// Message n has index n.
     pub(super) messages: Vec<Trace>,
 }
 
 impl Chat {
-    /// Causeway's id of message `n`.
+    /// The id that Causeway derives for message `n`.
     pub(super) fn id_of(&self, n: usize) -> MessageId {
         match self.destination {
             Destination::ServiceNow => MessageId::derived_from("handoff", &[&self.name, &self.key_of(n)]),
@@ -66,7 +66,8 @@ impl Chat {
         }
     }
 
-    /// What makes a repeated post the same message: the `sys_id` of a callback, the `Idempotency-Key` of a handoff.
+    /// The key that makes a repeated post the same message: the `sys_id` of a callback, the `Idempotency-Key` of a
+    /// handoff.
     pub(super) fn key_of(&self, n: usize) -> String {
         format!("{}-{n}", self.name)
     }
@@ -76,7 +77,7 @@ impl Chat {
     }
 }
 
-/// A fault that was made.
+/// A fault that took place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Happened {
     pub(super) mishap: Mishap,

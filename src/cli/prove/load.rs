@@ -1,8 +1,9 @@
-//! The callers: numbered messages in many conversations, in both directions, each at its own time whatever comes of the others.
+//! The generator: callers that send numbered messages in many conversations, in both directions.
 //!
-//! Guarantees: open loop: a message is due when the rate says so, and its latency counts from there, not from when it could
-//! be sent; a caller posts a message again under the same key until it is taken, and the next one of its conversation only
-//! then: before that nobody knows an order. Leaves to others: what arrives (`witness.rs`).
+//! Guarantees: the load is an open loop. The rate determines when a message is due. The latency counts from that
+//! time, not from the first post. A caller repeats a post under the same key until the message is accepted. Only then
+//! it posts the next message of the conversation, because unaccepted messages have no defined order.
+//! Not responsible for: the arrivals (`witness.rs`).
 
 use std::time::Duration;
 
@@ -20,31 +21,31 @@ use crate::message::Destination;
 use crate::platform::Http;
 use crate::platform::http::Call;
 
-/// Messages of one handoff: the start, what is said, the end.
+/// Messages of one handoff: the start, the texts, the end.
 pub(super) const HANDOFF_LENGTH: usize = 12;
 /// Callbacks of one chat.
 const CALLBACKS: usize = 20;
-/// What a poisoned conversation says, for the rule that refuses it.
+/// The text of a poisoned conversation. The rule that rejects the conversation looks for it.
 pub(super) const POISON: &str = "poison";
 
-/// Between two posts of the same message.
+/// Pause between two posts of the same message.
 const AGAIN: Duration = Duration::from_millis(100);
 const AGAIN_MOST: Duration = Duration::from_secs(1);
 
-/// One caller's plan.
+/// The schedule of one caller.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     pub(super) destination: Destination,
-    /// When its first message is due, and how long from one to the next.
+    /// When the first message is due, and the time between two messages.
     pub(super) first: Instant,
     pub(super) every: Duration,
-    /// What is due from here on is not said any more.
+    /// Messages due from this time on are not sent.
     pub(super) until: Instant,
-    /// From when to when its conversations are poisoned.
+    /// The time in which conversations of this caller are poisoned.
     pub(super) poisoned: Option<(Instant, Instant)>,
 }
 
-/// What all callers share.
+/// The state that all callers share.
 #[derive(Debug, Clone)]
 pub(super) struct Callers {
     pub(super) witness: Witness,
@@ -53,7 +54,7 @@ pub(super) struct Callers {
     pub(super) callbacks: Url,
 }
 
-/// The conversation that a caller is in.
+/// The current conversation of a caller.
 #[derive(Debug)]
 struct Talk {
     number: usize,
@@ -62,7 +63,7 @@ struct Talk {
 }
 
 impl Callers {
-    /// Says everything that a line has to say; ends early when `stop` says so.
+    /// Sends all messages of a schedule. Ends early on `stop`.
     pub(super) async fn speak(self, line: Line, stop: crate::tasks::Stop) {
         let (mut due, mut talk) = (line.first, None::<Talk>);
         while due < line.until && !stop.asked() {

@@ -1,8 +1,9 @@
-//! `causeway prove`: numbered messages in many conversations through a real deployment of real processes, while it is broken in
-//! every way that a seeded schedule knows; then a ledger.
+//! `causeway prove`: sends numbered messages through a deployment of real processes while a seeded schedule breaks
+//! the deployment, then prints a report.
 //!
-//! Guarantees: exit code 0 only where nothing was lost, nothing was overtaken and every repeat has its reason; what is printed
-//! comes from the callers' answers and the sandbox's ledger, not from Causeway; every process it started ends with it.
+//! Guarantees: the exit code is 0 only if no message was lost or overtaken and every repeat has a reason. The report
+//! comes from the callers' answers and the sandbox's ledger, not from Causeway. Every process that the run started
+//! ends with the run.
 
 mod broker;
 mod faults;
@@ -30,71 +31,72 @@ use crate::config::parse_rate;
 use plan::Mishap;
 use stage::Stage;
 
-/// It guards nothing: everything behind it is made up and gone in a moment.
+/// The token of all listeners of a run. It protects nothing: all data is generated, and the run is short.
 const TOKEN: &str = "prove";
 
 /// Runs a deployment of its own: `serve` on the embedded engine, or with --queue-url an ingress and workers on that
-/// RabbitMQ. The sandbox plays both platforms and is the witness. Nothing is asked of the settings of this machine.
+/// RabbitMQ. The sandbox simulates both platforms and records what arrives. The settings of this machine are not
+/// read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// What the schedule of faults follows from; without it one is drawn and printed
+    /// Seed of the fault schedule; default: a random one, which is printed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How many messages; sets the duration
+    /// Number of messages; determines the duration
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     messages: Option<u64>,
-    /// How long messages are sent; waiting for quiet comes on top
+    /// How long messages are sent; the final wait for quiet is added
     #[arg(long, value_name = "TIME", default_value = "45s", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// Messages in a second, both directions together, whatever becomes of them
+    /// Messages per second, for both directions together, sent independent of their outcome
     #[arg(long, value_name = "N/s", default_value = "150/s", value_parser = rate)]
     rate: f64,
-    /// Conversations at a time, half in each direction
+    /// Concurrent conversations, half in each direction
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=20_000))]
     conversations: u32,
-    /// The share of conversations that their destination refuses
+    /// Share of conversations that their destination rejects
     #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = share)]
     poisoned: f64,
-    /// Worker processes, with --queue-url
+    /// Number of worker processes, with --queue-url
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16).map(usize::from))]
     workers: usize,
-    /// Which faults, with commas, or none; without it all that can be made here
+    /// Kinds of faults, separated by commas, or none; default: all kinds that are possible here
     #[arg(long, value_name = "LIST", value_parser = kinds)]
     faults: Option<Kinds>,
-    /// A fault every so often, once those that kill workers for the clock are done
+    /// Time between two faults, after the first worker kills, which are made alone to be timed
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     fault_every: Duration,
-    /// RabbitMQ, as amqp://user:password@host:5672/vhost: an empty vhost of its own, whose messages all go to the sandbox
+    /// RabbitMQ, as amqp://user:password@host:5672/vhost. The vhost must be empty: all its messages go to the sandbox
     #[arg(long, value_name = "URL", value_parser = amqp, hide_env_values = true)]
     queue_url: Option<Url>,
-    /// A command that is run with stop, kill (-9) or start as its last word and does that to the broker; start may end
+    /// Command that controls the broker. Its last argument is stop, kill (-9) or start. It may return from start
     /// before the broker is up
     #[arg(long, value_name = "CMD", requires = "queue_url")]
     broker_ctl: Option<String>,
-    /// Where conversations are remembered: postgres://…; without it SQLite in the run's own folder
+    /// PostgreSQL for the conversations: postgres://…; default: SQLite in the run's own folder
     #[arg(long, value_name = "URL")]
     directory_url: Option<String>,
-    /// The ledger as JSON
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
-    /// Do not end at the first message that was overtaken
+    /// Do not stop at the first overtaken message
     #[arg(long)]
     keep_going: bool,
-    /// What the processes log, into the run's folder, which stays when a promise broke
+    /// Log level of the processes. The logs are in the run's folder, which is kept if a guarantee is broken
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
-    /// The wait for quiet ends when nothing has moved for so long; what is still on its way then is lost
+    /// Stop waiting for quiet after this time without progress; messages still in flight then count as lost
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     give_up_after: Duration,
-    /// Makes the destination take a message without keeping it, so that the run must fail
+    /// Make the destination accept a message without keeping it, so that the run must fail
     #[arg(long, hide = true)]
     swallow_one: bool,
 }
 
 const AFTER_HELP: &str = "\
 A run has four parts at the same rate: warming up, clean, with poisoned conversations, with poisoned conversations and
-faults. Then everything is mended, and it waits until all that was taken is delivered or a dead letter.
+faults. Then everything is repaired, and the run waits until every accepted message is delivered or a dead letter.
 
 Faults: kill-ingress, kill-worker, freeze-worker, cut-callers, hole-callers, cut-ingress-broker, hole-ingress-broker,
 cut-worker-broker, hole-worker-broker, cut-platform, hole-platform, down-platform, 503, 429, 504, hang, cut, cut-after,
@@ -108,9 +110,9 @@ Examples:
   causeway prove --queue-url amqp://guest:guest@localhost:5672/prove --workers 3 --messages 1000000 --rate 400/s
   causeway prove --queue-url amqp://… --broker-ctl ./broker.sh
 
-Exit codes: 0 every promise held, 1 one broke (its history is printed), 2 usage.";
+Exit codes: 0 every guarantee was kept, 1 one was broken (its history is printed), 2 usage.";
 
-/// The kinds of faults that were asked for.
+/// The kinds of faults that `--faults` names.
 #[derive(Debug, Clone)]
 struct Kinds(Vec<Mishap>);
 
@@ -127,10 +129,10 @@ fn kinds(text: &str) -> Result<Kinds, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = parse_rate(text).filter(|rate| (1.0..=100_000.0).contains(rate));
-    rate.ok_or_else(|| "must be a number of messages in a second, as 150 or 150/s".to_owned())
+    rate.ok_or_else(|| "must be a number of messages per second, as 150 or 150/s".to_owned())
 }
 
-/// `1%` or `0.01`.
+/// A share: `1%` or `0.01`.
 fn share(text: &str) -> Result<f64, String> {
     let share = match text.strip_suffix('%') {
         Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
@@ -145,12 +147,12 @@ fn share(text: &str) -> Result<f64, String> {
 fn amqp(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok().filter(|url| url.scheme() == "amqp" && url.has_host());
     url.ok_or_else(|| {
-        "must be amqp://user:password@host:port/vhost (no TLS: a proxy stands in between)".to_owned()
+        "must be amqp://user:password@host:port/vhost (no TLS: the run puts a proxy in between)".to_owned()
     })
 }
 
 impl Args {
-    /// The kinds to be made; one that cannot be made here is a mistake only where it was asked for.
+    /// The kinds of faults for this run. An impossible kind is an error only if `--faults` names it.
     fn kinds(&self, ground: plan::Ground) -> Result<Vec<Mishap>, Failure> {
         let Some(Kinds(asked)) = &self.faults else {
             return Ok(Mishap::ALL.iter().copied().filter(|kind| kind.possible(ground)).collect());

@@ -1,18 +1,18 @@
-//! The parts of a run, on one clock.
+//! The phases of a run, on one clock.
 
 use std::time::Duration;
 
-/// One part; all have the same rate.
+/// One phase. All phases have the same rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Connections open, caches fill: not measured.
+    /// Connections open and caches fill. Latencies of this phase are not measured.
     Warming,
     Clean,
     Poisoned,
     Faults,
 }
 
-/// When each part ends, since the beginning.
+/// The end of each phase, since the beginning of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Phases {
     pub(super) warm: Duration,
@@ -21,7 +21,7 @@ pub(super) struct Phases {
     pub(super) end: Duration,
 }
 
-/// More does not make the comparison better.
+/// Upper limit of a phase that is compared. A longer phase does not improve the comparison.
 const COMPARED_MOST: Duration = Duration::from_secs(120);
 const WARMING_MOST: Duration = Duration::from_secs(5);
 

@@ -1,7 +1,8 @@
-//! What goes wrong, and when: the whole schedule follows from the seed, so that a run can be made again.
+//! The schedule of faults. The seed determines the whole schedule, so that a run can be repeated.
 //!
-//! Guarantees: pure; the same seed, span and kinds give the same schedule; each kind comes at least once, and each fault ends
-//! within the span. Leaves to others: doing it (`faults.rs`).
+//! Guarantees: no I/O. The same seed, span and kinds give the same schedule. Each kind occurs at least once. Each
+//! fault ends within the span.
+//! Not responsible for: making the faults (`faults.rs`).
 
 use std::time::Duration;
 
@@ -16,73 +17,73 @@ mod kinds {
     use crate::message::named;
 
     named! {
-        /// One way in which something goes wrong, by the name that `--faults` knows.
+        /// A kind of fault, named as in `--faults`.
         Mishap {
-            /// kill -9 of the ingress, and its restart.
+            /// kill -9 of the ingress, then its restart.
             KillIngress = "kill-ingress",
-            /// kill -9 of a worker (embedded: of the one process), and its restart.
+            /// kill -9 of a worker (embedded: of the only process), then its restart.
             KillWorker = "kill-worker",
-            /// A worker stopped for longer than the broker's patience, and woken.
+            /// SIGSTOP of a worker for longer than the broker's heartbeat timeout, then SIGCONT.
             FreezeWorker = "freeze-worker",
             /// The callers' connections to the ingress are reset.
             CutCallers = "cut-callers",
-            /// Nothing moves between the callers and the ingress.
+            /// Connections between the callers and the ingress stay open, but no data moves.
             HoleCallers = "hole-callers",
             /// The ingress' connections to the broker are reset.
             CutIngressBroker = "cut-ingress-broker",
-            /// Nothing moves between the ingress and the broker.
+            /// Connections between the ingress and the broker stay open, but no data moves.
             HoleIngressBroker = "hole-ingress-broker",
             /// A worker's connections to the broker are reset.
             CutWorkerBroker = "cut-worker-broker",
-            /// Nothing moves between a worker and the broker.
+            /// Connections between a worker and the broker stay open, but no data moves.
             HoleWorkerBroker = "hole-worker-broker",
             /// The workers' connections to a platform are reset.
             CutPlatform = "cut-platform",
-            /// Nothing moves between the workers and a platform.
+            /// Connections between the workers and a platform stay open, but no data moves.
             HolePlatform = "hole-platform",
             /// A platform refuses connections.
             DownPlatform = "down-platform",
-            /// A platform answers some with 503.
+            /// A platform answers some requests with 503.
             Busy = "503",
-            /// A platform answers some with 429 and `Retry-After`.
+            /// A platform answers some requests with 429 and `Retry-After`.
             TooMany = "429",
-            /// A platform answers some with 504.
+            /// A platform answers some requests with 504.
             GatewayTimeout = "504",
-            /// A platform answers some not at all.
+            /// A platform does not answer some requests.
             Hang = "hang",
-            /// A platform closes some connections instead of an answer.
+            /// A platform closes some connections instead of answering.
             Cut = "cut",
-            /// The same, after it did what was asked.
+            /// A platform performs the action of some requests, then closes the connection without an answer.
             CutAfter = "cut-after",
-            /// A platform answers with an HTML page.
+            /// A platform answers some requests with an HTML page.
             Html = "html",
-            /// A platform takes its time.
+            /// A platform answers some requests slowly.
             Slow = "slow",
             /// Every write to a file fails, as on a full disk.
             FullDisk = "full-disk",
-            /// The broker stops in good order, and starts.
+            /// The broker is stopped cleanly, then started.
             StopBroker = "stop-broker",
-            /// kill -9 of the broker, and its restart.
+            /// kill -9 of the broker, then its restart.
             KillBroker = "kill-broker",
         }
     }
 }
 pub(super) use kinds::Mishap;
 
-/// What there is to break.
+/// The deployment under test: its parts decide which faults are possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ground {
-    /// Whether there is a broker between ingress and workers.
+    /// Whether a broker connects ingress and workers.
     pub(super) broker: bool,
-    /// Whether it can be told to stop.
+    /// Whether the run can stop the broker.
     pub(super) broker_control: bool,
     pub(super) workers: usize,
-    /// Longer than the broker waits for a silent worker.
+    /// A time after which the broker has given up a silent worker.
     pub(super) patience: Duration,
 }
 
 impl Mishap {
-    /// Whether it can be made on this ground.
+    /// Whether this fault is possible in this deployment.
     pub(super) fn possible(self, ground: Ground) -> bool {
         match self {
             Self::KillIngress
@@ -91,13 +92,13 @@ impl Mishap {
             | Self::CutWorkerBroker
             | Self::HoleWorkerBroker => ground.broker,
             Self::StopBroker | Self::KillBroker => ground.broker && ground.broker_control,
-            // A broker has a disk of its own. The limit that stands for it is Linux'.
+            // A broker has a disk of its own. The file size limit that simulates a full disk exists only on Linux.
             Self::FullDisk => !ground.broker && cfg!(target_os = "linux"),
             _ => true,
         }
     }
 
-    /// Whether it can leave open whether a delivery has happened or was noted.
+    /// Whether it can leave unknown if a delivery happened or was recorded.
     pub(super) const fn blurs_delivery(self) -> bool {
         matches!(
             self,
@@ -113,7 +114,7 @@ impl Mishap {
         )
     }
 
-    /// Whether it can leave open whether a message was taken, so that its caller posts it again.
+    /// Whether it can leave unknown if a message was accepted, so that the caller posts the message again.
     pub(super) const fn blurs_acceptance(self) -> bool {
         matches!(
             self,
@@ -129,7 +130,7 @@ impl Mishap {
         )
     }
 
-    /// How long it lasts, in milliseconds: from, to.
+    /// The shortest and longest duration in milliseconds.
     fn lasting(self, ground: Ground, long_run: bool) -> (u64, u64) {
         match self {
             Self::CutCallers | Self::CutIngressBroker | Self::CutWorkerBroker | Self::CutPlatform => (0, 0),
@@ -148,28 +149,28 @@ impl Mishap {
     }
 }
 
-/// One fault to come.
+/// One scheduled fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Planned {
     pub(super) mishap: Mishap,
-    /// Since the faults began.
+    /// Start, since the faults began.
     pub(super) at: Duration,
     pub(super) lasts: Duration,
-    /// Which worker, where it is one's.
+    /// The worker, for a fault of a worker.
     pub(super) worker: usize,
-    /// Which platform, where it is one's.
+    /// The platform, for a fault of a platform.
     pub(super) side: Destination,
-    /// What its own dice start from.
+    /// Seed of the fault's own random decisions.
     pub(super) seed: u64,
 }
 
-/// Runs beyond this also break things for long.
+/// Longer runs also have long faults.
 const LONG: Duration = Duration::from_secs(600);
-/// Kills that are measured have this much time for themselves.
+/// Each measured kill gets this much time without other faults.
 const APART: Duration = Duration::from_secs(6);
 const MEASURED_MOST: u32 = 10;
 
-/// The schedule: first some kills of workers with nothing else around, where there is time, then everything.
+/// The schedule: first some kills of workers without other faults, if the span is long enough, then all kinds.
 pub(super) fn schedule(
     seed: u64,
     kinds: &[Mishap],
@@ -202,7 +203,7 @@ pub(super) fn schedule(
         let fault = draw(&mut dice, mishap, ground, span);
         let share = (place as f64 + dice.random_range(0.0..0.7)) / count as f64;
         let at = begin + rest.mul_f64(share);
-        // What takes long begins early enough to end in time.
+        // A long fault begins early enough to end within the span.
         planned.push(Planned { at: at.min(span.saturating_sub(fault.lasts)), ..fault });
     }
     planned.sort_by_key(|fault| fault.at);

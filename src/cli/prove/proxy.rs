@@ -1,7 +1,8 @@
-//! A TCP proxy that breaks on command: the network between two parts of a run.
+//! A TCP proxy that breaks on command. It simulates the network between two parts of a run.
 //!
-//! It breaks the way networks do: a refused port is really closed, a cut is a reset, a black hole keeps connections open and
-//! swallows nothing: what was on its way arrives after [`Proxy::heal`], as with a router that came back.
+//! The proxy breaks as networks do. A refused port is really closed, and a cut is a TCP reset. A black hole keeps
+//! connections open and loses no data: data on its way arrives after [`Proxy::heal`], as after the return of a
+//! router.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -23,11 +24,11 @@ enum Way {
 #[derive(Debug, Clone, Copy)]
 struct State {
     way: Way,
-    /// Counts the cuts: a connection ends when it is no longer the number it was born under.
+    /// The number of cuts. A connection ends when this number differs from the one at its start.
     cuts: u64,
 }
 
-/// Breaks for good when dropped.
+/// Dropping the proxy breaks it for good.
 #[derive(Debug)]
 pub(super) struct Proxy {
     address: SocketAddr,
@@ -35,7 +36,7 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// Stands before `target` on a free port of loopback.
+    /// Listens on a free loopback port and forwards to `target`.
     pub(super) async fn start(target: String) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("no free port")?;
         let address = listener.local_addr()?;
@@ -48,12 +49,12 @@ impl Proxy {
         self.address
     }
 
-    /// Resets every connection; new ones are welcome.
+    /// Resets every connection. New connections are accepted.
     pub(super) fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// As if the process behind had died: connections are reset, new ones refused.
+    /// Resets every connection and refuses new ones, as if the process behind the proxy had died.
     pub(super) fn refuse(&self) {
         self.state.send_modify(|state| {
             state.way = Way::Refused;
@@ -61,12 +62,12 @@ impl Proxy {
         });
     }
 
-    /// As if a cable was pulled: connections stay open, new ones are accepted, nothing moves in either direction.
+    /// Keeps connections open and accepts new ones, but moves no data, as if a cable was unplugged.
     pub(super) fn black_hole(&self) {
         self.state.send_modify(|state| state.way = Way::BlackHole);
     }
 
-    /// All well again, on the same address, and what a black hole held back moves on.
+    /// Restores the connection on the same address. Data that a black hole held back moves on.
     pub(super) fn heal(&self) {
         self.state.send_modify(|state| state.way = Way::Open);
     }
@@ -80,7 +81,7 @@ async fn listen(
 ) {
     let mut listening = Some(listener);
     loop {
-        // The port is only held while it is meant to answer.
+        // The port is closed while the proxy refuses connections.
         if state.wait_for(|state| state.way != Way::Refused).await.is_err() {
             return;
         }
@@ -88,7 +89,7 @@ async fn listen(
             Some(listener) => listener,
             None => match TcpListener::bind(address).await {
                 Ok(listener) => listener,
-                // An outgoing connection may sit on the port for a moment.
+                // An outgoing connection may use the port for a moment.
                 Err(_) => {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     continue;
@@ -139,13 +140,13 @@ async fn relay(client: TcpStream, target: String, state: watch::Receiver<State>,
     if broken {
         for half in [to_client, to_server] {
             reset(half.as_ref());
-            // Dropping it would say a polite goodbye first.
+            // Dropping the write half would send a FIN before the reset.
             half.forget();
         }
     }
 }
 
-/// Carries one direction to its end, then passes the end on.
+/// Copies one direction until its end, then passes on the end of the stream.
 async fn pump(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
@@ -162,17 +163,17 @@ async fn pump(
     }
 }
 
-/// Waits while the way is a black hole.
+/// Waits while the proxy is a black hole.
 async fn passable(state: &mut watch::Receiver<State>) -> Option<()> {
     state.wait_for(|state| state.way == Way::Open).await.ok().map(|_| ())
 }
 
 async fn cut(state: &mut watch::Receiver<State>, born: u64) {
-    // An error means that the proxy itself was dropped, which cuts as well.
+    // An error means that the proxy was dropped. That cuts the connection, too.
     let _ = state.wait_for(|state| state.cuts != born).await;
 }
 
-/// The next close of this socket is a reset.
+/// Makes the next close of this socket a reset.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }

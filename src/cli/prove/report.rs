@@ -1,4 +1,4 @@
-//! The ledger: what was promised against what was seen, as a table or as JSON.
+//! The report: compares the guarantees with the observations, as a table or as JSON.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -15,27 +15,28 @@ use super::verdict::{Breach, Circumstances, judge};
 use crate::cli::output::{self, Paint};
 use crate::message::MessageId;
 
-/// So many broken conversations are told in full.
+/// Maximum number of broken conversations that are printed in full.
 const TOLD_MOST: usize = 5;
-/// Faults this close to a broken message are told with it.
+/// Faults within this time of a broken message are printed with the message.
 const AROUND: Micros = 10 * SECOND;
-/// A kill is measured by itself where nothing else happened so shortly before, or until partitions were served again.
+/// A kill counts as measured alone if no other fault happened in this time before it, or before all partitions were
+/// served again.
 const ALONE_BEFORE: Micros = 2 * SECOND;
 
-/// Where a report comes from.
+/// The inputs of a report.
 #[derive(Debug)]
 pub(super) struct Sources<'a> {
     pub(super) seed: u64,
     pub(super) stage: &'a Stage,
     pub(super) phases: Phases,
-    /// When the first message was due, on the witness' clock.
+    /// When the first message was due, on the witness's clock.
     pub(super) offset: Micros,
     pub(super) took: Duration,
     pub(super) quiet_after: Duration,
     pub(super) planned: &'a [Planned],
 }
 
-/// The whole ledger.
+/// The whole report.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     kept: bool,
@@ -51,14 +52,14 @@ pub(super) struct Report {
     overtaken: u64,
     unexplained_repeats: u64,
     refused: u64,
-    /// Taken while the disk was full.
+    /// Messages accepted while the disk was full.
     taken_on_a_full_disk: u64,
     faults: BTreeMap<&'static str, Count>,
-    /// Milliseconds from a message's turn to its effect; healthy conversations only.
+    /// Milliseconds from the scheduled time of a message to its effect. Only healthy conversations count.
     latency_ms: BTreeMap<&'static str, Latency>,
-    /// p99 of healthy conversations with poisoned ones around, over without.
+    /// p99 of healthy conversations: with poisoned conversations around, divided by without.
     poisoned_p99_ratio: Option<f64>,
-    /// Milliseconds from kill -9 of a worker until every partition that had something to deliver was served again.
+    /// Milliseconds from kill -9 of a worker until every partition with messages to deliver was served again.
     kill_to_next_delivery_ms: Kills,
     memory_bytes: BTreeMap<String, u64>,
     ended_by_itself: Vec<String>,
@@ -73,7 +74,7 @@ struct Direction {
     lost: u64,
     repeated: u64,
     overtaken: u64,
-    /// What explains the repeats.
+    /// Number of repeats by the reason that explains them.
     repeats_by_reason: BTreeMap<&'static str, u64>,
 }
 
@@ -93,19 +94,19 @@ struct Latency {
 
 #[derive(Debug, Default, Serialize)]
 struct Kills {
-    /// With nothing else going wrong.
+    /// Kills without any other fault.
     alone: Vec<f64>,
     all: Vec<f64>,
 }
 
 impl Report {
-    /// Whether every promise held.
+    /// Whether every guarantee was kept.
     pub(super) fn kept(&self) -> bool {
         self.kept
     }
 }
 
-/// Adds everything up.
+/// Computes the report.
 pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &HashSet<MessageId>) -> Report {
     let patience = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
     let known = Circumstances { happened: &diary.happened, patience };
@@ -177,7 +178,7 @@ fn counts(planned: &[Planned], happened: &[Happened]) -> BTreeMap<&'static str, 
     counts
 }
 
-/// From a message's turn to its effect, by the part of the run its turn was in.
+/// Time from a message's scheduled time to its effect, by the phase of the scheduled time.
 fn latencies(from: &Sources<'_>, chats: &[Chat]) -> (BTreeMap<&'static str, Latency>, Option<f64>) {
     let mut waits: [Vec<Micros>; 3] = Default::default();
     for trace in chats.iter().filter(|chat| !chat.poisoned).flat_map(|chat| &chat.messages) {
@@ -272,7 +273,7 @@ fn history(chat: &Chat, at: usize, breach: Breach, dead: &HashSet<MessageId>, fa
     lines.join("\n")
 }
 
-/// As a table for people.
+/// Prints the report as a table.
 pub(super) fn print(report: &Report, paint: Paint) -> std::io::Result<()> {
     output::line("")?;
     output::line(ledger(report))?;
@@ -284,7 +285,7 @@ pub(super) fn print(report: &Report, paint: Paint) -> std::io::Result<()> {
     output::line("")?;
     output::line(latency(report))?;
     if let Some(ratio) = report.poisoned_p99_ratio {
-        output::line(format_args!("p99 with poisoned conversations: {ratio:.2} times that without"))?;
+        output::line(format_args!("p99 with poisoned conversations: {ratio:.2} times the p99 without"))?;
     }
     output::line(format_args!("\nfaults: {}", made(&report.faults)))?;
     let kills = &report.kill_to_next_delivery_ms;

@@ -1,7 +1,8 @@
-//! Plays a run from its first message to quiet.
+//! Executes a run from its first message to quiet.
 //!
-//! Guarantees: faults only while messages flow; everything is mended before the wait for quiet, and nothing is judged before
-//! that ended. Leaves to others: each of these things.
+//! Guarantees: faults happen only while messages flow. Everything is repaired before the wait for quiet. The check
+//! begins after the wait for quiet.
+//! Not responsible for: the single steps.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -28,12 +29,12 @@ use crate::tasks::{self, Stop};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What was seen of the processes.
+/// Observations of the processes.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The most bytes seen, by process.
+    /// The maximum number of bytes, by process.
     pub(super) most: std::collections::BTreeMap<String, u64>,
-    /// Which ended although nobody killed it.
+    /// The processes that ended by themselves.
     pub(super) fallen: Vec<String>,
 }
 
@@ -93,7 +94,7 @@ fn announce(args: &Args, seed: u64, stage: &Stage, faults: usize, messages: f64)
     ))
 }
 
-/// The callers' plans: their turns lie evenly on the clock, one after the other.
+/// The callers' schedules: their messages are spread evenly over time.
 fn lines(args: &Args, phases: Phases, begin: Instant) -> Vec<Line> {
     let gap = Duration::from_secs_f64(1.0 / args.rate);
     let of_each = f64::from(args.conversations) / 2.0;
@@ -108,7 +109,7 @@ fn lines(args: &Args, phases: Phases, begin: Instant) -> Vec<Line> {
     (0..args.conversations).map(line).collect()
 }
 
-/// What happens while messages flow.
+/// The actions while messages flow.
 async fn script(
     args: &Args,
     stage: &Stage,
@@ -134,14 +135,15 @@ async fn script(
     Ok(())
 }
 
-/// Ends at the first message that was overtaken, unless told to go on.
+/// Ends at the first overtaken message, except with `--keep-going`.
 async fn overtaken(args: &Args, stage: &Stage) {
     while args.keep_going || stage.witness.tally().swapped == 0 {
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// Moves the bar, reads the memory of the processes, and starts again what ended by itself, as a supervisor would.
+/// Updates the progress bar, measures the memory of the processes, and restarts processes that ended by themselves,
+/// as a supervisor would.
 async fn follow(
     stage: &Stage,
     bar: &ProgressBar,
@@ -154,7 +156,7 @@ async fn follow(
         let made = diary.lock().unwrap_or_else(PoisonError::into_inner).happened.len();
         bar.set_position(tally.accepted);
         bar.set_message(format!(
-            "{} on their way, {made} faults",
+            "{} in flight, {made} faults",
             tally.accepted.saturating_sub(tally.delivered)
         ));
         for (number, member) in stage.members.iter().enumerate() {
@@ -175,7 +177,7 @@ fn note_memory(memory: &Mutex<Memory>, name: &str, bytes: Option<u64>) {
 }
 
 async fn raise(stage: &Stage, number: usize, member: &Member, diary: &Mutex<Diary>, memory: &Mutex<Memory>) {
-    // Whoever cannot start it now looks again in a moment.
+    // If the restart fails, the next pass tries again.
     if !member.mend().await.unwrap_or(false) {
         return;
     }
@@ -188,8 +190,8 @@ async fn raise(stage: &Stage, number: usize, member: &Member, diary: &Mutex<Diar
     diary.lock().unwrap_or_else(PoisonError::into_inner).happened.push(fell);
 }
 
-/// Waits until everything that was taken has come to an end and the queue is empty, or nothing moves any more. Returns the
-/// dead letters.
+/// Waits until every accepted message has an outcome and the queue is empty, or until there is no progress any more.
+/// Returns the dead letters.
 async fn quiet(
     args: &Args,
     stage: &Stage,
@@ -201,7 +203,7 @@ async fn quiet(
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let tally = stage.witness.tally();
-        // The broker may still be coming up: then there is nothing to be seen yet.
+        // While the broker is still starting, nothing can be observed.
         let looked = look(stage, tally.delivered < tally.accepted).await;
         if let Ok((waiting, letters)) = looked {
             dead.extend(letters);
@@ -224,7 +226,7 @@ async fn quiet(
     }
 }
 
-/// What waits in the queue, and which dead letters there are, where they are asked for.
+/// The number of messages in the queue and, if `letters` is set, the ids of the dead letters.
 async fn look(stage: &Stage, letters: bool) -> anyhow::Result<(u64, Vec<MessageId>)> {
     let queue = crate::app::open_desk(&stage.desk).await?;
     let looked = async {
@@ -242,7 +244,7 @@ async fn look(stage: &Stage, letters: bool) -> anyhow::Result<(u64, Vec<MessageI
     looked
 }
 
-/// On standard error, and only on a terminal.
+/// A progress bar on standard error, shown only on a terminal.
 fn progress(messages: f64) -> ProgressBar {
     let bar = ProgressBar::new(messages as u64);
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg} {elapsed}");

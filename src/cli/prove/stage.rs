@@ -1,7 +1,8 @@
-//! Everything that a run stands on: the sandbox, the processes, the wires between them, a folder.
+//! The environment of a run: the sandbox, the processes, the proxies between them, a folder.
 //!
-//! Guarantees: settings of its own whatever the environment says; every wire can be broken; all of it on loopback but the
-//! broker that the user names. Leaves to others: breaking it (`faults.rs`).
+//! Guarantees: the settings do not depend on the environment variables. Every connection can be broken. Everything is
+//! on loopback, except the broker that the user names.
+//! Not responsible for: breaking it (`faults.rs`).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -23,21 +24,22 @@ use crate::config::{Environment, Purpose, Settings};
 use crate::platform::{Http, HttpSettings};
 use crate::sandbox::{Accept, AgentSettings, Sandbox, SandboxSettings};
 
-/// How long Causeway waits for an answer of a platform.
+/// Causeway's timeout for a call to a platform.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
-/// More than the patience, as the settings want it; the broker gives a silent worker up after two to three of these.
+/// Longer than [`PATIENCE`], as the settings require. The broker gives up a silent worker after two to three of
+/// these.
 const HEARTBEAT: Duration = Duration::from_secs(6);
-/// How long the callers wait for an answer.
+/// The callers' timeout.
 const CALLERS_WAIT: Duration = Duration::from_secs(8);
-/// As many requests as can be in the air, and then some: what a run remembers is in the witness.
+/// More than the number of concurrent requests. The witness keeps everything else that a run needs.
 const LEDGER_KEEPS: usize = 20_000;
-/// Enough to tell a late word that its chat is over.
+/// Enough to answer a late message that its chat is over.
 const CHATS_KEPT: usize = 500;
 
 #[derive(Debug)]
 pub(super) struct Wires {
     pub(super) callers: Proxy,
-    /// The ingress', then each worker's.
+    /// The proxy of the ingress, then the proxy of each worker.
     brokers: Vec<Proxy>,
     pub(super) servicenow: Proxy,
     pub(super) xo: Proxy,
@@ -54,9 +56,9 @@ pub(super) struct Stage {
     pub(super) sandbox: Sandbox,
     pub(super) witness: Witness,
     pub(super) wires: Wires,
-    /// The ingress and the workers, or the one process of the embedded engine.
+    /// The ingress and the workers, or the only process of the embedded engine.
     pub(super) members: Vec<Member>,
-    /// For a look at what waits and what died, past every broken wire.
+    /// Settings for reading the queue and the dead letters without any proxy.
     pub(super) desk: Settings,
     pub(super) ground: Ground,
     broker: Option<Broker>,
@@ -105,7 +107,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Messages of others that wait in the same vhost would be delivered to the sandbox.
+    /// Fails if messages wait in the vhost: foreign messages would be delivered to the sandbox.
     async fn refuse_what_is_not_ours(&self) -> Result<(), Failure> {
         if !self.ground.broker {
             return Ok(());
@@ -124,7 +126,7 @@ impl Stage {
     }
 
     pub(super) fn ingress(&self) -> &Member {
-        // `set` makes at least one.
+        // `set` creates at least one member.
         &self.members[0]
     }
 
@@ -149,7 +151,7 @@ impl Stage {
         self.broker.as_ref().context("--broker-ctl is not given")
     }
 
-    /// Whatever is still broken is made whole: wires, rules, processes, the broker.
+    /// Repairs everything that is still broken: proxies, rules, processes, the broker.
     pub(super) async fn mend(&self) -> anyhow::Result<()> {
         self.sandbox.script().clear();
         let wires = &self.wires;
@@ -166,7 +168,7 @@ impl Stage {
     }
 
     pub(super) async fn end(&self) {
-        // An interrupted run leaves nobody's broker stopped.
+        // An interrupted run must not leave the user's broker stopped.
         if let Some(broker) = &self.broker
             && let Err(error) = broker.bring_back().await
         {
@@ -184,10 +186,10 @@ fn sandbox_settings() -> SandboxSettings {
     SandboxSettings { agent, keep, keep_chats, ..SandboxSettings::default() }
 }
 
-/// What every process is told.
+/// The settings that all processes share.
 fn shared(args: &Args, folder: &Folder, wires: &Wires, public: SocketAddr) -> anyhow::Result<Variables> {
     let built_in = SandboxSettings::default();
-    let path = folder.path().to_str().context("the folder of temporary files has a name that is not text")?;
+    let path = folder.path().to_str().context("the path of the temporary folder is not valid UTF-8")?;
     let queue_id = built_in.queues.first().map(|queue| queue.id.clone()).unwrap_or_default();
     let seconds = |time: Duration| format!("{}s", time.as_secs());
     let directory = args.directory_url.clone().unwrap_or_else(|| format!("sqlite:{path}/directory.db"));
@@ -202,7 +204,8 @@ fn shared(args: &Args, folder: &Folder, wires: &Wires, public: SocketAddr) -> an
         ("SERVICENOW__QUEUE_ID", queue_id),
         ("SERVICENOW__POLL_WAITING", "60s".to_owned()),
         ("SERVICENOW__POLL_ACTIVE", "60s".to_owned()),
-        // Conversations that a run leaves open stay so: what Causeway does about them is no part of the count.
+        // A run leaves conversations open. The high limit keeps Causeway from ending them, which would change the
+        // counts.
         ("SERVICENOW__WAIT_LIMIT", "30d".to_owned()),
         ("XO__CALLBACK_URL", format!("http://{}/xo/callback", wires.xo.address())),
         ("INGRESS__LISTEN", public.to_string()),
@@ -210,7 +213,7 @@ fn shared(args: &Args, folder: &Folder, wires: &Wires, public: SocketAddr) -> an
         ("INGRESS__HANDOFFS__TOKEN", TOKEN.to_owned()),
         ("DELIVERY__SERVICENOW__TIMEOUT", seconds(PATIENCE)),
         ("DELIVERY__XO__TIMEOUT", seconds(PATIENCE)),
-        // Poisoned conversations shall end as dead letters while the run lasts.
+        // Poisoned conversations must become dead letters while the run lasts.
         ("DELIVERY__HOLD", "3s".to_owned()),
         ("DELIVERY__RETRY__MAX", "1s".to_owned()),
         ("LOG__FORMAT", "text".to_owned()),

@@ -1,30 +1,31 @@
-//! From what was seen to what was promised: lost, overtaken, repeated without a reason.
+//! The checker: finds messages that were lost, overtaken, or repeated without a reason.
 //!
-//! Guarantees: pure. A repeat is explained only by something that can leave an attempt's outcome open and that met this very
-//! attempt: the platform's own fault in its answer, an answer as late as the caller's patience, or a fault of the schedule
-//! while the attempt, or the note of its success, was on its way.
+//! Guarantees: no I/O. Three things explain a repeat: a fault of the platform in the answer to this attempt, an
+//! answer as late as the caller's timeout, or a scheduled fault during the attempt or while its success was being
+//! recorded.
 
 use super::history::{Chat, Happened, Micros, SECOND, Trace, Visit};
 use super::plan::Mishap;
 use crate::message::Destination;
 
-/// From the answer of a platform to the moment when the queue has certainly noted it, in quiet times.
+/// Longest time from a platform's answer until the queue has recorded it, without faults.
 const NOTED_WITHIN: Micros = SECOND;
-/// What a fault still does after it is over.
+/// How long a fault has effects after its end.
 const AFTERMATH: Micros = 2 * SECOND;
 
-/// A promise that was not kept.
+/// A broken guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Breach {
-    /// Taken, and neither delivered nor a dead letter.
+    /// The message was accepted, but it was neither delivered nor dead-lettered.
     Lost,
-    /// It took effect after a later one of its conversation, or a later one started before it was through.
+    /// The message took effect after a later one of its conversation, or a later one started before this one was
+    /// finished.
     Overtaken,
-    /// It took effect twice, and nothing had left the first try's outcome open.
+    /// The message took effect twice, although the outcome of the first attempt was known.
     Unexplained,
-    /// An answer that no correct request should get.
+    /// A correct request was rejected.
     Refused,
-    /// Taken while nothing could be written.
+    /// The message was accepted while no file could be written.
     Unwritten,
 }
 
@@ -40,27 +41,27 @@ impl Breach {
     }
 }
 
-/// What became of one conversation.
+/// The result of the check of one conversation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Judgement {
     pub(super) accepted: u64,
     pub(super) delivered: u64,
     pub(super) dead: u64,
-    /// Effects beyond the first of a message, each with what explains it.
+    /// The effects after the first effect of a message, each with its reason.
     pub(super) repeats: Vec<&'static str>,
-    /// Which message, and what was broken.
+    /// The index of the message, and the broken guarantee.
     pub(super) breaches: Vec<(usize, Breach)>,
 }
 
-/// What the judge knows beside the conversation itself.
+/// The facts outside of the conversation that the checker needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances<'a> {
     pub(super) happened: &'a [Happened],
-    /// How long Causeway waits for an answer of a platform.
+    /// Causeway's timeout for a call to a platform.
     pub(super) patience: Micros,
 }
 
-/// Judges one conversation; `dead`: whether message n is a dead letter.
+/// Checks one conversation. `dead` tells whether message n is a dead letter.
 pub(super) fn judge(chat: &Chat, dead: impl Fn(usize) -> bool, known: Circumstances<'_>) -> Judgement {
     let mut judgement = Judgement::default();
     for (n, trace) in chat.messages.iter().enumerate() {
@@ -95,7 +96,8 @@ pub(super) fn judge(chat: &Chat, dead: impl Fn(usize) -> bool, known: Circumstan
     judgement
 }
 
-/// First posted and answered with 2xx while nothing could be written: it was not on the disk.
+/// Whether the message was first posted and answered with 2xx while no file could be written. The message cannot have
+/// been on the disk then.
 fn taken_on_a_full_disk(trace: &Trace, known: Circumstances<'_>) -> bool {
     let (Some(posted), Some(accepted)) = (trace.posted, trace.accepted) else { return false };
     full_disks(known).any(|fault| fault.from <= posted && accepted <= fault.until)
@@ -105,7 +107,7 @@ fn full_disks(known: Circumstances<'_>) -> impl Iterator<Item = &Happened> {
     known.happened.iter().filter(|fault| fault.mishap == Mishap::FullDisk)
 }
 
-/// How many messages were taken and have come to no end.
+/// The number of accepted messages without an outcome.
 pub(super) fn unfinished(chat: &Chat, dead: impl Fn(usize) -> bool) -> usize {
     let open = |(n, trace): &(usize, &Trace)| {
         trace.accepted.is_some() && trace.effect().is_none() && !is_moot(chat, *n, &dead) && !dead(*n)
@@ -113,12 +115,14 @@ pub(super) fn unfinished(chat: &Chat, dead: impl Fn(usize) -> bool) -> usize {
     chat.messages.iter().enumerate().filter(open).count()
 }
 
-/// The end of a chat whose start came to nothing asks for what is the case already: it is settled without a word.
+/// Whether message n is the end of a chat whose start was dead-lettered. There is no chat to end, so Causeway sends
+/// nothing.
 fn is_moot(chat: &Chat, n: usize, dead: &impl Fn(usize) -> bool) -> bool {
     chat.destination == Destination::ServiceNow && n > 0 && n + 1 == super::load::HANDOFF_LENGTH && dead(0)
 }
 
-/// Each message is held against the last one before it that took effect or is a dead letter.
+/// Compares the effect of each message with the effects before it, and its first visit with the outcome of its
+/// predecessor.
 fn overtaken(
     chat: &Chat,
     dead: &impl Fn(usize) -> bool,
@@ -141,7 +145,8 @@ fn overtaken(
         let through = through(before, known.patience);
         let jumped = match through {
             Some(through) => began.began < through,
-            // It died: then nothing of it may come after the next one began, but what a broken wire still held.
+            // The predecessor died. It must not arrive after the start of this message, unless a broken connection
+            // delayed it.
             None => {
                 dead(n - 1)
                     && before
@@ -158,11 +163,11 @@ fn overtaken(
     breaches.dedup();
 }
 
-/// When the sender could know that it was delivered.
+/// The time at which the sender could know that the message was delivered.
 fn through(trace: &Trace, patience: Micros) -> Option<Micros> {
     let done = |visit: &Visit| {
         let (at, _) = visit.effect?;
-        // Where the answer was spoiled or never came, the effect is all that can be told.
+        // If the answer was broken or missing, the time of the effect is the only evidence.
         let answered = visit.fault.is_none() && visit.status.is_some_and(|status| status < 300);
         let ended = visit.ended.filter(|_| answered).unwrap_or(at);
         Some(if ended.saturating_sub(visit.began) >= patience { at } else { ended })
@@ -170,7 +175,7 @@ fn through(trace: &Trace, patience: Micros) -> Option<Micros> {
     trace.visits.iter().filter_map(done).min()
 }
 
-/// One entry for each effect beyond the first: what explains it.
+/// One entry for each effect after the first: the reason, or `None`.
 fn repeats(chat: &Chat, n: usize, trace: &Trace, known: Circumstances<'_>) -> Vec<Option<&'static str>> {
     if trace.visits.len() < 2 {
         return Vec::new();
@@ -192,7 +197,7 @@ fn explained(
     again: &Visit,
     known: Circumstances<'_>,
 ) -> Option<&'static str> {
-    // A late answer that came is an answer.
+    // A late answer is still an answer.
     if let (Some(fault), None) = (first.fault, first.status) {
         return Some(fault);
     }
@@ -209,8 +214,8 @@ fn explained(
     if let Some(fault) = met {
         return Some(fault.mishap.as_str());
     }
-    // Posted twice, because the first answer was lost: two copies stand in the line, and whoever knew that the first was
-    // delivered must have lost its memory before the second one's turn.
+    // The message was posted twice because the first answer was lost, so two copies are in the queue. A repeat then
+    // needs a second fault: the record of the first delivery was lost before the second copy's turn.
     let (posted, accepted) = (trace.posted?, trace.accepted.unwrap_or(again.began));
     let lost_answer =
         |fault: &&Happened| fault.mishap.blurs_acceptance() && meets(fault, posted, accepted + NOTED_WITHIN);
@@ -219,8 +224,9 @@ fn explained(
     (trace.posts > 1 && forgot).then(|| cause.mishap.as_str())
 }
 
-/// By when a delivery was certainly noted. A lane moves on only then: where the next message already waited, its start is the
-/// proof, however slow a busy disk may be. On a full disk nothing is noted: that is made up for when there is room again.
+/// The time by which a delivery was certainly recorded. A lane moves on only after that. If the next message was
+/// waiting, its start is the evidence, even on a slow disk. On a full disk, the recording happens when there is room
+/// again.
 fn noted(chat: &Chat, n: usize, ended: Micros, known: Circumstances<'_>) -> Micros {
     let next = chat.messages.get(n + 1).filter(|next| next.accepted.is_some_and(|at| at <= ended));
     let moved_on = next.map(|next| next.visits.first().map_or(Micros::MAX, |visit| visit.began));
@@ -229,7 +235,7 @@ fn noted(chat: &Chat, n: usize, ended: Micros, known: Circumstances<'_>) -> Micr
     room.map(|fault| fault.until.saturating_add(NOTED_WITHIN)).fold(noted, Micros::max)
 }
 
-/// A fault of the schedule that can have held this visit up on its way.
+/// The scheduled fault that may have delayed this visit.
 fn by_fault(chat: &Chat, visit: &Visit, known: Circumstances<'_>) -> Option<&'static str> {
     let held = |fault: &&Happened| {
         let at = visit.began;
@@ -311,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_start_before_the_one_before_is_through_is_overtaking() {
-        // The effects are in order, but both were in the air at once.
+        // The effects are in order, but both messages were in flight at the same time.
         let slow = Visit { ended: Some(20_000), effect: Some((10_500, 1)), ..visit(10_000, 1) };
         let seen = judged(&[taken(&[slow]), taken(&[visit(15_000, 2)])], &[]);
         assert_eq!(seen.breaches, [(0, Breach::Overtaken)]);

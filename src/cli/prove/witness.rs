@@ -1,7 +1,7 @@
-//! Writes down what the callers were answered and what the sandbox's ledger saw, message by message.
+//! Records the callers' answers and the entries of the sandbox's ledger for each message.
 //!
-//! Guarantees: it believes the generator only about answers and the ledger only about arrivals and effects; it keeps no text.
-//! Leaves to others: judging it (`verdict.rs`).
+//! Guarantees: answers come only from the callers; arrivals and effects come only from the ledger. No text is kept.
+//! Not responsible for: checking the records (`verdict.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +12,16 @@ use crate::message::Destination;
 use crate::queue::PartitionId;
 use crate::sandbox::{Entry, Ledger, Moment, Operation, Side};
 
-/// How many partitions of each destination a run has.
+/// The number of partitions for each destination in a run.
 pub(super) const PARTITIONS: u16 = 8;
-/// What the killed had put on the wire still arrives: not a sign of its successor.
+/// Requests that a killed process had already sent still arrive in this time. They do not show that its successor
+/// works.
 const ON_THE_WIRE: Micros = 30_000;
 
-/// A message that arrives so soon has not waited.
+/// A message that arrives within this time after it was due has not waited.
 const AT_ONCE: Micros = 250_000;
 
-/// Clones share the book.
+/// Clones share the same records.
 #[derive(Debug, Clone)]
 pub(super) struct Witness {
     began: Instant,
@@ -29,7 +30,7 @@ pub(super) struct Witness {
 
 #[derive(Debug)]
 struct Book {
-    /// Sets our messages apart from those of an earlier run.
+    /// Distinguishes our messages from those of an earlier run.
     run: String,
     chats: Vec<Chat>,
     partitions: Vec<usize>,
@@ -39,14 +40,14 @@ struct Book {
     watches: Vec<Watch>,
 }
 
-/// What the progress bar and the wait for quiet need to know.
+/// The counts for the progress bar and the wait for quiet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) accepted: u64,
-    /// Taken, and in effect.
+    /// Messages that were accepted and took effect.
     pub(super) delivered: u64,
     pub(super) posts: u64,
-    /// Effects that came after those of later messages, as far as seen.
+    /// Effects that came after the effect of a later message, as far as observed.
     pub(super) swapped: u64,
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Tally {
 #[derive(Debug)]
 struct Watch {
     from: Micros,
-    /// Of each partition: when the first message after the kill arrived, and when it had been due.
+    /// For each partition: when the first message after the kill arrived, and when that message was due.
     first: Vec<Option<(Micros, Micros)>>,
 }
 
@@ -72,7 +73,7 @@ impl Witness {
         Self { began, book: Arc::new(Mutex::new(book)) }
     }
 
-    /// Hears of everything that the sandbox sees from now on.
+    /// Subscribes to all further entries of the sandbox's ledger.
     pub(super) fn attend(&self, ledger: &Ledger) {
         let witness = self.clone();
         ledger.record(move |moment, entry| {
@@ -89,7 +90,7 @@ impl Witness {
         u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// A new conversation: its number, and its name, which holds the number.
+    /// Opens a conversation. Returns its number, and its name, which contains the number.
     pub(super) fn open(&self, destination: Destination, poisoned: bool) -> (usize, String) {
         let mut book = self.lock();
         let number = book.chats.len();
@@ -102,7 +103,7 @@ impl Witness {
         (number, name)
     }
 
-    /// The next message of a conversation is due: its number.
+    /// Adds the next message of a conversation and returns its number.
     pub(super) fn due(&self, chat: usize, due: Micros) -> usize {
         let mut book = self.lock();
         let Some(chat) = book.chats.get_mut(chat) else { return 0 };
@@ -140,7 +141,7 @@ impl Witness {
         self.lock().tally
     }
 
-    /// From now on looks for the next arrival in each partition; the number reads the result.
+    /// Begins to look for the next arrival in each partition. The returned number reads the result.
     pub(super) fn watch(&self) -> usize {
         let from = self.now();
         let mut book = self.lock();
@@ -148,8 +149,8 @@ impl Witness {
         book.watches.len() - 1
     }
 
-    /// From the kill to the moment when the last of the partitions that had something to deliver was served again. Where the
-    /// first message was due later and did not wait, its partition was served before, and there is nothing to measure.
+    /// Time from the kill until the last partition with messages to deliver was served again. A partition whose first
+    /// message was due later and did not wait was served before, so that it does not count.
     pub(super) fn served_again(&self, watch: usize) -> Option<Micros> {
         let book = self.lock();
         let watch = book.watches.get(watch)?;
@@ -160,7 +161,7 @@ impl Witness {
         Some(arrived.max()?.saturating_sub(watch.from))
     }
 
-    /// Looks at everything that was written down.
+    /// Gives access to all records.
     pub(super) fn look<T>(&self, look: impl FnOnce(&[Chat]) -> T) -> T {
         look(&self.lock().chats)
     }
@@ -183,7 +184,7 @@ impl Book {
                 let ended = entry.finished.map_or(now, at);
                 let Some(visit) = self.visit(entry.seq) else { return };
                 (visit.ended, visit.status, visit.fault) = (Some(ended), entry.status, entry.fault);
-                // An effect may still come where the caller gave up; most have had theirs.
+                // After the caller gave up, the effect may still come. Most entries have had their effect.
                 if visit.effect.is_some() || entry.status.is_some() {
                     self.in_the_air.remove(&entry.seq);
                 }
@@ -235,7 +236,7 @@ impl Book {
         self.trace(chat, n)?.visits.get_mut(visit)
     }
 
-    /// Which of our messages a request is.
+    /// The conversation and message to which a request belongs.
     fn recognise(&self, entry: &Entry) -> Option<(usize, usize)> {
         if entry.outbound {
             return None;
