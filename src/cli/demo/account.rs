@@ -1,8 +1,8 @@
-//! Adds up: what Causeway said yes to against what the sandbox's ledger says arrived.
+//! The summary: compares the messages that Causeway accepted with the arrivals in the sandbox's ledger.
 //!
-//! Guarantees: lost, overtaken and latency come from the ledger and the requests alone; Causeway's own metrics only say how
-//! often it tried, buried and replayed. What was refused for good and replayed is expected late, and counts as overtaken
-//! by nobody.
+//! Guarantees: lost, overtaken and latency come only from the ledger and the requests. Causeway's own metrics only
+//! provide the counts of retries, dead letters and replays. A replayed message is expected late, so that it does not
+//! count as overtaken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,18 +17,18 @@ use crate::cli::output;
 use crate::dead::{self, Filter};
 use crate::sandbox::{Entry, Operation, Side};
 
-/// Something that Causeway took, and so must deliver.
+/// A message that Causeway accepted and therefore must deliver.
 #[derive(Debug, Clone)]
 struct Taken {
     lane: String,
     name: String,
-    /// Where absent, what arrives says when it was taken.
+    /// When the message was accepted. If this is absent, the arrival provides the time.
     at: Option<Timestamp>,
-    /// Its place in its lane, where it has one.
+    /// Position in its lane, if it has one.
     place: Option<usize>,
 }
 
-/// Something that took effect on the other side.
+/// A message that took effect on the other side.
 #[derive(Debug, Clone)]
 struct Arrived {
     lane: String,
@@ -38,7 +38,7 @@ struct Arrived {
     effect: u64,
 }
 
-/// One direction, added up.
+/// The counts of one direction.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Direction {
     accepted: usize,
@@ -48,7 +48,7 @@ struct Direction {
     latencies: Vec<Duration>,
 }
 
-/// Both directions, and what Causeway says of each.
+/// The counts of both directions, and Causeway's metrics.
 #[derive(Debug)]
 pub(super) struct Account {
     directions: [(Toward, Direction); 2],
@@ -65,7 +65,7 @@ impl Account {
         queue.close().await;
         let mut to_servicenow = add_up(&taken_from_bot(play), &to_servicenow(&entries));
         let mut to_xo = add_up(&taken_for_bot_side(play, front, &entries), &to_bot_side(&entries));
-        // Two of one lane in the air at once are out of order, even where both arrived in order this time.
+        // Two concurrent requests of one lane violate the order, even if both arrived in order this time.
         for (one, _) in front.sandbox.ledger().overlaps() {
             let side = entries.iter().find(|entry| entry.seq == one).map(|entry| entry.side);
             let direction = if side == Some(Side::ServiceNow) { &mut to_servicenow } else { &mut to_xo };
@@ -75,13 +75,13 @@ impl Account {
         Ok(Self { directions, scrape, left_dead: left?.len() })
     }
 
-    /// Whether Causeway kept its word.
+    /// Whether every message was delivered and no message was overtaken.
     pub(super) fn balances(&self) -> bool {
         let kept = |direction: &Direction| direction.lost == 0 && direction.overtaken == 0;
         self.left_dead == 0 && self.directions.iter().all(|(_, direction)| kept(direction))
     }
 
-    /// Why not.
+    /// The text for a failed summary.
     pub(super) fn broken(&self) -> String {
         let sum =
             |pick: fn(&Direction) -> usize| self.directions.iter().map(|(_, at)| pick(at)).sum::<usize>();
@@ -92,7 +92,7 @@ impl Account {
         )
     }
 
-    /// One column for each direction, so that it fits a terminal.
+    /// The summary with one column for each direction, so that it fits a terminal.
     pub(super) fn table(&self) -> String {
         let column = |(toward, direction): &(Toward, Direction)| {
             let counts = [
@@ -128,7 +128,7 @@ impl Account {
     }
 }
 
-/// Every request that was answered 202, in its order.
+/// Every request that was answered with 202, in order.
 fn taken_from_bot(play: &Play<'_>) -> Vec<Taken> {
     let posts = play.posts().iter().enumerate();
     let taken = posts.map(|(place, post)| Taken {
@@ -143,7 +143,7 @@ fn taken_from_bot(play: &Play<'_>) -> Vec<Taken> {
 fn name(operation: Operation, text: &str) -> String {
     match operation {
         Operation::Leave => "leaves".to_owned(),
-        // A start carries more than the user's words.
+        // The text of a start has more lines than the user's words.
         _ => text.lines().next().unwrap_or_default().to_owned(),
     }
 }
@@ -171,21 +171,21 @@ fn to_servicenow(entries: &[Entry]) -> Vec<Arrived> {
     arrived.collect()
 }
 
-/// Every callback that was answered 202, every notice that Causeway owes the bot side for what happened, and every message
-/// between a user and the bot.
+/// The messages that must reach the bot side: every callback answered with 202, every notice that Causeway must send,
+/// and every message between a user and the bot.
 fn taken_for_bot_side(play: &Play<'_>, front: &Front, entries: &[Entry]) -> Vec<Taken> {
     let posted = |entry: &&Entry| entry.outbound && entry.applied;
     let callbacks = entries.iter().filter(posted).filter_map(|entry| {
         let group = entry.group.clone().unwrap_or_default();
         let (lane, name) = match play.person_of(&group).filter(|person| person.way == Way::Bot) {
-            // Causeway tells the user of a bot in its own words what ServiceNow's system says.
+            // For a user of a bot, Causeway replaces the text of ServiceNow's system messages with its own text.
             Some(_) if is_system(entry) => return None,
             Some(person) => (person.conversation.to_owned(), entry.text.clone().unwrap_or_default()),
             None => (group, entry.message_id.clone().unwrap_or_default()),
         };
         Some((entry.at, lane, name))
     });
-    // While an agent has the user, the user's words are ServiceNow's, and are in the other direction.
+    // While the user talks to an agent, the user's messages go to ServiceNow and count in the other direction.
     let with_bot = front.sandbox.botkit_events().into_iter().filter(|event| event.ended_by.is_some());
     let with_bot = with_bot.map(|event| (event.at, event.user, event.text.unwrap_or_default()));
     let mut taken: Vec<_> = callbacks.chain(with_bot).collect();
@@ -232,7 +232,7 @@ fn to_bot_side(entries: &[Entry]) -> Vec<Arrived> {
     arrived.collect()
 }
 
-/// `joined`, `waiting 2`, `ended`: what a notice says, in a word or two.
+/// The short name of a notice: `joined`, `waiting 2`, `ended`.
 pub(super) fn notice(event: &Value) -> Option<String> {
     let name = match event.get("event").and_then(Value::as_str) {
         Some(name) => name,
@@ -242,14 +242,14 @@ pub(super) fn notice(event: &Value) -> Option<String> {
     Some(position.map_or_else(|| name.to_owned(), |position| format!("{name} {position}")))
 }
 
-/// When it was answered.
+/// When the request was answered.
 pub(super) fn done(entry: &Entry) -> Timestamp {
     let took = entry.finished.map_or(Duration::ZERO, |finished| finished - entry.started);
     entry.at.checked_add(took).unwrap_or(entry.at)
 }
 
 fn add_up(taken: &[Taken], arrived: &[Arrived]) -> Direction {
-    // At least once: the first arrival counts.
+    // Delivery is at least once, so the first arrival counts.
     let mut first: BTreeMap<(&str, &str), &Arrived> = BTreeMap::new();
     for arrival in arrived {
         let known = first.entry((&arrival.lane, &arrival.name)).or_insert(arrival);
@@ -259,7 +259,7 @@ fn add_up(taken: &[Taken], arrived: &[Arrived]) -> Direction {
     }
     let expected: BTreeSet<(&str, &str)> =
         taken.iter().map(|taken| (taken.lane.as_str(), taken.name.as_str())).collect();
-    // What nobody outside asked for, Causeway had taken from itself.
+    // Arrivals without an external request come from Causeway itself.
     let own = first.keys().filter(|key| !expected.contains(*key)).count();
     let delivered = |taken: &Taken| first.get(&(taken.lane.as_str(), taken.name.as_str())).copied();
     let mut direction = Direction {
@@ -284,7 +284,7 @@ fn add_up(taken: &[Taken], arrived: &[Arrived]) -> Direction {
     direction
 }
 
-/// By nearest rank, of a sorted list.
+/// The quantile of a sorted list, by nearest rank.
 fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()

@@ -1,8 +1,9 @@
-//! `causeway demo`: the whole relay in one process, with the sandbox on both sides, playing a conversation with
+//! `causeway demo`: runs the whole relay in one process, with the sandbox on both sides. It plays a conversation with
 //! a bot and two handoffs through an outage, a dead letter and a replay.
 //!
-//! Guarantees: needs no setting and reads none; nothing but loopback; what it prints has happened (`witness.rs` reads the
-//! sandbox's ledger and the metrics); exit code 0 only where nothing was lost or overtaken; never hangs; leaves no file.
+//! Guarantees: the demo reads no settings and uses only loopback. Every printed event has happened (`witness.rs`
+//! reads the sandbox's ledger and the metrics). The exit code is 0 only if no message was lost or overtaken. The demo
+//! always ends and leaves no file.
 
 mod account;
 mod play;
@@ -23,20 +24,20 @@ use stage::Stage;
 use timeline::Timeline;
 use witness::Witness;
 
-/// Beside the pauses, which grow as the speed shrinks: far more than a slow machine needs.
+/// Time limit in addition to the pauses, which grow at low speeds. It is far more than a slow machine needs.
 const LIMIT: Duration = Duration::from_secs(120);
-/// All pauses of the play at speed 1, rounded up.
+/// Sum of all pauses at speed 1 in seconds, rounded up.
 const PAUSES: f64 = 30.0;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How fast it plays: 2 is twice as fast as a person, 0.5 half as fast
+    /// Speed: 2 is twice as fast as a person, 0.5 half as fast
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = speed)]
     speed: f64,
-    /// Stay up afterwards, with addresses and curl lines to try
+    /// Keep Causeway running afterwards, and print addresses and curl commands
     #[arg(long)]
     keep: bool,
-    /// What to log, to standard error: error, warn, info, debug or trace
+    /// Log level on standard error: error, warn, info, debug or trace
     #[arg(long, default_value = "error", value_name = "LEVEL")]
     log: String,
 }
@@ -77,12 +78,12 @@ fn interrupted(heard: std::io::Result<()>) -> Failure {
     }
 }
 
-/// Plays, tells what happens meanwhile, and adds up.
+/// Plays the scenario, prints the events, and prints the summary.
 async fn perform(args: &Args, front: &stage::Front, paint: Paint) -> Result<(), Failure> {
     let timeline = Timeline::begin(paint);
     timeline.paragraph(
         "Causeway in one process: ingress, worker, embedded queue, and a sandbox that plays ServiceNow and XO with \
-         its bot. What is marked >, ! or + was seen in the sandbox or in Causeway's metrics.",
+         its bot. Lines marked >, ! or + were observed in the sandbox or in Causeway's metrics.",
     )?;
     let witness = Witness::new(front, &timeline);
     let mut play = Play::new(front, &timeline, &witness, args.speed);
@@ -97,10 +98,10 @@ async fn perform(args: &Args, front: &stage::Front, paint: Paint) -> Result<(), 
     played?;
     witness.catch_up()?;
     let account = Account::draw(&play, front).await?;
-    timeline.heading("What came of it")?;
+    timeline.heading("Result")?;
     timeline.text(account.table())?;
     timeline.paragraph(
-        "\np50 and p99: from accepted (or replayed) to taken by the other side. The time of the outage is included.\n",
+        "\np50 and p99: from accepted (or replayed) until the other side answered. The time of the outage is included.\n",
     )?;
     if !account.balances() {
         timeline.text(paint.red(&account.broken()))?;
@@ -115,7 +116,7 @@ async fn perform(args: &Args, front: &stage::Front, paint: Paint) -> Result<(), 
     Ok(())
 }
 
-/// What to try while it stays up.
+/// Prints commands to try while Causeway keeps running.
 fn invite(front: &stage::Front, paint: Paint) -> std::io::Result<()> {
     let heading = paint.bold("Causeway stays up until Ctrl-C. In another terminal:");
     output::line(format_args!("\n{heading}\n\n{}", front.invitation()))

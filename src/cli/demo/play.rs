@@ -1,7 +1,9 @@
-//! The play: what two users, an agent and the sandbox's mishaps do, act by act, each act waiting for what it caused.
+//! The scenario: the actions of two users, an agent and the sandbox's faults, act by act. Each act waits for its
+//! effects.
 //!
-//! Guarantees: every wait is for something seen on the other side (ledger, metrics, dead-letter queue) and ends in time.
-//! Leaves to others: telling what arrives (`witness.rs`), adding up (`account.rs`).
+//! Guarantees: every wait is for an observation on the other side (ledger, metrics, dead-letter queue) and has a time
+//! limit.
+//! Not responsible for: printing arrivals (`witness.rs`), the summary (`account.rs`).
 
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::sandbox::botkit::{BotUser, Heard};
 use crate::sandbox::{Entry, Operation, Rule, Side};
 use crate::tasks::Stop;
 
-/// Somebody who asks for a human.
+/// A user who asks for a human.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Person {
     pub(super) name: &'static str,
@@ -33,12 +35,12 @@ pub(super) struct Person {
     opening: &'static str,
 }
 
-/// How somebody comes to Causeway.
+/// The interface over which a user reaches Causeway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// From XO's bot, which hands over.
+    /// XO's bot, which hands the user over.
     Bot,
-    /// Over the handoff API.
+    /// The handoff API.
     Api,
 }
 
@@ -55,7 +57,7 @@ const JOINED: &str = "An agent has joined";
 impl Person {
     pub(super) const ALL: &'static [&'static Self] = &[ADA, GRACE];
 
-    /// Whether this start is theirs.
+    /// Whether this start belongs to the user.
     pub(super) fn opened(&self, start: &Entry) -> bool {
         start.text.as_deref().is_some_and(|text| text.contains(self.opening))
     }
@@ -67,7 +69,7 @@ pub(super) struct Post {
     pub(super) person: &'static Person,
     pub(super) operation: Operation,
     pub(super) text: String,
-    /// When it was posted, or replayed.
+    /// When the request was posted or replayed.
     pub(super) at: Timestamp,
     pub(super) replayed: bool,
 }
@@ -92,7 +94,7 @@ impl<'a> Play<'a> {
         Self { front, timeline, witness, speed, posts: Vec::new(), owed: Vec::new() }
     }
 
-    /// Everything that Causeway took from the bot side, in its order.
+    /// All requests that Causeway accepted from the bot side, in order.
     pub(super) fn posts(&self) -> &[Post] {
         &self.posts
     }
@@ -183,7 +185,7 @@ impl<'a> Play<'a> {
             self.write(ADA, text).await?;
         }
         self.write(GRACE, "Should I keep the moth?").await?;
-        // The other direction is not down, and not delayed.
+        // The other direction is neither down nor delayed.
         self.beth(ADA, "I am still here, only my desk is asleep").await?;
         self.all_taken_by_xo().await?;
         until("ServiceNow's queue holds four messages", async || {
@@ -202,7 +204,7 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    /// The text that was refused.
+    /// Returns the rejected text.
     async fn refusal(&mut self) -> anyhow::Result<&'static str> {
         self.heading("7  ServiceNow refuses one message for good; no other message waits for it")?;
         let refused = "The cat says <script>";
@@ -236,7 +238,7 @@ impl<'a> Play<'a> {
         dead::look::<anyhow::Error>(queue, &Filter::default(), |dead| {
             let (reason, kind) = (dead.reason, dead.message.kind);
             lines.push(format!(
-                "dead letter: {kind}, {reason}, attempts: {}; kept until somebody decides",
+                "dead letter: {kind}, {reason}, attempts: {}; kept until an operator decides",
                 dead.story.count()
             ));
             Ok(())
@@ -276,13 +278,13 @@ impl<'a> Play<'a> {
         self.settled().await
     }
 
-    /// Ada writes to the bot, and reads its answer.
+    /// Ada writes to the bot and reads the bot's answer.
     async fn write_to_bot(&mut self, text: &str, answer: &str) -> anyhow::Result<()> {
         self.tell(ADA.name, Tone::Act, &format!("writes to the bot: \"{text}\""))?;
         let user = self.user(ADA);
         user.says(text).await;
         self.reads(ADA, answer).await?;
-        // What XO shows without its BotKit server is in no ledger.
+        // Messages that XO shows without its BotKit server are in no ledger.
         let direct = |read: &Heard| read.handle.is_empty() && read.text.contains(answer);
         if let Some(read) = user.heard().into_iter().find(direct) {
             self.tell("XO", Tone::Arrived, &format!("{} reads the bot: \"{}\"", ADA.name, read.text))?;
@@ -349,7 +351,7 @@ impl<'a> Play<'a> {
         Ok(self.front.sandbox.agent_says(&self.group(to)?, text).await?)
     }
 
-    /// Whose chat has this group.
+    /// The user whose chat has this group.
     pub(super) fn person_of(&self, group: &str) -> Option<&'static Person> {
         let starts = self.front.sandbox.ledger().find(|entry| {
             entry.operation == Operation::Start && entry.applied && entry.group.as_deref() == Some(group)
@@ -357,7 +359,7 @@ impl<'a> Play<'a> {
         Person::ALL.iter().copied().find(|person| starts.iter().any(|start| person.opened(start)))
     }
 
-    /// ServiceNow's name for somebody's chat, as the ledger knows it.
+    /// ServiceNow's group for a user's chat, read from the ledger.
     fn group(&self, person: &Person) -> anyhow::Result<String> {
         let starts = self
             .front
@@ -368,7 +370,7 @@ impl<'a> Play<'a> {
         group.with_context(|| format!("{} has no chat", person.name))
     }
 
-    /// Waits for a notice to be taken by the bot side, and notes that it was owed.
+    /// Waits until the bot side has accepted a notice, and records that the notice was due.
     async fn noticed(&mut self, person: &'static Person, what: &str) -> anyhow::Result<()> {
         self.owed.push((person, what.to_owned()));
         let is_it = |entry: &Entry| {
@@ -394,12 +396,12 @@ impl<'a> Play<'a> {
         .await
     }
 
-    /// How often the outage was met.
+    /// The number of requests that met the outage.
     fn pages(&self) -> usize {
         self.front.sandbox.ledger().count(|entry| entry.fault == Some("html_page"))
     }
 
-    /// Waits until everything said so far has arrived.
+    /// Waits until all messages sent so far have arrived.
     async fn settled(&self) -> anyhow::Result<()> {
         self.taken_but(None).await?;
         self.all_taken_by_xo().await
@@ -444,7 +446,7 @@ impl<'a> Play<'a> {
         self.timeline.tell(who, tone, what)
     }
 
-    /// How long a message was on its way.
+    /// The time from a message's post to its delivery.
     fn took(&self, text: &str) -> anyhow::Result<Duration> {
         let post = self.posts.iter().find(|post| post.text == text).context("it was never sent")?;
         let ledger = self.front.sandbox.ledger();
@@ -458,7 +460,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// What `causeway dead replay --yes` does, beside the running relay.
+/// The same as `causeway dead replay --yes`, beside the running relay.
 async fn replay_all(front: &Front) -> anyhow::Result<u64> {
     let queue = app::open_desk(&front.settings).await?;
     let done = async {

@@ -1,6 +1,6 @@
-//! Causeway's metrics as Prometheus would scrape them: the demo knows no more than an operator does.
+//! Causeway's metrics in the Prometheus text format. The demo sees only the metrics that an operator sees.
 
-/// Where messages go, as the spectator sees it: the bot side is whatever is not ServiceNow.
+/// The direction of a message. The bot side is every destination except ServiceNow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Toward {
     ServiceNow,
@@ -22,7 +22,7 @@ impl Toward {
 pub(super) struct Scrape(pub(super) String);
 
 impl Scrape {
-    /// The sum over all series of this name and direction that also carry `label`, as `outcome="retry"`.
+    /// The sum over all series with this name and direction that also contain `label`, for example `outcome="retry"`.
     fn sum(&self, name: &str, toward: Toward, label: &str) -> u64 {
         let series = self.0.lines().filter_map(|line| {
             let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.split_once("} ")?;
@@ -43,7 +43,7 @@ impl Scrape {
         self.sum("causeway_queue_messages", toward, "")
     }
 
-    /// Attempts that had to be made again: failures, and probes of a destination that was not ready.
+    /// Attempts that had to be repeated: failures, and probes of a destination that was not ready.
     pub(super) fn retried(&self, toward: Toward) -> u64 {
         self.sum("causeway_retries_total", toward, "")
             + self.sum("causeway_delivery_attempts_total", toward, "outcome=\"paused\"")

@@ -1,7 +1,7 @@
-//! What the demo plays on: the sandbox, a Causeway in the same process, a folder for its files; and the way back to an
-//! empty machine.
+//! The environment of the demo: the sandbox, Causeway in the same process, a folder for its files, and the cleanup.
 //!
-//! Guarantees: free ports, settings of its own whatever the environment says, files removed also after a failure.
+//! Guarantees: the ports are free, the settings do not depend on the environment variables, and the files are removed
+//! also after a failure.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -29,18 +29,19 @@ use crate::sandbox::{
 };
 use crate::tasks::{self, Stop};
 
-/// How long any one thing may take to happen.
+/// Time limit for each single wait.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// It guards nothing: everything behind it is made up and gone in a moment.
+/// The token of all listeners. It protects nothing: all data is generated and temporary.
 const TOKEN: &str = "demo";
-/// The bot's app is subscribed to OnMessage: what the user and the bot say goes through Causeway, too.
+/// Whether messages bypass Causeway. `false` means that XO passes each message of the user and of the bot to
+/// Causeway.
 const ON_MESSAGE: bool = false;
-/// The sandbox forgets what is older, should somebody keep the demo for days.
+/// Limits what the sandbox remembers, because `--keep` may run the demo for days.
 const LEDGER_KEEPS: usize = 100_000;
 const CHATS_KEPT: usize = 1_000;
 
-/// What the play and its witness may use.
+/// The parts that the scenario and the witness use.
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) sandbox: Sandbox,
@@ -54,7 +55,7 @@ pub(super) struct Front {
 #[derive(Debug)]
 pub(super) struct Relay(JoinHandle<anyhow::Result<()>>);
 
-/// Everything that has to be put away.
+/// All parts that must be stopped or removed.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) front: Front,
@@ -78,7 +79,8 @@ impl Stage {
         let callbacks = public.join("/v1/callbacks/servicenow").map_err(anyhow::Error::from)?;
         let credential =
             CallbackCredential::Header { name: "x-causeway-token".to_owned(), value: TOKEN.to_owned() };
-        // It shows what came before each message: an outage of ServiceNow's API then holds up nothing that it posts.
+        // With this style each callback also contains the preceding message. An outage of ServiceNow's API then does
+        // not delay callbacks.
         let style = BodyStyle::OwnRule;
         let callbacks = CallbackSettings { credential, style, ..CallbackSettings::to(callbacks.as_str()) };
         sandbox.set_callback(Some(callbacks));
@@ -94,7 +96,8 @@ impl Stage {
     /// Stops everything and removes the files.
     pub(super) async fn strike(self) -> anyhow::Result<()> {
         self.stop.ask();
-        // Where it ended by itself, that was told already, and a handle may not be asked twice.
+        // If the relay ended by itself, the error was reported already, and a finished handle must not be awaited
+        // again.
         let ended = if self.relay.0.is_finished() { Ok(()) } else { self.relay.0.await? };
         self.front.sandbox.stop().await;
         drop(self.folder);
@@ -103,7 +106,7 @@ impl Stage {
 }
 
 impl Relay {
-    /// Waits for it to end by itself, which it should not.
+    /// Waits until Causeway ends by itself, which is an error.
     pub(super) async fn failure(&mut self) -> anyhow::Error {
         match (&mut self.0).await {
             Ok(Err(error)) => error.context("Causeway stopped"),
@@ -137,19 +140,19 @@ fn sandbox_settings() -> SandboxSettings {
     }
 }
 
-/// The demo's own settings: nothing of the environment, nothing of a file.
+/// The demo's own settings, independent of environment variables and files.
 fn settings(folder: &Folder, sandbox: &Sandbox) -> Result<Settings, Failure> {
     let built_in = SandboxSettings::default();
     let data_dir =
-        folder.path().to_str().context("the system's temporary folder has a name that is not text")?;
+        folder.path().to_str().context("the path of the system's temporary folder is not valid UTF-8")?;
     let bot = built_in.bots.first().cloned().unwrap_or_default();
     let queue_id = built_in.queues.first().map(|queue| queue.id.as_str()).unwrap_or_default();
     let pairs = [
         ("CAUSEWAY_DATA_DIR", data_dir),
         ("CAUSEWAY_DRAIN", "5s"),
-        // A laptop's disk may be slow; nobody here would post again.
+        // A laptop's disk may be slow, and the demo does not repeat a request.
         ("CAUSEWAY_QUEUE__PUBLISH_TIMEOUT", "20s"),
-        // Few, so that the probe soon finds the partition that has messages.
+        // With few partitions the probe soon finds the partition that has messages.
         ("CAUSEWAY_QUEUE__PARTITIONS", "2"),
         ("CAUSEWAY_SERVICENOW__HOST_URL", sandbox.servicenow_url()),
         ("CAUSEWAY_SERVICENOW__USERNAME", &built_in.username),
@@ -172,10 +175,10 @@ fn settings(folder: &Folder, sandbox: &Sandbox) -> Result<Settings, Failure> {
 }
 
 fn url(text: &str) -> anyhow::Result<Url> {
-    Url::parse(text).with_context(|| format!("{text} is not an address"))
+    Url::parse(text).with_context(|| format!("{text} is not a valid URL"))
 }
 
-/// Asks again and again until it holds; when the time is up, says what it waited for.
+/// Polls until `holds` returns true. After the time limit, the error names the condition.
 pub(super) async fn until(what: &str, holds: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let asked = async {
         while !holds().await? {
@@ -196,7 +199,7 @@ impl Front {
         self.sandbox.bot_user(self.public.as_str(), user)
     }
 
-    /// Posts a handoff request as a bot would; only a 202 is good.
+    /// Posts a handoff request as a bot does. Every status except 202 is an error.
     pub(super) async fn hand_off(&self, request: &Value) -> anyhow::Result<()> {
         let url = self.public.join("/v1/handoffs")?;
         let mut headers = HeaderMap::new();
@@ -232,7 +235,7 @@ impl Front {
         Ok((reply.status, String::from_utf8_lossy(&body).into_owned()))
     }
 
-    /// Lines for another terminal.
+    /// Commands to try in another terminal.
     pub(super) fn invitation(&self) -> String {
         let address = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
         let (public, admin, sandbox) = (address(&self.public), address(&self.admin), self.sandbox.url());

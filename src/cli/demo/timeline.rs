@@ -1,24 +1,24 @@
-//! What the spectator reads: headings, and one line for each thing that happened.
+//! The printed timeline: headings, and one line for each event.
 
 use std::time::{Duration, Instant};
 
 use crate::cli::output::{self, Paint};
 
-/// A terminal is at least this wide.
+/// The minimum width of a terminal.
 const COLUMNS: usize = 80;
-/// What stands before the words of a line: the time, who it is about, a mark.
+/// The width before the text of a line: time, name and mark.
 const MARGIN: usize = 21;
 
-/// How a line is meant.
+/// The kind of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// Somebody does something.
+    /// A person or a component acts.
     Act,
-    /// Something arrived.
+    /// A message arrived.
     Arrived,
-    /// Something is as it should be again.
+    /// A fault is over.
     Good,
-    /// Something went wrong.
+    /// A fault occurred.
     Bad,
 }
 
@@ -37,22 +37,22 @@ impl Timeline {
         self.begun.elapsed()
     }
 
-    /// A new act begins.
+    /// Prints the heading of a new act.
     pub(super) fn heading(&self, title: &str) -> std::io::Result<()> {
         output::line(format_args!("\n{}", self.paint.bold(title)))
     }
 
-    /// As it is.
+    /// Prints a text unchanged.
     pub(super) fn text(&self, text: impl std::fmt::Display) -> std::io::Result<()> {
         output::line(text)
     }
 
-    /// In lines that fit.
+    /// Prints a text in lines that fit the terminal.
     pub(super) fn paragraph(&self, text: &str) -> std::io::Result<()> {
         wrapped(text, COLUMNS).iter().try_for_each(output::line)
     }
 
-    /// Who it happened to, and what.
+    /// Prints one event: `who` it concerns, and `what` happened.
     pub(super) fn tell(&self, who: &str, tone: Tone, what: &str) -> std::io::Result<()> {
         let at = format!("{:5.1}s", self.elapsed().as_secs_f64());
         let mark = match tone {

@@ -1,6 +1,6 @@
-//! Tells what it sees arrive: every line comes from the sandbox's ledger or from Causeway's metrics, none from the script.
+//! Prints arrivals. Every line comes from the sandbox's ledger or from Causeway's metrics, none from the scenario.
 //!
-//! Leaves to others: what the people do (`play.rs`), adding up (`account.rs`).
+//! Not responsible for: the actions of the people (`play.rs`), the summary (`account.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use super::timeline::{Timeline, Tone};
 use crate::sandbox::botkit::PostedEvent;
 use crate::sandbox::{Entry, Operation, Side};
 
-/// How often the breaker is looked at when nothing arrives.
+/// How often the breaker is read while nothing arrives.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Sees and tells.
+/// Observes the events and prints them.
 #[derive(Debug)]
 pub(super) struct Witness<'a> {
     front: &'a Front,
@@ -31,7 +31,7 @@ struct Seen {
     told: BTreeSet<u64>,
     groups: BTreeMap<String, &'static str>,
     breaker: Breaker,
-    /// The probe that gets through is told once, before the metrics know of it.
+    /// Whether the next successful request is the probe. The witness prints that before the metrics show it.
     probe_due: bool,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Witness<'a> {
         Self { front, timeline, seen: Mutex::new(seen) }
     }
 
-    /// Tells whatever arrives, until it is dropped or cannot go on.
+    /// Prints the arrivals until the future is dropped or an error occurs.
     pub(super) async fn follow(&self) -> anyhow::Error {
         loop {
             self.front
@@ -58,7 +58,7 @@ impl<'a> Witness<'a> {
 
     async fn look(&self) -> anyhow::Result<()> {
         let breaker = self.front.scrape().await?.breaker(Toward::ServiceNow);
-        // What changed the breaker stands in the ledger by now, and comes first.
+        // The ledger already contains the request that changed the breaker. Print that request first.
         self.catch_up()?;
         if let Some((tone, what)) = self.seen().breaker_is(breaker) {
             self.timeline.tell("Causeway", tone, what)?;
@@ -66,7 +66,8 @@ impl<'a> Witness<'a> {
         Ok(())
     }
 
-    /// Tells what has arrived and was not told yet. Whoever tells something else calls this first, to keep the order.
+    /// Prints the arrivals that were not printed yet. Callers run this before they print other lines, to keep the
+    /// order.
     pub(super) fn catch_up(&self) -> std::io::Result<()> {
         for entry in self.front.sandbox.ledger().find(|entry| self.is_untold(entry)) {
             let mut seen = self.seen();
@@ -83,7 +84,7 @@ impl<'a> Witness<'a> {
         Ok(())
     }
 
-    /// What XO does for a user of its bot.
+    /// The line for an action of XO toward a user of its bot.
     fn botkit(&self, entry: &Entry) -> Option<(Tone, String)> {
         if !entry.applied {
             return Some((Tone::Bad, format!("answers {}: Causeway will try again", entry.status?)));
@@ -126,7 +127,7 @@ impl Seen {
                 Some((Tone::Bad, what))
             }
             (Breaker::Tripped | Breaker::Probing, Breaker::Passing) => {
-                Some((Tone::Good, "breaker passing: what waited goes on"))
+                Some((Tone::Good, "breaker passing: the waiting messages are sent"))
             }
             _ => None,
         }
@@ -152,7 +153,7 @@ impl Seen {
         Some((if probe.is_empty() { Tone::Arrived } else { Tone::Good }, what))
     }
 
-    /// Whose chat it is; only the start says so, by its words.
+    /// The user of a chat. Only the start identifies the user, by its words.
     fn user(&mut self, entry: &Entry) -> &'static str {
         let opening = |person: &&&Person| entry.operation == Operation::Start && person.opened(entry);
         let group = entry.group.clone().unwrap_or_default();
@@ -163,7 +164,7 @@ impl Seen {
     }
 }
 
-/// What is worth a line: what moves a conversation and has been answered, and every web page that stands for an answer.
+/// Whether an entry gets a line: it moves a conversation and was answered, or it is a web page instead of an answer.
 fn is_news(entry: &Entry) -> bool {
     let page = entry.fault == Some("html_page");
     !entry.outbound && entry.finished.is_some() && (page || entry.operation.moves())
