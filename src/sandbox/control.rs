@@ -1,5 +1,5 @@
-//! The sandbox's own controls over HTTP, for people and for tests in other processes. `GET /sandbox` lists
-//! them; a wrong body is answered with what is wrong in it. There is no login: a sandbox holds nothing real.
+//! The sandbox's own controls over HTTP, for people and for tests in other processes. `GET /sandbox` lists them. The
+//! answer to an invalid body explains the mistake. There is no login, because a sandbox contains no real data.
 
 use std::sync::Arc;
 

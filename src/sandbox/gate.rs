@@ -1,6 +1,6 @@
-//! Every request to a simulated platform passes here: it is read, entered in the ledger, held against the
-//! script, and only then served. What was asked is carried out by the crew, so that a caller who gives up
-//! does not undo it; a fault before the effect keeps it from happening at all.
+//! The middleware for every request to a simulated platform: reads the request, records it in the ledger, matches it
+//! against the script, and then serves it. A background task performs the action, so that a caller who gives up does
+//! not undo it. A fault before the effect prevents the action.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::world::{Receipt, World};
 /// `glide.rest.max_content_length`.
 const LARGEST_BODY: usize = 10 * 1024 * 1024;
 
-/// What a handler leaves on its answer when it did something.
+/// Attached by a handler to its answer if the request had an effect.
 #[derive(Debug, Clone)]
 pub(super) struct Effect {
     conversation: Option<String>,
@@ -39,7 +39,7 @@ impl Effect {
     }
 }
 
-/// On an answer that is never to be sent: the connection is closed instead.
+/// Marks an answer that must not be sent: the connection is closed instead.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut;
 
@@ -103,7 +103,7 @@ impl Serve {
                     receipt.settled().await;
                 }
             }
-            // Refused by a caller who has hung up: it was done all the same.
+            // The send fails if the caller has hung up. The action has happened nevertheless.
             let _ = answer.send(response);
         });
         match answered.await {
@@ -160,7 +160,7 @@ async fn spoilt(fault: Fault, side: Side, world: &World) -> Response {
     }
 }
 
-/// A rate-limit rule names its time; a full semaphore queue names none.
+/// A 429 of a rate-limit rule has a `Retry-After`; a 429 of a full semaphore queue has none.
 fn too_many(retry_after: RetryAfter, side: Side) -> Response {
     let mut response = plain_failure(side, StatusCode::TOO_MANY_REQUESTS);
     let now = crate::clock::now();
@@ -206,7 +206,7 @@ fn side_of(path: &str) -> Side {
     }
 }
 
-/// What a request is, read from its path and, as far as it can be read, its body.
+/// Determines side, operation and conversation of a request from its path and, if readable, its body.
 fn recognise(method: &Method, path: &str, full_path: &str, body: &Bytes) -> (Side, Operation, Arrival) {
     let side = side_of(path);
     let json: Value = serde_json::from_slice(body).unwrap_or_default();

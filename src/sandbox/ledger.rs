@@ -1,8 +1,8 @@
-//! The witness: every request that reached the sandbox, what became of it, in which order it took effect, and
-//! what was in the air at the same time. Ordering tests believe this and nothing else.
+//! The record of every request that reached the sandbox: its outcome, the order of effects, and the requests that
+//! were in flight at the same time. Ordering tests rely on this record only.
 //!
-//! A request is *applied* when the simulated platform did what it asked; `effect` numbers those in the order
-//! in which they were done, which under delays is not the order of arrival.
+//! A request is *applied* when the simulated platform has performed the requested action. `effect` numbers applied
+//! requests in the order of their effects. With delays this order differs from the order of arrival.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -20,49 +20,49 @@ use super::script::{Operation, Side};
 pub struct Entry {
     /// Its number, in order of arrival.
     pub seq: u64,
-    /// When it arrived.
+    /// Time of arrival.
     pub at: Timestamp,
-    /// Where it arrived.
+    /// The simulator that received it.
     pub side: Side,
-    /// What it wanted.
+    /// The requested operation.
     pub operation: Operation,
     /// The ServiceNow group, or the conversation id of an event.
     pub conversation: Option<String>,
-    /// The ServiceNow group, where one is named.
+    /// The ServiceNow group, if the request names one.
     pub group: Option<String>,
     /// The `sys_id` of a callback, the `id` of an event.
     pub message_id: Option<String>,
     /// The `type` of an event.
     pub event: Option<String>,
-    /// What was said.
+    /// The text of the message.
     pub text: Option<String>,
     /// The HTTP method.
     pub method: String,
     /// The path, with its query.
     pub path: String,
-    /// The body as it came (not kept for reads).
+    /// The body as received (empty for reads).
     pub body: String,
-    /// The status answered; none: no answer (yet).
+    /// The status of the answer; `None` if there is no answer (yet).
     pub status: Option<u16>,
-    /// Whether the platform did what was asked.
+    /// Whether the platform performed the requested action.
     pub applied: bool,
     /// Its number in the order of effects.
     pub effect: Option<u64>,
-    /// The fault that a rule put in its way.
+    /// The fault that a rule applied to it.
     pub fault: Option<&'static str>,
-    /// When it began.
+    /// Start of the processing.
     #[serde(skip)]
     pub started: Instant,
-    /// When it was answered or given up; none: still in the air.
+    /// When the request was answered or given up; `None` while it is in flight.
     #[serde(skip)]
     pub finished: Option<Instant>,
-    /// How long that was, in milliseconds.
+    /// Duration in milliseconds.
     pub took_ms: Option<u64>,
-    /// Posted by the sandbox itself: a callback on its way out.
+    /// Whether the sandbox sent it: an outgoing callback.
     pub outbound: bool,
 }
 
-/// What is known of a request when it arrives.
+/// The facts about a request that are known when it arrives.
 #[derive(Debug, Default)]
 pub(super) struct Arrival {
     pub(super) conversation: Option<String>,
@@ -76,29 +76,29 @@ pub(super) struct Arrival {
     pub(super) outbound: bool,
 }
 
-/// How many requests there were of one sort.
+/// The number of requests of one side and operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Count {
-    /// All that arrived.
+    /// All requests that arrived.
     pub arrived: u64,
-    /// Those that took effect.
+    /// The requests that took effect.
     pub applied: u64,
 }
 
-/// A turn in the life of an entry, as a recorder hears of it.
+/// An event in the life of an entry, reported to a recorder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The request is here.
+    /// The request has arrived.
     Arrived,
-    /// The platform did what it asked.
+    /// The platform has performed the requested action.
     TookEffect,
-    /// It was answered or given up; an effect may still follow.
+    /// The request was answered or given up; an effect may still follow.
     Ended,
 }
 
 type Hear = dyn Fn(Moment, &Entry) + Send + Sync;
 
-/// Hears of every entry, for a witness of more requests than memory can keep.
+/// Receives every entry. A recorder can observe more requests than the ledger keeps in memory.
 #[derive(Clone)]
 struct Recorder(Arc<Hear>);
 
@@ -108,7 +108,7 @@ impl fmt::Debug for Recorder {
     }
 }
 
-/// The ledger. Clones share it.
+/// The ledger. Clones share its entries.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     book: Arc<Mutex<Book>>,
@@ -132,8 +132,8 @@ impl Ledger {
         Self { book: Arc::new(Mutex::new(book)), changed: watch::Sender::new(0) }
     }
 
-    /// From now on tells `recorder` of every entry, in order, also of those that are not kept. It runs while the ledger is
-    /// locked: it must be quick, and must not ask the ledger.
+    /// Reports every further entry to `recorder`, in order, including entries that are not kept. The recorder runs
+    /// while the ledger is locked: it must be quick and must not call the ledger.
     pub fn record(&self, recorder: impl Fn(Moment, &Entry) + Send + Sync + 'static) {
         self.lock().recorder = Some(Recorder(Arc::new(recorder)));
     }
@@ -143,27 +143,29 @@ impl Ledger {
         self.lock().entries.iter().cloned().collect()
     }
 
-    /// Those that the filter lets through.
+    /// The entries that match the filter.
     pub fn find(&self, filter: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         self.lock().entries.iter().filter(|entry| filter(entry)).cloned().collect()
     }
 
-    /// How many the filter lets through.
+    /// The number of entries that match the filter.
     pub fn count(&self, filter: impl Fn(&Entry) -> bool) -> usize {
         self.lock().entries.iter().filter(|entry| filter(entry)).count()
     }
 
-    /// How many there were of one sort since the start (or the last clearing), forgotten ones included.
+    /// The number of requests of one side and operation since the start or the last [`Ledger::clear`], including
+    /// dropped entries.
     pub fn total(&self, side: Side, operation: Operation) -> Count {
         self.lock().counts.get(&(side, operation)).copied().unwrap_or_default()
     }
 
-    /// The totals of every sort.
+    /// The totals of every side and operation.
     pub fn totals(&self) -> Vec<(Side, Operation, Count)> {
         self.lock().counts.iter().map(|((side, operation), count)| (*side, *operation, *count)).collect()
     }
 
-    /// What the user's side said to ServiceNow, by group, in the order of effects: the start's text, then each message's.
+    /// The texts that the user's side sent to ServiceNow, by group, in the order of effects: the start's text, then
+    /// each message.
     pub fn servicenow_texts(&self) -> BTreeMap<String, Vec<String>> {
         self.applied_by_conversation(|entry| {
             let said = matches!(entry.operation, Operation::Start | Operation::Message);
@@ -171,19 +173,19 @@ impl Ledger {
         })
     }
 
-    /// The callbacks that XO took, by group, in the order of effects.
+    /// The callbacks that XO accepted, by group, in the order of effects.
     pub fn xo_callbacks(&self) -> BTreeMap<String, Vec<Entry>> {
         self.applied_by_conversation(|entry| {
             (entry.side == Side::Xo && entry.operation == Operation::Callback).then(|| entry.clone())
         })
     }
 
-    /// The events that were taken, by conversation, in the order of effects.
+    /// The accepted events, by conversation, in the order of effects.
     pub fn events(&self) -> BTreeMap<String, Vec<Entry>> {
         self.applied_by_conversation(|entry| (entry.side == Side::Events).then(|| entry.clone()))
     }
 
-    /// What XO's BotKit API did, by user, in the order of effects.
+    /// The applied BotKit calls, by user, in the order of effects.
     pub fn botkit(&self) -> BTreeMap<String, Vec<Entry>> {
         self.applied_by_conversation(|entry| (entry.side == Side::BotKit).then(|| entry.clone()))
     }
@@ -206,13 +208,13 @@ impl Ledger {
         by_conversation
     }
 
-    /// Pairs of requests (by `seq`) of one conversation, both of which change something, that were in the air
-    /// at one side at once.
+    /// Pairs of requests (by `seq`) of one conversation that were in flight at one side at the same time. Both
+    /// requests change something.
     pub fn overlaps(&self) -> Vec<(u64, u64)> {
         self.overlaps_where(|entry| entry.operation.moves())
     }
 
-    /// The same among the inbound requests that the filter lets through.
+    /// The same pairs among the inbound requests that match the filter.
     pub fn overlaps_where(&self, filter: impl Fn(&Entry) -> bool) -> Vec<(u64, u64)> {
         let book = self.lock();
         let mut in_the_air: BTreeMap<(Side, &str), Vec<&Entry>> = BTreeMap::new();
@@ -227,7 +229,7 @@ impl Ledger {
         found
     }
 
-    /// Waits until the condition holds, looking again at each change; false when the time is up.
+    /// Waits until the condition holds, and checks it after each change. Returns false after the timeout.
     pub async fn wait_for(&self, condition: impl Fn(&Ledger) -> bool, timeout: Duration) -> bool {
         let mut changed = self.changed.subscribe();
         let holds = async {
@@ -241,7 +243,7 @@ impl Ledger {
         tokio::time::timeout(timeout, holds).await.unwrap_or(false)
     }
 
-    /// Forgets everything; numbers go on.
+    /// Removes all entries. Numbering continues.
     pub fn clear(&self) {
         let mut book = self.lock();
         book.entries.clear();
@@ -250,7 +252,7 @@ impl Ledger {
         self.notify();
     }
 
-    /// Opens an entry. It is finished when the flight is dropped.
+    /// Opens an entry. Dropping the [`Flight`] finishes the entry.
     pub(super) fn open(&self, side: Side, operation: Operation, arrival: Arrival) -> Flight {
         let mut book = self.lock();
         let seq = book.next_seq;
@@ -310,7 +312,7 @@ impl Book {
     }
 }
 
-/// Where a request's fate is written down; may outlive the caller's patience.
+/// A handle that records the outcome of a request. It may live longer than the caller waits.
 #[derive(Debug, Clone)]
 pub(super) struct Page {
     ledger: Ledger,
@@ -323,7 +325,7 @@ impl Page {
         self.ledger.notify();
     }
 
-    /// The platform did what was asked; a start learns its conversation here.
+    /// Records that the platform performed the action. A start gets its conversation here.
     pub(super) fn applied(&self, conversation: Option<String>) {
         self.write(|book, seq| {
             let effect = book.next_effect;
@@ -332,7 +334,7 @@ impl Page {
             entry.applied = true;
             entry.effect = Some(effect);
             if conversation.is_some() {
-                // An event names its conversation and its group apart.
+                // An event has its own fields for conversation and group.
                 if !matches!(entry.side, Side::Events | Side::BotKit) {
                     entry.group.clone_from(&conversation);
                 }
@@ -353,7 +355,7 @@ impl Page {
     }
 }
 
-/// A request in the air, as its caller sees it.
+/// A request in flight, as its caller sees it.
 #[derive(Debug)]
 pub(super) struct Flight {
     page: Page,

@@ -1,12 +1,12 @@
-//! The sandbox: a ServiceNow instance and an XO that are not real, over real HTTP.
+//! The sandbox: a simulated ServiceNow instance and a simulated XO, over real HTTP.
 //!
-//! It exists so that Causeway can be shown and tested without either platform. It behaves as the platforms'
-//! documents and their own clients' code say they do, refuses what they refuse, and goes wrong on demand
-//! ([`Script`]). What arrived, in which order, is in the [`Ledger`]. It shares no type with Causeway's clients:
-//! a fake that shared them would share their misunderstandings.
+//! With the sandbox, Causeway can be shown and tested without either platform. The sandbox follows the platforms'
+//! documents and the code of their own clients. It refuses the requests that they refuse, and fails on demand
+//! ([`Script`]). The [`Ledger`] records all requests and their order. The sandbox shares no type with Causeway's
+//! clients, because shared types would hide misunderstandings of the platforms.
 //!
-//! One listener serves it all: ServiceNow at the root (`/api/…`), XO under `/xo` (its BotKit API under `/xo/api`), its own controls under
-//! `/sandbox` (`GET /sandbox` explains them).
+//! One listener serves everything: ServiceNow at the root (`/api/…`), XO under `/xo` (its BotKit API under
+//! `/xo/api`), the sandbox's own controls under `/sandbox` (`GET /sandbox` explains them).
 
 pub mod botkit;
 mod control;
@@ -44,13 +44,13 @@ use servicenow::desk::{Desk, Refusal, Row};
 pub use servicenow::files::StoredFile;
 use world::World;
 
-/// Why the simulated agent could not do something.
+/// Why the simulated agent could not perform an action.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// There is no chat with this group.
     #[error("there is no chat with this group")]
     NoSuchChat,
-    /// The chat is in a state that does not allow it.
+    /// The state of the chat does not allow the action.
     #[error("{0}")]
     NotNow(String),
 }
@@ -69,13 +69,13 @@ impl From<Refusal> for AgentError {
 pub struct ChatMessage {
     /// The row's `sys_id`.
     pub sys_id: String,
-    /// Who wrote it: a user name, or `system`.
+    /// The author: a user name, or `system`.
     pub created_by: String,
-    /// What it says.
+    /// The text of the message.
     pub text: String,
 }
 
-/// A running sandbox. Dropping it ends it at once; [`Sandbox::stop`] also waits for that.
+/// A running sandbox. Dropping it stops it at once; [`Sandbox::stop`] also waits until it has stopped.
 #[derive(Debug)]
 pub struct Sandbox {
     world: Arc<World>,
@@ -83,7 +83,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Serves on this listener until stopped.
+    /// Serves on this listener until it is stopped.
     pub async fn start(listener: TcpListener, settings: SandboxSettings) -> Self {
         let url = listener.local_addr().map_or_else(
             |_| String::new(),
@@ -105,7 +105,7 @@ impl Sandbox {
         Self { world, url }
     }
 
-    /// Where it listens: `http://127.0.0.1:<port>`.
+    /// The address at which the sandbox listens: `http://127.0.0.1:<port>`.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -120,65 +120,65 @@ impl Sandbox {
         format!("{}/xo/callback", self.url)
     }
 
-    /// Where events of API conversations may go.
+    /// A URL that accepts events of API conversations.
     pub fn events_url(&self) -> String {
         format!("{}/xo/events", self.url)
     }
 
-    /// A user of the first bot, on XO's web channel, whose events go to the BotKit server at `door`.
+    /// A user of the first bot, on XO's web channel. XO posts the user's events to the BotKit server at `door`.
     pub fn bot_user(&self, door: &str, user: &str) -> botkit::BotUser {
         botkit::BotUser::new(&self.world, &self.url, door, user)
     }
 
-    /// How the BotKit API behaves from now on.
+    /// Sets the behaviour of the BotKit API.
     pub fn set_botkit(&self, switches: BotKitSwitches) {
         self.world.botkit.set(switches);
     }
 
-    /// The faults.
+    /// The rules for faults.
     pub fn script(&self) -> &Script {
         &self.world.script
     }
 
-    /// The witness.
+    /// The record of all requests.
     pub fn ledger(&self) -> &Ledger {
         &self.world.ledger
     }
 
-    /// Where the instance posts its callbacks from now on.
+    /// Sets the URL to which the instance posts its callbacks.
     pub fn set_callback(&self, callback: Option<CallbackSettings>) {
         self.world.courier.redirect(callback);
     }
 
-    /// What the instance's administrator changes.
+    /// Sets the options that the instance's administrator can change.
     pub fn set_switches(&self, switches: Switches) {
         self.world.desk().switches = switches;
     }
 
-    /// Makes every access token void, as a restart of the instance may.
+    /// Invalidates every access token, as a restart of the instance may do.
     pub fn revoke_tokens(&self) {
         self.world.tokens.revoke();
     }
 
-    /// The records of a table that somebody wrote over the Table API (or [`Self::plant`]), oldest first.
+    /// The records of a table that were written over the Table API (or with [`Self::plant`]), oldest first.
     pub fn records(&self, table: &str) -> Vec<BTreeMap<String, String>> {
         self.world.tables.all(table)
     }
 
-    /// Puts a record into a table, as an administrator would; returns its `sys_id`.
+    /// Adds a record to a table, as an administrator would. Returns its `sys_id`.
     pub fn plant(&self, table: &str, fields: &[(&str, &str)]) -> String {
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         self.world.tables.insert(table, "admin", fields.collect())["sys_id"].clone()
     }
 
-    /// Opens or closes a queue; false when there is none of this id.
+    /// Opens or closes a queue. Returns false if there is no queue with this id.
     pub fn set_queue_open(&self, queue: &str, open: bool) -> bool {
         let mut desk = self.world.desk();
         let found = desk.queues.get_mut(queue);
         found.map(|queue| queue.open = open).is_some()
     }
 
-    /// The groups of all chats, whatever their state.
+    /// The groups of all chats in any state.
     pub fn groups(&self) -> Vec<String> {
         self.world.desk().chats().map(|chat| chat.group.clone()).collect()
     }
@@ -201,12 +201,13 @@ impl Sandbox {
             .map_or_else(|_| Vec::new(), |chat| chat.rows.iter().map(shown).collect())
     }
 
-    /// The agent takes the chat. Like each deed here, done when its callback was answered or given up.
+    /// The agent accepts the chat. Like each action here, the call returns when the callback was answered or given
+    /// up.
     pub async fn agent_accept(&self, group: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_accepts(group)).await
     }
 
-    /// The agent writes.
+    /// The agent writes a message.
     pub async fn agent_says(&self, group: &str, text: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_says(group, text)).await
     }
@@ -223,18 +224,18 @@ impl Sandbox {
         self.deed(|desk| desk.agent_sends(group, name, &id)).await
     }
 
-    /// Puts a file into the instance, and returns its sys_id.
+    /// Stores a file in the instance. Returns its `sys_id`.
     pub fn keep_file(&self, group: &str, name: &str, content_type: &str, bytes: &[u8]) -> String {
         let (name, content_type, group) = (name.to_owned(), content_type.to_owned(), group.to_owned());
         self.world.files.keep(StoredFile { name, content_type, group, bytes: bytes.to_vec() })
     }
 
-    /// Every file that the instance has.
+    /// Every file in the instance.
     pub fn files(&self) -> Vec<StoredFile> {
         self.world.files.list()
     }
 
-    /// The agent writes to other agents: a row that no user may read.
+    /// The agent writes a row for other agents. Users cannot read it.
     pub async fn agent_whispers(&self, group: &str, text: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_whispers(group, text)).await
     }
@@ -249,13 +250,13 @@ impl Sandbox {
         self.deed(|desk| desk.agent_leaves(group)).await
     }
 
-    /// The agent types; known of Virtual Agent chats only.
+    /// The agent types. Only chats of the Virtual Agent API show that.
     pub async fn agent_types(&self, group: &str) -> Result<(), AgentError> {
         let item = servicenow::virtual_agent::typing(self.world.desk().switches.virtual_agent);
         self.virtual_agent_posts(group, vec![item]).await
     }
 
-    /// The Virtual Agent posts these items of `body` for a chat of its API, as they are.
+    /// The Virtual Agent posts these items of `body` unchanged for a chat of its API.
     pub async fn virtual_agent_posts(
         &self,
         group: &str,
@@ -265,7 +266,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The chat moves to the queue that its own queue escalates to; to none: it is over.
+    /// Moves the chat to the queue that its own queue escalates to. Without such a queue the chat ends.
     pub fn agent_escalates(&self, group: &str) -> Result<(), AgentError> {
         Ok(self.world.desk().escalates(group, None)?)
     }
@@ -276,7 +277,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Ends it: connections closed, the port free.
+    /// Stops the sandbox, closes its connections and frees the port.
     pub async fn stop(self) {
         self.world.crew.leave().await;
     }

@@ -1,5 +1,5 @@
-//! Faults, by rule. A test or an operator says which requests go wrong, how, and how often; the sandbox asks
-//! here before it serves each request. The first rule that fits is used, so narrow rules go before wide ones.
+//! Faults by rule. A test or an operator defines which requests fail, how, and how often. The sandbox checks the
+//! rules before it serves a request. The first matching rule applies, so narrow rules must come before wide ones.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use serde::{Deserialize, Serialize};
 
-/// Which simulator a request reached.
+/// The simulator that a request reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -22,13 +22,13 @@ pub enum Side {
     Events,
 }
 
-/// What a request wants.
+/// The requested operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// Open a chat in a queue.
     Start,
-    /// The user's words.
+    /// A message of the user.
     Message,
     /// The user ends the chat.
     Leave,
@@ -46,12 +46,12 @@ pub enum Operation {
     Token,
     /// Read or write records over the Table API.
     Table,
-    /// BotKit: something for the user (`sendUserMessage`).
+    /// BotKit: a message for the user (`sendUserMessage`).
     Tell,
-    /// BotKit: the user's words for the bot (`sendBotMessage`).
+    /// BotKit: the user's message for the bot (`sendBotMessage`).
     #[serde(rename = "bot_message")]
     BotMessage,
-    /// BotKit: XO goes on without these words (`skipUserMessage`, `skipBotMessage`).
+    /// BotKit: XO continues without this message (`skipUserMessage`, `skipBotMessage`).
     Skip,
     /// BotKit: an alert for the user (`sendAlertMessage`).
     Alert,
@@ -60,11 +60,11 @@ pub enum Operation {
     /// BotKit: an event for the user's client (`sendBotEvent`).
     #[serde(rename = "client_event")]
     ClientEvent,
-    /// BotKit: a file that a user has sent is fetched.
+    /// BotKit: a download of a file that a user has sent.
     File,
     /// BotKit: the agent session begins.
     Session,
-    /// BotKit: the bot gets its user back (`clearAgentSession`).
+    /// BotKit: the user returns to the bot (`clearAgentSession`).
     Clear,
     /// BotKit: a reply handle is kept alive (`extendcallid`).
     Extend,
@@ -73,7 +73,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it changes something, so that its order matters.
+    /// Whether the operation changes something, so that its order matters.
     pub fn moves(self) -> bool {
         matches!(
             self,
@@ -93,39 +93,39 @@ impl Operation {
     }
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// This status, with this body (default: the platform's own error shape).
+    /// An answer with this status and body (default: the platform's own error shape).
     Status {
         /// The HTTP status.
         status: u16,
-        /// The body, as it is.
+        /// The body, sent unchanged.
         #[serde(default)]
         body: Option<String>,
-        /// More headers, or other values for the usual ones.
+        /// More headers, or other values for the usual headers.
         #[serde(default)]
         headers: BTreeMap<String, String>,
     },
-    /// The answer takes this long, and is then what it would have been.
+    /// The normal answer, delayed.
     Delay {
         /// Milliseconds.
         ms: u64,
     },
-    /// No answer, ever; the connection stays open.
+    /// No answer; the connection stays open.
     Hang,
     /// The connection is closed instead of an answer.
     Cut,
-    /// 200 with an HTML page, as a hibernating instance gives.
+    /// 200 with an HTML page, like the answer of a hibernating instance.
     HtmlPage,
     /// 302 to a login page.
     Redirect,
-    /// ServiceNow's 202: queued or dropped.
+    /// ServiceNow's 202: the request was queued or dropped.
     Accepted,
     /// 429.
     TooMany {
-        /// What its `Retry-After` says.
+        /// The value of its `Retry-After`.
         #[serde(default)]
         retry_after: RetryAfter,
     },
@@ -156,41 +156,41 @@ pub enum RetryAfter {
     /// There is none.
     #[default]
     None,
-    /// So many seconds.
+    /// This number of seconds.
     Seconds(u64),
-    /// An HTTP date so many seconds ahead.
+    /// An HTTP date this number of seconds ahead.
     Date(u64),
 }
 
-/// Which requests go wrong, and how.
+/// A rule: the requests that fail, and the fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// At which simulator.
+    /// The simulator.
     pub side: Side,
-    /// Doing what; none: anything.
+    /// The operation; `None`: any.
     #[serde(default, with = "any_operation")]
     pub operation: Option<Operation>,
-    /// Of which conversation: its group, its conversation id, or a part of the text; none: any.
+    /// The conversation: its group, its conversation id, or a part of the text; `None`: any.
     #[serde(default)]
     pub conversation: Option<String>,
-    /// How many requests; none: every one.
+    /// The number of requests; `None`: all of them.
     #[serde(default)]
     pub times: Option<u64>,
-    /// The share of the requests that fit; none: all of them.
+    /// The share of the matching requests; `None`: all of them.
     #[serde(default)]
     pub probability: Option<f64>,
-    /// What the dice start from.
+    /// Seed of the random decisions.
     #[serde(default)]
     pub seed: u64,
-    /// Do what was asked first, and only then go wrong: the caller cannot know.
+    /// Perform the action first, then fail. The caller cannot know that the action happened.
     #[serde(default)]
     pub after: bool,
-    /// What happens.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// JSON says `any` where Rust says `None`.
+/// JSON writes `any` for Rust's `None`.
 mod any_operation {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -225,7 +225,7 @@ mod any_operation {
     }
 }
 
-/// Builds a rule; without a fault named it answers 503.
+/// Builds a rule. The default fault is a 503.
 impl Rule {
     /// Every request at this side.
     pub fn new(side: Side) -> Self {
@@ -254,43 +254,43 @@ impl Rule {
         Self { conversation: Some(conversation.into()), ..self }
     }
 
-    /// Only so many requests.
+    /// Only this number of requests.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
         Self { times: Some(times), ..self }
     }
 
-    /// Only this share, 0 to 1.
+    /// Only this share of the requests, 0 to 1.
     #[must_use]
     pub fn probability(self, probability: f64, seed: u64) -> Self {
         Self { probability: Some(probability), seed, ..self }
     }
 
-    /// Do what was asked, then go wrong.
+    /// Perform the action, then fail.
     #[must_use]
     pub fn after(self) -> Self {
         Self { after: true, ..self }
     }
 
-    /// What goes wrong.
+    /// Sets the fault.
     #[must_use]
     pub fn fault(self, fault: Fault) -> Self {
         Self { fault, ..self }
     }
 
-    /// This status, with the platform's own error body.
+    /// An answer with this status and the platform's own error body.
     #[must_use]
     pub fn status(self, status: u16) -> Self {
         self.fault(Fault::Status { status, body: None, headers: BTreeMap::new() })
     }
 
-    /// This status, with this body.
+    /// An answer with this status and this body.
     #[must_use]
     pub fn status_with(self, status: u16, body: impl Into<String>) -> Self {
         self.fault(Fault::Status { status, body: Some(body.into()), headers: BTreeMap::new() })
     }
 
-    /// A late answer.
+    /// A delayed answer.
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
         self.fault(Fault::Delay { ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX) })
@@ -302,19 +302,19 @@ impl Rule {
         self.fault(Fault::Hang)
     }
 
-    /// A closed connection.
+    /// A closed connection instead of an answer.
     #[must_use]
     pub fn cut(self) -> Self {
         self.fault(Fault::Cut)
     }
 
-    /// A hibernating instance.
+    /// The answer of a hibernating instance.
     #[must_use]
     pub fn html_page(self) -> Self {
         self.fault(Fault::HtmlPage)
     }
 
-    /// A login page.
+    /// A redirect to a login page.
     #[must_use]
     pub fn redirect(self) -> Self {
         self.fault(Fault::Redirect)
@@ -338,7 +338,7 @@ impl Rule {
         self.fault(Fault::ClosedQueue)
     }
 
-    /// What is wrong with it as written, in words.
+    /// The mistake in the rule, as text.
     pub(super) fn mistake(&self) -> Option<String> {
         if let Some(share) = self.probability.filter(|share| !(0.0..=1.0).contains(share)) {
             return Some(format!("probability: {share} is not between 0 and 1"));
@@ -352,21 +352,21 @@ impl Rule {
     }
 }
 
-/// One rule as it stands.
+/// An active rule.
 #[derive(Debug, Clone, Serialize)]
 pub struct ActiveRule {
-    /// Its number, for removal.
+    /// Its id, for removal.
     pub id: u64,
-    /// How many requests it has spoiled.
+    /// The number of requests to which the rule was applied.
     pub used: u64,
-    /// What it says.
+    /// The rule itself.
     #[serde(flatten)]
     pub rule: Rule,
     #[serde(skip)]
     dice: Xoshiro256PlusPlus,
 }
 
-/// What a request looks like to a rule.
+/// The facts of a request that a rule can match.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen<'a> {
     pub(super) side: Side,
@@ -375,14 +375,14 @@ pub(super) struct Seen<'a> {
     pub(super) text: Option<&'a str>,
 }
 
-/// What to do to a request.
+/// The fault to apply to a request.
 #[derive(Debug, Clone)]
 pub(super) struct Spoil {
     pub(super) after: bool,
     pub(super) fault: Fault,
 }
 
-/// The rules in force. Clones share them.
+/// The active rules. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     rules: Arc<Mutex<Rules>>,
@@ -395,7 +395,7 @@ struct Rules {
 }
 
 impl Script {
-    /// Adds a rule; the number that comes back removes it.
+    /// Adds a rule. Returns its id, for removal.
     pub fn fail(&self, rule: Rule) -> u64 {
         let mut rules = self.lock();
         rules.next_id += 1;
@@ -405,7 +405,7 @@ impl Script {
         id
     }
 
-    /// Removes one rule; false when there is none of that number.
+    /// Removes one rule. Returns false if there is no rule with this id.
     pub fn remove(&self, id: u64) -> bool {
         let mut rules = self.lock();
         let before = rules.active.len();
@@ -418,12 +418,12 @@ impl Script {
         self.lock().active.clear();
     }
 
-    /// The rules, used up or not.
+    /// The rules, including used-up ones.
     pub fn rules(&self) -> Vec<ActiveRule> {
         self.lock().active.clone()
     }
 
-    /// The fault for this request, counted as used.
+    /// The fault for this request. Counts the rule as used.
     pub(super) fn judge(&self, seen: Seen<'_>) -> Option<Spoil> {
         let mut rules = self.lock();
         let active = rules.active.iter_mut().find_map(|active| active.fits(seen).then_some(active))?;
@@ -443,7 +443,8 @@ impl ActiveRule {
             seen.names.into_iter().flatten().any(|name| name == wanted)
                 || seen.text.is_some_and(|text| text.contains(wanted))
         });
-        // "The instance is down" does not mean that its agents fall silent: that has to be said.
+        // A rule for a failing instance does not stop the instance's callbacks. A rule must name the operation
+        // `callback` for that.
         let lost_callback = seen.side == Side::ServiceNow && seen.operation == Operation::Callback;
         rule.side == seen.side
             && rule.operation.map_or(!lost_callback, |wanted| wanted == seen.operation)

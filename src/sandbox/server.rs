@@ -1,4 +1,5 @@
-//! The sandbox's connections. Its own loop, because only here can a connection be closed without an answer.
+//! The sandbox's connections. The sandbox has its own accept loop, because it must be able to close a connection
+//! without an answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +24,18 @@ pub(super) async fn serve(listener: TcpListener, router: Router, world: Arc<Worl
                 let router = router.clone();
                 world.crew.start(connection(stream, router));
             }
-            // Out of descriptors: the next accept fails at once as well, so let some connections end first.
+            // Without free file descriptors the next accept fails at once, too. The pause lets some connections end
+            // first.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
 async fn connection(stream: TcpStream, router: Router) {
-    // A failure here costs some milliseconds and nothing else.
+    // Without `TCP_NODELAY` an answer only takes some milliseconds longer.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: hyper::Request<Incoming>| answer(router.clone(), request));
-    // It ends with an error when the caller goes away or the answer is a cut; both are wanted.
+    // An error means that the caller went away or that a rule cut the connection. Both are expected.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
@@ -43,5 +45,5 @@ async fn answer(router: Router, request: hyper::Request<Incoming>) -> Result<Res
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the script cut this connection")]
+#[error("a rule of the script cut this connection")]
 struct ConnectionCut;

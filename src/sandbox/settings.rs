@@ -1,5 +1,5 @@
-//! What a sandbox is made of before it starts: who may log in, which queues there are, how the agent behaves
-//! and where callbacks go. What an instance's administrator would change while it runs is in [`Switches`].
+//! The settings of a sandbox at its start: logins, queues, behaviour of the agent, callbacks. [`Switches`] contains
+//! the options that an instance's administrator can change at run time.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,41 +8,41 @@ use serde::{Deserialize, Serialize};
 
 use super::botkit::{Algorithm, BotKitSwitches, BotScript};
 
-/// Everything a sandbox needs to know at its start.
+/// All settings of a sandbox at its start.
 #[derive(Clone)]
 pub struct SandboxSettings {
     /// The integration user of the ServiceNow instance.
     pub username: String,
     /// Its password.
     pub password: String,
-    /// What the application registry gave to the integration, for logins by token.
+    /// The application registry's entry for the integration, for logins by token.
     pub oauth: OAuthClient,
     /// The chat queues.
     pub queues: Vec<QueueSettings>,
-    /// The one agent, who works every queue.
+    /// The only agent, who works every queue.
     pub agent: AgentSettings,
-    /// Where `live_message` rows are posted; none: nowhere.
+    /// How `live_message` rows are posted; `None`: not at all.
     pub callback: Option<CallbackSettings>,
-    /// What can also be changed while the sandbox runs.
+    /// Options that can also be changed while the sandbox runs.
     pub switches: Switches,
-    /// How long one ServiceNow transaction takes.
+    /// Duration of one ServiceNow transaction.
     pub transaction_time: Duration,
-    /// How many calls may wait for one session before ServiceNow answers 202.
+    /// Number of calls that may wait for one session before ServiceNow answers 202.
     pub session_queue: usize,
-    /// The bearer token that `/xo/events` wants; none: anybody may post.
+    /// The bearer token that `/xo/events` requires; `None`: no token is required.
     pub events_token: Option<String>,
-    /// Where the BotKit server of users stands that are played over HTTP; none: they cannot be.
+    /// The BotKit server for users that are simulated over HTTP; `None`: such users are not available.
     pub botkit_url: Option<String>,
     /// The bots of XO.
     pub bots: Vec<BotSettings>,
-    /// How XO's BotKit API behaves where nobody knows how it does.
+    /// The behaviour of XO's BotKit API for each undocumented fact.
     pub botkit: BotKitSwitches,
-    /// What a Virtual Agent request must prove beside its login; none: nothing.
+    /// The credential of Virtual Agent requests in addition to the login; `None`: no credential.
     pub message_auth: Option<MessageProof>,
-    /// The newest ledger entries to keep; none: all of them. Long runs need a bound.
+    /// Maximum number of ledger entries, newest first; `None`: no limit. Long runs need a limit.
     pub keep: Option<usize>,
-    /// The newest ended chats to keep; none: all of them. ServiceNow lists those that could be opened again, so that they
-    /// make each list longer.
+    /// Maximum number of ended chats, newest first; `None`: no limit. ServiceNow lists ended chats that can be
+    /// reopened, so that they make each list longer.
     pub keep_chats: Option<usize>,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for SandboxSettings {
     }
 }
 
-/// An entry of the application registry, and the refresh token that was given out with it.
+/// An entry of the application registry, with its first refresh token.
 #[derive(Clone)]
 pub struct OAuthClient {
     /// The client id.
@@ -102,7 +102,7 @@ impl fmt::Debug for OAuthClient {
     }
 }
 
-/// One bot of XO and the app whose events it posts.
+/// One bot of XO, and the app whose events it posts.
 #[derive(Clone)]
 pub struct BotSettings {
     /// Its id, `st-…`.
@@ -111,9 +111,9 @@ pub struct BotSettings {
     pub app_id: String,
     /// The client secret of its app.
     pub client_secret: String,
-    /// How its app signs, and wants to be signed to.
+    /// The algorithm for signing in both directions.
     pub algorithm: Algorithm,
-    /// What the bot answers. The default bot reads and stays silent.
+    /// The bot's answers. The default bot does not answer.
     pub script: BotScript,
 }
 
@@ -144,13 +144,13 @@ pub struct QueueSettings {
     pub name: String,
     /// Whether it takes new chats.
     pub open: bool,
-    /// The average wait as ServiceNow words it.
+    /// The average wait in ServiceNow's wording.
     pub wait: String,
-    /// What a closed queue tells the user.
+    /// The text for the user if the queue is closed.
     pub not_available: String,
-    /// The status of a start that a closed queue refuses: 403, or 503 as newer clients also expect.
+    /// The status of a start in a closed queue: 403, or 503, which newer clients also expect.
     pub closed_status: u16,
-    /// The Queue ID that an escalated chat goes on in; none: an escalated chat is over.
+    /// The Queue ID to which chats escalate; `None`: an escalated chat ends.
     pub escalate_to: Option<String>,
 }
 
@@ -175,24 +175,24 @@ pub struct AgentSettings {
     pub user: String,
     /// The display name, as in system messages.
     pub name: String,
-    /// When a waiting chat is accepted.
+    /// When the agent accepts a waiting chat.
     pub accept: Accept,
-    /// The queue's initial agent response, posted at the acceptance.
+    /// The queue's initial agent response, posted when the agent accepts.
     pub greeting: String,
     /// Whether each message of the user gets an answer.
     pub replies: bool,
-    /// How long the agent types an answer.
+    /// Typing time of an answer.
     pub reply_after: Duration,
-    /// Close the chat after this many messages of the user; none: never.
+    /// Number of user messages after which the agent closes the chat; `None`: never.
     pub closes_after: Option<u32>,
 }
 
 /// When the agent accepts a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accept {
-    /// This long after it was opened.
+    /// This long after the chat was opened.
     After(Duration),
-    /// When told to.
+    /// Only on request.
     Manual,
 }
 
@@ -218,7 +218,7 @@ impl Default for AgentSettings {
 pub struct CallbackSettings {
     /// The Endpoint of the REST message.
     pub url: String,
-    /// What proves to the receiver that the instance sent it.
+    /// The credential that authenticates the instance to the receiver.
     pub credential: CallbackCredential,
     /// How the Business Rule writes the body.
     pub style: BodyStyle,
@@ -227,7 +227,7 @@ pub struct CallbackSettings {
 }
 
 impl CallbackSettings {
-    /// Posts to `url` without credentials, bodies well formed.
+    /// Posts to `url` without credentials, with well-formed bodies.
     pub fn to(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -244,10 +244,10 @@ impl fmt::Debug for CallbackSettings {
     }
 }
 
-/// What a callback carries as proof of its sender.
+/// The credential of a callback.
 #[derive(Clone)]
 pub enum CallbackCredential {
-    /// Nothing, as in the vendor's own instructions.
+    /// No credential, as in the vendor's own instructions.
     None,
     /// A header set on the HTTP method of the REST message.
     Header {
@@ -284,78 +284,78 @@ impl fmt::Debug for CallbackCredential {
 /// How the Business Rule writes the body of a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyStyle {
-    /// With `JSON.stringify`: always JSON.
+    /// With `JSON.stringify`: always valid JSON.
     Stringify,
-    /// The vendor's rule: strings put end to end, the text through `escapeForHomePage`. A quote breaks it.
+    /// The vendor's rule: concatenated strings, the text escaped by `escapeForHomePage`. A quote breaks the JSON.
     StockScript,
-    /// A hand-repaired variant that lost the escaping: newlines break it too.
+    /// A hand-edited variant without the escaping: newlines break the JSON, too.
     StockScriptUnescaped,
-    /// Causeway's own rule: always JSON, and it says which message came before.
+    /// Causeway's own rule: always valid JSON, with the id of the preceding message.
     OwnRule,
 }
 
-/// What an administrator may change while the instance runs.
+/// Options that an administrator may change while the instance runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Switches {
-    /// How the instance treats a correct password.
+    /// The treatment of a correct password.
     pub basic: BasicLogin,
-    /// What `/oauth_token.do` gives out.
+    /// The tokens that `/oauth_token.do` issues.
     pub oauth: OAuthSwitches,
-    /// What the user may do over the Table API.
+    /// The user's rights in the Table API.
     pub tables: TableAccess,
-    /// Connect Support is not installed: 400 on every one of its paths.
+    /// Connect Support is not installed: all of its paths answer 400.
     pub plugin_missing: bool,
-    /// The Business Rule's filter on its own user is off (or names another): our messages come back.
+    /// The Business Rule does not filter our user's messages, so that they come back as callbacks.
     pub echo: bool,
-    /// A chat that is escalated goes on under another `group`. Which of both an instance does is not documented.
+    /// An escalated chat continues under another `group`. It is not documented whether an instance changes the group.
     pub escalation_renames: bool,
-    /// Of Connect Support.
+    /// Options of Connect Support.
     pub connect: ConnectSwitches,
-    /// Of the Virtual Agent API.
+    /// Options of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSwitches,
 }
 
-/// What is not known of Connect Support.
+/// Undocumented behaviour of Connect Support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectSwitches {
-    /// Queue entries show no more than names and state: no number, no place, no wait, no words.
+    /// Queue entries contain only names and state: no number, position, wait or texts.
     pub sparse_entries: bool,
-    /// What `last_message` is, which is no column that anybody has seen.
+    /// The value of `last_message`. No known instance has this column.
     pub last_message: LastMessage,
     /// Each callback is posted twice.
     pub twice: bool,
-    /// A chat ends by itself (state 7 or 8) when nobody has said anything for so many milliseconds; 0: never.
+    /// A chat ends by itself (state 7 or 8) after this many milliseconds without a message; 0: never.
     pub idle_end_ms: u64,
 }
 
-/// What `current.last_message` is in the Business Rule.
+/// The value of `current.last_message` in the Business Rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LastMessage {
-    /// No column.
+    /// There is no such column.
     #[default]
     Undefined,
-    /// A column without a value.
+    /// The column has no value.
     Empty,
     /// The `sys_id` of another message.
     SysId,
 }
 
-/// How the instance gives out tokens.
+/// How the instance issues tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OAuthSwitches {
-    /// Seconds that an access token lives.
+    /// Lifetime of an access token in seconds.
     pub token_life: u64,
-    /// The refresh token is not taken any more: revoked, or too old.
+    /// The refresh token is rejected, because it was revoked or is too old.
     pub refuse_refresh: bool,
     /// Whether the client credentials grant is enabled (a system property that is off by default on many instances).
     pub client_credentials: bool,
     /// Each use of the refresh token replaces it.
     pub rotate: bool,
-    /// A refusal is a 400 `invalid_grant`, as the standard has it, instead of a 401 `server_error`.
+    /// A rejection is a 400 `invalid_grant`, as in the standard, instead of a 401 `server_error`.
     pub standard_refusal: bool,
 }
 
@@ -371,58 +371,59 @@ impl Default for OAuthSwitches {
     }
 }
 
-/// What access rules leave of the Table API.
+/// The rights in the Table API that access rules allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TableAccess {
     /// Everything.
     #[default]
     Allowed,
-    /// Reading, but 403 on every write.
+    /// Reads succeed, writes answer 403.
     ReadOnly,
-    /// 403 on everything.
+    /// All requests answer 403.
     Refused,
-    /// Rows are not shown: empty lists, 404 on a row.
+    /// Rows are hidden: lists are empty, and a row answers 404.
     Hidden,
-    /// Writes succeed, but a script is left out of them without a word, as rules on a single field do.
+    /// Writes succeed, but the script is silently left out, as by an access rule on a single field.
     NoScripts,
 }
 
-/// What is not known of the Virtual Agent API, or differs between instances and versions of its app.
+/// Behaviour of the Virtual Agent API that is undocumented, or that differs between instances and versions of its
+/// app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VirtualAgentSwitches {
-    /// The app is not installed: 400 on its path.
+    /// The app is not installed: its path answers 400.
     pub missing: bool,
-    /// No callback is posted at all: a dead endpoint, or a check that failed in ServiceNow's worker.
+    /// No callback is posted, as with a dead endpoint or a failed check in ServiceNow's worker.
     pub silent: bool,
-    /// The bot answers a start with a text and a picker; no agent hears of it.
+    /// The bot answers a start with a text and a picker, and informs no agent.
     pub falls_back: bool,
-    /// Nobody works the queue: a start is answered with a text.
+    /// No agent works the queue: a start is answered with a text.
     pub no_agents: bool,
-    /// That text comes with `takeControl`; otherwise with `completed`.
+    /// This text has the flag `takeControl`; otherwise it has `completed`.
     pub takes_control: bool,
-    /// A second start of one user opens a second conversation instead of entering the first.
+    /// A second start of one user opens a second conversation instead of joining the first.
     pub opens_anew: bool,
     /// Apps before 4.0: items have no `messageId`.
     pub nameless: bool,
-    /// Texts stand in `label` instead of `value`.
+    /// Texts are in `label` instead of `value`.
     pub labels: bool,
-    /// Flags that are false are written out instead of left away.
+    /// False flags are written instead of omitted.
     pub writes_false: bool,
-    /// Typing indicators are named with the suffix `ActionMsg`.
+    /// Names of typing indicators have the suffix `ActionMsg`.
     pub suffixed: bool,
-    /// `clientVariables` do not come back.
+    /// Callbacks do not contain `clientVariables`.
     pub forgets_variables: bool,
     /// The REST step of newer apps posts everything twice, as if the first answer had been lost.
     pub twice: bool,
-    /// The agent's end comes as `completed` alone, without `SwitchToVirtualAgent`.
+    /// The agent's end is only the flag `completed`, without `SwitchToVirtualAgent`.
     pub ends_by_flag: bool,
     /// Agents' names and avatars are not shown.
     pub hides_names: bool,
 }
 
-/// What a Virtual Agent request must prove.
+/// The credential that a Virtual Agent request must have.
 #[derive(Clone)]
 pub enum MessageProof {
     /// The header `token`.
@@ -437,11 +438,11 @@ impl fmt::Debug for MessageProof {
     }
 }
 
-/// How the instance treats Basic credentials that are right.
+/// The treatment of correct Basic credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BasicLogin {
-    /// It lets them in.
+    /// The login succeeds.
     #[default]
     Allowed,
     /// The Basic authentication restriction of 2026: the ordinary 401.

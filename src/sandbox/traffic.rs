@@ -1,5 +1,5 @@
-//! A trickle of users for the shipped compose file: every few seconds one plays a handoff through Causeway's
-//! public API, so that a newcomer's dashboards show life. Now and then a platform goes wrong for a while.
+//! Simulated users for the shipped compose file: every few seconds a user runs a handoff through Causeway's public
+//! API, so that new dashboards show data. Now and then a platform fails for a short time.
 
 use std::fmt;
 use std::future::Future;
@@ -12,18 +12,18 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// Who to play for, and how lively.
+/// The target of the simulated traffic, and its amount.
 #[derive(Clone)]
 pub struct TrafficSettings {
     /// Causeway's `POST /v1/handoffs`.
     pub handoffs_url: String,
     /// Its bearer token.
     pub token: String,
-    /// Conversations a minute.
+    /// Conversations per minute.
     pub per_minute: u32,
-    /// Whether platforms go wrong by schedule.
+    /// Whether platforms fail by schedule.
     pub faults: bool,
-    /// The sandbox's own address, where the scheduled faults are asked for.
+    /// The sandbox's own address. Scheduled faults are requested there.
     pub sandbox_url: String,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for TrafficSettings {
     }
 }
 
-/// Conversations in the air at most; when Causeway is slow or away, newcomers stay at home.
+/// Maximum number of concurrent conversations. If Causeway is slow or away, no new conversation starts.
 const MOST_AT_ONCE: usize = 200;
 const FAULT_EVERY: Duration = Duration::from_secs(90);
 
@@ -49,7 +49,7 @@ const WORDS: [&str; 6] = [
     "That worked, thank you",
 ];
 
-/// Plays until told to stop.
+/// Runs until `stop` completes.
 pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
     let Some(client) = super::http::client("causeway-sandbox") else { return };
     let period = Duration::from_secs(60) / settings.per_minute.max(1);
@@ -68,7 +68,7 @@ pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
     }
 }
 
-/// One user: asks for a human, says a few things, goes.
+/// One user: asks for a human, writes a few messages, leaves.
 async fn play(client: &Client, settings: &TrafficSettings) {
     let conversation = format!("trickle-{}", uuid::Uuid::now_v7());
     let user = json!({ "id": format!("u-{conversation}"), "name": "Ada", "language": "en" });
@@ -95,7 +95,7 @@ async fn pause() {
     sleep(Duration::from_millis(ms)).await;
 }
 
-/// Posts until it is taken, as a bot would: the same key each time, so that it stays one message.
+/// Posts until the request is accepted, as a bot would. All attempts have the same key, so that they are one message.
 async fn post(client: &Client, settings: &TrafficSettings, body: &Value) -> bool {
     let key = uuid::Uuid::now_v7().to_string();
     for _ in 0..5 {
@@ -115,7 +115,7 @@ async fn post(client: &Client, settings: &TrafficSettings, body: &Value) -> bool
     false
 }
 
-/// One mishap after the other; never ends.
+/// Requests one fault after another. Never returns.
 async fn mishaps(client: &Client, settings: &TrafficSettings) {
     let mut turns = interval(FAULT_EVERY);
     turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -126,8 +126,8 @@ async fn mishaps(client: &Client, settings: &TrafficSettings) {
     }
 }
 
-/// Asks the sandbox for the next mishap of the schedule: short, and of a kind to be seen on a dashboard. Returns the number of
-/// its rule.
+/// Requests the next fault of the schedule from the sandbox: a short one that is visible on a dashboard. Returns the
+/// id of its rule.
 async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize, last: Option<u64>) -> Option<u64> {
     let mishaps = [
         json!({ "side": "servicenow", "times": 6, "fault": { "kind": "status", "status": 503 } }),
@@ -140,7 +140,8 @@ async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize, last:
         json!({ "side": "servicenow", "times": 2, "fault": { "kind": "html_page" } }),
     ];
     let rules = format!("{}/sandbox/rules", settings.sandbox_url);
-    // What is left of the last one goes first, or rules would pile up. Those of others stay: a person may be at it.
+    // The previous rule is removed first, so that rules do not accumulate. Rules of others stay, because a person may
+    // use them.
     if let Some(last) = last {
         let _ = client.delete(format!("{rules}/{last}")).send().await;
     }

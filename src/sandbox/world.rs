@@ -1,6 +1,6 @@
-//! What the simulators share: the desk, the script, the ledger, the callbacks' courier, and the crew that runs
-//! whatever outlives one request. A row of `live_message` is written and put in line for its callback under
-//! one lock, so that callbacks of one chat leave in the order of its rows.
+//! The state that the simulators share: the desk, the script, the ledger, the callback sender, and the background
+//! tasks. One lock covers both writing a `live_message` row and queueing its callback. Callbacks of one chat
+//! therefore leave in the order of its rows.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -31,7 +31,7 @@ pub(super) struct World {
     pub(super) files: Files,
     pub(super) courier: Courier,
     pub(super) botkit: BotKitState,
-    /// Where the sandbox listens.
+    /// The address at which the sandbox listens.
     pub(super) url: String,
     pub(super) crew: Crew,
     desk: Mutex<Desk>,
@@ -44,21 +44,21 @@ impl fmt::Debug for World {
     }
 }
 
-/// A row whose callback is due.
+/// A row whose callback is queued.
 #[derive(Debug)]
 struct Posting {
     row: Row,
     done: watch::Sender<bool>,
 }
 
-/// Resolves when the Business Rule of a row has run: ServiceNow's transaction ends no sooner.
+/// Resolves when the Business Rule of a row has run. ServiceNow's transaction does not end earlier.
 #[derive(Debug, Clone)]
 pub(super) struct Receipt(Option<watch::Receiver<bool>>);
 
 impl Receipt {
     pub(super) async fn settled(self) {
         if let Some(mut done) = self.0 {
-            // An error is a crew that was sent home: nothing will be posted any more.
+            // An error means that the tasks were stopped: no callback will be posted any more.
             let _ = done.wait_for(|done| *done).await;
         }
     }
@@ -83,12 +83,12 @@ impl World {
         }
     }
 
-    /// The desk, to look at or to change without a row.
+    /// The desk, for reading or for changes that write no row.
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something that writes a row.
+    /// Performs an action that writes a row, and queues the row's callbacks.
     pub(super) fn write(
         self: &Arc<Self>,
         deed: impl FnOnce(&mut Desk) -> Result<Row, Refusal>,
@@ -112,7 +112,7 @@ impl World {
         Ok((row, receipt))
     }
 
-    /// Puts a row in the line of its chat.
+    /// Queues the callback of a row behind the other callbacks of its chat.
     pub(super) fn line_up(self: &Arc<Self>, row: Row) -> Receipt {
         let (done, receipt) = watch::channel(false);
         let group = row.group.clone();
@@ -147,18 +147,18 @@ impl World {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A chat was opened: the agent may come.
+    /// A chat was opened. The agent accepts it after the configured delay.
     pub(super) fn agent_notices(self: &Arc<Self>, group: &str) {
         let Accept::After(delay) = self.settings.agent.accept else { return };
         let (world, group) = (self.clone(), group.to_owned());
         self.crew.start(async move {
             tokio::time::sleep(delay).await;
-            // Refused when the user has left, or somebody accepted by hand: nothing to do then.
+            // The action is refused if the user has left or a test has accepted the chat. Both are fine.
             let _ = world.write(|desk| desk.agent_accepts(&group));
         });
     }
 
-    /// The user wrote: the agent may answer, and may have had enough.
+    /// The user wrote. The agent may answer, and may close the chat.
     pub(super) fn agent_hears(self: &Arc<Self>, group: &str, text: &str) {
         let agent = &self.settings.agent;
         let said = self.desk().chat(group).map_or(0, |chat| chat.user_messages);
@@ -180,7 +180,7 @@ impl World {
     }
 }
 
-/// The sandbox's own tasks: it starts none elsewhere, and sends all of them home when it stops.
+/// The sandbox's background tasks. All tasks of the sandbox start here, and all end when the sandbox stops.
 #[derive(Debug, Default)]
 pub(super) struct Crew {
     tasks: Mutex<JoinSet<()>>,

@@ -1,7 +1,7 @@
 //! The simulated XO: the Callback URL of its built-in integration, and the receiver of the events of API
-//! conversations. XO's BotKit API stands in `botkit/`, behind the same script and ledger.
+//! conversations. `botkit/` contains XO's BotKit API, with the same script and ledger.
 //!
-//! What XO really answers on its Callback URL is not published; this one answers 200 with a small JSON object.
+//! The real answers of XO's Callback URL are not published. The sandbox answers 200 with a small JSON object.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ async fn event(State(world): State<Arc<World>>, headers: HeaderMap, body: Bytes)
     })
 }
 
-/// Takes any JSON object that says it is one.
+/// Accepts any JSON object whose content type is JSON.
 fn taken(
     side: Side,
     headers: &HeaderMap,

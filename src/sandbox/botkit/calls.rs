@@ -1,5 +1,5 @@
-//! The calls of the BotKit API, as XO takes them. Each is held against what the public BotKit servers send: the token, the
-//! `requestId`, the payload. What XO answers is not documented; the switches say it.
+//! XO's side of the BotKit calls. Each call is checked against the requests of public BotKit servers: the token, the
+//! `requestId`, the payload. XO's answers are not documented; switches define them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use super::turns::{self, Shown};
 use crate::sandbox::gate::Effect;
 use crate::sandbox::world::World;
 
-/// How far a caller's clock may be from XO's, in seconds.
+/// Maximum difference between a caller's clock and XO's clock, in seconds.
 const LEEWAY: f64 = 5.0;
-/// The longest word that XO takes for its bot, in characters.
+/// The longest word that XO accepts for its bot, in characters.
 const WORD_CHARS_MAX: usize = 1_200;
-/// The classes of payloads that public BotKit servers name.
+/// The payload classes of public BotKit servers.
 const CLASSES: [&str; 8] = [
     "OnMessagePayload",
     "OnAgentTransferPayload",
@@ -34,7 +34,7 @@ const CLASSES: [&str; 8] = [
     "OnclientEventPayload",
 ];
 
-/// Why a call is refused.
+/// The status and the reason of a refused call.
 #[derive(Debug)]
 pub(super) struct Refused(StatusCode, String);
 
@@ -121,7 +121,7 @@ fn gone(state: &State) -> Refused {
     Refused::new(status, "the request id is not known or has lapsed")
 }
 
-/// Does what the call asks for, and ends the wait that it answers.
+/// Performs the call, and ends the wait of its event.
 fn act(
     world: &World,
     state: &mut State,
@@ -197,7 +197,7 @@ fn act(
     Ok(())
 }
 
-/// What the user is shown; none: a template without words, which only the client sees.
+/// The message for the user; `None` for a template without text, which only the client shows.
 fn shown(state: &State, body: &Value) -> Result<Option<Shown>, Refused> {
     let shown = Shown::read(body);
     if shown.is_none() && body.get("overrideMessagePayload").is_none() {
@@ -214,7 +214,7 @@ pub(super) fn bad(why: &str) -> Refused {
     Refused::new(StatusCode::BAD_REQUEST, why)
 }
 
-/// Checks the `auth` token: its algorithm, its signature, its app and its time.
+/// Checks the `auth` token: its algorithm, its signature, its app and its expiry.
 pub(super) fn log_in(world: &World, bot: &str, headers: &HeaderMap) -> Result<(), Refused> {
     let refused = |why: &str| Refused::new(StatusCode::UNAUTHORIZED, why);
     let known = world.settings.bots.iter().find(|known| known.bot_id == bot);
@@ -232,7 +232,7 @@ pub(super) fn log_in(world: &World, bot: &str, headers: &HeaderMap) -> Result<()
     }
 }
 
-/// Whether the body brings back what the event had.
+/// Whether the body returns the required fields of the event.
 fn complete(state: &State, handle: &Handle, request_id: &str, body: &Value) -> Result<(), Refused> {
     let text = |field: &str| body.get(field).and_then(Value::as_str);
     if text("requestId") != Some(request_id) {

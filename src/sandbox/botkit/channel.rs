@@ -1,11 +1,11 @@
-//! The channels of the simulated users: web, WhatsApp and Teams, each with the shapes in which XO describes a channel, and the
-//! places in which the channel tells who the user is.
+//! The channels of the simulated users: web, WhatsApp and Teams. Each channel has the shapes in which XO describes
+//! it, and the fields that identify the user.
 //!
-//! The name of the WhatsApp channel's type is not documented; the one here is an assumption of the sandbox.
+//! The type name of the WhatsApp channel is not documented; the name here is an assumption.
 
 use serde_json::{Value, json};
 
-/// Over which channel a user talks.
+/// The channel of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum ChannelKind {
     /// Kore's web client.
@@ -18,7 +18,7 @@ pub enum ChannelKind {
 }
 
 impl ChannelKind {
-    /// `channel.type`
+    /// The value of `channel.type`.
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Web => "rtm",
@@ -27,12 +27,12 @@ impl ChannelKind {
         }
     }
 
-    /// The channel of this type.
+    /// The channel with this type name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Web, Self::WhatsApp, Self::Teams].into_iter().find(|kind| kind.type_name() == name)
     }
 
-    /// `context.session.UserContext`, as this channel fills it.
+    /// `context.session.UserContext` on this channel.
     pub(super) fn user_context(self, user: &str) -> Value {
         let teams = json!([{ "type": "msteams", "val": format!("29:{user}"),
                              "profileInfo": { "name": "Ada Lovelace", "email": "ada@example.com" } }]);
@@ -46,18 +46,18 @@ impl ChannelKind {
     }
 }
 
-/// In which shape XO writes `channel`.
+/// The shape of `channel` in an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelShape {
     /// Names inside `channelInfos`.
     Nested,
     /// Names in `channel` itself.
     Flat,
-    /// Neither `channelInfos` nor a user: only the context names the user.
+    /// Neither `channelInfos` nor a user: only the context identifies the user.
     Bare,
 }
 
-/// What an event says of its channel.
+/// The channel data of an event.
 #[derive(Debug)]
 pub(super) struct ChannelParts<'a> {
     pub(super) kind: ChannelKind,
@@ -82,7 +82,7 @@ pub(super) fn channel(parts: &ChannelParts<'_>) -> Value {
                             "taskBotId": bot, "traceId": "trace", "spanId": "span" },
                 "botInfo": { "taskBotId": bot, "chatBot": "Help" },
             });
-            // A key without a value is left out, as JavaScript does.
+            // JavaScript omits a key without a value.
             if let Some(words) = parts.words {
                 infos["message"] = json!(words);
                 infos["body"] = json!(words);

@@ -1,4 +1,4 @@
-//! The controls of the simulated users over HTTP: for people beside a running deployment, and for tests in other processes.
+//! The controls of the simulated users over HTTP, for people and for tests in other processes.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ async fn events(State(world): Shared, Query(filter): Query<Filter>) -> Response 
     Json(json!({ "events": shown })).into_response()
 }
 
-/// What one user has done and read. Each session is a bot and a channel.
+/// The actions and messages of one user. Each session is one bot on one channel.
 async fn user(State(world): Shared, Path(user): Path<String>) -> Response {
     let state = world.botkit.lock();
     let sessions: Vec<Value> = state

@@ -1,4 +1,4 @@
-//! The files that simulated users send: kept in memory, and handed out at an address that wants the `auth` token of the bot.
+//! The files that simulated users send. They are kept in memory. Their URL requires the `auth` token of the bot.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use crate::sandbox::world::World;
 /// A file that a user sends.
 #[derive(Debug, Clone)]
 pub struct UserFile {
-    /// Its name, as the user's device has it.
+    /// Its name on the user's device.
     pub name: String,
-    /// The content type with which it is handed out.
+    /// The content type of the download.
     pub content_type: String,
     /// Its bytes.
     pub bytes: Bytes,
-    /// More headers of the download, or other values of the usual ones.
+    /// More headers of the download, or other values for the usual headers.
     pub headers: Vec<(String, String)>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct StoredFile {
     pub(super) at: Instant,
 }
 
-/// The item of `channel.attachments[]` for a file at this address.
+/// The item of `channel.attachments[]` for a file at this URL.
 pub(super) fn attachment(file: &UserFile, address: &str, shape: FileShape) -> Value {
     match shape {
         FileShape::Flat => json!({ "fileName": file.name, "fileUrl": address }),

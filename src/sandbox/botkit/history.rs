@@ -1,4 +1,4 @@
-//! `getMessages`: what the user and the bot have said, as XO tells it to a BotKit server.
+//! `getMessages`: the messages of the user and the bot, in the shape that XO returns to a BotKit server.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) struct Page {
     limit: Option<usize>,
 }
 
-/// `GET {baseUrl}/getMessages`: newest first.
+/// `GET {baseUrl}/getMessages`: newest message first.
 pub(super) async fn history(
     State(world): State<Arc<World>>,
     Path(bot): Path<String>,

@@ -1,8 +1,9 @@
-//! The simulated XO as a BotKit server sees it: a user, a bot, the events that XO posts, and the API that XO waits to be called on.
+//! The simulated XO from the view of a BotKit server: a user, a bot, the events that XO posts, and the API that XO
+//! expects calls on.
 //!
-//! With OnMessage subscribed XO waits for its BotKit server on every message in bot mode: an acknowledgement alone leaves the
-//! bot silent, and what the bot says is read only after it was passed on. What no source documents is a switch
-//! ([`BotKitSwitches`]).
+//! With OnMessage subscribed, XO waits for its BotKit server on every message in bot mode. An acknowledgement alone
+//! does not reach the bot, and the user reads a bot message only after the BotKit server has passed it on.
+//! Undocumented behaviour is a switch ([`BotKitSwitches`]).
 
 mod calls;
 mod channel;
@@ -43,9 +44,9 @@ use super::gate::gate;
 use super::script::Operation;
 use super::world::World;
 
-/// Where the API stands.
+/// The path of the API.
 const ROOT: &str = "/xo/api/botsdk/stream/";
-/// And where it stands at the real XO, for callers who know no more of it than its host.
+/// The paths of the API. The second one is the path at the real XO, for callers that know only its host.
 const ROOTS: [&str; 2] = [ROOT, "/api/botsdk/stream/"];
 const FILES: &str = "/xo/files/";
 
@@ -60,17 +61,17 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
 }
 
 impl Sandbox {
-    /// Where the events of users go that are played over HTTP.
+    /// Sets the BotKit server of users that are simulated over HTTP.
     pub fn set_botkit_url(&self, url: &str) {
         self.world.botkit.lock().door = Some(url.to_owned());
     }
 
-    /// Every event that XO has posted, in order.
+    /// All events that XO has posted, in order.
     pub fn botkit_events(&self) -> Vec<PostedEvent> {
         self.world.botkit.lock().events().cloned().collect()
     }
 
-    /// The events for which XO still waits: these turns stand still.
+    /// The events for which XO still waits, so that their turns are blocked.
     pub fn waiting_events(&self) -> Vec<PostedEvent> {
         self.world.botkit.lock().events().filter(|event| event.waiting).cloned().collect()
     }
@@ -81,12 +82,12 @@ pub(super) fn is_ours(path: &str) -> bool {
     path.starts_with(FILES) || inside(path).is_some()
 }
 
-/// What a path says behind the root, if it is one of this API.
+/// The path after the API's prefix, or `None` if the path is outside of the API.
 fn inside(path: &str) -> Option<&str> {
     ROOTS.iter().find_map(|root| path.strip_prefix(root))
 }
 
-/// What a call asks for, by its path.
+/// The operation of a call, by its path.
 pub(super) fn operation(path: &str) -> Operation {
     if path.starts_with(FILES) {
         return Operation::File;
@@ -106,12 +107,12 @@ pub(super) fn operation(path: &str) -> Operation {
     }
 }
 
-/// What a call says to the user or to the bot.
+/// The text of a call, for the user or for the bot.
 pub(super) fn words(body: &Value) -> Option<String> {
     turns::Shown::read(body).map(|shown| shown.text)
 }
 
-/// Whom a call is about, by the channel or the context that it brings back.
+/// The user of a call, from the channel or the context in its body.
 pub(super) fn user_of(body: &Value) -> Option<String> {
     let places = [
         "/channel/from",

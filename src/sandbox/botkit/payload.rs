@@ -8,13 +8,14 @@ use super::ROOT;
 use super::channel::{ChannelParts, ChannelShape, channel};
 use super::state::{Connection, SessionKey, State};
 
-/// What one event says.
+/// The parts of one event.
 #[derive(Debug, Default)]
 pub(super) struct EventParts<'a> {
-    /// The words; none: the key `message` is absent.
+    /// The text; `None`: the key `message` is absent.
     pub(super) words: Option<&'a str>,
     pub(super) is_transfer: bool,
-    /// XO names each message of a user anew. A bot message keeps the name of the message that it answers.
+    /// Whether the event has a new message id. XO gives each user message a new id. A bot message keeps the id of the
+    /// user's message.
     pub(super) names_message: bool,
 }
 
@@ -70,7 +71,7 @@ pub(super) fn event(
         event["message"] = json!(words);
     }
     if parts.is_transfer {
-        // A transfer has no words and no flags of its own: the words stand in the channel and in the context.
+        // A transfer has neither text nor flags at the top level. Its text is in the channel and in the context.
         merge(&mut event, &json!({ "message": null, "agent_transfer": null, "agent_session": null }));
         event["callbackUrl"] = address(connection, key, "serviceCallback", &request_id);
     }
@@ -78,7 +79,7 @@ pub(super) fn event(
     event
 }
 
-/// A reply address of this event.
+/// A reply URL of this event.
 pub(super) fn address(connection: &Connection, key: &SessionKey, call: &str, request_id: &str) -> Value {
     json!(format!("{}{ROOT}{}/{call}/{request_id}", connection.xo, key.bot))
 }
@@ -128,7 +129,7 @@ fn context(key: &SessionKey, session: &str, number: u64, last_words: Option<&str
     })
 }
 
-/// Puts `more` over `base`, object by object. A null removes a key.
+/// Merges `more` into `base`, object by object. A null removes a key.
 pub(super) fn merge(base: &mut Value, more: &Value) {
     match (base, more) {
         (Value::Object(base), Value::Object(more)) => {

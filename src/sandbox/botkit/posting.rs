@@ -1,4 +1,4 @@
-//! XO posts an event: signed, with a timeout, perhaps more than once, and notes for which call it waits.
+//! Posts XO's events: signs them, applies timeout and repeats, and records for which call XO waits.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use super::token::token;
 use super::turns;
 use crate::sandbox::world::World;
 
-/// What a BotKit server answered.
+/// The answer of a BotKit server.
 #[derive(Debug, Clone, Default)]
 pub struct BotAnswer {
-    /// The HTTP status; 0 where there was no answer, or no event.
+    /// The HTTP status; 0 if there was no answer, or no event.
     pub status: u16,
-    /// The body, where it is JSON.
+    /// The body, if it is JSON.
     pub body: Value,
     /// The header `supportsMessageAck`.
     pub supports_ack: bool,
 }
 
-/// Notes the event at once. The future posts it until it is answered.
+/// Records the event at once. The future posts the event until it is answered.
 pub(super) fn post(
     world: &Arc<World>,
     key: &SessionKey,
@@ -105,7 +105,7 @@ async fn until_answered(
     answer
 }
 
-/// Posts it once, with this header as its credential.
+/// Posts the event once, with this credential header.
 pub(super) async fn post_once(
     world: &Arc<World>,
     connection: &Connection,
@@ -154,7 +154,7 @@ fn waits(event: &str, body: &Value, switches: BotKitSwitches) -> bool {
     }
 }
 
-/// The wait for a call is over although none came.
+/// Ends the wait for a call that did not come.
 fn end_without_call(world: &Arc<World>, number: u64, by: &str, goes_on: bool, connects: bool) {
     let key = {
         let mut state = world.botkit.lock();

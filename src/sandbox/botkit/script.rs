@@ -1,23 +1,23 @@
-//! The simulated bot: what it answers to which words. It is small on purpose; what matters is that it reads nothing before XO
-//! has passed the words on, and that the user reads nothing of it before XO was told so.
+//! The simulated bot: its answers to certain words. It is small on purpose. The bot reads a text only after XO has
+//! passed the text on. The user reads an answer only after the BotKit server has passed the answer on.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// One thing that the bot does in its answer.
+/// One step of the bot's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BotStep {
-    /// It says this. A template is JSON text, as XO hands it on; the text may be empty.
+    /// Sends this text. A template is JSON text, as XO passes it on. The text may be empty.
     Say(String),
-    /// It says this with an override of the channel's message, as a message node with a channel override does.
+    /// Sends this text with an override of the channel's message, like a message node with a channel override.
     SayWith {
         /// The plain message.
         message: String,
         /// The `overrideMessagePayload`.
         payload: Value,
     },
-    /// An alert task tells this.
+    /// An alert task sends this text.
     Alert(String),
     /// The dialog task of this name ends.
     EndTask(String),
@@ -26,12 +26,12 @@ pub enum BotStep {
 }
 
 impl BotStep {
-    /// It says this.
+    /// Sends this text.
     pub fn say(text: impl Into<String>) -> Self {
         Self::Say(text.into())
     }
 
-    /// It shows a template with buttons.
+    /// Shows a template with buttons.
     pub fn buttons(text: &str, titles: &[&str]) -> Self {
         let button = |title: &&str| json!({ "type": "postback", "title": title, "payload": title });
         let buttons: Vec<Value> = titles.iter().map(button).collect();
@@ -40,14 +40,14 @@ impl BotStep {
     }
 }
 
-/// What the bot does when words of the user contain these ones.
+/// The bot's steps if the user's text contains these words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BotRule {
     contains: String,
     steps: Vec<BotStep>,
 }
 
-/// What a bot answers. The default script is silent.
+/// The answers of a bot. The default script does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BotScript {
     rules: Vec<BotRule>,
@@ -57,7 +57,8 @@ pub struct BotScript {
 }
 
 impl BotScript {
-    /// A small help desk: it shows a menu, says an empty message, answers in two messages, hands over, and repeats other words.
+    /// A small help desk: shows a menu, sends an empty message, answers in two messages, hands over, and repeats
+    /// other texts.
     pub fn help_desk() -> Self {
         let menu = BotStep::buttons("What is it about?", &["Laptop", "Password", "An agent"]);
         Self { echoes: true, ..Self::default() }
@@ -73,26 +74,27 @@ impl BotScript {
             .answers("bye", vec![BotStep::say("Good-bye."), BotStep::EndTask("Help".to_owned())])
     }
 
-    /// Repeats words that no rule knows: `You said: …`.
+    /// Repeats texts that match no rule: `You said: …`.
     #[must_use]
     pub fn echoing(self) -> Self {
         Self { echoes: true, ..self }
     }
 
-    /// Does this when the user's words contain these ones, in any case. The first rule that fits is used.
+    /// Adds a rule: performs the steps if the user's text contains these words, ignoring case. The first matching
+    /// rule applies.
     #[must_use]
     pub fn answers(mut self, contains: &str, steps: Vec<BotStep>) -> Self {
         self.rules.push(BotRule { contains: contains.to_lowercase(), steps });
         self
     }
 
-    /// Does this when the page of the web channel has loaded.
+    /// Performs these steps when the page of the web channel has loaded.
     #[must_use]
     pub fn welcomes(self, welcome: Vec<BotStep>) -> Self {
         Self { welcome, ..self }
     }
 
-    /// Thinks this long before each answer.
+    /// Waits this long before each answer.
     #[must_use]
     pub fn thinks(self, think: Duration) -> Self {
         Self { think, ..self }

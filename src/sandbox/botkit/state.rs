@@ -1,8 +1,8 @@
-//! What the simulated XO knows: sessions of users with a bot, reply handles, the events it has posted, and the calls that came
-//! for them.
+//! The state of the simulated XO: sessions of users with a bot, reply handles, posted events, and the calls for these
+//! events.
 //!
-//! Guarantees: one lock; nothing in here waits. Not responsible for: what a call means (`calls.rs`) and how a turn goes on
-//! (`turns.rs`).
+//! Guarantees: one lock covers everything, and no function here waits.
+//! Not responsible for: the effect of a call (`calls.rs`) and the course of a turn (`turns.rs`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -21,10 +21,10 @@ use super::script::BotStep;
 use super::switches::{AgentFlags, BotKitSwitches};
 use crate::sandbox::settings::BotSettings;
 
-/// Reply handles above this number are cleared of those that have lapsed long ago.
+/// Above this number, reply handles that expired long ago are removed.
 const HANDLES_BEFORE_CLEARING: usize = 4_096;
 
-/// XO's state behind its lock, and the client that posts its events.
+/// XO's state behind its lock, and the client that posts XO's events.
 pub(in crate::sandbox) struct BotKitState {
     inner: Mutex<State>,
     changed: watch::Sender<u64>,
@@ -79,7 +79,7 @@ impl BotKitState {
         self.changed.subscribe()
     }
 
-    /// Tells those who wait that something has changed.
+    /// Wakes the tasks that wait for a change.
     pub(super) fn notify(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
@@ -93,24 +93,24 @@ pub(super) struct SessionKey {
     pub(super) channel: ChannelKind,
 }
 
-/// What the user has read.
+/// A message that the user has read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Heard {
-    /// The words. Of a template these are its text, or the JSON text if it came as the plain message.
+    /// The text. For a template this is its text, or the JSON text if the template came as the plain message.
     pub text: String,
     /// The template, if the message is one.
     pub template: Option<Value>,
-    /// Shown as an agent's.
+    /// Whether it is shown as a message of an agent.
     pub as_agent: bool,
-    /// The user was with an agent, as XO knew.
+    /// Whether XO had the user in agent mode.
     pub with_agent: bool,
-    /// The reply handle that it came by; empty if XO told it by itself.
+    /// The reply handle of the call; empty if XO passed the message on by itself.
     pub handle: String,
-    /// The event whose handle that was, as `on_bot_message`.
+    /// The event of this handle, for example `on_bot_message`.
     pub event: String,
 }
 
-/// One message in the history that `getMessages` shows.
+/// One message in the history of `getMessages`.
 #[derive(Debug, Clone)]
 pub(super) struct HistoryMessage {
     pub(super) id: String,
@@ -120,15 +120,15 @@ pub(super) struct HistoryMessage {
     pub(super) attachments: Vec<Value>,
 }
 
-/// Where a session's events go.
+/// The destination of a session's events.
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     /// The address of the BotKit server.
     pub(super) door: String,
-    /// XO's own address, which the reply URLs begin with.
+    /// XO's own address, the prefix of the reply URLs.
     pub(super) xo: String,
     pub(super) bot: BotSettings,
-    /// The shape of `channel`; none: nested for a transfer, flat for the rest.
+    /// The shape of `channel`; `None`: nested for a transfer, flat for other events.
     pub(super) shape: Option<ChannelShape>,
     /// Merged into the `context` of each event.
     pub(super) context: Value,
@@ -138,19 +138,19 @@ pub(super) struct Connection {
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub(super) connection: Option<Connection>,
-    /// The bot has handed the user over, or XO has put the user into agent mode.
+    /// Whether the bot has handed the user over, or XO has put the user into agent mode.
     pub(super) agent_transfer: bool,
-    /// The BotKit server has begun an agent session.
+    /// Whether the BotKit server has begun an agent session.
     pub(super) agent_session: bool,
     pub(super) agent_sessions: u32,
     pub(super) clears: u32,
     pub(super) heard: Vec<Heard>,
     pub(super) bot_read: Vec<String>,
-    /// The bot was given a message without words: its dialog stands still.
+    /// Whether the bot got a message without text, which stops its dialog.
     pub(super) stalled: bool,
-    /// What the bot still has to do in its answer.
+    /// The remaining steps of the bot's answer.
     pub(super) steps: VecDeque<BotStep>,
-    /// The numbers of the events for which XO waits.
+    /// The numbers of the events that wait for a call.
     pub(super) waiting: BTreeSet<u64>,
     pub(super) history: Vec<HistoryMessage>,
     /// The context of the last transfer.
@@ -190,7 +190,7 @@ impl Session {
         self.agent_transfer || self.agent_session
     }
 
-    /// `agent_transfer` and `agent_session`, as an event shows them; none: the key is absent.
+    /// `agent_transfer` and `agent_session` of an event; `None`: the key is absent.
     pub(super) fn flags(&self, shown: AgentFlags) -> (bool, Option<bool>) {
         match shown {
             AgentFlags::Both => (self.agent_transfer, Some(self.agent_session)),
@@ -207,16 +207,16 @@ pub(super) struct Handle {
     pub(super) key: SessionKey,
     pub(super) fresh_at: Instant,
     pub(super) context: Arc<Value>,
-    /// The number of the posted event, once it was posted.
+    /// The number of the event, after it was posted.
     pub(super) event: Option<u64>,
 }
 
-/// A call that came for an event.
+/// A call for an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BotKitCall {
-    /// As in the path: `sendBotMessage`.
+    /// The name in the path, for example `sendBotMessage`.
     pub call: String,
-    /// The words that it brought.
+    /// The text of the call.
     pub text: Option<String>,
 }
 
@@ -225,7 +225,7 @@ pub struct BotKitCall {
 pub struct PostedEvent {
     /// Its number, in order of posting.
     pub number: u64,
-    /// When it was posted first.
+    /// Time of the first post.
     pub at: Timestamp,
     /// The bot.
     pub bot: String,
@@ -233,26 +233,26 @@ pub struct PostedEvent {
     pub user: String,
     /// The type of the channel.
     pub channel: &'static str,
-    /// As in the path: `on_user_message`.
+    /// The name in the path, for example `on_user_message`.
     pub event: String,
     /// Its reply handle.
     pub request_id: String,
-    /// The words in it.
+    /// The text of the event.
     pub text: Option<String>,
-    /// The statuses of its answers; 0 if there was none.
+    /// The statuses of the answers; 0 if there was no answer.
     pub answers: Vec<u16>,
-    /// XO still waits for a call: the turn stands still.
+    /// Whether XO still waits for a call, so that the turn is blocked.
     pub waiting: bool,
-    /// What ended the wait: the name of a call, `ack`, `timeout` or `refusal`.
+    /// The reason why the wait ended: the name of a call, `ack`, `timeout` or `refusal`.
     pub ended_by: Option<String>,
-    /// The calls that came for it, in order, those that were refused left out.
+    /// The accepted calls for this event, in order.
     pub calls: Vec<BotKitCall>,
     #[serde(skip)]
     pub(super) key: SessionKey,
 }
 
 impl PostedEvent {
-    /// The calls that came twice with the same words. A handle may be extended again and again.
+    /// The calls that came twice with the same text. `extendcallid` may be repeated and does not count.
     pub fn repeated_calls(&self) -> Vec<BotKitCall> {
         let counted = self.calls.iter().enumerate().filter(|(_, call)| call.call != "extendcallid");
         counted.filter(|(at, call)| self.calls[..*at].contains(call)).map(|(_, call)| call.clone()).collect()
@@ -262,7 +262,7 @@ impl PostedEvent {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) switches: BotKitSwitches,
-    /// Where the BotKit server of users stands that are played over HTTP.
+    /// The BotKit server of users that are simulated over HTTP.
     pub(super) door: Option<String>,
     keep: Option<usize>,
     next: u64,
@@ -298,7 +298,7 @@ impl State {
         self.handles.insert(request_id, handle);
     }
 
-    /// The handle of this bot, whether or not it has lapsed.
+    /// The handle of this bot, expired or not.
     pub(super) fn handle(&mut self, bot: &str, request_id: &str) -> Option<&mut Handle> {
         self.handles.get_mut(request_id).filter(|handle| handle.key.bot == bot)
     }
@@ -307,12 +307,12 @@ impl State {
         handle.fresh_at.elapsed() < Duration::from_millis(self.switches.handle_life_ms)
     }
 
-    /// Every reply handle of this session lapses.
+    /// Expires all reply handles of this session.
     pub(super) fn lapse(&mut self, key: &SessionKey) {
         self.handles.retain(|_, handle| handle.key != *key);
     }
 
-    /// Notes an event that is posted now; one that is posted again keeps its number.
+    /// Records an event that is being posted. A repeated event keeps its number.
     pub(super) fn posted(&mut self, key: &SessionKey, posting: Posting<'_>) -> u64 {
         let known = self.handles.get(posting.request_id).and_then(|handle| handle.event);
         if let Some(known) =
@@ -349,7 +349,7 @@ impl State {
         number
     }
 
-    /// XO waits for a call after all, unless it came already.
+    /// Begins the wait for a call, unless a call has already come.
     pub(super) fn wait(&mut self, number: u64) {
         let Some(event) =
             self.event(number).filter(|event| event.ended_by.is_none() && event.calls.is_empty())
@@ -361,7 +361,7 @@ impl State {
         self.session(&key).waiting.insert(number);
     }
 
-    /// XO waits no longer for a call; the event, if it did wait.
+    /// Ends the wait of an event. Returns the event if it was waiting.
     pub(super) fn end_wait(&mut self, number: u64, by: &str) -> Option<PostedEvent> {
         let event = self.event(number).filter(|event| event.waiting)?;
         event.waiting = false;
@@ -371,7 +371,7 @@ impl State {
         Some(event)
     }
 
-    /// XO waits for a call about something that the bot has said.
+    /// Whether XO waits for a call for a bot message or an alert.
     pub(super) fn waits_for_bot_message(&mut self, key: &SessionKey) -> bool {
         let waiting = self.session(key).waiting.clone();
         waiting.into_iter().any(|number| {
@@ -390,7 +390,7 @@ impl State {
     }
 }
 
-/// What is noted of an event when it is posted.
+/// The recorded data of a posted event.
 #[derive(Debug)]
 pub(super) struct Posting<'a> {
     pub(super) event: &'a str,

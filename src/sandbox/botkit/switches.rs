@@ -1,86 +1,87 @@
-//! The switches of the simulated XO: one for each fact about the BotKit protocol that no source documents. The defaults are the
-//! strictest reading of what is documented. A test sets a switch to the other reading and shows that nothing is lost.
+//! The switches of the simulated XO: one for each undocumented fact of the BotKit protocol. The defaults are the
+//! strictest reading of the documentation. A test sets a switch to the other reading and shows that no message is
+//! lost.
 
 use serde::{Deserialize, Serialize};
 
-/// What is not documented about XO's side of the BotKit protocol.
+/// Undocumented behaviour of XO in the BotKit protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BotKitSwitches {
-    /// The app is subscribed to OnMessage: every message goes through the BotKit server. False: in bot mode XO talks to its bot
-    /// directly and posts no message events.
+    /// The app is subscribed to OnMessage: every message goes through the BotKit server. If false, XO talks to its
+    /// bot directly in bot mode and posts no message events.
     pub on_message: bool,
-    /// Without that subscription XO still posts `on_user_message` in agent mode.
+    /// XO posts `on_user_message` in agent mode even without this subscription.
     pub agent_mode_without_subscription: bool,
-    /// How many milliseconds XO waits for the call that lets an event go on; 0: for ever.
+    /// Milliseconds that XO waits for the call that lets an event continue; 0: no limit.
     pub turn_wait_ms: u64,
-    /// What XO does when that time is over.
+    /// XO's action after this time.
     pub after_wait: AfterWait,
-    /// What XO does when an event is refused or not answered, also after the last repeat.
+    /// XO's action if an event is refused or not answered, after the last repeat.
     pub after_refusal: AfterWait,
-    /// An acknowledgement is enough to let a turn go on. No source says so.
+    /// An acknowledgement is enough to continue a turn. No source documents that.
     pub ack_is_enough: bool,
     /// An answer without `supportsMessageAck` and `ackMessage` counts as no answer.
     pub needs_ack: bool,
-    /// How many milliseconds XO waits for the answer of an event.
+    /// Milliseconds that XO waits for the answer to an event.
     pub event_timeout_ms: u64,
-    /// How often XO posts an event again that was refused or not answered.
+    /// Number of repeats of an event that was refused or not answered.
     pub event_repeats: u32,
-    /// How many milliseconds lie between these repeats.
+    /// Milliseconds between these repeats.
     pub event_repeat_ms: u64,
     /// XO posts each event twice, as if the first answer had been lost.
     pub posts_twice: bool,
-    /// A call must bring `__payloadClass`, as every public BotKit server sends it.
+    /// A call must contain `__payloadClass`, like the calls of every public BotKit server.
     pub wants_class: bool,
-    /// How much of the event's `context` a call must bring back.
+    /// The part of the event's `context` that a call must return.
     pub wants_context: WantsContext,
-    /// What becomes of words whose turn goes on by a skip call.
+    /// The treatment of a message after a skip call.
     pub skipped: Skipped,
-    /// What XO does with the same call for the same event and with the same words.
+    /// XO's reaction to a repeated call: the same call for the same event with the same text.
     pub repeated_call: RepeatedCall,
     /// The status of a call that succeeded.
     pub ok_status: u16,
-    /// Whether an answer has a body that is JSON, a refusal included.
+    /// Whether answers have a JSON body, including refusals.
     pub answers_json: bool,
-    /// The status of a call whose `requestId` is unknown or has lapsed.
+    /// The status for a call whose `requestId` is unknown or expired.
     pub lapsed_status: u16,
-    /// After how many milliseconds a `requestId` lapses that is not extended.
+    /// Milliseconds after which a `requestId` expires unless it is extended.
     pub handle_life_ms: u64,
-    /// `extendcallid` has no effect when the user has said nothing for so many milliseconds.
+    /// `extendcallid` has no effect after the user was idle for this number of milliseconds.
     pub extend_idle_ms: u64,
-    /// What `clearAgentSession` does with a `requestId` that has lapsed.
+    /// The effect of `clearAgentSession` with an expired `requestId`.
     pub clear_of_lapsed: ClearOfLapsed,
-    /// XO closes a session of a user who has said nothing for so many milliseconds; 0: never.
+    /// XO closes a session after the user was idle for this number of milliseconds; 0: never.
     pub session_idle_ms: u64,
-    /// Which of `agent_transfer` and `agent_session` an event shows while an agent session runs.
+    /// The flags `agent_transfer` and `agent_session` of events during an agent session.
     pub agent_flags: AgentFlags,
     /// The user stays in agent mode after the widget has closed the session.
     pub closure_keeps_agent_mode: bool,
-    /// XO posts all messages of one answer of the bot at once, instead of one after the other.
+    /// XO posts all messages of one bot answer at once, instead of one after the other.
     pub bot_messages_at_once: bool,
-    /// XO waits for the call of a bot message in agent mode, too.
+    /// XO also waits for the call of a bot message in agent mode.
     pub agent_mode_bot_messages_wait: bool,
-    /// XO waits for the call of an empty bot message, too.
+    /// XO also waits for the call of an empty bot message.
     pub empty_messages_wait: bool,
     /// XO waits for a call when a page has loaded (`ON_CONNECT_EVENT`).
     pub connect_waits: bool,
     /// XO waits for the call of an alert.
     pub alerts_wait: bool,
-    /// How many characters of a text for the user XO takes; 0: any number.
+    /// Maximum number of characters in a text for the user; 0: no limit.
     pub text_chars_max: usize,
-    /// How many characters of a text for the bot XO takes; 0: any number.
+    /// Maximum number of characters in a text for the bot; 0: no limit.
     pub bot_text_chars_max: usize,
-    /// While a user is with an agent an event's `context` stays that of the transfer, the last message in it included.
+    /// During agent mode, an event's `context` stays that of the transfer, including its last message.
     pub stale_context: bool,
-    /// How large the `context` of an event is, in bytes.
+    /// Size of an event's `context` in bytes.
     pub context_bytes: usize,
-    /// `getMessages` answers oldest first, against the documentation.
+    /// `getMessages` returns the oldest message first, contrary to the documentation.
     pub oldest_first: bool,
-    /// The address of a user's file needs no `auth` token.
+    /// The URL of a user's file requires no `auth` token.
     pub files_without_token: bool,
-    /// After how many milliseconds the address of a user's file is gone; 0: never.
+    /// Milliseconds after which the URL of a user's file expires; 0: never.
     pub file_life_ms: u64,
-    /// Where the address of a file stands in `channel.attachments[]`.
+    /// The location of a file's URL in `channel.attachments[]`.
     pub file_shape: FileShape,
 }
 
@@ -128,7 +129,7 @@ impl Default for BotKitSwitches {
     }
 }
 
-/// How much of the context a call must bring back.
+/// The part of the context that a call must return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WantsContext {
@@ -141,68 +142,68 @@ pub enum WantsContext {
     Full,
 }
 
-/// What XO does when no call comes.
+/// XO's action if no call comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AfterWait {
-    /// The words go nowhere: the bot stays silent, or the user does not read the bot.
+    /// The message is not passed on: the bot stays silent, or the user does not read the bot's message.
     #[default]
     StaysSilent,
-    /// XO passes the words on itself.
+    /// XO passes the message on by itself.
     GoesOn,
 }
 
-/// What becomes of words that are skipped.
+/// The treatment of a skipped message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skipped {
-    /// Nobody reads them.
+    /// The message is dropped.
     #[default]
     Dropped,
-    /// XO passes them on itself.
+    /// XO passes the message on by itself.
     PassedOn,
 }
 
-/// What a repeated call does.
+/// The effect of a repeated call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RepeatedCall {
-    /// It acts again: the words are read twice.
+    /// The call has its effect again: the message is read twice.
     #[default]
     Taken,
-    /// It is answered with success and does nothing.
+    /// The call is answered with success and has no effect.
     Ignored,
-    /// It is answered with 400.
+    /// The call is answered with 400.
     Refused,
 }
 
-/// What `clearAgentSession` does with a lapsed `requestId`.
+/// The effect of `clearAgentSession` with an expired `requestId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClearOfLapsed {
-    /// It is refused like every other call.
+    /// The call is refused like every other call.
     #[default]
     Refused,
-    /// It works.
+    /// The call has its effect.
     Taken,
-    /// It is answered with success and does nothing.
+    /// The call is answered with success and has no effect.
     Pretended,
 }
 
-/// Which flags say that an agent has the user.
+/// The flags that mark agent mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentFlags {
     /// `agent_transfer` and, after `startAgentSession`, `agent_session`.
     #[default]
     Both,
-    /// `agent_transfer` alone: `agent_session` is never there.
+    /// Only `agent_transfer`; `agent_session` is always absent.
     TransferOnly,
     /// After `startAgentSession` only `agent_session` is true.
     SessionOnly,
 }
 
-/// Where the address of a file stands in an item of `channel.attachments[]`.
+/// The location of a file's URL in an item of `channel.attachments[]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileShape {
@@ -211,6 +212,6 @@ pub enum FileShape {
     Flat,
     /// `{fileName, url: {fileUrl}}`
     Nested,
-    /// `{fileName}`: there is no address.
+    /// `{fileName}`: there is no URL.
     NameOnly,
 }

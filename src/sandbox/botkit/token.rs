@@ -1,5 +1,5 @@
-//! The tokens of the BotKit protocol: JWTs as XO signs and reads them. Written here once more, on purpose: a fake that shared the
-//! product's own would share its mistakes.
+//! The tokens of the BotKit protocol: JWTs as XO signs and verifies them. The sandbox has its own implementation on
+//! purpose, because shared code would hide mistakes of the product.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -7,18 +7,18 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::{Sha256, Sha512};
 
-/// How a token is signed.
+/// The signature algorithm of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// HMAC with SHA-256.
     Hs256,
     /// HMAC with SHA-512.
     Hs512,
-    /// Not at all.
+    /// Unsigned.
     None,
 }
 
-/// A token with these claims.
+/// Creates a token with these claims.
 pub fn token(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
     let name = match algorithm {
         Algorithm::Hs256 => "HS256",
@@ -33,7 +33,7 @@ pub fn token(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
     format!("{signed}.{}", BASE64.encode(signature(algorithm, &signed, secret)))
 }
 
-/// What the token claims, where its signature is that of this secret, made in this way.
+/// The claims of a token, if its signature is valid for this algorithm and this secret.
 pub(super) fn claims(token: &str, wanted: Algorithm, secret: &str) -> Option<Value> {
     let (signed, given) = token.rsplit_once('.')?;
     let (header, claims) = signed.split_once('.')?;

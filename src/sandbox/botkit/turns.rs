@@ -1,5 +1,5 @@
-//! How a turn goes on: the bot reads words that were passed on, says what its script says, and the user reads what was passed on
-//! in turn. Each step waits for the call that XO waits for.
+//! The course of a turn: the bot reads a text that was passed on and performs the steps of its script. The user reads
+//! the bot's messages that were passed on in turn. Each step waits for the call that XO waits for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use super::state::{Heard, HistoryMessage, PostedEvent, SessionKey, State};
 use super::switches::BotKitSwitches;
 use crate::sandbox::world::World;
 
-/// What a call shows to the user.
+/// The message that a call shows to the user.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shown {
     pub(super) text: String,
     template: Option<Value>,
     as_agent: bool,
-    /// As `getMessages` tells it: a template is JSON text.
+    /// The text in the history of `getMessages`. For a template this is JSON text.
     raw: String,
 }
 
 impl Shown {
-    /// Reads the body of a call; none: there is nothing to show.
+    /// Reads the body of a call; `None` if there is nothing to show.
     pub(super) fn read(body: &Value) -> Option<Self> {
         let plain = body.get("message").and_then(Value::as_str);
         let inside = body.pointer("/overrideMessagePayload/body").and_then(Value::as_str);
@@ -52,7 +52,7 @@ impl Shown {
     }
 }
 
-/// The user reads this.
+/// The user reads this message.
 pub(super) fn user_reads(state: &mut State, key: &SessionKey, shown: Shown, handle: &str, event: &str) {
     let session = state.session(key);
     session.heard.push(Heard {
@@ -66,7 +66,7 @@ pub(super) fn user_reads(state: &mut State, key: &SessionKey, shown: Shown, hand
     remember(state, key, false, &shown.raw, Vec::new());
 }
 
-/// Puts a message into the history.
+/// Adds a message to the history.
 pub(super) fn remember(
     state: &mut State,
     key: &SessionKey,
@@ -79,7 +79,7 @@ pub(super) fn remember(
     state.session(key).history.push(HistoryMessage { id, incoming, at, text: text.to_owned(), attachments });
 }
 
-/// The words reach the bot. Its answer becomes steps; [`go_on`] does them.
+/// The bot reads this text. Its answer becomes steps; [`go_on`] performs them.
 pub(super) fn bot_reads(
     world: &World,
     state: &mut State,
@@ -92,7 +92,7 @@ pub(super) fn bot_reads(
     let session = state.session(key);
     match words.filter(|words| !words.is_empty()) {
         None if connects => session.steps.extend(script.welcome()),
-        // Observed by a public adapter: a message without words stalls the dialog, and the next words get no answer.
+        // Observed by a public adapter: a message without text stops the dialog, and the next text gets no answer.
         None => session.stalled = true,
         Some(words) => {
             session.bot_read.push(words.to_owned());
@@ -103,7 +103,7 @@ pub(super) fn bot_reads(
     }
 }
 
-/// What XO does by itself with an event whose call did not come, or was a skip that passes on.
+/// XO passes the message of an event on by itself, because no call came or because a skip call passes it on.
 pub(super) fn passes_on(world: &World, state: &mut State, event: &PostedEvent, connects: bool) {
     match event.event.as_str() {
         "on_user_message" => bot_reads(world, state, &event.key, event.text.as_deref(), connects),
@@ -116,7 +116,7 @@ pub(super) fn passes_on(world: &World, state: &mut State, event: &PostedEvent, c
     }
 }
 
-/// XO closes the session: it forgets the agent and the dialog, and the next words belong to a new session.
+/// Closes the session: agent mode and dialog end, and the next message belongs to a new session.
 pub(super) fn close_session(state: &mut State, key: &SessionKey, keeps_agent_mode: bool) {
     remember(state, key, true, "#session_closed", Vec::new());
     let number = state.number();
@@ -129,7 +129,7 @@ pub(super) fn close_session(state: &mut State, key: &SessionKey, keeps_agent_mod
     session.id = format!("5f1c4ac4c0a8010e{number:08x}");
 }
 
-/// Does the bot's next steps, as far as no call is missing.
+/// Performs the bot's next steps until a step has to wait for a call.
 pub(super) fn go_on(world: &Arc<World>, key: &SessionKey) {
     let think = {
         let bot = world.settings.bots.iter().find(|bot| bot.bot_id == key.bot);
@@ -158,13 +158,13 @@ fn next_steps(world: &Arc<World>, key: &SessionKey) {
         };
         world.botkit.notify();
         let Some((event, body)) = posting else { continue };
-        // Noted before the next step is looked at: that step may have to wait for this one.
+        // The event is recorded before the next step begins, because that step may have to wait for it.
         let posting = post(world, key, event, body);
         world.crew.start(async move { drop(posting.await) });
     }
 }
 
-/// The event that this step becomes; none: XO does it without the BotKit server.
+/// The event of this step; `None` if XO performs the step without the BotKit server.
 fn take_step(
     state: &mut State,
     key: &SessionKey,

@@ -1,7 +1,8 @@
-//! A user of a bot, as a test or the demo plays them: what the user does becomes an event of XO, and what the user has read can
-//! be asked for.
+//! A user of a bot, for tests and the demo. The user's actions become events of XO, and the messages that the user
+//! has read can be queried.
 //!
-//! Guarantees: in bot mode a turn goes on only after the calls that XO waits for; nothing here answers for the BotKit server.
+//! Guarantees: in bot mode a turn continues only after the calls that XO waits for. Nothing in this file answers for
+//! the BotKit server.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,7 +49,7 @@ impl BotUser {
         Self { world: world.clone(), connection, user: user.to_owned(), channel, last }
     }
 
-    /// The same user by another bot.
+    /// The same user with another bot.
     #[must_use]
     pub fn at(mut self, bot: &BotSettings) -> Self {
         self.connection.bot = bot.clone();
@@ -62,21 +63,21 @@ impl BotUser {
         self
     }
 
-    /// XO describes the channel in this shape, in every event of the user.
+    /// Sets the shape of the channel in all events of the user.
     #[must_use]
     pub fn with_shape(mut self, shape: ChannelShape) -> Self {
         self.connection.shape = Some(shape);
         self
     }
 
-    /// XO merges this into the `context` of every event of the user. A null removes a key.
+    /// Merges this value into the `context` of all events of the user. A null removes a key.
     #[must_use]
     pub fn with_context(mut self, context: Value) -> Self {
         self.connection.context = context;
         self
     }
 
-    /// XO's name for the user.
+    /// XO's id of the user.
     pub fn id(&self) -> &str {
         &self.user
     }
@@ -95,7 +96,7 @@ impl BotUser {
         self.post("on_agent_transfer", &event).await
     }
 
-    /// The user writes: to the agent, or to the bot. The turn goes on when the calls come.
+    /// The user writes to the agent or to the bot. The turn continues when the calls come.
     pub async fn says(&self, text: &str) -> BotAnswer {
         let event = {
             let (key, mut state) = self.state();
@@ -115,7 +116,7 @@ impl BotUser {
         self.post("on_user_message", &event).await
     }
 
-    /// The user sends a file, with or without words.
+    /// The user sends a file, with or without a text.
     pub async fn sends_file(&self, file: &UserFile, words: Option<&str>) -> BotAnswer {
         let event = {
             let (key, mut state) = self.state();
@@ -132,7 +133,7 @@ impl BotUser {
         self.post("on_user_message", &event).await
     }
 
-    /// The page of the web channel has loaded, or the widget has connected again.
+    /// The page of the web channel was loaded, or the widget has reconnected.
     pub async fn connects(&self) -> BotAnswer {
         let event = {
             let (key, mut state) = self.state();
@@ -149,7 +150,7 @@ impl BotUser {
         self.client_event("TYPING_STARTED").await
     }
 
-    /// The client tells something: `TYPING_STARTED`, `TYPING_STOPPED`, `MESSAGE_READ`.
+    /// The client sends `TYPING_STARTED`, `TYPING_STOPPED` or `MESSAGE_READ`.
     pub async fn client_event(&self, what: &str) -> BotAnswer {
         let mut event = self.flat("");
         event["preDefinedEvent"] = json!({ "type": what });
@@ -170,23 +171,23 @@ impl BotUser {
         self.post("on_event", &event).await
     }
 
-    /// XO closes the session because the user has said nothing for a long time. It posts no event about that.
+    /// XO closes the session after a long idle time, without an event.
     pub fn session_expires(&self) {
         let (key, mut state) = self.state();
         turns::close_session(&mut state, &key, false);
     }
 
-    /// The bot says this without being asked.
+    /// The bot sends a message without a preceding user message.
     pub async fn bot_says(&self, text: &str) -> BotAnswer {
         self.unasked("on_bot_message", text).await
     }
 
-    /// An alert of the bot.
+    /// The bot sends an alert.
     pub async fn alert(&self, text: &str) -> BotAnswer {
         self.unasked("on_alert", text).await
     }
 
-    /// A feedback survey asks the user: a bot message that names the survey.
+    /// The bot sends a feedback survey: a bot message that names the survey.
     pub async fn survey(&self, question: &str) -> BotAnswer {
         let event = {
             let (_, mut state) = self.state();
@@ -198,7 +199,7 @@ impl BotUser {
         self.post("on_bot_message", &event).await
     }
 
-    /// A webhook node of a dialog: the answer is the BotKit server's, or comes later by `callbackUrl`.
+    /// A webhook node of a dialog. The BotKit server answers directly, or later by `callbackUrl`.
     pub async fn webhook(&self, words: &str) -> BotAnswer {
         let event = {
             let (_, mut state) = self.state();
@@ -222,14 +223,14 @@ impl BotUser {
         self.post(event, &body).await
     }
 
-    /// The last event once more, byte for byte.
+    /// Posts the last event again, byte for byte.
     pub async fn repeats(&self) -> BotAnswer {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (event, body) = last.unwrap_or_default();
         self.post(&event, &body).await
     }
 
-    /// XO takes the user out of agent mode (or puts them in) by itself, as it does after some idle time.
+    /// XO ends or begins the user's agent mode by itself, as after some idle time.
     pub fn set_with_agent(&self, with_agent: bool) {
         let (key, mut state) = self.state();
         let session = state.session(&key);
@@ -242,63 +243,63 @@ impl BotUser {
         self.look(|session| session.with_agent())
     }
 
-    /// What the user has read, in order.
+    /// The messages that the user has read, in order.
     pub fn heard(&self) -> Vec<Heard> {
         self.look(|session| session.heard.clone())
     }
 
-    /// The words alone.
+    /// The texts of these messages.
     pub fn heard_texts(&self) -> Vec<String> {
         self.look(|session| session.heard.iter().map(|heard| heard.text.clone()).collect())
     }
 
-    /// What the bot has read, in order.
+    /// The texts that the bot has read, in order.
     pub fn bot_read(&self) -> Vec<String> {
         self.look(|session| session.bot_read.clone())
     }
 
-    /// What came by `sendBotEvent`.
+    /// The payloads of `sendBotEvent`.
     pub fn client_events(&self) -> Vec<Value> {
         self.look(|session| session.client_events.clone())
     }
 
-    /// What came by `sendFeedbackMessage`.
+    /// The payloads of `sendFeedbackMessage`.
     pub fn feedback(&self) -> Vec<Value> {
         self.look(|session| session.feedback.clone())
     }
 
-    /// How often the bot got its user back.
+    /// The number of returns to the bot.
     pub fn clears(&self) -> u32 {
         self.look(|session| session.clears)
     }
 
-    /// How often an agent session began.
+    /// The number of agent sessions.
     pub fn sessions(&self) -> u32 {
         self.look(|session| session.agent_sessions)
     }
 
-    /// `conversationSessionId`, as the next event shows it.
+    /// `conversationSessionId` of the next event.
     pub fn session_id(&self) -> String {
         self.look(|session| session.id.clone())
     }
 
-    /// Every event that XO has posted about this user, in order.
+    /// All events that XO has posted for this user, in order.
     pub fn events(&self) -> Vec<PostedEvent> {
         let (key, state) = self.state();
         state.events().filter(|event| event.key == key).cloned().collect()
     }
 
-    /// The events for which XO still waits: the turn stands still.
+    /// The events for which XO still waits, so that their turns are blocked.
     pub fn waiting(&self) -> Vec<PostedEvent> {
         self.events().into_iter().filter(|event| event.waiting).collect()
     }
 
-    /// The calls that came twice for one event with the same words.
+    /// The calls that came twice for one event with the same text.
     pub fn repeated_calls(&self) -> Vec<BotKitCall> {
         self.events().iter().flat_map(PostedEvent::repeated_calls).collect()
     }
 
-    /// Waits until the condition holds for this user; false when the time is over.
+    /// Waits until the condition holds for this user. Returns false after the timeout.
     pub async fn wait_for(&self, condition: impl Fn(&Self) -> bool, timeout: Duration) -> bool {
         let mut changed = self.world.botkit.subscribe();
         let holds = async {
@@ -312,13 +313,13 @@ impl BotUser {
         tokio::time::timeout(timeout, holds).await.unwrap_or(false)
     }
 
-    /// Every reply handle of this user lapses.
+    /// Expires all reply handles of this user.
     pub fn handles_lapse(&self) {
         let (key, mut state) = self.state();
         state.lapse(&key);
     }
 
-    /// Posts an event of any shape, signed as XO signs.
+    /// Posts an event of any shape, with XO's signature.
     pub async fn post(&self, event: &str, body: &Value) -> BotAnswer {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((event.to_owned(), body.clone()));
         let (key, state) = self.state();
@@ -326,18 +327,18 @@ impl BotUser {
         posting::post(&self.world, &key, event, body.clone()).await
     }
 
-    /// Posts an event with this header as its credential.
+    /// Posts an event with this credential header.
     pub async fn post_with(&self, event: &str, body: &Value, header: &str, credential: &str) -> BotAnswer {
         posting::post_once(&self.world, &self.connection, event, body.to_string(), header, credential).await
     }
 
-    /// A transfer as XO posts it: everything it knows, nested.
+    /// A transfer in XO's complete, nested shape.
     pub fn nested(&self, last_words: &str) -> Value {
         let (_, mut state) = self.state();
         self.transfer_event(&mut state, last_words)
     }
 
-    /// A later message: flat, and named by what it says and by its request.
+    /// A later message in the flat shape.
     pub fn flat(&self, text: &str) -> Value {
         let (_, mut state) = self.state();
         self.message_event(&mut state, Some(text))
@@ -362,7 +363,8 @@ impl BotUser {
         payload::event(state, &self.key(), &self.connection, &parts)
     }
 
-    /// The user has done something: XO's clock of the session begins anew, or the session was over already.
+    /// Records an action of the user. It resets the idle time of the session; if that time is over, a new session
+    /// begins.
     fn acts(&self, state: &mut State, key: &SessionKey, words: &str, attachments: Vec<Value>) {
         let idle = Duration::from_millis(state.switches.session_idle_ms);
         if !idle.is_zero() && state.session(key).active_at.elapsed() > idle {
@@ -376,7 +378,7 @@ impl BotUser {
         SessionKey { bot: self.connection.bot.bot_id.clone(), user: self.user.clone(), channel: self.channel }
     }
 
-    /// XO's state, in which this user's events go to the BotKit server of this handle.
+    /// Locks XO's state, and sets the BotKit server of this user's session.
     fn state(&self) -> (SessionKey, std::sync::MutexGuard<'_, State>) {
         let key = self.key();
         let mut state = self.world.botkit.lock();
@@ -389,7 +391,7 @@ impl BotUser {
         look(state.session(&key))
     }
 
-    /// Where the BotKit API of this user's bot stands.
+    /// The base URL of the BotKit API for this user's bot.
     pub fn base_url(&self) -> String {
         format!("{}{ROOT}{}", self.connection.xo, self.connection.bot.bot_id)
     }

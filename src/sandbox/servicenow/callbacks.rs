@@ -1,5 +1,5 @@
-//! The Business Rule on `live_message` and its REST message: one POST for each row, synchronous, never tried
-//! again, four at a time. What the receiver answers changes nothing but the ledger.
+//! The Business Rule on `live_message` and its REST message: one POST for each row, synchronous, without retries, at
+//! most four at a time. The receiver's answer is only recorded in the ledger.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Courier {
-    // A client that could not be built posts nothing; the ledger shows it as no answer.
+    // Without a client no callback is posted. The ledger then shows callbacks without an answer.
     client: Option<Client>,
     settings: Mutex<Option<CallbackSettings>>,
     slots: Semaphore,
@@ -59,7 +59,7 @@ impl Courier {
         match spoil.map(|spoil| spoil.fault) {
             None => {}
             Some(Fault::Delay { ms }) => tokio::time::sleep(Duration::from_millis(ms)).await,
-            // Whatever else goes wrong here, the message is lost.
+            // Every other fault loses the callback.
             Some(_) => return,
         }
         let Some(client) = &self.client else { return };
@@ -76,7 +76,7 @@ impl Courier {
 }
 
 fn arrival(settings: &CallbackSettings, row: &Row, body: &str) -> Arrival {
-    // The query may hold the receiver's token.
+    // The query is omitted, because it may contain the receiver's token.
     let path = settings.url.split('?').next().unwrap_or_default();
     Arrival {
         conversation: Some(row.group.clone()),
@@ -107,7 +107,7 @@ fn prove(request: RequestBuilder, credential: &CallbackCredential, body: &str) -
     }
 }
 
-/// The body as the rule writes it. Nothing here may repair what the real rule breaks.
+/// The body that the rule writes. This function must not repair mistakes of the real rule.
 fn body(style: BodyStyle, row: &Row) -> String {
     let Row { sys_id, group, created_by, text, .. } = row;
     let last_message = row.last_message.as_deref();
@@ -144,7 +144,8 @@ fn body(style: BodyStyle, row: &Row) -> String {
     )
 }
 
-/// `GlideStringUtil.escapeForHomePage` as far as it is documented. Quotes and backslashes are not, so they stay.
+/// `GlideStringUtil.escapeForHomePage` as documented. Escaping of quotes and backslashes is not documented, so they
+/// stay.
 fn escape_for_home_page(text: &str) -> String {
     text.replace('<', "%3c").replace('>', "%3e").replace('\n', "\\n")
 }

@@ -1,4 +1,4 @@
-//! The Connect Support REST API: paths in, desk called, shapes out.
+//! The Connect Support REST API: routes that call the desk and answer in ServiceNow's shapes.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::shapes;
 use crate::sandbox::gate::Effect;
 use crate::sandbox::world::{Receipt, World};
 
-/// How many messages one read brings.
+/// Maximum number of messages in one read.
 const PAGE: usize = 50;
 
 type Shared = State<Arc<World>>;
@@ -75,7 +75,7 @@ async fn start(State(world): Shared, Path(queue): Path<String>, body: Bytes) -> 
     entry_after(&world, StatusCode::OK, done)
 }
 
-/// The conversations of our user in this queue that are not closed for good.
+/// Our user's conversations in this queue that are not permanently closed.
 async fn queue_sessions(State(world): Shared, Path(queue): Path<String>) -> Response {
     let desk = world.desk();
     if !desk.queues.contains_key(&queue) {
@@ -97,10 +97,10 @@ struct SessionFilter {
     closed: Option<bool>,
 }
 
-/// Queue entries, newest first; nothing that fits is an empty list, as for any list.
+/// Queue entries, newest first. Without a match the list is empty.
 async fn sessions(State(world): Shared, Query(filter): Query<SessionFilter>) -> Response {
     if let Some(group) = &filter.group_id {
-        // Refused where the chat is alive, or where the switch is off.
+        // The action is refused if the chat is alive or the switch is off.
         let _ = world.write(|desk| desk.idles_out(group));
     }
     let desk = world.desk();
@@ -154,7 +154,7 @@ async fn transfer(State(world): Shared, Path((group, step)): Path<(String, Strin
     entry_now(&world, &desk, &group, done)
 }
 
-/// The agent takes whoever waits longest.
+/// The agent accepts the chat that has waited longest.
 async fn accept(State(world): Shared, Path(queue): Path<String>) -> Response {
     let done = world.write(|desk| {
         let next = desk.waiting(&queue).first().map(|group| (*group).to_owned());
@@ -176,7 +176,7 @@ struct Before {
     before: Option<i64>,
 }
 
-/// Newest first; `before` (a message's `timestamp`) turns the page back.
+/// Newest first. `before` (a message's `timestamp`) selects the next page.
 async fn messages(State(world): Shared, Path(group): Path<String>, Query(page): Query<Before>) -> Response {
     let desk = world.desk();
     let before = |row: &&Row| page.before.is_none_or(|before| row.created.as_millisecond() < before);
@@ -228,7 +228,7 @@ fn answer(found: Result<Value, Refusal>) -> Response {
     found.map_or_else(shapes::refused, |value| shapes::result(StatusCode::OK, &value))
 }
 
-/// Answers a deed that wrote a row with the queue entry it left behind.
+/// Answers an action that wrote a row, with the resulting queue entry.
 fn entry_after(world: &World, status: StatusCode, done: Result<(Row, Receipt), Refusal>) -> Response {
     match done {
         Ok((row, receipt)) => {

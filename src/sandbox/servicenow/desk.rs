@@ -1,6 +1,5 @@
-//! The chats of the simulated instance: queues, queue entries, messages, and what each party may do in each
-//! state. Pure: no clock of its own beyond the one it is handed, no I/O; the routes turn its refusals into
-//! ServiceNow's answers.
+//! The chats of the simulated instance: queues, queue entries, messages, and the actions allowed in each state. No
+//! I/O. The routes turn the refusals of this file into ServiceNow's answers.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -52,13 +51,13 @@ pub(crate) struct Row {
     pub(crate) text: String,
     pub(crate) reflected_field: String,
     pub(crate) attachments: Vec<String>,
-    /// Among agents only.
+    /// Whether only agents may read it.
     pub(crate) internal: bool,
-    /// `sys_id` of the row that the rule posted before this one; empty for the first of a chat.
+    /// `sys_id` of the preceding row that the rule posted; empty for the first row of a chat.
     pub(crate) previous: String,
-    /// What the rule reads from `last_message`; `None` where there is no such column.
+    /// The rule's value of `last_message`; `None` if there is no such column.
     pub(crate) last_message: Option<String>,
-    /// What is posted for it, where that is not what the Business Rule makes of the row.
+    /// The body of the callback, if it differs from the Business Rule's body.
     pub(crate) callback: Option<String>,
 }
 
@@ -93,12 +92,12 @@ pub(crate) struct Chat {
     pub(crate) rows: Vec<Row>,
     pub(crate) user_messages: u32,
     left_by_user: bool,
-    /// Present where it was opened over the Virtual Agent API.
+    /// Present if the chat was opened over the Virtual Agent API.
     pub(crate) virtual_agent: Option<VirtualAgentChat>,
 }
 
 impl Chat {
-    /// The entry that counts. A chat never is without one.
+    /// The current entry. A chat always has at least one.
     pub(crate) fn entry(&self) -> Option<&QueueEntry> {
         self.entries.last()
     }
@@ -115,18 +114,18 @@ pub(crate) struct Queue {
     pub(crate) open: bool,
 }
 
-/// Why something was not done.
+/// The reason why an action was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// There is no such record.
     NotFound,
-    /// The queue takes no chats: its own words, and the status it says them with.
+    /// The queue is closed: its text for the user, and the status of the answer.
     QueueClosed { words: String, status: u16 },
-    /// Not in this state; the words are the `result`.
+    /// The state does not allow the action. The text is the `result` of the answer.
     NotAllowed(String),
 }
 
-/// What a transfer call asks for.
+/// A step of a transfer to another agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TransferStep {
     To(String),
@@ -136,7 +135,7 @@ pub(crate) enum TransferStep {
     Complete,
 }
 
-/// The whole instance.
+/// The whole state of the instance.
 #[derive(Debug)]
 pub(crate) struct Desk {
     pub(crate) switches: Switches,
@@ -192,14 +191,14 @@ impl Desk {
         self.chats.values()
     }
 
-    /// The chats of one queue that wait, oldest first.
+    /// The waiting chats of one queue, oldest first.
     pub(crate) fn waiting(&self, queue: &str) -> Vec<&str> {
         let mut waiting: Vec<_> = self.in_line(queue).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, group)| group).collect()
     }
 
-    /// How many wait in this queue and came before.
+    /// The number of chats that wait in this queue and are older.
     pub(crate) fn ahead(&self, group: &str, entry: &QueueEntry) -> usize {
         self.in_line(&entry.queue).filter(|other| *other < (entry.opened, group)).count()
     }
@@ -212,7 +211,7 @@ impl Desk {
             .map(|(chat, entry)| (entry.opened, chat.group.as_str()))
     }
 
-    /// Opens a chat; the group that comes back names it.
+    /// Opens a chat. The group of the returned row identifies the chat.
     pub(crate) fn start(&mut self, queue: &str, text: &str) -> Result<Row, Refusal> {
         let found = self.queues.get(queue).ok_or(Refusal::NotFound)?;
         if !found.open {
@@ -225,7 +224,7 @@ impl Desk {
         self.open(record_id(), queue, text, None)
     }
 
-    /// The same under a name of the caller's.
+    /// Opens a chat with a given group.
     pub(crate) fn open(
         &mut self,
         group: String,
@@ -264,7 +263,7 @@ impl Desk {
         }
     }
 
-    /// The user writes.
+    /// The user writes a message.
     pub(crate) fn user_says(
         &mut self,
         group: &str,
@@ -286,7 +285,7 @@ impl Desk {
         Ok(row.clone())
     }
 
-    /// The user ends the chat: 7 when an agent was there, 8 when none had come yet.
+    /// The user ends the chat: state 7 if an agent was there, 8 if no agent had come yet.
     pub(crate) fn user_leaves(&mut self, group: &str) -> Result<Row, Refusal> {
         let end = match self.chat(group)?.state() {
             State::Waiting => State::ClosedAbandoned,
@@ -300,7 +299,7 @@ impl Desk {
         self.insert(group, SYSTEM.to_owned(), &format!("{} has left the support session", self.user))
     }
 
-    /// Nobody has said anything for too long, where the switch says that such a chat ends.
+    /// Ends a chat without recent messages, if the switch for idle chats is on.
     pub(crate) fn idles_out(&mut self, group: &str) -> Result<Row, Refusal> {
         let chat = self.chat(group)?;
         let limit = i64::try_from(self.switches.connect.idle_end_ms).unwrap_or(i64::MAX);
@@ -312,7 +311,7 @@ impl Desk {
         self.user_leaves(group)
     }
 
-    /// The user comes back.
+    /// The user returns.
     pub(crate) fn user_rejoins(&mut self, group: &str) -> Result<(), Refusal> {
         let state = match self.chat(group)?.state() {
             State::ClosedAbandoned => State::Waiting,
@@ -326,7 +325,7 @@ impl Desk {
         Ok(())
     }
 
-    /// The agent takes a waiting chat; the queue's initial response is posted.
+    /// The agent accepts a waiting chat. The queue's initial response is posted.
     pub(crate) fn agent_accepts(&mut self, group: &str) -> Result<Row, Refusal> {
         if self.chat(group)?.state() != State::Waiting {
             return Err(Refusal::NotAllowed("This chat is not waiting.".to_owned()));
@@ -340,7 +339,7 @@ impl Desk {
         self.insert(group, user, &greeting)
     }
 
-    /// The agent writes.
+    /// The agent writes a message.
     pub(crate) fn agent_says(&mut self, group: &str, text: &str) -> Result<Row, Refusal> {
         if self.chat(group)?.state() != State::WorkInProgress {
             return Err(Refusal::NotAllowed("No agent is in this chat.".to_owned()));
@@ -348,7 +347,7 @@ impl Desk {
         self.insert(group, self.agent.0.clone(), text)
     }
 
-    /// The agent writes to other agents.
+    /// The agent writes a row for other agents.
     pub(crate) fn agent_whispers(&mut self, group: &str, text: &str) -> Result<Row, Refusal> {
         let mut row = self.agent_says(group, text)?;
         row.internal = true;
@@ -358,7 +357,8 @@ impl Desk {
         Ok(row)
     }
 
-    /// The agent ends the chat: "has left" when first to go, "has closed" after the user went.
+    /// The agent ends the chat. The text is "has left" if the agent leaves first, "has closed" if the user has left
+    /// before.
     pub(crate) fn agent_closes(&mut self, group: &str) -> Result<Row, Refusal> {
         let state = self.chat(group)?.state();
         if state.closed_for_good() {
@@ -370,7 +370,7 @@ impl Desk {
         self.insert(group, SYSTEM.to_owned(), &words)
     }
 
-    /// The agent goes without closing: the words of an end, in a chat that has not ended.
+    /// The agent leaves without ending the chat. The text is the same as at an end, but the chat goes on.
     pub(crate) fn agent_leaves(&mut self, group: &str) -> Result<Row, Refusal> {
         if self.chat(group)?.state() != State::WorkInProgress {
             return Err(Refusal::NotAllowed("No agent is in this chat.".to_owned()));
@@ -380,8 +380,8 @@ impl Desk {
         self.insert(group, SYSTEM.to_owned(), &words)
     }
 
-    /// The chat is handed to another queue: this entry ends as 4, and a new one waits there, in the same group or, by the
-    /// switch, in another.
+    /// Moves the chat to another queue: this entry ends with state 4, and a new entry waits there, in the same group
+    /// or, depending on the switch, in another one.
     pub(crate) fn escalates(&mut self, group: &str, queue: Option<&str>) -> Result<(), Refusal> {
         let entry = self.chat(group)?.entry().ok_or(Refusal::NotFound)?;
         if !entry.state.open() {
@@ -406,7 +406,7 @@ impl Desk {
         Ok(())
     }
 
-    /// Hands the chat to another agent, step by step.
+    /// Transfers the chat to another agent, step by step.
     pub(crate) fn transfers(&mut self, group: &str, step: TransferStep) -> Result<(), Refusal> {
         if !self.chat(group)?.state().open() {
             return Err(Refusal::NotAllowed("This chat is closed.".to_owned()));
@@ -443,7 +443,7 @@ impl Desk {
         }
         while self.keep.is_some_and(|keep| self.ended.len() > keep) {
             let oldest = self.ended.pop_front();
-            // An escalated or reopened chat may live on under the same name.
+            // An escalated or reopened chat may still be open under the same group.
             if let Some(oldest) =
                 oldest.filter(|group| self.chats.get(group).is_some_and(|chat| !chat.state().open()))
             {
@@ -484,7 +484,7 @@ impl Desk {
         Ok(row)
     }
 
-    /// Now, to the millisecond, and never the same twice: `?before=` pages by it.
+    /// The current time in milliseconds. Each call returns a later time, because `?before=` pages by it.
     fn tick(&mut self) -> Timestamp {
         let next = self.last_instant.as_millisecond() + 1;
         let now = crate::clock::now().as_millisecond().max(next);

@@ -1,8 +1,9 @@
-//! The Attachment API of the simulated instance, and the media of the Virtual Agent: files of chats, in and out.
+//! The Attachment API of the simulated instance, and the media of the Virtual Agent: files of chats in both
+//! directions.
 //!
-//! Guarantees: an upload needs a chat that is there, a name and a content type, as documented (FACTS.md SN-28
-//! to SN-30); a switch of a test refuses uploads, since whether an integration user may attach is documented
-//! nowhere. Not responsible for: the login (`session.rs`).
+//! Guarantees: an upload needs an existing chat, a name and a content type (`src/platform/servicenow/FACTS.md`). A
+//! switch refuses uploads, because it is not documented whether an integration user may attach files.
+//! Not responsible for: the login (`session.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,13 +22,13 @@ use super::desk::{Desk, Refusal, Row, record_id};
 use super::shapes;
 use crate::sandbox::world::World;
 
-/// `com.glide.attachment.max_size` is far above; a test machine is not.
+/// `com.glide.attachment.max_size` is far higher, which is too much for a test machine.
 const BODY_MAX: usize = 64 << 20;
 
-/// Where files are put.
+/// The path of uploads.
 pub(super) const UPLOAD: &str = "/api/now/attachment/file";
 
-/// A `sys_attachment`.
+/// A `sys_attachment` record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredFile {
     /// Its name.
@@ -36,11 +37,11 @@ pub struct StoredFile {
     pub content_type: String,
     /// The chat that it belongs to.
     pub group: String,
-    /// What it holds.
+    /// Its content.
     pub bytes: Vec<u8>,
 }
 
-/// Every file of the instance, by its sys_id.
+/// All files of the instance, by `sys_id`.
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Files(Mutex<BTreeMap<String, StoredFile>>);
 
@@ -63,7 +64,7 @@ impl Files {
         self.all().values().cloned().collect()
     }
 
-    /// The attachment objects of a message, as the browser client reads them.
+    /// The attachment objects of a message, in the shape that the browser client reads.
     pub(super) fn shown(&self, ids: &[String]) -> Value {
         let all = self.all();
         let shown = ids.iter().filter_map(|id| {
@@ -76,7 +77,7 @@ impl Files {
 }
 
 impl Desk {
-    /// The agent sends a file: a row whose text names it.
+    /// The agent sends a file: writes a row whose text contains the file name.
     pub(in crate::sandbox) fn agent_sends(
         &mut self,
         group: &str,

@@ -1,5 +1,5 @@
-//! The simulated ServiceNow instance. [`connect`] is the Connect Support API, [`virtual_agent`] the Virtual Agent's;
-//! another API of the instance is another router merged here, behind the same door, script and ledger.
+//! The simulated ServiceNow instance. [`connect`] is the Connect Support API, [`virtual_agent`] the Virtual Agent
+//! API. Another API of the instance is another router merged here, with the same login, script and ledger.
 
 pub(super) mod callbacks;
 pub(super) mod connect;
@@ -28,7 +28,7 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
         .merge(virtual_agent::router())
         .fallback(unknown)
         .layer(from_fn_with_state(world.clone(), session::door))
-        // Whoever asks for a token has no login yet.
+        // A token request has no login yet, so this route is outside the login check.
         .merge(oauth::router())
         .layer(from_fn_with_state(world.clone(), gate))
 }

@@ -1,7 +1,8 @@
 //! `/oauth_token.do`: tokens for a registered client, by refresh token or by client credentials.
 //!
-//! As documented: the body is a form, JSON gets an error that says nothing; while a token lives the same one is given
-//! out again with the seconds that are left. The password grant is not offered: a user for web services only has none.
+//! As documented, the body is a form; JSON gets an error without an explanation. While a token is valid, the same
+//! token is issued again with the remaining seconds. The password grant is not available, because a user for web
+//! services only has no such login.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,12 +37,12 @@ impl Tokens {
         Self { client, book: Mutex::new(Book { access: None, refresh }) }
     }
 
-    /// Every access token is void from now on.
+    /// Invalidates every access token.
     pub(crate) fn revoke(&self) {
         self.book().access = None;
     }
 
-    /// Whether the request shows a token that lives.
+    /// Whether the request has a valid token.
     pub(crate) fn fits(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let shown = shown.and_then(|value| value.split_once(' '));

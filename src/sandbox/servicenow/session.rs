@@ -1,5 +1,5 @@
-//! The instance's door: login, required headers, session cookies. One session runs one transaction at a time;
-//! when too many wait, ServiceNow answers 202 and may never run the call. This one never does.
+//! Login, required headers and session cookies of the instance. One session runs one transaction at a time. If too
+//! many calls wait, ServiceNow answers 202 and may never run the call. The sandbox never runs it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use super::shapes;
 use crate::sandbox::settings::{BasicLogin, SandboxSettings};
 use crate::sandbox::world::World;
 
-/// Sessions beyond this many are forgotten, oldest first; their cookies then open new ones.
+/// Maximum number of sessions. The oldest sessions are forgotten first; their cookies then open new ones.
 const MOST_SESSIONS: usize = 20_000;
 const SESSION_COOKIE: &str = "JSESSIONID";
 
@@ -46,7 +46,7 @@ impl Sessions {
         Self { most_waiting, known: Mutex::default() }
     }
 
-    /// The session that the cookies name, or a new one, with the cookies to set.
+    /// Returns the session that the cookies name, or a new one, and the cookies to set.
     fn enter(&self, headers: &HeaderMap) -> (Arc<Session>, Vec<String>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cookie_value(headers).and_then(|id| known.by_cookie.get(&id).cloned());
@@ -54,7 +54,7 @@ impl Sessions {
             if session.rotated.swap(true, Ordering::Relaxed) {
                 return (session, Vec::new());
             }
-            // The id changes once after the login, against fixation; the old one goes on working.
+            // The session id changes once after the login, against session fixation. The old id stays valid.
             let cookie = known.name(session.clone());
             return (session, vec![cookie]);
         }
@@ -94,7 +94,7 @@ fn cookie_value(headers: &HeaderMap) -> Option<String> {
         .map(|cookie| cookie.value().to_owned())
 }
 
-/// The door itself, around every path of the instance.
+/// The login and session middleware for every path of the instance.
 pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next: Next) -> Response {
     let switches = world.desk().switches;
     if !world.tokens.fits(request.headers())
@@ -109,7 +109,7 @@ pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next
     if switches.virtual_agent.missing && path.starts_with("/api/sn_va_as_service") {
         return shapes::no_such_resource(path);
     }
-    // The Attachment API takes the file's own content type (FACTS.md SN-29).
+    // The Attachment API accepts the content type of the file (`src/platform/servicenow/FACTS.md`).
     let takes_files = path == super::files::UPLOAD;
     if let Some(refusal) = refuse_headers(request.method(), request.headers(), takes_files) {
         return refusal;

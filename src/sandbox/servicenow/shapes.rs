@@ -1,5 +1,5 @@
-//! The JSON that the instance answers with: objects as ServiceNow's own browser client reads them, and the two
-//! shapes of refusal, the platform's (`error`, `status`) and Connect's own (a bare string as `result`).
+//! The JSON answers of the instance: objects in the shape that ServiceNow's own browser client reads, and two shapes
+//! of errors: the platform's (`error`, `status`) and Connect's own (a bare string as `result`).
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -49,7 +49,7 @@ pub(crate) fn refused(refusal: Refusal) -> Response {
     }
 }
 
-/// ServiceNow's usual statuses in its usual words.
+/// ServiceNow's usual body for an error status.
 pub(crate) fn plain_failure(status: StatusCode) -> Response {
     match status {
         StatusCode::UNAUTHORIZED => unauthenticated(),
@@ -159,7 +159,7 @@ pub(crate) fn conversation(desk: &Desk, chat: &Chat, user: &str) -> Value {
     })
 }
 
-/// The `live_profile` of a user: the same name, always the same id.
+/// The `live_profile` of a user. The same name always gives the same id.
 fn profile(name: &str) -> String {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()).simple().to_string()
 }

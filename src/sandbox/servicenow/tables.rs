@@ -1,5 +1,5 @@
-//! The Table API, for the few tables that an integration is set up with. Rows that were written stay as they were
-//! written; nothing follows from them: whether the instance posts callbacks is for the courier's settings to say.
+//! The Table API for the tables of an integration's setup. The tables only store rows. Stored rows have no effect:
+//! the callback settings of the sandbox decide whether the instance posts callbacks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::sandbox::world::World;
 type Shared = State<Arc<World>>;
 type Row = BTreeMap<String, String>;
 
-/// What this instance has. `chat_queue` is the desk's.
+/// The tables of this instance. The rows of `chat_queue` come from the desk.
 const KNOWN: [&str; 7] = [
     "awa_queue",
     "chat_queue",
@@ -38,7 +38,7 @@ pub(crate) struct Tables {
 }
 
 impl Default for Tables {
-    /// One queue of Advanced Work Assignment, as any instance with agents has.
+    /// Creates one queue of Advanced Work Assignment, as in any instance with agents.
     fn default() -> Self {
         let tables = Self { rows: Mutex::default() };
         let queue = [("name", "IT Service Desk chat"), ("active", "true")];
@@ -138,7 +138,7 @@ async fn update(
     }
 }
 
-/// The fields that a write may write.
+/// The fields that the request may write.
 fn written(world: &World, table: &str, body: &Bytes) -> Result<Row, Box<Response>> {
     if let Some(refusal) = refuse(world, table, true) {
         return Err(Box::new(refusal));
@@ -190,7 +190,7 @@ fn refuse(world: &World, table: &str, writes: bool) -> Option<Response> {
     }
 }
 
-/// `name=value^name=value`; anything else is more than this instance understands.
+/// Parses `name=value^name=value`. `None` for any other query, because this instance does not support it.
 fn terms(query: &str) -> Option<Vec<(String, String)>> {
     let terms = query.split('^').filter(|term| !term.is_empty() && *term != "EQ");
     terms

@@ -1,8 +1,9 @@
-//! The Virtual Agent Bot Integration API: one path, an `action` in the body, and everything else by callback.
+//! The Virtual Agent Bot Integration API: one path with an `action` in the body; everything else comes by callback.
 //!
-//! It answers 200 before it looks at a request, as the real one does: a wrong proof or a missing field is a success that
-//! nothing comes of. Its chats are chats of the desk like all others, under the caller's session id; what the agent does in
-//! them is posted in the shapes of this API. Facts that are not known are switches ([`VirtualAgentSwitches`]).
+//! Like the real API, the sandbox answers 200 before it checks a request: with a wrong credential or a missing field
+//! the answer is a success without any effect. The chats of this API are ordinary chats of the desk, with the
+//! caller's session id as group. The agent's actions are posted in the shapes of this API. Undocumented facts are
+//! switches ([`VirtualAgentSwitches`]).
 
 use std::sync::Arc;
 
@@ -24,13 +25,13 @@ use crate::sandbox::world::{Receipt, World};
 
 pub(crate) const PATH: &str = "/api/sn_va_as_service/bot/integration";
 
-/// What a chat of this API remembers.
+/// The state of a chat of this API.
 #[derive(Debug, Clone)]
 pub(crate) struct VirtualAgentChat {
-    /// Of the last request: agents' messages carry it.
+    /// The id of the last request. Agents' messages contain it.
     request_id: String,
     variables: Value,
-    /// The state that was posted last.
+    /// The chat state of the last posted callback.
     posted: desk::State,
 }
 
@@ -76,7 +77,7 @@ async fn integration(State(world): State<Arc<World>>, headers: HeaderMap, body: 
                     world.agent_hears(user, text.unwrap_or_default());
                     Effect::on(success, user, None)
                 }
-                // The bot would take it as the begin of something new; nobody hears of it.
+                // The real bot would treat it as the begin of a new topic. No agent gets it.
                 Err(_) => success,
             }
         }
@@ -116,7 +117,7 @@ fn remember(world: &Arc<World>, group: &str, request_id: String) {
     }
 }
 
-/// Whether a chat was opened.
+/// Returns whether a chat was opened.
 fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) -> bool {
     let mut desk = world.desk();
     let switches = desk.switches.virtual_agent;
@@ -148,7 +149,7 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
     }
     let opens = !open || switches.opens_anew;
     let has_agent = desk.chat(group).is_ok_and(|known| known.state() == desk::State::WorkInProgress);
-    // Who asks again enters the same chat, and hears how it stands.
+    // A second start joins the open chat, and the caller gets the chat's state again.
     let joined = vec![json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" })];
     let queued = vec![
         output("Please stand by while I connect you to a live agent.", switches),
@@ -182,7 +183,7 @@ fn line_up(world: &Arc<World>, switches: VirtualAgentSwitches, row: Row) -> Opti
     posted
 }
 
-/// What is posted for something that was done in a chat; nothing for what the user said.
+/// The callbacks for an action in a chat. A message of the user has none.
 pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
     let (switches, (agent, name)) = (desk.switches.virtual_agent, desk.agent());
     let Ok(known) = desk.chat(&row.group) else { return Vec::new() };
@@ -225,7 +226,7 @@ pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
     vec![row.clone(); times]
 }
 
-/// Items of somebody's choice, as a callback of this chat.
+/// Posts items given by a test, as a callback of this chat.
 pub(crate) fn post(world: &Arc<World>, group: &str, items: Vec<Value>) -> Result<Receipt, Refusal> {
     let mut desk = world.desk();
     let switches = desk.switches.virtual_agent;
@@ -272,7 +273,7 @@ fn output(text: &str, switches: VirtualAgentSwitches) -> Value {
     item
 }
 
-/// A callback that is no row of the chat.
+/// A callback without a row of the chat.
 fn row(group: &str, body: &Value) -> Row {
     Row {
         sys_id: desk::record_id(),

@@ -1,5 +1,6 @@
-//! The simulated XO, driven over real HTTP by a BotKit server that only acknowledges: what goes on and what stands still. The
-//! facts stand in the vendor's pages on BotKit and in public BotKit servers; the rest is a switch.
+//! The simulated XO, driven over real HTTP by a BotKit server that only acknowledges: which turns continue and which
+//! are blocked. Facts come from the vendor's BotKit pages and from public BotKit servers; everything else is a
+//! switch.
 
 use serde_json::json;
 
@@ -21,7 +22,7 @@ async fn an_acknowledgement_alone_leaves_the_bot_silent() {
 
     assert_eq!(scene.passes_on("on_user_message", 1).await, 200);
     assert_eq!(scene.user.bot_read(), ["hello"]);
-    // The bot has answered, and the user reads nothing of it yet.
+    // The bot has answered, but the user has read no answer yet.
     scene.until(|user| user.waiting().iter().any(|event| event.event == "on_bot_message")).await;
     assert_eq!(scene.user.heard_texts(), [] as [&str; 0]);
     assert_eq!(scene.passes_on("on_bot_message", 1).await, 200);
@@ -40,7 +41,7 @@ async fn each_message_of_an_answer_waits_for_the_one_before() {
     scene.passes_on("on_bot_message", 1).await;
     scene.passes_on("on_bot_message", 2).await;
     assert_eq!(scene.user.heard_texts(), ["Open the portal.", "Press Forgot password."]);
-    // By a switch XO posts them at once.
+    // With a switch, XO posts both messages at once.
     scene.switch(BotKitSwitches { bot_messages_at_once: true, ..BotKitSwitches::default() });
     scene.user.says("password").await;
     scene.passes_on("on_user_message", 2).await;
@@ -60,7 +61,7 @@ async fn a_skip_lets_the_turn_go_on_without_the_words() {
     scene.user.bot_says("told by XO").await;
     scene.call(&scene.server.last("on_bot_message"), "skipUserMessage").await;
     assert_eq!(scene.user.heard_texts(), ["told by XO"]);
-    // The BotKit server may answer the user itself: the bot does not read the words.
+    // The BotKit server may answer the user itself. The bot then does not read the text.
     scene.user.says("anybody?").await;
     let mut event = scene.server.last("on_user_message");
     event["message"] = json!("It is me");
@@ -79,12 +80,12 @@ async fn what_happens_after_the_wait_is_a_switch() {
     scene.switch(BotKitSwitches { after_wait: AfterWait::GoesOn, ..silent });
     scene.user.says("found").await;
     scene.until(|user| user.heard_texts() == ["You said: found"]).await;
-    // What the old belief was: an acknowledgement is enough.
+    // With a switch, an acknowledgement is enough.
     scene.switch(BotKitSwitches { ack_is_enough: true, ..BotKitSwitches::default() });
     scene.user.says("acknowledged").await;
     scene.until(|user| user.heard_texts().len() == 2).await;
     assert_eq!(scene.user.events().last().and_then(|event| event.ended_by.clone()).as_deref(), Some("ack"));
-    // A refused event is posted again as often as the switch says.
+    // XO repeats a refused event as often as the switch says.
     scene.server.answers(503);
     let switches = BotKitSwitches { event_repeats: 2, event_repeat_ms: 1, ..BotKitSwitches::default() };
     scene.switch(BotKitSwitches { after_refusal: AfterWait::GoesOn, ..switches });
@@ -122,7 +123,7 @@ async fn the_bot_hands_over_after_its_last_words_were_read() {
     let transfer = scene.server.last("on_agent_transfer");
     assert_eq!(transfer["channel"]["channelInfos"]["message"], "an agent, please");
     assert!(transfer.get("message").is_none() && transfer.get("agent_transfer").is_none());
-    // Now the words are the agent's: XO waits for nothing.
+    // The messages now go to the agent, and XO waits for no call.
     scene.call(&transfer, "startAgentSession").await;
     scene.user.says("hello agent").await;
     let event = scene.server.last("on_user_message");
@@ -182,7 +183,7 @@ async fn words_that_are_missing_stall_the_dialog() {
     scene.user.says("again").await;
     scene.passes_on("on_user_message", 3).await;
     scene.until(|user| user.events().len() == 4).await;
-    // A loaded page has no words either: the bot welcomes its user.
+    // A loaded page has no text either: the bot welcomes its user.
     let scene = Scene::help_desk().await;
     scene.user.connects().await;
     assert_eq!(scene.server.last("on_user_message")["channel"]["botEvent"], "ON_CONNECT_EVENT");

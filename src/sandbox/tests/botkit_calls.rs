@@ -1,4 +1,4 @@
-//! The calls of the simulated BotKit API: which are taken, which are refused, and what each does.
+//! The calls of the simulated BotKit API: which calls are accepted, which are refused, and the effect of each.
 
 use serde_json::json;
 

@@ -14,7 +14,7 @@ use super::*;
 use crate::sandbox::botkit::{BotScript, BotUser, token};
 use crate::sandbox::{BotKitSwitches, BotSettings};
 
-/// A BotKit server that notes events and answers them, and makes no call by itself.
+/// A BotKit server that records and answers events, and makes no call by itself.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     pub(super) url: String,
@@ -86,7 +86,7 @@ impl Scene {
         self.bench.sandbox.set_botkit(switches);
     }
 
-    /// What a BotKit server posts for this event: its own payload, to one of its addresses.
+    /// Makes the call of a BotKit server for this event: posts the event's own payload to one of its URLs.
     pub(super) async fn call(&self, event: &Value, call: &str) -> u16 {
         self.call_with(event, call, &signed(60, &BotSettings::default())).await
     }
@@ -100,7 +100,7 @@ impl Scene {
         request.send().await.unwrap().status().as_u16()
     }
 
-    /// Passes on the last event of this name once XO has posted `count` of them.
+    /// Passes on the last event of this name after XO has posted `count` of them.
     pub(super) async fn passes_on(&self, name: &str, count: usize) -> u16 {
         let posted = |user: &BotUser| user.events().iter().filter(|event| event.event == name).count();
         self.until(|user| posted(user) >= count).await;

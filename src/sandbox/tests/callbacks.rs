@@ -1,4 +1,4 @@
-//! Callbacks as an instance posts them: credentials, both body styles, echoes, order.
+//! Callbacks of an instance: credentials, both body styles, echoes, order.
 
 use super::*;
 use crate::sandbox::{BodyStyle, CallbackCredential, CallbackSettings, Operation, Rule, Side, Switches};

@@ -1,4 +1,4 @@
-//! Tokens and records: what the documents say of both.
+//! Tokens and records, as documented.
 
 use super::*;
 use crate::sandbox::{OAuthClient, OAuthSwitches, Switches, TableAccess};

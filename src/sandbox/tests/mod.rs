@@ -1,4 +1,4 @@
-//! The sandbox, asked over real HTTP.
+//! Tests of the sandbox over real HTTP.
 
 mod botkit;
 mod botkit_calls;
