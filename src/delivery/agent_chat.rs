@@ -1,10 +1,14 @@
-//! Toward ServiceNow over the Virtual Agent API: a start is only *asked* for.
+//! Opens chats over ServiceNow's Virtual Agent API, which only accepts a request for an agent.
 //!
-//! ServiceNow answers 200 before it looks at a request (FACTS.md SN-33), so a start is delivered when a callback has shown
-//! an agent's queue or an agent, and is held in its lane until then. Guarantees: our name for the chat is claimed before
-//! anything is sent, and follows from the start's id, so that asking again, by another worker or after a crash, names the
-//! same chat; a start without a sign is asked again after the watchdog's time, until its deadline; a chat that is given up
-//! is faulted at ServiceNow. Leaves to others: reading the signs (`agent_chat_callback.rs`), the end (`handoff.rs`).
+//! ServiceNow answers 200 before it processes a request (`src/platform/servicenow/FACTS.md`). A start is therefore
+//! delivered when a callback has shown an agent's queue or an agent. Until then the start is deferred in its lane.
+//!
+//! Guarantees: the name of the chat is claimed in the directory before anything is sent. The name follows from the id
+//! of the start, so a repeated request (by another worker, or after a crash) names the same chat. A start without a
+//! sign is requested again after the watchdog time, until its deadline. A chat that is given up is faulted at
+//! ServiceNow.
+//!
+//! Not responsible for: reading the signs (`agent_chat_callback.rs`), the end of a chat (`handoff.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,21 +30,21 @@ use crate::platform::servicenow::{HistoryLine, Opening, Receipt};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
-/// Calls that nobody waits for, in the air at once.
+/// The most best-effort calls that run at the same time.
 const ERRANDS: usize = 8;
-/// Such a call is worth no more time than this: it keeps the chat's other calls waiting.
+/// The time limit of a best-effort call. A longer call would delay the other calls of the same chat.
 const ERRAND_TAKES: Duration = Duration::from_secs(3);
 
-/// How chats over the Virtual Agent API are held.
+/// Settings of chats over the Virtual Agent API.
 #[derive(Debug, Clone)]
 pub struct AgentChatSettings {
-    /// `servicenow.watchdog`: how long a start waits for a sign before it is asked again.
+    /// `servicenow.watchdog`: how long a start waits for a sign before the agent is requested again.
     pub watchdog: Duration,
     /// `servicenow.context_variables`
     pub context_variables: BTreeMap<String, String>,
     /// `servicenow.queue_variable`: the context variable that takes a start's Queue ID.
     pub queue_variable: String,
-    /// `servicenow.receipts`: whether the agent sees what the user's side got.
+    /// `servicenow.receipts`: whether the agent sees what the user received.
     pub receipts: bool,
 }
 
@@ -55,10 +59,11 @@ impl Default for AgentChatSettings {
     }
 }
 
-/// What a worker keeps of these chats. After a crash it asks again, which names the same chat.
+/// The state that a worker keeps in memory for these chats. After a crash the worker requests again, which names the
+/// same chat.
 #[derive(Debug)]
 pub(super) struct AgentChats {
-    /// When each start was asked for last.
+    /// The time of the last request of each start.
     asked: Mutex<HashMap<MessageId, Instant>>,
     errands: Arc<Semaphore>,
 }
@@ -70,7 +75,7 @@ impl Default for AgentChats {
 }
 
 impl AgentChats {
-    /// Whether a start must be asked for (again).
+    /// Whether the agent of this start must be requested (again).
     fn is_due(&self, start: MessageId, watchdog: Duration) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.get(&start).is_none_or(|at| at.elapsed() >= watchdog)
@@ -78,18 +83,18 @@ impl AgentChats {
 
     fn note(&self, start: MessageId, watchdog: Duration) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whatever is older is due anyway.
+        // An older entry makes its start due anyway.
         asked.retain(|_, at| at.elapsed() < watchdog);
         asked.insert(start, Instant::now());
     }
 }
 
-/// What we call the chat of a start. A replay asks for a new chat: the old one was given up.
+/// The name that we give to the chat of a start. A replay requests a new chat, because the old chat was given up.
 fn chat_name(start: &Message) -> String {
     MessageId::derived_from("chat", &[&start.id.to_string(), &start.replays.to_string()]).to_string()
 }
 
-/// Whether the bot side knows already that no agent comes for this start.
+/// Whether the bot side has been told already that no agent comes for this start.
 pub(super) fn has_failed(known: Option<&Conversation>, start: &Message) -> bool {
     known.is_some_and(|known| {
         known.state == State::Failed && known.group.as_deref() == Some(chat_name(start).as_str())
@@ -112,20 +117,20 @@ impl Desk<'_> {
                     return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is open already"));
                 }
                 _ if !ours && self.user_went(Some(known)) => {
-                    let why = "the user has gone before anybody was asked";
+                    let why = "the user left before an agent was requested";
                     return Ok(Attempt::of(HERE, Outcome::Repeated, why));
                 }
                 _ => {}
             }
         }
-        // Its chat came and went: its end is remembered by itself, since the conversation may be asked for anew before its start looks
-        // again, and the bot side has asked anew meanwhile: that is another start's business.
+        // The chat of this start was opened and has ended. The end is stored under a key of its own, because a new
+        // start of the same conversation may have changed the conversation's state before this start is tried again.
         if known.is_some() && self.directory.is_done(DedupKey::closed_chat(&group)).await? {
             return Ok(Attempt::of(HERE, Outcome::Answered, "its chat is over already"));
         }
         let settings = &self.deliverer.settings.agent_chat;
         let sign = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
-        let held = Attempt::of(HERE, sign, "asked for, and no sign of an agent's queue yet");
+        let held = Attempt::of(HERE, sign, "agent requested; no sign of an agent's queue yet");
         if !self.deliverer.agent_chats.is_due(self.message.id, settings.watchdog) {
             return Ok(held);
         }
@@ -144,7 +149,7 @@ impl Desk<'_> {
         match self.servicenow.ask_for_agent(id, &group, self.message.id, &opening).await {
             Ok(()) => {
                 self.deliverer.agent_chats.note(self.message.id, settings.watchdog);
-                // The attempt is held, which says nothing of the destination; yet it answered.
+                // The attempt is deferred, which is no signal for the breaker. But ServiceNow did answer.
                 self.deliverer.tell_breaker(Destination::ServiceNow, None, &Attempt::delivered(HERE));
                 Ok(held)
             }
@@ -192,7 +197,8 @@ impl Desk<'_> {
         let id = &text.conversation_id;
         let (words, file) = self.in_one_message(text);
         let file = file.as_ref().map(OwnedFile::as_file);
-        // No call tells whether an earlier try was taken: rather repeat than lose (FACTS.md SN-49).
+        // No call tells whether ServiceNow accepted an earlier attempt. A repeated text is better than a lost text
+        // (`src/platform/servicenow/FACTS.md`).
         match self.servicenow.tell_agent(id, group, self.message.id, &words, file.as_ref()).await {
             Ok(()) => {
                 self.directory.sent(group, self.message.id, None).await?;
@@ -208,13 +214,13 @@ impl Desk<'_> {
         }
     }
 
-    /// Worth one try: the next one would come too late.
+    /// Makes a single attempt. A retry would come too late to be useful.
     pub(super) async fn typing(&self, typing: &Typing) -> Done {
         let id = &typing.conversation_id;
         let conversation = self.directory.find(id).await?;
         let held = conversation.as_ref().filter(|known| known.state == State::Active);
         let Some(group) = held.and_then(|known| known.group.as_deref()) else {
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "no agent who could see it"));
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "no agent is in the chat"));
         };
         match self.servicenow.user_types(id, group, self.message.id, typing.stopped).await {
             Ok(()) => Ok(Attempt::delivered(HERE)),
@@ -224,7 +230,7 @@ impl Desk<'_> {
 }
 
 impl Deliverer {
-    /// Tells the agent what became of their messages, as long as that costs nobody else anything.
+    /// Sends a receipt to the agent for the messages, if a permit for a best-effort call is free.
     pub(super) fn receipt(
         &self,
         conversation: &Conversation,
@@ -241,14 +247,14 @@ impl Deliverer {
         });
     }
 
-    /// Nobody of ours speaks in this chat any more: no agent should wait in it.
+    /// Faults a chat that our side has left, so that no agent waits there.
     pub(super) fn give_up_agent_chat(&self, id: &ConversationId, known: Option<&Conversation>) {
         let Some(group) = known.and_then(|known| known.group.clone()) else { return };
         let id = id.clone();
         self.errand("fault", async move |servicenow: ServiceNow| servicenow.fault(&id, &group).await);
     }
 
-    /// A call that nobody waits for and nothing depends on.
+    /// Starts a best-effort call: the caller does not wait for the call, and a failure has no consequence.
     fn errand<F>(&self, what: &'static str, call: impl FnOnce(ServiceNow) -> F)
     where
         F: Future<Output = Result<(), CallError>> + Send + 'static,
@@ -266,9 +272,9 @@ impl Deliverer {
             match tokio::time::timeout(ERRAND_TAKES, call).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(what, %error, "ServiceNow was not told; nothing depends on it")
+                    tracing::debug!(what, %error, "a best-effort call to ServiceNow failed")
                 }
-                Err(_) => tracing::debug!(what, "ServiceNow was not told in time; nothing depends on it"),
+                Err(_) => tracing::debug!(what, "a best-effort call to ServiceNow timed out"),
             }
             drop(seat);
         });

@@ -1,9 +1,11 @@
-//! From ServiceNow over the Virtual Agent API: what a callback says of the chat, and what is said in it.
+//! Processes callbacks of the Virtual Agent API: the state of the chat, and the messages of the chat.
 //!
-//! Guarantees: where the chat stands is decided by flags and actions before any text, never by a sentence; each item is told
-//! once, also where the callback is tried again after some of its items, or comes twice; the end is told behind everything
-//! that was said. Before there is a sign of an agent nothing of the bot there is told: it is not whom the user asked for.
-//! Leaves to others: reading the JSON (`platform/servicenow`), the doors of the bot side (`tell.rs`).
+//! Guarantees: flags and actions decide the state of the chat before any text is relayed; a sentence never decides.
+//! Each item is relayed once, even if the callback is tried again after some items, or arrives twice. The end is
+//! relayed after everything that was said. Before there is a sign of an agent, texts of ServiceNow's own bot are not
+//! relayed, because the user asked for a person.
+//!
+//! Not responsible for: reading the JSON (`platform/servicenow`), the calls to the bot side (`tell.rs`).
 
 use super::agent_joins::{is_settled, joined_instance};
 use super::tell::{Said, TYPING_LASTS, Voice};
@@ -37,7 +39,7 @@ impl Deliverer {
         }
     }
 
-    /// A callback about the chat of this conversation.
+    /// Processes a callback about the chat of this conversation.
     pub(super) async fn agent_chat_of(
         &self,
         message: &Message,
@@ -51,15 +53,15 @@ impl Deliverer {
         if is_heard {
             return chat.hear().await;
         }
-        // Nothing can be told, but a start may wait for what this callback says of the chat.
+        // No text can be relayed. But a start may wait for the state that this callback reports.
         chat.apply().await?;
         chat.over().await?;
         chat.note_applied().await?;
-        let why = "handoffs.events_url is not set: nothing can be told of this conversation";
+        let why = "handoffs.events_url is not set: this conversation's messages cannot be relayed";
         Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, why))
     }
 
-    /// Its texts die with it; where the chat stands does not.
+    /// Applies the state that a dead-lettered callback reports. Only the texts of the callback are lost.
     pub(super) async fn agent_chat_buried(
         &self,
         message: &Message,
@@ -106,7 +108,8 @@ impl Chat<'_> {
                     is_delivered = true;
                     told.extend(item.message_id.clone().filter(|_| item.from_agent));
                 }
-                // The others are no worse for it; the callback dies in the end, and its replay tells this one alone.
+                // The other items are still relayed. The callback is dead-lettered at the end, and its replay relays
+                // only this item.
                 Outcome::Dead(_) => refused = Some(attempt),
                 Outcome::Dropped | Outcome::Repeated | Outcome::Answered | Outcome::Routed => {}
                 Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => {
@@ -125,13 +128,14 @@ impl Chat<'_> {
         }
         self.count_unknown();
         self.note_applied().await?;
-        let nothing = || Attempt::of(Endpoint::Events, Outcome::Dropped, "nothing in it is for the user");
+        let nothing =
+            || Attempt::of(Endpoint::Events, Outcome::Dropped, "the callback has no message for the user");
         let said = || if is_delivered { Attempt::delivered(Endpoint::Events) } else { nothing() };
         Ok(refused.unwrap_or_else(said))
     }
 
-    /// Notes where the chat stands, unless this callback did so before: a replayed or repeated one is an old one, and the chat has gone
-    /// on since.
+    /// Records the state of the chat, unless this callback has been applied before. A replayed or repeated callback is
+    /// old, and the chat has changed since then.
     async fn apply(&self) -> Result<(), OwnTrouble> {
         if self.directory.is_done(DedupKey::CallbackApplied(self.message.id)).await? {
             return Ok(());
@@ -139,19 +143,20 @@ impl Chat<'_> {
         self.stands().await
     }
 
-    /// To be called when the callback is settled: until then the chat may still become that of its conversation.
+    /// Marks the callback as applied. Call this when the callback is settled: until then the chat may still become the
+    /// current chat of its conversation.
     async fn note_applied(&self) -> Result<(), OwnTrouble> {
         let applied = DedupKey::CallbackApplied(self.message.id);
         Ok(self.directory.mark_done(applied, None, clock::now()).await?)
     }
 
-    /// Whether it is about the chat that the conversation has now.
+    /// Whether the callback is about the current chat of the conversation.
     fn is_current(&self) -> bool {
         self.conversation.group.as_deref() == Some(self.group)
             && matches!(self.conversation.state, State::Requested | State::Waiting | State::Active)
     }
 
-    /// Whether a person has the chat, or its place in a person's queue is sure.
+    /// Whether an agent has the chat, or the chat certainly has a place in an agent's queue.
     fn is_human(&self) -> bool {
         self.is_current()
             && (self.conversation.state != State::Requested
@@ -159,27 +164,30 @@ impl Chat<'_> {
                 || matches!(self.callback.sign(), Some(Sign::Queued { .. } | Sign::AgentChat)))
     }
 
-    /// Whether it is over without an agent having been there.
+    /// Whether no agent has been in the chat.
     fn had_no_agent(&self) -> bool {
         self.conversation.state != State::Active && !self.callback.agent_came()
     }
 
-    /// Whether nothing but its words says what the callback is about: no notice of ours will.
+    /// Whether only the text of the callback says what the callback is about, so that no notice of ours will say the
+    /// same.
     fn says_only_that(&self) -> bool {
         !self.callback.over() && matches!(self.callback.sign(), None | Some(Sign::AgentChat))
     }
 
-    /// What an item says to the user, and the name under which it is told only once.
+    /// The message of an item to the user, and the key under which the message is relayed only once.
     fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, DedupKey)> {
         let no_agent = self.callback.over() && self.had_no_agent();
         let text = match &item.meaning {
             Meaning::Text(text) | Meaning::Unknown(Some(text)) => text,
-            // After its end the chat is the bot's again, whose questions nobody will answer.
+            // After the end of the chat the user talks to the bot again, so an answer to a question of ServiceNow's bot
+            // would reach no one.
             Meaning::Question(text) if item.from_agent || !self.callback.over() => text,
             Meaning::Notice(text) => text,
             _ => return None,
         };
-        // What an agent said is not withheld, however late it comes. What no agent was there for is told as the reason.
+        // A message of an agent is relayed even if it is late. A text before any agent came becomes the reason of the
+        // failure instead.
         if !item.from_agent && (!self.is_human() || no_agent) {
             return None;
         }
@@ -209,7 +217,7 @@ impl Chat<'_> {
         Some((said, once))
     }
 
-    /// Whether the callback shows an agent of whom nobody was told.
+    /// Whether the callback shows an agent of whom the bot side has not been told.
     fn has_new_agent(&self) -> bool {
         let known = &self.conversation;
         let agent = self.callback.agent().or(known.agent.as_deref());
@@ -218,7 +226,7 @@ impl Chat<'_> {
         came && self.is_current() && (known.state != State::Active || another)
     }
 
-    /// Tells of a new agent before what the agent says. `Some` if the rest must wait.
+    /// Relays that a new agent has joined, before the agent's messages. `Some` if the rest must wait.
     async fn agent_joins(&self) -> Result<Option<Attempt>, OwnTrouble> {
         if !self.has_new_agent() {
             return Ok(None);
@@ -228,7 +236,8 @@ impl Chat<'_> {
         self.deliverer.agent_joins(self.directory, self.message, known, group, agent).await
     }
 
-    /// Notes where the chat stands. Told before it is noted, under a name that makes telling it twice harmless.
+    /// Records the state of the chat. The notice is published before the state is recorded, under an id that makes a
+    /// repeat harmless.
     async fn stands(&self) -> Result<(), OwnTrouble> {
         let (known, group) = (&self.conversation, self.group);
         if !self.is_current() {
@@ -236,7 +245,7 @@ impl Chat<'_> {
                 && self.callback.agent_came()
                 && known.group.as_deref() == Some(group)
             {
-                // An agent came after all, for a user who was told that nobody would.
+                // An agent came after the user had been told that no agent comes.
                 self.deliverer.give_up_agent_chat(&known.id, Some(known));
             }
             return Ok(());
@@ -246,7 +255,8 @@ impl Chat<'_> {
         let agent = self.callback.agent().map(str::to_owned).or_else(|| known.agent.clone());
         let waits = |wait: Option<String>| Observation { wait, ..Observation::default() };
         if self.callback.agent_came() && !matches!(self.callback.sign(), Some(Sign::Queued { .. })) {
-            // `agent_joins` told of an agent; this is for a callback that is buried, and for nobody who listens.
+            // `agent_joins` has relayed a new agent already. This branch is for a dead-lettered callback, and for a
+            // conversation without an events URL.
             if self.has_new_agent() {
                 let instance = joined_instance(known, agent.as_deref());
                 let notice = Notice { agent: agent.clone(), event: Some(NoticeEvent::Joined), ..notice };
@@ -284,7 +294,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Ends the chat where the callback says so. Our own end comes back under the name of its request.
+    /// Ends the chat if the callback says so. An end that we requested comes back with the id of our request.
     async fn over(&self) -> Result<(), OwnTrouble> {
         if !self.callback.over() || !self.is_current() {
             return Ok(());
@@ -335,7 +345,7 @@ impl Chat<'_> {
         for item in &self.callback.items {
             if matches!(item.meaning, Meaning::Unknown(_)) {
                 self.deliverer.metrics.unknown_items.inc();
-                tracing::debug!(ui_type = item.ui_type, "an item of a type that nobody knows");
+                tracing::debug!(ui_type = item.ui_type, "an item of an unknown type");
             }
         }
     }

@@ -1,10 +1,12 @@
-//! "An agent has joined" comes before the agent's first words.
+//! Relays "an agent has joined" before the agent's first message.
 //!
-//! Over Connect Support the words come as a callback, and who has the chat is only seen by a look at its state, up to some seconds
-//! later. Over the Virtual Agent API both come as callbacks, one right behind the other. So this file guarantees: whoever is about to
-//! tell an agent's words in a chat that waits tells first that an agent has joined, in the same attempt; the news has the id that
-//! the look at the state would give it, so that it is told once.
-//! Not responsible for: the words of the news (`wording.rs`), changes that no words announce (`poll.rs`).
+//! Over Connect Support the message arrives as a callback, while the agent's name is only visible in the state of the
+//! chat, up to some seconds later. Over the Virtual Agent API both arrive as callbacks, shortly one after the other.
+//!
+//! Guarantees: if the chat still waits, the attempt that relays an agent's message first relays that an agent has
+//! joined. The notice has the id that the poll of the state would give, so the notice is relayed once.
+//!
+//! Not responsible for: the text of the notice (`wording.rs`), changes of the state without a message (`poll.rs`).
 
 use std::time::Duration;
 
@@ -14,10 +16,10 @@ use crate::conversation::{Conversation, DedupKey, Directory, Observation, State}
 use crate::message::{Callback, Destination, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::{ChatApi, ChatState};
 
-/// How long the look at the state may take. The agent's words wait for it.
+/// The time limit for reading the state. The agent's message waits meanwhile.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Who has a chat.
+/// The holder of a chat.
 enum Holder {
     Agent(String),
     /// The state shows no agent.
@@ -27,7 +29,7 @@ enum Holder {
 }
 
 impl Deliverer {
-    /// An agent's words in a chat that nobody was told of. `Some` if the words must wait.
+    /// Handles a message of an agent in a chat that still waits. `Some` if the message must wait.
     pub(super) async fn before_first_words(
         &self,
         directory: &Directory,
@@ -42,7 +44,7 @@ impl Deliverer {
         }
         let agent = match self.holder(conversation, group).await {
             Holder::Agent(agent) => Some(agent),
-            // The words themselves show that an agent is there.
+            // The message itself proves that an agent is there.
             Holder::Unknown => None,
             Holder::Nobody => return Ok(None),
         };
@@ -61,7 +63,7 @@ impl Deliverer {
         entry.and_then(|entry| entry.assigned_to).map_or(Holder::Nobody, Holder::Agent)
     }
 
-    /// Tells at once that an agent has joined, and notes it. `Some` if it could not be told yet.
+    /// Relays that an agent has joined, and records the agent. `Some` if the notice cannot be relayed yet.
     pub(super) async fn agent_joins(
         &self,
         directory: &Directory,
@@ -108,7 +110,7 @@ impl Deliverer {
     }
 }
 
-/// Whether this news was told, died, or needed no telling.
+/// Whether this notice was delivered or dead-lettered, or needed no delivery.
 pub(super) async fn is_settled(directory: &Directory, news: MessageId) -> Result<bool, OwnTrouble> {
     let (message, replays) = (news, 0);
     let keys = [
@@ -119,7 +121,8 @@ pub(super) async fn is_settled(directory: &Directory, news: MessageId) -> Result
     Ok(!directory.find_done(&keys).await?.is_empty())
 }
 
-/// What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.
+/// The instance part of the id of a `joined` notice. A relayed notice changes `updated_at`, so a second `joined` of the
+/// same agent gets another id, and a repeat of the first one keeps its id.
 pub(super) fn joined_instance(known: &Conversation, agent: Option<&str>) -> String {
     format!("{}:{}", known.updated_at.as_millisecond(), agent.unwrap_or_default())
 }

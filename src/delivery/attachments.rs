@@ -1,9 +1,12 @@
-//! Files in both directions: a user's file to the agent, an agent's file to the user.
+//! Carries files in both directions: a user's file to the agent, and an agent's file to the user.
 //!
-//! Guarantees: a file never holds its conversation up for longer than [`PATIENCE`]: after that, or if a platform refuses it for good,
-//! its name and an address that opens it are told instead; files never take more than [`AT_ONCE`] places of a worker; a credential
-//! goes to its own platform alone; a repeated message has the same text, so that it is recognised.
-//! Not responsible for: fetching and storing (`platform/xo/files.rs`, `platform/servicenow/attachments.rs`), links (`files/`).
+//! Guarantees: a file delays its conversation for at most [`PATIENCE`]. After that time, or if a platform refuses the
+//! file for good, the file's name and a link are sent instead. A worker transfers at most [`AT_ONCE`] files at the same
+//! time. A credential is sent only to its own platform. A repeated message has the same text, so that the repeat is
+//! recognised.
+//!
+//! Not responsible for: fetching and storing (`platform/xo/files.rs`, `platform/servicenow/attachments.rs`), links
+//! (`files/`).
 
 use std::time::Duration;
 
@@ -19,17 +22,17 @@ use crate::message::{ConversationId, Endpoint, safe_file_name};
 use crate::platform::servicenow::{AgentFile, File};
 use crate::platform::{AnswerKind, CallError};
 
-/// How long a file is tried, counted from the acceptance of its message. The words of the user wait behind it.
+/// How long a file is tried, counted from the acceptance of its message. The user's later messages wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one transfer may take (FACTS.md XO-30: 30 s).
+/// The time limit of one transfer. XO allows 30 s (`src/platform/xo/FACTS.md`).
 const TRANSFER: Duration = Duration::from_secs(30);
-/// Transfers of a worker at once.
+/// The most transfers of a worker at the same time.
 const AT_ONCE: usize = 4;
 
-/// How files are carried.
+/// Settings of the transfer of files.
 #[derive(Debug, Clone)]
 pub struct FileSettings {
-    /// Makes links; absent without a secret to sign them with.
+    /// Creates links. `None` if no secret to sign links is configured.
     pub links: Option<FileLinks>,
     /// `files.max_size`, in bytes.
     pub max_size: u64,
@@ -41,7 +44,7 @@ impl Default for FileSettings {
     }
 }
 
-/// What a worker shares among its transfers.
+/// The limit that the transfers of a worker share.
 #[derive(Debug)]
 pub(super) struct Transfers(Semaphore);
 
@@ -51,24 +54,24 @@ impl Default for Transfers {
     }
 }
 
-/// A message with its files at ServiceNow.
+/// A message whose files were uploaded to ServiceNow.
 pub(super) struct Carried {
     pub(super) words: String,
     /// sys_ids of the uploaded files.
     pub(super) files: Vec<String>,
 }
 
-/// What became of one file.
+/// The result of one file.
 enum Fate {
     Uploaded(String),
-    /// Told as words, for this reason.
+    /// Sent as text, with this note.
     Named(&'static str),
-    /// Worth another try.
+    /// Worth another attempt, for this reason.
     Later(&'static str),
 }
 
 impl Desk<'_> {
-    /// The texts that a message with files can have been sent with: all files uploaded, or none.
+    /// The texts that a message with files can have been sent with: one with all files uploaded, one with none.
     pub(super) fn texts_with_files(&self, text: &Text) -> Vec<String> {
         let uploaded = |file: &Attachment| self.uploaded_or_named(file, text);
         let named = |file: &Attachment| self.named(file, text, "");
@@ -85,7 +88,7 @@ impl Desk<'_> {
         text.reply.as_ref().is_some_and(|reply| self.deliverer.xo.may_fetch(&reply.bot_id, &file.url))
     }
 
-    /// Puts the files of a message into the chat's record. `Err` if that is worth another try.
+    /// Uploads the files of a message to the record of the chat. `Err` if another attempt is worthwhile.
     pub(super) async fn carry_files(&self, text: &Text, group: &str) -> Result<Carried, Attempt> {
         let mut lines: Vec<String> =
             Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
@@ -112,12 +115,12 @@ impl Desk<'_> {
             return Fate::Named("");
         };
         let Ok(_place) = self.deliverer.transfers.0.try_acquire() else {
-            return Fate::Later("other files are on their way");
+            return Fate::Later("other files are being transferred");
         };
         let most = self.deliverer.settings.files.max_size;
         let mut content = match self.deliverer.xo.open_file(&reply.bot_id, &file.url, TRANSFER).await {
             Ok(content) => content,
-            Err(error) => return trouble(&error, "XO does not give the user's file"),
+            Err(error) => return trouble(&error, "XO did not return the user's file"),
         };
         if content.length.is_some_and(|length| length > most) {
             return Fate::Named("(too large to be passed on)");
@@ -132,11 +135,11 @@ impl Desk<'_> {
         match self.servicenow.upload(group, &name, kind, content, TRANSFER).await {
             Ok(sys_id) => Fate::Uploaded(sys_id),
             Err(_) if was_too_large() => Fate::Named("(too large to be passed on)"),
-            Err(error) => trouble(&error, "ServiceNow does not take the user's file"),
+            Err(error) => trouble(&error, "ServiceNow did not accept the user's file"),
         }
     }
 
-    /// A file as words: its name, an address that opens it, and why it is not there itself.
+    /// A file as text: its name, a link, and the reason why the file itself is absent.
     fn named(&self, file: &Attachment, text: &Text, note: &str) -> String {
         let link = self.link_of(file, text);
         let shown = Attachment { url: link.unwrap_or_else(|| file.url.clone()), ..file.clone() };
@@ -144,7 +147,7 @@ impl Desk<'_> {
         if note.is_empty() { line } else { format!("{line} {note}") }
     }
 
-    /// A link of our own to a file that only the bot's token opens.
+    /// A link of ours to a file that only the bot's token opens.
     fn link_of(&self, file: &Attachment, text: &Text) -> Option<String> {
         let reply = text.reply.as_ref().filter(|_| self.may_fetch(file, text))?;
         let linked = LinkedFile {
@@ -155,8 +158,9 @@ impl Desk<'_> {
         self.deliverer.settings.files.links.as_ref()?.link(&linked, self.message.accepted_at)
     }
 
-    /// For the Virtual Agent API: one request takes one file by its address; the others stand in the text. ServiceNow fetches the
-    /// address later and without XO's token, so that a file of XO goes by a link of our own or by its name.
+    /// The text and the one file of a Virtual Agent request. A request takes one file by its address; other files
+    /// become text. ServiceNow fetches the address later and without XO's token, so a file of XO is sent as a link of
+    /// ours or by its name.
     pub(super) fn in_one_message(&self, text: &Text) -> (String, Option<OwnedFile>) {
         let mut lines: Vec<String> =
             Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
@@ -174,7 +178,7 @@ impl Desk<'_> {
                 None => lines.push(self.named(file, text, "")),
             }
         }
-        // A text is wanted in every message.
+        // Every message needs a text.
         if lines.is_empty() {
             lines.extend(attached.as_ref().map(|file| format!("File: {}", file.name)));
         }
@@ -200,14 +204,15 @@ fn joined(text: &Text, line: impl Fn(&Attachment) -> String) -> String {
     words.into_iter().chain(text.attachments.iter().map(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// As the browser client of Connect Support writes it (FACTS.md SN-28).
+/// The text that the browser client of Connect Support writes for an uploaded file
+/// (`src/platform/servicenow/FACTS.md`).
 fn uploaded_line(file: &Attachment) -> String {
     format!("File: {}", file.safe_name())
 }
 
-/// A refusal for good is told as words; everything else may pass.
+/// A permanent refusal makes the file a text. Any other error may pass.
 fn trouble(error: &CallError, why: &'static str) -> Fate {
-    tracing::info!(%error, why, "a file was not passed on");
+    tracing::info!(%error, why, "a file was not transferred");
     match error {
         CallError::Answer(answer)
             if matches!(
@@ -225,14 +230,14 @@ fn trouble(error: &CallError, why: &'static str) -> Fate {
     }
 }
 
-/// One thing that a bot's user is shown.
+/// A part of a message as the user of a bot sees it.
 pub(super) enum Part {
     Words(String),
-    /// A picture, by its address.
+    /// A picture, as an address.
     Image(String),
 }
 
-/// A file that was told of, with the link that opens it.
+/// A file of an agent that is relayed, with its link.
 pub(super) struct Told {
     pub(super) name: String,
     pub(super) url: Option<String>,
@@ -240,7 +245,8 @@ pub(super) struct Told {
 }
 
 impl Deliverer {
-    /// The files of what was said, with their links. `at`: when it was said, from which the links' time counts.
+    /// The files of a message, with their links. `at`: when the message was written, from which the lifetime of the
+    /// links counts.
     pub(super) fn told_files(&self, id: &ConversationId, said: &Said<'_>, at: jiff::Timestamp) -> Vec<Told> {
         let told = said.files.iter().map(|file| {
             let name = safe_file_name(&file.name);
@@ -259,7 +265,8 @@ impl Deliverer {
         told.collect()
     }
 
-    /// The text with links of ours for the instance's own media, which nobody but our user can open (FACTS.md SN-47).
+    /// The text with links of ours in place of the instance's own media addresses, which only our ServiceNow user can
+    /// open (`src/platform/servicenow/FACTS.md`).
     pub(super) fn with_media_links(&self, id: &ConversationId, text: &str, at: jiff::Timestamp) -> String {
         let (Some(links), Some(instance)) = (&self.settings.files.links, self.instance()) else {
             return text.to_owned();
@@ -271,7 +278,7 @@ impl Deliverer {
         })
     }
 
-    /// What the user of a bot is shown of it: the words without the lines that only name a file, then the files.
+    /// The parts that the user of a bot sees: the text without the lines that only name a file, then the files.
     pub(super) fn parts(text: &str, files: &[Told], shows_images: bool) -> Vec<Part> {
         let linked: Vec<(&Told, &str)> =
             files.iter().filter_map(|file| Some((file, file.url.as_deref()?))).collect();
@@ -285,7 +292,7 @@ impl Deliverer {
             if shows_images && is_image(&file.name, file.content_type.as_deref()) {
                 images.push(Part::Image((*url).to_owned()));
             } else {
-                // Brackets would end the words of a Markdown link.
+                // Brackets would end the text of a Markdown link.
                 let name = file.name.replace(['[', ']'], " ");
                 words.push(format!("[{name}]({url})"));
             }
@@ -296,10 +303,10 @@ impl Deliverer {
     }
 }
 
-/// Where the files of a Virtual Agent chat are.
+/// The path of the files of a Virtual Agent chat.
 const MEDIA: &str = "/api/now/v1/cs/media/";
 
-/// Replaces each address of the instance's media, relative or whole; addresses of other hosts stay.
+/// Replaces each address of the instance's media, relative or absolute. Addresses of other hosts stay.
 fn replaced_media(text: &str, instance: &str, link: impl Fn(&str) -> Option<String>) -> String {
     let mut done = String::with_capacity(text.len());
     let mut rest = text;
@@ -325,12 +332,12 @@ fn replaced_media(text: &str, instance: &str, link: impl Fn(&str) -> Option<Stri
     done
 }
 
-/// Whether a text names a file, so that its row is worth reading back.
+/// Whether a text names a file, so that the row of the message is worth reading back.
 pub(super) fn names_a_file(text: &str) -> bool {
     text.lines().any(|line| line.trim_start().starts_with("File:"))
 }
 
-/// A file that is listed with a row and cannot be told of is told by its name alone.
+/// Adds the names of files that the text does not name.
 pub(super) fn with_names(text: String, files: &[AgentFile]) -> String {
     let mut text = text;
     for file in files {
@@ -349,7 +356,7 @@ pub(super) fn with_names(text: String, files: &[AgentFile]) -> String {
 mod tests {
     use super::*;
 
-    /// FACTS.md SN-47: `/api/now/v1/cs/media/{token}` on the instance.
+    /// The format is in `src/platform/servicenow/FACTS.md`: `/api/now/v1/cs/media/{token}` on the instance.
     #[test]
     fn media_of_the_instance_get_a_link_and_foreign_ones_do_not() {
         let read =
@@ -374,7 +381,8 @@ mod tests {
         Deliverer::parts(text, files, images).into_iter().map(show).collect()
     }
 
-    /// FACTS.md XO-29: image `{type:"image", payload:{url}}`; other files as Markdown text `[name](url)`.
+    /// The format is in `src/platform/xo/FACTS.md`: image `{type:"image", payload:{url}}`; other files as Markdown text
+    /// `[name](url)`.
     #[test]
     fn a_user_gets_a_link_that_opens() {
         let files = [told("plan.png", Some("https://c/1")), told("a[b].pdf", Some("https://c/2"))];
@@ -384,7 +392,7 @@ mod tests {
         );
         assert_eq!(shown("File: plan.png", &files[..1], true), ["image https://c/1"]);
         assert_eq!(shown("File: plan.png", &files[..1], false), ["[plan.png](https://c/1)"]);
-        // Without a public address the name stays.
+        // Without a public address only the name is shown.
         assert_eq!(shown("File: plan.png", &[told("plan.png", None)], true), ["File: plan.png"]);
         assert_eq!(shown("hello", &[], true), ["hello"]);
     }

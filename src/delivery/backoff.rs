@@ -1,7 +1,8 @@
-//! The retry schedule: exponential, capped, with full jitter. The only file that knows the `backoff` crate.
+//! Computes the delays between attempts: exponential, capped, with full jitter. Only this file uses the `backoff`
+//! crate.
 //!
-//! Guarantees: a delay is between zero and the schedule's current step, the step never passes the cap, whatever the
-//! settings (also zero, also a factor below one).
+//! Guarantees: a delay lies between zero and the current step. A step never exceeds the cap, for every setting (also
+//! zero, also a factor below one).
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use rand::{Rng, RngExt as _};
 pub struct RetrySettings {
     /// The first step.
     pub initial: Duration,
-    /// Each step is so many times the one before.
+    /// The factor between two steps.
     pub factor: f64,
-    /// No step is longer.
+    /// The cap of a step.
     pub max: Duration,
 }
 
@@ -26,21 +27,22 @@ impl Default for RetrySettings {
     }
 }
 
-/// Where one message stands in its schedule.
+/// The position of one message in its retry schedule.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     steps: ExponentialBackoff,
 }
 
 impl Backoff {
-    /// Begins at the first step.
+    /// Starts at the first step.
     pub fn new(settings: &RetrySettings) -> Self {
         let initial = settings.initial.min(settings.max);
         Self {
             steps: ExponentialBackoff {
                 current_interval: initial,
                 initial_interval: initial,
-                // The jitter is ours: the crate's spreads around the step instead of below it.
+                // We draw the jitter ourselves, because the crate spreads the delay around the step instead of below
+                // the step.
                 randomization_factor: 0.0,
                 multiplier: settings.factor.max(1.0),
                 max_interval: settings.max,
@@ -58,7 +60,7 @@ impl Backoff {
     }
 }
 
-/// What the jitter is drawn with.
+/// The random source of the jitter.
 pub fn dice() -> impl Rng {
     #[cfg(test)]
     return loaded::dice();
@@ -66,7 +68,7 @@ pub fn dice() -> impl Rng {
     rand::rng()
 }
 
-/// Dice that fall the same way again for whoever loads them the same way: a simulation repeats itself.
+/// A seeded random source: the same seed gives the same numbers, so that a simulation can be repeated.
 #[cfg(test)]
 pub(crate) mod loaded {
     use std::cell::RefCell;
@@ -78,7 +80,7 @@ pub(crate) mod loaded {
         static LOADED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
     }
 
-    /// Loads the dice of this thread.
+    /// Seeds the random source of this thread.
     pub(crate) fn load(seed: u64) {
         LOADED.set(Some(StdRng::seed_from_u64(seed)));
     }

@@ -1,10 +1,13 @@
-//! Passing on what a user and a bot say to each other, and telling XO to go on without what cannot be passed on.
+//! Passes the messages between a user and a bot on to XO, and tells XO to continue without a message that cannot be
+//! passed on.
 //!
-//! XO waits for one call for each message (FACTS.md XO-9). So this file guarantees: the body is posted as it stands on the
-//! queue, to the address that it names, with the credential of its bot and only to an allowed host; a message that dies is
-//! skipped, so that XO does not wait for it.
-//! Not responsible for: what the body holds (`ingress/botkit/bot_mode.rs`), the signature (`platform/xo/botkit.rs`), how often a
-//! message is tried (`worker/`).
+//! XO waits for one call for each message (`src/platform/xo/FACTS.md`).
+//!
+//! Guarantees: the body is posted as it is on the queue, to the address in the body, with the credential of its bot,
+//! and only to an allowed host. A message that is dead-lettered is skipped at XO, so that XO does not wait.
+//!
+//! Not responsible for: the content of the body (`ingress/botkit/bot_mode.rs`), the signature
+//! (`platform/xo/botkit.rs`), how often a message is tried (`worker/`).
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,10 +20,10 @@ use super::{Attempt, Deliverer};
 use crate::message::{DeadReason, Endpoint, Kind, Message, Outcome};
 
 const HERE: Endpoint = Endpoint::XoBotKit;
-/// How long the call may take that lets XO go on. The user waits, and so does everything behind the message.
+/// The time limit of the skip call. The user and all later messages wait meanwhile.
 const SKIP_TIME: Duration = Duration::from_secs(3);
 
-/// What is read of a body: its bot and its addresses. The rest is skipped.
+/// The fields of a body that are read: the bot and the addresses. All other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Turn<'a> {
@@ -45,7 +48,7 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Where a message of this kind is posted.
+    /// The address to which a message of this kind is posted.
     fn address(&self, kind: Kind) -> Option<&str> {
         let address = match kind {
             Kind::BotUserMessage => &self.send_bot_message_url,
@@ -58,7 +61,7 @@ impl Turn<'_> {
         address.as_deref()
     }
 
-    /// Where XO hears that a message of this kind will not come.
+    /// The address that tells XO to skip a message of this kind.
     fn skip_address(&self, kind: Kind) -> Option<&str> {
         match kind {
             Kind::BotUserMessage => self.skip_bot_message_url.as_deref(),
@@ -67,7 +70,7 @@ impl Turn<'_> {
         }
     }
 
-    /// A bot's message without words and without a payload of its own.
+    /// Whether a bot's message has neither a text nor a payload of its own.
     fn says_nothing(&self) -> bool {
         let is_empty = |value: &RawValue| matches!(value.get(), "null" | "\"\"" | "{}");
         self.message.is_none_or(is_empty) && self.override_message_payload.is_none_or(is_empty)
@@ -75,13 +78,13 @@ impl Turn<'_> {
 }
 
 impl Deliverer {
-    /// One attempt to pass a message on.
+    /// Makes one attempt to pass a message on.
     pub(super) async fn bot_turn(&self, message: &Message) -> Attempt {
         let Ok(turn) = serde_json::from_slice::<Turn<'_>>(&message.body) else {
             return Attempt::dead(HERE, DeadReason::Unreadable, "its body is not a bot turn of this version");
         };
         let Some(address) = turn.address(message.kind) else {
-            return Attempt::of(HERE, Outcome::Dropped, "it names no address: XO does not wait for it");
+            return Attempt::of(HERE, Outcome::Dropped, "the message names no address; XO does not wait");
         };
         match self.xo.pass_on(&turn.bot_id, address, message.body.clone()).await {
             Ok(()) => Attempt::delivered(HERE),
@@ -89,7 +92,7 @@ impl Deliverer {
         }
     }
 
-    /// The message dies: XO goes on without it. Nothing depends on this call.
+    /// Tells XO to continue without a dead-lettered message. A failure of this call has no consequence for us.
     pub(super) async fn skip_turn(&self, message: &Message) {
         let Ok(turn) = serde_json::from_slice::<Turn<'_>>(&message.body) else { return };
         let Some(address) = turn.skip_address(message.kind) else { return };
@@ -99,7 +102,7 @@ impl Deliverer {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };
-        tracing::warn!(id = %message.id, kind = %message.kind, error = failed, "XO may wait for a message that will not come");
+        tracing::warn!(id = %message.id, kind = %message.kind, error = failed, "could not tell XO to skip a message that was dead-lettered");
     }
 }
 

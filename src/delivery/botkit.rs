@@ -1,9 +1,11 @@
-//! What the users of XO's BotKit conversations hear: the agent's words and Causeway's own notices.
+//! Sends the agent's messages and Causeway's own notices to the users of XO's BotKit conversations.
 //!
-//! Guarantees: the newest reply handle is used; one that lapsed is not called again, the user's next event brings another;
-//! once the bot has its user back nothing more is said to them. A text whose answer was lost is said again: XO cannot be asked.
-//! Leaves to others: the end of the agent session (`user_return.rs`), the HTTP and the signature (`platform/xo/botkit.rs`), the
-//! texts (`wording.rs`).
+//! Guarantees: the newest reply handle is used. An expired handle is not called again; the user's next event brings a
+//! new one. After the bot has its user back, no further message is sent. A text whose answer was lost is sent again,
+//! because XO cannot be asked whether the text arrived.
+//!
+//! Not responsible for: the end of the agent session (`user_return.rs`), HTTP and the signature
+//! (`platform/xo/botkit.rs`), the texts (`wording.rs`).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,17 +25,18 @@ use crate::platform::{CallError, SessionStep, Words};
 use crate::tasks::Stop;
 
 const HERE: Endpoint = Endpoint::XoBotKit;
-/// XO's web channel, where an agent's words have a look of their own.
+/// XO's web channel, which shows an agent's messages in a style of their own.
 const WEB_CHANNEL: &str = "rtm";
-/// Handles that are kept alive at once.
+/// The most handles that are extended at the same time.
 const AT_ONCE: u32 = 32;
-/// How often each is tried in its turn.
+/// The attempts for each handle in one round.
 const EXTEND_TRIES: u32 = 2;
 
 pub(super) type Done = Result<Attempt, OwnTrouble>;
 
 impl Deliverer {
-    /// An agent's words, or an announcement. Other words of the system the user need not know: its news is told as notices.
+    /// Sends a message of an agent, or an announcement. Other system texts are dropped, because the user gets the same
+    /// news as notices.
     pub(super) async fn botkit_says(
         &self,
         message: &Message,
@@ -43,10 +46,10 @@ impl Deliverer {
         let is_foreign =
             said.voice == Voice::Announcement && !self.settings.botkit.texts.is_public(&said.text);
         if said.voice == Voice::System || is_foreign || said.text.trim().is_empty() {
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "nothing that the user would miss"));
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "the text is of no interest to the user"));
         }
         if conversation.released_at.is_none() && conversation.group.is_none() {
-            // The chat has its conversation before the conversation has its chat: whoever opens it is about to note it.
+            // ServiceNow may send a callback before the worker that opens the chat has recorded the chat.
             let at_most = self.settings.unknown_group_wait;
             let held = Outcome::Held { at_most, then: DeadReason::ConversationOver };
             return Ok(Attempt::of(HERE, held, "its chat is being opened"));
@@ -62,7 +65,7 @@ impl Deliverer {
         self.tell_with_files(conversation, said, &files).await
     }
 
-    /// The words, then each picture; a repeat after a failure does not show again what was shown.
+    /// Sends the text, then each picture. A repeat after a failure does not send again what was sent.
     async fn tell_with_files(&self, conversation: &Conversation, said: &Said<'_>, files: &[Told]) -> Done {
         let directory = self.known()?;
         let web = directory.reply(&conversation.id).await?;
@@ -89,7 +92,7 @@ impl Deliverer {
         Ok(Attempt::delivered(HERE))
     }
 
-    /// Causeway's own news.
+    /// Sends a notice of Causeway itself.
     pub(super) async fn botkit_notice(
         &self,
         message: &Message,
@@ -109,18 +112,18 @@ impl Deliverer {
 
     async fn news(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> Done {
         let Some(event) = notice.event.filter(|event| *event != NoticeEvent::Typing) else {
-            // No documented call shows a typing agent.
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "XO shows no typing agent"));
+            // XO documents no call that shows a typing agent.
+            return Ok(Attempt::of(HERE, Outcome::Dropped, "XO has no call that shows a typing agent"));
         };
         if let Some(attempt) = self.session_begun(conversation).await? {
             return Ok(attempt);
         }
         let occasion = match event {
             NoticeEvent::Waiting if is_stale(message, conversation, notice) => {
-                return Ok(Attempt::of(HERE, Outcome::Dropped, "the user waits elsewhere by now"));
+                return Ok(Attempt::of(HERE, Outcome::Dropped, "the position in the queue is out of date"));
             }
             NoticeEvent::Waiting if !self.wait_updates.is_due(notice, self.settings.botkit.wait_updates) => {
-                return Ok(Attempt::of(HERE, Outcome::Dropped, "the user was told of the wait a moment ago"));
+                return Ok(Attempt::of(HERE, Outcome::Dropped, "the last text about the wait is too recent"));
             }
             NoticeEvent::Waiting => Occasion::Waiting,
             NoticeEvent::Joined => Occasion::Joined,
@@ -137,7 +140,7 @@ impl Deliverer {
         Ok(told)
     }
 
-    /// Once in each chat. `Some` where it must be tried again first.
+    /// Starts the agent session, once in each chat. `Some` if another attempt must come first.
     async fn session_begun(&self, conversation: &Conversation) -> Result<Option<Attempt>, OwnTrouble> {
         if !self.settings.botkit.start_agent_session {
             return Ok(None);
@@ -145,16 +148,16 @@ impl Deliverer {
         let group = conversation.group.as_deref().unwrap_or_default();
         let step = DedupKey::botkit_chat_step(&conversation.id, group, "session");
         let attempt = self.session(conversation, SessionStep::Start, step).await?;
-        // XO may know no such call for this user: the texts do not depend on it.
+        // XO may not know this call for the user. The texts do not depend on the call.
         Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !is_refusal(attempt)))
     }
 
-    /// The language that the user speaks with the bot, as far as XO said.
+    /// The language that the user speaks with the bot, as far as XO reported one.
     pub(super) async fn language_of(&self, id: &ConversationId) -> Result<Option<String>, OwnTrouble> {
         Ok(self.known()?.reply(id).await?.and_then(|reply| reply.handle.language))
     }
 
-    /// Says something by the newest handle.
+    /// Sends a text by the newest handle.
     pub(super) async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
         self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
             let as_agent = by_agent
@@ -168,7 +171,7 @@ impl Deliverer {
         .await
     }
 
-    /// A step of the session, unless it was done before.
+    /// Makes a step of the agent session, unless the step was done before.
     pub(super) async fn session(
         &self,
         conversation: &Conversation,
@@ -190,7 +193,8 @@ impl Deliverer {
         Ok(attempt)
     }
 
-    /// Calls with the newest handle; where XO says that it is gone, once more with a newer one, if there is one by then.
+    /// Calls XO with the newest handle. If XO says that the handle is gone, calls once more with a newer handle, if
+    /// there is one by then.
     async fn by_newest_handle<F: Future<Output = Result<(), CallError>>>(
         &self,
         id: &ConversationId,
@@ -202,7 +206,7 @@ impl Deliverer {
         loop {
             let reply = directory.reply(id).await?;
             let usable = reply.filter(|reply| {
-                // A session that is to end ends with its handle: XO says so itself.
+                // The end of a session may use an expired handle: XO decides whether the session still exists.
                 (!reply.expired || operation == Operation::Session)
                     && lapsed.as_ref() != Some(&reply.handle.request_id)
             });
@@ -211,7 +215,7 @@ impl Deliverer {
                 return Ok(Attempt::of(
                     HERE,
                     held,
-                    "its reply handle lapsed: the user's next message brings another",
+                    "the reply handle expired: the user's next message brings a new one",
                 ));
             };
             if let Some(why) = self.xo.refuses(&handle) {
@@ -224,7 +228,7 @@ impl Deliverer {
                     directory.reply_expired(id, &request_id).await?;
                     if lapsed.replace(request_id).is_some() {
                         let held = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
-                        return Ok(Attempt::of(HERE, held, "its reply handles lapsed"));
+                        return Ok(Attempt::of(HERE, held, "the reply handles expired"));
                     }
                 }
                 Err(error) => return Ok(Attempt::called(HERE, &error, operation)),
@@ -233,10 +237,10 @@ impl Deliverer {
     }
 
     pub(super) fn known(&self) -> Result<&Directory, OwnTrouble> {
-        self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker knows no conversations".to_owned()))
+        self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker has no directory".to_owned()))
     }
 
-    /// Keeps the handles of live conversations alive until the stop.
+    /// Extends the handles of live conversations until the cancellation.
     pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: Stop) -> Result<(), String> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let pause = every.min(Duration::from_secs(5));
@@ -251,7 +255,8 @@ impl Deliverer {
         }
     }
 
-    /// Whatever is due, so many at once: with thousands of live conversations none must wait until it has lapsed.
+    /// Extends all due handles, [`AT_ONCE`] at a time: with thousands of live conversations no handle may wait until it
+    /// has expired.
     async fn extend_all(
         &self,
         directory: &Directory,
@@ -269,8 +274,8 @@ impl Deliverer {
         }
     }
 
-    /// A failure that may pass is tried once more: the next turn would come after XO has let the handle lapse, and an agent who
-    /// breaks a silence then would not be heard until the user says something.
+    /// Extends one handle. A temporary failure is tried once more: the next round would come after XO has let the
+    /// handle expire, and an agent's next message could then not be relayed until the user writes again.
     async fn extend(&self, id: &ConversationId, handle: &ReplyHandle) {
         if self.xo.refuses(handle).is_some() {
             return;
@@ -287,19 +292,19 @@ impl Deliverer {
     }
 }
 
-/// Whether nothing more is said of this chat: the bot has its user back, or they are in another chat by now.
+/// Whether no further message of this chat is sent: the bot has its user back, or the user is in another chat by now.
 fn is_over(conversation: &Conversation, group: Option<&str>) -> bool {
     let elsewhere = group.is_some() && conversation.group.as_deref() != group;
     conversation.released_at.is_some() || elsewhere
 }
 
-/// A place in the queue is told while it is true: once the directory knows a later one, or an agent, it is not.
+/// Whether the position in a notice is out of date: the directory knows a later position, or an agent.
 fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
     let since = conversation.updated_at.as_millisecond() > message.accepted_at.as_millisecond();
     since && (conversation.state != State::Waiting || conversation.position != notice.position)
 }
 
-/// XO answered, and will not answer otherwise.
+/// Whether XO answered with a permanent refusal.
 pub(super) fn is_refusal(attempt: &Attempt) -> bool {
     matches!(attempt.outcome, Outcome::Dead(DeadReason::Rejected)) && attempt.status.is_some()
 }

@@ -1,9 +1,14 @@
-//! Keeps a destination that is down from burning attempts: passing, tripped, probing.
+//! Stops the traffic to a destination that is down, so that messages do not use up their attempts: passing, tripped,
+//! probing.
 //!
-//! A breaker that trips on one stuck conversation would delay all others, so failures count only when they come from
-//! several lanes with no success between; a destination that says itself that it is not ready trips it at once.
-//! Guarantees: while tripped nothing starts; while probing at most one message is in the air.
-//! Leaves to others: what a pump does with what it holds meanwhile (`worker/pump.rs`).
+//! A breaker that trips on one stuck conversation would delay all others. Failures therefore count only if they come
+//! from several lanes without a success between them. A destination that reports itself as not ready trips the breaker
+//! at once.
+//!
+//! Guarantees: while the breaker is tripped, no request starts. While the breaker is probing, at most one message is in
+//! flight.
+//!
+//! Not responsible for: what a pump does with its received messages meanwhile (`worker/pump.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,84 +20,85 @@ use tokio::time::Instant;
 use crate::message::{Destination, TripReason};
 use crate::telemetry::Metrics;
 
-/// Failures without a success between, and from how many lanes, that trip the breaker.
+/// The breaker trips after this many failures without a success between them, if they come from this many lanes.
 const FAILURES: u32 = 5;
 const LANES: usize = 3;
-/// A connection that cannot even be made says the same about every lane.
+/// The breaker trips after this many failed connections, from any lane: a connection that cannot be opened says the
+/// same about every lane.
 const UNREACHABLE: u32 = 3;
-/// The first pause, and the longest. A single hiccup (one HTML page among thousands of good answers) should cost next to
-/// nothing; an outage of a minute costs sixteen probes, each of one message. Behind each message a person waits, so that the
-/// longest is what the destination's recovery may go unnoticed.
+/// The first and the longest pause. A single failure (one HTML page among thousands of good answers) costs about 100
+/// ms. An outage of one minute costs sixteen probes of one message each. A user waits behind each message, so the
+/// recovery of a destination is noticed within 5 s.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// What a destination asks for is honoured up to this; then it is asked again, by one message.
+/// The longest pause that a destination may ask for. After that time one message probes the destination.
 const FLOOR_MAX: Duration = Duration::from_secs(300);
-/// A login that is refused again and again gets its account locked.
+/// The pauses after a refused login are longer, because a platform may lock an account after repeated refusals.
 const PAUSE_MIN_CREDENTIALS: Duration = Duration::from_secs(2);
 const PAUSE_MAX_CREDENTIALS: Duration = Duration::from_secs(30);
 
-/// Where the breaker stands.
+/// The state of the breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Everything may start.
+    /// Every request may start.
     Passing {
         /// Failures since the last success.
         failures: u32,
-        /// Those of them that never reached the destination.
+        /// The failures among these that never reached the destination.
         unreachable: u32,
-        /// The lanes that they came from (hashes).
+        /// The lanes of these failures (hashes).
         lanes: BTreeSet<u64>,
     },
-    /// Nothing may start before `until`.
+    /// No request may start before `until`.
     Tripped {
         /// When the next probe is due.
         until: Instant,
-        /// Why.
+        /// The reason of the trip.
         reason: TripReason,
         /// Pauses so far without a success.
         pauses: u32,
     },
-    /// One message is on its way to find out.
+    /// One message is in flight as the probe.
     Probing {
-        /// Why it had tripped.
+        /// The reason of the last trip.
         reason: TripReason,
         /// Pauses so far without a success.
         pauses: u32,
     },
 }
 
-/// What the breaker hears.
+/// A signal to the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
-    /// The destination answered as a destination does, be it with a refusal.
+    /// The destination answered normally; a refusal counts as well.
     Alive,
-    /// An attempt failed and the destination is to blame.
+    /// An attempt failed through a fault of the destination.
     Failed {
-        /// The lane, as a number.
+        /// The lane, as a hash.
         lane: u64,
-        /// The destination was not even reached.
+        /// The connection to the destination could not be opened.
         unreachable: bool,
     },
-    /// The destination itself says that it is not ready.
+    /// The destination reports that it is not ready.
     NotReady {
-        /// Why.
+        /// The reason.
         reason: TripReason,
-        /// The destination said how long.
+        /// The time that the destination asked for.
         floor: Option<Duration>,
     },
-    /// A pump takes the probe.
+    /// A pump takes the probe permit.
     ProbeTaken,
-    /// The probe found no message to send.
+    /// The probe permit was returned without a message.
     ProbeReturned,
 }
 
 impl State {
-    /// Everything may start.
+    /// The initial state: every request may start.
     pub const fn passing() -> Self {
         Self::Passing { failures: 0, unreachable: 0, lanes: BTreeSet::new() }
     }
 
-    /// The number of `causeway_breaker_state`.
+    /// The value of the metric `causeway_breaker_state`.
     pub const fn number(&self) -> i64 {
         match self {
             Self::Passing { .. } => 0,
@@ -108,16 +114,17 @@ impl State {
         }
     }
 
-    /// The whole policy: what was heard, and when, makes the next state.
+    /// The complete policy: computes the next state from the signal and the time.
     #[must_use]
     pub fn step(self, heard: Heard, now: Instant) -> Self {
         match (self, heard) {
             (Self::Tripped { until, reason, pauses }, Heard::NotReady { floor, .. }) => {
-                // Late answers of requests that were in the air; only a floor can add to what is known.
+                // A late answer of a request that was in flight when the breaker tripped. Only a longer floor changes
+                // the state.
                 let floor = floor.unwrap_or_default().min(FLOOR_MAX);
                 Self::Tripped { until: until.max(now + floor), reason, pauses }
             }
-            // Of requests that were in the air, too: somebody is served, so that it was not the destination.
+            // A late success of a request that was in flight when the breaker tripped: the destination works.
             (Self::Tripped { reason: TripReason::Failing, .. }, Heard::Alive) => Self::passing(),
             (tripped @ Self::Tripped { .. }, Heard::Alive | Heard::Failed { .. } | Heard::ProbeReturned) => {
                 tripped
@@ -159,7 +166,7 @@ fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instan
     };
     let pause = first.saturating_mul(1 << pauses.min(16)).min(longest);
     let floor = floor.map(|floor| floor.min(FLOOR_MAX));
-    // What the destination asks for is a floor: never sooner, though perhaps later.
+    // The time that the destination asks for is a lower limit; the pause may be longer.
     let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
     State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
 }
@@ -169,14 +176,14 @@ fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instan
 pub struct Breaker {
     destination: Destination,
     state: Mutex<State>,
-    /// When it tripped, if it has not passed since.
+    /// When the breaker tripped, if it has not passed since then.
     down_since: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
     seat: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
-/// The right to send the one probe. Dropping it unused gives it to the next pump.
+/// The permit to send the one probe. A permit that is dropped unused goes to the next pump.
 #[derive(Debug)]
 pub struct ProbeSeat {
     breaker: Arc<Breaker>,
@@ -198,7 +205,7 @@ impl Drop for ProbeSeat {
 }
 
 impl Breaker {
-    /// A breaker that passes.
+    /// Creates a breaker in the state passing.
     pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             destination,
@@ -214,12 +221,12 @@ impl Breaker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether everything may start.
+    /// Whether every request may start.
     pub fn passes(&self) -> bool {
         matches!(*self.state(), State::Passing { .. })
     }
 
-    /// For how long nothing was known to get through.
+    /// How long the breaker has not passed.
     pub fn down_for(&self) -> Duration {
         let since = *self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
         since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -230,7 +237,7 @@ impl Breaker {
         self.changed.subscribe()
     }
 
-    /// Tells the breaker what happened.
+    /// Passes a signal to the breaker.
     pub fn hear(&self, heard: Heard) {
         let mut state = self.state();
         let (before, known) = (state.number(), state.reason());
@@ -248,7 +255,7 @@ impl Breaker {
         match &*state {
             State::Tripped { reason, until, .. } => {
                 let pause = until.saturating_duration_since(Instant::now());
-                // Also when the trouble has become another: a login refused after an outage is for people to mend.
+                // A new reason is logged as well: a login that is refused after an outage needs an operator.
                 if known != Some(*reason) {
                     self.metrics.breaker_trips.with_label_values(&[destination, reason.as_str()]).inc();
                     tracing::warn!(destination, %reason, ?pause, "breaker tripped: nothing is sent there until a probe succeeds");
@@ -263,7 +270,7 @@ impl Breaker {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Waits until everything may start.
+    /// Waits until the breaker passes.
     pub async fn until_passing(&self) {
         let mut changes = self.changes();
         while !self.passes() {
@@ -273,7 +280,7 @@ impl Breaker {
         }
     }
 
-    /// Waits for the right to probe; `None` when everything passes again meanwhile. Cancel-safe.
+    /// Waits for the probe permit. `None` if the breaker passes again meanwhile. Cancel-safe.
     pub async fn probe_seat(self: &Arc<Self>) -> Option<ProbeSeat> {
         let seat = tokio::select! {
             biased;
@@ -285,7 +292,7 @@ impl Breaker {
             let (until, pauses) = match *self.state() {
                 State::Passing { .. } => return None,
                 State::Tripped { until, pauses, .. } => (until, pauses),
-                // Only the holder of the seat probes, and that is us.
+                // Only the holder of the probe permit probes, and we hold the permit.
                 State::Probing { pauses, .. } => (Instant::now(), pauses),
             };
             if until <= Instant::now() {

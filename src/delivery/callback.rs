@@ -1,7 +1,8 @@
-//! One attempt toward the bot side: whose callback it is, and where it goes.
+//! Makes one attempt toward the bot side: finds the conversation of a callback, and the receiver.
 //!
-//! Guarantees: what ServiceNow posted of chats that are not ours reaches XO's Callback URL byte for byte. Leaves to others:
-//! telling what was said in ours (`tell.rs`), the HTTP (`platform/xo`).
+//! Guarantees: a callback of a chat that is not ours reaches XO's Callback URL byte for byte.
+//!
+//! Not responsible for: relaying the messages of our chats (`tell.rs`), HTTP (`platform/xo`).
 
 use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
 use crate::clock;
@@ -11,7 +12,7 @@ use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
 use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
-    /// One attempt toward the events URL or a bot.
+    /// Makes one attempt toward the events URL or a bot.
     pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         match (message.kind, &self.directory) {
             (kind, _) if kind.is_bot_turn() => Ok(self.bot_turn(message).await),
@@ -30,13 +31,13 @@ impl Deliverer {
             return Ok(Attempt::dead(Endpoint::XoCallback, DeadReason::Unreadable, why));
         };
         match directory.find_by_group(&callback.group).await? {
-            // Also where its chat is an earlier one of the conversation: what an agent said is not withheld because it
-            // comes late. It is told under its own group, in the lane of that group, so before that chat's `ended`.
+            // The callback's chat may be an earlier chat of the conversation: a late message of an agent is still
+            // relayed. The message is in the lane of its own group, so it comes before the `ended` of that chat.
             Some(conversation) if self.is_heard(&conversation) => {
                 self.said(directory, message, &callback, &conversation).await
             }
             Some(_) => {
-                let why = "handoffs.events_url is not set: nobody to tell";
+                let why = "handoffs.events_url is not set: no receiver";
                 Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why))
             }
             None => Ok(self.unknown(message)),
@@ -47,7 +48,8 @@ impl Deliverer {
         conversation.origin == Origin::BotKit || self.settings.tells_events
     }
 
-    /// The start that opens this group may still be on its way; after that the group is none of ours.
+    /// Handles a callback of an unknown group. The start that opens the group may still be in flight; later the group
+    /// is not ours.
     pub(super) fn unknown(&self, message: &Message) -> Attempt {
         let at_most = self.settings.unknown_group_wait;
         let over = clock::since(message.accepted_at) >= at_most;
@@ -56,10 +58,10 @@ impl Deliverer {
         } else {
             Outcome::Held { at_most, then: DeadReason::UnknownConversation }
         };
-        Attempt::of(Endpoint::Events, outcome, "nobody opened its group")
+        Attempt::of(Endpoint::Events, outcome, "no conversation opened its group")
     }
 
-    /// One attempt toward XO's Callback URL: nothing is looked up, nothing is even read.
+    /// Makes one attempt toward XO's Callback URL. The body is neither read nor changed, and the directory is not used.
     pub(super) async fn forward(&self, message: &Message) -> Attempt {
         match self.xo.forward_callback(message.body.clone()).await {
             Ok(()) => Attempt::delivered(Endpoint::XoCallback),

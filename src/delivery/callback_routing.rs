@@ -1,9 +1,10 @@
-//! From a ServiceNow chat to the destination that its conversation belongs to.
+//! Routes a message of a ServiceNow chat to the destination of its conversation.
 //!
-//! Guarantees: what is put on the queue of its real destination keeps its id, its time of acceptance and its order: all messages
-//! of one conversation to the bot side stand in the conversation's own lane there. A message is acked here only after that
-//! queue has it. No remote endpoint is called, so that no endpoint can hold up another one's messages.
-//! Not responsible for: delivering (`callback.rs`, `tell.rs`), finding out which destinations there are (`message/destination.rs`).
+//! Guarantees: a routed message keeps its id, its time of acceptance and its order: all messages of one conversation to
+//! the bot side are in the conversation's own lane there. A message is acked here only after the queue of its
+//! destination has confirmed it. No remote endpoint is called, so no endpoint delays the messages of another.
+//!
+//! Not responsible for: delivery (`callback.rs`, `tell.rs`), the list of destinations (`message/destination.rs`).
 
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::conversation::{Conversation, Directory};
@@ -12,19 +13,19 @@ use crate::message::{
 };
 use crate::platform::servicenow::VirtualAgentCallback;
 
-/// No remote endpoint is involved; the label is that of the human side, whose chat the message is about.
+/// The label of the attempt. No remote endpoint is called; the message is about a chat of ServiceNow.
 const HERE: Endpoint = Endpoint::ServiceNow;
 
 /// The ServiceNow chat that a callback is about.
 enum Chat {
     Group(String),
-    /// The callback names no chat that this program can read.
+    /// The callback is valid but names no chat.
     Unknown,
     Unreadable,
 }
 
 impl Deliverer {
-    /// One attempt to find the destination of a message that only names a ServiceNow chat.
+    /// Makes one attempt to find the destination of a message that only names a ServiceNow chat.
     pub(super) async fn route(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         if message.kind != Kind::CallbackMessage {
             return self.route_notice(message).await;
@@ -60,7 +61,7 @@ impl Deliverer {
         }
     }
 
-    /// Its conversation began over the API, and no events URL is configured.
+    /// Handles a callback of an API conversation although no events URL is configured.
     async fn route_unheard(
         &self,
         message: &Message,
@@ -73,11 +74,12 @@ impl Deliverer {
         if self.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;
         }
-        let why = "handoffs.events_url is not set: nothing can be told of this conversation";
+        let why = "handoffs.events_url is not set: this conversation's messages cannot be relayed";
         Ok(Attempt::dead(HERE, DeadReason::Rejected, why))
     }
 
-    /// The chat is none of ours, or its start is still on its way: then gap repair tells its user as well.
+    /// Handles a callback of an unknown chat: not ours, or its start is still in flight. In the second case gap repair
+    /// relays the message to its user as well.
     async fn route_unknown(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         if self.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;

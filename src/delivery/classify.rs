@@ -1,46 +1,47 @@
-//! Answer or failure -> outcome: the table of the product's contract, and nothing but the table.
+//! Maps each error of a platform client to an outcome, as a pure table.
 //!
-//! Guarantees: pure; every error of a platform client has exactly one outcome for each operation.
-//! Leaves to others: success (it needs no table), deadlines (`worker/settle.rs`), what an outcome does to the breaker.
+//! Guarantees: no side effects; every error has exactly one outcome for each operation.
+//!
+//! Not responsible for: successes, deadlines (`worker/settle.rs`), the effect of an outcome on the breaker.
 
 use crate::message::{DeadReason, Outcome, RetryReason, TripReason, named};
 use crate::platform::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
 
 named! {
-    /// What was asked of a platform.
+    /// The operation that a platform was called for.
     Operation {
-        /// Open a chat.
+        /// Opens a chat.
         Start = "start",
-        /// Write into it.
+        /// Writes into a chat.
         Send = "send",
-        /// Leave it.
+        /// Leaves a chat.
         Leave = "leave",
-        /// Look at it.
+        /// Reads the state of a chat.
         State = "state",
-        /// Post ServiceNow's callback to XO.
+        /// Posts ServiceNow's callback to XO.
         Callback = "callback",
-        /// Post an event of ours.
+        /// Posts an event of ours.
         Event = "event",
-        /// Tell a bot's user something.
+        /// Sends a text to a bot's user.
         Tell = "tell",
-        /// Begin or end a bot's agent session.
+        /// Starts or ends a bot's agent session.
         Session = "session",
     }
 }
 
 impl Operation {
-    /// Whether a 404 means that the chat is over: only these name one.
+    /// Whether a 404 means that the chat is over: only these operations name a chat.
     const fn is_about_a_chat(self) -> bool {
         matches!(self, Self::Send | Self::Leave | Self::State)
     }
 
-    /// Whether doing it twice does more than doing it once.
+    /// Whether a repeated call does more than a single call.
     const fn repeats(self) -> bool {
         !matches!(self, Self::State | Self::Leave | Self::Session)
     }
 }
 
-/// What becomes of the attempt.
+/// The outcome of a failed attempt.
 pub fn classify(error: &CallError, operation: Operation) -> Outcome {
     match error {
         CallError::Answer(answer) => answered(answer, operation),
@@ -49,11 +50,11 @@ pub fn classify(error: &CallError, operation: Operation) -> Outcome {
 }
 
 fn answered(answer: &Answer, operation: Operation) -> Outcome {
-    // Whoever may not leave, or finds nothing to leave, has left.
+    // A user who may not leave a chat, or a chat that is absent, means that the user has left.
     if operation == Operation::Leave && matches!(answer.status, 403 | 404 | 410) {
         return Outcome::Delivered;
     }
-    // A session that is not there any more has ended.
+    // A session that is absent has ended.
     if operation == Operation::Session && matches!(answer.status, 404 | 410) {
         return Outcome::Delivered;
     }
@@ -61,7 +62,7 @@ fn answered(answer: &Answer, operation: Operation) -> Outcome {
         AnswerKind::NotReady(_) => Outcome::Pause { reason: TripReason::NotReady, floor: answer.retry_after },
         AnswerKind::Credentials => Outcome::Pause { reason: TripReason::Credentials, floor: None },
         AnswerKind::Business(_) if operation == Operation::Start => Outcome::Answered,
-        // ServiceNow's way to say that we are no member of this conversation any more.
+        // ServiceNow's answer if we are not a member of the conversation any more.
         AnswerKind::Business(_) if answer.status == 403 && operation.is_about_a_chat() => {
             Outcome::Dead(DeadReason::ConversationOver)
         }
@@ -82,7 +83,7 @@ fn later(answer: &Answer, operation: Operation) -> Outcome {
         500.. => RetryReason::ServerError,
         _ => RetryReason::TryLater,
     };
-    // 425 and 503 say that nothing was begun; the others may come from something that was cut short.
+    // 425 and 503 say that the request was not started. Other answers may come from a request that was interrupted.
     let ambiguous = operation.repeats() && !matches!(answer.status, 425 | 503);
     Outcome::Retry { reason, ambiguous, floor }
 }
@@ -93,7 +94,7 @@ fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
         NoAnswerKind::Connect | NoAnswerKind::Tls => RetryReason::Connect,
         NoAnswerKind::Reset => RetryReason::Reset,
         NoAnswerKind::BadBody | NoAnswerKind::TooLarge => RetryReason::TryLater,
-        // Says nothing of the platform.
+        // An error of our own, which says nothing about the platform.
         NoAnswerKind::NoRight => RetryReason::Internal,
     };
     let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();

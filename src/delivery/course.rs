@@ -1,14 +1,18 @@
-//! How conversations went, counted: how long a user waited for the first agent, and what ended it.
+//! Records the lifecycle metrics of conversations: how long a user waited for the first agent, and the reason of the
+//! end.
 //!
-//! Guarantees: each is counted once for each episode of a conversation, whichever look or message finds it, and not at all
-//! where the process dies right then. Leaves to others: noticing (`poll.rs`, `agent_chat_callback.rs`, `notices.rs`).
+//! Guarantees: each episode of a conversation is counted once, whichever poll or message finds it. If the process dies
+//! at that moment, the episode is not counted.
+//!
+//! Not responsible for: detecting these events (`poll.rs`, `agent_chat_callback.rs`, `notices.rs`).
 
 use super::{Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
 
 impl Deliverer {
-    /// An agent took the chat. Noted in the directory, since a chat that was handed back looks like one that never had an agent.
+    /// Records that an agent took the chat. The fact is stored in the directory, because a chat that was handed back
+    /// looks like a chat that never had an agent.
     pub(super) async fn agent_came(
         &self,
         directory: &Directory,
@@ -23,7 +27,7 @@ impl Deliverer {
         Ok(())
     }
 
-    /// It is over; `is_first` as the directory said.
+    /// Counts the end of an episode. `is_first` is the answer of the directory.
     pub(super) fn count_end(&self, is_first: bool, reason: &str) {
         if is_first {
             self.metrics.count_end(reason);

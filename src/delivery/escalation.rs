@@ -1,10 +1,12 @@
-//! A chat that its queue passed on to another one.
+//! Follows a chat that its queue passed on to another queue.
 //!
-//! Its entry ends with state 4, and it goes on in an entry of the other queue. Whether the chat keeps its `group` then is not
-//! documented (FACTS.md SN-27), so both are looked for: an open entry of the same group is simply the chat's state; an
-//! open chat of ours with the same words in the queue that follows is claimed as the conversation's next chat.
-//! Guarantees: a conversation ends as `escalated` only when it went on nowhere for a while, and as `gone` only when it was not
-//! shown for a while.
+//! The queue entry of the chat ends with state 4, and the chat goes on in an entry of the other queue. ServiceNow does
+//! not document whether the chat keeps its `group` (`src/platform/servicenow/FACTS.md`), so both cases are handled. An
+//! open entry of the same group is the state of the chat. An open chat of ours with the same text in the next queue is
+//! claimed as the next chat of the conversation.
+//!
+//! Guarantees: a conversation ends as `escalated` only if the chat went on nowhere for 15 s, and as `gone` only if the
+//! chat was not shown for 15 s.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use crate::conversation::{Claim, Opened};
 use crate::message::{Notice, NoticeEvent};
 use crate::platform::QueueEntry;
 
-/// How long the other queue may take to show the chat, and how long a chat may not be shown at all.
+/// How long the other queue may take to show the chat, and how long a chat may be absent from ServiceNow's answers.
 const GRACE: Duration = Duration::from_secs(15);
 
 impl Look<'_> {
@@ -35,17 +37,17 @@ impl Look<'_> {
         if self.lasts() {
             return self.end("escalated").await;
         }
-        // Nobody is there meanwhile.
+        // The chat has no agent meanwhile.
         self.saw(&QueueEntry { assigned_to: None, position: None, ..from.clone() }).await?;
         Ok(Ok(()))
     }
 
-    /// Takes the new chat for the conversation's own. False where another conversation has it.
+    /// Claims the new chat for the conversation. `false` if the chat belongs to another conversation.
     async fn goes_on(&self, entry: &QueueEntry) -> Result<bool, super::OwnTrouble> {
         if let Err(error) =
             self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await?
         {
-            tracing::debug!(conversation = %self.conversation.id, %error, "the chat that was passed on is not read to its end");
+            tracing::debug!(conversation = %self.conversation.id, %error, "could not read the rest of an escalated chat");
         }
         let opened = Opened {
             group: entry.group.clone(),
@@ -70,12 +72,12 @@ impl Look<'_> {
         Ok(true)
     }
 
-    /// Whether the chat has looked as if it were over for so long that it is.
+    /// Whether the chat has looked over for the whole grace period.
     pub(super) fn lasts(&self) -> bool {
         self.since().entry(self.conversation.id.clone()).or_insert_with(Instant::now).elapsed() >= GRACE
     }
 
-    /// The chat is seen, or over for certain: the next time counts from anew.
+    /// Resets the grace period, because the chat is shown again or is certainly over.
     pub(super) fn settled(&self) {
         self.since().remove(&self.conversation.id);
     }

@@ -1,6 +1,8 @@
-//! What happens in API conversations, posted to `handoffs.events_url`.
+//! Posts what happens in API conversations to `handoffs.events_url`.
 //!
-//! Guarantees: an event carries the id of what it tells. Leaves to others: the HTTP (`platform/xo`).
+//! Guarantees: an event carries the id of its message or notice.
+//!
+//! Not responsible for: HTTP (`platform/xo`).
 
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use crate::conversation::Conversation;
 use crate::delivery::classify::Operation;
 use crate::message::{ConversationId, DeadReason, Endpoint, Kind, Message, MessageId, Notice};
 
-/// What is posted.
+/// The JSON body of an event.
 #[derive(Serialize)]
 struct Event<'a> {
     id: MessageId,
@@ -86,7 +88,7 @@ impl Deliverer {
         notice: &Notice,
     ) -> Result<Attempt, OwnTrouble> {
         if !self.settings.tells_events {
-            let why = "handoffs.events_url is not set: nobody to tell";
+            let why = "handoffs.events_url is not set: no receiver";
             return Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why));
         }
         let value = serde_json::to_value(notice).map_err(|error| OwnTrouble(error.to_string()))?;

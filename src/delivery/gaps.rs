@@ -1,10 +1,13 @@
-//! What lost callbacks should have carried. ServiceNow never sends a failed callback again (FACTS.md SN-5), so each chat
-//! is read back: before an agent's message is told, on the poll's schedule, and before an end.
+//! Gap repair: relays messages whose callbacks were lost. ServiceNow never repeats a failed callback
+//! (`src/platform/servicenow/FACTS.md`). Each chat is therefore read back before an agent's message is relayed, at each
+//! poll, and before an end.
 //!
-//! Guarantees: an agent's messages are told in ServiceNow's order and each once, whichever way they came: they have the same
-//! id either way. A message that became a dead letter is not told here: its replay tells it. A message that dies here has the
-//! history of its attempts. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
-//! later. Not responsible for: reading (`platform/servicenow/history.rs`), telling (`tell.rs`).
+//! Guarantees: an agent's messages are relayed in ServiceNow's order and each once, because a callback and gap repair
+//! give a message the same id. A message that was dead-lettered is not relayed here; its replay relays the message. A
+//! message that is dead-lettered here has the history of its attempts. A ServiceNow that does not answer delays no
+//! conversation for longer than 30 s: the callback is relayed, and the gap is repaired later.
+//!
+//! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`tell.rs`).
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -27,45 +30,46 @@ use crate::message::{
 use crate::platform::servicenow::{AgentFile, Heard};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// How long one reading may take.
+/// The time limit of one reading.
 const READING: Duration = Duration::from_secs(5);
-/// How long a chat's callbacks wait for ServiceNow to say what came before them, since it was asked in vain first.
+/// How long the callbacks of a chat wait for a successful reading, counted from the first failed reading.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// An outage that lasts so long is one: it must not hold the bot side up. A hiccup must not let what came later overtake.
+/// After an outage of this length the callbacks do not wait any more. A shorter failure must not let a later message
+/// overtake a missing one.
 const OUTAGE: Duration = Duration::from_secs(15);
-/// What was not read for so long is forgotten.
+/// Entries that were not used for this time are removed.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// When a chat is read back before an agent's message is told.
+/// When a chat is read back before an agent's message is relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadBack {
-    /// Unless the callback itself shows that nothing is missing.
+    /// Always, unless the callback itself shows that no message is missing.
     #[default]
     Always,
-    /// Only where the callback itself shows a gap.
+    /// Only if the callback itself shows a gap.
     Gaps,
 }
 
-/// What is known of the messages before a callback.
+/// The result of the search for messages before a callback.
 enum Before {
-    /// Nothing is missing.
+    /// No message is missing.
     Complete,
-    /// Nobody knows; what is missing is found later.
+    /// Unknown; missing messages are found later.
     Unknown,
-    /// These were said before it; the last ones may not have been told.
+    /// These messages came before the callback. The last ones may not have been relayed.
     Read {
         heard: Vec<Heard>,
-        /// Files of the callback's own row.
+        /// The files of the callback's own row.
         files: Vec<AgentFile>,
     },
-    /// It is not for the user at all.
+    /// The callback is an internal message and is not for the user.
     Internal,
-    /// ServiceNow did not answer; it may a moment later.
+    /// ServiceNow did not answer; another attempt may succeed.
     NotYet,
 }
 
 impl Deliverer {
-    /// Tells what a callback says, and before it whatever is missing.
+    /// Relays the message of a callback, after all messages that are missing before it.
     pub(super) async fn said(
         &self,
         directory: &Directory,
@@ -75,11 +79,11 @@ impl Deliverer {
     ) -> Result<Attempt, OwnTrouble> {
         let before = self.before(directory, message, callback, conversation).await?;
         if matches!(before, Before::NotYet) {
-            let why = "ServiceNow does not say what came before it";
+            let why = "ServiceNow did not say which messages came before";
             return Ok(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
         }
         if matches!(before, Before::Internal) {
-            return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "agents wrote it to each other"));
+            return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "it is an internal message"));
         }
         let writer = callback.sys_created_by.as_deref();
         if voice(writer) == Voice::Agent
@@ -116,7 +120,8 @@ impl Deliverer {
         self.servicenow.as_ref().map(ServiceNow::instance)
     }
 
-    /// Remembers how far the chat was told, and has its state looked at where the words announce a change of it.
+    /// Records how far the chat was relayed. If the message may announce a change of state, the next poll of the state
+    /// is made soon.
     async fn note_told(
         &self,
         directory: &Directory,
@@ -126,13 +131,13 @@ impl Deliverer {
         before: &Before,
     ) -> Result<(), OwnTrouble> {
         match &callback.sys_id {
-            // A replayed message is an old one: what came after it was told or died long ago.
+            // A replayed message is old: later messages were relayed or dead-lettered before.
             Some(sys_id) if message.replays == 0 && !matches!(before, Before::Unknown) => {
                 directory.told(&callback.group, sys_id, clock::now()).await?;
             }
             _ => directory.stirred(&callback.group, clock::now()).await?,
         }
-        // The words of a system message are translated and differ between versions: they only say when to look.
+        // The texts of system messages are translated and differ between versions. They only say when to poll.
         let is_news = callback.sys_created_by.as_deref() == Some("system") || conversation.agent.is_none();
         if is_news {
             directory.look_soon(&conversation.id).await?;
@@ -153,16 +158,16 @@ impl Deliverer {
         let (Some(servicenow), Some(sys_id)) = (&self.servicenow, &callback.sys_id) else {
             return Ok(Before::Unknown);
         };
-        // An earlier chat is closed to us; the newer API has no such call.
+        // An earlier chat cannot be read by us, and the Virtual Agent API has no such call.
         let current = conversation.group.as_deref() == Some(&callback.group);
         if !current || servicenow.api() != ChatApi::ConnectSupport {
             return Ok(Before::Unknown);
         }
         let last_told = directory.last_told(&callback.group).await?;
-        // A file is shown by its row alone.
+        // Only the row of a message names its files.
         let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
         if has_file {
-            // It is read back, whatever is known of what came before.
+            // A message with a file is always read back.
         } else if let Some(previous) = &callback.previous {
             if previous.as_str() == last_told.as_deref().unwrap_or_default() {
                 return Ok(Before::Complete);
@@ -175,7 +180,8 @@ impl Deliverer {
             return Ok(if self.waits_for(&callback.group) { Before::NotYet } else { Before::Unknown });
         };
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).remove(&callback.group);
-        // Where it is not shown the rule was faster than its own transaction: everything that is shown came before it.
+        // If the message is absent from the list, the business rule was faster than its own transaction: all listed
+        // messages came before it.
         let mut files = Vec::new();
         if let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) {
             if heard[here].internal {
@@ -184,14 +190,14 @@ impl Deliverer {
             files.clone_from(&heard[here].files);
             heard.truncate(here);
         } else if message.replays > 0 {
-            // It is older than all that is shown.
+            // The replayed message is older than every message of the list.
             heard.clear();
         }
         heard.retain(|heard| !heard.internal);
         Ok(Before::Read { heard, files })
     }
 
-    /// Whether a chat that could not be read is worth waiting for.
+    /// Whether the callback waits for another reading of a chat that could not be read.
     fn waits_for(&self, group: &str) -> bool {
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
@@ -229,7 +235,7 @@ impl Deliverer {
         tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
     }
 
-    /// Tells one message that came before; the attempt that failed, where it failed.
+    /// Relays one missing message. `Some` with the attempt if the attempt must be repeated.
     async fn missed(
         &self,
         directory: &Directory,
@@ -240,7 +246,8 @@ impl Deliverer {
     ) -> Result<Option<Attempt>, OwnTrouble> {
         let place = (message.destination, message.lane.clone());
         let Some(mut lost) = untold(directory, &callback.group, heard, place).await? else { return Ok(None) };
-        // A replay follows the order of acceptance, and then that of death: should it die, it stands right before this message.
+        // A replay follows the time of acceptance and then the time of death. If this message is dead-lettered, it
+        // stands right before the callback's message.
         lost.accepted_at = message.accepted_at;
         let writer = heard.created_by.as_deref();
         let said = Said {
@@ -278,7 +285,7 @@ impl Deliverer {
         self.missed_stories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The dead letter of a message that another message's attempt was about to tell.
+    /// Writes the dead letter of a message that was to be relayed in the attempt of another message.
     pub(super) async fn dead_letter_missed(
         &self,
         directory: &Directory,
@@ -291,11 +298,11 @@ impl Deliverer {
         self.queue.bury(&DeadLetter::new(lost, reason, why, story)).await?;
         directory.mark_done(DedupKey::DeadLettered { message: id, replays: 0 }, None, clock::now()).await?;
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
-        tracing::warn!(%id, destination, %reason, attempts, "dead letter, found on the way of another message");
+        tracing::warn!(%id, destination, %reason, attempts, "a missing message was dead-lettered");
         Ok(())
     }
 
-    /// Puts what was said and not told yet on the queue, behind what waits there.
+    /// Publishes the messages that were not relayed yet, behind the messages that wait on the queue.
     pub(super) async fn repair(
         &self,
         directory: &Directory,
@@ -315,7 +322,7 @@ impl Deliverer {
             let lane = LaneKey::parse(group).map_err(|problem| OwnTrouble(problem.to_string()))?;
             let place = (self.settings.bot_side.of_chat(), lane);
             let Some(lost) = untold(directory, group, heard, place).await? else { continue };
-            // What waits on the queue already would only be put there again at each look.
+            // A message that waits on the queue already would be published again at each poll.
             if self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
                 continue;
             }
@@ -330,8 +337,9 @@ fn voice(writer: Option<&str>) -> Voice {
     if writer == Some("system") { Voice::System } else { Voice::Agent }
 }
 
-/// The message that is still to be told: it was neither told nor dead-lettered. If its callback came before anybody knew whose chat it
-/// was, it went to XO's Callback URL and its id is used up: then it is told under one of its own.
+/// The message if it still has to be relayed, so neither relayed nor dead-lettered. If its callback arrived before the
+/// conversation of the chat was known, the callback went to XO's Callback URL and its id is used up. The message then
+/// gets another id.
 async fn untold(
     directory: &Directory,
     group: &str,
@@ -354,13 +362,13 @@ fn dealt_with(message: MessageId) -> [DedupKey; 3] {
     [DedupKey::Delivered(message), DedupKey::Forwarded(message), dead]
 }
 
-/// The attempts of messages that are told before the message that brought them to light, until they are settled. Bounded by time:
-/// a message that no attempt touches for long is forgotten, and its dead letter then tells the later attempts only.
+/// The attempts of missing messages, until each message is settled. An entry that no attempt used for ten minutes is
+/// removed, and the dead letter then has the later attempts only.
 #[derive(Debug, Default)]
 pub(super) struct MissedStories(HashMap<MessageId, (Instant, Story)>);
 
 impl MissedStories {
-    /// Adds an attempt; returns the story so far.
+    /// Adds an attempt, and returns the history so far.
     pub(super) fn add(&mut self, id: MessageId, at: jiff::Timestamp, attempt: &Attempt) -> Story {
         self.0.retain(|_, (touched, _)| touched.elapsed() < FORGET_AFTER);
         let (touched, story) = self.0.entry(id).or_insert_with(|| (Instant::now(), Story::default()));

@@ -1,8 +1,8 @@
-//! What a request must pass before it may start: a free slot, the pace, the lease, the breaker.
+//! Controls when a request to a destination may start: a free slot, the rate, the lease, the breaker.
 //!
-//! Guarantees: never more than `concurrency` requests to a destination at once, never faster than `rate`; none starts
-//! while the breaker is tripped or the broker may have given our partitions to another worker; large bodies are in memory for as
-//! many attempts at once as there is room for.
+//! Guarantees: at most `concurrency` requests to a destination are in flight, and at most `rate` start in a second. No
+//! request starts while the breaker is tripped, or while the broker may have given our partitions to another worker.
+//! Large bodies in memory are limited to 24 MiB for each destination.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,17 +15,17 @@ use crate::message::Destination;
 use crate::queue::Lease;
 use crate::telemetry::Metrics;
 
-/// What the attempts of one destination may hold of large bodies at once, in KiB.
+/// The most memory that the large bodies of one destination take at the same time, in KiB.
 const LARGE_BODIES_KIB: usize = 24 << 10;
-/// An attempt holds a body up to this often: as it was published, as it was read, and as it is sent, with escapes.
+/// The copies of a body that an attempt may hold: as published, as read, and as sent with escapes.
 const COPIES: usize = 4;
 
 /// `delivery.<destination>.*`
 #[derive(Debug, Clone)]
 pub struct GateSettings {
-    /// Requests at once.
+    /// The most requests in flight.
     pub concurrency: usize,
-    /// Requests a second.
+    /// The most requests in a second.
     pub rate: Option<f64>,
 }
 
@@ -48,7 +48,7 @@ pub struct Gate {
     metrics: Arc<Metrics>,
 }
 
-/// The right to send one request, given back when dropped.
+/// The permit to send one request. The slot is released when the permit is dropped.
 #[derive(Debug)]
 pub struct Pass<'a> {
     gate: &'a Gate,
@@ -74,22 +74,23 @@ impl Gate {
         Self { destination, breaker, lease, slots, room, pace: settings.rate.map(Pace::new), metrics }
     }
 
-    /// The breaker behind the gate.
+    /// The breaker of this destination.
     pub const fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
     }
 
-    /// Waits for the memory that an attempt with so large a body needs. Taken before [`Self::enter`]: a large body that waits keeps no
-    /// slot from small ones. Cancel-safe.
+    /// Waits for the memory that an attempt with a body of this size needs. Call this before [`Self::enter`], so that a
+    /// large body that waits takes no slot from small ones. Cancel-safe.
     pub async fn room(&self, body_bytes: usize) -> Option<OwnedSemaphorePermit> {
         let wanted = (body_bytes / 1024 + 1).saturating_mul(COPIES).min(LARGE_BODIES_KIB);
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         Arc::clone(&self.room).acquire_many_owned(wanted).await.ok()
     }
 
-    /// Waits for the right to start; `None` where nothing may start now. `probing`: this is the breaker's one probe.
+    /// Waits for the permit to send a request; `None` while the breaker is not passing. `probing`: the caller holds the
+    /// probe permit.
     ///
-    /// Cancel-safe: a caller whose subscription is over drops the wait and starts nothing.
+    /// Cancel-safe: a caller whose subscription is over drops the wait and starts no request.
     pub async fn enter(&self, probing: bool) -> Option<Pass<'_>> {
         let slot = self.slots.acquire().await.ok()?;
         if let Some(pace) = &self.pace {

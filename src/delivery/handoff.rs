@@ -1,8 +1,10 @@
-//! One attempt toward ServiceNow: start, message, typing, end of a handoff.
+//! Makes one attempt toward ServiceNow: start, message, typing or end of a handoff.
 //!
-//! Guarantees: a start never opens a second chat for a conversation that has one, also after a crash between ServiceNow's
-//! answer and our note of it: an attempt that may repeat another reads back first (Connect Support has no idempotency key,
-//! FACTS.md SN-61). Leaves to others: the HTTP (`platform/servicenow`), the state machine (`conversation/`).
+//! Guarantees: a start never opens a second chat for a conversation that has one, also after a crash between
+//! ServiceNow's answer and the record in our directory. An attempt that may repeat another one reads back first,
+//! because Connect Support has no idempotency key (`src/platform/servicenow/FACTS.md`).
+//!
+//! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
 use super::late::origin;
 use super::{Attempt, Deliverer, OwnTrouble};
@@ -18,7 +20,7 @@ use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
 
 const HERE: Endpoint = Endpoint::ServiceNow;
 
-/// What every step of this file needs.
+/// The context of one attempt toward ServiceNow.
 pub(super) struct Desk<'a> {
     pub(super) deliverer: &'a Deliverer,
     pub(super) servicenow: &'a ServiceNow,
@@ -45,15 +47,15 @@ impl Deliverer {
         };
         let desk = Desk { deliverer: self, servicenow, directory, message, maybe_taken };
         let done = match &handoff {
-            // The end is the same for both APIs: `ServiceNow::leave` knows how each is left.
+            // The end is the same for both APIs, because `ServiceNow::leave` knows how each chat is left.
             Handoff::Typing(typing) if servicenow.api() == ChatApi::VirtualAgent => desk.typing(typing).await,
             Handoff::Start(start) => desk.start(start).await,
             Handoff::Message(text) => desk.message(text).await,
-            // Connect Support has no REST call for it (FACTS.md SN-25).
+            // Connect Support has no REST call for typing (`src/platform/servicenow/FACTS.md`).
             Handoff::Typing(_) => Ok(Attempt::of(HERE, Outcome::Dropped, "")),
             Handoff::End(end) => desk.end(end).await,
         };
-        // Whatever had been sent by then, the next try looks before it sends.
+        // The request may have been sent already, so the next attempt reads back before it sends.
         done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(HERE, true, trouble))
     }
 }
@@ -69,13 +71,13 @@ impl Desk<'_> {
             return self.ask(start, known.as_ref()).await;
         }
         if let Some(open) = known.filter(is_open) {
-            // A duplicate, or we crashed before the bot side was told.
+            // The start is a duplicate, or the process crashed before the bot side was notified.
             self.heard(id, start.reply.as_deref()).await?;
             self.tell_waiting(id, &open).await?;
             return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is open already"));
         }
         if gone && !self.maybe_taken {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user left before an agent was requested"));
         }
         let Some(queue_id) = self.queue_of(start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
@@ -91,7 +93,7 @@ impl Desk<'_> {
             }
         }
         if gone {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user has gone before anybody was asked"));
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user left before an agent was requested"));
         }
         let text = first_words(start, &self.said_before(start).await);
         self.note_opening(start, &text).await?;
@@ -114,7 +116,7 @@ impl Desk<'_> {
         }
     }
 
-    /// The user went back to the bot after this was asked for.
+    /// Whether the user went back to the bot after this message was accepted.
     pub(super) fn user_went(&self, known: Option<&Conversation>) -> bool {
         known.is_some_and(|known| {
             let since = known.released_at.is_some_and(|at| at >= self.message.accepted_at);
@@ -122,7 +124,7 @@ impl Desk<'_> {
         })
     }
 
-    /// Looks for the chat that an earlier, unanswered try may have opened, and claims it.
+    /// Looks for the chat that an earlier attempt without an answer may have opened, and claims the chat.
     async fn taken_start(
         &self,
         start: &Start,
@@ -137,7 +139,7 @@ impl Desk<'_> {
         };
         let mut looks = 0;
         for Started { entry, certain } in &found {
-            // One that is ours already was claimed by a try that came no further.
+            // A chat that is ours already was claimed by an attempt that was interrupted.
             let owner = self.directory.find_by_group(&entry.group).await?.map(|owner| owner.id);
             if owner.as_ref().is_some_and(|owner| owner != id) {
                 continue;
@@ -160,14 +162,14 @@ impl Desk<'_> {
         Ok(Ok(None))
     }
 
-    /// A start that can never work: the state says so, and the bot side is told when the message is buried.
+    /// Records a start that can never succeed. The bot side is notified when the message is dead-lettered.
     async fn failed(&self, start: &Start, attempt: Attempt) -> Done {
         self.directory.requested(&start.conversation_id, origin(start), None).await?;
         self.heard(&start.conversation_id, start.reply.as_deref()).await?;
         Ok(attempt)
     }
 
-    /// Notes that this chat belongs to this conversation; `None` where it belongs to another.
+    /// Records that this chat belongs to this conversation; `None` if the chat belongs to another conversation.
     async fn claim(
         &self,
         id: &ConversationId,
@@ -178,7 +180,8 @@ impl Desk<'_> {
         if self.directory.find(id).await?.as_ref().is_some_and(goes_on_elsewhere) {
             return Ok(Some(self.too_late(id, &entry.group).await));
         }
-        // Claimed, told, and only then shown as waiting: whoever sees it wait may let an agent speak.
+        // The chat is claimed, the notice is published, and only then the state becomes `waiting`. A waiting
+        // conversation lets an agent's messages through, which could otherwise overtake the notice.
         if self.directory.claim(id, &entry.group).await? == Claim::TakenByAnother {
             return Ok(None);
         }
@@ -193,7 +196,8 @@ impl Desk<'_> {
             position: entry.position,
             wait: entry.wait.clone(),
             agent: entry.assigned_to.clone(),
-            // An agent who is there already has not been told of: the first look at the state does both.
+            // The bot side has not been notified of an agent who is in the chat already. The first poll of the state
+            // notifies and records the agent.
             active: false,
         };
         if matches!(self.directory.opened(id, &opened).await?, Claim::TakenByAnother) {
@@ -208,11 +212,11 @@ impl Desk<'_> {
         }
     }
 
-    /// The conversation ended, or got another chat from another worker, while ServiceNow was still answering: nobody will
-    /// speak in this one, and no agent should wait in it.
+    /// Leaves a chat that the conversation does not use: the conversation ended, or got another chat from another
+    /// worker, before ServiceNow answered.
     async fn too_late(&self, id: &ConversationId, group: &str) -> Attempt {
         if let Err(error) = self.servicenow.leave(id, group).await {
-            tracing::warn!(conversation = %id, group, %error, "an agent may find a chat in which nobody speaks");
+            tracing::warn!(conversation = %id, group, %error, "could not leave a superseded chat; an agent may see an orphaned chat");
         }
         Attempt::of(HERE, Outcome::Repeated, "the conversation went on without this chat")
     }
@@ -255,7 +259,7 @@ impl Desk<'_> {
         };
         if self.maybe_taken && self.directory.was_sent(group, self.message.id).await? {
             self.deliverer.note(self.message, DedupKey::Delivered(self.message.id)).await;
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "it was sent, and only not noted"));
+            return Ok(Attempt::of(HERE, Outcome::Repeated, "it was sent before and not recorded"));
         }
         if self.servicenow.api() == ChatApi::VirtualAgent {
             return self.tell_agent(text, group).await;
@@ -279,7 +283,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Looks for the message that an earlier, unanswered try may have posted.
+    /// Looks for the message that an earlier attempt without an answer may have posted.
     async fn taken_message(
         &self,
         id: &ConversationId,
@@ -290,19 +294,20 @@ impl Desk<'_> {
         let since = match &last {
             LastSent::Nothing => Since::Start,
             LastSent::Message(sys_id) => Since::Message(sys_id),
-            // An older message of the same text would pass for the lost one: rather repeat than lose.
+            // An older message with the same text could be taken for this one. A repeated message is better than a lost
+            // message.
             LastSent::Unknown => return Ok(Ok(None)),
         };
         Ok(self.servicenow.find_sent(id, group, words, since).await)
     }
 
-    /// Notes the message as the last one of its chat: whoever reads back later looks behind it.
+    /// Records the message as the last one of its chat, from which a later search starts.
     async fn sent(&self, group: &str, posted: &Posted) -> Done {
         self.directory.sent(group, self.message.id, posted.sys_id.as_deref()).await?;
         Ok(Attempt::delivered(HERE))
     }
 
-    /// 404, 410 and "you are not a member": the chat is over there, so it is over here.
+    /// Ends the conversation if ServiceNow answers 404, 410 or "you are not a member": the chat is over.
     async fn or_over(
         &self,
         id: &ConversationId,
@@ -312,7 +317,7 @@ impl Desk<'_> {
     ) -> Done {
         let attempt = Attempt::called(HERE, error, operation);
         if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {
-            // Often the poll has not come by since the agent closed it: the state still knows who did.
+            // Usually the poll has not seen the end yet. The state of the chat still says which side closed it.
             let seen = self.servicenow.state(id, group).await.ok().flatten();
             let by = seen.and_then(|entry| entry.state).and_then(ended_by).unwrap_or("gone");
             self.deliverer.end(id, Some(group), by).await?;
@@ -320,7 +325,7 @@ impl Desk<'_> {
         Ok(attempt)
     }
 
-    /// Reads what the agent said last, where ServiceNow lets us; an end waits for nothing.
+    /// Reads the agent's last messages, if ServiceNow allows. An end does not wait for a failed reading.
     async fn last_look(&self, conversation: Option<&Conversation>, group: &str) -> Result<(), OwnTrouble> {
         let Some(conversation) = conversation.filter(|known| known.state == State::Active) else {
             return Ok(());
@@ -332,7 +337,7 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// The attempt that failed, where it failed.
+    /// Leaves the chat. `Some` with the attempt if the call failed.
     async fn leave(&self, id: &ConversationId, group: &str) -> Option<Attempt> {
         let error = self.servicenow.leave(id, group).await.err()?;
         let attempt = Attempt::called(HERE, &error, Operation::Leave);
@@ -357,9 +362,9 @@ impl Desk<'_> {
             Err(reason @ DeadReason::UnknownConversation) => {
                 return Ok(Attempt::dead(HERE, reason, not_open(reason)));
             }
-            // Given up while it waited: its chat is still there to be left.
+            // The conversation was given up while it waited, so its chat must still be left.
             Err(DeadReason::ConversationFailed) => return self.leave_failed(id, conversation.as_ref()).await,
-            // Both sides may end it at once: it is over, which is what was asked for.
+            // Both sides may end a conversation at the same time. It is over, as requested.
             Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
         };
         if let Some(waiting) = conversation.as_ref().filter(|known| known.state == State::Waiting)
@@ -368,7 +373,7 @@ impl Desk<'_> {
             self.deliverer.give_up_waiting(waiting).await?;
             return self.leave_failed(id, conversation.as_ref()).await;
         }
-        // Whoever has left may not read any more.
+        // After leaving, a user may not read the chat any more.
         self.last_look(conversation.as_ref(), group).await?;
         if let Some(attempt) = self.leave(id, group).await {
             return Ok(attempt);
@@ -400,14 +405,14 @@ pub(super) fn not_open(reason: DeadReason) -> &'static str {
     match reason {
         DeadReason::ConversationFailed => "its conversation never opened",
         DeadReason::ConversationOver => "its conversation is over",
-        _ => "no start opened its conversation",
+        _ => "no start has opened its conversation",
     }
 }
 
-/// What stands before the transcript in a chat's first message.
+/// The text between the user's message and the transcript in the first message of a chat.
 const BEFORE: &str = "\n\nBefore:";
 
-/// How the first message of the chat begins: the user's words, then who it is.
+/// The beginning of a chat's first message: the user's message and the user's name.
 fn head(start: &Start) -> String {
     let mut text = start.message.clone();
     let user = start.user.clone().unwrap_or_default();
@@ -419,12 +424,12 @@ fn head(start: &Start) -> String {
     text
 }
 
-/// The same, up to a transcript.
+/// The beginning of a first message that has a transcript.
 fn begins_with(start: &Start) -> String {
     head(start) + BEFORE
 }
 
-/// The first message of the chat: the user's words, then who it is and what was said before, for the agent.
+/// The first message of a chat, for the agent: the user's message, the user's name and the transcript.
 fn first_words(start: &Start, before: &[Line]) -> String {
     let mut text = head(start);
     if !before.is_empty() {
@@ -445,7 +450,7 @@ pub(super) fn with_attachments(text: &Text) -> String {
         .join("\n")
 }
 
-/// A file that the agent gets as words: its name and where it is.
+/// A file that the agent gets as text: its name and its address.
 pub(super) fn named_file(file: &Attachment) -> String {
     let words = [file.name.as_ref().map(|_| file.safe_name()), Some(file.url.clone())];
     let words = words.into_iter().flatten().filter(|word| !word.is_empty()).collect::<Vec<_>>();

@@ -1,8 +1,10 @@
-//! What a bot's user does to a chat that is not there: a message that must open one, an end of nothing.
+//! Handles a message or an end of a bot's user who has no chat: a late start, and an end without a chat.
 //!
-//! Guarantees: a user in agent mode whom nobody listens to gets a chat with their words as its first; one who goes is given back
-//! to the bot also where nothing is known of them, or nothing but their request. What a user wrote while their chat was ending
-//! opens no new one: it is kept as a dead letter. Leaves to others: opening chats (`handoff.rs`).
+//! Guarantees: a user in agent mode without a chat gets a chat whose first message is the user's text. A user who
+//! leaves is given back to the bot, even if the conversation is unknown or only requested. A text that the user wrote
+//! within the grace period after the end opens no new chat: the text is dead-lettered.
+//!
+//! Not responsible for: opening chats (`handoff.rs`).
 
 use std::time::Duration;
 
@@ -12,11 +14,11 @@ use crate::conversation::{Conversation, DedupKey, Origin, State};
 use crate::message::handoff::{End, Start, Text};
 use crate::message::{ConversationId, Endpoint, Kind, Message, Notice, Outcome, ReplyHandle};
 
-/// What is said so soon after the bot has its user back was meant for the agent who was there.
+/// The grace period: a text this soon after the bot has its user back was meant for the previous agent.
 const AFTERTHOUGHT: Duration = Duration::from_secs(5);
 
 impl Desk<'_> {
-    /// Whoever hears an event knows where its user can be answered.
+    /// Saves the reply handle of an event, by which the user can be answered.
     pub(super) async fn heard(
         &self,
         id: &ConversationId,
@@ -28,7 +30,7 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// The start that this message stands for, where its user is with an agent as XO knows, and there is none.
+    /// The start that this message stands for, if XO says that the user is with an agent but no chat exists.
     pub(super) async fn late_start(
         &self,
         text: &Text,
@@ -39,7 +41,8 @@ impl Desk<'_> {
         if !begun && !needs_chat(known, self.message) {
             return Ok(None);
         }
-        // First noted, then done: whoever repeats this must not take the chat for somebody else's and say the text again.
+        // The late start is recorded before the chat is opened. Otherwise a repeat would take the new chat for an
+        // existing one and send the text again.
         self.directory.mark_done(late_start(self.message), None, crate::clock::now()).await?;
         Ok(Some(Start {
             conversation_id: text.conversation_id.clone(),
@@ -52,7 +55,7 @@ impl Desk<'_> {
         }))
     }
 
-    /// The user goes, and there is no chat to leave: it is over, and where nobody had heard of them, the bot gets them back.
+    /// Ends a conversation without a chat. If the bot side has not been notified of an end, the bot gets its user back.
     pub(super) async fn end_of_nothing(
         &self,
         end: &End,
@@ -60,8 +63,8 @@ impl Desk<'_> {
     ) -> Result<Attempt, OwnTrouble> {
         let id = &end.conversation_id;
         let reason = end.reason.as_deref().unwrap_or("user");
-        // Whoever opened or failed the chat told its end. A user of whom there is but a request had none, and who noted it may
-        // have died before it said that they are gone.
+        // A worker that opened or failed the chat has published the end. A conversation in state `requested` has had no
+        // end: the worker that recorded it may have crashed before it published the end.
         let untold =
             known.as_ref().is_none_or(|known| known.state == State::Requested && known.released_at.is_none());
         if let (true, Some(reply)) = (untold, &end.reply) {
@@ -76,7 +79,7 @@ impl Desk<'_> {
 }
 
 impl Deliverer {
-    /// Whether this message was found to be one that opens a chat.
+    /// Whether this message has been recorded as a late start.
     pub(super) async fn is_late_start(&self, message: &Message) -> Result<bool, OwnTrouble> {
         let Some(directory) = &self.directory else { return Ok(false) };
         Ok(message.kind == Kind::HandoffMessage && directory.is_done(late_start(message)).await?)
@@ -87,7 +90,8 @@ const fn late_start(message: &Message) -> DedupKey {
     DedupKey::LateStart { message: message.id, replays: message.replays }
 }
 
-/// Nobody knows the user, or nobody ever opened their chat, or their last one is over for good.
+/// Whether the user needs a new chat: the user is unknown, no chat was ever opened, or the last chat ended before the
+/// grace period.
 fn needs_chat(known: Option<&Conversation>, message: &Message) -> bool {
     let Some(known) = known else { return true };
     let since = |at: jiff::Timestamp| message.accepted_at.duration_since(at).as_secs_f64();
@@ -99,7 +103,7 @@ fn needs_chat(known: Option<&Conversation>, message: &Message) -> bool {
     }
 }
 
-/// Who asks for this start.
+/// The origin of this start.
 pub(super) fn origin(start: &Start) -> Origin {
     if start.reply.is_some() { Origin::BotKit } else { Origin::Api }
 }

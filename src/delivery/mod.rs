@@ -1,8 +1,11 @@
-//! One attempt: pass the gate, call the platform, classify the answer, record it.
+//! Makes one delivery attempt: calls the platform, classifies the answer, records the result. The caller passes the
+//! gate first.
 //!
-//! Guarantees: an attempt always ends in an [`Outcome`]; it never sleeps, never repeats itself, never decides a message's
-//! fate (`worker/settle.rs` does). Everything it writes besides (the directory, notices to the bot side) is safe to
-//! repeat, since the attempt may be. Leaves to others: order, backoff and settling (`worker/`).
+//! Guarantees: an attempt always ends in an [`Outcome`]. It never sleeps before a retry and never decides the fate of
+//! its message (`worker/settle.rs` does). Its other writes (the directory, notices to the bot side, missing messages
+//! that gap repair relays first) are safe to repeat, because the attempt may be repeated.
+//!
+//! Not responsible for: order, backoff and settling (`worker/`).
 
 mod agent_chat;
 mod agent_chat_callback;
@@ -67,22 +70,23 @@ use user_return::ClosingTexts;
 use wait_updates::WaitUpdates;
 pub use wording::{AgentTemplate, BotKitSettings, SpokenTexts, Texts};
 
-/// A credential that a bot took this lately is not refused as a whole by one address of that bot.
+/// A bot that accepted its credential within this time is not paused as a whole when one of its addresses refuses the
+/// credential.
 const CREDENTIAL_WORKED: Duration = Duration::from_secs(60);
-/// Refusals of so many conversations without a success between them are the credential's trouble.
+/// If this many conversations are refused without a success between them, the credential itself is wrong.
 const UNAUTHORIZED_LANES: usize = 3;
 
-/// What becomes of a callback whose `group` nobody opened.
+/// The treatment of a callback whose `group` no conversation opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UnknownGroup {
-    /// A dead letter `unknown_conversation`.
+    /// The callback is dead-lettered as `unknown_conversation`.
     #[default]
     DeadLetter,
-    /// Dropped and counted: feeds and private chats are none of our business.
+    /// The callback is dropped and counted, because feeds and private chats are not ours.
     Drop,
 }
 
-/// What an attempt needs to know.
+/// Settings of delivery attempts.
 #[derive(Debug, Clone)]
 pub struct DeliverySettings {
     /// `servicenow.queue_id`
@@ -93,31 +97,31 @@ pub struct DeliverySettings {
     pub unknown_group: UnknownGroup,
     /// How long a callback waits for the start that may be opening its group.
     pub unknown_group_wait: Duration,
-    /// Which destination a conversation belongs to.
+    /// The destination of each conversation.
     pub bot_side: BotSide,
     /// XO's Callback URL is configured: unknown groups are forwarded there.
     pub relays_callbacks: bool,
     /// `handoffs.events_url` is configured.
     pub tells_events: bool,
-    /// BotKit credentials of a bot are configured.
+    /// BotKit credentials of at least one bot are configured.
     pub serves_bots: bool,
     /// `servicenow.read_back`
     pub read_back: ReadBack,
-    /// How a bot's users are spoken to.
+    /// Settings of the texts and calls for a bot's users.
     pub botkit: BotKitSettings,
-    /// How files are carried.
+    /// Settings of the transfer of files.
     pub files: FileSettings,
-    /// Chats over the Virtual Agent API.
+    /// Settings of chats over the Virtual Agent API.
     pub agent_chat: AgentChatSettings,
 }
 
-/// Everything that attempts need; one for each worker.
+/// The clients and the shared state of delivery attempts; one for each worker.
 #[derive(Debug)]
 pub struct Deliverer {
     settings: DeliverySettings,
     servicenow: Option<ServiceNow>,
     xo: Xo,
-    /// Absent in the pure callback relay, which remembers nothing.
+    /// `None` in the pure callback relay, which has no directory.
     directory: Option<Directory>,
     replay_notes: ReplayNotes,
     queue: Queue,
@@ -125,38 +129,38 @@ pub struct Deliverer {
     gates: BTreeMap<Destination, Gate>,
     agent_chats: AgentChats,
     transfers: attachments::Transfers,
-    /// The gate of every destination that the settings do not know: nothing is sent there.
+    /// The gate of a destination that the settings do not know. No message is sent there.
     no_gate: Gate,
-    /// When each destination answered with a success last.
+    /// The time of the last success of each destination.
     served: Mutex<BTreeMap<Destination, Instant>>,
-    /// The lanes whose calls were refused as unauthorized since their destination last answered with a success.
+    /// The lanes whose calls were refused as unauthorized since the last success of their destination.
     unauthorized: Mutex<BTreeMap<Destination, BTreeSet<u64>>>,
-    /// What gap repair put on the queue lately.
+    /// The messages that gap repair published recently.
     read: Mutex<Repeats<MessageId, ()>>,
-    /// What gap repair tried in vain lately.
+    /// The failed attempts of missing messages.
     missed_stories: Mutex<MissedStories>,
-    /// Since when each chat is asked in vain what was said in it.
+    /// The first failed reading of each chat that could not be read back since then.
     unread: Mutex<HashMap<String, Instant>>,
-    /// When each user who waits was told of the wait last.
+    /// The time of the last text about the wait, for each waiting user.
     wait_updates: WaitUpdates,
-    /// Which closing texts failed.
+    /// The closing texts that failed.
     closing_texts: ClosingTexts,
-    /// Since when each chat is not seen, or seen as escalated without going on anywhere.
+    /// Since when each chat is absent from ServiceNow's answers, or escalated without a new chat.
     in_doubt: Mutex<HashMap<ConversationId, Instant>>,
 }
 
-/// What one attempt came to.
+/// The result of one attempt.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// What is to be done.
+    /// The outcome, which decides the next step.
     pub outcome: Outcome,
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// What went wrong, without the chat's text and without the platform's words.
+    /// The error, without the chat's text and without the platform's words.
     pub error: String,
-    /// The platform's words. They can repeat the chat's text.
+    /// The platform's words, which may repeat the chat's text.
     pub said: PlatformWords,
-    /// Whom it spoke to.
+    /// The endpoint that was called.
     pub endpoint: Endpoint,
 }
 
@@ -169,7 +173,7 @@ impl Attempt {
         Self::of(endpoint, Outcome::Delivered, "")
     }
 
-    /// The destination that answered, or did not, in an attempt of a message to `destination`.
+    /// The destination that answered or failed in an attempt of a message to `destination`.
     pub fn remote(&self, destination: Destination) -> Destination {
         if self.endpoint == Endpoint::ServiceNow { Destination::ServiceNow } else { destination }
     }
@@ -188,14 +192,14 @@ impl Attempt {
         }
     }
 
-    /// Something of our own was not there. `ambiguous` where the platform may have been called already.
+    /// An attempt that failed for a reason inside Causeway. `ambiguous`: the platform may have been called already.
     fn own_trouble(endpoint: Endpoint, ambiguous: bool, error: impl Into<String>) -> Self {
         let outcome = Outcome::Retry { reason: RetryReason::Internal, ambiguous, floor: None };
         Self::of(endpoint, outcome, error)
     }
 }
 
-/// Our own trouble, as an attempt that is repeated: the directory or the queue is away for the moment.
+/// A temporary internal error (the directory or the queue is unavailable). The attempt is repeated.
 #[derive(Debug)]
 struct OwnTrouble(String);
 
@@ -211,25 +215,25 @@ impl From<QueueError> for OwnTrouble {
     }
 }
 
-/// What a worker is made of, besides its settings.
+/// The clients and stores that a worker is built from.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// The client of ServiceNow, where one is configured.
+    /// The client of ServiceNow, if one is configured.
     pub servicenow: Option<ServiceNow>,
     /// The client of XO.
     pub xo: Xo,
-    /// What is remembered; absent in the pure callback relay.
+    /// The directory of conversations; `None` in the pure callback relay.
     pub directory: Option<Directory>,
-    /// Where it is noted how a replay ended if there is no `directory`.
+    /// The store for the results of replays, if there is no `directory`.
     pub replay_notes: Option<DirectorySettings>,
-    /// Where notices go.
+    /// The queue that notices are published to.
     pub queue: Queue,
-    /// Where attempts are counted.
+    /// The metrics of attempts.
     pub metrics: Arc<Metrics>,
 }
 
 impl Deliverer {
-    /// `gates` says how hard each destination may be driven.
+    /// Creates the deliverer. `gates` holds the limits of each destination.
     pub fn new(
         parts: Parts,
         settings: DeliverySettings,
@@ -274,15 +278,15 @@ impl Deliverer {
         self.gates.get(&destination).unwrap_or(&self.no_gate)
     }
 
-    /// When a destination last answered with a success.
+    /// The time of the last success of a destination.
     pub fn served(&self, destination: Destination) -> Option<Instant> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&destination).copied()
     }
 
-    /// Tries once.
+    /// Makes one attempt.
     pub async fn attempt(&self, message: &Message, past: Past) -> Attempt {
         let started = Instant::now();
-        // Boxed, so that the messages of the pure relay do not carry the room for the rest.
+        // Boxed, so that the future of a pure relay message stays small.
         let attempt = match message.destination {
             Destination::Xo => self.forward(message).await,
             Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.maybe_taken)).await,
@@ -309,8 +313,8 @@ impl Deliverer {
         }
     }
 
-    /// A bot's reply address that refuses our credential says something about that one address if the bot's other addresses
-    /// take the same credential: then this conversation alone is tried again, and the bot's other users go on.
+    /// Decides whether a refused credential concerns the whole bot. If other addresses of the bot accept the same
+    /// credential, only this conversation is tried again, and the bot's other users are not delayed.
     fn judge_credentials(&self, message: &Message, attempt: Attempt) -> Attempt {
         let is_refused = matches!(attempt.outcome, Outcome::Pause { reason: TripReason::Credentials, .. });
         if !is_refused || !matches!(message.destination, Destination::Bot(_)) {
@@ -328,7 +332,7 @@ impl Deliverer {
         Attempt { outcome, ..attempt }
     }
 
-    /// Charges the destination only for what is its fault.
+    /// Reports the attempt to the breaker. Only a failure of the destination itself counts as a failure.
     fn tell_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
         let breaker = self.gate(destination).breaker();
         let lane = message.map_or(0, |message| lane_number(message.lane.as_str()));
@@ -339,7 +343,7 @@ impl Deliverer {
                 self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner).remove(&answered);
                 breaker.hear(Heard::Alive);
             }
-            // A refusal is an answer of a destination that is well.
+            // A refusal is an answer of a destination that works.
             Outcome::Dead(_) if attempt.status.is_some() => breaker.hear(Heard::Alive),
             Outcome::Pause { reason, floor } => {
                 breaker.hear(Heard::NotReady { reason: *reason, floor: *floor })
@@ -363,19 +367,19 @@ impl Deliverer {
     }
 }
 
-/// What is known of a message before it is tried.
+/// The history of a message before this attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Past {
-    /// An earlier try may have reached the destination: look before sending.
+    /// An earlier attempt may have reached the destination, so the message is possibly delivered: look before sending.
     pub maybe_taken: bool,
-    /// It failed, and others were served since. That it fails once more says nothing of the destination.
+    /// The message failed while other messages succeeded. Another failure says nothing about the destination.
     pub fails_alone: bool,
 }
 
 impl Deliverer {
-    /// When a start dies, its conversation has failed and the bot side is told, before the dead letter is written. What a
-    /// Virtual Agent callback says beside its texts does not die with it. A bot still gets its user back if the end of the chat dies,
-    /// and XO goes on without a bot turn that dies.
+    /// Must run before a dead letter is written. A dead start marks its conversation as failed and notifies the bot
+    /// side. A dead Virtual Agent callback still applies its state. A dead end still gives the bot its user back. A
+    /// dead bot turn is skipped at XO.
     pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
         if dead.message.kind.is_bot_turn() {
             self.skip_turn(&dead.message).await;
@@ -400,20 +404,20 @@ impl Deliverer {
         let Some(directory) = &self.directory else { return Ok(()) };
         let reply = match handoff {
             Handoff::Start(start) => start.reply.as_deref(),
-            // A message that was to open a chat, as a start does.
+            // A late start: this message was to open a chat.
             Handoff::Message(text) if self.is_late_start(&dead.message).await? => text.reply.as_deref(),
             _ => return Ok(()),
         };
         let id = handoff.conversation();
         if let Some(reply) = reply {
-            // The ingress may not have reached the directory, and nobody else may have tried it.
+            // The ingress may not have reached the directory, and no attempt may have been made.
             if directory.find(id).await?.is_none() {
                 directory.requested(id, Origin::BotKit, None).await?;
             }
             directory.heard(id, reply, dead.message.accepted_at).await?;
         }
         let open = directory.find(id).await?;
-        // A duplicate of a start that had worked: the chat goes on.
+        // The dead letter is a duplicate of a start that succeeded, so the chat goes on.
         if open.as_ref().is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
             return Ok(());
         }
@@ -426,7 +430,7 @@ impl Deliverer {
     }
 }
 
-/// Our own trouble, as the attempt that it makes of a message to the bot side.
+/// Turns an internal error into the attempt of a message to the bot side.
 fn own(done: Result<Attempt, OwnTrouble>) -> Attempt {
     done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(Endpoint::Events, false, trouble))
 }

@@ -1,19 +1,23 @@
-//! What Causeway itself tells the bot side about a conversation, put on the queue like every other message.
+//! Publishes Causeway's own notices to the bot side about a conversation, on the queue like every other message.
 //!
-//! Guarantees: the same notice always has the same id, so that telling it again is harmless; it stands in the lane of
-//! the conversation's callbacks, behind what was said before. Leaves to others: delivering it (`callback.rs`).
+//! Guarantees: the same notice always has the same id, so a repeat is harmless. A notice stands in the lane of the
+//! conversation's callbacks, behind earlier messages.
+//!
+//! Not responsible for: delivery (`callback.rs`).
 
 use super::{Deliverer, OwnTrouble};
 use crate::conversation::Origin;
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
 impl Deliverer {
-    /// Publishes a notice. `instance` tells apart what may happen twice in one chat (a new position in the queue).
+    /// Publishes a notice. `instance` distinguishes notices that may occur twice in one chat, for example a new
+    /// position in the queue.
     pub(super) async fn tell(&self, kind: Kind, notice: &Notice, instance: &str) -> Result<(), OwnTrouble> {
         if !self.somebody_listens(&notice.conversation_id).await? {
             return Ok(());
         }
-        // Behind the callbacks of its chat, which stand in the lane of the chat until a worker knows their conversation.
+        // The notice stands behind the callbacks of its chat. They are in the lane of the chat until a worker has found
+        // their conversation.
         let chat = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
         let (destination, lane) = match chat {
             Some(lane) => (self.settings.bot_side.of_chat(), lane),
@@ -29,7 +33,7 @@ impl Deliverer {
             .await?)
     }
 
-    /// Conversations of a bot always have somebody; those of the API where `handoffs.events_url` is set.
+    /// Whether the conversation has a receiver: a bot, or `handoffs.events_url` for a conversation of the API.
     pub(super) async fn somebody_listens(&self, id: &ConversationId) -> Result<bool, OwnTrouble> {
         if self.settings.tells_events || !self.settings.serves_bots {
             return Ok(self.settings.tells_events);
@@ -47,7 +51,8 @@ impl Deliverer {
         self.tell(Kind::CallbackEvent, &Notice { event: Some(event), ..notice }, instance).await
     }
 
-    /// The chat is over. The notice goes out first: whoever repeats this after a crash tells it again under the same id.
+    /// Ends a chat. The notice is published before the directory is changed, so a repeat after a crash publishes the
+    /// notice again under the same id.
     pub(super) async fn end(
         &self,
         id: &ConversationId,
@@ -68,8 +73,8 @@ impl Deliverer {
         Ok(())
     }
 
-    /// No human will come: the bot side is told, so that the bot takes over instead of silence. `instance` tells one failure
-    /// of a conversation from another.
+    /// Fails a handoff: no agent will come. The bot side is notified, so that the bot takes over. `instance`
+    /// distinguishes two failures of one conversation.
     pub(super) async fn fail(
         &self,
         id: &ConversationId,
@@ -89,7 +94,7 @@ impl Deliverer {
     }
 }
 
-/// A replayed start may fail again, and that is another failure.
+/// The instance of a failed start. A replayed start may fail again, which is another failure.
 pub(super) fn instance_of(start: &Message) -> String {
     format!("{}:{}", start.id, start.replays)
 }

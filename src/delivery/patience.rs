@@ -1,8 +1,11 @@
-//! How long a user waits for an agent, and how long a chat may be silent: the limits of our own, since ServiceNow may route
-//! for ever and Connect Support ends no idle chat (FACTS.md SN-60).
+//! Enforces the time limits of a conversation: how long a user waits for an agent, and how long a chat may be silent.
+//! ServiceNow may route without end, and Connect Support ends no idle chat (`src/platform/servicenow/FACTS.md`).
 //!
-//! Guarantees: who waited too long is told at the next look, also while ServiceNow is away (where looks may be ten seconds
-//! apart, see `poll.rs`); the chat there is left by a message in the conversation's lane, so that it is left for certain. Leaves to others: leaving (`handoff.rs`).
+//! Guarantees: a user who waited too long is notified at the next poll, also while ServiceNow is down (polls may then
+//! be ten seconds apart, see `poll.rs`). A message in the conversation's lane leaves the chat, so a failure to leave is
+//! retried.
+//!
+//! Not responsible for: leaving (`handoff.rs`).
 
 use std::time::Duration;
 
@@ -15,9 +18,9 @@ use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 /// `servicenow.wait_limit`, `servicenow.idle_limit`
 #[derive(Debug, Clone)]
 pub struct Patience {
-    /// From the request to the first agent, and from the going of one to the next.
+    /// The time limit from the request to the first agent, and from the departure of an agent to the next agent.
     pub wait: Duration,
-    /// Since either side spoke last.
+    /// The time limit since the last message of either side.
     pub idle: Duration,
 }
 
@@ -27,7 +30,7 @@ pub(super) const WAITED_TOO_LONG: &str = "waited_too_long";
 const AT_ONCE: u32 = 32;
 
 impl Deliverer {
-    /// Ends what lasted too long.
+    /// Ends the conversations that exceeded a time limit.
     pub(super) async fn lose_patience(
         &self,
         directory: &Directory,
@@ -39,7 +42,7 @@ impl Deliverer {
         }
         for silent in directory.silent(ago(patience.idle)?, AT_ONCE).await? {
             self.leave_later(&silent, "idle").await?;
-            // Until the end is delivered it would be found at each look.
+            // Otherwise each poll would find the chat again until the end is delivered.
             if let Some(group) = &silent.group {
                 directory.stirred(group, clock::now()).await?;
             }
@@ -47,13 +50,14 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Done by whoever comes first, this or the end in the lane: it is one notice either way.
+    /// Fails a handoff whose user waited too long. The poll and the end in the lane both call this; the notice has the
+    /// same id either way.
     pub(super) async fn give_up_waiting(&self, conversation: &Conversation) -> Result<(), OwnTrouble> {
         let instance = conversation.opened_at.as_millisecond().to_string();
         self.fail(&conversation.id, WAITED_TOO_LONG, None, &instance).await
     }
 
-    /// Puts the end into the conversation's lane. The same chat is left once, however often it is found.
+    /// Publishes the end in the conversation's lane. The id follows from the chat, so the same chat is left once.
     async fn leave_later(&self, conversation: &Conversation, reason: &str) -> Result<(), OwnTrouble> {
         let end = Handoff::End(End {
             conversation_id: conversation.id.clone(),

@@ -1,11 +1,14 @@
-//! What no callback tells: position and wait, the agent joining, the end. Read back from the session state.
+//! Polls the state of each chat: the position and the wait, a new agent, the end. No callback carries these facts.
 //!
-//! Connect Support pushes none of these over REST, and its end is only an English sentence (FACTS.md SN-26), so the state
-//! is the one thing to believe. Guarantees: a conversation is asked about by one worker at a time (the directory hands it
-//! out), never while one of its messages is in the air, and while the breaker is tripped only as its probe; what was seen is
-//! told before it is noted, under an id that makes telling it twice harmless; what an agent said is on the queue before the
-//! end is.
-//! Leaves to others: chats passed on to another queue (`escalation.rs`), what lost callbacks carried (`gaps.rs`).
+//! Connect Support pushes none of these facts over REST, and announces an end only as an English sentence
+//! (`src/platform/servicenow/FACTS.md`). The state is therefore the only reliable source.
+//!
+//! Guarantees: one worker at a time polls a conversation, because the directory assigns it. No poll runs while a
+//! message of the conversation is in flight. While the breaker is tripped, a poll runs only as the probe. A notice is
+//! published before the new state is recorded, under an id that makes a repeat harmless. An agent's messages are on the
+//! queue before the end is.
+//!
+//! Not responsible for: chats passed on to another queue (`escalation.rs`), lost callbacks (`gaps.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +26,19 @@ use crate::tasks::Stop;
 /// `servicenow.poll_*`
 #[derive(Debug, Clone)]
 pub struct PollSettings {
-    /// While the user waits for an agent.
+    /// The interval while the user waits for an agent.
     pub waiting: Duration,
-    /// While an agent is there.
+    /// The interval while an agent is in the chat.
     pub active: Duration,
-    /// How long anybody waits at all.
+    /// The time limits of conversations.
     pub patience: Patience,
 }
 
 const AT_ONCE: u32 = 32;
-/// How long a probe is waited for before users' patience is looked at again.
+/// How long a poll waits for the probe permit before the time limits are checked again.
 const SEAT_TAKES: Duration = Duration::from_secs(10);
 
-/// One chat that is looked at.
+/// The poll of one chat.
 pub(super) struct Look<'a> {
     pub(super) deliverer: &'a Deliverer,
     pub(super) servicenow: &'a ServiceNow,
@@ -44,11 +47,11 @@ pub(super) struct Look<'a> {
     pub(super) group: &'a str,
 }
 
-/// What became of a look: a call that failed is for the breaker, the rest is looked at again.
+/// The result of a poll. A failed call is reported to the breaker; after an internal error the chat is polled again.
 pub(super) type Looked = Result<Result<(), CallError>, OwnTrouble>;
 
 impl Deliverer {
-    /// Reads back the state of every open conversation until the stop.
+    /// Polls the state of every open conversation until the cancellation.
     pub async fn poll(self: Arc<Self>, settings: PollSettings, stop: Stop) -> Result<(), String> {
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else { return Ok(()) };
         let pause = settings.waiting.min(settings.active).min(Duration::from_secs(1));
@@ -58,14 +61,14 @@ impl Deliverer {
                 () = tokio::time::sleep(pause) => {}
             }
             if let Err(OwnTrouble(trouble)) = self.lose_patience(directory, &settings.patience).await {
-                tracing::debug!(trouble, "what lasted too long is ended later");
+                tracing::debug!(trouble, "could not enforce the time limits; trying again later");
             }
-            // The newer API tells its state by callbacks alone.
+            // The Virtual Agent API reports its state by callbacks only.
             let can_be_asked = servicenow.api() == ChatApi::ConnectSupport;
             if !can_be_asked {
                 continue;
             }
-            // Where no message waits to be the probe, nothing else would find out that ServiceNow is back.
+            // If no message waits to be the probe, only this poll can find out that ServiceNow is back.
             let seat = tokio::select! {
                 () = stop.wait() => return Ok(()),
                 seat = tokio::time::timeout(SEAT_TAKES, self.gate(Destination::ServiceNow).breaker().probe_seat()) => seat,
@@ -80,7 +83,7 @@ impl Deliverer {
                     let look = |conversation| self.look(servicenow, directory, conversation, probing);
                     futures_util::future::join_all(due.iter().map(look)).await;
                 }
-                Err(error) => tracing::debug!(%error, "cannot read which conversations to ask about"),
+                Err(error) => tracing::debug!(%error, "cannot read which conversations to poll"),
             }
             drop(seat);
         }
@@ -94,7 +97,7 @@ impl Deliverer {
         probing: bool,
     ) {
         let Some(group) = &conversation.group else { return };
-        // The Virtual Agent API has no state to read: what there is to know comes in its callbacks.
+        // The Virtual Agent API has no state to read; its callbacks carry the state.
         if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
             return;
         }
@@ -105,10 +108,10 @@ impl Deliverer {
             Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
                 self.tell_breaker(Destination::ServiceNow, None, &attempt);
-                tracing::debug!(conversation = %conversation.id, %error, "cannot read how the chat stands");
+                tracing::debug!(conversation = %conversation.id, %error, "cannot read the state of the chat");
             }
             Err(OwnTrouble(trouble)) => {
-                tracing::debug!(conversation = %conversation.id, trouble, "what was seen is told at the next look");
+                tracing::debug!(conversation = %conversation.id, trouble, "cannot record the state of the chat; trying again at the next poll");
             }
         }
     }
@@ -118,7 +121,7 @@ impl Look<'_> {
     async fn take(&self) -> Looked {
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
-            // One empty list among good ones is a hiccup of the instance.
+            // A single empty list among good answers is a temporary error of the instance.
             Ok(None) if self.lasts() => return self.end("gone").await,
             Ok(None) => return Ok(Ok(())),
             Err(error) => return Ok(Err(error)),
@@ -134,11 +137,11 @@ impl Look<'_> {
         }
     }
 
-    /// What was said goes on the queue first: nothing is told after an end.
+    /// Publishes the remaining messages first, because nothing is relayed after an end.
     pub(super) async fn end(&self, reason: &str) -> Looked {
         if let Err(error) = self.read().await? {
             let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
-            // A chat that lets nobody read any more is not waited for.
+            // A chat that may not be read any more is ended without the remaining messages.
             if !matches!(attempt.outcome, Outcome::Dead(DeadReason::ConversationOver | DeadReason::Rejected))
             {
                 return Ok(Err(error));
@@ -156,7 +159,8 @@ impl Look<'_> {
     pub(super) async fn saw(&self, entry: &QueueEntry) -> Result<(), OwnTrouble> {
         let known = self.conversation;
         let active = entry.state == Some(ChatState::InProgress) && entry.assigned_to.is_some();
-        // What is told changes what is known, so this tells a second `joined` of one agent from the first told twice.
+        // The instance part of the notices' ids. A relayed notice changes `updated_at`, so a second `joined` of the
+        // same agent gets another id, and a repeat of the first one keeps its id.
         let since = known.updated_at.as_millisecond();
         let notice = Notice {
             group: Some(self.group.to_owned()),
@@ -165,7 +169,7 @@ impl Look<'_> {
             wait: entry.wait.clone().filter(|_| !active),
             ..Notice::about(known.id.clone())
         };
-        // An agent of whom only the words were seen gets a name without being told again.
+        // If only messages of an agent were seen so far, the agent gets a name without another `joined`.
         let another = known.agent.is_some() && known.agent != entry.assigned_to;
         if active && (known.state != State::Active || another) {
             let instance = joined_instance(known, entry.assigned_to.as_deref());
@@ -189,7 +193,7 @@ impl Look<'_> {
     }
 }
 
-/// Who ended it, by the state of the queue entry (FACTS.md SN-22).
+/// The side that ended the chat, by the state of the queue entry (`src/platform/servicenow/FACTS.md`).
 pub(super) const fn ended_by(state: ChatState) -> Option<&'static str> {
     match state {
         ChatState::ClosedComplete => Some("agent"),

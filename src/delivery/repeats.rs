@@ -1,6 +1,8 @@
-//! The newest keys of some kind (what a partition settled, what was read back), so that a repeat is known at once.
+//! Remembers the newest keys of a kind (the settled messages of a partition, the messages that were read back), so that
+//! a repeat is recognised without the directory.
 //!
-//! Guarantees: bounded. Not required for correctness: what is remembered across restarts is in the directory.
+//! Guarantees: bounded memory. The directory keeps what must survive a restart, so correctness does not depend on this
+//! file.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -10,7 +12,7 @@ use crate::message::PayloadDigest;
 
 const KEPT: usize = 8192;
 
-/// The newest keys, each with what was noted of it first; the oldest key is forgotten first.
+/// The newest keys, each with its first value. The oldest key is forgotten first.
 #[derive(Debug)]
 pub(crate) struct Repeats<K = DedupKey, V = Option<PayloadDigest>> {
     known: HashMap<K, V>,

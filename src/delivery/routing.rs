@@ -1,8 +1,9 @@
-//! The queue of a start, and whether ServiceNow has every queue that the settings name.
+//! Chooses the queue of a start, and checks that ServiceNow has every queue of the settings.
 //!
-//! Guarantees: a start's own Queue ID wins, then the first route that fits, then the default; a Queue ID that ServiceNow does not
-//! have is said in the log when the worker starts, before a user meets it.
-//! Not responsible for: what a route is (`message/routing.rs`), `causeway check` (`platform/check.rs`).
+//! Guarantees: the start's own Queue ID wins, then the first route that matches, then the default. If ServiceNow does
+//! not have a Queue ID, the worker logs an error at its start, before a user is affected.
+//!
+//! Not responsible for: the definition of a route (`message/routing.rs`), `causeway check` (`platform/check.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::message::handoff::Start;
 use crate::platform::ChatApi;
 use crate::tasks::Stop;
 
-/// How long a ServiceNow that does not answer is left alone before it is asked again.
+/// The pause before a ServiceNow that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 impl Desk<'_> {
@@ -27,7 +28,8 @@ impl Desk<'_> {
 }
 
 impl Deliverer {
-    /// Asks ServiceNow once for every queue, each as soon as ServiceNow answers. `queues`: the key and the Queue ID.
+    /// Asks ServiceNow once for every queue, and again for those without an answer. `queues`: the settings key and the
+    /// Queue ID.
     pub async fn ask_for_queues(
         self: Arc<Self>,
         mut queues: Vec<(String, String)>,
@@ -48,7 +50,7 @@ impl Deliverer {
                 };
                 match servicenow.queue(&id).await {
                     Ok(queue) => {
-                        tracing::debug!(key, open = queue.not_available.is_none(), "a queue is there")
+                        tracing::debug!(key, open = queue.not_available.is_none(), "ServiceNow has the queue")
                     }
                     Err(error) if matches!(error.status(), Some(404 | 410)) => {
                         tracing::error!(
@@ -59,7 +61,7 @@ impl Deliverer {
                         );
                     }
                     Err(error) => {
-                        tracing::debug!(key, %error, "ServiceNow does not say whether it has this queue");
+                        tracing::debug!(key, %error, "could not ask ServiceNow for the queue; asking again later");
                         unanswered.push((key, id));
                     }
                 }

@@ -1,8 +1,11 @@
-//! What is known of a message before it is tried, and noted of it when it is settled: delivered, dead-lettered, nothing to send.
+//! Reads whether a message was settled before an attempt, and records how it was settled: delivered, dead-lettered,
+//! nothing to send.
 //!
-//! Guarantees: "delivered" is noted only if a destination answered 2xx. A message with the id of a delivered one and another payload
-//! is told apart from a repeat. How the replay of a dead letter ended is noted for the operator who waits for it, in the pure callback
-//! relay too. Not responsible for: deciding and settling (`worker/flight.rs`).
+//! Guarantees: "delivered" is recorded only if a destination answered 2xx. A message with the id of a delivered one and
+//! another payload is distinguished from a repeat. The result of a replay is recorded for the operator who waits for
+//! the result, also in the pure callback relay.
+//!
+//! Not responsible for: deciding and settling (`worker/flight.rs`).
 
 use tokio::sync::OnceCell;
 
@@ -13,15 +16,15 @@ use crate::message::{Destination, Kind, Message, Outcome, PayloadDigest};
 /// Whether a message was settled before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SettledBefore {
-    /// It was not, as far as anybody knows.
+    /// No record was found.
     No,
-    /// It was.
+    /// The message was settled.
     Yes,
-    /// Another payload was delivered under the same key.
+    /// Another payload was delivered under the same id.
     OtherPayload,
 }
 
-/// The directory of a worker that knows no conversations. It is opened when the first replayed message is settled.
+/// The directory of a worker without conversations. It is opened when the first replayed message is settled.
 #[derive(Debug, Default)]
 pub(super) struct ReplayNotes {
     settings: Option<DirectorySettings>,
@@ -38,13 +41,14 @@ impl ReplayNotes {
         let opened = self.opened.get_or_try_init(|| Directory::open(settings)).await;
         opened
             .inspect_err(
-                |error| tracing::debug!(%error, "cannot open the directory to note how a replay ended"),
+                |error| tracing::debug!(%error, "cannot open the directory to record the result of a replay"),
             )
             .ok()
     }
 }
 
-/// The fact that its destination answered 2xx. What went to XO's Callback URL was told to no user of ours, so it does not count as told.
+/// The key of a 2xx answer of the destination. A message to XO's Callback URL was not relayed to a user of ours, so it
+/// has a key of its own.
 const fn delivery_of(message: &Message) -> DedupKey {
     match message.destination {
         Destination::Xo => DedupKey::Forwarded(message.id),
@@ -52,8 +56,8 @@ const fn delivery_of(message: &Message) -> DedupKey {
     }
 }
 
-/// The facts by which a message is known to be settled. `redelivered`: it was received before, so it may have been dead-lettered, and
-/// messages behind it may have been delivered since.
+/// The keys under which a message may be recorded as settled. `redelivered`: the message was received before, so it may
+/// have been dead-lettered, and later messages may have been delivered since.
 pub(crate) fn settling_keys(message: &Message, redelivered: bool) -> impl Iterator<Item = DedupKey> {
     let (id, replays) = (message.id, message.replays);
     let keys = [
@@ -64,12 +68,12 @@ pub(crate) fn settling_keys(message: &Message, redelivered: bool) -> impl Iterat
     keys.into_iter().flatten()
 }
 
-/// What a note says about this message.
+/// The meaning of a record for this message.
 pub(crate) fn settled_by(message: &Message, done: DoneBefore) -> SettledBefore {
     let differs = matches!((message.digest, done.digest), (Some(ours), Some(theirs)) if ours != theirs);
     match (done.key, differs) {
         (_, false) => SettledBefore::Yes,
-        // The other request died: that says nothing of this one.
+        // The other request was dead-lettered, which says nothing about this one.
         (DedupKey::DeadLettered { .. }, true) => SettledBefore::No,
         (_, true) => SettledBefore::OtherPayload,
     }
@@ -79,11 +83,12 @@ impl Deliverer {
     /// Whether an earlier attempt of this message, perhaps by another worker, settled it.
     pub async fn settled_before(&self, message: &Message, redelivered: bool) -> SettledBefore {
         let Some(directory) = &self.directory else { return SettledBefore::No };
-        // Gap repair may have found the callback's message before the callback came, and the message may have died then.
+        // Gap repair may have found the message before its callback arrived, and the message may have been
+        // dead-lettered then.
         let may_be_dead = redelivered || message.kind == Kind::CallbackMessage;
         let keys: Vec<DedupKey> = settling_keys(message, may_be_dead).collect();
         let found = Box::pin(directory.find_done(&keys)).await.unwrap_or_else(|error| {
-            tracing::debug!(id = %message.id, %error, "cannot read whether it was settled before");
+            tracing::debug!(id = %message.id, %error, "cannot read whether the message was settled before");
             Vec::new()
         });
         let answers = found.into_iter().map(|done| settled_by(message, done));
@@ -92,12 +97,12 @@ impl Deliverer {
             .unwrap_or(SettledBefore::No)
     }
 
-    /// The fact that an outcome makes of a message that is settled without dying; `None` if nobody needs to know it.
+    /// The key to record for the outcome of a message that is not dead-lettered; `None` if no record is needed.
     pub(crate) fn fact_of(message: &Message, outcome: &Outcome) -> Option<DedupKey> {
         match outcome {
             Outcome::Delivered => Some(delivery_of(message)),
             Outcome::Answered => Some(DedupKey::Answered(message.id)),
-            // The operator who replayed it waits for news.
+            // The operator who replayed the message waits for its result.
             Outcome::Repeated | Outcome::Dropped if message.replays > 0 => {
                 Some(DedupKey::NothingToSend { message: message.id, replays: message.replays })
             }
@@ -105,8 +110,8 @@ impl Deliverer {
         }
     }
 
-    /// Notes a fact about a message, so that it is known to every worker and after every restart. If that fails, the message is at
-    /// worst sent again.
+    /// Records a fact about a message, so that every worker knows the fact after every restart. If the record fails,
+    /// the message may be sent again.
     pub async fn note(&self, message: &Message, fact: DedupKey) {
         let directory = match &self.directory {
             None if message.replays > 0 => Box::pin(self.replay_notes.directory()).await,
@@ -114,7 +119,7 @@ impl Deliverer {
         };
         let Some(directory) = directory else { return };
         let dead = matches!(fact, DedupKey::DeadLettered { .. });
-        // Gap repair knows nothing of replays: it asks for the first death.
+        // Gap repair asks for the first dead letter only, without a count of replays.
         let first = DedupKey::DeadLettered { message: message.id, replays: 0 };
         for fact in std::iter::once(fact).chain((dead && message.replays > 0).then_some(first)) {
             self.mark_done(directory, fact, message.digest).await;
@@ -123,7 +128,7 @@ impl Deliverer {
 
     async fn mark_done(&self, directory: &Directory, fact: DedupKey, digest: Option<PayloadDigest>) {
         if let Err(error) = Box::pin(directory.mark_done(fact, digest, crate::clock::now())).await {
-            tracing::debug!(?fact, %error, "cannot note what is done; it would be done again");
+            tracing::debug!(?fact, %error, "cannot record that this is done; it may be done again");
         }
     }
 }

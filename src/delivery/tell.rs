@@ -1,7 +1,9 @@
-//! What the bot side hears of a conversation, by the door that the conversation came through.
+//! Relays messages and notices to the bot side: to the events URL or to the bot, by the origin of the conversation.
 //!
-//! Guarantees: what is told carries an id of its own, so that a repeat can be recognised. Leaves to others: finding out
-//! what there is to tell (`callback.rs`, `poll.rs`), how each door says it (`events.rs`, `botkit.rs`).
+//! Guarantees: everything that is relayed carries an id of its own, so that the receiver can recognise a repeat.
+//!
+//! Not responsible for: finding out what there is to relay (`callback.rs`, `poll.rs`), the format for each receiver
+//! (`events.rs`, `botkit.rs`).
 
 use std::time::Duration;
 
@@ -11,16 +13,16 @@ use crate::conversation::{Conversation, Origin};
 use crate::message::{Endpoint, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::AgentFile;
 
-/// What somebody types is of interest this long, counted from when it was seen.
+/// How long a typing notice is valid, counted from its acceptance.
 pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
 
-/// Whose words they are.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Voice {
     Agent,
-    /// ServiceNow itself, of what Causeway tells in its own words.
+    /// ServiceNow itself, in a text whose news Causeway relays as a notice of its own.
     System,
-    /// ServiceNow itself, of what nobody else tells: that a chat is about to time out.
+    /// ServiceNow itself, in a text that no notice repeats, for example that a chat is about to time out.
     Announcement,
 }
 
@@ -33,25 +35,25 @@ impl Voice {
     }
 }
 
-/// Something that was said in a chat. No `Debug`: it holds the text.
+/// A message of a chat. The type has no `Debug`, because it holds the text.
 pub(super) struct Said<'a> {
-    /// Of the message as ServiceNow knows it: the same whichever way it came.
+    /// The id that follows from ServiceNow's id of the message. It is the same for a callback and for gap repair.
     pub(super) id: MessageId,
-    /// The chat that it was said in; possibly an earlier one of the conversation.
+    /// The chat of the message, possibly an earlier chat of the conversation.
     pub(super) group: &'a str,
-    /// As a person reads it.
+    /// The text as a person reads it.
     pub(super) text: String,
     pub(super) voice: Voice,
-    /// The agent's name or user name, where known.
+    /// The agent's name or user name, if known.
     pub(super) agent: Option<&'a str>,
-    /// ServiceNow's name for it.
+    /// ServiceNow's id of the message.
     pub(super) sys_id: Option<&'a str>,
-    /// Files that came with it.
+    /// The files of the message.
     pub(super) files: &'a [AgentFile],
 }
 
 impl Deliverer {
-    /// Tells the bot side what was said.
+    /// Relays a message of the chat to the bot side.
     pub(super) async fn say(
         &self,
         message: &Message,
@@ -64,24 +66,24 @@ impl Deliverer {
         }
     }
 
-    /// Tells the bot side what Causeway itself has to say.
+    /// Relays a notice of Causeway to the bot side.
     pub(super) async fn notice(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         let Ok(notice) = serde_json::from_slice::<Notice>(&message.body) else {
             let why = "its body is not a notice of this version";
             return Ok(Attempt::dead(Endpoint::Events, crate::message::DeadReason::Unreadable, why));
         };
         if notice.event == Some(NoticeEvent::Typing) && clock::since(message.accepted_at) > TYPING_LASTS {
-            return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "nobody is typing that long"));
+            return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "the typing notice is too old"));
         }
         let Some(directory) = &self.directory else {
-            return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "this worker knows no conversations"));
+            return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "this worker has no directory"));
         };
         match directory.find(&notice.conversation_id).await? {
             Some(conversation) if conversation.origin == Origin::BotKit => {
                 self.botkit_notice(message, &conversation, &notice).await
             }
             None if self.xo.is_of_a_bot(&notice.conversation_id) => {
-                let why = "nobody knows its conversation: its end tells it again";
+                let why = "its conversation is not in the directory yet: the end publishes it again";
                 Ok(Attempt::of(Endpoint::XoBotKit, Outcome::Repeated, why))
             }
             _ => self.notice_event(message, &notice).await,

@@ -1,9 +1,11 @@
-//! What a user and their bot said before a handoff, for the agent: asked of XO when the chat is about to open.
+//! Reads the messages between a user and the bot before a handoff, for the agent. XO is asked when the chat is about to
+//! open.
 //!
-//! Guarantees: a chat opens without the transcript if XO does not answer within [`BUDGET`] or is known to be down; the transcript
-//! is bounded, and loses its oldest lines first; a start whose answer was lost is still recognised, although its transcript is
-//! read anew for each try: a mark of the text that was sent is noted before the text is sent.
-//! Not responsible for: reading XO's answer (`platform/xo/history.rs`), looking for a lost start (`handoff.rs`).
+//! Guarantees: a chat opens without the transcript if XO does not answer within [`BUDGET`], or if XO's breaker is not
+//! passing. The transcript is bounded and loses its oldest lines first. A start whose answer was lost is still
+//! recognised although each attempt reads the transcript anew: a mark of the text is recorded before the text is sent.
+//!
+//! Not responsible for: reading XO's answer (`platform/xo/history.rs`), the search for a lost start (`handoff.rs`).
 
 use std::time::Duration;
 
@@ -15,20 +17,20 @@ use crate::message::handoff::{Line, Start};
 use crate::platform::Spoken;
 use crate::platform::servicenow::{StoredOpening, recognisable};
 
-/// How long a chat waits for XO to say what was said before.
+/// How long a chat waits for XO's answer.
 const BUDGET: Duration = Duration::from_secs(2);
-/// A line that is longer is cut off.
+/// A longer line is truncated.
 const LINE_CHARS_MAX: usize = 2_000;
-/// What all lines may have together, in bytes: ServiceNow's columns are not endless, and an agent reads the last ones.
+/// The most bytes of all lines: ServiceNow's columns are limited, and an agent reads the last lines.
 const TRANSCRIPT_BYTES_MAX: usize = 12 << 10;
 
 impl Desk<'_> {
-    /// Whether this start's transcript is asked of XO, so that its text can differ from try to try.
+    /// Whether the transcript of this start is read from XO, so that its text can differ between attempts.
     pub(super) fn reads_history(&self, start: &Start) -> bool {
         start.reply.is_some() && self.deliverer.settings.botkit.transcript > 0
     }
 
-    /// What was said before, oldest first: XO's own list, else what the start carries.
+    /// The messages before the handoff, oldest first: XO's own list, otherwise the transcript of the start.
     pub(super) async fn said_before(&self, start: &Start) -> Vec<Line> {
         let Some(handle) = start.reply.as_deref().filter(|_| self.reads_history(start)) else {
             return start.transcript.clone();
@@ -38,7 +40,7 @@ impl Desk<'_> {
         if lines.is_empty() { start.transcript.clone() } else { lines }
     }
 
-    /// Notes what is about to be sent, if another try would not send the same.
+    /// Records a mark of the text that is about to be sent, if another attempt may send another text.
     pub(super) async fn note_opening(&self, start: &Start, text: &str) -> Result<(), OwnTrouble> {
         if self.reads_history(start) {
             for form in recognisable(text) {
@@ -48,7 +50,7 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// Whether a chat was opened by a try of this start. `whole` is what a try without XO's answer sends.
+    /// Whether an attempt of this start opened the chat. `whole` is the text of an attempt without XO's answer.
     pub(super) async fn is_of_this_start(
         &self,
         opening: &StoredOpening,
@@ -65,14 +67,14 @@ impl Desk<'_> {
         Ok(false)
     }
 
-    /// The mark of a text that this start was sent with. It holds nothing of the text.
+    /// The mark of a text that this start was sent with. The mark does not contain the text.
     fn mark(&self, text: &str) -> DedupKey {
         DedupKey::opening_text(self.message.id, self.message.replays, text)
     }
 }
 
 impl Deliverer {
-    /// `None` if XO does not say.
+    /// Reads the history from XO. `None` if XO does not answer.
     async fn history(&self, handle: &ReplyHandle) -> Option<Vec<Spoken>> {
         let destination = self.settings.bot_side.bot(&handle.bot_id)?;
         if !self.gate(destination).breaker().passes() {
@@ -82,7 +84,7 @@ impl Deliverer {
         match self.xo.history(handle, most, BUDGET).await {
             Ok(spoken) => Some(spoken),
             Err(error) => {
-                tracing::info!(%error, "a chat opens without its transcript: XO does not say what was said before");
+                tracing::info!(%error, "a chat opens without its transcript: XO did not return the history");
                 None
             }
         }
@@ -101,8 +103,8 @@ fn line(spoken: &Spoken) -> Line {
     Line { from: from.to_owned(), text, at: spoken.at.clone() }
 }
 
-/// Without the words that the agent reads first anyway, and no more than an agent can use. What the user wrote after these words
-/// waits on the queue behind them.
+/// Bounds the transcript, and removes the user's message that becomes the first message of the chat. Later messages of
+/// the user wait on the queue.
 fn bounded(mut lines: Vec<Line>, first_words: &str) -> Vec<Line> {
     let unanswered = lines.iter().rposition(|line| line.from != "user").map_or(0, |last| last + 1);
     let same = |line: &Line| line.text.trim() == first_words.trim();

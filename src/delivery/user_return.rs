@@ -1,10 +1,12 @@
-//! The end of an agent session: the closing text, then the call by which the bot gets its user back.
+//! Ends an agent session: sends the closing text, then makes the call that gives the bot its user back.
 //!
-//! Without `clearAgentSession` the user stays in agent mode, where neither an agent nor the bot answers. So this file guarantees:
-//! the session is cleared after the closing text if XO takes the text; a closing text that XO does not take holds the call up for
-//! [`CLOSING_TEXT_TIME`] at most; a text that went through is not said again after a crash; an end that dies still tries the call
-//! as its last act; the replay of such an end tries it again.
-//! Not responsible for: which reply handle is used (`botkit.rs`), the words of the text (`wording.rs`).
+//! Without `clearAgentSession` the user stays in agent mode, where neither an agent nor the bot answers.
+//!
+//! Guarantees: if XO accepts the closing text, the session is cleared after the text. A closing text that fails delays
+//! the call for [`CLOSING_TEXT_TIME`] at most. A text that succeeded is not sent again after a crash. A dead end makes
+//! the call once more before it is dead-lettered. The replay of such an end makes the call again.
+//!
+//! Not responsible for: the choice of the reply handle (`botkit.rs`), the closing text itself (`wording.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -21,25 +23,25 @@ use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
 use crate::platform::SessionStep;
 
 const HERE: Endpoint = Endpoint::XoBotKit;
-/// How long a closing text may fail before the session is cleared without it.
+/// How long a closing text may fail before the session is cleared without the text.
 const CLOSING_TEXT_TIME: Duration = Duration::from_secs(10);
-/// Failures that are older than this belong to ends that other workers took over.
+/// Older failures belong to ends that other workers took over.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// The user pressed "end chat" in XO's web widget: XO itself has closed the session.
 pub(super) const SESSION_CLOSED: &str = "session_closed";
-/// XO took its user out of agent mode.
+/// XO itself took its user out of agent mode.
 const ENDED_BY_XO: &str = "xo";
 
-/// Which closing texts failed, by the message that carries the end.
+/// The closing texts that failed, by the id of the end's message.
 #[derive(Debug, Default)]
 pub(super) struct ClosingTexts(Mutex<HashMap<MessageId, ClosingText>>);
 
 /// A closing text that failed.
 #[derive(Debug, Clone, Copy)]
 struct ClosingText {
-    /// When it failed first.
+    /// The time of the first failure.
     since: Instant,
-    /// The user may have read it.
+    /// The text was possibly delivered.
     maybe_said: bool,
 }
 
@@ -50,14 +52,14 @@ impl ClosingText {
 }
 
 impl ClosingTexts {
-    /// Whether the text is not tried any more. After its time it is still tried once before each call, unless the user may have
-    /// read it: after an outage of XO nothing but that call would be made, and the user would miss the text.
+    /// Whether the text is not tried any more. After its time limit the text is still tried once before each call,
+    /// unless it was possibly delivered. Otherwise the user would miss the text after an outage of XO.
     fn is_given_up(&self, id: MessageId) -> bool {
         let texts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         texts.get(&id).is_some_and(|text| text.is_over() && text.maybe_said)
     }
 
-    /// The text failed once more. True if the session is cleared without it.
+    /// Records another failure of the text. `true` if the session is cleared without the text.
     fn failed(&self, id: MessageId, attempt: &Attempt) -> bool {
         let mut texts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         texts.retain(|_, text| text.since.elapsed() < FORGET_AFTER);
@@ -72,7 +74,7 @@ impl ClosingTexts {
 }
 
 impl Deliverer {
-    /// The closing text, then the end of the agent session: the bot has its user back.
+    /// Sends the closing text and ends the agent session, so that the bot has its user back.
     pub(super) async fn give_user_back(
         &self,
         message: &Message,
@@ -93,7 +95,7 @@ impl Deliverer {
         Ok(Attempt::delivered(HERE))
     }
 
-    /// The closing text. `Some` if the end waits for it.
+    /// Sends the closing text. `Some` if the end must wait.
     async fn closing_text(
         &self,
         message: &Message,
@@ -113,7 +115,7 @@ impl Deliverer {
             return Ok(None);
         }
         let told = self.tell_user(conversation, &text, false).await?;
-        // XO took the text, or refuses it for good.
+        // XO accepted the text, or refuses the text for good.
         if told.outcome == Outcome::Delivered || is_refusal(&told) {
             directory.mark_done(step, None, clock::now()).await?;
             return Ok(None);
@@ -121,14 +123,14 @@ impl Deliverer {
         if self.closing_texts.failed(message.id, &told) {
             tracing::warn!(
                 conversation = %conversation.id, error = told.error,
-                "the closing text cannot be delivered: the bot gets its user back without it"
+                "the closing text cannot be delivered; the bot gets its user back without the text"
             );
             return Ok(None);
         }
         Ok(Some(told))
     }
 
-    /// Ends the agent session. `Some` if XO did not take it.
+    /// Ends the agent session. `Some` if XO did not accept the call.
     async fn clear_session(
         &self,
         message: &Message,
@@ -140,7 +142,7 @@ impl Deliverer {
         if reason != ENDED_BY_XO {
             let step = DedupKey::botkit_notice_step(message.id, "clear");
             let cleared = self.session(conversation, SessionStep::Clear, step).await?;
-            // A session that XO closed itself may not be there to be cleared.
+            // A session that XO closed itself may be absent already.
             let is_closed = reason == SESSION_CLOSED && is_refusal(&cleared);
             if cleared.outcome != Outcome::Delivered && !is_closed {
                 return Ok(Some(cleared));
@@ -150,7 +152,8 @@ impl Deliverer {
         Ok(None)
     }
 
-    /// The end dies: the call is made once more, whatever its past. The dead letter is written even if XO refuses the call.
+    /// Makes the call once more for an end that is about to be dead-lettered. The dead letter is written even if XO
+    /// refuses the call.
     pub(super) async fn last_act(&self, message: &Message) -> Result<(), OwnTrouble> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let Ok(notice) = serde_json::from_slice::<Notice>(&message.body) else { return Ok(()) };
@@ -161,9 +164,9 @@ impl Deliverer {
         }
         self.closing_texts.forget(message.id);
         match self.clear_session(message, &conversation, &notice, directory).await? {
-            None => tracing::info!(conversation = %conversation.id, "the bot has its user back at last"),
+            None => tracing::info!(conversation = %conversation.id, "the bot has its user back"),
             Some(attempt) => {
-                tracing::warn!(conversation = %conversation.id, error = attempt.error, "a user stays without the bot");
+                tracing::warn!(conversation = %conversation.id, error = attempt.error, "the bot does not get its user back; the user stays in agent mode");
             }
         }
         Ok(())
@@ -173,7 +176,7 @@ impl Deliverer {
 /// Whether the user of this end went back to the bot before, or is in another chat by now.
 fn is_done(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
     let elsewhere = notice.group.as_deref().is_some_and(|group| conversation.group.as_deref() != Some(group));
-    // Without a group, an end belongs to the episode that was on when it was told.
+    // An end without a group belongs to the episode of its time of acceptance.
     let earlier = notice.group.is_none() && message.accepted_at < conversation.opened_at;
     conversation.released_at.is_some() || elsewhere || earlier
 }

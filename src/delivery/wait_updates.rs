@@ -1,9 +1,12 @@
-//! How often a user who waits is told of the wait.
+//! Limits how often a waiting user gets a text about the wait.
 //!
-//! ServiceNow may report a new place in the queue every few seconds, and each text costs money on SMS and WhatsApp. So this file
-//! guarantees: a chat's first text about the wait is not held back; a later one is told only if the last one was told long enough
-//! ago. After a restart of the worker one text may come early.
-//! Not responsible for: the words of the text (`wording.rs`), events of the handoff API, which are all told (`events.rs`).
+//! ServiceNow may report a new position in the queue every few seconds, and each text costs money on SMS and WhatsApp.
+//!
+//! Guarantees: the first text of a chat about the wait is sent at once. A later text is sent only if the minimum
+//! interval has passed. After a restart of the worker one text may come early.
+//!
+//! Not responsible for: the texts themselves (`wording.rs`), events of the handoff API, which are not limited
+//! (`events.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,21 +16,21 @@ use tokio::time::Instant;
 
 use crate::message::Notice;
 
-/// Chats whose last text is older are forgotten.
+/// Chats whose last text is older are removed.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// When each chat's user was told last.
+/// The time of the last text about the wait, for each chat.
 #[derive(Debug, Default)]
 pub(super) struct WaitUpdates(Mutex<HashMap<String, Instant>>);
 
 impl WaitUpdates {
-    /// Whether the user of this chat may be told now.
+    /// Whether a text may be sent to the user of this chat now.
     pub(super) fn is_due(&self, notice: &Notice, every: Duration) -> bool {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         told.get(&chat(notice)).is_none_or(|at| at.elapsed() >= every)
     }
 
-    /// The user was told.
+    /// Records that a text was sent.
     pub(super) fn told(&self, notice: &Notice) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|_, at| at.elapsed() < FORGET_AFTER);

@@ -1,7 +1,9 @@
-//! What Causeway itself says to a bot's user: `xo.texts` with the values of the moment.
+//! Fills in the texts of Causeway for a bot's users: `xo.texts` with the current values.
 //!
-//! Guarantees: pure; no placeholder and no id that means nothing to a person reaches the user: a sentence whose value is not
-//! known is left out. Leaves to others: saying it (`botkit.rs`).
+//! Guarantees: no side effects. The user sees no placeholder and no technical id: a sentence whose value is unknown is
+//! omitted.
+//!
+//! Not responsible for: sending (`botkit.rs`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,20 +11,20 @@ use std::time::Duration;
 use super::user_return::SESSION_CLOSED;
 use crate::message::{Kind, Notice};
 
-/// How a bot's users are spoken to.
+/// Settings of the texts and calls for a bot's users.
 #[derive(Debug, Clone)]
 pub struct BotKitSettings {
-    /// What they are told.
+    /// The texts.
     pub texts: SpokenTexts,
-    /// A user who waits is told of a change of the wait at most once in this time.
+    /// The shortest interval between two texts about the wait.
     pub wait_updates: Duration,
-    /// When an agent's words are shown as such.
+    /// When an agent's message is shown in the agent style.
     pub agent_template: AgentTemplate,
-    /// Whether XO is told that an agent session begins.
+    /// Whether XO is notified when an agent session starts.
     pub start_agent_session: bool,
-    /// How often the reply handle of a live conversation is extended.
+    /// The interval at which the reply handle of a live conversation is extended.
     pub extend_every: Duration,
-    /// `xo.transcript`: how many messages between user and bot the agent sees at most.
+    /// `xo.transcript`: the most messages between user and bot that the agent sees.
     pub transcript: usize,
 }
 
@@ -50,31 +52,31 @@ pub enum AgentTemplate {
     Never,
 }
 
-/// `xo.texts` in every language that the settings have.
+/// `xo.texts` in every configured language.
 #[derive(Debug, Clone, Default)]
 pub struct SpokenTexts {
-    /// For every language without texts of its own.
+    /// The texts for every language without texts of its own.
     pub default: Texts,
-    /// By language tag in lower case, such as `fr` or `pt-br`.
+    /// The texts by language tag in lower case, such as `fr` or `pt-br`.
     pub languages: BTreeMap<String, Texts>,
-    /// Our own user at ServiceNow: its name means nothing to a user of the bot.
+    /// Our own user at ServiceNow, whose name must not be shown to a bot's user.
     pub own_user: Option<String>,
 }
 
 impl SpokenTexts {
-    /// What is said in this language, if anything.
+    /// The text in this language, if there is one.
     pub(super) fn say(&self, occasion: Occasion, notice: &Notice, language: Option<&str>) -> Option<String> {
         self.of(language).say(occasion, notice, |value| self.is_public(value))
     }
 
-    /// The texts of a language: `fr-ca` is spoken to in `fr` if there is nothing nearer.
+    /// The texts of a language: `fr-ca` uses `fr` if there is no closer match.
     fn of(&self, language: Option<&str>) -> &Texts {
         let tag = language.unwrap_or_default().trim().to_lowercase().replace('_', "-");
         let primary = tag.split('-').next().unwrap_or_default();
         self.languages.get(&tag).or_else(|| self.languages.get(primary)).unwrap_or(&self.default)
     }
 
-    /// Whether these words may be shown: they do not name our own user at ServiceNow.
+    /// Whether the words may be shown: they do not contain the name of our own user at ServiceNow.
     pub(super) fn is_public(&self, words: &str) -> bool {
         let spoken = |text: &str| -> Vec<String> {
             let parts = text.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty());
@@ -85,26 +87,26 @@ impl SpokenTexts {
     }
 }
 
-/// `xo.texts`; an empty one says nothing.
+/// `xo.texts`. An empty text is not sent.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
     /// The user waits.
     pub waiting: String,
     /// An agent came.
     pub joined: String,
-    /// The agent went, the chat goes on.
+    /// The agent left; the chat goes on.
     pub left: String,
     /// The chat is over.
     pub ended: String,
-    /// Nobody is there.
+    /// No agent is available.
     pub no_agent: String,
-    /// Nobody came in time.
+    /// No agent came in time.
     pub expired: String,
-    /// Anything else kept the chat from opening.
+    /// The chat could not be opened for another reason.
     pub failed: String,
 }
 
-/// What there is to say something about.
+/// The occasion of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
     Waiting,
@@ -117,7 +119,7 @@ pub(super) enum Occasion {
 }
 
 impl Occasion {
-    /// The last words of a chat; none where it was the user, or XO, who went.
+    /// The occasion of a chat's end; `None` if the user or XO ended the chat.
     pub(super) fn of_end(kind: Kind, reason: &str) -> Option<Self> {
         match (reason, kind) {
             ("user" | "xo" | SESSION_CLOSED, Kind::CallbackEnded) => None,
@@ -130,7 +132,7 @@ impl Occasion {
 }
 
 impl Texts {
-    /// What is said, if anything. A value that is not public counts as not known.
+    /// The text with its values, if there is one. A value that is not public counts as unknown.
     fn say(&self, occasion: Occasion, notice: &Notice, is_public: impl Fn(&str) -> bool) -> Option<String> {
         let text = match occasion {
             Occasion::Waiting => &self.waiting,
@@ -153,16 +155,16 @@ impl Texts {
     }
 }
 
-/// Each with its end, so that they make up the text again.
+/// The sentences of a text, each with its end. Together they make up the text.
 fn sentences(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive(['.', '!', '?', '\n', '。', '！', '？'])
 }
 
-/// The sentence with its values; none where one of them is not known.
+/// The sentence with its values; `None` if a value is unknown.
 fn filled(sentence: &str, values: &[(&str, Option<&str>)]) -> Option<String> {
     let mut rest = sentence;
     let mut said = String::new();
-    // What is filled in is not read again: ServiceNow's words may hold braces, too.
+    // A value is not searched for placeholders, because ServiceNow's words may contain braces.
     while let Some((at, (name, value))) =
         values.iter().filter_map(|value| rest.find(value.0).map(|at| (at, value))).min_by_key(|(at, _)| *at)
     {
@@ -174,7 +176,7 @@ fn filled(sentence: &str, values: &[(&str, Option<&str>)]) -> Option<String> {
     Some(said)
 }
 
-/// A `sys_id` of ServiceNow: no name that anybody would know.
+/// Whether the name is a `sys_id` of ServiceNow, which means nothing to a person.
 fn is_record_id(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
