@@ -1,4 +1,6 @@
-//! Filters as people write them: as flags, in an address, in a form. One reading for all of them.
+//! Parses the filters of dead letters, and other parameters of the operator.
+//!
+//! Guarantees: the flags of the command line, a URL and a form are parsed by the same rules.
 
 use std::time::Duration;
 
@@ -7,11 +9,11 @@ use jiff::Timestamp;
 use super::Filter;
 use crate::message::{DeadReason, Destination, MessageId};
 
-/// The names of what a filter can ask for.
+/// The names of the filter parameters.
 pub(crate) const FILTERS: &[&str] = &["destination", "conversation", "reason", "since", "until", "id"];
 
 impl Filter {
-    /// Narrows it by what `name` stands for; `Ok(false)` where that is none of [`FILTERS`].
+    /// Adds a condition to the filter; `Ok(false)` if `name` is not one of [`FILTERS`].
     pub(crate) fn narrow(&mut self, name: &str, value: &str) -> Result<bool, String> {
         match name {
             "destination" => once(&mut self.destination, destination(value)?)?,
@@ -28,7 +30,8 @@ impl Filter {
         Ok(true)
     }
 
-    /// What [`Self::narrow`] would make it of again; "two hours ago" has become a time.
+    /// The parameters from which [`Self::narrow`] builds the same filter again. A relative time ("two hours ago") has
+    /// become an absolute time.
     pub(crate) fn written(&self) -> Vec<(&'static str, String)> {
         let one = [
             ("destination", self.destination.map(|it| it.to_string())),
@@ -42,7 +45,7 @@ impl Filter {
     }
 }
 
-/// Of two different wishes one would be dropped in silence.
+/// Sets a value once. A second value is an error; otherwise one of two values would be ignored without notice.
 fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
     match place.replace(value) {
         None => Ok(()),
@@ -64,7 +67,7 @@ pub(crate) fn id(text: &str) -> Result<MessageId, String> {
     MessageId::parse(text).map_err(|problem| problem.to_string())
 }
 
-/// A time, or how long ago.
+/// Parses an absolute time or a duration before now.
 pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
@@ -75,14 +78,14 @@ pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
     crate::clock::now().checked_sub(ago).map_err(|_| "is too long ago".to_owned())
 }
 
-/// How fast a replay may go, in messages a second: `20`, `20/s`, `0.5/s`.
+/// Parses the rate of a replay in messages per second: `20`, `20/s`, `0.5/s`.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix("/s").unwrap_or(text).trim().parse::<f64>().ok();
     let number = number.filter(|rate| (0.001..=1_000_000.0).contains(rate));
     number.ok_or_else(|| "must be a number of messages in a second, as 20 or 20/s".to_owned())
 }
 
-/// How long to wait: `60s`, `5m`, and `0` for not at all.
+/// Parses a waiting time: `60s`, `5m`, or `0` for no wait.
 pub(crate) fn wait(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(24 * 3600);
     let wait = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };

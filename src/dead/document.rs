@@ -1,9 +1,9 @@
-//! Dead letters for a program: the JSON that `causeway dead` and the admin listener have in common.
+//! The JSON form of dead letters, which `causeway dead` and the admin listener share.
 //!
-//! One is `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at", "died_at",
-//! "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`, and where the text was asked
-//! for `"body"`, the message exactly as it came, as a string (or `"body_base64"` where it is not UTF-8), and in the story
-//! `"platform_words"`, what the platform said, which can repeat the text.
+//! A dead letter is `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at",
+//! "died_at", "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`. If the text is
+//! requested, the JSON has two more fields: `"body"`, the unchanged message as a string (`"body_base64"` if the message
+//! is not UTF-8), and in the story `"platform_words"`, the platform's words, which can repeat the text.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ use super::replay::Plan;
 use super::{Entry, conversation_of, summary};
 use crate::message::{AttemptRecord, DeadLetter};
 
-/// One, with or without what people wrote.
+/// The JSON of one dead letter, with or without the text.
 pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
     let message = &dead.message;
     let mut document = json!({
@@ -53,7 +53,7 @@ fn record(attempt: &AttemptRecord, reveal: bool) -> Value {
     record
 }
 
-/// How many, by destination and reason.
+/// The number of dead letters by destination and reason.
 pub(crate) fn groups(entries: &[Entry]) -> Value {
     let group = |((destination, reason), group): (_, super::Group)| {
         let (destination, reason): (crate::message::Destination, crate::message::DeadReason) =
@@ -70,7 +70,7 @@ pub(crate) fn groups(entries: &[Entry]) -> Value {
     summary(entries).into_iter().map(group).collect()
 }
 
-/// What a replay will do, and with how many.
+/// The steps of a replay, with counts.
 pub(crate) fn plan(plan: &Plan) -> Value {
     let steps = plan.summary().into_iter().map(|((fate, destination, reason), (count, lanes))| {
         json!({
@@ -85,7 +85,7 @@ pub(crate) fn plan(plan: &Plan) -> Value {
     json!({ "replay": plan.to_replay(), "take_out": plan.to_clear(), "leave": plan.to_leave(), "steps": steps.collect::<Value>() })
 }
 
-/// What became of what was published again.
+/// The results of a replay.
 pub(crate) fn outcomes(outcomes: &Outcomes) -> Value {
     json!({
         "delivered": outcomes.delivered,

@@ -1,6 +1,7 @@
-//! All dead letters that are meant, poured out to a reader elsewhere.
+//! Streams all dead letters that match a filter to a client.
 //!
-//! Guarantees: memory holds a few at a time; a reader never takes a part for the whole; one who stalls is given up.
+//! Guarantees: only a few dead letters are in memory at a time. An error ends the stream with an error, so the client
+//! never takes a part for the whole. A client that takes nothing for 30 s is dropped.
 
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use tokio::sync::mpsc;
 use super::{DeskError, Filter, Visit, document};
 use crate::queue::Queue;
 
-/// A reader of an export that takes nothing for this long holds up everybody else's visit, and is given up.
+/// The time limit for a client that takes nothing. A stalled client would block every other dead-letter reader.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Writes all that is meant with their texts, a line of JSON each, to a reader who may be slow or go away. An error goes
-/// the same way, so that a reader never takes a part for the whole.
+/// Writes all matching dead letters with their texts as lines of JSON to a client, which may be slow or disconnect. An
+/// error is sent on the same channel.
 pub(crate) async fn export(queue: &Queue, filter: &Filter, reader: mpsc::Sender<Result<Bytes, DeskError>>) {
     for destination in filter.destinations(queue) {
         let mut visit = match Visit::reading(queue, destination, filter).await {

@@ -1,8 +1,10 @@
-//! The siding: looking at dead letters, and what can be done with them.
+//! Reads, replays and discards dead letters.
 //!
-//! Guarantees: looking changes nothing; whatever is done goes one dead letter at a time, so that a kill at any moment
-//! loses none and the next run goes on where this one ended. Works on either engine, through [`crate::queue::Siding`].
-//! Leaves to others: asking the operator and printing (`cli/dead`, `ingress/desk`), burying (`worker/settle.rs`).
+//! Guarantees: reading changes nothing. Every change concerns one dead letter at a time, so a kill at any moment loses
+//! none, and the next run continues. Both engines are supported, through [`crate::queue::Siding`].
+//!
+//! Not responsible for: the operator's input and output (`cli/dead`, `ingress/desk`), writing dead letters
+//! (`worker/settle.rs`).
 
 pub(crate) mod asked;
 pub(crate) mod document;
@@ -23,14 +25,14 @@ use crate::message::{
 };
 use crate::queue::{Held, Queue, QueueError, Siding};
 
-/// Why the work at the siding stopped. Nothing is lost by it; running it again goes on.
+/// The error that stopped the work on dead letters. No dead letter is lost; another run continues.
 #[derive(Debug, thiserror::Error)]
 pub enum DeskError {
-    /// The queue.
+    /// The queue failed.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The directory, which knows what was delivered.
-    #[error("the directory does not say what was delivered: {0}")]
+    /// The directory, which knows the deliveries, failed.
+    #[error("cannot read from the directory which messages were delivered: {0}")]
     Directory(String),
 }
 
@@ -40,32 +42,32 @@ impl From<DirectoryError> for DeskError {
     }
 }
 
-/// Which dead letters are meant. What is absent matches all.
+/// A filter of dead letters. An absent condition matches all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Where the message was going.
+    /// The destination of the message.
     pub destination: Option<Destination>,
     /// The conversation's id, or ServiceNow's `group`.
     pub conversation: Option<String>,
-    /// Why it died.
+    /// The reason of the dead letter.
     pub reason: Option<DeadReason>,
-    /// It died at this time or later.
+    /// The dead letter was written at this time or later.
     pub since: Option<Timestamp>,
-    /// It died before this time.
+    /// The dead letter was written before this time.
     pub until: Option<Timestamp>,
-    /// Exactly these.
+    /// The ids of the messages; empty matches all.
     pub ids: BTreeSet<MessageId>,
 }
 
 impl Filter {
-    /// Whether a dead letter is meant.
+    /// Whether a dead letter matches.
     pub fn matches(&self, dead: &DeadLetter) -> bool {
         self.destination.is_none_or(|wanted| wanted == dead.message.destination)
             && self.reason.is_none_or(|wanted| wanted == dead.reason)
             && self.since.is_none_or(|since| since <= dead.died_at)
             && self.until.is_none_or(|until| dead.died_at < until)
             && (self.ids.is_empty() || self.ids.contains(&dead.message.id))
-            // Last, since it may have to read the body.
+            // The last condition, because it may have to parse the body.
             && self.conversation.as_deref().is_none_or(|wanted| {
                 dead.message.lane.as_str() == wanted
                     || conversation_of(dead).as_deref() == Some(wanted)
@@ -73,8 +75,8 @@ impl Filter {
             })
     }
 
-    /// The destinations whose dead letters have to be read: the one that the filter names, even if the settings do not know it any
-    /// more, else all that the queue is configured for.
+    /// The destinations whose dead letters must be read: the destination of the filter, even if the settings no longer
+    /// contain the name, otherwise all destinations of the queue.
     pub fn destinations(&self, queue: &Queue) -> Vec<Destination> {
         match self.destination {
             Some(destination) => vec![destination],
@@ -83,7 +85,7 @@ impl Filter {
     }
 }
 
-/// The conversation that the body names; a callback of ServiceNow names none but its lane.
+/// The conversation that the body names. A callback of ServiceNow names no conversation, only its lane.
 pub fn conversation_of(dead: &DeadLetter) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Named {
@@ -105,33 +107,33 @@ fn group_of(dead: &DeadLetter) -> Option<String> {
     serde_json::from_slice::<Named>(&dead.message.body).ok().map(|named| named.group)
 }
 
-/// One dead letter among others: the same message may have died more than once.
+/// The key of one dead letter. The same message may have been dead-lettered more than once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// The message.
     pub id: MessageId,
-    /// This death of it.
+    /// The time of this dead letter.
     pub died_at: Timestamp,
 }
 
-/// What is kept of a dead letter while looking through many: everything but its text and its story.
+/// The facts of a dead letter that are kept in memory while many are read: everything except its text and its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Which one.
+    /// The key of the dead letter.
     pub key: Key,
-    /// What the message is.
+    /// The kind of the message.
     pub kind: Kind,
-    /// Where it was to go.
+    /// The destination of the message.
     pub destination: Destination,
-    /// The line that it stood in.
+    /// The lane of the message.
     pub lane: LaneKey,
-    /// Why it died.
+    /// The reason of the dead letter.
     pub reason: DeadReason,
-    /// When it was taken.
+    /// When the message was accepted.
     pub accepted_at: Timestamp,
-    /// How often it was replayed before.
+    /// How often the message was replayed before.
     pub replays: u32,
-    /// Of what its caller asked for, if that chose a key for it.
+    /// The digest of the caller's request, if the caller chose a key for the request.
     pub digest: Option<PayloadDigest>,
 }
 
@@ -150,9 +152,9 @@ impl From<&DeadLetter> for Entry {
     }
 }
 
-/// A visit to the siding of one destination that sees only what the filter means.
+/// A reading session for the dead letters of one destination that match a filter.
 ///
-/// What it hands out can be removed until [`Visit::end`].
+/// A dead letter that was handed out can be removed until [`Visit::end`].
 #[derive(Debug)]
 pub struct Visit<'a> {
     siding: Siding,
@@ -160,7 +162,7 @@ pub struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    /// Begins a visit.
+    /// Opens a session in which dead letters may be removed.
     pub async fn begin(
         queue: &Queue,
         destination: Destination,
@@ -169,7 +171,7 @@ impl<'a> Visit<'a> {
         Ok(Self { siding: queue.siding(destination).await?, filter })
     }
 
-    /// Begins to read; nothing may be removed.
+    /// Opens a read-only session.
     pub async fn reading(
         queue: &Queue,
         destination: Destination,
@@ -178,7 +180,7 @@ impl<'a> Visit<'a> {
         Ok(Self { siding: queue.read_dead_letters(destination).await?, filter })
     }
 
-    /// The next dead letter that is meant, oldest death first.
+    /// The next matching dead letter, in the order of death.
     pub async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         while let Some(held) = self.siding.next().await? {
             if self.filter.matches(&held.dead) {
@@ -188,13 +190,14 @@ impl<'a> Visit<'a> {
         Ok(None)
     }
 
-    /// Ends it: what was not removed stays.
+    /// Closes the session. Every dead letter that was not removed stays.
     pub async fn end(self) {
         self.siding.close().await;
     }
 }
 
-/// Looks at every dead letter that is meant, destination by destination, oldest death first, until `look` says enough.
+/// Calls `look` for every matching dead letter, by destination and in the order of death, until `look` returns an
+/// error.
 pub async fn look<E: From<QueueError>>(
     queue: &Queue,
     filter: &Filter,
@@ -216,7 +219,7 @@ pub async fn look<E: From<QueueError>>(
     Ok(())
 }
 
-/// What is meant, without texts and stories.
+/// The matching dead letters, without texts and histories.
 pub async fn list(queue: &Queue, filter: &Filter) -> Result<Vec<Entry>, DeskError> {
     let mut entries = Vec::new();
     look::<DeskError>(queue, filter, |dead| {
@@ -227,21 +230,22 @@ pub async fn list(queue: &Queue, filter: &Filter) -> Result<Vec<Entry>, DeskErro
     Ok(entries)
 }
 
-/// What is meant, and the first of them whole.
+/// All matching dead letters, and the first ones complete.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// All of them.
+    /// All matching dead letters.
     pub(crate) entries: Vec<Entry>,
-    /// The first, as many as were asked for.
+    /// The first matching dead letters, up to the requested limit.
     pub(crate) letters: Vec<DeadLetter>,
     /// The destinations that the queue is configured for.
     pub(crate) destinations: Vec<Destination>,
 }
 
-/// So many bytes of bodies are kept at once, so that the list of very large letters is shorter.
+/// The most bytes of bodies in memory. The list is shorter if the dead letters are very large.
 const FOUND_BYTES_MAX: usize = 24 << 20;
 
-/// Looks at all that is meant and keeps the first ones whole: at most `limit`, and no more than fit into [`FOUND_BYTES_MAX`].
+/// Reads all matching dead letters and keeps the first ones complete: at most `limit`, and at most [`FOUND_BYTES_MAX`]
+/// bytes.
 pub(crate) async fn find(queue: &Queue, filter: &Filter, limit: usize) -> Result<Found, DeskError> {
     let mut found = Found { destinations: queue.destinations().iter().collect(), ..Found::default() };
     let mut bytes = 0_usize;
@@ -257,7 +261,7 @@ pub(crate) async fn find(queue: &Queue, filter: &Filter, limit: usize) -> Result
     Ok(found)
 }
 
-/// Removes exactly these for good; says after each how many are gone.
+/// Removes exactly these dead letters permanently. `progress` gets the number of removed ones after each.
 pub async fn discard(
     queue: &Queue,
     filter: &Filter,
@@ -290,20 +294,20 @@ async fn discard_at(
     Ok(())
 }
 
-/// Dead letters of one destination that died of the same reason.
+/// Dead letters of one destination with the same reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// How many.
+    /// The number of dead letters.
     pub count: u64,
-    /// Of how many lanes.
+    /// The number of lanes.
     pub lanes: usize,
-    /// When the first of them died.
+    /// The time of the first dead letter.
     pub first: Timestamp,
-    /// When the last of them died.
+    /// The time of the last dead letter.
     pub last: Timestamp,
 }
 
-/// Groups by destination and reason.
+/// Groups dead letters by destination and reason.
 pub fn summary(entries: &[Entry]) -> BTreeMap<(Destination, DeadReason), Group> {
     let mut lanes: BTreeMap<(Destination, DeadReason), BTreeSet<&LaneKey>> = BTreeMap::new();
     let mut groups: BTreeMap<(Destination, DeadReason), Group> = BTreeMap::new();

@@ -1,12 +1,12 @@
-//! Putting what arrives in the order of death back into the order of acceptance, lane by lane.
+//! A resequencer: brings messages from the order of death back into the order of acceptance, lane by lane.
 //!
-//! Guarantees: within a lane nothing leaves before what stands in front of it has left or is known to be missing; what
-//! arrives in its order leaves at once, so that memory holds only what came early.
+//! Guarantees: within a lane, a message leaves only after all messages in front have left or are known to be missing. A
+//! message that arrives in order leaves at once, so memory holds only early messages.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-/// Lines of expected keys, one for each lane, and what arrived before its turn.
+/// The expected keys of each lane, and the messages that arrived early.
 #[derive(Debug)]
 pub(super) struct Lineup<L, K, T> {
     expected: HashMap<L, VecDeque<K>>,
@@ -14,7 +14,7 @@ pub(super) struct Lineup<L, K, T> {
 }
 
 impl<L: Eq + Hash + Clone, K: Eq + Hash + Copy, T> Lineup<L, K, T> {
-    /// Expects these keys, each lane in the order given.
+    /// Expects these keys, each lane in the given order.
     pub(super) fn expecting(order: impl IntoIterator<Item = (L, K)>) -> Self {
         let mut expected: HashMap<L, VecDeque<K>> = HashMap::new();
         for (lane, key) in order {
@@ -23,7 +23,7 @@ impl<L: Eq + Hash + Clone, K: Eq + Hash + Copy, T> Lineup<L, K, T> {
         Self { expected, early: HashMap::new() }
     }
 
-    /// Takes what arrived and hands out what may leave now, in order.
+    /// Adds a message, and returns the messages that may leave now, in order.
     pub(super) fn arrive(&mut self, lane: &L, key: K, arrived: T) -> Vec<T> {
         self.early.insert(key, arrived);
         let Some(line) = self.expected.get_mut(lane) else { return Vec::new() };
@@ -35,7 +35,7 @@ impl<L: Eq + Hash + Clone, K: Eq + Hash + Copy, T> Lineup<L, K, T> {
         ready
     }
 
-    /// Nothing more arrives: hands out the rest of each lane in order, past what is missing.
+    /// Returns the rest of each lane in order, after the last message has arrived. Missing messages are skipped.
     pub(super) fn rest(mut self) -> Vec<T> {
         let early = &mut self.early;
         self.expected.values().flatten().filter_map(|key| early.remove(key)).collect()

@@ -1,10 +1,14 @@
-//! What became of the messages of a replay: delivered, died again, or still on their way.
+//! Reports the results of a replay: delivered, died again, or still on the way.
 //!
-//! A worker notes how each replayed message ended as a deduplication key in the directory, in the pure callback relay too
-//! (`delivery/settled.rs`). A note that could not be written is made up for by a look among the dead letters when the time is over.
-//! Guarantees: "delivered" means that a destination answered 2xx; "died again" means that there is a dead letter of this replay; each
-//! message is counted once; memory holds no text. A worker that uses another directory tells nothing: its messages count as on their way.
-//! Not responsible for: publishing them (`replay.rs`), showing the numbers (`cli/dead`, `ingress/desk`).
+//! A worker records the result of each replayed message as a deduplication key in the directory, also in the pure
+//! callback relay (`delivery/settled.rs`). If a record could not be written, a search among the dead letters at the end
+//! of the waiting time finds a message that died again.
+//!
+//! Guarantees: "delivered" means that a destination answered 2xx. "Died again" means that this replay has a dead
+//! letter. Each message is counted once. Memory holds no text. Messages of a worker with another directory count as on
+//! the way.
+//!
+//! Not responsible for: publishing (`replay.rs`), output (`cli/dead`, `ingress/desk`).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -17,18 +21,18 @@ use crate::message::{Message, MessageId, PayloadDigest};
 use crate::queue::Queue;
 use crate::tasks::Stop;
 
-/// How long a replay waits for news if nobody says otherwise.
+/// The default waiting time of a replay.
 pub(crate) const WAIT: Duration = Duration::from_secs(60);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Messages that one look asks for.
+/// The most messages of one query.
 const LOOK_MAX: usize = 600;
 
 /// A message that was published again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Republished {
     id: MessageId,
-    /// Which replay of the message it is.
+    /// The number of this replay of the message.
     replays: u32,
     digest: Option<PayloadDigest>,
 }
@@ -39,28 +43,28 @@ impl From<&Message> for Republished {
     }
 }
 
-/// How many messages of a replay ended how.
+/// The number of messages of a replay by result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// A destination answered 2xx.
     pub delivered: u64,
-    /// There is a new dead letter.
+    /// The message was dead-lettered again.
     pub died_again: u64,
-    /// ServiceNow answered that no agent comes, and the bot side was told.
+    /// ServiceNow answered that no agent comes, and the bot side was notified.
     pub answered: u64,
-    /// Nothing had to be sent any more.
+    /// No request was needed any more.
     pub nothing_to_send: u64,
-    /// Nothing is known yet.
+    /// No result is known yet.
     pub on_the_way: u64,
 }
 
 impl Outcomes {
-    /// How many are settled.
+    /// The number of settled messages.
     pub const fn settled(&self) -> u64 {
         self.delivered + self.died_again + self.answered + self.nothing_to_send
     }
 
-    /// As a person reads it: `delivered 4, died again 0`; the rest only if there is any.
+    /// A text for a person: `delivered 4, died again 0`. Other results are listed only if there are any.
     pub fn told(&self) -> String {
         let mut told = format!("delivered {}, died again {}", self.delivered, self.died_again);
         for (what, count) in [
@@ -86,7 +90,8 @@ impl Outcomes {
     }
 }
 
-/// How one message ended. In this order the first counts: a delivered message of which another copy came has two notes.
+/// The result of one message. If a message has two records (another copy arrived after the delivery), the first variant
+/// counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ended {
     Delivered,
@@ -120,7 +125,8 @@ impl Republished {
     }
 }
 
-/// Waits until it is known of each message how it ended, at most `limit`, or until the stop; `told` hears of each look.
+/// Waits until the result of each message is known, at most `limit`, or until the cancellation. `told` gets the numbers
+/// after each query.
 pub async fn wait(
     queue: &Queue,
     directory: &Directory,

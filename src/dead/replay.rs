@@ -1,14 +1,16 @@
-//! Bringing dead letters back onto the road, in their original order, never losing one.
+//! Replays dead letters in their original order without losing one.
 //!
-//! Two visits: the first makes a [`Plan`] that the operator can look at, the second carries it out. A message is
-//! published and confirmed first and only then taken out of the siding, so a kill in between leaves it in both places:
-//! the next replay finds it again, and the worker or the plan recognises it by its id. A dead letter that is not published is taken
-//! out only if its message was delivered, or if another dead letter of the same message is published.
+//! A replay has two reading sessions: the first makes a [`Plan`] that the operator can inspect, the second carries the
+//! plan out. A message is published and confirmed before its dead letter is removed. A kill between these steps leaves
+//! both; the next replay finds the dead letter again, and the worker or the plan recognises the message by its id. A
+//! dead letter that is not published is removed only if its message was delivered, or if another dead letter of the
+//! same message is published.
 //!
-//! Guarantees: each lane's messages are published in the order of their acceptance; only what is in the plan is touched;
-//! memory holds the plan and what died out of order, not all bodies.
-//! Leaves to others: publishing many lanes at once (`resend.rs`), asking (`cli/dead`, `ingress/desk`), suppressing what is
-//! delivered meanwhile (`delivery/`).
+//! Guarantees: the messages of each lane are published in the order of acceptance. Only dead letters of the plan are
+//! changed. Memory holds the plan and the dead letters that arrive out of order, not all bodies.
+//!
+//! Not responsible for: publishing many lanes concurrently (`resend.rs`), the operator's input (`cli/dead`,
+//! `ingress/desk`), suppressing messages that are delivered meanwhile (`delivery/`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -24,67 +26,70 @@ use crate::message::{ConversationId, DeadReason, Destination, Kind, LaneKey, nam
 use crate::queue::{Queue, QueueError};
 use crate::tasks::Stop;
 
-/// Dead letters that one question to the directory is about.
+/// The dead letters of one query to the directory.
 const ASKED_AT_ONCE: usize = 30;
 
 named! {
-    /// What a replay does with a dead letter.
+    /// The action of a replay on a dead letter.
     Fate {
-        /// Publishes it again.
+        /// Publishes the message again.
         Replay = "replay",
-        /// Only takes it out of the siding: a destination answered 2xx to it since it died.
+        /// Only removes the dead letter: a destination has answered 2xx to the message since.
         Delivered = "already delivered",
-        /// Only takes it out of the siding: the same message with the same payload died again later, and that one is replayed.
+        /// Only removes the dead letter: the same message with the same payload died again later, and that dead letter
+        /// is replayed.
         Superseded = "died again later",
-        /// Leaves it: another request was delivered under its key, so the worker would only refuse it.
+        /// Leaves the dead letter: another request was delivered under the same key, so the worker would refuse this
+        /// one.
         OtherPayload = "its key was used for another request",
-        /// Leaves it: no code could read it, so it would only die again. Asked for by reason or id, it is replayed.
+        /// Leaves the dead letter: the message cannot be parsed and would only die again. It is replayed if the filter
+        /// names its reason or id.
         Unreadable = "unreadable",
-        /// Leaves it: its chat has ended, and what comes too late for it would only die again. Asked for by id, it is
-        /// replayed.
+        /// Leaves the dead letter: its chat has ended, so the message would only die again. It is replayed if the
+        /// filter names its id.
         Over = "its chat has ended",
     }
 }
 
 impl Fate {
-    /// Whether it stays in the siding.
+    /// Whether the dead letter stays.
     pub const fn stays(self) -> bool {
         matches!(self, Self::Unreadable | Self::Over | Self::OtherPayload)
     }
 }
 
-/// What the directory says about the dead letters of a plan.
+/// The directory's knowledge about the dead letters of a plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
-    /// These were delivered since they died.
+    /// The dead letters whose messages were delivered since.
     pub delivered: HashSet<Key>,
-    /// Under the ids of these another payload was delivered.
+    /// The dead letters under whose ids another payload was delivered.
     pub other_payload: HashSet<Key>,
-    /// The chats of these lanes have ended.
+    /// The lanes whose chats have ended.
     pub over: HashSet<LaneKey>,
 }
 
-/// One dead letter in a plan.
+/// One dead letter of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Which one.
+    /// The dead letter.
     pub entry: Entry,
-    /// What is done with it.
+    /// The action on the dead letter.
     pub fate: Fate,
 }
 
-/// What a replay will do.
+/// The plan of a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     steps: Vec<Step>,
 }
 
 impl Plan {
-    /// Plans for these dead letters, given in the order of their death.
+    /// Makes a plan for these dead letters, which are in the order of death.
     pub fn new(entries: Vec<Entry>, filter: &Filter, known: &Known) -> Self {
         let newest: HashMap<_, Key> =
             entries.iter().map(|entry| ((entry.key.id, entry.digest), entry.key)).collect();
-        // A start makes a new chat for whatever follows it.
+        // A start opens a new chat for the messages behind it.
         let reopened: HashSet<&LaneKey> = entries
             .iter()
             .filter(|entry| entry.kind == Kind::HandoffStart && !known.delivered.contains(&entry.key))
@@ -115,7 +120,7 @@ impl Plan {
         let fates: Vec<Fate> = entries.iter().map(fate).collect();
         let mut steps: Vec<Step> =
             entries.into_iter().zip(fates).map(|(entry, fate)| Step { entry, fate }).collect();
-        // Stable: what was accepted in the same millisecond keeps the order of its death.
+        // The sort is stable: messages accepted in the same millisecond keep the order of death.
         steps.sort_by_key(|step| step.entry.accepted_at);
         Self { steps }
     }
@@ -125,27 +130,27 @@ impl Plan {
         &self.steps
     }
 
-    /// How many have this fate.
+    /// The number of dead letters with this action.
     pub fn count(&self, fate: Fate) -> u64 {
         self.steps.iter().map(|step| u64::from(step.fate == fate)).sum()
     }
 
-    /// How many will be published again.
+    /// The number of messages to publish.
     pub fn to_replay(&self) -> u64 {
         self.count(Fate::Replay)
     }
 
-    /// How many are only taken out of the siding.
+    /// The number of dead letters that are only removed.
     pub fn to_clear(&self) -> u64 {
         self.count(Fate::Delivered) + self.count(Fate::Superseded)
     }
 
-    /// How many stay where they are.
+    /// The number of dead letters that stay.
     pub fn to_leave(&self) -> u64 {
         self.steps.iter().map(|step| u64::from(step.fate.stays())).sum()
     }
 
-    /// How many messages and lanes, by what is done, where they go and why they died.
+    /// The number of messages and lanes by action, destination and reason.
     pub fn summary(&self) -> BTreeMap<(Fate, Destination, DeadReason), (u64, usize)> {
         let mut counts: BTreeMap<_, (u64, BTreeSet<&LaneKey>)> = BTreeMap::new();
         for Step { entry, fate } in &self.steps {
@@ -161,12 +166,12 @@ impl Plan {
     }
 }
 
-/// What is said in a chat that somebody else opened.
+/// Whether a message of this kind needs a chat that another message opened.
 const fn speaks_in_a_chat(kind: Kind) -> bool {
     matches!(kind, Kind::HandoffMessage | Kind::HandoffTyping | Kind::HandoffEnd)
 }
 
-/// Looks through the siding and at what became of messages and chats since, and plans.
+/// Reads the dead letters and the directory, and makes a plan.
 pub async fn plan(queue: &Queue, filter: &Filter, directory: &Directory) -> Result<Plan, DeskError> {
     let entries = super::list(queue, filter).await?;
     let mut known = Known::default();
@@ -208,33 +213,34 @@ async fn delivered(
     Ok(())
 }
 
-/// The lane of what goes to ServiceNow is the conversation.
+/// The lane of a message to ServiceNow is the conversation.
 async fn has_ended(directory: &Directory, lane: &LaneKey) -> Result<bool, DeskError> {
     let Ok(id) = ConversationId::parse(lane.as_str()) else { return Ok(false) };
     Ok(directory.find(&id).await?.is_some_and(|known| known.state == State::Ended))
 }
 
-/// What a replay did so far.
+/// The progress of a replay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Published again and taken out of the siding.
+    /// Messages published again, whose dead letters were removed.
     pub replayed: u64,
-    /// Only taken out of the siding.
+    /// Dead letters that were only removed.
     pub cleared: u64,
 }
 
-/// What a replay did, whether it came to its end or not.
+/// The result of a replay, complete or not.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// How many.
+    /// The numbers.
     pub tally: Tally,
-    /// Those that were published again; [`super::outcome::wait`] says what became of them.
+    /// The messages that were published again. [`super::outcome::wait`] reports their results.
     pub messages: Vec<Republished>,
-    /// Why it stopped, if it failed. What `tally` counts is done, the rest is where it was.
+    /// The error that stopped the replay. The steps in `tally` are done; the other dead letters are unchanged.
     pub trouble: Option<DeskError>,
 }
 
-/// Carries a plan out, at most `rate` messages a second, until the stop; says after each step what was done.
+/// Carries a plan out, at most `rate` messages per second, until the cancellation. `progress` gets the numbers after
+/// each step.
 pub async fn run(
     queue: &Queue,
     filter: &Filter,
@@ -292,7 +298,7 @@ async fn one_siding<P: FnMut(Tally)>(
         }
         left -= 1;
     }
-    // Somebody else took what these were waiting for.
+    // Another operator removed the messages that these waited for.
     for late in lineup.rest() {
         resend.take(late).await?;
     }
@@ -387,7 +393,7 @@ mod tests {
         assert_eq!(planned(vec![message.clone()], &named), [Fate::Replay]);
         let both = vec![of(Kind::HandoffStart, start, 1), message];
         assert_eq!(planned(both, &Filter::default()), [Fate::Replay, Fate::Replay]);
-        // What the bot side has not heard of an ended chat is still news to it.
+        // The bot side has not been notified of the ended chat, so the notice is still useful.
         let ended = of(Kind::CallbackEnded, MessageId::fresh(), 3);
         assert_eq!(planned(vec![ended], &Filter::default()), [Fate::Replay]);
     }

@@ -1,8 +1,11 @@
-//! Publishing dead letters again: many lanes at once, each of them one message after another.
+//! The replayer: publishes dead letters again, many lanes concurrently, and the messages of each lane one after
+//! another.
 //!
-//! Guarantees: of a lane the next is published only when the one before is confirmed and out of the siding; after a failure
-//! or a stop nothing more is published, and what was under way is seen through, so that what was counted is what was done; a bounded
-//! number of bodies in memory. Leaves to others: which ones, and in which order (`replay.rs`).
+//! Guarantees: the next message of a lane is published only after the previous one is confirmed and its dead letter
+//! removed. After a failure or a cancellation nothing more is published, and calls in flight are completed, so the
+//! numbers match the work done. The number of bodies in memory is bounded.
+//!
+//! Not responsible for: the choice and the order of the messages (`replay.rs`).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -17,10 +20,10 @@ use crate::message::{LaneKey, Message};
 use crate::queue::{Held, Queue, QueueError};
 use crate::tasks::Stop;
 
-/// Dead letters in hand at once: enough to share the broker's confirms, few enough to keep in memory.
+/// The most dead letters in memory: enough to batch the broker's confirms, few enough for the memory.
 const IN_HAND: usize = 128;
 
-/// What is in hand; see the head of this file.
+/// The dead letters in memory and the calls in flight.
 pub(super) struct Resend<'a, P> {
     queue: &'a Queue,
     stop: &'a Stop,
@@ -28,7 +31,7 @@ pub(super) struct Resend<'a, P> {
     replayed: &'a mut Replayed,
     progress: &'a mut P,
     in_hand: usize,
-    /// The lanes that have one in hand, and what came behind it.
+    /// The lanes with a dead letter in memory, and the later dead letters of each lane.
     lanes: HashMap<LaneKey, VecDeque<Held>>,
     ready: VecDeque<Held>,
     under_way: FuturesUnordered<BoxFuture<'a, Result<(LaneKey, Republished), QueueError>>>,
@@ -46,12 +49,12 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
         Self { queue, stop, pace, replayed, progress, in_hand: 0, lanes, ready, under_way }
     }
 
-    /// Whether nothing more is to be published.
+    /// Whether nothing more may be published.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.asked()
     }
 
-    /// Only takes it out of the siding.
+    /// Only removes the dead letter.
     pub(super) async fn clear(&mut self, held: Held) -> Result<(), QueueError> {
         held.remove().await?;
         self.replayed.tally.cleared += 1;
@@ -59,7 +62,7 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
         Ok(())
     }
 
-    /// The next of its lane. Waits while there are many in hand.
+    /// Adds the next dead letter of its lane. Waits while the memory limit is reached.
     pub(super) async fn take(&mut self, held: Held) -> Result<(), QueueError> {
         self.in_hand += 1;
         match self.lanes.get_mut(&held.dead.message.lane) {
@@ -75,7 +78,7 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
         Ok(())
     }
 
-    /// Publishes all that is in hand.
+    /// Publishes all dead letters in memory.
     pub(super) async fn finish(&mut self) -> Result<(), QueueError> {
         while self.in_hand > 0 && !self.is_stopped() {
             self.step().await?;
@@ -83,7 +86,7 @@ impl<'a, P: FnMut(Tally)> Resend<'a, P> {
         Ok(())
     }
 
-    /// Waits for what is under way and leaves the rest in the siding.
+    /// Waits for the calls in flight, and leaves the other dead letters unchanged.
     pub(super) async fn give_up(mut self) {
         while let Some(landed) = self.under_way.next().await {
             if let Ok((_, message)) = landed {
@@ -134,7 +137,7 @@ async fn send(queue: &Queue, held: Held) -> Result<(LaneKey, Republished), Queue
     Ok((message.lane, republished))
 }
 
-/// The same message, accepted anew: its deadline begins again, its story is left behind.
+/// The same message, accepted anew: its deadline starts again, and its history is dropped.
 fn again(message: &Message) -> Message {
     Message {
         accepted_at: crate::clock::now(),
