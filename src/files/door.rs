@@ -1,8 +1,10 @@
-//! `GET /v1/files/{token}`: streams one file from ServiceNow or from XO.
+//! The route `GET /v1/files/{token}`: streams one file from ServiceNow or from XO.
 //!
-//! Guarantees: every answer to a token that is not ours is the same; a file is always saved, never shown as a page of this address
-//! (`Content-Disposition: attachment`, `nosniff`, and a content type that follows from the name); a file beyond the limit breaks
-//! off; neither a credential nor a platform's words reach the caller. Not responsible for: making links (`link.rs`).
+//! Guarantees: every token that is not ours gets the same answer. A browser saves a file and never shows it as a page
+//! of this origin (`Content-Disposition: attachment`, `nosniff`, and a content type derived from the name). A file that
+//! exceeds the limit is cut off. Neither a credential nor a platform's words reach the caller.
+//!
+//! Not responsible for: creating links (`link.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,19 +27,19 @@ use crate::message::safe_file_name;
 use crate::platform::servicenow::StoredFile;
 use crate::platform::{AnswerKind, CallError, Content, ServiceNow, Xo};
 
-/// Files that are passed on at once: each holds a connection at both ends.
+/// The most files that are streamed at the same time. Each file holds a connection on both sides.
 const AT_ONCE: usize = 32;
-/// How long one file may take: a phone is slow.
+/// The time limit of one file, long enough for a slow phone.
 const TRANSFER: Duration = Duration::from_secs(300);
 
-/// What the door needs.
+/// The clients and settings of the route.
 #[derive(Debug)]
 pub struct FileDoor {
-    /// Reads tokens.
+    /// Verifies tokens.
     pub links: FileLinks,
-    /// Where agents' files are.
+    /// The client for agents' files.
     pub servicenow: Option<ServiceNow>,
-    /// Where users' files are.
+    /// The client for users' files.
     pub xo: Xo,
     /// `files.max_size`, in bytes.
     pub max_size: u64,
@@ -48,7 +50,7 @@ struct Shared {
     places: Arc<Semaphore>,
 }
 
-/// Why there is no file.
+/// The reason why no file is returned.
 enum NoFile {
     Forged,
     Expired,
@@ -117,7 +119,7 @@ impl From<CallError> for NoFile {
     }
 }
 
-/// The route of the door.
+/// The router with this route.
 pub fn router(door: FileDoor) -> Router {
     let shared = Shared { door, places: Arc::new(Semaphore::new(AT_ONCE)) };
     Router::new().route("/v1/files/{token}", get(answer)).with_state(Arc::new(shared))
@@ -128,7 +130,7 @@ async fn answer(State(shared): State<Arc<Shared>>, Path(token): Path<String>) ->
         Ok(response) => response,
         Err(none) => {
             let (status, reason, _) = none.facts();
-            tracing::info!(status = status.as_u16(), reason, "a file was not given");
+            tracing::info!(status = status.as_u16(), reason, "a file was not returned");
             none.into_response()
         }
     }
@@ -151,7 +153,7 @@ async fn serve(shared: &Shared, token: &str) -> Result<Response<Body>, NoFile> {
     }
     let length = content.length;
     let body = content.limited(door.max_size).into_stream().map(move |piece| {
-        // The place is given back when the last piece is gone.
+        // The permit is released after the last chunk.
         let _held = &place;
         piece
     });
@@ -165,19 +167,19 @@ async fn serve(shared: &Shared, token: &str) -> Result<Response<Body>, NoFile> {
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, length.into());
     }
-    tracing::info!(conversation = %file.conversation, "a file is given");
+    tracing::info!(conversation = %file.conversation, "a file is being returned");
     Ok(response)
 }
 
 async fn stored(door: &FileDoor, file: StoredFile<'_>) -> Result<Content, NoFile> {
     let servicenow = door.servicenow.as_ref().ok_or(NoFile::Away)?;
     let content = servicenow.download(file, TRANSFER).await?;
-    // An instance that hibernates answers 200 with a page; a page that an agent attached has a length and a name of its own.
+    // A hibernating instance answers 200 with a page. A page that an agent attached has a length.
     let page = content.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
     if page && content.length.is_none() { Err(NoFile::Away) } else { Ok(content) }
 }
 
-/// RFC 6266: a plain name for old clients, the true one beside it.
+/// The `Content-Disposition` of RFC 6266: an ASCII name for old clients, and the full name.
 fn disposition(name: &str) -> HeaderValue {
     let name = safe_file_name(name);
     let plain: String = name

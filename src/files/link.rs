@@ -1,8 +1,9 @@
-//! The link to one file: what it names, signed with HMAC-SHA256.
+//! The link to one file: a token that names the file and is signed with HMAC-SHA256.
 //!
-//! Guarantees: the same file of the same message always has the same link, so that a repeated message is recognised; a link that
-//! was changed, or was signed with another secret, opens nothing; signatures are compared in constant time.
-//! Not responsible for: fetching (`door.rs`).
+//! Guarantees: the same file of the same message always has the same link, so a repeated message is recognised. A link
+//! that was changed, or was signed with another secret, is refused. Signatures are compared in constant time.
+//!
+//! Not responsible for: fetching the file (`door.rs`).
 
 use std::time::Duration;
 
@@ -17,26 +18,26 @@ use url::Url;
 
 use crate::message::ConversationId;
 
-/// A longer link does not survive every chat window.
+/// The longest token, in bytes. Some chat windows break longer links.
 const TOKEN_BYTES_MAX: usize = 4096;
-/// What a secret is derived for, if it is none of its own.
+/// The purpose that a derived secret is bound to.
 const PURPOSE: &str = "causeway files v1";
 
-/// Where a file is.
+/// The location of a file.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// A `sys_attachment` at ServiceNow.
     #[serde(rename = "a")]
     Attachment(String),
-    /// A file of a Virtual Agent chat, by the token of its address.
+    /// A file of a Virtual Agent chat, by the token in its address.
     #[serde(rename = "m")]
     Media(String),
-    /// A file at XO: the bot and the address.
+    /// A file at XO: the bot id and the address.
     #[serde(rename = "x")]
     Xo(String, String),
 }
 
-/// An address can be a secret.
+/// The address is omitted, because it can be a secret.
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -47,16 +48,16 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// What a link names.
+/// The content of a link.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkedFile {
-    /// Whose conversation it belongs to.
+    /// The conversation that the file belongs to.
     #[serde(rename = "c")]
     pub conversation: ConversationId,
-    /// Where it is.
+    /// The location of the file.
     #[serde(rename = "s")]
     pub source: Source,
-    /// What a browser saves it as.
+    /// The name under which a browser saves the file.
     #[serde(rename = "n")]
     pub name: String,
 }
@@ -71,21 +72,21 @@ impl std::fmt::Debug for LinkedFile {
 struct Signed {
     #[serde(flatten)]
     file: LinkedFile,
-    /// Unix time at which the link ends.
+    /// The Unix time at which the link expires.
     #[serde(rename = "e")]
     ends: i64,
 }
 
-/// Why a link opens nothing.
+/// The reason why a link is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkProblem {
-    /// Not signed by us.
+    /// The signature is not ours.
     Forged,
-    /// Its time is over.
+    /// The link has expired.
     Expired,
 }
 
-/// Makes and reads links.
+/// Creates and verifies links.
 #[derive(Clone)]
 pub struct FileLinks {
     public_url: Option<Url>,
@@ -100,22 +101,24 @@ impl std::fmt::Debug for FileLinks {
 }
 
 impl FileLinks {
-    /// `public_url`: where users and ServiceNow reach the door; without it no link is made.
+    /// Creates the signer. `public_url`: the address at which users and ServiceNow reach the route. Without an address
+    /// no link is created.
     pub const fn new(public_url: Option<Url>, secret: SecretString, expires: Duration) -> Self {
         Self { public_url, secret, expires }
     }
 
-    /// A secret that follows from another one, so that worker and door share it without a setting.
+    /// A secret derived from another secret, so that the worker and the route share it without a setting.
     pub fn derived_secret(from: &SecretString) -> SecretString {
         SecretString::from(BASE64.encode(mac(from, PURPOSE)))
     }
 
-    /// Whether links are made at all.
+    /// Whether links are created.
     pub const fn are_made(&self) -> bool {
         self.public_url.is_some()
     }
 
-    /// The link to a file that was told of at this time; `None` if there is no public address, or the link would be too long.
+    /// The link to a file of a message that was accepted at `at`; `None` if there is no public address, or the link
+    /// would be too long.
     pub fn link(&self, file: &LinkedFile, at: Timestamp) -> Option<String> {
         let base = self.public_url.as_ref()?.as_str().trim_end_matches('/');
         let token = self.token(file, at)?;
@@ -130,7 +133,7 @@ impl FileLinks {
         (token.len() <= TOKEN_BYTES_MAX).then_some(token)
     }
 
-    /// What a token names.
+    /// The file that a token names.
     pub fn open(&self, token: &str, now: Timestamp) -> Result<LinkedFile, LinkProblem> {
         let (body, given) = token.split_once('.').ok_or(LinkProblem::Forged)?;
         let given = BASE64.decode(given).map_err(|_| LinkProblem::Forged)?;
@@ -146,7 +149,7 @@ impl FileLinks {
 fn mac(secret: &SecretString, text: &str) -> Vec<u8> {
     match Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) {
         Ok(mac) => mac.chain_update(text).finalize().into_bytes().to_vec(),
-        // HMAC takes keys of every length.
+        // HMAC accepts keys of every length.
         Err(_) => Vec::new(),
     }
 }

@@ -1,7 +1,10 @@
-//! Files: links that open one attachment of one conversation, and the door behind them (`GET /v1/files/{token}`).
+//! Files: signed links that open one attachment of one conversation, and the route behind the links (`GET
+//! /v1/files/{token}`).
 //!
-//! Guarantees: a link names its file and its conversation and is signed, so that nobody can choose another file; a link expires; a
-//! file is passed on piece by piece and never stored. Not responsible for: which files are told of, and to whom (`delivery/`).
+//! Guarantees: a link names its file and its conversation and is signed, so a caller cannot choose another file. A link
+//! expires. A file is streamed and never stored.
+//!
+//! Not responsible for: which files are relayed, and the receivers (`delivery/`).
 
 mod door;
 mod link;
@@ -9,7 +12,7 @@ mod link;
 pub use door::{FileDoor, router};
 pub use link::{FileLinks, LinkProblem, LinkedFile, Source};
 
-/// The content type that a name promises; a browser would run none of them.
+/// The content type for the extension of a name. A browser executes none of these types.
 pub fn content_type_of(name: &str) -> &'static str {
     const KNOWN: &[(&str, &str)] = &[
         ("png", "image/png"),
