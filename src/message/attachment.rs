@@ -1,20 +1,22 @@
-//! How XO writes a file: the shapes that public BotKit adapters read, and the name that an agent sees.
+//! Parses the file formats of XO: the shapes that public BotKit adapters read, and the name that an agent sees.
 //!
-//! Guarantees: a name has neither path nor control characters. Not responsible for: whether an address may be called
-//! ([`super::AllowedHosts`]), fetching a file (`platform/xo`). Source: FACTS.md XO-17 and XO-30.
+//! Guarantees: a name has neither a path nor control characters.
+//!
+//! Not responsible for: whether an address may be called ([`super::AllowedHosts`]), fetching a file (`platform/xo`).
+//! The formats are described in `src/platform/xo/FACTS.md`.
 
 use serde_json::Value;
 
 use super::handoff::Attachment;
 
-/// The longest name, in characters: ServiceNow's own column holds 100, file systems 255 bytes.
+/// The longest name, in characters: ServiceNow's column holds 100 characters, file systems 255 bytes.
 const NAME_CHARS_MAX: usize = 100;
-/// What a file is called that has no name.
+/// The name of a file without a name.
 const NAMELESS: &str = "file";
 
 impl Attachment {
-    /// Reads `{fileName, fileUrl}`, `{fileName, url: {fileUrl}}` and `{fileName, url}`; `fileId` stands for a file of the webhook
-    /// channel, whose address nobody knows. `None` if the entry names neither an address nor a file.
+    /// Parses `{fileName, fileUrl}`, `{fileName, url: {fileUrl}}` and `{fileName, url}`. `fileId` names a file of the
+    /// webhook channel, whose address is unknown. `None` if the entry names neither an address nor a file.
     pub fn of_xo(entry: &Value) -> Option<Self> {
         let text =
             |value: &Value| value.as_str().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -34,13 +36,13 @@ impl Attachment {
         })
     }
 
-    /// The name as an agent and a browser may see it.
+    /// The name in a form that is safe for an agent and a browser.
     pub fn safe_name(&self) -> String {
         safe_file_name(self.name.as_deref().unwrap_or_else(|| last_segment(&self.url)))
     }
 }
 
-/// The last part of an address's path, without its query.
+/// The last segment of an address's path, without the query.
 fn last_segment(url: &str) -> &str {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let path =
@@ -48,11 +50,11 @@ fn last_segment(url: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
 
-/// The file's own name: no folders, no control characters, not hidden, not endless.
+/// The base name of a file: no folders, no control characters, no leading dot, limited length.
 pub fn safe_file_name(name: &str) -> String {
     let own =
         name.rsplit(['/', '\\']).find(|part| !part.trim_matches(['.', ' ']).is_empty()).unwrap_or_default();
-    // Marks that turn the direction of writing make `gpj.exe` of `exe.jpg`.
+    // Characters that change the direction of writing display `exe.jpg` as `gpj.exe`.
     let is_plain = |letter: &char| {
         !letter.is_control()
             && !matches!(*letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -63,7 +65,7 @@ pub fn safe_file_name(name: &str) -> String {
     let short = if length <= NAME_CHARS_MAX {
         plain.to_owned()
     } else {
-        // The end says what kind of file it is.
+        // The extension is kept, because it shows the type of the file.
         let end: String = plain.rsplit_once('.').map(|(_, end)| format!(".{end}")).unwrap_or_default();
         let end = if end.chars().count() > 10 { String::new() } else { end };
         let head: String = plain.chars().take(NAME_CHARS_MAX - end.chars().count()).collect();
@@ -76,7 +78,8 @@ pub fn safe_file_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// FACTS.md XO-17: `{fileName, fileUrl}` or `{fileName, url:{fileUrl}}`; XO-18: `{url}` or `{fileName, fileType, fileId}`.
+    /// The formats are in `src/platform/xo/FACTS.md`: `{fileName, fileUrl}` or `{fileName, url:{fileUrl}}`; also
+    /// `{url}` or `{fileName, fileType, fileId}`.
     #[test]
     fn every_shape_of_a_file_is_read() {
         let read =

@@ -1,26 +1,27 @@
-//! The lines of a conversation in bot mode.
+//! Defines the lanes of a conversation in bot mode.
 //!
-//! Everything toward the user (the bot's words, an agent's words, news) stands in the line of the conversation, so that the bot's
-//! last words arrive before an agent's first. The user's words to the bot stand in a line of their own: XO may answer that call only
-//! after the bot's answer was taken, and one line for both would then stand still.
-//! Not responsible for: what travels in the lines (`ingress/botkit/bot_mode.rs`).
+//! Everything toward the user (the bot's messages, an agent's messages, notices) is in the lane of the conversation, so
+//! the bot's last message arrives before an agent's first. The user's messages to the bot have a lane of their own: XO
+//! may answer that call only after it has received the bot's answer, so a shared lane would block itself.
+//!
+//! Not responsible for: the messages in the lanes (`ingress/botkit/bot_mode.rs`).
 
 use super::{ConversationId, Kind, LaneKey, MessageId};
 
-/// What the line of a user's words to the bot begins with.
+/// The prefix of the lane of a user's messages to the bot.
 const TO_BOT: &str = "to-bot:";
 
-/// The line of a message of this kind.
+/// The lane of a message of this kind.
 pub fn lane(kind: Kind, conversation: &ConversationId) -> LaneKey {
     if kind != Kind::BotUserMessage && kind != Kind::BotClientEvent {
         return LaneKey::from(conversation);
     }
     let named = format!("{TO_BOT}{conversation}");
-    // A name of almost the longest length has no room for more.
+    // A conversation id of nearly the longest length leaves no room for the prefix.
     LaneKey::parse(&named).unwrap_or_else(|_| LaneKey::alone(MessageId::derived("to-bot", &named)))
 }
 
-/// The conversation whose line this is.
+/// The conversation that a lane belongs to.
 pub fn conversation_of(lane: &LaneKey) -> &str {
     lane.as_str().strip_prefix(TO_BOT).unwrap_or(lane.as_str())
 }

@@ -1,9 +1,12 @@
-//! What the human side tells the bot side: the bodies of the messages to XO.
+//! Defines the bodies of messages from the human side to the bot side.
 //!
-//! A `callback.message` carries what ServiceNow posted, untouched; [`Callback`] is a reading of it.
-//! Everything else to XO is a [`Notice`] that Causeway wrote itself.
-//! Guarantees: `Debug` shows no chat text. Leaves to others: repairing broken JSON (`ingress/servicenow.rs`).
-//! Source of the field names: Kore's Business Rule for `live_message`, "Tokyo and lower" page, step 8-10.
+//! A `callback.message` carries the unchanged JSON of ServiceNow; [`Callback`] is the part that Causeway reads. All
+//! other messages to the bot side are a [`Notice`] of Causeway.
+//!
+//! Guarantees: `Debug` shows no chat text.
+//!
+//! Not responsible for: repairing broken JSON (`ingress/servicenow.rs`). The field names come from Kore's Business Rule
+//! for `live_message`, page "Tokyo and lower", steps 8 to 10.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,38 +16,40 @@ use url::Url;
 use super::rich_text::message_text;
 use super::{ConversationId, Kind, MessageId, named};
 
-/// The client variables by which a Virtual Agent chat that Causeway opened names itself: ServiceNow echoes them unchanged.
+/// The client variable with the conversation id of a Virtual Agent chat that Causeway opened. ServiceNow echoes the
+/// variable unchanged.
 pub const CONVERSATION_VARIABLE: &str = "causeway_conversation_id";
-/// The same for the chat's own name, which is the lane of everything that is told of it.
+/// The client variable with the name of the chat, which is the lane of all messages about the chat.
 pub const GROUP_VARIABLE: &str = "causeway_group";
 
-/// Connect Support's `live_message` callback, as far as Causeway reads it.
+/// The fields of Connect Support's `live_message` callback that Causeway reads.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Callback {
-    /// sys_id of the `live_group_profile`: the conversation as ServiceNow names it.
+    /// The sys_id of the `live_group_profile`: ServiceNow's id of the conversation.
     pub group: String,
-    /// The text, with `escapeForHomePage`'s `%3c`, `%3e` still in it.
+    /// The text, which may contain `%3c` and `%3e` from `escapeForHomePage`.
     #[serde(default)]
     pub formatted_message: Option<String>,
-    /// User name of the writer; `system` for system messages.
+    /// The user name of the author; `system` for system messages.
     #[serde(default)]
     pub sys_created_by: Option<String>,
-    /// sys_id of the `live_message` row: the name of the event.
+    /// The sys_id of the `live_message` row: the id of the event.
     #[serde(default)]
     pub sys_id: Option<String>,
-    /// sys_id of the message of the same group that came before it, empty for the first: only our own rule says it.
+    /// The sys_id of the previous message of the same group, empty for the first message. Only our own rule sends this
+    /// field.
     #[serde(default)]
     pub previous: Option<String>,
-    /// Causeway read it back itself, where a callback was lost.
+    /// Whether gap repair read the message back.
     #[serde(default)]
     pub repaired: bool,
 }
 
 impl Callback {
-    /// The text as a person reads it; relative addresses in it are of the instance.
+    /// The text as a person reads it. Relative addresses are resolved against the instance.
     pub fn text(&self, instance: Option<&Url>) -> String {
         let text = self.formatted_message.as_deref().unwrap_or_default();
-        // Only the stock rule writes these; what was read back did not go through it.
+        // Only the stock rule writes these escapes. A message that was read back has none.
         if self.repaired {
             return message_text(text, instance);
         }
@@ -53,9 +58,9 @@ impl Callback {
     }
 }
 
-/// Whether a row of `live_message` is for agents only, by one of its true/false fields. A field counts as true unless it is
-/// clearly false: a rule writes what `getValue` gives it (`"1"`, `"0"`, null), another one what it likes (FACTS.md SN-8).
-/// JavaScript writes an absent value as `null` or `undefined`.
+/// Whether a true/false field says that a row of `live_message` is for agents only. A field counts as true unless it is
+/// clearly false, because rules write different values: our rule writes the result of `getValue` (`"1"`, `"0"`, null;
+/// `src/platform/servicenow/FACTS.md`). JavaScript writes an absent value as `null` or `undefined`.
 pub(crate) fn is_set(field: Option<&Value>) -> bool {
     match field {
         None | Some(Value::Null) => false,
@@ -65,7 +70,7 @@ pub(crate) fn is_set(field: Option<&Value>) -> bool {
             let text = text.trim();
             !["", "0", "false", "null", "undefined"].iter().any(|word| text.eq_ignore_ascii_case(word))
         }
-        // A field of the Table API is an object with its value.
+        // A field of the Table API is an object with a value.
         Some(Value::Object(object)) if object.contains_key("value") => is_set(object.get("value")),
         Some(Value::Object(_) | Value::Array(_)) => true,
     }
@@ -81,7 +86,7 @@ impl std::fmt::Debug for Callback {
 }
 
 named! {
-    /// What a `callback.event` is about.
+    /// The event of a `callback.event`.
     NoticeEvent {
         /// An agent accepted the chat.
         Joined = "joined",
@@ -94,38 +99,37 @@ named! {
     }
 }
 
-/// What Causeway itself has to say about a conversation: the body of `callback.event`, `callback.ended` and
-/// `handoff.failed`.
+/// A notice of Causeway about a conversation: the body of `callback.event`, `callback.ended` and `handoff.failed`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// The conversation that it belongs to.
+    /// The conversation that the notice belongs to.
     pub conversation_id: ConversationId,
-    /// ServiceNow's name for it, once there is one.
+    /// ServiceNow's id of the chat, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// For `callback.event`: what happened.
+    /// The event, for `callback.event`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<NoticeEvent>,
-    /// The agent's name or sys_id, where known.
+    /// The agent's name or sys_id, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// Position in the queue.
+    /// The position in the queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<u32>,
-    /// ServiceNow's words for the wait, such as `2 Minutes`.
+    /// ServiceNow's text for the wait, such as `2 Minutes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<String>,
-    /// Why it ended or failed: one word such as `agent`, `user`, `no_agent`, `expired`.
+    /// The reason of the end or failure: one word such as `agent`, `user`, `no_agent`, `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What ServiceNow said to that, for the user.
+    /// ServiceNow's text for the user about the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl Notice {
-    /// The id of the message that carries it: the same notice always has the same one, so that telling it again is
-    /// harmless. `instance` tells apart what may happen twice in one chat (a new position in the queue).
+    /// The id of the message that carries the notice. The same notice always has the same id, so a repeat is harmless.
+    /// `instance` distinguishes notices that may occur twice in one chat, for example a new position in the queue.
     pub fn id(&self, kind: Kind, instance: &str) -> MessageId {
         let group = self.group.as_deref().unwrap_or("");
         let event = self.event.map_or("", NoticeEvent::as_str);
@@ -133,7 +137,7 @@ impl Notice {
         MessageId::derived_from("notice", &[conversation, group, kind.as_str(), event, instance])
     }
 
-    /// A notice about a conversation, to be filled in.
+    /// A notice about a conversation, without further fields.
     pub const fn about(conversation_id: ConversationId) -> Self {
         Self {
             conversation_id,
@@ -154,7 +158,8 @@ mod tests {
 
     use super::*;
 
-    /// FACTS.md SN-8: `getValue` returns a true/false field as `"1"` or `"0"`, and null if the field does not exist.
+    /// The values are in `src/platform/servicenow/FACTS.md`: `getValue` returns a true/false field as `"1"` or `"0"`,
+    /// and null if the field does not exist.
     #[test]
     fn what_is_not_clearly_false_is_internal() {
         for open in [

@@ -1,39 +1,41 @@
-//! A message that could not be delivered, with the story of its attempts.
+//! A message that could not be delivered, with the history of its attempts.
 //!
-//! Guarantees: the story names times, statuses and errors, never the chat's text.
-//! Leaves to others: where it waits (`queue/`), how it comes back (`dead/`).
+//! Guarantees: the history contains times, statuses and errors. The platform's words, which may repeat the chat's text,
+//! are kept in a field that neither `Debug` nor a log shows.
+//!
+//! Not responsible for: storage (`queue/`), replay (`dead/`).
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{DeadReason, Message, PlatformWords};
 
-/// How many attempts a story keeps: the first few and the newest, so that a long outage stays readable.
+/// The first and the newest attempts that a history keeps, so that the history of a long outage stays readable.
 const KEPT_FIRST: usize = 5;
 const KEPT_LAST: usize = 20;
 
-/// One attempt, as a person reads it later.
+/// One attempt in the history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord {
-    /// When it began.
+    /// When the attempt started.
     pub at: Timestamp,
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status, if there was an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// [`super::Outcome::as_str`].
     pub outcome: String,
-    /// What went wrong, without the chat's text and without the platform's words.
+    /// The error, without the chat's text and without the platform's words.
     pub error: String,
-    /// The platform's words. They can repeat the chat's text: shown only with it.
+    /// The platform's words, which can repeat the chat's text. They are shown only together with the text.
     #[serde(default, rename = "platform_words", skip_serializing_if = "PlatformWords::is_empty")]
     pub said: PlatformWords,
 }
 
-/// Every attempt of one message; the middle of a very long story is only counted.
+/// The attempts of one message. The middle of a long history is only counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Story {
     attempts: Vec<AttemptRecord>,
-    /// How many attempts were left out between the first and the newest.
+    /// The number of attempts between the first and the newest that were not kept.
     #[serde(default)]
     left_out: u32,
 }
@@ -48,39 +50,39 @@ impl Story {
         }
     }
 
-    /// The attempts kept, oldest first.
+    /// The attempts that were kept, oldest first.
     pub fn attempts(&self) -> &[AttemptRecord] {
         &self.attempts
     }
 
-    /// How many attempts were made.
+    /// The number of attempts.
     pub fn count(&self) -> u32 {
         u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(self.left_out)
     }
 
-    /// How many attempts between the first and the newest are only counted.
+    /// The number of attempts between the first and the newest that are only counted.
     pub const fn left_out(&self) -> u32 {
         self.left_out
     }
 }
 
-/// A message that reached its end without delivery. It waits for a replay.
+/// A message that ended without delivery and waits for a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The message as it was taken.
+    /// The message as it was accepted.
     pub message: Message,
-    /// Why it died.
+    /// The reason of the dead letter.
     pub reason: DeadReason,
-    /// One sentence for the person who finds it; never the chat's text.
+    /// One sentence for the operator, without the chat's text.
     pub detail: String,
-    /// When it died.
+    /// When the dead letter was written.
     pub died_at: Timestamp,
-    /// What was tried.
+    /// The history of the attempts.
     pub story: Story,
 }
 
 impl DeadLetter {
-    /// A message that dies now.
+    /// Creates a dead letter with the current time.
     pub fn new(message: Message, reason: DeadReason, detail: impl Into<String>, story: Story) -> Self {
         Self { message, reason, detail: detail.into(), died_at: crate::clock::now(), story }
     }

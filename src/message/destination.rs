@@ -1,8 +1,9 @@
-//! Where a message goes: a remote endpoint with one credential, which fails on its own.
+//! The destination of a message: a remote endpoint with one credential, which fails independently of the others.
 //!
-//! Guarantees: a destination is small, `Copy`, and has one text: its name in queues, metrics, settings and on the command line.
-//! [`BotSide`] answers from the settings alone which destination a conversation belongs to.
-//! Not responsible for: what is sent there (`delivery/`), how often and how fast (`delivery/gate.rs`).
+//! Guarantees: a destination is small, `Copy`, and has one text for queues, metrics, settings and the command line.
+//! [`BotSide`] finds the destination of a conversation from the settings alone.
+//!
+//! Not responsible for: the requests (`delivery/`), the limits (`delivery/gate.rs`).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,12 +15,13 @@ use super::ConversationId;
 
 /// The longest name of a bot, in bytes.
 const NAME_BYTES_MAX: usize = 64;
-/// Names are kept for the life of the process. A deployment has a handful; this bounds what a caller can add.
+/// The most names in a process. Names are never freed; a deployment has a few, and this limit bounds the names that a
+/// caller can add.
 const NAMES_MAX: usize = 4_096;
-/// What the text of a bot's destination begins with.
+/// The prefix of the text of a bot's destination.
 const BOT_PREFIX: &str = "bot:";
 
-/// Where a message goes.
+/// The destination of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
     /// `servicenow`: the human side.
@@ -30,8 +32,8 @@ pub enum Destination {
     Events,
     /// `bot:<name>`: the BotKit reply addresses of one bot.
     Bot(BotName),
-    /// `callbacks`: no remote endpoint, but the queue in which messages about a ServiceNow chat wait until a worker knows whose
-    /// chat it is. A worker then puts each one on the queue of its real destination, in order.
+    /// `callbacks`: not a remote endpoint, but the queue of messages about a ServiceNow chat whose conversation is
+    /// unknown. A worker finds the conversation and puts each message on the queue of its real destination, in order.
     Callbacks,
 }
 
@@ -49,7 +51,7 @@ impl BotName {
         interned(&format!("{BOT_PREFIX}{name}")).map(Self).ok_or("is one name too many for this process")
     }
 
-    /// The name alone.
+    /// The name without the prefix.
     pub fn as_str(self) -> &'static str {
         self.0.strip_prefix(BOT_PREFIX).unwrap_or(self.0)
     }
@@ -61,7 +63,8 @@ impl fmt::Debug for BotName {
     }
 }
 
-/// One copy of each text for the life of the process, so that a destination can be copied, compared and used as a label.
+/// Returns one copy of each text for the life of the process, so that a destination can be copied, compared and used as
+/// a label.
 fn interned(text: &str) -> Option<&'static str> {
     static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +80,7 @@ fn interned(text: &str) -> Option<&'static str> {
 }
 
 impl Destination {
-    /// Its text.
+    /// The text of the destination.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ServiceNow => "servicenow",
@@ -88,7 +91,7 @@ impl Destination {
         }
     }
 
-    /// Reads the text back.
+    /// Parses the text.
     pub fn parse(text: &str) -> Option<Self> {
         let fixed = [Self::ServiceNow, Self::Xo, Self::Events, Self::Callbacks];
         let known = fixed.into_iter().find(|destination| destination.as_str() == text);
@@ -115,23 +118,23 @@ impl<'de> Deserialize<'de> for Destination {
     }
 }
 
-/// The destinations that a deployment is configured for, each once. Cheap to clone.
+/// The configured destinations, each once. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destinations(Arc<[Destination]>);
 
 impl Destinations {
-    /// Each once, in a fixed order.
+    /// Sorts the destinations and removes duplicates.
     pub fn new(destinations: impl IntoIterator<Item = Destination>) -> Self {
         let sorted: BTreeSet<Destination> = destinations.into_iter().collect();
         Self(sorted.into_iter().collect())
     }
 
-    /// All of them.
+    /// All destinations.
     pub fn iter(&self) -> impl Iterator<Item = Destination> + '_ {
         self.0.iter().copied()
     }
 
-    /// Whether this one is configured.
+    /// Whether a destination is configured.
     pub fn contains(&self, destination: Destination) -> bool {
         self.0.contains(&destination)
     }
@@ -140,17 +143,18 @@ impl Destinations {
 /// A bot of the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownBot {
-    /// XO's id of the bot. Conversations of its users begin with this id and a colon.
+    /// XO's id of the bot. The ids of its users' conversations start with this id and a colon.
     pub bot_id: String,
-    /// Its name in the settings.
+    /// The name of the bot in the settings.
     pub name: BotName,
 }
 
-/// Which destination a conversation or a chat belongs to. Both roles answer this from settings that both of them have.
+/// Finds the destination of a conversation or a chat. The ingress and the worker have the same settings, so both get
+/// the same result.
 #[derive(Debug, Clone, Default)]
 pub struct BotSide {
-    /// Causeway opens chats itself: an instance of ServiceNow, the handoff API or a bot is configured. Otherwise this is the
-    /// pure callback relay.
+    /// Whether Causeway opens chats itself: an instance of ServiceNow, the handoff API or a bot is configured.
+    /// Otherwise this is the pure callback relay.
     pub two_way: bool,
     /// The bots of the settings.
     pub bots: Vec<KnownBot>,
@@ -162,7 +166,7 @@ impl BotSide {
         self.bots.iter().find(|bot| bot.bot_id == bot_id).map(|bot| Destination::Bot(bot.name))
     }
 
-    /// The bot whose user's conversation this is.
+    /// The destination of the bot whose user this conversation belongs to.
     pub fn bot_of(&self, conversation: &ConversationId) -> Option<Destination> {
         let begins_with = |bot: &&KnownBot| {
             conversation.as_str().strip_prefix(bot.bot_id.as_str()).is_some_and(|rest| rest.starts_with(':'))
@@ -170,13 +174,14 @@ impl BotSide {
         self.bots.iter().find(begins_with).map(|bot| Destination::Bot(bot.name))
     }
 
-    /// Where messages to the bot side of this conversation go: to its bot, or to the events URL if it began over the API.
+    /// The destination of messages to the bot side of this conversation: its bot, or the events URL for a conversation
+    /// of the API.
     pub fn of_conversation(&self, conversation: &ConversationId) -> Destination {
         self.bot_of(conversation).unwrap_or(Destination::Events)
     }
 
-    /// Where messages enter the queue that only name a ServiceNow chat. In the callback relay there is only one place for them
-    /// to go. In a two-way relay only a worker knows which conversation a chat belongs to.
+    /// The destination of a message that only names a ServiceNow chat. The callback relay has only one such
+    /// destination. In a two-way relay, only a worker can find the conversation of the chat.
     pub const fn of_chat(&self) -> Destination {
         if self.two_way { Destination::Callbacks } else { Destination::Xo }
     }

@@ -1,9 +1,11 @@
-//! What tells two requests apart that claim to be the same one.
+//! Distinguishes two requests that have the same key.
 //!
-//! A caller of the handoff API may choose a key for a request. The id of the message follows from the conversation and that key,
-//! so the same request can be posted again without harm. The digest shows that it is the same request indeed.
-//! Guarantees: the same request has the same digest in every process, also if its JSON is written in another order.
-//! Not responsible for: comparing (`ingress/idempotency.rs`, `worker/flight.rs`).
+//! A caller of the handoff API may choose a key for a request. The id of the message follows from the conversation and
+//! the key, so a request can be posted again without harm. The digest shows whether the two requests are really equal.
+//!
+//! Guarantees: the same request has the same digest in every process, also if its JSON has another order of fields.
+//!
+//! Not responsible for: comparing digests (`ingress/idempotency.rs`, `worker/flight.rs`).
 
 use std::fmt;
 
@@ -14,14 +16,14 @@ use sha2::{Digest, Sha256};
 pub struct PayloadDigest(u128);
 
 impl PayloadDigest {
-    /// The digest of a body as it travels, which Causeway wrote itself.
+    /// The digest of a body that Causeway serialized.
     pub fn of(body: &[u8]) -> Self {
         let mut first = [0; 16];
         first.copy_from_slice(&Sha256::digest(body)[..16]);
         Self(u128::from_be_bytes(first))
     }
 
-    /// Reads a digest as [`fmt::Display`] writes it.
+    /// Parses a digest in the form of [`fmt::Display`].
     pub fn parse(text: &str) -> Option<Self> {
         let is_hexadecimal = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_hexadecimal.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self)

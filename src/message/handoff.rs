@@ -1,7 +1,8 @@
-//! What the bot side asks of the human side: the body of every `handoff.*` message to ServiceNow.
+//! Defines the bodies of requests from the bot side to the human side: every `handoff.*` message to ServiceNow.
 //!
-//! Guarantees: the same shape on the public API and on the queue, so that a stored message of an older version
-//! still reads. Leaves to others: the checks of a caller's input (`ingress/handoffs.rs`).
+//! Guarantees: the public API and the queue use the same JSON, and a stored message of an older version can be read.
+//!
+//! Not responsible for: validating a caller's input (`ingress/handoffs.rs`).
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use super::{ConversationId, Kind, ReplyHandle};
 pub enum Handoff {
     /// Opens a chat.
     Start(Start),
-    /// The user wrote something.
+    /// A message of the user.
     Message(Text),
     /// The user is typing.
     Typing(Typing),
@@ -23,40 +24,40 @@ pub enum Handoff {
     End(End),
 }
 
-/// Opens a chat with a human.
+/// Opens a chat with an agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
-    /// The caller's name for the conversation.
+    /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
-    /// ServiceNow's Queue ID; the configured one where absent.
+    /// ServiceNow's Queue ID; the configured one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_id: Option<String>,
-    /// The first words for the agent.
+    /// The first message for the agent.
     pub message: String,
-    /// Who asks.
+    /// The user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
-    /// What was said before.
+    /// The messages before the handoff.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transcript: Vec<Line>,
     /// Free strings of the caller.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Where XO takes answers, for conversations of its BotKit protocol.
+    /// The reply handle, for conversations of XO's BotKit protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Box<ReplyHandle>>,
 }
 
-/// Who asks for a human.
+/// The user who asks for an agent.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// The caller's name for the user.
+    /// The caller's id of the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// As the agent should see it.
+    /// The name that the agent sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// For account linking where the platform does that.
+    /// The address for account linking, if the platform supports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
     /// A language tag such as `ko`.
@@ -67,27 +68,27 @@ pub struct User {
 /// One line of the transcript.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// `user` or `bot`, or what the caller says.
+    /// `user` or `bot`, or another word of the caller.
     pub from: String,
-    /// What was said.
+    /// The text of the line.
     pub text: String,
-    /// When, RFC 3339.
+    /// The time, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
 }
 
-/// Something the user wrote.
+/// A message of the user.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
-    /// The caller's name for the conversation.
+    /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
-    /// The text; may be empty where there are attachments.
+    /// The text; may be empty if there are attachments.
     #[serde(default)]
     pub message: String,
-    /// Files that came with it.
+    /// The files of the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
-    /// Where XO takes answers, for conversations of its BotKit protocol.
+    /// The reply handle, for conversations of XO's BotKit protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Box<ReplyHandle>>,
 }
@@ -95,13 +96,13 @@ pub struct Text {
 /// A file, by its address.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Where it can be fetched; empty if nobody said where.
+    /// The address of the file; empty if unknown.
     #[serde(default)]
     pub url: String,
-    /// What to call it.
+    /// The name of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Its media type.
+    /// The media type of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
 }
@@ -109,9 +110,9 @@ pub struct Attachment {
 /// The user is typing, or has stopped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Typing {
-    /// The caller's name for the conversation.
+    /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
-    /// Not any more: the user only looks on.
+    /// Whether the user has stopped typing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
 }
@@ -119,18 +120,18 @@ pub struct Typing {
 /// The user left.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// The caller's name for the conversation.
+    /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
-    /// Why, in the caller's words.
+    /// The reason, in the caller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Where XO takes answers, for conversations of its BotKit protocol.
+    /// The reply handle, for conversations of XO's BotKit protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Box<ReplyHandle>>,
 }
 
 impl Handoff {
-    /// The conversation that it belongs to.
+    /// The conversation of the request.
     pub const fn conversation(&self) -> &ConversationId {
         match self {
             Self::Start(start) => &start.conversation_id,
@@ -140,7 +141,7 @@ impl Handoff {
         }
     }
 
-    /// The kind of message that carries it.
+    /// The kind of the message that carries the request.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Start(_) => Kind::HandoffStart,
@@ -151,7 +152,7 @@ impl Handoff {
     }
 }
 
-/// What people wrote stays out of every log: only the name of the type is shown.
+/// `Debug` shows only the name of the type, so that chat text never reaches a log.
 macro_rules! shown_by_name {
     ($($name:ident),+) => {
         $(impl std::fmt::Debug for $name {

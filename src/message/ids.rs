@@ -1,7 +1,8 @@
-//! The names of things that travel: each id has its own type and can only be parsed into existence.
+//! The ids of messages, conversations and lanes. Each id has its own type and can only be created by parsing.
 //!
-//! Guarantees: an id that exists is within its bounds and safe to put into a header, a log line or a URL query.
-//! Leaves to others: what an id refers to.
+//! Guarantees: an id is within its length limit, and is safe in a header, a log line or a URL query.
+//!
+//! Not responsible for: the meaning of an id.
 
 use std::fmt;
 
@@ -11,45 +12,46 @@ use uuid::Uuid;
 /// The longest conversation id or lane key, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
-/// Namespace of the ids that are derived from what a platform or a caller calls a message.
+/// The namespace of ids that are derived from a platform's or a caller's id.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f2a_3c1e_9d54_4b7a_8f60_1c5d_2e8b_7a90);
 
-/// Why a text is not an id.
+/// The reason why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdProblem {
-    /// Nothing was given.
+    /// The text is empty.
     #[error("must not be empty")]
     Empty,
-    /// Longer than [`ID_BYTES_MAX`].
+    /// The text is longer than [`ID_BYTES_MAX`].
     #[error("must be at most {ID_BYTES_MAX} bytes long, is {0}")]
     TooLong(usize),
-    /// Holds a control character.
+    /// The text contains a control character.
     #[error("must not hold control characters")]
     ControlCharacter,
-    /// Not a UUID.
+    /// The text is not a UUID.
     #[error("must be a UUID")]
     NotUuid,
 }
 
-/// Identifies one message for its whole life: the same event always has the same id.
+/// The id of one message for its whole life: the same event always has the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MessageId(Uuid);
 
 impl MessageId {
-    /// A new id, for what carries no name of its own. Sorts by time.
+    /// A new id, for a message without an id of its own. These ids sort by time.
     pub fn fresh() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// The id of an event that has one name: `source`, which holds no colon, keeps the name spaces of the callers apart
+    /// The id of an event with one name. `source` contains no colon and separates the namespaces of the callers
     /// (`servicenow:<sys_id>` for a callback).
     pub fn derived(source: &str, name: &str) -> Self {
         Self(Uuid::new_v5(&NAMESPACE, format!("{source}:{name}").as_bytes()))
     }
 
-    /// The id of an event that is named by several texts. Two different lists of texts never have the same id: each text is
-    /// written behind its length, and the first byte after the source tells this form from that of [`Self::derived`].
+    /// The id of an event that is named by several texts. Two different lists of texts never have the same id: the
+    /// length of each text is written before the text, and the byte after the source differs from the colon of
+    /// [`Self::derived`].
     pub fn derived_from(source: &str, parts: &[&str]) -> Self {
         let mut name =
             Vec::with_capacity(source.len() + parts.iter().map(|part| part.len() + 8).sum::<usize>() + 1);
@@ -62,12 +64,12 @@ impl MessageId {
         Self(Uuid::new_v5(&NAMESPACE, &name))
     }
 
-    /// The id of a handoff request that its caller gave a key: the same key in another conversation is another request.
+    /// The id of a handoff request with a key of its caller. The same key in another conversation is another request.
     pub fn of_key(conversation: &ConversationId, key: &str) -> Self {
         Self::derived_from("handoff", &[conversation.as_str(), key])
     }
 
-    /// Reads an id as [`fmt::Display`] writes it.
+    /// Parses an id in the form of [`fmt::Display`].
     pub fn parse(text: &str) -> Result<Self, IdProblem> {
         Uuid::parse_str(text).map(Self).map_err(|_| IdProblem::NotUuid)
     }
@@ -91,7 +93,7 @@ fn bounded(text: &str) -> Result<(), IdProblem> {
     }
 }
 
-/// One user's handoff, from request to end, as its caller named it.
+/// The id of one user's handoff, from request to end, as the caller chose it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct ConversationId(String);
@@ -102,7 +104,7 @@ impl ConversationId {
         bounded(text).map(|()| Self(text.to_owned()))
     }
 
-    /// The id as its caller wrote it.
+    /// The id as the caller wrote it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -121,10 +123,10 @@ impl fmt::Display for ConversationId {
     }
 }
 
-/// The strict line that a message stands in: one conversation's messages to one destination.
+/// The lane of a message: the strict order of one conversation's messages to one destination.
 ///
-/// Toward ServiceNow it is the conversation id; toward XO it is ServiceNow's `group` where one exists (the ingress
-/// of a callback knows nothing else), otherwise the conversation id.
+/// Toward ServiceNow the key is the conversation id. Toward XO the key is ServiceNow's `group` if there is one (the
+/// ingress of a callback knows nothing else), otherwise the conversation id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey(String);
 
@@ -134,12 +136,12 @@ impl LaneKey {
         bounded(text).map(|()| Self(text.to_owned()))
     }
 
-    /// The lane of a message that belongs to no known line: it stands alone.
+    /// The lane of a message without a known conversation: the message is alone in its lane.
     pub fn alone(id: MessageId) -> Self {
         Self(id.to_string())
     }
 
-    /// The key itself.
+    /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,9 +1,13 @@
-//! Foreign JSON with bounded memory.
+//! Parses JSON of other systems with bounded memory.
 //!
-//! A tree of JSON (`serde_json::Value`) can take a hundred times the room of its text: `{"":0},` is 7 bytes as text and some
-//! 700 as a tree. So a body that somebody else wrote is read field by field, and never into a tree of unknown size.
-//! Guarantees: [`bounded`] holds at most [`VALUES_MAX`] values; [`Skipped`] accepts what a tree would accept, and holds nothing.
-//! Not responsible for: which fields a body has.
+//! A tree of JSON (`serde_json::Value`) can take a hundred times the memory of its text: `{"":0},` is 7 bytes as text
+//! and about 700 bytes as a tree. A body from another system is therefore read field by field, and never into a tree of
+//! unknown size.
+//!
+//! Guarantees: [`bounded`] holds at most [`VALUES_MAX`] values. [`Skipped`] accepts the same JSON as a tree, and holds
+//! nothing.
+//!
+//! Not responsible for: the fields of a body.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,10 +15,11 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// No document that Causeway reads whole has a tenth of this. As a tree, so many values take at most 8 MiB beside their texts.
+/// The most values of a tree. No document that Causeway reads as a tree has a tenth of this number. A tree of this size
+/// takes at most 8 MiB, without its texts.
 pub const VALUES_MAX: usize = 20_000;
 
-/// Reads a small document whole; one with more than [`VALUES_MAX`] values is an error.
+/// Parses a small document as a tree. A document with more than [`VALUES_MAX`] values is an error.
 pub fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
     let left = Cell::new(VALUES_MAX);
     let mut deserializer = serde_json::Deserializer::from_slice(raw);
@@ -23,7 +28,7 @@ pub fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
-/// One value of a tree; all of them share one count.
+/// One value of a tree. All values share one counter.
 #[derive(Clone, Copy)]
 struct Tree<'a> {
     left: &'a Cell<usize>,
@@ -93,7 +98,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
 }
 
-/// A value that is checked as a tree would check it, the characters of its texts included, and is not kept.
+/// A value that is validated like a tree, including the characters of its texts, and is not kept.
 #[derive(Debug)]
 pub struct Skipped;
 

@@ -1,8 +1,10 @@
-//! What travels: a message, its kind and its destination. No I/O, no async.
+//! Defines a message on the queue, its kind and its destination. No I/O, no async.
 //!
-//! Guarantees: a [`Message`] always names its destination, its lane and the moment it was accepted; its body is
-//! carried as bytes, untouched, so that a callback reaches XO exactly as ServiceNow wrote it.
-//! Leaves to others: how it is stored (`queue/`), what its body means (`handoff`, `callback`), what became of it (`outcome`).
+//! Guarantees: a [`Message`] always has a destination, a lane and a time of acceptance. The body is carried as
+//! unchanged bytes, so a callback reaches XO exactly as ServiceNow wrote it.
+//!
+//! Not responsible for: storage (`queue/`), the content of a body (`handoff`, `callback`), the result of an attempt
+//! (`outcome`).
 
 mod attachment;
 pub mod bot_turn;
@@ -48,7 +50,7 @@ macro_rules! named {
                 match self { $(Self::$variant => $text),+ }
             }
 
-            /// Reads the name back.
+            /// Parses the name.
             pub fn parse(text: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.as_str() == text)
             }
@@ -64,27 +66,27 @@ macro_rules! named {
 pub(crate) use named;
 
 named! {
-    /// What a message is.
+    /// The kind of a message.
     Kind {
-        /// Opens a chat with a human.
+        /// Opens a chat with an agent.
         HandoffStart = "handoff.start",
-        /// Something the user wrote.
+        /// A message of the user.
         HandoffMessage = "handoff.message",
         /// The user is typing.
         HandoffTyping = "handoff.typing",
         /// The user left.
         HandoffEnd = "handoff.end",
-        /// Something ServiceNow posted.
+        /// A message that ServiceNow posted.
         CallbackMessage = "callback.message",
-        /// The agent joined, left, waits, types.
+        /// The agent joined, left or is typing, or the user waits.
         CallbackEvent = "callback.event",
         /// The chat is over on ServiceNow's side.
         CallbackEnded = "callback.ended",
-        /// No human will come: the bot takes over.
+        /// No agent comes, so the bot takes over.
         HandoffFailed = "handoff.failed",
-        /// Words of a user who is with the bot: XO waits until the bot hears them.
+        /// A message of a user to the bot. XO waits until the bot receives it.
         BotUserMessage = "bot.user_message",
-        /// Words of the bot: XO waits until its user hears them.
+        /// A message of the bot. XO waits until its user receives it.
         BotBotMessage = "bot.bot_message",
         /// An alert task of the bot fired.
         BotAlert = "bot.alert",
@@ -99,7 +101,7 @@ impl Kind {
         matches!(self, Self::HandoffStart | Self::HandoffMessage | Self::HandoffTyping | Self::HandoffEnd)
     }
 
-    /// Whether a user and a bot wait for it.
+    /// Whether a user and a bot wait for messages of this kind.
     pub const fn is_bot_turn(self) -> bool {
         matches!(self, Self::BotUserMessage | Self::BotBotMessage | Self::BotAlert | Self::BotClientEvent)
     }
@@ -109,7 +111,7 @@ impl Kind {
         self.is_for_servicenow() == (destination == Destination::ServiceNow)
     }
 
-    /// What an unreadable message of a destination counts as.
+    /// The kind that an unreadable message of a destination gets.
     pub const fn of_unreadable(destination: Destination) -> Self {
         match destination {
             Destination::ServiceNow => Self::HandoffMessage,
@@ -118,31 +120,32 @@ impl Kind {
     }
 }
 
-/// What travels on the queue.
+/// A message on the queue.
 ///
-/// Its `Debug` leaves the body out: chat text never reaches a log.
+/// `Debug` omits the body, so that chat text never reaches a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
-    /// The same event has the same id, however often it is posted.
+    /// The id: the same event has the same id, however often it is posted.
     pub id: MessageId,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
-    /// Where it goes.
+    /// The destination.
     pub destination: Destination,
-    /// The line that it stands in.
+    /// The lane.
     pub lane: LaneKey,
-    /// When the ingress (or a replay) took it: deadlines count from here. Millisecond precision.
+    /// When the ingress (or a replay) accepted the message. Deadlines count from this time. Millisecond precision.
     pub accepted_at: Timestamp,
-    /// How often it came back from the dead letters.
+    /// How often the message was replayed from the dead-letter queue.
     pub replays: u32,
-    /// Set if the caller chose what makes two requests the same message: another request under the same id is told by it.
+    /// The digest of the body, if the caller chose the key of the request. It distinguishes another request with the
+    /// same id.
     pub digest: Option<PayloadDigest>,
-    /// JSON, its shape told by `kind`.
+    /// JSON in the format of `kind`.
     pub body: Bytes,
 }
 
 impl Message {
-    /// A message accepted now.
+    /// Creates a message that is accepted now.
     pub fn new(
         id: MessageId,
         kind: Kind,

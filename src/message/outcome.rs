@@ -1,119 +1,125 @@
-//! Everything that can become of an attempt, and why a message died.
+//! Defines the outcomes of an attempt, and the reasons of dead letters.
 //!
-//! Guarantees: there is no "ignored": an outcome either ends a message or says when it is tried again.
-//! Leaves to others: the table from answers to outcomes (`delivery/classify.rs`), acting on them (`worker/settle.rs`).
+//! Guarantees: every outcome either ends a message or says when the message is tried again; no failure is ignored.
+//!
+//! Not responsible for: the table from answers to outcomes (`delivery/classify.rs`), acting on an outcome
+//! (`worker/settle.rs`).
 
 use std::time::Duration;
 
 use super::named;
 
 named! {
-    /// Why a message became a dead letter.
+    /// The reason why a message was dead-lettered.
     DeadReason {
-        /// The destination refused it for good.
+        /// The destination refused the message for good.
         Rejected = "rejected",
-        /// Its deadline passed.
+        /// The deadline of the message passed.
         Expired = "expired",
-        /// No code can read it; the raw bytes are kept.
+        /// The message cannot be parsed; the raw bytes are kept.
         Unreadable = "unreadable",
-        /// Its conversation never opened.
+        /// The conversation never opened.
         ConversationFailed = "conversation_failed",
-        /// Its conversation is over.
+        /// The conversation is over.
         ConversationOver = "conversation_over",
-        /// Nobody knows its conversation.
+        /// The conversation is unknown.
         UnknownConversation = "unknown_conversation",
-        /// It kept failing for `delivery.hold` while its destination served others.
+        /// The message kept failing for `delivery.hold` while other messages to its destination succeeded.
         Exhausted = "exhausted",
     }
 }
 
 named! {
-    /// Why an attempt is to be repeated; also the label of `causeway_retries_total`.
+    /// The reason why an attempt is repeated; also the label of `causeway_retries_total`.
     RetryReason {
         /// 5xx.
         ServerError = "server_error",
         /// 429, or any answer with `Retry-After`.
         Throttled = "throttled",
-        /// No answer in time: the outcome is unknown.
+        /// No answer within the time limit: the result is unknown.
         Timeout = "timeout",
         /// No connection: nothing was sent.
         Connect = "connect",
-        /// The connection broke: the outcome may be unknown.
+        /// The connection broke: the result may be unknown.
         Reset = "reset",
-        /// 408, 425 and answers that are no answer.
+        /// 408, 425 and invalid answers.
         TryLater = "try_later",
-        /// 401 of one reply address, while the bot's other addresses take the same credential.
+        /// 401 of one reply address, while the bot's other addresses accept the same credential.
         Unauthorized = "unauthorized",
-        /// Something of our own was not there: directory, broker.
+        /// An internal error: the directory or the broker is unavailable.
         Internal = "internal",
     }
 }
 
 named! {
-    /// Why a whole destination is not ready: trips the breaker at once.
+    /// The reason why a whole destination is not ready, which trips the breaker at once.
     TripReason {
-        /// 202, an HTML page, a redirect: nobody is at home.
+        /// 202, an HTML page or a redirect: the instance is not available.
         NotReady = "not_ready",
         /// The credentials were refused, also after a refresh.
         Credentials = "credentials",
-        /// Failure after failure, and no success between.
+        /// Repeated failures without a success between them.
         Failing = "failing",
-        /// The destination said when to come back.
+        /// The destination asked for a pause.
         Throttled = "throttled",
     }
 }
 
 named! {
-    /// The remote side that an attempt spoke to. One destination can have several; each can be down by itself.
+    /// The remote endpoint that an attempt called. One destination can have several endpoints, and each can be down by
+    /// itself.
     Endpoint {
         /// The ServiceNow instance.
         ServiceNow = "servicenow",
         /// XO's Callback URL.
         XoCallback = "xo_callback",
-        /// Where events of API conversations go.
+        /// The events URL of API conversations.
         Events = "events",
         /// XO's BotKit reply URLs.
         XoBotKit = "xo_botkit",
     }
 }
 
-/// What became of one attempt.
+/// The outcome of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The destination has it.
+    /// The destination accepted the message.
     Delivered,
-    /// The destination gave a final business answer ("no agent"): done, and the bot side is told.
+    /// Declined: the destination gave a final business answer ("no agent"). The message is settled, and the bot side is
+    /// notified.
     Answered,
-    /// Delivered before; nothing was sent.
+    /// The message was delivered before; nothing was sent.
     Repeated,
-    /// Put on the queue of its real destination under the same id. Only that destination delivers it.
+    /// The message was put on the queue of its real destination under the same id. Only that destination delivers the
+    /// message.
     Routed,
-    /// Worth nothing any more or not supported there (typing): counted, not kept.
+    /// The message is worthless by now or not supported there (typing). It is counted and not kept.
     Dropped,
-    /// Try again.
+    /// Another attempt must follow.
     Retry {
-        /// Why.
+        /// The reason.
         reason: RetryReason,
-        /// The destination may have taken it: look before the next try.
+        /// The message is possibly delivered: look before the next attempt.
         ambiguous: bool,
-        /// Nobody may call the destination before this has passed (`Retry-After`).
+        /// No call may go to the destination before this time has passed (`Retry-After`).
         floor: Option<Duration>,
     },
-    /// The destination as a whole is not ready; no attempt of this message is counted.
+    /// The destination as a whole is not ready. The attempt is not counted.
     Pause {
-        /// Why.
+        /// The reason.
         reason: TripReason,
-        /// The destination said how long.
+        /// The time that the destination asked for.
         floor: Option<Duration>,
     },
-    /// Held for what it depends on (the start that may be opening its conversation), at most so long after acceptance.
+    /// Deferred until a condition holds (for example, the start of its conversation has opened the chat), for a limited
+    /// time after acceptance.
     Held {
-        /// Counted from acceptance.
+        /// The time limit, counted from acceptance.
         at_most: Duration,
-        /// What it dies of when the time is over.
+        /// The reason of the dead letter after the time limit.
         then: DeadReason,
     },
-    /// It will never be taken.
+    /// The destination will never accept the message.
     Dead(DeadReason),
 }
 

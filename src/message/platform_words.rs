@@ -1,34 +1,35 @@
-//! The words of a platform's refusal, which can repeat the text of a user.
+//! Holds the text of a platform's refusal, which can repeat the text of a user.
 //!
-//! Guarantees: neither `Debug` nor `Display` nor a log shows them; [`PlatformWords::reveal`] does, for a person who asked to
-//! see the text of the message. They are one short line without control characters.
-//! Not responsible for: what a refusal means (`platform/error.rs`), who may see it (`cli/dead`, `ingress/desk`).
+//! Guarantees: `Debug`, `Display` and logs do not show the text. [`PlatformWords::reveal`] returns the text for an
+//! operator who asked for the text of the message. The text is one short line without control characters.
+//!
+//! Not responsible for: the meaning of a refusal (`platform/error.rs`), permissions (`cli/dead`, `ingress/desk`).
 
 use serde::{Deserialize, Serialize};
 
-/// The most characters that are kept.
+/// The longest text, in characters.
 const CHARS_MAX: usize = 200;
 
-/// One short line of what a platform said.
+/// A short line of a platform's text.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PlatformWords(String);
 
 impl PlatformWords {
-    /// Control characters become blanks and the rest is cut. `carried` is the text that the call carried: it is left out as
-    /// far as the platform repeated it word by word.
+    /// Replaces control characters by blanks and truncates the text. `carried` is the text of the call: a literal
+    /// repetition is removed.
     pub fn new(said: &str, carried: &str) -> Self {
         let carried = carried.trim();
         let said = if carried.is_empty() { said.to_owned() } else { said.replace(carried, "…") };
         Self(one_line(&said))
     }
 
-    /// The words, for a person who asked for them, or for a decision. Never for a log.
+    /// The text, for an operator who asked for it, or for a decision. Never for a log.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Whether the platform said nothing.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -40,7 +41,7 @@ impl std::fmt::Debug for PlatformWords {
     }
 }
 
-/// One short line: control characters become blanks and the rest is cut.
+/// One short line: control characters are replaced by blanks, and the text is truncated.
 pub(crate) fn one_line(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join(" ").chars().take(CHARS_MAX).collect()

@@ -1,10 +1,13 @@
-//! Where XO takes what is said back to its user: the small part of a BotKit event that a reply needs.
+//! The reply handle: the part of a BotKit event that is needed to send a message to the user of the event.
 //!
-//! XO calls it a request id; it lapses after minutes, so the newest one counts (FACTS.md XO-32: each event brings one,
-//! `extendcallid` keeps it alive). Guarantees: `Debug` shows neither addresses nor anything of the user.
-//! [`AllowedHosts`] says which addresses may be called: they come from outside, and what is posted there carries a credential
-//! and a chat's text. Leaves to others: reading it out of an event (`ingress/botkit`), calling (`platform/xo`).
-//! Source of the names: Koredotcom/BotKit, lib/sdk/ObjectTypes, and the smallest body that is known to work.
+//! XO calls the handle a request id. It expires after minutes, so the newest handle is used: each event brings one, and
+//! `extendcallid` extends one (`src/platform/xo/FACTS.md`).
+//!
+//! Guarantees: `Debug` shows neither addresses nor user data. [`AllowedHosts`] decides which addresses may be called,
+//! because the addresses come from outside, and a call carries a credential and a chat's text.
+//!
+//! Not responsible for: parsing an event (`ingress/botkit`), calling (`platform/xo`). The field names come from
+//! Koredotcom/BotKit, lib/sdk/ObjectTypes.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,23 +16,23 @@ use url::{Host, Url};
 /// One reply handle.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyHandle {
-    /// `botId`: chooses the credential.
+    /// `botId`, which selects the credential.
     pub bot_id: String,
-    /// `componentId`; BotKit says `default` where the address names none.
+    /// `componentId`; BotKit uses `default` if the address names none.
     pub component_id: String,
-    /// `requestId`, as text whatever its type was.
+    /// `requestId`, converted to text.
     pub request_id: String,
     /// `baseUrl`: `https://{host}/api/botsdk/stream/{botId}`.
     pub base_url: String,
     /// `sendUserMessageUrl`
     pub send_user_message_url: String,
-    /// `channel`, cut down to what names the channel and its user.
+    /// `channel`, reduced to the fields that identify the channel and its user.
     #[serde(default)]
     pub channel: Value,
     /// The language that the user speaks with the bot, such as `fr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
-    /// `context`, as far as the settings say that it goes back.
+    /// `context`, reduced to the fields that the settings send back.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub context: Value,
 }
@@ -41,8 +44,8 @@ impl std::fmt::Debug for ReplyHandle {
 }
 
 impl ReplyHandle {
-    /// The user whose messages `getMessages` gives: `channel.channelInfos.from`, else `channel.from`, as BotKit asks; else the user of
-    /// the context.
+    /// The user whose messages `getMessages` returns: `channel.channelInfos.from`, otherwise `channel.from` (as in
+    /// BotKit), otherwise the user of the context.
     pub fn user(&self) -> Option<&str> {
         let of_channel =
             ["/channelInfos/from", "/from"].iter().filter_map(|place| self.channel.pointer(place));
@@ -50,29 +53,29 @@ impl ReplyHandle {
         named.filter_map(Value::as_str).find(|user| !user.is_empty())
     }
 
-    /// `rtm`, `msteams`, …: an event names it flat or under `channelInfos`.
+    /// The type of the channel: `rtm`, `msteams`, … The field is in the channel itself or under `channelInfos`.
     pub fn channel_type(&self) -> Option<&str> {
         let flat = self.channel.get("type");
         flat.or_else(|| self.channel.pointer("/channelInfos/type")).and_then(Value::as_str)
     }
 }
 
-/// Where reply addresses may point: `xo.allowed_hosts`.
+/// The hosts of reply addresses that may be called: `xo.allowed_hosts`.
 #[derive(Debug, Clone, Default)]
 pub struct AllowedHosts(Vec<String>);
 
 impl AllowedHosts {
-    /// Each as `host` or `host:port`, lower case.
+    /// Each host as `host` or `host:port`, in lower case.
     pub const fn new(hosts: Vec<String>) -> Self {
         Self(hosts)
     }
 
-    /// The hosts as they were configured.
+    /// The hosts as configured.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
 
-    /// The address, where it may be called; otherwise why not, without repeating it.
+    /// The address if it may be called; otherwise the reason, without the address.
     pub fn admit(&self, address: &str) -> Result<Url, &'static str> {
         let url = Url::parse(address).map_err(|_| "is not an address")?;
         let Some(host) = url.host() else { return Err("names no host") };
@@ -90,7 +93,7 @@ impl AllowedHosts {
     }
 }
 
-/// Whether plain HTTP stays on this machine.
+/// Whether plain HTTP to this host stays on this machine.
 fn is_loopback(host: &Host<&str>) -> bool {
     match host {
         Host::Domain(name) => name.eq_ignore_ascii_case("localhost"),

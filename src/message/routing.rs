@@ -1,32 +1,34 @@
-//! Which queue a start waits in, and which context variables go with it: rules on the bot, the language, the channel and any value
-//! that the bot's side sends.
+//! Chooses the queue of a start and its context variables, by rules on the bot, the language, the channel and any value
+//! of the bot side.
 //!
-//! Guarantees: the first route whose conditions all hold wins; a value that is missing holds no condition; the decision depends on
-//! the start and the settings alone, so that each try of a start goes to the same queue.
-//! Not responsible for: reading values out of XO's payload (`ingress/botkit/routing.rs`), asking ServiceNow whether a queue exists.
+//! Guarantees: the first route whose conditions all match wins. A missing value matches no condition. The decision
+//! depends only on the start and the settings, so each attempt of a start chooses the same queue.
+//!
+//! Not responsible for: reading values of XO's payload (`ingress/botkit/routing.rs`), whether a queue exists at
+//! ServiceNow.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::handoff::Start;
 
-/// Under this name and the path a start's metadata carries a value of XO's payload.
+/// The prefix, before a path, of the metadata names that carry a value of XO's payload.
 const OF_PAYLOAD: &str = "payload:";
 
-/// One condition.
+/// A condition of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     /// `bot`, `language`, `channel`, `metadata.<name>`, or a path into XO's payload.
     pub name: String,
-    /// What the value must be.
+    /// The required value.
     pub value: String,
 }
 
-/// One route.
+/// A route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
-    /// All of them must hold; a route without any always holds.
+    /// The conditions, which must all match. A route without conditions always matches.
     pub when: Vec<Condition>,
-    /// The Queue ID; the default one if absent.
+    /// The Queue ID; the default if absent.
     pub queue_id: Option<String>,
     /// Context variables for the Virtual Agent API.
     pub context_variables: BTreeMap<String, String>,
@@ -36,12 +38,12 @@ pub struct Route {
 #[derive(Debug, Clone, Default)]
 pub struct Routes {
     routes: Vec<Route>,
-    /// Names of bots by their ids.
+    /// The names of bots by bot id.
     bots: BTreeMap<String, String>,
 }
 
 impl Condition {
-    /// The path into XO's payload, if this condition is about one.
+    /// The path into XO's payload, if this condition has one.
     fn path(&self) -> Option<&str> {
         let known = matches!(self.name.as_str(), "bot" | "language" | "channel");
         (!known && self.name.contains('.') && self.metadata().is_none()).then_some(self.name.as_str())
@@ -53,7 +55,7 @@ impl Condition {
 }
 
 impl Routes {
-    /// `bots`: the name of each bot, by its id.
+    /// Creates the routes. `bots`: the name of each bot, by bot id.
     pub const fn new(routes: Vec<Route>, bots: BTreeMap<String, String>) -> Self {
         Self { routes, bots }
     }
@@ -64,7 +66,7 @@ impl Routes {
         conditions.filter_map(Condition::path).map(str::to_owned).collect()
     }
 
-    /// The first route that fits.
+    /// The first route that matches.
     pub fn choose(&self, start: &Start) -> Option<&Route> {
         self.routes.iter().find(|route| route.when.iter().all(|condition| self.holds(condition, start)))
     }
@@ -95,19 +97,19 @@ impl Routes {
     }
 }
 
-/// `fr` is also the language of `fr-CA` and `fr_FR`.
+/// Whether a language matches: `fr` matches `fr-CA` and `fr_FR`.
 fn is_language(language: &str, wanted: &str) -> bool {
     let (language, wanted) = (language.trim().to_ascii_lowercase(), wanted.to_ascii_lowercase());
     language.replace('_', "-") == wanted.replace('_', "-")
         || language.strip_prefix(&wanted).is_some_and(|rest| rest.starts_with(['-', '_']))
 }
 
-/// The name of a payload's value in a start's metadata.
+/// The metadata name for a path into XO's payload.
 pub fn payload_name(path: &str) -> String {
     format!("{OF_PAYLOAD}{path}")
 }
 
-/// Whether a start's metadata carries this only for the routes: it is nothing for ServiceNow.
+/// Whether a metadata name is only for the routes and must not be sent to ServiceNow.
 pub fn is_payload_name(name: &str) -> bool {
     name.starts_with(OF_PAYLOAD)
 }

@@ -1,10 +1,11 @@
-//! Addresses in rich text: those of a platform's scripts can be relative to the instance (FACTS.md SN-16).
+//! Resolves addresses in rich text. An address in a script of the platform can be relative to the instance
+//! (`src/platform/servicenow/FACTS.md`).
 //!
-//! Guarantees: what is shown as an address can be opened; scripts and embedded data are no addresses.
+//! Guarantees: a person can open every address that is shown. Scripts and embedded data are never shown as addresses.
 
 use url::Url;
 
-/// What a person can open: as written if it is whole, else resolved against the instance.
+/// The address as a person can open it: unchanged if absolute, otherwise resolved against the instance.
 pub(crate) fn resolve(written: &str, instance: Option<&Url>) -> Option<String> {
     let written = written.trim();
     if written.is_empty() || written.starts_with('#') {

@@ -1,17 +1,19 @@
-//! Connect's own mark-up to words.
+//! Converts Connect's own mark-up to text.
 //!
-//! Source: ServiceNow's own client (`factory.Message`): `@M[sys_id|name]` and the older `@[sys_id:name]` mention a person,
-//! `@L[address|label]` is a link. Guarantees: what is not mark-up stays as it is; each byte is looked at a fixed number of times.
+//! ServiceNow's client (`factory.Message`) defines the mark-up: `@M[sys_id|name]` and the older `@[sys_id:name]`
+//! mention a person, and `@L[address|label]` is a link.
+//!
+//! Guarantees: any other text is unchanged. Each byte is read a fixed number of times.
 
 use url::Url;
 
 use super::steps::{Search, walked};
 use super::{labelled, resolve};
 
-/// How a mark-up begins, what separates its target from its label, and whether it is a link.
+/// The mark-up forms: the opening, the separator between target and label, and whether the form is a link.
 const FORMS: [(&str, u8, bool); 3] = [("@M[", b'|', false), ("@L[", b'|', true), ("@[", b':', false)];
 
-/// The text without mark-up: a mention becomes its name, a link becomes its label and its address.
+/// The text without mark-up: a mention becomes a name, a link becomes its label and its address.
 pub(super) fn read(text: &str, instance: Option<&Url>) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut at_signs = Search::new(text, "@");
@@ -44,7 +46,7 @@ pub(super) fn read(text: &str, instance: Option<&Url>) -> String {
 }
 
 fn words(target: &str, label: &str, is_link: bool, instance: Option<&Url>) -> String {
-    // A link's target can also be the id of a record, which is no address.
+    // The target of a link can also be the id of a record, which is not an address.
     let is_address = is_link && target.contains(['/', '?', ':']);
     let address = if is_address { resolve(target, instance) } else { None };
     match address {

@@ -1,15 +1,15 @@
-//! Character references of HTML to the characters that they stand for: all numeric ones, and the names of the HTML standard.
+//! Decodes HTML character references: all numeric ones, and the names of the HTML standard.
 //!
-//! Guarantees: each is decoded once, so a text that spells out a reference stays as its writer meant it. A reference ends with
-//! a semicolon: `?a=1&copy=2` in an address is none. What is no reference stays.
-//! ServiceNow's client decodes `&#64;`; the OWASP sanitizer that writes it also writes `= + ' "` and the backtick as decimal
-//! references (FACTS.md SN-15).
+//! Guarantees: each reference is decoded once, so a text that spells out a reference keeps its meaning. A reference
+//! ends with a semicolon, so `?a=1&copy=2` in an address is unchanged. Any other text is unchanged. ServiceNow's client
+//! decodes `&#64;`. The OWASP sanitizer, which writes this reference, also writes `= + ' "` and the backtick as decimal
+//! references (`src/platform/servicenow/FACTS.md`).
 
 use std::borrow::Cow;
 
 use super::steps::walked;
 
-/// The text with its characters.
+/// The text with its references decoded.
 pub(crate) fn references(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         walked(text.len());
@@ -34,7 +34,7 @@ pub(crate) fn references(text: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// The length of what may be a reference at the beginning of the text: letters, digits and `#` up to a semicolon.
+/// The length of a possible reference at the start of the text: letters, digits and `#` up to a semicolon.
 fn written(text: &str) -> Option<usize> {
     let end = text.bytes().skip(1).position(|byte| !byte.is_ascii_alphanumeric() && byte != b'#');
     walked(end.unwrap_or(text.len()));
@@ -42,12 +42,12 @@ fn written(text: &str) -> Option<usize> {
     (end > 1 && text.as_bytes().get(end) == Some(&b';')).then_some(end + 1)
 }
 
-/// What a reference stands for. The standard also reads the longest known beginning of a name (`&notit;` as `¬it;`), which a
-/// chat never means: such a reading ends with the semicolon that it did not use.
+/// The characters of a reference. The standard also accepts the longest known prefix of a name (`&notit;` as `¬it;`),
+/// which a chat never means. Such a result ends with the unused semicolon.
 fn character(written: &str) -> Option<String> {
     let read = htmlize::unescape(written);
     let is_whole = read != written && (read == ";" || !read.ends_with(';'));
-    // A blank that must not break is a blank to a person.
+    // A no-break space becomes a normal space.
     is_whole.then(|| read.replace('\u{a0}', " "))
 }
 
@@ -65,7 +65,7 @@ mod tests {
             ("a&nbsp;b&#160;c", "a b c"),
             ("&CounterClockwiseContourIntegral;&semi;", "∳;"),
             ("&#0; &#xD800; &#x110000;", "\u{fffd} \u{fffd} \u{fffd}"),
-            // Windows' characters, as every browser reads them.
+            // The characters of Windows code page 1252, as browsers decode them.
             ("&#150; &#146;", "– ’"),
         ] {
             assert_eq!(references(written), read, "{written}");

@@ -1,13 +1,13 @@
-//! How far the scanners of this folder walk, counted in tests, so that linear time is a number and not a stopwatch.
+//! Counts the steps of the scanners in tests, so that a test can check linear time without a clock.
 //!
-//! Guarantees: every loop over a text goes through [`walked`], or through [`Search`], which counts by itself.
+//! Guarantees: every loop over a text calls [`walked`], or uses [`Search`], which counts by itself.
 
 #[cfg(test)]
 thread_local! {
     static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Notes that `bytes` of a text were looked at.
+/// Records that `bytes` of a text were read.
 #[inline]
 pub(super) fn walked(bytes: usize) {
     #[cfg(test)]
@@ -16,7 +16,7 @@ pub(super) fn walked(bytes: usize) {
     let _ = bytes;
 }
 
-/// How many bytes `work` looked at.
+/// The number of bytes that `work` read.
 #[cfg(test)]
 pub(super) fn counted(work: impl FnOnce()) -> usize {
     STEPS.with(|steps| steps.set(0));
@@ -24,12 +24,12 @@ pub(super) fn counted(work: impl FnOnce()) -> usize {
     STEPS.with(std::cell::Cell::get)
 }
 
-/// A search for one needle that remembers what it found: asked from growing positions, it looks at each byte once.
+/// A search for one needle that remembers its result: for growing positions, each byte is read once.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
     text: &'a str,
     needle: &'static str,
-    /// From where it was searched last, and what was found from there.
+    /// The position of the last search, and its result.
     last: Option<(usize, Option<usize>)>,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Search<'a> {
         Self { text, needle, last: None }
     }
 
-    /// The first needle at or behind `from`.
+    /// The first needle at `from` or later.
     pub(super) fn next(&mut self, from: usize) -> Option<usize> {
         if let Some((asked, found)) = self.last
             && from >= asked

@@ -1,33 +1,35 @@
-//! HTML tags to text: lines for blocks, a dash for list items, and the address beside the words of a link.
+//! Converts HTML tags to text: line breaks for blocks, a dash for list items, and the address beside the label of a
+//! link.
 //!
-//! Guarantees: what is no tag stays; character references are left for `references.rs`, in addresses, too, so that they are
-//! decoded once; each byte is looked at a fixed number of times. Why that holds for tags that never end: a scan stops at the
-//! next `<` outside of quotes, and of the scans that begin inside quotes of one another at most three can be alive.
+//! Guarantees: text that is not a tag is unchanged. Character references stay for `references.rs`, also in addresses,
+//! so that each is decoded once. Each byte is read a fixed number of times. This also holds for tags without an end: a
+//! scan stops at the next `<` outside of quotes, and at most three scans that start inside each other's quotes can be
+//! active.
 
 use url::Url;
 
 use super::steps::{Search, walked};
 use super::{labelled, references, resolve};
 
-/// How much of a text is HTML.
+/// The part of a text that is HTML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// All of it.
+    /// The whole text.
     Html,
-    /// What stands in `[code]…[/code]`, and tags that are written as scripts write them.
+    /// The text inside `[code]…[/code]`, and tags in the form that scripts write.
     Message,
 }
 
 /// A text without tags.
 #[derive(Debug)]
 pub(super) struct Read {
-    /// With its character references.
+    /// The text, with its character references.
     pub(super) text: String,
-    /// The addresses in it, decoded.
+    /// The addresses in the text, decoded.
     pub(super) addresses: Vec<String>,
 }
 
-/// What a tag does to the text.
+/// The effect of a tag on the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Element {
     Link,
@@ -38,7 +40,7 @@ enum Element {
     Cell,
     Inline,
     Preformatted,
-    /// Its content is not for people.
+    /// The content of the element is not shown.
     Hidden,
     Unknown,
 }
@@ -72,7 +74,7 @@ struct Tag<'a> {
     closes: bool,
     address: Option<&'a str>,
     alternative: Option<&'a str>,
-    /// Each attribute has a value, as scripts write it: `a <i and j> b` is a formula.
+    /// Whether each attribute has a value, as in tags of scripts: `a <i and j> b` is a formula.
     has_values: bool,
     length: usize,
 }
@@ -87,7 +89,7 @@ pub(super) fn read(text: &str, mode: Mode, instance: Option<&Url>) -> Read {
     }
     let (mut opens, mut closes) = (Search::new(text, "[code]"), Search::new(text, "[/code]"));
     let mut at = 0;
-    // One without an end is text.
+    // A `[code]` without an end is text.
     while let Some(open) = opens.next(at)
         && let Some(close) = closes.next(open)
     {
@@ -108,7 +110,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Reads one stretch of the text into the page.
+    /// Reads one part of the text into the page.
     fn html(&mut self, page: &mut Page<'_>, from: usize, to: usize) {
         let mut at = from;
         while let Some(start) = self.starts.next(at).filter(|start| *start < to) {
@@ -119,7 +121,7 @@ impl Scan<'_> {
         page.words(&self.text[at..to]);
     }
 
-    /// Reads the `<` at `start`, and says how long what it begins is.
+    /// Reads the mark-up that starts with the `<` at `start`, and returns its length.
     fn markup(&mut self, page: &mut Page<'_>, rest: &str, start: usize, to: usize) -> usize {
         if page.html
             && rest.starts_with("<!--")
@@ -150,7 +152,7 @@ impl Scan<'_> {
     }
 }
 
-/// The tag that the text begins with.
+/// The tag at the start of the text.
 fn tag(text: &str) -> Option<Tag<'_>> {
     let bytes = text.as_bytes();
     let closes = bytes.get(1) == Some(&b'/');
@@ -201,24 +203,24 @@ fn tag(text: &str) -> Option<Tag<'_>> {
     }
 }
 
-/// How many bytes of the beginning are of a kind.
+/// The number of bytes at the start for which `is` holds.
 fn run(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
     let length = bytes.iter().position(|byte| !is(*byte)).unwrap_or(bytes.len());
     walked(length);
     length
 }
 
-/// The text as it grows.
+/// The output text while it is built.
 struct Page<'a> {
     instance: Option<&'a Url>,
     text: String,
     addresses: Vec<String>,
-    /// Blanks and line breaks are layout.
+    /// Whether blanks and line breaks are layout only.
     html: bool,
     whole: Mode,
-    /// The open link: where its words begin, and its address.
+    /// The open link: the start of its label in `text`, and its address.
     link: Option<(usize, String)>,
-    /// Before the next words: a new line, or the next item's.
+    /// Whether a new line is due before the next text.
     line: bool,
     blank: bool,
     preformatted: bool,
@@ -241,7 +243,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Whether a tag outside of `[code]` is one: an end needs its beginning, at least for a link.
+    /// Whether a tag outside of `[code]` counts: the end of a link needs its beginning, and a link needs an address.
     fn takes(&self, tag: &Tag<'_>) -> bool {
         match tag.element {
             Element::Unknown | Element::Hidden => false,
@@ -270,7 +272,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Puts the blank or the line break that is due.
+    /// Writes the blank or the line break that is due.
     fn separate(&mut self, is_apart: bool) {
         let at_line_start = self.text.is_empty() || self.text.ends_with('\n');
         if self.line && !at_line_start {
@@ -303,7 +305,7 @@ impl<'a> Page<'a> {
                 self.end_link();
                 if !tag.closes {
                     let address = tag.address.and_then(|written| self.address(written));
-                    // Where the words begin is known once a due blank or line stands.
+                    // The start of the label is known only after the due blank or line break.
                     self.separate(false);
                     self.link = address.map(|address| (self.text.len(), address));
                 }
@@ -331,7 +333,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// The whole address that a tag names.
+    /// The absolute address of a tag.
     fn address(&self, written: &str) -> Option<String> {
         resolve(&references(written), self.instance)
     }
@@ -359,7 +361,7 @@ impl<'a> Page<'a> {
         walked(label.len());
         let label = references(label.trim());
         let bare = address.split_once(':').map_or(address.as_str(), |(_, rest)| rest);
-        // `mailto:ada@example.com` is shown as the address that it is.
+        // `mailto:ada@example.com` is shown as the address alone.
         let shown = if *label == *bare { label.to_string() } else { labelled(&label, &address) };
         let shown = escaped(&shown);
         let end = start + self.text.get(start..).map_or(0, |label| label.trim_end().len());
@@ -369,7 +371,7 @@ impl<'a> Page<'a> {
         self.addresses.push(address);
     }
 
-    /// Behind `[/code]` the text is a message again.
+    /// After `[/code]` the text is a message again.
     fn leave_code(&mut self) {
         self.end_link();
         (self.html, self.preformatted, self.hidden) = (self.whole == Mode::Html, false, 0);
@@ -385,7 +387,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// So that `references.rs` gives the text back as it is.
+/// Escapes a text, so that `references.rs` returns it unchanged.
 fn escaped(text: &str) -> String {
     walked(text.len());
     text.replace('&', "&amp;")

@@ -1,4 +1,4 @@
-//! Tables of what ServiceNow writes and what a person reads, and the proof that no text costs more than a linear walk.
+//! Tables of ServiceNow's texts and the results, and tests that every text takes linear time.
 
 use proptest::prelude::*;
 use url::Url;
@@ -18,7 +18,8 @@ fn page(text: &str) -> String {
     html_text(text, Some(&instance()))
 }
 
-/// FACTS.md SN-14 to SN-16: references of the sanitizer, `[code]` of scripts, mark-up of Connect.
+/// The formats are in `src/platform/servicenow/FACTS.md`: references of the sanitizer, `[code]` of scripts, mark-up of
+/// Connect.
 #[test]
 fn a_message_reads_as_it_was_meant() {
     for (written, read) in [
@@ -102,7 +103,7 @@ fn a_page_becomes_lines_with_its_addresses() {
     );
 }
 
-/// Pieces that a scanner can lose its way in: beginnings without an end, quotes of both kinds, mark-up in mark-up.
+/// Pieces that are difficult for a scanner: openings without an end, quotes of both kinds, mark-up inside mark-up.
 fn pieces() -> impl Strategy<Value = Vec<String>> {
     let piece = prop_oneof![
         "[<>\"'=/ &;#@\\[\\]|:a-z!-]{1,6}",
@@ -129,7 +130,7 @@ fn pieces() -> impl Strategy<Value = Vec<String>> {
     proptest::collection::vec(piece, 1..6)
 }
 
-/// The most steps for each byte, whatever the text holds: five passes, of which the one over tags can look three times.
+/// The most steps for each byte: five passes, of which the pass over tags can read a byte three times.
 const STEPS_FOR_EACH_BYTE: usize = 40;
 
 fn assert_linear(unit: &str) {
@@ -199,7 +200,7 @@ proptest! {
         prop_assert_eq!(message(&text), text);
     }
 
-    /// What an escaping writer wrote comes back as it was.
+    /// A text that was escaped comes back unchanged.
     #[test]
     fn an_escaped_text_comes_back(text in "[ -~äöü€😀\n]{0,200}") {
         let written = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('@', "at");
