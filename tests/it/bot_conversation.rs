@@ -1,4 +1,5 @@
-//! A whole conversation of a user of XO: the bot, the handoff, an agent, the end, the bot again, over both ServiceNow APIs.
+//! Tests a whole conversation of a user of XO over both ServiceNow APIs: the bot, the handoff, an agent, the end, the
+//! bot again.
 
 use causeway::sandbox::botkit::{BotScript, BotUser};
 use causeway::sandbox::{BotKitSwitches, BotSettings};
@@ -16,7 +17,7 @@ async fn agent_reads(relay: &Relay, group: &str, text: &str) {
         .await;
 }
 
-/// Nothing is read twice, no call is made twice, and XO waits for nothing.
+/// Checks that no message is read twice, no call is made twice, and XO waits for no call.
 fn nothing_is_left_over(relay: &Relay, user: &BotUser) {
     assert_eq!(relay.sandbox.waiting_events().len(), 0, "{:?}", relay.sandbox.waiting_events());
     assert_eq!(user.repeated_calls(), []);
@@ -29,7 +30,8 @@ async fn a_whole_conversation(api: &str) {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let bot = BotSettings { script: BotScript::help_desk(), ..BotSettings::default() };
     let relay = relay_of(&bench, vec![bot], &[("servicenow.api", api)]).await;
-    // Only OnAgentTransferNode is subscribed: XO talks to its bot without the BotKit server (FACTS.md XO-7).
+    // Only OnAgentTransferNode is subscribed, so XO talks to its bot without the BotKit server
+    // (`src/platform/xo/FACTS.md`).
     relay.sandbox.set_botkit(BotKitSwitches { on_message: false, ..BotKitSwitches::default() });
     let user = user(&relay, "u-1");
     user.says("My laptop is on fire").await;
@@ -37,7 +39,7 @@ async fn a_whole_conversation(api: &str) {
     user.says("Get me an agent").await;
     heard(&relay, &user, "I will get an agent for you.").await;
     let group = chat(&relay).await;
-    // The agent speaks when Causeway knows the chat.
+    // The agent writes after Causeway has recorded the chat.
     heard(&relay, &user, "Please wait").await;
     assert!(user.is_with_agent());
     relay.sandbox.agent_accept(&group).await.expect("the chat waits");
@@ -59,7 +61,7 @@ async fn a_whole_conversation(api: &str) {
     assert_eq!((user.sessions(), user.clears()), (1, 1));
     assert_eq!(relay.dead_letters().await.len(), 0);
     nothing_is_left_over(&relay, &user);
-    // The bot's last words before the transfer come before the agent's first.
+    // The bot's last message before the transfer comes before the agent's first message.
     let read = user.heard_texts();
     let at = |text: &str| read.iter().position(|read| read.contains(text)).expect("it was read");
     assert!(at("I will get an agent") < at("Please wait") && at("Please wait") < at("water"), "{read:?}");

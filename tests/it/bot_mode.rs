@@ -1,5 +1,5 @@
-//! A user who is with the bot, through the real binary: XO lets a turn go on only after the call that it waits for
-//! (FACTS.md XO-9), so a bot that answers has got every message of the two.
+//! Tests bot mode with the real binary. XO continues a turn only after the call that it waits for
+//! (`src/platform/xo/FACTS.md`), so a bot that answers has received every message.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::botkit::{JOINED, QUIT_STATE, WAITING, chat, heard, left, quiet, relay
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::Relay;
 
-/// A relay whose bot is a small help desk that repeats what it does not know.
+/// A relay whose bot is a small help desk. The bot repeats what it does not understand.
 async fn help_desk(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
     let bot = BotSettings { script: BotScript::help_desk(), ..BotSettings::default() };
     relay_of(bench, vec![bot], settings).await
@@ -39,7 +39,7 @@ fn calls(relay: &Relay, operation: Operation) -> usize {
     relay.sandbox.ledger().count(|entry| entry.side == Side::BotKit && entry.operation == operation)
 }
 
-/// Each user says something, waits for the answer, and goes on.
+/// Each user writes, waits for the answer, and writes again.
 async fn turns(relay: &Relay, users: &[BotUser], turns: usize) {
     let talk = |user: &BotUser| {
         let user = user.clone();
@@ -73,7 +73,7 @@ on_every_engine! {
     async fn the_last_words_of_the_bot_come_before_the_agents_first(bench: Bench) {
         let relay = help_desk(&bench, &[]).await;
         let user = user(&relay, "u-1");
-        // What the bot says before it hands over is late.
+        // The bot's message before the handover is delayed.
         let late = Rule::new(Side::BotKit).operation(Operation::Tell).times(2).status(503);
         relay.sandbox.script().fail(late);
         assert_eq!(user.says("I want an agent").await.status, 200);
@@ -86,7 +86,7 @@ on_every_engine! {
         let place = |text: &str| texts.iter().position(|said| said.contains(text));
         assert_eq!(place("I will get an agent"), Some(0), "{texts:?}");
         assert!(place("An agent has joined") < place("I am Grace"), "{texts:?}");
-        // From now on the bot reads nothing.
+        // After this point the bot receives no message.
         user.says("hello agent").await;
         relay.until("the agent to read it", |relay| match relay.said(&group).last().map(String::as_str) {
             Some("hello agent") => Ok(()),
@@ -140,7 +140,7 @@ on_every_engine! {
     }
 }
 
-/// What a bot says besides plain words, and what is no message at all.
+/// Events of a bot other than plain texts, and events that are not messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_event_of_a_bot_goes_on() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -193,7 +193,7 @@ async fn the_bot_is_not_shown_to_who_is_with_an_agent_if_the_setting_says_so() {
     assert_eq!(user.heard().len(), before);
 }
 
-/// What nobody can pass on is refused with its reason, and no foreign host is called.
+/// An event that cannot be passed on is refused with its reason, and no foreign host is called.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_passed_on_is_refused() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -214,7 +214,7 @@ async fn what_cannot_be_passed_on_is_refused() {
     }
     let answer = user.post("on_user_message", &event).await;
     assert_eq!((answer.status, code(&answer.body)), (400, json!("INSUFFICIENT_ARGUMENTS")));
-    // A large context is passed on as it came.
+    // A large context is passed on unchanged.
     let mut event = user.flat("with a large context");
     event["context"]["entities"] = json!({"big": vec![[1]; 250_000]});
     assert_eq!(user.post("on_user_message", &event).await.status, 200);

@@ -1,4 +1,5 @@
-//! XO's BotKit protocol through the real binary: a user, a bot and an agent, in both directions, and every way that a chat can end.
+//! Tests XO's BotKit protocol with the real binary: a user, a bot and an agent, in both directions, and every way that
+//! a chat can end.
 
 use std::time::Duration;
 
@@ -18,12 +19,12 @@ pub(crate) const WAITING: &str = "Please wait";
 pub(crate) const JOINED: &str = "An agent has joined the chat.";
 pub(crate) const QUIT_STATE: u8 = 7;
 
-/// A relay whose bot is the sandbox's, and whose agent's words come back as callbacks.
+/// A relay with the bot of the sandbox, whose agent's messages come back as callbacks.
 pub(crate) async fn relay(bench: &Bench, settings: &[(&str, &str)]) -> Relay {
     relay_of(bench, vec![BotSettings::default()], settings).await
 }
 
-/// The first bot by the single keys; `settings` must name the others.
+/// The first bot is configured by the single keys. `settings` must contain the other bots.
 pub(crate) async fn relay_of(bench: &Bench, bots: Vec<BotSettings>, settings: &[(&str, &str)]) -> Relay {
     let bot = bots[0].clone();
     let plan = Plan::on(bench)
@@ -47,7 +48,7 @@ pub(crate) fn user(relay: &Relay, name: &str) -> BotUser {
     relay.sandbox.bot_user(&relay.processes[0].public_url(), name)
 }
 
-/// Waits for the one chat that there is.
+/// Waits for the only chat.
 pub(crate) async fn chat(relay: &Relay) -> String {
     relay
         .until("a chat", |relay| match relay.sandbox.groups().len() {
@@ -68,11 +69,12 @@ pub(crate) async fn heard(relay: &Relay, user: &BotUser, text: &str) {
         .await;
 }
 
-/// Opens a chat with an agent in it, of whom the user was told.
+/// Opens a chat with an agent, of whom the user has been notified.
 pub(crate) async fn talking(relay: &Relay, user: &BotUser) -> String {
     assert_eq!(user.transfers("My laptop is on fire").await.status, 200);
     let group = chat(relay).await;
-    // This relay also forwards chats that are none of its own: an agent who is faster than the start's answer is one of those.
+    // This relay also forwards chats that are not its own. An agent who writes before the answer of the start arrives
+    // would count as such a chat.
     heard(relay, user, WAITING).await;
     relay.sandbox.agent_accept(&group).await.expect("the chat waits");
     heard(relay, user, JOINED).await;
@@ -139,7 +141,7 @@ on_every_engine! {
         assert_eq!(answers.iter().map(|heard| heard.text.clone()).collect::<Vec<_>>(),
                    (0..5).map(|n| format!("answer {n}")).collect::<Vec<_>>());
         assert!(answers.iter().all(|heard| heard.as_agent), "an agent speaks in the template of the web channel");
-        // The session was cleared after the last text: every text found the user with the agent.
+        // The session was cleared after the last text, so the user was with the agent for every text.
         assert!(all.iter().all(|heard| heard.with_agent), "{all:?}");
         assert_eq!(all.last().map(|heard| heard.text.as_str()), Some(ENDED));
         quiet(&relay).await;
@@ -174,13 +176,14 @@ on_every_engine! {
         assert_eq!(user.transfers("hello").await.status, 200);
         assert_eq!(user.says("quit").await.status, 200);
         cleared(&relay, &user).await;
-        // While the rule stands, a start that is sent fails: one that ends unsent knows that its user has gone.
+        // While the rule is active, every start that is sent fails. A start that ends unsent was skipped because its
+        // user had left.
         let unsent = [("destination", "servicenow"), ("kind", "handoff.start"), ("outcome", "repeated")];
         relay.metric_is("causeway_delivery_attempts_total", &unsent, |count| count == 1.0).await;
         relay.sandbox.script().clear();
         quiet(&relay).await;
         assert_eq!((relay.sandbox.groups().len(), user.clears()), (0, 1));
-        // A new handoff is a new chat.
+        // A new handoff opens a new chat.
         assert_eq!(user.transfers("again").await.status, 200);
         chat(&relay).await;
     }
@@ -249,7 +252,7 @@ on_every_engine! {
         let group = chat(&relay).await;
         relay.sandbox.agent_accept(&group).await.unwrap();
         heard(&relay, &user, JOINED).await;
-        // XO may post the same event again, too.
+        // XO may also post the same event again.
         user.says("one").await;
         user.repeats().await;
         user.repeats().await;
@@ -267,13 +270,13 @@ on_every_engine! {
         let group = talking(&relay, &user).await;
         relay.sandbox.agent_closes(&group).await.unwrap();
         cleared(&relay, &user).await;
-        // XO posted it before it heard of the end.
+        // XO posted this event before it knew of the end.
         user.set_with_agent(true);
         user.says("one more thing").await;
         let dead = relay.dead_letters_at_least(1).await;
         assert_eq!((&dead[0]["reason"], &dead[0]["kind"]), (&json!("conversation_over"), &json!("handoff.message")));
         assert_eq!(relay.sandbox.groups().len(), 1);
-        // An agent's late words are kept, too.
+        // A late message of an agent is also kept.
         relay.callback(&group, "too late", "late-1").await;
         let dead = relay.dead_letters_at_least(2).await;
         assert!(dead.iter().any(|dead| dead["kind"] == "callback.message" && dead["reason"] == "conversation_over"));
@@ -292,7 +295,7 @@ on_every_engine! {
             _ => Err(format!("{:?}", relay.said(&group))),
         }).await;
         assert_eq!(relay.said(&group), ["is anybody there?", "hello?"]);
-        // Somebody who is with the bot is none of our business.
+        // An event of a user who is with the bot has no effect.
         let other = relay.sandbox.bot_user(&relay.processes[0].public_url(), "u-2");
         assert_eq!(other.says("hello bot").await.status, 200);
         quiet(&relay).await;
@@ -307,7 +310,7 @@ on_every_engine! {
         heard(&relay, &closed, "No agent is available right now. Support is closed").await;
         cleared(&relay, &closed).await;
         relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Start).status(400));
-        // What is kept of a payload of megabytes is small.
+        // Causeway keeps only a small part of a payload of megabytes.
         relay.sandbox.set_botkit(BotKitSwitches { context_bytes: 1 << 20, ..BotKitSwitches::default() });
         assert_eq!(refused.transfers("hello").await.status, 200);
         heard(&relay, &refused, "The agents cannot be reached right now").await;
@@ -342,7 +345,7 @@ on_every_engine! {
             0 => Err("not yet".to_owned()),
             _ => Ok(()),
         }).await;
-        // Looked at again and again, and not called.
+        // The message is checked repeatedly, but no call is made.
         relay.metric_is("causeway_delivery_attempts_total", &[("destination", BOT), ("outcome", "held")], |held| {
             held >= 4.0
         }).await;
@@ -366,7 +369,7 @@ on_every_engine! {
         let paused = [("destination", BOT), ("outcome", "paused")];
         assert_eq!(relay.metric("causeway_delivery_attempts_total", &paused).await, 0.0, "one attempt was enough");
         assert_eq!(user.heard_texts().iter().filter(|text| *text == "hello").count(), 1);
-        // Meanwhile nobody says anything, and the handle is kept alive.
+        // No message is sent meanwhile, and the handle is extended.
         relay.until("the handle to be extended twice", |relay| {
             let extended = relay.sandbox.ledger().total(Side::BotKit, Operation::Extend).applied;
             if extended >= 2 { Ok(()) } else { Err(format!("{extended}")) }
@@ -374,7 +377,8 @@ on_every_engine! {
     }
 }
 
-/// Each bot has a credential of its own, and XO's apps are set up for one of two algorithms: here one for each.
+/// Each bot has a credential of its own, and XO's apps use one of two algorithms. This test has one bot for each
+/// algorithm.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_bot_is_answered_with_its_own_credential() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -408,14 +412,15 @@ async fn each_bot_is_answered_with_its_own_credential() {
         cleared(&relay, user).await;
     }
     assert_eq!(relay.sandbox.ledger().count(|entry| entry.status == Some(401)), 0);
-    // One bot's events are not the other's to sign.
+    // A bot's credential does not sign the events of another bot.
     let event = users[0].nested("hello");
     let claims = json!({"appId": one.app_id, "exp": causeway::clock::now().as_second() + 60});
     let credential = token(Algorithm::Hs512, &claims, &one.client_secret);
     assert_eq!(users[1].post_with("on_agent_transfer", &event, "token", &credential).await.status, 401);
 }
 
-/// What ServiceNow alone can say, a bot's user hears: a chat that is about to time out must not end behind their back.
+/// An announcement that only ServiceNow can make is relayed to a bot's user, for example that a chat is about to time
+/// out.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_servicenow_announces_is_told() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -445,13 +450,13 @@ async fn what_servicenow_announces_is_told() {
     cleared(&relay, &user).await;
     let heard = user.heard();
     assert!(heard.iter().all(|heard| heard.text != reminder || !heard.as_agent), "no agent said it");
-    // What Causeway tells in its own words is not told twice.
+    // A text that Causeway relays as its own notice is not relayed twice.
     let doubled = |text: &String| text.contains("has entered the chat") || text.contains("support session");
     assert!(!user.heard_texts().iter().any(doubled), "{:?}", user.heard_texts());
     assert_eq!(user.heard_texts().iter().filter(|text| *text == ENDED).count(), 1);
 }
 
-/// A handle whose life was not extended once would lapse before its next turn.
+/// A handle that is not extended once would expire before its next turn.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handle_that_is_not_extended_at_once_is_tried_again() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -470,7 +475,7 @@ async fn a_handle_that_is_not_extended_at_once_is_tried_again() {
         .await;
 }
 
-/// The door's credentials and its refusals; the engine behind it makes no difference.
+/// The credentials and the refusals of the route. The engine makes no difference.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_xo_opens_the_door() {
     let bench = Engine::Embedded.bench().expect("it is always there");
@@ -503,7 +508,7 @@ async fn only_xo_opens_the_door() {
     assert_eq!((answer.status, code(&answer.body)), (400, json!("INSUFFICIENT_ARGUMENTS")));
     let answer = user.post("on_agent_transfer", &json!([])).await;
     assert_eq!((answer.status, code(&answer.body)), (412, json!("VALIDATION_ERROR")));
-    // Where answers may go is not the sender's to choose.
+    // The sender of an event may not choose the host of the answers.
     let trap = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     for field in ["baseUrl", "sendUserMessageUrl"] {
         let mut foreign = event.clone();
@@ -512,7 +517,7 @@ async fn only_xo_opens_the_door() {
         assert_eq!((answer.status, code(&answer.body)), (400, json!("INVALID_ARGUMENTS")));
         assert!(answer.body["errors"][0]["msg"].as_str().is_some_and(|msg| msg.contains(field)));
     }
-    // A webhook node gets back what it sent; the other algorithm and the component's address are as good.
+    // A webhook node gets back its own body. The other algorithm and the address of the component are also accepted.
     let answer = user.post("on_webhook", &json!({"a": [1, 2]})).await;
     assert_eq!((answer.status, answer.body), (200, json!({"a": [1, 2]})));
     assert_eq!(relay.sandbox.groups().len(), 0);

@@ -1,4 +1,4 @@
-//! How XO's users are in agent mode, and how they come back to the bot: every event that XO may post, and calls that fail on the way.
+//! Tests how XO's users enter agent mode and return to the bot: every event that XO may post, and calls that fail.
 
 use causeway::sandbox::{Operation, Rule, Side};
 use serde_json::json;
@@ -17,8 +17,8 @@ async fn left_by_its_user(relay: &Relay, group: &str) {
 }
 
 on_every_engine! {
-    // FACTS.md XO-14: `sessionClosure` is what a user's "end chat" in the web widget becomes. Whether the event says
-    // anything about agent mode is not known, so here it does not.
+    // A user's "end chat" in the web widget becomes `sessionClosure` (`src/platform/xo/FACTS.md`, row on_event). It is
+    // unknown whether the event says anything about agent mode, so here the event does not.
     async fn end_chat_in_the_web_widget_ends_the_chat(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
@@ -30,13 +30,13 @@ on_every_engine! {
         for field in ["message", "agent_transfer"] {
             event.as_object_mut().unwrap().remove(field);
         }
-        // The call may fail, since XO has closed the session itself.
+        // The call may fail, because XO has closed the session itself.
         relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).status(400));
         assert_eq!(user.post("on_event", &event).await.status, 200);
         left_by_its_user(&relay, &group).await;
         quiet(&relay).await;
         assert_eq!((left(&relay), user.heard().len()), (1, before), "who goes needs no last words");
-        // XO may post it twice, and also for users who never had an agent.
+        // XO may post the event twice, and also for users who never had an agent.
         assert_eq!(user.post("on_event", &event).await.status, 200);
         let other = relay.sandbox.bot_user(&relay.processes[0].public_url(), "u-2");
         let mut closure = other.flat("");
@@ -48,7 +48,8 @@ on_every_engine! {
         relay.metric_is("causeway_conversations_ended_total", &[("reason", "session_closed")], |ended| ended == 1.0).await;
     }
 
-    // FACTS.md XO-13: `agent_session` is true after startAgentSession. Whether `agent_transfer` may be false then is not known.
+    // `agent_session` is true after startAgentSession (`src/platform/xo/FACTS.md`). It is unknown whether
+    // `agent_transfer` may be false then.
     async fn an_agent_session_alone_is_agent_mode(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
@@ -63,7 +64,7 @@ on_every_engine! {
         assert_eq!(left(&relay), 0);
     }
 
-    // FACTS.md XO-15: `message` is absent if a user sent only a file.
+    // `message` is absent if a user sent only a file (`src/platform/xo/FACTS.md`, row files).
     async fn a_file_without_words_is_a_message(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
@@ -76,7 +77,7 @@ on_every_engine! {
             Some(said) if said.contains("crack.png") => Ok(()),
             said => Err(format!("{said:?}")),
         }).await;
-        // A reconnect of the widget is no message (FACTS.md XO-15).
+        // A reconnect of the widget is not a message (`src/platform/xo/FACTS.md`, row channel).
         let mut event = user.flat("");
         event.as_object_mut().unwrap().remove("message");
         event["channel"]["botEvent"] = json!("ON_CONNECT_EVENT");
@@ -85,7 +86,7 @@ on_every_engine! {
         assert_eq!(relay.said(&group).len(), 2);
     }
 
-    // The state of the chat is looked at long after the agent has written.
+    // The state of the chat is polled long after the agent has written.
     async fn an_agent_joins_before_the_first_words(bench: Bench) {
         let settings = [("servicenow.poll_waiting", "30s"), ("servicenow.poll_active", "30s")];
         let relay = relay(&bench, &settings).await;
@@ -120,7 +121,7 @@ on_every_engine! {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
-        // Refused once: the end dies of it, and its last act is the same call.
+        // XO refuses the call once, so the end is dead-lettered. The same call is made once more before that.
         relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).times(1).status(400));
         relay.sandbox.agent_closes(&group).await.unwrap();
         let dead = relay.dead_letters_at_least(1).await;

@@ -1,5 +1,5 @@
-//! Promise: a destination that is down delays only itself, burns no attempts, and is probed with one message; when it is
-//! back, what waited goes out in order.
+//! Tests that a destination that is down delays only itself, uses up no attempts, and is probed with one message. After
+//! its recovery the waiting messages are sent in order.
 
 use causeway::sandbox::{BasicLogin, Operation, RetryAfter, Rule, Side, Switches};
 
@@ -7,11 +7,11 @@ use crate::harness::relay::{Plan, Relay, numbered};
 
 const CHATS: usize = 8;
 const EACH: usize = 10;
-/// As probes, one after another, they would take minutes.
+/// If these messages were probes, one after another, the test would take minutes.
 const SICK: usize = 60;
-/// What may be in the air when the breaker trips: one message of each lane, and the poll of each chat.
+/// The most calls in flight when the breaker trips: one message of each lane, and the poll of each chat.
 const IN_THE_AIR: usize = 2 * CHATS;
-/// Pauses of 0.1, 0.2, 0.4, ... seconds: so many probes make an outage of more than six seconds.
+/// The pauses are 0.1, 0.2, 0.4, ... seconds, so this many probes mean an outage of more than six seconds.
 const PROBES: usize = 6;
 
 async fn open(relay: &Relay) -> Vec<(String, String)> {
@@ -27,7 +27,7 @@ async fn open(relay: &Relay) -> Vec<(String, String)> {
     chats
 }
 
-/// What reached ServiceNow to change something.
+/// The calls that reached ServiceNow to change something.
 fn moves(relay: &Relay) -> Vec<causeway::sandbox::Entry> {
     relay
         .sandbox
@@ -56,7 +56,7 @@ async fn survives(relay: &Relay, outage: Rule) {
     relay.messages(&names, EACH, CHATS).await;
     relay.metric_is("causeway_breaker_state", &[("destination", "servicenow")], |state| state > 0.0).await;
 
-    // The other direction is none of its business, and the door stays open.
+    // The other direction is not affected, and the ingress accepts messages.
     relay.callbacks(&["foreign".to_owned()], EACH, 1).await;
     relay
         .until("callbacks while ServiceNow is down", |relay| {
@@ -138,7 +138,7 @@ on_every_engine! {
             relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(group).status(500));
         }
         let outage = relay.sandbox.script().fail(Rule::new(Side::Xo).status(500));
-        // The oldest are all sick, and a worker that starts anew knows of none.
+        // The oldest messages all fail, and a restarted worker does not know them.
         relay.callbacks(&sick, 1, CHATS).await;
         relay.callbacks(&well, EACH, CHATS).await;
         relay.processes[0].running.kill9();
@@ -163,7 +163,7 @@ on_every_engine! {
         let relay = Plan::on(&bench).set("delivery.retry.initial", "50ms").set("delivery.retry.max", "200ms").start().await;
         let chats = open(&relay).await;
         let (sick, well) = chats.split_first().expect("chats");
-        // Also where its connections break: that says nothing about the others.
+        // The connections of this conversation also break, which says nothing about the others.
         let at_sick = || Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(&sick.1);
         relay.sandbox.script().fail(at_sick().probability(0.5, 1).cut());
         relay.sandbox.script().fail(at_sick().status(500));

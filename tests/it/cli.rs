@@ -1,8 +1,8 @@
-//! Promise: the command line says what it can do, what was wrong, and by its exit code how it ended.
+//! Tests the command line: the help, the error messages and the exit codes.
 
 use std::process::{Command, Output};
 
-/// The real program, with none of the settings that this process may have been started with.
+/// The real program, without the settings of this process's environment.
 fn causeway(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
     command.args(args).env_clear().stdin(std::process::Stdio::null());
@@ -173,7 +173,7 @@ fn a_health_check_answers_with_its_exit_code() {
     assert_eq!(code(&unwell), 1);
     assert!(stderr(&unwell).contains("503: queue away"), "{}", stderr(&unwell));
     admin.join().unwrap();
-    // Nobody listens any more.
+    // No process listens any more.
     assert_eq!(code(&ask()), 1);
 }
 
@@ -190,7 +190,7 @@ fn check_says_a_line_for_each_side_and_fails_where_one_does() {
     assert!(said.contains("ok   queue: embedded engine, nothing is stored yet"), "{said}");
     assert!(said.contains("ok   directory: SQLite"), "{said}");
 
-    // A port that nobody listens on.
+    // A port without a listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let unwell = causeway(&["check"])
         .env("CAUSEWAY_DATA_DIR", folder.path())

@@ -1,4 +1,4 @@
-//! Promise: the files of docker compose say what the program says. What only a running stack can show, `tests/compose` does.
+//! Tests that the files of docker compose match the program. `tests/compose` tests what needs a running stack.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,7 +7,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Every key of the reference, as an environment variable.
+/// Every key of the default settings, as an environment variable.
 fn variables() -> BTreeSet<String> {
     let text = read("src/config/default.toml");
     let mut section = String::new();
@@ -27,7 +27,7 @@ fn variables() -> BTreeSet<String> {
     found
 }
 
-/// The block of each service, by its name.
+/// The block of each service, by name.
 fn services() -> Vec<(String, String)> {
     let text = read("docker-compose.yml");
     let body = text.split("\nservices:\n").nth(1).unwrap().split("\nvolumes:\n").next().unwrap();
@@ -47,7 +47,7 @@ fn services() -> Vec<(String, String)> {
 
 #[test]
 fn every_setting_can_be_set_and_is_explained() {
-    // What the stack itself decides, and lists of tables, which no variable can hold.
+    // The variables that the stack sets itself, and lists of tables, which a variable cannot hold.
     let decided = [
         "CAUSEWAY_DATA_DIR",
         "CAUSEWAY_QUEUE__URL",

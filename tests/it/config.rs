@@ -1,11 +1,11 @@
-//! Promise: settings are right, or every mistake is named at once, and no secret is ever shown.
+//! Tests that settings are valid or every mistake is reported at once, and that no secret is shown.
 
 use std::path::{Path, PathBuf};
 
 use causeway::config::{DirectoryUrl, Environment, Login, Place, Problems, Purpose, Settings};
 use secrecy::ExposeSecret;
 
-/// A settings file in a folder of its own.
+/// A settings file in its own folder.
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("causeway.toml");
@@ -18,7 +18,7 @@ fn load(text: &str, purpose: Purpose) -> Result<Settings, Problems> {
     Settings::load(Some(&path), &Environment::default(), purpose)
 }
 
-/// The keys that are wrong, in alphabetical order.
+/// The wrong keys, in alphabetical order.
 fn wrong_keys(text: &str, purpose: Purpose) -> Vec<String> {
     let mut keys: Vec<String> = load(text, purpose)
         .map_or_else(|problems| problems.0.into_iter().map(|problem| problem.key).collect(), |_| vec![]);
@@ -46,7 +46,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
     let settings = Settings::load(Some(&path), &environment, Purpose::Desk).unwrap();
     assert_eq!(settings.data_dir, Path::new("/from/environment"));
     assert_eq!(settings.drain.as_secs(), 7);
-    // Compose passes on what nobody set as an empty variable.
+    // Compose passes an unset variable as an empty one.
     assert_eq!(settings.delivery.deadline.start.as_secs(), 120);
 }
 
@@ -232,7 +232,8 @@ fn settings_that_belong_together_are_checked_together() {
         servicenow("auth = \"oauth\"\nclient_id = \"i\"\nclient_secret = \"s\"\nusername = \"u\""),
         Vec::<String>::new()
     );
-    // Nobody could tell our own messages from an agent's; the other interface says who wrote.
+    // Without a user name our own messages cannot be distinguished from an agent's. The Virtual Agent API names the
+    // author.
     let nameless = "auth = \"oauth\"\nclient_id = \"i\"\nclient_secret = \"s\"\n";
     assert_eq!(servicenow(nameless), ["servicenow.username"]);
     assert_eq!(servicenow(&format!("{nameless}api = \"virtual_agent\"")), Vec::<String>::new());

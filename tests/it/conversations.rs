@@ -1,4 +1,5 @@
-//! Promise: a conversation lives as documented, one chat for each request, and the bot side hears all of it once.
+//! Tests that a conversation lives as documented: one chat for each request, and the bot side receives every message
+//! once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::harness::ports;
 use crate::harness::postgres::Database;
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 
-/// Looks at the session state often, and lets ServiceNow post its callbacks.
+/// Polls the session state often, and lets ServiceNow post its callbacks.
 fn plan(bench: &Bench) -> Plan {
     Plan::on(bench)
         .set("servicenow.poll_waiting", "200ms")
@@ -44,20 +45,20 @@ async fn started(plan: Plan) -> Relay {
     relay
 }
 
-/// What the bot side was told about a conversation, in order.
+/// The events of a conversation at the bot side, in order.
 fn told(relay: &Relay, conversation: &str) -> Vec<Value> {
     let entries = relay.sandbox.ledger().events().remove(conversation).unwrap_or_default();
     entries.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect()
 }
 
-/// So many conversations were ended by each.
+/// Waits until this many conversations have ended for each reason.
 async fn ended_by(relay: &Relay, ends: &[(&str, f64)]) {
     for (reason, count) in ends {
         relay.metric_is("causeway_conversations_ended_total", &[("reason", reason)], |is| is == *count).await;
     }
 }
 
-/// Its events in short: `waiting`, `joined`, `left`, `callback.message`, `callback.ended`, `handoff.failed`.
+/// The short name of an event: `waiting`, `joined`, `left`, `callback.message`, `callback.ended`, `handoff.failed`.
 fn short(event: &Value) -> String {
     event["event"].as_str().or(event["type"].as_str()).unwrap_or_default().to_owned()
 }
@@ -127,7 +128,7 @@ on_every_engine! {
         let ended = hears(&relay, "c-1", "callback.ended", 1).await;
         assert_eq!(ended[0]["reason"], "agent");
         ended_by(&relay, &[("agent", 1.0), ("user", 0.0)]).await;
-        // The greeting, the question, and the system's "has left".
+        // The greeting, the question, and the system message "has left".
         let messages = hears(&relay, "c-1", "callback.message", 3).await;
         assert_eq!(messages[1]["message"], "Which laptop?");
         let from: Vec<&str> = messages.iter().map(|message| message["from"].as_str().unwrap()).collect();
@@ -147,7 +148,7 @@ on_every_engine! {
     async fn the_users_end_and_what_comes_after_it(bench: Bench) {
         let relay = started(plan(&bench)).await;
         let first = relay.open("c-1").await;
-        // A second start changes nothing while the chat is open.
+        // A second start has no effect while the chat is open.
         relay.start("c-1").await;
         relay.say("c-1", "one").await;
         says(&relay, &first, &["hello from c-1", "one"]).await;
@@ -171,7 +172,7 @@ on_every_engine! {
         assert_ne!(first, second);
         relay.say("c-1", "again").await;
         says(&relay, &second, &["hello from c-1", "again"]).await;
-        // What an agent of the first chat said comes late, and is told as of that chat.
+        // A late message of the first chat's agent is relayed with the first chat's group.
         relay.callback(&first, "one more thing", "late-1").await.id();
         relay.until("the late words", |relay| {
             let late = told(relay, "c-1").into_iter().find(|event| event["message"] == "one more thing");
@@ -195,13 +196,13 @@ on_every_engine! {
         }
         for (name, group) in names.iter().zip(&groups) {
             let (_, closed) = tokio::join!(relay.end(name), relay.sandbox.agent_closes(group));
-            // Refused when the user was faster and the chat is gone for good; either end is an end.
+            // The call is refused if the user was faster and the chat is gone. Either end is valid.
             let _ = closed;
         }
         for name in &names {
             relay.reaches(name, "ended").await;
             hears(&relay, name, "callback.ended", 1).await;
-            // Whatever would be told a second time stands in the lane before this one.
+            // A repeat would be in the lane before this message.
             relay.callback(&groups[names.iter().position(|other| other == name).unwrap()], "last", name).await.id();
         }
         for name in &names {
@@ -219,7 +220,7 @@ on_every_engine! {
         for (name, lost) in [("c-cut", start_rule().cut()), ("c-hang", start_rule().hang())] {
             relay.sandbox.script().fail(lost.after().times(1).conversation(name));
             let group = relay.open(name).await;
-            // Equal texts in a row, of which each is answered into the void once.
+            // Equal texts in a row. The answer of each is lost once.
             let lost = if name == "c-cut" { message_rule().cut() } else { message_rule().hang() };
             relay.sandbox.script().fail(lost.after().times(2).conversation("same"));
             relay.say(name, "same").await;
@@ -279,7 +280,7 @@ on_every_engine! {
         let failed = hears(&relay, "c-1", "handoff.failed", 1).await;
         assert_eq!((&failed[0]["reason"], &failed[0]["detail"]), (&json!("no_agent"), &json!(queue.not_available)));
         relay.reaches("c-1", "failed").await;
-        // Posted again it is the same start, which had its answer.
+        // The same start is posted again, and has been answered already.
         relay.sandbox.set_queue_open(&queue.id, true);
         relay.try_handoff(&start, Some("key")).await.unwrap().id();
         relay.say("c-1", "hello?").await;
@@ -288,7 +289,7 @@ on_every_engine! {
         assert_eq!(relay.conversation("c-1").await.body["state"], "failed");
         assert_eq!((relay.sandbox.groups().len(), count(&relay, "c-1", "handoff.failed")), (0, 1));
         ended_by(&relay, &[("no_agent", 1.0)]).await;
-        // What a bot calls its reason becomes no label.
+        // A bot's own reason does not become a label.
         relay.open("c-2").await;
         let end = json!({"type": "end", "conversation_id": "c-2", "reason": "the user went for lunch"});
         relay.try_handoff(&end, None).await.unwrap().id();
@@ -315,7 +316,7 @@ async fn the_line_moves_and_an_agent_may_leave() {
     assert_eq!(left[0]["agent"], "beth.anglin");
     relay.reaches("c-1", "waiting").await;
     relay.metric_is("causeway_agent_wait_seconds_count", &[], |count| count == 2.0).await;
-    // The agent closed it before anybody looked: the user's next words find that out.
+    // The agent closed the chat before the next poll. The user's next message discovers the end.
     relay.sandbox.agent_closes(&group).await.unwrap();
     relay.reaches("c-1", "ended").await;
     assert_eq!(hears(&relay, "c-1", "callback.ended", 1).await[0]["reason"], "agent");
@@ -346,13 +347,13 @@ on_every_rabbit! {
         }
         for name in &names {
             let seen = ["waiting", "joined", "callback.ended"].map(|what| count(&relay, name, what));
-            // Positions may move while they wait; everything else is said once.
+            // Positions may change while the users wait. Every other event occurs once.
             assert!(seen[0] >= 1 && seen[1..] == [1, 1], "{name}: {:?}", told(&relay, name));
         }
     }
 }
 
-/// A deliverer in this process, for what no setting reaches.
+/// A deliverer in this process, for cases that no setting produces.
 struct Room {
     deliverer: Arc<Deliverer>,
     directory: Directory,
@@ -449,7 +450,7 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
     assert_eq!(drops.deliverer.attempt(&old, Past::default()).await.outcome, Outcome::Dropped);
 }
 
-/// The ingress noted the user and put the end on the queue, and died before it could say that the user has gone.
+/// The ingress recorded the user and published the end, and crashed before it published the notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
     let room = room(UnknownGroup::DeadLetter).await;
@@ -468,7 +469,7 @@ async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
     };
     assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
-    // It is over by now: the end told again says nothing more.
+    // The conversation is over now, so a repeat of the end publishes nothing.
     assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
 }
@@ -492,7 +493,7 @@ async fn a_chat_that_comes_too_late_is_left() {
         );
         assert!(opened.await);
         let new = room.sandbox.groups().into_iter().find(|group| !before.contains(group)).unwrap();
-        // Meanwhile another worker, which has the partition now, ends the conversation or opens it anew.
+        // Another worker, which has the partition now, ends the conversation or opens it again meanwhile.
         if goes_on {
             room.directory.requested(&id(name), Origin::Api, None).await.unwrap();
             let other = Opened {

@@ -1,5 +1,4 @@
-//! Promise: what could not be delivered waits with its story, can be looked at without being changed, and goes only when
-//! somebody says so.
+//! Tests that a dead letter keeps its history, can be read without a change, and is removed only by a command.
 
 use std::time::Duration;
 
@@ -71,7 +70,7 @@ on_every_engine! {
         let until = shown(&relay, &["--until", moment, "--reason", "rejected"]).await;
         assert_eq!((field(&since, "id"), field(&until, "id")), (field(&refused[1..], "id"), field(&refused[..1], "id")));
 
-        // After all these looks, and exports between, everything is where it was.
+        // These reads and exports have changed nothing.
         let exported = relay.dead_letters().await;
         assert_eq!(shown(&relay, &[]).await, all);
         assert_eq!(field(&exported, "id"), field(&all, "id"));
@@ -96,7 +95,7 @@ on_every_rabbit! {
         relay.dead_letters_at_least(1).await;
         let vhost = bench.vhost().unwrap();
         let proxy = Proxy::start(vhost.broker()).await;
-        // To ask for each queue would take longer than a verb waits for the broker.
+        // A query for each queue would take longer than a command waits for the broker.
         proxy.delay(Duration::from_millis(100));
         let list = relay.tool(["dead", "list", "--json"]).set("queue.url", vhost.url_through(proxy.addr()));
         let list = list.run(PATIENCE).await;

@@ -1,5 +1,5 @@
-//! Promise: `causeway demo` shows a newcomer the whole relay on a bare machine: an outage, a dead letter, a replay; it says
-//! what came of it, and leaves nothing behind, whatever the environment says.
+//! Tests that `causeway demo` shows the whole relay on a bare machine: an outage, a dead letter, a replay. The demo
+//! prints a summary, leaves nothing behind, and ignores the environment.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::harness::http;
 
 const LONG: Duration = Duration::from_secs(180);
 
-/// Everything that the demo could stumble over, and a place of its own for its files.
+/// An environment with settings that could disturb the demo, and its own folder for its files.
 fn demo<const N: usize>(args: [&str; N], folder: &Path) -> Causeway {
     std::fs::create_dir_all(folder.join("tmp")).unwrap();
     Causeway::new(args)
@@ -33,7 +33,8 @@ fn nothing_is_left(folder: &Path) {
     assert_eq!(left(folder), ["tmp"]);
 }
 
-/// Accepted, delivered, retried, dead-lettered, replayed, lost, overtaken: of ServiceNow (0) or the bot side (1).
+/// The numbers of one direction, ServiceNow (0) or the bot side (1): accepted, delivered, retried, dead-lettered,
+/// replayed, lost, overtaken.
 fn numbers(output: &Finished, direction: usize) -> Vec<u64> {
     let names = ["accepted", "delivered", "retried", "dead-lettered", "replayed", "lost", "overtaken"];
     let number = |name: &&str| {
@@ -56,7 +57,7 @@ async fn the_demo_shows_every_act_and_loses_nothing() {
         assert!(line.chars().count() <= 80, "wider than a terminal: {line}");
     }
     assert!(!output.stdout.contains('\u{1b}'), "colours in a pipe:\n{}", output.stdout);
-    // What the two sides saw, in the order in which it must come.
+    // The events on both sides, in the required order.
     let acts = [
         "Ada writes to the bot: \"Hello\"",
         "Ada reads the bot: \"Hello, I am the help desk bot.",

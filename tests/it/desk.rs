@@ -1,5 +1,5 @@
-//! Promise: who is on call sees what died and why, brings it back or lets it go, from a program or in a browser, and
-//! nothing happens that was not shown first.
+//! Tests the admin console: an operator sees which messages died and why, and replays or discards them, by a program or
+//! in a browser. Every action is shown before it is carried out.
 
 use causeway::sandbox::{Operation, Rule, Side};
 use reqwest::{Client, Method, StatusCode};
@@ -13,13 +13,13 @@ use crate::harness::wait::eventually;
 
 const TOKEN: &str = "a-long-admin-token";
 
-/// A relay with a desk: at the ingress of its own where there is a broker to share.
+/// A relay with an admin console. With a shared broker the ingress is a process of its own.
 async fn relay(bench: &Bench) -> Relay {
     let plan = Plan::on(bench).set("admin.token", TOKEN);
     if bench.engine() == Engine::Embedded { plan.start().await } else { plan.apart(1).start().await }
 }
 
-/// The desk for a program.
+/// The JSON API of the admin console.
 struct Desk {
     client: Client,
     url: String,
@@ -50,7 +50,7 @@ impl Desk {
         (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    /// Waits until so many are dead, and returns the list.
+    /// Waits for this many dead letters, and returns the list.
     async fn lists(&self, count: usize) -> Value {
         eventually(&format!("{count} dead letters"), PATIENCE, async || {
             let (status, list) = self.get("/dead-letters").await;
@@ -77,7 +77,7 @@ impl Desk {
     }
 }
 
-/// What was said in a chat until now, without its opening.
+/// The messages of a chat so far, without the first one.
 fn said(relay: &Relay, group: &str) -> Vec<String> {
     relay.said(group).into_iter().skip(1).collect()
 }
@@ -121,7 +121,8 @@ on_every_engine! {
         let texts = lines.replace("platform_words", "");
         assert_eq!(texts.matches("words").count(), 2);
 
-        // Since it died, the one was said again and delivered, and the chat of the other has ended.
+        // Since the dead letters were written, the first message was delivered again, and the chat of the second has
+        // ended.
         relay.sandbox.script().clear();
         say(&relay, "c-2", "words 2").await;
         relay.until("what was said again", |relay| if said(relay, &two).len() == 1 { Ok(()) } else { Err(String::new()) }).await;
@@ -166,10 +167,10 @@ async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
     assert_eq!(desk.get("/dead-letters/replay").await.1["replay"]["state"], "running");
     let (status, busy) = desk.post("/dead-letters/replay", json!({})).await;
     assert_eq!((status, busy["type"].as_str()), (409, Some("urn:causeway:problem:busy")), "{busy}");
-    // Another process: the lock of the siding is seen by everybody.
+    // Another process sees the lock of the dead-letter reader.
     let beside = relay.tool(["dead", "discard", "--yes"]).run(PATIENCE).await;
     assert!(beside.code == Some(1) && beside.stderr.contains("wait until it is done"), "{}", beside.stderr);
-    // Who only reads is kept from nothing.
+    // A read-only client is never blocked.
     assert_eq!(desk.get("/dead-letters").await.0, 200);
     for verb in ["list", "show"] {
         let beside = relay.tool(["dead", verb]).run(PATIENCE).await;
@@ -194,7 +195,7 @@ async fn nobody_comes_in_without_the_token() {
         let (status, text) = stranger.raw(method.clone(), path, Some(json!({"confirm": 0}))).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} {text}");
     }
-    // A form from elsewhere, even with a cookie, and a page without one.
+    // A form of another origin with a cookie, and a request without a cookie.
     let page = |path: &str| format!("{}{path}", relay.processes[0].admin_url());
     let client = http::client();
     let form = |path: &str, body: &str| {
@@ -223,12 +224,12 @@ async fn nobody_comes_in_without_the_token() {
     for path in ["/desk", "/desk/replay", "/desk/letters/x"] {
         assert_eq!(client.get(page(path)).send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "{path}");
     }
-    // A mistyped filter would mean all of them.
+    // A misspelled filter would match all dead letters.
     let desk = Desk::of(&relay);
     let (status, refused) = desk.post("/dead-letters/replay", json!({"destinaton": "xo"})).await;
     assert_eq!((status, refused["field"].as_str()), (422, Some("destinaton")), "{refused}");
 
-    // Without the setting there is no desk at all.
+    // Without the setting there is no admin console.
     relay.processes[0].running.kill9();
     relay.processes[0].set("admin.token", "");
     relay.processes[0].restart();

@@ -1,4 +1,5 @@
-//! A destination is what fails together: an endpoint that is down, throttled or refuses our credential holds up no other.
+//! Tests that destinations fail independently: an endpoint that is down, throttled or refuses our credential delays no
+//! other destination.
 
 use causeway::sandbox::{Operation, RetryAfter, Rule, Side};
 
@@ -9,7 +10,7 @@ const EACH: usize = 10;
 /// The destination of the sandbox's bot: `bot:` and its id.
 const BOT: &str = "bot:st-00000000-0000-5000-8000-000000000001";
 
-/// Callbacks of foreign chats reach the Callback URL, in order.
+/// Checks that callbacks of foreign chats reach the Callback URL, in order.
 async fn callbacks_pass(relay: &Relay, name: &str) {
     let groups: Vec<String> = (0..3).map(|n| format!("{name}-{n}")).collect();
     relay.callbacks(&groups, EACH, 3).await;

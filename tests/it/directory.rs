@@ -1,8 +1,8 @@
-//! What the directory promises, on SQLite and on PostgreSQL: nothing is forgotten, nothing happens twice, and an absent
-//! or unfit database is told plainly.
+//! Tests the directory on SQLite and on PostgreSQL: no record is lost, no step happens twice, and an absent or
+//! unsuitable database is reported clearly.
 //!
-//! `CAUSEWAY_TEST_POSTGRES` is a superuser's URL of a server to make databases on. Without it: SQLite only, and a line
-//! that says so.
+//! `CAUSEWAY_TEST_POSTGRES` is a superuser's URL of a server on which the tests create databases. `tests/run` sets the
+//! variable and selects the tests on PostgreSQL; otherwise these tests are ignored.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 const WAITING_EVERY: Duration = Duration::from_secs(5);
 const ACTIVE_EVERY: Duration = Duration::from_secs(30);
 
-/// An empty database of this test's own.
+/// An empty database for one test.
 enum Place {
     Sqlite(TempDir),
     Postgres { server: Url, name: String },
@@ -45,7 +45,7 @@ impl Place {
 
     fn url(&self) -> DirectoryUrl {
         match self {
-            // Folders that are not there yet.
+            // The folders do not exist yet.
             Self::Sqlite(folder) => DirectoryUrl::Sqlite(folder.path().join("deep/er/directory.db")),
             Self::Postgres { server, name } => {
                 let mut url = server.clone();
@@ -59,7 +59,7 @@ impl Place {
         Directory::open(&DirectorySettings { url: self.url() }).await.unwrap()
     }
 
-    /// From outside of our database, which `{name}` stands for.
+    /// Runs SQL on the server outside of our database, whose name replaces `{name}`.
     async fn on_server(&self, sql: &str) {
         let Self::Postgres { server, name } = self else { panic!("SQLite has no server") };
         let mut admin = server.clone();
@@ -69,7 +69,7 @@ impl Place {
         connection.close().await.unwrap();
     }
 
-    /// Behind the directory's back.
+    /// Runs SQL on the database without the directory.
     async fn execute(&self, sql: &'static str) {
         match self.url() {
             DirectoryUrl::Sqlite(path) => {
@@ -174,7 +174,7 @@ fn ids(conversations: &[Conversation]) -> Vec<&str> {
     conversations.iter().map(|conversation| conversation.id.as_str()).collect()
 }
 
-/// Runs `work` for 0, 1, … all at once.
+/// Runs `work` for 0, 1, … concurrently.
 async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     times: usize,
     work: impl Fn(usize) -> F,
@@ -374,7 +374,8 @@ async fn each_conversation_is_due_to_one_caller(place: &Place) {
         waiting(&directories[0], &format!("c-{number}"), &format!("g-{number}")).await;
     }
     let now = later(60);
-    // Callers that get nothing leave what another has in hand: so each asks until the last one got nothing either.
+    // A caller that gets nothing does not wait for the work of another caller. Each caller therefore asks until all
+    // have got nothing.
     let handed: Vec<_> = at_once(6, |caller| {
         let directory = directories[caller % 2].clone();
         async move {
@@ -426,11 +427,11 @@ async fn who_loses_the_agent_waits_anew(place: &Place) {
     place.execute("UPDATE conversations SET opened_at = 0, waiting_since = 0").await;
     let overdue = async |seconds| directory.overdue(later(seconds), 10).await.unwrap();
     assert_eq!(ids(&overdue(-60).await), ["waits"]);
-    // The agent of a long chat hands it back: its user has waited for a moment, not since the request.
+    // The agent of a long chat hands the chat back. The user has waited for a moment, not since the request.
     directory.observed(&talks, "g-2", &Observation::default()).await.unwrap();
     assert_eq!(ids(&overdue(-60).await), ["waits"]);
     assert_eq!(overdue(60).await.len(), 2);
-    // What an older version wrote.
+    // A row of an older version.
     place.execute("UPDATE conversations SET waiting_since = NULL").await;
     assert_eq!(overdue(-60).await.len(), 2);
     assert_eq!(found(&directory, &waits).await.waiting_since, Timestamp::UNIX_EPOCH);
@@ -481,7 +482,7 @@ async fn each_fact_is_remembered_by_itself(place: &Place) {
     );
     assert_eq!(directory.find_done(&[]).await.unwrap(), []);
 
-    // More keys than one statement asks for.
+    // More keys than one statement queries.
     let many: Vec<MessageId> = (0..150).map(|n| MessageId::derived("test", &n.to_string())).collect();
     for message in &many {
         directory.mark_done(DedupKey::Delivered(*message), None, later(0)).await.unwrap();
@@ -491,7 +492,7 @@ async fn each_fact_is_remembered_by_itself(place: &Place) {
     assert_eq!(directory.find_done(&keys).await.unwrap().len(), 150);
 }
 
-/// What version 3 wrote.
+/// A directory of version 3.
 async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     place.open().await.close().await;
     place.execute("DROP TABLE dedup_keys").await;
@@ -614,7 +615,7 @@ async fn a_locked_file_is_unavailable_until_it_is_free() {
     directory.requested(&id("c-1"), Origin::Api, None).await.unwrap();
 }
 
-/// A port where nobody listens.
+/// The address of a port without a listener.
 async fn nobody() -> std::net::SocketAddr {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

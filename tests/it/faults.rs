@@ -1,4 +1,4 @@
-//! Promise: what was accepted survives every crash, arrives, and arrives in order. Whole processes, a broker of their own,
+//! Tests that accepted messages survive every crash and arrive in order. Each test has whole processes, its own broker,
 //! and one fault at a time under a steady load.
 
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ fn stage() -> Option<(Broker, Bench)> {
     Some((Broker::private()?, Engine::Embedded.bench()?))
 }
 
-/// Notices a silent peer as fast as the settings allow.
+/// Detects a silent peer as fast as the settings allow.
 fn plan(bench: &Bench, url: String) -> Plan {
     Plan::on(bench)
         .set("queue.url", url)
@@ -33,7 +33,7 @@ fn plan(bench: &Bench, url: String) -> Plan {
         .set("delivery.retry.max", "1s")
 }
 
-/// Deliveries take a moment, so that a fault always finds some in the air, and now and then one fails.
+/// Deliveries take a moment, so a fault always finds some in flight. Some deliveries fail.
 fn rough(relay: &Relay) {
     let script = relay.sandbox.script();
     let callback = || Rule::new(Side::Xo).operation(Operation::Callback);
@@ -41,7 +41,7 @@ fn rough(relay: &Relay) {
     script.fail(callback().delay(Duration::from_millis(15)));
 }
 
-/// A quorum queue younger than about a second loses confirmed messages when its broker is killed.
+/// A quorum queue younger than about one second loses confirmed messages when its broker is killed.
 async fn old_enough(born: Instant) {
     eventually("the queues to be of age", SOON, async || match born.elapsed() {
         age if age > Duration::from_secs(3) => Ok(()),
@@ -136,7 +136,7 @@ async fn a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back() {
     load.takes(100).await;
     proxy.black_hole();
     load.takes(60).await;
-    // Also what the lost one held.
+    // Includes the unacked messages of the lost worker.
     load.arrives(&relay.sandbox).await;
     proxy.heal().await;
     load.takes(100).await;
@@ -154,7 +154,7 @@ async fn a_worker_that_freezes_is_replaced_and_harms_nothing_when_it_thaws() {
     load.takes(100).await;
     relay.processes[2].running.sigstop();
     load.takes(60).await;
-    // Also what the lost one held.
+    // Includes the unacked messages of the lost worker.
     load.arrives(&relay.sandbox).await;
     relay.processes[2].running.sigcont();
     load.takes(100).await;

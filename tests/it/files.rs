@@ -1,5 +1,5 @@
-//! Promise: a user's file reaches the agent, an agent's file reaches the user as a link that opens, and nothing is lost or leaks on
-//! the way: no credential leaves for a foreign host, a link opens one file for a while.
+//! Tests that a user's file reaches the agent, and an agent's file reaches the user as a link that opens. No credential
+//! is sent to a foreign host, and a link opens one file for a limited time.
 
 use causeway::sandbox::{CallbackCredential, CallbackSettings, Operation, Rule, Side};
 use reqwest::StatusCode;
@@ -12,7 +12,7 @@ use crate::harness::xo::{FakeXo, FileAnswer};
 
 const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n not really";
 
-/// A relay that makes links, whose agent's words come back as callbacks.
+/// A relay that creates links, whose agent's messages come back as callbacks.
 async fn relay(plan: Plan, xo: &FakeXo) -> Relay {
     let relay = xo.settings(plan).start().await;
     let credential =
@@ -22,7 +22,7 @@ async fn relay(plan: Plan, xo: &FakeXo) -> Relay {
     relay
 }
 
-/// With a public address of its own: the tests know it before the process starts.
+/// A plan with a public address that the test knows before the process starts.
 fn with_links(plan: Plan) -> (Plan, String) {
     let [port] = ports::free_ports();
     let url = format!("http://127.0.0.1:{port}");
@@ -64,7 +64,8 @@ async fn said(relay: &Relay, group: &str, count: usize) -> Vec<String> {
     relay.said(group)
 }
 
-/// FACTS.md XO-17, XO-15: `channel.attachments[]` of `{fileName, fileUrl}`; `message` is missing if the user sent only a file.
+/// The format is in `src/platform/xo/FACTS.md`: `channel.attachments[]` of `{fileName, fileUrl}`; `message` is absent
+/// if the user sent only a file.
 async fn sends_file(relay: &Relay, xo: &FakeXo, words: Option<&str>, name: &str, url: &str) {
     let file = json!({"fileName": name, "fileUrl": url});
     xo.says(relay, "u-1", words, |event| event["channel"]["attachments"] = json!([file])).await;
@@ -80,7 +81,8 @@ async fn opened(url: &str) -> (StatusCode, Value, Vec<u8>) {
 }
 
 on_every_engine! {
-    // FACTS.md SN-28: upload to live_group_profile/{group}, then one message with `attachments` and `File: <name>`.
+    // The calls are in `src/platform/servicenow/FACTS.md`: upload to live_group_profile/{group}, then one message with
+    // `attachments` and `File: <name>`.
     async fn a_users_file_is_uploaded_into_the_chat(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| {
@@ -97,7 +99,7 @@ on_every_engine! {
         let files = relay.sandbox.files();
         let mut stored: Vec<_> = files.iter().map(|file| (file.name.as_str(), file.content_type.as_str(), file.bytes.len())).collect();
         stored.sort_unstable();
-        // A page is no page at the agent's side, whatever its sender says.
+        // An HTML page is stored as an opaque file at ServiceNow, whatever type its sender claims.
         assert_eq!(stored, [("a.png", "image/png", PICTURE.len()), ("b.html", "application/octet-stream", 25)]);
         assert!(files.iter().all(|file| file.group == group));
         assert!(xo.asked("/f/").iter().all(|asked| asked.signed), "the app's token opens them");
@@ -135,7 +137,8 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
     }
 
-    // FACTS.md SN-29: 404 on the upload = no right to the conversation's record: the name and an address as text.
+    // A 404 on the upload means no right to the conversation's record (`src/platform/servicenow/FACTS.md`). The name
+    // and an address are then sent as text.
     async fn where_servicenow_takes_no_file_a_link_opens_it(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| behaviour.files = [("/f/a.png".to_owned(), FileAnswer::of("image/png", PICTURE))].into());
@@ -151,7 +154,7 @@ on_every_engine! {
         assert_eq!((status, bytes.as_slice()), (StatusCode::OK, PICTURE));
         assert_eq!(shown, json!({"type": "image/png", "sniff": "nosniff",
             "disposition": "attachment; filename=\"a.png\"; filename*=UTF-8''a.png"}));
-        // Nothing can be chosen by who holds a link.
+        // The holder of a link cannot choose another file.
         let (token, mac) = link.rsplit_once('.').expect("a signature");
         let flipped = if token.ends_with('A') { 'B' } else { 'A' };
         for forged in [format!("{}{flipped}.{mac}", &token[..token.len() - 1]), format!("{token}."), format!("{public}/v1/files/x")] {
@@ -160,8 +163,9 @@ on_every_engine! {
         }
     }
 
-    // FACTS.md SN-30: the file stands in the row's `attachments`, the callback says `File: <name>`; FACTS.md XO-29:
-    // image template on the web channel, other files as a Markdown link.
+    // The file is in `attachments` of the row, and the callback says `File: <name>`
+    // (`src/platform/servicenow/FACTS.md`). The web channel gets an image template, other files become a Markdown link
+    // (`src/platform/xo/FACTS.md`).
     async fn an_agents_file_is_a_link_that_opens(bench: Bench) {
         let xo = FakeXo::start().await;
         let (plan, public) = with_links(Plan::on(&bench).set("files.expires", "1h"));
@@ -202,7 +206,7 @@ on_every_engine! {
         }).await;
     }
 
-    // Without a public address nothing changes: the name.
+    // Without a public address the name is shown.
     async fn without_a_public_address_the_name_stays(bench: Bench) {
         let xo = FakeXo::start().await;
         let relay = relay(Plan::on(&bench), &xo).await;
@@ -214,7 +218,8 @@ on_every_engine! {
         assert_eq!(opened(&url).await.0, StatusCode::NOT_FOUND);
     }
 
-    // FACTS.md SN-37: `message.attachment{url, contentType, fileName}` with an address that ServiceNow can fetch.
+    // The field is in `src/platform/servicenow/FACTS.md`: `message.attachment{url, contentType, fileName}` with an
+    // address that ServiceNow can fetch.
     async fn over_the_virtual_agent_api_a_file_goes_by_a_link(bench: Bench) {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| behaviour.files = [("/f/a.png".to_owned(), FileAnswer::of("image/png", PICTURE))].into());
@@ -238,7 +243,7 @@ on_every_engine! {
         let link = attachment["url"].as_str().unwrap_or_default();
         assert!(link.starts_with(&public), "{link}");
         assert_eq!(opened(link).await.2, PICTURE, "ServiceNow fetches it without XO's token");
-        // And the agent's media, which only our user can open.
+        // The agent's media, which only our user can open.
         let id = relay.sandbox.keep_file(&group, "plan", "image/png", PICTURE);
         let value = format!("{}/api/now/v1/cs/media/{id}", relay.sandbox.servicenow_url());
         let item = json!({"uiType": "OutputImage", "altText": "a plan", "value": value, "messageId": "i-1",

@@ -1,5 +1,5 @@
-//! Promise: a callback that got lost loses nothing: the chat is read back, and the bot side hears the agent's words in the
-//! order in which they were said, each once. Nobody waits for ever, and no word ends a chat.
+//! Tests that a lost callback loses no message. The chat is read back, and the bot side receives the agent's messages
+//! in their order, each once. No conversation waits without a limit, and no text ends a chat.
 
 use causeway::sandbox::{
     BodyStyle, CallbackSettings, Operation, QueueSettings, Rule, SandboxSettings, Side, Switches,
@@ -11,7 +11,7 @@ use crate::harness::relay::{Plan, Relay};
 
 const SECOND_QUEUE: &str = "9d385017c611228701d22104cc95c371";
 
-/// Reads chats back when told to, and otherwise hardly ever.
+/// Reads chats back when a message arrives, and polls rarely otherwise.
 fn plan(bench: &Bench) -> Plan {
     Plan::on(bench)
         .set("servicenow.poll_waiting", "200ms")
@@ -31,7 +31,7 @@ async fn started(plan: Plan, style: BodyStyle) -> Relay {
     relay
 }
 
-/// An open chat with an agent, whose greeting was heard.
+/// Opens a chat with an agent whose greeting was relayed.
 async fn talking(relay: &Relay, conversation: &str) -> String {
     let group = relay.open(conversation).await;
     relay.sandbox.agent_accept(&group).await.unwrap();
@@ -54,7 +54,7 @@ fn texts(relay: &Relay, conversation: &str) -> Vec<String> {
     messages.iter().map(|event| event["message"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Waits for so many messages after the greeting; returns their texts.
+/// Waits for this many messages after the greeting, and returns their texts.
 async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
     relay
         .until(&format!("{conversation} to hear {count} messages"), |relay| {
@@ -75,7 +75,7 @@ async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Value {
     of_type(relay, conversation, kind).remove(0)
 }
 
-/// The callback of the agent's next words is lost.
+/// Loses the callback of the agent's next message.
 fn lose_next(relay: &Relay) {
     let rule = Rule::new(Side::ServiceNow).operation(Operation::Callback);
     relay.sandbox.script().fail(rule.times(1).cut());
@@ -116,7 +116,7 @@ on_every_engine! {
             relay.sandbox.agent_says(&group, text).await.unwrap();
         }
         assert_eq!(heard(&relay, "c-0", 21).await, texts);
-        // The agent's coming was looked at meanwhile; reading back each message would make twenty.
+        // The arrival of the agent was polled meanwhile. Reading back for each message would make twenty calls.
         assert!(reads(&relay) - before < 10, "{}", reads(&relay) - before);
         a_gap_is_closed_in_order(&relay).await;
     }
@@ -125,7 +125,7 @@ on_every_engine! {
         let callbacks = Plan::on(&bench).set("servicenow.poll_waiting", "200ms");
         let plan = callbacks.set("servicenow.poll_active", "200ms").set("delivery.retry.max", "1s");
         let relay = started(plan, BodyStyle::StockScript).await;
-        // The chat is opened, but neither the answer nor a look at it comes back.
+        // The chat is opened, but the answer and the poll are lost.
         let script = relay.sandbox.script();
         let start = || Rule::new(Side::ServiceNow).operation(Operation::Start);
         script.fail(start().after().times(1).cut());
@@ -171,7 +171,7 @@ on_every_engine! {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         for (conversation, agent_ends) in [("c-agent", true), ("c-user", false)] {
             let group = talking(&relay, conversation).await;
-            // Nobody looks until it is over.
+            // No poll succeeds until the chat is over.
             relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::State).status(503));
             lose_next(&relay);
             relay.sandbox.agent_says(&group, "goodbye").await.unwrap();
@@ -202,13 +202,13 @@ on_every_engine! {
         assert_eq!(heard(&relay, "c-1", 2).await, ["two"]);
         relay.sandbox.script().clear();
         relay.sandbox.agent_says(&group, "three").await.unwrap();
-        // Late is better than never.
+        // A late message is better than a lost one.
         let mut all = heard(&relay, "c-1", 4).await;
         all.sort_unstable();
         assert_eq!(all, ["one", "three", "two"]);
     }
 
-    // No message is on its way to ServiceNow that could be the probe.
+    // No message to ServiceNow waits that could be the probe.
     async fn a_recovery_is_noticed_by_looks_alone(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
@@ -305,7 +305,7 @@ on_every_engine! {
             }).await;
             relay.sandbox.agent_accept(&next).await.unwrap();
             relay.reaches(name, "active").await;
-            // How long people wait is counted to the first agent: the second finds a user who has had one.
+            // The waiting time is measured to the first agent only. The second agent meets a user who has had one.
             relay.metric_is("causeway_agent_wait_seconds_count", &[], |count| count == 1.0).await;
             relay.say(name, "second line?").await;
             relay.until("the words in the second chat", |relay| {
@@ -360,7 +360,7 @@ async fn whoever_waited_too_long_is_told_while_servicenow_is_away() {
     let bench = crate::harness::matrix::Engine::Embedded.bench().unwrap();
     let relay = started(plan(&bench).set("servicenow.wait_limit", "1h"), BodyStyle::Stringify).await;
     let group = relay.open("c-1").await;
-    // ServiceNow is away when the limit comes: the user is told all the same, and the chat is left later.
+    // ServiceNow is down when the limit is reached. The user is notified anyway, and the chat is left later.
     relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
     let mut impatient = relay;
     impatient.stop().await;

@@ -1,5 +1,5 @@
-//! Promise: a key names one request of one conversation. The same request again is harmless; another one under the same key is refused,
-//! or kept as a dead letter, and never dropped in silence.
+//! Tests that a key identifies one request of one conversation. The same request again is harmless. Another request
+//! under the same key is refused or dead-lettered, and never dropped silently.
 
 use causeway::sandbox::{Operation, Rule, Side};
 use serde_json::{Value, json};
@@ -36,14 +36,14 @@ async fn says(relay: &Relay, group: &str, texts: &[&str]) {
         .await;
 }
 
-/// The one dead letter, which is the second request.
+/// Checks that the only dead letter is the second request.
 async fn second_is_rejected(relay: &Relay, id: &str) {
     let dead = relay.dead_letters_at_least(1).await;
     assert_eq!(dead.len(), 1, "{dead:#?}");
     assert_eq!((&dead[0]["id"], &dead[0]["reason"]), (&json!(id), &json!("rejected")), "{dead:#?}");
     assert!(dead[0]["body"].as_str().unwrap().contains("second"), "{dead:#?}");
     assert!(dead[0]["detail"].as_str().unwrap().contains("Idempotency-Key"), "{dead:#?}");
-    // Its replay would only be refused again.
+    // A replay would only be refused again.
     let plan = relay.tool(["dead", "replay", "--dry-run"]).run(PATIENCE).await;
     assert!(plan.stdout.contains("leave: another request was delivered under its key"), "{}", plan.stdout);
 }
@@ -63,7 +63,7 @@ on_every_engine! {
         let relay = Plan::on(&bench).start().await;
         let group = relay.open("c-1").await;
         let id = accepted(&relay, &message("c-1", "first"), "k-1").await;
-        // The same request, written in another order.
+        // The same request with another order of fields.
         let same = r#"{"message":"first","conversation_id":"c-1","id":"other","type":"message"}"#;
         assert_eq!(accepted(&relay, &serde_json::from_str(same).unwrap(), "k-1").await, id);
         let (status, problem) = post(&relay, &message("c-1", "second"), "k-1").await;
@@ -84,7 +84,7 @@ on_every_engine! {
         let group = relay.open("c-1").await;
         let id = accepted(&relay, &message("c-1", "first"), "k-1").await;
         says(&relay, &group, &["first"]).await;
-        // Another ingress, or the same one much later, knows nothing of the first request.
+        // Another ingress, or a restarted one, does not know the first request.
         relay.stop().await;
         relay.processes[0].restart();
         relay.ready().await;
@@ -109,7 +109,7 @@ on_every_engine! {
         relay.ready().await;
         assert_eq!(accepted(&relay, &message("c-1", "delivered"), "k-1").await, id);
         says(&relay, &group, &["delivered"]).await;
-        // The dead one was never delivered: no replay removes it.
+        // The dead request was never delivered, so no replay removes its dead letter.
         let run = relay.tool(["dead", "replay", "--yes"]).run(PATIENCE).await;
         assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
         assert!(run.stdout.contains("leave: another request was delivered under its key"), "{}", run.stdout);

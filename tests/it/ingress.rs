@@ -1,4 +1,4 @@
-//! Promise: what is answered with 2xx is on the queue; what is not taken is refused in words that help.
+//! Tests that a request answered with 2xx is on the queue, and that a refusal explains its reason.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn url(relay: &Relay, path: &str) -> String {
     format!("{}{path}", relay.processes[0].public_url())
 }
 
-/// Every body that is known to come from a `live_message` rule, by the name of its file.
+/// Every body that a `live_message` rule is known to send, by file name.
 fn bodies() -> BTreeMap<String, Vec<u8>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/servicenow");
     std::fs::read_dir(folder)
@@ -43,7 +43,7 @@ fn signature(secret: &str, at: i64, body: &[u8]) -> String {
     format!("t={at},v1={}", BASE64.encode(mac.finalize().into_bytes()))
 }
 
-/// The same body by each way of proving who sends it.
+/// The same body with each kind of credential.
 fn proven(relay: &Relay, body: &[u8]) -> Vec<RequestBuilder> {
     let client = http::client();
     let post = |query: &str| {
@@ -96,7 +96,7 @@ on_every_engine! {
                 assert_eq!(*by_event.entry(sys_id).or_insert(id.clone()), id, "{name}: one event, one id");
             }
         }
-        // XO has each event once, as it came; the unreadable ones are kept with every byte.
+        // XO has each event once and unchanged. Unreadable events are kept with every byte.
         relay.until("each event once", |relay| {
             let came = relay.called_back().into_values().flatten().count();
             if came == by_event.len() { Ok(()) } else { Err(format!("{came} of {}", by_event.len())) }
@@ -141,7 +141,7 @@ on_every_engine! {
 async fn embedded() -> Relay {
     let bench = Engine::Embedded.bench().unwrap();
     let relay = Plan::on(&bench).set("ingress.body_limit", "64 KiB").start().await;
-    // Its folder must outlive the process.
+    // The folder must outlive the process.
     std::mem::forget(bench);
     relay
 }
@@ -257,7 +257,7 @@ on_every_rabbit! {
         let vhost = bench.vhost().unwrap();
         let proxy = Proxy::start(vhost.broker()).await;
         let relay = Plan::on(&bench).set("queue.url", vhost.url_through(proxy.addr())).start().await;
-        // The broker's answer is slower than the caller's patience.
+        // The broker's answer takes longer than the caller waits.
         proxy.delay(Duration::from_millis(700));
         let body = r#"{"group":"g-gone","formatted_message":"said and gone","sys_created_by":"a","sys_id":"s-gone"}"#;
         let address = relay.processes[0].public_url();
@@ -316,7 +316,7 @@ async fn without_the_broker_nothing_is_promised() {
         let wait: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
         assert!(wait > 0);
     }
-    // Nothing of what was refused is remembered either.
+    // A refused request leaves no record.
     let asked =
         client.get(format!("http://127.0.0.1:{public}/v1/conversations/c-1")).bearer_auth("handoffs-token");
     assert_eq!(asked.send().await.unwrap().status(), StatusCode::NOT_FOUND);

@@ -1,4 +1,4 @@
-//! Every integration test, in one binary: each module is named after the promise it shows.
+//! All integration tests in one binary. Each module is named after the promise that it tests.
 
 #![allow(
     clippy::expect_used,

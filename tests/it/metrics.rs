@@ -1,4 +1,5 @@
-//! Promise: every documented metric is there with its labels and no others, and neither it nor a log tells who said what.
+//! Tests that every documented metric exists with exactly its labels, and that neither a metric nor a log reveals chat
+//! text or users.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use crate::harness::http;
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 
-/// Every metric of the documentation with its labels, in alphabetical order.
+/// Every documented metric, with its labels in alphabetical order.
 const DOCUMENTED: &[(&str, &[&str])] = &[
     ("causeway_ingress_requests_total", &["source", "status"]),
     ("causeway_ingress_request_duration_seconds", &["source"]),
@@ -51,7 +52,7 @@ const SECRETS: [&str; 6] = [
     "door-Hmac-Secret",
 ];
 
-/// Plays one of everything: a handoff, a retry, a refusal that repeats the text, a dead letter, a replay, an end.
+/// Produces one of each: a handoff, a retry, a refusal that repeats the text, a dead letter, a replay, an end.
 async fn play(relay: &Relay) -> String {
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings::to(url.clone())));
@@ -88,7 +89,7 @@ async fn metrics(relay: &Relay) -> String {
     http::client().get(url).send().await.unwrap().text().await.unwrap()
 }
 
-/// The labels that each metric has, over all its series; a histogram's parts count as the histogram.
+/// The labels of each metric over all its series. The parts of a histogram count as the histogram.
 fn labels(text: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -1,5 +1,5 @@
-//! Promise: with tokens instead of a password nothing is lost, repeated or reordered: not when a token lapses, not when
-//! all of them are void at once, not when no new one is given out for a while.
+//! Tests that OAuth tokens lose, repeat and reorder nothing: when a token expires, when all tokens are revoked at once,
+//! and when no new token is issued for a while.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn with_oauth(plan: Plan, refresh_token: bool) -> Plan {
 }
 
 fn switches(oauth: OAuthSwitches) -> Switches {
-    // A password opens nothing in these tests.
+    // These tests allow no password login.
     Switches { basic: causeway::sandbox::BasicLogin::Restricted, oauth, ..Switches::default() }
 }
 
@@ -61,7 +61,7 @@ on_every_engine! {
         let relay = plan.start().await;
         let opened = chats(&relay, 4).await;
         let names: Vec<String> = opened.iter().map(|(name, _)| name.clone()).collect();
-        // Traffic until several tokens have lapsed, however fast this machine is.
+        // Traffic until several tokens have expired, independent of the speed of the machine.
         let mut each = 0;
         while tokens(&relay).len() < 4 {
             for name in &names {
@@ -79,14 +79,14 @@ on_every_engine! {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_of_refusals_makes_one_renewal() {
     let Some(bench) = crate::harness::matrix::Engine::Embedded.bench() else { return };
-    // Nobody but the lanes asks for anything.
+    // Only the lanes make calls.
     let plan = with_oauth(Plan::on(&bench), false);
     let plan = plan.set("servicenow.poll_waiting", "10m").set("servicenow.poll_active", "10m");
     let relay = plan.sandbox(|sandbox| sandbox.switches = switches(OAuthSwitches::default())).start().await;
     let opened = chats(&relay, 12).await;
     let names: Vec<String> = opened.iter().map(|(name, _)| name.clone()).collect();
     assert_eq!(tokens(&relay).len(), 1, "one token for all lanes");
-    // The refusals take their time, so that many lanes are on their way with the old token when the first one comes.
+    // The refusals are slow, so many lanes have calls with the old token in flight when the first refusal arrives.
     let slow = Rule::new(Side::ServiceNow).operation(Operation::Message).delay(Duration::from_millis(1500));
     relay.sandbox.script().fail(slow.times(names.len() as u64));
     relay.sandbox.revoke_tokens();
@@ -102,7 +102,7 @@ async fn a_burst_of_refusals_makes_one_renewal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_refresh_token_keeps_every_message_until_it_is_taken_again() {
-    // How a refusal looks is not known: as some saw it, or as the standard has it.
+    // The form of a refusal is unknown: this test has the observed form and the form of the standard.
     for standard_refusal in [false, true] {
         tokens_are_refused_for_a_while(standard_refusal).await;
     }

@@ -1,5 +1,5 @@
-//! Promise: in order for each conversation and destination, one at a time, nothing lost, and where the platform lets us
-//! look, exactly once: whatever fails.
+//! Tests that, under any fault, messages arrive in order for each conversation and destination, one at a time, without
+//! a loss. If the platform can be read back, each arrives exactly once.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::wait::eventually;
 
 const EACH: usize = 20;
 
-/// Five of a hundred calls go wrong, in every way that a call can; by seeded dice.
+/// Five of a hundred calls fail, in every way that a call can fail. The random choice has a seed.
 fn five_percent(side: Side, operation: Operation) -> Vec<Rule> {
     let rule = |share: f64, seed: u64| Rule::new(side).operation(operation).probability(share, seed);
     vec![
@@ -21,7 +21,7 @@ fn five_percent(side: Side, operation: Operation) -> Vec<Rule> {
         rule(0.012, 3).too_many(RetryAfter::None),
         rule(0.009, 4).cut(),
         rule(0.009, 5).after().cut(),
-        // These speak for the whole destination, and every one of them makes it pause.
+        // These answers concern the whole destination, and each makes it pause.
         rule(0.002, 6).html_page(),
         rule(0.001, 7).too_many(RetryAfter::Seconds(1)).times(3),
     ]
@@ -37,18 +37,18 @@ fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}-{n}")).collect()
 }
 
-/// What a line says when nothing is lost or overtaken.
+/// The messages of a lane without a loss or an overtake.
 fn line(name: &str) -> Vec<String> {
     (0..EACH).map(|n| numbered(name, n)).collect()
 }
 
-/// The same without what was taken again: a call that was cut after its effect leaves XO no way but to get it twice.
+/// The texts without repeats. If a call is cut after its effect, XO necessarily gets the message twice.
 fn once(texts: &[String]) -> Vec<String> {
     let mut seen = std::collections::BTreeSet::new();
     texts.iter().filter(|text| seen.insert(text.as_str())).cloned().collect()
 }
 
-/// Repeats may only be of what came last: anything else would have been overtaken.
+/// Whether only the last message repeats. Any other repeat would be an overtake.
 fn only_the_last_repeats(texts: &[String]) -> bool {
     let mut run = texts.to_vec();
     run.dedup();
@@ -58,7 +58,7 @@ fn only_the_last_repeats(texts: &[String]) -> bool {
 async fn all_called_back(relay: &Relay, groups: &[String], timeout: Duration) {
     let wanted = groups.len() * EACH;
     eventually("every callback to arrive", timeout, async || {
-        // First the cheap question: a look at the whole ledger at every tick would take the processor from the relay.
+        // The cheap query comes first: reading the whole ledger at every tick would take the processor from the relay.
         let total = relay.sandbox.ledger().total(Side::Xo, Operation::Callback).applied;
         if total < wanted as u64 {
             return Err(format!("{total} of {wanted}"));
@@ -82,7 +82,7 @@ async fn all_said(relay: &Relay, chats: &[(String, String)]) {
         if total >= wanted as u64 { Ok(()) } else { Err(format!("{total} of {wanted}")) }
     })
     .await;
-    // Taken is not yet settled: only an empty queue shows that nothing is sent again.
+    // A delivered message is not yet settled. Only an empty queue shows that no message is sent again.
     relay
         .metric_is("causeway_queue_messages", &[("destination", "servicenow")], |waiting| waiting == 0.0)
         .await;
@@ -97,7 +97,7 @@ fn nothing_overlapped(relay: &Relay) {
     assert!(overlaps.is_empty(), "in the air at once: {overlaps:?}");
 }
 
-/// The full size on one engine of each sort, the one that every machine has; the other shows the same with less.
+/// The full size on one engine of each kind, which every machine has. The other engines use a smaller size.
 fn lines_for(bench: &Bench) -> usize {
     match bench.engine() {
         Engine::Embedded | Engine::Rabbit310 => 1000,
@@ -144,7 +144,7 @@ on_every_engine! {
         assert_eq!(relay.callback("foreign", "agent's words", "sys-1").await.id(), called);
         relay.until("the callback", |relay| there(relay.called_back().get("foreign").map(drop))).await;
 
-        // What the worker knew is gone; what it wrote down is not.
+        // The worker's memory is lost, and its records on disk are kept.
         assert_eq!(relay.stop().await, [Some(0)]);
         relay.processes[0].restart();
         relay.ready().await;

@@ -1,4 +1,5 @@
-//! Promise: `check` and `healthcheck` really ask, say what is wrong and what to do, and end accordingly.
+//! Tests that `check` and `healthcheck` make real calls, report the error and its remedy, and return the right exit
+//! code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,7 +58,7 @@ on_every_engine! {
         for line in lines {
             assert!(run.stdout.contains(line), "{line} is missing from:\n{}", run.stdout);
         }
-        // It only looked.
+        // The command made only read calls.
         assert_eq!(sandbox.ledger().count(|entry| entry.applied), 0);
         assert!(sandbox.groups().is_empty());
     }
@@ -89,7 +90,7 @@ on_every_rabbit! {
         let version = if old { "RabbitMQ 3.10." } else { "RabbitMQ 4.3." };
         assert!(well.stdout.contains(&format!("ok   queue: {version}")), "{}", well.stdout);
         assert_eq!(well.stdout.contains("note ") && well.stdout.contains("plan the upgrade"), old, "{}", well.stdout);
-        // It tried the way with a queue of its own.
+        // The command tested the broker with a queue of its own.
         let held = |queue: &Value| queue["messages"].as_u64().unwrap_or(0);
         assert_eq!(vhost.queues().iter().map(held).sum::<u64>(), 0);
 
@@ -151,7 +152,7 @@ async fn what_is_wrong_comes_with_what_to_do() {
         red(&asked(check(&sandbox)).await, hint);
         sandbox.script().clear();
     }
-    // Two minutes ago, as an HTTP date: fine for signatures, too late for XO's tokens.
+    // Two minutes ago, as an HTTP date: valid for signatures, too late for XO's tokens.
     let date = std::time::SystemTime::try_from(clock::now()).unwrap() - Duration::from_secs(120);
     let headers = [("Date".to_owned(), httpdate::fmt_http_date(date))].into();
     for (side, operation, who) in

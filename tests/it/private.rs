@@ -1,5 +1,5 @@
-//! Promise: what people wrote is for nobody but the service and who asks to see it: not for other users of the machine, not
-//! in a file after it was delivered, not in a log, and not in the words of a refusal.
+//! Tests that chat text is available only to the service and to an operator who asks for it: not to other users of the
+//! machine, not in a file after delivery, not in a log, and not in the text of a refusal.
 #![expect(clippy::unwrap_used, reason = "a test that finds the unexpected has failed")]
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,7 +39,7 @@ fn holds(folder: &Path, words: &str) -> Vec<String> {
 }
 
 fn message(number: usize) -> Message {
-    // From one line to several pages of the file.
+    // Sizes from one line to several pages of the file.
     let body = format!("SECRETWORDS {number} ").repeat(1 + number * number * 3);
     Message::new(
         MessageId::fresh(),
@@ -50,7 +50,7 @@ fn message(number: usize) -> Message {
     )
 }
 
-/// SQLite leaves what was deleted where it was, until `secure_delete` and an emptied log.
+/// SQLite leaves deleted data in its file unless `secure_delete` is set and the log is emptied.
 #[tokio::test]
 async fn what_was_delivered_or_discarded_is_gone_from_the_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -86,7 +86,7 @@ async fn what_was_delivered_or_discarded_is_gone_from_the_files() {
     queue.close().await;
 }
 
-/// In a folder that everybody may read, with the usual umask.
+/// The folder is readable for everyone, with the usual umask.
 #[tokio::test]
 async fn data_files_are_for_their_owner_alone() {
     let bench = Engine::Embedded.bench().unwrap();
@@ -118,7 +118,7 @@ async fn data_files_are_for_their_owner_alone() {
 }
 
 on_every_engine! {
-    // A platform may repeat the text of a message in the words of its refusal, here with other white space.
+    // A platform may repeat the text of a message in its refusal, here with other white space.
     async fn the_words_of_a_refusal_are_shown_with_the_text_alone(bench: Bench) {
         let relay = Plan::on(&bench)
             .set("log.level", "trace")
@@ -155,7 +155,7 @@ on_every_engine! {
         assert!(!format!("{}{}", running.stdout(), running.stderr()).contains("SECRET-ECHO"));
     }
 
-    // lapin's traces print frames and addresses, those of other libraries print what they send.
+    // lapin's traces print frames and addresses, and traces of other libraries print their payloads.
     async fn no_log_level_prints_a_secret_or_a_text(bench: Bench) {
         let url = bench.vhost().map(|vhost| vhost.url_with_password("SECRET-PASSWORD"));
         for level in ["trace", "causeway=trace,lapin=trace,amq_protocol_tcp=trace"] {

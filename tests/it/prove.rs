@@ -1,5 +1,5 @@
-//! Promise: `causeway prove` breaks a real deployment in every way it knows, and sees that nothing is lost, nothing is
-//! overtaken and every repeat has its reason; and it fails when a promise breaks.
+//! Tests that `causeway prove` breaks a real deployment in every known way and finds no loss, no overtake and a reason
+//! for every repeat. The command fails when a promise is broken.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::harness::binary::{Causeway, Finished};
 /// Far more than a run and its wait for quiet take on a slow machine.
 const LONG: Duration = Duration::from_secs(240);
 
-/// A run that nothing of the environment disturbs, with a place of its own for its files.
+/// A run without influence of the environment, with its own folder for its files.
 async fn prove(folder: &Path, args: &[&str]) -> Finished {
     let temporary = folder.join("tmp");
     std::fs::create_dir_all(&temporary).unwrap();

@@ -1,6 +1,7 @@
-//! The clauses of `src/queue/mod.rs`, one test each, on every engine. What only one engine promises has its own file.
+//! Tests the clauses of `src/queue/mod.rs` on every engine, one test for each clause. The promises of a single engine
+//! have files of their own.
 //!
-//! A bench is where an engine keeps its messages; each [`open`] is what one process would do.
+//! A bench is the place of an engine's messages; each [`open`] stands for one process.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that finds the unexpected has failed")]
 
 use std::collections::BTreeMap;
@@ -20,9 +21,9 @@ use super::harness::matrix::Bench;
 
 pub(super) const PARTITIONS: u16 = 4;
 pub(super) const PREFETCH: u16 = 8;
-/// Everything that is to happen happens within this time.
+/// Every expected event must happen within this time.
 pub(super) const SOON: Duration = Duration::from_secs(20);
-/// What is not to happen is watched for so long.
+/// How long a test watches for an event that must not happen.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 pub(super) fn tuning() -> QueueTuning {
@@ -34,7 +35,7 @@ pub(super) fn tuning() -> QueueTuning {
     }
 }
 
-/// What a process does that starts.
+/// Opens the queue as a starting process does.
 async fn open(bench: &Bench) -> Queue {
     match bench.vhost() {
         None => {
@@ -46,7 +47,7 @@ async fn open(bench: &Bench) -> Queue {
     }
 }
 
-/// The same, on whatever broker is behind the URL.
+/// Opens the queue on the broker of the URL.
 pub(super) async fn open_rabbit(url: &str) -> Queue {
     let rabbit = RabbitQueue::open(rabbit_settings(url, tuning()));
     rabbit.ready(SOON).await.unwrap();
@@ -63,7 +64,7 @@ pub(super) fn rabbit_settings(url: &str, tuning: QueueTuning) -> RabbitSettings 
     }
 }
 
-/// Makes the one message that waits at home one that this version cannot read; the queue is closed meanwhile.
+/// Makes the only message of the partition `home` unreadable for this version. The queue is closed meanwhile.
 async fn make_unreadable(bench: &Bench) {
     let Some(vhost) = bench.vhost() else {
         let file = rusqlite::Connection::open(bench.folder().join("queue.sqlite")).unwrap();
@@ -85,7 +86,7 @@ pub(super) fn number(message: &Message) -> usize {
     std::str::from_utf8(&message.body).unwrap().parse().unwrap()
 }
 
-/// The partition of the lane in which most tests write.
+/// The partition of the lane that most tests use.
 pub(super) fn home() -> PartitionId {
     PartitionId::of(Destination::Xo, &LaneKey::parse("home").unwrap(), PARTITIONS)
 }
@@ -380,7 +381,7 @@ on_every_engine! {
         let expected = BTreeMap::from([(Destination::ServiceNow, 1), (Destination::Xo, 3)]);
         let begun = Instant::now();
         let mut depth = queue.depth().await.unwrap();
-        // A broker counts now and then.
+        // A broker counts its messages only at intervals.
         while (&depth.waiting, depth.dead) != (&expected, 1) && begun.elapsed() < SOON {
             depth = queue.depth().await.unwrap();
         }

@@ -1,5 +1,5 @@
-//! What only the embedded engine promises: one serving process for each folder, a desk beside it, `kill -9` at any instant,
-//! a full disk.
+//! Tests the promises of the embedded engine: one serving process for each folder, an admin console beside the process,
+//! `kill -9` at any time, a full disk.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that finds the unexpected has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);
 const PREFETCH: u16 = 16;
-/// Tells the test binary that it is the child of one of its own tests, and works in this folder.
+/// The variable tells the test binary that it is the child of one of its own tests, and names the folder to use.
 const CHILD: &str = "CAUSEWAY_TEST_CHILD_FOLDER";
 
 fn settings(folder: &Path) -> EmbeddedSettings {
@@ -130,7 +130,7 @@ async fn a_full_queue_refuses_until_something_leaves() {
     assert!(matches!(queue.publish(&text(2, "x")).await, Err(QueueError::Full)));
 }
 
-/// A stop that left no note: the first `prefetch` count as lent, what came later does not.
+/// After a stop without a record, only the first `prefetch` messages count as redelivered.
 #[tokio::test]
 async fn doubt_after_a_crash_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
@@ -157,7 +157,7 @@ fn child_folder() -> Option<PathBuf> {
     std::env::var(CHILD).ok().map(PathBuf::from)
 }
 
-/// The test binary again, as `test` alone. `wrap` is a shell line that ends with starting what it is given.
+/// Starts the test binary again with a single test. `wrap` is a shell line that ends with the start of its arguments.
 fn child(test: &str, wrap: &str, folder: &Path) -> Child {
     Command::new("sh")
         .args(["-c", wrap, "sh"])
@@ -175,7 +175,7 @@ fn say(what: char, number: usize) {
     writeln!(out, "@{what}{number}").and_then(|()| out.flush()).expect("the parent listens");
 }
 
-/// What a killed child said: `P` published, `L` lent, `S` about to be settled, `D` settled.
+/// The output of a killed child: `P` published, `L` received, `S` about to be settled, `D` settled.
 type Said = BTreeMap<char, BTreeSet<usize>>;
 
 /// `number % LANES` is the lane.
@@ -239,13 +239,13 @@ fn run_and_kill(folder: &Path) -> Said {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut said = Said::new();
     let hear = |line: std::io::Result<String>, said: &mut Said| {
-        // A line may have been cut by the kill; a cut number would be another number.
+        // The kill may have cut a line, and a cut number would be another number.
         let event = line.ok()?.strip_prefix('@')?.to_owned();
         let number = event.get(1..)?.parse().ok()?;
         said.entry(event.chars().next()?).or_default().insert(number);
         Some(())
     };
-    // From the first confirmed publish on, any instant.
+    // From the first confirmed publish on, the kill may come at any time.
     while said.is_empty() {
         let _ = hear(lines.next().expect("the child works"), &mut said);
     }
@@ -273,7 +273,7 @@ async fn check_what_is_left(folder: &Path, said: &Said) {
     let mut newest: BTreeMap<usize, usize> = BTreeMap::new();
     for partition in PartitionId::all(Destination::Xo, 4) {
         let mut subscription = queue.subscribe(partition).await.unwrap();
-        // A message of our own marks the end of this partition.
+        // A message of this test marks the end of the partition.
         let mark = (0..).find(|lane| self::partition(*lane) == partition).unwrap();
         queue.publish(&text(mark, "end")).await.unwrap();
         loop {
@@ -298,7 +298,7 @@ async fn check_what_is_left(folder: &Path, said: &Said) {
     queue.close().await;
 }
 
-/// A limit on the size of files stands for the disk: whatever is written beyond it fails.
+/// A limit on the size of files simulates a full disk: every write beyond the limit fails.
 #[tokio::test]
 async fn a_full_disk_refuses_and_recovers() {
     if let Some(folder) = child_folder() {
@@ -336,7 +336,8 @@ async fn fill_the_disk(folder: &Path) {
     timeout(SOON, connected.wait_for(|up| !up)).await.unwrap().unwrap();
 
     limit_files("0:");
-    // What cannot be settled now is settled later, never lent again, and makes room for the next loans.
+    // A message that cannot be acked now is acked later and never redelivered. It makes room for the next received
+    // messages.
     for _ in 0..PREFETCH {
         subscription.next().await.unwrap().done().await.unwrap_err();
     }

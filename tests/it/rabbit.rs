@@ -1,7 +1,7 @@
-//! What only RabbitMQ can do to us: each test fails when the code falls into one of the broker's traps.
+//! Tests the traps that only RabbitMQ has: each test fails if the code falls into one.
 //!
-//! The traps were measured on 3.10 and 4.3; what both engines promise is in `queue_contract.rs`, whole processes under
-//! faults are in `faults.rs`.
+//! The traps were measured on 3.10 and 4.3 (`src/queue/rabbit/FACTS.md`). `queue_contract.rs` tests the promises of
+//! both engines, and `faults.rs` tests whole processes under faults.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use super::queue_contract::{
     open_rabbit, rabbit_settings, text, tuning, visit,
 };
 
-/// A broker that starts, stops or is killed takes its time on a busy machine.
+/// The time limit for a broker that starts, stops or is killed on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn url(bench: &Bench) -> String {
@@ -40,7 +40,7 @@ async fn through_a_proxy(bench: &Bench) -> (Proxy, String) {
     (proxy, through)
 }
 
-/// Waits until nothing waits in this queue any more.
+/// Waits until the broker has delivered all messages of this queue.
 async fn all_lent(amqp: &Amqp, queue: &str) {
     eventually("everything to be lent", PATIENCE, async || match amqp.waiting(queue).await {
         0 => Ok(()),
@@ -49,13 +49,13 @@ async fn all_lent(amqp: &Amqp, queue: &str) {
     .await;
 }
 
-/// More than a consumer of the broker can hold, which is 65,535.
+/// More than one consumer of the broker can hold, which is 65,535.
 const MORE_THAN_ONE_CONSUMER_HOLDS: usize = 66_000;
 
 async fn bury_many(queue: &Queue, count: usize) {
     let letter = |number: usize| {
         let mut letter = dead(number);
-        // Lanes of their own, to bury many at once.
+        // Several lanes, to dead-letter many messages concurrently.
         letter.message.lane = text(&format!("lane-{}", number % 200), 0).lane;
         letter
     };
@@ -67,7 +67,7 @@ async fn bury_many(queue: &Queue, count: usize) {
     }
 }
 
-/// What there is, once the visitor before us is gone.
+/// The dead letters, read after the previous dead-letter reader has closed.
 async fn numbers_once_free(queue: &Queue) -> Vec<usize> {
     eventually("the siding to be free", PATIENCE, async || match queue.siding(Destination::Xo).await {
         Ok(siding) => {
@@ -80,7 +80,7 @@ async fn numbers_once_free(queue: &Queue) -> Vec<usize> {
     dead_numbers(queue).await
 }
 
-/// Settles some of the next loans and remembers what that leaves.
+/// Acks some of the next received messages, and removes them from `left`.
 async fn hand_over(queue: &Queue, left: &mut Vec<usize>, random: &mut StdRng) {
     let mut subscription = borrow(queue).await;
     let count = random.random_range(1..=usize::from(PREFETCH).min(left.len()));
@@ -88,7 +88,7 @@ async fn hand_over(queue: &Queue, left: &mut Vec<usize>, random: &mut StdRng) {
     for expected in left.iter().take(count) {
         let loan = next(&mut subscription).await;
         assert_eq!(number(&loan.message), *expected, "of {left:?}");
-        // The first one is returned every time: a delivery limit would take it away.
+        // The first message is returned every time, so a delivery limit would remove it.
         if *expected != 0 && random.random_bool(0.2) {
             settled.push(*expected);
             loan.done().await.unwrap();
@@ -143,14 +143,14 @@ on_every_rabbit! {
         let holding = amqp.hold(&partition, 2).await;
         let mut subscription = borrow(&queue).await;
         holding.cancel().await;
-        // It holds 0 and 1; the broker lends the others to us.
+        // The first consumer holds 0 and 1; the broker delivers the others to us.
         let give_back = async {
             all_lent(&amqp, &partition).await;
             holding.give_back().await;
         };
         let (lent, ()) = tokio::join!(next_numbers(&mut subscription, 5), give_back);
         assert_eq!(lent, [0, 1, 2, 3, 4]);
-        // Also when they go back.
+        // The same holds when the messages go back.
         subscription.close().await;
         assert_eq!(next_numbers(&mut borrow(&queue).await, 5).await, [0, 1, 2, 3, 4]);
     }
@@ -158,7 +158,7 @@ on_every_rabbit! {
     async fn what_a_policy_takes_away_while_the_order_is_mended_does_not_stop_its_partition(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let (vhost, partition) = (bench.vhost().unwrap(), format!("w.{}", home()));
-        // Where a return counts (on 3.10 any, on 4.3 that of a channel that closes), nothing comes a second time.
+        // If a return counts (any return on 3.10, a closed channel on 4.3), no message is delivered twice.
         vhost.set_policy("^w\\.", json!({ "delivery-limit": 0 }));
         eventually("the policy to hold", SOON, async || {
             let queues = vhost.queues();
@@ -184,7 +184,7 @@ on_every_rabbit! {
                 match subscription.next().await {
                     Some(loan) if number(&loan.message) == 5 => return,
                     Some(loan) => loan.done().await.unwrap(),
-                    // The policy took the 5 as well, with the subscription; another one is lent.
+                    // The policy removed message 5 together with the subscription. The queue gets a new subscription.
                     None => {
                         subscription.close().await;
                         subscription = borrow(&queue).await;
@@ -209,7 +209,7 @@ on_every_rabbit! {
                 loan.done().await.unwrap();
             }
         }
-        // The last two are lent only after both acks have arrived.
+        // The last two are delivered only after both acks have arrived.
         assert_eq!(next_numbers(&mut subscription, 5).await, [5, 6, 7, 8, 9]);
         proxy.cut();
         let other = open_rabbit(&url(&bench)).await;
@@ -230,7 +230,7 @@ on_every_rabbit! {
     async fn publishers_of_one_lane_stay_in_the_order_of_their_calls(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let messages: Vec<_> = (0..300).map(|number| text("home", number)).collect();
-        // So many are called in their order before the runtime takes a breath.
+        // This many calls are made in order before the runtime switches tasks.
         for some in messages.chunks(50) {
             let published = join_all(some.iter().map(|message| queue.publish(message))).await;
             assert!(published.iter().all(Result::is_ok), "{published:?}");
@@ -297,7 +297,7 @@ on_every_rabbit! {
         assert_eq!(seen.len(), MORE_THAN_ONE_CONSUMER_HOLDS);
         assert!(dead_numbers(&queue).await == seen, "looking changes nothing");
 
-        // A visitor whose connection breaks while he holds them all.
+        // A dead-letter reader loses its connection while it holds all dead letters.
         let (proxy, through) = through_a_proxy(&bench).await;
         let visitor = open_rabbit(&through).await;
         let mut siding = visit(&visitor).await;
@@ -307,10 +307,10 @@ on_every_rabbit! {
         }
         assert_eq!(held, MORE_THAN_ONE_CONSUMER_HOLDS);
         proxy.refuse().await;
-        // Whoever looks meanwhile and takes only a part of them changes nothing either.
+        // A dead-letter reader that reads only a part meanwhile changes nothing either.
         assert!(numbers_once_free(&queue).await == seen, "the broker gives them back in their order");
 
-        // One who takes some out on his way: later consumers than the first see no gap.
+        // A dead-letter reader that removes some dead letters. Consumers after the first see no gap.
         let mut siding = visit(&queue).await;
         let mut kept = Vec::new();
         while let Some(letter) = siding.next().await.unwrap() {
@@ -387,7 +387,7 @@ async fn ingress(bench: &Bench, partitions: u16) -> Finished {
     causeway(["ingress"], bench, partitions).run(PATIENCE).await
 }
 
-/// A quorum queue younger than about a second loses confirmed messages when its broker is killed.
+/// A quorum queue younger than about one second loses confirmed messages when its broker is killed.
 async fn old_enough(born: Instant) {
     eventually("the queues to be of age", SOON, async || match born.elapsed() {
         age if age > Duration::from_secs(3) => Ok(()),
@@ -414,7 +414,8 @@ async fn a_killed_private_broker_keeps_everything_in_order() {
             loan.done().await.unwrap();
         }
     }
-    // An ack has no answer; a question asked after it on the same channel would. The next loan shows that it arrived.
+    // An ack has no answer, and a call after the ack on the same channel would have one. The next received message
+    // proves that the ack arrived.
     assert_eq!(next_numbers(&mut subscription, 5).await, [6, 7, 8, 9, 10]);
 
     broker.kill9().await;
@@ -466,20 +467,20 @@ async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
     assert_eq!(next_numbers(&mut borrow(&queue).await, 4).await, [1, 2, 3, 4], "the ack was heard");
 }
 
-/// More than the publisher may have unconfirmed.
+/// More publishes than may be unconfirmed.
 const MORE_THAN_A_WINDOW: usize = 400;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_messages() {
     let Some(broker) = Broker::private() else { return };
-    // Short, since the stuck ones wait so long four times; long enough for the others on a busy disk.
+    // Short, because the stuck publishes wait for this time four times. Long enough for the others on a busy disk.
     let tuning = QueueTuning { publish_timeout: Duration::from_secs(6), ..tuning() };
     let rabbit = RabbitQueue::open(rabbit_settings(&broker.url(), tuning));
     rabbit.ready(PATIENCE).await.unwrap();
     let queue = Queue::Rabbit(rabbit);
     queue.publish(&text("home", 0)).await.unwrap();
-    // As where its replicas have lost their majority: what is published is neither confirmed nor refused.
+    // A queue without a majority of its replicas behaves like this: a publish is neither confirmed nor refused.
     let name = format!("whereis(binary_to_atom(<<\"%2F_w.{}\">>, utf8))", home());
     broker.ctl(&["eval", &format!("sys:suspend({name}).")]).await;
     let lanes = |at_home: bool| {
@@ -491,7 +492,7 @@ async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_
     };
     let stuck: Vec<_> = lanes(true).map(|lane| text(&lane, 1)).collect();
     let well: Vec<_> = lanes(false).map(|lane| text(&lane, 1)).collect();
-    // Whoever is refused asks again, and again: more often than there is room for in the publisher's line.
+    // Each refused publish is repeated several times, more often than the publisher's queue has room for.
     for _ in 0..4 {
         let (refused, taken) = tokio::join!(
             join_all(stuck.iter().map(|message| queue.publish(message))),
@@ -510,7 +511,7 @@ async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_
     .await;
 }
 
-/// After 250 ms without an answer of its queue a broker says 0 of everything, as it says of an empty one.
+/// If a queue does not answer within 250 ms, the broker reports 0 messages, as for an empty queue.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs RabbitMQ: tests/run starts it"]
 async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_its_place() {
@@ -518,7 +519,8 @@ async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_i
     let rabbit = RabbitQueue::open(rabbit_settings(&broker.url(), tuning()));
     rabbit.ready(PATIENCE).await.unwrap();
     let queue = Queue::Rabbit(rabbit);
-    // The broker itself lets the queue go on, once it was asked for its count and for a letter: a command takes seconds here.
+    // The broker itself resumes the queue after a query for its count and for a dead letter, because a command takes
+    // seconds here.
     let suspend = r#"
         Queue = whereis(binary_to_atom(<<"%2F_dlq.xo">>, utf8)),
         sys:suspend(Queue),
@@ -532,7 +534,7 @@ async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_i
         for number in 0..letters {
             queue.bury(&dead(number)).await.unwrap();
         }
-        // What was looked at once lies in another line, where one that is given back is the last.
+        // A dead letter that was read once has moved to another place, and a returned one comes last there.
         let all: Vec<_> = (0..letters).collect();
         assert_eq!(dead_numbers(&queue).await, all);
         broker.ctl(&["eval", suspend]).await;

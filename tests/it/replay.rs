@@ -1,4 +1,5 @@
-//! Promise: what is dead waits, can be looked at without harm, and comes back in its original order, never lost.
+//! Tests that dead letters can be read without harm, and that a replay brings them back in their original order without
+//! a loss.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -38,7 +39,7 @@ fn message(lane: &str, n: i64) -> Message {
     message
 }
 
-/// Buries three lanes of five messages each, in an order that is not that of their acceptance.
+/// Dead-letters five messages in each of three lanes, in another order than that of their acceptance.
 async fn bury(queue: &Queue) {
     for n in [3, 1, 2, 5, 4] {
         for lane in ["a", "b", "c"] {
@@ -60,7 +61,7 @@ fn succeeded(output: &Output) -> String {
     said.into_owned()
 }
 
-/// Everything on the road to ServiceNow, by lane, in order.
+/// All messages to ServiceNow, by lane, in order.
 async fn on_the_road(queue: &Queue, count: usize) -> BTreeMap<String, Vec<Message>> {
     let mut lanes: BTreeMap<String, Vec<Message>> = BTreeMap::new();
     let mut taken = 0;
@@ -138,7 +139,7 @@ async fn a_replay_killed_midway_loses_nothing_and_goes_on() {
     assert!((1..=12).contains(&left), "{left}");
     succeeded(&dead(folder.path(), &["replay", "--yes", "--wait", "0"]));
 
-    // Killed between publish and removal, one message may be there twice, never out of its order.
+    // After a kill between the publish and the removal, one message may be there twice, but never out of order.
     let lanes = on_the_road(&queue, 16).await;
     for lane in ["a", "b", "c"] {
         let mut came: Vec<MessageId> = lanes[lane].iter().map(|message| message.id).collect();
@@ -204,7 +205,7 @@ async fn text_is_shown_only_when_asked_for_and_what_is_discarded_is_gone() {
     queue.close().await;
 }
 
-/// The same before a terminal, with what a person types.
+/// The same command in a terminal, with the input of a person.
 fn typed(data_dir: &Path, args: &str, answer: &str) -> Option<String> {
     let line = format!("'{}' dead {args}", env!("CARGO_BIN_EXE_causeway"));
     let mut command = Command::new("script");
@@ -247,7 +248,7 @@ async fn a_person_is_asked_first_and_sees_how_far_it_is() {
     queue.close().await;
 }
 
-/// Asks for a replay of everything, and says how it went.
+/// Replays all dead letters, and returns the output.
 async fn replayed(relay: &Relay) -> String {
     let run = relay.tool(["dead", "replay", "--yes"]).run(PATIENCE).await;
     assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
@@ -320,7 +321,8 @@ on_every_engine! {
             says(&relay, group, &texts).await;
         }
         assert_eq!(relay.dead_letters().await.len(), 0);
-        // Nothing comes after it either: the last word of each stands behind whatever a replay published twice.
+        // No other message follows: the last message of each chat stands behind every message that a replay published
+        // twice.
         for (name, group) in names.iter().zip(&groups) {
             relay.say(name, "the end").await;
             relay.until("the end", |relay| {

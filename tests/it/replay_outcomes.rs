@@ -1,5 +1,6 @@
-//! Promise: a replay delivers what died, each message once and in order, and says of each what became of it. What an agent said is no
-//! exception: a message that died is never taken for one that was delivered, whoever found it.
+//! Tests that a replay delivers each dead letter once and in order, and reports each result. This includes an agent's
+//! messages: a message that was dead-lettered is never taken for a delivered one, whether its callback or gap repair
+//! found the message.
 
 use causeway::sandbox::{BodyStyle, CallbackSettings, Operation, Rule, Side};
 use serde_json::{Value, json};
@@ -9,7 +10,8 @@ use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
 
 const WORDS: [&str; 4] = ["A", "B", "C", "D"];
 
-/// Connect Support, and events of chats over the handoff API. Chats are read back before each message, and every 200 ms.
+/// Connect Support, with events of chats over the handoff API. Chats are read back before each message and every 200
+/// ms.
 fn plan(bench: &Bench) -> Plan {
     Plan::on(bench)
         .set("servicenow.poll_waiting", "200ms")
@@ -18,7 +20,7 @@ fn plan(bench: &Bench) -> Plan {
         .set("xo.callback_url", "")
 }
 
-/// An open chat with an agent whose greeting was told.
+/// Opens a chat with an agent whose greeting was relayed.
 async fn talking(relay: &Relay, conversation: &str) -> String {
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     let style = BodyStyle::StockScript;
@@ -30,7 +32,7 @@ async fn talking(relay: &Relay, conversation: &str) -> String {
     group
 }
 
-/// What the bot side took of the agent's words.
+/// The agent's messages that the bot side accepted.
 fn texts(relay: &Relay, conversation: &str) -> Vec<String> {
     let entries = relay.sandbox.ledger().events().remove(conversation).unwrap_or_default();
     let events = entries.iter().map(|entry| serde_json::from_str::<Value>(&entry.body).unwrap());
@@ -48,7 +50,8 @@ async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
     texts(relay, conversation)
 }
 
-/// The agent says four words that the bot side refuses; the callbacks of two get lost, so that they are read back.
+/// The agent writes four messages that the bot side refuses. The callbacks of two are lost, so gap repair reads them
+/// back.
 async fn four_words_die(relay: &Relay, conversation: &str) -> String {
     let group = talking(relay, conversation).await;
     relay.sandbox.script().fail(Rule::new(Side::Events).status(400));
@@ -60,7 +63,7 @@ async fn four_words_die(relay: &Relay, conversation: &str) -> String {
         relay.sandbox.agent_says(&group, text).await.unwrap();
     }
     relay.dead_letters_at_least(4).await;
-    // Whoever reads the chat back again finds nothing new to tell.
+    // Further reading of the chat finds no new message.
     let looks = || relay.sandbox.ledger().total(Side::ServiceNow, Operation::Read).arrived;
     let seen = looks();
     relay

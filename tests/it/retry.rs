@@ -1,5 +1,5 @@
-//! Promise: what can still be delivered is tried again; what cannot ends as a dead letter that tells its whole story; and
-//! when no human will come, the bot side hears it.
+//! Tests that a message that can still be delivered is tried again, and that any other becomes a dead letter with its
+//! whole history. If no agent comes, the bot side is notified.
 
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ on_every_engine! {
         assert!(dead.iter().all(|letter| letter["story"][0]["status"] == 503), "{dead:#?}");
         assert_eq!(event(&relay, "c-2", "handoff.failed").await["reason"], "expired");
         relay.reaches("c-2", "failed").await;
-        // Typing is worth nothing later: no dead letter, whether it was sent or not.
+        // A typing notice is useless later, so it never becomes a dead letter.
         relay.metric_is("causeway_queue_messages", &[("destination", "servicenow")], |left| left == 0.0).await;
         assert_eq!(relay.dead_letters().await.len(), 2);
     }
@@ -156,7 +156,7 @@ on_every_engine! {
         let stuck = Rule::new(Side::Xo).conversation("stuck");
         relay.sandbox.script().fail(stuck.fault(Fault::Status { status: 503, body: None, headers: [].into() }));
         relay.callback("stuck", "never", "sys-stuck").await.id();
-        // Alone at its destination it may fail for as long as it likes.
+        // If no other message to the destination succeeds, the message may fail without a limit.
         relay
             .until("twice the hold to pass", |relay| {
                 let tries = relay.sandbox.ledger().find(|entry| entry.side == Side::Xo);

@@ -1,5 +1,5 @@
-//! Promise: a start waits in the queue that the routes choose, by language, channel, metadata or any value of the bot's payload; a
-//! wrong Queue ID is told before the first user meets it.
+//! Tests that a start waits in the queue that the routes choose, by language, channel, metadata or any value of the
+//! bot's payload. A wrong Queue ID is reported before the first user is affected.
 
 use causeway::sandbox::QueueSettings;
 use serde_json::json;
@@ -23,7 +23,7 @@ on_every_engine! {
             .set("servicenow.routes.2.queue_id", "q-hr")
             .sandbox(|sandbox| sandbox.queues.extend(["q-fr", "q-eu", "q-hr"].map(queue)));
         let relay = plan.start().await;
-        // FACTS.md XO-20: the payload's context; the language as public integrations read it.
+        // The payload's context is in `src/platform/xo/FACTS.md`; the language is read as in public integrations.
         for (user, path, value) in [
             ("u-fr", "/context/session/BotUserSession/currentLanguage", json!("fr-CA")),
             ("u-eu", "/context/session/UserContext/customData", json!({"region": "EU"})),

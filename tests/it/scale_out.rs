@@ -1,5 +1,5 @@
-//! Promise: workers join, leave, die and freeze while messages flow; the partitions follow the rendezvous hash, nothing is
-//! lost, nothing overtakes.
+//! Tests that workers can join, leave, crash and freeze while messages flow. The partitions follow the rendezvous hash,
+//! no message is lost, and no message overtakes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ const LINES: usize = 8;
 const PARTITIONS: u16 = 16;
 const FREEZES: usize = 1;
 const SOON: Duration = Duration::from_secs(60);
-/// Who comes back is given way to after half a minute, and a busy machine takes its time.
+/// A worker that returns gets its partitions after half a minute; the rest is a margin for a busy machine.
 const AGAIN: Duration = Duration::from_secs(120);
 
 on_every_rabbit! {
@@ -37,7 +37,7 @@ on_every_rabbit! {
             shared_by(&relay, &bench, workers).await;
             load.takes(50).await;
         }
-        // One leaves in good order, one does not.
+        // One worker stops in an orderly way, the other is killed.
         relay.processes[2].running.sigterm();
         assert_eq!(relay.processes[2].running.exit(SOON).await.code(), Some(0));
         relay.processes.remove(2);
@@ -50,12 +50,13 @@ on_every_rabbit! {
         load.all_arrive(&relay.sandbox).await;
     }
 
-    // The broker's own way to move a partition waits, silently, until its owner holds nothing: for ever, where a
-    // conversation fails for ever.
+    // The broker moves a partition only when its owner holds no unacked message. If a conversation fails without end,
+    // this never happens.
     async fn a_failing_conversation_does_not_keep_a_newcomer_out(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.partitions", PARTITIONS.to_string());
         let mut relay = plan.set("delivery.hold", "10min").set("delivery.retry.max", "1s").apart(1).start().await;
-        // Few enough, and one after the other among many that are served, to be no outage.
+        // The failing conversations are few, and their messages alternate with many successful ones, so this is not an
+        // outage.
         let stuck: Vec<String> = (0..6).map(|n| format!("stuck-{n}")).collect();
         for name in &stuck {
             relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(name.as_str()));
@@ -70,18 +71,19 @@ on_every_rabbit! {
         assert!(stuck.iter().all(|name| !relay.called_back().contains_key(name)), "they fail all the while");
     }
 
-    // What makes it harmless: a request starts only within one heartbeat after the broker's last answer
-    // (`delivery/gate.rs`, and once more in `platform/http.rs` when all is read that it needs), its timeout is shorter than
-    // that, and the broker gives a worker up after two heartbeats at the earliest. So who wakes up finds its lease expired and
-    // starts nothing. What remains: a request that the freeze caught between the last look at the lease and its first byte, at
-    // most one of each conversation, goes out on waking. Its message was delivered by the other worker meanwhile, so it is a
-    // repeat: never the first of its kind, never two in a row.
+    // A frozen worker does no harm because of three time limits. A request starts only within one heartbeat after the
+    // broker's last answer (`delivery/gate.rs`, and again in `platform/http.rs` when all input is ready). The timeout
+    // of a request is shorter than a heartbeat. The broker gives a worker up after two heartbeats at the earliest. A
+    // worker that wakes up finds its lease expired and starts nothing. One case remains: the freeze may come between
+    // the last check of the lease and the first byte of a request, at most once for each conversation. The request is
+    // sent after the freeze, although the other worker has delivered its message. It is therefore a repeat: never the
+    // first of its kind, never two in a row.
     async fn a_frozen_worker_that_wakes_up_harms_nothing(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("delivery.retry.max", "1s");
         let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
-        // So many that no luck of the hash leaves one of the workers without a share.
+        // The number of partitions is high enough that the hash gives every worker some.
         let mut relay = plan.set("queue.partitions", PARTITIONS.to_string()).apart(1).start().await;
-        // Signed, so that the ledger tells whose effect it was.
+        // The URL is marked, so that the ledger shows which worker made the call.
         let signed = format!("{}?from=frozen", relay.sandbox.xo_callback_url());
         relay.add_with("worker", &[("xo.callback_url", signed)]).await;
         relay.sandbox.script().fail(Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
@@ -90,7 +92,7 @@ on_every_rabbit! {
         for _ in 0..FREEZES {
             relay.processes[2].running.sigstop();
             load.takes(40).await;
-            // Also what the frozen one held: the broker has given it up.
+            // Includes the messages of the frozen worker, which the broker has given up.
             load.arrives(&relay.sandbox).await;
             relay.processes[2].running.sigcont();
             let before = effects_of_the_frozen_one(&relay);
@@ -108,7 +110,7 @@ on_every_rabbit! {
         let heartbeat = Duration::from_secs(2);
         let plan = Plan::on(&bench).set("queue.heartbeat", "2s").set("directory.url", database.url());
         let plan = plan.set("delivery.xo.timeout", "1500ms").set("delivery.servicenow.timeout", "1500ms");
-        // Only what is said calls ServiceNow.
+        // Only messages make calls to ServiceNow.
         let plan = plan.set("servicenow.poll_waiting", "10min").set("servicenow.poll_active", "10min");
         let vhost = bench.vhost().unwrap();
         let proxy = Proxy::start(vhost.broker()).await;
@@ -116,7 +118,7 @@ on_every_rabbit! {
         relay.add_with("worker", &[("queue.url", vhost.url_through(proxy.addr()))]).await;
         let group = relay.open("c-1").await;
         let said = relay.said(&group).len();
-        // Past the gate it reads where the chat is, and there it waits.
+        // After the gate the worker reads the directory, and waits there.
         let mut lock = database.lock("conversations").await;
         relay.say("c-1", "once").await;
         lock.keeps_waiting("SELECT % FROM conversations WHERE id = $1").await;
@@ -125,7 +127,7 @@ on_every_rabbit! {
         relay.processes[1].running.sigstop();
         let frozen = Instant::now();
         lock.release().await;
-        // Its lease is over and not renewed on waking, and what it asked the directory has not timed out.
+        // The lease has expired and is not renewed after the freeze, and the query to the directory has not timed out.
         proxy.black_hole();
         eventually("its lease to be over", 2 * heartbeat, async || match frozen.elapsed() {
             passed if passed > heartbeat => Ok(()),
@@ -165,7 +167,8 @@ async fn by_the_frozen_one(relay: &Relay, count: usize) {
     .await;
 }
 
-/// An effect that comes after another worker's effect of the same or a later message is a repeat, and one for each freeze.
+/// An effect after another worker's effect of the same or a later message must be a repeat, and at most one for each
+/// freeze.
 fn no_late_effect(group: &str, entries: &[Entry]) {
     let number = |entry: &Entry| entry.text.as_deref().and_then(|text| text.parse::<usize>().ok());
     let (mut newest_of_the_other, mut seen, mut late) = (None, BTreeSet::new(), Vec::new());
@@ -181,11 +184,12 @@ fn no_late_effect(group: &str, entries: &[Entry]) {
     assert!(late.len() <= FREEZES, "{group}: {late:?} came late");
 }
 
-/// Those of the harness's settings.
+/// The destinations of the harness's settings.
 const DESTINATIONS: [Destination; 4] =
     [Destination::ServiceNow, Destination::Xo, Destination::Events, Destination::Callbacks];
 
-/// So many workers are there, each partition is borrowed by the one that the hash prefers, and they say so themselves.
+/// Waits until this many workers exist, the preferred worker consumes each partition, and the workers' metrics say the
+/// same.
 async fn shared_by(relay: &Relay, bench: &Bench, workers: usize) {
     eventually(&format!("{workers} workers to share the partitions"), SOON, async || {
         let owners = owners(bench)?;
@@ -217,7 +221,7 @@ async fn shared_by(relay: &Relay, bench: &Bench, workers: usize) {
     .await;
 }
 
-/// Who borrows from each queue, and who waits there, by the names in the consumers' tags.
+/// The consumer of each queue and the waiting consumers, by the names in their tags.
 fn owners(bench: &Bench) -> Result<BTreeMap<String, (String, BTreeSet<String>)>, String> {
     let mut owners: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
     for consumer in bench.vhost().ok_or("no broker")?.consumers() {

@@ -1,5 +1,5 @@
-//! Promise: the Business Rule that we ship tells the ingress everything and never stands in an agent's way. It is run
-//! here by a JavaScript engine, with ServiceNow's objects stood in for, and what it sends goes to the real ingress.
+//! Tests that the Business Rule that we ship reports everything to the ingress and never blocks an agent. A JavaScript
+//! engine runs the rule with stand-ins for ServiceNow's objects, and its requests go to the real ingress.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,7 @@ use crate::harness::relay::Plan;
 const RULE: &str = include_str!("../../deploy/servicenow/live_message.js");
 const SECRET: &str = "signing secret of the tests";
 
-/// ServiceNow's objects, as far as the rule uses them. `told` is what a test says about the instance.
+/// Stand-ins for the ServiceNow objects that the rule uses. `told` holds a test's values.
 const SERVICENOW: &str = r#"
 var told = JSON.parse(toldText), sent = [], errors = [];
 var current = {
@@ -67,15 +67,15 @@ var sn_ws = {
 };
 "#;
 
-/// What a rule did.
+/// The result of a run of the rule.
 struct Run {
     sent: Vec<Value>,
     errors: Vec<String>,
-    /// What escaped into the agent's transaction.
+    /// Whether an exception reached the agent's transaction.
     threw: bool,
 }
 
-/// What is told to the stand-ins: a row that was just written, and how the instance is.
+/// The values for the stand-ins: a new row, and the state of the instance.
 fn told(text: &str) -> Map<String, Value> {
     let row = json!({
         "group": "g1", "formatted_message": text, "sys_created_by": "beth.anglin", "sys_id": "m3",
@@ -87,7 +87,7 @@ fn told(text: &str) -> Map<String, Value> {
     told.as_object().unwrap().clone()
 }
 
-/// `GlideCertificateEncryption.generateMac`: the key is Base64, so is the answer.
+/// `GlideCertificateEncryption.generateMac`: the key and the result are Base64.
 fn mac(key: String, algorithm: String, data: String) -> String {
     assert_eq!(algorithm, "HmacSHA256");
     assert!(data.is_ascii(), "what is signed may depend on no character set");
@@ -115,7 +115,7 @@ fn run(told: &Map<String, Value>) -> Run {
     run_script(RULE, told)
 }
 
-/// The body of the one request that was made.
+/// The body of the only request.
 fn body(run: &Run) -> Value {
     assert!(!run.threw && run.errors.is_empty(), "{:?}", run.errors);
     assert_eq!(run.sent.len(), 1);
@@ -145,7 +145,7 @@ fn whatever_is_written_the_body_is_json_in_ascii() {
 
 #[test]
 fn half_a_character_does_not_spoil_the_rest() {
-    // JSON that Rust cannot write, so it is spelled out for the engine.
+    // JSON that Rust cannot write, so the engine builds it.
     let half = format!("toldText = toldText.replace('HALF', '\\\\ud83d');\n{SERVICENOW}");
     let runtime = Runtime::new().unwrap();
     Context::full(&runtime).unwrap().with(|js| {
@@ -178,7 +178,7 @@ fn it_says_what_the_relay_needs_to_know() {
     let expected = json!({
         "group": "g1", "group_type": "support", "formatted_message": "hello", "sys_created_by": "beth.anglin",
         "sys_created_on": "2026-11-22 10:00:02", "last_message": "", "sys_id": "m3", "internal": false,
-        // The one before it that this rule should have sent.
+        // The previous message that this rule should have sent.
         "previous": "m2", "sent_at": null,
     });
     assert_eq!(body, expected);
@@ -191,8 +191,8 @@ fn it_says_what_the_relay_needs_to_know() {
     assert_eq!(self::body(&run(&told))["previous"], "", "the first one");
 }
 
-/// Its clock has whole seconds: of two messages of one second it cannot say which came first, and a wrong guess would hide
-/// that the other one is missing.
+/// The clock of the rule has whole seconds. The order of two messages of the same second is unknown, and a wrong guess
+/// would hide that the other message is missing.
 #[test]
 fn of_two_messages_of_one_second_none_is_the_previous() {
     let said = |id: &str, second: &str| {
@@ -269,7 +269,7 @@ async fn the_real_ingress_takes_what_it_sends() {
         run.sent[0]["body"] = json!(changed);
         assert_eq!(post(&run.sent[0]).await, StatusCode::UNAUTHORIZED, "{text}");
     }
-    // Nobody opened this group, so it goes on to XO's Callback URL: as it was written.
+    // No conversation opened this group, so the text goes unchanged to XO's Callback URL.
     let expected: Vec<String> = NASTY.iter().map(|text| (*text).to_owned()).collect();
     relay
         .until("every text at XO", |relay| match relay.called_back().get("g1") {
@@ -295,7 +295,7 @@ fn it_is_written_in_the_javascript_that_servicenow_has() {
     };
     for line in code {
         for word in ["let", "const", "class", "async", "await", "yield", "import", "export", "of"] {
-            // The words of a sentence in a string are no code.
+            // Words inside a string are not code.
             let outside: String = line.split('\'').step_by(2).collect();
             assert!(!words(&outside).iter().any(|found| found == word), "`{word}` is not ES5: {line}");
         }

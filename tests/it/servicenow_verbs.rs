@@ -1,5 +1,5 @@
-//! Promise: `causeway servicenow` sets an instance up by itself, twice is as once, what it did not make stays as it is,
-//! and who lacks a right is told which.
+//! Tests that `causeway servicenow` sets an instance up completely, changes nothing in a second run, leaves foreign
+//! records unchanged, and reports a missing right.
 
 use causeway::sandbox::{QueueSettings, Sandbox, SandboxSettings, Switches, TableAccess};
 
@@ -37,7 +37,7 @@ fn verb(sandbox: &Sandbox, args: &[&str]) -> Causeway {
 async fn run(causeway: Causeway) -> Finished {
     let finished = causeway.run(PATIENCE).await;
     for text in [&finished.stdout, &finished.stderr] {
-        // Neither as it is nor as ServiceNow wants it.
+        // Neither the secret itself nor the form that ServiceNow stores.
         assert!(!text.contains(SECRET) && !text.contains("UzFnbmluZy1TZWNyZXQ="), "{text}");
     }
     finished
@@ -48,7 +48,7 @@ async fn install(sandbox: &Sandbox, more: &[&str]) -> Finished {
     run(verb(sandbox, &[&args, more].concat())).await
 }
 
-/// Everything that the instance holds.
+/// All records of the instance.
 fn everything(sandbox: &Sandbox) -> Vec<std::collections::BTreeMap<String, String>> {
     TABLES.iter().flat_map(|table| sandbox.records(table)).collect()
 }
@@ -171,7 +171,7 @@ async fn a_missing_right_is_named() {
             );
         }
     }
-    // Half of it was written: the next run finishes it.
+    // Half of the records were written; the next run completes them.
     access(TableAccess::Allowed);
     assert_eq!(install(&sandbox, &["--yes"]).await.code, Some(0));
     let again = install(&sandbox, &["--dry-run"]).await;
@@ -241,7 +241,7 @@ async fn queues_of_both_kinds_are_listed() {
         listed.stdout
     );
 
-    // Without Connect Support its table still tells; without the tables, Connect Support.
+    // Without Connect Support the command reads its table; without the tables it calls Connect Support.
     let json = async |switches: Switches| -> serde_json::Value {
         sandbox.set_switches(switches);
         serde_json::from_str(&run(verb(&sandbox, &["servicenow", "queues", "--json"])).await.stdout).unwrap()

@@ -1,10 +1,10 @@
-//! Promise: one stuck conversation delays nobody else, however much of it there is.
+//! Tests that one stuck conversation delays no other, whatever its number of messages.
 
 use causeway::sandbox::{Rule, Side};
 
 use crate::harness::relay::{Plan, numbered};
 
-/// Far more than a quarter of the window, and more than the whole of it.
+/// Far more than a quarter of the prefetch window, and more than the whole window.
 const STUCK: usize = 40;
 const OTHERS: usize = 12;
 
@@ -25,7 +25,7 @@ on_every_engine! {
             .await;
         assert!(!relay.called_back().contains_key("stuck"), "it is stuck all the while");
 
-        // Mended, what is left of it goes out in order; what is not is a dead letter. There is no third end.
+        // After the repair the remaining messages are delivered in order, and every other message is a dead letter.
         assert!(relay.sandbox.script().remove(rule));
         relay.metric_is("causeway_queue_messages", &[("destination", "xo")], |left| left == 0.0).await;
         let dead = relay.dead_letters().await;

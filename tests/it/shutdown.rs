@@ -1,5 +1,5 @@
-//! Promise: SIGTERM ends a process within `drain` with exit code 0, and what it had taken is delivered by the next one, in
-//! order.
+//! Tests that SIGTERM ends a process within `drain` with exit code 0, and that the next process delivers its messages
+//! in order.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::harness::load::Load;
 use super::harness::relay::Plan;
 
 const LINES: usize = 6;
-/// `drain`, and what a busy machine adds to it.
+/// `drain`, with a margin for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(35);
 
 on_every_engine! {
@@ -24,7 +24,7 @@ on_every_engine! {
             process.running.sigterm();
             let ended = process.running.exit(IN_TIME).await;
             assert_eq!(ended.code(), Some(0), "{}", process.running.stderr());
-            // At once: nothing of the first one may stand in the way.
+            // The restart is immediate, so a leftover of the first process must not block it.
             process.restart();
         }
         load.takes(60).await;

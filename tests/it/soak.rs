@@ -1,8 +1,9 @@
-//! Promise: two-way conversations survive everything at once. Users of the API and of a bot talk with agents while workers are
-//! killed, answers fail and callbacks get lost; in the end each word is at its side in its order, and each chat is over on both
-//! sides, once.
+//! Tests that two-way conversations survive all faults together. Users of the API and of a bot talk with agents while
+//! workers are killed, answers fail and callbacks are lost. At the end each message has arrived in order, and each chat
+//! has ended once on both sides.
 //!
-//! `CAUSEWAY_SOAK="<conversations> <seconds> <seconds between kills>"` makes it long; otherwise it is short enough for CI.
+//! `CAUSEWAY_SOAK="<conversations> <seconds> <seconds between kills>"` makes the test long; otherwise it is short
+//! enough for CI.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use crate::harness::wait::{eventually, let_pass};
 
 const LONG: Duration = Duration::from_secs(180);
 const ROUNDS: usize = 3;
-/// How far around a kill its effect on what was in the air can reach: the answer on its way, and the note of it.
+/// The time around a kill in which the kill can affect a request in flight: its answer, and the record of the answer.
 const AROUND_A_KILL: Duration = Duration::from_secs(5);
 
 struct Shape {
@@ -61,10 +62,10 @@ fn plan(bench: &Bench, virtual_agent: bool) -> Plan {
     if virtual_agent { plan.set("servicenow.api", "virtual_agent") } else { plan }
 }
 
-/// One in twenty requests goes wrong, one in five of these after it took effect; one callback in fifty is lost.
+/// One in twenty requests fails, one in five of these after its effect. One callback in fifty is lost.
 fn let_it_rain(sandbox: &Sandbox, virtual_agent: bool) {
     let script = sandbox.script();
-    // Nothing reads a chat back over the newer API: there a lost callback is ServiceNow's own to repeat.
+    // The Virtual Agent API has no gap repair, so ServiceNow itself must repeat a lost callback.
     let lost = if virtual_agent { 0.0 } else { 0.02 };
     script.fail(Rule::new(Side::ServiceNow).operation(Operation::Callback).probability(lost, 1).cut());
     let asked = [Operation::Start, Operation::Message, Operation::Leave, Operation::State, Operation::Read];
@@ -80,7 +81,7 @@ fn let_it_rain(sandbox: &Sandbox, virtual_agent: bool) {
     }
 }
 
-/// Something that took effect at one of the sides.
+/// A call that had an effect on one of the sides.
 #[derive(Debug, Clone)]
 struct Effect {
     seq: u64,
@@ -89,11 +90,11 @@ struct Effect {
     id: Option<String>,
     is_end: bool,
     started: Instant,
-    /// The fault in its answer.
+    /// The fault in the answer of the call.
     fault: Option<&'static str>,
 }
 
-/// Every effect, by side and conversation, in their order: the ledger itself would be searched too often.
+/// Every effect in order, by side and conversation. Searching the ledger itself would be too slow.
 #[derive(Clone, Default)]
 struct Witness(Arc<Mutex<Book>>);
 
@@ -134,7 +135,7 @@ impl Witness {
         self.at(side, conversation).into_iter().filter_map(|effect| effect.text).collect()
     }
 
-    /// What took effect twice although nothing had left the first outcome open: neither a fault in its answer nor a kill.
+    /// The calls that had an effect twice without a reason: neither a fault in the answer nor a kill.
     fn unexplained(&self, kills: &[Instant]) -> Vec<String> {
         let mut found = Vec::new();
         for ((side, _), line) in self.0.lock().unwrap().iter() {
@@ -160,7 +161,7 @@ impl Witness {
     }
 }
 
-/// Asks now and then: hundreds of conversations wait at once.
+/// Checks at intervals, because hundreds of conversations wait at the same time.
 async fn seen<T>(what: &str, mut condition: impl AsyncFnMut() -> Result<T, String>) -> T {
     eventually(what, LONG, async || {
         let seen = condition().await;
@@ -172,7 +173,7 @@ async fn seen<T>(what: &str, mut condition: impl AsyncFnMut() -> Result<T, Strin
     .await
 }
 
-/// What the conversations need while the processes are killed around them.
+/// The environment of the conversations while the processes are killed.
 struct Town<'a> {
     sandbox: &'a Sandbox,
     witness: Witness,
@@ -180,7 +181,7 @@ struct Town<'a> {
     client: Client,
 }
 
-/// Who asks for an agent.
+/// The origin of a request for an agent.
 enum Caller {
     Api,
     Bot(Box<BotUser>),
@@ -195,7 +196,7 @@ struct Chat {
 }
 
 impl Town<'_> {
-    /// Posts until it is taken, as a good caller does: the same event each time.
+    /// Posts the same event until it is accepted, as a good caller does.
     async fn post(&self, caller: &Caller, key: &str, body: &Value) {
         let mut again = false;
         seen(&format!("{key} to be taken"), async || {
@@ -233,7 +234,7 @@ impl Town<'_> {
         serde_json::from_str(&text).map_err(|error| error.to_string())
     }
 
-    /// From request to end.
+    /// Plays a conversation from request to end.
     async fn converse(&self, n: usize) -> Chat {
         let name = format!("c{n}");
         let (caller, conversation) = if n.is_multiple_of(2) {
@@ -271,7 +272,7 @@ impl Town<'_> {
         match n % 3 {
             0 => drop(self.sandbox.agent_closes(&chat.group).await),
             1 => self.post(&chat.caller, &key, &end).await,
-            // Both at once: whoever is later finds it over.
+            // Both sides end the chat at the same time. The later side finds the chat ended.
             _ => drop(tokio::join!(
                 self.sandbox.agent_closes(&chat.group),
                 self.post(&chat.caller, &key, &end)
@@ -281,7 +282,7 @@ impl Town<'_> {
         chat
     }
 
-    /// What the user heard, in order, repeats included.
+    /// The messages that the user received, in order, with repeats.
     fn heard(&self, chat: &Chat) -> Vec<String> {
         match &chat.caller {
             Caller::Bot(user) => user.heard_texts(),
@@ -289,7 +290,7 @@ impl Town<'_> {
         }
     }
 
-    /// Nobody hangs up before the other has heard the last words.
+    /// Neither side ends the chat before the other has received the last message.
     async fn all_is_heard(&self, chat: &Chat) {
         let (asked, answered) = (format!("{} u{ROUNDS}", chat.name), format!("{} a{ROUNDS}", chat.name));
         seen(&format!("{answered} and {asked} to be heard"), async || {
@@ -316,7 +317,7 @@ impl Town<'_> {
         .await;
     }
 
-    /// How many ends the bot side was told; the same one told again is one.
+    /// The number of ends that the bot side received. A repeated end counts once.
     fn ends(&self, chat: &Chat) -> usize {
         if let Caller::Bot(user) = &chat.caller {
             return usize::try_from(user.clears()).unwrap_or(usize::MAX);
@@ -327,7 +328,7 @@ impl Town<'_> {
         ids.len()
     }
 
-    /// What one of the two should have heard and did not.
+    /// The messages that one of the two sides should have received and did not.
     fn judge(&self, chat: &Chat) -> Option<String> {
         let said = self.witness.texts(Side::ServiceNow, &chat.group);
         let wanted = |voice: &str, from: usize| -> Vec<String> {
@@ -343,7 +344,7 @@ impl Town<'_> {
         })
     }
 
-    /// Everything that the platforms saw of a chat, a line each.
+    /// All calls of the platforms about a chat, one in each line.
     fn story(&self, conversation: &str, group: &str) -> String {
         let own = |entry: &Entry| {
             let named = [&entry.group, &entry.conversation].into_iter().flatten();
@@ -367,7 +368,7 @@ impl Town<'_> {
     }
 }
 
-/// The texts of this conversation, each where it stands first. A start has more below the user's words.
+/// The texts of this conversation, each at its first position. A start has more lines below the user's message.
 fn firsts(texts: &[String], name: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let lines = texts.iter().filter_map(|text| text.lines().next());
@@ -375,7 +376,7 @@ fn firsts(texts: &[String], name: &str) -> Vec<String> {
     own.filter(|line| seen.insert((*line).to_owned())).map(str::to_owned).collect()
 }
 
-/// Kills one worker after another (on the embedded engine the one process that there is) and starts it again.
+/// Kills one worker after another (on the embedded engine the only process) and starts it again.
 fn kill(processes: &mut [Process], turn: usize) -> Instant {
     let victim = if processes.len() == 1 { 0 } else { 1 + turn % (processes.len() - 1) };
     let at = Instant::now();
@@ -442,7 +443,7 @@ async fn soak(bench: &Bench, virtual_agent: bool) {
     assert!(kills.len() >= 2 && over.len() >= shape.conversations);
     assert_eq!((open, groups.len()), (0, over.len()), "a chat for each conversation, none left open");
     assert_eq!((dead.len(), unexplained.len()), (0, 0));
-    // Events carry ids: there the same end twice is one, whatever happened. Bots are cleared twice only where that has a reason.
+    // Events have ids, so the same end twice counts as one. A bot may be cleared twice only for a reason.
     assert!(ends.iter().all(|(name, _)| name[1..].parse::<usize>().is_ok_and(|n| n % 2 == 1)), "{ends:?}");
 }
 
@@ -453,7 +454,8 @@ on_every_engine! {
 
 }
 
-// There nothing reads a chat back, so what ServiceNow posts while the only process is gone is lost: the ingress stands apart.
+// The Virtual Agent API has no gap repair. A callback that ServiceNow posts while the only process is down would be
+// lost, so the ingress is a process of its own.
 on_every_rabbit! {
     async fn over_the_virtual_agent_api_too(bench: Bench) {
         soak(&bench, true).await;

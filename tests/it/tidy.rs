@@ -1,13 +1,13 @@
-//! The rules of the house that no compiler checks: read from the tree itself, on every test run.
+//! Tests the rules of the code base that no compiler checks. The rules read the source tree on every test run.
 //!
-//! Each rule is a table or a few lines; to change a rule, change it here, in the open.
+//! Each rule is a table or a few lines. To change a rule, change it here.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms a room must not know, since imports run one way along the road of a message. `cli`, `app.rs` and `main.rs` put
-/// the house together and may know everyone.
+/// The rooms that a room must not import, because imports run one way along the path of a message. `cli`, `app.rs` and
+/// `main.rs` assemble the program and may import every room.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("message", &["ingress", "queue", "worker", "delivery", "conversation", "platform", "dead", "sandbox"]),
     ("queue", &["ingress", "worker", "delivery", "conversation", "platform", "dead", "sandbox"]),
@@ -18,12 +18,12 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("worker", &["ingress", "sandbox"]),
     ("ingress", &["worker", "delivery", "platform", "sandbox"]),
     ("dead", &["ingress", "worker", "delivery", "platform", "sandbox"]),
-    // A simulator must not share the client's misunderstandings.
+    // A simulator must not share the misunderstandings of the client.
     ("sandbox", &["platform"]),
     ("telemetry", &["ingress", "queue", "worker", "delivery", "platform", "dead", "sandbox"]),
 ];
 
-/// No stage reads the settings or knows who assembles it.
+/// The rooms that may import neither the settings nor their assembler.
 const STAGES: &[&str] = &[
     "message",
     "queue",
@@ -38,7 +38,7 @@ const STAGES: &[&str] = &[
 ];
 const ASSEMBLY: &[&str] = &["config", "cli", "app"];
 
-/// What may stand in one file of `src` only: the words, the file, the reason.
+/// Code that may occur in only one file of `src`: the words, the file, the reason.
 const ONE_HOME: &[(&str, &str, &str)] = &[
     ("tokio::spawn(", "tasks.rs", "tasks are named, stopped and joined in one place"),
     ("task::spawn(", "tasks.rs", "tasks are named, stopped and joined in one place"),
@@ -49,8 +49,8 @@ const ONE_HOME: &[(&str, &str, &str)] = &[
 const MOST_LINES: usize = 500;
 const SAY_NOTHING: &[&str] = &["util", "utils", "misc", "common", "helper", "helpers", "stuff", "shared"];
 const UNFINISHED: &[&str] = &["todo!(", "unimplemented!("];
-/// A test is ignored only if it needs what not every machine has: `cargo test` then counts it as ignored and says why, and
-/// `tests/run` runs it. A test that finds its server missing fails.
+/// A test is ignored only if it needs a server that some machines lack. `cargo test` then reports the test as ignored
+/// with the reason, and `tests/run` runs it. A test that finds its server missing fails.
 const IGNORED: &str = "#[ignore";
 const MAY_BE_IGNORED: &[&str] = &[
     "#[ignore = \"needs RabbitMQ: tests/run",
@@ -67,7 +67,7 @@ struct Source {
 }
 
 impl Source {
-    /// The text without its unit tests: they stand at the end, and other rules hold for them.
+    /// The text without its unit tests, which are at the end and have other rules.
     fn product(&self) -> &str {
         if self.path.ends_with("tests.rs") {
             return "";
@@ -78,7 +78,7 @@ impl Source {
         cut.map_or(&self.text, |(at, _)| &self.text[..at])
     }
 
-    /// The product's code without comments, so that prose may name what code may not.
+    /// The product's code without comments: a comment may contain words that code may not.
     fn code(&self) -> String {
         strip_comments(self.product())
     }
@@ -121,7 +121,7 @@ fn none(what: &str, broken: Vec<String>) {
     assert!(broken.is_empty(), "{what}:\n  {}", broken.join("\n  "));
 }
 
-/// The rooms named by `crate::room` and `crate::{room, other::Thing}`.
+/// The rooms in `crate::room` and `crate::{room, other::Thing}`.
 fn rooms_known(code: &str) -> BTreeSet<String> {
     let mut rooms = BTreeSet::new();
     for (at, found) in code.match_indices("crate::") {
@@ -187,7 +187,7 @@ fn what_has_one_home_stays_there() {
     for source in sources("src") {
         let code = source.code();
         for (words, home, why) in ONE_HOME {
-            // The sandbox's own client is another party's, not the product's.
+            // The client of the sandbox is not the product's client.
             if source.path != *home && source.room() != "sandbox" && code.contains(words) {
                 broken.push(format!("src/{}: {words} belongs to src/{home}: {why}", source.path));
             }
@@ -281,7 +281,7 @@ fn names_say_something() {
 fn nothing_is_left_unfinished_or_switched_off() {
     let mut broken = Vec::new();
     for folder in ["src", "tests"] {
-        // This file has to name what it bans.
+        // This file must contain the forbidden words.
         for source in sources(folder).into_iter().filter(|source| source.path != "it/tidy.rs") {
             let code = strip_comments(&source.text);
             broken.extend(
@@ -312,8 +312,8 @@ fn tests_wait_for_conditions_not_for_time() {
     none("sleeping outside harness/wait.rs", sleeps.map(|source| format!("tests/{}", source.path)).collect());
 }
 
-/// tests/README.md has a section whose heading speaks of promises or guarantees; each of its list items or table rows names, in
-/// backticks, a test that shows it: `ordering::keeps_order` is `fn keeps_order` in tests/it/ordering.rs (or a file below
+/// The README has a section whose heading mentions promises or guarantees. Each of its list items or table rows names a
+/// test in backticks: `ordering::keeps_order` is `fn keeps_order` in tests/it/ordering.rs (or a file below
 /// tests/it/ordering/).
 #[test]
 fn every_promise_of_the_readme_names_a_test_that_exists() {
@@ -352,14 +352,14 @@ fn promises(readme: &str) -> Vec<String> {
         if line.starts_with("- ") || line.starts_with("* ") || numbered {
             rows.push(line.to_owned());
         } else if line.starts_with('|') {
-            // The row above a rule is the table's head, and the rule is nothing.
+            // The row above the line of dashes is the head of the table; neither is a promise.
             let is_rule =
                 |line: &str| line.starts_with('|') && line.chars().all(|letter| "|-: ".contains(letter));
             if !is_rule(line) && !lines.peek().is_some_and(|next| is_rule(next)) {
                 rows.push(line.to_owned());
             }
         } else if line.starts_with("  ") {
-            // A list item goes on.
+            // A continued list item.
             if let Some(row) = rows.last_mut() {
                 row.push_str(line);
             }
@@ -381,7 +381,7 @@ fn exists(tests: &[Source], name: &str) -> bool {
     let in_module = |source: &&Source| {
         source.path == format!("{}.rs", parts[0]) || source.path.starts_with(&format!("{}/", parts[0]))
     };
-    // The last part may be one engine's copy of the test: `ordering::keeps_order::rabbit_4_3`.
+    // The last part may be the test of one engine: `ordering::keeps_order::rabbit_4_3`.
     let mut candidates = parts[1..].iter().rev().take(2);
     candidates.any(|function| {
         tests.iter().filter(in_module).any(|source| source.text.contains(&format!("fn {function}(")))
@@ -402,7 +402,7 @@ fn promises_are_read_from_lists_and_tables() {
 
 #[test]
 fn the_tree_is_really_read() {
-    // Every rule above passes on no files at all; so there must be some.
+    // Every rule above would pass without any files, so some files must exist.
     assert!(sources("src").iter().any(|source| source.path == "lib.rs"));
     assert!(sources("tests").iter().any(|source| source.path == "it/tidy.rs"));
 }

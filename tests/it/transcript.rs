@@ -1,5 +1,5 @@
-//! Promise: at a handoff the agent sees what the user and the bot said before, on both of ServiceNow's APIs; a chat never waits for
-//! that longer than 2 seconds, and never opens twice because of it.
+//! Tests that at a handoff the agent sees the earlier messages of the user and the bot, on both of ServiceNow's APIs. A
+//! chat never waits longer than 2 seconds for these messages, and never opens twice because of them.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::harness::relay::{Plan, Relay};
 use crate::harness::xo::{FakeXo, history_item};
 
-/// Newest first, as XO answers (FACTS.md XO-31: reverse order; a template's `text` is JSON; marker texts).
+/// The history in XO's order, newest first (`src/platform/xo/FACTS.md`): the `text` of a template is JSON, and there
+/// are marker texts.
 fn history() -> Vec<Value> {
     let template = json!({"type": "template", "payload": {"template_type": "button", "text": "Shall I call an agent?",
         "buttons": [{"title": "Yes"}, {"title": "No"}]}});
@@ -43,7 +44,7 @@ on_every_engine! {
         xo.transfers(&relay, "u-1", "Yes").await;
         let group = chat(&relay).await;
         assert_eq!(relay.said(&group), [READ]);
-        // FACTS.md XO-31: GET {baseUrl}/getMessages?skip&limit&userId, header `auth`.
+        // The call is in `src/platform/xo/FACTS.md`: GET {baseUrl}/getMessages?skip&limit&userId, header `auth`.
         let asked = xo.asked("/getMessages");
         assert_eq!(asked.len(), 1);
         assert!(asked[0].signed && asked[0].method == "GET", "{asked:?}");
@@ -80,7 +81,7 @@ on_every_engine! {
         relay.metric_is("causeway_queue_messages", &[], |waiting| waiting == 0.0).await;
         assert_eq!(relay.sandbox.groups(), std::slice::from_ref(&group), "the chat of the lost answer is the chat");
         assert_eq!(relay.said(&group), [READ]);
-        // Another user with the same first words has a chat of their own.
+        // Another user with the same first message has a separate chat.
         xo.transfers(&relay, "u-2", "Yes").await;
         relay.until("the other chat", |relay| match relay.sandbox.groups().len() {
             2 => Ok(()),
@@ -98,7 +99,8 @@ on_every_engine! {
         chat(&relay).await;
         let asked = relay.sandbox.ledger().find(|entry| entry.path.contains("sn_va_as_service") && !entry.outbound);
         let request: Value = serde_json::from_str(&asked[0].body).unwrap();
-        // FACTS.md SN-43: history {isBotMessage, value, displayName, type:"text", timestamp (13 digits)}.
+        // The fields are in `src/platform/servicenow/FACTS.md`: history {isBotMessage, value, displayName, type:"text",
+        // timestamp (13 digits)}.
         let line = |is_bot: bool, name: &str, text: &str, second: u64| json!({"isBotMessage": is_bot, "value": text,
             "displayName": name, "type": "text", "timestamp": format!("{}", 1_795_849_200_000_u64 + second * 1000)});
         assert_eq!(request["history"], json!([

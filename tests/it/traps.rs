@@ -1,32 +1,33 @@
-//! RabbitMQ's traps, each with the test that fails when the code falls into it. They were measured on 3.10, 4.0 and 4.3.
+//! Lists RabbitMQ's traps, each with the test that fails if the code falls into the trap. The traps were measured on 3.10, 4.0 and
+//! 4.3 (`src/queue/rabbit/FACTS.md`).
 //!
 //! | trap | test |
 //! |---|---|
-//! | 1 `basic.cancel`, a dropped consumer or a panic while holding lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back`; where somebody else does it: `rabbit::nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before` |
+//! | 1 `basic.cancel`, a dropped consumer or a panic with unacked messages lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back`; if another program does this: `rabbit::nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before` |
 //! | 2 unequal prefetch loses the order at the second crash | [`every_consumer_of_every_worker_has_the_same_prefetch`] |
-//! | 3 `nack`, `reject` give back in their own order | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_what_is_not_settled_is_lent_again_in_its_place` |
-//! | 4 delivery limit: -1 destroys on 3.10, 20 buries on 4.x; a policy's smaller one wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
-//! | 5 a failing conversation fills the window | `settings_of_delivery::a_stuck_conversation_that_fills_the_window_delays_nobody` |
-//! | 6 a take-over waits until nothing is held | `scale_out::a_failing_conversation_does_not_keep_a_newcomer_out` |
-//! | 7 single active consumer is no lock | `scale_out::a_frozen_worker_that_wakes_up_harms_nothing`, `faults::a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back`, `worker::simulation` |
+//! | 3 `nack`, `reject` requeue in an order of their own | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_what_is_not_settled_is_lent_again_in_its_place` |
+//! | 4 delivery limit: -1 destroys messages on 3.10, 20 dead-letters them on 4.x; the smaller limit of a policy wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
+//! | 5 a failing conversation fills the prefetch window | `settings_of_delivery::a_stuck_conversation_that_fills_the_window_delays_nobody` |
+//! | 6 a takeover waits until no message is unacked | `scale_out::a_failing_conversation_does_not_keep_a_newcomer_out` |
+//! | 7 a single active consumer is not a lock | `scale_out::a_frozen_worker_that_wakes_up_harms_nothing`, `faults::a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back`, `worker::simulation` |
 //! | 8 delayed retry, TTL and dead-letter loops reorder | [`queues_are_declared_as_measured`], [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
 //! | 9 streams have no compaction | [`queues_are_declared_as_measured`]: there is none |
-//! | 10 the unroutable is confirmed | `rabbit::what_no_partition_takes_is_counted_and_kept`, [`what_a_vanished_partition_should_have_taken_is_kept`] |
-//! | 11 confirms are swapped among tasks of one channel | [`every_confirm_is_for_its_own_message`] |
+//! | 10 an unroutable message is confirmed | `rabbit::what_no_partition_takes_is_counted_and_kept`, [`what_a_vanished_partition_should_have_taken_is_kept`] |
+//! | 11 tasks that share a channel may get each other's confirms | [`every_confirm_is_for_its_own_message`] |
 //! | 12 auto-recovery hides a fail-over | `rabbit::a_connection_that_is_cut_returns_its_messages_in_order` |
-//! | 13 `connect` hangs, and leaks when abandoned | [`a_port_where_nobody_speaks_is_not_handed_to_the_client`] |
-//! | 14 a blocked connection hangs its acks | `rabbit::a_private_broker_that_blocks_publishers_still_takes_acks_and_heals` |
-//! | 15 a long hold pins the log | `retry::the_hold_runs_only_while_others_are_served`, `retry::what_is_too_late_expires` |
+//! | 13 `connect` hangs, and leaks if it is cancelled | [`a_port_where_nobody_speaks_is_not_handed_to_the_client`] |
+//! | 14 a blocked connection delays its acks | `rabbit::a_private_broker_that_blocks_publishers_still_takes_acks_and_heals` |
+//! | 15 a message that stays unacked for long keeps the log of the queue from shrinking | `retry::the_hold_runs_only_while_others_are_served`, `retry::what_is_too_late_expires` |
 //! | 16 a stream ends without an error | `rabbit::a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again` |
 //! | 17 the dead-letter target is missing | [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
-//! | 18 a young queue loses what was confirmed when its broker is killed | [`queues_are_declared_as_measured`]: all of them before the first message |
-//! | 19 another argument closes the channel | `rabbit::a_queue_of_another_kind_is_refused`, `rabbit::another_number_of_partitions_is_refused` |
+//! | 18 a new queue loses confirmed messages if its broker is killed | [`queues_are_declared_as_measured`]: all queues are declared before the first message |
+//! | 19 a declare with another argument closes the channel | `rabbit::a_queue_of_another_kind_is_refused`, `rabbit::another_number_of_partitions_is_refused` |
 //! | 20 a repeat after an unknown outcome overtakes | `rabbit::publishers_of_one_lane_stay_in_the_order_of_their_calls`, `faults::connections_that_are_cut_lose_nothing` |
 //! | 21 `wait_for_confirms` hides refusals | [`every_confirm_is_for_its_own_message`] |
 //! | 22 `priority` reorders | [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
 //! | 23 `/` is the empty vhost | `queue::rabbit::connect::tests::no_vhost_is_the_default_one` |
-//! | 24 versions with faults of their own | `deploy/README.md`; `causeway check` shows the version |
-//! | 25 fixtures that cancel before they close | none here: `harness/amqp.rs` closes its channel |
+//! | 24 some versions have faults of their own | `deploy/README.md`; `causeway check` shows the version |
+//! | 25 fixtures that cancel before they close | no fixture does: `harness/amqp.rs` closes its channel |
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -51,7 +52,7 @@ fn url(bench: &Bench) -> String {
 
 on_every_rabbit! {
     async fn queues_are_declared_as_measured(bench: Bench) {
-        // Nothing was published yet: who accepts a message finds queues that are of age.
+        // No message has been published yet: an ingress that accepts a message finds queues of sufficient age.
         let _queue = open_rabbit(&url(&bench)).await;
         let queues = bench.vhost().unwrap().queues();
         let arguments = |name: &str| {
@@ -112,7 +113,7 @@ on_every_rabbit! {
     async fn what_a_policy_kills_is_a_dead_letter_in_its_place(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
-        // An operator's policy for all queues: the smaller limit wins over our argument.
+        // An operator's policy for all queues: the smaller limit overrides our argument.
         vhost.set_policy("^w\\.", json!({ "delivery-limit": 2 }));
         fill(&queue, 0..1).await;
         eventually("the broker to have killed it", SOON, async || {
@@ -154,7 +155,7 @@ on_every_rabbit! {
     async fn every_confirm_is_for_its_own_message(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
-        // One partition takes a few and refuses the rest; the others take everything.
+        // One partition accepts a few messages and refuses the rest. The others accept every message.
         vhost.set_policy(&format!("^w\\.{}$", home().to_string().replace('.', "\\.")), json!({
             "max-length": 5, "overflow": "reject-publish",
         }));
@@ -165,7 +166,8 @@ on_every_rabbit! {
             }
         })
         .await;
-        // Room for some: a few are taken among many that are refused, all at once and from many tasks.
+        // There is room for some messages: a few are accepted among many refusals, all at the same time and from many
+        // tasks.
         let mut subscription = borrow(&queue).await;
         while let Ok(Some(loan)) = tokio::time::timeout(Duration::from_secs(1), subscription.next()).await {
             loan.done().await.unwrap();
@@ -198,7 +200,7 @@ on_every_rabbit! {
     }
 }
 
-/// The n-th of the lanes that live at home.
+/// The n-th of the lanes in the partition `home`.
 fn at_home(n: usize) -> String {
     let names = (0..).map(|k| format!("home-{n}-{k}"));
     let lives = |name: &String| PartitionId::of(Destination::Xo, &text(name, 0).lane, PARTITIONS) == home();
@@ -211,7 +213,7 @@ async fn a_port_where_nobody_speaks_is_not_handed_to_the_client() {
     let address = silent.local_addr().unwrap();
     let queue = RabbitQueue::open(rabbit_settings(&format!("amqp://guest:guest@{address}/%2f"), tuning()));
     let refused = queue.ready(Duration::from_secs(6)).await.expect_err("nobody speaks there");
-    // lapin's own connect would hang beyond this, and each one that is abandoned leaks a thread and a socket.
+    // lapin's own connect would hang longer, and each cancelled call leaks a thread and a socket.
     assert!(refused.to_string().contains("nothing speaks AMQP there"), "{refused}");
     Queue::Rabbit(queue).close().await;
 }

@@ -1,6 +1,6 @@
-//! Promise: what nobody has found out about the platforms makes no difference. Each such fact is a switch of the sandbox; here
-//! they are turned, and conversations go as they should. (Those of the Virtual Agent API: `virtual_agent`; the escalation:
-//! `gaps`; the tokens: `oauth`; the reply handle and the context: `botkit`.)
+//! Tests that conversations work for every possible value of a fact that is unknown about the platforms. Each fact is a
+//! switch of the sandbox. Further facts are tested elsewhere: the Virtual Agent API in `virtual_agent`, the escalation
+//! in `gaps`, the tokens in `oauth`, the reply handle and the context in `botkit`.
 
 use causeway::sandbox::botkit::BotUser;
 use causeway::sandbox::{
@@ -59,7 +59,7 @@ async fn connect_support_may_show_little_and_say_it_twice() {
         let connect = ConnectSwitches { sparse_entries: true, last_message, twice: true, idle_end_ms: 0 };
         let bench = bench();
         let relay = relay(&bench, style, connect).await;
-        // Its answer is lost: the chat is found again by what it was opened with, since its entry shows no words.
+        // The answer is lost. The chat is found again by its first message, because its entry shows no text.
         let start = Rule::new(Side::ServiceNow).operation(Operation::Start);
         relay.sandbox.script().fail(start.times(1).after().cut());
         let group = relay.open("c-1").await;
@@ -120,7 +120,7 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
     let group = relay.sandbox.groups().remove(0);
     relay.sandbox.agent_accept(&group).await.unwrap();
     hears(&user, "An agent has joined the chat.").await;
-    // Nothing but its request tells the second "yes" from the first.
+    // Only the request distinguishes the second "yes" from the first.
     for text in ["one", "yes", "yes"] {
         assert_eq!(user.says(text).await.status, 200);
     }
@@ -130,7 +130,7 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
             some => Err(format!("{some}: {:?}", relay.said(&group))),
         })
         .await;
-    // A handle that lapsed may be a 410 as well as a 404.
+    // An expired handle may be a 410 as well as a 404.
     relay.sandbox.set_botkit(BotKitSwitches { lapsed_status: 410, ..switches });
     user.handles_lapse();
     relay.sandbox.agent_says(&group, "waits for you").await.unwrap();
@@ -144,7 +144,7 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
         .await;
     assert_eq!(user.says("three").await.status, 200);
     hears(&user, "waits for you").await;
-    // A refusal without JSON is a refusal, too.
+    // A refusal without JSON is also a refusal.
     relay.sandbox.set_botkit(BotKitSwitches { text_chars_max: 10, ..switches });
     relay.sandbox.agent_says(&group, "much too long for this channel").await.unwrap();
     assert_eq!(relay.dead_letters_at_least(1).await[0]["reason"], "rejected");
@@ -156,7 +156,7 @@ async fn xo_may_post_everything_twice_and_answer_nothing() {
             state => Err(format!("{state:?}")),
         })
         .await;
-    // The gauge may be from before that.
+    // The gauge may show an earlier value.
     relay
         .until("the bot to have its user back", |_| {
             if user.clears() > 0 { Ok(()) } else { Err("not yet".to_owned()) }

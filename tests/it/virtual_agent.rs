@@ -1,5 +1,6 @@
-//! Promise: over the Virtual Agent API a conversation is carried as over Connect Support, though ServiceNow says 200 to
-//! everything: a start counts only when a callback shows an agent's queue, and each item of a callback is told once.
+//! Tests that a conversation over the Virtual Agent API works as over Connect Support, although ServiceNow answers
+//! every request with 200. A start counts only when a callback shows an agent's queue, and each item of a callback is
+//! relayed once.
 
 use causeway::sandbox::{
     CallbackSettings, Entry, MessageProof, Operation, Rule, Side, Switches, VirtualAgentSwitches,
@@ -21,7 +22,7 @@ async fn started(plan: Plan, switches: VirtualAgentSwitches) -> Relay {
     relay
 }
 
-/// A chat with an agent in it.
+/// Opens a chat with an agent.
 async fn with_agent(relay: &Relay, conversation: &str) -> String {
     relay.start(conversation).await;
     relay.reaches(conversation, "waiting").await;
@@ -44,7 +45,7 @@ fn short(event: &Value) -> String {
     event["event"].as_str().or(event["type"].as_str()).unwrap_or_default().to_owned()
 }
 
-/// What was said to the user, in order.
+/// The messages to the user, in order.
 fn heard(relay: &Relay, conversation: &str) -> Vec<String> {
     let said = |event: &Value| event["message"].as_str().map(str::to_owned);
     told(relay, conversation).iter().filter_map(said).collect()
@@ -83,7 +84,7 @@ async fn says(relay: &Relay, group: &str, texts: &[&str]) {
     assert_eq!(relay.said(group), texts);
 }
 
-/// The requests that the instance got with this action; an empty one stands for none.
+/// The requests of the instance with this action. An empty text means no action.
 fn asked(relay: &Relay, action: &str) -> Vec<Value> {
     let of = |entry: &Entry| {
         entry.side == Side::ServiceNow && !entry.outbound && entry.event.as_deref().unwrap_or("") == action
@@ -213,7 +214,7 @@ on_every_engine! {
             assert_eq!(failed["detail"], "No agents are available at the moment. Please try again later.");
             relay.reaches("c-1", "failed").await;
             relay.metric_is("causeway_conversations_ended_total", &[("reason", "no_agent")], |count| count == 1.0).await;
-            // The next start is another request, and works once somebody is there.
+            // The next start is another request, and succeeds when an agent is available.
             relay.sandbox.set_switches(Switches::default());
             with_agent(&relay, "c-1").await;
             let starts = asked(&relay, "START_CONVERSATION");
@@ -244,7 +245,7 @@ on_every_engine! {
         let relay = started(plan(&bench), twice).await;
         let group = with_agent(&relay, "c-1").await;
         relay.sandbox.agent_says(&group, "once").await.unwrap();
-        // The same item once more, in another company.
+        // The same item again, together with other items.
         let items = vec![agent_item("m-1", "one"), agent_item("m-2", "two")];
         relay.sandbox.virtual_agent_posts(&group, items).await.unwrap();
         relay.sandbox.virtual_agent_posts(&group, vec![agent_item("m-2", "two"), agent_item("m-3", "three")]).await.unwrap();
@@ -280,7 +281,7 @@ on_every_engine! {
         assert_eq!(all[all.len() - 2]["message"], "bye", "{all:#?}");
         assert_eq!(all[all.len() - 1]["reason"], "agent");
 
-        // The same by the flag alone, in the words of no language.
+        // The same by the flag alone, without a text of any language.
         let by_flag = VirtualAgentSwitches { ends_by_flag: true, ..VirtualAgentSwitches::default() };
         relay.sandbox.set_switches(Switches { virtual_agent: by_flag, ..Switches::default() });
         let group = with_agent(&relay, "c-2").await;
@@ -296,7 +297,7 @@ on_every_engine! {
             groups.push((name, with_agent(&relay, name).await));
         }
         for (name, group) in &groups {
-            // Whoever is slower finds the chat ended; either end is an end.
+            // The slower side finds the chat ended. Either end is valid.
             let (_, _) = tokio::join!(relay.end(name), relay.sandbox.agent_closes(group));
         }
         for (name, group) in &groups {
@@ -306,11 +307,11 @@ on_every_engine! {
             hears_text(&relay, name, "a last word").await;
             assert_eq!(count(&relay, name, "callback.ended"), 1);
         }
-        // A user who leaves before anybody came was not refused.
+        // A user who leaves before an agent came was not refused.
         relay.start("c-4").await;
         relay.reaches("c-4", "waiting").await;
         let group = group_of(&relay, "c-4").await;
-        // The callback of our end overtakes its answer.
+        // The callback of our end arrives before the answer of the call.
         let leave = Rule::new(Side::ServiceNow).operation(Operation::Leave);
         relay.sandbox.script().fail(leave.times(1).after().delay(std::time::Duration::from_secs(2)));
         relay.end("c-4").await;
@@ -386,7 +387,7 @@ on_every_engine! {
     async fn the_agent_sees_what_became_of_the_words(bench: Bench) {
         let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
         let group = with_agent(&relay, "c-1").await;
-        // The greeting's receipt must not share its moment with the next.
+        // The receipt of the greeting must not be combined with the next one.
         asks(&relay, "UPDATE_MESSAGES", 1).await;
         relay.sandbox.script().fail(event_rule("refused").status(400));
         relay.sandbox.virtual_agent_posts(&group, vec![agent_item("m-1", "taken"), agent_item("m-2", "refused")]).await.unwrap();
@@ -399,7 +400,7 @@ on_every_engine! {
             if wanted.iter().all(|note| notes.contains(note)) { Ok(()) } else { Err(format!("{notes:?}")) }
         }).await;
         assert_eq!(relay.dead_letters_at_least(1).await[0]["reason"], "rejected");
-        // A receipt that fails costs nobody anything.
+        // A receipt that fails has no consequence.
         relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Other).hang());
         relay.sandbox.agent_says(&group, "after all").await.unwrap();
         relay.say("c-1", "thanks").await;
@@ -410,7 +411,7 @@ on_every_engine! {
     async fn a_crash_between_the_request_and_its_callback_opens_one_chat(bench: Bench) {
         let relay = plan(&bench).start();
         let mut relay = relay.await;
-        // Nobody takes the callbacks yet: the start stays unproven.
+        // No callback arrives yet, so the start has no sign.
         relay.start("c-1").await;
         asks(&relay, "START_CONVERSATION", 1).await;
         relay.processes[0].running.kill9();

@@ -1,5 +1,5 @@
-//! Promise: whoever is called finds out what it means and what to do, and whoever looks at a panel, too; what they are told to
-//! type, the program knows. What the rules and the queries answer, `promtool test rules` and `tests/compose` show.
+//! Tests that an operator finds the meaning and the remedy of every alert and every panel, and that the program knows
+//! every command of the runbook. `promtool test rules` and `tests/compose` test the results of the rules and queries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The lines of each alert, by its name.
+/// The lines of each alert, by name.
 fn alerts() -> BTreeMap<String, String> {
     let text = read("deploy/prometheus/alerts.yml");
     let mut found = BTreeMap::new();
@@ -30,7 +30,7 @@ fn value<'a>(block: &'a str, key: &str) -> Option<&'a str> {
     block.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "))
 }
 
-/// The part of the runbook about the alerts: each section by its heading.
+/// The sections of the runbook about alerts, by heading.
 fn sections() -> BTreeMap<String, String> {
     let text = read(RUNBOOK);
     let (_, about) = text.split_once("\n# Alerts\n").unwrap();
@@ -48,7 +48,7 @@ fn dashboards() -> Vec<(String, Value)> {
     files.map(read).collect()
 }
 
-/// Every panel that shows something, under a name for a person.
+/// Every panel that shows data, with a name for a person.
 fn panels() -> Vec<(String, Value)> {
     let mut found = Vec::new();
     for (file, dashboard) in dashboards() {
@@ -85,7 +85,7 @@ fn every_alert_says_how_bad_it_is_and_leads_to_three_commands() {
 
 #[test]
 fn every_alert_is_shown_to_fire_and_not_to_fire() {
-    // In the order of the file: what is asked for stands before what must come.
+    // In the order of the file: the query comes before its expected result.
     let (mut fires, mut is_silent) = (BTreeSet::new(), BTreeSet::new());
     let mut asked = String::new();
     for line in read("deploy/prometheus/alerts.test.yml").lines().map(str::trim) {
@@ -138,11 +138,11 @@ fn nothing_is_asked_for_that_nobody_measures() {
     }
 }
 
-/// The arguments of each call of the program that a document asks for: the blocks of commands, and what sentences say to type.
+/// The arguments of each command in a document, from the code blocks and from the text.
 fn calls(document: &str) -> Vec<(String, Vec<String>)> {
     let blocks = document.split("```").skip(1).step_by(2).flat_map(str::lines);
     let prose = document.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
-    // In a sentence the bare name of a verb is only a name.
+    // In a sentence, the bare name of a command is only a name.
     let prose = prose.filter(|code| code.starts_with("docker compose "));
     let starts = [
         "docker compose exec -T worker causeway ",
@@ -156,7 +156,7 @@ fn calls(document: &str) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     for line in blocks.chain(prose).map(str::trim) {
         let Some(rest) = starts.iter().find_map(|start| line.strip_prefix(start)) else { continue };
-        // What follows is for the shell or for the reader.
+        // The rest is for the shell or the reader.
         let ends = ["  ", " >", " |", " &", " #", " \\", ";"];
         let call = ends.iter().fold(rest, |call, end| call.split(end).next().unwrap());
         let id = "00000000-0000-4000-8000-000000000001";
@@ -167,7 +167,7 @@ fn calls(document: &str) -> Vec<(String, Vec<String>)> {
     found
 }
 
-/// Whether the call gets as far as its settings, and no further where they are missing.
+/// Whether the command reads its settings, and stops if they are missing.
 fn reads_settings(args: &[String]) -> bool {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["check", rest @ ..] => !rest.contains(&"--print-defaults"),
@@ -184,17 +184,17 @@ fn what_a_document_says_to_type_can_be_typed() {
         for (line, args) in calls(&read(document)) {
             let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
             command.args(&args).env_clear().env("CAUSEWAY_CONFIG", "/no/such/file.toml").stdin(Stdio::null());
-            // What would run without settings is only asked for its help, which finds what stands before it to be right.
+            // A command that would run without settings is only called with `--help`, which checks the arguments before
+            // it.
             let whole = reads_settings(&args);
             let output = if whole { command.output() } else { command.arg("--help").output() }.unwrap();
             let expected = if whole { 78 } else { 0 };
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(expected), "{document}: {line}: {said}");
-            // With its output in a file nobody can be asked, and a terminal would spoil the file.
+            // A command whose output goes to a file cannot ask for a confirmation.
             let unasked = line.contains("dead export") && line.contains('>');
-            let is_plain = line.contains(" -T ") || line.starts_with("kubectl ");
-            assert!(!unasked || (is_plain && line.contains("--yes")), "{document}: {line}");
-            // A role has none of the other's secrets.
+            assert!(!unasked || (line.contains(" -T ") && line.contains("--yes")), "{document}: {line}");
+            // A role has no secret of the other role.
             let role = ["exec ingress causeway ", "exec worker causeway servicenow "];
             assert!(
                 !role.iter().any(|role| line.contains(role)) || args == ["healthcheck"],

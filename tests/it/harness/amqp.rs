@@ -1,4 +1,4 @@
-//! AMQP without Causeway: what an operator's tool or another program may do to the same broker.
+//! An AMQP client without Causeway, for actions of an operator's tool or another program on the same broker.
 
 use std::time::Duration;
 
@@ -54,14 +54,15 @@ impl Amqp {
         Holding { channel, consumer }
     }
 
-    /// How many messages of a queue nobody holds.
+    /// The number of ready messages of a queue.
     pub(crate) async fn waiting(&self, queue: &str) -> u32 {
         let passive = QueueDeclareOptions::durable().passive();
         let ask = self.channel.queue_declare(queue.into(), passive, FieldTable::default());
         ask.await.expect("a queue").message_count()
     }
 
-    /// Takes one message out of a queue. By a consumer: a queue with a single active one refuses to be asked.
+    /// Takes one message out of a queue with a consumer, because a queue with a single active consumer refuses
+    /// `basic.get`.
     pub(crate) async fn take(&self, queue: &str) -> Delivery {
         let channel = self.connection.create_channel().await.expect("a channel");
         channel.basic_qos(1, BasicQosOptions::default()).await.expect("one at a time");
@@ -76,7 +77,7 @@ impl Amqp {
     }
 }
 
-/// A consumer that settles nothing.
+/// A consumer that acks nothing.
 #[derive(Debug)]
 pub(crate) struct Holding {
     channel: Channel,
@@ -84,7 +85,7 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// Consumes no more, and keeps what it holds.
+    /// Cancels the consumer, and keeps its unacked messages.
     pub(crate) async fn cancel(&self) {
         let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
         cancel.await.expect("cancelled");

@@ -1,6 +1,6 @@
-//! The real binary as a child process: settings through its environment, everything it prints, signals, exit code.
+//! Runs the real binary as a child process: settings through its environment, its output, signals, exit code.
 //!
-//! It starts from a bare environment, so that what a developer has exported changes no test.
+//! The environment is otherwise empty, so that a developer's exported variables change no test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -12,14 +12,14 @@ use std::time::Duration;
 use super::told;
 use super::wait::eventually;
 
-/// What is about to be run.
+/// A command that can be started.
 #[derive(Debug)]
 pub(crate) struct Causeway {
     command: Command,
 }
 
 impl Causeway {
-    /// `causeway ARGS...`, in the current folder, with no settings at all.
+    /// `causeway ARGS...` in the current folder, without settings.
     pub(crate) fn new<const N: usize>(args: [&str; N]) -> Self {
         Self::program(env!("CARGO_BIN_EXE_causeway"), args)
     }
@@ -35,30 +35,30 @@ impl Causeway {
         Self { command }
     }
 
-    /// One more argument.
+    /// Adds an argument.
     pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.command.arg(arg);
         self
     }
 
-    /// More arguments.
+    /// Adds arguments.
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
         self.command.args(args);
         self
     }
 
-    /// A setting by its key in the settings file: `queue.url` travels as `CAUSEWAY_QUEUE__URL`.
+    /// Adds a setting by its key in the settings file: `queue.url` becomes `CAUSEWAY_QUEUE__URL`.
     pub(crate) fn set(mut self, key: &str, value: impl AsRef<str>) -> Self {
         self.command.env(variable(key), value.as_ref());
         self
     }
 
-    /// Many settings at once, such as those of an engine.
+    /// Adds many settings, for example those of an engine.
     pub(crate) fn settings<'a>(self, pairs: impl IntoIterator<Item = &'a (String, String)>) -> Self {
         pairs.into_iter().fold(self, |this, (key, value)| this.set(key, value))
     }
 
-    /// A variable by its own name, as `RUST_LOG` or `CAUSEWAY_CONFIG`.
+    /// Sets a variable by its own name, for example `RUST_LOG` or `CAUSEWAY_CONFIG`.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.command.env(name, value.as_ref());
         self
@@ -69,14 +69,14 @@ impl Causeway {
         self
     }
 
-    /// Starts it; it is killed when the value goes.
+    /// Starts the process. It is killed when the value is dropped.
     pub(crate) fn spawn(mut self) -> Running {
         let mut child = self.command.spawn().expect("the binary starts");
         let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         Running { stdout: Captured::read(stdout), stderr: Captured::read(stderr), child }
     }
 
-    /// Runs it to its end.
+    /// Runs the process until it ends.
     pub(crate) async fn run(self, timeout: Duration) -> Finished {
         let mut running = self.spawn();
         let status = running.exit(timeout).await;
@@ -88,7 +88,7 @@ fn variable(key: &str) -> String {
     format!("CAUSEWAY_{}", key.replace('.', "__").to_uppercase())
 }
 
-/// How a run ended; `code` is `None` when a signal ended it.
+/// The result of a run. `code` is `None` if a signal ended the process.
 #[derive(Debug, Clone)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -117,7 +117,7 @@ impl Running {
         .await
     }
 
-    /// Everything printed so far.
+    /// The output so far.
     pub(crate) fn stdout(&self) -> String {
         self.stdout.text()
     }
@@ -126,7 +126,7 @@ impl Running {
         self.stderr.text()
     }
 
-    /// Asks it to end in an orderly way.
+    /// Asks the process to end in an orderly way.
     pub(crate) fn sigterm(&self) {
         self.signal("TERM");
     }
@@ -135,12 +135,12 @@ impl Running {
         self.signal("INT");
     }
 
-    /// What a terminal sends when it closes.
+    /// Sends the signal of a terminal that closes.
     pub(crate) fn sighup(&self) {
         self.signal("HUP");
     }
 
-    /// Freezes it: sockets stay open, nothing answers.
+    /// Freezes the process: sockets stay open, and no answer comes.
     pub(crate) fn sigstop(&self) {
         self.signal("STOP");
     }
@@ -149,7 +149,7 @@ impl Running {
         self.signal("CONT");
     }
 
-    /// Ends it in an instant, and waits until it is gone.
+    /// Kills the process, and waits until it is gone.
     pub(crate) fn kill9(&mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it is gone");
@@ -159,7 +159,7 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for its end; after that, everything it printed has been read.
+    /// Waits until the process ends. After that, all its output has been read.
     pub(crate) async fn exit(&mut self, timeout: Duration) -> ExitStatus {
         let status = eventually("the binary to end", timeout, async || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status),
@@ -184,7 +184,7 @@ impl Drop for Running {
     }
 }
 
-/// One stream, read to its end on a thread of its own: a child never stalls because nobody reads.
+/// One output stream, read by its own thread, so that the child never blocks on a full pipe.
 #[derive(Debug)]
 struct Captured {
     text: Arc<Mutex<String>>,

@@ -1,7 +1,8 @@
-//! RabbitMQ nodes of our own: one shared by all tests that only need a quiet vhost, private ones for those that break it.
+//! RabbitMQ nodes for tests: one shared by all tests that only need a quiet vhost, and private ones for tests that
+//! break their node.
 //!
-//! The shared nodes are lent by `tests/run`; without it the first test that asks starts the distribution's RabbitMQ for this
-//! process. A node the machine may run for other purposes is neither used nor disturbed.
+//! `tests/run` provides the shared nodes. Without it, the first test that needs a node starts the RabbitMQ of the
+//! distribution for this process. Other nodes of the machine are neither used nor disturbed.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -19,12 +20,12 @@ use super::{management, told};
 
 const START: Duration = Duration::from_secs(90);
 
-/// The RabbitMQ versions that tests know, each by the name `tests/run` lends it under.
+/// The RabbitMQ versions that tests know, each with its name in `tests/run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
-    /// The distribution's own: 3.10 on Debian 12.
+    /// The version of the distribution: 3.10 on Debian 12.
     V310,
-    /// The current series, where `tests/run` could get it.
+    /// The current series, if `tests/run` has it.
     V43,
 }
 
@@ -41,12 +42,13 @@ impl Version {
 pub(crate) struct Broker {
     amqp: SocketAddr,
     management: SocketAddr,
-    /// The process, when it is ours to break.
+    /// The process, if the test may break it.
     node: Option<Leash>,
 }
 
 impl Broker {
-    /// The broker all tests share; break nothing on it. Fails the test if this machine has none of that version.
+    /// The broker that all tests share; no test may break it. Fails the test if the machine has no broker of this
+    /// version.
     pub(crate) fn shared(version: Version) -> Option<&'static Broker> {
         static V310: OnceLock<Option<Broker>> = OnceLock::new();
         static V43: OnceLock<Option<Broker>> = OnceLock::new();
@@ -91,7 +93,7 @@ impl Broker {
         self.ask("GET", "/api/overview", "").map(|_| ())
     }
 
-    /// Where it listens for AMQP, for a proxy to stand before.
+    /// The AMQP address of the node, for a proxy.
     pub(crate) fn amqp(&self) -> SocketAddr {
         self.amqp
     }
@@ -101,7 +103,7 @@ impl Broker {
         format!("amqp://guest:guest@{}/%2f", self.amqp)
     }
 
-    /// A vhost of its own for one test; gone with the value.
+    /// A vhost for one test. It is deleted when the value is dropped.
     pub(crate) fn vhost(&self) -> Vhost {
         let name = format!("test-{}", Uuid::new_v4().simple());
         let make = self.ask("PUT", &format!("/api/vhosts/{name}"), "{}");
@@ -120,7 +122,7 @@ impl Broker {
         self.ctl(&["close_all_connections", "asked by a test"]).await;
     }
 
-    /// The application stops in an orderly way, the node stays: clients see a polite close.
+    /// Stops the application in an orderly way while the node stays: clients get a regular close.
     pub(crate) async fn stop_app(&mut self) {
         self.ctl(&["stop_app"]).await;
     }
@@ -130,7 +132,7 @@ impl Broker {
         self.up("RabbitMQ after start_app").await;
     }
 
-    /// The node is gone in an instant and has said goodbye to nobody.
+    /// Kills the node; clients get no close.
     pub(crate) async fn kill9(&mut self) {
         self.node().signal("KILL");
         let amqp = self.amqp;
@@ -141,13 +143,13 @@ impl Broker {
         .await;
     }
 
-    /// Starts again on the same files, after [`Broker::kill9`] or by killing what runs.
+    /// Starts the node again on the same files, after [`Broker::kill9`] or by killing the running node.
     pub(crate) async fn restart(&mut self) {
         self.node.as_mut().expect("only a private broker may be restarted").run_again();
         self.up("a restarted RabbitMQ").await;
     }
 
-    /// Frozen: connections stay open and nothing answers.
+    /// Freezes the node: connections stay open, and no answer comes.
     pub(crate) fn pause(&mut self) {
         self.node().signal("STOP");
     }
@@ -180,7 +182,7 @@ impl Broker {
     }
 }
 
-/// One test's own vhost.
+/// The vhost of one test.
 #[derive(Debug)]
 pub(crate) struct Vhost {
     name: String,
@@ -193,17 +195,17 @@ impl Vhost {
         self.url_through(self.amqp)
     }
 
-    /// Where its broker listens for AMQP, for a proxy to stand before.
+    /// The AMQP address of the broker, for a proxy.
     pub(crate) fn broker(&self) -> SocketAddr {
         self.amqp
     }
 
-    /// The same vhost, reached through a proxy.
+    /// The URL of the vhost through a proxy.
     pub(crate) fn url_through(&self, address: SocketAddr) -> String {
         format!("amqp://guest:guest@{address}/{}", self.name)
     }
 
-    /// The same vhost for a user of its own with this password; the user goes with the vhost.
+    /// The URL of the vhost for a new user with this password. The user is deleted with the vhost.
     pub(crate) fn url_with_password(&self, password: &str) -> String {
         let user = serde_json::json!({ "password": password, "tags": "" }).to_string();
         let all = r#"{"configure":".*","write":".*","read":".*"}"#;
@@ -214,19 +216,19 @@ impl Vhost {
         format!("amqp://{}:{password}@{}/{}", self.name, self.amqp, self.name)
     }
 
-    /// The queues as the management API shows them: `name`, `messages`, `arguments`, … Depths lag by up to 5 s.
+    /// The queues in the form of the management API: `name`, `messages`, `arguments`, … Counts are up to 5 s old.
     pub(crate) fn queues(&self) -> Vec<Value> {
         let answer = management::ask(self.management, "GET", &format!("/api/queues/{}", self.name), "");
         answer.expect("the queues of a vhost").as_array().cloned().unwrap_or_default()
     }
 
-    /// The consumers as the management API shows them: `queue`, `consumer_tag`, `active`, `prefetch_count`, …
+    /// The consumers in the form of the management API: `queue`, `consumer_tag`, `active`, `prefetch_count`, …
     pub(crate) fn consumers(&self) -> Vec<Value> {
         let answer = management::ask(self.management, "GET", &format!("/api/consumers/{}", self.name), "");
         answer.expect("the consumers of a vhost").as_array().cloned().unwrap_or_default()
     }
 
-    /// What an operator may lay over the queues whose name matches.
+    /// Sets a policy for the queues whose names match, as an operator may do.
     pub(crate) fn set_policy(&self, pattern: &str, definition: Value) {
         let path = format!("/api/policies/{}/of-a-test", self.name);
         let policy =
@@ -234,13 +236,13 @@ impl Vhost {
         management::ask(self.management, "PUT", &path, &policy.to_string()).expect("the policy is set");
     }
 
-    /// Deletes a queue under whoever uses it.
+    /// Deletes a queue although it is in use.
     pub(crate) fn delete_queue(&self, queue: &str) {
         let path = format!("/api/queues/{}/{queue}", self.name);
         management::ask(self.management, "DELETE", &path, "").expect("the queue is deleted");
     }
 
-    /// From now on nobody may publish to this exchange.
+    /// Forbids publishing to this exchange.
     pub(crate) fn forbid_writing_to(&self, exchange: &str) {
         let path = format!("/api/permissions/{}/guest", self.name);
         let rights =
@@ -251,14 +253,14 @@ impl Vhost {
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        // A broker that its test killed has no vhosts to drop, and no second panic may hide the first.
+        // A broker that its test killed has no vhosts to delete, and a second panic must not hide the first.
         for path in [format!("/api/vhosts/{}", self.name), format!("/api/users/{}", self.name)] {
             let _ = management::ask(self.management, "DELETE", &path, "");
         }
     }
 }
 
-/// `amqp://user:password@127.0.0.1:5672/%2f` or `http://127.0.0.1:15672` to the address in it.
+/// The address in `amqp://user:password@127.0.0.1:5672/%2f` or `http://127.0.0.1:15672`.
 fn address(url: &str) -> SocketAddr {
     let url = url::Url::parse(url).expect("tests/run lends URLs");
     let host = url.host_str().expect("with a host");
@@ -311,7 +313,8 @@ mod tests {
         let vhost = broker.vhost();
         let (_kept, channel) = open(&vhost.url()).await;
         declare(&channel, false).await.unwrap();
-        // A queue that was declared less than a moment before a kill -9 is not on the disk yet, whatever it confirms.
+        // A queue that was declared shortly before a kill -9 is not on the disk yet, even if its messages were
+        // confirmed.
         let_pass(Duration::from_secs(3)).await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let persistent = BasicProperties::default().with_delivery_mode(2);

@@ -1,7 +1,7 @@
-//! A real browser: headless Chromium, led over WebDriver.
+//! A real browser: headless Chromium, controlled over WebDriver.
 //!
-//! Its profile lies in a folder of its own; it and its driver end with the test. What it shows is asked for as a person
-//! sees it: by the words on the page and the names of the fields.
+//! Its profile is in a temporary folder, and the browser and its driver end with the test. Tests query the page as a
+//! person sees it: by its text and the names of the fields.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::wait::eventually;
 use super::{http, ports, told};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The key under which WebDriver names an element.
+/// The key of an element in WebDriver.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// Fails the test if this machine lacks Chromium or its driver.
+    /// Starts the browser. Fails the test if the machine lacks Chromium or its driver.
     pub(crate) async fn start() -> Option<Self> {
         let path = told("PATH").unwrap_or_default();
         let there = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
@@ -68,19 +68,19 @@ impl Browser {
         self.post("url", json!({ "url": url })).await.expect("a page");
     }
 
-    /// Presses what is found by this CSS selector, and waits for the page that follows.
+    /// Clicks the element of this CSS selector, and waits for the next page.
     pub(crate) async fn press(&self, css: &str) {
         let element = self.element("css selector", css).await;
         self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
     }
 
-    /// Follows the first link with this text in it.
+    /// Follows the first link that contains this text.
     pub(crate) async fn follow(&self, text: &str) {
         let element = self.element("partial link text", text).await;
         self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
     }
 
-    /// Presses the first button with this text in it.
+    /// Clicks the first button that contains this text.
     pub(crate) async fn button(&self, text: &str) {
         let element = self.element("xpath", &format!("//button[contains(., '{text}')]")).await;
         self.post(&format!("element/{element}/click"), json!({})).await.expect("a click");
@@ -92,14 +92,14 @@ impl Browser {
         self.post(&format!("element/{element}/value"), json!({ "text": text })).await.expect("a field");
     }
 
-    /// What a person reads on the page.
+    /// The text of the page as a person reads it.
     pub(crate) async fn text(&self) -> String {
         let script = json!({ "script": "return document.body.innerText", "args": [] });
         let text = self.post("execute/sync", script).await.expect("the page's text");
         text.as_str().unwrap_or_default().to_owned()
     }
 
-    /// From now on a page is asked for its dark colours; says what it is painted on.
+    /// Requests the dark colours from now on, and returns the background colour of the page.
     pub(crate) async fn in_the_dark(&self) -> String {
         let features = [json!({ "name": "prefers-color-scheme", "value": "dark" })];
         let dark = json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } });
@@ -109,7 +109,7 @@ impl Browser {
         self.post("execute/sync", script).await.expect("a colour").to_string()
     }
 
-    /// Waits until a person reads this.
+    /// Waits until the page contains this text.
     pub(crate) async fn reads(&self, words: &str) {
         eventually(&format!("{words:?} on the page"), PATIENCE, async || {
             let text = self.text().await;
@@ -118,14 +118,14 @@ impl Browser {
         .await;
     }
 
-    /// What stands in the tab.
+    /// The title of the tab.
     pub(crate) async fn title(&self) -> String {
         let answer = self.client.get(format!("{}/title", self.session)).send().await.expect("an answer");
         let answer: Value = serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON");
         answer["value"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Keeps a picture in the folder that `TESTS_PICTURES` names, for whoever wants to see what the test saw.
+    /// Saves a screenshot in the folder that `TESTS_PICTURES` names.
     pub(crate) async fn picture(&self, name: &str) {
         let Some(folder) = told("TESTS_PICTURES") else { return };
         let answer = self.client.get(format!("{}/screenshot", self.session)).send().await.expect("an answer");

@@ -1,12 +1,12 @@
-//! A server process that cannot outlive its test: runs under the `leash` script, which watches our end of a pipe.
+//! A server process that cannot outlive its test. It runs under the `leash` script, which watches our end of a pipe.
 //!
-//! The pipe closes when the `Leash` is dropped, and just as well when this process is killed: no cleanup of ours has to run.
+//! The pipe closes when the `Leash` is dropped, and also when this process is killed, so no cleanup of ours must run.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// The folder of the harness, where its scripts are.
+/// The folder of the harness with its scripts.
 pub(super) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness").join(name)
 }
@@ -21,7 +21,8 @@ pub(crate) struct Leash {
 }
 
 impl Leash {
-    /// Runs `script` with a fresh folder and `args`; at the end its group gets `signal` and the folder goes.
+    /// Runs `script` with a fresh folder and `args`. At the end its process group gets `signal` and the folder is
+    /// deleted.
     pub(crate) fn start(script_name: &str, signal: &str, args: &[String]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("causeway-test-")
@@ -42,7 +43,7 @@ impl Leash {
         leash
     }
 
-    /// Starts the server (again) in its folder; one that still runs is killed first.
+    /// Starts the server (again) in its folder. A running server is killed first.
     pub(crate) fn run_again(&mut self) {
         let orders = self.orders.as_mut().expect("the leash is held until drop");
         orders.write_all(b"run\n").expect("the keeper reads its orders");
@@ -65,7 +66,7 @@ impl Leash {
         &self.dir
     }
 
-    /// The end of what the server printed, for a test that has to say why it gave up.
+    /// The end of the server's output, for the message of a failing test.
     pub(crate) fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();

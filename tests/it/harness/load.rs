@@ -1,7 +1,7 @@
-//! A steady load of callbacks, and the question that every fault ends with: is anything lost, did anything overtake?
+//! A steady load of callbacks, and the check at the end of every fault: no message is lost, and no message overtakes.
 //!
-//! Several chats post at once, each one callback after another; what is not accepted is posted again, under the same
-//! `sys_id`, until it is. A repeat may therefore arrive, and counts only by its first arrival.
+//! Several chats post concurrently, each one callback after another. A callback that is not accepted is posted again
+//! under the same `sys_id`. A repeat may therefore arrive, and only the first arrival counts.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,23 +17,23 @@ use super::http;
 use super::relay::{PATIENCE, Relay};
 use super::wait::{eventually, let_pass};
 
-/// Between two callbacks of a chat: a load, not a flood.
+/// The pause between two callbacks of a chat.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What was answered other than by 202: status and `Retry-After`.
+/// The answers other than 202: the status and `Retry-After`.
 type Refusals = BTreeSet<(u16, Option<String>)>;
 
 #[derive(Debug)]
 pub(crate) struct Load {
     over: watch::Sender<bool>,
-    /// Accepted so far, by group.
+    /// The number of accepted callbacks, by group.
     accepted: Vec<(String, Arc<AtomicUsize>)>,
     refusals: Arc<Mutex<Refusals>>,
     lines: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    /// Posts callbacks of so many chats to the first process of the relay, until [`Load::all_arrive`].
+    /// Posts callbacks of this many chats to the first process of the relay, until [`Load::all_arrive`].
     pub(crate) fn start(relay: &Relay, lines: usize) -> Self {
         let over = watch::Sender::new(false);
         let refusals = Arc::default();
@@ -54,7 +54,7 @@ impl Load {
         Self { over, accepted, refusals, lines }
     }
 
-    /// How many were accepted so far, by group.
+    /// The number of accepted callbacks, by group.
     pub(crate) fn accepted(&self) -> Vec<(String, usize)> {
         let count =
             |(group, count): &(String, Arc<AtomicUsize>)| (group.clone(), count.load(Ordering::Relaxed));
@@ -65,7 +65,7 @@ impl Load {
         self.accepted().into_iter().map(|(_, count)| count).sum()
     }
 
-    /// Waits until so many more were accepted.
+    /// Waits until this many more callbacks are accepted.
     pub(crate) async fn takes(&self, more: usize) {
         let goal = self.total() + more;
         eventually("the load to be accepted", PATIENCE, async || match self.total() {
@@ -75,7 +75,7 @@ impl Load {
         .await;
     }
 
-    /// Waits until somebody was refused with this status, and returns the `Retry-After` that came with it.
+    /// Waits until a callback is refused with this status, and returns the `Retry-After` of the refusal.
     pub(crate) async fn is_refused(&self, status: u16) -> Option<String> {
         eventually(&format!("a refusal with {status}"), PATIENCE, async || {
             let refusals = self.refusals();
@@ -89,7 +89,7 @@ impl Load {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until everything that was accepted by now has arrived at XO, each chat's in its order.
+    /// Waits until every callback that is accepted by now has arrived at XO, in order for each chat.
     pub(crate) async fn arrives(&self, sandbox: &Sandbox) {
         let accepted = self.accepted();
         eventually("everything accepted to arrive in order", PATIENCE, async || {
@@ -100,7 +100,7 @@ impl Load {
         .await;
     }
 
-    /// Ends the load, and waits until all of it has arrived.
+    /// Ends the load, and waits until all callbacks have arrived.
     pub(crate) async fn all_arrive(mut self, sandbox: &Sandbox) {
         self.over.send_replace(true);
         for line in self.lines.drain(..) {
@@ -110,7 +110,7 @@ impl Load {
     }
 }
 
-/// Panics when a message arrived before an earlier one had.
+/// Panics if a message arrived before an earlier one.
 fn arrived(sandbox: &Sandbox, group: &str, accepted: usize) -> Result<(), String> {
     let entries = sandbox.ledger().xo_callbacks().remove(group).unwrap_or_default();
     let mut seen = BTreeSet::new();
@@ -155,7 +155,7 @@ impl Poster {
 
     async fn is_accepted(&self, body: String) -> bool {
         let post = self.client.post(&self.url).header("content-type", "application/json").body(body);
-        // No answer at all: the process is away.
+        // Without any answer the process is down.
         let Ok(answer) = post.send().await else { return false };
         let after =
             answer.headers().get("retry-after").and_then(|after| after.to_str().ok()).map(str::to_owned);

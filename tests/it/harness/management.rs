@@ -1,6 +1,6 @@
-//! RabbitMQ's management API, as far as tests need it.
+//! The part of RabbitMQ's management API that tests need.
 //!
-//! Blocking and one connection for each question, so that it also works in `Drop` and across the runtimes of many tests.
+//! The calls block and use one connection each, so they also work in `Drop` and across the runtimes of many tests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use serde_json::Value;
 
-/// Asks; `Err` says what the broker, or the way to it, had to say instead of a 2xx.
+/// Makes a call. `Err` holds the answer if it is not 2xx, or the error of the connection.
 pub(super) fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Value, String> {
     let answer =
         exchange(address, method, path, body).map_err(|error| format!("{method} {path}: {error}"))?;
@@ -29,7 +29,7 @@ fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> std::i
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let credentials = base64::engine::general_purpose::STANDARD.encode("guest:guest");
-    // HTTP/1.0: the answer comes unchunked and ends with the connection.
+    // HTTP/1.0: the answer is not chunked, and ends with the connection.
     let request = format!(
         "{method} {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Basic {credentials}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",

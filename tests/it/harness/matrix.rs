@@ -1,12 +1,12 @@
-//! The engines a test runs on: write the test once, see it pass on each.
+//! The engines that a test runs on: each test is written once and runs on every engine.
 //!
 //! ```ignore
 //! on_every_engine! {
 //!     async fn keeps_order(bench: Bench) { /* bench.settings() */ }
 //! }
 //! ```
-//! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. The tests on RabbitMQ
-//! are ignored unless `tests/run` or `--run-ignored all` asks for them; then a test fails if its engine is missing, so that
+//! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. The tests on RabbitMQ are
+//! ignored unless `tests/run` or `--run-ignored all` selects them. A selected test fails if its engine is missing, so
 //! no test passes without having run. `on_every_rabbit!` is the same without the embedded engine.
 
 use tempfile::TempDir;
@@ -20,17 +20,17 @@ pub(crate) enum Engine {
     Rabbit43,
 }
 
-/// A fresh, empty place on one engine, of which nothing is left afterwards.
+/// A fresh, empty place on one engine, which is deleted afterwards.
 #[derive(Debug)]
 pub(crate) struct Bench {
     engine: Engine,
-    /// Every engine has a data folder: the directory of conversations is there too.
+    /// Every engine has a data folder, because the directory of conversations is there.
     folder: TempDir,
     vhost: Option<Vhost>,
 }
 
 impl Engine {
-    /// Fails the test if this machine lacks the engine.
+    /// Creates a bench. Fails the test if the machine lacks the engine.
     pub(crate) fn bench(self) -> Option<Bench> {
         let vhost = match self {
             Engine::Embedded => None,
@@ -57,7 +57,7 @@ impl Bench {
         self.vhost.as_ref()
     }
 
-    /// The settings that choose this place, by their keys in the settings file.
+    /// The settings that select this place, by their keys in the settings file.
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         let folder = ("data_dir".to_owned(), self.folder.path().display().to_string());
         let url = self.vhost.as_ref().map(|vhost| ("queue.url".to_owned(), vhost.url()));

@@ -1,13 +1,13 @@
-//! What every integration test stands on: real brokers and databases that clean up after themselves, a proxy that breaks on
-//! command, the real binary as a child process, and the one way to wait.
+//! The tools of the integration tests: real brokers and databases that clean up after themselves, a proxy that breaks
+//! on command, the real binary as a child process, and the functions to wait.
 //!
-//! Rules of the house:
-//! - Nothing here knows how Causeway works inside; it only starts things, breaks things and watches.
-//! - Whatever is started ends with the test process, however that ends (see `leash`).
-//! - What is not on this machine is `None`, said on stderr, and no failure: `tests/run` is what installs it.
+//! Rules:
+//! - No tool knows the inside of Causeway. The tools only start, break and watch.
+//! - Every process that a tool starts ends with the test process, however the test process ends (see `leash`).
+//! - A server that is absent on this machine fails the test, and `tests/run` installs it.
 //! - Only [`wait`] may let time pass.
 
-// A harness is a set of tools: one that no test has picked up yet is not dead code.
+// A tool that no test uses yet is not dead code.
 #![allow(dead_code, reason = "tools wait here until a test picks them up")]
 
 pub(crate) mod amqp;
@@ -27,7 +27,7 @@ pub(crate) mod relay;
 pub(crate) mod wait;
 pub(crate) mod xo;
 
-/// What `tests/run` tells the tests through the environment.
+/// The variables of `tests/run` in the environment.
 pub(crate) fn told(name: &str) -> Option<String> {
     #[expect(
         clippy::disallowed_methods,
@@ -36,7 +36,7 @@ pub(crate) fn told(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// A task of the test itself, outside the product's task book.
+/// Spawns a task of the test itself, outside of the product's list of tasks.
 pub(crate) fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,

@@ -1,7 +1,7 @@
-//! Free ports on loopback.
+//! Chooses free ports on loopback.
 //!
-//! Taken from below the range the kernel hands out to outgoing connections, since a port from that range can be taken by
-//! anybody between the moment we choose it and the moment its server binds it (or binds it again after a restart).
+//! The ports are below the range that the kernel gives to outgoing connections. A port of that range could be taken
+//! between the choice and the moment its server binds it (or binds it again after a restart).
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -10,11 +10,11 @@ use std::sync::{Mutex, PoisonError};
 
 use rand::RngExt;
 
-/// One locked file for each port of this process. A broker binds its ports seconds after they were chosen: until then only
-/// this keeps the tests beside it from choosing the same.
+/// One locked file for each port of this process. A broker binds its ports seconds after they are chosen. Until then
+/// only this file keeps other tests from choosing the same port.
 static CHOSEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
-/// An address that nobody listens on right now, and that no other test is going to listen on.
+/// An address without a listener now, which no other test is going to use.
 pub(crate) fn free_address() -> SocketAddr {
     let mut random = rand::rng();
     (0..1000)
@@ -23,7 +23,7 @@ pub(crate) fn free_address() -> SocketAddr {
         .expect("a thousand ports tried and none is free")
 }
 
-/// Whether nobody else has chosen it; then nobody will until this process ends.
+/// Whether no other test has chosen this port. If so, the port stays ours until this process ends.
 fn is_ours(port: u16) -> bool {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ports");
     std::fs::create_dir_all(&folder).expect("a folder for the ports that tests have chosen");

@@ -1,6 +1,6 @@
-//! A PostgreSQL of our own, and a fresh database in it for each test that asks.
+//! A PostgreSQL server for tests, and a fresh database for each test that needs one.
 //!
-//! Lent by `tests/run`, or started for this process by the first test that needs it.
+//! `tests/run` provides the server; otherwise the first test that needs one starts it for this process.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn start() -> Option<Server> {
     Some(Server { url: format!("postgres://causeway@{address}"), _process: Some(process) })
 }
 
-/// A new, empty database; gone with the value.
+/// A new, empty database. It is deleted when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Database {
     server: &'static str,
@@ -45,7 +45,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Fails the test if PostgreSQL is not installed.
+    /// Creates a database. Fails the test if PostgreSQL is not installed.
     pub(crate) async fn create() -> Option<Self> {
         let server = &server()?.url;
         let name = format!("test_{}", Uuid::new_v4().simple());
@@ -60,12 +60,12 @@ impl Database {
         format!("{}/{}", self.server, self.name)
     }
 
-    /// The same database, reached through a proxy.
+    /// The URL of the database through a proxy.
     pub(crate) fn url_through(&self, address: SocketAddr) -> String {
         format!("postgres://causeway@{address}/{}", self.name)
     }
 
-    /// Where the server listens, for a proxy to stand before.
+    /// The address of the server, for a proxy.
     pub(crate) fn address(&self) -> SocketAddr {
         self.server
             .rsplit('@')
@@ -75,7 +75,7 @@ impl Database {
     }
 }
 
-/// A table that nobody else can read.
+/// A table that is locked for all other connections.
 pub(crate) struct Locked {
     connection: PgConnection,
 }
@@ -90,12 +90,12 @@ impl Database {
 }
 
 impl Locked {
-    /// Until such a statement (as `LIKE` has it) waits for the table.
+    /// Waits until a statement of this form (as in `LIKE`) waits for the table.
     pub(crate) async fn keeps_waiting(&mut self, statement: &str) {
         eventually("somebody to wait for the table", Duration::from_secs(60), async || {
             let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                            AND wait_event_type = 'Lock' AND query LIKE $1";
-            // Within a transaction the activity is looked at once.
+            // Within a transaction the activity is read only once.
             let anew = self.connection.execute("SELECT pg_stat_clear_snapshot()").await;
             anew.map_err(|error| error.to_string())?;
             match sqlx::query_scalar(waiting).bind(statement).fetch_one(&mut self.connection).await {
@@ -114,7 +114,8 @@ impl Locked {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // On a thread of its own: a runtime cannot be waited for inside another. Who still holds a connection is thrown out.
+        // On a separate thread, because a runtime cannot block inside another. Open connections are closed by the
+        // server.
         let (server, sql) = (self.server, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -1,7 +1,7 @@
-//! A TCP proxy that breaks on command: the network between any two parts of a test.
+//! A TCP proxy that breaks on command, as the network between two parts of a test.
 //!
-//! It breaks the way networks do: a refused port is really closed, a cut is a reset, a black hole keeps connections open and
-//! swallows nothing: what was on its way arrives after [`Proxy::heal`], as with a router that came back.
+//! The proxy breaks like a network: a refused port is really closed, and a cut is a reset. A black hole keeps
+//! connections open and loses no data: data on the way arrives after [`Proxy::heal`], as with a router that comes back.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,13 +24,13 @@ enum Way {
 #[derive(Debug, Clone, Copy)]
 struct State {
     way: Way,
-    /// Counts the cuts: a connection ends when it is no longer the number it was born under.
+    /// The number of cuts so far. A connection ends if the number has changed since the connection was opened.
     cuts: u64,
-    /// Held back before each piece of data, in both directions.
+    /// The delay before each piece of data, in both directions.
     delay: Duration,
 }
 
-/// Breaks for good when dropped.
+/// The proxy. It breaks permanently when dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -38,7 +38,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Stands before `target` on a free port.
+    /// Starts a proxy to `target` on a free port.
     pub(crate) async fn start(target: SocketAddr) -> Self {
         let address = free_address();
         let (state, watched) = watch::channel(State { way: Way::Open, cuts: 0, delay: Duration::ZERO });
@@ -52,12 +52,12 @@ impl Proxy {
         self.address
     }
 
-    /// Resets every connection; new ones are welcome.
+    /// Resets every connection; new ones are accepted.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// As if the process behind had died: connections are reset, new ones refused.
+    /// Resets connections and refuses new ones, as if the process behind the proxy had died.
     pub(crate) async fn refuse(&self) {
         self.state.send_modify(|state| {
             state.way = Way::Refused;
@@ -66,12 +66,12 @@ impl Proxy {
         self.answers(false).await;
     }
 
-    /// As if a cable was pulled: connections stay open, new ones are accepted, nothing moves in either direction.
+    /// Keeps connections open and accepts new ones, but moves no data, as if a cable was pulled.
     pub(crate) fn black_hole(&self) {
         self.state.send_modify(|state| state.way = Way::BlackHole);
     }
 
-    /// All well again: at once, on the same address, and what a black hole held back moves on.
+    /// Repairs everything at once, on the same address. Data that a black hole held back moves on.
     pub(crate) async fn heal(&self) {
         self.state.send_modify(|state| {
             state.way = Way::Open;
@@ -80,12 +80,12 @@ impl Proxy {
         self.answers(true).await;
     }
 
-    /// Every piece of data takes this much longer, each way, until [`Proxy::heal`].
+    /// Delays every piece of data by this time, in both directions, until [`Proxy::heal`].
     pub(crate) fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Waits until the port is as wanted, so that no test has to guess when a change takes hold.
+    /// Waits until the port is open or closed as wanted, so that no test must guess when a change takes effect.
     async fn answers(&self, wanted: bool) {
         let timeout = Duration::from_secs(10);
         eventually("the proxy to open or close its port", timeout, async || {
@@ -98,7 +98,7 @@ impl Proxy {
 
 async fn listen(address: SocketAddr, target: SocketAddr, mut state: watch::Receiver<State>) {
     loop {
-        // The port is only held while it is meant to answer.
+        // The port is only open while it should answer.
         if state.wait_for(|state| state.way != Way::Refused).await.is_err() {
             return;
         }
@@ -147,13 +147,13 @@ async fn relay(client: TcpStream, target: SocketAddr, state: watch::Receiver<Sta
     if broken {
         for half in [to_client, to_server] {
             reset(half.as_ref());
-            // Dropping it would say a polite goodbye first.
+            // Dropping the half would send a regular close first.
             half.forget();
         }
     }
 }
 
-/// Carries one direction to its end, then passes the end on.
+/// Carries one direction until its end, and forwards the end.
 async fn pump(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
@@ -171,17 +171,17 @@ async fn pump(
     }
 }
 
-/// Waits while the way is a black hole; returns the delay on it.
+/// Waits while the proxy is a black hole, and returns the current delay.
 async fn passable(state: &mut watch::Receiver<State>) -> Option<Duration> {
     state.wait_for(|state| state.way == Way::Open).await.ok().map(|state| state.delay)
 }
 
 async fn cut(state: &mut watch::Receiver<State>, born: u64) {
-    // An error means that the proxy itself was dropped, which cuts as well.
+    // An error means that the proxy itself was dropped, which also cuts.
     let _ = state.wait_for(|state| state.cuts != born).await;
 }
 
-/// The next close of this socket is a reset.
+/// Makes the next close of this socket a reset.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
@@ -192,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that echoes, a proxy before it, and a client that already talked once.
+    /// A server that echoes, a proxy before it, and a client that has made one exchange.
     async fn echo() -> (Proxy, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();

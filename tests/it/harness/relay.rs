@@ -6,7 +6,7 @@
 //! relay.say("c-1", "hello").await;
 //! relay.sandbox.ledger().wait_for(|ledger| ..., PATIENCE).await;
 //! ```
-//! What arrived is in the sandbox's ledger; what the binary says of itself is asked over its own doors.
+//! The ledger of the sandbox shows which calls arrived. The routes of the binary show its own state.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use super::matrix::Bench;
 use super::wait::eventually;
 use super::{http, ports};
 
-/// Long enough for a debug binary on a busy machine of two cores; what takes longer hangs.
+/// The time limit for a debug binary on a busy machine with two cores. A call that takes longer hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const HANDOFFS_TOKEN: &str = "handoffs-token";
 const CALLBACK_TOKEN: &str = "callback-token";
 
-/// What is about to be started.
+/// A relay that can be started.
 #[derive(Debug)]
 pub(crate) struct Plan {
     settings: Vec<(String, String)>,
@@ -37,7 +37,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// One `causeway serve` that carries both directions: handoffs to ServiceNow, callbacks of foreign chats to XO's
-    /// Callback URL, events of our own chats to the events URL. The sandbox's agent does nothing by itself.
+    /// Callback URL, events of our own chats to the events URL. The agent of the sandbox does nothing by itself.
     pub(crate) fn on(bench: &Bench) -> Self {
         let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
         Self {
@@ -47,13 +47,13 @@ impl Plan {
         }
     }
 
-    /// A setting by its key; wins over what the plan would choose.
+    /// Adds a setting by its key. It overrides a setting of the plan.
     pub(crate) fn set(mut self, key: &str, value: impl Into<String>) -> Self {
         self.settings.push((key.to_owned(), value.into()));
         self
     }
 
-    /// Ingress and workers as processes of their own (RabbitMQ only): the ingress is `processes[0]`.
+    /// Ingress and workers as separate processes (RabbitMQ only). The ingress is `processes[0]`.
     pub(crate) fn apart(mut self, workers: usize) -> Self {
         self.roles = std::iter::once("ingress").chain(std::iter::repeat_n("worker", workers)).collect();
         self
@@ -65,7 +65,7 @@ impl Plan {
         self
     }
 
-    /// Starts everything and waits until it is ready.
+    /// Starts all processes, and waits until they are ready.
     pub(crate) async fn start(self) -> Relay {
         let listener =
             tokio::net::TcpListener::bind(ports::free_address()).await.expect("a sandbox's address");
@@ -91,7 +91,7 @@ impl Plan {
     }
 }
 
-/// One running `causeway`.
+/// A running `causeway` process.
 #[derive(Debug)]
 pub(crate) struct Process {
     role: &'static str,
@@ -117,29 +117,29 @@ impl Process {
             .spawn()
     }
 
-    /// Starts it again, after its end, where it was before. [`Relay::ready`] waits for it.
+    /// Starts the process again on the same ports, after its end. [`Relay::ready`] waits for the process.
     pub(crate) fn restart(&mut self) {
         assert!(!self.running.is_running(), "{} must have ended before it starts again", self.role);
         self.running = Self::spawn(self.role, self.public, self.admin, &self.settings);
     }
 
-    /// Another setting for its next start.
+    /// Adds a setting for the next start.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.settings.push((key.to_owned(), value.to_owned()));
     }
 
-    /// Where its ingress listens.
+    /// The URL of the ingress.
     pub(crate) fn public_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.public)
     }
 
-    /// Where its admin listener is.
+    /// The URL of the admin listener.
     pub(crate) fn admin_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.admin)
     }
 }
 
-/// What a door answered.
+/// The answer of a route.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -147,7 +147,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The id of what was taken.
+    /// The id of the accepted message.
     #[track_caller]
     pub(crate) fn id(&self) -> String {
         assert_eq!(self.status, StatusCode::ACCEPTED, "{}", self.body);
@@ -155,18 +155,18 @@ impl Answer {
     }
 }
 
-/// Everything that runs. It ends when the value goes.
+/// All processes. They end when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) sandbox: Sandbox,
-    /// The first one has the ingress.
+    /// The first process has the ingress.
     pub(crate) processes: Vec<Process>,
     settings: Vec<(String, String)>,
     client: Client,
 }
 
 impl Relay {
-    /// Waits until every process says that it is ready.
+    /// Waits until every process reports that it is ready.
     pub(crate) async fn ready(&self) {
         for process in &self.processes {
             let url = format!("{}/readyz", process.admin_url());
@@ -182,13 +182,13 @@ impl Relay {
         }
     }
 
-    /// Starts one more process of this role, with the same settings.
+    /// Starts another process of this role with the same settings.
     pub(crate) async fn add(&mut self, role: &'static str) {
         self.processes.push(Process::start(role, &self.settings));
         self.ready().await;
     }
 
-    /// The same with settings of its own, which win.
+    /// Starts another process of this role. Its own settings override the others.
     pub(crate) async fn add_with(&mut self, role: &'static str, own: &[(&str, String)]) {
         let mut settings = self.settings.clone();
         settings.extend(own.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
@@ -196,7 +196,7 @@ impl Relay {
         self.ready().await;
     }
 
-    /// Posts a handoff to the first process; `Err` when there was no answer at all.
+    /// Posts a handoff to the first process. `Err` if there was no answer at all.
     pub(crate) async fn try_handoff(&self, body: &Value, key: Option<&str>) -> Result<Answer, String> {
         let url = format!("{}/v1/handoffs", self.processes[0].public_url());
         let request = json_post(&self.client, &url, body).bearer_auth(HANDOFFS_TOKEN);
@@ -209,13 +209,13 @@ impl Relay {
         self.try_handoff(&body, None).await.expect("an answer")
     }
 
-    /// Asks for a chat; its first text is `hello from <conversation>`.
+    /// Requests a chat whose first text is `hello from <conversation>`.
     pub(crate) async fn start(&self, conversation: &str) -> String {
         let message = format!("hello from {conversation}");
         self.handoff(json!({"type": "start", "conversation_id": conversation, "message": message})).await.id()
     }
 
-    /// Says something in a chat.
+    /// Sends a message of the user.
     pub(crate) async fn say(&self, conversation: &str, text: &str) -> String {
         self.handoff(json!({"type": "message", "conversation_id": conversation, "message": text})).await.id()
     }
@@ -225,7 +225,7 @@ impl Relay {
         self.handoff(json!({"type": "end", "conversation_id": conversation, "reason": "user"})).await.id()
     }
 
-    /// Asks for a chat and waits until it is open; returns ServiceNow's group.
+    /// Requests a chat and waits until it is open. Returns ServiceNow's group.
     pub(crate) async fn open(&self, conversation: &str) -> String {
         self.start(conversation).await;
         eventually(&format!("{conversation} to be open"), PATIENCE, async || {
@@ -255,7 +255,7 @@ impl Relay {
         .await;
     }
 
-    /// Posts a callback of ServiceNow to the first process; `Err` when there was no answer at all.
+    /// Posts a callback of ServiceNow to the first process. `Err` if there was no answer at all.
     pub(crate) async fn try_callback(&self, group: &str, text: &str, sys_id: &str) -> Result<Answer, String> {
         let url = format!("{}/v1/callbacks/servicenow", self.processes[0].public_url());
         let body = json!({
@@ -270,8 +270,8 @@ impl Relay {
         self.try_callback(group, text, sys_id).await.expect("an answer")
     }
 
-    /// Posts `each` callbacks of every group, a group's in order and one at a time, `at_once` groups at a time. The text
-    /// of the n-th of group g is `g #n`. Each must be accepted.
+    /// Posts `each` callbacks of every group: in order and one at a time for a group, `at_once` groups concurrently.
+    /// The text of the n-th callback of group g is `g #n`. Each must be accepted.
     pub(crate) async fn callbacks(&self, groups: &[String], each: usize, at_once: usize) {
         let lines = groups.iter().map(|group| async move {
             for n in 0..each {
@@ -281,7 +281,7 @@ impl Relay {
         futures_util::stream::iter(lines).for_each_concurrent(at_once, |line| line).await;
     }
 
-    /// The same for messages of conversations; each must be accepted.
+    /// Posts messages of conversations in the same way; each must be accepted.
     pub(crate) async fn messages(&self, conversations: &[String], each: usize, at_once: usize) {
         let lines = conversations.iter().map(|conversation| async move {
             for n in 0..each {
@@ -291,7 +291,7 @@ impl Relay {
         futures_util::stream::iter(lines).for_each_concurrent(at_once, |line| line).await;
     }
 
-    /// The value of a metric, added up over all processes and all series that have these labels.
+    /// The sum of a metric over all processes and all series with these labels.
     pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let mut sum = 0.0;
         for process in &self.processes {
@@ -300,7 +300,7 @@ impl Relay {
         sum
     }
 
-    /// The same of one process; `Err` when it does not answer.
+    /// The sum of a metric of one process. `Err` if the process does not answer.
     pub(crate) async fn metric_of(
         &self,
         process: &Process,
@@ -313,7 +313,7 @@ impl Relay {
         Ok(text.lines().filter_map(|line| sample(line, name, labels)).sum())
     }
 
-    /// Waits until a metric is what it should be.
+    /// Waits until a metric has the right value.
     pub(crate) async fn metric_is(&self, name: &str, labels: &[(&str, &str)], right: impl Fn(f64) -> bool) {
         eventually(&format!("{name} {labels:?} to be right"), PATIENCE, async || {
             let value = self.metric(name, labels).await;
@@ -322,14 +322,14 @@ impl Relay {
         .await;
     }
 
-    /// Every dead letter with its story and its text, as `causeway dead export` writes them, oldest death first.
+    /// Every dead letter with its history and its text, from `causeway dead export`, in the order of death.
     pub(crate) async fn dead_letters(&self) -> Vec<Value> {
         let exported = self.tool(["dead", "export", "--yes"]).run(PATIENCE).await;
         assert_eq!(exported.code, Some(0), "{}{}", exported.stdout, exported.stderr);
         exported.stdout.lines().map(|line| serde_json::from_str(line).expect("a dead letter")).collect()
     }
 
-    /// Waits until there are so many dead letters, and returns them.
+    /// Waits until there are this many dead letters, and returns them.
     pub(crate) async fn dead_letters_at_least(&self, count: usize) -> Vec<Value> {
         eventually(&format!("{count} dead letters"), PATIENCE, async || {
             let dead = self.dead_letters().await;
@@ -343,17 +343,17 @@ impl Relay {
         Causeway::new(args).settings(&self.settings)
     }
 
-    /// The same with any number of arguments.
+    /// `causeway ARGS...` with any number of arguments.
     pub(crate) fn verb(&self, args: &[&str]) -> Causeway {
         Causeway::new([]).args(args).settings(&self.settings)
     }
 
-    /// Waits until the ledger is as it should be; when it is not in time, `seen` says what it is instead.
+    /// Waits until the ledger has the right content. The last `Err` of `seen` says what is missing.
     pub(crate) async fn until(&self, what: &str, mut seen: impl FnMut(&Relay) -> Result<(), String>) {
         eventually(what, PATIENCE, async || seen(self)).await;
     }
 
-    /// Asks every process to end in an orderly way, and returns their exit codes.
+    /// Asks every process to end in an orderly way, and returns the exit codes.
     pub(crate) async fn stop(&mut self) -> Vec<Option<i32>> {
         let mut codes = Vec::new();
         for process in &self.processes {
@@ -365,12 +365,12 @@ impl Relay {
         codes
     }
 
-    /// What the user said in a chat, as ServiceNow has it: the start's text, then each message.
+    /// The user's messages in a chat at ServiceNow: the text of the start, then each message.
     pub(crate) fn said(&self, group: &str) -> Vec<String> {
         self.sandbox.ledger().servicenow_texts().remove(group).unwrap_or_default()
     }
 
-    /// What XO's Callback URL took, by group, in the order of effects.
+    /// The callbacks at XO's Callback URL, by group, in the order of effects.
     pub(crate) fn called_back(&self) -> BTreeMap<String, Vec<String>> {
         let taken = self.sandbox.ledger().xo_callbacks();
         let texts = |entries: Vec<causeway::sandbox::Entry>| {
@@ -380,7 +380,7 @@ impl Relay {
     }
 }
 
-/// The text of the n-th message of a line.
+/// The text of the n-th message of a lane.
 pub(crate) fn numbered(line: &str, n: usize) -> String {
     format!("{line} #{n}")
 }
@@ -396,7 +396,7 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<Answer, String> {
     Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) })
 }
 
-/// The value of one line of Prometheus' text format, if it is of this metric and has these labels.
+/// The value of a line of Prometheus' text format, if the line has this metric and these labels.
 fn sample(line: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let rest = line.strip_prefix(name)?;
     let (set, value) = match rest.strip_prefix('{') {

@@ -1,13 +1,13 @@
-//! The one way to wait: for a condition, never for a time.
+//! The functions to wait: for a condition, never for a fixed time.
 //!
-//! Level triggered: the condition is asked again and again, so no signal can be missed, and when the time is up the panic
-//! tells what was last seen instead of only that something was late.
+//! The condition is checked repeatedly, so no signal can be missed. After the timeout the panic shows the last observed
+//! state.
 
 use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_millis(20);
 
-/// Asks `condition` until it answers `Ok`, and panics with the last `Err` (the status seen) after `timeout`.
+/// Checks `condition` until it returns `Ok`. After `timeout` it panics with the last `Err` (the observed state).
 #[track_caller]
 pub(crate) fn eventually<T>(
     what: &str,
@@ -41,7 +41,7 @@ async fn watch<T>(
     }
 }
 
-/// The same as [`eventually`] for places without a runtime, such as a constructor.
+/// Like [`eventually`], for code without a runtime, such as a constructor.
 pub(crate) fn eventually_blocking<T>(
     what: &str,
     timeout: Duration,
@@ -62,7 +62,7 @@ pub(crate) fn eventually_blocking<T>(
     }
 }
 
-/// Time that passes as part of a simulation (a slow wire, a person who thinks), not while waiting for something.
+/// Lets time pass as part of a simulation (a slow connection, a person who thinks), not to wait for an event.
 pub(crate) async fn let_pass(delay: Duration) {
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
@@ -93,7 +93,7 @@ async fn a_condition_that_hangs_is_given_up_too() {
     eventually::<()>("an answer", Duration::from_millis(60), async || std::future::pending().await).await;
 }
 
-/// Lets a time pass that was drawn by lot: the moment of a kill. Not a wait for something to happen.
+/// Lets a random time pass before a kill, not to wait for an event.
 pub(crate) fn let_pass_blocking(moment: Duration) {
     std::thread::sleep(moment);
 }

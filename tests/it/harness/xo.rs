@@ -1,6 +1,8 @@
-//! XO as one fake server: answers every call of the BotKit API, keeps a history and files, and posts a user's events.
+//! XO as one fake server. It answers every call of the BotKit API, keeps a history and files, and posts a user's
+//! events.
 //!
-//! Written from the facts (src/platform/xo/FACTS.md), not from the product: what no source says is a field of [`Behaviour`].
+//! The fake follows `src/platform/xo/FACTS.md`, not the product. Behaviour that no source describes is a field of
+//! [`Behaviour`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 use super::http;
 use super::relay::{Plan, Relay};
 
-/// What the fake answers, where a test wants it to.
+/// The answers that a test can change.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Behaviour {
     /// Items of `getMessages`, newest first.
@@ -28,13 +30,13 @@ pub(crate) struct Behaviour {
     pub(crate) files: BTreeMap<String, FileAnswer>,
 }
 
-/// How a file is answered.
+/// The answer of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct FileAnswer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) bytes: Vec<u8>,
-    /// Without a length, in chunks.
+    /// Whether the answer is chunked and has no length.
     pub(crate) chunked: bool,
 }
 
@@ -45,13 +47,13 @@ impl FileAnswer {
     }
 }
 
-/// One request that the fake took.
+/// A request that the fake received.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: String,
-    /// It carried a token.
+    /// Whether the request had a token.
     pub(crate) signed: bool,
     pub(crate) body: Value,
 }
@@ -63,7 +65,7 @@ struct Inner {
     next: u64,
 }
 
-/// The fake. It ends with the test's runtime.
+/// The fake server. It ends with the test's runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct FakeXo {
     pub(crate) url: String,
@@ -85,7 +87,7 @@ impl FakeXo {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The settings by which a relay serves this bot.
+    /// The settings with which a relay serves this bot.
     pub(crate) fn settings(&self, plan: Plan) -> Plan {
         plan.set("xo.bot_id", self.bot.bot_id.clone())
             .set("xo.app_id", self.bot.app_id.clone())
@@ -101,12 +103,12 @@ impl FakeXo {
         change(&mut self.inner().behaviour);
     }
 
-    /// What was asked of a path that holds `part`.
+    /// The requests whose path contains `part`.
     pub(crate) fn asked(&self, part: &str) -> Vec<Asked> {
         self.inner().asked.iter().filter(|asked| asked.path.contains(part)).cloned().collect()
     }
 
-    /// What users were told, in order: the `message`, or the template's JSON text.
+    /// The texts for users, in order: the `message`, or the template's JSON text.
     pub(crate) fn told(&self) -> Vec<String> {
         let told = self.asked("/sendUserMessage/");
         let words = |body: &Value| {
@@ -116,7 +118,7 @@ impl FakeXo {
         told.iter().map(|asked| words(&asked.body)).collect()
     }
 
-    /// An event of this user as XO shapes it; a test adds what it is about.
+    /// An event of this user in XO's format. A test adds its content.
     pub(crate) fn event(&self, user: &str, with_agent: bool) -> Value {
         let next = {
             let mut inner = self.inner();
@@ -137,10 +139,10 @@ impl FakeXo {
         })
     }
 
-    /// Posts an event; it must be taken.
+    /// Posts an event, which must be accepted.
     pub(crate) async fn posts(&self, relay: &Relay, event: &str, body: &Value) {
         let url = format!("{}/sdk/bots/{}/{event}", relay.processes[0].public_url(), self.bot.bot_id);
-        // The year 2100: a test needs no clock for that.
+        // The year 2100, so that a test needs no clock.
         let claims = json!({"appId": self.bot.app_id, "exp": 4_102_444_800_u64});
         let token = token(Algorithm::Hs256, &claims, &self.bot.client_secret);
         let request =
@@ -149,7 +151,7 @@ impl FakeXo {
         assert_eq!(status, StatusCode::OK);
     }
 
-    /// The bot hands this user over with these last words.
+    /// The bot hands this user over with this last message.
     pub(crate) async fn transfers(&self, relay: &Relay, user: &str, words: &str) {
         let mut event = self.event(user, true);
         event["context"]["session"]["BotUserSession"]["lastMessage"] =
@@ -157,7 +159,7 @@ impl FakeXo {
         self.posts(relay, "on_agent_transfer", &event).await;
     }
 
-    /// The user writes to the agent; `change` adds what the message has beside its words.
+    /// The user writes to the agent. `change` adds fields beside the text.
     pub(crate) async fn says(
         &self,
         relay: &Relay,
