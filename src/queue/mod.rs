@@ -1,21 +1,21 @@
-//! The durable middle. What every engine promises, as numbered clauses; `tests/it/queue_contract.rs` runs each clause
-//! on each engine.
+//! The durable queue between ingress and workers. Each engine keeps the numbered clauses below; `tests/it/queue_contract.rs`
+//! tests each clause on each engine.
 //!
-//! 1. **Durable.** When [`Queue::publish`] or [`Queue::bury`] returns `Ok`, the message survives a crash of any process.
-//!    When it returns an error, the message may or may not be there.
-//! 2. **In order.** Messages of one lane are lent in the order in which their publishes returned.
-//! 3. **One borrower.** A partition lends to one [`Subscription`] at a time (with RabbitMQ: see the lease below).
-//! 4. **Kept until settled.** A message lent is lent again, in its old place, unless its loan was settled by
-//!    [`Loan::done`]: after [`Subscription::close`], a crash of the worker, of the broker, of the machine.
-//! 5. **Bounded.** No subscription holds more than `prefetch` unsettled loans.
-//! 6. **Honest about repeats.** A message that may have been lent before says so ([`Loan::earlier`]).
-//! 7. **Refuses rather than forgets.** A full or absent queue is an error, at once or within the publish timeout.
-//! 8. **Unreadable is not lost.** What cannot be read is lent with its raw bytes and the reason.
-//! 9. **Siding.** Dead letters wait in the order in which they died, can be looked at without being changed, and go
-//!    away only one by one, by [`Held::remove`].
-//! 10. **Lease.** [`Lease::holds`] is true only while the queue certainly has not given our partitions to another.
+//! 1. **Durable.** When [`Queue::publish`] or [`Queue::bury`] returns `Ok`, the message survives a crash of any process. After an
+//!    error the message may or may not be there.
+//! 2. **In order.** Messages of one lane are delivered in the order in which their publishes returned.
+//! 3. **One consumer.** A partition delivers to one [`Subscription`] at a time (with RabbitMQ: see clause 10).
+//! 4. **Redelivered until acked.** A received message without [`Loan::done`] is redelivered in its original position, after
+//!    [`Subscription::close`] and after a crash of the worker, the broker or the machine.
+//! 5. **Bounded.** No subscription has more than `prefetch` unacked messages.
+//! 6. **Redeliveries are marked.** A message that may have been delivered before says so ([`Loan::earlier`]).
+//! 7. **Refuses instead of losing.** A full or missing queue is an error, at once or within the publish timeout.
+//! 8. **Unreadable is not lost.** An unreadable message is delivered with its raw bytes and the reason.
+//! 9. **Dead letters.** Dead letters keep the order in which they were dead-lettered. Reading does not change them. Only
+//!    [`Held::remove`] removes a letter.
+//! 10. **Lease.** [`Lease::holds`] is true only while the queue certainly has not given our partitions to another worker.
 //!
-//! Leaves to others: what to do with a loan (`worker/`), what a dead letter is (`message/dead_letter.rs`).
+//! Not responsible for: processing a message (`worker/`), the content of a dead letter (`message/dead_letter.rs`).
 
 pub mod embedded;
 #[cfg(test)]
@@ -36,37 +36,37 @@ use rabbit::RabbitQueue;
 use waiting_body::WaitingBody;
 pub use waiting_body::keep_bodies_in;
 
-/// Why the queue could not do it. Whatever the reason, the caller may try again later.
+/// Why a queue operation failed. In all cases the caller may try again later.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The broker is away, blocked, or does not answer in time; or the disk refuses.
+    /// The broker is unreachable, blocked or too slow, or the disk fails.
     #[error("the queue cannot be reached: {0}")]
     Unavailable(String),
-    /// The queue refuses more.
+    /// The queue accepts no more messages.
     #[error("the queue is full")]
     Full,
-    /// Somebody else holds what only one may hold.
+    /// Another process or session has exclusive access.
     #[error("{0}")]
     Busy(String),
-    /// The queue is there but is not what this program expects: an operator must look.
+    /// The queue does not fit the settings or the version of this program: an operator must act.
     #[error("{0}")]
     Mismatch(String),
 }
 
-/// How long a reader of dead letters waits for a visitor on RabbitMQ.
+/// How long a reader of dead letters waits for another session on RabbitMQ.
 const READER_PATIENCE: Duration = Duration::from_secs(5);
 const READER_LOOKS_AGAIN: Duration = Duration::from_millis(200);
 
 /// Tuning shared by both engines.
 #[derive(Debug, Clone)]
 pub struct QueueTuning {
-    /// What has partitions and a dead-letter queue.
+    /// The destinations that have partitions and a dead-letter queue.
     pub destinations: Destinations,
     /// Partitions for each destination.
     pub partitions: u16,
-    /// Unsettled loans for each partition.
+    /// The limit of unacked messages of each partition.
     pub prefetch: u16,
-    /// How long a publish may take before it counts as failed.
+    /// The time limit of a publish.
     pub publish_timeout: Duration,
 }
 
@@ -75,7 +75,7 @@ pub struct QueueTuning {
 pub enum Queue {
     /// SQLite in `data_dir`: one machine, one process.
     Embedded(EmbeddedQueue),
-    /// RabbitMQ: as many ingresses and workers as wanted.
+    /// RabbitMQ: any number of ingresses and workers.
     Rabbit(RabbitQueue),
     /// In memory, for simulations.
     #[cfg(test)]
@@ -93,7 +93,7 @@ impl Queue {
         }
     }
 
-    /// Whether other processes may borrow from the same partitions.
+    /// Whether other processes may consume from the same partitions.
     pub const fn shared(&self) -> bool {
         !matches!(self, Self::Embedded(_))
     }
@@ -108,8 +108,8 @@ impl Queue {
         }
     }
 
-    /// What has partitions and a dead-letter queue. A tool of an operator also reaches destinations that its settings do not
-    /// name, as far as the engine knows them.
+    /// The destinations that have partitions and a dead-letter queue. An operator's tool also reaches destinations that its
+    /// settings do not name, if the engine knows them.
     pub fn destinations(&self) -> &Destinations {
         match self {
             Self::Embedded(queue) => queue.destinations(),
@@ -119,7 +119,7 @@ impl Queue {
         }
     }
 
-    /// Puts a message at the end of its lane. Clause 1. A destination without queues is [`QueueError::Mismatch`].
+    /// Appends a message to its lane (clause 1). Returns [`QueueError::Mismatch`] if the destination has no queues.
     pub async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         self.knows(message.destination)?;
         match self {
@@ -130,7 +130,7 @@ impl Queue {
         }
     }
 
-    /// Puts a dead letter into the siding. Clause 1. The caller settles the original afterwards, never before.
+    /// Writes a dead letter to the dead-letter queue (clause 1). The caller acks the original after this call, never before.
     pub async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         self.knows(dead.message.destination)?;
         match self {
@@ -141,17 +141,15 @@ impl Queue {
         }
     }
 
-    /// Without this check a broker would take the message and no queue would get it.
+    /// Without this check a broker would accept a message that no worker can receive.
     fn knows(&self, destination: Destination) -> Result<(), QueueError> {
         if self.destinations().contains(destination) {
             return Ok(());
         }
-        Err(QueueError::Mismatch(format!(
-            "the settings know no destination {destination}: nothing can be put on its queue"
-        )))
+        Err(QueueError::Mismatch(format!("the settings have no destination {destination}: it has no queue")))
     }
 
-    /// Borrows from a partition, once the engine lets us. Clauses 2 to 6 and 8.
+    /// Subscribes to a partition, as soon as the engine allows it. Clauses 2 to 6 and 8.
     pub async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
         match self {
             Self::Embedded(queue) => queue.subscribe(partition).await.map(Subscription::Embedded),
@@ -163,19 +161,19 @@ impl Queue {
         }
     }
 
-    /// Opens the siding of a destination for one visitor at a time. Clause 9.
+    /// Opens the exclusive dead-letter reader of a destination; there is one at a time. Clause 9.
     pub async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
         match self {
             Self::Embedded(queue) => queue.siding(destination).await.map(Siding::Embedded),
             Self::Rabbit(queue) => queue.siding(destination).await.map(|it| Siding::Rabbit(Box::new(it))),
             #[cfg(test)]
-            Self::Model(_) => Err(QueueError::Unavailable("a simulation looks at its siding itself".into())),
+            Self::Model(_) => Err(QueueError::Unavailable("a simulation reads dead letters itself".into())),
         }
     }
 
-    /// Opens the dead letters of a destination for reading. On the embedded engine readers read beside each other and beside the
-    /// one visitor of [`Self::siding`]. RabbitMQ shows a dead letter to one consumer at a time: there a reader waits for a
-    /// visitor, and after [`READER_PATIENCE`] the error says that somebody has them.
+    /// Opens the dead letters of a destination for reading only. On the embedded engine several readers work at once, also beside
+    /// the exclusive reader of [`Self::siding`]. RabbitMQ delivers a dead letter to one consumer at a time: a reader waits for
+    /// another session at most [`READER_PATIENCE`], then returns [`QueueError::Busy`].
     pub async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
         if let Self::Embedded(queue) = self {
             return queue.read_dead_letters(destination).await.map(Siding::Embedded);
@@ -191,7 +189,7 @@ impl Queue {
         }
     }
 
-    /// Whether the engine can be used now; changes are seen by awaiting the receiver.
+    /// Whether the engine is usable now. The receiver reports changes.
     pub fn connected(&self) -> watch::Receiver<bool> {
         match self {
             Self::Embedded(queue) => queue.connected(),
@@ -201,7 +199,7 @@ impl Queue {
         }
     }
 
-    /// Waits for what cannot heal by itself: the process should end with this error.
+    /// Waits for an error that cannot heal by itself. The process should end with this error.
     pub async fn broken(&self) -> QueueError {
         match self {
             Self::Embedded(_) => std::future::pending().await,
@@ -211,7 +209,7 @@ impl Queue {
         }
     }
 
-    /// The right to start a request. Clause 10.
+    /// The lease: the right to start a request. Clause 10.
     pub fn lease(&self) -> Lease {
         match self {
             Self::Embedded(_) => Lease::Always,
@@ -221,7 +219,7 @@ impl Queue {
         }
     }
 
-    /// Partitions that a better-ranked worker should have: the owner yields them. Empty where there is no other worker.
+    /// The partitions that a preferred worker is waiting for: the owner should release them. Empty if there is no other worker.
     pub fn wanted_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
         match self {
             Self::Embedded(queue) => queue.wanted_elsewhere(),
@@ -231,7 +229,7 @@ impl Queue {
         }
     }
 
-    /// How much waits; for metrics, so not to the message.
+    /// The numbers of waiting messages, for metrics. The numbers may be slightly out of date.
     pub async fn depth(&self) -> Result<Depth, QueueError> {
         match self {
             Self::Embedded(queue) => queue.depth().await,
@@ -241,7 +239,7 @@ impl Queue {
         }
     }
 
-    /// Whether what is published finds its way, tried without touching any queue of ours; for operators.
+    /// Checks that published messages are routed, without touching a queue of ours. For operators.
     pub async fn routes(&self) -> Result<(), QueueError> {
         match self {
             Self::Embedded(_) => Ok(()),
@@ -251,7 +249,7 @@ impl Queue {
         }
     }
 
-    /// Lets go of the engine in order. Subscriptions are closed before by their holders.
+    /// Closes the engine. The owners of subscriptions close them before.
     pub async fn close(&self) {
         match self {
             Self::Embedded(queue) => queue.close().await,
@@ -262,22 +260,22 @@ impl Queue {
     }
 }
 
-/// A message lent by the queue. Dropping it unsettled leaves it lent until its subscription is closed.
+/// A received message that is not acked yet. If it is dropped, it stays unacked until its subscription closes.
 #[derive(Debug)]
 pub struct Loan {
-    /// What was lent.
+    /// The message.
     pub message: Message,
-    /// How often it may have been lent, and even delivered, before; 0 = certainly never.
+    /// How often the message may have been delivered before; 0 means certainly never.
     pub earlier: u32,
-    /// Set where the message could not be read; its body then holds the raw bytes.
+    /// The reason if the message is unreadable. The body then holds the raw bytes.
     pub unreadable: Option<String>,
     pub(crate) receipt: Receipt,
     pub(crate) waiting: WaitingBody,
-    /// The memory that its attempt may use.
+    /// The memory permit of the attempt.
     pub(crate) room: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
-/// How an engine recognises a loan that is settled.
+/// The ack token: how an engine identifies the message to ack.
 #[derive(Debug)]
 pub(crate) enum Receipt {
     Embedded(embedded::Receipt),
@@ -287,12 +285,12 @@ pub(crate) enum Receipt {
 }
 
 impl Loan {
-    /// How large the body is, wherever the body is.
+    /// The size of the body in bytes, wherever the body is.
     pub(crate) fn body_bytes(&self) -> usize {
         self.message.body.len().max(self.waiting.bytes())
     }
 
-    /// Whether the body has to wait for room before its attempt.
+    /// Whether the body needs a memory permit before the attempt.
     pub(crate) fn is_large(&self) -> bool {
         self.waiting.is_away() || self.message.body.len() > waiting_body::LARGE_BYTES
     }
@@ -301,17 +299,17 @@ impl Loan {
         self.room.is_some()
     }
 
-    /// Holds the room until [`Self::unload`] or the end of the loan.
+    /// Keeps the memory permit until [`Self::unload`] or the end of this message.
     pub(crate) fn keep_room(&mut self, room: Option<tokio::sync::OwnedSemaphorePermit>) {
         self.room = room;
     }
 
-    /// Whether the body is somewhere else than in the message now.
+    /// Whether the body is outside of the message now.
     fn is_away(&self) -> bool {
         self.waiting.is_away() && self.message.body.is_empty()
     }
 
-    /// Brings the body into the message.
+    /// Loads the body into the message.
     pub(crate) async fn load(&mut self) -> Result<(), QueueError> {
         if self.is_away()
             && let Some(body) = self.waiting.read().await?
@@ -321,7 +319,7 @@ impl Loan {
         Ok(())
     }
 
-    /// Takes the body out of the message again, if it is somewhere else as well, and gives the room back.
+    /// Takes the body out of the message again if it is also stored elsewhere, and releases the memory permit.
     pub(crate) fn unload(&mut self) {
         self.room = None;
         if self.waiting.is_away() {
@@ -329,8 +327,8 @@ impl Loan {
         }
     }
 
-    /// Settles the loan: the message is delivered or buried, and leaves the queue. At most once, since it takes `self`. It
-    /// counts at the latest when its subscription is next asked, flushed or closed; lost before that, it is lent again.
+    /// Acks the message after it was delivered or dead-lettered: the message leaves the queue. The ack takes effect at the latest
+    /// when the subscription is next polled, flushed or closed. If the ack is lost before, the message is redelivered.
     pub async fn done(self) -> Result<(), QueueError> {
         match self.receipt {
             Receipt::Embedded(receipt) => receipt.done().await,
@@ -341,7 +339,7 @@ impl Loan {
     }
 }
 
-/// A borrower's place at a partition.
+/// A consumer of one partition.
 #[derive(Debug)]
 pub enum Subscription {
     /// See [`embedded`].
@@ -354,7 +352,7 @@ pub enum Subscription {
 }
 
 impl Subscription {
-    /// The next loan; `None` when the subscription is over, and every unsettled loan of it with it. Cancel-safe.
+    /// The next message; `None` after the subscription ended, which also returned its unacked messages. Cancel-safe.
     pub async fn next(&mut self) -> Option<Loan> {
         match self {
             Self::Embedded(subscription) => subscription.next().await,
@@ -364,14 +362,14 @@ impl Subscription {
         }
     }
 
-    /// Has other workers know that this one wants the partition for good, not only for a look: who ranks lower yields it.
+    /// Tells other workers that this one wants the partition permanently, so that a less preferred owner releases it.
     pub fn announce(&mut self) {
         if let Self::Rabbit(subscription) = self {
             subscription.announce();
         }
     }
 
-    /// Whether something is on its way that [`Self::next`] may not hand out yet: a window of large bodies takes its time.
+    /// Whether messages have arrived that [`Self::next`] may not hand out yet. A window of large bodies takes a while.
     pub fn is_arriving(&self) -> bool {
         match self {
             Self::Rabbit(subscription) => subscription.is_arriving(),
@@ -379,14 +377,14 @@ impl Subscription {
         }
     }
 
-    /// Makes sure that what is settled counts soon, also while nobody asks for the next loan.
+    /// Sends the pending acks, even if `next` is not called.
     pub fn flush(&self) {
         if let Self::Rabbit(subscription) = self {
             subscription.flush();
         }
     }
 
-    /// Gives every unsettled loan back, in order. Settling one of them afterwards is an error without effect.
+    /// Returns all unacked messages in order. A later ack of one fails without effect.
     pub async fn close(self) {
         match self {
             Self::Embedded(subscription) => subscription.close().await,
@@ -397,7 +395,7 @@ impl Subscription {
     }
 }
 
-/// A visit to the dead letters of one destination. What is not removed stays, in its place.
+/// A session that reads the dead letters of one destination. Letters that are not removed stay in their place.
 #[derive(Debug)]
 pub enum Siding {
     /// See [`embedded`].
@@ -407,7 +405,7 @@ pub enum Siding {
 }
 
 impl Siding {
-    /// The next dead letter, oldest death first; `None` at the end of what was there when the visit began.
+    /// The next dead letter, oldest first; `None` after the letters that existed when the session began.
     pub async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         match self {
             Self::Embedded(siding) => siding.next().await,
@@ -415,7 +413,7 @@ impl Siding {
         }
     }
 
-    /// Ends the visit.
+    /// Ends the session.
     pub async fn close(self) {
         match self {
             Self::Embedded(siding) => siding.close().await,
@@ -424,7 +422,7 @@ impl Siding {
     }
 }
 
-/// A dead letter in a visitor's hand. Dropping it leaves it where it was.
+/// A dead letter in a session. Dropping it leaves the letter in its place.
 #[derive(Debug)]
 pub struct Held {
     /// The dead letter.
@@ -433,7 +431,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes it out of the siding for good.
+    /// Removes the letter from the dead-letter queue.
     pub async fn remove(self) -> Result<(), QueueError> {
         match self.receipt {
             Receipt::Embedded(receipt) => receipt.done().await,
@@ -444,30 +442,30 @@ impl Held {
     }
 }
 
-/// How much waits.
+/// The numbers of waiting messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that nobody borrowed yet, by destination; the embedded engine counts those that are lent, too.
+    /// Messages that no consumer has, by destination. The embedded engine also counts unacked messages.
     pub waiting: std::collections::BTreeMap<Destination, u64>,
-    /// When the oldest message still in the queue was accepted, where the engine can tell.
+    /// When the oldest message in the queue was accepted, if the engine knows.
     pub oldest: std::collections::BTreeMap<Destination, jiff::Timestamp>,
     /// Dead letters of all destinations.
     pub dead: u64,
-    /// Messages that reached no queue, or died without our doing: always 0, an alarm otherwise.
+    /// Unroutable messages. Any value but 0 raises an alert.
     pub astray: u64,
 }
 
 /// The right to start a request to a platform.
 ///
-/// RabbitMQ's single active consumer is not a lock: a worker that the broker lost sight of goes on for seconds while the
-/// next one has started. So a worker starts a request only if the broker answered it within the last heartbeat.
+/// RabbitMQ's single active consumer is not a lock: a worker that the broker has lost sight of continues for seconds while the
+/// next worker has started. So a worker starts a request only if the broker answered within the last heartbeat.
 #[derive(Debug, Clone)]
 pub enum Lease {
-    /// Nobody else can have the partitions.
+    /// Always valid: no other process can have the partitions.
     Always,
-    /// Valid as long after the last question that the broker answered.
+    /// Valid for `term` after the newest question that the broker answered.
     For {
-        /// When the question that was answered last had been asked.
+        /// When the newest answered question was sent.
         answered: watch::Receiver<Option<Instant>>,
         /// One heartbeat.
         term: Duration,
@@ -491,7 +489,7 @@ impl Lease {
             Self::Always => {}
             Self::For { answered, .. } => {
                 if answered.changed().await.is_err() {
-                    // The queue is closed: nothing will be renewed, and whoever waits is being stopped.
+                    // The queue is closed: no renewal will come, and the waiting task is being cancelled.
                     std::future::pending::<()>().await;
                 }
             }

@@ -1,25 +1,25 @@
-//! From a lane to its partition, and from a partition to the worker that should own it.
+//! Maps a lane to its partition, and a partition to the worker that should own it.
 //!
-//! Guarantees: both answers depend on the arguments alone, so every process of every version computes the same.
-//! A lane's partition depends on the number of partitions: changing that number while messages wait would let later
-//! messages of a conversation stand in another queue than earlier ones, and overtake. So the number is fixed for the
-//! life of a deployment and checked at start (`rabbit/topology.rs`, `embedded/store.rs`).
+//! Guarantees: both results depend only on the arguments, so every process of every version computes the same.
+//! The partition of a lane depends on the number of partitions. If that number changed while messages wait, later messages
+//! of a conversation would go to another queue and could overtake. So the number is fixed for the life of a deployment and
+//! checked at start (`rabbit/topology.rs`, `embedded/store.rs`).
 
 use sha2::{Digest, Sha256};
 
 use crate::message::{Destination, LaneKey};
 
-/// One of the queues that the lanes of a destination are spread over.
+/// One of the queues that share the lanes of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionId {
-    /// Where its messages go.
+    /// The destination of its messages.
     pub destination: Destination,
-    /// 0 up to the number of partitions, exclusive.
+    /// From 0 to the number of partitions, exclusive.
     pub index: u16,
 }
 
 impl PartitionId {
-    /// The partition that a lane lives in.
+    /// The partition of a lane.
     pub fn of(destination: Destination, lane: &LaneKey, partitions: u16) -> Self {
         let index = stable_hash(&[lane.as_str()]) % u64::from(partitions.max(1));
         Self { destination, index: u16::try_from(index).unwrap_or(0) }
@@ -37,15 +37,15 @@ impl std::fmt::Display for PartitionId {
     }
 }
 
-/// How much a worker is wanted for a partition: the worker with the highest weight should own it.
+/// The weight of a worker for a partition: the worker with the highest weight is the preferred owner.
 ///
-/// Rendezvous hashing: a worker that joins or leaves moves only the partitions that it gains or leaves behind.
+/// Rendezvous hashing: a worker that joins or leaves moves only the partitions that it gains or loses.
 pub fn rendezvous_weight(worker: &str, partition: PartitionId) -> i32 {
     let hash = stable_hash(&[worker, partition.destination.as_str(), &partition.index.to_string()]);
     i32::try_from(hash >> 33).unwrap_or(0)
 }
 
-/// A number for a worker and its place in a line, to notice that another one is meant.
+/// A number for a worker and its consumer position, to notice a change of either.
 pub fn place_number(worker: &str, place: &str) -> u64 {
     stable_hash(&[worker, place])
 }
@@ -67,7 +67,7 @@ mod tests {
         LaneKey::parse(text).unwrap()
     }
 
-    /// These values are on disk in every deployment: they may never change.
+    /// These values are on disk in every deployment: they must never change.
     #[test]
     fn the_partition_of_a_lane_is_fixed_for_ever() {
         let index = |text: &str| PartitionId::of(Destination::Xo, &lane(text), 8).index;

@@ -1,10 +1,11 @@
-//! The bodies of messages that wait for their attempt: bounded by bytes, however many messages wait and however large they are.
+//! The bodies of messages that wait for their attempt, bounded in bytes for any number and size of messages.
 //!
-//! A subscription holds up to `prefetch` messages of each partition, and RabbitMQ knows no limit of bytes for them. So a larger
-//! body leaves the memory while its message waits, and comes back right before its attempt: on the embedded engine it stays in
-//! its row; of RabbitMQ it is written to a file without a name as soon as it arrives, once [`MEMORY_BYTES`] are taken.
-//! Guarantees: bodies up to [`SMALL_BYTES`] stay in memory and cost nothing; a body that cannot be written stays in memory, so
-//! that nothing is lost; the room of a file is free once none of its messages waits, and after the end of the process in any case.
+//! A subscription has up to `prefetch` messages of each partition, and RabbitMQ knows no limit in bytes. So a larger body
+//! leaves the memory while its message waits, and is loaded right before the attempt. On the embedded engine the body stays
+//! in its row. With RabbitMQ the body is written to an unnamed file on arrival, once [`MEMORY_BYTES`] are taken.
+//! Guarantees: bodies up to [`SMALL_BYTES`] stay in memory and cost nothing. A body that cannot be written stays in memory,
+//! so that nothing is lost. The space of a file is free when none of its messages waits, and after the end of the process
+//! in any case.
 //! Not responsible for: how many bodies are in memory for their attempts (`delivery/gate.rs`).
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -19,25 +20,25 @@ use bytes::Bytes;
 use super::QueueError;
 use super::embedded::RowBody;
 
-/// Most bodies are smaller. 4,096 of them, the windows of 16 partitions, take 16 MiB.
+/// Most bodies are smaller. 4,096 bodies of this size, the windows of 16 partitions, take 16 MiB.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
-/// A larger body waits for room before its attempt, wherever the body is.
+/// A larger body waits for a memory permit before its attempt, wherever the body is stored.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
-/// For the larger bodies of all subscriptions of the process.
+/// The limit for the larger bodies of all subscriptions of the process.
 const MEMORY_BYTES: usize = 24 << 20;
-/// A file takes no more bodies beyond this, so that its room is free again some time.
+/// A file of this size takes no more bodies, so that its space becomes free some time.
 const FILE_BYTES: u64 = 64 << 20;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 static NEWEST: Mutex<Option<Newest>> = Mutex::new(None);
 
-/// Where files for bodies are made, if anywhere; without it, and if it cannot be written, in the system's folder for such files.
+/// Sets the folder for body files. Without a folder, or if it cannot be written, files go to the system's temporary folder.
 pub fn keep_bodies_in(folder: &Path) {
     let _ = FOLDER.set(folder.to_owned());
 }
 
-/// Where the body of a waiting message is.
+/// The place of the body of a waiting message.
 #[derive(Debug)]
 pub(crate) enum WaitingBody {
     /// In the message.
@@ -48,7 +49,7 @@ pub(crate) enum WaitingBody {
     Row(RowBody),
 }
 
-/// A part of [`MEMORY_BYTES`].
+/// A share of [`MEMORY_BYTES`].
 #[derive(Debug)]
 pub(crate) struct Taken(usize);
 
@@ -80,7 +81,7 @@ struct Newest {
 }
 
 impl WaitingBody {
-    /// Takes a body that has just arrived out of `body`, unless it may stay there.
+    /// Takes a body that has just arrived out of `body`, unless the body may stay there.
     pub(crate) fn keep(body: &mut Vec<u8>) -> Self {
         if body.len() <= SMALL_BYTES {
             return Self::Here(None);
@@ -94,18 +95,18 @@ impl WaitingBody {
                 Self::File(written)
             }
             Err(error) => {
-                tracing::warn!(%error, "a waiting body stays in memory: it cannot be written to a file");
+                tracing::warn!(%error, "cannot write the body of a waiting message to a file; the body stays in memory");
                 Self::Here(None)
             }
         }
     }
 
-    /// Whether the body is somewhere else than in the message.
+    /// Whether the body is stored outside of the message.
     pub(crate) const fn is_away(&self) -> bool {
         !matches!(self, Self::Here(_))
     }
 
-    /// How large the body is that is somewhere else.
+    /// The size in bytes of a body outside of the message, otherwise 0.
     pub(crate) const fn bytes(&self) -> usize {
         match self {
             Self::Here(_) => 0,
@@ -114,7 +115,7 @@ impl WaitingBody {
         }
     }
 
-    /// Reads the body that is somewhere else; `None` if it is in the message.
+    /// Reads a body outside of the message; `None` if the body is in the message.
     pub(crate) async fn read(&self) -> Result<Option<Bytes>, QueueError> {
         match self {
             Self::Here(_) => Ok(None),
@@ -139,7 +140,7 @@ impl FileBody {
 fn write(body: &[u8]) -> io::Result<FileBody> {
     let mut newest = NEWEST.lock().unwrap_or_else(PoisonError::into_inner);
     let Newest { file, end } = match newest.take() {
-        // A file that only this list knows holds nothing that anybody needs.
+        // If only this list has the file, no message needs its bodies any more.
         Some(Newest { file, .. }) if Arc::strong_count(&file) == 1 => {
             file.set_len(0)?;
             Newest { file, end: 0 }
@@ -153,7 +154,7 @@ fn write(body: &[u8]) -> io::Result<FileBody> {
     Ok(written)
 }
 
-/// A file that nobody else can open, and that is gone with this process.
+/// A file that no other process can open, and that ends with this process.
 fn without_name() -> io::Result<File> {
     let system = std::env::temp_dir();
     let made = FOLDER.get().map(|folder| {
@@ -177,7 +178,7 @@ fn without_name_in(folder: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    /// One test, since the process has one account.
+    /// One test, because the process has one shared account.
     #[tokio::test]
     async fn bodies_beyond_the_room_in_memory_come_back_from_a_file() {
         let body = |n: u8| vec![n; 1 << 20];

@@ -1,8 +1,9 @@
-//! Who borrowed what: in memory, since only one process lends.
+//! The dispatcher: it knows which consumer has which message. It keeps this in memory, because one process serves the file.
 //!
-//! Guarantees: a partition has one borrower, others wait in line; no borrower has more than `prefetch` unsettled loans; what
-//! may have been lent before is marked. Reads only as much as it lends, so memory does not grow with the queue.
-//! Leaves to others: settling on the disk (`writer.rs`).
+//! Guarantees: a partition has one consumer, and other consumers wait in order. No consumer has more than `prefetch`
+//! unacked messages. A message that may have been delivered before is marked as redelivered. The dispatcher reads only the
+//! messages that it hands out, so memory does not grow with the queue.
+//! Not responsible for: acks on disk (`writer.rs`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -15,10 +16,10 @@ use super::writer::{Gate, Reply};
 use crate::queue::waiting_body::{SMALL_BYTES, WaitingBody};
 use crate::queue::{self, Loan, QueueError};
 
-/// What a borrower receives: its number, and the loans.
+/// The number of a new consumer, and its stream of messages.
 pub(super) type Borrowed = (u64, mpsc::Receiver<Loan>);
 
-/// Every partition's borrower.
+/// The consumers of all partitions.
 #[derive(Debug)]
 pub(super) struct Lending {
     prefetch: u16,
@@ -33,11 +34,12 @@ struct Partition {
     waiting: VecDeque<(Gate, Reply<Borrowed>)>,
 }
 
-/// The last message that may have been lent before: messages are lent in order, so all before it may have been, too.
+/// The last message that may have been delivered before. Messages are delivered in order, so all earlier ones may have
+/// been, too.
 #[derive(Debug, Clone, Copy)]
 enum Lent {
     UpTo(Seq),
-    /// After a crash. At most the first `out` of the messages before `before` had been lent and not settled.
+    /// After a crash: at most the first `out` messages before `before` had been delivered and not acked.
     Unknown {
         out: u16,
         before: Seq,
@@ -49,10 +51,10 @@ struct Borrower {
     number: u64,
     gate: Gate,
     loans: mpsc::Sender<Loan>,
-    /// The last message lent to it, or passed over.
+    /// The last message that was handed out or skipped.
     at: Seq,
     unsettled: u16,
-    /// There may be more behind `at`.
+    /// There may be more messages after `at`.
     more: bool,
 }
 
@@ -67,7 +69,7 @@ impl Lending {
         Self { prefetch, partitions: partitions.collect(), borrowers: 0 }
     }
 
-    /// Somebody wants to borrow, and is answered once the partition is free.
+    /// Adds a consumer. The reply comes when the partition is free.
     pub(super) fn queue_up(&mut self, line: Line, gate: Gate, reply: Reply<Borrowed>) {
         if let Some(partition) = self.partitions.get_mut(&line) {
             partition.waiting.push_back((gate, reply));
@@ -83,7 +85,7 @@ impl Lending {
             let Some((gate, reply)) = partition.waiting.pop_front() else { return };
             self.borrowers += 1;
             let (loans, receiver) = mpsc::channel(usize::from(self.prefetch.max(1)));
-            // Whoever stopped waiting has dropped the receiver: the next in line.
+            // A consumer that gave up has dropped its receiver: the next one gets the partition.
             if reply.send(Ok((self.borrowers, receiver))).is_ok() {
                 let number = self.borrowers;
                 partition.borrower =
@@ -92,7 +94,7 @@ impl Lending {
         }
     }
 
-    /// A borrower leaves; what it did not settle is lent again to the next one, in its old place.
+    /// Removes a consumer. The next one gets its unacked messages in their original position.
     pub(super) fn give_back(&mut self, line: Line, number: u64) {
         let Some(partition) = self.partitions.get_mut(&line) else { return };
         if partition.borrower.as_ref().is_some_and(|borrower| borrower.number == number) {
@@ -105,27 +107,27 @@ impl Lending {
         self.partitions.get_mut(&line)?.borrower.as_mut()
     }
 
-    /// Whether this loan still stands.
+    /// Whether this consumer still has the partition.
     pub(super) fn stands(&self, line: Line, number: u64) -> bool {
         let borrower = self.partitions.get(&line).and_then(|partition| partition.borrower.as_ref());
         borrower.is_some_and(|borrower| borrower.number == number)
     }
 
-    /// A loan of this borrower is settled on the disk.
+    /// Records that one message of this consumer is acked on disk.
     pub(super) fn settled(&mut self, line: Line, number: u64) {
         if let Some(borrower) = self.borrower(line).filter(|borrower| borrower.number == number) {
             borrower.unsettled = borrower.unsettled.saturating_sub(1);
         }
     }
 
-    /// Something was published.
+    /// Records that a message was published to the partition.
     pub(super) fn arrived(&mut self, line: Line) {
         if let Some(borrower) = self.borrower(line) {
             borrower.more = true;
         }
     }
 
-    /// Another process may have published anywhere.
+    /// Records that another process may have published to any partition.
     pub(super) fn arrived_anywhere(&mut self) {
         for partition in self.partitions.values_mut() {
             if let Some(borrower) = &mut partition.borrower {
@@ -134,7 +136,7 @@ impl Lending {
         }
     }
 
-    /// Lends what can be lent, but not what is `settling`: settled, and only not written yet.
+    /// Hands out all messages that fit, except those in `settling`, which are acked but not written yet.
     pub(super) fn lend(&mut self, store: &Store, settling: &HashMap<Seq, u64>) -> rusqlite::Result<()> {
         for (line, partition) in &mut self.partitions {
             partition.lend(*line, self.prefetch, store, settling)?;
@@ -142,7 +144,7 @@ impl Lending {
         Ok(())
     }
 
-    /// What was lent, for the note of a stop in order.
+    /// The last delivered message of each partition, for the note of a clean stop.
     pub(super) fn lent(&self) -> Vec<(Line, Option<Seq>)> {
         let lent = |partition: &Partition| match partition.lent {
             Lent::UpTo(seq) => Some(seq),
@@ -190,7 +192,7 @@ impl Partition {
                     room: None,
                 };
                 borrower.unsettled += 1;
-                // Fails only where the receiver is gone: the news of that is under way.
+                // Fails only if the receiver is gone. The command that reports the end of this consumer is on its way.
                 let _ = borrower.loans.try_send(loan);
             }
         }

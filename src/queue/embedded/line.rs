@@ -1,8 +1,8 @@
-//! Where a message stands in the file: its line (a partition or a siding) and its number within that line, in one
-//! integer that is the primary key.
+//! The position of an entry in the file: the number of its line (a partition or a dead-letter queue) and its number within
+//! the line, in one integer, the primary key.
 //!
-//! Guarantees: a later entry of a line has a greater [`Seq`]; the entries of a line are one range of the key.
-//! Which number a destination has, the file itself says (`destination` in `schema.sql`): [`LineNumbers`].
+//! Guarantees: a later entry of a line has a greater [`Seq`]. The entries of a line form one range of the key. The file
+//! itself assigns the numbers of the destinations (`destination` in `schema.sql`): [`LineNumbers`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use super::super::PartitionId;
 use crate::message::Destination;
 
-/// Bits of a [`Seq`] that count within the line: a million million entries.
+/// Bits of a [`Seq`] for the number within its line, enough for 10^12 entries.
 const COUNTER_BITS: u32 = 40;
-/// Line numbers of one destination: partitions below [`SIDING`], the siding at it.
+/// Bits for the lines of one destination: partitions are below [`SIDING`], the dead-letter queue is at [`SIDING`].
 const LINES_BITS: u32 = 17;
 const SIDING: i64 = 1 << 16;
 
-/// A partition or a siding.
+/// A partition or a dead-letter queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Line(pub(super) i64);
 
-/// An entry's place.
+/// The position of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Seq(pub(super) i64);
 
@@ -56,7 +56,7 @@ impl LineNumbers {
         })
     }
 
-    /// Whose line it is; `None` for a number that no version of this program wrote.
+    /// The destination of a line; `None` for a number that no version of this program wrote.
     pub(super) fn destination(&self, line: Line) -> Option<Destination> {
         let number = line.0 >> LINES_BITS;
         self.numbers.iter().find(|(_, known)| **known == number).map(|(destination, _)| *destination)
@@ -73,17 +73,17 @@ impl Line {
         self.0 & SIDING != 0
     }
 
-    /// The place of the entry with this number.
+    /// The position of the entry with this number.
     pub(super) const fn seq(self, counter: i64) -> Seq {
         Seq(self.0 << COUNTER_BITS | counter)
     }
 
-    /// Before the first entry.
+    /// The position before the first entry.
     pub(super) const fn start(self) -> Seq {
         self.seq(0)
     }
 
-    /// After the last possible entry.
+    /// The position after the last possible entry.
     pub(super) const fn end(self) -> Seq {
         Self(self.0 + 1).start()
     }
@@ -106,7 +106,7 @@ mod tests {
         )
     }
 
-    /// The places are on disk in every deployment: they may not change.
+    /// The positions are on disk in every deployment: they must not change.
     #[test]
     fn places_on_disk_are_fixed() {
         let line = numbers().partition(PartitionId { destination: Destination::Xo, index: 3 }).unwrap();

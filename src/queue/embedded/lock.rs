@@ -1,7 +1,7 @@
-//! Files that only one process may hold.
+//! Lock files that only one process can hold.
 //!
-//! Guarantees: the operating system frees the lock when its holder ends, however it ends; a refusal names the holder.
-//! Leaves to others: SQLite's own locks, which keep single writes of several processes apart.
+//! Guarantees: the operating system releases the lock when its holder ends, in every case. A refusal names the holder.
+//! Not responsible for: the locks of SQLite, which separate single writes of several processes.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -10,14 +10,14 @@ use std::path::Path;
 use crate::data_files;
 use crate::queue::QueueError;
 
-/// Held until dropped.
+/// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock, or says what `busy` makes of its holder, such as `process 4711`.
+    /// Takes the lock. If another process has it, the error is `busy` applied to that process, such as `process 4711`.
     pub(super) fn take(path: &Path, busy: impl FnOnce(&str) -> String) -> Result<Self, QueueError> {
         let unavailable = |error: std::io::Error| {
             QueueError::Unavailable(format!("cannot use the lock file {}: {error}", path.display()))
@@ -28,7 +28,7 @@ impl Lock {
             Err(TryLockError::WouldBlock) => return Err(QueueError::Busy(busy(&holder(&mut file)))),
             Err(TryLockError::Error(error)) => return Err(unavailable(error)),
         }
-        // Only so that a refusal can name the holder: a full disk is no reason not to serve what is there.
+        // The number only serves the message of a refusal, so a full disk must not prevent a start.
         let _ = note_holder(&mut file);
         Ok(Self { _file: file })
     }

@@ -1,19 +1,20 @@
-//! The embedded engine: the queue's clauses on SQLite, for one machine and one serving process.
+//! The embedded engine: the clauses of the queue on SQLite, for one machine and one serving process.
 //!
 //! | clause | how |
 //! |---|---|
-//! | 1 durable | one thread writes everything that waits in one transaction, and answers after the sync (`writer.rs`) |
+//! | 1 durable | one thread writes all waiting commands in one transaction, and answers after the sync (`writer.rs`) |
 //! | 2 in order | the primary key is (partition, number); commands keep their order (`line.rs`) |
-//! | 3 to 5 | loans live in memory; settling deletes the row (`lending.rs`) |
-//! | 6 repeats | a stop in order notes what was lent; after a crash the first `prefetch` messages of each partition count as lent (`schema.sql`, `lending.rs`) |
-//! | 7 refuses | what the disk or `max_messages` refuses is an error; the thread goes on trying, nobody restarts anything |
+//! | 3 to 5 | unacked messages are tracked in memory; an ack deletes the row (`lending.rs`) |
+//! | 6 redeliveries | a clean stop records the delivered messages; after a crash the first `prefetch` of each partition count |
+//! | 7 errors | a failed write and too many messages are errors; the thread tries again by itself, without a restart |
 //! | 8 unreadable | `row.rs` |
-//! | 9 siding | a table like the messages', a lock file for the one visitor (`siding.rs`, `lock.rs`) |
-//! | 10 lease | always: the lock file keeps other serving processes out |
+//! | 9 dead letters | a table like that of the messages; a lock file for the exclusive reader (`siding.rs`, `lock.rs`) |
+//! | 10 lease | always valid: the lock file keeps other serving processes out |
 //!
-//! Memory holds the loans, without those bodies that are not small (`../waiting_body.rs`), and 16 MiB of SQLite's cache, however much waits. [`EmbeddedQueue::open_desk`] is for tools beside
-//! a running server: it publishes, buries, and visits sidings, but does not lend; the server sees its messages within
-//! a quarter of a second.
+//! Memory holds the unacked messages without their larger bodies (`../waiting_body.rs`), and 16 MiB of SQLite's cache,
+//! however many messages wait. [`EmbeddedQueue::open_desk`] is for tools beside a running server: a tool publishes,
+//! dead-letters and reads dead letters, but does not consume. The server sees the messages of a tool within a quarter of a
+//! second.
 
 mod lending;
 mod line;
@@ -42,17 +43,17 @@ pub use subscription::Subscription;
 pub(crate) use subscription::{Receipt, RowBody};
 use writer::{Ask, Command, Gate, Write, Writer};
 
-/// Publishes that may wait for the disk at once; the others wait for their turn.
+/// Publishes that may wait for the disk at once. More callers wait for a permit.
 const PUBLISHES_MAX: usize = 4_096;
 
-/// Where and how.
+/// The settings of the embedded engine.
 #[derive(Debug, Clone)]
 pub struct EmbeddedSettings {
-    /// The folder of the queue's files; made where it is not there.
+    /// The folder of the queue's files, created if it is missing.
     pub data_dir: PathBuf,
     /// Shared with the other engine.
     pub tuning: QueueTuning,
-    /// More messages than that are refused ([`QueueError::Full`]); dead letters are not counted, and never refused.
+    /// The limit of messages: more are refused ([`QueueError::Full`]). Dead letters do not count and are never refused.
     pub max_messages: Option<u64>,
 }
 
@@ -67,7 +68,7 @@ pub struct EmbeddedQueue {
 struct Inner {
     settings: EmbeddedSettings,
     numbers: LineNumbers,
-    /// A tool beside the server knows what the file knows: it may have been started without the server's settings.
+    /// A tool takes the destinations from the file, since it may run without the settings of the server.
     destinations: Destinations,
     gate: Gate,
     publishes: Arc<Semaphore>,
@@ -76,12 +77,13 @@ struct Inner {
 }
 
 impl EmbeddedQueue {
-    /// Opens the queue to serve it. [`QueueError::Busy`] where another process does.
+    /// Opens the queue to serve it. Returns [`QueueError::Busy`] if another process serves it.
     pub async fn open(settings: EmbeddedSettings) -> Result<Self, QueueError> {
         Self::start(settings, true).await
     }
 
-    /// Opens the queue beside the process that serves it, if there is one: everything but [`super::Queue::subscribe`].
+    /// Opens the queue beside the process that serves it, if there is one. All calls work except
+    /// [`super::Queue::subscribe`].
     pub async fn open_desk(settings: EmbeddedSettings) -> Result<Self, QueueError> {
         Self::start(settings, false).await
     }
@@ -157,7 +159,7 @@ impl EmbeddedQueue {
         };
         let limit = inner.settings.tuning.publish_timeout;
         tokio::time::timeout(limit, written).await.unwrap_or_else(|_| {
-            Err(QueueError::Unavailable(format!("its disk did not answer within {limit:?}")))
+            Err(QueueError::Unavailable(format!("the disk did not answer within {limit:?}")))
         })
     }
 
@@ -176,7 +178,7 @@ impl EmbeddedQueue {
         Ok(Subscription::new(line, number, loans, gate))
     }
 
-    /// For reading alone: beside other readers, and beside the one visitor.
+    /// For reading only, beside other readers and beside the exclusive reader.
     pub(super) async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
         self.visit(destination, None).await
     }
@@ -184,7 +186,7 @@ impl EmbeddedQueue {
     pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
         let path = self.inner.settings.data_dir.join(format!("siding.{destination}.lock"));
         let lock = Lock::take(&path, |holder| {
-            format!("the dead letters of {destination} are being visited by {holder}: wait until it is done")
+            format!("the dead letters of {destination} are being read by {holder}: wait until it is done")
         })?;
         self.visit(destination, Some(lock)).await
     }
@@ -205,12 +207,13 @@ impl EmbeddedQueue {
         self.inner.wanted_elsewhere.subscribe()
     }
 
-    /// `waiting` counts everything not settled, lent or not, since a desk cannot know what the server has lent.
+    /// `waiting` counts all messages that are not acked: a tool cannot know which ones the server has handed out.
     pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
         self.inner.gate.ask(|reply| Command::Ask(Ask::Depth { reply })).await
     }
 
-    /// Notes what was lent and frees the folder. Whoever still has a handle gets [`QueueError::Unavailable`].
+    /// Records the delivered messages and releases the folder. Later calls of other handles get
+    /// [`QueueError::Unavailable`].
     pub(super) async fn close(&self) {
         if let Err(error) = self.inner.gate.ask(|reply| Command::Ask(Ask::Close { reply })).await {
             tracing::warn!(%error, "{}", writer::NO_NOTE);
@@ -222,7 +225,7 @@ fn unknown(destination: Destination) -> QueueError {
     QueueError::Mismatch(format!("the queue has never had a destination {destination}"))
 }
 
-/// Locks, then opens; all of it on the thread that will own it.
+/// Takes the lock, then opens the file, all on the thread that will own the file.
 fn open_files(
     settings: &EmbeddedSettings,
     serves: bool,
@@ -232,7 +235,7 @@ fn open_files(
     if !serves {
         if !path.exists() {
             let text =
-                format!("there is no queue in {}: nothing was served from there yet", folder.display());
+                format!("there is no queue in {}: no server has run with this folder yet", folder.display());
             return Err(QueueError::Mismatch(text));
         }
         return Ok((Store::open(&path, tuning)?, None, None));
@@ -242,7 +245,7 @@ fn open_files(
     })?;
     let lock = Lock::take(&folder.join("causeway.lock"), |holder| {
         format!(
-            "the data folder {} is served by {holder}: end that first, or set another data_dir",
+            "the data folder {} is in use by {holder}: stop that process first, or set another data_dir",
             folder.display()
         )
     })?;

@@ -1,6 +1,6 @@
-//! From a row of the file to what travels.
+//! Reads rows of the file as messages and dead letters.
 //!
-//! Guarantees: every row becomes something: what cannot be read keeps its raw body, and says why. Such a row is written by
+//! Guarantees: every row gives an entry. An unreadable row keeps its raw body and gets a reason. Such a row was written by
 //! a newer version of this program, or by hand.
 
 use std::borrow::Cow;
@@ -14,12 +14,12 @@ use crate::message::{
     DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, Story,
 };
 
-/// An entry and its place.
+/// An entry and its position.
 #[derive(Debug)]
 pub(super) struct Stored<T> {
     pub(super) seq: Seq,
     pub(super) entry: T,
-    /// Set where the entry could not be read.
+    /// The reason if the entry is unreadable.
     pub(super) unreadable: Option<String>,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<
     })
 }
 
-/// What should be UTF-8, and can always be shown.
+/// A column that should be UTF-8. Other bytes are replaced, so that the text can be shown.
 fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Cow<'a, str>> {
     Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes()?))
 }
@@ -73,7 +73,7 @@ fn meant(
         MessageId::parse(id).map_err(|problem| format!("the stored id {problem}"))?,
         known,
         LaneKey::parse(lane).map_err(|problem| format!("the stored lane {problem}"))?,
-        Timestamp::from_millisecond(accepted).map_err(|_| "the stored time is none".to_owned())?,
+        Timestamp::from_millisecond(accepted).map_err(|_| "the stored time is invalid".to_owned())?,
     ))
 }
 
@@ -85,12 +85,12 @@ pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Res
     let story = serde_json::from_str::<Story>(&text(row, 11)?);
     let unreadable = unreadable
         .or_else(|| reason.is_none().then(|| format!("this version knows no reason {reason_text:?}")))
-        .or_else(|| story.is_err().then(|| "the stored story cannot be read".to_owned()));
+        .or_else(|| story.is_err().then(|| "the stored history cannot be read".to_owned()));
     let dead = DeadLetter {
         message: entry,
         reason: reason.filter(|_| unreadable.is_none()).unwrap_or(DeadReason::Unreadable),
         detail: match &unreadable {
-            Some(why) => format!("{why}; it died of: {}", text(row, 9)?),
+            Some(why) => format!("{why}; its detail was: {}", text(row, 9)?),
             None => text(row, 9)?.into_owned(),
         },
         died_at: Timestamp::from_millisecond(row.get(10)?).unwrap_or_default(),

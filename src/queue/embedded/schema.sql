@@ -1,31 +1,31 @@
 -- The embedded queue's file, schema version 2 (PRAGMA user_version).
 --
--- A line is a partition or a siding. The upper bits of every seq name the line, the lower ones count within it, so that
--- the primary key alone keeps each line together and in order, and no index has to be kept up (embedded/line.rs).
+-- A line is a partition or a dead-letter queue. The upper bits of a seq are the number of the line, the lower bits count
+-- within the line. So the primary key alone keeps each line together and in order, without an index (embedded/line.rs).
 
--- What the whole file agrees on.
+-- Facts about the whole file.
 CREATE TABLE about (
     one        INTEGER PRIMARY KEY CHECK (one = 1),
     partitions INTEGER NOT NULL,
-    -- How many messages of a partition may have been out when the serving process last stopped.
+    -- How many messages of a partition may have been in flight when the serving process last stopped.
     prefetch   INTEGER NOT NULL,
-    -- 1: the last serving process stopped in order, and wrote down in `line.lent` what it had lent.
+    -- 1: the last serving process stopped cleanly, and recorded in `line.lent` the last delivered message.
     clean      INTEGER NOT NULL
 ) STRICT;
 
--- The numbers of the destinations, which are part of every line's number. A destination keeps its number for ever.
+-- The numbers of the destinations, which are part of each line number. A destination keeps its number for ever.
 CREATE TABLE destination (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE
 ) STRICT;
 
--- Counted in the transaction that changes what is counted, so that nobody ever counts rows.
+-- Counters, updated in the transaction that changes the rows, so that no query counts rows.
 CREATE TABLE line (
     line INTEGER PRIMARY KEY,
-    -- The number of the next entry. Never goes back, also when the line runs empty.
+    -- The number of the next entry. It never decreases, even if the line becomes empty.
     next INTEGER NOT NULL DEFAULT 1,
     held INTEGER NOT NULL DEFAULT 0,
-    -- The last seq that may have been lent; NULL after a crash: nobody knows.
+    -- The last seq that may have been delivered; NULL (unknown) after a crash.
     lent INTEGER DEFAULT 0
 ) STRICT;
 
@@ -37,7 +37,7 @@ CREATE TABLE message (
     -- Milliseconds since 1970.
     accepted_at INTEGER NOT NULL,
     replays     INTEGER NOT NULL,
-    -- Hexadecimal digits, of messages whose id comes from a key that the caller chose.
+    -- Hexadecimal digits; only for messages whose id comes from a key of the caller.
     digest      TEXT,
     body        BLOB NOT NULL
 ) STRICT;
@@ -49,7 +49,7 @@ CREATE TABLE dead_letter (
     lane        TEXT NOT NULL,
     accepted_at INTEGER NOT NULL,
     replays     INTEGER NOT NULL,
-    -- Hexadecimal digits, of messages whose id comes from a key that the caller chose.
+    -- Hexadecimal digits; only for messages whose id comes from a key of the caller.
     digest      TEXT,
     body        BLOB NOT NULL,
     reason      TEXT NOT NULL,

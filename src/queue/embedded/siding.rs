@@ -1,8 +1,8 @@
-//! A visit to the dead letters of one destination.
+//! The dead-letter reader of one destination.
 //!
-//! Guarantees: one visitor that may remove at a time, also across processes; readers read beside it; a visit sees what was there when it began, in the order of
-//! death, and changes nothing by looking.
-//! Leaves to others: which dead letters leave, and for where (`dead/`).
+//! Guarantees: one exclusive reader at a time, across all processes, may remove letters; others only read beside it. A
+//! session sees the letters that existed when it began, oldest first. Reading changes nothing.
+//! Not responsible for: which dead letters are removed, and why (`dead/`).
 
 use super::line::Seq;
 use super::lock::Lock;
@@ -10,15 +10,15 @@ use super::subscription::Receipt;
 use super::writer::{Ask, Command, Gate};
 use crate::queue::{self, Held, QueueError};
 
-/// A visit.
+/// A reading session.
 #[derive(Debug)]
 pub struct Siding {
-    /// The last dead letter that was shown.
+    /// The last dead letter that was read.
     pub(super) at: Seq,
-    /// Where the siding ended when the visit began.
+    /// The end of the dead letters when the session began.
     pub(super) end: Seq,
     pub(super) gate: Gate,
-    /// `None` for a reader, who removes nothing.
+    /// `None` for a reader that removes nothing.
     pub(super) lock: Option<Lock>,
 }
 

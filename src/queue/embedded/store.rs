@@ -1,8 +1,9 @@
-//! The embedded queue's file: every SQL statement, one function each.
+//! The file of the embedded queue: every SQL statement, one function each.
 //!
-//! Guarantees: what a transaction of [`Store::write`] returned for is on the disk (WAL with `synchronous = FULL`); counters
-//! and rows change together; nothing here takes longer because more messages wait.
-//! Leaves to others: when to write and whom to answer (`writer.rs`), who borrowed what (`lending.rs`).
+//! Guarantees: when [`Store::write`] returns `Ok`, the transaction is on disk (WAL with `synchronous = FULL`). Counters and
+//! rows change together. No statement takes longer because more messages wait.
+//! Not responsible for: when to write and which caller to answer (`writer.rs`), which consumer has which message
+//! (`lending.rs`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,19 +18,19 @@ use crate::message::{DeadLetter, Destination, Destinations, Message};
 use crate::queue::waiting_body::SMALL_BYTES;
 use crate::queue::{Depth, PartitionId, QueueError, QueueTuning};
 
-/// The shape of `schema.sql`.
+/// The schema version of `schema.sql`.
 const SCHEMA: i64 = 2;
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connection.
+/// The connection to the file.
 #[derive(Debug)]
 pub(super) struct Store {
     connection: Connection,
     numbers: LineNumbers,
 }
 
-/// What the counters say about one line.
+/// The counters of one line.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LineState {
     pub(super) line: Line,
@@ -39,7 +40,7 @@ pub(super) struct LineState {
 }
 
 impl Store {
-    /// Opens the file, and makes it where it is not there yet.
+    /// Opens the file. Creates the file if it is missing.
     pub(super) fn open(path: &Path, tuning: &QueueTuning) -> Result<Self, QueueError> {
         data_files::check_sqlite().map_err(QueueError::Mismatch)?;
         let partitions = tuning.partitions.max(1);
@@ -53,12 +54,13 @@ impl Store {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "fullfsync", true)?;
-            // What leaves the queue is overwritten with zeros: these are people's words.
+            // Deleted messages are overwritten with zeros, because they hold texts of users.
             connection.pragma_update(None, "secure_delete", true)?;
-            // 16 MiB of log between two copies into the file: most messages are settled before they are ever copied.
+            // The write-ahead log holds 16 MiB between two checkpoints: most messages are acked before a checkpoint copies
+            // them.
             connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
             connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-            // 16 MiB, however much waits.
+            // 16 MiB, however many messages wait.
             connection.pragma_update(None, "cache_size", -16_384)?;
             Ok(Self { connection, numbers: LineNumbers::default() })
         });
@@ -78,7 +80,7 @@ impl Store {
         Ok(store)
     }
 
-    /// One process makes the file; another that opens it at the same time waits for that.
+    /// Creates the tables in a new file. Another process that opens the file at the same time waits.
     fn make(&mut self, partitions: u16) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let version: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -115,7 +117,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives lines to the destinations that the file does not know yet.
+    /// Adds lines for the destinations that the file does not know yet.
     fn add(&mut self, destinations: &Destinations, partitions: u16) -> rusqlite::Result<()> {
         let known = self.read_numbers()?;
         let new: Vec<Destination> = destinations.iter().filter(|it| known.siding(*it).is_none()).collect();
@@ -156,8 +158,8 @@ impl Store {
         &self.numbers
     }
 
-    /// Copies the write-ahead log into the file and empties it: the log still holds the texts of what was removed since the
-    /// last time. `false` if another connection was in the way, and nothing waits for it.
+    /// Copies the write-ahead log into the file and empties the log, which still holds the texts of deleted messages.
+    /// Returns `false` at once if another connection is in the way.
     pub(super) fn empty_log(&mut self) -> rusqlite::Result<bool> {
         self.connection.busy_timeout(Duration::ZERO)?;
         let busy =
@@ -166,13 +168,13 @@ impl Store {
         Ok(busy? == 0)
     }
 
-    /// Begins to serve: until [`Store::stopped`], a crash leaves the file marked as not stopped in order. Returns the
-    /// lines, and how many messages of a partition the last server may have had out where it left no note.
+    /// Starts to serve. A crash before [`Store::stopped`] leaves the file marked as not cleanly stopped. Returns the lines,
+    /// and how many messages of a partition the last server may have had in flight if it left no note.
     pub(super) fn started(&mut self, prefetch: u16) -> rusqlite::Result<(Vec<LineState>, u16)> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE line SET lent = NULL WHERE (SELECT clean FROM about) = 0", [])?;
         let out = tx.query_row("SELECT prefetch FROM about", [], |row| row.get(0))?;
-        // A line that nobody borrowed from since keeps its doubt, so that the larger number stays true for it.
+        // A line without a consumer since the crash stays unknown, so the larger prefetch must stay recorded.
         tx.execute(
             "UPDATE about SET clean = 0,
              prefetch = iif(EXISTS (SELECT 1 FROM line WHERE lent IS NULL), max(prefetch, ?1), ?1)",
@@ -189,7 +191,7 @@ impl Store {
         Ok((lines, out))
     }
 
-    /// Ends serving in order, with a note of what was lent.
+    /// Stops serving cleanly, with a note of the last delivered messages.
     pub(super) fn stopped(&mut self, lent: &[(Line, Option<Seq>)]) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for (line, lent) in lent {
@@ -199,7 +201,7 @@ impl Store {
         tx.commit()
     }
 
-    /// Runs `work` in one transaction, and returns once it is on the disk; an error means that nothing of it is there.
+    /// Runs `work` in one transaction, and returns after it is on disk. After an error nothing of the transaction is there.
     pub(super) fn write<T>(
         &mut self,
         work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
@@ -212,8 +214,8 @@ impl Store {
         Ok(done)
     }
 
-    /// Up to `limit` messages of a partition, after `after`, with the sizes of their bodies; without those bodies that are not
-    /// small.
+    /// Up to `limit` messages of a partition after `after`, each with the size of its body. Bodies above [`SMALL_BYTES`]
+    /// are left out.
     pub(super) fn window(
         &self,
         line: Line,
@@ -232,14 +234,14 @@ impl Store {
             .collect()
     }
 
-    /// The body of a message that is not settled yet.
+    /// The body of a message that is not acked yet.
     pub(super) fn body(&self, seq: Seq) -> rusqlite::Result<Vec<u8>> {
         self.connection
             .prepare_cached("SELECT body FROM message WHERE seq = ?")?
             .query_row([seq.0], |row| row.get(0))
     }
 
-    /// The last of the first `count` messages of a partition that lie before `before`.
+    /// The last of the first `count` messages of a partition before `before`.
     pub(super) fn nth(&self, line: Line, before: Seq, count: u16) -> rusqlite::Result<Option<Seq>> {
         let last: Option<i64> = self.connection.query_row(
             "SELECT max(seq) FROM (SELECT seq FROM message WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?)",
@@ -249,7 +251,7 @@ impl Store {
         Ok(last.map(Seq))
     }
 
-    /// The dead letter after `after`, before `before`.
+    /// The first dead letter between `after` and `before`.
     pub(super) fn dead_letter(
         &self,
         after: Seq,
@@ -264,7 +266,7 @@ impl Store {
             .optional()
     }
 
-    /// The place that the next entry of a line will have.
+    /// The position of the next entry of a line.
     pub(super) fn next(&self, line: Line) -> rusqlite::Result<Seq> {
         let next = self
             .connection
@@ -280,7 +282,7 @@ impl Store {
             .query_row([], |row| row.get(0))
     }
 
-    /// What is in the file, lent or not.
+    /// The messages and dead letters in the file, handed out or not.
     pub(super) fn depth(&self, partitions: u16) -> rusqlite::Result<Depth> {
         let mut depth = Depth::default();
         let mut counters = self.connection.prepare_cached("SELECT line, held FROM line")?;
@@ -316,24 +318,24 @@ impl Store {
     }
 }
 
-/// A transaction that is being written.
+/// A transaction in progress.
 #[derive(Debug)]
 pub(super) struct Writing<'a> {
     connection: &'a Connection,
     numbers: &'a LineNumbers,
-    /// Counters of the lines touched, written once at the end.
+    /// Counters of the changed lines, written once at the end.
     lines: BTreeMap<Line, Counters>,
 }
 
 #[derive(Debug, Default)]
 struct Counters {
-    /// Read when first needed: another process may have written since the last transaction.
+    /// Read when needed: another process may have written since the last transaction.
     next: Option<i64>,
     change: i64,
 }
 
 impl Writing<'_> {
-    /// How many messages wait or are lent.
+    /// The number of messages that are not acked.
     pub(super) fn messages(&self) -> rusqlite::Result<u64> {
         let mut statement = self.connection.prepare_cached("SELECT line, held FROM line")?;
         let mut rows = statement.query([])?;
@@ -413,7 +415,7 @@ impl Writing<'_> {
         Ok(true)
     }
 
-    /// A message or a dead letter leaves for good.
+    /// Deletes a message or a dead letter.
     pub(super) fn remove(&mut self, seq: Seq) -> rusqlite::Result<()> {
         let line = seq.line();
         let sql = if line.is_siding() {
@@ -428,7 +430,7 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// Changes nothing, but has to reach the disk.
+    /// Changes nothing, but must reach the disk, to test whether the file can be written.
     pub(super) fn probe(&mut self) -> rusqlite::Result<()> {
         self.connection.prepare_cached("UPDATE about SET one = 1")?.execute([])?;
         Ok(())
@@ -445,12 +447,12 @@ impl Writing<'_> {
     }
 }
 
-/// Why the file cannot be opened: in the words of the operator who must look, or will be all right later.
+/// The error for a file that cannot be opened: a mismatch if an operator must act, otherwise temporary.
 fn unusable(path: &Path, error: &rusqlite::Error) -> QueueError {
     let text = format!("the queue's file {} cannot be opened: {error}", path.display());
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => QueueError::Mismatch(format!(
-            "{text}. It is no file of this program, or it is damaged: move it away and restore a copy"
+            "{text}. It is not a file of this program, or it is damaged: move it away and restore a copy"
         )),
         _ => QueueError::Unavailable(text),
     }

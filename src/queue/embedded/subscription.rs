@@ -1,7 +1,7 @@
-//! A borrower's end: what is lent to it, and how it settles.
+//! The consumer's end of the embedded engine: received messages and their acks.
 //!
-//! Guarantees: however a subscription ends, the partition is free afterwards.
-//! Leaves to others: what is lent (`lending.rs`).
+//! Guarantees: the partition is free after a subscription ends, in every case.
+//! Not responsible for: which messages are handed out (`lending.rs`).
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -10,7 +10,7 @@ use super::line::{Line, Seq};
 use super::writer::{Ask, Command, Gate, Write};
 use crate::queue::{Loan, QueueError};
 
-/// A borrower's place at a partition.
+/// The consumer of one partition.
 #[derive(Debug)]
 pub struct Subscription {
     line: Line,
@@ -32,7 +32,7 @@ impl Subscription {
     pub(in crate::queue) async fn close(mut self) {
         self.closed = true;
         let (line, number) = (self.line, self.number);
-        // An error means that the queue is closed: then the partition is free, too.
+        // An error means that the queue is closed; then the partition is free, too.
         let _ = self.gate.ask(|reply| Command::Ask(Ask::GiveBack { line, number, reply: Some(reply) })).await;
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Subscription {
     }
 }
 
-/// A body that stays in its row until its message's turn.
+/// A body that stays in its row until the attempt of its message.
 #[derive(Debug)]
 pub(crate) struct RowBody {
     pub(super) seq: Seq,
@@ -62,7 +62,7 @@ impl RowBody {
     }
 }
 
-/// How a loan or a dead letter is recognised when it leaves.
+/// The ack token of a message or of a dead letter.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     write: Write,

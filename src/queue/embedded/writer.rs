@@ -1,9 +1,9 @@
-//! The one thread that owns the file: writes in groups, then lends.
+//! The one thread that owns the file: it writes commands in groups, then hands out messages.
 //!
-//! Guarantees: commands take effect in the order in which they were sent; everything that waits is written in one
-//! transaction, and answered only once that is on the disk; a settled message whose settling could not be written is
-//! never lent again by this process, and its settling is tried until it works.
-//! Leaves to others: SQL (`store.rs`), who borrowed what (`lending.rs`).
+//! Guarantees: commands take effect in the order in which they were sent. All waiting commands are written in one
+//! transaction, and answered only after it is on disk. If an ack could not be written, this process does not hand out the
+//! message again and repeats the write until it succeeds.
+//! Not responsible for: SQL (`store.rs`), which consumer has which message (`lending.rs`).
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -18,27 +18,27 @@ use super::store::{Store, Writing};
 use crate::message::{DeadLetter, Message};
 use crate::queue::{Depth, PartitionId, QueueError};
 
-/// How often the thread looks for what no command tells: rows of another process, room on a full disk.
+/// How often the thread checks for changes without a command: rows of another process, or space on a full disk.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long after the last write the write-ahead log is emptied, and after how long in any case.
+/// How long after the last write the write-ahead log is emptied; with steady writes, after [`EMPTY_LOG_EVERY`].
 const EMPTY_LOG_AFTER: Duration = Duration::from_secs(1);
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(30);
-/// The largest group: enough to make the disk's part small, and no more, so that nobody waits long.
+/// The largest group. At this size the disk costs each command little, and no caller waits long.
 const GROUP_MAX: usize = 1_024;
 
-pub(super) const NO_NOTE: &str =
-    "the queue could not note what it had lent: the next start takes it for a crash";
+pub(super) const NO_NOTE: &str = "could not record which messages were in flight; the next start treats this as a crash and may mark some as redelivered";
 
 pub(super) type Reply<T = ()> = oneshot::Sender<Result<T, QueueError>>;
 
-/// What the thread is told.
+/// A command to the thread.
 #[derive(Debug)]
 pub(super) enum Command {
     Write(Write, Reply),
     Ask(Ask),
 }
 
-/// What goes to the disk. A permit goes with it, since whoever stops waiting leaves it in the line.
+/// A command that is written to disk. A publish carries its permit, because a caller that gives up leaves the command in
+/// the line.
 #[derive(Debug)]
 pub(super) enum Write {
     Publish { message: Message, _permit: OwnedSemaphorePermit },
@@ -47,10 +47,10 @@ pub(super) enum Write {
     Remove { seq: Seq },
 }
 
-/// What does not, and ends the group before it.
+/// A command without a write of its own. It ends the group before it.
 #[derive(Debug)]
 pub(super) enum Ask {
-    /// With the gate that its loans are settled through.
+    /// `gate` is the sender for the acks of the new consumer.
     Borrow {
         line: Line,
         gate: Gate,
@@ -61,12 +61,12 @@ pub(super) enum Ask {
         number: u64,
         reply: Option<Reply>,
     },
-    /// Where the line ends now.
+    /// Asks for the end of the line.
     End {
         line: Line,
         reply: Reply<Seq>,
     },
-    /// Of a message that is not settled.
+    /// Asks for the body of a message that is not acked.
     Body {
         seq: Seq,
         reply: Reply<Vec<u8>>,
@@ -84,8 +84,8 @@ pub(super) enum Ask {
     },
 }
 
-/// The way to the thread, which ends when the last one is dropped. Its line is bounded by who stands in it: publishers need
-/// a permit, and there are at most `prefetch` loans for each partition.
+/// The sender of commands. The thread ends when the last sender is dropped. The line of commands is bounded: publishers
+/// need a permit, and each partition has at most `prefetch` unacked messages.
 #[derive(Debug, Clone)]
 pub(super) struct Gate(pub(super) Sender<Command>);
 
@@ -106,23 +106,23 @@ fn closed() -> QueueError {
 }
 
 fn unavailable(error: &rusqlite::Error) -> QueueError {
-    QueueError::Unavailable(format!("its file refuses: {error}"))
+    QueueError::Unavailable(format!("its file cannot be used: {error}"))
 }
 
-/// The thread's belongings.
+/// The state of the thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) partitions: u16,
     pub(super) max_messages: Option<u64>,
-    /// `None` at a desk, which does not lend.
+    /// `None` for a tool, which hands out no messages.
     pub(super) lending: Option<Lending>,
     pub(super) connected: watch::Sender<bool>,
-    /// Settled, but not on the disk yet; and by which borrower.
+    /// Acks that are not on disk yet, with the number of their consumer.
     pub(super) settling: HashMap<Seq, u64>,
 }
 
-/// When the write-ahead log has to be emptied. It holds the texts of messages that have left the queue.
+/// When to empty the write-ahead log, which holds the texts of messages that have left the queue.
 #[derive(Debug, Default)]
 struct LogState {
     /// The first and the newest write since the log was emptied.
@@ -136,7 +136,7 @@ impl LogState {
         self.dirty = Some((self.dirty.map_or(now, |(first, _)| first), now));
     }
 
-    /// In a pause, or when the log was not emptied for long; at most once in [`EMPTY_LOG_AFTER`].
+    /// Due in a pause of the writes, or if the log was not emptied for long; at most once in [`EMPTY_LOG_AFTER`].
     fn is_due(&mut self) -> bool {
         let Some((first, newest)) = self.dirty else { return false };
         let due = newest.elapsed() >= EMPTY_LOG_AFTER || first.elapsed() >= EMPTY_LOG_EVERY;
@@ -148,14 +148,14 @@ impl LogState {
     }
 }
 
-/// Whom to tell that the queue is closed, and whether its stop could be noted.
+/// The caller that closed the queue, and whether the stop could be recorded.
 pub(super) type Closed = (Reply, Result<(), QueueError>);
 
-/// A write, and whom to answer.
+/// A write and its caller.
 type Waiting = (Write, Reply);
 
 impl Writer {
-    /// Until the queue is closed. Returns whom to tell, once the file is closed and the folder is free, too.
+    /// Runs until the queue is closed. Returns the caller to answer after the file is closed and the folder is released.
     pub(super) fn run(mut self, commands: &Receiver<Command>) -> Option<Closed> {
         let mut others = self.store.others_wrote().ok();
         let mut looked = Instant::now();
@@ -184,7 +184,8 @@ impl Writer {
                 let now = self.store.others_wrote().ok();
                 if now != others {
                     others = now;
-                    // Only the server empties the log behind others: two that did so would keep each other at it.
+                    // Only the server empties the log after writes of others: two processes that did so would trigger each
+                    // other.
                     if self.lending.is_some() {
                         log.written();
                     }
@@ -198,7 +199,7 @@ impl Writer {
         }
     }
 
-    /// One transaction for all of them.
+    /// Writes the group in one transaction.
     fn write(&mut self, group: Vec<Waiting>) {
         let group = self.only_standing(group);
         let (max, partitions) = (self.max_messages, self.partitions);
@@ -231,8 +232,9 @@ impl Writer {
         }
     }
 
-    /// A loan that was given back may be somebody else's by now: its settling has no effect. And who stopped waiting for
-    /// a publish tries it again: writing it now would make it two.
+    /// Drops writes that must not take effect. An ack of a closed subscription is one: another consumer may have the
+    /// message by now. A publish without a waiting caller is another: the caller tries again, so the message would be there
+    /// twice.
     fn only_standing(&self, group: Vec<Waiting>) -> Vec<Waiting> {
         let mut standing = Vec::with_capacity(group.len());
         for (write, reply) in group {
@@ -240,7 +242,7 @@ impl Writer {
                 (Write::Settle { seq, borrower }, Some(lending))
                     if !lending.stands(seq.line(), *borrower) =>
                 {
-                    let text = "the loan was given back when its subscription was closed".to_owned();
+                    let text = "the message was returned when its subscription was closed".to_owned();
                     let _ = reply.send(Err(QueueError::Unavailable(text)));
                 }
                 (Write::Publish { .. } | Write::Bury { .. }, _) if reply.is_closed() => {}
@@ -250,7 +252,7 @@ impl Writer {
         standing
     }
 
-    /// What a write that is on the disk means for the borrowers.
+    /// Updates the dispatcher after a write is on disk.
     fn learn(&mut self, write: &Write) {
         let Some(lending) = &mut self.lending else { return };
         match write {
@@ -268,7 +270,7 @@ impl Writer {
         match (ask, &mut self.lending) {
             (Ask::Borrow { line, gate, reply }, Some(lending)) => lending.queue_up(line, gate, reply),
             (Ask::Borrow { reply, .. }, None) => {
-                let text = "this process opened the queue as a desk: only the one that serves it lends";
+                let text = "this process opened the queue as a tool: only the serving process can consume";
                 let _ = reply.send(Err(QueueError::Busy(text.to_owned())));
             }
             (Ask::GiveBack { line, number, reply }, lending) => {
@@ -293,7 +295,7 @@ impl Writer {
         }
     }
 
-    /// Tries again what could not be written, or at least whether anything can.
+    /// Repeats the acks that could not be written, or tests whether the file can be written.
     fn mend(&mut self) {
         if self.settling.is_empty() && *self.connected.borrow() {
             return;
@@ -311,7 +313,7 @@ impl Writer {
         }
     }
 
-    /// Tells everybody when the file begins to refuse, and when it takes again.
+    /// Reports when the file begins to fail, and when it works again.
     fn see(&self, error: Option<&rusqlite::Error>) {
         let changed = self.connected.send_if_modified(|connected| {
             let before = std::mem::replace(connected, error.is_none());
@@ -319,9 +321,9 @@ impl Writer {
         });
         match error {
             Some(error) if changed => {
-                tracing::warn!(%error, "the queue's file refuses; trying until it works")
+                tracing::warn!(%error, "the queue file cannot be used; retrying until it works")
             }
-            None if changed => tracing::info!("the queue's file works again"),
+            None if changed => tracing::info!("the queue file works again"),
             _ => {}
         }
     }
@@ -337,7 +339,7 @@ impl Writer {
     }
 }
 
-/// Takes what waits already, up to the first command that is no write.
+/// Takes the waiting commands, up to the first one that is not a write.
 fn gather(first: Command, commands: &Receiver<Command>) -> (Vec<Waiting>, Option<Ask>) {
     let mut group = Vec::new();
     let mut command = Some(first);
@@ -351,7 +353,7 @@ fn gather(first: Command, commands: &Receiver<Command>) -> (Vec<Waiting>, Option
     (group, None)
 }
 
-/// `false` where there is no room for it.
+/// Returns `false` if the queue is full or does not know the destination.
 fn apply(
     writing: &mut Writing<'_>,
     write: &Write,

@@ -1,8 +1,9 @@
-//! The queue of the simulation (`worker/simulation`): the clauses of [`super`] in memory, on whatever clock the test runs.
+//! The in-memory queue of the simulation (`worker/simulation`): the clauses of [`super`], on the clock of the test.
 //!
-//! When told, it does what a broker does within the clauses: takes a subscription away, is away itself for a while, leaves
-//! a publish unconfirmed, loses acks that are on their way, loses sight of a worker and lends its partitions to another
-//! one. Leaves to others: when that happens, and what must hold whatever happens.
+//! On request it does everything that the clauses allow to a broker. It ends a subscription, is unreachable for a while,
+//! leaves a publish unconfirmed, or loses acks on their way. It also loses sight of a worker and gives its partitions to
+//! another one.
+//! Not responsible for: when this happens, and what must hold in every case (`worker/simulation`).
 
 mod subscription;
 
@@ -21,19 +22,19 @@ use crate::message::{DeadLetter, Destinations, Message, MessageId};
 pub(crate) use subscription::Receipt;
 pub(crate) use subscription::Subscription;
 
-/// Heartbeats: how often the lease is renewed, and when the broker gives up a worker that it does not hear.
+/// Lease renewals in one heartbeat.
 const LEASE_ASKS: u32 = 3;
 
-/// How often something goes wrong by itself, in thousandths.
+/// How often random faults happen, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mishaps {
-    /// A publish or a burial ends with an error; half of them are on disk all the same.
+    /// A publish or a dead letter ends with an error; half of them are stored all the same.
     pub(crate) unconfirmed: u32,
     /// A subscribe is refused.
     pub(crate) refused: u32,
 }
 
-/// What all handles share.
+/// The state that all handles share.
 #[derive(Debug)]
 pub(crate) struct Broker {
     tuning: QueueTuning,
@@ -53,20 +54,20 @@ struct State {
     record: Record,
 }
 
-/// What happened, for the judge.
+/// The history for the checker.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Record {
     pub(crate) dead: Vec<(Instant, DeadLetter)>,
-    /// Published with an error, or more than once, or lent again although nothing said so: may come twice.
+    /// May be delivered twice: published with an error, or returned by a subscription that was lost.
     pub(crate) twice: BTreeSet<MessageId>,
-    /// Given back by a worker that closed its subscription in good order.
+    /// Returned by a worker that closed its subscription cleanly.
     pub(crate) given_back: Vec<(Instant, MessageId)>,
 }
 
 #[derive(Debug, Default)]
 struct Line {
     waiting: VecDeque<Entry>,
-    /// The first of them borrows.
+    /// The consumers; the first one is active.
     places: VecDeque<u64>,
     lent: BTreeMap<u64, Entry>,
 }
@@ -76,7 +77,7 @@ struct Entry {
     number: u64,
     message: Message,
     earlier: u32,
-    /// Settled, but the broker has not heard it yet.
+    /// Acked, but the ack has not arrived at the broker.
     written: bool,
 }
 
@@ -85,9 +86,9 @@ struct Place {
     partition: PartitionId,
     worker: String,
     news: Arc<Notify>,
-    /// The worker knows that it is over.
+    /// The worker knows that the subscription ended.
     over: bool,
-    /// The worker has closed it, which the broker could not hear.
+    /// The worker has closed it, but the broker could not receive that.
     closed: bool,
 }
 
@@ -96,14 +97,14 @@ struct Member {
     wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
     connected: watch::Sender<bool>,
     answered: watch::Sender<Option<Instant>>,
-    /// Nothing passes between it and the broker, and neither knows.
+    /// The worker and the broker do not reach each other, and neither has noticed.
     cut: bool,
-    /// The broker has lent its partitions to others.
+    /// The broker has given its partitions to others.
     given_up: bool,
     known_to_others: bool,
 }
 
-/// One process's handle.
+/// The handle of one process.
 #[derive(Debug, Clone)]
 pub struct ModelQueue {
     broker: Arc<Broker>,
@@ -136,12 +137,12 @@ impl Broker {
         self.state().record.dead.iter().any(|(_, dead)| dead.message.id == id)
     }
 
-    /// Whether it may come twice through no fault of a worker.
+    /// Whether the message may be delivered twice without a fault of a worker.
     pub(crate) fn may_come_twice(&self, id: MessageId) -> bool {
         self.state().record.twice.contains(&id)
     }
 
-    /// How many messages are in its hands.
+    /// The number of messages in the queue.
     pub(crate) fn left(&self) -> usize {
         self.state().lines.values().map(|line| line.waiting.len() + line.lent.len()).sum()
     }
@@ -162,7 +163,7 @@ impl Broker {
         ModelQueue { broker: self.clone(), worker: worker.to_owned() }
     }
 
-    /// Renews the lease of a worker for as long as it lives; abort it to end the worker.
+    /// Renews the lease of a worker until the task is aborted.
     pub(crate) async fn keep_lease(self: Arc<Self>, worker: String) {
         loop {
             tokio::time::sleep(self.heartbeat / LEASE_ASKS).await;
@@ -173,14 +174,14 @@ impl Broker {
         }
     }
 
-    /// A process is gone, and all that it held with it.
+    /// Removes a process and all of its subscriptions.
     pub(crate) fn leave(&self, worker: &str) {
         self.take_away(|place| place.worker == worker);
         self.state().members.remove(worker);
         self.rank();
     }
 
-    /// The others hear of this worker.
+    /// The first announcement of this worker reaches the others.
     pub(crate) fn introduce(&self, worker: &str) {
         if let Some(member) = self.state().members.get_mut(worker) {
             member.known_to_others = true;
@@ -188,7 +189,7 @@ impl Broker {
         self.rank();
     }
 
-    /// Tells every worker what it should yield, as `rabbit/peers.rs` finds out.
+    /// Tells every worker which partitions a preferred worker wants, as `rabbit/peers.rs` does.
     fn rank(&self) {
         let state = self.state();
         let all = || {
@@ -217,12 +218,12 @@ impl Broker {
         }
     }
 
-    /// Whoever borrows from this partition loses it.
+    /// Ends all subscriptions to this partition.
     pub(crate) fn lose(&self, partition: PartitionId) {
         self.take_away(|place| place.partition == partition);
     }
 
-    /// Everything is lost and nothing can be reached.
+    /// Makes the broker unreachable and ends all subscriptions.
     pub(crate) fn go_away(&self) {
         self.state().away = true;
         self.take_away(|_| true);
@@ -239,7 +240,7 @@ impl Broker {
         }
     }
 
-    /// From now on nothing passes between this worker and the broker; false where that is so already.
+    /// Cuts the connection between this worker and the broker. Returns false if it is cut already.
     pub(crate) fn cut(&self, worker: &str) -> bool {
         let mut state = self.state();
         let Some(member) = state.members.get_mut(worker).filter(|member| !member.cut) else { return false };
@@ -247,7 +248,7 @@ impl Broker {
         true
     }
 
-    /// The broker gives a silent worker up: its partitions are lent to the next, and it does not know.
+    /// The broker gives up a silent worker and gives its partitions to the next consumers. The worker does not know.
     pub(crate) fn give_up(&self, worker: &str) {
         let mut state = self.state();
         let found = state.places.iter().filter(|(_, it)| it.worker == worker).map(|(number, _)| *number);
@@ -263,7 +264,7 @@ impl Broker {
         self.state().members.get(worker).is_some_and(|member| member.given_up)
     }
 
-    /// The silent worker notices.
+    /// The silent worker notices that its subscriptions ended.
     pub(crate) fn notice(&self, worker: &str) {
         let mut state = self.state();
         let found = state.places.iter().filter(|(_, it)| it.worker == worker).map(|(number, _)| *number);
@@ -275,7 +276,7 @@ impl Broker {
         }
     }
 
-    /// The way is open again. What the broker had given up stays given up.
+    /// The connection works again. Subscriptions that the broker gave up stay ended.
     pub(crate) fn heal(&self, worker: &str) {
         let mut state = self.state();
         let away = state.away;
@@ -287,7 +288,7 @@ impl Broker {
         state.hear_at_last(worker);
     }
 
-    /// An ack arrives.
+    /// Handles the arrival of an ack.
     fn hear_ack(&self, place: u64, number: u64) {
         let mut state = self.state();
         let Some(partition) = state.places.get(&place).map(|it| it.partition) else { return };
@@ -325,7 +326,7 @@ impl State {
         worker.and_then(|worker| self.members.get(worker)).is_none_or(|member| member.cut)
     }
 
-    /// The broker forgets a borrower; what it held goes back to its old place.
+    /// The broker forgets a consumer. Its unacked messages go back to their original position.
     fn forget(&mut self, number: u64, in_order: bool) {
         let Some(place) = self.places.get(&number) else { return };
         let partition = place.partition;
@@ -347,7 +348,7 @@ impl State {
                 entry.earlier += 1;
                 line.waiting.push_front(entry);
             }
-            // What lay in the lost client's buffer was never seen, and counts as lent all the same.
+            // Messages in the buffer of the lost client were not handled, but count as redelivered.
             if !in_order && self.random.random_bool(0.3) {
                 line.waiting.iter_mut().take(4).for_each(|entry| entry.earlier = entry.earlier.max(1));
             }
@@ -355,7 +356,7 @@ impl State {
         self.wake(partition);
     }
 
-    /// What a worker wrote while nothing passed arrives, where its connection outlived that.
+    /// Acks and closes of a cut-off worker arrive, if its connection survived.
     fn hear_at_last(&mut self, worker: &str) {
         let of = self.places.iter().filter(|(_, it)| it.worker == worker);
         let of: Vec<_> = of.map(|(number, it)| (*number, it.partition, it.closed)).collect();
@@ -373,7 +374,7 @@ impl State {
         }
     }
 
-    /// The worker learns that its subscription is over.
+    /// The worker learns that its subscription ended.
     fn tell(&mut self, number: u64) {
         if let Some(place) = self.places.get_mut(&number) {
             place.over = true;

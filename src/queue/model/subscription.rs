@@ -1,4 +1,4 @@
-//! A borrower's place at a partition of the model, and what it owes.
+//! A consumer of a partition of the model queue, and its acks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::queue::waiting_body::WaitingBody;
 use crate::queue::{Loan, PartitionId, QueueError};
 use crate::tasks;
 
-/// An ack is heard at most so many milliseconds after it was written.
+/// An ack arrives at most this many milliseconds after it was sent.
 const ACK_MAX: u64 = 20;
 
-/// A place in the line of borrowers of a partition.
+/// One of the consumers of a partition.
 #[derive(Debug)]
 pub struct Subscription {
     pub(super) broker: Arc<Broker>,
@@ -62,7 +62,7 @@ impl Subscription {
         })
     }
 
-    /// In good order: the acks that were written are heard before.
+    /// Closes cleanly: acks that were sent arrive before.
     pub(in crate::queue) fn close(self) {
         let mut state = self.broker.state();
         if !state.is_cut(self.number) {
@@ -77,7 +77,7 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut state = self.broker.state();
-        // Closed before, or out of the broker's sight, which then finds out by itself.
+        // The subscription is closed, or cut off from the broker, which then notices by itself.
         if state.places.contains_key(&self.number) && !state.is_cut(self.number) {
             state.forget(self.number, false);
             state.places.remove(&self.number);
@@ -85,7 +85,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Recognises one loan.
+/// The ack token of one message.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     broker: Arc<Broker>,
@@ -98,12 +98,12 @@ impl Receipt {
         let mut state = self.broker.state();
         let over = state.places.get(&self.place).is_none_or(|place| place.over);
         if over {
-            return Err(QueueError::Unavailable("the loan was given back".into()));
+            return Err(QueueError::Unavailable("the message was returned".into()));
         }
         let partition = state.places.get(&self.place).map(|place| place.partition);
         let line = partition.and_then(|partition| state.lines.get_mut(&partition));
         let lent = line.filter(|line| line.places.front() == Some(&self.place));
-        // Else the broker has given this borrower up already: written, and never heard.
+        // Otherwise the broker has given up this consumer: the ack is sent but never arrives.
         if let Some(entry) = lent.and_then(|line| line.lent.get_mut(&self.number)) {
             entry.written = true;
         }

@@ -1,8 +1,9 @@
-//! Tells the broker what is settled, many at a time: an ack costs a quorum queue as much as a message does.
+//! Acks in batches, because a single ack costs a quorum queue as much as a message.
 //!
-//! Guarantees: what was settled is told at the next [`Acks::tell`], and only that; it is due at once where nothing else is
-//! lent, else [`SOON`] after. What the broker was not told when the channel ends, it lends again. Leaves to others: to tell
-//! what is due (`subscription.rs`).
+//! Guarantees: the next [`Acks::tell`] acks exactly the messages that were settled before. A flush is due at once if no
+//! other message of the channel is unacked, otherwise [`SOON`] after the first settled message. If the channel closes
+//! before a flush, the broker redelivers the settled messages.
+//! Not responsible for: calling [`Acks::tell`] when a flush is due (`subscription.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +14,13 @@ use lapin::Channel;
 use lapin::options::BasicAckOptions;
 use tokio::time::Instant;
 
-/// How long what is settled may wait for its neighbours. Of a worker that is killed meanwhile it is delivered twice, as what
-/// is in the air may be; that takes far longer with any real destination.
+/// The longest time that a settled message waits for others to share its ack. If the worker is killed in this time, the
+/// next worker delivers the message again, as it does with messages in flight.
 const SOON: Duration = Duration::from_millis(5);
-/// So many do not wait.
+/// A batch of this size is flushed at once.
 const MANY: usize = 32;
 
-/// What one channel with one consumer has settled.
+/// The settled messages of one channel with one consumer.
 #[derive(Debug)]
 pub(super) struct Acks {
     channel: Channel,
@@ -35,13 +36,13 @@ impl Acks {
         self.ledger().lent = tag;
     }
 
-    /// False where the channel is over and the broker lends the message again.
+    /// Returns false if the channel is closed: the broker then redelivers the message.
     pub(super) fn settle(&self, tag: u64) -> bool {
         self.ledger().settle(tag, Instant::now());
         self.channel.status().connected()
     }
 
-    /// When to tell; `None` while there is nothing to tell.
+    /// When the next flush is due; `None` if no ack is pending.
     pub(super) fn due(&self) -> Option<Instant> {
         self.ledger().due
     }
@@ -50,20 +51,21 @@ impl Acks {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over everything that is settled. Whether it was written shows in the consumer's stream, which ends otherwise.
+    /// Hands all pending acks to lapin. If the write fails, the consumer's stream ends.
     pub(super) fn tell(&self) {
         for ack in self.ledger().acks() {
             let options = BasicAckOptions { multiple: ack.and_all_before };
-            // One poll puts the frame into lapin's line; only then does it wait for the socket, as we do not.
+            // One poll queues the frame in lapin. After that the future only waits for the socket, and no caller needs that
+            // wait.
             if let Some(Err(error)) = self.channel.basic_ack(ack.tag, options).now_or_never() {
-                tracing::debug!(%error, "could not settle; what this channel lent will be lent again");
+                tracing::debug!(%error, "could not ack; the broker will redeliver the unacked messages of this channel");
                 return;
             }
         }
     }
 }
 
-/// Tells what is left when it goes; the channel must still be there.
+/// Flushes the pending acks when it is dropped. The channel must still exist then.
 #[derive(Debug)]
 pub(super) struct Teller(pub(super) Arc<Acks>);
 
@@ -79,17 +81,17 @@ struct Ack {
     and_all_before: bool,
 }
 
-/// Tags count from 1, one for each delivery of the channel.
+/// The delivery tags of one channel. The broker counts deliveries from 1.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// The newest that was lent.
+    /// The newest tag that was handed out.
     lent: u64,
     settled: u64,
     untold: Vec<u64>,
     due: Option<Instant>,
     /// Every tag up to this one is settled.
     through: u64,
-    /// What is settled beyond that: the one in between is still in the air, or backs off.
+    /// Settled tags above `through`. The messages in between are in flight or wait for a retry.
     beyond: BTreeSet<u64>,
 }
 
@@ -101,8 +103,8 @@ impl Ledger {
         self.due = if hurry { Some(now) } else { self.due.or(Some(now + SOON)) };
     }
 
-    /// The acks for all that is untold. One of several at a time names a tag that was not told before, since the broker
-    /// does not know the others any more and would close the channel.
+    /// The acks for all pending tags. An ack of several tags must name a pending tag: the broker has forgotten the acked
+    /// ones and would close the channel.
     fn acks(&mut self) -> Vec<Ack> {
         self.due = None;
         let untold = std::mem::take(&mut self.untold);
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(ledger.due, Some(now), "many");
         ledger.acks();
         (3 + MANY as u64..=100).for_each(|tag| ledger.settle(tag, now + SOON));
-        assert_eq!(ledger.due, Some(now + SOON), "nothing else is lent");
+        assert_eq!(ledger.due, Some(now + SOON), "no other message is unacked");
     }
 
     #[test]
@@ -162,14 +164,14 @@ mod tests {
     fn what_is_in_the_air_is_never_told() {
         let mut ledger = Ledger::default();
         assert_eq!(told(&mut ledger, &[2, 3]), [one(2), one(3)]);
-        // 2 and 3 are told: neither may be named again.
+        // 2 and 3 are acked: no later ack may name either tag.
         assert_eq!(told(&mut ledger, &[1]), [one(1)]);
         assert_eq!(told(&mut ledger, &[5, 4, 7]), [up_to(5), one(7)]);
         assert_eq!(told(&mut ledger, &[6, 8]), [up_to(8)]);
     }
 
     proptest! {
-        /// A broker that forgets what it was told, and does not forgive a tag that it does not know.
+        /// A broker that forgets acked tags and fails on an unknown tag.
         #[test]
         fn the_broker_learns_all_that_is_settled_and_nothing_else(order in Just((1..=40_u64).collect::<Vec<_>>()).prop_shuffle(), cuts: Vec<u8>) {
             let (mut ledger, mut unacked, mut settled) = (Ledger::default(), (1..=40_u64).collect::<BTreeSet<_>>(), BTreeSet::new());

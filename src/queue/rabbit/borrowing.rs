@@ -1,8 +1,9 @@
-//! A consumer with a channel of its own, let go of in the only way that keeps the order.
+//! A consumer with a channel of its own that returns its messages in order.
 //!
-//! Dropping lapin's `Consumer` cancels it, and a consumer that is cancelled while it holds messages lets later ones
-//! overtake them. Guarantees: whoever drops this, closes it, or is aborted between two awaits, the channel is closed first
-//! and the consumer goes after it.
+//! Dropping lapin's `Consumer` cancels the consumer. If a consumer is cancelled while it has unacked messages, later
+//! messages overtake them.
+//! Guarantees: the channel is closed before the consumer is dropped, whether this type is closed, dropped, or aborted
+//! between two awaits.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,27 +22,27 @@ use crate::queue::waiting_body::WaitingBody;
 use crate::tasks;
 
 const CONDEMN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The broker first does everything that this channel asked for before: tens of thousands of acks take their time.
+/// The broker first handles every earlier command of this channel. Tens of thousands of acks take a while.
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What to borrow, and how much at a time.
+/// The queue to consume from, the consumer tag, and the prefetch.
 pub(super) struct Wish {
     pub(super) queue: ShortString,
     pub(super) tag: ShortString,
     pub(super) prefetch: u16,
 }
 
-/// See the head of this file.
+/// A consumer and its channel. See the file header.
 pub(super) struct Borrowing {
     connection: Arc<Connection>,
     channel: Channel,
-    /// `None` before the first one, and once it is being let go.
+    /// `None` before the first consumer starts, and after the channel began to close.
     consumer: Option<Lent>,
     in_a_row: InARow,
     is_let_go: bool,
 }
 
-/// A delivery whose body may wait somewhere else.
+/// A delivery whose body may be stored outside of memory.
 pub(super) struct Parcel {
     pub(super) delivery: Delivery,
     pub(super) waiting: WaitingBody,
@@ -62,13 +63,13 @@ impl Deref for Parcel {
     }
 }
 
-/// A consumer, and what it was lent.
+/// A running consumer and its incoming deliveries.
 struct Lent {
     consumer: Consumer,
     parcels: mpsc::Receiver<lapin::Result<Option<Parcel>>>,
 }
 
-/// The deliveries of a channel, which the broker numbers from 1. After a missing one there is no next.
+/// Checks that the delivery tags of a channel have no gap. The broker counts from 1. After a gap every tag fails.
 #[derive(Debug, Default)]
 struct InARow(u64);
 
@@ -79,14 +80,18 @@ impl InARow {
             self.0 = tag;
             return Ok(());
         }
-        tracing::error!(tag, expected, "a delivery of the broker is missing; everything is given back");
+        tracing::error!(
+            tag,
+            expected,
+            "a delivery from the broker is missing; returning all messages of this channel"
+        );
         let missing = format!("delivery {expected} did not arrive before {tag}");
         Err(RabbitError::Fatal(QueueError::Unavailable(missing)))
     }
 }
 
 impl Borrowing {
-    /// Opens in a task of its own: abandoned halfway, a consumer that the broker has begun to serve would be cancelled.
+    /// Runs in its own task: if the caller gave up halfway, dropping a started consumer would cancel it.
     pub(super) async fn open(connection: Arc<Connection>, wish: Wish) -> Result<Self, RabbitError> {
         let opened = tasks::spawn(async move {
             let mut borrowing = Self::without_consumer(connection, wish.prefetch).await?;
@@ -98,7 +103,7 @@ impl Borrowing {
         opened.await.map_err(gone)?
     }
 
-    /// Only the channel; [`Self::resume`] begins to consume.
+    /// Opens only the channel; [`Self::resume`] starts the consumer.
     pub(super) async fn without_consumer(
         connection: Arc<Connection>,
         prefetch: u16,
@@ -112,7 +117,7 @@ impl Borrowing {
         &self.channel
     }
 
-    /// The first message that waits, if any does; held like the others.
+    /// Takes the first waiting message, if there is one. The message stays unacked like the others.
     pub(super) async fn get(&mut self, queue: &str) -> Result<Option<Parcel>, RabbitError> {
         let get = self.channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(got) = within(ANSWER_TIMEOUT, get).await? else { return Ok(None) };
@@ -120,7 +125,7 @@ impl Borrowing {
         Ok(Some(got.delivery.into()))
     }
 
-    /// `None` when the consumer is over. Cancel-safe.
+    /// Returns `None` when the consumer has ended. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Parcel, RabbitError>> {
         let lent = self.consumer.as_mut()?.parcels.recv().await?.transpose()?;
         Some(lent.map_err(RabbitError::from).and_then(|parcel| {
@@ -129,7 +134,7 @@ impl Borrowing {
         }))
     }
 
-    /// What has arrived and was not taken yet.
+    /// Returns a delivery that has already arrived, without waiting.
     pub(super) fn arrived(&mut self) -> Option<Parcel> {
         let parcels = &mut self.consumer.as_mut()?.parcels;
         match parcels.try_recv().ok()? {
@@ -137,7 +142,7 @@ impl Borrowing {
                 self.in_a_row.next(parcel.delivery_tag).ok()?;
                 Some(parcel)
             }
-            // That it is over is also to be seen by who asks next.
+            // The next call of `next` must see the end of the consumer, too.
             Ok(None) | Err(_) => {
                 parcels.close();
                 None
@@ -145,25 +150,25 @@ impl Borrowing {
         }
     }
 
-    /// Takes no more, and keeps what it holds. What is on its way still arrives, and after it [`Self::next`] is over. Only where
-    /// nobody else consumes from the queue: another one would be lent later messages at once.
+    /// Cancels the consumer but keeps its unacked messages. Deliveries on their way still arrive; after them [`Self::next`]
+    /// returns `None`. Allowed only if the queue has no other consumer: another consumer would get later messages at once.
     pub(super) async fn stop(&self) -> Result<(), RabbitError> {
         let Some(lent) = &self.consumer else { return Ok(()) };
         let cancel = self.channel.basic_cancel(lent.consumer.tag(), BasicCancelOptions::default());
         within(TURN_TIMEOUT, cancel).await
     }
 
-    /// Begins to consume, or goes on after [`Self::stop`] with another consumer of the same channel, which is lent as many once more.
-    /// To be run to its end: abandoned, it cancels what it was about to begin.
+    /// Starts a consumer, or another one on the same channel after [`Self::stop`]. The new consumer has a full prefetch of
+    /// its own. The caller must not abort this call: an abort cancels the consumer that is starting.
     pub(super) async fn resume(&mut self, queue: ShortString, tag: ShortString) -> Result<(), RabbitError> {
         self.consumer = Some(consume(&self.channel, queue, tag, TURN_TIMEOUT).await?);
         Ok(())
     }
 
-    /// Gives everything back, in order.
+    /// Returns all unacked messages in order.
     pub(super) async fn close(mut self) {
         if let Some(letting_go) = self.let_go() {
-            // Also in a task, which goes on when the caller does not.
+            // The task goes on if the caller stops waiting.
             let _ = tasks::spawn(letting_go).await;
         }
     }
@@ -175,7 +180,7 @@ impl Borrowing {
         let consumer = self.consumer.take();
         let (connection, channel) = (self.connection.clone(), self.channel.clone());
         Some(async move {
-            // A channel that is closed already has given everything back.
+            // A closed channel has already returned its messages.
             if channel.status().connected() {
                 let closing = within(ANSWER_TIMEOUT, channel.close(200, "given back".into())).await;
                 if matches!(closing, Err(RabbitError::Silent(_))) {
@@ -205,9 +210,9 @@ async fn consume(
 ) -> Result<Lent, RabbitError> {
     let consume = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
     let consumer = within(limit, consume).await?;
-    // The broker lends no more than the prefetch, which is less; what arrives after the end of this is of no use.
+    // The capacity is above any prefetch, so `try_send` fails only if the receiver is gone.
     let (sender, parcels) = mpsc::channel(usize::from(u16::MAX) + 2);
-    // Runs in the thread that reads from the broker: nothing more is read until a large body is where it can wait.
+    // Runs on the thread that reads from the broker: the thread reads no further before a large body is stored.
     consumer.set_delegate(move |lent: DeliveryResult| {
         let _ = sender.try_send(lent.map(|delivery| delivery.map(Parcel::from)));
         std::future::ready(())
@@ -215,7 +220,8 @@ async fn consume(
     Ok(Lent { consumer, parcels })
 }
 
-/// A channel could not be closed: only the end of its whole connection returns its messages in order.
+/// Closes the whole connection after a channel did not close in time. Only the end of the connection returns the messages
+/// in order then.
 async fn condemn(connection: &Connection) {
     if connection.status().connected() {
         tracing::warn!("a channel did not close in time; closing its connection");
@@ -232,7 +238,7 @@ mod tests {
         let mut in_a_row = InARow::default();
         assert!(in_a_row.next(1).is_ok() && in_a_row.next(2).is_ok());
         assert!(in_a_row.next(4).is_err(), "3 is missing");
-        assert!(in_a_row.next(5).is_err(), "and so it stays, whoever overheard that");
+        assert!(in_a_row.next(5).is_err(), "every tag after a gap fails");
         assert!(InARow::default().next(2).is_err(), "1 is missing");
     }
 }

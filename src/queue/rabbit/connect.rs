@@ -1,7 +1,7 @@
 //! One attempt to reach the broker.
 //!
-//! lapin's `connect` has no timeout of its own, and abandoning it leaks a thread and a socket. So the port is asked first
-//! with a plain TCP connection and the protocol header; only a broker that answers there is handed to lapin.
+//! lapin's `connect` has no timeout of its own, and abandoning it leaks a thread and a socket. So a plain TCP connection
+//! with the protocol header probes the port first. lapin connects only if a broker answers the probe.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::queue::QueueError;
 
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// lapin keeps room for 64 frames of this size in each connection: half of the usual size saves 4 MiB in each of two. Far
-/// above the largest headers, which have to fit into one: a dead letter's story.
+/// lapin reserves 64 frames of this size for each connection: half of the default size saves 4 MiB for each of two
+/// connections. The largest headers, the history of a dead letter, must fit into one frame and are far smaller.
 const FRAME_BYTES: u32 = 64 * 1024;
 
-/// Connects, or says why not, without the URL's password.
+/// Connects to the broker. Errors never contain the password of the URL.
 pub(super) async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<Connection, RabbitError> {
     let uri = address(settings)?;
     probe(&uri).await.map_err(|reason| RabbitError::Fatal(QueueError::Unavailable(reason)))?;
@@ -30,7 +30,7 @@ pub(super) async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<
 }
 
 pub(super) fn address(settings: &RabbitSettings) -> Result<AMQPUri, RabbitError> {
-    // The parser's own words may repeat the URL, so they are not shown.
+    // The parser's error may repeat the URL, so it is not shown.
     let mut uri: AMQPUri = settings.url.expose_secret().parse().map_err(|_| {
         RabbitError::Fatal(QueueError::Mismatch(
             "queue.url is not an AMQP URL: amqp://user:password@host:5672/%2f".into(),

@@ -1,12 +1,15 @@
-//! Lends nothing before the broker says that nobody else holds anything of the partition.
+//! The takeover guard: hands out no message until the broker reports that no other consumer has unacked messages of this
+//! partition.
 //!
-//! "Single active consumer" is a choice, not a lock: who is cancelled while he holds messages keeps them, and the next one is
-//! lent the later ones at once (measured on 3.10, 4.0 and 4.3). Causeway's own workers never cancel, but no worker should
-//! have to trust in what another one does, in another version of it, or in how a broker ends a connection that broke.
-//! Guarantees: what a subscription lends first is lent after all that others held has come back, and behind it; and in that
-//! order it goes back, should it have to.
-//! Where nothing more comes of what it waits for, the subscription is to end ([`Fence::gives_up_at`]).
-//! Leaves to others: that those who hold something give it back (`borrowing.rs`); as long as they do not, the partition waits.
+//! A single active consumer is a selection, not a lock: a cancelled consumer keeps its unacked messages, and the next
+//! consumer gets the later ones at once (measured on 3.10, 4.0 and 4.3). Causeway's workers never cancel a consumer that
+//! has unacked messages. The guard protects against other versions of the worker, and against the ways in which a broker
+//! ends a broken connection.
+//! Guarantees: a subscription hands out its first message only after the broker has requeued all unacked messages of other
+//! consumers. The requeued messages come first. If this subscription ends, its messages go back in the same order.
+//! If the broker does not redeliver a returned message in time, the subscription ends ([`Fence::gives_up_at`]).
+//! Not responsible for: other consumers that do not return their messages (`borrowing.rs`). The partition waits for their
+//! return.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,42 +27,42 @@ use super::topology::{ANSWER_TIMEOUT, Counted, count};
 use super::{RabbitError, wire, within};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Whoever let go of a partition gives back what he held within this.
+/// A consumer that releases a partition normally returns its messages within this time.
 const UNUSUAL: Duration = Duration::from_secs(1);
 
-/// See the head of this file.
+/// The takeover guard of one subscription. See the file header.
 pub(super) struct Fence {
     channel: Channel,
     queue: String,
     state: State,
-    /// In the order in which they may be handed out.
+    /// The messages in hand, in the order in which they are handed out.
     kept: VecDeque<Parcel>,
 }
 
 enum State {
-    /// Others may hold something. The answer: for how long some did.
+    /// Other consumers may have unacked messages. The future returns how long another consumer had some, if one had.
     Asking(BoxFuture<'static, Result<Option<Duration>, RabbitError>>),
-    /// What is new went back, to be lent once more behind what others had.
+    /// New messages went back to the queue, to be redelivered behind the messages of other consumers.
     Mending(Mending),
     Open,
 }
 
 struct Mending {
     gives_up_at: Instant,
-    /// Those that went back and did not come again yet.
+    /// The ids of messages that went back and were not redelivered yet.
     returning: Vec<Option<ShortString>>,
-    /// What was published meanwhile and lent before them: it goes back, too.
+    /// Later publishes that arrived before the redeliveries. They go back, too.
     behind: Vec<Parcel>,
 }
 
 impl Fence {
-    /// For the only consumer of a channel; `prefetch` is what that has.
+    /// For the only consumer of `channel`, whose prefetch is `prefetch`.
     pub(super) fn new(channel: Channel, queue: String, prefetch: u16) -> Self {
         let question = alone(channel.clone(), queue.clone(), prefetch).boxed();
         Self { channel, queue, state: State::Asking(question), kept: VecDeque::new() }
     }
 
-    /// Takes what the broker lends.
+    /// Takes a delivery from the broker.
     pub(super) fn keep(&mut self, delivery: Parcel) {
         let State::Mending(mending) = &mut self.state else { return self.kept.push_back(delivery) };
         let is_back = mending.returned(&delivery);
@@ -74,17 +77,18 @@ impl Fence {
         }
     }
 
-    /// What may be handed out by now.
+    /// The next message that may be handed out.
     pub(super) fn next(&mut self) -> Option<Parcel> {
         if matches!(self.state, State::Open) { self.kept.pop_front() } else { None }
     }
 
-    /// Whether it has something to ask for: who is lent nothing is not the active consumer, and cannot be alone.
+    /// Whether [`Self::alone`] must be awaited. A consumer without any delivery is not the active consumer, so the question
+    /// is useless.
     pub(super) fn asks(&self) -> bool {
         matches!(self.state, State::Asking(_)) && !self.kept.is_empty()
     }
 
-    /// When what went back should have come again. A policy of the broker's may have taken it away.
+    /// When to give up waiting for the redeliveries. A policy of the broker may have removed the messages.
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
         match &self.state {
             State::Mending(mending) => Some(mending.gives_up_at),
@@ -92,8 +96,8 @@ impl Fence {
         }
     }
 
-    /// Waits until nobody else holds anything, and says for how long somebody did. What the broker lent until then has arrived:
-    /// [`Self::open`] wants both. Cancel-safe.
+    /// Waits until no other consumer has unacked messages, and returns how long another one had. All deliveries that the
+    /// broker sent before have arrived then; [`Self::open`] needs both. Cancel-safe.
     pub(super) async fn alone(&mut self) -> Result<Option<Duration>, RabbitError> {
         let State::Asking(question) = &mut self.state else { return Ok(None) };
         let answer = question.await;
@@ -101,8 +105,8 @@ impl Fence {
         answer
     }
 
-    /// Hands out what is kept and what else was lent by then, in its order. What came back from others was in front of what is
-    /// new, whichever came first: where they came in the wrong order, what is new goes back and comes again.
+    /// Starts to hand out the messages in hand and `more`, the deliveries that arrived meanwhile. Messages that others
+    /// returned were in front of new ones. If they arrived in another order, the new ones go back and are redelivered.
     pub(super) fn open(&mut self, others: Option<Duration>, more: impl IntoIterator<Item = Parcel>) {
         self.kept.extend(more);
         let is_new = |delivery: &Parcel| wire::earlier(delivery) == 0;
@@ -115,18 +119,19 @@ impl Fence {
         self.kept = back.into();
         tracing::info!(
             queue = self.queue, waited = ?others.unwrap_or_default(), new = new.len(), back = self.kept.len(),
-            "another consumer let go of its partition before it gave back what it held; put in order"
+            "previous consumer released the partition while it still had unacked messages; order restored"
         );
         self.send_back(new);
     }
 
-    /// One by one: in this order they stand in the queue then, behind what others gave back and before all that is new.
+    /// Returns the messages one by one. In the queue they keep this order, behind the messages that others returned and
+    /// before later publishes.
     fn send_back(&mut self, deliveries: Vec<Parcel>) {
         let gives_up_at = Instant::now() + ANSWER_TIMEOUT;
         let mut mending = Mending { gives_up_at, returning: Vec::new(), behind: Vec::new() };
         for delivery in deliveries {
             let options = BasicNackOptions { multiple: false, requeue: true };
-            // One poll puts the frame into lapin's line; where that fails the subscription is over.
+            // One poll queues the frame in lapin. If that fails, the subscription has ended.
             let _ = self.channel.basic_nack(delivery.delivery_tag, options).now_or_never();
             mending.returning.push(name(&delivery));
         }
@@ -150,8 +155,8 @@ async fn alone(channel: Channel, queue: String, prefetch: u16) -> Result<Option<
     let asked = Instant::now();
     let (mut others, mut told) = (false, false);
     loop {
-        // Counts the active consumer, and others that hold something; not those who only wait in line. The one is us. Of a
-        // queue that does not answer in time the broker says 0.
+        // The count contains the active consumer (this one) and other consumers with unacked messages, but no waiting
+        // consumer. The broker reports 0 if the queue does not answer in time.
         match count(&channel, &queue).await? {
             Counted { consumers: 1, .. } => break,
             Counted { consumers: 0, .. } => {}
@@ -160,12 +165,13 @@ async fn alone(channel: Channel, queue: String, prefetch: u16) -> Result<Option<
         if others && asked.elapsed() > UNUSUAL && !std::mem::replace(&mut told, true) {
             tracing::warn!(
                 queue,
-                "a partition waits: a consumer that was cancelled or broke off still holds messages of it"
+                "the partition waits: a cancelled or disconnected consumer still has unacked messages"
             );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    // What came back had been lent to us before that answer, and is on its way on this channel: it comes before the next one.
+    // The broker sent the returned messages on this channel before the count. So they arrive before the answer to the next
+    // command.
     within(ANSWER_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     Ok(others.then(|| asked.elapsed()))
 }

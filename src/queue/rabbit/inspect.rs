@@ -1,8 +1,9 @@
-//! What an operator wants to know of the broker before trusting it: how old it is, and whether it routes.
+//! Checks for operators before they rely on a broker: its version, and whether its exchanges route messages.
 //!
-//! Guarantees: no message enters a queue of Causeway's: what is sent goes to a queue of our own that ends with the
-//! visit, and would expire anywhere else. The client library does not show what the broker says of itself, so the first
-//! frame is read here, which only a plain connection allows. Leaves to others: the verdict (`cli/check.rs`).
+//! Guarantees: no message enters a queue of Causeway. The probe messages go to a temporary queue that is deleted after the
+//! check; in any other queue they would expire. lapin does not show the server properties of the broker, so this file reads
+//! the first frame itself, on a plain TCP connection.
+//! Not responsible for: judging the results (`cli/check.rs`).
 
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -17,10 +18,10 @@ use super::topology::{ANSWER_TIMEOUT, DLX, IN};
 use super::{RabbitError, RabbitQueue, RabbitSettings, connect, within};
 use crate::queue::QueueError;
 
-/// The largest first frame: a broker says little before the login.
+/// The largest first frame that is read. A broker sends little before the login.
 const GREETING_MAX: u32 = 16 * 1024;
 
-/// The broker's version as it says it itself, such as `4.3.6`; `None` over TLS, or where it says none.
+/// The version that the broker reports, such as `4.3.6`; `None` over TLS, or if the broker reports none.
 pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, QueueError> {
     let uri = connect::address(settings)?;
     if uri.scheme != AMQPScheme::AMQP {
@@ -34,11 +35,11 @@ pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, QueueE
     }
 }
 
-/// The server properties in `connection.start`, the frame that a broker begins with.
+/// The server properties of `connection.start`, the first frame of a broker.
 async fn greeting(target: (&str, u16)) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(target).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-    // Frame type and channel, its length; class, method, protocol version; then the table's length.
+    // Frame type, channel and frame length; class, method and protocol version; then the length of the table.
     let mut head = [0; 17];
     stream.read_exact(&mut head).await?;
     let length = u32::from_be_bytes([head[13], head[14], head[15], head[16]]).min(GREETING_MAX);
@@ -47,7 +48,7 @@ async fn greeting(target: (&str, u16)) -> std::io::Result<Vec<u8>> {
     Ok(table)
 }
 
-/// A text of an AMQP table. Values of other kinds than text and tables end the search.
+/// A text value of an AMQP table. The search ends at the first value that is not a text, a table or a boolean.
 fn property(mut table: &[u8], wanted: &[u8]) -> Option<String> {
     while let Some((length, rest)) = table.split_first() {
         let (name, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -70,14 +71,14 @@ fn property(mut table: &[u8], wanted: &[u8]) -> Option<String> {
 }
 
 impl RabbitQueue {
-    /// Sends one message through each exchange to a queue of our own, and looks whether they arrive.
+    /// Sends one message through each exchange to a temporary queue, and checks that both arrive.
     pub(in crate::queue) async fn routes(&self) -> Result<(), QueueError> {
         let connection = self.links.publishing();
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let routed = through(&channel).await;
-        // A channel that the broker closed has nothing left to close.
+        // If the broker has closed the channel, this call fails without harm.
         let _ = within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await;
         routed
     }
@@ -113,11 +114,11 @@ async fn send(channel: &Channel, exchange: &str, key: &str) -> Result<(), QueueE
     });
     match confirmed.await {
         Ok(Confirmation::Ack(None)) => Ok(()),
-        Ok(_) => Err(unroutable(&format!("the exchange {exchange} gave a message back"))),
+        Ok(_) => Err(unroutable(&format!("the exchange {exchange} returned or refused a message"))),
         Err(RabbitError::Silent(limit)) => {
-            Err(unroutable(&format!("the exchange {exchange} confirmed nothing within {limit:?}")))
+            Err(unroutable(&format!("the exchange {exchange} confirmed no message within {limit:?}")))
         }
-        Err(error) => Err(unroutable(&format!("the exchange {exchange} takes no message: {error}"))),
+        Err(error) => Err(unroutable(&format!("publishing to the exchange {exchange} failed: {error}"))),
     }
 }
 
@@ -148,7 +149,7 @@ mod tests {
         assert_eq!(property(&table, b"version").as_deref(), Some("4.3.6"));
         assert_eq!(property(&table, b"platform"), None);
         for cut in 0..table.len() {
-            // A broken frame is no reason to fall.
+            // A truncated frame must not panic.
             let _ = property(&table[..cut], b"version");
         }
     }

@@ -1,7 +1,8 @@
-//! The supervisor: owns both connections, rebuilds them with backoff, and everything that lives on them.
+//! The supervisor of both connections: it rebuilds them with backoff and runs the tasks that use them.
 //!
-//! Guarantees: the watches tell the truth within a second.
-//! Leaves to others: what travels over the connections. Lives until [`Links::close`].
+//! Guarantees: the watch channels are at most one second behind the state of the connections. The tasks run until
+//! [`Links::close`].
+//! Not responsible for: the messages on the connections.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use super::{RabbitError, RabbitSettings, RabbitUse, connect, peers, topology, wi
 use crate::queue::{PartitionId, QueueError};
 use crate::tasks::{self, Stop};
 
-/// After so many abandoned connects, each of which leaks a thread and a socket, the process had better start anew.
+/// An abandoned connect leaks a thread and a socket. After this number of abandoned connects the process should restart.
 const ABANDONED_MAX: u32 = 30;
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -28,16 +29,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) type Link = watch::Sender<Option<Arc<Connection>>>;
 
-/// Everything that the handles of one engine share.
+/// State shared by all handles of one engine.
 #[derive(Debug)]
 pub(super) struct Links {
     pub(super) settings: RabbitSettings,
     publish: Link,
     consume: Link,
     pub(super) connected: watch::Sender<bool>,
-    /// When the question was asked that the broker answered last.
+    /// When the newest question that the broker answered was sent.
     pub(super) answered: watch::Sender<Option<Instant>>,
-    /// Partitions that a better-ranked worker waits for, with a number for that worker and its place in line.
+    /// Partitions that a preferred worker is waiting for, each with a number for that worker and its subscription.
     pub(super) wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
     pub(super) in_line: InLine,
     broken: watch::Sender<Option<String>>,
@@ -46,7 +47,7 @@ pub(super) struct Links {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// Which of the two connections.
+/// One of the two connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Publish,
@@ -104,7 +105,7 @@ impl Links {
         until(&self.consume).await
     }
 
-    /// Why a publish need not even be tried; `None` where it may.
+    /// Why a publish would fail now; `None` if it may succeed.
     pub(super) fn cannot_publish(&self) -> Option<String> {
         match self.publishing() {
             None => Some(format!("no connection to the broker: {}", self.trouble())),
@@ -115,7 +116,7 @@ impl Links {
         }
     }
 
-    /// What went wrong last.
+    /// The latest connection error.
     pub(super) fn trouble(&self) -> String {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -140,13 +141,13 @@ impl Links {
         self.connected.send_replace(self.publishing().is_some() && consuming);
     }
 
-    /// Ends all tasks, then both connections.
+    /// Ends all tasks, then closes both connections.
     pub(super) async fn close(&self) {
         self.stop.ask();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             if tokio::time::timeout(CLOSE_TIMEOUT, task).await.is_err() {
-                tracing::warn!("a task of the broker's supervisor did not end in time");
+                tracing::warn!("a task of the broker supervisor did not end in time");
             }
         }
         for link in [&self.consume, &self.publish] {
@@ -166,14 +167,14 @@ async fn until(link: &Link) -> Arc<Connection> {
     }
 }
 
-/// Connects, waits for the loss, connects again, until the stop.
+/// Connects, waits until the connection is lost and connects again, until cancellation.
 async fn keep(links: Arc<Links>, purpose: Purpose) {
     let mut pause = BACKOFF_MIN;
     let mut abandoned = 0;
     while !links.stop.asked() {
         let established = tokio::select! {
             established = establish(&links, purpose) => established,
-            // Only the wait for the other connection is cut here for good: a connect in the air ends with the process.
+            // Dropping a running connect leaks a thread and a socket, but at this point the process is ending.
             () = links.stop.wait() => return,
         };
         match established {
@@ -202,7 +203,7 @@ async fn keep(links: Arc<Links>, purpose: Purpose) {
         if abandoned >= ABANDONED_MAX {
             links
                 .broken
-                .send_replace(Some(format!("gave up {ABANDONED_MAX} connects that the broker left hanging")));
+                .send_replace(Some(format!("the broker did not answer {ABANDONED_MAX} attempts to connect")));
             return;
         }
         tokio::select! {
@@ -213,7 +214,7 @@ async fn keep(links: Arc<Links>, purpose: Purpose) {
     }
 }
 
-/// A lasting trouble is told once, not at every try.
+/// Logs a lasting error once, not at each attempt.
 fn report(links: &Links, purpose: Purpose, reason: &str) {
     let mut trouble = links.trouble.lock().unwrap_or_else(PoisonError::into_inner);
     if *trouble != reason {
@@ -226,7 +227,7 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
     match purpose {
         Purpose::Publish => {
             let connection = connect::connect(&links.settings, "publish").await?;
-            // An operator waits for a desk, and each queue costs two questions.
+            // An operator waits for a tool, and each declaration costs two round trips for a queue.
             let is_there = links.settings.usage == RabbitUse::Desk
                 && topology::check_partitions(&connection, &links.settings.reachable()).await?;
             if !is_there {
@@ -234,7 +235,7 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
             }
             Ok(Arc::new(connection))
         }
-        // The queues must be there before anybody borrows from them.
+        // The queues must exist before a consumer starts.
         Purpose::Consume => {
             tokio::select! {
                 _ = links.until_publishing() => {}
@@ -247,7 +248,7 @@ async fn establish(links: &Links, purpose: Purpose) -> Result<Arc<Connection>, R
     }
 }
 
-/// Waits until a connection is of no use any more and says why.
+/// Waits until a connection is unusable and returns the reason.
 async fn lost(connection: &Connection) -> String {
     let mut events = std::pin::pin!(connection.events_listener());
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -256,7 +257,7 @@ async fn lost(connection: &Connection) -> String {
             event = events.next() => match event {
                 Some(Event::Error(error)) => return error.to_string(),
                 Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "the broker blocks publishers"),
-                Some(Event::ConnectionUnblocked) => tracing::info!("the broker takes messages again"),
+                Some(Event::ConnectionUnblocked) => tracing::info!("the broker accepts messages again"),
                 Some(_) => {}
                 None => return "the connection is gone".into(),
             },
@@ -267,7 +268,7 @@ async fn lost(connection: &Connection) -> String {
     }
 }
 
-/// The lease: a round trip on a spare channel, three times in each heartbeat.
+/// Renews the lease with a round trip on a spare channel, three times in each heartbeat.
 async fn ask_regularly(links: Arc<Links>) {
     let every = links.settings.heartbeat / 3;
     loop {

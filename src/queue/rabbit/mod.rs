@@ -1,9 +1,11 @@
 //! The distributed engine: RabbitMQ 3.10 and later, through lapin.
 //!
-//! Guarantees: the clauses of [`super`]. Two connections for each process, since a blocked publisher hangs its acks
-//! too; lapin's auto-recovery stays off, so that a fail-over is never hidden from the lanes; every await on the broker has
-//! a timeout; nothing is ever returned by `nack`, `reject` or `basic.cancel`, which reorder, but only by closing a channel.
-//! Leaves to others: which messages to hold and for how long (`worker/`).
+//! Guarantees: the clauses of [`super`]. Each process has two connections, because the broker also stops reading acks from
+//! the connection of a blocked publisher. lapin's auto-recovery stays off, so that lanes see every failover. Every await on
+//! the broker has a timeout. Messages go back to a queue by closing a channel, because `nack`, `reject` and `basic.cancel`
+//! change the order. There are two exceptions: the takeover guard uses `nack` to restore the order (`fence.rs`), and the
+//! dead-letter reader cancels a full consumer and keeps its messages (`siding.rs`).
+//! Not responsible for: which messages stay unacked and for how long (`worker/`).
 
 mod acks;
 mod borrowing;
@@ -37,14 +39,14 @@ pub(crate) use subscription::Receipt;
 pub use subscription::Subscription;
 use topology::Census;
 
-/// What this process does with the broker: an ingress needs no consuming connection, a desk announces nothing.
+/// The role of this process. An ingress needs no consuming connection, and a tool announces nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RabbitUse {
-    /// Publishes only.
+    /// Only publishes.
     Publish,
-    /// Publishes, borrows, announces itself to the other workers.
+    /// Publishes, consumes, and announces itself to the other workers.
     Work,
-    /// Publishes and visits the dead letters.
+    /// Publishes and reads dead letters.
     Desk,
 }
 
@@ -53,19 +55,19 @@ pub enum RabbitUse {
 pub struct RabbitSettings {
     /// `amqp://` or `amqps://`.
     pub url: SecretString,
-    /// The lower of ours and the broker's counts.
+    /// The heartbeat that we request. The lower of this value and the broker's applies.
     pub heartbeat: Duration,
-    /// Shared tuning.
+    /// Tuning shared by both engines.
     pub tuning: QueueTuning,
-    /// What this process does.
+    /// The role of this process.
     pub usage: RabbitUse,
-    /// This worker's name in the rendezvous: unique for each process.
+    /// The name of this worker for rendezvous hashing, unique to each process.
     pub worker: String,
 }
 
 impl RabbitSettings {
-    /// A tool of an operator may have been started without the settings of the deployment: it looks at every destination whose
-    /// name is known.
+    /// An operator's tool may run without the settings of the deployment. So a tool also reaches all destinations with a
+    /// fixed name.
     fn reachable(&self) -> QueueTuning {
         let fixed = [Destination::ServiceNow, Destination::Xo, Destination::Events, Destination::Callbacks];
         let more = if self.usage == RabbitUse::Desk { fixed.as_slice() } else { &[] };
@@ -74,7 +76,7 @@ impl RabbitSettings {
     }
 }
 
-/// Why a conversation with the broker failed; inside of this engine only.
+/// Why an exchange with the broker failed. Used only inside this engine.
 #[derive(Debug, thiserror::Error)]
 enum RabbitError {
     #[error(transparent)]
@@ -94,7 +96,7 @@ impl From<RabbitError> for QueueError {
     }
 }
 
-/// Puts a limit on every await on the broker.
+/// Sets a time limit for an await on the broker.
 async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = lapin::Result<T>>,
@@ -105,7 +107,7 @@ async fn within<T>(
     }
 }
 
-/// A handle to the engine; clones share it.
+/// A handle to the engine. Clones share one engine.
 #[derive(Debug, Clone)]
 pub struct RabbitQueue {
     destinations: Destinations,
@@ -114,7 +116,7 @@ pub struct RabbitQueue {
 }
 
 impl RabbitQueue {
-    /// Begins to connect and returns at once: [`Self::connected`] tells when it can be used, and again when not.
+    /// Starts to connect and returns at once. [`Self::connected`] shows whether the engine is usable.
     pub fn open(settings: RabbitSettings) -> Self {
         let (orders, taken) = mpsc::channel(publisher::LINE);
         let destinations = settings.reachable().destinations;
@@ -122,7 +124,7 @@ impl RabbitQueue {
         Self { destinations, links, orders }
     }
 
-    /// Waits until the engine can be used, at most `limit`. For the verbs of the command line, which do not wait for ever.
+    /// Waits at most `limit` until the engine is usable. For commands of the CLI, which must not wait for ever.
     pub async fn ready(&self, limit: Duration) -> Result<(), QueueError> {
         let mut connected = self.connected();
         let wait = connected.wait_for(|connected| *connected);
@@ -135,7 +137,7 @@ impl RabbitQueue {
         }
     }
 
-    /// Waits for what cannot heal by itself: the process should end with this error.
+    /// Waits for an error that cannot heal by itself. The process should end with this error.
     pub async fn broken(&self) -> QueueError {
         self.links.broken().await
     }

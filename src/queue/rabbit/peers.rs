@@ -1,11 +1,12 @@
-//! Who else works here: workers announce themselves, and each learns which of its partitions a better-ranked one waits for.
+//! Membership: workers announce themselves, and each worker learns which of its partitions a preferred worker is waiting
+//! for.
 //!
-//! The broker's own way, consumer priorities, is not used: 3.10 ignores them, and later versions let a take-over wait,
-//! silently, until the old owner holds nothing (`subscription.rs` tells what else). So the owner must know by itself when
-//! to yield (`worker/pump.rs` does it, by closing the channel, which puts it at the end of the line).
-//! Guarantees: [`Links::wanted`] names a partition only while a better-ranked worker that stands in its line of consumers
-//! was heard within [`ALIVE`]: whoever yielded to one that does not wait there would only get the partition back.
-//! Not required for correctness: a lost announcement only delays the move of a partition.
+//! The consumer priorities of the broker are not used: 3.10 ignores them, and later versions silently delay a takeover
+//! until the old owner has no unacked messages (see also `subscription.rs`). So the owner itself must know when to release
+//! a partition. `worker/pump.rs` releases it by closing the channel, which puts this worker behind the waiting consumers.
+//! Guarantees: [`Links::wanted`] names a partition only while a preferred worker waits among its consumers and was heard
+//! within [`ALIVE`]. Without a waiting consumer the owner would get a released partition straight back.
+//! Correctness does not depend on announcements: a lost announcement only delays the move of a partition.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,15 +26,15 @@ use crate::queue::{PartitionId, QueueTuning};
 
 const EVERY: Duration = Duration::from_secs(2);
 const ALIVE: Duration = Duration::from_secs(7);
-/// The partitions that an announcement is about, each with the number of the subscription, as `xo.0:7 xo.3:12`.
+/// The header with the announced partitions and the subscription number of each, such as `xo.0:7 xo.3:12`.
 const H_IN_LINE: &str = "x-causeway-in-line";
 
-/// The partitions in whose line of consumers this worker stands, and by which of its subscriptions: a later one stands
-/// further behind, so that whoever yielded to the earlier one has to yield once more.
+/// The announced partitions of this worker, each with the number of its subscription. A newer subscription waits further
+/// behind, so a worker that released the partition for the older one has to release it once more.
 #[derive(Debug, Default)]
 pub(super) struct InLine(Mutex<BTreeMap<PartitionId, u64>>);
 
-/// A place in such a line, left when dropped.
+/// One announced partition. Dropping it ends the announcement.
 pub(super) struct Place {
     links: Arc<Links>,
     partition: PartitionId,
@@ -67,10 +68,11 @@ impl InLine {
     }
 }
 
-/// What was heard of another worker last.
+/// The latest announcement of another worker.
 struct Peer {
     at: Instant,
-    /// Its subscriptions, by the partitions as it names them itself; `None`: everywhere, as versions mean it that do not say.
+    /// Its subscription numbers by partition name. `None` if its version sends none: the worker then counts for all
+    /// partitions.
     in_line: Option<HashMap<String, String>>,
 }
 
@@ -88,7 +90,7 @@ impl Peer {
         Self { at: Instant::now(), in_line }
     }
 
-    /// By which subscription it waits there, if it does.
+    /// The number of its subscription to this partition, if it waits there.
     fn waits_at(&self, partition: PartitionId) -> Option<&str> {
         match &self.in_line {
             Some(places) => places.get(&partition.to_string()).map(String::as_str),
@@ -97,7 +99,7 @@ impl Peer {
     }
 }
 
-/// Announces this worker until the stop.
+/// Announces this worker until cancellation.
 pub(super) async fn announce(links: Arc<Links>) {
     tokio::select! {
         () = links.stop.wait() => {}
@@ -116,7 +118,7 @@ pub(super) async fn announce(links: Arc<Links>) {
 async fn announce_on(links: &Links, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     loop {
-        // A blocked connection writes nothing: waiting for it here would pile up abandoned channels.
+        // A blocked connection writes nothing. Waiting for the write would pile up abandoned channels.
         if !connection.status().blocked() {
             let name = links.settings.worker.as_bytes();
             let (options, properties) = (BasicPublishOptions::default(), links.in_line.announcement());
@@ -127,7 +129,7 @@ async fn announce_on(links: &Links, connection: &Connection) -> Result<(), Rabbi
     }
 }
 
-/// Hears the others until the stop.
+/// Receives the announcements of other workers until cancellation.
 pub(super) async fn listen(links: Arc<Links>) {
     tokio::select! {
         () = links.stop.wait() => {}
@@ -135,9 +137,9 @@ pub(super) async fn listen(links: Arc<Links>) {
             loop {
                 let connection = links.until_consuming().await;
                 if let Err(error) = listen_on(&links, &connection).await {
-                    tracing::debug!(%error, "cannot hear the other workers");
+                    tracing::debug!(%error, "cannot receive the announcements of other workers");
                 }
-                // Not heard means not known: nobody yields to a rumour.
+                // Without announcements no preferred worker is known, so no partition is released.
                 links.wanted.send_replace(BTreeMap::new());
                 tokio::time::sleep(EVERY).await;
             }
@@ -148,7 +150,7 @@ pub(super) async fn listen(links: Arc<Links>) {
 async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     let none = FieldTable::default;
-    // Gone with its consumer, so that a second try on the same connection leaves nothing behind.
+    // The queue is deleted with its consumer, so that a second attempt on the same connection leaves none behind.
     let ears = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
     let own = within(ANSWER_TIMEOUT, channel.queue_declare("".into(), ears, none())).await?;
     let name = own.name().clone();
@@ -184,7 +186,8 @@ async fn listen_on(links: &Links, connection: &Connection) -> Result<(), RabbitE
     }
 }
 
-/// For each partition in whose line a better one than we stands: a number for the best of them and its place.
+/// The partitions with a waiting worker that is preferred to `own`, each with a number for the most preferred one and its
+/// subscription.
 fn wanted(own: &str, peers: &HashMap<String, Peer>, tuning: &QueueTuning) -> BTreeMap<PartitionId, u64> {
     let all = tuning.destinations.iter().flat_map(|it| PartitionId::all(it, tuning.partitions));
     all.filter_map(|partition| {
@@ -237,7 +240,10 @@ mod tests {
         let there = wanted("a", &peers(&["b"], Some(&[(&some, "1")])), &tuning());
         assert_eq!(there.keys().map(ToString::to_string).collect::<Vec<_>>(), std::slice::from_ref(&some));
         let again = wanted("a", &peers(&["b"], Some(&[(&some, "2")])), &tuning());
-        assert_ne!(there, again, "who subscribed anew stands behind us, and wants the partition anew");
+        assert_ne!(
+            there, again,
+            "a worker that subscribed again waits behind us and wants the partition again"
+        );
     }
 
     #[test]

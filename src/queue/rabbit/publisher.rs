@@ -1,10 +1,10 @@
-//! One task, one channel, a window of unconfirmed publishes.
+//! Publishes through one task and one channel with a window of unconfirmed messages.
 //!
-//! Guarantees: an order is answered `Ok` only after the broker's confirm; of one lane at most one message is unconfirmed,
-//! so that a failed publish cannot be overtaken by the next; whoever gave up waiting is not published any more; a queue that
-//! confirms nothing holds up no other (`shares.rs`).
-//! One task for each channel, since several tasks on one channel make lapin swap their confirms. It waits for no write: what
-//! is ordered meanwhile leaves in the same one.
+//! Guarantees: a publish request is answered `Ok` only after the broker's confirm. At most one message of a lane is
+//! unconfirmed, so that no later message overtakes a failed publish. A request whose caller has given up is not published.
+//! A queue that confirms nothing does not hold up other queues (`shares.rs`).
+//! Each channel has one task, because lapin swaps the confirms of several tasks on one channel. The task does not wait for
+//! a write: requests that arrive meanwhile go into the same write.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,19 +26,20 @@ use super::{RabbitError, within};
 use crate::message::{LaneKey, Message};
 use crate::queue::QueueError;
 
-/// Orders that may wait for the publisher.
+/// Publish requests that may wait for the publisher.
 pub(super) const LINE: usize = 1024;
-/// Unconfirmed publishes at once.
+/// The largest number of unconfirmed publishes.
 const WINDOW: usize = 256;
-/// Orders for one queue that may wait for their share. More are refused, before they fill the line for all.
+/// Requests for one queue that may wait for its in-flight limit. More are refused, before they fill the line for all
+/// queues.
 const SHARE_LINE: usize = LINE / 4 * 3;
-/// With more than these unconfirmed, orders wait until half of them is through, and then leave together: the broker writes
-/// and confirms what comes together at once, which costs it half of what one by one does.
+/// Above this number of unconfirmed publishes, new requests wait until half of them are confirmed, and then leave as one
+/// batch. The broker writes and confirms a batch at once, which costs it half as much as single messages.
 const ALONE: usize = 8;
-/// No longer than this: a partition that confirms nothing may not hold up the others.
+/// The longest wait for a batch: a partition that confirms nothing must not hold up the others.
 const COMPANY_WITHIN: Duration = Duration::from_millis(5);
 
-/// One message to publish.
+/// A request to publish one message.
 #[derive(Debug)]
 pub(super) struct Order {
     exchange: &'static str,
@@ -64,12 +65,12 @@ impl Order {
     }
 
     fn refuse(self, error: QueueError) {
-        // Nobody may be waiting any more.
+        // The caller may have given up.
         let _ = self.answer.send(Err(error));
     }
 }
 
-/// What a confirm says about an order: its lane, whom to tell, and what.
+/// The end of a request: its queue and lane, the channel to its caller, and the result.
 struct Confirmed {
     key: String,
     lane: LaneKey,
@@ -77,7 +78,7 @@ struct Confirmed {
     result: lapin::Result<Confirmation>,
 }
 
-/// Publishes until the stop; while there is no connection, orders are refused at once.
+/// Publishes until cancellation. Without a connection every request is refused at once.
 pub(super) async fn run(links: Arc<Links>, mut orders: mpsc::Receiver<Order>) {
     loop {
         let connection = tokio::select! {
@@ -114,16 +115,16 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
     Ok(channel)
 }
 
-/// The unconfirmed publishes of one channel. Dropping it tells everybody who waits that the outcome is unknown.
+/// The unconfirmed publishes of one channel. Dropping it tells all waiting callers that the outcome is unknown.
 struct Window {
     channel: Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Confirmed>>,
-    /// The orders behind the one of their lane that is unconfirmed, or waits in `shares`.
+    /// Requests behind an earlier request of their lane, which is unconfirmed or waits in `shares`.
     behind: HashMap<LaneKey, VecDeque<Order>>,
     shares: Shares<Order>,
-    /// How many orders wait in `behind` and in `shares`.
+    /// The number of requests in `behind` and in `shares`.
     waiting: usize,
-    /// The next orders are taken when no more than these are unconfirmed, ...
+    /// The next batch starts when at most this number is unconfirmed, ...
     begin_at: usize,
     /// ... or at this time.
     begin_by: Instant,
@@ -162,7 +163,8 @@ impl Window {
                     {
                         company.push(order);
                     }
-                    // Neighbours of one partition are one piece of work to it. Those of a lane keep their order.
+                    // A partition handles neighbours in a batch as one piece of work. The sort is stable, so lanes keep
+                    // their order.
                     company.sort_by(|one, other| one.key.cmp(&other.key));
                     company.into_iter().for_each(|order| self.take(order));
                     self.begin_at = ALONE.max(self.unconfirmed.len() / 2);
@@ -178,7 +180,7 @@ impl Window {
             return;
         }
         if let Some(line) = self.behind.get_mut(&order.lane) {
-            // Whoever gave up is asking again, or somebody like him is: with those who gave up the line would fill for all.
+            // Requests without a caller must not fill the line for all: their callers send new requests.
             while line.front().is_some_and(|order| order.answer.is_closed()) {
                 line.pop_front();
                 self.waiting -= 1;
@@ -194,14 +196,16 @@ impl Window {
         }
     }
 
-    /// Publishes it, at once or when its queue has confirmed another one; `false` where too many wait for that already.
+    /// Publishes the request at once, or after its queue has confirmed another one. Returns `false` if too many requests
+    /// wait for this queue.
     fn enter(&mut self, order: Order) -> bool {
         for gone in self.shares.give_up(&order.key, |order| order.answer.is_closed()) {
             self.waiting -= 1;
             self.next_of(&gone.lane);
         }
         if self.shares.waiting(&order.key) >= SHARE_LINE {
-            order.refuse(QueueError::Unavailable("its queue confirms nothing".into()));
+            order
+                .refuse(QueueError::Unavailable("too many publishes to its queue wait for a confirm".into()));
             return false;
         }
         let key = order.key.clone();
@@ -216,7 +220,7 @@ impl Window {
         let answer = match confirmed.result {
             Ok(Confirmation::Ack(None)) => Ok(()),
             Ok(Confirmation::Ack(Some(_))) => {
-                Err(QueueError::Unavailable("the broker has no queue for it".into()))
+                Err(QueueError::Unavailable("the broker has no queue for this message".into()))
             }
             Ok(_) => Err(QueueError::Full),
             Err(ref error) => Err(QueueError::Unavailable(error.to_string())),
@@ -226,7 +230,7 @@ impl Window {
         self.next_of(&confirmed.lane);
     }
 
-    /// Publishes the next order for a queue that somebody still waits for.
+    /// Publishes the next request for this queue whose caller still waits.
     fn next_at(&mut self, key: &str) {
         while let Some(order) = self.shares.confirmed(key) {
             self.waiting -= 1;
@@ -237,7 +241,7 @@ impl Window {
         }
     }
 
-    /// Publishes the next order of a lane that somebody still waits for.
+    /// Publishes the next request of this lane whose caller still waits.
     fn next_of(&mut self, lane: &LaneKey) {
         while let Some(line) = self.behind.get_mut(lane) {
             let Some(order) = line.pop_front() else {
@@ -263,8 +267,8 @@ impl Window {
             };
             Confirmed { key, lane, answer, result }
         });
-        // The first poll numbers the message and puts it into lapin's line, in one step: polled here, the order of the
-        // orders is that of the messages.
+        // The first poll numbers the message and queues it in lapin, in one step. So polling here keeps the order of the
+        // requests.
         match publishing.as_mut().now_or_never() {
             Some(confirmed) => self.unconfirmed.push(Box::pin(std::future::ready(confirmed))),
             None => self.unconfirmed.push(publishing),

@@ -1,17 +1,18 @@
-//! How many unconfirmed publishes each queue may have.
+//! The in-flight limit of each queue: how many of its publishes may be unconfirmed.
 //!
-//! A queue that confirms nothing, as one whose replicas have no majority, would hold up all the others: it would fill the
-//! publisher's window, and before that the broker, which stops reading from a connection that has 32 unconfirmed commands at one
-//! quorum queue (`quorum_commands_soft_limit`). Guarantees: orders of one queue leave in the order in which they came, and one that
-//! waits has another one of its queue before it, whose end will let it go.
-//! Leaves to others: what an order is (`publisher.rs`).
+//! A queue that confirms nothing, such as one without a majority of its replicas, would hold up all other queues. It would
+//! fill the window of the publisher. Before that, the broker would stop reading from a connection with 32 unconfirmed
+//! commands at one quorum queue (`quorum_commands_soft_limit`).
+//! Guarantees: requests for one queue leave in the order in which they came. A request waits only while other requests for
+//! its queue are unconfirmed; the end of one of these lets the next one leave.
+//! Not responsible for: the content of a request (`publisher.rs`).
 
 use std::collections::{HashMap, VecDeque};
 
-/// Below what makes the broker stop reading, with room for what it counts besides.
+/// Below the 32 at which the broker stops reading, with room for other commands that the broker counts.
 const EACH: usize = 24;
 
-/// The shares of one window; see the head of this file.
+/// The in-flight limits of one publisher window.
 #[derive(Debug)]
 pub(super) struct Shares<T>(HashMap<String, Share<T>>);
 
@@ -26,7 +27,7 @@ impl<T> Shares<T> {
         Self(HashMap::new())
     }
 
-    /// Takes an order for this queue, and hands it out again where it may leave at once.
+    /// Takes a request for this queue, and returns it if it may leave at once.
     pub(super) fn enter(&mut self, key: &str, order: T) -> Option<T> {
         let share = match self.0.get_mut(key) {
             Some(share) => share,
@@ -40,7 +41,7 @@ impl<T> Shares<T> {
         None
     }
 
-    /// One of this queue is confirmed: hands out who may leave in its place.
+    /// Records a confirm of this queue, and returns the request that may leave next.
     pub(super) fn confirmed(&mut self, key: &str) -> Option<T> {
         let share = self.0.get_mut(key)?;
         let next = share.waiting.pop_front();
@@ -50,7 +51,7 @@ impl<T> Shares<T> {
         next
     }
 
-    /// Takes out those at the front whom nobody needs any more.
+    /// Removes the given-up requests at the front.
     pub(super) fn give_up(&mut self, key: &str, mut is_given_up: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut gone = Vec::new();
         if let Some(share) = self.0.get_mut(key) {
@@ -61,7 +62,7 @@ impl<T> Shares<T> {
         gone
     }
 
-    /// How many wait for this queue.
+    /// The number of requests that wait for this queue.
     pub(super) fn waiting(&self, key: &str) -> usize {
         self.0.get(key).map_or(0, |share| share.waiting.len())
     }
@@ -83,7 +84,7 @@ mod tests {
         let left: Vec<usize> = (0..EACH + 3).filter_map(|order| shares.enter("a", order)).collect();
         assert!(left.into_iter().eq(0..EACH));
         assert_eq!(shares.waiting("a"), 3);
-        assert_eq!(shares.enter("b", 7), Some(7), "another queue's are not held up");
+        assert_eq!(shares.enter("b", 7), Some(7), "other queues are not held up");
         assert_eq!(shares.confirmed("a"), Some(EACH));
         assert_eq!(shares.give_up("a", |order| *order == EACH + 1), [EACH + 1]);
         assert_eq!([shares.confirmed("a"), shares.confirmed("a")], [Some(EACH + 2), None]);

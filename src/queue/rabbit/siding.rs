@@ -1,8 +1,8 @@
-//! A visit to the dead letters of one destination.
+//! The dead-letter reader: an exclusive session that reads the dead letters of one destination.
 //!
-//! Two visitors would each see half of the letters, and quorum queues know no exclusive consumer; so a visitor first takes
-//! a lock: a queue exclusive to its connection, with a consumer exclusive to its channel. What is not removed goes back in
-//! its place when the channel closes, and only then is the lock given away.
+//! Two readers at once would each get half of the letters, and quorum queues have no exclusive consumers. So a reader first
+//! takes a lock: a queue that is exclusive to its connection, with a consumer that is exclusive to its channel. Letters
+//! that were not removed go back to their place when the channel closes. The lock is released after that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +22,22 @@ use crate::message::Destination;
 use crate::queue::{Held, QueueError};
 use crate::tasks;
 
-/// A visitor holds everything, to give it back in its order: what goes back goes behind what others gave back before, so that a
-/// part would change its place. But a consumer of a quorum queue holds no more than this (and without a bound, 0, no more than
-/// 2,000). The next consumer goes on where it stopped, and up to 32 of them are given back in the order of their tags. A visitor that
-/// is killed before it holds all of more than this many changes their order in the list, though not in a replay.
+/// The largest prefetch of one consumer. Without a bound, with 0, a quorum queue gives a consumer at most 2,000 messages.
+///
+/// The reader keeps every letter unacked until it closes. RabbitMQ requeues returned messages behind those returned
+/// earlier, so returning only some letters would change the order. When a consumer is full, the next one continues on the
+/// same channel. RabbitMQ requeues the letters of up to 32 such consumers in the order of their tags. If there are more
+/// letters than this and the process is killed before the reader has all of them, the order of the list changes, but not
+/// the order of a replay.
 const HELD_MAX: u16 = u16::MAX;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A count that came sooner was not given up by the broker.
+/// A count that came sooner than this is real: the broker gives up a silent queue only after 250 ms.
 const PROMPT: Duration = Duration::from_millis(200);
 
-/// Everything that was there when the visit began.
+/// The dead letters that existed when the session began.
 pub struct Siding {
     destination: Destination,
-    /// `None` once the visit is over.
+    /// `None` after the end of the session, or if the destination has no queue.
     visit: Option<Visit>,
     left: u64,
 }
@@ -42,13 +45,13 @@ pub struct Siding {
 struct Visit {
     borrowing: Borrowing,
     lock: Lock,
-    /// The first letter, where it was taken to see whether there is any.
+    /// The first letter, if it was taken to find out whether the queue is empty.
     first: Option<Parcel>,
-    /// There is more than one consumer can hold.
+    /// There are more letters than one consumer can have.
     takes_several: bool,
-    /// The consumers before this one.
+    /// The number of consumers before this one.
     full: u32,
-    /// What this one may still be lent.
+    /// How many more letters this consumer can receive.
     room: u16,
 }
 
@@ -64,9 +67,9 @@ impl Siding {
         let connection = tokio::time::timeout(limit, links.until_consuming())
             .await
             .map_err(|_| QueueError::Unavailable(format!("no connection to the broker within {limit:?}")))?;
-        // In a task, which goes on when the caller does not: what is begun is ended properly then.
+        // The task goes on if the caller stops waiting, so that a started session is ended properly.
         let opened = tasks::spawn(async move {
-            // An operator may ask for a destination that this deployment never had.
+            // An operator may name a destination that this deployment never had.
             if Census::new(&connection).waiting(&dead_queue(destination)).await?.is_none() {
                 return Ok(Self { destination, visit: None, left: 0 });
             }
@@ -89,7 +92,7 @@ impl Siding {
 
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<Held>, QueueError> {
         let Some(visit) = self.visit.as_mut().filter(|_| self.left > 0) else { return Ok(None) };
-        // Of all that the broker lends, memory holds the body of the one that is looked at.
+        // Memory holds the body of the current letter only, not of all unacked ones.
         let Parcel { mut delivery, waiting } = visit.next(self.destination).await?;
         if let Some(body) = waiting.read().await? {
             delivery.data = body.into();
@@ -102,7 +105,7 @@ impl Siding {
 
     pub(in crate::queue) async fn close(mut self) {
         if let Some(visit) = self.visit.take() {
-            // In a task, which goes on when the caller does not.
+            // The task goes on if the caller stops waiting.
             let _ = tasks::spawn(visit.end(self.destination, self.left)).await;
         }
     }
@@ -118,7 +121,7 @@ impl Drop for Siding {
     }
 }
 
-/// A channel that is lent everything, and what it will see.
+/// Opens a channel that receives all letters, and counts the letters.
 async fn begin(
     connection: Arc<Connection>,
     destination: Destination,
@@ -152,16 +155,16 @@ impl Visit {
                     self.room = HELD_MAX;
                 }
                 Ok(Some(Err(error))) => return Err(QueueError::Unavailable(error.to_string())),
-                Ok(None) => return Err(QueueError::Unavailable("the visit was ended by the broker".into())),
+                Ok(None) => return Err(QueueError::Unavailable("the broker ended the session".into())),
                 Err(_) => {
-                    let why = format!("the broker handed out no dead letter within {ANSWER_TIMEOUT:?}");
+                    let why = format!("the broker delivered no dead letter within {ANSWER_TIMEOUT:?}");
                     return Err(QueueError::Unavailable(why));
                 }
             }
         }
     }
 
-    /// Ends the visit; so many letters were not looked at.
+    /// Ends the session; `unseen` is the number of letters that were not read.
     async fn end(mut self, destination: Destination, unseen: u64) {
         let mut unseen = if self.takes_several { unseen } else { 0 };
         while unseen > 0 && self.next(destination).await.is_ok() {
@@ -176,11 +179,11 @@ fn consumer_tag(number: u32) -> ShortString {
     format!("siding-{number:03}").into()
 }
 
-/// The right to be the only visitor.
+/// The right to be the only reader of a destination.
 struct Lock {
     destination: Destination,
     channel: Channel,
-    // Gives the lock away when it is dropped.
+    // Dropping the consumer releases the lock.
     consumer: Consumer,
 }
 
@@ -188,20 +191,20 @@ impl Lock {
     async fn take(connection: &Arc<Connection>, destination: Destination) -> Result<Self, QueueError> {
         let busy = |error| match error {
             RabbitError::Lapin(error) if error.is_amqp_soft_error() => QueueError::Busy(format!(
-                "somebody else is looking at the dead letters of {destination} (dead list, replay, ...): wait until they are done"
+                "another session is reading the dead letters of {destination} (dead list, replay, ...): wait until it is done"
             )),
             other => other.into(),
         };
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
         let name = visit_lock(destination);
-        // Another connection's is refused here, ...
+        // A reader on another connection is refused here, ...
         let declare = channel.queue_declare(
             name.clone().into(),
             QueueDeclareOptions::exclusive(),
             FieldTable::default(),
         );
         within(ANSWER_TIMEOUT, declare).await.map_err(busy)?;
-        // ... and another visitor's of the same connection here.
+        // ... and another reader on the same connection here.
         let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(name.into(), "visitor".into(), options, FieldTable::default());
         let consumer = within(ANSWER_TIMEOUT, consume).await.map_err(busy)?;
@@ -209,33 +212,34 @@ impl Lock {
     }
 
     async fn release(mut self) {
-        // Deleted rather than left to the broker, which would do it some time after we were told that it is done.
+        // The broker itself would delete the queue only some time after it reported the end of the channel.
         let delete =
             self.channel.queue_delete(visit_lock(self.destination).into(), QueueDeleteOptions::default());
         if let Err(error) = within(ANSWER_TIMEOUT, delete).await {
-            tracing::debug!(%error, "the lock of a visit goes with its connection");
+            tracing::debug!(%error, "could not release the lock of the dead-letter reader; it ends with its connection");
             return;
         }
-        // The broker has ended the consumer with its queue. One that is dropped before it knows cancels itself, and where that
-        // comes after the channel's end, the broker ends the whole connection.
+        // The broker has ended the consumer with its queue. A consumer that is dropped before lapin knows this cancels
+        // itself. If that cancel comes after the end of the channel, the broker closes the whole connection.
         let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.consumer.next()).await;
     }
 }
 
-/// What waits for a visitor.
+/// The letters that a new reader finds.
 struct Found {
     waiting: u64,
-    /// Before those, and already his.
+    /// A letter in front of the waiting ones, which this reader already has.
     first: Option<Parcel>,
 }
 
-/// Counts the dead letters once the visitor before us has given back all of his: the broker takes his consumer away and puts
-/// his letters back in one step, but some time after it told him that his channel is closed.
+/// Counts the dead letters after the previous reader has returned all of its letters. The broker removes the previous
+/// consumer and requeues its letters in one step, but some time after it reported the end of the channel.
 ///
-/// The count cannot be trusted when it is 0 of everything: the broker says so, too, of a quorum queue that does not answer it
-/// within 250 ms, as one that takes back thousands of letters, or that has no leader, as in the first moments of a broker.
-/// Whether it is empty only its leader can say, who is asked for a letter. One that he has is kept: given back, it would be
-/// the last. It counts as a consumer, so that from then on 0 of everything is known to be no answer.
+/// A count of 0 messages and 0 consumers is not reliable: the broker reports the same if a quorum queue does not answer
+/// within 250 ms. A queue is silent while it takes back thousands of letters, or while it has no leader, as right after the
+/// start of a broker. Only the leader knows whether the queue is empty, so this function asks for one letter. The reader
+/// keeps that letter, because a returned letter would become the last one. Its unacked letter makes the reader a counted
+/// consumer. So from then on a count of 0 for both is known to be no answer.
 async fn look(
     connection: &Connection,
     borrowing: &mut Borrowing,
@@ -259,7 +263,7 @@ async fn look(
                 first = borrowing.get(&queue).await?;
                 none_found = first.is_none();
             }
-            _ if too_long => return Err(QueueError::Busy(format!("somebody consumes from {queue}"))),
+            _ if too_long => return Err(QueueError::Busy(format!("{queue} has another consumer"))),
             _ => tokio::time::sleep(LOOK_AGAIN).await,
         }
     }

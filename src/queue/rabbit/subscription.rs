@@ -1,10 +1,11 @@
-//! One channel for each partition, so that one partition can be given back without touching the others.
+//! A subscription to one partition with a channel of its own, so that one partition can be released without the others.
 //!
-//! Guarantees: every consumer of every worker has the same prefetch, and what was handed out goes back only by closing the
-//! channel; with both the broker lends it again in order. Without them it does not (measured on 3.10, 4.0 and 4.3). Nothing is
-//! handed out while somebody else holds something of the partition (`fence.rs`).
-//! No consumer has a priority: `peers.rs` moves partitions without, and 4.3.6 may keep a consumer that closed its channel
-//! while a better one waited, make it the active one later, and lend a partition's messages to nobody (`scale_out.rs`).
+//! Guarantees: every consumer of every worker has the same prefetch, and received messages go back only by closing the
+//! channel. With both, the broker redelivers messages in order; otherwise it does not (measured on 3.10, 4.0 and 4.3). No
+//! message is handed out while another consumer has unacked messages of the partition (`fence.rs`).
+//! No consumer has a priority: `peers.rs` moves partitions without priorities. With priorities, 4.3.6 may keep a consumer
+//! that closed its channel while a better one waited, make it active later, and deliver the messages of the partition to no
+//! consumer (`scale_out.rs`).
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -25,10 +26,10 @@ use crate::queue::{Loan, PartitionId, QueueError};
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// A place in the line of consumers of a partition; the broker lends to one of them at a time.
+/// One consumer of a partition. The broker delivers to one of the consumers at a time.
 pub struct Subscription {
     partition: PartitionId,
-    // Dropped in this order.
+    // The fields are dropped in this order.
     acks: Teller,
     borrowing: Borrowing,
     fence: Fence,
@@ -56,7 +57,7 @@ impl Subscription {
         Ok(Self { partition, acks, borrowing, fence, links: links.clone(), number, place: None })
     }
 
-    /// Has the others know that we want this partition.
+    /// Announces to the other workers that this worker wants the partition.
     pub(in crate::queue) fn announce(&mut self) {
         self.place.get_or_insert_with(|| Place::take(&self.links, self.partition, self.number));
     }
@@ -72,12 +73,15 @@ impl Subscription {
                 biased;
                 () = at(due) => acks.tell(),
                 () = at(self.fence.gives_up_at()) => {
-                    tracing::warn!(partition = %self.partition, "not all that went back was lent again; subscribing anew");
+                    tracing::warn!(
+                        partition = %self.partition,
+                        "the broker did not redeliver all requeued messages in time; resubscribing"
+                    );
                     return None;
                 }
                 alone = self.fence.alone(), if self.fence.asks() => {
                     let others = self.or_lost(alone)?;
-                    // Of one that is lost the rest does not matter.
+                    // If the subscription is lost, the other deliveries do not matter.
                     let arrived = std::iter::from_fn(|| self.borrowing.arrived());
                     self.fence.open(others, arrived);
                 }
@@ -128,15 +132,15 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// Recognises one delivery on the channel that it came by.
+/// Acks one delivery on its own channel.
 #[derive(Debug)]
 pub(crate) struct Receipt(Way);
 
 #[derive(Debug)]
 enum Way {
-    /// Told with others, soon.
+    /// Acked in the next ack batch.
     Grouped(Arc<Acks>, u64),
-    /// Told at once, and not done before it is written.
+    /// Acked at once; the call returns after the ack is written.
     Single(Channel, u64),
 }
 
@@ -148,7 +152,7 @@ impl Receipt {
     pub(in crate::queue) async fn done(self) -> Result<(), QueueError> {
         match self.0 {
             Way::Grouped(acks, tag) if acks.settle(tag) => Ok(()),
-            Way::Grouped(..) => Err(QueueError::Unavailable("its subscription is over".into())),
+            Way::Grouped(..) => Err(QueueError::Unavailable("its subscription has ended".into())),
             Way::Single(channel, tag) => {
                 let ack = channel.basic_ack(tag, BasicAckOptions::default());
                 within(ANSWER_TIMEOUT, ack).await.map_err(QueueError::from)

@@ -1,11 +1,13 @@
-//! The broker's exchanges and queues, as data; declared and checked by whoever serves, and only looked for by a desk where they are.
+//! The broker's exchanges and queues. A serving process declares and checks them; a tool declares them only if they are
+//! missing.
 //!
 //! Guarantees: after [`ensure`] every exchange, queue and binding exists with exactly these arguments, and the number of
-//! partitions is the one the deployment began with. Declared before any traffic: a quorum queue younger than about a
-//! second loses confirmed messages when the broker is killed.
-//! Why each argument: a delivery limit of a million, because -1 destroys messages on 3.10 and the default of 4.x buries
-//! after 20 returns; `reject-publish`, so that a full queue is an answer and not a loss; the broker's own dead-letter
-//! exchange only as a safety net that should never be used: what comes that way has no story, and says so.
+//! partitions is that of the first start. Everything is declared before any traffic: a quorum queue younger than about one
+//! second loses confirmed messages if the broker is killed.
+//! Reasons for the arguments: the delivery limit is a million, because -1 destroys messages on 3.10 and the default of 4.x
+//! dead-letters a message after 20 returns. With `reject-publish` a full queue refuses messages instead of dropping them.
+//! The broker's own dead-letter exchange is a safety net that should never be used: its dead letters have no history, and
+//! their detail says so.
 
 use std::time::Duration;
 
@@ -17,17 +19,17 @@ use super::{RabbitError, within};
 use crate::message::Destination;
 use crate::queue::{PartitionId, QueueError, QueueTuning};
 
-/// Where messages are published; the routing key is the partition.
+/// The exchange for messages; the routing key is the partition.
 pub(super) const IN: &str = "in";
-/// Catches what no partition took.
+/// The exchange for unroutable messages.
 const UNROUTED_EXCHANGE: &str = "in.unrouted";
 pub(super) const UNROUTED: &str = "unrouted";
-/// Where dead letters are published; the routing key is the destination.
+/// The exchange for dead letters; the routing key is the destination.
 pub(super) const DLX: &str = "dlx";
-/// Where workers announce themselves.
+/// The exchange on which workers announce themselves.
 pub(super) const WORKERS: &str = "workers";
 
-/// How long one question to the broker may take.
+/// The time limit for one answer of the broker.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn partition_queue(partition: PartitionId) -> String {
@@ -38,7 +40,7 @@ pub(super) fn dead_queue(destination: Destination) -> String {
     format!("dlq.{destination}")
 }
 
-/// Held by whoever looks at the dead letters of a destination; not part of the topology.
+/// The lock of the dead-letter reader of a destination; not part of the topology.
 pub(super) fn visit_lock(destination: Destination) -> String {
     format!("visit.{destination}")
 }
@@ -71,7 +73,7 @@ fn partition_arguments(destination: Destination) -> FieldTable {
     ])
 }
 
-/// Declares everything, and refuses a number of partitions other than the deployment's.
+/// Declares all exchanges and queues. Fails if the deployment has another number of partitions.
 pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
     let (destinations, partitions) = (&tuning.destinations, tuning.partitions);
     check_partitions(connection, tuning).await?;
@@ -81,8 +83,8 @@ pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Res
         queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
         for destination in destinations.iter() {
             queue(&channel, &dead_queue(destination), quorum(&[]), DLX, destination.as_str()).await?;
-            // The first one last: where it exists all of them do, so that whoever looks meanwhile, or after a start that
-            // broke off, is not misled about their number.
+            // The first partition is declared last: if it exists, all of them exist. So another process counts them
+            // correctly meanwhile, and also after an interrupted start.
             for partition in PartitionId::all(destination, partitions).collect::<Vec<_>>().into_iter().rev() {
                 let name = partition_queue(partition);
                 queue(&channel, &name, partition_arguments(destination), IN, &partition.to_string()).await?;
@@ -93,7 +95,7 @@ pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Res
     .await
     .map_err(explain)?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
-    // Somebody with another number may have begun at the same time.
+    // Another process with another number may have started at the same time.
     check_partitions(connection, tuning).await.map(drop)
 }
 
@@ -119,8 +121,8 @@ async fn queue(
     channel.queue_bind(name.into(), exchange.into(), key.into(), bind, FieldTable::default()).await
 }
 
-/// A lane lives in the partition that its hash says; with another number of partitions later messages would stand in
-/// another queue than earlier ones. The existing queues tell what the number was; `false` if there are none.
+/// Checks the number of partitions. The hash of a lane selects its partition, so with another number later messages of a
+/// conversation would go to another queue. The existing queues show the number; returns `false` if there are none.
 pub(super) async fn check_partitions(
     connection: &Connection,
     tuning: &QueueTuning,
@@ -156,7 +158,7 @@ async fn check_destination(
     ))))
 }
 
-/// Asks queues how they are, on a channel of its own: a missing queue closes the channel that asks for it.
+/// Reads queue statistics on a channel of its own, because the broker closes the channel if a queue is missing.
 pub(super) struct Census<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,
@@ -167,12 +169,12 @@ impl<'a> Census<'a> {
         Self { connection, channel: None }
     }
 
-    /// How many messages wait; `None` where there is no such queue.
+    /// The number of waiting messages; `None` if the queue does not exist.
     pub(super) async fn waiting(&mut self, name: &str) -> Result<Option<u64>, RabbitError> {
         Ok(self.ask(name).await?.map(|queue| queue.waiting))
     }
 
-    /// `None` where there is no such queue.
+    /// `None` if the queue does not exist.
     pub(super) async fn ask(&mut self, name: &str) -> Result<Option<Counted>, RabbitError> {
         let channel = match self.channel.take() {
             Some(channel) => channel,
@@ -191,7 +193,7 @@ impl<'a> Census<'a> {
     }
 }
 
-/// Asks one queue; where there is none, the channel is closed.
+/// Reads the statistics of one queue. If the queue does not exist, the broker closes the channel.
 pub(super) async fn count(channel: &Channel, name: &str) -> Result<Counted, RabbitError> {
     let passive = QueueDeclareOptions::durable().passive();
     let ask = channel.queue_declare(name.into(), passive, FieldTable::default());
@@ -199,12 +201,12 @@ pub(super) async fn count(channel: &Channel, name: &str) -> Result<Counted, Rabb
     Ok(Counted { waiting: queue.message_count().into(), consumers: queue.consumer_count() })
 }
 
-/// What a queue says of itself. 0 of both may be no answer at all: of a queue that has no leader, or does not speak within
-/// 250 ms, the broker says the same (`rabbit_quorum_queue:stat` of 3.10 to 4.3).
+/// The statistics of a queue. If both are 0, this may be no answer: the broker reports the same for a queue that has no
+/// leader or does not answer within 250 ms (`rabbit_quorum_queue:stat` of 3.10 to 4.3).
 pub(super) struct Counted {
-    /// Those that nobody holds.
+    /// Messages that no consumer has.
     pub(super) waiting: u64,
-    /// Those that hold something, and the one that is lent what comes.
+    /// The active consumer, and other consumers with unacked messages.
     pub(super) consumers: u32,
 }
 
@@ -215,7 +217,7 @@ fn code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// An argument that differs from what exists cannot heal by itself: an operator must look.
+/// Arguments that differ from the existing ones cannot heal by themselves: an operator must act.
 fn explain(error: RabbitError) -> RabbitError {
     match error {
         RabbitError::Lapin(error) if matches!(code(&error), Some(406 | 403)) => {

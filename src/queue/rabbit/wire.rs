@@ -1,8 +1,8 @@
 //! A message as AMQP properties, headers and body, and back.
 //!
-//! The body travels untouched; everything else is a property or a header, so that an operator can read a message in
-//! the management page. Guarantees: what [`encode`] writes, every later version reads; what cannot be read is kept with
-//! its raw bytes and a reason. `priority` and `expiration` stay unset: both would let messages overtake.
+//! The body is not changed. All other fields are properties or headers, so that an operator can read a message in the
+//! management page. Guarantees: every later version can read the output of [`encode`]. An unreadable message keeps its raw
+//! bytes and gets a reason. `priority` and `expiration` stay unset: both would let messages overtake others.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ const H_REPLAYS: &str = "x-causeway-replays";
 const H_DIGEST: &str = "x-causeway-digest";
 const H_DEAD: &str = "x-causeway-dead";
 
-/// What a dead letter adds to its message.
+/// The fields that a dead letter adds to its message.
 #[derive(Serialize, Deserialize)]
 struct Death {
     reason: DeadReason,
@@ -65,7 +65,7 @@ fn headers(message: &Message) -> FieldTable {
     headers.insert(H_VERSION.into(), AMQPValue::LongLongInt(VERSION));
     headers.insert(H_LANE.into(), AMQPValue::LongString(message.lane.as_str().into()));
     headers.insert(H_ACCEPTED.into(), AMQPValue::LongLongInt(message.accepted_at.as_millisecond()));
-    // Absent means 0: most messages are never replayed, and every header costs both sides.
+    // An absent header means 0: most messages are never replayed, and every header costs both sides.
     if message.replays > 0 {
         headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
     }
@@ -75,20 +75,20 @@ fn headers(message: &Message) -> FieldTable {
     headers
 }
 
-/// Reads a delivery; where that fails, the message stands alone in its lane with its raw bytes, and the reason is told.
+/// Decodes a delivery. An unreadable message gets a lane of its own, keeps its raw bytes, and comes with the reason.
 pub(super) fn decode(delivery: &mut Delivery, destination: Destination) -> (Message, Option<String>) {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
     match read(&delivery.properties, destination, body.clone()) {
         Ok(message) if message.kind.fits(destination) => (message, None),
         Ok(message) => {
-            let reason = format!("a {} does not belong into a queue of {destination}", message.kind);
+            let reason = format!("a {} does not belong in a queue of {destination}", message.kind);
             (unreadable(destination, body), Some(reason))
         }
         Err(reason) => (unreadable(destination, body), Some(reason)),
     }
 }
 
-/// Reads a dead letter; one that somebody else put there is shown as unreadable.
+/// Decodes a dead letter. A letter without our header was dead-lettered by the broker, or is unreadable.
 pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> DeadLetter {
     let death =
         header_text(&delivery.properties, H_DEAD).and_then(|json| serde_json::from_str::<Death>(&json).ok());
@@ -106,7 +106,7 @@ pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> 
                 Some(trouble) => (DeadReason::Unreadable, trouble),
                 None => (
                     DeadReason::Exhausted,
-                    "buried by the broker itself (delivery limit), not by a worker".into(),
+                    "dead-lettered by the broker (delivery limit), not by a worker".into(),
                 ),
             };
             DeadLetter::new(message, reason, detail, Story::default())
@@ -164,7 +164,7 @@ fn header_number(properties: &BasicProperties, name: &str) -> Option<i64> {
     }
 }
 
-/// How often the broker handed it out before, as quorum queues count; at least once where it says "redelivered".
+/// How often the broker delivered the message before, as quorum queues count; at least 1 if the broker says "redelivered".
 pub(super) fn earlier(delivery: &Delivery) -> u32 {
     let counted = header_number(&delivery.properties, "x-delivery-count").unwrap_or(0);
     u32::try_from(counted).unwrap_or(u32::MAX).max(u32::from(delivery.redelivered))
