@@ -1,9 +1,10 @@
-//! One flight of one message: deadline, repeat, gate, attempt, verdict, and the verdict carried out.
+//! Processes one message: deadline, deduplication, gate, attempt, decision, and the action that follows.
 //!
-//! Guarantees: a delivered message is settled only after the destination has it, a dead one only after its dead letter is
-//! on disk; a flight that cannot finish (broker away, subscription over) settles nothing, and the queue lends again; a lane
-//! moves on only when what was in front is settled; what is delivered or buried and lent once more is not sent again.
-//! Leaves to others: which message flies when (`pump.rs`).
+//! Guarantees: a delivered message is acked only after the destination has it, a dead one only after its dead letter is on
+//! disk. If processing cannot finish (broker unreachable, subscription ended), the message is not acked and the queue
+//! redelivers it. A lane moves on only after the message in front is acked. A redelivered message that was already
+//! delivered or dead-lettered is not sent again.
+//! Not responsible for: when a message is processed (`pump.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,39 +23,39 @@ use crate::message::{AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey
 use crate::queue::{Loan, Queue, QueueError};
 use crate::telemetry::Metrics;
 
-/// A lane whose head failed so long while others were served may not take more than its share.
+/// A lane is stuck once its first message has failed for this long while other messages were delivered.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// The longest pause between two tries of a message that a person waits for.
+/// The longest delay between two attempts of a message that a user waits for.
 const BOT_TURN_PAUSE_MAX: Duration = Duration::from_secs(5);
 const BURY_AGAIN: Duration = Duration::from_millis(500);
 const OTHER_PAYLOAD: &str = "its Idempotency-Key was used before in this conversation, for another request, and that one was delivered";
 
-/// What is known of a message beyond the message itself. Survives a return to the queue, as long as this worker lives.
+/// The retry state of a message. It survives a return to the queue as long as this worker runs.
 #[derive(Debug)]
 pub(super) struct Effort {
     pub(super) story: Story,
     backoff: Backoff,
-    /// An earlier try may have reached the destination.
+    /// An earlier attempt may have reached the destination.
     pub(super) maybe_taken: bool,
-    /// The loan's count when it was last seen.
+    /// The redelivery count when the message was last received.
     pub(super) earlier: u32,
     hold: Hold,
-    /// When it failed last, and what was asked.
+    /// The time of the last failure, and the destination that was called.
     failed: Option<(Instant, Destination)>,
     pub(super) seen: Instant,
 }
 
-/// How long a message has failed while its endpoint served others.
+/// How long a message has failed while its endpoint accepted other messages.
 #[derive(Debug, Default)]
 struct Hold {
     held: Duration,
     failed_at: Option<Instant>,
-    /// What lay between the last two failures and is not counted yet.
+    /// The time between the last two failures, if it is not counted yet.
     open: Duration,
 }
 
 impl Hold {
-    /// One more failure; `served`: when the endpoint took something of others.
+    /// Records one more failure. `served`: when the endpoint last accepted a message.
     fn failed(&mut self, now: Instant, served: Option<Instant>) {
         let before = self.failed_at.replace(now);
         self.open = before.map_or(Duration::ZERO, |before| now.saturating_duration_since(before));
@@ -85,57 +86,59 @@ impl Effort {
         }
     }
 
-    /// It came from the queue once more. How long it was away says nothing about the message.
+    /// Records a redelivery. The time in between says nothing about the message.
     pub(super) fn lent_again(&mut self, earlier: u32) {
         self.earlier = earlier;
         self.seen = Instant::now();
         self.hold.failed_at = None;
     }
 
-    /// Its lane fills the window, so that nobody else can be served: that does not stop the clock.
+    /// The lane of the message fills the window, so that no other message can be delivered. The time since the last failure
+    /// counts in this case, too.
     pub(super) fn crowds_others_out(&mut self) {
         self.hold.count();
     }
 
-    /// Others were served since it failed, or between two of its failures: if it fails once more, it is not the destination.
+    /// Whether other messages were delivered since the last failure or between two failures. One more failure is then not
+    /// the destination's fault.
     fn fails_alone(&self, served: impl Fn(Destination) -> Option<Instant>) -> bool {
         let served_since = |(at, destination)| served(destination).is_some_and(|served| served > at);
         !self.hold.held.is_zero() || self.failed.is_some_and(served_since)
     }
 
-    /// A lane whose head failed so long while others were served may not take more than its share.
+    /// A stuck lane may not hold more than its limit of a crowded window.
     pub(super) fn is_stuck(&self) -> bool {
         self.hold.held >= STUCK_AFTER
     }
 }
 
-/// By which right a flight may call the destination.
+/// The permission to call the destination.
 #[derive(Debug)]
 pub(super) enum Ticket {
     /// The breaker passes.
     Open,
-    /// It is the one probe.
+    /// The message has the probe permit.
     Probe(ProbeSeat),
-    /// It may not call at all, only expire or turn out to be a repeat.
+    /// No call is allowed: the message may only expire or turn out to be done before.
     Grounded,
 }
 
-/// How a flight ended.
+/// The result of processing.
 #[derive(Debug)]
 pub(super) enum Landing {
-    /// The lane moves on. `freed`: the destination answered for this message, so that the lane is not stuck.
+    /// The lane moves on. `freed`: the destination answered for this message, so the lane is not stuck.
     Settled { lane: LaneKey, freed: bool },
-    /// A message beyond its lane's share is settled, or goes back with the subscription; its lane did not wait for it.
+    /// A message beyond the limit of its lane is acked, or goes back with the subscription. Its lane did not wait.
     Excess,
-    /// The same message flies again later. `waits`: for another message, not for the destination.
+    /// The message is processed again at `at`. `waits`: for another message, not for the destination.
     Again { loan: Loan, effort: Effort, at: Instant, waits: bool },
-    /// It waits for the breaker, or for another subscription.
+    /// The message waits for the breaker, or for another subscription.
     Parked { loan: Loan, effort: Effort },
-    /// It could not be settled, and will be lent again: nothing behind it may fly before, and the subscription is over.
+    /// The ack failed and the message will be redelivered. No later message may start before, and the subscription ends.
     Unsettled,
 }
 
-/// What all flights of a partition share.
+/// The dependencies that all messages of a partition share.
 #[derive(Debug)]
 pub(super) struct Crew {
     pub(super) queue: Queue,
@@ -146,7 +149,8 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Flies once. What seldom happens is boxed: every flight would carry the room for it. `over` turns true when the subscription that lent the message is over.
+    /// Processes the message once. Rare paths are boxed: otherwise every future would reserve memory for them. `over`
+    /// becomes true when the subscription of the message ends.
     pub(super) async fn fly(
         self: Arc<Self>,
         mut loan: Loan,
@@ -178,13 +182,13 @@ impl Crew {
         }
         let gate = self.deliverer.gate(loan.message.destination);
         let pass = tokio::select! {
-            // Whatever else is ready: after the end of its subscription nothing starts.
+            // Biased: after the end of its subscription no attempt starts, even if the gate is ready.
             biased;
             _ = over.wait_for(|over| *over) => None,
             pass = gate.enter(seat.is_some()) => pass,
         };
         let Some(pass) = pass else { return Landing::Parked { loan, effort } };
-        // A slow destination lets many wait at its gate.
+        // The wait at the gate is long if the destination is slow.
         if self.is_too_late(&loan, &effort) {
             drop((pass, seat));
             return Box::pin(self.expire(loan, effort, &mut over)).await;
@@ -194,7 +198,7 @@ impl Crew {
             seat.is_none() && effort.fails_alone(|destination| self.deliverer.served(destination));
         let past = Past { maybe_taken: effort.maybe_taken, fails_alone };
         let attempt = self.deliverer.attempt(&loan.message, past).await;
-        // What the probe found is told before its seat is given back.
+        // The breaker has recorded the result of the probe before the permit is released.
         drop((pass, seat));
         self.land(loan, effort, at, attempt, &mut over).await
     }
@@ -226,14 +230,14 @@ impl Crew {
             Verdict::WaitForBreaker => Landing::Parked { loan, effort },
             Verdict::RetryIn(wait) => {
                 let waits = matches!(outcome, Outcome::Held { .. });
-                tracing::debug!(id = %message.id, kind = %message.kind, ?wait, error, "will be tried again");
+                tracing::debug!(id = %message.id, kind = %message.kind, ?wait, error, "will retry");
                 Landing::Again { loan, effort, at: Instant::now() + wait, waits }
             }
             Verdict::Dead(reason) => Box::pin(self.bury(loan, effort, reason, error, over)).await,
         }
     }
 
-    /// Brings a large body into memory once there is room for it; `false` if the subscription was over before.
+    /// Loads a large body when there is memory for the body. Returns `false` if the subscription ended before.
     async fn load(&self, loan: &mut Loan, over: &mut watch::Receiver<bool>) -> bool {
         let gate = self.deliverer.gate(loan.message.destination);
         if !loan.has_room() {
@@ -309,24 +313,24 @@ impl Crew {
                 self.metrics.replayed.with_label_values(&[destination]).inc();
             }
         } else {
-            tracing::debug!(id = %message.id, kind, outcome = outcome.as_str(), "settled without being sent");
+            tracing::debug!(id = %message.id, kind, outcome = outcome.as_str(), "acked without being sent");
         }
         self.settle(loan, true).await
     }
 
-    /// Takes the message out of the queue. Where that fails it is lent again, and recognised by its id.
+    /// Acks the message. If the ack fails, the message is redelivered and recognised by its id.
     async fn settle(&self, loan: Loan, freed: bool) -> Landing {
         let (lane, id) = (loan.message.lane.clone(), loan.message.id);
         match loan.done().await {
             Ok(()) => Landing::Settled { lane, freed },
             Err(error) => {
-                tracing::debug!(%id, %error, "could not settle; it will be lent again");
+                tracing::debug!(%id, %error, "could not ack; the queue will redeliver");
                 Landing::Unsettled
             }
         }
     }
 
-    /// The dead letter is on disk before the original is settled; until then this tries again and again.
+    /// Dead-letters the message. The dead letter is on disk before the original is acked; until then this call tries again.
     pub(super) async fn bury(
         &self,
         mut loan: Loan,
@@ -359,7 +363,7 @@ impl Crew {
     }
 
     async fn try_bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        // First the bot side: should we crash between the two, it is told again under the same id.
+        // The bot side is told first: after a crash between the two steps it is told again under the same id.
         self.deliverer.before_burial(dead).await.map_err(QueueError::Unavailable)?;
         self.queue.bury(dead).await
     }
@@ -401,7 +405,7 @@ mod tests {
     async fn time_spent_in_the_queue_is_not_held_against_a_message() {
         let (start, mut hold) = (Instant::now(), Hold::default());
         hold.failed(at(start, 0), Some(at(start, 0)));
-        // As `Effort::lent_again` does.
+        // As in `Effort::lent_again`.
         hold.failed_at = None;
         hold.failed(at(start, 600), Some(at(start, 599)));
         assert_eq!(hold.held, Duration::ZERO);

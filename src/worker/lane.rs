@@ -1,7 +1,7 @@
-//! The lanes of one partition: a strict line for each conversation, of which only the head flies.
+//! The lanes of one partition: a strict queue for each conversation, of which only the first message is in flight.
 //!
-//! Guarantees: a lane never has two messages in the air, and lends them in the order in which they came; a lane that
-//! waits holds up no other. Pure: no I/O, time is an argument.
+//! Guarantees: a lane never has two messages in flight, and hands out messages in the order in which they came. A waiting
+//! lane does not hold up another. Pure: no I/O, time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,13 +10,13 @@ use tokio::time::Instant;
 use crate::message::LaneKey;
 use crate::queue::Loan;
 
-/// What the head of a lane does.
+/// The state of the first message of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
     Ready,
     Flying,
     Waiting(Instant),
-    /// Waits for the breaker, not for a time.
+    /// Waits for the breaker, not for a point in time.
     Parked,
 }
 
@@ -24,12 +24,12 @@ enum Head {
 struct Lane {
     line: VecDeque<Loan>,
     head: Head,
-    /// The head kept failing while others were served, and nothing of the lane was taken since: it may not hold more
-    /// than its share of a crowded window.
+    /// The first message kept failing while others were delivered, and no message of the lane was accepted since. The lane
+    /// may not hold more than its limit of a crowded window.
     stuck: bool,
 }
 
-/// How many lanes are in which state; the labels of `causeway_lanes`.
+/// The number of lanes in each state; the labels of `causeway_lanes`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LaneCounts {
     pub(super) waiting: usize,
@@ -37,7 +37,7 @@ pub(super) struct LaneCounts {
     pub(super) backing_off: usize,
 }
 
-/// All lanes of a partition that have messages here.
+/// All lanes of a partition that have messages in this worker.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: BTreeMap<LaneKey, Lane>,
@@ -46,7 +46,7 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Puts a loan at the end of its lane.
+    /// Appends a message to its lane.
     pub(super) fn push(&mut self, loan: Loan) {
         let key = loan.message.lane.clone();
         match self.lanes.get_mut(&key) {
@@ -61,18 +61,18 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane holds more than its share.
+    /// Whether a lane holds more than `share` messages.
     pub(super) fn exceeds(&self, key: &LaneKey, share: usize) -> bool {
         self.lanes.get(key).is_some_and(|lane| lane.line.len() > share)
     }
 
-    /// Takes what a stuck lane holds beyond its share, oldest first.
+    /// Removes the messages of a stuck lane beyond `share`, oldest first.
     pub(super) fn shed(&mut self, key: &LaneKey, share: usize) -> VecDeque<Loan> {
         let lane = self.lanes.get_mut(key).filter(|lane| lane.stuck && lane.line.len() > share);
         lane.map(|lane| lane.line.split_off(share)).unwrap_or_default()
     }
 
-    /// The next head that may fly. It is in the air until one of the landings below is called for its lane.
+    /// The next message that may start. It is in flight until its lane is landed, backed off or parked.
     pub(super) fn launch(&mut self) -> Option<Loan> {
         while let Some(key) = self.ready.pop_front() {
             if let Some(lane) = self.lanes.get_mut(&key)
@@ -85,14 +85,14 @@ impl Lanes {
         None
     }
 
-    /// Among the heads that may fly, that of the lowest `rank`; of equal ranks the one that came last.
+    /// Among the messages that may start, the one with the lowest `rank`; of equal ranks the one that came last.
     pub(super) fn best(&self, rank: impl Fn(&Loan) -> u32) -> Option<(u32, LaneKey)> {
         let heads = self.ready.iter().rev().filter_map(|key| Some((key, self.lanes.get(key)?.line.front()?)));
         let ranked = heads.map(|(key, loan)| (rank(loan), key));
         ranked.min_by_key(|(rank, _)| *rank).map(|(rank, key)| (rank, key.clone()))
     }
 
-    /// Puts a lane in front of the others that may fly.
+    /// Puts a lane in front of the other ready lanes.
     pub(super) fn prefer(&mut self, key: &LaneKey) {
         if let Some(at) = self.ready.iter().position(|ready| ready == key)
             && let Some(key) = self.ready.remove(at)
@@ -101,7 +101,8 @@ impl Lanes {
         }
     }
 
-    /// The head is settled: the next one may fly. `freed`: the destination took it, so the lane is not stuck any more.
+    /// The message in flight is acked: the next one may start. `freed`: the destination accepted it, so the lane is not
+    /// stuck any more.
     pub(super) fn landed(&mut self, key: &LaneKey, freed: bool) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.stuck &= !freed;
@@ -113,7 +114,7 @@ impl Lanes {
         }
     }
 
-    /// The head failed and flies again at `at`.
+    /// The message in flight failed and starts again at `at`.
     pub(super) fn back_off(&mut self, mut loan: Loan, at: Instant) {
         loan.unload();
         let key = loan.message.lane.clone();
@@ -124,14 +125,14 @@ impl Lanes {
         }
     }
 
-    /// The head keeps failing while others are, or could be, served.
+    /// Marks a lane whose first message keeps failing while other messages are delivered, or could be.
     pub(super) fn mark_stuck(&mut self, key: &LaneKey) {
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.stuck = true;
         }
     }
 
-    /// The head could not even start: it waits for the breaker.
+    /// The message could not start: its lane waits for the breaker.
     pub(super) fn park(&mut self, mut loan: Loan) {
         loan.unload();
         let key = loan.message.lane.clone();
@@ -141,7 +142,7 @@ impl Lanes {
         }
     }
 
-    /// The breaker passes again.
+    /// The breaker passes again: the lanes that wait for the breaker become ready.
     pub(super) fn unpark(&mut self) {
         for (key, lane) in &mut self.lanes {
             if lane.head == Head::Parked {
@@ -151,7 +152,7 @@ impl Lanes {
         }
     }
 
-    /// Lets the heads fly whose time has come.
+    /// Makes the lanes ready whose retry time has come.
     pub(super) fn wake(&mut self, now: Instant) {
         while let Some((at, key)) = self.alarms.pop_first() {
             if at > now {
@@ -167,17 +168,17 @@ impl Lanes {
         }
     }
 
-    /// When the next head wakes.
+    /// The earliest retry time.
     pub(super) fn next_alarm(&self) -> Option<Instant> {
         self.alarms.first().map(|(at, _)| *at)
     }
 
-    /// Every loan that lies here, in no order between lanes; what flies is not among them.
+    /// The messages in the lanes, without those in flight, in no order between lanes.
     pub(super) fn loans(&self) -> impl Iterator<Item = &Loan> {
         self.lanes.values().flat_map(|lane| lane.line.iter())
     }
 
-    /// How many loans lie here.
+    /// The number of messages in the lanes, without those in flight.
     pub(super) fn held(&self) -> usize {
         self.lanes.values().map(|lane| lane.line.len()).sum()
     }
@@ -204,7 +205,7 @@ mod tests {
     use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
     use crate::queue::{PartitionId, Queue, QueueTuning};
 
-    /// Loans of these lanes, in this order; their ids are numbered.
+    /// Messages of these lanes, in this order; their ids are numbered.
     async fn lanes_of(names: &[&str]) -> Lanes {
         let folder = tempfile::tempdir().unwrap();
         let tuning = QueueTuning {

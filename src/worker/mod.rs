@@ -1,8 +1,8 @@
-//! Move: in order for each conversation, in parallel across them.
+//! The worker: delivers messages in order within each conversation and in parallel across conversations.
 //!
-//! Guarantees: message n+1 of a lane never starts before message n is delivered or dead-lettered; a stuck lane holds up
-//! no other; a stop lands what is in the air and gives the rest back in order.
-//! Leaves to others: the attempt itself (`delivery/`), the durable line (`queue/`).
+//! Guarantees: message n+1 of a lane never starts before message n is delivered or dead-lettered. A stuck lane does not
+//! hold up another. On shutdown the attempts in flight finish, and all other messages go back in order.
+//! Not responsible for: the attempt itself (`delivery/`), the durable queue (`queue/`).
 
 mod flight;
 mod lane;
@@ -26,7 +26,7 @@ use pump::Pump;
 pub use settle::Deadlines;
 use tally::Tally;
 
-/// How a worker treats what it borrows.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
     /// `delivery.retry.*`
@@ -79,7 +79,7 @@ impl Worker {
         worker
     }
 
-    /// Whether this worker consumes: subscribed, or kept away by a breaker and nothing else.
+    /// Whether this worker consumes from every destination whose breaker passes.
     pub fn ready(&self) -> Result<(), String> {
         let consuming = self.queue.destinations().iter().all(|destination| {
             self.tally.sum(destination).subscribed > 0 || !self.deliverer.gate(destination).breaker().passes()
@@ -95,7 +95,7 @@ impl Worker {
                 ask = tokio::time::Instant::now();
                 match self.queue.depth().await {
                     Ok(now) => depth = now,
-                    Err(error) => tracing::debug!(%error, "cannot ask the queue for its depth"),
+                    Err(error) => tracing::debug!(%error, "cannot read the depth of the queue"),
                 }
             }
             self.set_gauges(&depth);
@@ -113,7 +113,7 @@ impl Worker {
             let name = destination.as_str();
             let sum = self.tally.sum(destination);
             let waiting = depth.waiting.get(&destination).copied().unwrap_or(0);
-            // The embedded engine counts what is lent among what waits.
+            // The embedded engine already counts unacked messages as waiting.
             let held = if self.queue.shared() { gauge(sum.held) } else { 0 };
             self.metrics.queue_messages.with_label_values(&[name]).set(count(waiting) + held);
             let oldest = [sum.oldest, depth.oldest.get(&destination).copied()].into_iter().flatten().min();

@@ -1,9 +1,10 @@
-//! The pump of one partition: borrow, hand to the lanes, let their heads fly, settle; and give everything back in time.
+//! The pump of one partition: it receives messages, puts them into lanes, starts the first message of each lane, and
+//! returns the rest in time.
 //!
-//! One owner, one loop. Guarantees: whatever ends a subscription (stop, a tripped breaker, a better-ranked worker, the
-//! broker), what is in the air lands first, nothing new starts, and then the subscription is closed, which is the only way
-//! back that keeps the order. While the breaker is tripped nothing is held: the pump waits outside, probes when it is its
-//! turn, and looks in from time to time to expire what is too late.
+//! One loop owns the partition. Guarantees: whenever a subscription ends (shutdown, tripped breaker, preferred worker,
+//! broker), attempts in flight finish first and no new attempt starts. Then the subscription closes, which is the only way
+//! to return messages in order. While the breaker is tripped, the pump holds no message: it waits without a subscription,
+//! probes in its turn, and subscribes from time to time to expire old messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,22 +26,22 @@ use crate::tasks::Stop;
 
 /// How long a probe or a visit waits for a message before the partition counts as empty.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// A tripped destination's partitions are looked into at least so often, for what is too late.
+/// While a destination is tripped, its partitions are visited at least this often to expire old messages.
 const VISIT_EVERY: Duration = Duration::from_secs(20);
-/// What was given back and never came again is forgotten after this.
+/// The retry state of a message is forgotten this long after the message was last received.
 const FORGET_AFTER: Duration = Duration::from_secs(1800);
-/// A better-ranked worker that waits for the partition and does not get it is given way to once more after this. Who waits
-/// in line, too, goes behind the better one by that.
+/// How long we keep a partition that its preferred worker is waiting for before we release it again. The release also moves
+/// other waiting workers behind the preferred one.
 const YIELD_AGAIN: Duration = Duration::from_secs(30);
 
-/// By which right the pump is subscribed.
+/// The permission with which the pump is subscribed.
 #[derive(Debug)]
 enum Mode {
     /// The breaker passes.
     Open,
-    /// To send the one probe.
+    /// The pump sends the one probe.
     Probe(ProbeSeat),
-    /// Nothing may be sent; only what is too late is ended.
+    /// No call is allowed; the pump only expires old messages.
     Visit,
 }
 
@@ -62,9 +63,9 @@ pub(super) struct Pump {
     tally: Arc<Tally>,
     stop: Stop,
     efforts: HashMap<MessageId, Effort>,
-    /// What one stuck lane may hold of a crowded window: a quarter.
+    /// The limit of one stuck lane in a crowded window: a quarter of the prefetch.
     share: usize,
-    /// So many loans are a crowded window: three quarters.
+    /// The number of messages that make a window crowded: three quarters.
     crowd: usize,
     next_visit: Instant,
 }
@@ -78,7 +79,7 @@ impl Pump {
         Self { partition, crew, tally, stop, efforts, share, crowd: 3 * share, next_visit }
     }
 
-    /// Runs until the stop.
+    /// Runs until cancellation.
     pub(super) async fn run(mut self) -> Result<(), QueueError> {
         let stop = self.stop.clone();
         let mut losses = 0_u32;
@@ -111,7 +112,7 @@ impl Pump {
             tracing::debug!(partition = %self.partition, ?end, "subscription over");
             match end {
                 End::Stopped => return Ok(()),
-                // A queue that vanishes again and again must not make this loop hot.
+                // A subscription that is lost again and again must not make this loop spin.
                 End::Lost => {
                     losses = losses.saturating_add(1);
                     let pause = Duration::from_millis(100).saturating_mul(losses.min(50));
@@ -138,7 +139,8 @@ impl Pump {
         }
     }
 
-    /// Who should have this partition instead, and stands where in its line; if anybody.
+    /// A number for the preferred worker that waits for this partition and for its consumer position; `None` if there is no
+    /// such worker.
     fn wanted_by(&self) -> Option<u64> {
         self.crew.queue.wanted_elsewhere().borrow().get(&self.partition).copied()
     }
@@ -182,15 +184,15 @@ impl Pump {
                 }
                 subscription.flush();
             }
-            // Not while a probe is in the air: the time that is over already would make this loop hot until it lands.
+            // Not while a probe is in flight: the time in the past would make this loop spin until the probe ends.
             let looking = !matches!(mode, Mode::Open)
                 && end.is_none()
                 && flights.is_empty()
                 && !subscription.is_arriving();
             let alarm = lanes.next_alarm();
             tokio::select! {
-                // In a fixed order, so that a simulation repeats itself. What happens rarely comes first, and what lands
-                // before what is new: neither can keep the other waiting, since only what is lent can land.
+                // A fixed order makes a simulation repeatable. Rare events come first, and results before new messages.
+                // Results cannot starve new messages, because each received message gives one result.
                 biased;
                 () = stop.wait(), if end.is_none() => end = Some(End::Stopped),
                 _ = tick.tick() => self.tell(&lanes, flights.len(), true),
@@ -198,19 +200,19 @@ impl Pump {
                     mode = Mode::Open;
                     lanes.unpark();
                 },
-                // Who went away and comes back is a newcomer, as is who subscribed anew.
+                // A worker that left and came back counts as new, and so does one that subscribed again.
                 Ok(()) = better.changed() => if self.wanted_by().is_none() {
                     wanted = None;
                 },
                 () = at(alarm) => lanes.wake(Instant::now()),
                 Some(landing) = flights.next() => {
                     quiet_since = Instant::now();
-                    // A broker ends the subscription itself; until then it may still be told what else has landed.
+                    // A broker ends the subscription itself; until then it may still accept other acks.
                     if matches!(landing, Landing::Unsettled) && !self.crew.queue.shared() {
                         end.get_or_insert(End::Lost);
                     }
                     self.land(landing, &mut lanes, &flights, &over);
-                    // The breaker may have opened while this one was on its way to wait for that.
+                    // The breaker may have begun to pass while this message was about to be parked.
                     if matches!(mode, Mode::Open) && breaker.passes() {
                         lanes.unpark();
                     }
@@ -230,7 +232,7 @@ impl Pump {
         end.unwrap_or(End::Idle)
     }
 
-    /// Whether this subscription should end, judged anew after every event.
+    /// Whether this subscription should end, checked after every event.
     fn reason_to_end(
         &self,
         mode: &Mode,
@@ -253,10 +255,10 @@ impl Pump {
         (newcomer || begun.elapsed() >= YIELD_AGAIN).then_some(End::Yielded)
     }
 
-    /// Whether there is a head to probe with, which is then the first in line: the youngest of the least tried. What fails
-    /// for reasons of its own is what stays longest, so that the oldest are the worst to ask with: each of them would keep
-    /// the destination closed to all others for one more pause. The first probe is worth no wait; after it the window fills
-    /// before somebody is chosen.
+    /// Whether there is a message to probe with; its lane is then the first one. The probe is the newest message among
+    /// those with the fewest attempts. Messages that fail for reasons of their own stay longest, so the oldest messages are
+    /// the worst probes: each of them would keep the destination closed for one more pause. A first probe with an untried
+    /// message does not wait. Later probes wait until the window is full, or for [`PATIENCE`].
     fn picks_probe(&self, lanes: &mut Lanes, first: bool, begun: Instant) -> bool {
         let tried = |loan: &Loan| self.efforts.get(&loan.message.id).map_or(0, |effort| effort.story.count());
         let Some((tries, key)) = lanes.best(tried) else { return false };
@@ -269,7 +271,8 @@ impl Pump {
         picks
     }
 
-    /// Lets every ready head fly. Outside of [`Mode::Open`] one of them carries the probe, the others may only expire.
+    /// Starts the first message of every ready lane. Outside of [`Mode::Open`] one message carries the probe, and the
+    /// others may only expire.
     fn launch(&mut self, lanes: &mut Lanes, flights: &Flights, mode: &mut Mode, over: &watch::Sender<bool>) {
         while let Some(loan) = lanes.launch() {
             let effort = self.efforts.remove(&loan.message.id);
@@ -289,7 +292,7 @@ impl Pump {
     fn accept(&mut self, loan: Loan, lanes: &mut Lanes, flights: &Flights, over: &watch::Sender<bool>) {
         let id = loan.message.id;
         let mut effort = match self.efforts.remove(&id) {
-            // Nobody else had it meanwhile: what we know of it is all there is to know.
+            // No other worker had the message meanwhile, so the known state is complete.
             Some(known) if !self.crew.queue.shared() || loan.earlier == known.earlier + 1 => known,
             Some(mut known) => {
                 known.maybe_taken = true;
@@ -308,7 +311,7 @@ impl Pump {
         lanes.exceeds(lane, self.share) && lanes.held() + flights.len() >= self.crowd
     }
 
-    /// In a crowded window a stuck lane keeps its share; what it holds beyond that dies, so that the others come in.
+    /// In a crowded window a stuck lane keeps its limit; its other messages are dead-lettered to make room for other lanes.
     fn make_room(
         &mut self,
         lane: &LaneKey,
@@ -357,7 +360,7 @@ impl Pump {
         }
     }
 
-    /// What goes back to the queue is remembered, and the next visit planned for the first of it that will be too late.
+    /// Plans the next visit for the first deadline among the returned messages, and forgets old retry states.
     fn remember(&mut self, lanes: &Lanes) {
         let now = Instant::now();
         let deadlines = &self.crew.settings.deadlines;

@@ -1,13 +1,14 @@
-//! The only place that decides a message's fate: from an outcome and what is known of the message to a verdict.
+//! The retry policy, the only place that decides about a message: from an outcome and the facts about the message to a
+//! decision.
 //!
-//! Guarantees: pure; every outcome leads to exactly one verdict, and a message that never succeeds dies, at its deadline
-//! at the latest. Leaves to others: carrying it out (`flight.rs`).
+//! Guarantees: pure. Every outcome leads to exactly one decision. A message that never succeeds ends at its deadline at the
+//! latest. Not responsible for: carrying out the decision (`flight.rs`).
 
 use std::time::Duration;
 
 use crate::message::{DeadReason, Kind, Outcome};
 
-/// `delivery.deadline.*`: counted from acceptance.
+/// `delivery.deadline.*`, counted from acceptance.
 #[derive(Debug, Clone)]
 pub struct Deadlines {
     /// `handoff.start`
@@ -18,7 +19,7 @@ pub struct Deadlines {
     pub typing: Duration,
     /// `handoff.end`, `callback.ended` and `handoff.failed`
     pub end: Duration,
-    /// `bot.*`: a person waits for each of them.
+    /// `bot.*`: a user waits for each of these messages.
     pub bot: Duration,
 }
 
@@ -35,7 +36,7 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// How old a message of this kind may become.
+    /// The largest age of a message of this kind.
     pub const fn of(&self, kind: Kind) -> Duration {
         match kind {
             Kind::HandoffStart => self.start,
@@ -47,50 +48,50 @@ impl Deadlines {
     }
 }
 
-/// What happens to a message next.
+/// The next step for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It leaves the queue.
+    /// The message leaves the queue.
     Done,
-    /// It flies again after this time.
+    /// The message is processed again after this time.
     RetryIn(Duration),
-    /// It waits until the breaker passes; nothing was its fault.
+    /// The message waits until the breaker passes; the failure was not its fault.
     WaitForBreaker,
-    /// It becomes a dead letter.
+    /// The message becomes a dead letter.
     Dead(DeadReason),
 }
 
-/// What is known of a message when its attempt has ended.
+/// The facts about a message after its attempt.
 #[derive(Debug, Clone)]
 pub(super) struct Standing {
     pub(super) kind: Kind,
-    /// Since acceptance.
+    /// The time since acceptance.
     pub(super) age: Duration,
-    /// Its kind's deadline.
+    /// The deadline of its kind.
     pub(super) deadline: Duration,
-    /// How long it has failed while its endpoint served others.
+    /// How long the message has failed while its endpoint accepted other messages.
     pub(super) held: Duration,
     /// `delivery.hold`
     pub(super) hold: Duration,
-    /// The next step of its backoff.
+    /// The next delay of its backoff.
     pub(super) backoff: Duration,
 }
 
-/// How often a held message looks whether what it waits for has come.
+/// How often a deferred message checks whether its condition is met.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Standing {
-    /// The end that a message comes to when its time is over; what is worth nothing later is not kept.
+    /// The end of a message after its deadline. A typing indicator is dropped, because it is worthless later.
     fn too_late(&self) -> Verdict {
         if self.kind == Kind::HandoffTyping { Verdict::Done } else { Verdict::Dead(DeadReason::Expired) }
     }
 
-    /// Before an attempt: a message past its deadline is not sent any more.
+    /// The decision before an attempt: a message past its deadline is not sent.
     pub(super) fn expired(&self) -> Option<Verdict> {
         (self.age >= self.deadline).then(|| self.too_late())
     }
 
-    /// After an attempt.
+    /// The decision after an attempt.
     pub(super) fn verdict(&self, outcome: &Outcome) -> Verdict {
         match outcome {
             Outcome::Delivered
@@ -102,7 +103,7 @@ impl Standing {
             _ if self.age >= self.deadline => self.too_late(),
             Outcome::Pause { .. } => Verdict::WaitForBreaker,
             Outcome::Retry { .. } if self.held >= self.hold => Verdict::Dead(DeadReason::Exhausted),
-            // A retry is never planned past the deadline: it wakes to expire.
+            // A retry is never planned past the deadline: at the deadline the message expires.
             Outcome::Retry { .. } => Verdict::RetryIn(self.backoff.min(self.deadline - self.age)),
             Outcome::Held { at_most, then } if self.age >= *at_most => Verdict::Dead(*then),
             Outcome::Held { at_most, .. } => Verdict::RetryIn(LOOK_AGAIN.min(*at_most - self.age)),

@@ -1,4 +1,4 @@
-//! What the pumps hold, added up for the metrics and for readiness.
+//! Statistics of the pumps, summed up for the metrics and for readiness.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use super::lane::LaneCounts;
 use crate::message::Destination;
 use crate::queue::PartitionId;
 
-/// One pump, as it last told.
+/// The latest statistics of one pump.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
     pub(super) lanes: LaneCounts,
@@ -19,13 +19,13 @@ pub(super) struct View {
     pub(super) wanted_elsewhere: bool,
 }
 
-/// All pumps of a worker.
+/// The statistics of all pumps of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     views: Mutex<BTreeMap<PartitionId, View>>,
 }
 
-/// The pumps of one destination, added up.
+/// The sum over the pumps of one destination.
 #[derive(Debug, Default)]
 pub(super) struct Sum {
     pub(super) lanes: LaneCounts,

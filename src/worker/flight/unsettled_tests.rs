@@ -1,4 +1,4 @@
-//! A message whose end was decided, and whose loan was over before it could be settled.
+//! A message whose subscription ended after the decision about the message and before its ack.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,13 +19,13 @@ use crate::worker::simulation::{delivery_settings, http, metrics, worker_setting
 
 struct Bench {
     crew: Arc<Crew>,
-    /// How often the Callback URL was asked.
+    /// How often the Callback URL was called.
     asked: Arc<AtomicUsize>,
     _folder: TempDir,
 }
 
 impl Bench {
-    /// With a Callback URL that answers so.
+    /// A bench whose Callback URL answers with this status.
     async fn answering(status: StatusCode) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tuning = QueueTuning {
@@ -80,7 +80,7 @@ impl Bench {
     }
 }
 
-/// Whoever let the lane move on would send what is behind first, and then this one.
+/// If the lane moved on, the next message would be sent before this one.
 async fn is_not_sent_again(status: StatusCode) {
     let bench = Bench::answering(status).await;
     bench.publish().await;

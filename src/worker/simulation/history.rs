@@ -1,4 +1,4 @@
-//! What happens in a history: drawn from its seed, and from nothing else.
+//! The generator of histories: everything in a history is drawn from its seed.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::queue::model::Mishaps;
 
-/// What kind of trouble a history is about.
+/// The kind of faults in a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// Everything at once.
+    /// All faults at once.
     Storm,
-    /// Some conversations never succeed; nothing else is wrong.
+    /// Some conversations never succeed; there is no other fault.
     Poison,
-    /// The destination is away for a while; nothing else is wrong.
+    /// The destination is unavailable for a while; there is no other fault.
     Outage,
-    /// Clocks of workers step; nothing else is wrong, but what fails by itself.
+    /// Clocks of workers step, and one conversation always fails; there is no other fault.
     Clocks,
 }
 
@@ -25,7 +25,7 @@ pub(super) enum Weather {
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     pub(super) poison: Option<Poison>,
-    /// When each of its messages is written.
+    /// The times of its messages since the start.
     pub(super) moments: Vec<Duration>,
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Poison {
     Hanging,
 }
 
-/// How a destination is away.
+/// How a destination is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outage {
     Refusing,
@@ -47,23 +47,23 @@ pub(super) enum Outage {
     Hanging,
 }
 
-/// What breaks on our side.
+/// A fault on our side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Whoever borrows from this partition loses it.
+    /// The consumers of this partition lose it.
     Lose(u16),
-    /// The broker is away.
+    /// The broker is unreachable.
     Away(Duration),
-    /// Nothing passes between a worker and the broker, for so long at least.
+    /// A worker and the broker do not reach each other, for at least this long.
     Cut(Duration),
     Stop,
     Kill,
     Join,
-    /// A worker's wall clock is wrong by so many seconds, for so long; what measures spans goes on.
+    /// The wall clock of a worker is wrong by this many seconds for this long. Monotonic clocks are not affected.
     Step(i64, Duration),
 }
 
-/// How the platform answers by itself, in thousandths.
+/// The random faults of the platform, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Noise {
     pub(super) lost_answer: u32,
@@ -145,7 +145,8 @@ impl History {
             self.events.push((at, event(random, self.partitions)));
         }
         self.events.sort_by_key(|(at, _)| *at);
-        // A worker that nobody hears gets nothing new: only what keeps failing shows whether it goes on all the same.
+        // A cut-off worker gets no new messages: only a conversation that keeps failing shows whether the worker still
+        // sends.
         if self.events.iter().any(|(_, event)| matches!(event, Event::Cut(_))) {
             self.lines[0].poison = Some(Poison::Failing);
         }
@@ -160,7 +161,7 @@ impl History {
     }
 
     fn outage(&mut self, random: &mut StdRng) {
-        // No crowd: whoever fills the window alone is charged for it, also in an outage.
+        // No crowded window: a lane that fills the window alone is charged for the time, even in an outage.
         self.prefetch = 128;
         self.outages.push(outage(random, 40));
     }
@@ -177,7 +178,7 @@ impl History {
         self.events.sort_by_key(|(at, _)| *at);
     }
 
-    /// By how much the clocks may be ahead, in all, and for how long they are behind.
+    /// How far the clocks may be ahead in total, and how long they are behind.
     pub(super) fn wrong_clocks(&self) -> (Duration, Duration) {
         let (mut ahead, mut behind) = (Duration::ZERO, Duration::ZERO);
         for (_, event) in &self.events {

@@ -1,7 +1,7 @@
-//! Judges a history that was played: every promise of the worker, each by its own function.
+//! The checker: compares a played history with every promise of the worker, one function for each promise.
 //!
-//! What must hold at the moment when a call begins (order, one in the air, one probe, no repeat of what was taken) is
-//! judged in `platform.rs`; here is what only the whole history shows.
+//! `platform.rs` checks the promises that must hold when a call begins: order, one message in flight, one probe, no repeat.
+//! This file checks the promises that only the whole history shows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,16 +14,16 @@ use super::platform::{Asked, id, read};
 use super::play::{BEGINNING, DEADLINE, HOLD, Played};
 use crate::message::{DeadLetter, DeadReason};
 
-/// How long a healthy message may take beside poisoned ones.
+/// The longest time of a healthy message beside failing conversations.
 const HEALTHY: Duration = Duration::from_secs(3);
-/// The same where poisoned ones fill the window: until they are known as stuck, which takes failures over five seconds,
-/// between which they back off and hang.
+/// The same if failing conversations fill the window. They count as stuck only after failures over five seconds, between
+/// which they back off and hang.
 const HEALTHY_IN_A_CROWD: Duration = Duration::from_secs(21);
 
 /// Timers are precise to the millisecond.
 const TICK: Duration = Duration::from_millis(2);
 
-/// Every promise that was broken, in words.
+/// All broken promises, in words.
 pub(super) fn judge(history: &History, played: &Played) -> Vec<String> {
     let mut broken = played.broken.clone();
     nothing_is_lost(played, &mut broken);
@@ -53,7 +53,7 @@ fn graves(played: &Played, line: usize, n: usize) -> impl Iterator<Item = &(Inst
     played.record.dead.iter().filter(move |(_, dead)| dead.message.id == id)
 }
 
-/// Each message is delivered or a dead letter, and not both without a cause.
+/// Each message is delivered or dead-lettered; both only with a cause.
 fn nothing_is_lost(played: &Played, broken: &mut Vec<String>) {
     for (line, n) in played.accepted.keys().copied() {
         let taken = of(played, line, n).any(was_taken);
@@ -73,13 +73,13 @@ fn nothing_is_lost(played: &Played, broken: &mut Vec<String>) {
             if !excused
                 && of(played, line, n).any(|it| was_taken(it) && it.ended.is_some_and(|end| end < *at))
             {
-                broken.push(format!("{line}/{n} was delivered and then given back"));
+                broken.push(format!("{line}/{n} was delivered and then returned"));
             }
         }
     }
 }
 
-/// The first effects of a line's messages are in the order of the line; of those that ended as dead letters nobody knows.
+/// The first effects of a line are in the order of its messages. Messages that ended as dead letters are left out.
 fn nothing_overtakes(played: &Played, broken: &mut Vec<String>) {
     let mut newest: BTreeMap<usize, usize> = BTreeMap::new();
     let mut seen = std::collections::BTreeSet::new();
@@ -95,7 +95,7 @@ fn nothing_overtakes(played: &Played, broken: &mut Vec<String>) {
     }
 }
 
-/// Three quarters of the window: in a crowd a stuck line is charged for what the others cannot do.
+/// Whether the messages can fill three quarters of the window: in a crowded window a stuck line is charged for all time.
 fn may_be_crowded(history: &History) -> bool {
     let all: usize = history.lines.iter().map(|line| line.moments.len()).sum();
     all >= usize::from(history.prefetch / 4) * 3
@@ -114,7 +114,7 @@ fn dead_letters_have_died_rightly(history: &History, played: &Played, broken: &m
             DeadReason::Rejected => {
                 of(played, line, n).any(|it| it.heard.is_some_and(|(status, _)| status == 400))
             }
-            // As the story tells it; and no earlier than the clocks were wrong.
+            // As the history of the dead letter says, and not earlier than wrong clocks explain.
             DeadReason::Expired => age >= DEADLINE && lived + ahead + TICK >= DEADLINE,
             DeadReason::Exhausted if crowd => true,
             DeadReason::Exhausted => {
@@ -138,7 +138,7 @@ fn dead_letters_have_died_rightly(history: &History, played: &Played, broken: &m
     }
 }
 
-/// `Retry-After` is a floor for everything that the same worker sends there.
+/// `Retry-After` is a minimum delay for everything that the same worker sends there.
 fn a_wish_to_be_left_alone_is_granted(played: &Played, broken: &mut Vec<String>) {
     for wish in &played.asked {
         let (Some((status, Some(floor))), Some(at)) = (wish.heard, wish.ended) else { continue };
@@ -178,7 +178,7 @@ fn the_healthy_are_not_delayed(history: &History, played: &Played, broken: &mut 
     }
 }
 
-/// Where a clock was ahead a message may be taken for too old; what is delivered is delivered at once.
+/// If a clock was ahead, a message may expire early. Every delivered message is delivered at once.
 fn a_step_holds_up_nobody(history: &History, played: &Played, broken: &mut Vec<String>) {
     let (ahead, _) = history.wrong_clocks();
     for ((line, n), accepted) in &played.accepted {
@@ -195,12 +195,12 @@ fn a_step_holds_up_nobody(history: &History, played: &Played, broken: &mut Vec<S
     }
 }
 
-/// Beside what was in the air, and the failures that trip the breaker, an outage costs only probes.
+/// Apart from calls in flight and the failures that trip the breaker, an outage costs only probes.
 fn an_outage_is_probed_only(history: &History, played: &Played, broken: &mut Vec<String>) {
     for (from, to, outage) in &history.outages {
         let during = |it: &&Asked| it.began > played.start + *from && it.began < played.start + *to;
         let calls = played.asked.iter().filter(during).count();
-        // Pauses of 0.1 s, 0.2 s and so on, up to 30 s.
+        // Delays of 0.1 s, 0.2 s and so on, up to 30 s.
         let (mut probes, mut pause, mut passed) = (1, 0.1, 0.0);
         while passed < (*to - *from).as_secs_f64() {
             probes += 1;
@@ -208,7 +208,7 @@ fn an_outage_is_probed_only(history: &History, played: &Played, broken: &mut Vec
             pause = f64::min(pause * 2.0, 30.0);
         }
         let most = history.lines.len() + 3 + probes;
-        // A failure that is no refusal must come from three lines before it counts as an outage.
+        // Failures other than a refusal must come from three lines before they count as an outage.
         if !matches!(outage, Outage::Failing | Outage::Hanging) && calls > most {
             broken.push(format!("{calls} calls in an outage, more than {most}"));
         }
@@ -219,7 +219,7 @@ fn an_outage_is_probed_only(history: &History, played: &Played, broken: &mut Vec
     }
 }
 
-/// The history of a broken promise, for the person who looks for the reason: the lines that are named in it.
+/// A report of a broken promise for developers: the events of the lines that it names.
 pub(super) fn tell(history: &History, played: &Played, broken: &[String]) -> String {
     let mut told = format!("{history:#?}\n");
     let named = |line: usize| {
@@ -243,7 +243,8 @@ pub(super) fn tell(history: &History, played: &Played, broken: &[String]) -> Str
     }
     for (at, dead) in &played.record.dead {
         let (line, n) = read(&dead.message.body);
-        let _ = writeln!(told, "{:8.3} {line}/{n} buried: {}, {}", since(*at), dead.reason, dead.detail);
+        let _ =
+            writeln!(told, "{:8.3} {line}/{n} dead-lettered: {}, {}", since(*at), dead.reason, dead.detail);
     }
     let _ = writeln!(
         told,

@@ -1,13 +1,13 @@
-//! Thousands of histories in seconds: the real worker, gate, breaker, backoff, classification and platform client on a
-//! paused clock, between a model of the queue's contract (`queue/model.rs`) and a model of XO (`platform.rs`).
+//! Simulates thousands of histories in seconds: the real worker, gate, breaker, backoff, classification and platform client
+//! on a paused clock, between a model of the queue (`queue/model/`) and a model of XO (`platform.rs`).
 //!
-//! A history (`history.rs`) is drawn from its seed: who writes when, how the platform answers, what breaks. It is played
-//! (`play.rs`) and judged (`judge.rs`). The same seed is the same history: nothing in a worker draws lots but through
-//! `delivery/backoff.rs`, and every `select!` on its way is biased. Only where several pumps are woken at one instant, which
-//! of them runs first is tokio's own chance (`watch` wakes in no order); so one seed is played many times.
+//! A history (`history.rs`) is drawn from its seed: the times of the messages, the answers of the platform, the faults. It
+//! is played (`play.rs`) and checked (`judge.rs`). The same seed gives the same history: a worker takes random numbers only
+//! from `delivery/backoff.rs`, and every `select!` on its path is biased. There is one exception: if several pumps wake at
+//! the same instant, tokio decides which one runs first (`watch` wakes in no order). So one seed is played many times.
 //!
-//! `CAUSEWAY_SIMULATION_SEED=17 cargo test simulation` plays one again, and tells what happened where it breaks;
-//! `CAUSEWAY_SIMULATION_HISTORIES=100000` plays so many, from that seed on.
+//! `CAUSEWAY_SIMULATION_SEED=17 cargo test simulation` plays one seed again and prints the events if a promise breaks.
+//! `CAUSEWAY_SIMULATION_HISTORIES=100000` plays this many histories, starting with that seed.
 
 mod history;
 mod judge;
@@ -26,7 +26,7 @@ fn told(name: &str) -> Option<u64> {
     Some(value.parse().unwrap())
 }
 
-/// Plays histories of this weather until one breaks a promise.
+/// Plays histories of this kind until one breaks a promise.
 fn survives(weather: Weather, usually: u64) {
     let one = told("CAUSEWAY_SIMULATION_SEED");
     let many = told("CAUSEWAY_SIMULATION_HISTORIES");

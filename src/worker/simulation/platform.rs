@@ -1,6 +1,6 @@
-//! A model of XO: takes callbacks, answers as its history says, and notes what was asked of it, by whom, and what it did.
+//! A model of XO: takes callbacks, answers as its history says, and records each call, its worker and its effect.
 //!
-//! What it did is done whether or not anybody hears the answer: an effect does not end with the call that caused it.
+//! An effect happens whether or not the caller receives the answer: the effect does not end with its call.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,13 +29,13 @@ pub(super) struct Asked {
     pub(super) n: usize,
     pub(super) began: Instant,
     pub(super) ended: Option<Instant>,
-    /// The status that the worker heard, and how long it was asked to stay away.
+    /// The status that the worker received, and the requested delay.
     pub(super) heard: Option<(u16, Option<Duration>)>,
     /// Begun while the breaker did not pass.
     pub(super) probe: bool,
 }
 
-/// The platform and its notebook.
+/// The platform and its records.
 #[derive(Debug)]
 pub(super) struct World {
     history: History,
@@ -48,7 +48,7 @@ pub(super) struct World {
 pub(super) struct Book {
     pub(super) asked: Vec<Asked>,
     pub(super) effects: Vec<(Instant, usize, usize)>,
-    /// Found broken on the spot.
+    /// Promises that were broken at the start of a call.
     pub(super) broken: Vec<String>,
     staff: Vec<Weak<Deliverer>>,
 }
@@ -81,7 +81,7 @@ pub(super) fn read(body: &[u8]) -> (usize, usize) {
     (line.parse().unwrap(), n.parse().unwrap())
 }
 
-/// Ends a call in the book, also when the caller is gone.
+/// Records the end of a call, even if the caller is gone.
 struct Open {
     world: Arc<World>,
     index: usize,
@@ -103,7 +103,7 @@ impl World {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker comes in; returns its number.
+    /// Adds a worker. Its number is the number of workers before.
     pub(super) fn employ(&self, deliverer: &Arc<Deliverer>) {
         self.book().staff.push(Arc::downgrade(deliverer));
     }
@@ -131,14 +131,14 @@ impl World {
             Fate::Hangs | Fate::TakenLate => std::future::pending().await,
         };
         let page = matches!(fate, Fate::Page);
-        // A page is no success, whatever its status says.
+        // An HTML page is not a success, whatever its status is.
         let status = if page { 299 } else { reply.status.as_u16() };
         self.book().asked[index].heard = Some((status, reply.retry_after()));
         drop(open);
         Ok(reply)
     }
 
-    /// What must hold whenever a call begins.
+    /// Checks the promises that must hold when a call begins.
     fn begin(&self, worker: usize, line: usize, n: usize) -> usize {
         let mut book = self.book();
         let now = Instant::now();
@@ -149,11 +149,11 @@ impl World {
         if in_the_air().filter(|it| it.worker == worker).count() >= self.history.concurrency {
             broken.push("more in flight than the gate allows".to_owned());
         }
-        // A subscription that is lost while its message is in the air is lent to another worker at once: the same message
-        // may then be on its way twice, but nothing behind it.
+        // If a subscription is lost while its message is in flight, another worker receives the message at once. The same
+        // message may then be in flight twice, but no later one.
         let excused = |it: &Asked| it.worker != worker && self.broker.may_come_twice(id(line, it.n));
         if in_the_air().any(|it| it.line == line && !excused(it)) {
-            broken.push(format!("two of line {line} in the air"));
+            broken.push(format!("two of line {line} in flight"));
         }
         if self.broker.has_given_up(&worker_name(self.history.seed, worker)) {
             broken.push(format!("worker {worker} sends {line}/{n} although the broker has given it up"));
@@ -183,7 +183,7 @@ impl World {
         book.asked.len() - 1
     }
 
-    /// Depends on the seed and on how often it was asked before, not on what else goes on.
+    /// The answer depends on the seed and on the number of earlier calls for the message, not on other events.
     fn fate(&self, line: usize, n: usize) -> (Fate, Duration) {
         let tries = self.book().asked.iter().filter(|it| (it.line, it.n) == (line, n)).count();
         let mut hasher = DefaultHasher::new();
@@ -245,7 +245,7 @@ fn no_answer(sent: Sent, kind: NoAnswerKind) -> NoAnswer {
 fn reply(status: u16, after: Option<u64>, media: &'static str) -> Reply {
     let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
     headers.extend(after.map(|after| (RETRY_AFTER, HeaderValue::from(after))));
-    // Whatever its status and content type say, a page is told by how it begins.
+    // A page is recognised by its first bytes, whatever its status and content type are.
     let body = if media == "text/html" { "<!DOCTYPE html><title>Maintenance</title>" } else { "" };
     Reply {
         status: StatusCode::from_u16(status).unwrap(),

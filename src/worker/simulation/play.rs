@@ -1,4 +1,4 @@
-//! Plays a history: starts the workers, writes the messages, lets happen what happens, and waits for quiet.
+//! Plays a history: starts the workers, publishes the messages, applies the faults, and waits for an empty queue.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -27,31 +27,32 @@ use crate::telemetry::Metrics;
 use crate::worker::{Deadlines, Worker, WorkerSettings};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(4);
-/// Below the heartbeat, as the settings demand: who lost its lease has ended its last call before the broker gives it up.
+/// Below the heartbeat, as the settings require: a worker without a lease has ended its last call before the broker gives
+/// up the worker.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// What the right clocks show when a history begins.
+/// The time of correct clocks when a history begins.
 pub(super) const BEGINNING: &str = "2026-11-22T10:00:00Z";
 pub(super) const HOLD: Duration = Duration::from_secs(8);
 pub(super) const DEADLINE: Duration = Duration::from_secs(45);
 const DRAIN: Duration = Duration::from_secs(25);
 const NOISE_ENDS: Duration = Duration::from_secs(14);
 
-/// What happened.
+/// The record of a played history.
 #[derive(Debug)]
 pub(super) struct Played {
     pub(super) start: Instant,
     pub(super) asked: Vec<Asked>,
     pub(super) effects: Vec<(Instant, usize, usize)>,
     pub(super) record: Record,
-    /// When each message was accepted last.
+    /// When each message was last accepted.
     pub(super) accepted: BTreeMap<(usize, usize), Instant>,
-    /// When each worker was asked to stop.
+    /// When the shutdown of each worker began.
     pub(super) stopped: Vec<(usize, Instant)>,
     pub(super) broken: Vec<String>,
 }
 
 impl Played {
-    /// Two plays are the same if this is.
+    /// Two plays with equal footprints are the same.
     pub(super) fn footprint(&self) -> Vec<String> {
         let since = |at: Instant| at - self.start;
         let asked = self.asked.iter().map(|it| {
@@ -93,7 +94,7 @@ struct Stage<'a> {
     stopped: Vec<(usize, Instant)>,
 }
 
-/// Plays it on a clock of its own.
+/// Plays the history on a clock of its own.
 pub(super) fn play(history: &History) -> Played {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let played = runtime.unwrap().block_on(async {
@@ -168,7 +169,7 @@ impl<'a> Stage<'a> {
                 broken.push(format!("worker {number} ended badly: {failure}"));
             }
         }
-        // What is late arrives.
+        // Late effects arrive.
         sleep(Duration::from_secs(5)).await;
         let mut book = self.world.book();
         broken.append(&mut book.broken);
@@ -183,7 +184,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits until the queue is empty, at most as long as the last deadline and what ends it may take.
+    /// Waits until the queue is empty, at most as long as the last deadline and the steps after it may take.
     async fn quiet(&self) -> Vec<String> {
         let outage = self.history.outages.iter().map(|(_, to, _)| *to).max().unwrap_or_default();
         let (_, behind) = self.history.wrong_clocks();
@@ -236,7 +237,7 @@ impl<'a> Stage<'a> {
         self.hands.push(Hand { number, name, queue: model, stop, tasks, lease, watch });
     }
 
-    /// In good order.
+    /// Shuts the worker down cleanly.
     fn dismiss(&mut self, hand: Hand) {
         hand.stop.ask();
         self.stopped.push((hand.number, Instant::now()));
@@ -261,7 +262,7 @@ impl<'a> Stage<'a> {
                 let hand = self.hands.remove(one);
                 hand.lease.abort();
                 drop(hand.tasks);
-                // Its calls end with it, before the broker can know.
+                // The calls of a killed worker end before the broker can notice.
                 sleep(Duration::from_millis(1)).await;
                 self.broker.leave(&hand.name);
             }
@@ -294,7 +295,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// A black hole between a worker and the broker. Who notices first is chance; a short one nobody notices.
+/// Cuts the traffic between a worker and the broker. Chance decides which side notices first; neither notices a short cut.
 async fn cut(broker: Arc<Broker>, worker: String, long: Duration, given_up: Duration, noticed: Duration) {
     if !broker.cut(&worker) {
         return;
@@ -314,7 +315,7 @@ async fn cut(broker: Arc<Broker>, worker: String, long: Duration, given_up: Dura
     broker.heal(&worker);
 }
 
-/// Writes a conversation as the ingress does: one message after the other, each again until it is confirmed.
+/// Publishes a conversation as the ingress does: one message after the other, each one again until it is confirmed.
 async fn write(
     queue: ModelQueue,
     line: usize,
