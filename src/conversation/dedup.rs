@@ -1,9 +1,9 @@
-//! Deduplication keys: what was done once and must not be done again, one variant for each kind of fact.
+//! Deduplication keys: facts that happened once and must not happen again, one variant for each kind of fact.
 //!
-//! Guarantees: [`DedupKey::Delivered`] and [`DedupKey::Forwarded`] mean that a destination answered 2xx, and nothing else does. Two
-//! different facts never share a stored form, whatever ids and names they hold. A key is `Copy` and its stored form is shorter
-//! than 80 bytes. The stored forms are on disk in every deployment: the test below pins them.
-//! Not responsible for: when a fact is noted or asked for (`worker/flight.rs`, `delivery/`, `dead/replay.rs`).
+//! Guarantees: only [`DedupKey::Delivered`] and [`DedupKey::Forwarded`] mean that a destination answered 2xx. Two different
+//! facts never share a stored form, whatever ids and names they contain. A key is `Copy`, and its stored form is shorter
+//! than 80 bytes. The stored forms are on disk in every deployment: a test below pins them.
+//! Not responsible for: when a fact is recorded or looked up (`worker/flight.rs`, `delivery/`, `dead/replay.rs`).
 
 use jiff::Timestamp;
 
@@ -11,67 +11,67 @@ use super::directory::{Directory, SqliteDirectory, run};
 use super::{DirectoryError, statements};
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 
-/// Keys that one statement asks for: a message's own, and those of many messages.
+/// The numbers of keys in one statement: the keys of one message, and those of many messages.
 const FEW: usize = 4;
 const MANY: usize = 60;
 
-/// One fact. The variants that hold one [`MessageId`] of several texts are made by the functions below.
+/// One fact. Some variants hold one [`MessageId`] that is derived from several texts by the functions below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DedupKey {
     /// The message's destination answered 2xx.
     Delivered(MessageId),
-    /// XO's Callback URL answered 2xx, and no user of ours was told: the chat may turn out to be one of ours.
+    /// XO's Callback URL answered 2xx, and none of our users got the text. The chat may turn out to be ours.
     Forwarded(MessageId),
     /// ServiceNow gave a final business answer ("no agent") to this start.
     Answered(MessageId),
-    /// The message became a dead letter after so many replays.
+    /// The message became a dead letter after this number of replays.
     DeadLettered {
         /// The message.
         message: MessageId,
         /// [`crate::message::Message::replays`] at that time.
         replays: u32,
     },
-    /// This replay of the message ended, and nothing had to be sent.
+    /// This replay of the message ended without a call, because no call was needed.
     NothingToSend {
         /// The message.
         message: MessageId,
-        /// Which replay of it.
+        /// The number of the replay.
         replays: u32,
     },
-    /// The message was found to be one that must open a chat.
+    /// The message must open a chat (a late start).
     LateStart {
         /// The message.
         message: MessageId,
-        /// Another replay decides anew.
+        /// The number of replays: the next replay decides again.
         replays: u32,
     },
-    /// What a Virtual Agent callback says about its chat, beside its texts, was noted.
+    /// The state in a Virtual Agent callback was recorded; the texts of the callback have keys of their own.
     CallbackApplied(MessageId),
-    /// An agent took this episode of a conversation for the first time.
+    /// For the first time an agent accepted this episode of a conversation.
     FirstAgent(MessageId),
-    /// This chat of the Virtual Agent API is over.
+    /// This chat of the Virtual Agent API has ended.
     ClosedChat(MessageId),
-    /// A step of telling a bot's user something was done, or was refused for good.
+    /// One step of a message to a bot's user was done, or was finally refused.
     BotKitStep(MessageId),
-    /// An item of a Virtual Agent callback was told.
+    /// An item of a Virtual Agent callback was relayed.
     ServiceNowItem(MessageId),
-    /// A start was sent with this text, so that the chat that it opened is recognised.
+    /// A start was sent with this text; the chat that it opened is recognised by the text.
     OpeningText(MessageId),
-    /// Written by `causeway check`, to see whether it can be written.
+    /// Written by `causeway check` to test that the directory is writable.
     SelfTest(MessageId),
 }
 
-/// A fact that was found.
+/// A fact that is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DoneBefore {
-    /// Which one.
+    /// The key of the fact.
     pub key: DedupKey,
-    /// The digest of the message that did it, where it has one.
+    /// The digest of the message that caused the fact, if the message has one.
     pub digest: Option<PayloadDigest>,
 }
 
 impl DedupKey {
-    /// See [`Self::FirstAgent`]. An episode is told by the time at which it was opened.
+    /// See [`Self::FirstAgent`]. The time of its opening identifies an episode.
     pub fn first_agent(conversation: &ConversationId, opened_at: Timestamp) -> Self {
         let opened_at = opened_at.as_millisecond().to_string();
         Self::FirstAgent(MessageId::derived_from("first-agent", &[conversation.as_str(), &opened_at]))
@@ -82,12 +82,12 @@ impl DedupKey {
         Self::ClosedChat(MessageId::derived_from("closed-chat", &[group]))
     }
 
-    /// See [`Self::BotKitStep`]: a step of telling one notice.
+    /// See [`Self::BotKitStep`]: one step of a notice.
     pub fn botkit_notice_step(notice: MessageId, step: &str) -> Self {
         Self::BotKitStep(MessageId::derived_from("botkit-step", &["notice", &notice.to_string(), step]))
     }
 
-    /// See [`Self::BotKitStep`]: a step that is taken once in each chat.
+    /// See [`Self::BotKitStep`]: a step that happens once in each chat.
     pub fn botkit_chat_step(conversation: &ConversationId, group: &str, step: &str) -> Self {
         let parts = ["chat", conversation.as_str(), group, step];
         Self::BotKitStep(MessageId::derived_from("botkit-step", &parts))
@@ -105,12 +105,12 @@ impl DedupKey {
         Self::OpeningText(MessageId::derived_from("opening", &parts))
     }
 
-    /// See [`Self::ServiceNowItem`]: an item that ServiceNow gave a name.
+    /// See [`Self::ServiceNowItem`]: an item with a name from ServiceNow.
     pub fn named_item(group: &str, name: &str) -> Self {
         Self::ServiceNowItem(MessageId::derived_from("servicenow-item", &["named", group, name]))
     }
 
-    /// See [`Self::ServiceNowItem`]: an item without a name, by its place in its callback.
+    /// See [`Self::ServiceNowItem`]: an item without a name, identified by its position in its callback.
     pub fn unnamed_item(callback: MessageId, place: usize) -> Self {
         let parts = ["unnamed", &callback.to_string(), &place.to_string()];
         Self::ServiceNowItem(MessageId::derived_from("servicenow-item", &parts))
@@ -145,12 +145,12 @@ impl DedupKey {
 }
 
 impl Directory {
-    /// Whether [`Self::mark_done`] was told of this fact.
+    /// Whether [`Self::mark_done`] recorded this fact.
     pub async fn is_done(&self, key: DedupKey) -> Result<bool, DirectoryError> {
         Ok(!self.find_done(&[key]).await?.is_empty())
     }
 
-    /// Those of these facts that [`Self::mark_done`] was told of.
+    /// Returns those of these facts that [`Self::mark_done`] recorded.
     pub async fn find_done(&self, keys: &[DedupKey]) -> Result<Vec<DoneBefore>, DirectoryError> {
         let size = if keys.len() <= FEW { FEW } else { MANY };
         let sql = if size == FEW { statements::FIND_DONE_FEW } else { statements::FIND_DONE_MANY };
@@ -170,7 +170,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// A fact happened; remembered until [`Self::forget`]. Of several notes of one fact the first stays.
+    /// Records a fact until [`Self::forget`]. If a fact is recorded twice, the first record stays.
     pub async fn mark_done(
         &self,
         key: DedupKey,

@@ -1,8 +1,9 @@
-//! The calls that the rest of Causeway makes: each reads or writes the database, none decides anything by itself.
+//! The calls of the directory for the rest of Causeway. Each call reads or writes the database and decides nothing by
+//! itself.
 //!
-//! A change of a conversation is read, step, write: [`state::step`] decides on what was read, and the write goes through
-//! only if nobody changed it since; otherwise it is decided anew. So no transaction is held open over an await, and both
-//! databases run the same text.
+//! A change of a conversation is read, step, write: [`state::step`] decides on the row that was read, and the write
+//! succeeds only if the row has not changed since. Otherwise the decision is repeated. So no transaction stays open over an
+//! await, and both databases run the same SQL.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,14 +20,14 @@ use super::{ListFilter, Observation, Opened, Origin, State, statements};
 use crate::clock;
 use crate::message::{ConversationId, MessageId};
 
-/// How long one statement may take, the wait for a connection included, before the directory counts as away.
+/// The time limit of one statement, including the wait for a connection. After this the directory counts as unavailable.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Each lost race means that another change went through: this many in a row do not happen to a working database.
+/// Each lost race means that another change succeeded. A working database never loses this many in a row.
 const RACES_MAX: u32 = 256;
 /// Rows that [`Directory::forget`] deletes with one statement.
 const BITE: i64 = 1_000;
 
-/// The directory, opened. Cheap to clone; all clones share their connections.
+/// The open directory. Cheap to clone; all clones share their connections.
 #[derive(Clone)]
 pub enum Directory {
     /// A file.
@@ -40,7 +41,7 @@ pub enum Directory {
 pub struct SqliteDirectory(pub(super) SqlitePools);
 
 impl std::fmt::Debug for Directory {
-    /// Says which kind it is and nothing else: connections know passwords.
+    /// Prints only the kind of database: connections contain passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Sqlite(_) => "Directory::Sqlite",
@@ -55,7 +56,7 @@ impl std::fmt::Debug for SqliteDirectory {
     }
 }
 
-/// Runs one query, written once, on whichever database there is. `done` names the pool where SQLite has two.
+/// Runs one query on the configured database. `done` names a pool, since SQLite has two.
 macro_rules! run {
     ($directory:expr, |$pool:ident| $query:expr) => {
         run!($directory, state, |$pool| $query)
@@ -79,7 +80,7 @@ macro_rules! run {
             }
         }
     };
-    // How many rows it changed: the two databases have a type each for that.
+    // The number of changed rows: each of the two databases has its own type for this number.
     ($directory:expr, $which:ident, changed by |$pool:ident| $query:expr) => {
         run!($directory, $which, |$pool| async { Ok::<u64, sqlx::Error>($query.await?.rows_affected()) })
     };
@@ -88,7 +89,7 @@ macro_rules! run {
 pub(super) use run;
 
 impl Directory {
-    /// Opens the directory and brings its tables up to date. Safe when several processes start at once.
+    /// Opens the directory and migrates its tables. Several processes may open it at once.
     pub async fn open(settings: &DirectorySettings) -> Result<Self, DirectoryError> {
         match &settings.url {
             DirectoryUrl::Sqlite(path) => {
@@ -100,8 +101,8 @@ impl Directory {
         }
     }
 
-    /// A handoff was asked for: a new conversation, or a new episode of one that is over. One that is under way stays as
-    /// it is.
+    /// A handoff was requested: creates a conversation, or starts a new episode of a closed one. An open conversation does
+    /// not change.
     pub async fn requested(
         &self,
         id: &ConversationId,
@@ -111,8 +112,8 @@ impl Directory {
         self.change(id, Event::Requested { origin, queue_id }).await.map(|_| ())
     }
 
-    /// A start was accepted at this time: as [`Self::requested`], for one who may be slower than the worker. What was
-    /// closed since then stays closed.
+    /// A start was accepted at this time: as [`Self::requested`], for a caller that may be slower than the worker. A
+    /// conversation that was closed since then stays closed.
     pub async fn accepted(
         &self,
         id: &ConversationId,
@@ -123,13 +124,12 @@ impl Directory {
         self.change(id, Event::Accepted { origin, queue_id, at }).await.map(|_| ())
     }
 
-    /// What is known of a conversation.
+    /// Returns the stored conversation.
     pub async fn find(&self, id: &ConversationId) -> Result<Option<Conversation>, DirectoryError> {
         Ok(self.read(id).await?.map(|stored| stored.conversation))
     }
 
-    /// The conversation that a chat belongs to. The chat may be one of its earlier episodes: its current one is
-    /// [`Conversation::group`].
+    /// The conversation of a chat. The chat may belong to an earlier episode: the current chat is [`Conversation::group`].
     pub async fn find_by_group(&self, group: &str) -> Result<Option<Conversation>, DirectoryError> {
         let row: Option<Columns> = run!(self, |pool| {
             sqlx::query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
@@ -142,7 +142,7 @@ impl Directory {
         Ok(self.owner(group).await?.is_some())
     }
 
-    /// Notes the message that was just delivered into a chat, and what ServiceNow calls it.
+    /// Records the last message that was delivered into a chat, and its `sys_id` at ServiceNow.
     pub async fn sent(
         &self,
         group: &str,
@@ -160,8 +160,8 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Whether this message was the last one that [`Self::sent`] was told of: a crash since then left only the note of its
-    /// delivery unwritten.
+    /// Whether this message was the last one recorded by [`Self::sent`]. If so, a crash prevented only the record of its
+    /// delivery.
     pub async fn was_sent(&self, group: &str, message: MessageId) -> Result<bool, DirectoryError> {
         let row: Option<(i32,)> = run!(self, |pool| {
             sqlx::query_as(statements::WAS_SENT)
@@ -185,10 +185,10 @@ impl Directory {
         })
     }
 
-    /// ServiceNow opened a chat. It is claimed for this conversation before anything else, also where the conversation is
-    /// over by now: then its state stays as it is, and the chat is there to be left.
+    /// ServiceNow opened a chat. The chat is claimed for this conversation first, even if the conversation is closed by
+    /// now. A closed conversation keeps its state, and the caller can leave the chat.
     ///
-    /// A conversation that was never [requested](Self::requested) is a [`DirectoryError::Mismatch`].
+    /// Returns [`DirectoryError::Mismatch`] if the conversation was never [requested](Self::requested).
     pub async fn opened(&self, id: &ConversationId, opened: &Opened) -> Result<Claim, DirectoryError> {
         let claim = self.claim(id, &opened.group).await?;
         if claim == Claim::Ours {
@@ -197,8 +197,8 @@ impl Directory {
         Ok(claim)
     }
 
-    /// A chat was asked for under this name, and nobody has answered yet. As with [`Self::opened`] the name is claimed
-    /// first, so that whatever comes back finds its conversation.
+    /// A chat was requested under this name, and ServiceNow has not answered yet. As with [`Self::opened`] the name is
+    /// claimed first, so that every callback finds its conversation.
     pub async fn asked(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
         let claim = self.claim(id, group).await?;
         if claim == Claim::Ours {
@@ -207,7 +207,7 @@ impl Directory {
         Ok(claim)
     }
 
-    /// Somebody looked at the session state of a chat. Counts only while it is the conversation's current one.
+    /// The session state of a chat was read. The result counts only for the current chat of the conversation.
     pub async fn observed(
         &self,
         id: &ConversationId,
@@ -217,8 +217,8 @@ impl Directory {
         self.change(id, Event::Observed { group, seen }).await.map(|_| ())
     }
 
-    /// The conversation is over. True for the one caller that ended it; a `group` that is not the current one ends
-    /// nothing.
+    /// The conversation has ended. Returns true to the one caller that ended it. A `group` other than the current one has
+    /// no effect.
     pub async fn ended(
         &self,
         id: &ConversationId,
@@ -228,18 +228,19 @@ impl Directory {
         self.change(id, Event::Ended { group, reason }).await
     }
 
-    /// No human will come. True for the one caller that said it first; a conversation that has an agent does not fail.
+    /// No agent will come. Returns true to the one caller that was first. A conversation with an agent does not fail.
     pub async fn failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
         self.change(id, Event::Failed { reason }).await
     }
 
-    /// The bot side took its user back: nothing more is said to them in this episode. True for the one caller that noted it.
+    /// The bot side took its user back: the user gets no more messages in this episode. Returns true to the one caller that
+    /// recorded it.
     pub async fn released(&self, id: &ConversationId) -> Result<bool, DirectoryError> {
         self.change(id, Event::Released).await
     }
 
-    /// Conversations whose session state should be looked at, those that waited longest first to be taken. Each is handed
-    /// out once in its interval, however many callers and processes ask.
+    /// Conversations whose session state should be polled, those with the oldest poll first. Each conversation is returned
+    /// once in its interval, for all callers and processes together.
     pub async fn due(
         &self,
         now: Timestamp,
@@ -262,7 +263,7 @@ impl Directory {
         rows.into_iter().map(conversation).collect()
     }
 
-    /// Something happened there: its session state should be looked at before its interval is over.
+    /// Makes the next poll of this conversation due at once, because an event happened in the conversation.
     pub async fn look_soon(&self, id: &ConversationId) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::LOOK_SOON).bind(id.as_str()).execute(pool)
@@ -270,8 +271,8 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Forgets what was [done](Self::mark_done), and conversations that are over and changed last, before the given times. Returns
-    /// how many of both.
+    /// Deletes facts of [`Self::mark_done`], and closed conversations whose last change is older than the given times.
+    /// Returns the number of deleted rows.
     pub async fn forget(
         &self,
         done_before: Timestamp,
@@ -282,14 +283,14 @@ impl Directory {
         Ok(done + closed)
     }
 
-    /// Empties the write-ahead log of a file, which still holds what was forgotten. A database on a server has none.
+    /// Empties the write-ahead log of a SQLite file, which still contains deleted rows. Does nothing for PostgreSQL.
     pub async fn empty_log(&self) -> Result<(), DirectoryError> {
         let Self::Sqlite(SqliteDirectory(pools)) = self else { return Ok(()) };
         let emptied = sqlx::query(statements::EMPTY_LOG_SQLITE).execute(&pools.state);
         schema::within(STATEMENT_TIMEOUT, emptied).await.map(|_| ())
     }
 
-    /// How many conversations are in each state; every state is there.
+    /// The number of conversations in each state; every state is present.
     pub async fn counts(&self) -> Result<BTreeMap<State, u64>, DirectoryError> {
         let rows: Vec<(String, i64)> = run!(self, |pool| sqlx::query_as(statements::COUNTS).fetch_all(pool))?;
         let mut counts: BTreeMap<State, u64> = State::ALL.iter().map(|state| (*state, 0)).collect();
@@ -299,7 +300,7 @@ impl Directory {
         Ok(counts)
     }
 
-    /// Conversations, the newest change first.
+    /// The conversations with the newest change first.
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Conversation>, DirectoryError> {
         let rows: Vec<Columns> = run!(self, |pool| {
             sqlx::query_as(statements::LIST)
@@ -310,7 +311,7 @@ impl Directory {
         rows.into_iter().map(conversation).collect()
     }
 
-    /// Lets go of the database; every later call is [`DirectoryError::Unavailable`].
+    /// Closes the database. Every later call returns [`DirectoryError::Unavailable`].
     pub async fn close(&self) {
         match self {
             Self::Sqlite(SqliteDirectory(pools)) => {
@@ -321,7 +322,7 @@ impl Directory {
         }
     }
 
-    /// Read, step, write; anew where another change came between. True where something changed.
+    /// Read, step, write; repeated if another change came in between. Returns true if the row changed.
     async fn change(&self, id: &ConversationId, event: Event<'_>) -> Result<bool, DirectoryError> {
         for _ in 0..RACES_MAX {
             let stored = self.read(id).await?;
@@ -375,7 +376,7 @@ impl Directory {
         Ok(changed > 0)
     }
 
-    /// This chat belongs to this conversation from now on, before it is known as its current one.
+    /// Assigns this chat to this conversation, before it becomes the current chat.
     pub async fn claim(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
         if self.read(id).await?.is_none() {
             return Err(DirectoryError::Mismatch(format!(

@@ -1,22 +1,22 @@
-//! Why the directory could not answer, as its callers must tell it apart.
+//! The errors of the directory, as far as callers must distinguish them.
 //!
-//! Guarantees: no text here holds a URL, a password or a bound value of a statement.
+//! Guarantees: no text here contains a URL, a password or a bound value of a statement.
 
 use sqlx::error::ErrorKind;
 
 /// Why the directory could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// Away, too busy, or the disk is full: the caller tries again later.
+    /// The database is unreachable or too busy, or the disk is full: the caller tries again later.
     #[error("the directory cannot be reached: {0}")]
     Unavailable(String),
-    /// It is there, but not what this program expects or may use: an operator must look.
+    /// The database is not what this program expects or may use: an operator must act.
     #[error("{0}")]
     Mismatch(String),
 }
 
 impl DirectoryError {
-    /// The same error, saying which directory it is about.
+    /// The same error with the name of the directory in its text.
     pub(super) fn at(self, place: &str) -> Self {
         match self {
             Self::Unavailable(why) => Self::Unavailable(format!("{place}: {why}")),
@@ -40,8 +40,8 @@ impl From<sqlx::Error> for DirectoryError {
     }
 }
 
-/// What waiting cannot mend. PostgreSQL answers with SQLSTATE (five characters), SQLite with a number whose low byte
-/// is the primary code.
+/// Whether waiting cannot help. PostgreSQL answers with SQLSTATE (five characters), SQLite with a number whose low byte is
+/// the primary code.
 fn needs_operator(code: Option<&str>, kind: ErrorKind) -> bool {
     const SQLITE_ERROR: u32 = 1;
     const SQLITE_PERM: u32 = 3;
@@ -53,7 +53,7 @@ fn needs_operator(code: Option<&str>, kind: ErrorKind) -> bool {
         return true;
     }
     match code {
-        // Not allowed in, no such database, tables that are not ours or not complete.
+        // Login refused, no such database, or tables that are missing or not ours.
         Some(state) if state.len() == 5 => {
             ["28", "3D", "3F", "42"].iter().any(|class| state.starts_with(class))
         }

@@ -1,10 +1,11 @@
-//! What is remembered: which conversation is which chat at ServiceNow, how far it got, and what was done already.
+//! The directory of conversations: which conversation has which chat at ServiceNow, its state, and the facts that happened
+//! already.
 //!
-//! Guarantees: what a call returned `Ok` for survives any crash; several processes may use one directory at once; the
-//! state of a conversation changes only as [`state`] says, each change exactly once; a chat (ServiceNow's `group`)
-//! belongs to one conversation for ever. While the database is away every call says so within seconds, and works again
-//! by itself once it is back.
-//! Leaves to others: what to tell the two sides about a change (`worker/`), when to poll and when to forget.
+//! Guarantees: after a call returned `Ok`, its data survives any crash. Several processes may use one directory at once.
+//! The state of a conversation changes only as [`state`] says, and each change happens exactly once. A chat (ServiceNow's
+//! `group`) belongs to one conversation for ever. While the database is unreachable, every call fails within seconds; it
+//! works again without a restart.
+//! Not responsible for: notices to the two sides about a change (`delivery/notices.rs`), when to poll and when to forget.
 
 mod dedup;
 mod directory;
@@ -26,14 +27,14 @@ pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use error::DirectoryError;
 
-/// What the directory needs to be told.
+/// The settings of the directory.
 #[derive(Debug, Clone)]
 pub struct DirectorySettings {
-    /// Where it is kept.
+    /// The database.
     pub url: DirectoryUrl,
 }
 
-/// Where the directory is kept.
+/// The database of the directory.
 #[derive(Debug, Clone)]
 pub enum DirectoryUrl {
     /// A file, for the processes of one machine.
@@ -43,23 +44,23 @@ pub enum DirectoryUrl {
 }
 
 named! {
-    /// How far a conversation got.
+    /// The state of a conversation.
     State {
-        /// Asked for; ServiceNow has not answered yet.
+        /// Requested; ServiceNow has not answered yet.
         Requested = "requested",
         /// In ServiceNow's queue.
         Waiting = "waiting",
         /// With an agent.
         Active = "active",
-        /// Over, in whatever way.
+        /// Over, for any reason.
         Ended = "ended",
-        /// No human came: the bot took over.
+        /// No agent came: the bot took over.
         Failed = "failed",
     }
 }
 
 named! {
-    /// Which door a conversation came through, and so how its events go back.
+    /// The route on which a conversation came in, and on which its events go back.
     Origin {
         /// `POST /v1/handoffs`.
         Api = "api",
@@ -68,105 +69,105 @@ named! {
     }
 }
 
-/// One conversation as the directory knows it. Times have millisecond precision.
+/// One conversation in the directory. Times have millisecond precision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
-    /// As its caller named it.
+    /// The id from its caller.
     pub id: ConversationId,
-    /// Which door it came through.
+    /// The route on which it came in.
     pub origin: Origin,
-    /// How far it got.
+    /// Its state.
     pub state: State,
-    /// ServiceNow's name for the chat: the newest one, kept after the end until the conversation is requested anew.
+    /// ServiceNow's id of the newest chat, kept after the end until the conversation is requested again.
     pub group: Option<String>,
     /// ServiceNow's number for people, such as `IMS0000123`.
     pub number: Option<String>,
-    /// The queue that was asked for.
+    /// The requested queue.
     pub queue_id: Option<String>,
-    /// Place in the queue, while waiting.
+    /// The position in the queue, while waiting.
     pub position: Option<u32>,
-    /// ServiceNow's words for the wait, while waiting.
+    /// ServiceNow's text about the wait, while waiting.
     pub wait: Option<String>,
-    /// Who has the chat.
+    /// The name of the agent.
     pub agent: Option<String>,
-    /// Why it ended or failed.
+    /// Why the conversation ended or failed.
     pub reason: Option<String>,
-    /// When it was requested, the last time.
+    /// When the newest episode was requested.
     pub opened_at: Timestamp,
-    /// Since when it has had no agent: its request, or the going of the last one.
+    /// Since when it has had no agent: its request, or the time at which the last agent left.
     pub waiting_since: Timestamp,
-    /// When anything here changed last.
+    /// When any field last changed.
     pub updated_at: Timestamp,
-    /// When the bot side took its user back, in this episode.
+    /// When the bot side took its user back in this episode.
     pub released_at: Option<Timestamp>,
 }
 
-/// The last message that was delivered into a chat: whoever reads the chat back looks behind it.
+/// The last message that was delivered into a chat. A read-back starts after this message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LastSent {
-    /// Nothing was delivered after the start.
+    /// No message was delivered after the start.
     Nothing,
-    /// What ServiceNow calls it.
+    /// The `sys_id` of the message.
     Message(String),
-    /// ServiceNow gave it no name: there is no place to look from.
+    /// ServiceNow returned no id, so a read-back has no place to start.
     Unknown,
 }
 
-/// Where XO takes what is said to a conversation's user.
+/// The address for messages to the user of a conversation at XO.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// The newest handle.
     pub handle: ReplyHandle,
-    /// XO said that it is gone; the user's next event brings another.
+    /// XO reported that the handle has expired; the next event of the user brings another.
     pub expired: bool,
 }
 
 /// A chat that ServiceNow opened for a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
-    /// ServiceNow's name for the chat.
+    /// ServiceNow's id of the chat.
     pub group: String,
     /// ServiceNow's number for people.
     pub number: Option<String>,
-    /// The queue that it stands in.
+    /// The queue of the chat.
     pub queue_id: String,
-    /// Place in the queue.
+    /// The position in the queue.
     pub position: Option<u32>,
-    /// ServiceNow's words for the wait.
+    /// ServiceNow's text about the wait.
     pub wait: Option<String>,
-    /// Who has the chat.
+    /// The name of the agent.
     pub agent: Option<String>,
-    /// An agent has it already.
+    /// An agent has the chat already.
     pub active: bool,
 }
 
-/// What a look at the chat's session state showed. It replaces what was known.
+/// The session state of a chat as it was read. It replaces the stored state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// Place in the queue.
+    /// The position in the queue.
     pub position: Option<u32>,
-    /// ServiceNow's words for the wait.
+    /// ServiceNow's text about the wait.
     pub wait: Option<String>,
-    /// Who has the chat.
+    /// The name of the agent.
     pub agent: Option<String>,
-    /// An agent has it; otherwise it waits in a queue, possibly again.
+    /// An agent has the chat; otherwise the chat waits in a queue, possibly again.
     pub active: bool,
 }
 
-/// Whose a chat is, once somebody said that it is theirs.
+/// The owner of a chat after a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// It belongs to this conversation, now or since an earlier call.
+    /// The chat belongs to this conversation, now or since an earlier call.
     Ours,
-    /// It belongs to another conversation; nothing was changed.
+    /// The chat belongs to another conversation; the claim changed nothing.
     TakenByAnother,
 }
 
-/// Which conversations to list.
+/// The conversations to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListFilter {
-    /// Only those in this state.
+    /// Only conversations in this state.
     pub state: Option<State>,
-    /// At most so many.
+    /// The largest number of conversations.
     pub limit: u32,
 }

@@ -1,7 +1,7 @@
 //! XO's reply handles: the newest one of each conversation.
 //!
-//! Guarantees: an older event never replaces what a newer one brought, whoever comes first; each handle is given to one
-//! caller in its interval to be extended. Leaves to others: using them (`delivery/botkit.rs`).
+//! Guarantees: an older event never replaces the handle of a newer one, in any order of arrival. Each handle is given to
+//! one caller in its interval for extension. Not responsible for: using the handles (`delivery/botkit.rs`).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{DirectoryError, Reply, statements};
 use crate::message::{ConversationId, ReplyHandle};
 
 impl Directory {
-    /// An event brought this handle. Nothing happens where the conversation is not known.
+    /// Saves the handle of an event. Does nothing if the conversation is not known.
     pub async fn heard(
         &self,
         id: &ConversationId,
@@ -41,7 +41,7 @@ impl Directory {
         row.map(|(text, expired)| Ok(Reply { handle: handle(&text)?, expired: expired != 0 })).transpose()
     }
 
-    /// XO said that this handle is gone. A newer one is not touched.
+    /// XO reported that this handle has expired. A newer handle does not change.
     pub async fn reply_expired(&self, id: &ConversationId, request_id: &str) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::EXPIRED).bind(id.as_str()).bind(storable(request_id)).execute(pool)
@@ -49,7 +49,7 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Handles of open conversations that were neither brought nor extended within `every`.
+    /// The handles of open conversations that were neither saved nor extended within `every`.
     pub async fn to_extend(
         &self,
         now: Timestamp,

@@ -1,6 +1,6 @@
-//! Rows of the tables to conversations and back.
+//! Converts rows of the tables to conversations and back.
 //!
-//! Guarantees: what another version wrote and this one cannot read is an error, never a guess.
+//! Guarantees: a value of another version that this version cannot read is an error, never a guess.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Conversation, DirectoryError, Origin, State};
 use crate::message::ConversationId;
 
-/// PostgreSQL keeps no NUL in a text, and JSON from a platform may hold one.
+/// PostgreSQL cannot store NUL in a text, and JSON from a platform may contain NUL.
 pub(super) fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "")) } else { Cow::Borrowed(text) }
 }
@@ -33,7 +33,7 @@ pub(super) type Columns = (
     Option<i64>,
 );
 
-/// A conversation as it was read.
+/// A conversation and its revision.
 pub(super) struct Stored {
     pub(super) conversation: Conversation,
     /// See `schema.sql`.
@@ -83,7 +83,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
 
 pub(super) fn named<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, DirectoryError> {
     parse(text)
-        .ok_or_else(|| DirectoryError::Mismatch(format!("the directory holds {text:?}, which means nothing")))
+        .ok_or_else(|| DirectoryError::Mismatch(format!("the directory holds {text:?}, which is invalid")))
 }
 
 fn time(milliseconds: i64) -> Result<Timestamp, DirectoryError> {

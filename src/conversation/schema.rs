@@ -1,14 +1,13 @@
-//! Opens the database and brings its tables up to date.
+//! Opens the database and migrates its tables.
 //!
-//! Guarantees: of several processes that start at once one migrates and the others wait for it; a migration happens as a
-//! whole or not at all; a database that a newer Causeway wrote is refused, not guessed at; an error names the file or
-//! the host, never a password.
+//! Guarantees: if several processes start at once, one migrates and the others wait. A migration happens completely or not
+//! at all. The database of a newer Causeway is refused. An error names the file or the host, never a password.
 //!
-//! How much survives: SQLite runs with `synchronous = FULL`. With `NORMAL` a power cut may take back the last commits,
-//! and with them which chat belongs to whom, long after the message that told us was settled; nothing would tell us
-//! again. Only the deduplication keys go through a connection of its own with `NORMAL`: what a power cut takes
-//! from it costs a repeat, which is allowed, while a sync for each message would cost every message. A crash of the
-//! process takes nothing from either.
+//! Durability: SQLite runs with `synchronous = FULL`. With `NORMAL` a power failure may undo the last commits. The
+//! assignment of chats to conversations would then be lost after the message that brought it was acked, and no message
+//! would bring it again. Only the deduplication keys use a connection of their own with `NORMAL`: a power failure may cause
+//! a repeat, which is allowed, while a sync for each message would slow down every message. A crash of the process loses no
+//! commit of either connection.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -22,7 +21,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
 use super::{DirectoryError, statements};
 use crate::data_files;
 
-/// Each step brings the tables from the version before it to its own, which is its place in this list, counted from 1.
+/// Each step migrates the tables from the version before. Its version is its position in this list, counted from 1.
 const MIGRATIONS: &[&str] = &[
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
@@ -30,11 +29,11 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema-4.sql"),
 ];
 
-/// How long a call waits for a connection, or for another writer of the file.
+/// The longest wait for a connection, or for another writer of the file.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the first connection may take.
+/// The time limit of the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a start may wait for another process that migrates.
+/// The longest wait at start for another process that migrates.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_AHEAD_RETRY: Duration = Duration::from_millis(20);
 const SQLITE_CONNECTIONS: u32 = 4;
@@ -43,7 +42,7 @@ const POSTGRES_CONNECTIONS: u32 = 8;
 /// The pools of one file.
 #[derive(Debug, Clone)]
 pub(super) struct SqlitePools {
-    /// For what must survive a power cut.
+    /// For data that must survive a power failure.
     pub(super) state: SqlitePool,
     /// For the deduplication keys.
     pub(super) done: SqlitePool,
@@ -53,7 +52,7 @@ fn pool<DB: sqlx::Database>(connections: u32) -> PoolOptions<DB> {
     PoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT)
 }
 
-/// Opens a file and the folders above it, making what is missing.
+/// Opens a file. Creates the file and the folders above if they are missing.
 pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryError> {
     let place = format!("the directory's file {}", path.display());
     data_files::check_sqlite().map_err(|error| DirectoryError::Mismatch(format!("{place}: {error}")))?;
@@ -68,13 +67,13 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
         .filename(path)
         .create_if_missing(true)
         .foreign_keys(true)
-        // What is forgotten is overwritten with zeros.
+        // Deleted rows are overwritten with zeros.
         .pragma("secure_delete", "ON")
         .busy_timeout(ACQUIRE_TIMEOUT)
         .disable_statement_logging();
     let migrating = migrate_sqlite(options.clone().busy_timeout(OPEN_TIMEOUT));
     within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
-    // A file's connections do not wear out, and closing the last one means work.
+    // Connections to a file do not wear out, and closing the last one causes a checkpoint.
     let kept = |connections| pool(connections).idle_timeout(None).max_lifetime(None);
     Ok(SqlitePools {
         state: kept(SQLITE_CONNECTIONS)
@@ -83,7 +82,8 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     })
 }
 
-/// Connects to a server. The first connection is made outside the pool, which would hide why it failed.
+/// Connects to a server. The first connection is made outside of the pool, because the pool would hide the cause of a
+/// failure.
 pub(super) async fn open_postgres(url: &str) -> Result<PgPool, DirectoryError> {
     let options = postgres_options(url)?;
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
@@ -94,7 +94,7 @@ pub(super) async fn open_postgres(url: &str) -> Result<PgPool, DirectoryError> {
 
 fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let form = "expected postgres://user:password@host:port/database";
-    // A password with `/`, `?` or `#` in it ends up in parts of the URL that are not secret.
+    // A password with `/`, `?` or `#` would end up in parts of the URL that are not secret.
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     if rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@')) {
         return Err(DirectoryError::Mismatch(format!(
@@ -140,9 +140,10 @@ async fn migrate_sqlite(options: SqliteConnectOptions) -> Result<(), DirectoryEr
     Ok(())
 }
 
-/// Turns the file's write-ahead log on, for good: readers then never wait for a writer.
+/// Permanently turns on the file's write-ahead log: readers then never wait for a writer.
 ///
-/// Of several that do so at once SQLite refuses all but one, whatever the busy timeout; the one is soon through.
+/// If several processes do this at once, SQLite refuses all but one at once, whatever the busy timeout is. That one
+/// finishes soon.
 async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryError> {
     const BUSY: &str = "5";
     loop {
@@ -165,7 +166,7 @@ async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), DirectoryErr
     Ok(())
 }
 
-/// The steps that a database at version `found` still needs.
+/// The steps that a database of version `found` still needs.
 fn missing(found: i64) -> Result<impl Iterator<Item = (i64, &'static str)>, DirectoryError> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if found > known {

@@ -9,16 +9,16 @@
 //!     └──────────────── requested ───────────┴──────────────────┘
 //! ```
 //!
-//! Guarantees: an event that comes twice, late, or from an earlier chat of the conversation changes nothing; no state
-//! but the closed ones is ever left for `requested`.
-//! Leaves to others: whose a group is, and that two changes at once do not overwrite each other (`directory`).
+//! Guarantees: an event that comes twice, late, or from an earlier chat of the conversation changes nothing. Only a closed
+//! conversation becomes `requested` again.
+//! Not responsible for: the owner of a group, and protection against simultaneous changes (`directory`).
 
 use jiff::Timestamp;
 
 use super::{Conversation, Observation, Opened, Origin, State};
 use crate::message::ConversationId;
 
-/// What can happen to a conversation.
+/// The events of a conversation.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Event<'a> {
     Requested { origin: Origin, queue_id: Option<&'a str> },
@@ -31,7 +31,7 @@ pub(super) enum Event<'a> {
     Released,
 }
 
-/// The conversation after the event; `None` where the event changes nothing.
+/// The conversation after the event; `None` if the event changes nothing.
 pub(super) fn step(
     id: &ConversationId,
     before: Option<&Conversation>,
@@ -48,7 +48,7 @@ pub(super) fn step(
     };
     let after = match event {
         Event::Requested { origin, queue_id } => on_requested(before, origin, queue_id, now)?,
-        // Closed since then means closed by the very start that was accepted: its end is not to be forgotten.
+        // A conversation that changed after the acceptance was closed by the accepted start itself: its end must stay.
         Event::Accepted { at, .. } if before.updated_at.as_millisecond() >= at.as_millisecond() => {
             return None;
         }
@@ -63,7 +63,7 @@ pub(super) fn step(
     };
     let left = before.state == State::Active && after.state == State::Waiting;
     let after = if left { Conversation { waiting_since: now, ..after } } else { after };
-    // Only a change counts as an update: a poll that saw nothing new costs no write.
+    // Only a change counts as an update: a poll without news costs no write.
     (after != *before).then_some(Conversation { updated_at: now, ..after })
 }
 
@@ -98,20 +98,20 @@ fn on_requested(
     }
 }
 
-/// The chat has a name before it has a place in a queue.
+/// The chat has an id before it has a position in a queue.
 fn on_asked(before: &Conversation, group: &str) -> Option<Conversation> {
     let chat = || Conversation { group: Some(group.to_owned()), ..before.clone() };
     (before.state == State::Requested).then(chat)
 }
 
-/// A second chat for a conversation that has one (a start whose first try was answered after all) takes its place: it is
-/// the one that whoever started it goes on with.
+/// A second chat replaces the first one (a start whose first attempt succeeded without an answer). The starter goes on with
+/// the second chat.
 fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
     let known = before.group.as_deref() == Some(opened.group.as_str());
     let active = match before.state {
         State::Ended | State::Failed => return None,
         State::Requested | State::Waiting => opened.active,
-        // The start's answer, told again: an agent who came since then is not sent away by it.
+        // A repeat of the start's answer: an agent who came since then stays.
         State::Active if known => return None,
         State::Active => opened.active,
     };
@@ -124,7 +124,7 @@ fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
     Some(seen_as(chat, active, opened.position, opened.wait.as_deref(), opened.agent.as_deref()))
 }
 
-/// An agent who hands the chat back to a queue makes it wait again.
+/// If an agent returns the chat to a queue, the conversation waits again.
 fn on_observed(before: &Conversation, group: &str, seen: &Observation) -> Option<Conversation> {
     match before.state {
         State::Ended | State::Failed => None,
@@ -148,7 +148,7 @@ fn seen_as(
 ) -> Conversation {
     Conversation {
         state: if active { State::Active } else { State::Waiting },
-        // Nobody stands in a queue while an agent has the chat.
+        // A chat with an agent has no position in a queue.
         position: position.filter(|_| !active),
         wait: wait.filter(|_| !active).map(str::to_owned),
         agent: agent.map(str::to_owned),
@@ -156,7 +156,7 @@ fn seen_as(
     }
 }
 
-/// Who ends the conversation as such gives no group; who saw a chat end names it, and may be late.
+/// A caller that ends the conversation itself gives no group. A caller that saw a chat end names the chat, and may be late.
 fn on_ended(before: &Conversation, group: Option<&str>, reason: &str) -> Option<Conversation> {
     match before.state {
         State::Ended | State::Failed => None,
@@ -225,10 +225,10 @@ mod tests {
         let (second, second_active) = (chat("g-second", false), chat("g-second", true));
         let ended = |group| Event::Ended { group, reason: "agent" };
         let failed = Event::Failed { reason: "no_agent" };
-        // What the table begins with changed last in second 1.
+        // The conversations of the table last changed in second 1.
         let accepted = |at| Event::Accepted { origin: Origin::Api, queue_id: None, at };
         let seen = |group, seen| Event::Observed { group, seen };
-        // The state that each event leads to from requested, waiting, active, ended, failed; `None`: nothing changes.
+        // The next state from requested, waiting, active, ended, failed; `None`: no change.
         let table: [(&str, Event<'_>, [Option<State>; 5]); 15] = [
             ("requested again", again, [None, None, None, Some(Requested), Some(Requested)]),
             ("accepted later", accepted(at(2)), [None, None, None, Some(Requested), Some(Requested)]),

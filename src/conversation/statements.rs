@@ -1,4 +1,5 @@
-//! Every SQL text of the directory, once. The same text runs on SQLite and on PostgreSQL, but for two words in `due!`.
+//! Every SQL text of the directory, once. The same text runs on SQLite and PostgreSQL, except for the locking in `due!` and
+//! `to_extend!`.
 
 /// In the order of `row::Columns`.
 macro_rules! columns {
@@ -16,7 +17,7 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
-/// Changes nothing where another was first: the caller looks again.
+/// Changes nothing if another writer was first: the caller reads again.
 pub(super) const INSERT: &str = concat!(
     "INSERT INTO conversations (",
     columns!(),
@@ -24,7 +25,7 @@ pub(super) const INSERT: &str = concat!(
      ON CONFLICT (id) DO NOTHING"
 );
 
-/// Changes nothing where another was first: the caller looks again. `$13` is the revision that it saw.
+/// Changes nothing if another writer was first: the caller reads again. `$13` is the revision that the caller read.
 pub(super) const UPDATE: &str =
     "UPDATE conversations SET origin = $2, state = $3, chat_group = $4, number = $5,
      queue_id = $6, position = $7, wait = $8, agent = $9, reason = $10, opened_at = $11, updated_at = $12,
@@ -41,9 +42,9 @@ pub(super) const NOTE_SENT: &str = "UPDATE conversation_groups SET last_sent = $
 
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
-/// Takes what was last polled before `$2` (waiting) or `$3` (active). On SQLite one statement excludes all others. On
-/// PostgreSQL two of them could pick the same rows, and then wait for each other: there each leaves out what the other
-/// has in hand.
+/// Takes the conversations whose last poll is older than `$2` (waiting) or `$3` (active). On SQLite one statement excludes
+/// all others. On PostgreSQL two statements could pick the same rows and wait for each other, so each skips the rows that
+/// the other has locked.
 macro_rules! due {
     ($locking:literal) => {
         concat!(
@@ -60,7 +61,7 @@ macro_rules! due {
 pub(super) const DUE_SQLITE: &str = due!("");
 pub(super) const DUE_POSTGRES: &str = due!("FOR UPDATE SKIP LOCKED");
 
-/// Of a few keys those that are there. A caller with fewer keys repeats one.
+/// Returns those of a few keys that are stored. A caller with fewer keys repeats one.
 pub(super) const FIND_DONE_FEW: &str =
     "SELECT dedup_key, digest FROM dedup_keys WHERE dedup_key IN ($1, $2, $3, $4)";
 
@@ -73,11 +74,11 @@ pub(super) const FIND_DONE_MANY: &str = "SELECT dedup_key, digest FROM dedup_key
 
 pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES ($1, $2, $3) ON CONFLICT (dedup_key) DO NOTHING";
 
-/// A bite at a time, so that nobody waits long behind it.
+/// Deletes in small batches, so that other writers do not wait long.
 pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
          SELECT dedup_key FROM dedup_keys WHERE done_at < $1 LIMIT $2)";
 
-/// Asks twice: between the choice and the deletion the conversation may have been requested anew.
+/// Checks the condition twice: between the selection and the deletion the conversation may be requested again.
 pub(super) const FORGET_CLOSED: &str = "DELETE FROM conversations WHERE id IN (
          SELECT id FROM conversations WHERE state IN ('ended', 'failed') AND updated_at < $1 LIMIT $2)
      AND state IN ('ended', 'failed') AND updated_at < $1";
@@ -90,7 +91,7 @@ pub(super) const LIST: &str = concat!(
     " FROM conversations WHERE $1 IS NULL OR state = $1 ORDER BY updated_at DESC, id LIMIT $2"
 );
 
-/// Does nothing for a conversation that nobody knows; an older handle never replaces a newer one.
+/// Does nothing for an unknown conversation. An older handle never replaces a newer one.
 pub(super) const HEARD: &str =
     "INSERT INTO reply_handles (conversation_id, handle, request_id, heard_at, extended_at, expired)
      SELECT $1, $2, $3, $4, $4, 0 FROM conversations WHERE id = $1
@@ -103,7 +104,7 @@ pub(super) const REPLY: &str = "SELECT handle, expired FROM reply_handles WHERE 
 pub(super) const EXPIRED: &str =
     "UPDATE reply_handles SET expired = 1 WHERE conversation_id = $1 AND request_id = $2";
 
-/// Each is handed to one caller in its interval, as in `due!`.
+/// Each handle is given to one caller in its interval, as in `due!`.
 macro_rules! to_extend {
     ($locking:literal) => {
         concat!(
@@ -124,7 +125,7 @@ pub(super) const TO_EXTEND_POSTGRES: &str = to_extend!("FOR UPDATE OF reply_hand
 pub(super) const WAS_SENT: &str =
     "SELECT 1 FROM conversation_groups WHERE chat_group = $1 AND last_sent_message = $2";
 
-/// The next look at its state is due at once.
+/// Makes the next poll of its session state due at once.
 pub(super) const LOOK_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE id = $1";
 
 pub(super) const NOTE_TOLD: &str =
@@ -134,7 +135,7 @@ pub(super) const LAST_TOLD: &str = "SELECT last_told FROM conversation_groups WH
 
 pub(super) const STIRRED: &str = "UPDATE conversation_groups SET active_at = $2 WHERE chat_group = $1";
 
-/// Chats in which nobody has said anything since `$1`.
+/// Active chats without a message since `$1`.
 pub(super) const SILENT: &str = concat!(
     "SELECT ",
     columns!(),
@@ -157,9 +158,9 @@ pub(super) const CREATE_VERSION: &str =
 pub(super) const READ_VERSION: &str = "SELECT MAX(version) FROM directory_version";
 pub(super) const WRITE_VERSION: &str = "INSERT INTO directory_version (version) VALUES ($1)";
 
-/// Held until the migration is committed. The number is only ours: the text `causeway` in ASCII.
+/// Held until the migration is committed. The number is the text `causeway` in ASCII.
 pub(super) const LOCK_SCHEMA_POSTGRES: &str = "SELECT pg_advisory_xact_lock(7161134020979810681)";
-/// SQLite lets one writer in; asking at the start is what makes the others wait instead of fail.
+/// SQLite allows one writer. With the lock taken at the start, other processes wait instead of failing.
 pub(super) const BEGIN_SQLITE: &str = "BEGIN IMMEDIATE";
 pub(super) const EMPTY_LOG_SQLITE: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 

@@ -1,6 +1,6 @@
-//! How far each chat was told to the bot side, and when anybody last spoke in it.
+//! The relay progress of each chat: the last message that was relayed to the bot side, and the time of the last message.
 //!
-//! Leaves to others: reading a chat back (`delivery/gaps.rs`), ending what is silent (`delivery/poll.rs`).
+//! Not responsible for: reading a chat back (`delivery/gaps.rs`), ending silent chats (`delivery/patience.rs`).
 
 use jiff::Timestamp;
 
@@ -9,7 +9,7 @@ use super::row::{Columns, conversation, storable};
 use super::{Conversation, DirectoryError, statements};
 
 impl Directory {
-    /// The other side's message `sys_id` was told, and everything before it.
+    /// Records that the other side's message `sys_id` and all messages before it were relayed.
     pub async fn told(&self, group: &str, sys_id: &str, at: Timestamp) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::NOTE_TOLD)
@@ -21,7 +21,7 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// The newest message that was told; `None` before the first.
+    /// The newest relayed message; `None` before the first one.
     pub async fn last_told(&self, group: &str) -> Result<Option<String>, DirectoryError> {
         let row: Option<(Option<String>,)> = run!(self, |pool| {
             sqlx::query_as(statements::LAST_TOLD).bind(storable(group)).fetch_optional(pool)
@@ -29,7 +29,7 @@ impl Directory {
         Ok(row.and_then(|(sys_id,)| sys_id))
     }
 
-    /// Somebody spoke in this chat, though there is no telling behind what.
+    /// Records a message in this chat, without a position for the relay progress.
     pub async fn stirred(&self, group: &str, at: Timestamp) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
             sqlx::query(statements::STIRRED).bind(storable(group)).bind(at.as_millisecond()).execute(pool)
@@ -37,12 +37,12 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Conversations with an agent in which nobody spoke, and nothing changed, since then.
+    /// Conversations with an agent that have had no message and no change since then.
     pub async fn silent(&self, since: Timestamp, limit: u32) -> Result<Vec<Conversation>, DirectoryError> {
         self.listed(statements::SILENT, since, limit).await
     }
 
-    /// Conversations that have waited for an agent since before then; one whose agent has gone waits anew.
+    /// Conversations that have waited for an agent since before `since`. If the agent left, the wait begins again.
     pub async fn overdue(&self, since: Timestamp, limit: u32) -> Result<Vec<Conversation>, DirectoryError> {
         self.listed(statements::OVERDUE, since, limit).await
     }
