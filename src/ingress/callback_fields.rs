@@ -35,8 +35,8 @@ const USED: &[&str] = &[
 /// The fields of a callback that are used.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {
-    /// Texts, numbers and flags. A list or an object is stored empty.
-    values: Map<String, Value>,
+    /// Texts, numbers and flags; of a list or an object only that it is one.
+    values: Vec<(&'static str, Value)>,
     parts: Option<Parts>,
     group_variable: Option<String>,
 }
@@ -61,14 +61,15 @@ impl Fields {
         serde_json::from_str(text).ok()
     }
 
-    /// The fields of a repaired body. A repaired body holds no list and no object.
-    pub(super) fn repaired(values: Map<String, Value>) -> Self {
-        Self { values, ..Self::default() }
+    /// What was repaired holds no list and no object.
+    pub(super) fn repaired(mut values: Map<String, Value>) -> Self {
+        let used = USED.iter().filter_map(|key| Some((*key, values.remove(*key)?)));
+        Self { values: used.collect(), ..Self::default() }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         debug_assert!(USED.contains(&key), "{key} is not read");
-        self.values.get(key)
+        self.values.iter().find(|(known, _)| *known == key).map(|(_, value)| value)
     }
 
     pub(super) fn contains_key(&self, key: &str) -> bool {
@@ -103,48 +104,74 @@ impl<'de> Visitor<'de> for Object {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Fields, A::Error> {
         let mut fields = Fields::default();
-        let (hasher, mut seen) = (RandomState::new(), HashSet::new());
-        while let Some((hash, known)) = entries.next_key_seed(Key(&hasher))? {
-            // Eight bytes for each key of any length. If two different keys have the same hash, the lenient reading
-            // decides.
-            if !seen.insert(hash) {
+        let mut seen = Seen::default();
+        while let Some(key) = entries.next_key_seed(KeySeed(&seen.hasher))? {
+            if !seen.is_first(&key) {
                 return Err(A::Error::custom("a key occurs twice"));
             }
-            match known {
-                Some(PARTS) => fields.parts = entries.next_value::<MaybeParts>()?.0,
-                Some(VARIABLES) => fields.group_variable = entries.next_value::<Variables>()?.0,
-                Some(key) => {
+            match key {
+                Key::Used(PARTS) => fields.parts = entries.next_value::<MaybeParts>()?.0,
+                Key::Used(VARIABLES) => fields.group_variable = entries.next_value::<Variables>()?.0,
+                Key::Used(key) => {
                     let Shallow(value) = entries.next_value()?;
-                    fields.values.insert(key.to_owned(), value);
+                    fields.values.push((key, value));
                 }
-                None => _ = entries.next_value::<Skipped>()?,
+                Key::Other(_) => _ = entries.next_value::<Skipped>()?,
             }
         }
         Ok(fields)
     }
 }
 
-/// A key as its hash, with its name if the key is used.
-struct Key<'a>(&'a RandomState);
+/// The keys that an object had so far.
+#[derive(Default)]
+struct Seen {
+    hasher: RandomState,
+    used: Vec<&'static str>,
+    /// Eight bytes for each key, however long the key is. Two keys of one hash only mean that the lenient reading decides.
+    others: HashSet<u64>,
+}
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = (u64, Option<&'static str>);
+impl Seen {
+    fn is_first(&mut self, key: &Key) -> bool {
+        match key {
+            Key::Used(key) if self.used.contains(key) => false,
+            Key::Used(key) => {
+                self.used.push(key);
+                true
+            }
+            Key::Other(hash) => self.others.insert(*hash),
+        }
+    }
+}
+
+/// A key of an object.
+enum Key {
+    Used(&'static str),
+    /// The hash of a key that is not used.
+    Other(u64),
+}
+
+struct KeySeed<'a>(&'a RandomState);
+
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Key;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Key<'_> {
-    type Value = (u64, Option<&'static str>);
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        let known = USED.iter().chain(&[PARTS, VARIABLES]).copied().find(|known| *known == key);
-        Ok((self.0.hash_one(key), known))
+        let used = USED.iter().chain(&[PARTS, VARIABLES]).copied().find(|used| *used == key);
+        Ok(used.map_or_else(|| Key::Other(self.0.hash_one(key)), Key::Used))
     }
 }
 
