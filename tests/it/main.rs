@@ -30,6 +30,7 @@ mod files;
 mod gaps;
 mod idempotency;
 mod ingress;
+mod memory;
 mod metrics;
 mod oauth;
 mod ordering;
