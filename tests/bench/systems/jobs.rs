@@ -177,6 +177,11 @@ pub(crate) struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    /// Whether ingress and worker can run apart at the same time.
+    pub(crate) const fn comes_apart(&self) -> bool {
+        self.system.comes_apart()
+    }
+
     pub(crate) async fn start(&mut self, role: Role) -> anyhow::Result<()> {
         for recipe in self.system.recipes(role, &self.place) {
             let mut running = Running::start(&recipe, &self.log)?;

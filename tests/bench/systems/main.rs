@@ -22,6 +22,7 @@ mod plot;
 mod report;
 mod running;
 mod sink;
+mod turns;
 mod wire;
 
 use std::sync::atomic::AtomicU32;
@@ -48,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         match verb {
             Verb::Compare(args) => Box::pin(compare::run(args)).await,
             Verb::Curves(args) => Box::pin(curves::run(args)).await,
+            Verb::Turns(args) => Box::pin(turns::run(args)).await,
             Verb::Bare(_) => Ok(()),
         }
     })

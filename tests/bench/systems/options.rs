@@ -21,13 +21,15 @@ pub(crate) enum Verb {
     Compare(CompareArgs),
     /// Measure Causeway alone with growing sizes.
     Curves(CurvesArgs),
-    /// Run the bare loop itself (a part of the comparison).
+    /// Bot mode: what is added to each turn between a user and XO's bot
+    Turns(TurnsArgs),
+    /// The bare loop itself (a part of the comparison).
     #[command(hide = true)]
     Bare(BareArgs),
 }
 
-/// The broker that all systems use.
-#[derive(Debug, clap::Args)]
+/// The broker that everything runs on.
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BrokerArgs {
     /// RabbitMQ, as amqp://user:password@host:port
     #[arg(long)]
@@ -101,6 +103,26 @@ pub(crate) struct CurvesArgs {
     /// The largest size: 1000000 takes about an hour, 10000 minutes
     #[arg(long, default_value_t = 100_000)]
     pub(crate) most: u32,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct TurnsArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    #[arg(long, default_value_t = 200)]
+    pub(crate) users: u32,
+    /// Turns of each user: two messages each
+    #[arg(long, default_value_t = 20)]
+    pub(crate) turns: u32,
+    /// Turns a second of all users together
+    #[arg(long, default_value_t = 100.0)]
+    pub(crate) rate: f64,
+    /// Kill the process that delivers, and start it again, every so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) kill: Option<u64>,
+    /// A setting of Causeway, as queue.partitions=16
+    #[arg(long = "set", value_parser = pair)]
+    pub(crate) settings: Vec<(String, String)>,
 }
 
 impl CompareArgs {
