@@ -42,7 +42,10 @@ pub(super) struct Args {
     /// URL to which XO posts the events of its bot: the public address of Causeway, without a path
     #[arg(long, value_name = "URL")]
     botkit_url: Option<Url>,
-    /// Simulate users who ask for a human at this URL: Causeway's /v1/handoffs
+    /// The address of the sandbox as Causeway reaches it, without a path; XO's reply URLs begin with it
+    #[arg(long, value_name = "URL", requires = "botkit_url")]
+    public_url: Option<Url>,
+    /// Play users who ask for a human: Causeway's /v1/handoffs. With --botkit-url every second one comes from XO's bot
     #[arg(long, value_name = "URL")]
     traffic_url: Option<Url>,
     /// Bearer token for those requests
@@ -74,6 +77,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             per_minute: args.traffic_per_minute,
             faults: args.faults,
             sandbox_url: sandbox.url().to_owned(),
+            bot_users: args.botkit_url.is_some(),
         };
         let heard = stop.clone();
         tasks::spawn(traffic::run(settings, async move { heard.wait().await }))
@@ -108,10 +112,15 @@ fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
         agent: AgentSettings { replies: args.traffic_url.is_some(), ..AgentSettings::default() },
         callback,
         bots: vec![BotSettings { script: BotScript::help_desk(), ..BotSettings::default() }],
-        botkit_url: args.botkit_url.as_ref().map(ToString::to_string),
+        public_url: args.public_url.as_ref().map(without_slash),
+        botkit_url: args.botkit_url.as_ref().map(without_slash),
         keep,
         ..SandboxSettings::default()
     })
+}
+
+fn without_slash(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 /// Waits for SIGTERM or SIGINT.

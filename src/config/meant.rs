@@ -278,16 +278,18 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
     })
 }
 
-/// `host` or `host:port`, in the form that a parsed URL has.
-fn allowed_host(reader: &mut Reader, host: &str) -> Option<String> {
+/// `host` or `host:port`, in the form that a parsed URL has; with `http://` before it if it had that.
+fn allowed_host(reader: &mut Reader, entry: &str) -> Option<String> {
+    let host = entry.strip_prefix("http://").unwrap_or(entry);
     let parsed =
         Url::parse(&format!("https://{host}/")).ok().filter(|url| url.path() == "/" && !host.contains('/'));
     let named = parsed.as_ref().and_then(host_of);
     if named.is_none() || host.contains(['@', '?', '#']) {
-        reader.wrong("xo.allowed_hosts", format!("\"{}\" is not host or host:port", host.escape_debug()));
+        let why = format!("\"{}\" is not host, host:port or http://host:port", entry.escape_debug());
+        reader.wrong("xo.allowed_hosts", why);
         return None;
     }
-    named
+    named.map(|named| if host == entry { named } else { format!("http://{named}") })
 }
 
 /// Lower case, with the port where it is not the usual one.

@@ -65,7 +65,7 @@ impl ReplyHandle {
 pub struct AllowedHosts(Vec<String>);
 
 impl AllowedHosts {
-    /// Each host as `host` or `host:port`, in lower case.
+    /// Each as `host` or `host:port`, lower case. `http://` before an entry allows plain HTTP to a host of another machine.
     pub const fn new(hosts: Vec<String>) -> Self {
         Self(hosts)
     }
@@ -82,14 +82,17 @@ impl AllowedHosts {
         if !url.username().is_empty() || url.password().is_some() {
             return Err("must not hold a user or a password");
         }
-        match url.scheme() {
-            "https" => {}
-            "http" if is_loopback(&host) => {}
-            _ => return Err("must begin with https://"),
-        }
         let name = host.to_string().to_ascii_lowercase();
         let name = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
-        if self.0.contains(&name) { Ok(url) } else { Err("points to a host that is not in xo.allowed_hosts") }
+        let is_listed = self.0.contains(&name);
+        match url.scheme() {
+            "http" if self.0.contains(&format!("http://{name}")) => Ok(url),
+            "http" if is_loopback(&host) && is_listed => Ok(url),
+            "https" if is_listed => Ok(url),
+            "https" => Err("points to a host that is not in xo.allowed_hosts"),
+            "http" if is_loopback(&host) => Err("points to a host that is not in xo.allowed_hosts"),
+            _ => Err("must begin with https://"),
+        }
     }
 }
 
@@ -140,6 +143,11 @@ mod tests {
             assert!(allowed.admit(bad).is_err(), "{bad}");
         }
         assert!(AllowedHosts::default().admit("https://platform.kore.ai/x").is_err());
+        let plain = AllowedHosts::new(vec!["http://sandbox:9470".to_owned()]);
+        assert!(plain.admit("http://sandbox:9470/x").is_ok());
+        for bad in ["https://sandbox:9470/x", "http://sandbox/x", "http://other:9470/x"] {
+            assert!(plain.admit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -325,6 +325,9 @@ const SUBSCRIPTIONS: &str = "in XO's BotKit settings subscribe to OnMessage (bot
                              answers only through Causeway: XO waits until Causeway has passed each message on";
 
 fn root(host: &str) -> Option<Url> {
+    if host.starts_with("http://") {
+        return Url::parse(host).ok();
+    }
     let loopback = host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]");
     Url::parse(&format!("{}://{host}/", if loopback { "http" } else { "https" })).ok()
 }

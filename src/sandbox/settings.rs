@@ -31,7 +31,9 @@ pub struct SandboxSettings {
     pub session_queue: usize,
     /// The bearer token that `/xo/events` requires; `None`: no token is required.
     pub events_token: Option<String>,
-    /// The BotKit server for users that are simulated over HTTP; `None`: such users are not available.
+    /// The address of the sandbox as Causeway reaches it; none: where the sandbox listens. XO's reply URLs begin with it.
+    pub public_url: Option<String>,
+    /// Where the BotKit server of users stands that are played over HTTP; none: they cannot be.
     pub botkit_url: Option<String>,
     /// The bots of XO.
     pub bots: Vec<BotSettings>,
@@ -59,6 +61,7 @@ impl Default for SandboxSettings {
             transaction_time: Duration::ZERO,
             session_queue: 10,
             events_token: None,
+            public_url: None,
             botkit_url: None,
             bots: vec![BotSettings::default()],
             botkit: BotKitSwitches::default(),

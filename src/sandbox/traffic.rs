@@ -25,6 +25,8 @@ pub struct TrafficSettings {
     pub faults: bool,
     /// The sandbox's own address. Scheduled faults are requested there.
     pub sandbox_url: String,
+    /// Whether every second user talks to XO's bot first, and is handed over by the bot.
+    pub bot_users: bool,
 }
 
 impl fmt::Debug for TrafficSettings {
@@ -49,27 +51,55 @@ const WORDS: [&str; 6] = [
     "That worked, thank you",
 ];
 
-/// Runs until `stop` completes.
+/// The bot's script knows the first three; the bot hands over at the third.
+const BOT_WORDS: [&str; 5] =
+    ["menu", "password", "an agent, please", "My laptop is on fire", "That worked, thank you"];
+
+/// Plays until told to stop.
 pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
     let Some(client) = super::http::client("causeway-sandbox") else { return };
     let period = Duration::from_secs(60) / settings.per_minute.max(1);
     let mut arrivals = interval(period);
     arrivals.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut playing = FuturesUnordered::new();
+    let (mut playing, mut arrived) = (FuturesUnordered::new(), 0_u64);
     let mishaps = mishaps(&client, &settings);
     tokio::pin!(stop, mishaps);
     loop {
         tokio::select! {
             () = &mut stop => return,
-            _ = arrivals.tick(), if playing.len() < MOST_AT_ONCE => playing.push(play(&client, &settings)),
+            _ = arrivals.tick(), if playing.len() < MOST_AT_ONCE => {
+                arrived += 1;
+                playing.push(play(&client, &settings, settings.bot_users && arrived % 2 == 0));
+            }
             Some(()) = playing.next() => {}
             () = &mut mishaps, if settings.faults => {}
         }
     }
 }
 
-/// One user: asks for a human, writes a few messages, leaves.
-async fn play(client: &Client, settings: &TrafficSettings) {
+async fn play(client: &Client, settings: &TrafficSettings, comes_from_bot: bool) {
+    if comes_from_bot { talk_to_bot(client, settings).await } else { ask_for_human(client, settings).await }
+}
+
+/// One user of XO's bot: talks to the bot, is handed over to an agent, and ends the chat in the widget.
+async fn talk_to_bot(client: &Client, settings: &TrafficSettings) {
+    let user = format!("{}/sandbox/users/trickle-{}", settings.sandbox_url, uuid::Uuid::now_v7());
+    for words in BOT_WORDS {
+        if !act(client, &format!("{user}/say"), &json!({ "text": words })).await {
+            return;
+        }
+        pause().await;
+    }
+    act(client, &format!("{user}/end"), &json!({})).await;
+}
+
+async fn act(client: &Client, url: &str, body: &Value) -> bool {
+    let answer = client.post(url).timeout(Duration::from_secs(15)).body(body.to_string()).send().await;
+    answer.is_ok_and(|answer| answer.status().is_success())
+}
+
+/// One user: asks for a human, says a few things, goes.
+async fn ask_for_human(client: &Client, settings: &TrafficSettings) {
     let conversation = format!("trickle-{}", uuid::Uuid::now_v7());
     let user = json!({ "id": format!("u-{conversation}"), "name": "Ada", "language": "en" });
     let start =
@@ -165,6 +195,7 @@ mod tests {
             per_minute: 1,
             faults: true,
             sandbox_url: sandbox.url().to_owned(),
+            bot_users: false,
         };
         let client = crate::sandbox::http::client("test").unwrap();
         let by_hand = sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));

@@ -34,10 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The token of all listeners. It protects nothing: all data is generated and temporary.
 const TOKEN: &str = "demo";
-/// Whether messages bypass Causeway. `false` means that XO passes each message of the user and of the bot to
-/// Causeway.
-const ON_MESSAGE: bool = false;
-/// Limits what the sandbox remembers, because `--keep` may run the demo for days.
+/// The bot's app is subscribed to OnMessage: what the user and the bot say goes through Causeway, too.
+const ON_MESSAGE: bool = true;
+/// The sandbox forgets what is older, should somebody keep the demo for days.
 const LEDGER_KEEPS: usize = 100_000;
 const CHATS_KEPT: usize = 1_000;
 

@@ -119,7 +119,8 @@ async fn act(State(world): Shared, Path((user, deed)): Path<(String, String)>, b
 fn player(world: &Arc<World>, user: &str, said: &Deed) -> Result<BotUser, String> {
     let door = world.botkit.lock().door.clone();
     let door = door.ok_or("this sandbox does not know where its BotKit server is: see --botkit-url")?;
-    let mut player = BotUser::new(world, &world.url, &door, user);
+    let home = world.settings.public_url.as_deref().unwrap_or(&world.url);
+    let mut player = BotUser::new(world, home, &door, user);
     if let Some(name) = &said.bot {
         let bot = world.settings.bots.iter().find(|bot| bot.bot_id == *name);
         player = player.at(bot.ok_or_else(|| format!("bot: {name} is not a bot of this sandbox"))?);
