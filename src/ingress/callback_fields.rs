@@ -35,7 +35,7 @@ const USED: &[&str] = &[
 /// The fields of a callback that are used.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {
-    /// Texts, numbers and flags; of a list or an object only that it is one.
+    /// Texts, numbers and flags. A list or an object is stored empty.
     values: Vec<(&'static str, Value)>,
     parts: Option<Parts>,
     group_variable: Option<String>,
@@ -61,7 +61,7 @@ impl Fields {
         serde_json::from_str(text).ok()
     }
 
-    /// What was repaired holds no list and no object.
+    /// The fields of a repaired body. A repaired body holds no list and no object.
     pub(super) fn repaired(mut values: Map<String, Value>) -> Self {
         let used = USED.iter().filter_map(|key| Some((*key, values.remove(*key)?)));
         Self { values: used.collect(), ..Self::default() }
@@ -128,7 +128,7 @@ impl<'de> Visitor<'de> for Object {
 struct Seen {
     hasher: RandomState,
     used: Vec<&'static str>,
-    /// Eight bytes for each key, however long the key is. Two keys of one hash only mean that the lenient reading decides.
+    /// Eight bytes for each key of any length. If two different keys have the same hash, the lenient reading decides.
     others: HashSet<u64>,
 }
 
