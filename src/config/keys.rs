@@ -1,14 +1,14 @@
-//! Every key there is, and whether its value may be shown.
+//! Every settings key, and whether its value may be shown.
 //!
-//! Guarantees: what is not listed here is an unknown key. Leaves to others: what a key means (`default.toml` tells
-//! people, `meant` tells the program; tests hold the three together).
+//! Guarantees: a key that is not listed here is unknown. Not responsible for: the meaning of a key (`default.toml`
+//! describes it for people, `meant` for the program; tests keep the three in step).
 
 /// Whether a value may appear in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// It may.
+    /// The value may be shown.
     Open,
-    /// Never: it is a secret, or an address that may hold one.
+    /// The value is a secret, or an address that may contain one.
     Secret,
 }
 use Shown::{Open, Secret};
@@ -143,7 +143,7 @@ pub(super) fn shown(key: &str) -> Option<Shown> {
     KEYS.iter().find(|(known, _)| *known == pattern).map(|(_, shown)| *shown)
 }
 
-/// The key with its list numbers made `*`; so is the language of a text. A table of conditions has names that its writer chooses.
+/// The key with `*` for list numbers and for the language of a text. The free names in a table of conditions are cut off.
 pub(super) fn pattern(key: &str) -> String {
     if let Some((_, name)) = key.strip_prefix("xo.texts.").and_then(|rest| rest.split_once('.')) {
         return format!("xo.texts.*.{name}");
@@ -160,10 +160,10 @@ pub(super) fn pattern(key: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// The key that was probably meant; `None` when nothing is near.
+/// The key that was probably meant; `None` if no key is near.
 pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     let candidates = KEYS.iter().map(|(known, _)| (distance(unknown, known), *known));
-    // A key written at the wrong place (`host_url` for `servicenow.host_url`) is near, too.
+    // A key in the wrong table (`host_url` for `servicenow.host_url`) is near, too.
     let misplaced = || {
         let last = unknown.rsplit('.').next().unwrap_or(unknown);
         KEYS.iter().map(|(known, _)| *known).find(|known| known.rsplit('.').next() == Some(last))
@@ -172,7 +172,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     if away <= (unknown.len() / 4).max(2) { Some(known) } else { misplaced() }
 }
 
-/// How many characters must be added, left out or replaced to make `a` of `b` (Levenshtein).
+/// The number of characters to add, remove or replace to make `a` from `b` (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

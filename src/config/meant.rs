@@ -1,6 +1,6 @@
-//! From keys to [`Settings`]: every key is read here, once.
+//! Converts keys to [`Settings`]: every key is read here, once.
 //!
-//! Guarantees: reading goes on after a mistake, so that all of them are found. Leaves to others: what holds between
+//! Guarantees: reading continues after a mistake, so that all mistakes are found. Not responsible for: rules between
 //! several keys (`rules`).
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use super::settings::{
 use crate::message::{BotName, LaneKey};
 use crate::telemetry::{LogFormat, LogSettings};
 
-/// Reads every key. Where the reader found a problem the value is a stand-in that nobody will use.
+/// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
 pub(super) fn settings(reader: &mut Reader) -> Settings {
     let data_dir = PathBuf::from(reader.text("data_dir").unwrap_or_default());
     Settings {
@@ -45,7 +45,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
 }
 
 fn queue(reader: &mut Reader) -> QueueSettings {
-    let url = reader.parsed("queue.url", "an address as amqp://user:password@host:5672/%2f", |text| {
+    let url = reader.parsed("queue.url", "an address such as amqp://user:password@host:5672/%2f", |text| {
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         if !matches!(url.scheme(), "amqp" | "amqps") {
             return Err("begins with neither amqp:// nor amqps://".to_owned());
@@ -54,7 +54,7 @@ fn queue(reader: &mut Reader) -> QueueSettings {
             return Err("names no host".to_owned());
         }
         if url.path() == "/" {
-            // The client takes it for a virtual host with an empty name, which no broker has.
+            // The client takes this for a virtual host with an empty name, which no broker has.
             return Err("the default virtual host is written /%2f at the end, or leave the / away".to_owned());
         }
         Ok(SecretString::from(text.to_owned()))
@@ -114,7 +114,7 @@ fn servicenow(reader: &mut Reader) -> Option<ServiceNow> {
     })
 }
 
-/// One `[[servicenow.routes]]`: its conditions as a list of `name=value` or as a table.
+/// One `[[servicenow.routes]]`, with its conditions as a list of `name=value` or as a table.
 fn route(reader: &mut Reader, place: &str) -> Route {
     let [when, queue_id, context] =
         ["when", "queue_id", "context_variables"].map(|name| format!("{place}.{name}"));
@@ -124,23 +124,23 @@ fn route(reader: &mut Reader, place: &str) -> Route {
         reader.wrong(&when, "a condition has no value: write name=value");
     }
     let queue = reader.text(&queue_id).filter(|id| {
-        // It becomes a part of an address.
+        // The id becomes a part of a URL.
         let is_id = LaneKey::parse(id).is_ok() && !id.contains(['/', '?', '#', ' ']);
         if !is_id {
-            reader.wrong(&queue_id, "is no Queue ID: give the sys_id of a queue");
+            reader.wrong(&queue_id, "is not a Queue ID: give the sys_id of a queue");
         }
         is_id
     });
     let context_variables: BTreeMap<String, String> = reader.pairs(&context).into_iter().collect();
     let decides_nothing = queue.is_none() && context_variables.is_empty();
     if decides_nothing && !reader.is_wrong(&queue_id) && !reader.is_wrong(&context) {
-        reader.wrong(place, "decides nothing: give it queue_id or context_variables");
+        reader.wrong(place, "has no effect: give it queue_id or context_variables");
     }
     Route { when: conditions, queue_id: queue, context_variables }
 }
 
 fn agent_chat(reader: &mut Reader) -> AgentChat {
-    // A list, not a table: names in the environment lose their case, and that of these names matters.
+    // A list, not a table: names in the environment lose their case, and the case matters here.
     let context_variables = reader.pairs("servicenow.context_variables").into_iter().collect();
     let start_action = choice_of(reader, "servicenow.start_action", StartAction::ALL, StartAction::as_str);
     AgentChat {
@@ -202,7 +202,7 @@ fn xo(reader: &mut Reader) -> Xo {
     }
 }
 
-/// Where an event says who the user is.
+/// The fields of an event that identify the user.
 fn user_paths(reader: &mut Reader) -> UserPaths {
     let mut paths = |name: &str| {
         let key = format!("xo.user.{name}");
@@ -223,7 +223,7 @@ fn pointer(path: &str) -> Option<String> {
     is_path.then(|| format!("/{}", path.replace('.', "/")))
 }
 
-/// What the user is told in each language. A text that a language lacks is the one without a language.
+/// The texts in each language. A text that a language lacks is taken from the texts without a language.
 fn texts_by_language(reader: &mut Reader) -> BTreeMap<String, Texts> {
     let fallback = texts(reader, "xo.texts", None);
     let tags = reader.languages_of("xo.texts");
@@ -231,7 +231,7 @@ fn texts_by_language(reader: &mut Reader) -> BTreeMap<String, Texts> {
     tags.iter().map(|tag| (tag_of(tag), texts(reader, &format!("xo.texts.{tag}"), Some(&fallback)))).collect()
 }
 
-/// What the user is told; nothing is a text here, too.
+/// The texts of one language. An empty text is valid.
 fn texts(reader: &mut Reader, place: &str, fallback: Option<&Texts>) -> Texts {
     let mut text = |name: &str| {
         let words = reader.parsed(&format!("{place}.{name}"), "a text", |text| Ok(text.to_owned()));
@@ -262,7 +262,7 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
     let name_key = format!("{place}.name");
     let name = reader.text(&name_key).or_else(|| bot_id.clone()).and_then(|name| {
         let named = BotName::parse(&name);
-        // Without a name of its own a bot has its id's.
+        // A bot without a name has its id as its name.
         let key = if reader.is_set(&name_key) { &name_key } else { &keys[0] };
         named.map_err(|why| reader.wrong(key, why.to_owned())).ok()
     });
@@ -278,9 +278,8 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
     })
 }
 
-/// `host` or `host:port`, in the form that a parsed URL has; with `http://` before it if it had that.
-fn allowed_host(reader: &mut Reader, entry: &str) -> Option<String> {
-    let host = entry.strip_prefix("http://").unwrap_or(entry);
+/// `host` or `host:port`, in the form of a parsed URL.
+fn allowed_host(reader: &mut Reader, host: &str) -> Option<String> {
     let parsed =
         Url::parse(&format!("https://{host}/")).ok().filter(|url| url.path() == "/" && !host.contains('/'));
     let named = parsed.as_ref().and_then(host_of);
@@ -292,7 +291,7 @@ fn allowed_host(reader: &mut Reader, entry: &str) -> Option<String> {
     named.map(|named| if host == entry { named } else { format!("http://{named}") })
 }
 
-/// Lower case, with the port where it is not the usual one.
+/// The host in lower case, with the port if it is not the default one.
 fn host_of(url: &Url) -> Option<String> {
     let host = match url.host()? {
         Host::Domain(name) => name.to_ascii_lowercase(),
@@ -305,7 +304,7 @@ fn host_of(url: &Url) -> Option<String> {
 fn files(reader: &mut Reader) -> Files {
     Files {
         public_url: reader.http_url("files.public_url"),
-        listen: reader.parsed("files.listen", "an IP address and a port, as 0.0.0.0:8081", |text| {
+        listen: reader.parsed("files.listen", "an IP address and a port, such as 0.0.0.0:8081", |text| {
             text.parse().map_err(|_| String::new())
         }),
         expires: reader.duration("files.expires"),
@@ -326,7 +325,7 @@ fn ingress(reader: &mut Reader) -> Ingress {
         hmac_secret: now_and_next(reader, "ingress.servicenow.hmac_secret"),
         handoffs_token: now_and_next(reader, "ingress.handoffs.token"),
         instance: instance(reader),
-        // Its problems are already reported where the login is read.
+        // `login` has already reported the problems of this key.
         own_user: if reader.is_wrong("servicenow.username") {
             None
         } else {
@@ -335,16 +334,16 @@ fn ingress(reader: &mut Reader) -> Ingress {
     }
 }
 
-/// A secret and the one that replaces it; an empty one is none.
+/// A secret and its successor. An empty value counts as absent.
 fn now_and_next(reader: &mut Reader, key: &str) -> NowAndNext {
     let mut secret =
         |key: &str| reader.secret(key).filter(|secret: &SecretString| !secret.expose_secret().is_empty());
     NowAndNext { current: secret(key), next: secret(&format!("{key}_next")) }
 }
 
-/// The instance's name, as the system property `instance_name` has it: no address.
+/// The name of the instance, as in the system property `instance_name`; not an address.
 fn instance(reader: &mut Reader) -> Option<String> {
-    let expected = "the name of the instance, as example for example.service-now.com";
+    let expected = "the name of the instance, such as example for example.service-now.com";
     reader.parsed("servicenow.instance", expected, |text| {
         let is_name = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
         if is_name { Ok(text.to_owned()) } else { Err(String::new()) }
@@ -388,9 +387,9 @@ fn delivery(reader: &mut Reader) -> Delivery {
 
 fn log(reader: &mut Reader) -> LogSettings {
     let format = reader.choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
-    let expected = "error, warn, info, debug, trace, or a filter as causeway=debug,lapin=warn";
+    let expected = "error, warn, info, debug, trace, or a filter such as causeway=debug,lapin=warn";
     let level = reader.parsed("log.level", expected, |text| {
-        // The filter would take a bare word that is no level for the name of a module.
+        // The filter would take a bare word that is not a level for the name of a module.
         let words = text.split(',').filter(|word| !word.contains(['=', '[']));
         let levels = ["error", "warn", "info", "debug", "trace", "off"];
         let known = words.map(str::trim).all(|word| levels.contains(&word.to_ascii_lowercase().as_str()));
@@ -402,7 +401,7 @@ fn log(reader: &mut Reader) -> LogSettings {
     LogSettings { format, level: level.unwrap_or_default() }
 }
 
-/// One of the values of a `named!` set.
+/// One value of a `named!` set.
 fn choice_of<T: Copy>(
     reader: &mut Reader,
     key: &str,

@@ -1,8 +1,10 @@
-//! Settings: from as written (`raw`: defaults, file, environment) to as meant ([`Settings`]) once, at the start.
+//! The settings: read once at start, from their written form (`raw`: defaults, file, environment) to typed values
+//! ([`Settings`]).
 //!
-//! Guarantees: either every value is valid and the role has what it needs, or every mistake is reported together
-//! ([`Problems`]); the defaults stand in `default.toml` and nowhere else; secrets are never printed.
-//! Leaves to others: each stage declares its own settings; no stage imports this room (`app.rs` maps one onto the other).
+//! Guarantees: either every value is valid and the role has what it needs, or all mistakes are reported together
+//! ([`Problems`]). `default.toml` contains every default. Secrets are never printed.
+//! Not responsible for: the settings of the stages. Each stage declares its own, and no stage imports this room (`app.rs`
+//! converts the settings).
 
 mod keys;
 mod meant;
@@ -23,10 +25,10 @@ pub use settings::{
     Settings, StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 
-/// Every key with its default and its meaning, as TOML.
+/// Every key with its default and its description, as TOML.
 pub const REFERENCE: &str = raw::DEFAULTS;
 
-/// What the settings are read for: each role cannot do without some of them.
+/// The role for which the settings are read. Each role requires some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Ingress and worker in one process.
@@ -37,26 +39,26 @@ pub enum Purpose {
     Worker,
     /// The files of conversations.
     Files,
-    /// Asks every side that is named.
+    /// Calls every side that the settings name.
     Check,
-    /// The operator's verbs: queue and directory.
+    /// Commands for operators: queue and directory.
     Desk,
 }
 
 impl Purpose {
-    /// Whether it takes callbacks and handoffs in.
+    /// Whether the role accepts callbacks and handoffs.
     const fn takes(self) -> bool {
         matches!(self, Self::Serve | Self::Ingress)
     }
 
-    /// Whether it calls the platforms.
+    /// Whether the role calls the platforms.
     const fn delivers(self) -> bool {
         matches!(self, Self::Serve | Self::Worker | Self::Check)
     }
 }
 
 impl Settings {
-    /// Reads the defaults, the file and the environment, each over the one before.
+    /// Reads the defaults, the file and the environment; each overrides the one before.
     pub fn load(file: Option<&Path>, environment: &Environment, purpose: Purpose) -> Result<Self, Problems> {
         let mut reader = reader::Reader::new(raw::Raw::read(file, environment));
         let settings = meant::settings(&mut reader);
@@ -72,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    /// The reference with its examples made real: every `#key = ...` line without its mark.
+    /// The reference with its examples enabled: every `#key = ...` line without its mark.
     fn with_examples() -> String {
         let is_example = |rest: &str| {
             let word = rest.bytes().take_while(|byte| byte.is_ascii_lowercase() || *byte == b'_').count();
@@ -126,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_contract() {
-        // Spelled out, so that a change of a default is a change of a test.
+        // Spelled out, so that a change of a default needs a change of this test.
         use std::time::Duration;
         let settings = Settings::load(None, &Environment::default(), Purpose::Desk).unwrap();
         let seconds = Duration::from_secs;

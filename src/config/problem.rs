@@ -1,15 +1,15 @@
-//! What is wrong with the settings, said so that it can be put right without a second try.
+//! Problems of the settings, described so that an operator can correct all of them at once.
 //!
-//! Guarantees: every mistake is there at once, each with its key, where it was written and what to do; a value is shown
-//! only where its key is not marked secret.
+//! Guarantees: every mistake is reported at once, with its key, its place and the action to take. A value is shown only if
+//! its key is not secret.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value was written.
+/// The place of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: it is the default, or missing.
+    /// Not written: it is the default, or missing.
     Nowhere,
     /// In a settings file.
     File {
@@ -35,11 +35,11 @@ impl fmt::Display for Place {
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The key that it is about.
+    /// The key of the value.
     pub key: String,
-    /// Where it was written.
+    /// The place of the value.
     pub place: Place,
-    /// What is wrong and what to do.
+    /// The problem and the action to take.
     pub reason: String,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake that was found. Never empty.
+/// All mistakes. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -1,7 +1,7 @@
-//! The settings as written: the defaults, under the file, under the environment, flattened to dotted keys.
+//! The settings as written: defaults, file and environment in layers, flattened to dotted keys.
 //!
-//! Guarantees: every value knows where it was written; unknown keys, broken TOML and unreadable secret files are all
-//! found in one pass. Nothing here prints a value. Leaves to others: what the values mean (`meant`).
+//! Guarantees: every value has its place. Unknown keys, broken TOML and unreadable secret files are all found in one pass.
+//! No value is printed. Not responsible for: the meaning of the values (`meant`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,21 +11,21 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, Shown};
 use super::problem::{Place, Problem};
 
-/// The reference manual, which is also the lowest layer.
+/// The reference of all keys, which is also the lowest layer.
 pub(super) const DEFAULTS: &str = include_str!("default.toml");
 
 const PREFIX: &str = "CAUSEWAY_";
-/// Variables with our prefix that are not keys: the settings file itself, and switches of the test suite.
+/// Variables with our prefix that are not keys: the settings file, and switches of the test suite.
 const NOT_KEYS: &[&str] = &["CAUSEWAY_CONFIG", "CAUSEWAY_TEST_"];
 
-/// The environment, handed in so that no test needs to change its own.
+/// The environment, passed in so that no test needs to change its own.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// What this process was started with.
+    /// The environment of this process.
     pub fn of_process() -> Self {
-        // What is not Unicode cannot be a setting of ours; the lossy form is reported where its key wants a value.
+        // A value that is not Unicode cannot be valid; its lossy form is reported like any wrong value.
         let pairs = std::env::vars_os();
         Self(
             pairs
@@ -36,7 +36,7 @@ impl Environment {
         )
     }
 
-    /// Whether a variable is there and not empty.
+    /// Whether a variable is present and not empty.
     pub fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|value| !value.is_empty())
     }
@@ -60,21 +60,21 @@ impl std::fmt::Debug for Environment {
     }
 }
 
-/// A value as written.
+/// A value as it was written.
 pub(super) enum Written {
-    /// Anything that fits on a line.
+    /// A value that is not an array.
     One(String),
     /// A TOML array.
     Many(Vec<String>),
 }
 
-/// A value and where it was written.
+/// A value and its place.
 pub(super) struct Entry {
     pub(super) written: Written,
     pub(super) place: Place,
 }
 
-/// All values by key, the layers already laid on each other.
+/// All values by key, after all layers.
 #[derive(Default)]
 pub(super) struct Raw {
     pub(super) entries: BTreeMap<String, Entry>,
@@ -82,7 +82,7 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Lays the environment over the file over the defaults.
+    /// Reads the defaults, the file over the defaults, and the environment over both.
     pub(super) fn read(file: Option<&Path>, environment: &Environment) -> Self {
         let mut raw = Self::default();
         raw.lay(|layer| layer.add_toml(Path::new("the built-in defaults"), DEFAULTS));
@@ -100,7 +100,7 @@ impl Raw {
         raw
     }
 
-    /// Fills one layer, reads its secret files, and lays it over what is there.
+    /// Fills one layer, reads its secret files, and puts it over the existing values.
     fn lay(&mut self, fill: impl FnOnce(&mut Self)) {
         let mut layer = Self::default();
         fill(&mut layer);
@@ -116,7 +116,7 @@ impl Raw {
             line: text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1,
         };
         let (table, errors) = DeTable::parse_recoverable(text);
-        // The message alone: the parser's full report quotes the line, which may hold a secret.
+        // Only the message: the parser's full report quotes the line, which may contain a secret.
         self.problems.extend(errors.iter().map(|error| Problem {
             key: "the file".to_owned(),
             place: place(error.span().map_or(0, |span| span.start)),
@@ -156,7 +156,7 @@ impl Raw {
     fn add_environment(&mut self, environment: &Environment) {
         for (name, value) in &environment.0 {
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-            // Compose hands a variable that nobody set over as an empty one.
+            // Docker Compose passes a variable without a value as an empty one.
             if value.is_empty()
                 || NOT_KEYS.iter().any(|other| name.starts_with(other))
                 || is_service_link(rest)
@@ -169,7 +169,7 @@ impl Raw {
         }
     }
 
-    /// Replaces every `<secret>_file` by the content of its file.
+    /// Replaces every `<secret>_file` with the content of its file.
     fn read_secret_files(&mut self) {
         let is_file_of_secret = |key: &&String| {
             key.strip_suffix("_file").is_some_and(|secret| keys::shown(secret) == Some(Shown::Secret))
@@ -195,7 +195,7 @@ impl Raw {
             return Err("must be the path of one file".to_owned());
         };
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-        // Editors and `echo` end a file with a line break that nobody means.
+        // Editors and `echo` end a file with a line break that is not part of the secret.
         let secret = text.trim_end_matches(['\r', '\n']);
         if secret.is_empty() { Err(format!("{path} is empty")) } else { Ok(secret.to_owned()) }
     }
@@ -220,7 +220,7 @@ pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
-/// Kubernetes puts the addresses of a Service named `causeway` into every pod, under our prefix.
+/// Kubernetes puts the addresses of a Service named `causeway` into every pod, with our prefix.
 fn is_service_link(rest: &str) -> bool {
     let rest = format!("_{rest}");
     rest.ends_with("_SERVICE_HOST") || rest.contains("_SERVICE_PORT") || rest.ends_with("_PORT") || {
@@ -229,7 +229,7 @@ fn is_service_link(rest: &str) -> bool {
     }
 }
 
-/// A single value as text: what it means is decided by its key, not by its TOML type.
+/// A single value as text: its key decides the meaning, not its TOML type.
 fn scalar(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => text.to_string(),

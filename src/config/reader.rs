@@ -1,8 +1,8 @@
-//! From a value as written to a value as meant, one kind of value at a time.
+//! Reads written values as typed values, one function for each type.
 //!
-//! Guarantees: a value that cannot be read becomes a [`Problem`] that names its key, and the reading goes on; a value
-//! marked secret, or one that holds an `@` (and so perhaps a password), is not repeated.
-//! Leaves to others: which keys there are and how they depend on each other (`meant`, `rules`).
+//! Guarantees: an unreadable value becomes a [`Problem`] with its key, and reading continues. A value is not repeated if
+//! its key is secret, or if it contains an `@` and so perhaps a password.
+//! Not responsible for: the set of keys and the rules between keys (`meant`, `rules`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,13 +15,13 @@ use super::keys::{self, Shown};
 use super::problem::{Place, Problem};
 use super::raw::{Raw, Written};
 
-/// No setting means more. Times far beyond it cannot be added to the time of the day.
+/// The longest duration of any setting. Much longer ones cannot be added to a point in time.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// Hands out values and collects what is wrong with them.
+/// Returns values and collects their problems.
 pub(super) struct Reader {
     raw: Raw,
-    /// What was asked for, so that a test can show that no key is forgotten.
+    /// The keys that were read, so that a test can show that no key is forgotten.
     asked: BTreeSet<String>,
 }
 
@@ -30,34 +30,34 @@ impl Reader {
         Self { raw, asked: BTreeSet::new() }
     }
 
-    /// Everything that was found wrong.
+    /// All problems.
     pub(super) fn into_problems(self) -> Vec<Problem> {
         self.raw.problems
     }
 
-    /// Whether the key has a value of its own or a default.
+    /// Whether the key has a value or a default.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.raw.entries.contains_key(key)
     }
 
-    /// Whether a problem of this key is known already.
+    /// Whether this key already has a problem.
     pub(super) fn is_wrong(&self, key: &str) -> bool {
         self.raw.problems.iter().any(|problem| problem.key == key)
     }
 
-    /// The keys that were asked for, list numbers made `*`.
+    /// The keys that were read, with `*` for list numbers.
     #[cfg(test)]
     pub(super) fn asked(&self) -> &BTreeSet<String> {
         &self.asked
     }
 
-    /// Says that something is wrong with a key.
+    /// Records a problem of a key.
     pub(super) fn wrong(&mut self, key: &str, reason: impl Into<String>) {
         let place = self.raw.entries.get(key).map_or(Place::Nowhere, |entry| entry.place.clone());
         self.raw.problems.push(Problem { key: key.to_owned(), place, reason: reason.into() });
     }
 
-    /// How many entries a list of tables has: one more than the highest number written.
+    /// The entries of a list of tables, such as `xo.bots.0`, in the order of their numbers.
     pub(super) fn entries_of(&self, list: &str) -> Vec<String> {
         let numbers = self.raw.entries.keys().filter_map(|key| {
             key.strip_prefix(list)?.strip_prefix('.')?.split_once('.')?.0.parse::<u32>().ok()
@@ -65,7 +65,7 @@ impl Reader {
         numbers.collect::<BTreeSet<_>>().into_iter().map(|number| format!("{list}.{number}")).collect()
     }
 
-    /// The languages that have a table in this one.
+    /// The languages with a table inside of this one.
     pub(super) fn languages_of(&self, table: &str) -> Vec<String> {
         let inner = self.raw.entries.keys().filter_map(|key| {
             key.strip_prefix(table)?.strip_prefix('.')?.split_once('.').map(|(tag, _)| tag.to_owned())
@@ -73,7 +73,7 @@ impl Reader {
         inner.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The entries of a table whose names its writer chooses, each as name and value.
+    /// The entries of a table with free names, each as name and value.
     pub(super) fn table_of(&self, table: &str) -> Vec<(String, String)> {
         let named = self.raw.entries.iter().filter_map(|(key, entry)| {
             let name = key.strip_prefix(table)?.strip_prefix('.')?;
@@ -85,7 +85,7 @@ impl Reader {
         named.collect()
     }
 
-    /// A list of `name=value`; what is none is reported under the key.
+    /// A list of `name=value`. Other items are reported under the key.
     pub(super) fn pairs(&mut self, key: &str) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
         for pair in self.list(key).unwrap_or_default() {
@@ -97,7 +97,7 @@ impl Reader {
         pairs
     }
 
-    /// A text as it stands; an empty one is a mistake.
+    /// A text. An empty text is a mistake.
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
         self.parsed(
             key,
@@ -106,7 +106,7 @@ impl Reader {
         )
     }
 
-    /// A text that cannot be printed by accident.
+    /// A text that cannot be printed by mistake.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
         self.text(key).map(SecretString::from)
     }
@@ -125,18 +125,18 @@ impl Reader {
         let read = |text: &str| {
             let time = humantime::parse_duration(text).map_err(|_| String::new())?;
             if time.is_zero() {
-                Err("must be longer than nothing".to_owned())
+                Err("must be longer than zero".to_owned())
             } else if time > DURATION_MAX {
                 Err("is longer than a year".to_owned())
             } else {
                 Ok(time)
             }
         };
-        self.parsed(key, "a time with its unit, as 250ms, 15s or 24h", read).unwrap_or_default()
+        self.parsed(key, "a time with its unit, such as 250ms, 15s or 24h", read).unwrap_or_default()
     }
 
     pub(super) fn bytes(&mut self, key: &str) -> usize {
-        self.parsed(key, "a size, as 512 KiB or 10 MiB", |text| parse_bytes(text).ok_or_else(String::new))
+        self.parsed(key, "a size such as 512 KiB or 10 MiB", |text| parse_bytes(text).ok_or_else(String::new))
             .unwrap_or(0)
     }
 
@@ -157,7 +157,7 @@ impl Reader {
     }
 
     pub(super) fn rate(&mut self, key: &str) -> Option<f64> {
-        self.parsed(key, "a number of calls in a second, as 50 or 50/s", |text| {
+        self.parsed(key, "a number of calls in a second, such as 50 or 50/s", |text| {
             parse_rate(text).ok_or_else(String::new)
         })
     }
@@ -167,12 +167,12 @@ impl Reader {
     }
 
     pub(super) fn address(&mut self, key: &str) -> SocketAddr {
-        let expected = "an IP address and a port, as 0.0.0.0:8080 or [::1]:8080";
+        let expected = "an IP address and a port, such as 0.0.0.0:8080 or [::1]:8080";
         let read = |text: &str| text.parse().map_err(|_| String::new());
         self.parsed(key, expected, read).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// An address of a platform.
+    /// The URL of a platform.
     pub(super) fn http_url(&mut self, key: &str) -> Option<Url> {
         let read = |text: &str| {
             let url = Url::parse(text).map_err(|error| error.to_string())?;
@@ -188,18 +188,18 @@ impl Reader {
         self.parsed(key, "an address that begins with https:// (or http://)", read)
     }
 
-    /// The address of a host alone: the paths below it are known, and a path here would come before them.
+    /// The URL of a host without a path: Causeway appends the paths itself.
     pub(super) fn host_url(&mut self, key: &str) -> Option<Url> {
         let url = self.http_url(key)?;
         if url.path() == "/" && url.query().is_none() && url.fragment().is_none() {
             return Some(url);
         }
-        let why = "must be a host alone, as https://acme.service-now.com: a path in it is a mistake";
+        let why = "must be a host alone, such as https://acme.service-now.com: a path in it is a mistake";
         self.wrong(key, why);
         None
     }
 
-    /// One of a closed set of names.
+    /// One value of a closed set of names.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         self.parsed(key, &format!("one of: {}", names.join(", ")), |text| {
@@ -207,7 +207,8 @@ impl Reader {
         })
     }
 
-    /// Reads one value; where `read` fails, says what was expected, and `read`'s own reason where it gives one.
+    /// Reads one value. If `read` fails, the problem says what was expected, and adds the reason from `read` if there is
+    /// one.
     pub(super) fn parsed<T>(
         &mut self,
         key: &str,
@@ -231,7 +232,7 @@ impl Reader {
     }
 }
 
-/// What was written instead, where it may be shown.
+/// The written value, if it may be shown.
 fn quoted(key: &str, text: &str) -> String {
     if text.trim().is_empty() {
         ", is empty".to_owned()
@@ -259,7 +260,7 @@ pub(crate) fn parse_bytes(text: &str) -> Option<usize> {
     number.parse::<usize>().ok()?.checked_mul(factor).filter(|bytes| *bytes > 0)
 }
 
-/// `50`, `50/s`, `0.5/s`: how many in a second.
+/// `50`, `50/s`, `0.5/s`: the number in a second.
 pub(crate) fn parse_rate(text: &str) -> Option<f64> {
     let number: f64 = text.strip_suffix("/s").unwrap_or(text).trim().parse().ok()?;
     (0.001..=1_000_000.0).contains(&number).then_some(number)

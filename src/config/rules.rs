@@ -1,7 +1,7 @@
-//! What holds between several settings, and what each role cannot do without.
+//! Rules between several settings, and the keys that each role requires.
 //!
-//! Guarantees: a process that starts has what its role needs. A rule is silent where a value that it reads is already
-//! reported as wrong. Leaves to others: each value by itself (`meant`).
+//! Guarantees: a process that starts has all settings that its role requires. A rule reports nothing if one of its values
+//! already has a problem. Not responsible for: single values (`meant`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::Purpose;
 use super::reader::Reader;
 use super::settings::{Api, Login, Settings};
 
-/// Reports what does not go together.
+/// Reports settings that do not go together.
 pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
     timeouts(settings, reader);
     bots(settings, reader);
@@ -36,7 +36,7 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     }
 }
 
-/// A worker that the broker lost sight of must have ended its last request when the next worker begins.
+/// A worker that the broker has lost sight of must have ended its last request before the next worker begins.
 fn timeouts(settings: &Settings, reader: &mut Reader) {
     let heartbeat = settings.queue.heartbeat;
     if settings.queue.url.is_some() && !reader.is_wrong("queue.heartbeat") {
@@ -83,12 +83,12 @@ fn bots(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// A bot whose users nobody may answer.
+/// Reports bots if the settings allow no host for replies to their users.
 fn reply_hosts(settings: &Settings, reader: &mut Reader) {
     if settings.xo.allowed_hosts.is_empty() && !reader.is_wrong("xo.allowed_hosts") {
         reader.wrong(
             "xo.allowed_hosts",
-            "is missing: name the host of XO, as platform.kore.ai, where the bots' users may be answered",
+            "is missing: name the host of XO, such as platform.kore.ai, for replies to the bots' users",
         );
     }
 }
@@ -101,7 +101,7 @@ fn pair(reader: &mut Reader, one: &str, other: &str) {
     }
 }
 
-/// The ingress opens no door that anybody may walk through, unless told so.
+/// Reports an ingress without credentials, unless the settings allow it.
 fn doors(settings: &Settings, reader: &mut Reader) {
     let ingress = &settings.ingress;
     let locked = ["username", "password", "token", "token_next", "hmac_secret", "hmac_secret_next"]
@@ -111,7 +111,7 @@ fn doors(settings: &Settings, reader: &mut Reader) {
         reader.wrong(
             "ingress.servicenow",
             "callbacks need a credential: set username and password, token or hmac_secret, \
-             or ingress.allow_unauthenticated = true where something in front of Causeway proves who calls",
+             or ingress.allow_unauthenticated = true if a proxy in front of Causeway authenticates the caller",
         );
     }
     if ingress.listen == settings.admin_listen && ingress.listen.port() != 0 {
@@ -119,7 +119,7 @@ fn doors(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// A route that cannot do anything over the chosen API is a mistake, not a rule that never matters.
+/// Reports a route that has no effect with the chosen API.
 fn routes(settings: &Settings, reader: &mut Reader) {
     let connect = settings.servicenow.as_ref().is_some_and(|named| named.api == Api::ConnectSupport);
     for (number, route) in settings.routes.iter().enumerate() {
@@ -160,8 +160,8 @@ fn servicenow(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// In Connect Support only the writer's name tells our own words from an agent's, when they come back and when a chat is
-/// read back; a token does not say whose it is.
+/// In Connect Support only the author's name separates our own messages from an agent's, in callbacks and in a read-back. A
+/// token does not show its user.
 fn own_user(settings: &Settings, reader: &mut Reader) {
     let Some(servicenow) = &settings.servicenow else { return };
     let nameless = matches!(servicenow.login, Login::OAuth { username: None, .. });
@@ -174,7 +174,7 @@ fn own_user(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// A worker without any side to deliver to would only make dead letters.
+/// Reports a worker without any destination, which would only make dead letters.
 fn somewhere_to_go(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
     let any = ["servicenow.host_url", "xo.callback_url", "xo.bot_id", "handoffs.events_url"];
     let somewhere = any.iter().any(|key| reader.is_set(key)) || !settings.xo.bots.is_empty();

@@ -1,7 +1,7 @@
-//! The settings as meant: one plain struct for each concern. What a field means is written once, in `default.toml`.
+//! The typed settings: one plain struct for each concern. `default.toml` describes the fields.
 //!
-//! Guarantees: a value that exists is valid; secrets are [`SecretString`]s, and `Debug` shows no address that may hold
-//! one. Leaves to others: handing them to the stages, each in that stage's own words (`app.rs`).
+//! Guarantees: every value is valid. Secrets are [`SecretString`]s, and `Debug` shows no address that may contain one. Not
+//! responsible for: converting the settings for the stages (`app.rs`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, name
 use crate::telemetry::LogSettings;
 
 impl Settings {
-    /// Which destination a conversation belongs to.
+    /// The rules for the destination of a conversation.
     pub fn bot_side(&self) -> BotSide {
         let bots = self.xo.bots.iter().map(|bot| KnownBot { bot_id: bot.bot_id.clone(), name: bot.name });
         let two_way =
@@ -37,18 +37,18 @@ impl Settings {
     }
 }
 
-/// Everything.
+/// All settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub data_dir: PathBuf,
     pub drain: Duration,
     pub queue: QueueSettings,
     pub directory: DirectoryUrl,
-    /// Present where an instance is named and its credentials are complete.
+    /// Present if an instance is named and its credentials are complete.
     pub servicenow: Option<ServiceNow>,
-    /// An instance is named; the ingress has no credentials for it.
+    /// Whether an instance is named. The ingress has no credentials for the instance.
     pub names_servicenow: bool,
-    /// `servicenow.routes`, in their order: the ingress reads what they need, also if it cannot log in to ServiceNow.
+    /// `servicenow.routes`, in order. The ingress reads the values of their conditions, even without a login to ServiceNow.
     pub routes: Vec<Route>,
     pub xo: Xo,
     pub handoffs: Handoffs,
@@ -63,7 +63,7 @@ pub struct Settings {
 /// `queue.*`
 #[derive(Debug, Clone)]
 pub struct QueueSettings {
-    /// RabbitMQ; the embedded engine where absent.
+    /// RabbitMQ; `None` for the embedded engine.
     pub url: Option<SecretString>,
     pub partitions: u16,
     pub prefetch: u16,
@@ -76,7 +76,7 @@ pub struct QueueSettings {
 pub enum DirectoryUrl {
     /// A file on this machine.
     Sqlite(PathBuf),
-    /// The whole address.
+    /// The complete URL.
     Postgres(SecretString),
 }
 
@@ -98,14 +98,14 @@ pub struct ServiceNow {
 /// `[[servicenow.routes]]`
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Names and values.
+    /// Names and values of the conditions.
     pub when: Vec<(String, String)>,
     pub queue_id: Option<String>,
     pub context_variables: BTreeMap<String, String>,
 }
 
 impl Settings {
-    /// Every Queue ID that a start can go to, with the key that names it.
+    /// Every Queue ID that a start can get, with its key.
     pub fn queues(&self) -> Vec<(String, String)> {
         let default = self.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone());
         let default = default.map(|id| ("servicenow.queue_id".to_owned(), id)).into_iter();
@@ -116,7 +116,7 @@ impl Settings {
     }
 }
 
-/// What only `servicenow.api = "virtual_agent"` reads.
+/// The settings that only `servicenow.api = "virtual_agent"` uses.
 #[derive(Debug, Clone)]
 pub struct AgentChat {
     pub start_action: StartAction,
@@ -143,7 +143,7 @@ named! {
 pub enum Login {
     /// `basic`
     Basic { username: String, password: SecretString },
-    /// `oauth`: the refresh token's grant, or client credentials without one.
+    /// `oauth`: the grant of the refresh token, or client credentials without a token.
     OAuth {
         username: Option<String>,
         client_id: String,
@@ -165,9 +165,9 @@ named! {
 named! {
     /// `servicenow.read_back`
     ReadBack {
-        /// Before each agent's message, unless its callback shows that nothing is missing.
+        /// Before each agent's message, unless its callback shows that no message is missing.
         Always = "always",
-        /// Only where a callback shows a gap.
+        /// Only after a callback that shows a gap.
         Gaps = "gaps",
     }
 }
@@ -192,7 +192,7 @@ pub struct Xo {
     pub start_agent_session: bool,
     pub extend_every: Duration,
     pub wait_updates: Duration,
-    /// Messages between user and bot; 0: none is asked for.
+    /// The number of messages between user and bot; 0 for none.
     pub transcript: u16,
     pub texts: Texts,
     /// By language tag in lower case.
@@ -204,9 +204,9 @@ named! {
     ReplyContext {
         /// The names of user and session.
         Trimmed = "trimmed",
-        /// All of it.
+        /// The whole context.
         Full = "full",
-        /// Nothing.
+        /// No context.
         None = "none",
     }
 }
@@ -218,7 +218,7 @@ named! {
         Auto = "auto",
         /// On every channel.
         Always = "always",
-        /// On none.
+        /// On no channel.
         Never = "never",
     }
 }
@@ -273,7 +273,7 @@ impl std::fmt::Debug for Xo {
 /// One bot's BotKit credentials.
 #[derive(Debug, Clone)]
 pub struct Bot {
-    /// `bot:<name>` is the destination.
+    /// The destination is `bot:<name>`.
     pub name: BotName,
     pub bot_id: String,
     pub app_id: String,
@@ -294,9 +294,9 @@ named! {
 /// `files.*`
 #[derive(Debug, Clone)]
 pub struct Files {
-    /// Where users and ServiceNow reach the links; without it no link is made.
+    /// The URL at which users and ServiceNow reach the links; without it no link is made.
     pub public_url: Option<Url>,
-    /// The listener of its own, if it has one.
+    /// The separate listener, if there is one.
     pub listen: Option<SocketAddr>,
     pub expires: Duration,
     pub secret: Option<SecretString>,
@@ -330,13 +330,13 @@ pub struct Ingress {
     pub token: NowAndNext,
     pub hmac_secret: NowAndNext,
     pub handoffs_token: NowAndNext,
-    /// `servicenow.username`: what this user wrote comes back as an echo.
+    /// `servicenow.username`: messages of this author are our own.
     pub own_user: Option<String>,
-    /// `servicenow.instance`: callbacks of another one are refused.
+    /// `servicenow.instance`: callbacks of another instance are refused.
     pub instance: Option<String>,
 }
 
-/// A secret, and the one that replaces it (`…_next`): both are accepted.
+/// A secret and its successor (`…_next`): both are accepted.
 #[derive(Debug, Clone, Default)]
 pub struct NowAndNext {
     pub current: Option<SecretString>,
@@ -344,12 +344,12 @@ pub struct NowAndNext {
 }
 
 impl NowAndNext {
-    /// Whether there is any.
+    /// Whether at least one value is set.
     pub const fn is_set(&self) -> bool {
         self.current.is_some() || self.next.is_some()
     }
 
-    /// What senders should have.
+    /// The value that senders should use.
     pub fn newest(&self) -> Option<&SecretString> {
         self.next.as_ref().or(self.current.as_ref())
     }
@@ -374,7 +374,7 @@ pub struct Delivery {
 pub struct Limits {
     pub timeout: Duration,
     pub concurrency: u16,
-    /// Calls in a second.
+    /// Calls in one second.
     pub rate: Option<f64>,
 }
 
@@ -399,9 +399,9 @@ pub struct Deadlines {
 named! {
     /// `delivery.unknown_group`
     UnknownGroup {
-        /// Keep it for a person to look at.
+        /// Keep the callback for an operator.
         DeadLetter = "dead_letter",
-        /// It is none of our business.
+        /// Drop the callback.
         Drop = "drop",
     }
 }
