@@ -363,7 +363,7 @@ impl Crew {
     }
 
     async fn try_bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        // The bot side is told first: after a crash between the two steps it is told again under the same id.
+        // The bot side is notified first: after a crash between the two steps it is notified again with the same id.
         self.deliverer.before_burial(dead).await.map_err(QueueError::Unavailable)?;
         self.queue.bury(dead).await
     }
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(hold.held.as_secs(), 10);
         hold.failed(at(start, 30), Some(at(start, 9)));
         hold.failed(at(start, 40), None);
-        assert_eq!(hold.held.as_secs(), 10, "nobody was served since");
+        assert_eq!(hold.held.as_secs(), 10, "no other message was delivered since");
     }
 
     #[tokio::test(start_paused = true)]

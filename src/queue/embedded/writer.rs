@@ -26,7 +26,8 @@ const EMPTY_LOG_EVERY: Duration = Duration::from_secs(30);
 /// The largest group. At this size the disk costs each command little, and no caller waits long.
 const GROUP_MAX: usize = 1_024;
 
-pub(super) const NO_NOTE: &str = "could not record which messages were in flight; the next start treats this as a crash and may mark some as redelivered";
+pub(super) const NO_NOTE: &str =
+    "could not record which messages were in flight; the next start treats this as a crash";
 
 pub(super) type Reply<T = ()> = oneshot::Sender<Result<T, QueueError>>;
 

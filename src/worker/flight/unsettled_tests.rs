@@ -86,7 +86,7 @@ async fn is_not_sent_again(status: StatusCode) {
     bench.publish().await;
     let (subscription, loan) = bench.borrow().await;
     subscription.close().await;
-    assert!(matches!(bench.fly(loan).await, Landing::Unsettled), "its lane waits until it is lent again");
+    assert!(matches!(bench.fly(loan).await, Landing::Unsettled), "its lane waits until it is redelivered");
     let (_subscription, again) = bench.borrow().await;
     assert!(again.earlier > 0);
     assert!(matches!(bench.fly(again).await, Landing::Settled { .. }));
