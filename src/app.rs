@@ -1,7 +1,7 @@
-//! Settings in, a running Causeway out: queue, directory, clients, gates, listeners, tasks.
+//! Builds a running Causeway from the settings: queue, directory, clients, gates, listeners, tasks.
 //!
-//! Guarantees: every bound address is known before anything is taken; a part that fails stops the whole, so that whoever
-//! runs us starts it anew; a stop drains within `drain`. Leaves to others: everything that the parts do.
+//! Guarantees: every address is bound before any request is accepted. A failed part stops the process, so that its
+//! supervisor restarts it. A shutdown takes at most `drain`. Not responsible for: the work of the parts.
 
 mod signals;
 mod stages;
@@ -33,19 +33,19 @@ use signals::Signals;
 pub use stages::{USER_AGENT, servicenow, xo};
 use stages::{deliverer, file_door, ingress_settings, worker_settings};
 
-/// How long a callback waits for the start that may be opening its group.
+/// How long a callback waits for a start that may open its group.
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
-/// How often the directory's write-ahead log, which still holds what was forgotten, is emptied.
+/// How often the write-ahead log of the directory is emptied, which still contains deleted rows.
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
-/// How long the verbs of the command line wait for the broker.
+/// How long commands of the CLI wait for the broker.
 const DESK_WAIT: Duration = Duration::from_secs(10);
-/// Ids of delivered messages are kept this long, to recognise repeats.
+/// How long ids of delivered messages are kept to recognise repeats.
 const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
-/// Ended and failed conversations can be asked for this long.
+/// How long closed conversations stay in the directory.
 const CLOSED_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Which roles this process plays.
+/// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Roles {
     /// Both.
@@ -69,9 +69,9 @@ impl Roles {
 /// A running Causeway.
 #[derive(Debug)]
 pub struct App {
-    /// Where the public listener is, if this process has one.
+    /// The address of the public listener, if this process has one.
     pub public: Option<SocketAddr>,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub admin: SocketAddr,
     queue: Queue,
     directory: Option<Directory>,
@@ -82,7 +82,7 @@ pub struct App {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
-    let mut signals = Signals::hear().context("cannot hear signals")?;
+    let mut signals = Signals::hear().context("cannot listen for signals")?;
     let stop = Stop::default();
     let app = tokio::select! {
         app = Box::pin(App::start(settings, roles, &stop)) => app?,
@@ -94,7 +94,7 @@ pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
         _ = signals.stop() => {}
     }
     tracing::info!(
-        "stopping: nothing new is taken, what is in flight is finished; a second signal ends it at once"
+        "stopping: no new messages are taken, attempts in flight finish; a second signal ends it at once"
     );
     stop.ask();
     tokio::select! {
@@ -103,10 +103,10 @@ pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
     }
 }
 
-/// `causeway files`: links to files, and nothing else. It needs neither the broker nor the directory.
+/// `causeway files`: serves file links only, without the broker and the directory.
 pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
-    let mut signals = Signals::hear().context("cannot hear signals")?;
-    let routes = file_door(settings)?.context("files.public_url is not set: no link leads here")?;
+    let mut signals = Signals::hear().context("cannot listen for signals")?;
+    let routes = file_door(settings)?.context("files.public_url is not set, so no links exist")?;
     let stop = Stop::default();
     let admin = bind(settings.admin_listen, "admin.listen").await?;
     let (address, key) = match settings.files.listen {
@@ -116,7 +116,7 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
     let listener = bind(address, key).await?;
     let metrics = Arc::new(Metrics::new("none")?);
     let state = AdminState { metrics, ready: Arc::new(|| Ok(())), desk: None };
-    tracing::info!(files = ?listener.local_addr()?, admin = ?admin.local_addr()?, "causeway gives files");
+    tracing::info!(files = ?listener.local_addr()?, admin = ?admin.local_addr()?, "causeway serves files");
     let mut tasks = Tasks::new(stop.clone());
     tasks.start("admin", ingress::serve_admin(admin, state, stop.clone()));
     let time = settings.ingress.read_timeout;
@@ -133,7 +133,7 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
 }
 
 impl App {
-    /// Binds, opens, starts; returns once everything runs (the broker may still be away).
+    /// Binds, opens and starts all parts. Returns when everything runs; the broker may still be unreachable.
     pub async fn start(settings: Settings, roles: Roles, stop: &Stop) -> anyhow::Result<Self> {
         let admin = bind(settings.admin_listen, "admin.listen").await?;
         let public = match roles.takes() {
@@ -172,7 +172,7 @@ impl App {
         Ok(app)
     }
 
-    /// Runs until the stop is asked for or a part fails; drains; lets go of everything in order.
+    /// Runs until shutdown or until a part fails, then drains and closes everything in order.
     pub async fn finish(self) -> anyhow::Result<()> {
         let ended = self.tasks.finish(self.drain).await;
         self.queue.close().await;
@@ -231,7 +231,7 @@ impl App {
         roles: Roles,
         stop: &Stop,
     ) -> anyhow::Result<()> {
-        // An ingress of its own has no login for ServiceNow: `causeway files` serves the files then.
+        // A separate ingress has no login for ServiceNow: `causeway files` serves the files then.
         let files = if roles == Roles::Serve { file_door(settings)? } else { None };
         let beside = match (files, settings.files.listen) {
             (Some(files), Some(listen)) => {
@@ -257,7 +257,7 @@ impl App {
         Ok(())
     }
 
-    /// Keeps the gauge, and ends the process on what cannot heal by itself.
+    /// Keeps the gauge up to date, and ends the process on an error that cannot heal by itself.
     fn watch_queue(&mut self, stop: &Stop) {
         let (queue, metrics, stop) = (self.queue.clone(), self.metrics.clone(), stop.clone());
         let mut connected = queue.connected();
@@ -278,7 +278,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
-/// Counts conversations for the metrics and forgets what nobody will ask for any more.
+/// Counts conversations for the metrics and deletes old records.
 async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> Result<(), String> {
     let mut emptied = Instant::now();
     loop {
@@ -294,15 +294,15 @@ async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> 
         let now = clock::now();
         let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(CLOSED_KEPT))
         else {
-            return Err("the clock stands before 1970".into());
+            return Err("the clock is before 1970".into());
         };
         if let Err(error) = directory.forget(delivered, closed).await {
-            tracing::debug!(%error, "cannot tidy the directory");
+            tracing::debug!(%error, "cannot delete old records of the directory");
         }
         if emptied.elapsed() >= EMPTY_LOG_EVERY {
             emptied = Instant::now();
             if let Err(error) = directory.empty_log().await {
-                tracing::debug!(%error, "cannot empty the directory's log");
+                tracing::debug!(%error, "cannot empty the write-ahead log of the directory");
             }
         }
         tokio::select! {
@@ -312,13 +312,13 @@ async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> 
     }
 }
 
-/// Opens the engine for an operator, beside the processes that serve it: to publish and to visit dead letters.
+/// Opens the engine for an operator, beside the processes that serve it: to publish and to read dead letters.
 pub async fn open_desk(settings: &Settings) -> anyhow::Result<Queue> {
     ready(open(settings, RabbitUse::Desk).await?).await
 }
 
-/// The desk of the admin listener. Each visit opens what `causeway dead` opens, so that the way of a dead letter is one,
-/// and a visit takes nothing from the connections that deliver.
+/// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
+/// one code path, and a session uses none of the connections that deliver.
 fn desk(settings: &Settings) -> Option<Desk> {
     let token = settings.admin_token.clone()?;
     let settings = Arc::new(settings.clone());
@@ -341,13 +341,13 @@ fn desk(settings: &Settings) -> Option<Desk> {
     Some(Desk::new(token, Arc::new(open)))
 }
 
-/// The version of the broker that the settings name, where it says one; `None` for the embedded engine.
+/// The version of the configured broker, if the broker reports one; `None` for the embedded engine.
 pub async fn broker_version(settings: &Settings) -> Result<Option<String>, QueueError> {
     let Some(url) = settings.queue.url.clone() else { return Ok(None) };
     rabbit::version(&rabbit_settings(url, settings, RabbitUse::Publish)).await
 }
 
-/// Opens the engine as one that serves it would, and waits until it can be used.
+/// Opens the engine as a serving process would, and waits until it is usable.
 pub async fn open_queue(settings: &Settings) -> anyhow::Result<Queue> {
     ready(open(settings, RabbitUse::Publish).await?).await
 }
@@ -385,7 +385,7 @@ fn tuning(settings: &Settings) -> QueueTuning {
     }
 }
 
-/// Opens the directory that the settings name.
+/// Opens the configured directory.
 pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
     Directory::open(&directory_settings(settings)).await.context("directory.url")
 }

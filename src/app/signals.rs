@@ -1,22 +1,22 @@
-//! The signals of a process that serves.
+//! The signals of a serving process.
 //!
-//! Guarantees: the first SIGTERM or SIGINT begins the drain, the second one ends the process at once; SIGHUP, which a terminal
-//! sends when it closes and which some tools send to have settings read again, changes nothing but the log. Not responsible for:
-//! the drain (`tasks.rs`), the exit code (`main.rs`).
+//! Guarantees: the first SIGTERM or SIGINT starts the drain, the second one ends the process at once. SIGHUP only writes a
+//! log line: a terminal sends it on closing, and some tools send it to reload settings. Not responsible for: the drain
+//! (`tasks.rs`), the exit code (`main.rs`).
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The process was told twice to stop, or before it had begun.
+/// The process was told twice to stop, or once before it was started.
 #[derive(Debug, thiserror::Error)]
-#[error("ended at once by a second signal; what was in flight is delivered by the next start")]
+#[error("ended at once by a second signal; messages in flight are delivered after the next start")]
 pub struct Interrupted {
-    /// 128 and the number of the signal, as a shell says it.
+    /// 128 plus the number of the signal, as a shell reports it.
     pub exit_code: u8,
 }
 
-/// The signals, from the first moment on.
+/// The signals since the start of the process.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -40,7 +40,7 @@ impl Signals {
                 _ = self.terminate.recv() => return Interrupted { exit_code: 143 },
                 _ = self.interrupt.recv() => return Interrupted { exit_code: 130 },
                 _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP changes nothing: settings are read at the start only");
+                    tracing::info!("ignoring SIGHUP: settings are read only at start");
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! The settings as each stage wants them: one function for each stage, and nothing but the passing on of values.
+//! Converts the settings to the settings of each stage: one function for each stage, which only passes values on.
 //!
-//! Guarantees: no stage needs to know `config`. Leaves to others: what a value means (`config/default.toml`), starting
-//! things (`app.rs`).
+//! Guarantees: no stage needs to know `config`. Not responsible for: the meaning of a value (`config/default.toml`),
+//! starting the stages (`app.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use crate::platform::{
 };
 use crate::worker::{Deadlines, WorkerSettings};
 
-/// What we call ourselves towards the platforms.
+/// Our name in requests to the platforms.
 pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
 
-/// ServiceNow's client, where an instance is named.
+/// The client of ServiceNow, if an instance is named.
 pub fn servicenow(http: Http, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
     let Some(named) = &settings.servicenow else { return Ok(None) };
     let client = ServiceNowSettings {
@@ -80,7 +80,8 @@ fn routes(settings: &Settings) -> Routes {
     Routes::new(settings.routes.iter().map(route).collect(), names.collect())
 }
 
-/// Signed with a secret of its own, else with one that follows from the login of ServiceNow, which worker and door both have.
+/// The file links. The secret is `files.secret`, or is derived from the login of ServiceNow, which worker and file route
+/// both have.
 fn file_links(settings: &Settings) -> Option<FileLinks> {
     let files = &settings.files;
     let derived = || {
@@ -94,7 +95,7 @@ fn file_links(settings: &Settings) -> Option<FileLinks> {
     Some(FileLinks::new(files.public_url.clone(), secret, files.expires))
 }
 
-/// The door of files, if links are made and there is something to read them from.
+/// The route for files, if links are made and the settings name a source of files.
 pub(super) fn file_door(settings: &Settings) -> anyhow::Result<Option<axum::Router>> {
     let Some(links) = file_links(settings).filter(FileLinks::are_made) else { return Ok(None) };
     let timeout = settings.delivery.servicenow.timeout;
@@ -114,7 +115,7 @@ fn servicenow_login(login: &config::Login) -> ServiceNowLogin {
     }
 }
 
-/// XO's client.
+/// The client of XO.
 pub fn xo(http: Http, settings: &Settings) -> Xo {
     let client = XoSettings {
         callback_url: settings.xo.callback_url.clone(),
@@ -135,7 +136,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
         .only_while(move || lease.holds(Instant::now()));
     let servicenow = servicenow(http.clone(), settings)?;
     let xo = xo(http.with_timeout(timeouts.1), settings);
-    // Without an instance of ServiceNow this is the pure relay, which remembers nothing but how replays end.
+    // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.
     let directory = app.directory.clone().filter(|_| servicenow.is_some());
     let parts = Parts {
         replay_notes: directory.is_none().then(|| super::directory_settings(settings)),
