@@ -1,5 +1,5 @@
-//! Verbs in, exit code out: 0 done, 1 failed, 2 usage, 78 settings, 130 and 143 ended at once by a signal. The only place that
-//! ends the process.
+//! The entry point: parses the command line and sets the exit code: 0 done, 1 failed, 2 usage, 78 settings, 130 and 143
+//! ended at once by a signal. Only this file ends the process.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Where even this cannot be printed, the exit code is all that is left.
+            // If this cannot be printed, only the exit code is left.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -27,12 +27,12 @@ fn main() -> ExitCode {
         Err(error) => return code(&Failure::Failed(error.into())),
     };
     let ended = runtime.block_on(Box::pin(causeway::cli::run(cli, Environment::of_process())));
-    // A thread that hangs in a call to the operating system may not hold up the end.
+    // A thread that hangs in a system call must not delay the end.
     runtime.shutdown_background();
     ended.map_or_else(|failure| code(&failure), |()| ExitCode::SUCCESS)
 }
 
-#[expect(clippy::print_stderr, reason = "this is where every failure of the process is told")]
+#[expect(clippy::print_stderr, reason = "every failure of the process is printed here")]
 fn code(failure: &Failure) -> ExitCode {
     match failure {
         Failure::Settings(problems) => {
@@ -43,7 +43,7 @@ fn code(failure: &Failure) -> ExitCode {
             eprintln!("causeway: {reason}");
             ExitCode::from(2)
         }
-        // Whoever read the output has read enough (`causeway dead export | head`).
+        // The reader of the output has read enough (`causeway dead export | head`).
         Failure::Failed(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
         Failure::Failed(error) => {
             eprintln!("causeway: {error:#}");

@@ -1,7 +1,7 @@
-//! The only door to `tokio::spawn`: every task has a name, hears the stop token, is joined, and is not forgotten.
+//! The only caller of `tokio::spawn`: every task has a name, observes the cancellation and is joined.
 //!
-//! Guarantees: a task that ends with an error or a panic before the stop was asked for stops all of them, and
-//! [`Tasks::finish`] says which one it was. Leaves to others: what a task does to drain.
+//! Guarantees: if a task ends with an error or a panic before cancellation, all tasks are cancelled, and [`Tasks::finish`]
+//! names the failed task. Not responsible for: how a task drains.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Tells everybody that it is time to stop. Cheap to clone.
+/// The cancellation of all tasks. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stop {
     flag: watch::Sender<bool>,
@@ -23,17 +23,17 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// Asks everybody to stop.
+    /// Cancels all tasks.
     pub fn ask(&self) {
         self.flag.send_replace(true);
     }
 
-    /// Whether the stop was asked for.
+    /// Whether cancellation was requested.
     pub fn asked(&self) -> bool {
         *self.flag.borrow()
     }
 
-    /// Waits for it. Cancel-safe.
+    /// Waits for cancellation. Cancel-safe.
     pub async fn wait(&self) {
         let mut receiver = self.flag.subscribe();
         // The sender lives in `self`, so this cannot fail.
@@ -41,21 +41,21 @@ impl Stop {
     }
 }
 
-/// Why a task ended before it was asked to.
+/// Why a task ended before cancellation.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskFailure {
-    /// It returned an error.
+    /// The task returned an error.
     #[error("{name} failed: {reason}")]
     Failed {
-        /// Which task.
+        /// The name of the task.
         name: &'static str,
-        /// What it said.
+        /// The text of the error.
         reason: String,
     },
-    /// It panicked; the panic's text is not repeated since it might hold anything.
+    /// The task panicked. The text of the panic is not shown, since it might contain anything.
     #[error("a task panicked")]
     Panicked,
-    /// It did not end within the drain time.
+    /// A task did not end within the drain time.
     #[error("tasks did not end in time and were aborted")]
     Late,
 }
@@ -68,12 +68,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Tasks that hear `stop`.
+    /// Tasks that observe `stop`.
     pub fn new(stop: Stop) -> Self {
         Self { set: JoinSet::new(), stop }
     }
 
-    /// Starts a task that runs until it is done or hears the stop itself.
+    /// Starts a task that runs until its work is done or until it observes the cancellation.
     pub fn start<F, E>(&mut self, name: &'static str, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -89,7 +89,7 @@ impl Tasks {
         self.set.spawn(task);
     }
 
-    /// Runs until the stop is asked for or a task fails; then gives all of them `drain` to end.
+    /// Runs until cancellation or until a task fails, then gives all tasks `drain` to end.
     pub async fn finish(mut self, drain: Duration) -> Result<(), TaskFailure> {
         let stop = self.stop.clone();
         let mut first = tokio::select! {
@@ -108,7 +108,7 @@ impl Tasks {
         first.map_or(Ok(()), Err)
     }
 
-    /// The first failure, or `None` when every task ended well.
+    /// The first failure, or `None` if every task ended well.
     async fn first_failure(&mut self) -> Option<TaskFailure> {
         while let Some(joined) = self.set.join_next().await {
             match joined {
@@ -123,7 +123,7 @@ impl Tasks {
 }
 
 /// Starts a task whose owner joins or aborts it through the handle.
-#[expect(clippy::disallowed_methods, reason = "this is the one door to tokio::spawn")]
+#[expect(clippy::disallowed_methods, reason = "this is the only caller of tokio::spawn")]
 pub fn spawn<F>(task: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -134,7 +134,7 @@ where
     tokio::spawn(task)
 }
 
-/// Runs in the caller's task; where the caller is dropped before the end, it goes on in a task of its own.
+/// Runs in the caller's task. If the caller is dropped before the end, the work continues in a task of its own.
 pub fn to_the_end<F>(work: F) -> ToTheEnd<F>
 where
     F: Future + Send + 'static,
