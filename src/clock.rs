@@ -1,6 +1,6 @@
-//! Wall time. The one place that reads it; everything that measures a span uses `tokio::time::Instant` instead.
+//! Wall-clock time. Only this file reads the wall clock; durations are measured with `tokio::time::Instant`.
 //!
-//! Guarantees: millisecond precision, so that a time survives every engine and wire unchanged.
+//! Guarantees: millisecond precision, so that a time survives every engine and wire format unchanged.
 
 use jiff::Timestamp;
 
@@ -18,13 +18,13 @@ fn cut(time: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
-/// How long ago `then` was; zero where it lies in the future (clocks of several machines differ).
+/// How long ago `then` was; zero if it lies in the future (clocks of several machines differ).
 pub fn since(then: Timestamp) -> std::time::Duration {
     std::time::Duration::try_from(now().duration_since(then)).unwrap_or_default()
 }
 
-/// The hands of this clock, held by a test: on its thread, wall time then runs as tokio's paused clock does. Whoever wears a
-/// watch of its own reads that one, and so do the tasks that it starts.
+/// The test clock: on the thread of a test, wall time follows tokio's paused clock. Code that runs under a
+/// `Watch` adds the offset of that watch, and so do the tasks that it starts.
 #[cfg(test)]
 pub(crate) mod hands {
     use std::cell::Cell;
@@ -38,29 +38,29 @@ pub(crate) mod hands {
         static HELD: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
     }
 
-    /// By how many milliseconds somebody's clock is wrong.
+    /// The error of one worker's clock in milliseconds.
     pub(crate) type Watch = Arc<AtomicI64>;
 
     tokio::task_local! {
         static WORN: Watch;
     }
 
-    /// Runs `start` under this watch.
+    /// Runs `start` with the offset of this watch.
     pub(crate) fn wearing<T>(watch: &Watch, start: impl FnOnce() -> T) -> T {
         WORN.sync_scope(Arc::clone(watch), start)
     }
 
-    /// A task wears the watch of whoever starts it.
+    /// A task inherits the watch of the code that starts it.
     pub(crate) fn handed_down<T>(task: impl Future<Output = T>) -> impl Future<Output = T> {
         WORN.scope(WORN.try_with(Arc::clone).unwrap_or_default(), task)
     }
 
-    /// From now on it is `at` o'clock, and later as the runtime's clock advances.
+    /// Sets the wall time to `at`; it then advances with the clock of the runtime.
     pub(crate) fn hold(at: Timestamp) {
         HELD.set(Some((at, Instant::now())));
     }
 
-    /// The clock runs by itself again.
+    /// Lets the wall time run by itself again.
     pub(crate) fn release() {
         HELD.set(None);
     }
