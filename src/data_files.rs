@@ -1,9 +1,9 @@
 //! The files in which Causeway keeps chats: the embedded queue, the directory's SQLite file, and their locks.
 //!
-//! Guarantees: a folder that this program makes has mode 0700 and a file has mode 0600, in any folder; a data file that an
-//! older version made for more readers is closed to them. What root makes in the folder of another user belongs to that
-//! user, so a command that root runs cannot lock a service out of its own folder. A SQLite library with a known corruption
-//! of files is refused before a file is opened.
+//! Guarantees: a new folder has mode 0700 and a new file has mode 0600, in any folder. If an older version made a data file
+//! for more readers, their access is removed. Files that root makes in a folder belong to the owner of the folder, so a
+//! command of root cannot lock a service out of its own folder. A SQLite library with a known corruption of files is
+//! refused before a file is opened.
 //! Not responsible for: SQL and the settings of a connection (`queue/embedded/store.rs`, `conversation/schema.rs`).
 
 use std::fs::{DirBuilder, File};
@@ -13,16 +13,15 @@ use std::path::{Path, PathBuf};
 /// The first version of SQLite that is safe for a file with a write-ahead log and several connections. In versions 3.7.0 to
 /// 3.51.2 a reset of the log beside a checkpoint of another connection could corrupt the file.
 const SQLITE_MIN: i32 = 3_051_003;
-/// What SQLite appends to the name of a database file for the files that it makes itself. They get the mode of the database
-/// file.
+/// The suffixes of the files that SQLite makes beside a database file. These files get the mode of the database file.
 const SQLITE_COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 #[cfg(unix)]
 const OTHERS: u32 = 0o077;
 
-/// Makes a folder and the folders above it, as far as they are missing.
+/// Creates a folder and the missing folders above it.
 ///
 /// # Errors
-/// As the operating system says.
+/// The error of the operating system.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
     if folder.as_os_str().is_empty() || folder.is_dir() {
         return Ok(());
@@ -35,17 +34,17 @@ pub fn create_folder(folder: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     match builder.create(folder) {
         Ok(()) => owned_like_parent(folder),
-        // Another process made it meanwhile.
+        // Another process created the folder meanwhile.
         Err(_) if folder.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Opens a file for reading and writing, and makes it if it is missing. A file that only its owner may write is opened for
-/// reading alone: that is enough for a lock.
+/// Opens a file for reading and writing. Creates the file if it is missing. A file that only its owner may write is opened
+/// for reading only, which is enough for a lock.
 ///
 /// # Errors
-/// As the operating system says.
+/// The error of the operating system.
 pub fn open_private(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true);
@@ -62,11 +61,11 @@ pub fn open_private(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes the file of a SQLite database if it is missing, so that SQLite does not make it for more readers. Closes one that
-/// is there, and its companions, to everybody but their owner.
+/// Creates the file of a SQLite database if it is missing, since SQLite would create it for more readers. Removes the
+/// access of others to an existing file and its companions.
 ///
 /// # Errors
-/// As the operating system says.
+/// The error of the operating system.
 pub fn prepare_sqlite(path: &Path) -> io::Result<()> {
     drop(open_private(path)?);
     close_to_others(path);
@@ -78,7 +77,7 @@ pub fn prepare_sqlite(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Only the owner may do so; for anybody else the file stays as the owner wants it.
+/// Only the owner may change the mode. For other users the file stays as it is.
 #[cfg(unix)]
 fn close_to_others(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
@@ -87,7 +86,7 @@ fn close_to_others(path: &Path) {
     if mode & OTHERS != 0 {
         let closed = std::fs::Permissions::from_mode(mode & !OTHERS & 0o7777);
         if let Err(error) = std::fs::set_permissions(path, closed) {
-            tracing::debug!(path = %path.display(), %error, "a data file stays readable for others");
+            tracing::debug!(path = %path.display(), %error, "cannot remove the access of others to a data file");
         }
     }
 }
@@ -95,7 +94,7 @@ fn close_to_others(path: &Path) {
 #[cfg(not(unix))]
 fn close_to_others(_: &Path) {}
 
-/// What root has just made belongs to the owner of the folder that it is in.
+/// A file or folder that root has just made belongs to the owner of the folder around it.
 #[cfg(unix)]
 fn owned_like_parent(made: &Path) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
@@ -119,7 +118,7 @@ fn owned_like_parent(_: &Path) -> io::Result<()> {
 /// Refuses a SQLite library that could corrupt a file. The queue and the directory link the same library.
 ///
 /// # Errors
-/// The text for the operator.
+/// A text for the operator.
 pub fn check_sqlite() -> Result<(), String> {
     check_sqlite_version(rusqlite::version_number())
 }
@@ -192,7 +191,7 @@ mod tests {
             }
         }
 
-        /// For root alone, who alone can make something for another user: anybody else makes what is their own.
+        /// Only for root, since no other user can create files for another user.
         #[test]
         fn what_root_makes_belongs_to_the_owner_of_the_folder() {
             const SOMEBODY: u32 = 12_345;
