@@ -1,4 +1,4 @@
-//! Structured logs: text for a person at a terminal, JSON for everything else.
+//! Structured logs: text for a terminal, JSON otherwise.
 
 use std::io::IsTerminal;
 
@@ -7,45 +7,46 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, filter, fmt};
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For a person.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object for each line.
     Json,
 }
 
-/// What is logged, and how.
+/// The settings of the log.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    /// Chosen by the terminal where not set.
+    /// `None`: text on a terminal, otherwise JSON.
     pub format: Option<LogFormat>,
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter as `causeway=debug,lapin=warn`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `causeway=debug,lapin=warn`.
     pub level: String,
 }
 
-/// What lapin says here holds neither a credential nor a message. The rest of lapin prints frames, and with them both.
+/// These parts of lapin log neither credentials nor messages. All other parts print frames, which contain credentials and
+/// messages.
 const HARMLESS_LAPIN: &[&str] = &["channel", "channels", "heartbeat", "internal_rpc", "socket_state"];
 
-/// Whether an event may be written, whatever `log.level` asks for. The traces of other libraries print what they send and
-/// receive: the broker's password, message bodies, URLs. So only Causeway's own traces are written.
+/// Whether an event may be written, whatever `log.level` says. The traces of other libraries contain their traffic: the
+/// broker's password, message bodies, URLs. So only Causeway's own traces are written.
 fn is_harmless(target: &str, level: &Level) -> bool {
     let mut path = target.split("::");
     match path.next().unwrap_or_default() {
         "causeway" => true,
         "lapin" => *level < Level::TRACE && path.next().is_some_and(|part| HARMLESS_LAPIN.contains(&part)),
         "amq_protocol" | "amq_protocol_tcp" | "amq_protocol_types" | "amq_protocol_uri" => false,
-        // It prints the values of parameters of `directory.url` that it does not know.
+        // This module prints the values of unknown parameters of `directory.url`.
         "sqlx_postgres" if path.next() == Some("options") => false,
         _ => *level < Level::TRACE,
     }
 }
 
-/// Sets up logging to standard error for the life of the process. A second call changes nothing.
+/// Sets up logging to standard error for the life of the process. A second call has no effect.
 pub fn start_logging(settings: &LogSettings) {
-    // lapin reports every expected refusal as an error, sqlx every table that is there already; what matters of either is
-    // logged by those who use them.
+    // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
+    // everything that matters.
     let quiet = "lapin=off,sqlx=warn";
     let filter = EnvFilter::try_new(format!("{quiet},{}", settings.level));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));

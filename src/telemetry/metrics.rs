@@ -1,7 +1,7 @@
-//! The metrics themselves: one struct, made once, handed down. Labels are few and bounded; never a conversation id.
+//! The metrics: one struct, created once and passed down. Labels are few and bounded; no label is a conversation id.
 //!
-//! Guarantees: every series of a closed label set exists from the start, so that a rate over it is never missing.
-//! Leaves to others: where they are read (`ingress/admin.rs`).
+//! Guarantees: every series of a closed label set exists from the start, so that a rate is never missing. Not responsible
+//! for: the endpoint of the metrics (`ingress/admin.rs`).
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -15,13 +15,13 @@ use crate::message::{DeadReason, Destinations, RetryReason};
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
 
-/// How long people wait for people: the steps of the other times would make half a minute of five.
+/// Buckets for the time that users wait for agents. The other buckets are too coarse above half a minute.
 const SECONDS_OF_PEOPLE: &[f64] = &[
     1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0,
     1800.0, 3600.0,
 ];
 
-/// What ends conversations, of few: a bot may call its reason what it likes.
+/// The known ends of conversations. A bot may name any reason, so other reasons count as `other`.
 const ENDS: [&str; 13] = [
     "agent",
     "user",
@@ -59,7 +59,7 @@ pub struct Metrics {
     pub retries: IntCounterVec,
     /// `{destination,reason}`
     pub dead_letters: IntCounterVec,
-    /// Of all destinations.
+    /// For all destinations together.
     pub dead_letter_messages: IntGauge,
     /// `{destination}`
     pub replayed: IntCounterVec,
@@ -81,15 +81,15 @@ pub struct Metrics {
     pub partitions_owned: IntGaugeVec,
     /// `{state}`
     pub conversations: IntGaugeVec,
-    /// What gap repair found.
+    /// Messages that gap repair found.
     pub repaired: IntCounter,
     /// `{reason}`, by [`Metrics::count_end`]
     ended: IntCounterVec,
-    /// From request to agent.
+    /// The time from request to agent.
     pub agent_wait: Histogram,
-    /// Messages that should not exist.
+    /// Unroutable messages.
     pub astray: IntGauge,
-    /// Of Virtual Agent callbacks.
+    /// Items of Virtual Agent callbacks with an unknown type.
     pub unknown_items: IntCounter,
 }
 
@@ -143,7 +143,7 @@ impl Metrics {
         }
     }
 
-    /// Shows every destination from the start, so that a rate of its first event can be computed.
+    /// Creates the series of every destination, so that a rate can be computed for its first event.
     pub fn show_destinations(&self, destinations: &Destinations) {
         for destination in destinations.iter() {
             let destination = destination.as_str();
@@ -165,13 +165,13 @@ impl Metrics {
         }
     }
 
-    /// A conversation is over.
+    /// Counts the end of a conversation.
     pub fn count_end(&self, reason: &str) {
         let known = ENDS.into_iter().find(|known| *known == reason).unwrap_or(OTHER);
         self.ended.with_label_values(&[known]).inc();
     }
 
-    /// Everything in Prometheus' text format.
+    /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

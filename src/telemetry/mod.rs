@@ -1,6 +1,6 @@
-//! What an operator sees: metrics and logs. Nobody else names a metric or sets up logging.
+//! Metrics and logs for operators. No other room names a metric or sets up logging.
 //!
-//! Guarantees: neither holds chat text, secrets or, in a metric, an unbounded label.
+//! Guarantees: metrics and logs contain no chat text and no secrets, and a metric has no unbounded label.
 
 mod logs;
 mod metrics;

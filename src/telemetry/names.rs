@@ -1,4 +1,4 @@
-//! Every metric, by name and help text. Nobody else names a metric.
+//! The name and help text of every metric. No other file names a metric.
 
 macro_rules! names {
     ($($constant:ident = $name:literal, $help:literal;)+) => {
@@ -10,26 +10,26 @@ names! {
     INGRESS_REQUESTS = "causeway_ingress_requests_total", "Requests answered by the ingress.";
     INGRESS_DURATION = "causeway_ingress_request_duration_seconds", "Time from a request's head to its answer.";
     PUBLISH_DURATION = "causeway_publish_duration_seconds", "Time until the queue confirmed a message.";
-    ATTEMPTS = "causeway_delivery_attempts_total", "Attempts by what became of them.";
+    ATTEMPTS = "causeway_delivery_attempts_total", "Delivery attempts, by outcome.";
     ATTEMPT_DURATION = "causeway_delivery_attempt_duration_seconds", "Time of one attempt.";
     LATENCY = "causeway_delivery_latency_seconds", "Time from accepted to delivered.";
-    RETRIES = "causeway_retries_total", "Attempts that have to be repeated, by reason.";
+    RETRIES = "causeway_retries_total", "Attempts that must be repeated, by reason.";
     DEAD_LETTERS = "causeway_dead_letters_total", "Messages that became dead letters, by reason.";
-    DEAD_LETTER_MESSAGES = "causeway_dead_letter_messages", "Dead letters that wait for a decision.";
-    REPLAYED = "causeway_replayed_total", "Messages taken on their way again after a replay.";
-    QUEUE_MESSAGES = "causeway_queue_messages", "Messages not delivered yet: waiting in the queue or held by this worker.";
+    DEAD_LETTER_MESSAGES = "causeway_dead_letter_messages", "Dead letters that wait for replay or discard.";
+    REPLAYED = "causeway_replayed_total", "Messages delivered after a replay.";
+    QUEUE_MESSAGES = "causeway_queue_messages", "Messages not delivered yet: waiting in the queue or unacked in this worker.";
     OLDEST_AGE = "causeway_oldest_message_age_seconds", "Age of the oldest message that is not delivered yet.";
-    LANES = "causeway_lanes", "Lanes with messages in this worker, by what their head does.";
-    IN_FLIGHT = "causeway_in_flight", "Attempts in the air.";
+    LANES = "causeway_lanes", "Lanes with messages in this worker, by state of their first message.";
+    IN_FLIGHT = "causeway_in_flight", "Attempts in flight.";
     BREAKER_STATE = "causeway_breaker_state", "0 passing, 1 tripped, 2 probing.";
     BREAKER_TRIPS = "causeway_breaker_trips_total", "How often the breaker tripped, by reason.";
     BROKER_CONNECTED = "causeway_broker_connected", "1 while the queue can be used.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
-    ASTRAY = "causeway_astray_messages", "Messages that no partition took or that the broker buried itself; always 0, an alarm otherwise.";
-    REPAIRED = "causeway_repaired_messages_total", "Agents' messages whose callback was lost and that were read back instead.";
-    ENDED = "causeway_conversations_ended_total", "Conversations that are over, by what ended them.";
+    ASTRAY = "causeway_astray_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
+    REPAIRED = "causeway_repaired_messages_total", "Agents' messages that were read back because their callback was lost.";
+    ENDED = "causeway_conversations_ended_total", "Ended conversations, by reason.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";
-    UNKNOWN_ITEMS = "causeway_unknown_items_total", "Items of Virtual Agent callbacks whose type nobody knows.";
+    UNKNOWN_ITEMS = "causeway_unknown_items_total", "Items of Virtual Agent callbacks with an unknown type.";
     BUILD_INFO = "causeway_build_info", "Always 1.";
 }
