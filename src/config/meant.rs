@@ -278,8 +278,9 @@ fn bot(reader: &mut Reader, place: &str) -> Option<Bot> {
     })
 }
 
-/// `host` or `host:port`, in the form of a parsed URL.
-fn allowed_host(reader: &mut Reader, host: &str) -> Option<String> {
+/// `host` or `host:port`, in the form of a parsed URL, with `http://` before it if the entry has that.
+fn allowed_host(reader: &mut Reader, entry: &str) -> Option<String> {
+    let host = entry.strip_prefix("http://").unwrap_or(entry);
     let parsed =
         Url::parse(&format!("https://{host}/")).ok().filter(|url| url.path() == "/" && !host.contains('/'));
     let named = parsed.as_ref().and_then(host_of);
