@@ -92,6 +92,23 @@ async fn say(relay: &Relay, conversation: &str, text: &str) {
 }
 
 on_every_engine! {
+    /// RabbitMQ answers a look at a queue that does not exist with a soft error, which ends a channel and no connection.
+    async fn a_destination_without_a_queue_costs_no_connection(bench: Bench) {
+        let plan = Plan::on(&bench).set("admin.token", TOKEN).set("xo.callback_url", "");
+        let relay =
+            if bench.engine() == Engine::Embedded { plan.start().await } else { plan.apart(1).start().await };
+        let console = Desk::of(&relay);
+        for _ in 0..3 {
+            for destination in ["xo", "events", "bot:other"] {
+                console.get(&format!("/dead-letters?destination={destination}")).await;
+            }
+        }
+        console.lists(0).await;
+        let process = &relay.processes[0].running;
+        assert!(!process.stderr().contains("no connection"), "{}", process.stderr());
+        assert!(!process.stdout().contains("no connection"), "{}", process.stdout());
+    }
+
     async fn what_died_is_listed_shown_replayed_and_discarded(bench: Bench) {
         let relay = relay(&bench).await;
         let desk = Desk::of(&relay);

@@ -255,6 +255,8 @@ async fn lost(connection: &Connection) -> String {
     loop {
         tokio::select! {
             event = events.next() => match event {
+                // A soft error ends one channel only, for example if a queue to be counted does not exist.
+                Some(Event::Error(error)) if error.is_amqp_soft_error() => {}
                 Some(Event::Error(error)) => return error.to_string(),
                 Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "the broker blocks publishers"),
                 Some(Event::ConnectionUnblocked) => tracing::info!("the broker accepts messages again"),
