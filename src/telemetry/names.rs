@@ -26,7 +26,7 @@ names! {
     BROKER_CONNECTED = "causeway_broker_connected", "1 while the queue can be used.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
-    ASTRAY = "causeway_astray_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
+    ASTRAY = "causeway_unroutable_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
     REPAIRED = "causeway_repaired_messages_total", "Agents' messages that were read back because their callback was lost.";
     ENDED = "causeway_conversations_ended_total", "Ended conversations, by reason.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";

@@ -73,8 +73,10 @@ fn every_alert_says_how_bad_it_is_and_leads_to_three_commands() {
         for text in ["summary", "description"] {
             assert!(value(block, text).is_some_and(|text| text.len() > 10), "{name} has no {text}");
         }
-        let link = format!("{RUNBOOK}#{}", name.to_lowercase());
-        assert_eq!(value(block, "runbook_url"), Some(link.as_str()), "{name}");
+        // The base is the deployment's own.
+        let url = value(block, "runbook_url").unwrap_or_default();
+        let link = format!("/{RUNBOOK}#{}", name.to_lowercase());
+        assert!(url.starts_with("https://") && url.ends_with(&link), "{name}: {url}");
         let section = sections.get(name).unwrap_or_else(|| panic!("{RUNBOOK} has no section {name}"));
         let commands = section.split("```").nth(1).unwrap_or_default().trim().lines().count();
         assert_eq!(commands, 3, "the section {name} has three commands to run");
@@ -134,6 +136,31 @@ fn nothing_is_asked_for_that_nobody_measures() {
             let metric = ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part));
             let metric = metric.unwrap_or(word);
             assert!(names.contains(&format!("\"{metric}\"")), "{who} asks for {word}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_knows_its_deployment_and_asks_for_a_job_that_is_scraped() {
+    let scraped = read("deploy/prometheus/prometheus.yml");
+    for (name, block) in alerts() {
+        let query = block.split("labels:").next().unwrap();
+        for aggregation in ["sum", "max", "min", "count", "group", "avg"] {
+            let bare = format!("{aggregation}(");
+            let is_bare = query.match_indices(&bare).any(|(at, _)| !query[..at].ends_with('_'));
+            assert!(!is_bare, "{name}: a {aggregation} of all deployments");
+        }
+        for by in query.split(" by (").skip(1) {
+            assert!(by.starts_with("deployment"), "{name}: by ({by}");
+        }
+        for on in query.split(" on (").skip(1) {
+            assert!(on.starts_with("deployment") || on.starts_with(')'), "{name}: on ({on}");
+        }
+        for jobs in query.split("job").skip(1) {
+            let Some((_, rest)) = jobs.split_once('"') else { continue };
+            for job in rest.split('"').next().unwrap_or_default().split('|') {
+                assert!(scraped.contains(&format!("job_name: {job}\n")), "{name}: nobody scrapes {job}");
+            }
         }
     }
 }
