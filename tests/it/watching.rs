@@ -140,6 +140,63 @@ fn nothing_is_asked_for_that_nobody_measures() {
     }
 }
 
+/// Each selector of a query: the metric, and what stands in its braces.
+fn selectors(query: &str) -> Vec<(&str, &str)> {
+    let metrics = ["causeway", "rabbitmq_", "process_", "up", "ALERTS"];
+    let is_of_a_name = |letter: char| letter.is_ascii_alphanumeric() || "_:".contains(letter);
+    let mut found = Vec::new();
+    let (mut rest, mut is_text) = (query, false);
+    while let Some(first) = rest.chars().next() {
+        let length = rest.find(|letter| !is_of_a_name(letter)).unwrap_or(rest.len());
+        if length == 0 || is_text {
+            is_text ^= first == '"';
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        let (word, after) = rest.split_at(length);
+        rest = after;
+        if metrics.iter().any(|metric| word == *metric || (*metric != "up" && word.starts_with(*metric))) {
+            let braces = after.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+            found.push((word, braces.map_or("", |(inside, _)| inside)));
+        }
+    }
+    found
+}
+
+#[test]
+fn dashboards_work_for_several_deployments_and_any_data_source() {
+    for (file, dashboard) in dashboards() {
+        let text = dashboard.to_string();
+        assert!(!text.contains("\"uid\":\"prometheus\""), "{file} names one data source");
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let of = |name: &str| variables.iter().find(|variable| variable["name"] == name);
+        assert_eq!(of("datasource").unwrap()["type"], "datasource", "{file}");
+        for name in ["deployment", "destination"] {
+            let Some(variable) = of(name) else {
+                assert!(name == "destination" && !text.contains("$destination"), "{file} has no ${name}");
+                continue;
+            };
+            assert_eq!(variable["multi"], true, "{file}: {name}");
+            assert_eq!(variable["includeAll"], true, "{file}: {name}");
+            // A series without the label is among all of them.
+            assert_eq!(variable["allValue"], ".*", "{file}: {name}");
+        }
+    }
+    let chosen = "deployment=~\"$deployment\"";
+    for (name, panel) in panels() {
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{name}");
+        for target in panel["targets"].as_array().unwrap() {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{name}");
+            let query = target["expr"].as_str().unwrap();
+            let selectors = selectors(query);
+            assert!(!selectors.is_empty(), "{name}: {query}");
+            for (metric, braces) in selectors {
+                assert!(braces.contains(chosen), "{name}: {metric}{{{braces}}} is of every deployment");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_alert_knows_its_deployment_and_asks_for_a_job_that_is_scraped() {
     let scraped = read("deploy/prometheus/prometheus.yml");
