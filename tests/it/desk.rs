@@ -92,7 +92,7 @@ async fn say(relay: &Relay, conversation: &str, text: &str) {
 }
 
 on_every_engine! {
-    /// RabbitMQ answers a look at a queue that does not exist with a soft error, which ends a channel and no connection.
+    // RabbitMQ answers a look at a queue that does not exist with a soft error, which ends a channel and no connection.
     async fn a_destination_without_a_queue_costs_no_connection(bench: Bench) {
         let plan = Plan::on(&bench).set("admin.token", TOKEN).set("xo.callback_url", "");
         let relay =
