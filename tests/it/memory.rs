@@ -68,7 +68,7 @@ on_every_engine! {
         let url = format!("{}/dead-letters?limit=1", relay.processes[0].admin_url());
         let list = eventually("60 dead letters", PATIENCE, async || {
             let answer = http::client().get(&url).bearer_auth("admin-token").send().await.unwrap();
-            let list: Value = answer.json().await.unwrap();
+            let list: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
             if list["matching"] == 60 { Ok(list) } else { Err(list.to_string()) }
         })
         .await;
