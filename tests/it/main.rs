@@ -33,6 +33,7 @@ mod ingress;
 mod memory;
 mod metrics;
 mod oauth;
+mod openapi;
 mod ordering;
 mod platforms;
 mod private;
