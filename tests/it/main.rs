@@ -25,6 +25,7 @@ mod demo;
 mod desk;
 mod destinations;
 mod directory;
+mod examples;
 mod faults;
 mod files;
 mod gaps;

@@ -165,9 +165,11 @@ impl Api {
                 }
                 Some(_) if essence == "application/x-ndjson" => {
                     let letter = &self.doc["components"]["schemas"]["DeadLetter"];
-                    let lines =
-                        answer.text.lines().map(|line| serde_json::from_str(line).unwrap_or_default());
-                    faults.extend(lines.flat_map(|line: Value| self.faults(letter, &line, &at, true)));
+                    let lines = answer
+                        .text
+                        .lines()
+                        .map(|line| serde_json::from_str::<Value>(line).unwrap_or_default());
+                    faults.extend(lines.flat_map(|line| self.faults(letter, &line, &at, true)));
                 }
                 Some(_) => {}
             },

@@ -58,6 +58,9 @@ const MAY_BE_IGNORED: &[&str] = &[
     "#[ignore = \"needs PostgreSQL: tests/run",
     "#[ignore = \"needs Chromium: tests/run",
     "#[ignore = \"needs script of util-linux: tests/run",
+    "#[ignore = \"needs curl and openssl: tests/run",
+    "#[ignore = \"needs python3: tests/run",
+    "#[ignore = \"needs node: tests/run",
 ];
 
 /// One source file, with the path inside its root (`src` or `tests`).
