@@ -331,6 +331,8 @@ pub struct ConnectSwitches {
     pub twice: bool,
     /// A chat ends by itself (state 7 or 8) after this many milliseconds without a message; 0: never.
     pub idle_end_ms: u64,
+    /// `RESTMessageV2` replaces each `${…}` in the body of a callback by nothing, after the Business Rule signed the body.
+    pub substitutes_variables: bool,
 }
 
 /// The value of `current.last_message` in the Business Rule.

@@ -138,7 +138,8 @@ impl World {
                 next
             };
             let Some(posting) = next else { return };
-            self.courier.post(&self.script, &self.ledger, &posting.row).await;
+            let substitutes = self.desk().switches.connect.substitutes_variables;
+            self.courier.post(&self.script, &self.ledger, &posting.row, substitutes).await;
             posting.done.send_replace(true);
         }
     }

@@ -47,6 +47,7 @@ mod replay_outcomes;
 mod retry;
 mod routing;
 mod scale_out;
+mod servicenow_retry;
 mod servicenow_rule;
 mod servicenow_verbs;
 mod settings_of_delivery;

@@ -1,114 +1,54 @@
-//! Tests that the Business Rule that we ship reports everything to the ingress and never blocks an agent. A JavaScript
-//! engine runs the rule with stand-ins for ServiceNow's objects, and its requests go to the real ingress.
+//! Promise: the Business Rule that we ship tells the ingress everything and never stands in an agent's way. It is run
+//! here by a JavaScript engine, with ServiceNow's objects stood in for, and what it sends goes to the real ingress.
+//! What happens while Causeway is away: `servicenow_retry`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
 use reqwest::StatusCode;
-use rquickjs::{Context, Function, Runtime};
 use serde_json::{Map, Value, json};
-use sha2::Sha256;
 
+use crate::harness::business_rule::{self, Instance, RULE, SECRET, mac};
 use crate::harness::http;
 use crate::harness::matrix::Engine;
 use crate::harness::relay::Plan;
 
-const RULE: &str = include_str!("../../deploy/servicenow/live_message.js");
-const SECRET: &str = "signing secret of the tests";
-
-/// Stand-ins for the ServiceNow objects that the rule uses. `told` holds a test's values.
-const SERVICENOW: &str = r#"
-var told = JSON.parse(toldText), sent = [], errors = [];
-var current = {
-  getValue: function (name) { return told.row.hasOwnProperty(name) ? told.row[name] : null; },
-  sys_id: told.row.sys_id,
-  group: { type: told.type }
-};
-var gs = {
-  getProperty: function (name) { return name === 'causeway.signing_key' ? told.key : null; },
-  error: function (text) { errors.push(text); }
-};
-function GlideCertificateEncryption() {}
-GlideCertificateEncryption.prototype.generateMac = function (key, algorithm, data) {
-  if (told.breaks === 'mac') { throw new Error('no such key'); }
-  return mac(key, algorithm, data);
-};
-function GlideRecord(table) {
-  if (told.breaks === 'query') { throw new Error('no such table ' + table); }
-  this.rows = told.history.slice();
-}
-GlideRecord.prototype.addQuery = function (name, operator, value) {
-  if (value === undefined) { value = operator; operator = '='; }
-  this.rows = this.rows.filter(function (row) {
-    var held = row[name];
-    if (operator === '=') { return held === value; }
-    return operator === '!=' ? held !== value : held <= value;
-  });
-};
-GlideRecord.prototype.orderByDesc = function (name) {
-  this.rows.sort(function (a, b) { return a[name] < b[name] ? 1 : -1; });
-};
-GlideRecord.prototype.setLimit = function (limit) { this.limit = limit; };
-GlideRecord.prototype.query = function () { this.rows = this.rows.slice(0, this.limit); };
-GlideRecord.prototype.next = function () { this.row = this.rows.shift(); return this.row !== undefined; };
-GlideRecord.prototype.getValue = function (name) { return this.row[name]; };
-var sn_ws = {
-  RESTMessageV2: function (message, method) {
-    var request = { message: message, method: method, headers: {} };
-    this.setRequestHeader = function (name, value) { request.headers[name] = value; };
-    this.setHttpTimeout = function (ms) { request.timeout = ms; };
-    this.setRequestBody = function (body) { request.body = body; };
-    this.execute = function () {
-      if (told.breaks === 'network') { throw new Error('https://relay?token=hush'); }
-      sent.push(request);
-      return { getStatusCode: function () { return told.status; } };
-    };
-  }
-};
-"#;
-
-/// The result of a run of the rule.
+/// What a rule did.
 struct Run {
     sent: Vec<Value>,
+    /// What another host got.
+    elsewhere: Vec<Value>,
     errors: Vec<String>,
-    /// Whether an exception reached the agent's transaction.
+    /// What is to be sent again.
+    events: Vec<Value>,
+    /// What escaped into the agent's transaction.
     threw: bool,
 }
 
-/// The values for the stand-ins: a new row, and the state of the instance.
+/// The settings of an instance, and `row`, which was just written.
 fn told(text: &str) -> Map<String, Value> {
+    let mut settings = business_rule::settings();
     let row = json!({
         "group": "g1", "formatted_message": text, "sys_created_by": "beth.anglin", "sys_id": "m3",
         "sys_created_on": "2026-11-22 10:00:02", "internal": "0",
     });
-    let told = json!({
-        "row": row, "type": "support", "status": 202, "key": STANDARD.encode(SECRET), "breaks": "", "history": [],
-    });
-    told.as_object().unwrap().clone()
-}
-
-/// `GlideCertificateEncryption.generateMac`: the key and the result are Base64.
-fn mac(key: String, algorithm: String, data: String) -> String {
-    assert_eq!(algorithm, "HmacSHA256");
-    assert!(data.is_ascii(), "what is signed may depend on no character set");
-    let mut mac = Hmac::<Sha256>::new_from_slice(&STANDARD.decode(key).unwrap()).unwrap();
-    mac.update(data.as_bytes());
-    STANDARD.encode(mac.finalize().into_bytes())
+    settings.insert("row".to_owned(), row);
+    settings
 }
 
 fn run_script(script: &str, told: &Map<String, Value>) -> Run {
-    let runtime = Runtime::new().unwrap();
-    let context = Context::full(&runtime).unwrap();
-    context.with(|js| {
-        js.globals().set("toldText", Value::Object(told.clone()).to_string()).unwrap();
-        js.globals().set("mac", Function::new(js.clone(), mac).unwrap()).unwrap();
-        js.eval::<(), _>(SERVICENOW).unwrap();
-        let threw = js.eval::<(), _>(script).is_err();
-        let done: String = js.eval("JSON.stringify({ sent: sent, errors: errors })").unwrap();
-        let mut done: Value = serde_json::from_str(&done).unwrap();
-        let sent = done["sent"].as_array().unwrap().clone();
-        Run { sent, errors: serde_json::from_value(done["errors"].take()).unwrap(), threw }
-    })
+    let mut done = Instance::with_script(script, told).run(
+        "var threw = false;
+         try { rule(recordOf(instance.row), undefined); } catch (error) { threw = true; }
+         result = { sent: sent, elsewhere: elsewhere, errors: errors, events: events, threw: threw };",
+    );
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    Run {
+        sent: list(&done["sent"]),
+        elsewhere: list(&done["elsewhere"]),
+        events: list(&done["events"]),
+        errors: serde_json::from_value(done["errors"].take()).unwrap(),
+        threw: done["threw"] == true,
+    }
 }
 
 fn run(told: &Map<String, Value>) -> Run {
@@ -122,7 +62,7 @@ fn body(run: &Run) -> Value {
     serde_json::from_str(run.sent[0]["body"].as_str().unwrap()).unwrap()
 }
 
-const NASTY: [&str; 9] = [
+const NASTY: [&str; 11] = [
     "plain",
     "she said \"no\" and 'yes'",
     "line\nbreak\r\nand\ttab",
@@ -132,6 +72,8 @@ const NASTY: [&str; 9] = [
     "<b>%3c</b> & </script>",
     "{\"group\":\"other\"}",
     "\u{1}\u{1f}",
+    "set ${HOME} first, and ${a.b} or $5 {x}",
+    "a=b+c&d@e#f%g^h*i~j|k'l`m\"n/o",
 ];
 
 #[test]
@@ -143,20 +85,52 @@ fn whatever_is_written_the_body_is_json_in_ascii() {
     }
 }
 
+/// Whether RESTMessageV2 substitutes `${…}` in the body of a script is not known (`src/platform/servicenow/FACTS.md`): nothing
+/// that it could change may be in the body, and the substitution is switched off if the release can do that.
+#[test]
+fn nothing_in_the_body_can_be_substituted() {
+    for (release, substitutes) in [("new", true), ("new", false), ("old", true), ("old", false)] {
+        for text in NASTY {
+            let mut told = told(text);
+            told.insert("release".to_owned(), json!(release));
+            told.insert("substitutes".to_owned(), json!(substitutes));
+            let run = run(&told);
+            assert_eq!(body(&run)["formatted_message"], text, "{release}");
+            let sent = run.sent[0]["body"].as_str().unwrap();
+            assert!(!sent.contains('$') && sent.matches(['{', '}']).count() == 2, "{sent}");
+            assert_eq!(run.sent[0]["substitutes"], substitutes && release == "old");
+            let signed = run.sent[0]["headers"]["x-causeway-signature"].as_str().unwrap();
+            let (at, proof) = signed.trim_start_matches("t=").split_once(",v1=").unwrap();
+            let key = STANDARD.encode(SECRET);
+            assert_eq!(proof, mac(key, "HmacSHA256".to_owned(), format!("{at}.{sent}")), "as it was sent");
+        }
+    }
+}
+
+/// RESTMessageV2 follows redirects, with the credentials. A login page of another host is answered with 200.
+#[test]
+fn no_redirect_takes_a_message_away() {
+    for (release, elsewhere) in [("new", 0), ("old", 1)] {
+        let mut told = told("hello");
+        told.insert("release".to_owned(), json!(release));
+        told.insert("redirects".to_owned(), json!(true));
+        let run = run(&told);
+        assert_eq!(run.elsewhere.len(), elsewhere, "{release}");
+        assert_eq!(run.events.len(), 1, "{release}: it is sent again");
+        assert!(!run.threw && run.errors[0].contains("was answered"), "{:?}", run.errors);
+    }
+}
+
 #[test]
 fn half_a_character_does_not_spoil_the_rest() {
-    // JSON that Rust cannot write, so the engine builds it.
-    let half = format!("toldText = toldText.replace('HALF', '\\\\ud83d');\n{SERVICENOW}");
-    let runtime = Runtime::new().unwrap();
-    Context::full(&runtime).unwrap().with(|js| {
-        js.globals().set("toldText", Value::Object(told("cut HALF off")).to_string()).unwrap();
-        js.globals().set("mac", Function::new(js.clone(), mac).unwrap()).unwrap();
-        js.eval::<(), _>(half).unwrap();
-        js.eval::<(), _>(RULE).unwrap();
-        let sent: String = js.eval("sent[0].body").unwrap();
-        let sent: Value = serde_json::from_str(&sent).unwrap();
-        assert_eq!(sent["formatted_message"], "cut \u{fffd} off");
-    });
+    // JSON that Rust cannot write, so it is spelled out for the engine.
+    let sent = Instance::new(&told("cut HALF off")).run(
+        "instance.row.formatted_message = instance.row.formatted_message.replace('HALF', '\\ud83d');
+         rule(recordOf(instance.row), undefined);
+         result = sent[0].body;",
+    );
+    let sent: Value = serde_json::from_str(sent.as_str().unwrap()).unwrap();
+    assert_eq!(sent["formatted_message"], "cut \u{fffd} off");
 }
 
 #[test]
@@ -178,7 +152,8 @@ fn it_says_what_the_relay_needs_to_know() {
     let expected = json!({
         "group": "g1", "group_type": "support", "formatted_message": "hello", "sys_created_by": "beth.anglin",
         "sys_created_on": "2026-11-22 10:00:02", "last_message": "", "sys_id": "m3", "internal": false,
-        // The previous message that this rule should have sent.
+        "instance": "acme",
+        // The one before it that this rule should have sent.
         "previous": "m2", "sent_at": null,
     });
     assert_eq!(body, expected);
@@ -215,7 +190,13 @@ fn of_two_messages_of_one_second_none_is_the_previous() {
 
 #[test]
 fn what_is_none_of_our_business_stays() {
-    for (field, value) in [("internal", "1"), ("internal", "true"), ("sys_created_by", "chatbot_interface")] {
+    let fields = [
+        ("internal", "1"),
+        ("internal", "true"),
+        ("internal", "yes"),
+        ("sys_created_by", "chatbot_interface"),
+    ];
+    for (field, value) in fields {
         let mut told = told("hush");
         told["row"][field] = json!(value);
         let run = run(&told);
@@ -232,26 +213,40 @@ fn what_is_none_of_our_business_stays() {
 
 #[test]
 fn nothing_escapes_into_the_agents_transaction() {
-    for (breaks, sends) in [("network", false), ("mac", false), ("query", true)] {
+    // What throws, whether the message is sent all the same, and whether it is sent again.
+    for (breaks, sends, repeats) in [
+        ("message", false, true),
+        ("execute", false, true),
+        ("mac", false, true),
+        ("query", true, false),
+        ("queue", true, false),
+        ("log", true, false),
+    ] {
         let mut told = told("my secret words");
         told["breaks"] = json!(breaks);
         let run = run(&told);
         assert!(!run.threw, "{breaks}");
-        assert_eq!(!run.sent.is_empty(), sends, "{breaks}");
+        assert_eq!((!run.sent.is_empty(), run.events.len()), (sends, usize::from(repeats)), "{breaks}");
         assert_eq!(run.errors.is_empty(), sends, "{breaks}");
         let said = run.errors.join(" ");
         assert!(!said.contains("hush") && !said.contains("secret words"), "{said}");
+        // Everything at once.
+        told.insert("status".to_owned(), json!(503));
+        assert!(!self::run(&told).threw, "{breaks}");
     }
     let mut told = told("hello");
     told["status"] = json!(503);
     let refused = run(&told);
+    assert_eq!(refused.events.len(), 1, "to be sent again");
     assert!(!refused.threw && refused.errors[0].contains("503") && refused.errors[0].contains("m3"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_ingress_takes_what_it_sends() {
     let Some(bench) = Engine::Embedded.bench() else { return };
-    let relay = Plan::on(&bench).set("ingress.servicenow.hmac_secret", SECRET).start().await;
+    let plan =
+        Plan::on(&bench).set("ingress.servicenow.hmac_secret", SECRET).set("servicenow.instance", "acme");
+    let relay = plan.start().await;
     let url = format!("{}/v1/callbacks/servicenow", relay.processes[0].public_url());
     let post = async |request: &Value| {
         let headers = request["headers"].as_object().unwrap().iter();
@@ -263,6 +258,11 @@ async fn the_real_ingress_takes_what_it_sends() {
     for (n, text) in NASTY.iter().enumerate() {
         let mut told = told(text);
         told["row"]["sys_id"] = json!(format!("m{n}"));
+        // A signature is valid for five minutes, so the instance has the machine's time.
+        told["now"] = json!(jiff::Timestamp::now().as_millisecond());
+        let mut clone = told.clone();
+        clone["name"] = json!("acmetest");
+        assert_eq!(post(&run(&clone).sent[0]).await, StatusCode::FORBIDDEN, "a clone: {text}");
         let mut run = run(&told);
         assert_eq!(post(&run.sent[0]).await, StatusCode::ACCEPTED, "{text}");
         let changed = run.sent[0]["body"].as_str().unwrap().replace("beth", "eve");

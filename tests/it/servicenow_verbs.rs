@@ -10,12 +10,14 @@ use crate::harness::relay::PATIENCE;
 const ENDPOINT: &str = "https://relay.example.com/v1/callbacks/servicenow";
 const RULE: &str = include_str!("../../deploy/servicenow/live_message.js");
 const SECRET: &str = "S1gning-Secret";
-const TABLES: [&str; 5] = [
+const TABLES: [&str; 7] = [
     "sys_rest_message",
     "sys_rest_message_fn",
     "sys_rest_message_fn_headers",
     "sys_properties",
     "sys_script",
+    "sysevent_register",
+    "sysevent_script_action",
 ];
 
 async fn sandbox() -> Sandbox {
@@ -63,7 +65,7 @@ async fn installing_twice_is_as_once() {
         "{}",
         dry.stdout
     );
-    assert!(dry.stdout.contains("5 records to write; nothing was written"), "{}", dry.stdout);
+    assert!(dry.stdout.contains("7 records to write; nothing was written"), "{}", dry.stdout);
     assert!(everything(&sandbox).is_empty());
     let unasked = install(&sandbox, &[]).await;
     assert_eq!(unasked.code, Some(2), "without a terminal nobody agreed: {}", unasked.stderr);
@@ -71,9 +73,13 @@ async fn installing_twice_is_as_once() {
 
     let first = install(&sandbox, &["--yes"]).await;
     assert_eq!(first.code, Some(0), "{}{}", first.stdout, first.stderr);
-    assert!(first.stdout.contains("wrote 5 records"), "{}", first.stdout);
+    assert!(first.stdout.contains("wrote 7 records"), "{}", first.stdout);
     let made = everything(&sandbox);
-    let [message, method, header, key, rule] = &made[..] else { panic!("{made:#?}") };
+    let [message, method, header, key, rule, event, action] = &made[..] else { panic!("{made:#?}") };
+    for title in ["HTTP Method", "Business Rule", "Event Registration \"causeway.retry\"", "Script Action"] {
+        assert!(dry.stdout.contains(&format!("+ {title}")), "{title} is missing from:\n{}", dry.stdout);
+    }
+    assert!(action["active"] == "true" && event["table"] == "live_message");
     assert_eq!((message["name"].as_str(), message["rest_endpoint"].as_str()), ("Causeway", ENDPOINT));
     assert_eq!(method["rest_message"], message["sys_id"]);
     assert_eq!((method["function_name"].as_str(), method["http_method"].as_str()), ("post", "post"));
@@ -82,6 +88,8 @@ async fn installing_twice_is_as_once() {
     assert_eq!((key["name"].as_str(), key["is_private"].as_str()), ("causeway.signing_key", "true"));
     assert_eq!(key["value"], "UzFnbmluZy1TZWNyZXQ=");
     assert_eq!(rule["script"], RULE, "what is installed is the file that the tests execute");
+    assert_eq!(event["event_name"], "causeway.retry");
+    assert_eq!((&action["event_name"], &action["script"]), (&event["event_name"], &rule["script"]));
     assert_eq!((rule["collection"].as_str(), rule["when"].as_str()), ("live_message", "after"));
     assert_eq!(rule["filter_condition"], "sys_created_by!=chatbot_interface^internal=false^EQ");
 
@@ -148,6 +156,10 @@ async fn what_it_did_not_make_stays_as_it_is() {
     assert!(named.stdout.contains("the Business Rule \"Kore\""), "{}", named.stdout);
     let rule = sandbox.records("sys_script").pop().unwrap();
     assert!(rule["script"].contains("var REST_MESSAGE = 'Causeway 2';"));
+    // If two rules shared an event, the delivery of one rule would end the retries of the other.
+    assert!(rule["script"].contains("var RETRY_EVENT = 'causeway_2.retry';"));
+    let action = sandbox.records("sysevent_script_action").pop().unwrap();
+    assert_eq!((action["event_name"].as_str(), &action["script"]), ("causeway_2.retry", &rule["script"]));
     assert!(before.iter().all(|row| everything(&sandbox).contains(row)));
 }
 
@@ -266,9 +278,12 @@ async fn the_rule_that_is_printed_is_the_file() {
     assert_eq!((rule.code, rule.stdout.as_str()), (Some(0), RULE));
     let args = ["servicenow", "rule", "--token", "--name", "Relay", "--own-user", "relay.user"];
     let other = Causeway::new(args).run(PATIENCE).await;
-    for line in
-        ["  var REST_MESSAGE = 'Relay';", "  var OWN_USER = 'relay.user';", "  var CREDENTIAL = 'token';"]
-    {
+    for line in [
+        "  var REST_MESSAGE = 'Relay';",
+        "  var OWN_USER = 'relay.user';",
+        "  var CREDENTIAL = 'token';",
+        "  var RETRY_EVENT = 'relay.retry';",
+    ] {
         assert!(other.stdout.lines().any(|printed| printed == line), "{}", other.stdout);
     }
     let quoted = Causeway::new(["servicenow", "rule", "--own-user", "o'hara"]).run(PATIENCE).await;

@@ -29,11 +29,11 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Create or update the REST Message, its method and header, and the Business Rule
+    /// Create or update all records: the REST Message with its method and headers, the Business Rule, and the retry
     Install(install::Args),
     /// List the queues with their Queue IDs
     Queues(queues::Args),
-    /// Print the Business Rule's script, ready to paste
+    /// Print the script of the Business Rule and of its Script Action, for pasting
     Rule(rule::Args),
 }
 
@@ -105,7 +105,7 @@ fn own_user(settings: &Settings) -> Option<&str> {
 fn roles(table: &str) -> &'static str {
     match table {
         "sys_script" => "business_rule_admin (or admin)",
-        "sys_properties" => "admin",
+        "sys_properties" | "sysevent_register" | "sysevent_script_action" => "admin",
         "chat_queue" => "chat_admin (or agent_admin)",
         "awa_queue" => "awa_admin (or awa_manager)",
         _ => "web_service_admin (or admin)",

@@ -1,10 +1,9 @@
 //! The records that Causeway needs in a ServiceNow instance, as data.
 //!
-//! Guarantees: no I/O. Values that must not be shown are marked as secret.
-//! Not responsible for: the records that already exist (`plan.rs`).
-//!
-//! The REST Message owns its method, and the method owns its headers. The Business Rule names both. If callbacks are
-//! signed, the Business Rule also names the property with the key.
+//! Guarantees: pure; a value that must not be shown is marked so. Leaves to others: what is there already (`plan.rs`).
+//! What follows from which record: the REST Message owns its method, the method owns its headers; the Business Rule
+//! names both and, where callbacks are signed, the property with the key. The Script Action of the retry event has the same
+//! script as the Business Rule.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -70,6 +69,8 @@ pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Want
         Proof::Nothing => {}
     }
     all.push(business_rule(script));
+    all.push(retry_event(script));
+    all.push(script_action(script));
     all
 }
 
@@ -160,6 +161,41 @@ fn business_rule(script: &Script) -> Wanted {
             open("filter_condition", format!("sys_created_by!={}^internal=false^EQ", script.own_user)),
             open("script", rule::render(script)),
             description("Tells Causeway of every message of a support chat."),
+        ],
+    }
+}
+
+/// The event that retries a callback.
+fn retry_event(script: &Script) -> Wanted {
+    let event = rule::retry_event(&script.name);
+    Wanted {
+        table: "sysevent_register",
+        title: "Event Registration",
+        key: vec![("event_name", event.clone())],
+        owned: Owned::Marked,
+        fields: vec![
+            open("event_name", event),
+            open("table", "live_message"),
+            description("A message that Causeway did not take is sent again."),
+        ],
+    }
+}
+
+/// The event's handler: the same script as in the Business Rule.
+fn script_action(script: &Script) -> Wanted {
+    let event = rule::retry_event(&script.name);
+    Wanted {
+        table: "sysevent_script_action",
+        title: "Script Action",
+        key: vec![("name", script.name.clone()), ("event_name", event.clone())],
+        owned: Owned::Marked,
+        fields: vec![
+            open("name", &script.name),
+            open("event_name", event),
+            open("active", "true"),
+            open("order", "100"),
+            open("script", rule::render(script)),
+            description("Sends messages again that Causeway did not take."),
         ],
     }
 }

@@ -49,7 +49,14 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<(), Failure> {
     Ok(output::line(render(&script).trim_end())?)
 }
 
-/// Validates a user name for use in a script and in a filter.
+/// The name of the event that retries callbacks. Each rule has an event of its own: if two rules of one instance shared an
+/// event, the delivery of one rule would end the retries of the other.
+pub(super) fn retry_event(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    format!("{}.retry", name.chars().map(plain).collect::<String>())
+}
+
+/// A user name that can stand in a script and in a filter.
 pub(super) fn user(name: &str) -> Result<String, Failure> {
     if name.is_empty() || name.contains(['\'', '\\', '^', '\n', '\r']) {
         let words = "the integration user's name cannot be used in a script: no quotes, backslashes or ^";
@@ -61,8 +68,13 @@ pub(super) fn user(name: &str) -> Result<String, Failure> {
 /// The script with these values.
 pub(super) fn render(script: &Script) -> String {
     let credential = if script.signed { "signature" } else { "token" };
-    let values =
-        [("REST_MESSAGE", script.name.as_str()), ("OWN_USER", &script.own_user), ("CREDENTIAL", credential)];
+    let event = retry_event(&script.name);
+    let values = [
+        ("REST_MESSAGE", script.name.as_str()),
+        ("OWN_USER", &script.own_user),
+        ("CREDENTIAL", credential),
+        ("RETRY_EVENT", &event),
+    ];
     let lines = SOURCE.lines().map(|line| {
         let named = values.iter().find(|(name, _)| line.starts_with(&format!("  var {name} = ")));
         named.map_or_else(|| line.to_owned(), |(name, value)| format!("  var {name} = '{value}';"))
@@ -85,11 +97,15 @@ mod tests {
 
     #[test]
     fn each_value_has_one_place() {
-        let other = render(&Script { name: "Other".into(), own_user: "relay".into(), signed: false });
+        let other = render(&Script { name: "Other (2)".into(), own_user: "relay".into(), signed: false });
         let changed: Vec<&str> =
             other.lines().zip(SOURCE.lines()).filter(|(new, old)| new != old).map(|(new, _)| new).collect();
-        let expected =
-            ["  var REST_MESSAGE = 'Other';", "  var OWN_USER = 'relay';", "  var CREDENTIAL = 'token';"];
+        let expected = [
+            "  var REST_MESSAGE = 'Other (2)';",
+            "  var OWN_USER = 'relay';",
+            "  var CREDENTIAL = 'token';",
+            "  var RETRY_EVENT = 'other__2_.retry';",
+        ];
         assert_eq!(changed, expected);
     }
 

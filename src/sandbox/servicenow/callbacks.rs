@@ -16,6 +16,8 @@ use crate::sandbox::ledger::{Arrival, Ledger};
 use crate::sandbox::script::{Fault, Operation, Script, Seen, Side};
 use crate::sandbox::settings::{BodyStyle, CallbackCredential, CallbackSettings};
 
+/// The system property `instance_name`.
+const INSTANCE: &str = "sandbox";
 /// `glide.http.connection_mgr.max_connections_per_host`.
 const AT_ONCE: usize = 4;
 
@@ -40,7 +42,7 @@ impl Courier {
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
-    pub(crate) async fn post(&self, script: &Script, ledger: &Ledger, row: &Row) {
+    pub(crate) async fn post(&self, script: &Script, ledger: &Ledger, row: &Row, substitutes: bool) {
         let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(settings) = settings else { return };
         let Ok(_slot) = self.slots.acquire().await else { return };
@@ -65,6 +67,7 @@ impl Courier {
         let Some(client) = &self.client else { return };
         let request = client.request(Method::POST, &settings.url).timeout(settings.timeout);
         let request = prove(request, &settings.credential, &body);
+        let body = if substitutes { substituted(&body) } else { body };
         let request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         if let Ok(answer) = request.send().await {
             flight.answered(answer.status().as_u16());
@@ -123,16 +126,17 @@ fn body(style: BodyStyle, row: &Row) -> String {
             .to_string();
         }
         BodyStyle::OwnRule => {
-            return serde_json::json!({
+            let body = serde_json::json!({
                 "group": group,
                 "formatted_message": text,
                 "sys_created_by": created_by,
                 "sys_id": sys_id,
+                "instance": INSTANCE,
                 "sent_at": row.created.as_millisecond(),
                 "previous": row.previous,
                 "internal": row.internal.to_string(),
-            })
-            .to_string();
+            });
+            return escaped(&body);
         }
         BodyStyle::StockScript => escape_for_home_page(text),
         BodyStyle::StockScriptUnescaped => text.clone(),
@@ -144,8 +148,37 @@ fn body(style: BodyStyle, row: &Row) -> String {
     )
 }
 
-/// `GlideStringUtil.escapeForHomePage` as documented. Escaping of quotes and backslashes is not documented, so they
-/// stay.
+/// An object of texts, numbers and null as JSON. Every character of a text outside of a safe set is `\uXXXX`.
+fn escaped(body: &serde_json::Value) -> String {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || " ,.;:!?()_-".contains(c);
+    let text = |text: &str| {
+        let units = text.chars().map(|c| {
+            let mut units = [0; 2];
+            let escapes = c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"));
+            if is_safe(c) { c.to_string() } else { escapes.collect() }
+        });
+        format!("\"{}\"", units.collect::<String>())
+    };
+    let members = body.as_object().into_iter().flatten().map(|(name, value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), text);
+        format!("\"{name}\":{value}")
+    });
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+}
+
+/// The body without its `${…}`.
+fn substituted(body: &str) -> String {
+    let mut rest = body;
+    let mut kept = String::with_capacity(body.len());
+    while let Some((before, variable)) = rest.split_once("${") {
+        let Some((_, after)) = variable.split_once('}') else { break };
+        kept.push_str(before);
+        rest = after;
+    }
+    kept + rest
+}
+
+/// `GlideStringUtil.escapeForHomePage` as far as it is documented. Quotes and backslashes are not, so they stay.
 fn escape_for_home_page(text: &str) -> String {
     text.replace('<', "%3c").replace('>', "%3e").replace('\n', "\\n")
 }

@@ -21,8 +21,8 @@ use crate::sandbox::world::World;
 type Shared = State<Arc<World>>;
 type Row = BTreeMap<String, String>;
 
-/// The tables of this instance. The rows of `chat_queue` come from the desk.
-const KNOWN: [&str; 7] = [
+/// What this instance has. `chat_queue` is the desk's.
+const KNOWN: [&str; 9] = [
     "awa_queue",
     "chat_queue",
     "sys_properties",
@@ -30,6 +30,8 @@ const KNOWN: [&str; 7] = [
     "sys_rest_message_fn",
     "sys_rest_message_fn_headers",
     "sys_script",
+    "sysevent_register",
+    "sysevent_script_action",
 ];
 
 #[derive(Debug)]
