@@ -260,7 +260,7 @@ async fn directory(settings: &Settings) -> Vec<Finding> {
         directory.mark_done(DedupKey::SelfTest(MessageId::fresh()), None, crate::clock::now()).await;
     directory.close().await;
     match written {
-        Ok(()) => vec![Finding::well(format!("directory: {name}, can be written"))],
+        Ok(_) => vec![Finding::well(format!("directory: {name}, can be written"))],
         Err(error) => wrong(&error),
     }
 }

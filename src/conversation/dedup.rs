@@ -170,21 +170,21 @@ impl Directory {
         Ok(found)
     }
 
-    /// Records a fact until [`Self::forget`]. If a fact is recorded twice, the first record stays.
+    /// Records a fact until [`Self::forget`], and returns whether the fact is new. If a fact is recorded twice, the first record stays.
     pub async fn mark_done(
         &self,
         key: DedupKey,
         digest: Option<PayloadDigest>,
         at: Timestamp,
-    ) -> Result<(), DirectoryError> {
-        run!(self, done, changed by |pool| {
+    ) -> Result<bool, DirectoryError> {
+        let added = run!(self, done, changed by |pool| {
             sqlx::query(statements::MARK_DONE)
                 .bind(key.stored())
                 .bind(at.as_millisecond())
                 .bind(digest.map(|digest| digest.to_string()))
                 .execute(pool)
         })?;
-        Ok(())
+        Ok(added > 0)
     }
 }
 

@@ -147,7 +147,8 @@ impl Chat<'_> {
     /// current chat of its conversation.
     async fn note_applied(&self) -> Result<(), OwnTrouble> {
         let applied = DedupKey::CallbackApplied(self.message.id);
-        Ok(self.directory.mark_done(applied, None, clock::now()).await?)
+        self.directory.mark_done(applied, None, clock::now()).await?;
+        Ok(())
     }
 
     /// Whether the callback is about the current chat of the conversation.

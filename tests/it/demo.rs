@@ -102,7 +102,7 @@ async fn the_demo_shows_every_act_and_loses_nothing() {
     let to_servicenow = numbers(&output, 0);
     assert!(to_servicenow[2] >= 1, "a probe met the outage: {to_servicenow:?}");
     assert_eq!((&to_servicenow[..2], &to_servicenow[3..]), (&[12, 12][..], &[1, 1, 0, 0][..]));
-    assert_eq!(numbers(&output, 1), [14, 14, 2, 0, 0, 0, 0]);
+    assert_eq!(numbers(&output, 1), [20, 20, 2, 0, 0, 0, 0]);
     nothing_is_left(folder.path());
 }
 
