@@ -63,6 +63,9 @@ fn agent_chat(settings: &config::AgentChat) -> AgentChatSettings {
         context_variables: settings.context_variables.clone(),
         queue_variable: settings.queue_variable.clone(),
         receipts: settings.receipts,
+        tell_topics: settings.tell_topics,
+        end_without_flag: settings.end_without_flag,
+        end_sentences: settings.end_sentences.clone(),
     }
 }
 

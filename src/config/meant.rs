@@ -151,6 +151,9 @@ fn agent_chat(reader: &mut Reader) -> AgentChat {
         message_hmac: reader.secret("servicenow.message_hmac"),
         watchdog: reader.duration("servicenow.watchdog"),
         receipts: reader.flag("servicenow.receipts"),
+        tell_topics: reader.flag("servicenow.tell_topics"),
+        end_without_flag: reader.flag("servicenow.end_without_flag"),
+        end_sentences: reader.list("servicenow.end_sentences").unwrap_or_default(),
     }
 }
 

@@ -126,6 +126,9 @@ pub struct AgentChat {
     pub message_hmac: Option<SecretString>,
     pub watchdog: Duration,
     pub receipts: bool,
+    pub tell_topics: bool,
+    pub end_without_flag: bool,
+    pub end_sentences: Vec<String>,
 }
 
 named! {

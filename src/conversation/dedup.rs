@@ -57,7 +57,11 @@ pub enum DedupKey {
     ServiceNowItem(MessageId),
     /// A start was sent with this text; the chat that it opened is recognised by the text.
     OpeningText(MessageId),
-    /// Written by `causeway check` to test that the directory is writable.
+    /// The message is one among agents: its callback said so. Reading the chat back may not show it.
+    Internal(MessageId),
+    /// A sentence of ServiceNow's announced the end of this chat.
+    ClosingSentence(MessageId),
+    /// Written by `causeway check`, to see whether it can be written.
     SelfTest(MessageId),
 }
 
@@ -82,7 +86,12 @@ impl DedupKey {
         Self::ClosedChat(MessageId::derived_from("closed-chat", &[group]))
     }
 
-    /// See [`Self::BotKitStep`]: one step of a notice.
+    /// See [`Self::ClosingSentence`].
+    pub fn closing_sentence(group: &str) -> Self {
+        Self::ClosingSentence(MessageId::derived_from("closing-sentence", &[group]))
+    }
+
+    /// See [`Self::BotKitStep`]: a step of telling one notice.
     pub fn botkit_notice_step(notice: MessageId, step: &str) -> Self {
         Self::BotKitStep(MessageId::derived_from("botkit-step", &["notice", &notice.to_string(), step]))
     }
@@ -138,6 +147,8 @@ impl DedupKey {
             Self::BotKitStep(id) => ("botkit-step", id),
             Self::ServiceNowItem(id) => ("servicenow-item", id),
             Self::OpeningText(id) => ("opening-text", id),
+            Self::Internal(id) => ("internal", id),
+            Self::ClosingSentence(id) => ("closing-sentence", id),
             Self::SelfTest(id) => ("self-test", id),
         };
         format!("{kind}:{id}")
@@ -226,6 +237,8 @@ mod tests {
                 DedupKey::opening_text(message, 0, "hello"),
                 "opening-text:d13d5f68-623e-5e84-a6ce-b40acdb27b6b",
             ),
+            (DedupKey::Internal(message), "internal:{m}"),
+            (DedupKey::closing_sentence("g-1"), "closing-sentence:07a28f25-8b07-5d6c-ac0a-fe83254c4383"),
             (DedupKey::SelfTest(message), "self-test:{m}"),
         ];
         for (key, stored) in table {

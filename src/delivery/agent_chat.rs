@@ -46,6 +46,12 @@ pub struct AgentChatSettings {
     pub queue_variable: String,
     /// `servicenow.receipts`: whether the agent sees what the user received.
     pub receipts: bool,
+    /// `servicenow.tell_topics`: whether the user is told what comes in an agent's chat and is not marked as the agent's.
+    pub tell_topics: bool,
+    /// `servicenow.end_without_flag`: whether a bot's words without the flag of an agent's chat end that chat.
+    pub end_without_flag: bool,
+    /// `servicenow.end_sentences`: parts of the sentences in which ServiceNow announces the end of a chat.
+    pub end_sentences: Vec<String>,
 }
 
 impl Default for AgentChatSettings {
@@ -55,6 +61,9 @@ impl Default for AgentChatSettings {
             context_variables: BTreeMap::new(),
             queue_variable: "LiveAgent_queue".to_owned(),
             receipts: true,
+            tell_topics: true,
+            end_without_flag: false,
+            end_sentences: vec!["has closed the support session".to_owned()],
         }
     }
 }

@@ -23,6 +23,8 @@ struct Chat<'a> {
     callback: &'a VirtualAgentCallback,
     group: &'a str,
     conversation: Conversation,
+    /// The chat is over: a sentence announced its end, and this callback confirms it.
+    ended_by_sentence: bool,
 }
 
 impl Deliverer {
@@ -49,7 +51,16 @@ impl Deliverer {
     ) -> Result<Attempt, OwnTrouble> {
         let group = callback.group.as_deref().unwrap_or_default();
         let is_heard = self.is_heard(&conversation);
-        let chat = Chat { deliverer: self, directory, message, callback, group, conversation };
+        let mut chat = Chat {
+            deliverer: self,
+            directory,
+            message,
+            callback,
+            group,
+            conversation,
+            ended_by_sentence: false,
+        };
+        chat.ended_by_sentence = chat.confirms_end().await?;
         if is_heard {
             return chat.hear().await;
         }
@@ -67,10 +78,21 @@ impl Deliverer {
         message: &Message,
         directory: &Directory,
     ) -> Result<(), OwnTrouble> {
-        let Some(callback) = VirtualAgentCallback::read(&message.body) else { return Ok(()) };
+        let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) else {
+            return Ok(());
+        };
         let Some(group) = callback.group.as_deref() else { return Ok(()) };
         let Some(conversation) = directory.find_by_group(group).await? else { return Ok(()) };
-        let chat = Chat { deliverer: self, directory, message, callback: &callback, group, conversation };
+        let mut chat = Chat {
+            deliverer: self,
+            directory,
+            message,
+            callback: &callback,
+            group,
+            conversation,
+            ended_by_sentence: false,
+        };
+        chat.ended_by_sentence = chat.confirms_end().await?;
         chat.apply().await?;
         chat.over().await?;
         chat.note_applied().await?;
@@ -95,6 +117,7 @@ impl Chat<'_> {
         self.apply().await?;
         let mut refused = None;
         let mut is_delivered = false;
+        let mut agent_spoke = false;
         let mut told = Vec::new();
         for (index, item) in self.callback.items.iter().enumerate() {
             let Some((said, once)) = self.said(index, item) else { continue };
@@ -106,6 +129,7 @@ impl Chat<'_> {
                 Outcome::Delivered => {
                     self.directory.mark_done(once, None, clock::now()).await?;
                     is_delivered = true;
+                    agent_spoke |= item.from_agent;
                     told.extend(item.message_id.clone().filter(|_| item.from_agent));
                 }
                 // The other items are still relayed. The callback is dead-lettered at the end, and its replay relays
@@ -118,7 +142,7 @@ impl Chat<'_> {
                 }
             }
         }
-        if !told.is_empty() {
+        if agent_spoke {
             self.directory.stirred(self.group, clock::now()).await?;
         }
         self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
@@ -173,23 +197,57 @@ impl Chat<'_> {
     /// Whether only the text of the callback says what the callback is about, so that no notice of ours will say the
     /// same.
     fn says_only_that(&self) -> bool {
-        !self.callback.over() && matches!(self.callback.sign(), None | Some(Sign::AgentChat))
+        !self.is_over() && matches!(self.callback.sign(), None | Some(Sign::AgentChat))
+    }
+
+    /// Whether words that are not marked as the agent's are for the user all the same: an agent can have a topic of the Virtual
+    /// Agent ask questions in the chat, and writes nothing until the user has answered (FACTS.md).
+    fn is_topic(&self) -> bool {
+        self.deliverer.settings.agent_chat.tell_topics
+            && self.is_current()
+            && self.conversation.state == State::Active
+            && !self.is_over()
+    }
+
+    /// Whether the chat is over with this callback.
+    fn is_over(&self) -> bool {
+        self.callback.over() || self.ends_without_flag()
+    }
+
+    async fn confirms_end(&self) -> Result<bool, OwnTrouble> {
+        if !self.is_current() || self.conversation.state != State::Active || self.callback.over() {
+            return Ok(false);
+        }
+        self.deliverer.confirms_end(self.directory, self.message, self.callback, self.group).await
+    }
+
+    /// Whether words of a bot in an agent's chat, without `agentChat` and without `agentInfo`, show its end. No source says which
+    /// flags the topics have that an agent starts. So the words count behind a sentence that announced the end; without one
+    /// a setting decides.
+    fn ends_without_flag(&self) -> bool {
+        let says = |item: &Item| matches!(item.meaning, Meaning::Text(_) | Meaning::Question(_));
+        self.ended_by_sentence
+            || self.deliverer.settings.agent_chat.end_without_flag
+                && self.is_current()
+                && self.conversation.state == State::Active
+                && !self.callback.agent_came()
+                && self.callback.sign().is_none()
+                && self.callback.items.iter().any(says)
     }
 
     /// The message of an item to the user, and the key under which the message is relayed only once.
     fn said<'a>(&'a self, index: usize, item: &'a Item) -> Option<(Said<'a>, DedupKey)> {
-        let no_agent = self.callback.over() && self.had_no_agent();
+        let no_agent = self.is_over() && self.had_no_agent();
         let text = match &item.meaning {
             Meaning::Text(text) | Meaning::Unknown(Some(text)) => text,
-            // After the end of the chat the user talks to the bot again, so an answer to a question of ServiceNow's bot
-            // would reach no one.
-            Meaning::Question(text) if item.from_agent || !self.callback.over() => text,
+            // After its end the chat is the bot's again, whose questions nobody will answer.
+            Meaning::Question(question) if item.from_agent || !self.is_over() => &question.text,
             Meaning::Notice(text) => text,
             _ => return None,
         };
-        // A message of an agent is relayed even if it is late. A text before any agent came becomes the reason of the
-        // failure instead.
-        if !item.from_agent && (!self.is_human() || no_agent) {
+        // What an agent said is not withheld, however late it comes. What no agent was there for is told as the reason.
+        let is_of_the_bot = !matches!(item.meaning, Meaning::Notice(_)) && self.ends_without_flag();
+        if !item.from_agent && (!self.is_human() || no_agent || is_of_the_bot) {
             return None;
         }
         let agent = item.agent.as_deref().or(self.conversation.agent.as_deref().filter(|_| item.from_agent));
@@ -204,10 +262,18 @@ impl Chat<'_> {
         let voice = match &item.meaning {
             _ if item.from_agent => Voice::Agent,
             Meaning::Notice(_) if self.says_only_that() => Voice::Announcement,
+            Meaning::Text(_) | Meaning::Question(_) | Meaning::Unknown(_) if self.is_topic() => {
+                Voice::Announcement
+            }
             _ => Voice::System,
+        };
+        let choices = match &item.meaning {
+            Meaning::Question(question) => question.choices.as_slice(),
+            _ => &[],
         };
         let said = Said {
             id,
+            choices,
             group: self.group,
             text: self.deliverer.with_media_links(&self.conversation.id, text, self.message.accepted_at),
             voice,
@@ -282,9 +348,7 @@ impl Chat<'_> {
                 self.deliverer.tell_event(notice, NoticeEvent::Waiting, &instance).await?;
                 self.directory.observed(&known.id, group, &waits(wait)).await?;
             }
-            (Some(sign @ (Sign::Queued { .. } | Sign::AgentChat)), State::Requested)
-                if !self.callback.over() =>
-            {
+            (Some(sign @ (Sign::Queued { .. } | Sign::AgentChat)), State::Requested) if !self.is_over() => {
                 let wait = if let Sign::Queued { wait } = sign { wait } else { None };
                 let notice = Notice { wait: wait.clone(), ..notice };
                 self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await?;
@@ -297,7 +361,7 @@ impl Chat<'_> {
 
     /// Ends the chat if the callback says so. An end that we requested comes back with the id of our request.
     async fn over(&self) -> Result<(), OwnTrouble> {
-        if !self.callback.over() || !self.is_current() {
+        if !self.is_over() || !self.is_current() {
             return Ok(());
         }
         let id = &self.conversation.id;

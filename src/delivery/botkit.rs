@@ -21,13 +21,16 @@ use crate::conversation::{Conversation, DedupKey, Directory, State};
 use crate::message::{
     ConversationId, DeadReason, Endpoint, Kind, Message, Notice, NoticeEvent, Outcome, ReplyHandle,
 };
+use crate::platform::servicenow::Choice;
 use crate::platform::{CallError, SessionStep, Words};
 use crate::tasks::Stop;
 
 const HERE: Endpoint = Endpoint::XoBotKit;
 /// XO's web channel, which shows an agent's messages in a style of their own.
 const WEB_CHANNEL: &str = "rtm";
-/// The most handles that are extended at the same time.
+/// More choices than a person looks through as buttons are text.
+const QUICK_REPLIES_MAX: usize = 20;
+/// Handles that are kept alive at once.
 const AT_ONCE: u32 = 32;
 /// The attempts for each handle in one round.
 const EXTEND_TRIES: u32 = 2;
@@ -60,7 +63,9 @@ impl Deliverer {
         }
         let files = self.told_files(&conversation.id, said, message.accepted_at);
         if files.iter().all(|file| file.url.is_none()) {
-            return self.tell_user(conversation, &said.text, said.voice == Voice::Agent).await;
+            return self
+                .tell_user_with(conversation, &said.text, said.voice == Voice::Agent, said.choices)
+                .await;
         }
         self.tell_with_files(conversation, said, &files).await
     }
@@ -159,14 +164,33 @@ impl Deliverer {
 
     /// Sends a text by the newest handle.
     pub(super) async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
+        self.tell_user_with(conversation, text, by_agent, &[]).await
+    }
+
+    /// The same with choices: on the web channel they are buttons whose answer is the choice's value; elsewhere they are text.
+    async fn tell_user_with(
+        &self,
+        conversation: &Conversation,
+        text: &str,
+        by_agent: bool,
+        choices: &[Choice],
+    ) -> Done {
         self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
-            let as_agent = by_agent
-                && match self.settings.botkit.agent_template {
-                    AgentTemplate::Auto => handle.channel_type() == Some(WEB_CHANNEL),
-                    AgentTemplate::Always => true,
-                    AgentTemplate::Never => false,
-                };
-            async move { self.xo.tell_user(&handle, Words { text, as_agent }).await }
+            let is_web = handle.channel_type() == Some(WEB_CHANNEL);
+            let has_template = match self.settings.botkit.agent_template {
+                AgentTemplate::Auto => is_web,
+                AgentTemplate::Always => true,
+                AgentTemplate::Never => false,
+            };
+            let as_agent = by_agent && has_template;
+            let shown =
+                if has_template && is_web && choices.len() <= QUICK_REPLIES_MAX { choices } else { &[] };
+            let quick_replies: Vec<(&str, &str)> =
+                shown.iter().map(|choice| (choice.title.as_str(), choice.value.as_str())).collect();
+            async move {
+                let words = Words { text, as_agent, quick_replies: &quick_replies };
+                self.xo.tell_user(&handle, words).await
+            }
         })
         .await
     }

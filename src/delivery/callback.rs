@@ -23,7 +23,7 @@ impl Deliverer {
     }
 
     async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, OwnTrouble> {
-        if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+        if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
             return self.agent_chat(message, directory, &callback).await;
         }
         let Ok(callback) = serde_json::from_slice::<Callback>(&message.body) else {

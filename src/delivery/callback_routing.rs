@@ -7,7 +7,8 @@
 //! Not responsible for: delivery (`callback.rs`, `tell.rs`), the list of destinations (`message/destination.rs`).
 
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Conversation, Directory};
+use crate::clock;
+use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::message::{
     Callback, ConversationId, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, Notice, Outcome,
 };
@@ -19,7 +20,9 @@ const HERE: Endpoint = Endpoint::ServiceNow;
 /// The ServiceNow chat that a callback is about.
 enum Chat {
     Group(String),
-    /// The callback is valid but names no chat.
+    /// The callback is a message among agents in this chat.
+    Internal(String),
+    /// The callback names no chat that this program can read.
     Unknown,
     Unreadable,
 }
@@ -32,6 +35,7 @@ impl Deliverer {
         }
         let group = match chat_of(message) {
             Chat::Group(group) => group,
+            Chat::Internal(group) => return self.note_internal(message, &group).await,
             Chat::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
                 let why = "its body is not a callback of this version";
                 return Ok(Attempt::dead(HERE, DeadReason::Unreadable, why));
@@ -51,6 +55,16 @@ impl Deliverer {
         }
     }
 
+    /// Notes that no user may read this message, so that gap repair does not tell it. It goes nowhere.
+    async fn note_internal(&self, message: &Message, group: &str) -> Result<Attempt, OwnTrouble> {
+        if let Some(directory) = &self.directory
+            && directory.find_by_group(group).await?.is_some()
+        {
+            directory.mark_done(DedupKey::Internal(message.id), None, clock::now()).await?;
+        }
+        Ok(Attempt::of(HERE, Outcome::Dropped, "agents wrote it to each other"))
+    }
+
     async fn route_notice(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
         match serde_json::from_slice::<Notice>(&message.body) {
             Ok(notice) => self.route_to(message, &notice.conversation_id).await,
@@ -68,7 +82,7 @@ impl Deliverer {
         directory: &Directory,
         conversation: &Conversation,
     ) -> Result<Attempt, OwnTrouble> {
-        if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+        if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
             return self.agent_chat_of(message, directory, &callback, conversation.clone()).await;
         }
         if self.settings.relays_callbacks {
@@ -108,10 +122,11 @@ fn is_json(message: &Message) -> bool {
 }
 
 fn chat_of(message: &Message) -> Chat {
-    if let Some(callback) = VirtualAgentCallback::read(&message.body) {
+    if let Some(callback) = VirtualAgentCallback::read(&message.body, None) {
         return callback.group.map_or(Chat::Unknown, Chat::Group);
     }
     match serde_json::from_slice::<Callback>(&message.body) {
+        Ok(callback) if callback.internal => Chat::Internal(callback.group),
         Ok(callback) => Chat::Group(callback.group),
         Err(_) => Chat::Unreadable,
     }

@@ -2,12 +2,12 @@
 //! (`src/platform/servicenow/FACTS.md`). Each chat is therefore read back before an agent's message is relayed, at each
 //! poll, and before an end.
 //!
-//! Guarantees: an agent's messages are relayed in ServiceNow's order and each once, because a callback and gap repair
-//! give a message the same id. A message that was dead-lettered is not relayed here; its replay relays the message. A
-//! message that is dead-lettered here has the history of its attempts. A ServiceNow that does not answer delays no
-//! conversation for longer than 30 s: the callback is relayed, and the gap is repaired later.
-//!
-//! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`tell.rs`).
+//! Guarantees: an agent's messages are told in ServiceNow's order and each once, whichever way they came: they have the same
+//! id either way. If the chat is read, the text and the writer are those of ServiceNow's row, and a callback without a row is not told.
+//! A message that became a dead letter is not told here: its replay tells it. A message that dies here has the
+//! history of its attempts. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
+//! later. Not responsible for: reading (`platform/servicenow/history.rs`), the row of a callback (`callback_row.rs`), telling
+//! (`tell.rs`).
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -16,13 +16,12 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::attachments::{names_a_file, with_names};
-use super::breaker;
+use super::attachments::with_names;
+use super::callback_row::{Before, FORGET_AFTER};
 use super::tell::{Said, Voice};
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
-use crate::delivery::classify::Operation;
 use crate::message::{
     AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey, Message,
     MessageId, Outcome, Story,
@@ -30,42 +29,14 @@ use crate::message::{
 use crate::platform::servicenow::{AgentFile, Heard};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// The time limit of one reading.
-const READING: Duration = Duration::from_secs(5);
-/// How long the callbacks of a chat wait for a successful reading, counted from the first failed reading.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// After an outage of this length the callbacks do not wait any more. A shorter failure must not let a later message
-/// overtake a missing one.
-const OUTAGE: Duration = Duration::from_secs(15);
-/// Entries that were not used for this time are removed.
-const FORGET_AFTER: Duration = Duration::from_secs(600);
-
-/// When a chat is read back before an agent's message is relayed.
+/// When a chat is read back before an agent's message is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadBack {
-    /// Always, unless the callback itself shows that no message is missing.
+    /// Before each message.
     #[default]
     Always,
-    /// Only if the callback itself shows a gap.
+    /// Only if the callback itself shows a gap or a file.
     Gaps,
-}
-
-/// The result of the search for messages before a callback.
-enum Before {
-    /// No message is missing.
-    Complete,
-    /// Unknown; missing messages are found later.
-    Unknown,
-    /// These messages came before the callback. The last ones may not have been relayed.
-    Read {
-        heard: Vec<Heard>,
-        /// The files of the callback's own row.
-        files: Vec<AgentFile>,
-    },
-    /// The callback is an internal message and is not for the user.
-    Internal,
-    /// ServiceNow did not answer; another attempt may succeed.
-    NotYet,
 }
 
 impl Deliverer {
@@ -85,24 +56,40 @@ impl Deliverer {
         if matches!(before, Before::Internal) {
             return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "it is an internal message"));
         }
-        let writer = callback.sys_created_by.as_deref();
+        if matches!(before, Before::Unseen) {
+            let look_again = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+            return Ok(Attempt::of(Endpoint::ServiceNow, look_again, "ServiceNow does not show its row yet"));
+        }
+        if matches!(before, Before::Absent) {
+            // If the row appears later, the next reading of the chat tells it.
+            self.metrics.unconfirmed.inc();
+            tracing::warn!(id = %message.id, "a callback was dropped: its chat has no such message");
+            return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "ServiceNow has no such message"));
+        }
+        let row = before.row();
+        let writer = row.map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         if voice(writer) == Voice::Agent
             && let Some(attempt) = self.before_first_words(directory, message, callback, conversation).await?
         {
             return Ok(attempt);
         }
-        if let Before::Read { heard, .. } = &before {
-            for heard in heard {
+        if let Before::Read { missing, .. } = &before {
+            for heard in missing {
                 if let Some(attempt) = self.missed(directory, message, callback, conversation, heard).await? {
                     return Ok(attempt);
                 }
             }
         }
-        let files: &[AgentFile] = if let Before::Read { files, .. } = &before { files } else { &[] };
+        let files: &[AgentFile] = row.map_or(&[], |row| &row.files);
+        let text = match row {
+            Some(row) => crate::message::rich_text::message_text(&row.text, self.instance()),
+            None => callback.text(self.instance()),
+        };
         let said = Said {
             id: message.id,
             group: &callback.group,
-            text: with_names(callback.text(self.instance()), files),
+            text: with_names(text, files),
+            choices: &[],
             voice: voice(writer),
             agent: writer,
             sys_id: callback.sys_id.as_deref(),
@@ -110,6 +97,9 @@ impl Deliverer {
         };
         let attempt = self.say(message, conversation, &said).await?;
         if matches!(attempt.outcome, Outcome::Delivered | Outcome::Dropped) {
+            if said.voice == Voice::System && self.is_closing_sentence(&said.text) {
+                self.note_closing_sentence(directory, &callback.group).await?;
+            }
             self.note_told(directory, message, callback, conversation, &before).await?;
         }
         Ok(attempt)
@@ -131,14 +121,15 @@ impl Deliverer {
         before: &Before,
     ) -> Result<(), OwnTrouble> {
         match &callback.sys_id {
-            // A replayed message is old: later messages were relayed or dead-lettered before.
-            Some(sys_id) if message.replays == 0 && !matches!(before, Before::Unknown) => {
+            // A replayed message is an old one: what came after it was told or died long ago.
+            Some(sys_id) if message.replays == 0 && before.moves_on() => {
                 directory.told(&callback.group, sys_id, clock::now()).await?;
             }
             _ => directory.stirred(&callback.group, clock::now()).await?,
         }
-        // The texts of system messages are translated and differ between versions. They only say when to poll.
-        let is_news = callback.sys_created_by.as_deref() == Some("system") || conversation.agent.is_none();
+        // The words of a system message are translated and differ between versions: they only say when to look.
+        let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
+        let is_news = writer == Some("system") || conversation.agent.is_none();
         if is_news {
             directory.look_soon(&conversation.id).await?;
         }
@@ -148,94 +139,7 @@ impl Deliverer {
         Ok(())
     }
 
-    async fn before(
-        &self,
-        directory: &Directory,
-        message: &Message,
-        callback: &Callback,
-        conversation: &Conversation,
-    ) -> Result<Before, OwnTrouble> {
-        let (Some(servicenow), Some(sys_id)) = (&self.servicenow, &callback.sys_id) else {
-            return Ok(Before::Unknown);
-        };
-        // An earlier chat cannot be read by us, and the Virtual Agent API has no such call.
-        let current = conversation.group.as_deref() == Some(&callback.group);
-        if !current || servicenow.api() != ChatApi::ConnectSupport {
-            return Ok(Before::Unknown);
-        }
-        let last_told = directory.last_told(&callback.group).await?;
-        // Only the row of a message names its files.
-        let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
-        if has_file {
-            // A message with a file is always read back.
-        } else if let Some(previous) = &callback.previous {
-            if previous.as_str() == last_told.as_deref().unwrap_or_default() {
-                return Ok(Before::Complete);
-            }
-        } else if self.settings.read_back == ReadBack::Gaps {
-            return Ok(Before::Unknown);
-        }
-        let Some(mut heard) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
-        else {
-            return Ok(if self.waits_for(&callback.group) { Before::NotYet } else { Before::Unknown });
-        };
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner).remove(&callback.group);
-        // If the message is absent from the list, the business rule was faster than its own transaction: all listed
-        // messages came before it.
-        let mut files = Vec::new();
-        if let Some(here) = heard.iter().position(|heard| heard.sys_id == *sys_id) {
-            if heard[here].internal {
-                return Ok(Before::Internal);
-            }
-            files.clone_from(&heard[here].files);
-            heard.truncate(here);
-        } else if message.replays > 0 {
-            // The replayed message is older than every message of the list.
-            heard.clear();
-        }
-        heard.retain(|heard| !heard.internal);
-        Ok(Before::Read { heard, files })
-    }
-
-    /// Whether the callback waits for another reading of a chat that could not be read.
-    fn waits_for(&self, group: &str) -> bool {
-        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
-        let since = *unread.entry(group.to_owned()).or_insert_with(Instant::now);
-        since.elapsed() < PATIENCE && self.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
-    }
-
-    async fn read_back(
-        &self,
-        servicenow: &ServiceNow,
-        conversation: &Conversation,
-        callback: &Callback,
-        since: Option<&str>,
-    ) -> Option<Vec<Heard>> {
-        let gate = self.gate(Destination::ServiceNow);
-        let _pass = tokio::time::timeout(READING, gate.enter(false)).await.ok().flatten()?;
-        let reading = servicenow.heard_since(&conversation.id, &callback.group, since);
-        match tokio::time::timeout(READING, reading).await {
-            Ok(Ok(heard)) => {
-                gate.breaker().hear(breaker::Heard::Alive);
-                return Some(heard);
-            }
-            Ok(Err(error)) => self.trouble_reading(conversation, &error),
-            Err(_) => {
-                let lane = super::lane_number(&callback.group);
-                gate.breaker().hear(breaker::Heard::Failed { lane, unreachable: false });
-            }
-        }
-        None
-    }
-
-    fn trouble_reading(&self, conversation: &Conversation, error: &CallError) {
-        let attempt = Attempt::called(Endpoint::ServiceNow, error, Operation::State);
-        self.tell_breaker(Destination::ServiceNow, None, &attempt);
-        tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
-    }
-
-    /// Relays one missing message. `Some` with the attempt if the attempt must be repeated.
+    /// Tells one message that came before; the attempt that failed, where it failed.
     async fn missed(
         &self,
         directory: &Directory,
@@ -257,6 +161,7 @@ impl Deliverer {
                 crate::message::rich_text::message_text(&heard.text, self.instance()),
                 &heard.files,
             ),
+            choices: &[],
             voice: voice(writer),
             agent: writer,
             sys_id: Some(&heard.sys_id),
@@ -315,7 +220,7 @@ impl Deliverer {
         }
         let since = directory.last_told(group).await?;
         let heard = match servicenow.heard_since(&conversation.id, group, since.as_deref()).await {
-            Ok(heard) => heard,
+            Ok(history) => history.heard,
             Err(error) => return Ok(Err(error)),
         };
         for heard in heard.iter().filter(|heard| !heard.internal) {
@@ -337,9 +242,8 @@ fn voice(writer: Option<&str>) -> Voice {
     if writer == Some("system") { Voice::System } else { Voice::Agent }
 }
 
-/// The message if it still has to be relayed, so neither relayed nor dead-lettered. If its callback arrived before the
-/// conversation of the chat was known, the callback went to XO's Callback URL and its id is used up. The message then
-/// gets another id.
+/// The message that is still to be told: it was neither told nor dead-lettered, and it is none among agents. If its callback came before anybody knew whose chat it
+/// was, it went to XO's Callback URL and its id is used up: then it is told under one of its own.
 async fn untold(
     directory: &Directory,
     group: &str,
@@ -357,9 +261,9 @@ async fn untold(
     Ok(known.is_empty().then_some(lost))
 }
 
-fn dealt_with(message: MessageId) -> [DedupKey; 3] {
+fn dealt_with(message: MessageId) -> [DedupKey; 4] {
     let dead = DedupKey::DeadLettered { message, replays: 0 };
-    [DedupKey::Delivered(message), DedupKey::Forwarded(message), dead]
+    [DedupKey::Delivered(message), DedupKey::Forwarded(message), DedupKey::Internal(message), dead]
 }
 
 /// The attempts of missing messages, until each message is settled. An entry that no attempt used for ten minutes is

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{Deliverer, OwnTrouble};
 use crate::clock;
-use crate::conversation::{Conversation, Directory};
+use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::message::handoff::End;
 use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
@@ -42,8 +42,11 @@ impl Deliverer {
         }
         for silent in directory.silent(ago(patience.idle)?, AT_ONCE).await? {
             self.leave_later(&silent, "idle").await?;
-            // Otherwise each poll would find the chat again until the end is delivered.
             if let Some(group) = &silent.group {
+                if directory.is_done(DedupKey::closing_sentence(group)).await? {
+                    self.metrics.unconfirmed_ends.inc();
+                }
+                // Until the end is delivered the chat would be found at each look.
                 directory.stirred(group, clock::now()).await?;
             }
         }

@@ -11,7 +11,7 @@ use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, Origin};
 use crate::message::{Endpoint, Message, MessageId, Notice, NoticeEvent, Outcome};
-use crate::platform::servicenow::AgentFile;
+use crate::platform::servicenow::{AgentFile, Choice};
 
 /// How long a typing notice is valid, counted from its acceptance.
 pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
@@ -43,6 +43,8 @@ pub(super) struct Said<'a> {
     pub(super) group: &'a str,
     /// The text as a person reads it.
     pub(super) text: String,
+    /// What the user can answer with, if it is a question with choices.
+    pub(super) choices: &'a [Choice],
     pub(super) voice: Voice,
     /// The agent's name or user name, if known.
     pub(super) agent: Option<&'a str>,

@@ -22,6 +22,7 @@ const USED: &[&str] = &[
     "group",
     "sys_id",
     "sys_created_by",
+    "instance",
     "internal",
     "private_message",
     "requestId",
@@ -29,13 +30,12 @@ const USED: &[&str] = &[
     "userId",
     "completed",
     "takeControl",
-    "instance",
 ];
 
 /// The fields of a callback that are used.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {
-    /// Texts, numbers and flags. A list or an object is stored empty.
+    /// Texts, numbers and flags, and the value of a reference field. A list or another object is stored empty.
     values: Vec<(&'static str, Value)>,
     parts: Option<Parts>,
     group_variable: Option<String>,
@@ -175,7 +175,8 @@ impl Visitor<'_> for KeySeed<'_> {
     }
 }
 
-/// A text, a number or a flag. A list or an object becomes an empty one.
+/// A text, a number or a flag. A reference field, which some rules write as `{"value": …, "link": …}`, becomes its value. A list or
+/// another object becomes an empty one.
 struct Shallow(Value);
 
 macro_rules! scalars {
@@ -205,9 +206,15 @@ impl<'de> Deserialize<'de> for Shallow {
                 Ok(Shallow(Value::Array(Vec::new())))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Shallow, A::Error> {
-                Skipped.visit_map(entries)?;
-                Ok(Shallow(Value::Object(Map::new())))
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Shallow, A::Error> {
+                let mut value = None;
+                while let Some(key) = entries.next_key::<String>()? {
+                    let field: Shallow = entries.next_value()?;
+                    if key == "value" {
+                        value = Some(field.0);
+                    }
+                }
+                Ok(Shallow(value.unwrap_or_else(|| Value::Object(Map::new()))))
             }
         }
         deserializer.deserialize_any(Any)

@@ -55,6 +55,13 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
             state.bury(*dead).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "dead_lettered" })))
         }
+        Reading::Internal(message) => {
+            // Whether reading a chat back shows that a row is internal is not known, so a worker has to remember what the callback says.
+            if state.settings.bot_side.two_way {
+                state.keep(message).await?;
+            }
+            Ok(problem::accepted(&json!({ "status": "ignored" })))
+        }
         Reading::Unwanted => Ok(problem::accepted(&json!({ "status": "ignored" }))),
         Reading::OtherInstance => Err(Refusal::OtherInstance),
     }
@@ -63,9 +70,11 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
 /// The result of reading a callback's body.
 enum Reading {
     Event(Message),
-    /// Our own message, or a message among agents.
+    /// Our own message on its way back, or a message among agents of a chat that it does not name.
     Unwanted,
-    /// Sent by an instance other than the configured one, most likely by a clone.
+    /// A message among agents. The message holds the name of its row alone.
+    Internal(Message),
+    /// Another instance than the configured one sent it: most likely a clone of it.
     OtherInstance,
     Unreadable(Box<DeadLetter>),
 }
@@ -102,14 +111,25 @@ fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination:
     {
         return Reading::Unwanted;
     }
-    if !virtual_agent && is_internal(&fields) {
-        return Reading::Unwanted;
-    }
     let lane = if virtual_agent { answer_lane(&fields) } else { group_lane(&fields) };
+    let is_internal = !virtual_agent && is_internal(&fields);
     match lane {
+        Ok(lane) if is_internal => {
+            let row = named(&fields, "sys_id");
+            let Some(note) = row.map(|row| internal_note(lane.as_str(), row)) else {
+                return Reading::Unwanted;
+            };
+            Reading::Internal(Message::new(id, Kind::CallbackMessage, destination, lane, note))
+        }
         Ok(lane) => Reading::Event(Message::new(id, Kind::CallbackMessage, destination, lane, body)),
+        Err(_) if is_internal => Reading::Unwanted,
         Err(detail) => unreadable(id, raw, destination, &detail),
     }
+}
+
+/// What is queued of a message among agents: its name, and nothing that it says.
+fn internal_note(group: &str, sys_id: &str) -> Bytes {
+    Bytes::from(json!({ "group": group, "sys_id": sys_id, "causeway_internal": true }).to_string())
 }
 
 fn unreadable(id: MessageId, raw: Bytes, destination: Destination, detail: &str) -> Reading {
@@ -190,7 +210,7 @@ mod tests {
     fn event(body: &str) -> Message {
         match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay"), None, Destination::Xo) {
             Reading::Event(message) => message,
-            Reading::Unwanted | Reading::OtherInstance => panic!("not taken"),
+            Reading::Unwanted | Reading::Internal(_) | Reading::OtherInstance => panic!("not taken"),
             Reading::Unreadable(dead) => panic!("{}", dead.detail),
         }
     }
@@ -243,7 +263,43 @@ mod tests {
         }
     }
 
-    /// `src/platform/servicenow/FACTS.md`: a clone copies rules, REST Messages and open chats with the same sys_ids.
+    /// FACTS.md: `getValue` gives `"1"`; a hand-written rule sends the number. What is queued of it says nothing.
+    #[test]
+    fn of_a_message_among_agents_its_name_alone_is_kept() {
+        for internal in ["1", "\"1\"", "true", "\"yes\"", "{\"value\":\"true\"}", "[]", "{}"] {
+            let body = format!(
+                r#"{{"group":"g1","sys_id":"m1","formatted_message":"secret","internal":{internal}}}"#
+            );
+            let Reading::Internal(message) = read(Bytes::from(body), None, None, Destination::Callbacks)
+            else {
+                panic!("{internal}")
+            };
+            let callback: Callback = serde_json::from_slice(&message.body).unwrap();
+            assert!(callback.internal && callback.formatted_message.is_none(), "{internal}");
+            assert_eq!((callback.group.as_str(), message.id), ("g1", MessageId::derived("servicenow", "m1")));
+        }
+        for open in ["0", "\"0\"", "false", "null", "{\"value\":\"false\"}"] {
+            let message = event(&format!(r#"{{"group":"g1","sys_id":"m1","internal":{open}}}"#));
+            assert!(!serde_json::from_slice::<Callback>(&message.body).unwrap().internal, "{open}");
+        }
+    }
+
+    /// Flows and other rules write a reference field as an object, and a text as a number.
+    #[test]
+    fn a_reference_field_is_its_value() {
+        let message = event(
+            r#"{"group":{"value":"g1","link":"https://x"},"sys_id":{"value":"m1"},"formatted_message":4711,"sys_created_by":{"value":"ada","display_value":"Ada"}}"#,
+        );
+        let callback: Callback = serde_json::from_slice(&message.body).unwrap();
+        assert_eq!((message.lane.as_str(), message.id), ("g1", MessageId::derived("servicenow", "m1")));
+        assert_eq!((callback.group.as_str(), callback.text(None).as_str()), ("g1", "4711"));
+        assert_eq!(
+            (callback.sys_id.as_deref(), callback.sys_created_by.as_deref()),
+            (Some("m1"), Some("ada"))
+        );
+    }
+
+    /// FACTS.md: a clone copies rules, REST Messages and open chats with the same sys_ids.
     #[test]
     fn a_clone_is_told_by_its_name() {
         let refused = |body: &str, ours| {

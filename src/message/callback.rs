@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use url::Url;
 
+use super::field_text;
 use super::rich_text::message_text;
 use super::{ConversationId, Kind, MessageId, named};
 
@@ -25,24 +26,27 @@ pub const GROUP_VARIABLE: &str = "causeway_group";
 /// The fields of Connect Support's `live_message` callback that Causeway reads.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Callback {
-    /// The sys_id of the `live_group_profile`: ServiceNow's id of the conversation.
+    /// sys_id of the `live_group_profile`: the conversation as ServiceNow names it.
+    #[serde(deserialize_with = "field_text::required")]
     pub group: String,
-    /// The text, which may contain `%3c` and `%3e` from `escapeForHomePage`.
-    #[serde(default)]
+    /// The text, with `escapeForHomePage`'s `%3c`, `%3e` still in it.
+    #[serde(default, deserialize_with = "field_text::optional")]
     pub formatted_message: Option<String>,
-    /// The user name of the author; `system` for system messages.
-    #[serde(default)]
+    /// User name of the writer; `system` for system messages.
+    #[serde(default, deserialize_with = "field_text::optional")]
     pub sys_created_by: Option<String>,
-    /// The sys_id of the `live_message` row: the id of the event.
-    #[serde(default)]
+    /// sys_id of the `live_message` row: the name of the event.
+    #[serde(default, deserialize_with = "field_text::optional")]
     pub sys_id: Option<String>,
-    /// The sys_id of the previous message of the same group, empty for the first message. Only our own rule sends this
-    /// field.
-    #[serde(default)]
+    /// sys_id of the message of the same group that came before it, empty for the first: only our own rule says it.
+    #[serde(default, deserialize_with = "field_text::optional")]
     pub previous: Option<String>,
     /// Whether gap repair read the message back.
     #[serde(default)]
     pub repaired: bool,
+    /// The ingress found that the message is one among agents: no user may read it.
+    #[serde(default, rename = "causeway_internal")]
+    pub internal: bool,
 }
 
 impl Callback {

@@ -12,6 +12,7 @@ pub mod callback;
 pub mod dead_letter;
 pub mod destination;
 pub mod digest;
+mod field_text;
 pub mod handoff;
 pub mod ids;
 pub mod json;

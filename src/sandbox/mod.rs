@@ -36,8 +36,8 @@ pub use ledger::{Count, Entry, Ledger, Moment};
 pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
 pub use settings::{
     Accept, AgentSettings, BasicLogin, BodyStyle, BotSettings, CallbackCredential, CallbackSettings,
-    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, SandboxSettings,
-    Switches, TableAccess, VirtualAgentSwitches,
+    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, RowSwitches,
+    SandboxSettings, Switches, TableAccess, VirtualAgentSwitches,
 };
 
 use servicenow::desk::{Desk, Refusal, Row};
@@ -238,6 +238,15 @@ impl Sandbox {
     /// The agent writes a row for other agents. Users cannot read it.
     pub async fn agent_whispers(&self, group: &str, text: &str) -> Result<(), AgentError> {
         self.deed(|desk| desk.agent_whispers(group, text)).await
+    }
+
+    /// A clone of the instance has this chat, too. Somebody writes in the clone, and its Business Rule posts here: this
+    /// instance has no such row. Returns the row's `sys_id`.
+    pub async fn clone_says(&self, group: &str, text: &str) -> Result<String, AgentError> {
+        let row = servicenow::callbacks::row_of_a_clone(&self.world.desk(), group, text)?;
+        let sys_id = row.sys_id.clone();
+        self.world.line_up(row).settled().await;
+        Ok(sys_id)
     }
 
     /// The agent ends the chat.

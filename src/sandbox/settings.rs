@@ -315,7 +315,9 @@ pub struct Switches {
     pub escalation_renames: bool,
     /// Options of Connect Support.
     pub connect: ConnectSwitches,
-    /// Options of the Virtual Agent API.
+    /// Of the rows of `live_message`.
+    pub rows: RowSwitches,
+    /// Of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSwitches,
 }
 
@@ -335,7 +337,21 @@ pub struct ConnectSwitches {
     pub substitutes_variables: bool,
 }
 
-/// The value of `current.last_message` in the Business Rule.
+/// What is not known of the rows of `live_message`, and of reading them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RowSwitches {
+    /// The query `before` is ignored: each page is the newest one.
+    pub ignores_before: bool,
+    /// A message that is read back does not say that it is internal.
+    pub hides_internal: bool,
+    /// A row is shown only so many milliseconds after its callback: the rule runs inside of the agent's transaction.
+    pub shown_after_ms: u64,
+    /// What agents write is stored as an HTML sanitizer writes it: `@ = + ' " &` and the backtick as decimal character references.
+    pub sanitizes: bool,
+}
+
+/// What `current.last_message` is in the Business Rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LastMessage {
@@ -424,8 +440,12 @@ pub struct VirtualAgentSwitches {
     pub twice: bool,
     /// The agent's end is only the flag `completed`, without `SwitchToVirtualAgent`.
     pub ends_by_flag: bool,
+    /// The agent's end comes as a sentence alone: neither a flag nor `SwitchToVirtualAgent`.
+    pub ends_by_sentence: bool,
     /// Agents' names and avatars are not shown.
     pub hides_names: bool,
+    /// Items that no agent wrote come without `agentChat`, in an agent's chat too. Which flags they carry is not documented.
+    pub unflagged: bool,
 }
 
 /// The credential that a Virtual Agent request must have.

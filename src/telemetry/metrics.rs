@@ -81,7 +81,11 @@ pub struct Metrics {
     pub partitions_owned: IntGaugeVec,
     /// `{state}`
     pub conversations: IntGaugeVec,
-    /// Messages that gap repair found.
+    /// `causeway_unconfirmed_callbacks_total`
+    pub unconfirmed: IntCounter,
+    /// `causeway_unconfirmed_ends_total`
+    pub unconfirmed_ends: IntCounter,
+    /// What gap repair found.
     pub repaired: IntCounter,
     /// `{reason}`, by [`Metrics::count_end`]
     ended: IntCounterVec,
@@ -118,6 +122,8 @@ impl Metrics {
             broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
+            unconfirmed: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED))?)?,
+            unconfirmed_ends: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED_ENDS))?)?,
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
             ended: counters(&r, names::ENDED, &["reason"])?,
             agent_wait: histogram_of_people(&r, names::AGENT_WAIT)?,

@@ -27,6 +27,8 @@ names! {
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
     ASTRAY = "causeway_unroutable_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
+    UNCONFIRMED = "causeway_unconfirmed_callbacks_total", "Callbacks that were dropped because ServiceNow has no such message: sent by a clone, or forged.";
+    UNCONFIRMED_ENDS = "causeway_unconfirmed_ends_total", "Chats that the idle limit ended although a sentence of ServiceNow announced their end: no state and no callback confirmed the end.";
     REPAIRED = "causeway_repaired_messages_total", "Agents' messages that were read back because their callback was lost.";
     ENDED = "causeway_conversations_ended_total", "Ended conversations, by reason.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";

@@ -11,8 +11,8 @@ use crate::harness::relay::{Plan, Relay};
 
 const SECOND_QUEUE: &str = "9d385017c611228701d22104cc95c371";
 
-/// Reads chats back when a message arrives, and polls rarely otherwise.
-fn plan(bench: &Bench) -> Plan {
+/// Reads chats back when told to, and otherwise hardly ever.
+pub(crate) fn plan(bench: &Bench) -> Plan {
     Plan::on(bench)
         .set("servicenow.poll_waiting", "200ms")
         .set("servicenow.poll_active", "1h")
@@ -20,19 +20,19 @@ fn plan(bench: &Bench) -> Plan {
         .set("xo.callback_url", "")
 }
 
-fn often(plan: Plan) -> Plan {
+pub(crate) fn often(plan: Plan) -> Plan {
     plan.set("servicenow.poll_active", "200ms")
 }
 
-async fn started(plan: Plan, style: BodyStyle) -> Relay {
+pub(crate) async fn started(plan: Plan, style: BodyStyle) -> Relay {
     let relay = plan.start().await;
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings { style, ..CallbackSettings::to(url) }));
     relay
 }
 
-/// Opens a chat with an agent whose greeting was relayed.
-async fn talking(relay: &Relay, conversation: &str) -> String {
+/// An open chat with an agent, whose greeting was heard.
+pub(crate) async fn talking(relay: &Relay, conversation: &str) -> String {
     let group = relay.open(conversation).await;
     relay.sandbox.agent_accept(&group).await.unwrap();
     relay.reaches(conversation, "active").await;
@@ -45,7 +45,7 @@ fn events(relay: &Relay, conversation: &str) -> Vec<Value> {
     entries.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect()
 }
 
-fn of_type(relay: &Relay, conversation: &str, kind: &str) -> Vec<Value> {
+pub(crate) fn of_type(relay: &Relay, conversation: &str, kind: &str) -> Vec<Value> {
     events(relay, conversation).into_iter().filter(|event| event["type"] == kind).collect()
 }
 
@@ -54,8 +54,8 @@ fn texts(relay: &Relay, conversation: &str) -> Vec<String> {
     messages.iter().map(|event| event["message"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Waits for this many messages after the greeting, and returns their texts.
-async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
+/// Waits for so many messages after the greeting; returns their texts.
+pub(crate) async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
     relay
         .until(&format!("{conversation} to hear {count} messages"), |relay| {
             let texts = texts(relay, conversation);
@@ -65,7 +65,7 @@ async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
     texts(relay, conversation).split_off(1)
 }
 
-async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Value {
+pub(crate) async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Value {
     relay
         .until(&format!("{conversation} to hear {kind}"), |relay| {
             let told = of_type(relay, conversation, kind);
@@ -75,13 +75,13 @@ async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Value {
     of_type(relay, conversation, kind).remove(0)
 }
 
-/// Loses the callback of the agent's next message.
-fn lose_next(relay: &Relay) {
+/// The callback of the agent's next words is lost.
+pub(crate) fn lose_next(relay: &Relay) {
     let rule = Rule::new(Side::ServiceNow).operation(Operation::Callback);
     relay.sandbox.script().fail(rule.times(1).cut());
 }
 
-fn reads(relay: &Relay) -> u64 {
+pub(crate) fn reads(relay: &Relay) -> u64 {
     relay.sandbox.ledger().total(Side::ServiceNow, Operation::Read).arrived
 }
 

@@ -371,10 +371,13 @@ on_every_engine! {
             json!({ "uiType": "OutputHtml", "value": "<p>Press <b>F1</b></p>", "messageId": "h-5" }),
             json!({ "uiType": "Picker", "label": "Which?", "options": [{ "label": "A" }, { "label": "B" }], "messageId": "h-6" }),
             json!({ "uiType": "StreamStart", "streamId": "s" }),
-            json!({ "uiType": "StreamChunk", "streamId": "s", "streamSequence": 1, "value": "in ", "messageId": "h-7" }),
-            json!({ "uiType": "StreamChunk", "streamId": "s", "streamSequence": 2, "value": "pieces", "messageId": "h-7" }),
+            json!({ "uiType": "StreamChunk", "streamId": "s", "streamSequence": 1, "value": "in " }),
+            json!({ "uiType": "StreamChunk", "streamId": "s", "streamSequence": 2, "value": "pieces" }),
         ];
         relay.sandbox.virtual_agent_posts(&group, items).await.unwrap();
+        // The last callback of a stream brings the whole text (FACTS.md).
+        let whole = json!({ "uiType": "OutputText", "streamId": "s", "value": "in pieces", "messageId": "h-7" });
+        relay.sandbox.virtual_agent_posts(&group, vec![whole]).await.unwrap();
         hears_text(&relay, "c-1", "in pieces").await;
         let heard = heard(&relay, "c-1");
         assert_eq!(heard[heard.len() - 6..], [

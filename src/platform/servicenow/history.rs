@@ -4,9 +4,7 @@
 //! Guarantees: our own messages are left out. Messages among agents are marked. The order is ServiceNow's.
 //! Not responsible for: which of the messages were relayed already (`delivery/gaps.rs`).
 
-use std::collections::HashSet;
-
-use super::readback::PAGES_MAX;
+use super::readback::Pages;
 use super::wire::{OneOrMany, WireFile, WireSession};
 use super::{QueueEntry, Request, ServiceNow};
 use crate::message::ConversationId;
@@ -57,6 +55,16 @@ fn file(wire: WireFile) -> Option<AgentFile> {
     })
 }
 
+/// What was read of a chat.
+#[derive(Debug)]
+pub struct History {
+    /// What others said, oldest first.
+    pub heard: Vec<Heard>,
+    /// Nothing is missing from the place where the reading was to begin; of a very long chat, nothing of its newest pages. An
+    /// instance may show the newest page alone, or no row of a chat: then this is false.
+    pub is_complete: bool,
+}
+
 impl std::fmt::Debug for Heard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Heard").field("sys_id", &self.sys_id).finish_non_exhaustive()
@@ -71,33 +79,27 @@ impl ServiceNow {
         conversation: &ConversationId,
         group: &str,
         since: Option<&str>,
-    ) -> Result<Vec<Heard>, CallError> {
+    ) -> Result<History, CallError> {
         let mut heard = Vec::new();
-        let mut seen = HashSet::new();
-        let mut before: Option<String> = None;
-        'pages: for _ in 0..PAGES_MAX {
-            let page = self.page(conversation, group, before.as_deref()).await?;
-            before = page.last().and_then(|oldest| oldest.timestamp.clone());
-            let known = seen.len();
+        let mut pages = Pages::of(self, conversation, group);
+        let mut is_complete = false;
+        'pages: while let Some(page) = pages.next().await? {
             for message in page {
                 let Some(sys_id) = message.sys_id.clone() else { continue };
                 if since == Some(sys_id.as_str()) {
+                    is_complete = true;
                     break 'pages;
                 }
-                let own = self.is_own(&message);
-                if seen.insert(sys_id.clone()) && !own {
+                if !self.is_own(&message) {
                     let internal = message.internal || message.private_message;
                     let text = message.formatted_message.or(message.message).unwrap_or_default();
                     let files = message.attachments.into_iter().filter_map(file).collect();
                     heard.push(Heard { sys_id, created_by: message.created_by, text, internal, files });
                 }
             }
-            if seen.len() == known || before.is_none() {
-                break;
-            }
         }
         heard.reverse();
-        Ok(heard)
+        Ok(History { heard, is_complete: is_complete || pages.is_complete() })
     }
 
     /// Finds the chat in which an escalated chat (state 4) continues under another group: an open chat of our user

@@ -10,6 +10,7 @@
 mod attachments;
 mod auth;
 mod connect_support;
+mod controls;
 mod history;
 mod oauth;
 mod readback;
@@ -35,13 +36,13 @@ pub use attachments::StoredFile;
 pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
 use auth::{Auth, Pass};
-pub use history::{AgentFile, Heard};
+pub use history::{AgentFile, Heard, History};
 pub use readback::{Opening as StoredOpening, Posted, Since, StartText, Started, recognisable};
 use session::{Lease, Sessions};
 pub use table::Row;
 pub(crate) use virtual_agent::{File, HistoryLine, Opening, end_request};
 pub use virtual_agent::{MessageAuth, Receipt, StartAction, VirtualAgentSettings};
-pub(crate) use virtual_agent_callback::{Item, Meaning, Sign, VirtualAgentCallback};
+pub(crate) use virtual_agent_callback::{Choice, Item, Meaning, Sign, VirtualAgentCallback};
 
 /// The number of cookie jars kept for idle conversations: at most about 10 MB. A conversation whose jar was dropped
 /// logs in again.

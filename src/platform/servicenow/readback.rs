@@ -8,15 +8,18 @@
 //! Not responsible for: claiming (`conversation/`), remembering the last delivered message (`delivery/`).
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
 use super::wire::{OneOrMany, WireMessage, WireSession};
 use super::{QueueEntry, Request, ServiceNow};
 use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
 
-/// The maximum number of pages of a conversation that are read.
-pub(super) const PAGES_MAX: usize = 5;
-/// A stored text of at least this length that is the beginning of ours counts as ours: the column has cut it off.
+/// How many pages of a conversation are read at most.
+const PAGES_MAX: usize = 5;
+/// Rows of a full page (FACTS.md). A shorter one that brings nothing new is the end.
+const PAGE_ROWS: usize = 30;
+/// From here on a stored text that is the beginning of ours counts as ours, cut off by its column.
 const CUT_CHARS_MIN: usize = 1000;
 
 /// An open chat of our user that may be the one whose start was not answered.
@@ -168,25 +171,17 @@ impl ServiceNow {
         since: Since<'_>,
     ) -> Result<Option<Posted>, CallError> {
         let mut own: Vec<WireMessage> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        let mut before: Option<String> = None;
-        for _ in 0..PAGES_MAX {
-            let page = self.page(conversation, group, before.as_deref()).await?;
-            before = page.last().and_then(|oldest| oldest.timestamp.clone());
-            let mut grew = false;
+        let mut pages = Pages::of(self, conversation, group);
+        while let Some(page) = pages.next().await? {
             for message in page {
                 if since.is(&message) {
                     return Ok(newest(&own, text));
                 }
-                if message.sys_id.as_ref().is_none_or(|id| seen.insert(id.clone())) {
-                    grew = true;
-                    if self.is_own(&message) {
-                        own.push(message);
-                    }
+                if self.is_own(&message) {
+                    own.push(message);
                 }
             }
-            let enough = since == Since::Start && own.len() >= 2;
-            if enough || !grew || before.is_none() {
+            if since == Since::Start && own.len() >= 2 {
                 break;
             }
         }
@@ -209,7 +204,7 @@ impl ServiceNow {
         let query: Vec<(&str, &str)> = before.map(|before| ("before", before)).into_iter().collect();
         let mut page: Vec<WireMessage> = self.in_session(conversation, Request::get(&path, &query)).await?;
         if let (Some(first), Some(last)) = (page.first(), page.last())
-            && time_order(first, last) == Ordering::Less
+            && time_order(&Written::of(first), &Written::of(last)) == Ordering::Less
         {
             page.reverse();
         }
@@ -221,6 +216,96 @@ impl ServiceNow {
             .created_by
             .as_deref()
             .is_some_and(|user| user.eq_ignore_ascii_case(self.inner.auth.username()))
+    }
+}
+
+/// The messages of a conversation, page by page, newest first, at most [`PAGES_MAX`] pages.
+///
+/// Pages are asked for with `before`, which only ServiceNow's own browser client is known to use (FACTS.md). So the order
+/// does not depend on it: a row of a later page counts only if it stands behind all rows that were shown before and is not newer
+/// than those. An instance that ignores `before` shows the newest page again, perhaps with rows that were written since.
+pub(super) struct Pages<'a> {
+    servicenow: &'a ServiceNow,
+    conversation: &'a ConversationId,
+    group: &'a str,
+    seen: HashSet<String>,
+    /// When the oldest row so far was written.
+    oldest: Option<Written>,
+    left: usize,
+    /// The last page brought nothing more.
+    is_over: bool,
+    /// Everything was read: not a page is missing.
+    is_complete: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn of(servicenow: &'a ServiceNow, conversation: &'a ConversationId, group: &'a str) -> Self {
+        Self {
+            servicenow,
+            conversation,
+            group,
+            seen: HashSet::new(),
+            oldest: None,
+            left: PAGES_MAX,
+            is_over: false,
+            is_complete: false,
+        }
+    }
+
+    /// The next page; `None` if there is none, or none that is worth asking for.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<WireMessage>>, CallError> {
+        let before = self.oldest.as_ref().map(|oldest| oldest.timestamp.as_deref());
+        // Without a time there is nothing to ask the next page by.
+        let is_asked = !matches!(before, Some(None));
+        if self.is_over || self.left == 0 || !is_asked {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let page = self.servicenow.page(self.conversation, self.group, before.flatten()).await?;
+        let rows = page.len();
+        let fresh = self.older(page);
+        if let Some(last) = fresh.last() {
+            self.oldest = Some(Written::of(last));
+            return Ok(Some(fresh));
+        }
+        self.is_over = true;
+        // A full page that brings nothing new may hide others: an instance that ignores `before`. A chat that shows no row at all
+        // hides all of its rows.
+        self.is_complete = rows < PAGE_ROWS && self.oldest.is_some();
+        Ok(None)
+    }
+
+    /// The rows of a page, newest first, that are older than what was shown before.
+    fn older(&mut self, mut page: Vec<WireMessage>) -> Vec<WireMessage> {
+        let was_seen =
+            |message: &WireMessage| message.sys_id.as_ref().is_some_and(|id| self.seen.contains(id));
+        if let Some(last_seen) = page.iter().rposition(was_seen) {
+            page.drain(..=last_seen);
+        }
+        if let Some(oldest) = &self.oldest {
+            page.retain(|message| time_order(&Written::of(message), oldest) != Ordering::Greater);
+        }
+        page.retain(|message| message.sys_id.as_ref().is_none_or(|id| self.seen.insert(id.clone())));
+        page
+    }
+
+    /// Whether a row that was not shown is no row of the newest [`PAGES_MAX`] pages. Known only after [`Pages::next`] has said that
+    /// there is no more.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.is_complete || (self.left == 0 && !self.is_over)
+    }
+}
+
+/// When a row was written, as far as it says so.
+#[derive(Debug, Clone)]
+struct Written {
+    timestamp: Option<String>,
+    created_on: Option<String>,
+}
+
+impl Written {
+    fn of(message: &WireMessage) -> Self {
+        Self { timestamp: message.timestamp.clone(), created_on: message.created_on.clone() }
     }
 }
 
@@ -241,8 +326,8 @@ pub(super) fn age(entry: &QueueEntry) -> (usize, &str) {
     (number.len(), number)
 }
 
-/// Compares times, which are epoch numbers or sortable text. [`Ordering::Equal`] if they cannot be compared.
-fn time_order(left: &WireMessage, right: &WireMessage) -> Ordering {
+/// Times are epoch numbers or sortable text; [`Ordering::Equal`] where they cannot be compared.
+fn time_order(left: &Written, right: &Written) -> Ordering {
     let pairs = [(&left.timestamp, &right.timestamp), (&left.created_on, &right.created_on)];
     for (left, right) in pairs {
         if let (Some(left), Some(right)) = (left, right) {

@@ -399,7 +399,13 @@ async fn a_look_tells_which_chat_opened_so() {
 
 /// A conversation with these texts of our user, newest first.
 fn talk(texts: &[(&str, &str)]) -> String {
+    talk_after(0, texts)
+}
+
+/// The same, all of it written after a time.
+fn talk_after(start: usize, texts: &[(&str, &str)]) -> String {
     let messages = texts.iter().rev().enumerate().map(|(time, (id, text))| {
+        let time = start + time;
         serde_json::json!({
             "sys_id": id, "created_by": "Chatbot_Interface", "formatted_message": text, "timestamp": time,
         })
@@ -433,12 +439,48 @@ async fn equal_texts_are_told_apart_by_where_they_stand() {
 #[tokio::test]
 async fn a_landmark_on_an_older_page_is_found() {
     let pages = [
-        talk(&[("m5", "yes"), ("m4", "other")]),
+        talk_after(3, &[("m5", "yes"), ("m4", "other")]),
         talk(&[("m3", "third"), ("m2", "yes"), ("m1", "hello")]),
         talk(&[]),
     ];
     assert_eq!(found(&pages, "yes", Since::Message("m3")).await.as_deref(), Some("m5"));
     assert_eq!(found(&pages, "third", Since::Message("m2")).await.as_deref(), Some("m3"));
+}
+
+/// FACTS.md: `before` is known from the browser client alone. An instance that ignores it answers with the newest page
+/// again, perhaps with rows that were written since.
+#[tokio::test]
+async fn an_instance_that_ignores_the_page_reorders_nothing() {
+    let row = |id: &str, time: u64| serde_json::json!({ "sys_id": id, "created_by": "beth", "timestamp": time, "formatted_message": id });
+    let page = |rows: Vec<serde_json::Value>| format!("{OK}{}", serde_json::json!({ "result": rows }));
+    let read = async |pages: &[String], since: Option<&str>| {
+        let pages: Vec<&str> = pages.iter().map(String::as_str).collect();
+        let peer = Peer::saying_each(&pages).await;
+        let history = client(&peer.url).heard_since(&c(), GROUP, since).await.unwrap();
+        (history.heard.into_iter().map(|heard| heard.sys_id).collect::<Vec<_>>(), history.is_complete)
+    };
+    let first = page(vec![row("line 0", 10), row("greeting", 5)]);
+    let second = page(vec![row("line 1", 11), row("line 0", 10), row("greeting", 5)]);
+    let (heard, is_complete) = read(&[first.clone(), second.clone(), second], None).await;
+    assert_eq!((heard, is_complete), (vec!["greeting".to_owned(), "line 0".to_owned()], true));
+
+    // All of one second: the place on the page decides.
+    let second = page(vec![row("line 1", 10), row("line 0", 10)]);
+    let (heard, _) = read(&[page(vec![row("line 0", 10)]), second.clone(), second], None).await;
+    assert_eq!(heard, ["line 0"]);
+    // An instance that shows no row proves nothing.
+    let (heard, is_complete) = read(&[page(vec![])], None).await;
+    assert_eq!((heard.len(), is_complete), (0, false));
+
+    let full = page((0..30).rev().map(|n| row(&format!("m{n}"), n)).collect());
+    let (heard, is_complete) = read(&[full.clone(), full.clone(), full.clone()], None).await;
+    assert_eq!((heard.len(), is_complete), (30, false), "older ones may be hidden");
+    let (heard, is_complete) = read(&[full.clone(), full.clone(), full], Some("m27")).await;
+    assert_eq!((heard, is_complete), (vec!["m28".to_owned(), "m29".to_owned()], true));
+    // One that knows it is read to the end.
+    let (heard, is_complete) =
+        read(&[first, page(vec![row("older", 5), row("oldest", 4)]), page(vec![])], None).await;
+    assert_eq!((heard.join(" "), is_complete), ("oldest older greeting line 0".to_owned(), true));
 }
 
 #[tokio::test]

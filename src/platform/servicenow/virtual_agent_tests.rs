@@ -113,7 +113,7 @@ async fn whether_the_api_is_there_is_asked_without_posting() {
 }
 
 fn read(name: &str) -> VirtualAgentCallback {
-    VirtualAgentCallback::read(fixture(name).as_bytes()).unwrap()
+    VirtualAgentCallback::read(fixture(name).as_bytes(), None).unwrap()
 }
 
 #[test]
@@ -142,20 +142,26 @@ fn the_documented_callbacks_mean_what_they_say() {
 
 #[test]
 fn a_connect_callback_is_none_of_these() {
-    assert!(VirtualAgentCallback::read(fixture("callback-stock.json").as_bytes()).is_none());
-    assert!(VirtualAgentCallback::read(b"[1]").is_none());
+    assert!(VirtualAgentCallback::read(fixture("callback-stock.json").as_bytes(), None).is_none());
+    assert!(VirtualAgentCallback::read(b"[1]", None).is_none());
 }
 
+/// What the first item of a callback says.
+fn meaning(item: &str) -> Meaning {
+    let instance = Url::parse("https://acme.service-now.com").unwrap();
+    let body = format!(r#"{{"clientSessionId":"g","body":[{item}]}}"#);
+    let callback = VirtualAgentCallback::read(body.as_bytes(), Some(&instance)).unwrap();
+    callback.items.into_iter().next().unwrap().meaning
+}
+
+/// FACTS.md, controls of va-api-controls.md: the words and every address.
 #[test]
 fn what_is_put_together_is_read_apart() {
-    let text = |item: &str| {
-        let body = format!(r#"{{"clientSessionId":"g","body":[{item}]}}"#);
-        let callback = VirtualAgentCallback::read(body.as_bytes()).unwrap();
-        match &callback.items[0].meaning {
-            Meaning::Text(text) | Meaning::Question(text) | Meaning::Notice(text) => text.clone(),
-            Meaning::Unknown(text) => format!("unknown: {text:?}"),
-            _ => String::new(),
-        }
+    let text = |item: &str| match meaning(item) {
+        Meaning::Text(text) | Meaning::Notice(text) => text,
+        Meaning::Question(question) => question.text,
+        Meaning::Unknown(text) => format!("unknown: {text:?}"),
+        _ => String::new(),
     };
     for (item, expected) in [
         (
@@ -163,19 +169,87 @@ fn what_is_put_together_is_read_apart() {
             "INC1\nState: New\nhttps://x/1",
         ),
         (
+            r#"{"uiType":"OutputCard","templateName":"Small image with text","data":"{\"image\":\"/c.png\",\"description\":\"where it is\",\"title\":\"The button\",\"imageAlt\":\"a button\",\"url\":\"\"}"}"#,
+            "The button\nwhere it is\na button\nhttps://acme.service-now.com/c.png",
+        ),
+        (
+            r#"{"uiType":"OutputCard","data":"{\"title\":\"Film\",\"description\":\"a film\",\"link\":\"https://x/v\",\"id\":\"IWs\"}"}"#,
+            "Film\na film\nhttps://x/v",
+        ),
+        (r#"{"uiType":"OutputCard","data":"{\"message\":\"of another template\"}"}"#, "of another template"),
+        (
             r#"{"uiType":"GroupedPartsOutputControl","header":"Articles","values":[{"label":"One","action":"https://x/1"},{"label":"Two","description":"<b>2</b>"}]}"#,
             "Articles\nOne\nhttps://x/1\nTwo\n2",
         ),
+        (
+            r#"{"uiType":"OutputHtml","value":"<p>Read <a href='/kb?a=1&amp;b=2'>this</a></p>","links":[{"link":"/kb?a=1&b=2","label":"this"},{"link":"https://x/2","label":"that"}],"imageUrl":"https://x/i.png"}"#,
+            "Read this (https://acme.service-now.com/kb?a=1&b=2)\nthat\nhttps://x/2\nhttps://x/i.png",
+        ),
+        (r#"{"uiType":"OutputText","value":"it&#39;s &lt;done&gt;"}"#, "it's <done>"),
+        (
+            r#"{"uiType":"OutputImage","value":"https://x/s.png","altText":"a picture"}"#,
+            "a picture\nhttps://x/s.png",
+        ),
+        (
+            r#"{"uiType":"OutputLink","label":"Portal","header":"go here","value":{"action":"/sp","target":"_blank"}}"#,
+            "go here\nPortal\nhttps://acme.service-now.com/sp",
+        ),
+        (
+            r#"{"uiType":"MultiPartOutput","navigationBtnLabel":"More","content":{"uiType":"OutputText","value":"part one"}}"#,
+            "part one\n(More)",
+        ),
+        (
+            r#"{"uiType":"MultiPartOutput","content":{"uiType":"OutputHtml","value":"<b>the end</b>"}}"#,
+            "the end",
+        ),
+        (
+            r#"{"uiType":"Picker","label":"which?","options":[{"label":"red","description":"the red one","attachment":"https://x/r.png","value":"v1"},{"label":"blue","value":"v2"}]}"#,
+            "which?\n1. red: the red one\nhttps://x/r.png\n2. blue",
+        ),
         (r#"{"uiType":"FileUpload","label":"Send a picture"}"#, "Send a picture"),
+        (r#"{"uiType":"Date","label":"When?"}"#, "When?"),
+        (r#"{"uiType":"StreamStart","value":"Looking into your request","streamId":"s"}"#, ""),
+        (r#"{"uiType":"StreamChunk","value":"The ans","streamId":"s","streamSequence":1}"#, ""),
         (
             r#"{"uiType":"ActionMsg","actionType":"System","message":"X has entered the chat."}"#,
             "X has entered the chat.",
         ),
+        (r#"{"uiType":"ActionMsg","actionType":"ChatSubHeader","message":"A topic began"}"#, "A topic began"),
         (r#"{"uiType":"ActionMsg","actionType":"EndTypingIndicatorActionMsg"}"#, ""),
         (r#"{"uiType":"ActionMsg","actionType":"Brandnew"}"#, "unknown: None"),
+        (r#"{"uiType":"ActionMsg","actionType":"Brandnew","message":"words"}"#, r#"unknown: Some("words")"#),
         (r#"{"uiType":"Hologram","promptMsg":"look"}"#, r#"unknown: Some("look")"#),
+        (
+            r#"{"uiType":"Hologram","content":{"values":[{"label":"in","url":"/deep"}]},"group":"DefaultHologram"}"#,
+            r#"unknown: Some("in\nhttps://acme.service-now.com/deep")"#,
+        ),
         (r#"7"#, "unknown: None"),
     ] {
         assert_eq!(text(item), expected, "{item}");
     }
+}
+
+#[test]
+fn a_choice_says_what_servicenow_wants_to_get() {
+    let choices = |item: &str| match meaning(item) {
+        Meaning::Question(question) => {
+            let pairs = question.choices.into_iter().map(|choice| (choice.title, choice.value));
+            pairs.collect::<Vec<_>>()
+        }
+        _ => panic!("no question: {item}"),
+    };
+    let pair = |title: &str, value: &str| (title.to_owned(), value.to_owned());
+    assert_eq!(
+        choices(
+            r#"{"uiType":"Picker","label":"which?","options":[{"label":"North","value":"n"},{"label":"South"},"West"]}"#
+        ),
+        [pair("North", "n"), pair("South", "South"), pair("West", "West")]
+    );
+    assert_eq!(
+        choices(
+            r#"{"uiType":"MultiPartOutput","navigationBtnLabel":"More","content":{"uiType":"OutputText","value":"x"}}"#
+        ),
+        [pair("More", "click_for_more")]
+    );
+    assert_eq!(choices(r#"{"uiType":"InputText","label":"Your tag?"}"#), []);
 }

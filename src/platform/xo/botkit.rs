@@ -101,6 +101,9 @@ pub struct Words<'a> {
     pub text: &'a str,
     /// Shown as an agent's message, if the channel supports it.
     pub as_agent: bool,
+    /// What the user can answer with: the title that they see, and the text that their bot gets. Only a channel that shows
+    /// buttons may have them.
+    pub quick_replies: &'a [(&'a str, &'a str)],
 }
 
 impl std::fmt::Debug for Words<'_> {
@@ -133,7 +136,17 @@ impl Xo {
     /// Sends a message to the user.
     pub async fn tell_user(&self, handle: &ReplyHandle, words: Words<'_>) -> Result<(), CallError> {
         let mut payload = payload(handle);
-        if words.as_agent {
+        if !words.quick_replies.is_empty() {
+            let replies = words
+                .quick_replies
+                .iter()
+                .map(|(title, payload)| json!({"content_type": "text", "title": title, "payload": payload}));
+            let replies: Vec<Value> = replies.collect();
+            let template = json!({"type": "template", "payload": {
+                "template_type": "quick_replies", "text": words.text, "quick_replies": replies,
+            }});
+            payload["overrideMessagePayload"] = json!({"isTemplate": true, "body": template.to_string()});
+        } else if words.as_agent {
             let template =
                 json!({"type": "template", "payload": {"template_type": "live_agent", "text": words.text}});
             payload["overrideMessagePayload"] = json!({"isTemplate": true, "body": template.to_string()});
@@ -278,7 +291,9 @@ mod tests {
     async fn the_smallest_body_and_a_fresh_token_go_out() {
         let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
         let xo = xo(vec![host(&peer.url)]);
-        xo.tell_user(&handle(&peer.url), Words { text: "hello", as_agent: false }).await.unwrap();
+        xo.tell_user(&handle(&peer.url), Words { text: "hello", as_agent: false, quick_replies: &[] })
+            .await
+            .unwrap();
         let heard = peer.heard.lock().unwrap().concat();
         let (head, body) = heard.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /api/botsdk/stream/st-1/sendUserMessage/77 HTTP/1.1"), "{head}");
@@ -297,7 +312,9 @@ mod tests {
     async fn the_agent_speaks_in_a_template() {
         let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
         let xo = xo(vec![host(&peer.url)]);
-        xo.tell_user(&handle(&peer.url), Words { text: "say \"hi\"", as_agent: true }).await.unwrap();
+        xo.tell_user(&handle(&peer.url), Words { text: "say \"hi\"", as_agent: true, quick_replies: &[] })
+            .await
+            .unwrap();
         let heard = peer.heard.lock().unwrap().concat();
         let body: Value = serde_json::from_str(heard.split_once("\r\n\r\n").unwrap().1).unwrap();
         assert_eq!(
@@ -326,7 +343,7 @@ mod tests {
         let xo = xo(vec!["platform.kore.ai".to_owned()]);
         let handle = handle(&peer.url);
         assert!(xo.refuses(&handle).is_some_and(|why| why.contains("xo.allowed_hosts")));
-        xo.tell_user(&handle, Words { text: "x", as_agent: false }).await.unwrap_err();
+        xo.tell_user(&handle, Words { text: "x", as_agent: false, quick_replies: &[] }).await.unwrap_err();
         xo.agent_session(&handle, SessionStep::Extend).await.unwrap_err();
         assert!(peer.heard.lock().unwrap().concat().is_empty());
     }

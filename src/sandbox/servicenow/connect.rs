@@ -179,10 +179,22 @@ struct Before {
 /// Newest first. `before` (a message's `timestamp`) selects the next page.
 async fn messages(State(world): Shared, Path(group): Path<String>, Query(page): Query<Before>) -> Response {
     let desk = world.desk();
-    let before = |row: &&Row| page.before.is_none_or(|before| row.created.as_millisecond() < before);
+    let switches = desk.switches.rows;
+    let before = page.before.filter(|_| !switches.ignores_before);
+    let now = crate::clock::now().as_millisecond();
+    let shown_since = now.saturating_sub(i64::try_from(switches.shown_after_ms).unwrap_or(i64::MAX));
+    let before = |row: &&Row| {
+        let at = row.created.as_millisecond();
+        before.is_none_or(|before| at < before) && (switches.shown_after_ms == 0 || at <= shown_since)
+    };
     answer(desk.chat(&group).map(|chat| {
         let rows = chat.rows.iter().rev().filter(before).take(PAGE).map(|row| {
             let mut shown = shapes::message(row);
+            if switches.hides_internal
+                && let Some(fields) = shown.as_object_mut()
+            {
+                fields.remove("internal");
+            }
             shown["attachments"] = world.files.shown(&row.attachments);
             shown
         });

@@ -344,7 +344,7 @@ impl Desk {
         if self.chat(group)?.state() != State::WorkInProgress {
             return Err(Refusal::NotAllowed("No agent is in this chat.".to_owned()));
         }
-        self.insert(group, self.agent.0.clone(), text)
+        self.insert(group, self.agent.0.clone(), &super::shapes::stored(text, self.switches.rows))
     }
 
     /// The agent writes a row for other agents.

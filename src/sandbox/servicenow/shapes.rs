@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::desk::{Chat, Desk, Queue, QueueEntry, Refusal, Row, State};
+use crate::sandbox::settings::RowSwitches;
 
 /// `{"result": …}`.
 pub(crate) fn result(status: StatusCode, value: &Value) -> Response {
@@ -170,4 +171,22 @@ fn stamp(time: Timestamp) -> String {
 
 fn waited(from: Timestamp, to: Timestamp) -> String {
     format!("{} Seconds", to.as_second() - from.as_second())
+}
+
+/// A text as the instance stores it. OWASP's java-html-sanitizer writes some characters as references.
+pub(crate) fn stored(text: &str, switches: RowSwitches) -> String {
+    if !switches.sanitizes {
+        return text.to_owned();
+    }
+    let mut written = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '@' | '=' | '+' | '\'' | '"' | '`' => written.push_str(&format!("&#{};", u32::from(letter))),
+            '&' => written.push_str("&amp;"),
+            '<' => written.push_str("&lt;"),
+            '>' => written.push_str("&gt;"),
+            _ => written.push(letter),
+        }
+    }
+    written
 }

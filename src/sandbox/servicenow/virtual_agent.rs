@@ -210,7 +210,7 @@ pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
     } else if row.created_by == "system" {
         items.push(json!({ "uiType": "ActionMsg", "actionType": "System", "message": row.text }));
     }
-    if over && !switches.ends_by_flag {
+    if over && !switches.ends_by_flag && !switches.ends_by_sentence {
         items.push(json!({ "uiType": "ActionMsg", "actionType": "SwitchToVirtualAgent" }));
     }
     if items.is_empty() {
@@ -218,7 +218,7 @@ pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
     }
     let mut body = envelope(chat, &row.group, switches, state.open());
     body["body"] = json!(items);
-    if over {
+    if over && !switches.ends_by_sentence {
         body["completed"] = json!(true);
     }
     row.callback = Some(body.to_string());
@@ -232,7 +232,8 @@ pub(crate) fn post(world: &Arc<World>, group: &str, items: Vec<Value>) -> Result
     let switches = desk.switches.virtual_agent;
     let active = desk.chat(group)?.state() == desk::State::WorkInProgress;
     let chat = desk.virtual_agent(group).ok_or(Refusal::NotFound)?;
-    let mut body = envelope(chat, group, switches, active);
+    let from_agent = items.iter().any(|item| item["agentInfo"]["sentFromAgent"] == json!(true));
+    let mut body = envelope(chat, group, switches, active && (from_agent || !switches.unflagged));
     body["body"] = json!(items);
     drop(desk);
     let silent = || Refusal::NotAllowed("The instance posts nothing.".to_owned());

@@ -1,0 +1,260 @@
+//! The row of ServiceNow's that a callback is a copy of. The callback is posted by a script that a clone of the instance runs as well,
+//! and it can be lost or changed on its way. The row can only be written inside ServiceNow.
+//!
+//! Guarantees: if the chat can be read, its row decides on the text, the writer, the order and the existence of a message. A callback is
+//! declared absent only after two readings that cover the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that cannot be read
+//! delays a callback for [`UNREAD_DELAY`] at most.
+//! Not responsible for: reading (`platform/servicenow/history.rs`), telling (`gaps.rs`).
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::attachments::names_a_file;
+use super::breaker;
+use super::{Attempt, Deliverer, OwnTrouble, ReadBack};
+use crate::conversation::{Conversation, Directory, State};
+use crate::delivery::classify::Operation;
+use crate::message::{Callback, Destination, Endpoint, Message};
+use crate::platform::servicenow::{Heard, History};
+use crate::platform::{CallError, ChatApi, ServiceNow};
+
+/// How long one reading may take.
+const READING: Duration = Duration::from_secs(5);
+/// How long the callbacks of a chat wait for a reading, counted from the first one that failed.
+const UNREAD_DELAY: Duration = Duration::from_secs(30);
+/// After so much time the outage of ServiceNow no longer delays the bot side. A shorter one must not let a later message overtake.
+const OUTAGE: Duration = Duration::from_secs(15);
+/// The worker forgets a chat that it could not read after this time.
+pub(super) const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// The Business Rule runs inside the agent's transaction, so its callback can arrive before the row is visible.
+const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is known of a callback's row, and of the messages before it.
+pub(super) enum Before {
+    /// The callback itself shows that no message is missing before it.
+    Complete,
+    /// The chat was not read. Gap repair finds later what is missing.
+    Unknown,
+    /// The row, and the messages before it that may not have been told yet.
+    Read { missing: Vec<Heard>, row: Heard },
+    /// The row stands before the last message that was told: the callback waited for long, or it is a replay.
+    Late(Heard),
+    /// A reading did not show the row. A second one decides.
+    Unseen,
+    /// Two readings did not show the row: a clone of the instance or a forger sent the callback.
+    Absent,
+    /// The row is a message among agents.
+    Internal,
+    /// ServiceNow did not answer. The attempt is repeated.
+    NotYet,
+}
+
+impl Before {
+    /// The row, if it was read.
+    pub(super) const fn row(&self) -> Option<&Heard> {
+        match self {
+            Self::Read { row, .. } | Self::Late(row) => Some(row),
+            _ => None,
+        }
+    }
+
+    /// Whether the chat is told up to this message when the message is told.
+    pub(super) const fn moves_on(&self) -> bool {
+        !matches!(self, Self::Unknown | Self::Late(_))
+    }
+}
+
+impl Deliverer {
+    /// Looks for the row of a callback, and for the messages before it.
+    pub(super) async fn before(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        callback: &Callback,
+        conversation: &Conversation,
+    ) -> Result<Before, OwnTrouble> {
+        let (Some(servicenow), Some(sys_id)) = (&self.servicenow, &callback.sys_id) else {
+            return Ok(Before::Unknown);
+        };
+        // ServiceNow may refuse to show an earlier chat of the conversation; the newer API has no such call.
+        let is_current = conversation.group.as_deref() == Some(&callback.group);
+        if !is_current || servicenow.api() != ChatApi::ConnectSupport {
+            return Ok(Before::Unknown);
+        }
+        let last_told = directory.last_told(&callback.group).await?;
+        let previous = callback.previous.as_deref();
+        let shows_no_gap = previous.is_some_and(|previous| previous == last_told.as_deref().unwrap_or(""));
+        // A file is shown by its row alone.
+        let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
+        if self.settings.read_back == ReadBack::Gaps && !has_file && (previous.is_none() || shows_no_gap) {
+            return Ok(if shows_no_gap { Before::Complete } else { Before::Unknown });
+        }
+        if self.waits_for_row(sys_id) {
+            return Ok(Before::Unseen);
+        }
+        let unread = || {
+            if shows_no_gap {
+                Before::Complete
+            } else if self.waits_for(&callback.group) {
+                Before::NotYet
+            } else {
+                Before::Unknown
+            }
+        };
+        let Some(read) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
+        else {
+            return Ok(unread());
+        };
+        if let Some(found) = found(read.heard, sys_id, None) {
+            self.chat_was_read(&callback.group, Some(sys_id));
+            return Ok(found);
+        }
+        let mut proves_absence = read.is_complete;
+        if last_told.is_some() {
+            // The row may stand before the message that was told last, or a later page showed it too late.
+            let Some(whole) = self.read_back(servicenow, conversation, callback, None).await else {
+                return Ok(unread());
+            };
+            proves_absence = whole.is_complete;
+            if let Some(found) = found(whole.heard, sys_id, last_told.as_deref()) {
+                self.chat_was_read(&callback.group, Some(sys_id));
+                return Ok(found);
+            }
+        }
+        self.chat_was_read(&callback.group, None);
+        // What can still be read of a chat that is over is not known. An operator who replays a message wants it to be told.
+        let is_open = matches!(conversation.state, State::Requested | State::Waiting | State::Active);
+        if !proves_absence || !is_open || message.replays > 0 {
+            return Ok(Before::Unknown);
+        }
+        Ok(self.row_was_unseen(sys_id))
+    }
+
+    fn chat_was_read(&self, group: &str, row: Option<&str>) {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.remove(group);
+        if let Some(sys_id) = row {
+            unread.remove(&row_key(sys_id));
+        }
+    }
+
+    /// Whether a reading that did not show the row was made a moment ago. The next one would show the same.
+    fn waits_for_row(&self, sys_id: &str) -> bool {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.get(&row_key(sys_id)).is_some_and(|since| since.elapsed() < ROW_VISIBLE_WITHIN)
+    }
+
+    fn row_was_unseen(&self, sys_id: &str) -> Before {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        match unread.remove(&row_key(sys_id)) {
+            Some(_) => Before::Absent,
+            None => {
+                unread.insert(row_key(sys_id), Instant::now());
+                Before::Unseen
+            }
+        }
+    }
+
+    /// Whether a chat that could not be read is worth waiting for.
+    fn waits_for(&self, group: &str) -> bool {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        let since = *unread.entry(group.to_owned()).or_insert_with(Instant::now);
+        since.elapsed() < UNREAD_DELAY && self.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
+    }
+
+    async fn read_back(
+        &self,
+        servicenow: &ServiceNow,
+        conversation: &Conversation,
+        callback: &Callback,
+        since: Option<&str>,
+    ) -> Option<History> {
+        let gate = self.gate(Destination::ServiceNow);
+        let _pass = tokio::time::timeout(READING, gate.enter(false)).await.ok().flatten()?;
+        let reading = servicenow.heard_since(&conversation.id, &callback.group, since);
+        match tokio::time::timeout(READING, reading).await {
+            Ok(Ok(history)) => {
+                gate.breaker().hear(breaker::Heard::Alive);
+                return Some(history);
+            }
+            Ok(Err(error)) => self.trouble_reading(conversation, &error),
+            Err(_) => {
+                let lane = super::lane_number(&callback.group);
+                gate.breaker().hear(breaker::Heard::Failed { lane, unreachable: false });
+            }
+        }
+        None
+    }
+
+    fn trouble_reading(&self, conversation: &Conversation, error: &CallError) {
+        let attempt = Attempt::called(Endpoint::ServiceNow, error, Operation::State);
+        self.tell_breaker(Destination::ServiceNow, None, &attempt);
+        tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
+    }
+}
+
+/// The row among the messages that were read, oldest first. `last_told`: the message that was told last, if the reading goes beyond it.
+fn found(mut heard: Vec<Heard>, sys_id: &str, last_told: Option<&str>) -> Option<Before> {
+    let here = heard.iter().position(|heard| heard.sys_id == sys_id)?;
+    let first_missing = last_told.map(|last_told| heard.iter().position(|heard| heard.sys_id == last_told));
+    let row = heard.swap_remove(here);
+    if row.internal {
+        return Some(Before::Internal);
+    }
+    heard.truncate(here);
+    let missing = match first_missing {
+        None => heard,
+        Some(Some(told)) if told < here => heard.split_off(told + 1),
+        Some(_) => return Some(Before::Late(row)),
+    };
+    Some(Before::Read { missing: missing.into_iter().filter(|heard| !heard.internal).collect(), row })
+}
+
+/// The name of a row in the list of what could not be read, so that it is not taken for a chat.
+fn row_key(sys_id: &str) -> String {
+    format!("row {sys_id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(names: &str) -> Vec<Heard> {
+        let heard = names.split_whitespace().map(|name| Heard {
+            sys_id: name.to_owned(),
+            created_by: None,
+            text: String::new(),
+            internal: name.starts_with("note"),
+            files: Vec::new(),
+        });
+        heard.collect()
+    }
+
+    fn shown(names: &str, row: &str, last_told: Option<&str>) -> String {
+        match found(heard(names), row, last_told) {
+            Some(Before::Read { missing, row }) => {
+                let missing: Vec<String> = missing.into_iter().map(|heard| heard.sys_id).collect();
+                format!("{} | {}", missing.join(" "), row.sys_id)
+            }
+            Some(Before::Late(row)) => format!("late {}", row.sys_id),
+            Some(Before::Internal) => "internal".to_owned(),
+            _ => "not there".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_row_is_told_behind_what_is_missing() {
+        assert_eq!(shown("a b c", "b", None), "a | b");
+        assert_eq!(shown("a note b", "b", None), "a | b");
+        assert_eq!(shown("a note b", "note", None), "internal");
+        assert_eq!(shown("a b c", "d", None), "not there");
+        // A reading that goes beyond what was told repeats nothing.
+        assert_eq!(shown("a b c d", "d", Some("b")), "c | d");
+        assert_eq!(shown("a b c d", "b", Some("c")), "late b");
+        assert_eq!(shown("a b", "b", Some("not shown")), "late b");
+    }
+}

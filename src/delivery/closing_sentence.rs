@@ -1,0 +1,132 @@
+//! The end of a chat that ServiceNow announces in a sentence. Some instances post no flag and no action with it, and integrations of
+//! theirs know the end from the sentence alone (FACTS.md).
+//!
+//! Guarantees: no sentence ends a chat by itself, since sentences are translated and people write the same words. A sentence counts
+//! together with the state. Over Connect Support the state is that of the queue entry (`poll.rs`). Over the Virtual Agent API
+//! it is shown by what comes behind the sentence: words of ServiceNow's bot without a flag of an agent's chat, and no sign of
+//! an agent between the two. A chat that was announced to be over and never shows it is ended by the idle limit, and counted.
+//! Not responsible for: ending the chat (`agent_chat_callback.rs`, `poll.rs`), the idle limit (`patience.rs`).
+
+use super::{Deliverer, OwnTrouble};
+use crate::clock;
+use crate::conversation::{DedupKey, Directory};
+use crate::message::Message;
+use crate::platform::servicenow::{Meaning, Sign, VirtualAgentCallback};
+
+/// In place of the last message of a chat that was told: the sentence was the last thing that was heard of it.
+const ANNOUNCED: &str = "closing sentence";
+
+impl Deliverer {
+    /// Whether ServiceNow's own words announce the end of a chat.
+    pub(super) fn is_closing_sentence(&self, text: &str) -> bool {
+        let text = text.to_lowercase();
+        let sentences = &self.settings.agent_chat.end_sentences;
+        sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
+    }
+
+    /// Notes that the end of a chat was announced, so that it is counted if nothing confirms it.
+    pub(super) async fn note_closing_sentence(
+        &self,
+        directory: &Directory,
+        group: &str,
+    ) -> Result<(), OwnTrouble> {
+        directory.mark_done(DedupKey::closing_sentence(group), None, clock::now()).await?;
+        Ok(())
+    }
+
+    /// Whether this callback shows that a chat with an agent, which a sentence announced to be over, is over.
+    pub(super) async fn confirms_end(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        callback: &VirtualAgentCallback,
+        group: &str,
+    ) -> Result<bool, OwnTrouble> {
+        let says_nothing = |meaning: &Meaning| matches!(meaning, Meaning::Typing | Meaning::Nothing);
+        if callback.items.iter().all(|item| says_nothing(&item.meaning)) {
+            return Ok(false);
+        }
+        let was_announced = directory.last_told(group).await?.as_deref() == Some(ANNOUNCED);
+        let seen = Evidence::of(callback, was_announced, |text| self.is_closing_sentence(text));
+        let is_news = seen.confirms || seen.is_announced != was_announced;
+        // A repeated or replayed callback is an old one, and the chat has gone on since.
+        if !is_news || directory.is_done(DedupKey::CallbackApplied(message.id)).await? {
+            return Ok(false);
+        }
+        if seen.is_announced {
+            self.note_closing_sentence(directory, group).await?;
+            directory.told(group, ANNOUNCED, clock::now()).await?;
+        } else if !seen.confirms {
+            directory.told(group, &message.id.to_string(), clock::now()).await?;
+        }
+        Ok(seen.confirms)
+    }
+}
+
+/// What the items of a callback show, one after the other.
+#[derive(Debug, PartialEq, Eq)]
+struct Evidence {
+    /// The end was announced, and nothing since then speaks against it.
+    is_announced: bool,
+    /// Words of ServiceNow's bot came behind the announcement.
+    confirms: bool,
+}
+
+impl Evidence {
+    fn of(callback: &VirtualAgentCallback, announced: bool, is_closing: impl Fn(&str) -> bool) -> Self {
+        // The flag belongs to the whole callback, so it speaks against an earlier announcement alone.
+        let mut seen = Self { is_announced: announced && !callback.agent_chat, confirms: false };
+        for item in &callback.items {
+            let is_agent_sign = matches!(
+                item.meaning,
+                Meaning::Sign(Sign::Queued { .. } | Sign::AgentChat | Sign::AgentCame)
+            );
+            if item.from_agent || item.is_topic_header || is_agent_sign {
+                seen = Self { is_announced: false, confirms: false };
+                continue;
+            }
+            match &item.meaning {
+                Meaning::Notice(text) if is_closing(text) => seen.is_announced = true,
+                Meaning::Text(_) | Meaning::Question(_) if seen.is_announced && !callback.agent_chat => {
+                    seen.confirms = true;
+                }
+                _ => {}
+            }
+        }
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOSED: &str =
+        r#"{"uiType":"ActionMsg","actionType":"System","message":"Grace has closed the support session."}"#;
+    const BOT: &str = r#"{"uiType":"OutputText","value":"What can I help with?"}"#;
+    const AGENT: &str = r#"{"uiType":"OutputText","value":"still here","agentInfo":{"sentFromAgent":true}}"#;
+    const HEADER: &str = r#"{"uiType":"ActionMsg","actionType":"ChatSubHeader","message":"A topic began"}"#;
+
+    fn seen(announced: bool, flag: &str, items: &[&str]) -> (bool, bool) {
+        let body = format!(r#"{{"clientSessionId":"g"{flag},"body":[{}]}}"#, items.join(","));
+        let callback = VirtualAgentCallback::read(body.as_bytes(), None).unwrap();
+        let seen = Evidence::of(&callback, announced, |text| text.contains("closed the support session"));
+        (seen.is_announced, seen.confirms)
+    }
+
+    /// FACTS.md: public integrations know the end from the sentence; which flags a topic's items carry is not known.
+    #[test]
+    fn a_sentence_needs_the_state() {
+        let chat = r#","agentChat":true"#;
+        assert_eq!(seen(false, "", &[CLOSED]), (true, false));
+        assert_eq!(seen(false, chat, &[CLOSED]), (true, false));
+        assert_eq!(seen(true, "", &[BOT]), (true, true));
+        assert_eq!(seen(false, "", &[CLOSED, BOT]), (true, true));
+        // Nothing was announced, or an agent or a topic came in between.
+        assert_eq!(seen(false, "", &[BOT]), (false, false));
+        assert_eq!(seen(true, chat, &[BOT]), (false, false));
+        assert_eq!(seen(true, "", &[AGENT]), (false, false));
+        assert_eq!(seen(true, "", &[HEADER, BOT]), (false, false));
+        assert_eq!(seen(false, "", &[BOT, CLOSED]), (true, false));
+    }
+}
