@@ -352,10 +352,11 @@
       logError('Causeway: live_message ' + message.id + ' was never taken; no more retries');
       return;
     }
-    var group = String(event.parm1);
+    // A row that was removed needs no retry.
     if (isRemoved(message.id)) {
       return;
     }
+    var group = String(event.parm1);
     // Before the calls, so that also a node that is stopped in the middle loses nothing.
     queueRetry(current, group, message);
     var line = lineOf(message, group);

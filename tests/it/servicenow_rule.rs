@@ -1,6 +1,6 @@
-//! Promise: the Business Rule that we ship tells the ingress everything and never stands in an agent's way. It is run
-//! here by a JavaScript engine, with ServiceNow's objects stood in for, and what it sends goes to the real ingress.
-//! What happens while Causeway is away: `servicenow_retry`.
+//! Tests that the Business Rule that we ship reports everything to the ingress and never blocks an agent. A JavaScript
+//! engine runs the rule with stand-ins for ServiceNow's objects, and its requests go to the real ingress. The retry of
+//! callbacks is tested in `servicenow_retry`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,15 +12,15 @@ use crate::harness::http;
 use crate::harness::matrix::Engine;
 use crate::harness::relay::Plan;
 
-/// What a rule did.
+/// The result of a run of the rule.
 struct Run {
     sent: Vec<Value>,
-    /// What another host got.
+    /// The requests that another host got.
     elsewhere: Vec<Value>,
     errors: Vec<String>,
-    /// What is to be sent again.
+    /// The queued retries.
     events: Vec<Value>,
-    /// What escaped into the agent's transaction.
+    /// Whether an exception reached the agent's transaction.
     threw: bool,
 }
 
@@ -123,7 +123,7 @@ fn no_redirect_takes_a_message_away() {
 
 #[test]
 fn half_a_character_does_not_spoil_the_rest() {
-    // JSON that Rust cannot write, so it is spelled out for the engine.
+    // JSON that Rust cannot write, so the engine builds it.
     let sent = Instance::new(&told("cut HALF off")).run(
         "instance.row.formatted_message = instance.row.formatted_message.replace('HALF', '\\ud83d');
          rule(recordOf(instance.row), undefined);
@@ -153,7 +153,7 @@ fn it_says_what_the_relay_needs_to_know() {
         "group": "g1", "group_type": "support", "formatted_message": "hello", "sys_created_by": "beth.anglin",
         "sys_created_on": "2026-11-22 10:00:02", "last_message": "", "sys_id": "m3", "internal": false,
         "instance": "acme",
-        // The one before it that this rule should have sent.
+        // The previous message that this rule should have sent.
         "previous": "m2", "sent_at": null,
     });
     assert_eq!(body, expected);
@@ -259,7 +259,7 @@ async fn the_real_ingress_takes_what_it_sends() {
         let mut told = told(text);
         told["row"]["sys_id"] = json!(format!("m{n}"));
         // A signature is valid for five minutes, so the instance has the machine's time.
-        told["now"] = json!(jiff::Timestamp::now().as_millisecond());
+        told["now"] = json!(causeway::clock::now().as_millisecond());
         let mut clone = told.clone();
         clone["name"] = json!("acmetest");
         assert_eq!(post(&run(&clone).sent[0]).await, StatusCode::FORBIDDEN, "a clone: {text}");

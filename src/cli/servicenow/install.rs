@@ -50,7 +50,7 @@ fn endpoint(text: &str) -> Result<Url, String> {
             "must contain neither credentials nor a query: ingress.servicenow.* holds the credentials of callbacks".to_owned()
         );
     }
-    // Every other path of the ingress answers 404, and ServiceNow does not repeat a rejected callback.
+    // Every other path of the ingress answers 404, so that no callback would be accepted.
     if !url.path().ends_with(CALLBACK_PATH) {
         return Err(format!("must end with {CALLBACK_PATH}: the ingress accepts callbacks only there"));
     }

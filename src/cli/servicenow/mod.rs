@@ -33,7 +33,7 @@ enum What {
     Install(install::Args),
     /// List the queues with their Queue IDs
     Queues(queues::Args),
-    /// Print the script of the Business Rule and of its Script Action, for pasting
+    /// Print the script of the Business Rule and of its Script Action, ready to paste
     Rule(rule::Args),
 }
 

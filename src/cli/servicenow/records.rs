@@ -1,8 +1,10 @@
 //! The records that Causeway needs in a ServiceNow instance, as data.
 //!
-//! Guarantees: pure; a value that must not be shown is marked so. Leaves to others: what is there already (`plan.rs`).
-//! What follows from which record: the REST Message owns its method, the method owns its headers; the Business Rule
-//! names both and, where callbacks are signed, the property with the key. The Script Action of the retry event has the same
+//! Guarantees: no I/O. Values that must not be shown are marked as secret.
+//! Not responsible for: the records that already exist (`plan.rs`).
+//!
+//! The REST Message owns its method, and the method owns its headers. The Business Rule names both. If callbacks are
+//! signed, the Business Rule also names the property with the key. The Script Action of the retry event has the same
 //! script as the Business Rule.
 
 use base64::Engine as _;

@@ -56,7 +56,7 @@ pub(super) fn retry_event(name: &str) -> String {
     format!("{}.retry", name.chars().map(plain).collect::<String>())
 }
 
-/// A user name that can stand in a script and in a filter.
+/// Validates a user name for use in a script and in a filter.
 pub(super) fn user(name: &str) -> Result<String, Failure> {
     if name.is_empty() || name.contains(['\'', '\\', '^', '\n', '\r']) {
         let words = "the integration user's name cannot be used in a script: no quotes, backslashes or ^";

@@ -21,7 +21,7 @@ use crate::sandbox::world::World;
 type Shared = State<Arc<World>>;
 type Row = BTreeMap<String, String>;
 
-/// What this instance has. `chat_queue` is the desk's.
+/// The tables of this instance. The rows of `chat_queue` come from the desk.
 const KNOWN: [&str; 9] = [
     "awa_queue",
     "chat_queue",

@@ -132,11 +132,11 @@ function insert(group, id, text) {
   instance.history.push(written);
   rule(recordOf(written), undefined);
 }
-// The Script Action runs for an event, with the event as it was read before.
-function fire(due) {
+function copyOf(event) { return JSON.parse(JSON.stringify(event)); }
+// The Script Action runs for an event, with the event as a node `read` it before.
+function fire(due, read) {
   clock = Math.max(clock, due.at);
-  var read = {};
-  for (var name in due) { read[name] = due[name]; }
+  read = read || copyOf(due);
   due.state = instance.early ? 'processed' : 'processing';
   var written = instance.history.filter(function (row) { return row.sys_id === due.instance; });
   rule(recordOf(written[0] || {}), read);
