@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Guarantees: an event that comes twice, late, or from an earlier chat of the conversation changes nothing. Only a closed
-//! conversation becomes `requested` again.
+//! conversation becomes `requested` again. A conversation of a bot never becomes one of the handoff API.
 //! Not responsible for: the owner of a group, and protection against simultaneous changes (`directory`).
 
 use jiff::Timestamp;
@@ -94,6 +94,8 @@ fn on_requested(
 ) -> Option<Conversation> {
     match before.state {
         State::Requested | State::Waiting | State::Active => None,
+        // A caller of the handoff API cannot take over the conversation of a bot's user.
+        State::Ended | State::Failed if before.origin == Origin::BotKit && origin == Origin::Api => None,
         State::Ended | State::Failed => Some(requested(&before.id, origin, queue_id, now)),
     }
 }
@@ -287,6 +289,17 @@ mod tests {
         let event = Event::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
         let next = step(&last.id, Some(&last), event, at(9));
         assert_eq!(next, Some(requested(&last.id, Origin::BotKit, Some("q-2"), at(9))));
+    }
+
+    #[test]
+    fn a_caller_of_the_api_cannot_take_over_the_conversation_of_a_bot() {
+        let of_a_bot = Conversation { origin: Origin::BotKit, ..in_state(State::Active) };
+        let last = closed(&of_a_bot, State::Ended, "agent");
+        let requested = Event::Requested { origin: Origin::Api, queue_id: None };
+        let accepted = Event::Accepted { origin: Origin::Api, queue_id: None, at: at(8) };
+        for event in [requested, accepted] {
+            assert_eq!(step(&last.id, Some(&last), event, at(9)), None);
+        }
     }
 
     #[test]

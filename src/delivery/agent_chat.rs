@@ -224,10 +224,9 @@ impl Desk<'_> {
     }
 
     /// Makes a single attempt. A retry would come too late to be useful.
-    pub(super) async fn typing(&self, typing: &Typing) -> Done {
+    pub(super) async fn typing(&self, typing: &Typing, known: Option<&Conversation>) -> Done {
         let id = &typing.conversation_id;
-        let conversation = self.directory.find(id).await?;
-        let held = conversation.as_ref().filter(|known| known.state == State::Active);
+        let held = known.filter(|known| known.state == State::Active);
         let Some(group) = held.and_then(|known| known.group.as_deref()) else {
             return Ok(Attempt::of(HERE, Outcome::Dropped, "no agent is in the chat"));
         };

@@ -2,18 +2,18 @@
 //!
 //! Guarantees: a start never opens a second chat for a conversation that has one, also after a crash between
 //! ServiceNow's answer and the record in our directory. An attempt that may repeat another one reads back first,
-//! because Connect Support has no idempotency key (`src/platform/servicenow/FACTS.md`).
+//! because Connect Support has no idempotency key (`src/platform/servicenow/FACTS.md`). A request of the handoff API
+//! never reaches a conversation of a bot.
 //!
 //! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
 use super::late::origin;
 use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Claim, Conversation, DedupKey, Directory, LastSent, Opened, State};
+use crate::conversation::{Claim, Conversation, DedupKey, Directory, LastSent, Opened, Origin, State};
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
-use crate::delivery::patience::WAITED_TOO_LONG;
 use crate::delivery::poll::ended_by;
-use crate::message::handoff::{Attachment, End, Line, Start, Text};
+use crate::message::handoff::{Attachment, End, EndCause, EndReason, Line, Start, Text};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{Posted, Since, StartText};
 use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
@@ -46,26 +46,47 @@ impl Deliverer {
             );
         };
         let desk = Desk { deliverer: self, servicenow, directory, message, maybe_taken };
-        let done = match &handoff {
-            // The end is the same for both APIs, because `ServiceNow::leave` knows how each chat is left.
-            Handoff::Typing(typing) if servicenow.api() == ChatApi::VirtualAgent => desk.typing(typing).await,
-            Handoff::Start(start) => desk.start(start).await,
-            Handoff::Message(text) => desk.message(text).await,
-            // Connect Support has no REST call for typing (`src/platform/servicenow/FACTS.md`).
-            Handoff::Typing(_) => Ok(Attempt::of(HERE, Outcome::Dropped, "")),
-            Handoff::End(end) => desk.end(end).await,
-        };
         // The request may have been sent already, so the next attempt reads back before it sends.
+        let done = desk.deliver(&handoff).await;
         done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(HERE, true, trouble))
+    }
+
+    /// Whether a caller of the handoff API made this request, but its conversation belongs to a bot.
+    pub(super) fn is_foreign(&self, handoff: &Handoff, known: Option<&Conversation>) -> bool {
+        let is_of_a_bot = self.xo.is_of_a_bot(handoff.conversation())
+            || known.is_some_and(|known| known.origin == Origin::BotKit);
+        handoff.is_from_api() && is_of_a_bot
     }
 }
 
 pub(super) type Done = Result<Attempt, OwnTrouble>;
 
 impl Desk<'_> {
-    async fn start(&self, start: &Start) -> Done {
+    async fn deliver(&self, handoff: &Handoff) -> Done {
+        // Connect Support has no REST call for typing (`src/platform/servicenow/FACTS.md`).
+        if matches!(handoff, Handoff::Typing(_)) && self.servicenow.api() == ChatApi::ConnectSupport {
+            return Ok(Attempt::of(HERE, Outcome::Dropped, ""));
+        }
+        let known = self.directory.find(handoff.conversation()).await?;
+        if self.deliverer.is_foreign(handoff, known.as_ref()) {
+            let why = "its conversation was not opened over the handoff API";
+            // A typing indicator is not worth a dead letter.
+            return Ok(match handoff {
+                Handoff::Typing(_) => Attempt::of(HERE, Outcome::Dropped, why),
+                _ => Attempt::dead(HERE, DeadReason::Rejected, why),
+            });
+        }
+        match handoff {
+            Handoff::Start(start) => self.start(start, known).await,
+            Handoff::Message(text) => self.message(text, known).await,
+            Handoff::Typing(typing) => self.typing(typing, known.as_ref()).await,
+            // The end is the same for both APIs, because `ServiceNow::leave` knows how each chat is left.
+            Handoff::End(end) => self.end(end, known).await,
+        }
+    }
+
+    async fn start(&self, start: &Start, known: Option<Conversation>) -> Done {
         let id = &start.conversation_id;
-        let known = self.directory.find(id).await?;
         let gone = self.user_went(known.as_ref());
         if self.servicenow.api() == ChatApi::VirtualAgent {
             return self.ask(start, known.as_ref()).await;
@@ -246,11 +267,10 @@ impl Desk<'_> {
         self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await
     }
 
-    async fn message(&self, text: &Text) -> Done {
+    async fn message(&self, text: &Text, conversation: Option<Conversation>) -> Done {
         let id = &text.conversation_id;
-        let conversation = self.directory.find(id).await?;
         if let Some(start) = self.late_start(text, conversation.as_ref()).await? {
-            return Box::pin(self.start(&start)).await;
+            return Box::pin(self.start(&start, conversation)).await;
         }
         self.heard(id, text.reply.as_deref()).await?;
         let group = match open_group(conversation.as_ref()) {
@@ -351,9 +371,8 @@ impl Desk<'_> {
         Ok(self.leave(id, group).await.unwrap_or_else(|| Attempt::delivered(HERE)))
     }
 
-    async fn end(&self, end: &End) -> Done {
+    async fn end(&self, end: &End, conversation: Option<Conversation>) -> Done {
         let id = &end.conversation_id;
-        let conversation = self.directory.find(id).await?;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
             Err(_) if self.deliverer.xo.is_of_a_bot(id) => {
@@ -368,7 +387,7 @@ impl Desk<'_> {
             Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
         };
         if let Some(waiting) = conversation.as_ref().filter(|known| known.state == State::Waiting)
-            && end.reason.as_deref() == Some(WAITED_TOO_LONG)
+            && end.reason.as_ref().and_then(EndReason::cause) == Some(EndCause::WaitedTooLong)
         {
             self.deliverer.give_up_waiting(waiting).await?;
             return self.leave_failed(id, conversation.as_ref()).await;
@@ -378,7 +397,7 @@ impl Desk<'_> {
         if let Some(attempt) = self.leave(id, group).await {
             return Ok(attempt);
         }
-        self.deliverer.end(id, Some(group), end.reason.as_deref().unwrap_or("user")).await?;
+        self.deliverer.end_as(id, Some(group), end.reason_text(), end.metric_label()).await?;
         Ok(Attempt::delivered(HERE))
     }
 }

@@ -62,7 +62,7 @@ impl Desk<'_> {
         known: Option<Conversation>,
     ) -> Result<Attempt, OwnTrouble> {
         let id = &end.conversation_id;
-        let reason = end.reason.as_deref().unwrap_or("user");
+        let reason = end.reason_text();
         // A worker that opened or failed the chat has published the end. A conversation in state `requested` has had no
         // end: the worker that recorded it may have crashed before it published the end.
         let untold =
@@ -73,7 +73,7 @@ impl Desk<'_> {
             let notice = Notice { reason: Some(reason.to_owned()), ..Notice::about(id.clone()) };
             self.deliverer.tell(Kind::CallbackEnded, &notice, &self.message.id.to_string()).await?;
         }
-        self.deliverer.count_end(self.directory.ended(id, None, reason).await?, reason);
+        self.deliverer.count_end(self.directory.ended(id, None, reason).await?, end.metric_label());
         Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Repeated, "there is no chat to end"))
     }
 }

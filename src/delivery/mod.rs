@@ -419,6 +419,9 @@ impl Deliverer {
             directory.heard(id, reply, dead.message.accepted_at).await?;
         }
         let open = directory.find(id).await?;
+        if self.is_foreign(handoff, open.as_ref()) {
+            return Ok(());
+        }
         // The dead letter is a duplicate of a start that succeeded, so the chat goes on.
         if open.as_ref().is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
             return Ok(());

@@ -59,6 +59,17 @@ impl Deliverer {
         group: Option<&str>,
         reason: &str,
     ) -> Result<(), OwnTrouble> {
+        self.end_as(id, group, reason, reason).await
+    }
+
+    /// As [`Self::end`], for a reason that may be a caller's text. `label` is the reason in metrics.
+    pub(super) async fn end_as(
+        &self,
+        id: &ConversationId,
+        group: Option<&str>,
+        reason: &str,
+        label: &str,
+    ) -> Result<(), OwnTrouble> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             group: group.map(str::to_owned),
@@ -66,7 +77,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.tell(Kind::CallbackEnded, &notice, "").await?;
-        self.count_end(directory.ended(id, group, reason).await?, reason);
+        self.count_end(directory.ended(id, group, reason).await?, label);
         if let Some(servicenow) = &self.servicenow {
             servicenow.forget(id);
         }

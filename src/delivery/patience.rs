@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
-use crate::message::handoff::End;
+use crate::message::handoff::{End, EndCause};
 use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
 /// `servicenow.wait_limit`, `servicenow.idle_limit`
@@ -24,9 +24,6 @@ pub struct Patience {
     pub idle: Duration,
 }
 
-/// The reason of a handoff whose user waited longer than the limit.
-pub(super) const WAITED_TOO_LONG: &str = "waited_too_long";
-
 const AT_ONCE: u32 = 32;
 
 impl Deliverer {
@@ -37,16 +34,16 @@ impl Deliverer {
         patience: &Patience,
     ) -> Result<(), OwnTrouble> {
         for overdue in directory.overdue(ago(patience.wait)?, AT_ONCE).await? {
-            self.leave_later(&overdue, WAITED_TOO_LONG).await?;
+            self.leave_later(&overdue, EndCause::WaitedTooLong).await?;
             self.give_up_waiting(&overdue).await?;
         }
         for silent in directory.silent(ago(patience.idle)?, AT_ONCE).await? {
-            self.leave_later(&silent, "idle").await?;
+            self.leave_later(&silent, EndCause::Idle).await?;
             if let Some(group) = &silent.group {
                 if directory.is_done(DedupKey::closing_sentence(group)).await? {
                     self.metrics.unconfirmed_ends.inc();
                 }
-                // Until the end is delivered the chat would be found at each look.
+                // Otherwise each poll would find the chat again until the end is delivered.
                 directory.stirred(group, clock::now()).await?;
             }
         }
@@ -57,18 +54,18 @@ impl Deliverer {
     /// same id either way.
     pub(super) async fn give_up_waiting(&self, conversation: &Conversation) -> Result<(), OwnTrouble> {
         let instance = conversation.opened_at.as_millisecond().to_string();
-        self.fail(&conversation.id, WAITED_TOO_LONG, None, &instance).await
+        self.fail(&conversation.id, EndCause::WaitedTooLong.as_str(), None, &instance).await
     }
 
     /// Publishes the end in the conversation's lane. The id follows from the chat, so the same chat is left once.
-    async fn leave_later(&self, conversation: &Conversation, reason: &str) -> Result<(), OwnTrouble> {
+    async fn leave_later(&self, conversation: &Conversation, cause: EndCause) -> Result<(), OwnTrouble> {
         let end = Handoff::End(End {
             conversation_id: conversation.id.clone(),
-            reason: Some(reason.to_owned()),
+            reason: Some(cause.into()),
             reply: None,
         });
         let chat = conversation.group.as_deref().unwrap_or_default();
-        let id = MessageId::derived_from("patience", &[conversation.id.as_str(), chat, reason]);
+        let id = MessageId::derived_from("patience", &[conversation.id.as_str(), chat, cause.as_str()]);
         let body = serde_json::to_vec(&end).map_err(|error| OwnTrouble(error.to_string()))?;
         let message =
             Message::new(id, end.kind(), Destination::ServiceNow, LaneKey::from(&conversation.id), body);

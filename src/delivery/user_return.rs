@@ -19,6 +19,7 @@ use super::wording::Occasion;
 use super::{Attempt, Deliverer, OwnTrouble};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory, Origin};
+use crate::message::handoff::EndCause;
 use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
 use crate::platform::SessionStep;
 
@@ -28,9 +29,9 @@ const CLOSING_TEXT_TIME: Duration = Duration::from_secs(10);
 /// Older failures belong to ends that other workers took over.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// The user pressed "end chat" in XO's web widget: XO itself has closed the session.
-pub(super) const SESSION_CLOSED: &str = "session_closed";
+pub(super) const SESSION_CLOSED: &str = EndCause::SessionClosed.as_str();
 /// XO itself took its user out of agent mode.
-const ENDED_BY_XO: &str = "xo";
+const ENDED_BY_XO: &str = EndCause::Xo.as_str();
 
 /// The closing texts that failed, by the id of the end's message.
 #[derive(Debug, Default)]

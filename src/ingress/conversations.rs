@@ -1,5 +1,6 @@
 //! The route that shows the state of one conversation.
 //!
+//! Guarantees: the answer for a conversation of a bot is the answer for an unknown conversation.
 //! Not responsible for: storing the state (`conversation/`).
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::problem::{self, Refusal};
 use super::{IngressState, handoffs};
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Origin};
 use crate::message::ConversationId;
 
 /// Answers with the state of one conversation.
@@ -22,7 +23,8 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let Path(name) =
         request.extract_parts::<Path<String>>().await.map_err(|_| Refusal::UnknownConversation)?;
     let id = ConversationId::parse(&name).map_err(|_| Refusal::UnknownConversation)?;
-    let conversation = directory.find(&id).await?.ok_or(Refusal::UnknownConversation)?;
+    let found = directory.find(&id).await?.filter(|found| found.origin == Origin::Api);
+    let conversation = found.ok_or(Refusal::UnknownConversation)?;
     Ok(problem::found(&view(&conversation)))
 }
 
@@ -46,7 +48,7 @@ fn view(conversation: &Conversation) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conversation::{Origin, State};
+    use crate::conversation::State;
 
     #[test]
     fn what_is_not_known_is_null() {

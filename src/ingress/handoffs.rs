@@ -1,8 +1,9 @@
 //! The route for handoff requests of any bot, script or dialog task.
 //!
 //! Guarantees: a request is either accepted as a whole or refused with all its faults. Unknown fields are ignored, so
-//! that a newer caller can use an older Causeway.
-//! Not responsible for: the conversation's state (`conversation/`), everything after the queue has the message.
+//! that a newer caller can use an older Causeway. No request is accepted for a conversation whose id belongs to a bot.
+//! Not responsible for: the conversation's state (`conversation/`), everything after the queue has the message. The
+//! worker refuses requests for conversations that the directory knows as a bot's (`delivery/handoff.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +16,11 @@ use serde_json::json;
 
 use super::fields::{self, Bounds, Faults, Fields};
 use super::idempotency::KeyUse;
-use super::problem::{self, Refusal};
+use super::problem::{self, Fault, Refusal};
 use super::verify;
 use super::{IngressState, body};
 use crate::conversation::{DedupKey, DirectoryError, Origin};
-use crate::message::handoff::{Attachment, End, Handoff, Line, Start, Text, Typing, User};
+use crate::message::handoff::{Attachment, End, EndReason, Handoff, Line, Start, Text, Typing, User};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{ConversationId, Destination, LaneKey, Message, MessageId};
 
@@ -56,6 +57,12 @@ pub(super) async fn answer(
     let headers = request.headers().clone();
     let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
     let Request { key, handoff } = read(&raw, &headers)?;
+    if state.settings.bot_side.bot_of(handoff.conversation()).is_some() {
+        let reason =
+            "must not begin with the id of a bot and a colon: such a conversation belongs to the bot";
+        let field = "conversation_id".to_owned();
+        return Err(Refusal::Invalid(vec![Fault { field, reason: reason.to_owned() }]));
+    }
     let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
     let conversation = handoff.conversation();
     let id = key.as_ref().map_or_else(MessageId::fresh, |key| MessageId::of_key(conversation, &key.text));
@@ -159,10 +166,11 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
         "message" => text(fields, conversation).map(Handoff::Message),
         "typing" => {
             let stopped = fields.flag("stopped");
-            conversation.map(|conversation_id| Handoff::Typing(Typing { conversation_id, stopped }))
+            conversation
+                .map(|conversation_id| Handoff::Typing(Typing { conversation_id, stopped, from_xo: false }))
         }
         "end" => {
-            let reason = fields.text("reason", LABEL);
+            let reason = fields.text("reason", LABEL).map(EndReason::Other);
             conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason, reply: None }))
         }
         _ => {

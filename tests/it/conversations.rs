@@ -354,15 +354,15 @@ on_every_rabbit! {
 }
 
 /// A deliverer in this process, for cases that no setting produces.
-struct Room {
-    deliverer: Arc<Deliverer>,
-    directory: Directory,
-    queue: Queue,
-    sandbox: Sandbox,
+pub(crate) struct Room {
+    pub(crate) deliverer: Arc<Deliverer>,
+    pub(crate) directory: Directory,
+    pub(crate) queue: Queue,
+    pub(crate) sandbox: Sandbox,
     _folder: tempfile::TempDir,
 }
 
-async fn room(unknown_group: UnknownGroup) -> Room {
+pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
     let folder = tempfile::tempdir().unwrap();
     let listener = tokio::net::TcpListener::bind(ports::free_address()).await.unwrap();
     let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
@@ -430,7 +430,7 @@ async fn room(unknown_group: UnknownGroup) -> Room {
     Room { deliverer, directory, queue, sandbox, _folder: folder }
 }
 
-fn message(kind: Kind, lane: &str, body: &Value) -> Message {
+pub(crate) fn message(kind: Kind, lane: &str, body: &Value) -> Message {
     let destination = if kind.is_for_servicenow() { Destination::ServiceNow } else { Destination::Events };
     Message::new(MessageId::fresh(), kind, destination, LaneKey::parse(lane).unwrap(), body.to_string())
 }

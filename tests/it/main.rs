@@ -30,6 +30,7 @@ mod examples;
 mod faults;
 mod files;
 mod gaps;
+mod handoff_scope;
 mod idempotency;
 mod ingress;
 mod memory;

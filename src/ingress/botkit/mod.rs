@@ -27,7 +27,7 @@ use super::token::{self, BotDoor};
 use super::{IngressState, body};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory, DirectoryError, Origin, State};
-use crate::message::handoff::{End, Handoff, Start, Text, Typing};
+use crate::message::handoff::{End, EndCause, Handoff, Start, Text, Typing};
 use crate::message::{
     AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
 };
@@ -36,8 +36,6 @@ use event::Payload;
 
 /// The timeout for the directory. Its answer only saves time, because the worker looks up the conversation itself.
 const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
-/// The reason of an end by "end chat" in XO's web widget. `delivery/user_return.rs` uses the same text.
-const SESSION_CLOSED: &str = "session_closed";
 /// The smallest body limit of this route. XO's payloads hold a context of up to a megabyte.
 const BODY_BYTES_MIN: usize = 2 << 20;
 
@@ -242,7 +240,7 @@ async fn said(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Re
     let (reply, message) = (payload.reply(settings)?, payload.message()?);
     let id = payload.id(&conversation_id, "message");
     if is_end_word(&settings.end_words, &message) {
-        return quit(state, id, conversation_id, Some(reply), "user").await;
+        return quit(state, id, conversation_id, Some(reply), EndCause::User).await;
     }
     let attachments = payload.attachments();
     if message.trim().is_empty() && attachments.is_empty() {
@@ -275,12 +273,14 @@ async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), 
     let (id, reply) = (payload.id(&conversation_id, "closure"), payload.reply(settings).ok());
     let asked = conversation_id.clone();
     match ask(state, |directory| async move { directory.find(&asked).await }).await {
-        Some(Some(known)) if is_open(&known) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
+        Some(Some(known)) if is_open(&known) => {
+            quit(state, id, conversation_id, reply, EndCause::SessionClosed).await
+        }
         Some(_) if !payload.is_with_agent() => Ok(()),
-        Some(_) => quit(state, id, conversation_id, reply, SESSION_CLOSED).await,
+        Some(_) => quit(state, id, conversation_id, reply, EndCause::SessionClosed).await,
         // The directory is unreachable. The worker finds out whether there is a chat to leave.
         None => {
-            let reason = Some(SESSION_CLOSED.to_owned());
+            let reason = Some(EndCause::SessionClosed.into());
             publish(state, id, &Handoff::End(End { conversation_id, reason, reply: None })).await.map(|_| ())
         }
     }
@@ -293,7 +293,7 @@ async fn quit(
     id: MessageId,
     conversation_id: ConversationId,
     reply: Option<ReplyHandle>,
-    reason: &str,
+    cause: EndCause,
 ) -> Result<(), Refusal> {
     let known = {
         let (conversation_id, reply) = (conversation_id.clone(), reply.clone());
@@ -315,7 +315,8 @@ async fn quit(
     // Without a chat only the id of the message separates this end from the next one.
     let instance = if group.is_some() { String::new() } else { id.to_string() };
     let chat = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
-    let notice = Notice { group, reason: Some(reason.to_owned()), ..Notice::about(conversation_id.clone()) };
+    let reason = Some(cause.as_str().to_owned());
+    let notice = Notice { group, reason, ..Notice::about(conversation_id.clone()) };
     let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
     let side = &state.settings.bot_side;
     // The notice is ordered after the callbacks of the chat, if there is a chat.
@@ -326,7 +327,7 @@ async fn quit(
     let ended = notice.id(Kind::CallbackEnded, &instance);
     // The end is published first. If the notice is then lost, the worker sends the notice later. A notice without an
     // end would leave the agent in a chat without a user.
-    let end = End { conversation_id, reason: Some(reason.to_owned()), reply: reply.map(Box::new) };
+    let end = End { conversation_id, reason: Some(cause.into()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
     Ok(state.keep(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
 }
@@ -372,7 +373,8 @@ async fn said_to_the_bot(
         Some(Some(_)) => {}
     }
     let id = payload.id(&conversation_id, "message");
-    let end = End { conversation_id: conversation_id.clone(), reason: Some("xo".to_owned()), reply: None };
+    let end =
+        End { conversation_id: conversation_id.clone(), reason: Some(EndCause::Xo.into()), reply: None };
     publish(state, id, &Handoff::End(end)).await?;
     ask(state, |directory| async move { directory.released(&conversation_id).await }).await;
     Ok(())
@@ -393,7 +395,7 @@ async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(),
         Some("TYPING_STOPPED" | "MESSAGE_READ") => true,
         _ => return Ok(()),
     };
-    let typing = Typing { conversation_id: payload.conversation()?, stopped };
+    let typing = Typing { conversation_id: payload.conversation()?, stopped, from_xo: true };
     publish(state, MessageId::fresh(), &Handoff::Typing(typing)).await.map(|_| ())
 }
 
