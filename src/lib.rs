@@ -17,6 +17,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_files;
+pub mod request_id;
 pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;

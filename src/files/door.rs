@@ -2,22 +2,23 @@
 //!
 //! Guarantees: every token that is not ours gets the same answer. A browser saves a file and never shows it as a page
 //! of this origin (`Content-Disposition: attachment`, `nosniff`, and a content type derived from the name). A file that
-//! exceeds the limit is cut off. Neither a credential nor a platform's words reach the caller.
+//! exceeds the limit is cut off. Neither a credential nor a platform's words reach the caller. Every answer carries
+//! `x-request-id`.
 //!
 //! Not responsible for: creating links (`link.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderValue, Response, StatusCode};
-use axum::routing::get;
+use axum::http::{HeaderValue, Method, Response, StatusCode};
+use axum::routing::any;
+use axum::{RequestExt, Router};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -26,6 +27,7 @@ use super::{FileLinks, LinkProblem, Source, content_type_of};
 use crate::message::safe_file_name;
 use crate::platform::servicenow::StoredFile;
 use crate::platform::{AnswerKind, CallError, Content, ServiceNow, Xo};
+use crate::request_id::{self, request_id};
 
 /// The most files that are streamed at the same time. Each file holds a connection on both sides.
 const AT_ONCE: usize = 32;
@@ -50,8 +52,12 @@ struct Shared {
     places: Arc<Semaphore>,
 }
 
+/// The methods of the route.
+const METHODS: &str = "GET, HEAD";
+
 /// The reason why no file is returned.
 enum NoFile {
+    WrongMethod,
     Forged,
     Expired,
     Gone,
@@ -63,6 +69,11 @@ enum NoFile {
 impl NoFile {
     const fn facts(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
+            Self::WrongMethod => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "wrong_method",
+                "This address does not take this method. Use GET, HEAD.",
+            ),
             Self::Forged => (
                 StatusCode::NOT_FOUND,
                 "unknown_file",
@@ -90,19 +101,23 @@ impl NoFile {
         }
     }
 
-    fn into_response(self) -> Response<Body> {
+    fn into_response(self, request_id: &str) -> Response<Body> {
         let (status, slug, detail) = self.facts();
+        let field = if matches!(self, Self::WrongMethod) { "method" } else { "token" };
         let problem = json!({
             "type": format!("urn:causeway:problem:{slug}"), "title": status.canonical_reason(), "status": status.as_u16(),
-            "detail": detail, "field": "token", "errors": [{"field": "token", "reason": detail}],
+            "detail": detail, "request_id": request_id, "field": field,
+            "errors": [{"field": field, "reason": detail}],
         });
         let mut response = Response::new(Body::from(problem.to_string()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(self, Self::Busy | Self::Away) {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        match self {
+            Self::Busy | Self::Away => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("5"))),
+            Self::WrongMethod => drop(headers.insert(ALLOW, HeaderValue::from_static(METHODS))),
+            Self::Forged | Self::Expired | Self::Gone | Self::TooLarge => {}
         }
         response
     }
@@ -122,23 +137,31 @@ impl From<CallError> for NoFile {
 /// The router with this route.
 pub fn router(door: FileDoor) -> Router {
     let shared = Shared { door, places: Arc::new(Semaphore::new(AT_ONCE)) };
-    Router::new().route("/v1/files/{token}", get(answer)).with_state(Arc::new(shared))
+    Router::new().route("/v1/files/{token}", any(answer)).with_state(Arc::new(shared))
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, Path(token): Path<String>) -> Response<Body> {
-    match serve(&shared, &token).await {
+async fn answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
+    let id = request_id(Some(request.headers()));
+    let mut response = match serve(&shared, &mut request, &id).await {
         Ok(response) => response,
         Err(none) => {
             let (status, reason, _) = none.facts();
-            tracing::info!(status = status.as_u16(), reason, "a file was not returned");
-            none.into_response()
+            tracing::info!(status = status.as_u16(), reason, request_id = id, "a file was not returned");
+            none.into_response(&id)
         }
-    }
+    };
+    request_id::add_to(response.headers_mut(), &id);
+    response
 }
 
-async fn serve(shared: &Shared, token: &str) -> Result<Response<Body>, NoFile> {
+async fn serve(shared: &Shared, request: &mut Request, id: &str) -> Result<Response<Body>, NoFile> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(NoFile::WrongMethod);
+    }
     let door = &shared.door;
-    let file = door.links.open(token, crate::clock::now()).map_err(|problem| match problem {
+    // A token that is not UTF-8 is a token of no file.
+    let Path(token) = request.extract_parts::<Path<String>>().await.map_err(|_| NoFile::Forged)?;
+    let file = door.links.open(&token, crate::clock::now()).map_err(|problem| match problem {
         LinkProblem::Forged => NoFile::Forged,
         LinkProblem::Expired => NoFile::Expired,
     })?;
@@ -167,7 +190,7 @@ async fn serve(shared: &Shared, token: &str) -> Result<Response<Body>, NoFile> {
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, length.into());
     }
-    tracing::info!(conversation = %file.conversation, "a file is being returned");
+    tracing::info!(conversation = %file.conversation, request_id = id, "a file is being returned");
     Ok(response)
 }
 

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::Method;
 use axum::response::Response;
 use axum::routing::any;
 use tokio::net::TcpListener;
@@ -56,11 +56,9 @@ pub use token::BotDoor;
 use crate::conversation::Directory;
 use crate::message::{BotSide, DeadLetter, Message};
 use crate::queue::{Queue, QueueError};
+use crate::request_id::{self, request_id};
 use crate::tasks::{self, Stop};
 use crate::telemetry::Metrics;
-
-/// The header with the id that identifies a request in the logs of both systems.
-const REQUEST_ID: &str = "x-request-id";
 
 /// The settings of the public listener.
 #[derive(Debug, Clone)]
@@ -219,14 +217,21 @@ pub async fn serve_public(
     server::serve(listener, routes, read_timeout, stop).await
 }
 
-/// Serves the routes of another component on a listener of their own, with the limits of the public listener.
+/// Serves the routes of another component on a listener of their own, with the limits of the public listener. Every
+/// other address is answered as on the public listener.
 pub async fn serve_beside(
     listener: TcpListener,
     routes: Router,
     read_timeout: Duration,
     stop: Stop,
 ) -> io::Result<()> {
-    server::serve(listener, routes, read_timeout, stop).await
+    let unknown = async |request: Request| {
+        let id = request_id(Some(request.headers()));
+        let mut response = Refusal::UnknownRoute.into_response(&id);
+        request_id::add_to(response.headers_mut(), &id);
+        response
+    };
+    server::serve(listener, routes.fallback(unknown), read_timeout, stop).await
 }
 
 fn router(state: Arc<IngressState>) -> Router {
@@ -259,9 +264,7 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
             response
         }
     };
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    request_id::add_to(response.headers_mut(), &id);
     state.metrics.ingress_requests.with_label_values(&[source, response.status().as_str()]).inc();
     state.metrics.ingress_duration.with_label_values(&[source]).observe(began.elapsed().as_secs_f64());
     response
@@ -283,16 +286,4 @@ async fn through(
         Door::Conversations => Box::pin(conversations::answer(state, request)).await,
         Door::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
-}
-
-/// The caller's request id if it is safe in a log line, and a new one otherwise.
-fn request_id(headers: Option<&HeaderMap>) -> String {
-    let is_sane = |id: &&str| {
-        (1..=128).contains(&id.len())
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'='))
-    };
-    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok()).filter(is_sane);
-    given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
 }

@@ -2,10 +2,11 @@
 //! is sent to a foreign host, and a link opens one file for a limited time.
 
 use causeway::sandbox::{CallbackCredential, CallbackSettings, Operation, Rule, Side};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::http;
+use crate::harness::matrix::Engine;
 use crate::harness::ports;
 use crate::harness::relay::{Plan, Relay};
 use crate::harness::xo::{FakeXo, FileAnswer};
@@ -69,6 +70,17 @@ async fn said(relay: &Relay, group: &str, count: usize) -> Vec<String> {
 async fn sends_file(relay: &Relay, xo: &FakeXo, words: Option<&str>, name: &str, url: &str) {
     let file = json!({"fileName": name, "fileUrl": url});
     xo.says(relay, "u-1", words, |event| event["channel"]["attachments"] = json!([file])).await;
+}
+
+/// The status, the `x-request-id`, the `allow` and the problem of an answer about a file.
+async fn refused(method: Method, url: &str, id: &str) -> (StatusCode, [String; 2], Value) {
+    let request = http::client().request(method, url).header("x-request-id", id);
+    let answer = request.send().await.expect("an answer");
+    let header = |name: &str| {
+        answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    };
+    let (status, headers) = (answer.status(), [header("x-request-id"), header("allow")]);
+    (status, headers, serde_json::from_str(&answer.text().await.unwrap_or_default()).unwrap_or_default())
 }
 
 async fn opened(url: &str) -> (StatusCode, Value, Vec<u8>) {
@@ -254,4 +266,37 @@ on_every_engine! {
         let link: String = text[at..].chars().take_while(|letter| !letter.is_whitespace() && *letter != '"' && *letter != '\\').collect();
         assert_eq!(opened(&link).await.2, PICTURE);
     }
+}
+
+/// A file that is refused is answered like every other refused request, also on a listener of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_file_can_be_found_in_the_logs() {
+    let bench = Engine::Embedded.bench().expect("it is always there");
+    let xo = FakeXo::start().await;
+    let (plan, own) = with_links(Plan::on(&bench));
+    let alone = relay(plan, &xo).await;
+    let other = Engine::Embedded.bench().expect("it is always there");
+    let shared = Plan::on(&other).set("files.public_url", "http://files.example");
+    let shared = relay(shared, &FakeXo::start().await).await;
+    for base in [own, shared.processes[0].public_url()] {
+        let forged = format!("{base}/v1/files/forged");
+        for (method, url, status, kind, allow) in [
+            (Method::GET, &forged, 404, "unknown_file", ""),
+            (Method::GET, &format!("{base}/v1/files/%ff"), 404, "unknown_file", ""),
+            (Method::POST, &forged, 405, "wrong_method", "GET, HEAD"),
+            (Method::GET, &format!("{base}/v1/file"), 404, "unknown_route", ""),
+        ] {
+            let (answered, headers, problem) = refused(method, url, "req-7").await;
+            assert_eq!(
+                (answered.as_u16(), headers),
+                (status, ["req-7".to_owned(), allow.to_owned()]),
+                "{url}"
+            );
+            assert_eq!(problem["type"], format!("urn:causeway:problem:{kind}"), "{url}");
+            assert_eq!(problem["request_id"], "req-7", "{url}");
+        }
+        let (_, [made, _], problem) = refused(Method::GET, &forged, "not sane").await;
+        assert!(made.len() == 36 && problem["request_id"] == made.as_str(), "{made} {problem}");
+    }
+    drop(alone);
 }

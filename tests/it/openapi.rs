@@ -581,7 +581,7 @@ fn files() -> Vec<Call> {
         get("/v1/files/forged".to_owned(), 404),
         get(path(links(1), "2026-11-22T10:00:00Z"), 410),
         get(path(links(1), "2100-01-01T00:00:00Z"), 404),
-        get("/v1/files/%ff".to_owned(), 400),
+        get("/v1/files/%ff".to_owned(), 404),
     ]
 }
 

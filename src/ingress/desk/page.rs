@@ -16,12 +16,13 @@ use maud::Markup;
 use super::super::problem::{self, Refusal};
 use super::super::refusal_log::{self, Refused};
 use super::super::server::Peer;
-use super::super::{REQUEST_ID, body, request_id};
+use super::super::{body, request_id};
 use super::asked::{Asked, fault};
 use super::session::Session;
 use super::{Desk, view};
 use crate::clock;
 use crate::dead::{Filter, asked};
+use crate::request_id::REQUEST_ID;
 
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");

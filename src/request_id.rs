@@ -1,0 +1,29 @@
+//! The id of one HTTP request, which connects the logs of a caller with the logs of Causeway.
+//!
+//! Guarantees: an id is safe in a header and in a log line.
+//!
+//! Not responsible for: the answers that carry the id (`ingress/`, `files/`).
+
+use axum::http::{HeaderMap, HeaderValue};
+
+/// The header with the id.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// The caller's request id if it is safe in a log line, and a new one otherwise.
+pub fn request_id(headers: Option<&HeaderMap>) -> String {
+    let is_sane = |id: &&str| {
+        (1..=128).contains(&id.len())
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'='))
+    };
+    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok()).filter(is_sane);
+    given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// Adds the id to an answer.
+pub fn add_to(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+}
