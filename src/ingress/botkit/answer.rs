@@ -62,9 +62,11 @@ pub(in crate::ingress) fn refused(refusal: Refusal, request_id: &str) -> Respons
         }
         Refusal::TooLarge(_) => (json!("PAYLOAD_TOO_LARGE"), refusal.to_string()),
         Refusal::SlowBody => (json!("REQUEST_TIMEOUT"), refusal.to_string()),
-        Refusal::QueueAway | Refusal::QueueFull | Refusal::QueueUnfit | Refusal::DirectoryAway => {
-            (json!("SERVICE_UNAVAILABLE"), refusal.to_string())
-        }
+        Refusal::QueueAway
+        | Refusal::QueueFull
+        | Refusal::QueueUnfit
+        | Refusal::DirectoryAway
+        | Refusal::Overloaded => (json!("SERVICE_UNAVAILABLE"), refusal.to_string()),
         _ => (json!("INVALID_ARGUMENTS"), refusal.to_string()),
     };
     let is_credentials = matches!(refusal, Refusal::Unauthorized(_));
@@ -110,6 +112,10 @@ mod tests {
             (Refusal::Invalid(Vec::new()), 412, json!("VALIDATION_ERROR")),
             (Refusal::TooLarge(1), 413, json!("PAYLOAD_TOO_LARGE")),
             (Refusal::QueueAway, 503, json!("SERVICE_UNAVAILABLE")),
+            (Refusal::QueueFull, 503, json!("SERVICE_UNAVAILABLE")),
+            (Refusal::QueueUnfit, 503, json!("SERVICE_UNAVAILABLE")),
+            (Refusal::DirectoryAway, 503, json!("SERVICE_UNAVAILABLE")),
+            (Refusal::Overloaded, 503, json!("SERVICE_UNAVAILABLE")),
         ] {
             let response = refused(refusal, "r");
             assert_eq!(response.status(), status);
