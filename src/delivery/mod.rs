@@ -350,11 +350,8 @@ impl Deliverer {
             Outcome::Pause { reason, floor } => {
                 breaker.hear(Heard::NotReady { reason: *reason, floor: *floor })
             }
-            Outcome::Retry { reason: RetryReason::Throttled, floor: Some(floor), .. } => {
-                breaker.hear(Heard::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
-            }
             Outcome::Retry { reason: RetryReason::Internal, .. } => {}
-            Outcome::Retry { reason, floor: Some(floor), .. } if *reason != RetryReason::Internal => {
+            Outcome::Retry { floor: Some(floor), .. } => {
                 breaker.hear(Heard::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
             }
             Outcome::Retry { reason, .. } => {

@@ -99,6 +99,10 @@ pub(super) enum Refusal {
          confirm that number."
     )]
     Recounted { confirmed: u64, found: u64 },
+    #[error(
+        "The request failed inside Causeway. Look at the log, and at the dead letters before you repeat the request."
+    )]
+    Panicked,
     #[error("The directory of conversations cannot be reached. Ask again after the time in Retry-After.")]
     DirectoryAway,
 }
@@ -136,6 +140,7 @@ impl Refusal {
             Self::KeyReused(field) => (422, "idempotency_key_reused", *field, "Key used for another request"),
             Self::Insufficient(_) => (400, "insufficient", "body", "Something is missing"),
             Self::BadArgument(field, _) => (400, "bad_argument", *field, "Content that is not allowed"),
+            Self::Panicked => (500, "internal_error", "dead-letters", "Internal error"),
             Self::Overloaded => (503, "overloaded", "body", "Too many large bodies"),
             Self::QueueAway => (503, "queue_away", "queue", "Queue not reachable"),
             Self::QueueFull => (503, "queue_full", "queue", "Queue full"),

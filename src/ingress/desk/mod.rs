@@ -252,10 +252,12 @@ pub(super) fn router(desk: Option<Desk>) -> Router {
         return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
     };
     let api = any(async |State(desk): State<Desk>, request: Request| {
-        to_the_end(async move { api::answer(&desk, request).await }).await
+        let id = super::request_id(Some(request.headers()));
+        to_the_end(&id, async move { api::answer(&desk, request).await }).await
     });
     let page = any(async |State(desk): State<Desk>, request: Request| {
-        to_the_end(async move { page::answer(&desk, request).await }).await
+        let id = super::request_id(Some(request.headers()));
+        to_the_end(&id, async move { page::answer(&desk, request).await }).await
     });
     Router::new()
         .route("/dead-letters", api.clone())
@@ -266,8 +268,24 @@ pub(super) fn router(desk: Option<Desk>) -> Router {
 }
 
 /// Finishes the work even if the caller disconnects, so that no action stops half-way and no session stays open.
-async fn to_the_end(work: impl Future<Output = Response> + Send + 'static) -> Response {
+async fn to_the_end(id: &str, work: impl Future<Output = Response> + Send + 'static) -> Response {
     tasks::spawn(work).await.unwrap_or_else(|_| {
-        Refusal::Busy("the work failed: see the log".to_owned()).into_response(&super::request_id(None))
+        tracing::error!(request_id = id, "a request of the admin console ended with a panic");
+        Refusal::Panicked.into_response(id)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_fault_of_ours_and_not_a_busy_console() {
+        let response = to_the_end("r-1", async { panic!("as planned") }).await;
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["type"], "urn:causeway:problem:internal_error");
+        assert_eq!(problem["request_id"], "r-1");
+    }
 }
