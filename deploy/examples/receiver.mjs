@@ -1,13 +1,16 @@
 // Receives the events that Causeway posts to handoffs.events_url. Needs Node.js 18 or newer and nothing else.
 //
-//     EVENTS_TOKEN=... PORT=8090 node receiver.mjs
+//     EVENTS_TOKEN=... EVENTS_SECRET=whsec_... PORT=8090 node receiver.mjs
 //
-// Causeway: handoffs.events_url = "http://127.0.0.1:8090/events", handoffs.events_token = the same token.
+// Causeway: handoffs.events_url = "http://127.0.0.1:8090/events", handoffs.events_token = the same token,
+// handoffs.events_secret = the same secret. Without EVENTS_SECRET no signature is checked.
 
-import { createHash, timingSafeEqual } from "node:crypto";
+import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 import { createServer } from "node:http";
 
 const TOKEN = process.env.EVENTS_TOKEN ?? "";
+const SECRET = process.env.EVENTS_SECRET ?? "";
+const TOLERANCE = 300;
 const HOST = process.env.HOST ?? "127.0.0.1";
 const PORT = Number(process.env.PORT ?? "8090");
 const BODY_MAX = 4 << 20;
@@ -40,7 +43,17 @@ function handle(event) {
 
 // Digests have the same length, so the comparison takes the same time whatever differs.
 const digest = (text) => createHash("sha256").update(text).digest();
-const isOurs = (given) => timingSafeEqual(digest(given), digest(`Bearer ${TOKEN}`));
+const isSame = (given, ours) => timingSafeEqual(digest(given), digest(ours));
+
+// Whether the body was signed with SECRET within the last five minutes (Standard Webhooks).
+function isSigned(headers, body) {
+  const at = headers["webhook-timestamp"] ?? "";
+  if (!/^\d+$/.test(at) || Math.abs(Date.now() / 1000 - Number(at)) > TOLERANCE) return false;
+  const hmac = createHmac("sha256", Buffer.from(SECRET.slice("whsec_".length), "base64"));
+  const ours = `v1,${hmac.update(`${headers["webhook-id"] ?? ""}.${at}.`).update(body).digest("base64")}`;
+  // There are two signatures while the secret is being changed.
+  return (headers["webhook-signature"] ?? "").split(" ").some((given) => isSame(given, ours));
+}
 
 async function read(request) {
   const parts = [];
@@ -50,12 +63,12 @@ async function read(request) {
     if (size > BODY_MAX) return undefined;
     parts.push(part);
   }
-  return Buffer.concat(parts).toString("utf8");
+  return Buffer.concat(parts);
 }
 
 function parse(body) {
   try {
-    const event = JSON.parse(body);
+    const event = JSON.parse(body.toString("utf8"));
     const names = [event.id, event.conversation_id, event.type];
     return names.every((name) => typeof name === "string") ? event : undefined;
   } catch {
@@ -66,9 +79,10 @@ function parse(body) {
 async function answer(request) {
   if (request.method !== "POST") return 405;
   // Causeway keeps its events and asks again until the token is right.
-  if (!isOurs(request.headers.authorization ?? "")) return 401;
+  if (!isSame(request.headers.authorization ?? "", `Bearer ${TOKEN}`)) return 401;
   const body = await read(request);
   if (body === undefined) return 413;
+  if (SECRET !== "" && !isSigned(request.headers, body)) return 401;
   const event = parse(body);
   // Causeway does not repeat what is answered with 400: the event becomes a dead letter.
   if (event === undefined) return 400;

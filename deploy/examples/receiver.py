@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
 """Receives the events that Causeway posts to handoffs.events_url. Needs Python 3.8 or newer and nothing else.
 
-    EVENTS_TOKEN=... PORT=8090 python3 receiver.py
+    EVENTS_TOKEN=... EVENTS_SECRET=whsec_... PORT=8090 python3 receiver.py
 
-Causeway: handoffs.events_url = "http://127.0.0.1:8090/events", handoffs.events_token = the same token.
+Causeway: handoffs.events_url = "http://127.0.0.1:8090/events", handoffs.events_token = the same token,
+handoffs.events_secret = the same secret. Without EVENTS_SECRET no signature is checked.
 """
 
+import base64
 import hmac
 import json
 import os
 import sys
+import time
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
 TOKEN = os.environ.get("EVENTS_TOKEN", "")
+SECRET = os.environ.get("EVENTS_SECRET", "")
+TOLERANCE = 300
 HOST = os.environ.get("HOST", "127.0.0.1")
 PORT = int(os.environ.get("PORT", "8090"))
 BODY_MAX = 4 << 20
@@ -42,6 +47,18 @@ def handle(event):
     # A newer Causeway may post other types: they are taken and passed over.
 
 
+def is_signed(headers, body):
+    """Whether the body was signed with SECRET within the last five minutes (Standard Webhooks)."""
+    at = headers.get("webhook-timestamp", "")
+    if not (at.isascii() and at.isdigit()) or abs(time.time() - int(at)) > TOLERANCE:
+        return False
+    key = base64.b64decode(SECRET[len("whsec_"):] + "==")
+    signed = f"{headers.get('webhook-id', '')}.{at}.".encode() + body
+    ours = b"v1," + base64.b64encode(hmac.new(key, signed, "sha256").digest())
+    # There are two signatures while the secret is being changed.
+    return any(hmac.compare_digest(one.encode(), ours) for one in headers.get("webhook-signature", "").split(" "))
+
+
 class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
@@ -55,6 +72,8 @@ class Receiver(BaseHTTPRequestHandler):
         if not length.isdigit() or int(length) > BODY_MAX:
             return self.answer(413)
         body = self.rfile.read(int(length))
+        if SECRET and not is_signed(self.headers, body):
+            return self.answer(401)
         try:
             event = json.loads(body)
             identity, conversation, kind = event["id"], event["conversation_id"], event["type"]

@@ -124,6 +124,7 @@ pub fn xo(http: Http, settings: &Settings) -> Xo {
         callback_url: settings.xo.callback_url.clone(),
         events_url: settings.handoffs.events_url.clone(),
         events_token: settings.handoffs.events_token.clone(),
+        events_keys: settings.handoffs.events_keys.clone(),
         bots: settings.xo.bots.iter().map(bot).collect(),
         allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
         events_timeout: Some(settings.delivery.events.timeout),

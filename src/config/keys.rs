@@ -99,6 +99,8 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("files.max_size", Open),
     ("handoffs.events_url", Secret),
     ("handoffs.events_token", Secret),
+    ("handoffs.events_secret", Secret),
+    ("handoffs.events_secret_next", Secret),
     ("ingress.listen", Open),
     ("ingress.body_limit", Open),
     ("ingress.read_timeout", Open),

@@ -16,6 +16,7 @@ use super::settings::{
     Settings, StartAction, Texts, UnknownGroup, UserPaths, Xo,
 };
 use crate::message::{BotName, LaneKey};
+use crate::platform::WebhookKey;
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
@@ -34,6 +35,7 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
         handoffs: Handoffs {
             events_url: reader.http_url("handoffs.events_url"),
             events_token: reader.secret("handoffs.events_token"),
+            events_keys: events_keys(reader),
         },
         files: files(reader),
         ingress: ingress(reader),
@@ -42,6 +44,13 @@ pub(super) fn settings(reader: &mut Reader) -> Settings {
         delivery: delivery(reader),
         log: log(reader),
     }
+}
+
+/// The keys that sign events: the current one, then the next one.
+fn events_keys(reader: &mut Reader) -> Vec<WebhookKey> {
+    let expected = "whsec_ and the base64 of 24 to 64 random bytes";
+    let mut key = |key: &str| reader.parsed(key, expected, |text| Ok(WebhookKey::parse(text)?));
+    [key("handoffs.events_secret"), key("handoffs.events_secret_next")].into_iter().flatten().collect()
 }
 
 fn queue(reader: &mut Reader) -> QueueSettings {

@@ -15,8 +15,11 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     timeouts(settings, reader);
     bots(settings, reader);
     pair(reader, "ingress.servicenow.username", "ingress.servicenow.password");
-    if reader.is_set("handoffs.events_token") && !reader.is_set("handoffs.events_url") {
-        reader.wrong("handoffs.events_url", "is missing: handoffs.events_token has no use without it");
+    for key in ["handoffs.events_token", "handoffs.events_secret", "handoffs.events_secret_next"] {
+        if reader.is_set(key) && !reader.is_set("handoffs.events_url") {
+            reader.wrong("handoffs.events_url", format!("is missing: {key} has no use without it"));
+            break;
+        }
     }
     if (purpose.takes() || purpose.delivers()) && !settings.xo.bots.is_empty() {
         reply_hosts(settings, reader);

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
+use crate::platform::WebhookKey;
 use crate::telemetry::LogSettings;
 
 impl Settings {
@@ -311,6 +312,8 @@ pub struct Files {
 pub struct Handoffs {
     pub events_url: Option<Url>,
     pub events_token: Option<SecretString>,
+    /// The keys that sign events: the current one, then the next one.
+    pub events_keys: Vec<WebhookKey>,
 }
 
 impl std::fmt::Debug for Handoffs {

@@ -21,4 +21,4 @@ pub use servicenow::{
     ChatApi, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin,
     ServiceNowSettings, Started,
 };
-pub use xo::{SessionStep, Spoken, TokenAlgorithm, Words, Xo, XoBot, XoSettings};
+pub use xo::{SessionStep, Spoken, TokenAlgorithm, WebhookKey, Words, Xo, XoBot, XoSettings};

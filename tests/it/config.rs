@@ -255,6 +255,17 @@ fn settings_that_belong_together_are_checked_together() {
         ["ingress.servicenow.password"]
     );
     assert_eq!(wrong_keys("handoffs.events_token = \"t\"", Purpose::Desk), ["handoffs.events_url"]);
+    let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    for name in ["events_secret", "events_secret_next"] {
+        let set = |value: &str| format!("handoffs.{name} = \"{value}\"\n");
+        assert_eq!(wrong_keys(&set(key), Purpose::Desk), ["handoffs.events_url"]);
+        let url = "handoffs.events_url = \"https://bot.example.com\"\n";
+        assert_eq!(wrong_keys(&format!("{url}{}", set(key)), Purpose::Desk), Vec::<String>::new());
+        let text = format!("{url}{}", set("whsec_c2hvcnQ="));
+        assert_eq!(wrong_keys(&text, Purpose::Desk), [format!("handoffs.{name}")]);
+        let said = load(&text, Purpose::Desk).unwrap_err().to_string();
+        assert!(said.contains("24 to 64") && !said.contains("c2hvcnQ"), "{said}");
+    }
     assert_eq!(wrong_keys("xo.bot_id = \"b\"", Purpose::Desk), ["xo.app_id", "xo.client_secret"]);
     let bot = "[[xo.bots]]\nbot_id = \"b\"\napp_id = \"a\"\nclient_secret = \"s\"\n";
     assert_eq!(wrong_keys(&format!("{bot}{bot}"), Purpose::Desk), ["xo.bots"]);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use causeway::platform::WebhookKey;
 use causeway::sandbox::{CallbackCredential, CallbackSettings};
 use rquickjs::{Context, Runtime};
 use serde_json::{Value, json};
@@ -129,11 +130,14 @@ async fn the_calls_of_the_page_are_taken() {
     assert!(alive.starts_with("alive\nready\n") && alive.contains("causeway_breaker_state{"), "{alive}");
 }
 
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const NEXT_SECRET: &str = "whsec_bmV4dC1rZXktb2YtdGhlLWV4YW1wbGUtcmVjZWl2ZXI=";
+
 /// A receiver takes what it should take, and shows a whole conversation in its order.
 async fn the_receiver_works(program: &str, script: &str) {
     let [port] = ports::free_ports();
     let script = example(script).display().to_string();
-    let args = [program.to_owned(), script, port.to_string(), "events-token".to_owned()];
+    let args = [program, &script, &port.to_string(), "events-token", NEXT_SECRET].map(str::to_owned);
     let receiver = Leash::start("private-receiver", "TERM", &args);
     let url = format!("http://127.0.0.1:{port}/events");
     eventually("the receiver", PATIENCE, async || {
@@ -143,9 +147,15 @@ async fn the_receiver_works(program: &str, script: &str) {
     .await;
 
     let client = http::client();
-    let post = async |token: &str, body: &str| {
+    let now = causeway::clock::now().as_second();
+    let sign = |secret: &str, at: i64, body: &str| {
+        WebhookKey::parse(secret).expect("a key").sign("e-1", at, body.as_bytes())
+    };
+    let post = async |token: &str, body: &str, at: i64, signature: &str| {
         let request = client.post(&url).bearer_auth(token).header("content-type", "application/json");
-        request.body(body.to_owned()).send().await.expect("an answer").status().as_u16()
+        let request = request.header("webhook-id", "e-1").header("webhook-timestamp", at);
+        let request = request.header("webhook-signature", signature).body(body.to_owned());
+        request.send().await.expect("an answer").status().as_u16()
     };
     let event = json!({"id": "e-1", "type": "callback.ended", "conversation_id": "c-0", "reason": "agent"});
     let event = event.to_string();
@@ -158,13 +168,26 @@ async fn the_receiver_works(program: &str, script: &str) {
         ("events-token", event),
         ("events-token", event),
     ] {
-        answers.push(post(token, body).await);
+        answers.push(post(token, body, now, &sign(NEXT_SECRET, now, body)).await);
     }
     assert_eq!(answers, [401, 400, 400, 204, 204]);
+    let (ours, old) = (sign(NEXT_SECRET, now, event), now - 400);
+    for (body, at, signature, status) in [
+        (event, now, "", 401),
+        (event, now, &*sign(SECRET, now, event), 401),
+        (event, old, &*sign(NEXT_SECRET, old, event), 401),
+        (event, now - 1, &*ours, 401),
+        (&*format!("{event} "), now, &*ours, 401),
+        (event, now, &*format!("{} {ours}", sign(SECRET, now, event)), 204),
+    ] {
+        assert_eq!(post("events-token", body, at, signature).await, status, "{at} {signature}");
+    }
 
     let bench = Engine::Embedded.bench().expect("it is always there");
     let plan = Plan::on(&bench).set("handoffs.events_url", url.clone());
     let plan = plan.set("handoffs.events_token", "events-token").set("servicenow.poll_waiting", "200ms");
+    // The receiver has the next secret already.
+    let plan = plan.set("handoffs.events_secret", SECRET).set("handoffs.events_secret_next", NEXT_SECRET);
     let relay = plan.set("servicenow.poll_active", "200ms").start().await;
     call_back(&relay);
     let group = relay.open("c-1").await;

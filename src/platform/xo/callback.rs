@@ -1,6 +1,6 @@
 //! Posts ServiceNow's callback unchanged to XO, and Causeway's own events to the events URL.
 //!
-//! Guarantees: the bytes of a callback are posted as they were received.
+//! Guarantees: the bytes of a callback are posted as they were received. If keys are set, each event is signed by each key.
 //! Not responsible for: repairing a callback (`ingress/`).
 
 use bytes::Bytes;
@@ -35,7 +35,28 @@ impl Xo {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
+        self.sign(&mut headers, &id.to_string(), &body)?;
         self.timed(self.settings.events_timeout).post(url, headers, body.into()).await
+    }
+
+    /// Adds the headers of Standard Webhooks, with one signature for each key. The time is that of this attempt.
+    fn sign(&self, headers: &mut HeaderMap, id: &str, body: &[u8]) -> Result<(), CallError> {
+        let keys = &self.settings.events_keys;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let at = crate::clock::now().as_second();
+        let signatures: Vec<String> = keys.iter().map(|key| key.sign(id, at, body)).collect();
+        for (name, value) in [
+            ("webhook-id", id.to_owned()),
+            ("webhook-timestamp", at.to_string()),
+            ("webhook-signature", signatures.join(" ")),
+        ] {
+            let value = HeaderValue::try_from(value)
+                .map_err(|_| CallError::not_made("the signature does not fit into a header"))?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        Ok(())
     }
 }
 
@@ -43,7 +64,7 @@ impl Xo {
 mod tests {
     use url::Url;
 
-    use super::super::XoSettings;
+    use super::super::{WebhookKey, XoSettings};
     use super::*;
     use crate::platform::error::{AnswerKind, NoAnswerKind, NotReady, Sent};
     use crate::platform::peer::{self, Peer};
@@ -156,6 +177,34 @@ mod tests {
         let heard = peer.heard.lock().unwrap().concat();
         assert!(heard.contains(&format!("idempotency-key: {id}")), "{heard}");
         assert!(heard.contains("authorization: Bearer token-value"), "{heard}");
+    }
+
+    #[tokio::test]
+    async fn an_event_is_signed_by_each_key() {
+        let keys = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+            .map(|key| WebhookKey::parse(key).unwrap());
+        for count in 0..=2 {
+            let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
+            let settings = XoSettings {
+                events_url: Some(peer.url.join("/events").unwrap()),
+                events_keys: keys[..count].to_vec(),
+                ..XoSettings::default()
+            };
+            let (id, before) = (MessageId::fresh(), crate::clock::now().as_second());
+            Xo::new(peer::http(), settings).post_event(b"{\"a\": 1}".to_vec(), id).await.unwrap();
+            let heard = peer.heard.lock().unwrap().concat();
+            let header =
+                |name: &str| heard.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            if count == 0 {
+                assert!(!heard.contains("webhook-"), "{heard}");
+                continue;
+            }
+            assert_eq!(header("webhook-id: "), Some(id.to_string()));
+            let at: i64 = header("webhook-timestamp: ").unwrap().parse().unwrap();
+            assert!((before..=before + 60).contains(&at), "{at}");
+            let expected = keys[..count].iter().map(|key| key.sign(&id.to_string(), at, b"{\"a\": 1}"));
+            assert_eq!(header("webhook-signature: "), Some(expected.collect::<Vec<_>>().join(" ")));
+        }
     }
 
     #[tokio::test]

@@ -2,13 +2,14 @@
 //!
 //! Guarantees: `Debug` shows an address only by its host, because XO's Callback URL is a secret.
 //! Not responsible for: what is posted (`message/`), what an error means (`delivery/classify.rs`). `callback.rs`
-//! posts callbacks and events. `botkit.rs` makes the calls of the BotKit protocol, with a credential for each bot.
+//! posts callbacks and events, which `webhook_key.rs` signs. `botkit.rs` makes the calls of the BotKit protocol, with a credential for each bot.
 
 mod botkit;
 mod callback;
 mod files;
 mod history;
 mod template;
+mod webhook_key;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::message::{AllowedHosts, PlatformWords};
 
 pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
 pub use history::Spoken;
+pub use webhook_key::WebhookKey;
 
 use super::error::{Answer, AnswerKind, CallError, NotReady};
 use super::http::{Call, Http, Reply};
@@ -37,6 +39,8 @@ pub struct XoSettings {
     pub events_url: Option<Url>,
     /// The bearer token for the events URL.
     pub events_token: Option<SecretString>,
+    /// The keys that sign events. Two keys while the key is being changed.
+    pub events_keys: Vec<WebhookKey>,
     /// The bots of the BotKit protocol.
     pub bots: Vec<XoBot>,
     /// The hosts that their reply addresses may have.
