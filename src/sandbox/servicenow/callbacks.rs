@@ -11,7 +11,7 @@ use reqwest::{Client, Method, RequestBuilder, header};
 use sha2::Sha256;
 use tokio::sync::Semaphore;
 
-use super::desk::Row;
+use super::desk::{self, Desk, Refusal, Row};
 use crate::sandbox::ledger::{Arrival, Ledger};
 use crate::sandbox::script::{Fault, Operation, Script, Seen, Side};
 use crate::sandbox::settings::{BodyStyle, CallbackCredential, CallbackSettings};
@@ -76,6 +76,24 @@ impl Courier {
             }
         }
     }
+}
+
+/// What an agent writes in a clone of this instance. The clone has the same chat, and this instance never gets the row.
+pub(crate) fn row_of_a_clone(desk: &Desk, group: &str, text: &str) -> Result<Row, Refusal> {
+    let previous = desk.chat(group)?.rows.last().map(|row| row.sys_id.clone()).unwrap_or_default();
+    Ok(Row {
+        sys_id: desk::record_id(),
+        group: group.to_owned(),
+        created_by: desk.agent().0,
+        created: crate::clock::now(),
+        text: text.to_owned(),
+        reflected_field: "comments".to_owned(),
+        attachments: Vec::new(),
+        internal: false,
+        previous,
+        last_message: None,
+        callback: None,
+    })
 }
 
 fn arrival(settings: &CallbackSettings, row: &Row, body: &str) -> Arrival {
