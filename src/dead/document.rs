@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::outcome::Outcomes;
 use super::replay::Plan;
-use super::{Entry, conversation_of, summary};
-use crate::message::{AttemptRecord, DeadLetter};
+use super::{Entry, Group, conversation_of, summary, summary_by};
+use crate::message::{AttemptRecord, DeadLetter, DeadReason, Destination};
 
 /// The JSON of one dead letter, with or without the text.
 pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
@@ -53,11 +53,14 @@ fn record(attempt: &AttemptRecord, reveal: bool) -> Value {
     record
 }
 
-/// The number of dead letters by destination and reason.
+/// The number of dead letters by destination and reason, and within them by the platform's last answer: the HTTP status as
+/// text, `no answer` or `not sent`.
 pub(crate) fn groups(entries: &[Entry]) -> Value {
-    let group = |((destination, reason), group): (_, super::Group)| {
-        let (destination, reason): (crate::message::Destination, crate::message::DeadReason) =
-            (destination, reason);
+    let by_answer = summary_by(entries, |entry| (entry.destination, entry.reason, entry.answer));
+    let group = |((destination, reason), group): ((Destination, DeadReason), Group)| {
+        let answers = by_answer.iter().filter(|((to, why, _), _)| (*to, *why) == (destination, reason));
+        let answers = answers
+            .map(|((_, _, answer), group)| json!({ "answer": answer.to_string(), "count": group.count }));
         json!({
             "destination": destination.as_str(),
             "reason": reason.as_str(),
@@ -65,6 +68,7 @@ pub(crate) fn groups(entries: &[Entry]) -> Value {
             "lanes": group.lanes,
             "first_died_at": group.first.to_string(),
             "last_died_at": group.last.to_string(),
+            "answers": answers.collect::<Value>(),
         })
     };
     summary(entries).into_iter().map(group).collect()
@@ -99,7 +103,7 @@ pub(crate) fn outcomes(outcomes: &Outcomes) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeadReason, Destination, Kind, LaneKey, Message, MessageId, PlatformWords, Story};
+    use crate::message::{Kind, LaneKey, Message, MessageId, PlatformWords, Story};
 
     fn dead(body: &'static [u8]) -> DeadLetter {
         let message = Message::new(

@@ -7,6 +7,7 @@
 //! (`worker/settle.rs`).
 
 pub(crate) mod asked;
+pub(crate) mod brief;
 pub(crate) mod document;
 mod export;
 mod order;
@@ -107,6 +108,36 @@ fn group_of(dead: &DeadLetter) -> Option<String> {
     serde_json::from_slice::<Named>(&dead.message.body).ok().map(|named| named.group)
 }
 
+/// The answer of the platform to the last attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Answer {
+    /// The HTTP status.
+    Status(u16),
+    /// The last attempt ended without an answer.
+    None,
+    /// There was no attempt.
+    NotSent,
+}
+
+impl From<&DeadLetter> for Answer {
+    fn from(dead: &DeadLetter) -> Self {
+        dead.story
+            .attempts()
+            .last()
+            .map_or(Self::NotSent, |attempt| attempt.status.map_or(Self::None, Self::Status))
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::None => f.write_str("no answer"),
+            Self::NotSent => f.write_str("not sent"),
+        }
+    }
+}
+
 /// The key of one dead letter. The same message may have been dead-lettered more than once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -129,6 +160,8 @@ pub struct Entry {
     pub lane: LaneKey,
     /// The reason of the dead letter.
     pub reason: DeadReason,
+    /// The platform's answer to the last attempt.
+    pub answer: Answer,
     /// When the message was accepted.
     pub accepted_at: Timestamp,
     /// How often the message was replayed before.
@@ -145,6 +178,7 @@ impl From<&DeadLetter> for Entry {
             destination: dead.message.destination,
             lane: dead.message.lane.clone(),
             reason: dead.reason,
+            answer: Answer::from(dead),
             accepted_at: dead.message.accepted_at,
             replays: dead.message.replays,
             digest: dead.message.digest,
@@ -294,7 +328,7 @@ async fn discard_at(
     Ok(())
 }
 
-/// Dead letters of one destination with the same reason.
+/// Dead letters with a fact in common, such as destination and reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// The number of dead letters.
@@ -309,10 +343,15 @@ pub struct Group {
 
 /// Groups dead letters by destination and reason.
 pub fn summary(entries: &[Entry]) -> BTreeMap<(Destination, DeadReason), Group> {
-    let mut lanes: BTreeMap<(Destination, DeadReason), BTreeSet<&LaneKey>> = BTreeMap::new();
-    let mut groups: BTreeMap<(Destination, DeadReason), Group> = BTreeMap::new();
+    summary_by(entries, |entry| (entry.destination, entry.reason))
+}
+
+/// Groups dead letters by any of their facts.
+pub fn summary_by<K: Ord + Copy>(entries: &[Entry], key: impl Fn(&Entry) -> K) -> BTreeMap<K, Group> {
+    let mut lanes: BTreeMap<K, BTreeSet<&LaneKey>> = BTreeMap::new();
+    let mut groups: BTreeMap<K, Group> = BTreeMap::new();
     for entry in entries {
-        let which = (entry.destination, entry.reason);
+        let which = key(entry);
         lanes.entry(which).or_default().insert(&entry.lane);
         let died_at = entry.key.died_at;
         let group =
@@ -330,7 +369,7 @@ pub fn summary(entries: &[Entry]) -> BTreeMap<(Destination, DeadReason), Group> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Message, Story};
+    use crate::message::{AttemptRecord, Message, PlatformWords, Story};
 
     fn dead(kind: Kind, lane: &str, body: &'static str, reason: DeadReason, died: i64) -> DeadLetter {
         let destination = if kind.is_for_servicenow() { Destination::ServiceNow } else { Destination::Xo };
@@ -382,5 +421,16 @@ mod tests {
         assert_eq!((group.count, group.lanes), (3, 2));
         assert_eq!((group.first.as_second(), group.last.as_second()), (10, 30));
         assert_eq!(groups.len(), 2);
+    }
+
+    #[test]
+    fn the_answer_is_that_of_the_last_attempt() {
+        let mut one = dead(Kind::CallbackMessage, "a", "{}", DeadReason::Rejected, 1);
+        assert_eq!(Answer::from(&one).to_string(), "not sent");
+        for (status, answer) in [(Some(503), "503"), (None, "no answer"), (Some(400), "400")] {
+            let (outcome, error, said) = (String::new(), String::new(), PlatformWords::default());
+            one.story.add(AttemptRecord { at: one.died_at, status, outcome, error, said });
+            assert_eq!(Answer::from(&one).to_string(), answer);
+        }
     }
 }

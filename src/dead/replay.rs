@@ -314,6 +314,7 @@ fn pace(rate: f64) -> Interval {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dead::Answer;
     use crate::message::{MessageId, PayloadDigest};
     use jiff::Timestamp;
 
@@ -325,6 +326,7 @@ mod tests {
             kind: Kind::CallbackMessage,
             lane: LaneKey::parse(lane).unwrap(),
             reason,
+            answer: Answer::NotSent,
             accepted_at: at(accepted),
             replays: 0,
             digest: None,

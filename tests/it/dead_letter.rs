@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use causeway::sandbox::{Operation, Rule, Side};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::http;
 use crate::harness::matrix::Engine;
@@ -37,7 +37,60 @@ async fn unreadable(relay: &Relay) {
     assert_eq!(request.send().await.unwrap().status(), 202);
 }
 
+async fn json_of(relay: &Relay, args: &[&str]) -> Value {
+    serde_json::from_str(&said(relay, args).await).unwrap()
+}
+
+/// The output of a command that must succeed.
+async fn said(relay: &Relay, args: &[&str]) -> String {
+    let run = relay.verb(args).run(PATIENCE).await;
+    assert_eq!(run.code, Some(0), "{args:?} {}{}", run.stdout, run.stderr);
+    run.stdout
+}
+
 on_every_engine! {
+    async fn the_list_has_a_line_for_each_and_the_count_has_the_answers(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        assert_eq!(said(&relay, &["dead", "list"]).await, "no dead letters\n");
+        assert_eq!(said(&relay, &["dead", "count"]).await, "no dead letters\n");
+        let group = relay.open("会話-1").await;
+        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.say("会話-1", "secret words 1").await;
+        relay.dead_letters_at_least(1).await;
+        unreadable(&relay).await;
+        relay.dead_letters_at_least(2).await;
+        relay.say("会話-1", "secret words 2").await;
+        let all = relay.dead_letters_at_least(3).await;
+
+        let listed = json_of(&relay, &["dead", "list", "--json"]).await;
+        let letters = listed["dead_letters"].as_array().unwrap();
+        assert_eq!(field(letters, "reason"), ["rejected", "unreadable", "rejected"], "newest last: {listed:#}");
+        assert_eq!(listed["total"], 3);
+        let died = field(letters, "died_at");
+        assert!(died.is_sorted() && died[0] < died[2], "{died:?}");
+        let first = all.iter().find(|letter| letter["id"] == letters[0]["id"]).unwrap();
+        assert_eq!(letters[0], json!({
+            "id": first["id"], "destination": "servicenow", "kind": "handoff.message", "conversation_id": "会話-1",
+            "group": null, "reason": "rejected", "detail": first["detail"], "died_at": first["died_at"], "attempts": 1,
+        }));
+        let newest = json_of(&relay, &["dead", "list", "--json", "--limit", "1"]).await;
+        assert_eq!((&newest["dead_letters"][0], &newest["total"]), (&letters[2], &json!(3)));
+
+        let text = said(&relay, &["dead", "list"]).await;
+        assert_eq!(text.lines().count(), 4, "{text}");
+        let last = text.lines().last().unwrap();
+        let id = letters[2]["id"].as_str().unwrap();
+        assert!(last.contains(&id[28..]) && last.contains("rejected") && last.ends_with("会話-1"), "{text}");
+        assert!(!text.contains("secret words") && !text.contains(&group), "{text}");
+
+        let text = said(&relay, &["dead", "count"]).await;
+        let counted: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().take(5).collect()).collect();
+        assert!(counted.contains(&vec!["servicenow", "rejected", "400", "2", "1"]), "{text}");
+        assert!(text.contains("unreadable  not sent"), "{text}");
+        let counted = json_of(&relay, &["dead", "count", "--json", "--reason", "rejected"]).await;
+        assert_eq!(counted["groups"][0]["answers"], json!([{"answer": "400", "count": 2}]), "{counted}");
+    }
+
     async fn looking_changes_nothing_and_filters_hold(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
         relay.open("c-1").await;
@@ -74,9 +127,8 @@ on_every_engine! {
         let exported = relay.dead_letters().await;
         assert_eq!(shown(&relay, &[]).await, all);
         assert_eq!(field(&exported, "id"), field(&all, "id"));
-        let listed = relay.tool(["dead", "list", "--json"]).run(PATIENCE).await;
-        let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
-        assert_eq!(listed["dead_letters"], 5, "{listed}");
+        let counted = json_of(&relay, &["dead", "count", "--json"]).await;
+        assert_eq!(counted["dead_letters"], 5, "{counted}");
         relay.metric_is("causeway_dead_letter_messages", &[], |count| count == 5.0).await;
 
         let asked = relay.tool(["dead", "discard", "--id", second]).run(PATIENCE).await;
@@ -101,7 +153,7 @@ on_every_rabbit! {
         let list = list.run(PATIENCE).await;
         assert_eq!(list.code, Some(0), "{}{}", list.stdout, list.stderr);
         let listed: Value = serde_json::from_str(&list.stdout).unwrap();
-        assert_eq!(listed["dead_letters"], 1, "{listed}");
+        assert_eq!(listed["total"], 1, "{listed}");
     }
 }
 

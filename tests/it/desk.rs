@@ -189,7 +189,7 @@ async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
     assert!(beside.code == Some(1) && beside.stderr.contains("wait until it is done"), "{}", beside.stderr);
     // A read-only client is never blocked.
     assert_eq!(desk.get("/dead-letters").await.0, 200);
-    for verb in ["list", "show"] {
+    for verb in ["list", "count", "show"] {
         let beside = relay.tool(["dead", verb]).run(PATIENCE).await;
         assert_eq!(beside.code, Some(0), "{verb}: {}", beside.stderr);
     }

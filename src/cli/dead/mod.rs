@@ -1,13 +1,15 @@
-//! `causeway dead list|show|replay|discard|export`: the operator's commands for dead letters.
+//! `causeway dead list|count|show|replay|discard|export`: the operator's commands for dead letters.
 //!
-//! `list --json` prints `{"dead_letters": N, "groups": [{"destination", "reason", "count", "lanes", "first_died_at",
-//! "last_died_at"}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` prints one `D` on
+//! `list --json` prints `{"dead_letters": [{"id", "destination", "kind", "conversation_id", "group", "reason", "detail",
+//! "died_at", "attempts"}], "total": N}`. `count --json` prints `{"dead_letters": N, "groups": [{"destination", "reason",
+//! "count", "lanes", "first_died_at", "last_died_at", "answers": [{"answer", "count"}]}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` prints one `D` on
 //! each line (see `dead/document.rs` for `D`).
 //!
 //! Guarantees: only `show --reveal` and `export` print message text. An action that cannot be undone needs a
 //! confirmation.
 
 mod letter;
+mod list;
 mod replay;
 
 use std::collections::HashSet;
@@ -15,12 +17,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use serde_json::json;
 
 use super::{Failure, Sources, ask, output};
 use crate::app;
 use crate::config::Purpose;
-use crate::dead::{self, DeskError, Filter, Group, asked, document};
+use crate::dead::{self, DeskError, Filter, asked, document};
 use crate::message::{DeadReason, Destination, MessageId};
 use crate::queue::Queue;
 
@@ -32,8 +33,20 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Count dead letters by destination and reason
+    /// List dead letters, one line for each, newest last
     List {
+        #[command(flatten)]
+        which: Which,
+        /// Maximum number of dead letters, the newest ones; 0 lists all
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        limit: usize,
+        /// Print JSON: {"dead_letters": [{"id", "destination", "kind", "conversation_id", "group", "reason", "detail",
+        /// "died_at", "attempts"}], "total": N}
+        #[arg(long)]
+        json: bool,
+    },
+    /// Count dead letters by destination, reason and the platform's last answer
+    Count {
         #[command(flatten)]
         which: Which,
         /// Print JSON
@@ -113,7 +126,8 @@ pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
     let settings = sources.settings_for_desk(Purpose::Desk)?;
     let queue = app::open_desk(&settings).await?;
     let done = match args.verb {
-        Verb::List { which, json } => list(&queue, &which.into(), json).await,
+        Verb::List { which, limit, json } => list::list(&queue, &which.into(), limit, json).await,
+        Verb::Count { which, json } => list::count(&queue, &which.into(), json).await,
         Verb::Show { which, json, reveal, limit } => {
             letter::show(&queue, &which.into(), json, reveal, limit).await
         }
@@ -135,32 +149,6 @@ impl From<crate::queue::QueueError> for Failure {
     fn from(error: crate::queue::QueueError) -> Self {
         Self::Failed(error.into())
     }
-}
-
-async fn list(queue: &Queue, filter: &Filter, json: bool) -> Result<(), Failure> {
-    let entries = dead::list(queue, filter).await?;
-    let groups = dead::summary(&entries);
-    if json {
-        return Ok(output::json(
-            &json!({ "dead_letters": entries.len(), "groups": document::groups(&entries) }),
-        )?);
-    }
-    if entries.is_empty() {
-        return Ok(output::line("no dead letters")?);
-    }
-    let row = |((destination, reason), group): (&(Destination, DeadReason), &Group)| {
-        vec![
-            destination.to_string(),
-            reason.to_string(),
-            group.count.to_string(),
-            group.lanes.to_string(),
-            group.first.to_string(),
-            group.last.to_string(),
-        ]
-    };
-    let rows: Vec<_> = groups.iter().map(row).collect();
-    let head = ["DESTINATION", "REASON", "COUNT", "LANES", "FIRST DIED", "LAST DIED"];
-    Ok(output::line(output::table(&head, &rows, &[2, 3]))?)
 }
 
 async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failure> {

@@ -205,7 +205,7 @@ pub(super) fn bar(total: u64) -> ProgressBar {
 mod tests {
     use super::*;
     use crate::dead::replay::Known;
-    use crate::dead::{Entry, Key};
+    use crate::dead::{Answer, Entry, Key};
     use crate::message::{DeadReason, Destination, Kind, LaneKey, MessageId};
 
     #[test]
@@ -216,6 +216,7 @@ mod tests {
             kind: Kind::HandoffMessage,
             lane: LaneKey::parse("c-1").unwrap(),
             reason,
+            answer: Answer::NotSent,
             accepted_at: crate::clock::now(),
             replays: 0,
             digest: None,
