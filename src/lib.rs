@@ -21,3 +21,4 @@ pub mod request_id;
 pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;
+pub mod trace;

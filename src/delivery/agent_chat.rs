@@ -28,6 +28,7 @@ use crate::message::routing::is_payload_name;
 use crate::message::{ConversationId, DeadReason, Destination, Endpoint, Message, MessageId, Outcome};
 use crate::platform::servicenow::{HistoryLine, Opening, Receipt};
 use crate::platform::{CallError, ChatApi, ServiceNow};
+use crate::trace;
 
 const HERE: Endpoint = Endpoint::ServiceNow;
 /// The most best-effort calls that run at the same time.
@@ -275,7 +276,7 @@ impl Deliverer {
             return;
         }
         let Ok(seat) = self.agent_chats.errands.clone().try_acquire_owned() else { return };
-        let call = call(servicenow.clone());
+        let call = trace::within(trace::current(), call(servicenow.clone()));
         crate::tasks::spawn(async move {
             match tokio::time::timeout(ERRAND_TAKES, call).await {
                 Ok(Ok(())) => {}

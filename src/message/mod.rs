@@ -21,6 +21,7 @@ pub mod platform_words;
 pub mod reply;
 pub(crate) mod rich_text;
 pub mod routing;
+pub mod trace;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -35,6 +36,7 @@ pub use ids::{ConversationId, IdProblem, LaneKey, MessageId};
 pub use outcome::{DeadReason, Endpoint, Outcome, RetryReason, TripReason};
 pub use platform_words::PlatformWords;
 pub use reply::{AllowedHosts, ReplyHandle};
+pub use trace::{RequestId, Trace, TraceParent};
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -141,12 +143,14 @@ pub struct Message {
     /// The digest of the body, if the caller chose the key of the request. It distinguishes another request with the
     /// same id.
     pub digest: Option<PayloadDigest>,
+    /// The request that caused the message.
+    pub trace: Trace,
     /// JSON in the format of `kind`.
     pub body: Bytes,
 }
 
 impl Message {
-    /// Creates a message that is accepted now.
+    /// Creates a message that is accepted now and takes over the trace of the running task.
     pub fn new(
         id: MessageId,
         kind: Kind,
@@ -154,8 +158,8 @@ impl Message {
         lane: LaneKey,
         body: impl Into<Bytes>,
     ) -> Self {
-        let (accepted_at, body) = (crate::clock::now(), body.into());
-        Self { id, kind, destination, lane, accepted_at, replays: 0, digest: None, body }
+        let (accepted_at, trace, body) = (crate::clock::now(), crate::trace::current(), body.into());
+        Self { id, kind, destination, lane, accepted_at, replays: 0, digest: None, trace, body }
     }
 
     /// The same message with the digest of its body.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use url::Url;
 
@@ -26,6 +26,7 @@ pub use transfer::{Broken, Content};
 
 use super::error::{NoAnswer, NoAnswerKind, Sent};
 use crate::message::platform_words::one_line;
+use crate::trace;
 
 /// The largest answer in bytes that is read.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -42,6 +43,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// After this time of silence an HTTP/2 connection is pinged. It is closed if the answer to the ping is late.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The header of W3C Trace Context.
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The settings of the client.
 #[derive(Debug, Clone)]
@@ -142,6 +146,7 @@ impl Http {
         if !(self.right.0)() {
             return Err(NoAnswer { sent: Sent::No, kind: NoAnswerKind::NoRight, detail: String::new() });
         }
+        let call = Call { headers: traced(call.headers), ..call };
         #[cfg(test)]
         if let Some(model) = &self.model {
             return model.answer(call, self.timeout).await;
@@ -155,6 +160,15 @@ impl Http {
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         Ok(Reply { status, headers, body: read(response).await })
     }
+}
+
+/// Adds the `traceparent` of the message that causes the call. The parent id stays, because Causeway records no spans.
+fn traced(mut headers: HeaderMap) -> HeaderMap {
+    let value = trace::with_current(|trace| HeaderValue::from_str(trace.parent.as_ref()?.as_str()).ok());
+    if let Some(value) = value.flatten() {
+        headers.insert(TRACE_PARENT, value);
+    }
+    headers
 }
 
 /// Trusts the certificate authorities of the system, or only `roots`.

@@ -49,7 +49,9 @@ pub(super) async fn gate(State(world): State<Arc<World>>, request: Request, next
         return plain_failure(side_of(parts.uri.path()), StatusCode::BAD_REQUEST);
     };
     let path = parts.uri.path_and_query().map_or_else(|| parts.uri.path().to_owned(), ToString::to_string);
-    let (side, operation, arrival) = recognise(&parts.method, parts.uri.path(), &path, &body);
+    let (side, operation, mut arrival) = recognise(&parts.method, parts.uri.path(), &path, &body);
+    let traceparent = parts.headers.get("traceparent").and_then(|value| value.to_str().ok());
+    arrival.traceparent = traceparent.map(str::to_owned);
     let (conversation, group) = (arrival.conversation.clone(), arrival.group.clone());
     let text = arrival.text.clone();
     let flight = world.ledger.open(side, operation, arrival);

@@ -42,6 +42,8 @@ pub struct Entry {
     pub path: String,
     /// The body as received (empty for reads).
     pub body: String,
+    /// The header `traceparent`.
+    pub traceparent: Option<String>,
     /// The status of the answer; `None` if there is no answer (yet).
     pub status: Option<u16>,
     /// Whether the platform performed the requested action.
@@ -73,6 +75,7 @@ pub(super) struct Arrival {
     pub(super) method: String,
     pub(super) path: String,
     pub(super) body: String,
+    pub(super) traceparent: Option<String>,
     pub(super) outbound: bool,
 }
 
@@ -271,6 +274,7 @@ impl Ledger {
             method: arrival.method,
             path: arrival.path,
             body: arrival.body,
+            traceparent: arrival.traceparent,
             status: None,
             applied: false,
             effect: None,

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use causeway::message::{
-    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
+    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, RequestId, Story,
+    Trace, TraceParent,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
@@ -105,11 +106,52 @@ async fn a_file_that_is_not_ours_is_refused() {
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("another version");
     assert!(matches!(refused, QueueError::Mismatch(_)));
-    assert!(refused.to_string().contains("version 9, but this program knows version 2"), "{refused}");
+    assert!(refused.to_string().contains("version 9, but this program knows version 3"), "{refused}");
 
     std::fs::write(&file, "certainly no database ".repeat(400)).unwrap();
     let refused = EmbeddedQueue::open(settings(folder.path())).await.expect_err("no database");
     assert!(matches!(refused, QueueError::Mismatch(_)), "{refused}");
+}
+
+/// A file of the version before 0.2 has no columns for the ids of the cause.
+#[tokio::test]
+async fn a_file_of_version_2_is_upgraded_with_its_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Queue::Embedded(EmbeddedQueue::open(settings(folder.path())).await.unwrap());
+    queue.publish(&text(1, "old")).await.unwrap();
+    queue
+        .bury(&DeadLetter::new(text(1, "dead"), DeadReason::Expired, "too late", Story::default()))
+        .await
+        .unwrap();
+    queue.close().await;
+    let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
+    for table in ["message", "dead_letter"] {
+        for column in ["request_id", "traceparent"] {
+            file.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
+        }
+    }
+    file.pragma_update(None, "user_version", 2).unwrap();
+    drop(file);
+
+    let queue = Queue::Embedded(EmbeddedQueue::open(settings(folder.path())).await.unwrap());
+    let parent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let trace = Trace { request_id: RequestId::parse("r-1"), parent };
+    queue.publish(&Message { trace: trace.clone(), ..text(1, "new") }).await.unwrap();
+    let mut subscription = queue.subscribe(partition(1)).await.unwrap();
+    for expected in [Trace::default(), trace] {
+        let loan = subscription.next().await.unwrap();
+        assert_eq!((loan.message.trace.clone(), loan.unreadable.clone()), (expected, None));
+        loan.done().await.unwrap();
+    }
+    let mut siding = queue.siding(Destination::Xo).await.unwrap();
+    let held = siding.next().await.unwrap().expect("the dead letter is still there");
+    assert_eq!((held.dead.reason, held.dead.message.trace.clone()), (DeadReason::Expired, Trace::default()));
+    siding.close().await;
+    queue.close().await;
+    // Each column behind the body could only be read by reading the body.
+    let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
+    let last = "SELECT name FROM pragma_table_info('message') ORDER BY cid DESC LIMIT 1";
+    assert_eq!(file.query_row(last, [], |row| row.get::<_, String>(0)).unwrap(), "body");
 }
 
 #[tokio::test]

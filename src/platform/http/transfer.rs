@@ -13,7 +13,7 @@ use futures_util::stream::BoxStream;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 
-use super::{Call, Http, Reply, failure, read};
+use super::{Call, Http, Reply, failure, read, traced};
 use crate::platform::error::{NoAnswer, NoAnswerKind, Sent};
 
 /// The reason why a body ended early.
@@ -101,8 +101,8 @@ impl Http {
     /// Makes one call and leaves the body of the answer unread.
     pub(crate) async fn open(&self, call: Call) -> Result<Opened, NoAnswer> {
         self.may_call()?;
-        let request = self.client.request(call.method, call.url).headers(call.headers).timeout(self.timeout);
-        let mut response = request.send().await.map_err(|error| failure(&error))?;
+        let request = self.client.request(call.method, call.url).headers(traced(call.headers));
+        let mut response = request.timeout(self.timeout).send().await.map_err(|error| failure(&error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let content = Content {
@@ -117,7 +117,7 @@ impl Http {
     /// Makes one call whose body is `content`.
     pub(crate) async fn pass_on(&self, call: Call, content: Content) -> Result<Reply, NoAnswer> {
         self.may_call()?;
-        let mut headers = call.headers;
+        let mut headers = traced(call.headers);
         if let Some(length) = content.length {
             headers.insert(CONTENT_LENGTH, length.into());
         }

@@ -11,7 +11,8 @@ use rusqlite::Row;
 
 use super::line::{LineNumbers, Seq};
 use crate::message::{
-    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, Story,
+    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, RequestId, Story,
+    Trace, TraceParent,
 };
 
 /// An entry and its position.
@@ -23,19 +24,22 @@ pub(super) struct Stored<T> {
     pub(super) unreadable: Option<String>,
 }
 
-/// Reads `seq, id, kind, lane, accepted_at, replays, digest, body`.
+/// Reads `seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent`.
 pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<Message>> {
     let seq = Seq(row.get(0)?);
     let body = Bytes::from(row.get::<_, Vec<u8>>(7)?);
     let replays = u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default();
-    let digest = row.get_ref(6)?.as_bytes_or_null()?.and_then(|digest| std::str::from_utf8(digest).ok());
-    let digest = digest.and_then(PayloadDigest::parse);
+    let digest = optional(row, 6)?.and_then(PayloadDigest::parse);
+    let trace = Trace {
+        request_id: optional(row, 8)?.and_then(RequestId::parse),
+        parent: optional(row, 9)?.and_then(TraceParent::parse),
+    };
     let accepted = row.get(4)?;
     let destination = numbers.destination(seq.line()).unwrap_or(Destination::ServiceNow);
     let (id, kind, lane) = (&text(row, 1)?, &text(row, 2)?, &text(row, 3)?);
     Ok(match meant(id, kind, lane, accepted, destination) {
         Ok((id, kind, lane, accepted_at)) => {
-            let entry = Message { id, kind, destination, lane, accepted_at, replays, digest, body };
+            let entry = Message { id, kind, destination, lane, accepted_at, replays, digest, trace, body };
             Stored { seq, entry, unreadable: None }
         }
         Err(why) => {
@@ -46,11 +50,16 @@ pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<
             let accepted_at = Timestamp::from_millisecond(accepted).unwrap_or_default();
             Stored {
                 seq,
-                entry: Message { id, kind, destination, lane, accepted_at, replays, digest, body },
+                entry: Message { id, kind, destination, lane, accepted_at, replays, digest, trace, body },
                 unreadable: Some(why),
             }
         }
     })
+}
+
+/// A column that may be NULL. Bytes that are not UTF-8 count as NULL.
+fn optional<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
+    Ok(row.get_ref(column)?.as_bytes_or_null()?.and_then(|bytes| std::str::from_utf8(bytes).ok()))
 }
 
 /// A column that should be UTF-8. Other bytes are replaced, so that the text can be shown.
@@ -80,9 +89,9 @@ fn meant(
 /// Reads what [`message`] reads, then `reason, detail, died_at, story`.
 pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<DeadLetter>> {
     let Stored { seq, entry, unreadable } = message(row, numbers)?;
-    let reason_text = text(row, 8)?;
+    let reason_text = text(row, 10)?;
     let reason = DeadReason::parse(&reason_text);
-    let story = serde_json::from_str::<Story>(&text(row, 11)?);
+    let story = serde_json::from_str::<Story>(&text(row, 13)?);
     let unreadable = unreadable
         .or_else(|| reason.is_none().then(|| format!("this version knows no reason {reason_text:?}")))
         .or_else(|| story.is_err().then(|| "the stored history cannot be read".to_owned()));
@@ -90,10 +99,10 @@ pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Res
         message: entry,
         reason: reason.filter(|_| unreadable.is_none()).unwrap_or(DeadReason::Unreadable),
         detail: match &unreadable {
-            Some(why) => format!("{why}; its detail was: {}", text(row, 9)?),
-            None => text(row, 9)?.into_owned(),
+            Some(why) => format!("{why}; its detail was: {}", text(row, 11)?),
+            None => text(row, 11)?.into_owned(),
         },
-        died_at: Timestamp::from_millisecond(row.get(10)?).unwrap_or_default(),
+        died_at: Timestamp::from_millisecond(row.get(12)?).unwrap_or_default(),
         story: story.unwrap_or_default(),
     };
     Ok(Stored { seq, entry: dead, unreadable })

@@ -1,4 +1,4 @@
--- The embedded queue's file, schema version 2 (PRAGMA user_version).
+-- The embedded queue's file, schema version 3 (PRAGMA user_version).
 --
 -- A line is a partition or a dead-letter queue. The upper bits of a seq are the number of the line, the lower bits count
 -- within the line. So the primary key alone keeps each line together and in order, without an index (embedded/line.rs).
@@ -39,6 +39,10 @@ CREATE TABLE message (
     replays     INTEGER NOT NULL,
     -- Hexadecimal digits; only for messages whose id comes from a key of the caller.
     digest      TEXT,
+    -- The x-request-id and the traceparent of the request that caused the message, if there was one. They stand before
+    -- the body, because a column behind a large body can only be read by reading the body.
+    request_id  TEXT,
+    traceparent TEXT,
     body        BLOB NOT NULL
 ) STRICT;
 
@@ -56,5 +60,8 @@ CREATE TABLE dead_letter (
     detail      TEXT NOT NULL,
     died_at     INTEGER NOT NULL,
     -- JSON.
-    story       TEXT NOT NULL
+    story       TEXT NOT NULL,
+    -- As in `message`.
+    request_id  TEXT,
+    traceparent TEXT
 ) STRICT;

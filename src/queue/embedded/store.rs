@@ -14,12 +14,12 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, na
 use super::line::{Line, LineNumbers, Seq};
 use super::row::{self, Stored};
 use crate::data_files;
-use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::message::{DeadLetter, Destination, Destinations, Message, TraceParent};
 use crate::queue::waiting_body::SMALL_BYTES;
 use crate::queue::{Depth, PartitionId, QueueError, QueueTuning};
 
 /// The schema version of `schema.sql`.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -80,13 +80,17 @@ impl Store {
         Ok(store)
     }
 
-    /// Creates the tables in a new file. Another process that opens the file at the same time waits.
+    /// Creates the tables in a new file, or upgrades a file of the version before. Another process that opens the file at
+    /// the same time waits.
     fn make(&mut self, partitions: u16) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let version: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version == 0 {
             tx.execute_batch(include_str!("schema.sql"))?;
             tx.execute("INSERT INTO about VALUES (1, ?, 0, 1)", [partitions])?;
+            tx.pragma_update(None, "user_version", SCHEMA)?;
+        } else if version == 2 {
+            tx.execute_batch(include_str!("schema_2_to_3.sql"))?;
             tx.pragma_update(None, "user_version", SCHEMA)?;
         }
         tx.commit()
@@ -225,11 +229,11 @@ impl Store {
         self.connection
             .prepare_cached(
                 "SELECT seq, id, kind, lane, accepted_at, replays, digest, iif(length(body) <= ?4, body, x''),
-                 length(body)
+                 request_id, traceparent, length(body)
                  FROM message WHERE seq > ?1 AND seq < ?2 ORDER BY seq LIMIT ?3",
             )?
             .query_map(params![after.0, line.end().0, limit, SMALL_BYTES as i64], |row| {
-                Ok((row::message(row, &self.numbers)?, row.get(8)?))
+                Ok((row::message(row, &self.numbers)?, row.get(10)?))
             })?
             .collect()
     }
@@ -259,7 +263,8 @@ impl Store {
     ) -> rusqlite::Result<Option<Stored<DeadLetter>>> {
         self.connection
             .prepare_cached(
-                "SELECT seq, id, kind, lane, accepted_at, replays, digest, body, reason, detail, died_at, story
+                "SELECT seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent,
+                 reason, detail, died_at, story
                  FROM dead_letter WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1",
             )?
             .query_row(params![after.0, before.0], |row| row::dead_letter(row, &self.numbers))
@@ -369,8 +374,8 @@ impl Writing<'_> {
         let seq = self.append(line)?;
         self.connection
             .prepare_cached(
-                "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, digest, body)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 seq.0,
@@ -380,7 +385,9 @@ impl Writing<'_> {
                 message.accepted_at.as_millisecond(),
                 message.replays,
                 message.digest.map(|digest| digest.to_string()),
-                &message.body[..]
+                &message.body[..],
+                message.trace.request_id.as_deref(),
+                message.trace.parent.as_ref().map(TraceParent::as_str),
             ])?;
         Ok(true)
     }
@@ -395,8 +402,10 @@ impl Writing<'_> {
         self.connection
             .prepare_cached(
                 "INSERT INTO dead_letter
-                 (seq, id, kind, lane, accepted_at, replays, digest, body, reason, detail, died_at, story)
-                 VALUES (:seq, :id, :kind, :lane, :accepted_at, :replays, :digest, :body, :reason, :detail, :died_at, :story)",
+                 (seq, id, kind, lane, accepted_at, replays, digest, body, reason, detail, died_at, story,
+                 request_id, traceparent)
+                 VALUES (:seq, :id, :kind, :lane, :accepted_at, :replays, :digest, :body, :reason, :detail, :died_at, :story,
+                 :request_id, :traceparent)",
             )?
             .execute(named_params! {
                 ":seq": seq.0,
@@ -411,6 +420,8 @@ impl Writing<'_> {
                 ":detail": dead.detail,
                 ":died_at": dead.died_at.as_millisecond(),
                 ":story": story,
+                ":request_id": message.trace.request_id.as_deref(),
+                ":traceparent": message.trace.parent.as_ref().map(TraceParent::as_str),
             })?;
         Ok(true)
     }

@@ -12,7 +12,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 
 use crate::message::{
-    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, Story,
+    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, RequestId, Story,
+    Trace, TraceParent,
 };
 
 const VERSION: i64 = 1;
@@ -22,6 +23,7 @@ const H_ACCEPTED: &str = "x-causeway-accepted-at-ms";
 const H_REPLAYS: &str = "x-causeway-replays";
 const H_DIGEST: &str = "x-causeway-digest";
 const H_DEAD: &str = "x-causeway-dead";
+const H_TRACE_PARENT: &str = "traceparent";
 
 /// The fields that a dead letter adds to its message.
 #[derive(Serialize, Deserialize)]
@@ -51,13 +53,18 @@ pub(super) fn encode_dead(dead: &DeadLetter) -> BasicProperties {
 }
 
 fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
-    BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_delivery_mode(2)
         .with_content_type("application/json".into())
         .with_message_id(ShortString::from(message.id.to_string()))
         .with_type(message.kind.as_str().into())
         .with_app_id("causeway".into())
-        .with_headers(headers)
+        .with_headers(headers);
+    // A property costs less than a header.
+    match &message.trace.request_id {
+        Some(id) => properties.with_correlation_id(ShortString::from(&**id)),
+        None => properties,
+    }
 }
 
 fn headers(message: &Message) -> FieldTable {
@@ -72,19 +79,23 @@ fn headers(message: &Message) -> FieldTable {
     if let Some(digest) = message.digest {
         headers.insert(H_DIGEST.into(), AMQPValue::LongString(digest.to_string().into()));
     }
+    if let Some(parent) = &message.trace.parent {
+        headers.insert(H_TRACE_PARENT.into(), AMQPValue::LongString(parent.as_str().into()));
+    }
     headers
 }
 
 /// Decodes a delivery. An unreadable message gets a lane of its own, keeps its raw bytes, and comes with the reason.
 pub(super) fn decode(delivery: &mut Delivery, destination: Destination) -> (Message, Option<String>) {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
+    let unreadable = |body| Message { trace: trace(&delivery.properties), ..unreadable(destination, body) };
     match read(&delivery.properties, destination, body.clone()) {
         Ok(message) if message.kind.fits(destination) => (message, None),
         Ok(message) => {
             let reason = format!("a {} does not belong in a queue of {destination}", message.kind);
-            (unreadable(destination, body), Some(reason))
+            (unreadable(body), Some(reason))
         }
-        Err(reason) => (unreadable(destination, body), Some(reason)),
+        Err(reason) => (unreadable(body), Some(reason)),
     }
 }
 
@@ -137,8 +148,17 @@ fn read(properties: &BasicProperties, destination: Destination, body: Bytes) -> 
         accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
         replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         digest: header_text(properties, H_DIGEST).and_then(|digest| PayloadDigest::parse(&digest)),
+        trace: trace(properties),
         body,
     })
+}
+
+/// The ids of the cause. An invalid id is ignored.
+fn trace(properties: &BasicProperties) -> Trace {
+    Trace {
+        request_id: properties.correlation_id().as_ref().and_then(|id| RequestId::parse(id.as_str())),
+        parent: header_text(properties, H_TRACE_PARENT).and_then(|parent| TraceParent::parse(&parent)),
+    }
 }
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
@@ -211,6 +231,30 @@ mod tests {
         let message = message().with_digest();
         let mut delivery = delivery(encode(&message), &message.body);
         assert_eq!(decode(&mut delivery, Destination::Xo).0.digest, Some(PayloadDigest::of(b"{}")));
+    }
+
+    #[test]
+    fn the_ids_of_the_cause_travel_with_it() {
+        let parent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let trace = Trace { request_id: RequestId::parse("r-1"), parent };
+        let message = Message { trace: trace.clone(), ..message() };
+        let properties = encode(&message);
+        assert_eq!(properties.correlation_id().as_ref().map(ShortString::as_str), Some("r-1"));
+        let mut readable = delivery(properties.clone(), &message.body);
+        assert_eq!(decode(&mut readable, Destination::Xo), (message, None));
+        let mut unreadable = delivery(properties.with_type("of.tomorrow".into()), b"{}");
+        let (kept, trouble) = decode(&mut unreadable, Destination::Xo);
+        assert_eq!((kept.trace, trouble.is_some()), (trace, true));
+    }
+
+    #[test]
+    fn a_foreign_id_is_ignored() {
+        let mut headers = headers(&message());
+        headers.insert(H_TRACE_PARENT.into(), AMQPValue::LongString("00-abc".into()));
+        let properties = properties(&message(), headers).with_correlation_id("a b".into());
+        let mut delivery = delivery(properties, b"{}");
+        let (message, trouble) = decode(&mut delivery, Destination::Xo);
+        assert_eq!((message.trace, trouble), (Trace::default(), None));
     }
 
     #[test]

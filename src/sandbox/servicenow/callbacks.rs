@@ -108,6 +108,7 @@ fn arrival(settings: &CallbackSettings, row: &Row, body: &str) -> Arrival {
         method: "POST".to_owned(),
         path: path.to_owned(),
         body: body.to_owned(),
+        traceparent: None,
         outbound: true,
     }
 }
