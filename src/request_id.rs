@@ -6,19 +6,15 @@
 
 use axum::http::{HeaderMap, HeaderValue};
 
+use crate::message::RequestId;
+
 /// The header with the id.
 pub const REQUEST_ID: &str = "x-request-id";
 
 /// The caller's request id if it is safe in a log line, and a new one otherwise.
-pub fn request_id(headers: Option<&HeaderMap>) -> String {
-    let is_sane = |id: &&str| {
-        (1..=128).contains(&id.len())
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'='))
-    };
-    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok()).filter(is_sane);
-    given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+pub fn request_id(headers: Option<&HeaderMap>) -> RequestId {
+    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok());
+    given.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
 }
 
 /// Adds the id to an answer.

@@ -138,6 +138,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
     ("delivery.deadline.typing", Open),
     ("delivery.deadline.end", Open),
     ("delivery.deadline.bot", Open),
+    ("log.conversation_ids", Open),
     ("log.format", Open),
     ("log.level", Open),
 ];

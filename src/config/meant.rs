@@ -411,7 +411,11 @@ fn log(reader: &mut Reader) -> LogSettings {
         }
         Ok(text.to_owned())
     });
-    LogSettings { format, level: level.unwrap_or_default() }
+    LogSettings {
+        format,
+        level: level.unwrap_or_default(),
+        conversation_ids: reader.flag("log.conversation_ids"),
+    }
 }
 
 /// One value of a `named!` set.

@@ -17,6 +17,7 @@ use crate::message::handoff::{Attachment, End, EndCause, EndReason, Line, Start,
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{Posted, Since, StartText};
 use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
+use crate::telemetry::logged_conversation;
 
 const HERE: Endpoint = Endpoint::ServiceNow;
 
@@ -237,7 +238,8 @@ impl Desk<'_> {
     /// worker, before ServiceNow answered.
     async fn too_late(&self, id: &ConversationId, group: &str) -> Attempt {
         if let Err(error) = self.servicenow.leave(id, group).await {
-            tracing::warn!(conversation = %id, group, %error, "could not leave a superseded chat; an agent may see an orphaned chat");
+            let (conversation, group) = (logged_conversation(id), logged_conversation(group));
+            tracing::warn!(conversation, group, %error, "could not leave a superseded chat; an agent may see an orphaned chat");
         }
         Attempt::of(HERE, Outcome::Repeated, "the conversation went on without this chat")
     }

@@ -22,6 +22,7 @@ use crate::conversation::{Conversation, DedupKey, Directory, Origin};
 use crate::message::handoff::EndCause;
 use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
 use crate::platform::SessionStep;
+use crate::telemetry::logged_conversation;
 
 const HERE: Endpoint = Endpoint::XoBotKit;
 /// How long a closing text may fail before the session is cleared without the text.
@@ -123,7 +124,8 @@ impl Deliverer {
         }
         if self.closing_texts.failed(message.id, &told) {
             tracing::warn!(
-                conversation = %conversation.id, error = told.error,
+                conversation = logged_conversation(&conversation.id),
+                error = told.error,
                 "the closing text cannot be delivered; the bot gets its user back without the text"
             );
             return Ok(None);
@@ -165,9 +167,17 @@ impl Deliverer {
         }
         self.closing_texts.forget(message.id);
         match self.clear_session(message, &conversation, &notice, directory).await? {
-            None => tracing::info!(conversation = %conversation.id, "the bot has its user back"),
+            None => {
+                let conversation = logged_conversation(&conversation.id);
+                tracing::info!(conversation, "the bot has its user back");
+            }
             Some(attempt) => {
-                tracing::warn!(conversation = %conversation.id, error = attempt.error, "the bot does not get its user back; the user stays in agent mode");
+                let conversation = logged_conversation(&conversation.id);
+                tracing::warn!(
+                    conversation,
+                    error = attempt.error,
+                    "the bot does not get its user back; the user stays in agent mode"
+                );
             }
         }
         Ok(())

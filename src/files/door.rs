@@ -28,6 +28,7 @@ use crate::message::safe_file_name;
 use crate::platform::servicenow::StoredFile;
 use crate::platform::{AnswerKind, CallError, Content, ServiceNow, Xo};
 use crate::request_id::{self, request_id};
+use crate::telemetry::logged_conversation;
 
 /// The most files that are streamed at the same time. Each file holds a connection on both sides.
 const AT_ONCE: usize = 32;
@@ -190,7 +191,7 @@ async fn serve(shared: &Shared, request: &mut Request, id: &str) -> Result<Respo
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, length.into());
     }
-    tracing::info!(conversation = %file.conversation, request_id = id, "a file is being returned");
+    tracing::info!(conversation = logged_conversation(&file.conversation), request_id = id, "a file is being returned");
     Ok(response)
 }
 

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::http::{HeaderMap, HeaderName, Method};
 use axum::response::Response;
 use axum::routing::any;
 use tokio::net::TcpListener;
@@ -54,11 +54,15 @@ use refusal_log::Refused;
 pub use token::BotDoor;
 
 use crate::conversation::Directory;
-use crate::message::{BotSide, DeadLetter, Message};
+use crate::message::{BotSide, DeadLetter, Message, RequestId, Trace, TraceParent};
 use crate::queue::{Queue, QueueError};
 use crate::request_id::{self, request_id};
 use crate::tasks::{self, Stop};
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics, Settled};
+use crate::trace;
+
+/// The header of W3C Trace Context. Its trace id travels with the message to the outgoing call.
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The settings of the public listener.
 #[derive(Debug, Clone)]
@@ -139,7 +143,9 @@ impl IngressState {
         tasks::to_the_end(async move {
             let began = Instant::now();
             state.queue.publish(&message).await?;
-            state.metrics.publish_duration.observe(began.elapsed().as_secs_f64());
+            let took = began.elapsed();
+            state.metrics.publish_duration.observe(took.as_secs_f64());
+            telemetry::log_accepted(&message, took);
             Ok(())
         })
         .await
@@ -152,6 +158,7 @@ impl IngressState {
             state.queue.bury(&dead).await?;
             let labels = [dead.message.destination.as_str(), dead.reason.as_str()];
             state.metrics.dead_letters.with_label_values(&labels).inc();
+            telemetry::log_settled(&dead.message, Settled::DeadLettered(dead.reason), 0);
             Ok(())
         })
         .await
@@ -249,7 +256,8 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
     let id = request_id(Some(request.headers()));
     let source = Door::source(door);
     let from = request.extensions().get::<server::Peer>().map(|peer| peer.0);
-    let mut response = match through(&state, door, &mut request).await {
+    let trace = Trace { request_id: Some(id.clone()), parent: trace_parent(request.headers()) };
+    let mut response = match trace::within(trace, through(&state, door, &mut request)).await {
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
@@ -286,4 +294,17 @@ async fn through(
         Door::Conversations => Box::pin(conversations::answer(state, request)).await,
         Door::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
+}
+
+/// The caller's request id if it is safe in a log line, and a new one otherwise.
+fn request_id(headers: Option<&HeaderMap>) -> RequestId {
+    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok());
+    given.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
+}
+
+/// The caller's `traceparent`. An invalid one is ignored, and so are several, because none of them is the caller's.
+fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TRACE_PARENT).iter();
+    let only = given.next().filter(|_| given.next().is_none());
+    only.and_then(|value| value.to_str().ok()).and_then(TraceParent::parse)
 }

@@ -1,8 +1,11 @@
 //! Structured logs: text for a terminal, JSON otherwise.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::Level;
+use tracing::field::DisplayValue;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, filter, fmt};
@@ -23,6 +26,18 @@ pub struct LogSettings {
     pub format: Option<LogFormat>,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `causeway=debug,lapin=warn`.
     pub level: String,
+    /// Whether lines name conversations and ServiceNow's chats.
+    pub conversation_ids: bool,
+}
+
+/// `log.conversation_ids`, for the whole process like the log itself.
+static CONVERSATION_IDS: AtomicBool = AtomicBool::new(true);
+
+/// The value of a log field that names a conversation or a chat of ServiceNow. `None`, which leaves the field out, if
+/// `log.conversation_ids` is off. Lines of the levels `info`, `warn` and `error` name a conversation only with this
+/// function.
+pub fn logged_conversation<T: Display>(name: T) -> Option<DisplayValue<T>> {
+    CONVERSATION_IDS.load(Ordering::Relaxed).then(|| tracing::field::display(name))
 }
 
 /// These parts of lapin log neither credentials nor messages. All other parts print frames, which contain credentials and
@@ -45,6 +60,7 @@ fn is_harmless(target: &str, level: &Level) -> bool {
 
 /// Sets up logging to standard error for the life of the process. A second call has no effect.
 pub fn start_logging(settings: &LogSettings) {
+    CONVERSATION_IDS.store(settings.conversation_ids, Ordering::Relaxed);
     // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
     // everything that matters.
     let quiet = "lapin=off,sqlx=warn";
@@ -52,7 +68,7 @@ pub fn start_logging(settings: &LogSettings) {
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = fmt::layer().with_writer(std::io::stderr);
     let harmless = filter::filter_fn(|event| is_harmless(event.target(), event.level()));
     let lines = match format {
         LogFormat::Text => lines.with_ansi(terminal).with_filter(harmless).boxed(),

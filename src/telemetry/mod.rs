@@ -3,8 +3,10 @@
 //! Guarantees: metrics and logs contain no chat text and no secrets, and a metric has no unbounded label.
 
 mod logs;
+mod message_log;
 mod metrics;
 mod names;
 
-pub use logs::{LogFormat, LogSettings, start_logging};
+pub use logs::{LogFormat, LogSettings, logged_conversation, start_logging};
+pub use message_log::{Settled, log_accepted, log_settled};
 pub use metrics::Metrics;

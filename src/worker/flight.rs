@@ -21,7 +21,8 @@ use crate::delivery::breaker::ProbeSeat;
 use crate::delivery::{Attempt, Deliverer, Past, Repeats, SettledBefore, settled_by, settling_keys};
 use crate::message::{AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, Outcome, Story};
 use crate::queue::{Loan, Queue, QueueError};
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics, Settled, logged_conversation};
+use crate::trace;
 
 /// A lane is stuck once its first message has failed for this long while other messages were delivered.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -166,7 +167,7 @@ impl Crew {
         }
         match self.settled_before(&loan).await {
             SettledBefore::No => {}
-            SettledBefore::Yes => return self.done(loan, &Outcome::Repeated).await,
+            SettledBefore::Yes => return self.done(loan, &effort, &Outcome::Repeated).await,
             SettledBefore::OtherPayload => {
                 let bury = self.bury(loan, effort, DeadReason::Rejected, OTHER_PAYLOAD.into(), &mut over);
                 return Box::pin(bury).await;
@@ -197,7 +198,8 @@ impl Crew {
         let fails_alone =
             seat.is_none() && effort.fails_alone(|destination| self.deliverer.served(destination));
         let past = Past { maybe_taken: effort.maybe_taken, fails_alone };
-        let attempt = self.deliverer.attempt(&loan.message, past).await;
+        let attempt =
+            trace::within(loan.message.trace.clone(), self.deliverer.attempt(&loan.message, past)).await;
         // The breaker has recorded the result of the probe before the permit is released.
         drop((pass, seat));
         self.land(loan, effort, at, attempt, &mut over).await
@@ -226,7 +228,7 @@ impl Crew {
         let step = effort.backoff.next(&mut backoff::dice());
         let message = &loan.message;
         match self.standing(message, &effort, step).verdict(&outcome) {
-            Verdict::Done => self.done(loan, &outcome).await,
+            Verdict::Done => self.done(loan, &effort, &outcome).await,
             Verdict::WaitForBreaker => Landing::Parked { loan, effort },
             Verdict::RetryIn(wait) => {
                 let waits = matches!(outcome, Outcome::Held { .. });
@@ -268,7 +270,7 @@ impl Crew {
             Some(Verdict::Dead(reason)) => {
                 self.bury(loan, effort, reason, "its deadline passed".into(), over).await
             }
-            _ => self.done(loan, &Outcome::Dropped).await,
+            _ => self.done(loan, &effort, &Outcome::Dropped).await,
         }
     }
 
@@ -300,7 +302,7 @@ impl Crew {
         self.deliverer.note(message, fact).await;
     }
 
-    async fn done(&self, loan: Loan, outcome: &Outcome) -> Landing {
+    async fn done(&self, loan: Loan, effort: &Effort, outcome: &Outcome) -> Landing {
         let message = &loan.message;
         let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
         if let Some(fact) = Deliverer::fact_of(message, outcome) {
@@ -312,8 +314,11 @@ impl Crew {
             if message.replays > 0 {
                 self.metrics.replayed.with_label_values(&[destination]).inc();
             }
-        } else {
-            tracing::debug!(id = %message.id, kind, outcome = outcome.as_str(), "acked without being sent");
+        }
+        match outcome {
+            // The message is not settled: it waits in the queue of its real destination now.
+            Outcome::Routed => tracing::debug!(id = %message.id, kind, "put on the queue of its destination"),
+            _ => telemetry::log_settled(message, Settled::Acked(outcome), effort.story.count()),
         }
         self.settle(loan, true).await
     }
@@ -355,16 +360,19 @@ impl Crew {
         self.note(&dead.message, DedupKey::DeadLettered { message, replays }).await;
         let destination = dead.message.destination;
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
+        let lane = logged_conversation(&dead.message.lane);
         tracing::warn!(
-            id = %dead.message.id, kind = %dead.message.kind, lane = %dead.message.lane, %reason, detail = dead.detail,
+            id = %dead.message.id, kind = %dead.message.kind, lane, %reason, detail = dead.detail,
             attempts = dead.story.count(), "dead letter"
         );
+        telemetry::log_settled(&dead.message, Settled::DeadLettered(reason), dead.story.count());
         self.settle(loan, !matches!(reason, DeadReason::Exhausted | DeadReason::Expired)).await
     }
 
     async fn try_bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         // The bot side is notified first: after a crash between the two steps it is notified again with the same id.
-        self.deliverer.before_burial(dead).await.map_err(QueueError::Unavailable)?;
+        let before = trace::within(dead.message.trace.clone(), self.deliverer.before_burial(dead));
+        before.await.map_err(QueueError::Unavailable)?;
         self.queue.bury(dead).await
     }
 }

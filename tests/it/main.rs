@@ -57,6 +57,7 @@ mod settings_of_delivery;
 mod shutdown;
 mod soak;
 mod tidy;
+mod trace;
 mod transcript;
 mod traps;
 mod unknowns;

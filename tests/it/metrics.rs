@@ -145,7 +145,9 @@ on_every_engine! {
             assert_eq!(found.get(*name), Some(&wanted), "{name} in:\n{text}");
         }
         let running = relay.processes[0].running.stdout() + &relay.processes[0].running.stderr();
-        assert!(running.contains("\"level\":\"DEBUG\""), "the guard below must have something to look at");
+        for something in ["\"level\":\"DEBUG\"", "message accepted", "message settled"] {
+            assert!(running.contains(something), "the guard below must have {something} to look at");
+        }
         for private in WORDS.iter().chain(&SECRETS) {
             assert!(!text.contains(private), "{private} in a metric");
             let told = running.lines().find(|line| line.contains(private));

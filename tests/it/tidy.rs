@@ -306,6 +306,31 @@ fn nothing_is_left_unfinished_or_switched_off() {
     none("unfinished, or a test nobody runs", broken);
 }
 
+/// `log.conversation_ids = false` must hold for each line that the level `info` writes.
+#[test]
+fn a_log_line_names_a_conversation_only_if_the_setting_allows_it() {
+    let names = ["conversation", "conversation_id", "lane", "group"];
+    let mut broken = Vec::new();
+    for source in sources("src").into_iter().filter(|source| !["sandbox", "cli"].contains(&source.room())) {
+        let code = source.code();
+        for (at, _) in ["info!(", "warn!(", "error!("].iter().flat_map(|name| code.match_indices(*name)) {
+            let line = code[at..].split(");").next().unwrap_or_default();
+            let bare = |name: &&str| {
+                [format!("%{name},"), format!("?{name},"), format!("{name} = %"), format!("{name} = ?")]
+                    .iter()
+                    .any(|way| line.contains(way))
+            };
+            broken.extend(
+                names
+                    .iter()
+                    .filter(|name| bare(name))
+                    .map(|name| format!("src/{}: {name} in {line}", source.path)),
+            );
+        }
+    }
+    none("log lines that need telemetry::logged_conversation", broken);
+}
+
 #[test]
 fn tests_wait_for_conditions_not_for_time() {
     let sleeps = sources("tests").into_iter().filter(|source| {

@@ -48,7 +48,11 @@ fn speed(text: &str) -> Result<f64, String> {
 }
 
 pub(super) async fn run(args: &Args, paint: Paint) -> Result<(), Failure> {
-    start_logging(&LogSettings { format: None, level: args.log.clone() });
+    start_logging(&LogSettings {
+        format: None,
+        level: args.log.clone(),
+        conversation_ids: true,
+    });
     let mut signal = pin!(sandbox::stopped());
     let mut stage = tokio::select! {
         stage = Box::pin(Stage::set()) => stage?,

@@ -14,6 +14,7 @@ use super::wire::{OneOrMany, WireMessage, WireSession};
 use super::{QueueEntry, Request, ServiceNow};
 use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
+use crate::telemetry::logged_conversation;
 
 /// How many pages of a conversation are read at most.
 const PAGES_MAX: usize = 5;
@@ -132,7 +133,10 @@ impl ServiceNow {
         let asked = self.in_session(conversation, Request::get(&path, &[])).await;
         let found: OneOrMany<WireSession> = match asked {
             Err(error) if error.is_too_large() => {
-                tracing::warn!(%conversation, "could not look for a chat that may have been started: the list of the queue's chats is too large");
+                tracing::warn!(
+                    conversation = logged_conversation(conversation),
+                    "could not look for a chat that may have been started: the list of the queue's chats is too large"
+                );
                 return Ok(Vec::new());
             }
             answered => answered?,

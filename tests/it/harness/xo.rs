@@ -55,6 +55,8 @@ pub(crate) struct Asked {
     pub(crate) query: String,
     /// Whether the request had a token.
     pub(crate) signed: bool,
+    /// The header `traceparent`.
+    pub(crate) traceparent: Option<String>,
     pub(crate) body: Value,
 }
 
@@ -141,12 +143,24 @@ impl FakeXo {
 
     /// Posts an event, which must be accepted.
     pub(crate) async fn posts(&self, relay: &Relay, event: &str, body: &Value) {
+        self.posts_with(relay, event, body, &[]).await;
+    }
+
+    /// Posts an event with more headers, which must be accepted.
+    pub(crate) async fn posts_with(
+        &self,
+        relay: &Relay,
+        event: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) {
         let url = format!("{}/sdk/bots/{}/{event}", relay.processes[0].public_url(), self.bot.bot_id);
         // The year 2100, so that a test needs no clock.
         let claims = json!({"appId": self.bot.app_id, "exp": 4_102_444_800_u64});
         let token = token(Algorithm::Hs256, &claims, &self.bot.client_secret);
         let request =
             http::client().post(url).header("content-type", "application/json").header("token", token);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let status = request.body(body.to_string()).send().await.expect("an answer").status();
         assert_eq!(status, StatusCode::OK);
     }
@@ -198,6 +212,9 @@ async fn take(
             path: uri.path().to_owned(),
             query: uri.query().unwrap_or_default().to_owned(),
             signed,
+            traceparent: headers
+                .get("traceparent")
+                .map(|value| value.to_str().unwrap_or_default().to_owned()),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         });
         inner.behaviour.clone()
