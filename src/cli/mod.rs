@@ -11,6 +11,7 @@ mod dead;
 mod demo;
 mod folder;
 mod healthcheck;
+mod operator;
 mod output;
 mod prove;
 mod sandbox;
@@ -119,7 +120,7 @@ impl Sources {
     }
 
     /// The settings for an operator's verb. The log level `info` becomes `warn`, so that log lines do not disturb the
-    /// output.
+    /// output. The lines of the audit remain.
     fn settings_for_desk(&self, purpose: Purpose) -> Result<Settings, Failure> {
         let settings = self.settings(purpose)?;
         let level = if settings.log.level == "info" { "warn" } else { settings.log.level.as_str() };

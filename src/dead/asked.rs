@@ -8,6 +8,10 @@ use jiff::Timestamp;
 
 use super::Filter;
 use crate::message::{DeadReason, Destination, MessageId};
+use crate::telemetry::logged_conversation;
+
+/// The number of ids that a line of the audit log lists.
+const AUDITED_IDS: usize = 20;
 
 /// The names of the filter parameters.
 pub(crate) const FILTERS: &[&str] = &["destination", "conversation", "reason", "since", "until", "id"];
@@ -42,6 +46,24 @@ impl Filter {
         ];
         let one = one.into_iter().filter_map(|(name, value)| Some((name, value?)));
         one.chain(self.ids.iter().map(|id| ("id", id.to_string()))).collect()
+    }
+
+    /// The filter on one line of the audit log. Many ids are only counted.
+    pub(crate) fn for_audit(&self) -> String {
+        let shown = |(name, value): &(&str, String)| match *name {
+            "conversation" => match logged_conversation(value.escape_debug()) {
+                Some(id) => format!("{name}={id}"),
+                None => format!("{name}=(hidden)"),
+            },
+            _ => format!("{name}={value}"),
+        };
+        let written = self.written();
+        let named = written.len() - self.ids.len() + self.ids.len().min(AUDITED_IDS);
+        let mut parts: Vec<String> = written.iter().take(named).map(shown).collect();
+        if named < written.len() {
+            parts.push(format!("and {} more ids", written.len() - named));
+        }
+        if parts.is_empty() { "all".to_owned() } else { parts.join(" ") }
     }
 }
 
@@ -120,6 +142,17 @@ mod tests {
         }
         assert_eq!(again, filter);
         assert_eq!(filter.narrow("colour", "red"), Ok(false));
+    }
+
+    #[test]
+    fn the_audit_lists_a_few_ids_and_counts_the_rest() {
+        assert_eq!(Filter::default().for_audit(), "all");
+        let ids = (0..25).map(|_| MessageId::fresh()).collect();
+        let conversation = Some("c\n1".to_owned());
+        let audited =
+            Filter { destination: Some(Destination::Xo), conversation, ids, ..Filter::default() }.for_audit();
+        assert!(audited.starts_with("destination=xo conversation=c\\n1 id="), "{audited}");
+        assert_eq!((audited.matches(" id=").count(), audited.ends_with(" and 5 more ids")), (20, true));
     }
 
     #[test]

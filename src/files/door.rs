@@ -191,7 +191,11 @@ async fn serve(shared: &Shared, request: &mut Request, id: &str) -> Result<Respo
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, length.into());
     }
-    tracing::info!(conversation = logged_conversation(&file.conversation), request_id = id, "a file is being returned");
+    tracing::info!(
+        conversation = logged_conversation(&file.conversation),
+        request_id = id,
+        "a file is being returned"
+    );
     Ok(response)
 }
 

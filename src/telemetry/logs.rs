@@ -63,7 +63,8 @@ pub fn start_logging(settings: &LogSettings) {
     CONVERSATION_IDS.store(settings.conversation_ids, Ordering::Relaxed);
     // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
     // everything that matters.
-    let quiet = "lapin=off,sqlx=warn";
+    // The audit is written at each level, unless the level names its target.
+    let quiet = "lapin=off,sqlx=warn,causeway::audit=info";
     let filter = EnvFilter::try_new(format!("{quiet},{}", settings.level));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
     let terminal = std::io::stderr().is_terminal();

@@ -2,11 +2,13 @@
 //!
 //! Guarantees: metrics and logs contain no chat text and no secrets, and a metric has no unbounded label.
 
+mod audit;
 mod logs;
 mod message_log;
 mod metrics;
 mod names;
 
+pub use audit::{Act, Ending, Operator, audit};
 pub use logs::{LogFormat, LogSettings, logged_conversation, start_logging};
 pub use message_log::{Settled, log_accepted, log_settled};
 pub use metrics::Metrics;

@@ -11,6 +11,7 @@
 #[macro_use]
 mod harness;
 
+mod audit;
 mod bot_conversation;
 mod bot_mode;
 mod botkit;

@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
-use super::super::{Failure, output};
+use super::super::{Failure, operator, output};
 use crate::dead::{self, Filter, document};
 use crate::message::DeadLetter;
 use crate::queue::Queue;
+use crate::telemetry::{Act, Ending, audit};
 
 /// `causeway dead show`.
 pub(super) async fn show(
@@ -17,7 +18,7 @@ pub(super) async fn show(
 ) -> Result<(), Failure> {
     let mut matching = 0_usize;
     let mut documents = Vec::new();
-    dead::look::<Failure>(queue, filter, |dead| {
+    let looked = dead::look::<Failure>(queue, filter, |dead| {
         matching += 1;
         if limit != 0 && matching > limit {
             return Ok(());
@@ -28,8 +29,14 @@ pub(super) async fn show(
         }
         let gap = if matching > 1 { "\n" } else { "" };
         Ok(output::line(format_args!("{gap}{}", story(dead, reveal)))?)
-    })
-    .await?;
+    });
+    let looked = looked.await;
+    if reveal {
+        let shown = if limit == 0 { matching } else { matching.min(limit) } as u64;
+        let ending = if looked.is_ok() { Ending::Done(None) } else { Ending::Failed("not all were read") };
+        audit(Act::Reveal, &operator::here(), filter.for_audit(), shown, ending);
+    }
+    looked?;
     if json {
         return Ok(output::json(&json!({ "matching": matching, "dead_letters": documents }))?);
     }

@@ -18,12 +18,13 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::{Failure, Sources, ask, output};
+use super::{Failure, Sources, ask, operator, output};
 use crate::app;
 use crate::config::Purpose;
 use crate::dead::{self, DeskError, Filter, asked, document};
 use crate::message::{DeadReason, Destination, MessageId};
 use crate::queue::Queue;
+use crate::telemetry::{Act, Ending, audit};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -161,9 +162,17 @@ async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failur
         return Ok(output::line("nothing was removed")?);
     }
     let bar = replay::bar(doomed.len() as u64);
-    let gone = dead::discard(queue, filter, &doomed, |gone| bar.set_position(gone)).await;
+    let mut gone = 0;
+    let done = dead::discard(queue, filter, &doomed, |count| {
+        gone = count;
+        bar.set_position(count);
+    });
+    let done = done.await;
     bar.finish_and_clear();
-    Ok(output::line(format_args!("removed {}", output::counted(gone?, "dead letter")))?)
+    let trouble = done.as_ref().err().map(ToString::to_string);
+    let ending = trouble.as_deref().map_or(Ending::Done(None), Ending::Failed);
+    audit(Act::Discard, &operator::here(), filter.for_audit(), gone, ending);
+    Ok(output::line(format_args!("removed {}", output::counted(done?, "dead letter")))?)
 }
 
 async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool) -> Result<(), Failure> {
@@ -183,12 +192,17 @@ async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool
 }
 
 async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Result<(), Failure> {
-    dead::look::<Failure>(queue, filter, |dead| {
+    let mut written = 0;
+    let looked = dead::look::<Failure>(queue, filter, |dead| {
         serde_json::to_writer(&mut *out, &document::letter(dead, true)).map_err(std::io::Error::from)?;
-        Ok(out.write_all(b"\n")?)
-    })
-    .await?;
-    Ok(out.flush()?)
+        out.write_all(b"\n")?;
+        written += 1;
+        Ok(())
+    });
+    let done = looked.await.and_then(|()| Ok(out.flush()?));
+    let ending = if done.is_ok() { Ending::Done(None) } else { Ending::Failed("not all were written") };
+    audit(Act::Export, &operator::here(), filter.for_audit(), written, ending);
+    done
 }
 
 /// Creates a new file that only its owner can read.

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::super::{Failure, ask, output};
+use super::super::{Failure, ask, operator, output};
 use super::Which;
 use crate::app;
 use crate::config::Settings;
@@ -23,6 +23,7 @@ use crate::dead::replay::{self, Fate, Plan, Replayed};
 use crate::dead::{Filter, asked, document};
 use crate::queue::Queue;
 use crate::tasks::{self, Stop};
+use crate::telemetry::{Act, Ending, audit};
 
 /// The exit code that a shell shows for a process ended by SIGINT.
 const INTERRUPTED: i32 = 130;
@@ -78,6 +79,8 @@ async fn plan_and_replay(
     if !ask::agreed(&question, args.yes).await? {
         return Ok(output::line("nothing was replayed")?);
     }
+    let by = operator::here();
+    audit(Act::Replay, &by, filter.for_audit(), to_replay + to_clear, Ending::Started);
     let stop = Stop::default();
     let signals = tasks::spawn(stop_on_signal(stop.clone()));
     let bar = bar(to_replay + to_clear);
@@ -88,6 +91,14 @@ async fn plan_and_replay(
     bar.finish_and_clear();
     let outcomes = wait(queue, directory, &mut replayed, args.wait, &stop).await;
     signals.abort();
+    let (done, told) = (replayed.tally.replayed + replayed.tally.cleared, outcomes.told());
+    let trouble = replayed.trouble.as_ref().map(ToString::to_string);
+    let ending = match &trouble {
+        Some(trouble) => Ending::Failed(trouble),
+        None if stop.asked() => Ending::Interrupted,
+        None => Ending::Done(Some(&told)),
+    };
+    audit(Act::Replay, &by, filter.for_audit(), done, ending);
     let report = Report { plan: &plan, replayed, outcomes, interrupted: stop.asked() };
     if args.json { report.json() } else { report.text(args.wait) }
 }

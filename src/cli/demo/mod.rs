@@ -50,7 +50,7 @@ fn speed(text: &str) -> Result<f64, String> {
 pub(super) async fn run(args: &Args, paint: Paint) -> Result<(), Failure> {
     start_logging(&LogSettings {
         format: None,
-        level: args.log.clone(),
+        level: format!("causeway::audit=off,{}", args.log),
         conversation_ids: true,
     });
     let mut signal = pin!(sandbox::stopped());

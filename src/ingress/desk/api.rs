@@ -26,8 +26,9 @@ use super::super::refusal_log::{self, Refused};
 use super::super::server::Peer;
 use super::super::{body, verify};
 use super::asked::{Asked, fault};
-use super::{Desk, Run};
+use super::{Desk, Run, operator};
 use crate::dead::{Filter, asked, document};
+use crate::telemetry::{Act, Ending, audit};
 
 const LIMITS: body::Limits =
     body::Limits { bytes: 1 << 20, time: std::time::Duration::from_secs(10), budget: None };
@@ -108,7 +109,8 @@ async fn show(desk: &Desk, id: &str, request: &mut Request) -> Result<Response, 
         return Err(Refusal::UnknownDeadLetter);
     }
     if reveal {
-        tracing::info!(message_id = %id, "the text of a dead letter was shown through the admin API");
+        let (by, shown) = (operator(request), found.letters.len() as u64);
+        audit(Act::Reveal, &by, format_args!("id={id}"), shown, Ending::Done(None));
     }
     let letters = found.letters.iter().map(|dead| document::letter(dead, reveal));
     Ok(problem::found(&json!({ "dead_letters": letters.collect::<Value>() })))
@@ -126,7 +128,11 @@ fn only(asked: Asked) -> Result<Asked, Refusal> {
 
 async fn export(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
     let asked = in_address(request, &[])?;
-    Ok(problem::answer(StatusCode::OK, "application/x-ndjson", desk.export(asked.filter).await?))
+    Ok(problem::answer(
+        StatusCode::OK,
+        "application/x-ndjson",
+        desk.export(asked.filter, operator(request)).await?,
+    ))
 }
 
 async fn replay(desk: &Desk, request: &mut Request) -> Result<Response, Refusal> {
@@ -135,7 +141,7 @@ async fn replay(desk: &Desk, request: &mut Request) -> Result<Response, Refusal>
         let plan = desk.plan(&asked.filter).await?;
         return Ok(problem::found(&json!({ "plan": document::plan(&plan) })));
     }
-    let plan = desk.replay(asked.filter, asked.rate, asked.wait).await?;
+    let plan = desk.replay(asked.filter, asked.rate, asked.wait, operator(request)).await?;
     let run = desk.progress().map(|run| progress(&run));
     let mut response = problem::accepted(&json!({ "plan": document::plan(&plan), "replay": run }));
     response.headers_mut().insert(LOCATION, HeaderValue::from_static("/dead-letters/replay"));
@@ -168,6 +174,6 @@ async fn discard(desk: &Desk, request: &mut Request) -> Result<Response, Refusal
         let why = "is missing: the number of dead letters to remove, as GET /dead-letters with the same filters counts them";
         return Err(Refusal::Invalid(vec![fault("confirm", why)]));
     };
-    let gone = desk.discard(&asked.filter, confirmed).await?;
+    let gone = desk.discard(&asked.filter, confirmed, &operator(request)).await?;
     Ok(problem::found(&json!({ "discarded": gone })))
 }

@@ -3,7 +3,7 @@
 //! Guarantees: the work is done by [`crate::dead`], as on the command line. Only one session at a time runs in this
 //! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
 //! even if its caller disconnects. A replay runs in the background and reports its progress. Message texts are shown
-//! only on request. Each action is logged without texts.
+//! only on request. Each act is written to the audit log without texts.
 //! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
 
 mod api;
@@ -27,16 +27,20 @@ use secrecy::SecretString;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::problem::Refusal;
+use super::server::Peer;
 use crate::conversation::Directory;
 use crate::dead::outcome::{self, Outcomes};
 use crate::dead::replay::{self, Plan, Tally};
 use crate::dead::{self, DeskError, Filter, Found};
 use crate::queue::Queue;
 use crate::tasks::{self, Stop};
+use crate::telemetry::{Act, Ending, Operator, audit};
 
 /// How long a request waits for the session of another one, such as a second browser tab. It does not wait for a
 /// replay.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
+/// The name of the operator in the audit log: the setting with the token.
+const OPERATOR: &str = "admin.token";
 /// The number of export lines that are read ahead of the client.
 const EXPORT_AHEAD: usize = 16;
 
@@ -145,7 +149,13 @@ impl Desk {
 
     /// Plans and starts a replay. [`Self::progress`] reports the rest. `wait`: how long to wait for the outcomes of
     /// the messages.
-    async fn replay(&self, filter: Filter, rate: Option<f64>, wait: Duration) -> Result<Plan, Refusal> {
+    async fn replay(
+        &self,
+        filter: Filter,
+        rate: Option<f64>,
+        wait: Duration,
+        by: Operator,
+    ) -> Result<Plan, Refusal> {
         let visit = self.visit().await?;
         let plan = match replay::plan(&visit.parts.queue, &filter, &visit.parts.directory).await {
             Ok(plan) => plan,
@@ -155,14 +165,13 @@ impl Desk {
             }
         };
         let run = Run::of(&plan);
-        tracing::info!(
-            to_replay = run.to_replay,
-            to_clear = run.to_clear,
-            "a replay of dead letters was started in the admin console"
-        );
+        let meant = run.to_replay + run.to_clear;
+        audit(Act::Replay, &by, filter.for_audit(), meant, Ending::Started);
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
         let (desk, planned) = (self.clone(), plan.clone());
-        drop(tasks::spawn(async move { desk.carry_out(run, visit, &filter, &planned, rate, wait).await }));
+        drop(tasks::spawn(
+            async move { desk.carry_out(run, visit, &filter, &planned, (rate, wait), &by).await },
+        ));
         Ok(plan)
     }
 
@@ -172,8 +181,8 @@ impl Desk {
         visit: Visit,
         filter: &Filter,
         plan: &Plan,
-        rate: Option<f64>,
-        wait: Duration,
+        (rate, wait): (Option<f64>, Duration),
+        by: &Operator,
     ) {
         let Visit { parts: DeskParts { queue, directory }, turn } = visit;
         let (stop, began) = (Stop::default(), run.began);
@@ -186,12 +195,11 @@ impl Desk {
         let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
         directory.close().await;
         queue.close().await;
+        let done = replayed.tally.replayed + replayed.tally.cleared;
         let trouble = replayed.trouble.map(|error| error.to_string());
-        tracing::info!(
-            trouble,
-            outcomes = outcomes.told(),
-            "the replay that was started in the admin console has ended"
-        );
+        let told = outcomes.told();
+        let ending = trouble.as_deref().map_or(Ending::Done(Some(&told)), Ending::Failed);
+        audit(Act::Replay, by, filter.for_audit(), done, ending);
         self.note(began, |run| {
             run.outcomes = outcomes;
             run.ended = Some((crate::clock::now(), trouble));
@@ -211,37 +219,46 @@ impl Desk {
     }
 
     /// Removes all matching dead letters, if their number equals the confirmed number.
-    async fn discard(&self, filter: &Filter, confirmed: u64) -> Result<u64, Refusal> {
+    async fn discard(&self, filter: &Filter, confirmed: u64, by: &Operator) -> Result<u64, Refusal> {
         let visit = self.visit().await?;
-        let gone = discard(&visit.parts.queue, filter, confirmed).await;
+        let mut gone = 0;
+        let done = discard(&visit.parts.queue, filter, confirmed, &mut gone).await;
         visit.end().await;
-        let gone = gone?;
-        tracing::info!(gone, "dead letters were discarded in the admin console");
-        Ok(gone)
+        let ending =
+            done.as_ref().map_or_else(|refusal| Ending::Failed(refusal.slug()), |()| Ending::Done(None));
+        audit(Act::Discard, by, filter.for_audit(), gone, ending);
+        done.map(|()| gone)
     }
 
     /// Exports all matching dead letters with their texts, one on each line.
-    async fn export(&self, filter: Filter) -> Result<Body, Refusal> {
+    async fn export(&self, filter: Filter, by: Operator) -> Result<Body, Refusal> {
         let visit = self.visit().await?;
-        tracing::info!("dead letters are exported in the admin console");
         let (lines, taken) = mpsc::channel::<Result<Bytes, DeskError>>(EXPORT_AHEAD);
         drop(tasks::spawn(async move {
-            dead::export(&visit.parts.queue, &filter, lines).await;
+            let exported = dead::export(&visit.parts.queue, &filter, lines).await;
             visit.end().await;
+            let ending = if exported.complete { Ending::Done(None) } else { Ending::Interrupted };
+            audit(Act::Export, &by, filter.for_audit(), exported.letters, ending);
         }));
         let next = async |mut taken: mpsc::Receiver<_>| taken.recv().await.map(|line| (line, taken));
         Ok(Body::from_stream(futures_util::stream::unfold(taken, next)))
     }
 }
 
-async fn discard(queue: &Queue, filter: &Filter, confirmed: u64) -> Result<u64, Refusal> {
+/// The operator of a request.
+fn operator(request: &Request) -> Operator {
+    Operator::with_token(OPERATOR, request.extensions().get::<Peer>().map(|peer| peer.0))
+}
+
+async fn discard(queue: &Queue, filter: &Filter, confirmed: u64, gone: &mut u64) -> Result<(), Refusal> {
     let meant = dead::list(queue, filter).await?;
     let found = meant.len() as u64;
     if found != confirmed {
         return Err(Refusal::Recounted { confirmed, found });
     }
     let doomed = meant.iter().map(|entry| entry.key).collect();
-    Ok(dead::discard(queue, filter, &doomed, |_| {}).await?)
+    dead::discard(queue, filter, &doomed, |count| *gone = count).await?;
+    Ok(())
 }
 
 /// The routes of the admin console. Without a console they answer which setting enables it.

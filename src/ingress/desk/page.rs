@@ -19,10 +19,11 @@ use super::super::server::Peer;
 use super::super::{body, request_id};
 use super::asked::{Asked, fault};
 use super::session::Session;
-use super::{Desk, view};
+use super::{Desk, operator, view};
 use crate::clock;
 use crate::dead::{Filter, asked};
 use crate::request_id::REQUEST_ID;
+use crate::telemetry::{Act, Ending, Operator, audit};
 
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
@@ -52,7 +53,7 @@ pub(super) async fn answer(desk: &Desk, mut request: Request) -> Response {
         (CONTENT_SECURITY_POLICY, POLICY),
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (HeaderName::from_static(REQUEST_ID), id.as_str()),
+        (HeaderName::from_static(REQUEST_ID), &*id),
     ];
     for (name, value) in headers {
         response.headers_mut().extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
@@ -65,6 +66,7 @@ struct Visitor<'a> {
     desk: &'a Desk,
     session: Session,
     form: String,
+    operator: Operator,
 }
 
 async fn through(desk: &Desk, session: Option<Session>, request: &mut Request) -> Result<Response, Refusal> {
@@ -80,7 +82,7 @@ async fn through(desk: &Desk, session: Option<Session>, request: &mut Request) -
         _ => {
             let session = session.ok_or(Refusal::Unauthorized("Bearer realm=\"causeway\""))?;
             let form = session.form_token(&desk.token);
-            let visitor = Visitor { desk, session, form };
+            let visitor = Visitor { desk, session, form, operator: operator(request) };
             match method.as_str() {
                 "GET" => {
                     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -143,7 +145,8 @@ impl Visitor<'_> {
             return Err(Refusal::UnknownDeadLetter);
         }
         if reveal {
-            tracing::info!(message_id = %id, "the text of a dead letter was shown in the admin console");
+            let shown = found.letters.len() as u64;
+            audit(Act::Reveal, &self.operator, format_args!("id={id}"), shown, Ending::Done(None));
         }
         Ok(view::letter(&self.form, id, &found.letters, reveal))
     }
@@ -159,19 +162,20 @@ impl Visitor<'_> {
             "logout" => Ok(with_cookie(see("/desk"), &Session::no_cookie())),
             "replay" => {
                 let asked = Asked::of_form(&fields, &["form", "rate"])?;
-                self.desk.replay(asked.filter, asked.rate, asked.wait).await?;
+                self.desk.replay(asked.filter, asked.rate, asked.wait, self.operator.clone()).await?;
                 Ok(see("/desk/progress"))
             }
             "discard" => {
                 let asked = Asked::of_form(&fields, &["form", "confirm"])?;
                 let missing =
                     || Refusal::Invalid(vec![fault("confirm", "is missing: the number that was shown")]);
-                let gone = self.desk.discard(&asked.filter, asked.confirm.ok_or_else(missing)?).await?;
+                let confirmed = asked.confirm.ok_or_else(missing)?;
+                let gone = self.desk.discard(&asked.filter, confirmed, &self.operator).await?;
                 Ok(html(StatusCode::OK, view::discarded(&self.form, gone)))
             }
             "export" => {
                 let asked = Asked::of_form(&fields, &["form"])?;
-                let lines = self.desk.export(asked.filter).await?;
+                let lines = self.desk.export(asked.filter, self.operator.clone()).await?;
                 let mut response = problem::answer(StatusCode::OK, "application/x-ndjson", lines);
                 let name = HeaderValue::from_static("attachment; filename=\"dead-letters.jsonl\"");
                 response.headers_mut().insert(CONTENT_DISPOSITION, name);
