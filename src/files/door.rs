@@ -147,7 +147,7 @@ async fn answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Resp
         Ok(response) => response,
         Err(none) => {
             let (status, reason, _) = none.facts();
-            tracing::info!(status = status.as_u16(), reason, request_id = id, "a file was not returned");
+            tracing::info!(status = status.as_u16(), reason, request_id = &*id, "a file was not returned");
             none.into_response(&id)
         }
     };

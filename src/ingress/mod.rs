@@ -54,7 +54,7 @@ use refusal_log::Refused;
 pub use token::BotDoor;
 
 use crate::conversation::Directory;
-use crate::message::{BotSide, DeadLetter, Message, RequestId, Trace, TraceParent};
+use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
 use crate::queue::{Queue, QueueError};
 use crate::request_id::{self, request_id};
 use crate::tasks::{self, Stop};
@@ -294,12 +294,6 @@ async fn through(
         Door::Conversations => Box::pin(conversations::answer(state, request)).await,
         Door::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
-}
-
-/// The caller's request id if it is safe in a log line, and a new one otherwise.
-fn request_id(headers: Option<&HeaderMap>) -> RequestId {
-    let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok());
-    given.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
 }
 
 /// The caller's `traceparent`. An invalid one is ignored, and so are several, because none of them is the caller's.

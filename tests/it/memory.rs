@@ -106,7 +106,7 @@ async fn bodies_with_a_made_up_signature_stay_small() {
     let bench = super::harness::matrix::Engine::Embedded.bench().unwrap();
     let relay = Plan::on(&bench).set("ingress.servicenow.hmac_secret", "signing-secret").start().await;
     let url = format!("{}/v1/callbacks/servicenow", relay.processes[0].public_url());
-    let at = jiff::Timestamp::now().as_second();
+    let at = causeway::clock::now().as_second();
     let client = http::client();
     let posts = (0..100).map(|_| {
         let request = client.post(&url).header("content-type", "application/json");

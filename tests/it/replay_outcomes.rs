@@ -180,6 +180,6 @@ on_every_engine! {
         relay.dead_letters_at_least(2).await;
         relay.stop().await;
         let said = replay(&relay, ["dead", "replay", "--yes", "--wait", "1s"]).await;
-        assert!(said.contains("delivered 0, died again 0, still on its way 2 (no news within 1s"), "{said}");
+        assert!(said.contains("delivered 0, died again 0, still on its way 2 (no outcome within 1s"), "{said}");
     }
 }

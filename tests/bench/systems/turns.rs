@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::catalogue::{Role, System, target};
 use super::driver::pass;
-use super::jobs::{Bench, Latency};
+use super::jobs::Latency;
 use super::options::{ShapeArgs, TurnsArgs};
 use super::wire::{Client, Peer, find};
 use super::{machine, say};
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: TurnsArgs) -> anyhow::Result<()> {
     let mut bench = super::bench(&args.broker, &shape, Duration::from_secs(1)).await?;
     let mut table = format!(
         "{}\n\n{} users, {} turns each, {} turns/s.\n\n| | p50 ms | p95 ms | p99 ms | calls | lost | repeated | out of order |\n|---|---|---|---|---|---|---|---|\n",
-        machine::facts(&bench.broker).await?,
+        machine::facts(&bench.broker).await?.join("\n"),
         args.users,
         args.turns,
         args.rate
