@@ -351,7 +351,10 @@ async fn a_conversation_is_reopened_after_its_end(place: &Place) {
         assert_eq!((owner.id, owner.group.as_deref()), (id.clone(), Some("g-2")));
     }
     assert!(directory.failed(&id, "no_agent").await.unwrap());
+    // A request over the handoff API never reopens a conversation of a bot.
     directory.requested(&id, Origin::Api, None).await.unwrap();
+    assert_eq!(found(&directory, &id).await.state, State::Failed);
+    directory.requested(&id, Origin::BotKit, None).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, State::Requested);
 }
 
