@@ -3,8 +3,8 @@
 //! Guarantees: every address is bound before any request is accepted. A failed part stops the process, so that its
 //! supervisor restarts it. A shutdown takes at most `drain`. Not responsible for: the work of the parts.
 
+mod components;
 mod signals;
-mod stages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,21 +17,23 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{self, Settings};
-use crate::conversation::{Directory, DirectorySettings, DirectoryUrl, State};
-use crate::dead::DeskError;
-use crate::delivery::Patience;
+use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
+use crate::dead_letters::DeadLetterError;
+use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
-use crate::ingress::{self, AdminState, Desk, DeskParts, IdempotencyKeys, IngressState, ReadBudget};
+use crate::ingress::{
+    self, AdminConsole, AdminState, ConsoleParts, IdempotencyKeys, IngressState, ReadBudget,
+};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
-use crate::tasks::{Stop, Tasks};
+use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
-pub use signals::Interrupted;
-use signals::Signals;
-pub use stages::{USER_AGENT, servicenow, xo};
-use stages::{deliverer, file_door, ingress_settings, worker_settings};
+pub use components::{USER_AGENT, servicenow, xo};
+use components::{deliverer, file_server, ingress_settings, worker_settings};
+pub use signals::ShutdownReason;
+use signals::SignalHandler;
 
 /// How long a callback waits for a start that may open its group.
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
@@ -39,7 +41,7 @@ const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long commands of the CLI wait for the broker.
-const DESK_WAIT: Duration = Duration::from_secs(10);
+const CONSOLE_WAIT: Duration = Duration::from_secs(10);
 /// How long ids of delivered messages are kept to recognise repeats.
 const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 /// How long closed conversations stay in the directory.
@@ -47,7 +49,7 @@ const CLOSED_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Roles {
+pub enum ServiceRoles {
     /// Both.
     Serve,
     /// HTTP to queue.
@@ -56,7 +58,7 @@ pub enum Roles {
     Worker,
 }
 
-impl Roles {
+impl ServiceRoles {
     const fn takes(self) -> bool {
         !matches!(self, Self::Worker)
     }
@@ -76,14 +78,14 @@ pub struct App {
     queue: Queue,
     directory: Option<Directory>,
     metrics: Arc<Metrics>,
-    tasks: Tasks,
+    tasks: TaskSet,
     drain: Duration,
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
-    let mut signals = Signals::hear().context("cannot listen for signals")?;
-    let stop = Stop::default();
+pub async fn run(settings: Settings, roles: ServiceRoles) -> anyhow::Result<()> {
+    let mut signals = SignalHandler::hear().context("cannot listen for signals")?;
+    let stop = CancellationToken::default();
     let app = tokio::select! {
         app = Box::pin(App::start(settings, roles, &stop)) => app?,
         interrupted = signals.stop() => return Err(interrupted.into()),
@@ -96,7 +98,7 @@ pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
     tracing::info!(
         "stopping: no new messages are taken, attempts in flight finish; a second signal ends it at once"
     );
-    stop.ask();
+    stop.cancel();
     tokio::select! {
         ended = ended => ended,
         interrupted = signals.stop() => Err(interrupted.into()),
@@ -105,9 +107,9 @@ pub async fn run(settings: Settings, roles: Roles) -> anyhow::Result<()> {
 
 /// `causeway files`: serves file links only, without the broker and the directory.
 pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
-    let mut signals = Signals::hear().context("cannot listen for signals")?;
-    let routes = file_door(settings)?.context("files.public_url is not set, so no links exist")?;
-    let stop = Stop::default();
+    let mut signals = SignalHandler::hear().context("cannot listen for signals")?;
+    let routes = file_server(settings)?.context("files.public_url is not set, so no links exist")?;
+    let stop = CancellationToken::default();
     let admin = bind(settings.admin_listen, "admin.listen").await?;
     let (address, key) = match settings.files.listen {
         Some(listen) => (listen, "files.listen"),
@@ -115,16 +117,16 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
     };
     let listener = bind(address, key).await?;
     let metrics = Arc::new(Metrics::new("none")?);
-    let state = AdminState { metrics, ready: Arc::new(|| Ok(())), desk: None };
+    let state = AdminState { metrics, ready: Arc::new(|| Ok(())), console: None };
     tracing::info!(files = ?listener.local_addr()?, admin = ?admin.local_addr()?, "causeway serves files");
-    let mut tasks = Tasks::new(stop.clone());
+    let mut tasks = TaskSet::new(stop.clone());
     tasks.start("admin", ingress::serve_admin(admin, state, stop.clone()));
     let time = settings.ingress.read_timeout;
     tasks.start("files", ingress::serve_beside(listener, routes, time, stop.clone()));
     let mut ended = std::pin::pin!(tasks.finish(settings.drain));
     tokio::select! {
         ended = &mut ended => return ended.map_err(anyhow::Error::from),
-        _ = signals.stop() => stop.ask(),
+        _ = signals.stop() => stop.cancel(),
     }
     tokio::select! {
         ended = ended => ended.map_err(anyhow::Error::from),
@@ -134,7 +136,11 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
 
 impl App {
     /// Binds, opens and starts all parts. Returns when everything runs; the broker may still be unreachable.
-    pub async fn start(settings: Settings, roles: Roles, stop: &Stop) -> anyhow::Result<Self> {
+    pub async fn start(
+        settings: Settings,
+        roles: ServiceRoles,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let admin = bind(settings.admin_listen, "admin.listen").await?;
         let public = match roles.takes() {
             true => Some(bind(settings.ingress.listen, "ingress.listen").await?),
@@ -156,7 +162,7 @@ impl App {
             queue,
             directory,
             metrics,
-            tasks: Tasks::new(stop.clone()),
+            tasks: TaskSet::new(stop.clone()),
             drain: settings.drain,
         };
         app.watch_queue(stop);
@@ -164,7 +170,7 @@ impl App {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
         };
-        app.start_admin(admin, worker, desk(&settings), stop);
+        app.start_admin(admin, worker, console(&settings), stop);
         if let Some(public) = public {
             app.start_ingress(public, &settings, roles, stop).await?;
         }
@@ -182,24 +188,26 @@ impl App {
         ended.map_err(anyhow::Error::from)
     }
 
-    fn start_worker(&mut self, settings: &Settings, stop: &Stop) -> anyhow::Result<Worker> {
+    fn start_worker(&mut self, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Worker> {
         let deliverer = deliverer(settings, self)?;
         if let (Some(servicenow), Some(directory)) = (&settings.servicenow, &self.directory) {
             let poll = PollSettings {
                 waiting: servicenow.poll_waiting,
                 active: servicenow.poll_active,
-                patience: Patience { wait: servicenow.wait_limit, idle: servicenow.idle_limit },
+                time_limits: TimeLimits { wait: servicenow.wait_limit, idle: servicenow.idle_limit },
             };
             self.tasks.start("poll", deliverer.clone().poll(poll, stop.clone()));
             if !settings.xo.bots.is_empty() {
                 let every = settings.xo.extend_every;
                 self.tasks.start("keep-alive", deliverer.clone().keep_alive(every, stop.clone()));
             }
-            self.tasks
-                .start("housekeeping", keep_house(directory.clone(), self.metrics.clone(), stop.clone()));
+            self.tasks.start(
+                "housekeeping",
+                run_housekeeping(directory.clone(), self.metrics.clone(), stop.clone()),
+            );
         }
         if settings.servicenow.is_some() {
-            self.tasks.start("queues", deliverer.clone().ask_for_queues(settings.queues(), stop.clone()));
+            self.tasks.start("queues", deliverer.clone().check_queues(settings.queues(), stop.clone()));
         }
         let worker = worker_settings(settings);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
@@ -210,8 +218,8 @@ impl App {
         &mut self,
         listener: TcpListener,
         worker: Option<Worker>,
-        desk: Option<Desk>,
-        stop: &Stop,
+        console: Option<AdminConsole>,
+        stop: &CancellationToken,
     ) {
         let connected = self.queue.connected();
         let ready = move || {
@@ -220,7 +228,7 @@ impl App {
             }
             worker.as_ref().map_or(Ok(()), Worker::ready)
         };
-        let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), desk };
+        let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };
         self.tasks.start("admin", ingress::serve_admin(listener, state, stop.clone()));
     }
 
@@ -228,11 +236,11 @@ impl App {
         &mut self,
         listener: TcpListener,
         settings: &Settings,
-        roles: Roles,
-        stop: &Stop,
+        roles: ServiceRoles,
+        stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         // A separate ingress has no login for ServiceNow: `causeway files` serves the files then.
-        let files = if roles == Roles::Serve { file_door(settings)? } else { None };
+        let files = if roles == ServiceRoles::Serve { file_server(settings)? } else { None };
         let beside = match (files, settings.files.listen) {
             (Some(files), Some(listen)) => {
                 let own = bind(listen, "files.listen").await?;
@@ -258,14 +266,14 @@ impl App {
     }
 
     /// Keeps the gauge up to date, and ends the process on an error that cannot heal by itself.
-    fn watch_queue(&mut self, stop: &Stop) {
+    fn watch_queue(&mut self, stop: &CancellationToken) {
         let (queue, metrics, stop) = (self.queue.clone(), self.metrics.clone(), stop.clone());
         let mut connected = queue.connected();
         self.tasks.start("queue", async move {
             loop {
                 metrics.broker_connected.set(i64::from(*connected.borrow_and_update()));
                 tokio::select! {
-                    () = stop.wait() => return Ok(()),
+                    () = stop.cancelled() => return Ok(()),
                     error = queue.broken() => return Err(error),
                     Ok(()) = connected.changed() => {}
                 }
@@ -279,11 +287,15 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// Counts conversations for the metrics and deletes old records.
-async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> Result<(), String> {
+async fn run_housekeeping(
+    directory: Directory,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
     let mut emptied = Instant::now();
     loop {
         if let Ok(counts) = directory.counts().await {
-            for state in State::ALL {
+            for state in ConversationState::ALL {
                 let count = counts.get(state).copied().unwrap_or(0);
                 metrics
                     .conversations
@@ -306,39 +318,40 @@ async fn keep_house(directory: Directory, metrics: Arc<Metrics>, stop: Stop) -> 
             }
         }
         tokio::select! {
-            () = stop.wait() => return Ok(()),
+            () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
         }
     }
 }
 
 /// Opens the engine for an operator, beside the processes that serve it: to publish and to read dead letters.
-pub async fn open_desk(settings: &Settings) -> anyhow::Result<Queue> {
-    ready(open(settings, RabbitUse::Desk).await?).await
+pub async fn open_admin(settings: &Settings) -> anyhow::Result<Queue> {
+    ready(open(settings, RabbitUse::Admin).await?).await
 }
 
 /// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
 /// one code path, and a session uses none of the connections that deliver.
-fn desk(settings: &Settings) -> Option<Desk> {
+fn console(settings: &Settings) -> Option<AdminConsole> {
     let token = settings.admin_token.clone()?;
     let settings = Arc::new(settings.clone());
-    let open = move || -> futures_util::future::BoxFuture<'static, Result<DeskParts, DeskError>> {
+    let open = move || -> futures_util::future::BoxFuture<'static, Result<ConsoleParts, DeadLetterError>> {
         let settings = settings.clone();
         Box::pin(async move {
-            let queue = open_desk(&settings).await.map_err(|error| match error.downcast::<QueueError>() {
-                Ok(error) => DeskError::Queue(error),
-                Err(error) => DeskError::Queue(QueueError::Unavailable(format!("{error:#}"))),
-            })?;
+            let queue =
+                open_admin(&settings).await.map_err(|error| match error.downcast::<QueueError>() {
+                    Ok(error) => DeadLetterError::Queue(error),
+                    Err(error) => DeadLetterError::Queue(QueueError::Unavailable(format!("{error:#}"))),
+                })?;
             match open_directory(&settings).await {
-                Ok(directory) => Ok(DeskParts { queue, directory }),
+                Ok(directory) => Ok(ConsoleParts { queue, directory }),
                 Err(error) => {
                     queue.close().await;
-                    Err(DeskError::Directory(format!("{error:#}")))
+                    Err(DeadLetterError::Directory(format!("{error:#}")))
                 }
             }
         })
     };
-    Some(Desk::new(token, Arc::new(open)))
+    Some(AdminConsole::new(token, Arc::new(open)))
 }
 
 /// The version of the configured broker, if the broker reports one; `None` for the embedded engine.
@@ -354,7 +367,7 @@ pub async fn open_queue(settings: &Settings) -> anyhow::Result<Queue> {
 
 async fn ready(queue: Queue) -> anyhow::Result<Queue> {
     if let Queue::Rabbit(rabbit) = &queue {
-        rabbit.ready(DESK_WAIT).await?;
+        rabbit.ready(CONSOLE_WAIT).await?;
     }
     Ok(queue)
 }
@@ -364,7 +377,7 @@ async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
         let tuning = tuning(settings);
         let embedded = EmbeddedSettings { data_dir: settings.data_dir.clone(), tuning, max_messages: None };
         return Ok(Queue::Embedded(match usage {
-            RabbitUse::Desk => EmbeddedQueue::open_desk(embedded).await?,
+            RabbitUse::Admin => EmbeddedQueue::open_admin(embedded).await?,
             RabbitUse::Publish | RabbitUse::Work => EmbeddedQueue::open(embedded).await?,
         }));
     };
@@ -392,8 +405,8 @@ pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
 
 fn directory_settings(settings: &Settings) -> DirectorySettings {
     let url = match &settings.directory {
-        config::DirectoryUrl::Sqlite(path) => DirectoryUrl::Sqlite(path.clone()),
-        config::DirectoryUrl::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
+        config::DirectoryConfig::Sqlite(path) => DirectoryUrl::Sqlite(path.clone()),
+        config::DirectoryConfig::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
     };
     DirectorySettings { url }
 }

@@ -2,7 +2,7 @@
 
 pub mod message;
 
-pub mod dead;
+pub mod dead_letters;
 pub mod delivery;
 pub mod files;
 pub mod ingress;

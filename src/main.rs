@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use causeway::app::Interrupted;
-use causeway::cli::{Cli, Failure};
+use causeway::app::ShutdownReason;
+use causeway::cli::{Cli, CliFailure};
 use causeway::config::Environment;
 use clap::Parser;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return code(&Failure::Failed(error.into())),
+        Err(error) => return code(&CliFailure::Failed(error.into())),
     };
     let ended = runtime.block_on(Box::pin(causeway::cli::run(cli, Environment::of_process())));
     // A thread that hangs in a system call must not delay the end.
@@ -33,24 +33,24 @@ fn main() -> ExitCode {
 }
 
 #[expect(clippy::print_stderr, reason = "every failure of the process is printed here")]
-fn code(failure: &Failure) -> ExitCode {
+fn code(failure: &CliFailure) -> ExitCode {
     match failure {
-        Failure::Settings(problems) => {
+        CliFailure::Settings(problems) => {
             eprintln!("causeway: {problems}");
             ExitCode::from(SETTINGS)
         }
-        Failure::Usage(reason) => {
+        CliFailure::Usage(reason) => {
             eprintln!("causeway: {reason}");
             ExitCode::from(2)
         }
         // The reader of the output has read enough (`causeway dead export | head`).
-        Failure::Failed(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
-        Failure::Failed(error) => {
+        CliFailure::Failed(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
+        CliFailure::Failed(error) => {
             eprintln!("causeway: {error:#}");
-            let interrupted = error.downcast_ref::<Interrupted>();
+            let interrupted = error.downcast_ref::<ShutdownReason>();
             interrupted.map_or(ExitCode::FAILURE, |interrupted| ExitCode::from(interrupted.exit_code))
         }
-        Failure::Told => ExitCode::FAILURE,
+        CliFailure::Told => ExitCode::FAILURE,
     }
 }
 

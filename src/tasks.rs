@@ -1,6 +1,6 @@
 //! The only caller of `tokio::spawn`: every task has a name, observes the cancellation and is joined.
 //!
-//! Guarantees: if a task ends with an error or a panic before cancellation, all tasks are cancelled, and [`Tasks::finish`]
+//! Guarantees: if a task ends with an error or a panic before cancellation, all tasks are cancelled, and [`TaskSet::finish`]
 //! names the failed task. Not responsible for: how a task drains.
 
 use std::pin::Pin;
@@ -12,29 +12,29 @@ use tokio::task::JoinSet;
 
 /// The cancellation of all tasks. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Stop {
+pub struct CancellationToken {
     flag: watch::Sender<bool>,
 }
 
-impl Default for Stop {
+impl Default for CancellationToken {
     fn default() -> Self {
         Self { flag: watch::Sender::new(false) }
     }
 }
 
-impl Stop {
+impl CancellationToken {
     /// Cancels all tasks.
-    pub fn ask(&self) {
+    pub fn cancel(&self) {
         self.flag.send_replace(true);
     }
 
     /// Whether cancellation was requested.
-    pub fn asked(&self) -> bool {
+    pub fn is_cancelled(&self) -> bool {
         *self.flag.borrow()
     }
 
     /// Waits for cancellation. Cancel-safe.
-    pub async fn wait(&self) {
+    pub async fn cancelled(&self) {
         let mut receiver = self.flag.subscribe();
         // The sender lives in `self`, so this cannot fail.
         let _ = receiver.wait_for(|asked| *asked).await;
@@ -62,14 +62,14 @@ pub enum TaskFailure {
 
 /// A set of named tasks with one stop token.
 #[derive(Debug, Default)]
-pub struct Tasks {
+pub struct TaskSet {
     set: JoinSet<(&'static str, Result<(), String>)>,
-    stop: Stop,
+    stop: CancellationToken,
 }
 
-impl Tasks {
+impl TaskSet {
     /// Tasks that observe `stop`.
-    pub fn new(stop: Stop) -> Self {
+    pub fn new(stop: CancellationToken) -> Self {
         Self { set: JoinSet::new(), stop }
     }
 
@@ -93,10 +93,10 @@ impl Tasks {
     pub async fn finish(mut self, drain: Duration) -> Result<(), TaskFailure> {
         let stop = self.stop.clone();
         let mut first = tokio::select! {
-            () = stop.wait() => None,
+            () = stop.cancelled() => None,
             failure = self.first_failure() => failure,
         };
-        self.stop.ask();
+        self.stop.cancel();
         let rest = tokio::time::timeout(drain, self.first_failure()).await;
         match rest {
             Ok(later) => first = first.or(later),
@@ -135,22 +135,22 @@ where
 }
 
 /// Runs in the caller's task. If the caller is dropped before the end, the work continues in a task of its own.
-pub fn to_the_end<F>(work: F) -> ToTheEnd<F>
+pub fn run_to_completion<F>(work: F) -> RunToCompletion<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    ToTheEnd(Some(Box::pin(work)))
+    RunToCompletion(Some(Box::pin(work)))
 }
 
-/// See [`to_the_end`].
+/// See [`run_to_completion`].
 #[derive(Debug)]
-pub struct ToTheEnd<F>(Option<Pin<Box<F>>>)
+pub struct RunToCompletion<F>(Option<Pin<Box<F>>>)
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static;
 
-impl<F> Future for ToTheEnd<F>
+impl<F> Future for RunToCompletion<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -167,7 +167,7 @@ where
     }
 }
 
-impl<F> Drop for ToTheEnd<F>
+impl<F> Drop for RunToCompletion<F>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -189,40 +189,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_any_more_still_ends() {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let mut work = Box::pin(to_the_end(async move {
+        let mut work = Box::pin(run_to_completion(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             sender.send("done").unwrap();
         }));
         assert!(futures_util::poll!(work.as_mut()).is_pending());
         drop(work);
         assert_eq!(receiver.await, Ok("done"));
-        assert_eq!(to_the_end(async { 7 }).await, 7);
+        assert_eq!(run_to_completion(async { 7 }).await, 7);
     }
 
     #[tokio::test]
     async fn a_failing_task_stops_the_others() {
-        let stop = Stop::default();
-        let mut tasks = Tasks::new(stop.clone());
+        let stop = CancellationToken::default();
+        let mut tasks = TaskSet::new(stop.clone());
         let heard = stop.clone();
         tasks.start("patient", async move {
-            heard.wait().await;
+            heard.cancelled().await;
             Ok::<(), String>(())
         });
         tasks.start("broken", async { Err("no such thing") });
         let failure = tasks.finish(Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(failure.to_string(), "broken failed: no such thing");
-        assert!(stop.asked());
+        assert!(stop.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_stop_is_aborted() {
-        let stop = Stop::default();
-        let mut tasks = Tasks::new(stop.clone());
+        let stop = CancellationToken::default();
+        let mut tasks = TaskSet::new(stop.clone());
         tasks.start("deaf", async {
             std::future::pending::<()>().await;
             Ok::<(), String>(())
         });
-        stop.ask();
+        stop.cancel();
         assert!(matches!(tasks.finish(Duration::from_secs(25)).await, Err(TaskFailure::Late)));
     }
 }

@@ -11,20 +11,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// The process was told twice to stop, or once before it was started.
 #[derive(Debug, thiserror::Error)]
 #[error("ended at once by a second signal; messages in flight are delivered after the next start")]
-pub struct Interrupted {
+pub struct ShutdownReason {
     /// 128 plus the number of the signal, as a shell reports it.
     pub exit_code: u8,
 }
 
 /// The signals since the start of the process.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(super) struct SignalHandler {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl SignalHandler {
     pub(super) fn hear() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -34,11 +34,11 @@ impl Signals {
     }
 
     /// Waits for a signal to stop. Cancel-safe.
-    pub(super) async fn stop(&mut self) -> Interrupted {
+    pub(super) async fn stop(&mut self) -> ShutdownReason {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return Interrupted { exit_code: 143 },
-                _ = self.interrupt.recv() => return Interrupted { exit_code: 130 },
+                _ = self.terminate.recv() => return ShutdownReason { exit_code: 143 },
+                _ = self.interrupt.recv() => return ShutdownReason { exit_code: 130 },
                 _ = self.hangup.recv() => {
                     tracing::info!("ignoring SIGHUP: settings are read only at start");
                 }

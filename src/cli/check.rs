@@ -7,36 +7,36 @@
 
 use std::time::Duration;
 
-use super::output::{self, Paint};
-use super::{Failure, Sources};
+use super::output::{self, AnsiPaint};
+use super::{CliFailure, SettingFiles};
 use crate::app;
-use crate::config::{DirectoryUrl, Purpose, REFERENCE, Settings};
+use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
 use crate::conversation::DedupKey;
 use crate::message::MessageId;
-use crate::platform::{Http, HttpSettings, check};
-use crate::queue::{Depth, QueueError};
+use crate::platform::{HttpClient, HttpSettings, check};
+use crate::queue::{QueueDepth, QueueError};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// Print every setting with its default and its meaning as a settings file, then exit
     #[arg(long)]
     print_defaults: bool,
     /// Fail if the settings are incomplete for this role; without --role, one complete role is enough
     #[arg(long)]
-    role: Option<Role>,
+    role: Option<CheckRole>,
 }
 
 /// A role for which the settings are validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Role {
+enum CheckRole {
     Serve,
     Ingress,
     Worker,
 }
 
-impl Role {
+impl CheckRole {
     const ALL: [Self; 3] = [Self::Serve, Self::Ingress, Self::Worker];
 
     const fn as_str(self) -> &'static str {
@@ -47,24 +47,24 @@ impl Role {
         }
     }
 
-    const fn purpose(self) -> Purpose {
+    const fn purpose(self) -> RunPurpose {
         match self {
-            Self::Serve => Purpose::Serve,
-            Self::Ingress => Purpose::Ingress,
-            Self::Worker => Purpose::Worker,
+            Self::Serve => RunPurpose::Serve,
+            Self::Ingress => RunPurpose::Ingress,
+            Self::Worker => RunPurpose::Worker,
         }
     }
 }
 
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
+struct CheckFinding {
     ok: bool,
     what: String,
     hint: String,
 }
 
-impl Finding {
+impl CheckFinding {
     fn well(what: impl Into<String>) -> Self {
         Self { ok: true, what: what.into(), hint: String::new() }
     }
@@ -74,12 +74,12 @@ impl Finding {
     }
 }
 
-pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
+pub(super) async fn run(args: &CheckArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
     if args.print_defaults {
         return Ok(output::line(REFERENCE.trim_end())?);
     }
-    let settings = sources.settings_for_desk(Purpose::Check)?;
-    let paint = Paint::stdout(&sources.environment);
+    let settings = sources.settings_for_admin(RunPurpose::Check)?;
+    let paint = AnsiPaint::stdout(&sources.environment);
     let roles = roles(args.role, sources);
     let (queue, directory, platforms) = tokio::join!(
         within("queue", queue(&settings)),
@@ -91,38 +91,38 @@ pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
         well &= finding.ok;
         tell(paint, finding)?;
     }
-    if well { Ok(()) } else { Err(Failure::Told) }
+    if well { Ok(()) } else { Err(CliFailure::Told) }
 }
 
 /// Reports for each role whether a process could start with these settings.
-fn roles(asked: Option<Role>, sources: &Sources) -> Vec<Finding> {
-    let all = asked.map_or_else(|| Role::ALL.to_vec(), |role| vec![role]);
-    let read = |role: Role| (role, sources.settings(role.purpose()).err());
+fn roles(asked: Option<CheckRole>, sources: &SettingFiles) -> Vec<CheckFinding> {
+    let all = asked.map_or_else(|| CheckRole::ALL.to_vec(), |role| vec![role]);
+    let read = |role: CheckRole| (role, sources.settings(role.purpose()).err());
     let read: Vec<_> = all.into_iter().map(read).collect();
     let one_could_start = read.iter().any(|(_, refused)| refused.is_none());
-    let finding = |(role, refused): (Role, Option<Failure>)| match refused {
-        None => Finding::well(format!("settings: enough for {}", role.as_str())),
+    let finding = |(role, refused): (CheckRole, Option<CliFailure>)| match refused {
+        None => CheckFinding::well(format!("settings: enough for {}", role.as_str())),
         Some(refused) => {
             let what = format!("settings: {} would not start", role.as_str());
-            Finding { ok: one_could_start, what, hint: why(&refused) }
+            CheckFinding { ok: one_could_start, what, hint: why(&refused) }
         }
     };
     read.into_iter().map(finding).collect()
 }
 
-fn why(refused: &Failure) -> String {
+fn why(refused: &CliFailure) -> String {
     match refused {
-        Failure::Settings(problems) => {
+        CliFailure::Settings(problems) => {
             let problems = problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.reason));
             problems.collect::<Vec<_>>().join("; ")
         }
-        Failure::Usage(reason) => reason.clone(),
-        Failure::Failed(error) => format!("{error:#}"),
-        Failure::Told => String::new(),
+        CliFailure::Usage(reason) => reason.clone(),
+        CliFailure::Failed(error) => format!("{error:#}"),
+        CliFailure::Told => String::new(),
     }
 }
 
-fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
+fn tell(paint: AnsiPaint, finding: &CheckFinding) -> std::io::Result<()> {
     let verdict = match (finding.ok, finding.hint.is_empty()) {
         (true, true) => paint.green("ok  "),
         // Not an error, but the operator should know.
@@ -136,10 +136,10 @@ fn tell(paint: Paint, finding: &Finding) -> std::io::Result<()> {
     output::line(format_args!("     -> {}", output::harmless(&finding.hint)))
 }
 
-async fn within(name: &str, check: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+async fn within(name: &str, check: impl Future<Output = Vec<CheckFinding>>) -> Vec<CheckFinding> {
     let late = || {
         let what = format!("{name}: no answer within {} s", TIMEOUT.as_secs());
-        vec![Finding::wrong(what, "packets are lost on the way: check the firewall")]
+        vec![CheckFinding::wrong(what, "packets are lost on the way: check the firewall")]
     };
     tokio::time::timeout(TIMEOUT, check).await.unwrap_or_else(|_| late())
 }
@@ -150,7 +150,7 @@ const BROKER_NOW: (u32, u32) = (4, 0);
 
 /// Checks the broker's version, connects, declares or verifies the topology, counts the messages, and tests the
 /// routing.
-async fn queue(settings: &Settings) -> Vec<Finding> {
+async fn queue(settings: &Settings) -> Vec<CheckFinding> {
     let engine = if settings.queue.url.is_some() { "RabbitMQ" } else { "embedded engine" };
     let version = app::broker_version(settings).await.ok().flatten();
     let age = version.as_deref().and_then(broker_age);
@@ -162,10 +162,10 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
     let opened = if settings.queue.url.is_some() {
         app::open_queue(settings).await
     } else if settings.data_dir.join("queue.sqlite").exists() {
-        app::open_desk(settings).await
+        app::open_admin(settings).await
     } else {
         let folder = settings.data_dir.display();
-        return vec![Finding::well(format!("queue: {engine}, nothing is stored yet in {folder}"))];
+        return vec![CheckFinding::well(format!("queue: {engine}, nothing is stored yet in {folder}"))];
     };
     let queue = match opened {
         Ok(queue) => queue,
@@ -180,44 +180,44 @@ async fn queue(settings: &Settings) -> Vec<Finding> {
     if let Err(error) = queue.routes().await {
         let hint = "messages would not reach their queues: does the user of queue.url have configure, write and read on all of \
                     the virtual host, and is there a policy on the exchanges in, dlx and in.unrouted?";
-        findings.push(Finding::wrong(format!("queue: {engine} does not route: {error}"), hint));
+        findings.push(CheckFinding::wrong(format!("queue: {engine} does not route: {error}"), hint));
     }
     queue.close().await;
     findings
 }
 
-fn depths(name: &str, partitions: u16, depth: &Depth) -> Vec<Finding> {
+fn depths(name: &str, partitions: u16, depth: &QueueDepth) -> Vec<CheckFinding> {
     let waiting = output::counted(depth.waiting.values().sum(), "message");
     let dead = output::counted(depth.dead, "dead letter");
     let found = format!("queue: {name}, {partitions} partitions, {waiting} waiting, {dead}");
-    let mut findings = vec![Finding::well(found)];
-    if depth.astray > 0 {
-        let astray = output::counted(depth.astray, "message");
+    let mut findings = vec![CheckFinding::well(found)];
+    if depth.unroutable > 0 {
+        let astray = output::counted(depth.unroutable, "message");
         let hint = "a partition was unbound, or a client publishes with another routing key: this check restores the bindings; \
                     move the messages from the queue unrouted to the exchange in with RabbitMQ's shovel";
-        findings.push(Finding::wrong(format!("queue: {astray} found no partition"), hint));
+        findings.push(CheckFinding::wrong(format!("queue: {astray} found no partition"), hint));
     }
     findings
 }
 
 /// The finding for a broker of this version. `None` for a maintained version and for an unreadable version.
-fn broker_age(version: &str) -> Option<Finding> {
+fn broker_age(version: &str) -> Option<CheckFinding> {
     let mut numbers = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     let (major, minor) = (numbers.next()?, numbers.next().unwrap_or(0));
     let found = format!("queue: RabbitMQ {version}");
     if (major, minor) < BROKER_MIN {
         let hint = "Causeway needs 3.10 or later, because older quorum queues can lose or dead-letter messages: upgrade the broker";
-        return Some(Finding::wrong(format!("{found} is too old"), hint));
+        return Some(CheckFinding::wrong(format!("{found} is too old"), hint));
     }
     let hint = "it works, but RabbitMQ maintains only 4.x: plan the upgrade";
-    ((major, minor) < BROKER_NOW).then(|| Finding {
+    ((major, minor) < BROKER_NOW).then(|| CheckFinding {
         ok: true,
         what: format!("{found} is outdated"),
         hint: hint.to_owned(),
     })
 }
 
-fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
+fn queue_trouble(engine: &str, error: &anyhow::Error) -> CheckFinding {
     let hint = match error.downcast_ref::<QueueError>() {
         Some(QueueError::Busy(_)) => "another process has opened it: find out which one, and why",
         Some(QueueError::Mismatch(_)) => {
@@ -228,25 +228,26 @@ fn queue_trouble(engine: &str, error: &anyhow::Error) -> Finding {
             "is queue.url right, and may its user connect? Without queue.url: may data_dir be written?"
         }
     };
-    Finding::wrong(format!("queue: {engine}: {error:#}"), hint)
+    CheckFinding::wrong(format!("queue: {engine}: {error:#}"), hint)
 }
 
 /// Opens the directory (which creates or migrates its schema) and writes into it.
-async fn directory(settings: &Settings) -> Vec<Finding> {
+async fn directory(settings: &Settings) -> Vec<CheckFinding> {
     let (name, hint) = match &settings.directory {
-        DirectoryUrl::Sqlite(_) => {
+        DirectoryConfig::Sqlite(_) => {
             ("SQLite", "may the folder be written? directory.url or data_dir names it")
         }
-        DirectoryUrl::Postgres(_) => {
+        DirectoryConfig::Postgres(_) => {
             ("PostgreSQL", "is directory.url right, does the database exist, and may its user create tables?")
         }
     };
-    let wrong =
-        |error: &dyn std::fmt::Display| vec![Finding::wrong(format!("directory: {name}: {error:#}"), hint)];
-    if let DirectoryUrl::Sqlite(path) = &settings.directory
+    let wrong = |error: &dyn std::fmt::Display| {
+        vec![CheckFinding::wrong(format!("directory: {name}: {error:#}"), hint)]
+    };
+    if let DirectoryConfig::Sqlite(path) = &settings.directory
         && !path.exists()
     {
-        return vec![Finding::well(format!(
+        return vec![CheckFinding::well(format!(
             "directory: SQLite, nothing is stored yet in {}",
             path.display()
         ))];
@@ -260,39 +261,41 @@ async fn directory(settings: &Settings) -> Vec<Finding> {
         directory.mark_done(DedupKey::SelfTest(MessageId::fresh()), None, crate::clock::now()).await;
     directory.close().await;
     match written {
-        Ok(_) => vec![Finding::well(format!("directory: {name}, can be written"))],
+        Ok(_) => vec![CheckFinding::well(format!("directory: {name}, can be written"))],
         Err(error) => wrong(&error),
     }
 }
 
 /// Checks ServiceNow and XO, if the settings name them.
-async fn platforms(settings: &Settings) -> Vec<Finding> {
-    let client = |timeout| Http::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
+async fn platforms(settings: &Settings) -> Vec<CheckFinding> {
+    let client = |timeout| HttpClient::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
     let (for_servicenow, for_xo) =
         match (client(settings.delivery.servicenow.timeout), client(settings.delivery.xo.timeout)) {
             (Ok(for_servicenow), Ok(for_xo)) => (for_servicenow, for_xo),
             (Err(error), _) | (_, Err(error)) => {
-                return vec![Finding::wrong(error.to_string(), "is the machine's TLS set up?")];
+                return vec![CheckFinding::wrong(error.to_string(), "is the machine's TLS set up?")];
             }
         };
     let xo = app::xo(for_xo, settings);
     let (mut findings, xo) = tokio::join!(servicenow(for_servicenow, settings), check::xo(&xo));
-    findings.extend(xo.into_iter().map(Finding::from));
+    findings.extend(xo.into_iter().map(CheckFinding::from));
     findings
 }
 
-async fn servicenow(http: Http, settings: &Settings) -> Vec<Finding> {
+async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {
     match app::servicenow(http, settings) {
-        Ok(Some(servicenow)) => {
-            check::servicenow(&servicenow, &settings.queues()).await.into_iter().map(Finding::from).collect()
-        }
-        Ok(None) => vec![Finding::well("ServiceNow: not configured")],
-        Err(error) => vec![Finding::wrong(format!("ServiceNow: {error:#}"), "")],
+        Ok(Some(servicenow)) => check::servicenow(&servicenow, &settings.queues())
+            .await
+            .into_iter()
+            .map(CheckFinding::from)
+            .collect(),
+        Ok(None) => vec![CheckFinding::well("ServiceNow: not configured")],
+        Err(error) => vec![CheckFinding::wrong(format!("ServiceNow: {error:#}"), "")],
     }
 }
 
-impl From<check::Finding> for Finding {
-    fn from(found: check::Finding) -> Self {
+impl From<check::PlatformFinding> for CheckFinding {
+    fn from(found: check::PlatformFinding) -> Self {
         Self { ok: found.ok, what: found.what, hint: found.hint }
     }
 }
@@ -315,9 +318,9 @@ mod tests {
 
     #[test]
     fn messages_that_went_astray_are_a_failure() {
-        let depth = Depth { astray: 2, ..Depth::default() };
+        let depth = QueueDepth { unroutable: 2, ..QueueDepth::default() };
         let findings = depths("RabbitMQ 4.3.6", 8, &depth);
         assert!(findings[0].ok && !findings[1].ok && findings[1].what.contains("2 messages"), "{findings:?}");
-        assert_eq!(depths("RabbitMQ 4.3.6", 8, &Depth::default()).len(), 1);
+        assert_eq!(depths("RabbitMQ 4.3.6", 8, &QueueDepth::default()).len(), 1);
     }
 }

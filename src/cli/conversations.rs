@@ -6,25 +6,25 @@
 
 use serde_json::{Value, json};
 
-use super::{Failure, Sources, output};
+use super::{CliFailure, SettingFiles, output};
 use crate::app;
-use crate::config::Purpose;
-use crate::conversation::{Conversation, Directory, ListFilter, State};
+use crate::config::RunPurpose;
+use crate::conversation::{Conversation, ConversationState, Directory, ListFilter};
 use crate::message::ConversationId;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ConversationsArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: ConversationsVerb,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+enum ConversationsVerb {
     /// List the newest conversations
     List {
         /// Only those in this state: requested, waiting, active, ended, failed
         #[arg(long, value_parser = state)]
-        state: Option<State>,
+        state: Option<ConversationState>,
         /// Maximum number of conversations
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: u32,
@@ -42,23 +42,25 @@ enum Verb {
     },
 }
 
-fn state(text: &str) -> Result<State, String> {
-    let names = || State::ALL.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ");
-    State::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+fn state(text: &str) -> Result<ConversationState, String> {
+    let names = || ConversationState::ALL.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ");
+    ConversationState::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
 }
 
-pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
-    let settings = sources.settings_for_desk(Purpose::Desk)?;
+pub(super) async fn run(args: ConversationsArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
+    let settings = sources.settings_for_admin(RunPurpose::Admin)?;
     let directory = app::open_directory(&settings).await?;
     let done = match args.verb {
-        Verb::List { state, limit, json } => list(&directory, &ListFilter { state, limit }, json).await,
-        Verb::Show { id, json } => show(&directory, &id, json).await,
+        ConversationsVerb::List { state, limit, json } => {
+            list(&directory, &ListFilter { state, limit }, json).await
+        }
+        ConversationsVerb::Show { id, json } => show(&directory, &id, json).await,
     };
     directory.close().await;
     done
 }
 
-async fn list(directory: &Directory, filter: &ListFilter, json: bool) -> Result<(), Failure> {
+async fn list(directory: &Directory, filter: &ListFilter, json: bool) -> Result<(), CliFailure> {
     let found = directory.list(filter).await.map_err(anyhow::Error::from)?;
     if json {
         let all: Vec<Value> = found.iter().map(document).collect();
@@ -78,8 +80,9 @@ async fn list(directory: &Directory, filter: &ListFilter, json: bool) -> Result<
     Ok(output::line(output::table(&["CONVERSATION", "STATE", "GROUP", "AGENT", "UPDATED"], &rows, &[]))?)
 }
 
-async fn show(directory: &Directory, id: &str, json: bool) -> Result<(), Failure> {
-    let parsed = ConversationId::parse(id).map_err(|problem| Failure::Usage(format!("the id {problem}")))?;
+async fn show(directory: &Directory, id: &str, json: bool) -> Result<(), CliFailure> {
+    let parsed =
+        ConversationId::parse(id).map_err(|problem| CliFailure::Usage(format!("the id {problem}")))?;
     let by_id = directory.find(&parsed).await.map_err(anyhow::Error::from)?;
     let found = match by_id {
         Some(found) => Some(found),

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct PrivateFolder(PathBuf);
 
-impl Folder {
+impl PrivateFolder {
     /// Creates the folder in the system's temporary directory, accessible to our user only.
     pub(super) fn make(purpose: &str) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("causeway-{purpose}-{}", uuid::Uuid::new_v4().simple()));
@@ -28,7 +28,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for PrivateFolder {
     fn drop(&mut self) {
         // `keep` leaves an empty path behind.
         if self.0.as_os_str().is_empty() {

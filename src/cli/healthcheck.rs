@@ -10,23 +10,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{Failure, Sources, output};
-use crate::config::Purpose;
+use super::{CliFailure, SettingFiles, output};
+use crate::config::RunPurpose;
 
 const TIMEOUT: Duration = Duration::from_secs(4);
 const ANSWER_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct HealthcheckArgs {
     /// URL to ask instead of /readyz at admin.listen, for example http://127.0.0.1:9464/livez
     #[arg(long)]
     url: Option<Url>,
 }
 
-pub(super) async fn run(args: &Args, sources: &Sources) -> Result<(), Failure> {
+pub(super) async fn run(args: &HealthcheckArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
     let url = match &args.url {
         Some(url) => url.clone(),
-        None => readyz(sources.settings(Purpose::Desk)?.admin_listen)?,
+        None => readyz(sources.settings(RunPurpose::Admin)?.admin_listen)?,
     };
     let asked = tokio::time::timeout(TIMEOUT, ask(&url)).await;
     let (status, body) = asked.with_context(|| format!("{url} did not answer within {TIMEOUT:?}"))??;

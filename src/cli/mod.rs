@@ -4,8 +4,8 @@
 //! question without a terminal.
 //! Not responsible for: the exit code (`main.rs`) and the work itself.
 
-mod ask;
 mod check;
+mod confirm;
 mod conversations;
 mod dead;
 mod demo;
@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::app::{self, Roles};
-use crate::config::{Environment, Problems, Purpose, Settings};
+use crate::app::{self, ServiceRoles};
+use crate::config::{Environment, RunPurpose, SettingProblems, Settings};
 use crate::telemetry::{LogSettings, start_logging};
 
 /// Carries chat conversations between Kore.ai's XO Platform and ServiceNow without losing a message.
@@ -41,13 +41,13 @@ pub struct Cli {
     #[arg(long, global = true, env = "CAUSEWAY_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    verb: Verb,
+    verb: CliVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum CliVerb {
     /// See Causeway work in half a minute, without any setup: two chats, an outage, a dead letter, a replay
-    Demo(demo::Args),
+    Demo(demo::DemoArgs),
     /// Accept and deliver messages: ingress and worker in one process
     Serve,
     /// Accept messages: HTTP to queue. With RabbitMQ, run as many ingresses as needed
@@ -57,28 +57,28 @@ enum Verb {
     /// Serve the files of conversations to holders of a link: GET /v1/files/{token}
     Files,
     /// Simulate ServiceNow and XO, scriptable over HTTP
-    Sandbox(Box<sandbox::Args>),
+    Sandbox(Box<sandbox::SandboxArgs>),
     /// Test the settings: broker, directory, ServiceNow, XO; one line and one hint for each
-    Check(check::Args),
+    Check(check::CheckArgs),
     /// Ask a running process whether it is ready (for container health checks)
-    Healthcheck(healthcheck::Args),
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Inspect, replay, export or discard dead letters
-    Dead(dead::Args),
+    Dead(dead::DeadArgs),
     /// Inspect conversations
-    Conversations(conversations::Args),
+    Conversations(conversations::ConversationsArgs),
     /// Configure ServiceNow: REST Message, Business Rule, queues
     #[command(name = "servicenow")]
-    ServiceNow(Box<servicenow::Args>),
+    ServiceNow(Box<servicenow::ServiceNowArgs>),
     /// Test the delivery guarantees: send numbered messages during kills, network cuts and outages, then print a
     /// report; exit 1 if a guarantee is broken
-    Prove(Box<prove::Args>),
+    Prove(Box<prove::ProveArgs>),
 }
 
 /// The reason why a verb failed.
 #[derive(Debug)]
-pub enum Failure {
+pub enum CliFailure {
     /// The settings contain mistakes.
-    Settings(Problems),
+    Settings(SettingProblems),
     /// The arguments are not usable, or the settings do not allow them.
     Usage(String),
     /// The work failed.
@@ -87,19 +87,19 @@ pub enum Failure {
     Told,
 }
 
-impl From<Problems> for Failure {
-    fn from(problems: Problems) -> Self {
+impl From<SettingProblems> for CliFailure {
+    fn from(problems: SettingProblems) -> Self {
         Self::Settings(problems)
     }
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for CliFailure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CliFailure {
     fn from(error: std::io::Error) -> Self {
         Self::Failed(error.into())
     }
@@ -107,13 +107,13 @@ impl From<std::io::Error> for Failure {
 
 /// The sources of a verb's settings.
 #[derive(Debug)]
-struct Sources {
+struct SettingFiles {
     file: Option<PathBuf>,
     environment: Environment,
 }
 
-impl Sources {
-    fn settings(&self, purpose: Purpose) -> Result<Settings, Failure> {
+impl SettingFiles {
+    fn settings(&self, purpose: RunPurpose) -> Result<Settings, CliFailure> {
         // Docker Compose passes an empty CAUSEWAY_CONFIG if no settings file is configured.
         let file: Option<&Path> = self.file.as_deref().filter(|path| !path.as_os_str().is_empty());
         Ok(Settings::load(file, &self.environment, purpose)?)
@@ -121,7 +121,7 @@ impl Sources {
 
     /// The settings for an operator's verb. The log level `info` becomes `warn`, so that log lines do not disturb the
     /// output. The lines of the audit remain.
-    fn settings_for_desk(&self, purpose: Purpose) -> Result<Settings, Failure> {
+    fn settings_for_admin(&self, purpose: RunPurpose) -> Result<Settings, CliFailure> {
         let settings = self.settings(purpose)?;
         let level = if settings.log.level == "info" { "warn" } else { settings.log.level.as_str() };
         start_logging(&LogSettings { level: level.to_owned(), ..settings.log.clone() });
@@ -130,32 +130,36 @@ impl Sources {
 }
 
 /// Runs the verb of the command line.
-pub async fn run(cli: Cli, environment: Environment) -> Result<(), Failure> {
-    let sources = Sources { file: cli.config, environment };
+pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
+    let sources = SettingFiles { file: cli.config, environment };
     match cli.verb {
         // The demo reads no settings, so it is the same on every machine.
-        Verb::Demo(args) => Box::pin(demo::run(&args, output::Paint::stdout(&sources.environment))).await,
+        CliVerb::Demo(args) => {
+            Box::pin(demo::run(&args, output::AnsiPaint::stdout(&sources.environment))).await
+        }
         // The processes that `prove` starts have settings of their own.
-        Verb::Prove(args) => Box::pin(prove::run(*args, output::Paint::stdout(&sources.environment))).await,
-        Verb::Serve => serve(&sources, Purpose::Serve, Roles::Serve).await,
-        Verb::Ingress => serve(&sources, Purpose::Ingress, Roles::Ingress).await,
-        Verb::Worker => serve(&sources, Purpose::Worker, Roles::Worker).await,
-        Verb::Files => {
-            let settings = sources.settings(Purpose::Files)?;
+        CliVerb::Prove(args) => {
+            Box::pin(prove::run(*args, output::AnsiPaint::stdout(&sources.environment))).await
+        }
+        CliVerb::Serve => serve(&sources, RunPurpose::Serve, ServiceRoles::Serve).await,
+        CliVerb::Ingress => serve(&sources, RunPurpose::Ingress, ServiceRoles::Ingress).await,
+        CliVerb::Worker => serve(&sources, RunPurpose::Worker, ServiceRoles::Worker).await,
+        CliVerb::Files => {
+            let settings = sources.settings(RunPurpose::Files)?;
             start_logging(&settings.log);
             Ok(Box::pin(app::run_files(&settings)).await?)
         }
-        Verb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
-        Verb::Check(args) => Box::pin(check::run(&args, &sources)).await,
-        Verb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
-        Verb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
-        Verb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
-        Verb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
+        CliVerb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
+        CliVerb::Check(args) => Box::pin(check::run(&args, &sources)).await,
+        CliVerb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
+        CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
+        CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
+        CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
     }
 }
 
 /// `serve`, `ingress` and `worker`: the same process with different roles.
-async fn serve(sources: &Sources, purpose: Purpose, roles: Roles) -> Result<(), Failure> {
+async fn serve(sources: &SettingFiles, purpose: RunPurpose, roles: ServiceRoles) -> Result<(), CliFailure> {
     let settings = sources.settings(purpose)?;
     start_logging(&settings.log);
     Ok(Box::pin(app::run(settings, roles)).await?)

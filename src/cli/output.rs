@@ -126,11 +126,11 @@ pub(super) fn counted(count: u64, noun: &str) -> String {
 
 /// Colours for a terminal. Text for a file or a pipe stays unchanged.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Paint {
+pub(super) struct AnsiPaint {
     on: bool,
 }
 
-impl Paint {
+impl AnsiPaint {
     /// Colours for standard output. The environment variable `NO_COLOR` turns them off.
     pub(super) fn stdout(environment: &Environment) -> Self {
         Self { on: std::io::stdout().is_terminal() && !environment.has("NO_COLOR") }

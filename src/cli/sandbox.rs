@@ -8,16 +8,16 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
-use super::{Failure, output};
+use super::{CliFailure, output};
 use crate::sandbox::botkit::BotScript;
 use crate::sandbox::traffic::{self, TrafficSettings};
 use crate::sandbox::{
-    AgentSettings, BotSettings, CallbackCredential, CallbackSettings, QueueSettings, Sandbox, SandboxSettings,
+    AgentSettings, BotSettings, CallbackCredential, CallbackSettings, Sandbox, SandboxQueue, SandboxSettings,
 };
-use crate::tasks::{self, Stop};
+use crate::tasks::{self, CancellationToken};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct SandboxArgs {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:8090", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -63,13 +63,13 @@ pub(super) struct Args {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: SandboxArgs) -> Result<(), CliFailure> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let traffic_token = secret(args.traffic_token.clone(), args.traffic_token_file.clone())?;
     let sandbox = Sandbox::start(listener, settings(&args)?).await;
     output::line(format_args!("the sandbox listens on {0}: curl {0}/sandbox explains it", sandbox.url()))?;
-    let stop = Stop::default();
+    let stop = CancellationToken::default();
     let players = args.traffic_url.map(|url| {
         let settings = TrafficSettings {
             handoffs_url: url.to_string(),
@@ -80,10 +80,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             bot_users: args.botkit_url.is_some(),
         };
         let heard = stop.clone();
-        tasks::spawn(traffic::run(settings, async move { heard.wait().await }))
+        tasks::spawn(traffic::run(settings, async move { heard.cancelled().await }))
     });
     stopped().await?;
-    stop.ask();
+    stop.cancel();
     if let Some(players) = players {
         players.abort();
     }
@@ -91,7 +91,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
+fn settings(args: &SandboxArgs) -> Result<SandboxSettings, CliFailure> {
     let token = secret(args.callback_token.clone(), args.callback_token_file.clone())?;
     let callback = args.callback_url.as_ref().map(|url| {
         let credential = token.map_or(CallbackCredential::None, |value| CallbackCredential::Header {
@@ -100,8 +100,8 @@ fn settings(args: &Args) -> Result<SandboxSettings, Failure> {
         });
         CallbackSettings { credential, ..CallbackSettings::to(url.as_str()) }
     });
-    let queue = QueueSettings::default();
-    let queue = QueueSettings { id: args.queue.clone().unwrap_or(queue.id), ..queue };
+    let queue = SandboxQueue::default();
+    let queue = SandboxQueue { id: args.queue.clone().unwrap_or(queue.id), ..queue };
     // A demonstration may run for days, so the number of recorded requests is limited.
     let keep = Some(100_000);
     Ok(SandboxSettings {
@@ -133,9 +133,9 @@ pub(super) async fn stopped() -> std::io::Result<()> {
 }
 
 /// Returns the value, or the content of the file that contains it.
-fn secret(value: Option<String>, file: Option<PathBuf>) -> Result<Option<String>, Failure> {
+fn secret(value: Option<String>, file: Option<PathBuf>) -> Result<Option<String>, CliFailure> {
     let Some(path) = file else { return Ok(value) };
     let text = std::fs::read_to_string(&path)
-        .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| CliFailure::Usage(format!("cannot read {}: {error}", path.display())))?;
     Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
 }

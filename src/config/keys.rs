@@ -5,16 +5,16 @@
 
 /// Whether a value may appear in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum KeyVisibility {
     /// The value may be shown.
     Open,
     /// The value is a secret, or an address that may contain one.
     Secret,
 }
-use Shown::{Open, Secret};
+use KeyVisibility::{Open, Secret};
 
 /// A `*` stands for the number of an entry of a list of tables, or for a language.
-pub(super) const KEYS: &[(&str, Shown)] = &[
+pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("data_dir", Open),
     ("drain", Open),
     ("queue.url", Secret),
@@ -144,7 +144,7 @@ pub(super) const KEYS: &[(&str, Shown)] = &[
 ];
 
 /// How a key's value may be shown; `None` for an unknown key.
-pub(super) fn shown(key: &str) -> Option<Shown> {
+pub(super) fn shown(key: &str) -> Option<KeyVisibility> {
     let pattern = pattern(key);
     KEYS.iter().find(|(known, _)| *known == pattern).map(|(_, shown)| *shown)
 }

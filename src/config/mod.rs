@@ -2,27 +2,28 @@
 //! ([`Settings`]).
 //!
 //! Guarantees: either every value is valid and the role has what it needs, or all mistakes are reported together
-//! ([`Problems`]). `default.toml` contains every default. Secrets are never printed.
+//! ([`SettingProblems`]). `default.toml` contains every default. Secrets are never printed.
 //! Not responsible for: the settings of the stages. Each stage declares its own, and no stage imports this room (`app.rs`
 //! converts the settings).
 
 mod keys;
-mod meant;
+mod parse;
 mod problem;
 mod raw;
 mod reader;
-mod rules;
 mod settings;
+mod validate;
 
 use std::path::Path;
 
-pub use problem::{Place, Problem, Problems};
+pub use problem::{SettingProblem, SettingProblems, SettingSource};
 pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
-    AgentChat, AgentTemplate, Api, Bot, Deadlines, Delivery, DirectoryUrl, Files, Handoffs, Ingress,
-    JwtAlgorithm, Limits, Login, NowAndNext, QueueSettings, ReadBack, ReplyContext, Retry, Route, ServiceNow,
-    Settings, StartAction, Texts, UnknownGroup, UserPaths, Xo,
+    AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
+    HandoffsConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings, ReadBack,
+    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, StartAction,
+    TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
 
 /// Every key with its default and its description, as TOML.
@@ -30,7 +31,7 @@ pub const REFERENCE: &str = raw::DEFAULTS;
 
 /// The role for which the settings are read. Each role requires some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum RunPurpose {
     /// Ingress and worker in one process.
     Serve,
     /// HTTP to queue.
@@ -42,10 +43,10 @@ pub enum Purpose {
     /// Calls every side that the settings name.
     Check,
     /// Commands for operators: queue and directory.
-    Desk,
+    Admin,
 }
 
-impl Purpose {
+impl RunPurpose {
     /// Whether the role accepts callbacks and handoffs.
     const fn takes(self) -> bool {
         matches!(self, Self::Serve | Self::Ingress)
@@ -59,12 +60,16 @@ impl Purpose {
 
 impl Settings {
     /// Reads the defaults, the file and the environment; each overrides the one before.
-    pub fn load(file: Option<&Path>, environment: &Environment, purpose: Purpose) -> Result<Self, Problems> {
-        let mut reader = reader::Reader::new(raw::Raw::read(file, environment));
-        let settings = meant::settings(&mut reader);
-        rules::check(&settings, purpose, &mut reader);
+    pub fn load(
+        file: Option<&Path>,
+        environment: &Environment,
+        purpose: RunPurpose,
+    ) -> Result<Self, SettingProblems> {
+        let mut reader = reader::SettingsReader::new(raw::RawSettings::read(file, environment));
+        let settings = parse::settings(&mut reader);
+        validate::check(&settings, purpose, &mut reader);
         let problems = reader.into_problems();
-        if problems.is_empty() { Ok(settings) } else { Err(Problems(problems)) }
+        if problems.is_empty() { Ok(settings) } else { Err(SettingProblems(problems)) }
     }
 }
 
@@ -86,7 +91,7 @@ mod tests {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    fn load_text(text: &str, purpose: Purpose) -> Result<Settings, Problems> {
+    fn load_text(text: &str, purpose: RunPurpose) -> Result<Settings, SettingProblems> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("causeway.toml");
         std::fs::write(&file, text).unwrap();
@@ -98,30 +103,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("causeway.toml");
         std::fs::write(&file, with_examples()).unwrap();
-        let raw = raw::Raw::read(Some(&file), &Environment::default());
+        let raw = raw::RawSettings::read(Some(&file), &Environment::default());
         assert_eq!(raw.problems, []);
         let named: BTreeSet<String> = raw.entries.keys().map(|key| keys::pattern(key)).collect();
         let known: BTreeSet<String> = keys::KEYS.iter().map(|(key, _)| (*key).to_owned()).collect();
         assert_eq!(named, known);
 
-        let mut reader = reader::Reader::new(raw);
-        meant::settings(&mut reader);
+        let mut reader = reader::SettingsReader::new(raw);
+        parse::settings(&mut reader);
         assert_eq!(*reader.asked(), known);
     }
 
     #[test]
     fn the_examples_of_the_reference_are_valid() {
-        let settings = load_text(&with_examples(), Purpose::Serve).unwrap();
+        let settings = load_text(&with_examples(), RunPurpose::Serve).unwrap();
         assert_eq!(settings.xo.bots.len(), 2);
         assert_eq!(settings.xo.allowed_hosts, ["platform.kore.ai"]);
-        let context = settings.servicenow.unwrap().agent_chat.context_variables;
+        let context = settings.servicenow.unwrap().virtual_agent.context_variables;
         assert_eq!(context["b2b_category"], "humanresource");
     }
 
     #[test]
     fn a_context_variable_has_a_name_and_a_value() {
         let text = "[servicenow]\ncontext_variables = [\"topic\", \"=x\", \"queue=it=2\"]";
-        let problems = load_text(text, Purpose::Desk).unwrap_err();
+        let problems = load_text(text, RunPurpose::Admin).unwrap_err();
         assert_eq!(problems.0.len(), 2, "{problems:?}");
         assert!(problems.0.iter().all(|problem| problem.key == "servicenow.context_variables"));
     }
@@ -130,14 +135,14 @@ mod tests {
     fn the_defaults_are_those_of_the_contract() {
         // Spelled out, so that a change of a default needs a change of this test.
         use std::time::Duration;
-        let settings = Settings::load(None, &Environment::default(), Purpose::Desk).unwrap();
+        let settings = Settings::load(None, &Environment::default(), RunPurpose::Admin).unwrap();
         let seconds = Duration::from_secs;
         assert_eq!(settings.data_dir, Path::new("./data"));
         assert_eq!(settings.drain, seconds(25));
         assert!(settings.queue.url.is_none());
         assert_eq!((settings.queue.partitions, settings.queue.prefetch), (8, 256));
         assert_eq!((settings.queue.heartbeat, settings.queue.publish_timeout), (seconds(15), seconds(5)));
-        assert!(matches!(&settings.directory, DirectoryUrl::Sqlite(path) if path.starts_with("./data")));
+        assert!(matches!(&settings.directory, DirectoryConfig::Sqlite(path) if path.starts_with("./data")));
         assert!(settings.servicenow.is_none());
         assert_eq!(settings.xo.end_words, ["quit", "stop chat", "end chat"]);
         assert_eq!(settings.ingress.listen.to_string(), "0.0.0.0:8080");
@@ -161,13 +166,13 @@ mod tests {
             ("CAUSEWAY_SERVICENOW__USERNAME", "u"),
             ("CAUSEWAY_SERVICENOW__PASSWORD", "p"),
         ]);
-        let servicenow = Settings::load(None, &servicenow, Purpose::Worker).unwrap().servicenow.unwrap();
+        let servicenow = Settings::load(None, &servicenow, RunPurpose::Worker).unwrap().servicenow.unwrap();
         assert_eq!((servicenow.poll_waiting, servicenow.poll_active), (seconds(5), seconds(30)));
         assert_eq!(servicenow.api, Api::ConnectSupport);
-        let agent_chat = &servicenow.agent_chat;
+        let agent_chat = &servicenow.virtual_agent;
         assert_eq!(agent_chat.start_action, StartAction::StartConversation);
         assert_eq!((agent_chat.watchdog, agent_chat.receipts), (seconds(15), true));
         assert_eq!(agent_chat.queue_variable, "LiveAgent_queue");
-        assert!(matches!(servicenow.login, Login::Basic { .. }));
+        assert!(matches!(servicenow.login, LoginConfig::Basic { .. }));
     }
 }

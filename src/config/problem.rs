@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// The place of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum SettingSource {
     /// Not written: it is the default, or missing.
     Nowhere,
     /// In a settings file.
@@ -22,7 +22,7 @@ pub enum Place {
     Variable(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SettingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nowhere => f.write_str("not set"),
@@ -34,16 +34,16 @@ impl fmt::Display for Place {
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct SettingProblem {
     /// The key of the value.
     pub key: String,
     /// The place of the value.
-    pub place: Place,
+    pub place: SettingSource,
     /// The problem and the action to take.
     pub reason: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for SettingProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}): {}", self.key, self.place, self.reason)
     }
@@ -51,9 +51,9 @@ impl fmt::Display for Problem {
 
 /// All mistakes. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct SettingProblems(pub Vec<SettingProblem>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for SettingProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
             1 => write!(f, "the settings have a mistake:")?,
@@ -63,4 +63,4 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for SettingProblems {}

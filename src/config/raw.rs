@@ -8,8 +8,8 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Shown};
-use super::problem::{Place, Problem};
+use super::keys::{self, KeyVisibility};
+use super::problem::{SettingProblem, SettingSource};
 
 /// The reference of all keys, which is also the lowest layer.
 pub(super) const DEFAULTS: &str = include_str!("default.toml");
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Environment {
 }
 
 /// A value as it was written.
-pub(super) enum Written {
+pub(super) enum WrittenValue {
     /// A value that is not an array.
     One(String),
     /// A TOML array.
@@ -69,19 +69,19 @@ pub(super) enum Written {
 }
 
 /// A value and its place.
-pub(super) struct Entry {
-    pub(super) written: Written,
-    pub(super) place: Place,
+pub(super) struct RawEntry {
+    pub(super) written: WrittenValue,
+    pub(super) place: SettingSource,
 }
 
 /// All values by key, after all layers.
 #[derive(Default)]
-pub(super) struct Raw {
-    pub(super) entries: BTreeMap<String, Entry>,
-    pub(super) problems: Vec<Problem>,
+pub(super) struct RawSettings {
+    pub(super) entries: BTreeMap<String, RawEntry>,
+    pub(super) problems: Vec<SettingProblem>,
 }
 
-impl Raw {
+impl RawSettings {
     /// Reads the defaults, the file over the defaults, and the environment over both.
     pub(super) fn read(file: Option<&Path>, environment: &Environment) -> Self {
         let mut raw = Self::default();
@@ -89,9 +89,9 @@ impl Raw {
         if let Some(path) = file {
             match std::fs::read_to_string(path) {
                 Ok(text) => raw.lay(|layer| layer.add_toml(path, &text)),
-                Err(error) => raw.problems.push(Problem {
+                Err(error) => raw.problems.push(SettingProblem {
                     key: "--config".to_owned(),
-                    place: Place::Nowhere,
+                    place: SettingSource::Nowhere,
                     reason: format!("cannot read {}: {error}", path.display()),
                 }),
             }
@@ -111,13 +111,13 @@ impl Raw {
     }
 
     fn add_toml(&mut self, path: &Path, text: &str) {
-        let place = |at: usize| Place::File {
+        let place = |at: usize| SettingSource::File {
             path: path.to_owned(),
             line: text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1,
         };
         let (table, errors) = DeTable::parse_recoverable(text);
         // Only the message: the parser's full report quotes the line, which may contain a secret.
-        self.problems.extend(errors.iter().map(|error| Problem {
+        self.problems.extend(errors.iter().map(|error| SettingProblem {
             key: "the file".to_owned(),
             place: place(error.span().map_or(0, |span| span.start)),
             reason: format!("is not TOML: {}", error.message()),
@@ -125,7 +125,7 @@ impl Raw {
         self.flatten("", table.get_ref(), &place);
     }
 
-    fn flatten(&mut self, prefix: &str, table: &DeTable<'_>, place: &dyn Fn(usize) -> Place) {
+    fn flatten(&mut self, prefix: &str, table: &DeTable<'_>, place: &dyn Fn(usize) -> SettingSource) {
         for (name, value) in table {
             let key = if prefix.is_empty() {
                 name.get_ref().to_string()
@@ -143,11 +143,13 @@ impl Raw {
                     }
                 }
                 DeValue::Array(items) => {
-                    let written = Written::Many(items.iter().map(|item| scalar(item.get_ref())).collect());
-                    self.entries.insert(key, Entry { written, place: at });
+                    let written =
+                        WrittenValue::Many(items.iter().map(|item| scalar(item.get_ref())).collect());
+                    self.entries.insert(key, RawEntry { written, place: at });
                 }
                 single => {
-                    self.entries.insert(key, Entry { written: Written::One(scalar(single)), place: at });
+                    self.entries
+                        .insert(key, RawEntry { written: WrittenValue::One(scalar(single)), place: at });
                 }
             }
         }
@@ -164,15 +166,15 @@ impl Raw {
                 continue;
             }
             let key = rest.to_ascii_lowercase().replace("__", ".");
-            let place = Place::Variable(name.clone());
-            self.entries.insert(key, Entry { written: Written::One(value.clone()), place });
+            let place = SettingSource::Variable(name.clone());
+            self.entries.insert(key, RawEntry { written: WrittenValue::One(value.clone()), place });
         }
     }
 
     /// Replaces every `<secret>_file` with the content of its file.
     fn read_secret_files(&mut self) {
         let is_file_of_secret = |key: &&String| {
-            key.strip_suffix("_file").is_some_and(|secret| keys::shown(secret) == Some(Shown::Secret))
+            key.strip_suffix("_file").is_some_and(|secret| keys::shown(secret) == Some(KeyVisibility::Secret))
         };
         let pointers: Vec<String> = self.entries.keys().filter(is_file_of_secret).cloned().collect();
         for pointer in pointers {
@@ -180,18 +182,21 @@ impl Raw {
             let key = pointer.trim_end_matches("_file").to_owned();
             match self.read_secret(&key, &entry) {
                 Ok(secret) => {
-                    self.entries.insert(key, Entry { written: Written::One(secret), place: entry.place });
+                    self.entries
+                        .insert(key, RawEntry { written: WrittenValue::One(secret), place: entry.place });
                 }
-                Err(reason) => self.problems.push(Problem { key: pointer, place: entry.place, reason }),
+                Err(reason) => {
+                    self.problems.push(SettingProblem { key: pointer, place: entry.place, reason })
+                }
             }
         }
     }
 
-    fn read_secret(&self, key: &str, entry: &Entry) -> Result<String, String> {
+    fn read_secret(&self, key: &str, entry: &RawEntry) -> Result<String, String> {
         if let Some(other) = self.entries.get(key) {
             return Err(format!("{key} is also set ({}): keep one of the two", other.place));
         }
-        let Written::One(path) = &entry.written else {
+        let WrittenValue::One(path) = &entry.written else {
             return Err("must be the path of one file".to_owned());
         };
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
@@ -204,11 +209,13 @@ impl Raw {
         let unknown = self.entries.iter().filter(|(key, _)| keys::shown(key).is_none());
         let problems = unknown.map(|(key, entry)| {
             let reason = match (keys::nearest(key), &entry.place) {
-                (Some(near), Place::Variable(_)) => format!("no such key: did you mean {}?", variable(near)),
+                (Some(near), SettingSource::Variable(_)) => {
+                    format!("no such key: did you mean {}?", variable(near))
+                }
                 (Some(near), _) => format!("no such key: did you mean {near}?"),
                 (None, _) => "no such key: causeway check --print-defaults lists them all".to_owned(),
             };
-            Problem { key: key.clone(), place: entry.place.clone(), reason }
+            SettingProblem { key: key.clone(), place: entry.place.clone(), reason }
         });
         self.problems.extend(problems);
         self.entries.retain(|key, _| keys::shown(key).is_some());

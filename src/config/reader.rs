@@ -1,6 +1,6 @@
 //! Reads written values as typed values, one function for each type.
 //!
-//! Guarantees: an unreadable value becomes a [`Problem`] with its key, and reading continues. A value is not repeated if
+//! Guarantees: an unreadable value becomes a [`SettingProblem`] with its key, and reading continues. A value is not repeated if
 //! its key is secret, or if it contains an `@` and so perhaps a password.
 //! Not responsible for: the set of keys and the rules between keys (`meant`, `rules`).
 
@@ -11,27 +11,27 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::keys::{self, Shown};
-use super::problem::{Place, Problem};
-use super::raw::{Raw, Written};
+use super::keys::{self, KeyVisibility};
+use super::problem::{SettingProblem, SettingSource};
+use super::raw::{RawSettings, WrittenValue};
 
 /// The longest duration of any setting. Much longer ones cannot be added to a point in time.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Returns values and collects their problems.
-pub(super) struct Reader {
-    raw: Raw,
+pub(super) struct SettingsReader {
+    raw: RawSettings,
     /// The keys that were read, so that a test can show that no key is forgotten.
     asked: BTreeSet<String>,
 }
 
-impl Reader {
-    pub(super) const fn new(raw: Raw) -> Self {
+impl SettingsReader {
+    pub(super) const fn new(raw: RawSettings) -> Self {
         Self { raw, asked: BTreeSet::new() }
     }
 
     /// All problems.
-    pub(super) fn into_problems(self) -> Vec<Problem> {
+    pub(super) fn into_problems(self) -> Vec<SettingProblem> {
         self.raw.problems
     }
 
@@ -53,8 +53,8 @@ impl Reader {
 
     /// Records a problem of a key.
     pub(super) fn wrong(&mut self, key: &str, reason: impl Into<String>) {
-        let place = self.raw.entries.get(key).map_or(Place::Nowhere, |entry| entry.place.clone());
-        self.raw.problems.push(Problem { key: key.to_owned(), place, reason: reason.into() });
+        let place = self.raw.entries.get(key).map_or(SettingSource::Nowhere, |entry| entry.place.clone());
+        self.raw.problems.push(SettingProblem { key: key.to_owned(), place, reason: reason.into() });
     }
 
     /// The entries of a list of tables, such as `xo.bots.0`, in the order of their numbers.
@@ -78,8 +78,8 @@ impl Reader {
         let named = self.raw.entries.iter().filter_map(|(key, entry)| {
             let name = key.strip_prefix(table)?.strip_prefix('.')?;
             match &entry.written {
-                Written::One(text) => Some((name.to_owned(), text.trim().to_owned())),
-                Written::Many(_) => Some((name.to_owned(), String::new())),
+                WrittenValue::One(text) => Some((name.to_owned(), text.trim().to_owned())),
+                WrittenValue::Many(_) => Some((name.to_owned(), String::new())),
             }
         });
         named.collect()
@@ -115,8 +115,8 @@ impl Reader {
     pub(super) fn list(&mut self, key: &str) -> Option<Vec<String>> {
         self.asked.insert(keys::pattern(key));
         let items = match &self.raw.entries.get(key)?.written {
-            Written::One(text) => text.split(',').map(str::to_owned).collect(),
-            Written::Many(items) => items.clone(),
+            WrittenValue::One(text) => text.split(',').map(str::to_owned).collect(),
+            WrittenValue::Many(items) => items.clone(),
         };
         Some(items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect())
     }
@@ -217,7 +217,7 @@ impl Reader {
     ) -> Option<T> {
         self.asked.insert(keys::pattern(key));
         let reason = match &self.raw.entries.get(key)?.written {
-            Written::One(text) => match read(text.trim()) {
+            WrittenValue::One(text) => match read(text.trim()) {
                 Ok(value) => return Some(value),
                 Err(why) => {
                     let found = quoted(key, text);
@@ -225,7 +225,7 @@ impl Reader {
                     format!("must be {expected}{found}{why}")
                 }
             },
-            Written::Many(_) => format!("must be {expected}, not a list"),
+            WrittenValue::Many(_) => format!("must be {expected}, not a list"),
         };
         self.wrong(key, reason);
         None
@@ -236,7 +236,7 @@ impl Reader {
 fn quoted(key: &str, text: &str) -> String {
     if text.trim().is_empty() {
         ", is empty".to_owned()
-    } else if keys::shown(key) == Some(Shown::Open) && !text.contains('@') {
+    } else if keys::shown(key) == Some(KeyVisibility::Open) && !text.contains('@') {
         format!(", is \"{}\"", text.escape_debug())
     } else {
         String::new()

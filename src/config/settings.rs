@@ -44,20 +44,20 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub drain: Duration,
     pub queue: QueueSettings,
-    pub directory: DirectoryUrl,
+    pub directory: DirectoryConfig,
     /// Present if an instance is named and its credentials are complete.
-    pub servicenow: Option<ServiceNow>,
+    pub servicenow: Option<ServiceNowConfig>,
     /// Whether an instance is named. The ingress has no credentials for the instance.
     pub names_servicenow: bool,
     /// `servicenow.routes`, in order. The ingress reads the values of their conditions, even without a login to ServiceNow.
-    pub routes: Vec<Route>,
-    pub xo: Xo,
-    pub handoffs: Handoffs,
-    pub files: Files,
-    pub ingress: Ingress,
+    pub routes: Vec<RouteConfig>,
+    pub xo: XoConfig,
+    pub handoffs: HandoffsConfig,
+    pub files: FilesConfig,
+    pub ingress: IngressConfig,
     pub admin_listen: SocketAddr,
     pub admin_token: Option<SecretString>,
-    pub delivery: Delivery,
+    pub delivery: DeliveryConfig,
     pub log: LogSettings,
 }
 
@@ -74,7 +74,7 @@ pub struct QueueSettings {
 
 /// `directory.url`
 #[derive(Debug, Clone)]
-pub enum DirectoryUrl {
+pub enum DirectoryConfig {
     /// A file on this machine.
     Sqlite(PathBuf),
     /// The complete URL.
@@ -83,9 +83,9 @@ pub enum DirectoryUrl {
 
 /// `servicenow.*`
 #[derive(Debug, Clone)]
-pub struct ServiceNow {
+pub struct ServiceNowConfig {
     pub host_url: Url,
-    pub login: Login,
+    pub login: LoginConfig,
     pub queue_id: Option<String>,
     pub api: Api,
     pub poll_waiting: Duration,
@@ -93,12 +93,12 @@ pub struct ServiceNow {
     pub read_back: ReadBack,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
-    pub agent_chat: AgentChat,
+    pub virtual_agent: VirtualAgentConfig,
 }
 
 /// `[[servicenow.routes]]`
 #[derive(Debug, Clone)]
-pub struct Route {
+pub struct RouteConfig {
     /// Names and values of the conditions.
     pub when: Vec<(String, String)>,
     pub queue_id: Option<String>,
@@ -119,7 +119,7 @@ impl Settings {
 
 /// The settings that only `servicenow.api = "virtual_agent"` uses.
 #[derive(Debug, Clone)]
-pub struct AgentChat {
+pub struct VirtualAgentConfig {
     pub start_action: StartAction,
     pub context_variables: BTreeMap<String, String>,
     pub queue_variable: String,
@@ -144,7 +144,7 @@ named! {
 
 /// `servicenow.auth` with its credentials.
 #[derive(Debug, Clone)]
-pub enum Login {
+pub enum LoginConfig {
     /// `basic`
     Basic { username: String, password: SecretString },
     /// `oauth`: the grant of the refresh token, or client credentials without a token.
@@ -178,10 +178,10 @@ named! {
 
 /// `xo.*`
 #[derive(Clone)]
-pub struct Xo {
+pub struct XoConfig {
     pub callback_url: Option<Url>,
     /// The single bot of `xo.bot_id` and those of `xo.bots`.
-    pub bots: Vec<Bot>,
+    pub bots: Vec<BotConfig>,
     /// `host` or `host:port`, lower case.
     pub allowed_hosts: Vec<String>,
     pub end_words: Vec<String>,
@@ -189,7 +189,7 @@ pub struct Xo {
     pub end_on_session_closure: bool,
     /// `xo.bot_messages_in_agent_mode = "drop"`
     pub drops_bot_messages: bool,
-    pub user: UserPaths,
+    pub user: UserPathConfig,
     pub allow_apikey: bool,
     pub reply_context: ReplyContext,
     pub agent_template: AgentTemplate,
@@ -198,9 +198,9 @@ pub struct Xo {
     pub wait_updates: Duration,
     /// The number of messages between user and bot; 0 for none.
     pub transcript: u16,
-    pub texts: Texts,
+    pub texts: TextConfig,
     /// By language tag in lower case.
-    pub texts_by_language: BTreeMap<String, Texts>,
+    pub texts_by_language: BTreeMap<String, TextConfig>,
 }
 
 named! {
@@ -229,7 +229,7 @@ named! {
 
 /// `xo.user.*`: JSON pointers.
 #[derive(Debug, Clone)]
-pub struct UserPaths {
+pub struct UserPathConfig {
     pub id: Vec<Vec<String>>,
     pub name: Vec<Vec<String>>,
     pub email: Vec<Vec<String>>,
@@ -238,7 +238,7 @@ pub struct UserPaths {
 
 /// `xo.texts.*`
 #[derive(Debug, Clone)]
-pub struct Texts {
+pub struct TextConfig {
     pub waiting: String,
     pub joined: String,
     pub left: String,
@@ -248,7 +248,7 @@ pub struct Texts {
     pub failed: String,
 }
 
-impl Texts {
+impl TextConfig {
     /// The text of a key.
     pub(super) fn named(&self, name: &str) -> &str {
         match name {
@@ -263,7 +263,7 @@ impl Texts {
     }
 }
 
-impl std::fmt::Debug for Xo {
+impl std::fmt::Debug for XoConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Xo")
             .field("callback_url", &self.callback_url.as_ref().map(|_| "set"))
@@ -276,7 +276,7 @@ impl std::fmt::Debug for Xo {
 
 /// One bot's BotKit credentials.
 #[derive(Debug, Clone)]
-pub struct Bot {
+pub struct BotConfig {
     /// The destination is `bot:<name>`.
     pub name: BotName,
     pub bot_id: String,
@@ -297,7 +297,7 @@ named! {
 
 /// `files.*`
 #[derive(Debug, Clone)]
-pub struct Files {
+pub struct FilesConfig {
     /// The URL at which users and ServiceNow reach the links; without it no link is made.
     pub public_url: Option<Url>,
     /// The separate listener, if there is one.
@@ -309,14 +309,14 @@ pub struct Files {
 
 /// `handoffs.*`
 #[derive(Clone)]
-pub struct Handoffs {
+pub struct HandoffsConfig {
     pub events_url: Option<Url>,
     pub events_token: Option<SecretString>,
     /// The keys that sign events: the current one, then the next one.
     pub events_keys: Vec<WebhookKey>,
 }
 
-impl std::fmt::Debug for Handoffs {
+impl std::fmt::Debug for HandoffsConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handoffs")
             .field("events_url", &self.events_url.as_ref().map(|_| "set"))
@@ -326,16 +326,16 @@ impl std::fmt::Debug for Handoffs {
 
 /// `ingress.*`
 #[derive(Debug, Clone)]
-pub struct Ingress {
+pub struct IngressConfig {
     pub listen: SocketAddr,
     pub body_limit: usize,
     pub read_timeout: Duration,
     pub allow_unauthenticated: bool,
     pub username: Option<String>,
-    pub password: NowAndNext,
-    pub token: NowAndNext,
-    pub hmac_secret: NowAndNext,
-    pub handoffs_token: NowAndNext,
+    pub password: RotatingSecret,
+    pub token: RotatingSecret,
+    pub hmac_secret: RotatingSecret,
+    pub handoffs_token: RotatingSecret,
     /// `servicenow.username`: messages of this author are our own.
     pub own_user: Option<String>,
     /// `servicenow.instance`: callbacks of another instance are refused.
@@ -344,12 +344,12 @@ pub struct Ingress {
 
 /// A secret and its successor (`…_next`): both are accepted.
 #[derive(Debug, Clone, Default)]
-pub struct NowAndNext {
+pub struct RotatingSecret {
     pub current: Option<SecretString>,
     pub next: Option<SecretString>,
 }
 
-impl NowAndNext {
+impl RotatingSecret {
     /// Whether at least one value is set.
     pub const fn is_set(&self) -> bool {
         self.current.is_some() || self.next.is_some()
@@ -363,21 +363,21 @@ impl NowAndNext {
 
 /// `delivery.*`
 #[derive(Debug, Clone)]
-pub struct Delivery {
-    pub servicenow: Limits,
-    pub xo: Limits,
-    pub events: Limits,
+pub struct DeliveryConfig {
+    pub servicenow: LimitConfig,
+    pub xo: LimitConfig,
+    pub events: LimitConfig,
     /// For each bot.
-    pub bots: Limits,
-    pub retry: Retry,
-    pub deadline: Deadlines,
+    pub bots: LimitConfig,
+    pub retry: RetryConfig,
+    pub deadline: DeadlineConfig,
     pub hold: Duration,
     pub unknown_group: UnknownGroup,
 }
 
 /// `delivery.<destination>.*`
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct LimitConfig {
     pub timeout: Duration,
     pub concurrency: u16,
     /// Calls in one second.
@@ -386,7 +386,7 @@ pub struct Limits {
 
 /// `delivery.retry.*`
 #[derive(Debug, Clone)]
-pub struct Retry {
+pub struct RetryConfig {
     pub initial: Duration,
     pub factor: f64,
     pub max: Duration,
@@ -394,7 +394,7 @@ pub struct Retry {
 
 /// `delivery.deadline.*`
 #[derive(Debug, Clone)]
-pub struct Deadlines {
+pub struct DeadlineConfig {
     pub start: Duration,
     pub message: Duration,
     pub typing: Duration,

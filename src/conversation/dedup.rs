@@ -3,7 +3,7 @@
 //! Guarantees: only [`DedupKey::Delivered`] and [`DedupKey::Forwarded`] mean that a destination answered 2xx. Two different
 //! facts never share a stored form, whatever ids and names they contain. A key is `Copy`, and its stored form is shorter
 //! than 80 bytes. The stored forms are on disk in every deployment: a test below pins them.
-//! Not responsible for: when a fact is recorded or looked up (`worker/flight.rs`, `delivery/`, `dead/replay.rs`).
+//! Not responsible for: when a fact is recorded or looked up (`worker/process.rs`, `delivery/`, `dead_letters/replay.rs`).
 
 use jiff::Timestamp;
 

@@ -12,11 +12,11 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use sqlx::PgPool;
 
-use super::row::{Columns, Stored, conversation, named, storable, stored};
+use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
 use super::schema::{self, SqlitePools};
-use super::state::{self, Event};
+use super::state::{self, StateEvent};
 use super::{Claim, Conversation, DirectoryError, DirectorySettings, DirectoryUrl, LastSent};
-use super::{ListFilter, Observation, Opened, Origin, State, statements};
+use super::{ConversationState, ListFilter, Observation, OpenedChat, Origin, statements};
 use crate::clock;
 use crate::message::{ConversationId, MessageId};
 
@@ -103,25 +103,25 @@ impl Directory {
 
     /// A handoff was requested: creates a conversation, or starts a new episode of a closed one. An open conversation does
     /// not change.
-    pub async fn requested(
+    pub async fn mark_requested(
         &self,
         id: &ConversationId,
         origin: Origin,
         queue_id: Option<&str>,
     ) -> Result<(), DirectoryError> {
-        self.change(id, Event::Requested { origin, queue_id }).await.map(|_| ())
+        self.change(id, StateEvent::Requested { origin, queue_id }).await.map(|_| ())
     }
 
-    /// A start was accepted at this time: as [`Self::requested`], for a caller that may be slower than the worker. A
+    /// A start was accepted at this time: as [`Self::mark_requested`], for a caller that may be slower than the worker. A
     /// conversation that was closed since then stays closed.
-    pub async fn accepted(
+    pub async fn mark_accepted(
         &self,
         id: &ConversationId,
         origin: Origin,
         queue_id: Option<&str>,
         at: Timestamp,
     ) -> Result<(), DirectoryError> {
-        self.change(id, Event::Accepted { origin, queue_id, at }).await.map(|_| ())
+        self.change(id, StateEvent::Accepted { origin, queue_id, at }).await.map(|_| ())
     }
 
     /// Returns the stored conversation.
@@ -131,7 +131,7 @@ impl Directory {
 
     /// The conversation of a chat. The chat may belong to an earlier episode: the current chat is [`Conversation::group`].
     pub async fn find_by_group(&self, group: &str) -> Result<Option<Conversation>, DirectoryError> {
-        let row: Option<Columns> = run!(self, |pool| {
+        let row: Option<RowColumns> = run!(self, |pool| {
             sqlx::query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
         })?;
         row.map(conversation).transpose()
@@ -143,14 +143,14 @@ impl Directory {
     }
 
     /// Records the last message that was delivered into a chat, and its `sys_id` at ServiceNow.
-    pub async fn sent(
+    pub async fn mark_sent(
         &self,
         group: &str,
         message: MessageId,
         sys_id: Option<&str>,
     ) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
-            sqlx::query(statements::NOTE_SENT)
+            sqlx::query(statements::MARK_SENT)
                 .bind(storable(group))
                 .bind(storable(sys_id.unwrap_or_default()))
                 .bind(message.to_string())
@@ -160,7 +160,7 @@ impl Directory {
         .map(|_| ())
     }
 
-    /// Whether this message was the last one recorded by [`Self::sent`]. If so, a crash prevented only the record of its
+    /// Whether this message was the last one recorded by [`Self::mark_sent`]. If so, a crash prevented only the record of its
     /// delivery.
     pub async fn was_sent(&self, group: &str, message: MessageId) -> Result<bool, DirectoryError> {
         let row: Option<(i32,)> = run!(self, |pool| {
@@ -188,60 +188,68 @@ impl Directory {
     /// ServiceNow opened a chat. The chat is claimed for this conversation first, even if the conversation is closed by
     /// now. A closed conversation keeps its state, and the caller can leave the chat.
     ///
-    /// Returns [`DirectoryError::Mismatch`] if the conversation was never [requested](Self::requested).
-    pub async fn opened(&self, id: &ConversationId, opened: &Opened) -> Result<Claim, DirectoryError> {
-        let claim = self.claim(id, &opened.group).await?;
+    /// Returns [`DirectoryError::Mismatch`] if the conversation was never [requested](Self::mark_requested).
+    pub async fn mark_opened(
+        &self,
+        id: &ConversationId,
+        opened: &OpenedChat,
+    ) -> Result<Claim, DirectoryError> {
+        let claim = self.claim_group(id, &opened.group).await?;
         if claim == Claim::Ours {
-            self.change(id, Event::Opened(opened)).await?;
+            self.change(id, StateEvent::Opened(opened)).await?;
         }
         Ok(claim)
     }
 
-    /// A chat was requested under this name, and ServiceNow has not answered yet. As with [`Self::opened`] the name is
+    /// A chat was requested under this name, and ServiceNow has not answered yet. As with [`Self::mark_opened`] the name is
     /// claimed first, so that every callback finds its conversation.
-    pub async fn asked(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
-        let claim = self.claim(id, group).await?;
+    pub async fn mark_agent_requested(
+        &self,
+        id: &ConversationId,
+        group: &str,
+    ) -> Result<Claim, DirectoryError> {
+        let claim = self.claim_group(id, group).await?;
         if claim == Claim::Ours {
-            self.change(id, Event::Asked { group }).await?;
+            self.change(id, StateEvent::AgentRequested { group }).await?;
         }
         Ok(claim)
     }
 
     /// The session state of a chat was read. The result counts only for the current chat of the conversation.
-    pub async fn observed(
+    pub async fn record_observation(
         &self,
         id: &ConversationId,
         group: &str,
         seen: &Observation,
     ) -> Result<(), DirectoryError> {
-        self.change(id, Event::Observed { group, seen }).await.map(|_| ())
+        self.change(id, StateEvent::Observed { group, seen }).await.map(|_| ())
     }
 
     /// The conversation has ended. Returns true to the one caller that ended it. A `group` other than the current one has
     /// no effect.
-    pub async fn ended(
+    pub async fn mark_ended(
         &self,
         id: &ConversationId,
         group: Option<&str>,
         reason: &str,
     ) -> Result<bool, DirectoryError> {
-        self.change(id, Event::Ended { group, reason }).await
+        self.change(id, StateEvent::Ended { group, reason }).await
     }
 
     /// No agent will come. Returns true to the one caller that was first. A conversation with an agent does not fail.
-    pub async fn failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
-        self.change(id, Event::Failed { reason }).await
+    pub async fn mark_failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
+        self.change(id, StateEvent::Failed { reason }).await
     }
 
     /// The bot side took its user back: the user gets no more messages in this episode. Returns true to the one caller that
     /// recorded it.
-    pub async fn released(&self, id: &ConversationId) -> Result<bool, DirectoryError> {
-        self.change(id, Event::Released).await
+    pub async fn mark_released(&self, id: &ConversationId) -> Result<bool, DirectoryError> {
+        self.change(id, StateEvent::Released).await
     }
 
     /// Conversations whose session state should be polled, those with the oldest poll first. Each conversation is returned
     /// once in its interval, for all callers and processes together.
-    pub async fn due(
+    pub async fn find_due(
         &self,
         now: Timestamp,
         waiting_every: Duration,
@@ -249,10 +257,10 @@ impl Directory {
         limit: u32,
     ) -> Result<Vec<Conversation>, DirectoryError> {
         let sql = match self {
-            Self::Sqlite(_) => statements::DUE_SQLITE,
-            Self::Postgres(_) => statements::DUE_POSTGRES,
+            Self::Sqlite(_) => statements::FIND_DUE_SQLITE,
+            Self::Postgres(_) => statements::FIND_DUE_POSTGRES,
         };
-        let rows: Vec<Columns> = run!(self, |pool| {
+        let rows: Vec<RowColumns> = run!(self, |pool| {
             sqlx::query_as(sql)
                 .bind(now.as_millisecond())
                 .bind(before(now, waiting_every))
@@ -264,9 +272,9 @@ impl Directory {
     }
 
     /// Makes the next poll of this conversation due at once, because an event happened in the conversation.
-    pub async fn look_soon(&self, id: &ConversationId) -> Result<(), DirectoryError> {
+    pub async fn poll_soon(&self, id: &ConversationId) -> Result<(), DirectoryError> {
         run!(self, state, changed by |pool| {
-            sqlx::query(statements::LOOK_SOON).bind(id.as_str()).execute(pool)
+            sqlx::query(statements::POLL_SOON).bind(id.as_str()).execute(pool)
         })
         .map(|_| ())
     }
@@ -291,20 +299,21 @@ impl Directory {
     }
 
     /// The number of conversations in each state; every state is present.
-    pub async fn counts(&self) -> Result<BTreeMap<State, u64>, DirectoryError> {
+    pub async fn counts(&self) -> Result<BTreeMap<ConversationState, u64>, DirectoryError> {
         let rows: Vec<(String, i64)> = run!(self, |pool| sqlx::query_as(statements::COUNTS).fetch_all(pool))?;
-        let mut counts: BTreeMap<State, u64> = State::ALL.iter().map(|state| (*state, 0)).collect();
+        let mut counts: BTreeMap<ConversationState, u64> =
+            ConversationState::ALL.iter().map(|state| (*state, 0)).collect();
         for (state, count) in rows {
-            counts.insert(named(&state, State::parse)?, u64::try_from(count).unwrap_or(0));
+            counts.insert(named(&state, ConversationState::parse)?, u64::try_from(count).unwrap_or(0));
         }
         Ok(counts)
     }
 
     /// The conversations with the newest change first.
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Conversation>, DirectoryError> {
-        let rows: Vec<Columns> = run!(self, |pool| {
+        let rows: Vec<RowColumns> = run!(self, |pool| {
             sqlx::query_as(statements::LIST)
-                .bind(filter.state.map(State::as_str))
+                .bind(filter.state.map(ConversationState::as_str))
                 .bind(i64::from(filter.limit))
                 .fetch_all(pool)
         })?;
@@ -323,7 +332,7 @@ impl Directory {
     }
 
     /// Read, step, write; repeated if another change came in between. Returns true if the row changed.
-    async fn change(&self, id: &ConversationId, event: Event<'_>) -> Result<bool, DirectoryError> {
+    async fn change(&self, id: &ConversationId, event: StateEvent<'_>) -> Result<bool, DirectoryError> {
         for _ in 0..RACES_MAX {
             let stored = self.read(id).await?;
             let before = stored.as_ref().map(|stored| &stored.conversation);
@@ -341,8 +350,8 @@ impl Directory {
         Err(DirectoryError::Unavailable("too many changes of one conversation at once".to_owned()))
     }
 
-    async fn read(&self, id: &ConversationId) -> Result<Option<Stored>, DirectoryError> {
-        let row: Option<Columns> =
+    async fn read(&self, id: &ConversationId) -> Result<Option<StoredConversation>, DirectoryError> {
+        let row: Option<RowColumns> =
             run!(self, |pool| sqlx::query_as(statements::FIND).bind(id.as_str()).fetch_optional(pool))?;
         row.map(stored).transpose()
     }
@@ -377,7 +386,7 @@ impl Directory {
     }
 
     /// Assigns this chat to this conversation, before it becomes the current chat.
-    pub async fn claim(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
+    pub async fn claim_group(&self, id: &ConversationId, group: &str) -> Result<Claim, DirectoryError> {
         if self.read(id).await?.is_none() {
             return Err(DirectoryError::Mismatch(format!(
                 "conversation {id:?} has a chat but was never requested"

@@ -10,12 +10,12 @@
 mod dedup;
 mod directory;
 mod error;
-mod replies;
+mod relay_progress;
+mod reply_handles;
 mod row;
 mod schema;
 mod state;
 mod statements;
-mod told;
 
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ pub enum DirectoryUrl {
 
 named! {
     /// The state of a conversation.
-    State {
+    ConversationState {
         /// Requested; ServiceNow has not answered yet.
         Requested = "requested",
         /// In ServiceNow's queue.
@@ -77,7 +77,7 @@ pub struct Conversation {
     /// The route on which it came in.
     pub origin: Origin,
     /// Its state.
-    pub state: State,
+    pub state: ConversationState,
     /// ServiceNow's id of the newest chat, kept after the end until the conversation is requested again.
     pub group: Option<String>,
     /// ServiceNow's number for people, such as `IMS0000123`.
@@ -115,7 +115,7 @@ pub enum LastSent {
 
 /// The address for messages to the user of a conversation at XO.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
+pub struct StoredReply {
     /// The newest handle.
     pub handle: ReplyHandle,
     /// XO reported that the handle has expired; the next event of the user brings another.
@@ -124,7 +124,7 @@ pub struct Reply {
 
 /// A chat that ServiceNow opened for a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened {
+pub struct OpenedChat {
     /// ServiceNow's id of the chat.
     pub group: String,
     /// ServiceNow's number for people.
@@ -167,7 +167,7 @@ pub enum Claim {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListFilter {
     /// Only conversations in this state.
-    pub state: Option<State>,
+    pub state: Option<ConversationState>,
     /// The largest number of conversations.
     pub limit: u32,
 }

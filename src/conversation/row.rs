@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use super::{Conversation, DirectoryError, Origin, State};
+use super::{Conversation, ConversationState, DirectoryError, Origin};
 use crate::message::ConversationId;
 
 /// PostgreSQL cannot store NUL in a text, and JSON from a platform may contain NUL.
@@ -15,7 +15,7 @@ pub(super) fn storable(text: &str) -> Cow<'_, str> {
 }
 
 /// In the order of `columns!` in `statements`.
-pub(super) type Columns = (
+pub(super) type RowColumns = (
     String,
     String,
     String,
@@ -34,17 +34,17 @@ pub(super) type Columns = (
 );
 
 /// A conversation and its revision.
-pub(super) struct Stored {
+pub(super) struct StoredConversation {
     pub(super) conversation: Conversation,
     /// See `schema.sql`.
     pub(super) revision: i64,
 }
 
-pub(super) fn conversation(row: Columns) -> Result<Conversation, DirectoryError> {
+pub(super) fn conversation(row: RowColumns) -> Result<Conversation, DirectoryError> {
     stored(row).map(|stored| stored.conversation)
 }
 
-pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
+pub(super) fn stored(row: RowColumns) -> Result<StoredConversation, DirectoryError> {
     let (
         id,
         origin,
@@ -65,7 +65,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
     let conversation = Conversation {
         id: named(&id, |id| ConversationId::parse(id).ok())?,
         origin: named(&origin, Origin::parse)?,
-        state: named(&state, State::parse)?,
+        state: named(&state, ConversationState::parse)?,
         group,
         number,
         queue_id,
@@ -78,7 +78,7 @@ pub(super) fn stored(row: Columns) -> Result<Stored, DirectoryError> {
         updated_at: time(updated)?,
         released_at: released.map(time).transpose()?,
     };
-    Ok(Stored { conversation, revision })
+    Ok(StoredConversation { conversation, revision })
 }
 
 pub(super) fn named<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, DirectoryError> {

@@ -15,16 +15,16 @@
 
 use jiff::Timestamp;
 
-use super::{Conversation, Observation, Opened, Origin, State};
+use super::{Conversation, ConversationState, Observation, OpenedChat, Origin};
 use crate::message::ConversationId;
 
 /// The events of a conversation.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Event<'a> {
+pub(super) enum StateEvent<'a> {
     Requested { origin: Origin, queue_id: Option<&'a str> },
     Accepted { origin: Origin, queue_id: Option<&'a str>, at: Timestamp },
-    Asked { group: &'a str },
-    Opened(&'a Opened),
+    AgentRequested { group: &'a str },
+    Opened(&'a OpenedChat),
     Observed { group: &'a str, seen: &'a Observation },
     Ended { group: Option<&'a str>, reason: &'a str },
     Failed { reason: &'a str },
@@ -35,33 +35,33 @@ pub(super) enum Event<'a> {
 pub(super) fn step(
     id: &ConversationId,
     before: Option<&Conversation>,
-    event: Event<'_>,
+    event: StateEvent<'_>,
     now: Timestamp,
 ) -> Option<Conversation> {
     let Some(before) = before else {
         return match event {
-            Event::Requested { origin, queue_id } | Event::Accepted { origin, queue_id, .. } => {
+            StateEvent::Requested { origin, queue_id } | StateEvent::Accepted { origin, queue_id, .. } => {
                 Some(requested(id, origin, queue_id, now))
             }
             _ => None,
         };
     };
     let after = match event {
-        Event::Requested { origin, queue_id } => on_requested(before, origin, queue_id, now)?,
+        StateEvent::Requested { origin, queue_id } => on_requested(before, origin, queue_id, now)?,
         // A conversation that changed after the acceptance was closed by the accepted start itself: its end must stay.
-        Event::Accepted { at, .. } if before.updated_at.as_millisecond() >= at.as_millisecond() => {
+        StateEvent::Accepted { at, .. } if before.updated_at.as_millisecond() >= at.as_millisecond() => {
             return None;
         }
-        Event::Accepted { origin, queue_id, .. } => on_requested(before, origin, queue_id, now)?,
-        Event::Asked { group } => on_asked(before, group)?,
-        Event::Opened(opened) => on_opened(before, opened)?,
-        Event::Observed { group, seen } => on_observed(before, group, seen)?,
-        Event::Ended { group, reason } => on_ended(before, group, reason)?,
-        Event::Failed { reason } => on_failed(before, reason)?,
-        Event::Released if before.released_at.is_some() => return None,
-        Event::Released => Conversation { released_at: Some(now), ..before.clone() },
+        StateEvent::Accepted { origin, queue_id, .. } => on_requested(before, origin, queue_id, now)?,
+        StateEvent::AgentRequested { group } => on_asked(before, group)?,
+        StateEvent::Opened(opened) => on_opened(before, opened)?,
+        StateEvent::Observed { group, seen } => on_observed(before, group, seen)?,
+        StateEvent::Ended { group, reason } => on_ended(before, group, reason)?,
+        StateEvent::Failed { reason } => on_failed(before, reason)?,
+        StateEvent::Released if before.released_at.is_some() => return None,
+        StateEvent::Released => Conversation { released_at: Some(now), ..before.clone() },
     };
-    let left = before.state == State::Active && after.state == State::Waiting;
+    let left = before.state == ConversationState::Active && after.state == ConversationState::Waiting;
     let after = if left { Conversation { waiting_since: now, ..after } } else { after };
     // Only a change counts as an update: a poll without news costs no write.
     (after != *before).then_some(Conversation { updated_at: now, ..after })
@@ -71,7 +71,7 @@ fn requested(id: &ConversationId, origin: Origin, queue_id: Option<&str>, now: T
     Conversation {
         id: id.clone(),
         origin,
-        state: State::Requested,
+        state: ConversationState::Requested,
         group: None,
         number: None,
         queue_id: queue_id.map(str::to_owned),
@@ -93,29 +93,35 @@ fn on_requested(
     now: Timestamp,
 ) -> Option<Conversation> {
     match before.state {
-        State::Requested | State::Waiting | State::Active => None,
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active => None,
         // A caller of the handoff API cannot take over the conversation of a bot's user.
-        State::Ended | State::Failed if before.origin == Origin::BotKit && origin == Origin::Api => None,
-        State::Ended | State::Failed => Some(requested(&before.id, origin, queue_id, now)),
+        ConversationState::Ended | ConversationState::Failed
+            if before.origin == Origin::BotKit && origin == Origin::Api =>
+        {
+            None
+        }
+        ConversationState::Ended | ConversationState::Failed => {
+            Some(requested(&before.id, origin, queue_id, now))
+        }
     }
 }
 
 /// The chat has an id before it has a position in a queue.
 fn on_asked(before: &Conversation, group: &str) -> Option<Conversation> {
     let chat = || Conversation { group: Some(group.to_owned()), ..before.clone() };
-    (before.state == State::Requested).then(chat)
+    (before.state == ConversationState::Requested).then(chat)
 }
 
 /// A second chat replaces the first one (a start whose first attempt succeeded without an answer). The starter goes on with
 /// the second chat.
-fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
+fn on_opened(before: &Conversation, opened: &OpenedChat) -> Option<Conversation> {
     let known = before.group.as_deref() == Some(opened.group.as_str());
     let active = match before.state {
-        State::Ended | State::Failed => return None,
-        State::Requested | State::Waiting => opened.active,
+        ConversationState::Ended | ConversationState::Failed => return None,
+        ConversationState::Requested | ConversationState::Waiting => opened.active,
         // A repeat of the start's answer: an agent who came since then stays.
-        State::Active if known => return None,
-        State::Active => opened.active,
+        ConversationState::Active if known => return None,
+        ConversationState::Active => opened.active,
     };
     let chat = Conversation {
         group: Some(opened.group.clone()),
@@ -129,15 +135,15 @@ fn on_opened(before: &Conversation, opened: &Opened) -> Option<Conversation> {
 /// If an agent returns the chat to a queue, the conversation waits again.
 fn on_observed(before: &Conversation, group: &str, seen: &Observation) -> Option<Conversation> {
     match before.state {
-        State::Ended | State::Failed => None,
-        State::Requested | State::Waiting | State::Active if before.group.as_deref() != Some(group) => None,
-        State::Requested | State::Waiting | State::Active => Some(seen_as(
-            before.clone(),
-            seen.active,
-            seen.position,
-            seen.wait.as_deref(),
-            seen.agent.as_deref(),
-        )),
+        ConversationState::Ended | ConversationState::Failed => None,
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
+            if before.group.as_deref() != Some(group) =>
+        {
+            None
+        }
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active => Some(
+            seen_as(before.clone(), seen.active, seen.position, seen.wait.as_deref(), seen.agent.as_deref()),
+        ),
     }
 }
 
@@ -149,7 +155,7 @@ fn seen_as(
     agent: Option<&str>,
 ) -> Conversation {
     Conversation {
-        state: if active { State::Active } else { State::Waiting },
+        state: if active { ConversationState::Active } else { ConversationState::Waiting },
         // A chat with an agent has no position in a queue.
         position: position.filter(|_| !active),
         wait: wait.filter(|_| !active).map(str::to_owned),
@@ -161,24 +167,28 @@ fn seen_as(
 /// A caller that ends the conversation itself gives no group. A caller that saw a chat end names the chat, and may be late.
 fn on_ended(before: &Conversation, group: Option<&str>, reason: &str) -> Option<Conversation> {
     match before.state {
-        State::Ended | State::Failed => None,
-        State::Requested | State::Waiting | State::Active
+        ConversationState::Ended | ConversationState::Failed => None,
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
             if group.is_some() && before.group.as_deref() != group =>
         {
             None
         }
-        State::Requested | State::Waiting | State::Active => Some(closed(before, State::Ended, reason)),
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active => {
+            Some(closed(before, ConversationState::Ended, reason))
+        }
     }
 }
 
 fn on_failed(before: &Conversation, reason: &str) -> Option<Conversation> {
     match before.state {
-        State::Requested | State::Waiting => Some(closed(before, State::Failed, reason)),
-        State::Active | State::Ended | State::Failed => None,
+        ConversationState::Requested | ConversationState::Waiting => {
+            Some(closed(before, ConversationState::Failed, reason))
+        }
+        ConversationState::Active | ConversationState::Ended | ConversationState::Failed => None,
     }
 }
 
-fn closed(before: &Conversation, state: State, reason: &str) -> Conversation {
+fn closed(before: &Conversation, state: ConversationState, reason: &str) -> Conversation {
     Conversation { state, position: None, wait: None, reason: Some(reason.to_owned()), ..before.clone() }
 }
 
@@ -197,15 +207,15 @@ mod tests {
         ConversationId::parse("c-1").unwrap()
     }
 
-    fn in_state(state: State) -> Conversation {
-        let chat = (state != State::Requested).then(|| CURRENT.to_owned());
-        let agent = (state == State::Active).then(|| "Ada".to_owned());
+    fn in_state(state: ConversationState) -> Conversation {
+        let chat = (state != ConversationState::Requested).then(|| CURRENT.to_owned());
+        let agent = (state == ConversationState::Active).then(|| "Ada".to_owned());
         let base = requested(&id(), Origin::Api, Some("q-1"), at(1));
         Conversation { state, group: chat, agent, ..base }
     }
 
-    fn chat(group: &str, active: bool) -> Opened {
-        Opened {
+    fn chat(group: &str, active: bool) -> OpenedChat {
+        OpenedChat {
             group: group.to_owned(),
             number: Some("IMS1".to_owned()),
             queue_id: "q-1".to_owned(),
@@ -218,33 +228,37 @@ mod tests {
 
     #[test]
     fn every_event_in_every_state() {
-        use State::{Active, Ended, Failed, Requested, Waiting};
+        use ConversationState::{Active, Ended, Failed, Requested, Waiting};
         let nothing = Observation::default();
         let waits = Observation { position: Some(2), ..Observation::default() };
         let talks = Observation { active: true, agent: Some("Grace".to_owned()), ..Observation::default() };
-        let again = Event::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
+        let again = StateEvent::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
         let (opened, opened_active) = (chat(CURRENT, false), chat(CURRENT, true));
         let (second, second_active) = (chat("g-second", false), chat("g-second", true));
-        let ended = |group| Event::Ended { group, reason: "agent" };
-        let failed = Event::Failed { reason: "no_agent" };
+        let ended = |group| StateEvent::Ended { group, reason: "agent" };
+        let failed = StateEvent::Failed { reason: "no_agent" };
         // The conversations of the table last changed in second 1.
-        let accepted = |at| Event::Accepted { origin: Origin::Api, queue_id: None, at };
-        let seen = |group, seen| Event::Observed { group, seen };
+        let accepted = |at| StateEvent::Accepted { origin: Origin::Api, queue_id: None, at };
+        let seen = |group, seen| StateEvent::Observed { group, seen };
         // The next state from requested, waiting, active, ended, failed; `None`: no change.
-        let table: [(&str, Event<'_>, [Option<State>; 5]); 15] = [
+        let table: [(&str, StateEvent<'_>, [Option<ConversationState>; 5]); 15] = [
             ("requested again", again, [None, None, None, Some(Requested), Some(Requested)]),
             ("accepted later", accepted(at(2)), [None, None, None, Some(Requested), Some(Requested)]),
             ("accepted before its end", accepted(at(1)), [None; 5]),
-            ("opened", Event::Opened(&opened), [Some(Waiting), Some(Waiting), None, None, None]),
-            ("opened, active", Event::Opened(&opened_active), [Some(Active), Some(Active), None, None, None]),
+            ("opened", StateEvent::Opened(&opened), [Some(Waiting), Some(Waiting), None, None, None]),
+            (
+                "opened, active",
+                StateEvent::Opened(&opened_active),
+                [Some(Active), Some(Active), None, None, None],
+            ),
             (
                 "another chat",
-                Event::Opened(&second),
+                StateEvent::Opened(&second),
                 [Some(Waiting), Some(Waiting), Some(Waiting), None, None],
             ),
             (
                 "another chat, active",
-                Event::Opened(&second_active),
+                StateEvent::Opened(&second_active),
                 [Some(Active), Some(Active), Some(Active), None, None],
             ),
             ("seen waiting", seen(CURRENT, &waits), [None, Some(Waiting), Some(Waiting), None, None]),
@@ -257,7 +271,7 @@ mod tests {
             ("seen as it is", seen(CURRENT, &nothing), [None, None, Some(Waiting), None, None]),
         ];
         for (name, event, expected) in table {
-            for (state, expected) in State::ALL.iter().zip(expected) {
+            for (state, expected) in ConversationState::ALL.iter().zip(expected) {
                 let before = in_state(*state);
                 let after = step(&before.id, Some(&before), event, at(9));
                 assert_eq!(after.as_ref().map(|after| after.state), expected, "{name} while {state}");
@@ -272,31 +286,31 @@ mod tests {
     fn nothing_but_a_request_begins_a_conversation() {
         let opened = chat(CURRENT, true);
         for event in [
-            Event::Opened(&opened),
-            Event::Observed { group: CURRENT, seen: &Observation::default() },
-            Event::Ended { group: None, reason: "user" },
-            Event::Failed { reason: "no_agent" },
+            StateEvent::Opened(&opened),
+            StateEvent::Observed { group: CURRENT, seen: &Observation::default() },
+            StateEvent::Ended { group: None, reason: "user" },
+            StateEvent::Failed { reason: "no_agent" },
         ] {
             assert_eq!(step(&id(), None, event, at(1)), None, "{event:?}");
         }
-        let event = Event::Requested { origin: Origin::Api, queue_id: None };
+        let event = StateEvent::Requested { origin: Origin::Api, queue_id: None };
         assert_eq!(step(&id(), None, event, at(1)), Some(requested(&id(), Origin::Api, None, at(1))));
     }
 
     #[test]
     fn a_new_episode_knows_nothing_of_the_last_one() {
-        let last = closed(&in_state(State::Active), State::Ended, "agent");
-        let event = Event::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
+        let last = closed(&in_state(ConversationState::Active), ConversationState::Ended, "agent");
+        let event = StateEvent::Requested { origin: Origin::BotKit, queue_id: Some("q-2") };
         let next = step(&last.id, Some(&last), event, at(9));
         assert_eq!(next, Some(requested(&last.id, Origin::BotKit, Some("q-2"), at(9))));
     }
 
     #[test]
     fn a_caller_of_the_api_cannot_take_over_the_conversation_of_a_bot() {
-        let of_a_bot = Conversation { origin: Origin::BotKit, ..in_state(State::Active) };
-        let last = closed(&of_a_bot, State::Ended, "agent");
-        let requested = Event::Requested { origin: Origin::Api, queue_id: None };
-        let accepted = Event::Accepted { origin: Origin::Api, queue_id: None, at: at(8) };
+        let of_a_bot = Conversation { origin: Origin::BotKit, ..in_state(ConversationState::Active) };
+        let last = closed(&of_a_bot, ConversationState::Ended, "agent");
+        let requested = StateEvent::Requested { origin: Origin::Api, queue_id: None };
+        let accepted = StateEvent::Accepted { origin: Origin::Api, queue_id: None, at: at(8) };
         for event in [requested, accepted] {
             assert_eq!(step(&last.id, Some(&last), event, at(9)), None);
         }
@@ -304,13 +318,17 @@ mod tests {
 
     #[test]
     fn the_queue_is_forgotten_once_an_agent_has_the_chat() {
-        let waiting =
-            step(&id(), Some(&in_state(State::Requested)), Event::Opened(&chat(CURRENT, false)), at(2))
-                .unwrap();
+        let waiting = step(
+            &id(),
+            Some(&in_state(ConversationState::Requested)),
+            StateEvent::Opened(&chat(CURRENT, false)),
+            at(2),
+        )
+        .unwrap();
         assert_eq!((waiting.position, waiting.wait.as_deref()), (Some(3), Some("2 Minutes")));
         let seen = Observation { position: Some(1), active: true, ..Observation::default() };
         let active =
-            step(&id(), Some(&waiting), Event::Observed { group: CURRENT, seen: &seen }, at(3)).unwrap();
+            step(&id(), Some(&waiting), StateEvent::Observed { group: CURRENT, seen: &seen }, at(3)).unwrap();
         assert_eq!((active.position, active.wait), (None, None));
         assert_eq!(active.number.as_deref(), Some("IMS1"));
     }
@@ -318,25 +336,25 @@ mod tests {
     #[test]
     fn who_loses_the_agent_waits_anew() {
         let waits = |seen: &Observation, before: &Conversation, second| {
-            let event = Event::Observed { group: CURRENT, seen };
+            let event = StateEvent::Observed { group: CURRENT, seen };
             step(&before.id, Some(before), event, at(second)).unwrap()
         };
         let placed = |position| Observation { position: Some(position), ..Observation::default() };
         let talks = Observation { active: true, agent: Some("Grace".to_owned()), ..Observation::default() };
-        let first = waits(&placed(3), &in_state(State::Waiting), 2);
+        let first = waits(&placed(3), &in_state(ConversationState::Waiting), 2);
         assert_eq!(first.waiting_since, at(1), "another place in the queue is the same wait");
         let left = waits(&placed(1), &waits(&talks, &first, 3), 900);
         assert_eq!((left.opened_at, left.waiting_since), (at(1), at(900)));
-        let passed_on = Event::Opened(&chat("g-second", false));
+        let passed_on = StateEvent::Opened(&chat("g-second", false));
         let before = waits(&talks, &left, 901);
         let passed_on = step(&before.id, Some(&before), passed_on, at(902)).unwrap();
-        assert_eq!((passed_on.state, passed_on.waiting_since), (State::Waiting, at(902)));
+        assert_eq!((passed_on.state, passed_on.waiting_since), (ConversationState::Waiting, at(902)));
     }
 
     #[test]
     fn the_chat_and_the_agent_are_still_known_after_the_end() {
-        let event = Event::Ended { group: None, reason: "agent" };
-        let ended = step(&id(), Some(&in_state(State::Active)), event, at(2)).unwrap();
+        let event = StateEvent::Ended { group: None, reason: "agent" };
+        let ended = step(&id(), Some(&in_state(ConversationState::Active)), event, at(2)).unwrap();
         assert_eq!(ended.group.as_deref(), Some(CURRENT));
         assert_eq!((ended.agent.as_deref(), ended.reason.as_deref()), (Some("Ada"), Some("agent")));
     }

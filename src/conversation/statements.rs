@@ -1,7 +1,7 @@
 //! Every SQL text of the directory, once. The same text runs on SQLite and PostgreSQL, except for the locking in `due!` and
 //! `to_extend!`.
 
-/// In the order of `row::Columns`.
+/// In the order of `row::RowColumns`.
 macro_rules! columns {
     () => {
         "id, origin, state, chat_group, number, queue_id, position, wait, agent, reason, opened_at, updated_at, \
@@ -38,7 +38,7 @@ pub(super) const CLAIM_GROUP: &str =
 
 pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_groups WHERE chat_group = $1";
 
-pub(super) const NOTE_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
+pub(super) const MARK_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
 
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
@@ -58,8 +58,8 @@ macro_rules! due {
         )
     };
 }
-pub(super) const DUE_SQLITE: &str = due!("");
-pub(super) const DUE_POSTGRES: &str = due!("FOR UPDATE SKIP LOCKED");
+pub(super) const FIND_DUE_SQLITE: &str = due!("");
+pub(super) const FIND_DUE_POSTGRES: &str = due!("FOR UPDATE SKIP LOCKED");
 
 /// Returns those of a few keys that are stored. A caller with fewer keys repeats one.
 pub(super) const FIND_DONE_FEW: &str =
@@ -92,16 +92,17 @@ pub(super) const LIST: &str = concat!(
 );
 
 /// Does nothing for an unknown conversation. An older handle never replaces a newer one.
-pub(super) const HEARD: &str =
+pub(super) const SAVE_REPLY_HANDLE: &str =
     "INSERT INTO reply_handles (conversation_id, handle, request_id, heard_at, extended_at, expired)
      SELECT $1, $2, $3, $4, $4, 0 FROM conversations WHERE id = $1
      ON CONFLICT (conversation_id) DO UPDATE SET handle = excluded.handle, request_id = excluded.request_id,
          heard_at = excluded.heard_at, extended_at = excluded.extended_at, expired = 0
      WHERE reply_handles.heard_at <= excluded.heard_at";
 
-pub(super) const REPLY: &str = "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
+pub(super) const READ_REPLY_HANDLE: &str =
+    "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
 
-pub(super) const EXPIRED: &str =
+pub(super) const MARK_REPLY_EXPIRED: &str =
     "UPDATE reply_handles SET expired = 1 WHERE conversation_id = $1 AND request_id = $2";
 
 /// Each handle is given to one caller in its interval, as in `due!`.
@@ -119,24 +120,24 @@ macro_rules! to_extend {
         )
     };
 }
-pub(super) const TO_EXTEND_SQLITE: &str = to_extend!("");
-pub(super) const TO_EXTEND_POSTGRES: &str = to_extend!("FOR UPDATE OF reply_handles SKIP LOCKED");
+pub(super) const FIND_TO_EXTEND_SQLITE: &str = to_extend!("");
+pub(super) const FIND_TO_EXTEND_POSTGRES: &str = to_extend!("FOR UPDATE OF reply_handles SKIP LOCKED");
 
 pub(super) const WAS_SENT: &str =
     "SELECT 1 FROM conversation_groups WHERE chat_group = $1 AND last_sent_message = $2";
 
 /// Makes the next poll of its session state due at once.
-pub(super) const LOOK_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE id = $1";
+pub(super) const POLL_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE id = $1";
 
-pub(super) const NOTE_TOLD: &str =
+pub(super) const MARK_RELAYED: &str =
     "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
 
-pub(super) const LAST_TOLD: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
+pub(super) const LAST_RELAYED: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
 
-pub(super) const STIRRED: &str = "UPDATE conversation_groups SET active_at = $2 WHERE chat_group = $1";
+pub(super) const TOUCH: &str = "UPDATE conversation_groups SET active_at = $2 WHERE chat_group = $1";
 
 /// Active chats without a message since `$1`.
-pub(super) const SILENT: &str = concat!(
+pub(super) const FIND_SILENT: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM conversations WHERE state = 'active' AND updated_at < $1 AND chat_group IN (
@@ -146,7 +147,7 @@ pub(super) const SILENT: &str = concat!(
 );
 
 /// Conversations that have had no agent since before `$1`.
-pub(super) const OVERDUE: &str = concat!(
+pub(super) const FIND_OVERDUE: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM conversations WHERE state = 'waiting' AND COALESCE(waiting_since, opened_at) < $1

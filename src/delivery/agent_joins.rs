@@ -6,21 +6,21 @@
 //! Guarantees: if the chat still waits, the attempt that relays an agent's message first relays that an agent has
 //! joined. The notice has the id that the poll of the state would give, so the notice is relayed once.
 //!
-//! Not responsible for: the text of the notice (`wording.rs`), changes of the state without a message (`poll.rs`).
+//! Not responsible for: the text of the notice (`texts.rs`), changes of the state without a message (`poll.rs`).
 
 use std::time::Duration;
 
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory, Observation, State};
+use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, Observation};
 use crate::message::{Callback, Destination, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::{ChatApi, ChatState};
 
 /// The time limit for reading the state. The agent's message waits meanwhile.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The holder of a chat.
-enum Holder {
+enum ChatHolder {
     Agent(String),
     /// The state shows no agent.
     Nobody,
@@ -36,31 +36,33 @@ impl Deliverer {
         message: &Message,
         callback: &Callback,
         conversation: &Conversation,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+    ) -> Result<Option<Attempt>, InternalError> {
         let group = callback.group.as_str();
-        let waits = matches!(conversation.state, State::Requested | State::Waiting);
+        let waits = matches!(conversation.state, ConversationState::Requested | ConversationState::Waiting);
         if !waits || conversation.group.as_deref() != Some(group) {
             return Ok(None);
         }
         let agent = match self.holder(conversation, group).await {
-            Holder::Agent(agent) => Some(agent),
+            ChatHolder::Agent(agent) => Some(agent),
             // The message itself proves that an agent is there.
-            Holder::Unknown => None,
-            Holder::Nobody => return Ok(None),
+            ChatHolder::Unknown => None,
+            ChatHolder::Nobody => return Ok(None),
         };
         self.agent_joins(directory, message, conversation, group, agent).await
     }
 
-    async fn holder(&self, conversation: &Conversation, group: &str) -> Holder {
+    async fn holder(&self, conversation: &Conversation, group: &str) -> ChatHolder {
         let servicenow = self.servicenow.as_ref().filter(|it| it.api() == ChatApi::ConnectSupport);
-        let Some(servicenow) = servicenow else { return Holder::Nobody };
+        let Some(servicenow) = servicenow else { return ChatHolder::Nobody };
         let look = async {
             let _pass = self.gate(Destination::ServiceNow).enter(false).await?;
             servicenow.state(&conversation.id, group).await.ok()
         };
-        let Ok(Some(entry)) = tokio::time::timeout(LOOK, look).await else { return Holder::Unknown };
+        let Ok(Some(entry)) = tokio::time::timeout(LOOKUP_TIMEOUT, look).await else {
+            return ChatHolder::Unknown;
+        };
         let entry = entry.filter(|entry| entry.state == Some(ChatState::InProgress));
-        entry.and_then(|entry| entry.assigned_to).map_or(Holder::Nobody, Holder::Agent)
+        entry.and_then(|entry| entry.assigned_to).map_or(ChatHolder::Nobody, ChatHolder::Agent)
     }
 
     /// Relays that an agent has joined, and records the agent. `Some` if the notice cannot be relayed yet.
@@ -71,7 +73,7 @@ impl Deliverer {
         conversation: &Conversation,
         group: &str,
         agent: Option<String>,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+    ) -> Result<Option<Attempt>, InternalError> {
         let notice = Notice {
             group: Some(group.to_owned()),
             event: Some(NoticeEvent::Joined),
@@ -79,25 +81,25 @@ impl Deliverer {
             ..Notice::about(conversation.id.clone())
         };
         let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
-        if self.somebody_listens(&conversation.id).await? && !is_settled(directory, id).await? {
-            let body = serde_json::to_vec(&notice).map_err(|error| OwnTrouble(error.to_string()))?;
+        if self.has_listener(&conversation.id).await? && !is_settled(directory, id).await? {
+            let body = serde_json::to_vec(&notice).map_err(|error| InternalError(error.to_string()))?;
             let kind = Kind::CallbackEvent;
             let news = Message { id, kind, replays: 0, digest: None, body: body.into(), ..message.clone() };
             let at = clock::now();
             let attempt = Box::pin(self.notice(&news)).await?;
             match attempt.outcome {
-                Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => {
+                Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Deferred { .. } => {
                     return Ok(Some(attempt));
                 }
                 Outcome::Dead(reason) => {
-                    let story = self.missed_stories().add(id, at, &attempt);
+                    let story = self.missed_histories().add(id, at, &attempt);
                     self.dead_letter_missed(directory, news, reason, &attempt.error, story).await?;
-                    self.missed_stories().forget(id);
+                    self.missed_histories().forget(id);
                 }
                 Outcome::Delivered => {
                     directory.mark_done(DedupKey::Delivered(id), None, clock::now()).await?;
                 }
-                Outcome::Answered | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
+                Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
                     let nothing = DedupKey::NothingToSend { message: id, replays: 0 };
                     directory.mark_done(nothing, None, clock::now()).await?;
                 }
@@ -105,13 +107,13 @@ impl Deliverer {
         }
         self.agent_came(directory, conversation).await?;
         let seen = Observation { agent, active: true, ..Observation::default() };
-        directory.observed(&conversation.id, group, &seen).await?;
+        directory.record_observation(&conversation.id, group, &seen).await?;
         Ok(None)
     }
 }
 
 /// Whether this notice was delivered or dead-lettered, or needed no delivery.
-pub(super) async fn is_settled(directory: &Directory, news: MessageId) -> Result<bool, OwnTrouble> {
+pub(super) async fn is_settled(directory: &Directory, news: MessageId) -> Result<bool, InternalError> {
     let (message, replays) = (news, 0);
     let keys = [
         DedupKey::Delivered(news),

@@ -1,7 +1,7 @@
 //! Carries files in both directions: a user's file to the agent, and an agent's file to the user.
 //!
-//! Guarantees: a file delays its conversation for at most [`PATIENCE`]. After that time, or if a platform refuses the
-//! file for good, the file's name and a link are sent instead. A worker transfers at most [`AT_ONCE`] files at the same
+//! Guarantees: a file delays its conversation for at most [`UPLOAD_DEADLINE`]. After that time, or if a platform refuses the
+//! file for good, the file's name and a link are sent instead. A worker transfers at most [`MAX_TRANSFERS`] files at the same
 //! time. A credential is sent only to its own platform. A repeated message has the same text, so that the repeat is
 //! recognised.
 //!
@@ -12,22 +12,22 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::handoff::{Desk, named_file};
-use super::tell::Said;
+use super::handoff::{HandoffHandler, named_file};
+use super::relay::RelayedMessage;
 use super::{Attempt, Deliverer};
 use crate::clock;
-use crate::files::{FileLinks, LinkedFile, Source, content_type_of, is_image};
-use crate::message::handoff::{Attachment, Text};
+use crate::files::{FileLinks, FileSource, LinkedFile, content_type_of, is_image};
+use crate::message::handoff::{Attachment, HandoffText};
 use crate::message::{ConversationId, Endpoint, safe_file_name};
-use crate::platform::servicenow::{AgentFile, File};
+use crate::platform::servicenow::{AgentFile, SharedFile};
 use crate::platform::{AnswerKind, CallError};
 
 /// How long a file is tried, counted from the acceptance of its message. The user's later messages wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// The time limit of one transfer. XO allows 30 s (`src/platform/xo/FACTS.md`).
-const TRANSFER: Duration = Duration::from_secs(30);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most transfers of a worker at the same time.
-const AT_ONCE: usize = 4;
+const MAX_TRANSFERS: usize = 4;
 
 /// Settings of the transfer of files.
 #[derive(Debug, Clone)]
@@ -46,23 +46,23 @@ impl Default for FileSettings {
 
 /// The limit that the transfers of a worker share.
 #[derive(Debug)]
-pub(super) struct Transfers(Semaphore);
+pub(super) struct TransferSlots(Semaphore);
 
-impl Default for Transfers {
+impl Default for TransferSlots {
     fn default() -> Self {
-        Self(Semaphore::new(AT_ONCE))
+        Self(Semaphore::new(MAX_TRANSFERS))
     }
 }
 
 /// A message whose files were uploaded to ServiceNow.
-pub(super) struct Carried {
+pub(super) struct CarriedText {
     pub(super) words: String,
     /// sys_ids of the uploaded files.
     pub(super) files: Vec<String>,
 }
 
 /// The result of one file.
-enum Fate {
+enum TransferResult {
     Uploaded(String),
     /// Sent as text, with this note.
     Named(&'static str),
@@ -70,9 +70,9 @@ enum Fate {
     Later(&'static str),
 }
 
-impl Desk<'_> {
+impl HandoffHandler<'_> {
     /// The texts that a message with files can have been sent with: one with all files uploaded, one with none.
-    pub(super) fn texts_with_files(&self, text: &Text) -> Vec<String> {
+    pub(super) fn texts_with_files(&self, text: &HandoffText) -> Vec<String> {
         let uploaded = |file: &Attachment| self.uploaded_or_named(file, text);
         let named = |file: &Attachment| self.named(file, text, "");
         let mut texts = vec![joined(text, uploaded), joined(text, named)];
@@ -80,67 +80,68 @@ impl Desk<'_> {
         texts
     }
 
-    fn uploaded_or_named(&self, file: &Attachment, text: &Text) -> String {
+    fn uploaded_or_named(&self, file: &Attachment, text: &HandoffText) -> String {
         if self.may_fetch(file, text) { uploaded_line(file) } else { self.named(file, text, "") }
     }
 
-    fn may_fetch(&self, file: &Attachment, text: &Text) -> bool {
+    fn may_fetch(&self, file: &Attachment, text: &HandoffText) -> bool {
         text.reply.as_ref().is_some_and(|reply| self.deliverer.xo.may_fetch(&reply.bot_id, &file.url))
     }
 
     /// Uploads the files of a message to the record of the chat. `Err` if another attempt is worthwhile.
-    pub(super) async fn carry_files(&self, text: &Text, group: &str) -> Result<Carried, Attempt> {
+    pub(super) async fn carry_files(&self, text: &HandoffText, group: &str) -> Result<CarriedText, Attempt> {
         let mut lines: Vec<String> =
             Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
         let mut files = Vec::new();
-        let patient = clock::since(self.message.accepted_at) < PATIENCE;
+        let patient = clock::since(self.message.accepted_at) < UPLOAD_DEADLINE;
         for file in &text.attachments {
             match self.carry(file, text, group).await {
-                Fate::Uploaded(sys_id) => {
+                TransferResult::Uploaded(sys_id) => {
                     files.push(sys_id);
                     lines.push(uploaded_line(file));
                 }
-                Fate::Later(why) if patient => {
-                    return Err(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
+                TransferResult::Later(why) if patient => {
+                    return Err(Attempt::internal_error(Endpoint::ServiceNow, false, why));
                 }
-                Fate::Later(_) => lines.push(self.named(file, text, "")),
-                Fate::Named(note) => lines.push(self.named(file, text, note)),
+                TransferResult::Later(_) => lines.push(self.named(file, text, "")),
+                TransferResult::Named(note) => lines.push(self.named(file, text, note)),
             }
         }
-        Ok(Carried { words: lines.join("\n"), files })
+        Ok(CarriedText { words: lines.join("\n"), files })
     }
 
-    async fn carry(&self, file: &Attachment, text: &Text, group: &str) -> Fate {
+    async fn carry(&self, file: &Attachment, text: &HandoffText, group: &str) -> TransferResult {
         let Some(reply) = text.reply.as_ref().filter(|_| self.may_fetch(file, text)) else {
-            return Fate::Named("");
+            return TransferResult::Named("");
         };
         let Ok(_place) = self.deliverer.transfers.0.try_acquire() else {
-            return Fate::Later("other files are being transferred");
+            return TransferResult::Later("other files are being transferred");
         };
         let most = self.deliverer.settings.files.max_size;
-        let mut content = match self.deliverer.xo.open_file(&reply.bot_id, &file.url, TRANSFER).await {
+        let mut content = match self.deliverer.xo.open_file(&reply.bot_id, &file.url, TRANSFER_TIMEOUT).await
+        {
             Ok(content) => content,
             Err(error) => return trouble(&error, "XO did not return the user's file"),
         };
         if content.length.is_some_and(|length| length > most) {
-            return Fate::Named("(too large to be passed on)");
+            return TransferResult::Named("(too large to be passed on)");
         }
         if content.is_empty().await {
-            return Fate::Named("(empty)");
+            return TransferResult::Named("(empty)");
         }
         let content = content.limited(most);
         let was_too_large = content.was_too_large();
         let name = file.safe_name();
         let kind = content_type_of(&name);
-        match self.servicenow.upload(group, &name, kind, content, TRANSFER).await {
-            Ok(sys_id) => Fate::Uploaded(sys_id),
-            Err(_) if was_too_large() => Fate::Named("(too large to be passed on)"),
+        match self.servicenow.upload(group, &name, kind, content, TRANSFER_TIMEOUT).await {
+            Ok(sys_id) => TransferResult::Uploaded(sys_id),
+            Err(_) if was_too_large() => TransferResult::Named("(too large to be passed on)"),
             Err(error) => trouble(&error, "ServiceNow did not accept the user's file"),
         }
     }
 
     /// A file as text: its name, a link, and the reason why the file itself is absent.
-    fn named(&self, file: &Attachment, text: &Text, note: &str) -> String {
+    fn named(&self, file: &Attachment, text: &HandoffText, note: &str) -> String {
         let link = self.link_of(file, text);
         let shown = Attachment { url: link.unwrap_or_else(|| file.url.clone()), ..file.clone() };
         let line = named_file(&shown);
@@ -148,11 +149,11 @@ impl Desk<'_> {
     }
 
     /// A link of ours to a file that only the bot's token opens.
-    fn link_of(&self, file: &Attachment, text: &Text) -> Option<String> {
+    fn link_of(&self, file: &Attachment, text: &HandoffText) -> Option<String> {
         let reply = text.reply.as_ref().filter(|_| self.may_fetch(file, text))?;
         let linked = LinkedFile {
             conversation: text.conversation_id.clone(),
-            source: Source::Xo(reply.bot_id.clone(), file.url.clone()),
+            source: FileSource::Xo(reply.bot_id.clone(), file.url.clone()),
             name: file.safe_name(),
         };
         self.deliverer.settings.files.links.as_ref()?.link(&linked, self.message.accepted_at)
@@ -161,7 +162,7 @@ impl Desk<'_> {
     /// The text and the one file of a Virtual Agent request. A request takes one file by its address; other files
     /// become text. ServiceNow fetches the address later and without XO's token, so a file of XO is sent as a link of
     /// ours or by its name.
-    pub(super) fn in_one_message(&self, text: &Text) -> (String, Option<OwnedFile>) {
+    pub(super) fn in_one_message(&self, text: &HandoffText) -> (String, Option<OwnedFile>) {
         let mut lines: Vec<String> =
             Some(text.message.clone()).filter(|words| !words.is_empty()).into_iter().collect();
         let mut attached: Option<OwnedFile> = None;
@@ -194,12 +195,12 @@ pub(super) struct OwnedFile {
 }
 
 impl OwnedFile {
-    pub(super) fn as_file(&self) -> File<'_> {
-        File { url: &self.url, content_type: Some(&self.content_type), name: &self.name }
+    pub(super) fn as_file(&self) -> SharedFile<'_> {
+        SharedFile { url: &self.url, content_type: Some(&self.content_type), name: &self.name }
     }
 }
 
-fn joined(text: &Text, line: impl Fn(&Attachment) -> String) -> String {
+fn joined(text: &HandoffText, line: impl Fn(&Attachment) -> String) -> String {
     let words = Some(text.message.clone()).filter(|words| !words.is_empty());
     words.into_iter().chain(text.attachments.iter().map(line)).collect::<Vec<_>>().join("\n")
 }
@@ -211,7 +212,7 @@ fn uploaded_line(file: &Attachment) -> String {
 }
 
 /// A permanent refusal makes the file a text. Any other error may pass.
-fn trouble(error: &CallError, why: &'static str) -> Fate {
+fn trouble(error: &CallError, why: &'static str) -> TransferResult {
     tracing::info!(%error, why, "a file was not transferred");
     match error {
         CallError::Answer(answer)
@@ -224,21 +225,21 @@ fn trouble(error: &CallError, why: &'static str) -> Fate {
                     | AnswerKind::NotReady(_)
             ) =>
         {
-            Fate::Named("")
+            TransferResult::Named("")
         }
-        CallError::Answer(_) | CallError::NoAnswer(_) => Fate::Later(why),
+        CallError::Answer(_) | CallError::NoAnswer(_) => TransferResult::Later(why),
     }
 }
 
 /// A part of a message as the user of a bot sees it.
-pub(super) enum Part {
+pub(super) enum TextPart {
     Words(String),
     /// A picture, as an address.
     Image(String),
 }
 
 /// A file of an agent that is relayed, with its link.
-pub(super) struct Told {
+pub(super) struct RelayedFile {
     pub(super) name: String,
     pub(super) url: Option<String>,
     pub(super) content_type: Option<String>,
@@ -247,16 +248,21 @@ pub(super) struct Told {
 impl Deliverer {
     /// The files of a message, with their links. `at`: when the message was written, from which the lifetime of the
     /// links counts.
-    pub(super) fn told_files(&self, id: &ConversationId, said: &Said<'_>, at: jiff::Timestamp) -> Vec<Told> {
+    pub(super) fn relayed_files(
+        &self,
+        id: &ConversationId,
+        said: &RelayedMessage<'_>,
+        at: jiff::Timestamp,
+    ) -> Vec<RelayedFile> {
         let told = said.files.iter().map(|file| {
             let name = safe_file_name(&file.name);
             let linked = LinkedFile {
                 conversation: id.clone(),
-                source: Source::Attachment(file.sys_id.clone()),
+                source: FileSource::Attachment(file.sys_id.clone()),
                 name: name.clone(),
             };
             let links = self.settings.files.links.as_ref().filter(|_| file.can_read);
-            Told {
+            RelayedFile {
                 name,
                 url: links.and_then(|links| links.link(&linked, at)),
                 content_type: file.content_type.clone(),
@@ -273,14 +279,14 @@ impl Deliverer {
         };
         let instance = instance.as_str().trim_end_matches('/');
         replaced_media(text, instance, |token| {
-            let (source, name) = (Source::Media(token.to_owned()), "file".to_owned());
+            let (source, name) = (FileSource::Media(token.to_owned()), "file".to_owned());
             links.link(&LinkedFile { conversation: id.clone(), source, name }, at)
         })
     }
 
     /// The parts that the user of a bot sees: the text without the lines that only name a file, then the files.
-    pub(super) fn parts(text: &str, files: &[Told], shows_images: bool) -> Vec<Part> {
-        let linked: Vec<(&Told, &str)> =
+    pub(super) fn parts(text: &str, files: &[RelayedFile], shows_images: bool) -> Vec<TextPart> {
+        let linked: Vec<(&RelayedFile, &str)> =
             files.iter().filter_map(|file| Some((file, file.url.as_deref()?))).collect();
         let names = |line: &str| {
             let name = line.trim().strip_prefix("File:").map(str::trim);
@@ -290,7 +296,7 @@ impl Deliverer {
         let mut images = Vec::new();
         for (file, url) in &linked {
             if shows_images && is_image(&file.name, file.content_type.as_deref()) {
-                images.push(Part::Image((*url).to_owned()));
+                images.push(TextPart::Image((*url).to_owned()));
             } else {
                 // Brackets would end the text of a Markdown link.
                 let name = file.name.replace(['[', ']'], " ");
@@ -298,7 +304,7 @@ impl Deliverer {
             }
         }
         let words = words.join("\n");
-        let words = Some(words).filter(|words| !words.trim().is_empty()).map(Part::Words);
+        let words = Some(words).filter(|words| !words.trim().is_empty()).map(TextPart::Words);
         words.into_iter().chain(images).collect()
     }
 }
@@ -369,14 +375,14 @@ mod tests {
         assert_eq!(read("/api/now/v1/cs/media/"), "/api/now/v1/cs/media/");
     }
 
-    fn told(name: &str, url: Option<&str>) -> Told {
-        Told { name: name.into(), url: url.map(str::to_owned), content_type: None }
+    fn told(name: &str, url: Option<&str>) -> RelayedFile {
+        RelayedFile { name: name.into(), url: url.map(str::to_owned), content_type: None }
     }
 
-    fn shown(text: &str, files: &[Told], images: bool) -> Vec<String> {
-        let show = |part: Part| match part {
-            Part::Words(words) => words,
-            Part::Image(url) => format!("image {url}"),
+    fn shown(text: &str, files: &[RelayedFile], images: bool) -> Vec<String> {
+        let show = |part: TextPart| match part {
+            TextPart::Words(words) => words,
+            TextPart::Image(url) => format!("image {url}"),
         };
         Deliverer::parts(text, files, images).into_iter().map(show).collect()
     }

@@ -61,9 +61,9 @@ impl Backoff {
 }
 
 /// The random source of the jitter.
-pub fn dice() -> impl Rng {
+pub fn rng() -> impl Rng {
     #[cfg(test)]
-    return loaded::dice();
+    return loaded::rng();
     #[cfg(not(test))]
     rand::rng()
 }
@@ -85,7 +85,7 @@ pub(crate) mod loaded {
         LOADED.set(Some(StdRng::seed_from_u64(seed)));
     }
 
-    pub(super) fn dice() -> StdRng {
+    pub(super) fn rng() -> StdRng {
         let drawn = LOADED.with_borrow_mut(|dice| dice.as_mut().map(|dice| dice.random()));
         drawn.map_or_else(rand::make_rng, StdRng::seed_from_u64)
     }

@@ -19,14 +19,14 @@ use super::classify::Operation;
 use super::{Attempt, Deliverer};
 use crate::message::{DeadReason, Endpoint, Kind, Message, Outcome};
 
-const HERE: Endpoint = Endpoint::XoBotKit;
+const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// The time limit of the skip call. The user and all later messages wait meanwhile.
 const SKIP_TIME: Duration = Duration::from_secs(3);
 
 /// The fields of a body that are read: the bot and the addresses. All other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Turn<'a> {
+struct BotTurn<'a> {
     #[serde(borrow)]
     bot_id: Cow<'a, str>,
     #[serde(default)]
@@ -47,7 +47,7 @@ struct Turn<'a> {
     override_message_payload: Option<&'a RawValue>,
 }
 
-impl Turn<'_> {
+impl BotTurn<'_> {
     /// The address to which a message of this kind is posted.
     fn address(&self, kind: Kind) -> Option<&str> {
         let address = match kind {
@@ -80,21 +80,25 @@ impl Turn<'_> {
 impl Deliverer {
     /// Makes one attempt to pass a message on.
     pub(super) async fn bot_turn(&self, message: &Message) -> Attempt {
-        let Ok(turn) = serde_json::from_slice::<Turn<'_>>(&message.body) else {
-            return Attempt::dead(HERE, DeadReason::Unreadable, "its body is not a bot turn of this version");
+        let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else {
+            return Attempt::dead(
+                ENDPOINT,
+                DeadReason::Unreadable,
+                "its body is not a bot turn of this version",
+            );
         };
         let Some(address) = turn.address(message.kind) else {
-            return Attempt::of(HERE, Outcome::Dropped, "the message names no address; XO does not wait");
+            return Attempt::of(ENDPOINT, Outcome::Dropped, "the message names no address; XO does not wait");
         };
         match self.xo.pass_on(&turn.bot_id, address, message.body.clone()).await {
-            Ok(()) => Attempt::delivered(HERE),
-            Err(error) => Attempt::called(HERE, &error, Operation::Tell),
+            Ok(()) => Attempt::delivered(ENDPOINT),
+            Err(error) => Attempt::called(ENDPOINT, &error, Operation::Tell),
         }
     }
 
     /// Tells XO to continue without a dead-lettered message. A failure of this call has no consequence for us.
     pub(super) async fn skip_turn(&self, message: &Message) {
-        let Ok(turn) = serde_json::from_slice::<Turn<'_>>(&message.body) else { return };
+        let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else { return };
         let Some(address) = turn.skip_address(message.kind) else { return };
         let call = self.xo.pass_on(&turn.bot_id, address, message.body.clone());
         let failed = match tokio::time::timeout(SKIP_TIME, call).await {
@@ -111,7 +115,7 @@ mod tests {
     use super::*;
 
     fn address(body: &str, kind: Kind) -> Option<String> {
-        serde_json::from_str::<Turn<'_>>(body).unwrap().address(kind).map(str::to_owned)
+        serde_json::from_str::<BotTurn<'_>>(body).unwrap().address(kind).map(str::to_owned)
     }
 
     #[test]
@@ -127,7 +131,7 @@ mod tests {
         ] {
             assert_eq!(address(body, kind).as_deref(), Some(expected), "{kind}");
         }
-        let turn: Turn<'_> = serde_json::from_str(body).unwrap();
+        let turn: BotTurn<'_> = serde_json::from_str(body).unwrap();
         assert_eq!(turn.skip_address(Kind::BotUserMessage), Some("kb"));
         assert_eq!(turn.skip_address(Kind::BotBotMessage), Some("ku"));
         assert_eq!(turn.skip_address(Kind::BotAlert), None);

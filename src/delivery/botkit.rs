@@ -5,75 +5,80 @@
 //! because XO cannot be asked whether the text arrived.
 //!
 //! Not responsible for: the end of the agent session (`user_return.rs`), HTTP and the signature
-//! (`platform/xo/botkit.rs`), the texts (`wording.rs`).
+//! (`platform/xo/botkit.rs`), the texts (`texts.rs`).
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attachments::{Part, Told};
+use super::attachments::{RelayedFile, TextPart};
 use super::classify::{Operation, classify};
-use super::tell::{Said, Voice};
-use super::wording::{AgentTemplate, Occasion};
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::relay::{MessageAuthor, RelayedMessage};
+use super::texts::{AgentTemplate, TextKind};
+use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory, State};
+use crate::conversation::{Conversation, ConversationState, DedupKey, Directory};
 use crate::message::{
     ConversationId, DeadReason, Endpoint, Kind, Message, Notice, NoticeEvent, Outcome, ReplyHandle,
 };
 use crate::platform::servicenow::Choice;
-use crate::platform::{CallError, SessionStep, Words};
-use crate::tasks::Stop;
+use crate::platform::{BotKitText, CallError, SessionStep};
+use crate::tasks::CancellationToken;
 
-const HERE: Endpoint = Endpoint::XoBotKit;
+const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// XO's web channel, which shows an agent's messages in a style of their own.
 const WEB_CHANNEL: &str = "rtm";
 /// More choices than a person looks through as buttons are text.
 const QUICK_REPLIES_MAX: usize = 20;
 /// Handles that are kept alive at once.
-const AT_ONCE: u32 = 32;
+const BATCH_SIZE: u32 = 32;
 /// The attempts for each handle in one round.
 const EXTEND_TRIES: u32 = 2;
 
-pub(super) type Done = Result<Attempt, OwnTrouble>;
+pub(super) type HandlerResult = Result<Attempt, InternalError>;
 
 impl Deliverer {
     /// Sends a message of an agent, or an announcement. Other system texts are dropped, because the user gets the same
     /// news as notices.
-    pub(super) async fn botkit_says(
+    pub(super) async fn relay_to_botkit(
         &self,
         message: &Message,
         conversation: &Conversation,
-        said: &Said<'_>,
-    ) -> Done {
+        said: &RelayedMessage<'_>,
+    ) -> HandlerResult {
         let is_foreign =
-            said.voice == Voice::Announcement && !self.settings.botkit.texts.is_public(&said.text);
-        if said.voice == Voice::System || is_foreign || said.text.trim().is_empty() {
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "the text is of no interest to the user"));
+            said.author == MessageAuthor::Announcement && !self.settings.botkit.texts.is_public(&said.text);
+        if said.author == MessageAuthor::System || is_foreign || said.text.trim().is_empty() {
+            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "the text is of no interest to the user"));
         }
         if conversation.released_at.is_none() && conversation.group.is_none() {
             // ServiceNow may send a callback before the worker that opens the chat has recorded the chat.
             let at_most = self.settings.unknown_group_wait;
-            let held = Outcome::Held { at_most, then: DeadReason::ConversationOver };
-            return Ok(Attempt::of(HERE, held, "its chat is being opened"));
+            let held = Outcome::Deferred { at_most, then: DeadReason::ConversationOver };
+            return Ok(Attempt::of(ENDPOINT, held, "its chat is being opened"));
         }
         if is_over(conversation, Some(said.group)) {
             let why = "the bot has its user back";
-            return Ok(Attempt::dead(HERE, DeadReason::ConversationOver, why));
+            return Ok(Attempt::dead(ENDPOINT, DeadReason::ConversationOver, why));
         }
-        let files = self.told_files(&conversation.id, said, message.accepted_at);
+        let files = self.relayed_files(&conversation.id, said, message.accepted_at);
         if files.iter().all(|file| file.url.is_none()) {
             return self
-                .tell_user_with(conversation, &said.text, said.voice == Voice::Agent, said.choices)
+                .tell_user_with(conversation, &said.text, said.author == MessageAuthor::Agent, said.choices)
                 .await;
         }
-        self.tell_with_files(conversation, said, &files).await
+        self.relay_with_files(conversation, said, &files).await
     }
 
     /// Sends the text, then each picture. A repeat after a failure does not send again what was sent.
-    async fn tell_with_files(&self, conversation: &Conversation, said: &Said<'_>, files: &[Told]) -> Done {
+    async fn relay_with_files(
+        &self,
+        conversation: &Conversation,
+        said: &RelayedMessage<'_>,
+        files: &[RelayedFile],
+    ) -> HandlerResult {
         let directory = self.known()?;
-        let web = directory.reply(&conversation.id).await?;
+        let web = directory.reply_handle(&conversation.id).await?;
         let web = web.is_some_and(|reply| reply.handle.channel_type() == Some(WEB_CHANNEL));
         for (number, part) in Self::parts(&said.text, files, web).into_iter().enumerate() {
             let step = DedupKey::botkit_part_step(said.id, number);
@@ -81,8 +86,10 @@ impl Deliverer {
                 continue;
             }
             let told = match &part {
-                Part::Words(words) => self.tell_user(conversation, words, said.voice == Voice::Agent).await?,
-                Part::Image(url) => {
+                TextPart::Words(words) => {
+                    self.send_to_user(conversation, words, said.author == MessageAuthor::Agent).await?
+                }
+                TextPart::Image(url) => {
                     self.by_newest_handle(&conversation.id, Operation::Tell, |handle| async move {
                         self.xo.show_image(&handle, url).await
                     })
@@ -94,7 +101,7 @@ impl Deliverer {
             }
             directory.mark_done(step, None, clock::now()).await?;
         }
-        Ok(Attempt::delivered(HERE))
+        Ok(Attempt::delivered(ENDPOINT))
     }
 
     /// Sends a notice of Causeway itself.
@@ -103,50 +110,58 @@ impl Deliverer {
         message: &Message,
         conversation: &Conversation,
         notice: &Notice,
-    ) -> Done {
+    ) -> HandlerResult {
         match message.kind {
             Kind::CallbackEnded | Kind::HandoffFailed => {
                 self.give_user_back(message, conversation, notice).await
             }
             _ if is_over(conversation, notice.group.as_deref()) => {
-                Ok(Attempt::of(HERE, Outcome::Dropped, "the bot has its user back"))
+                Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "the bot has its user back"))
             }
             _ => self.news(message, conversation, notice).await,
         }
     }
 
-    async fn news(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> Done {
+    async fn news(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> HandlerResult {
         let Some(event) = notice.event.filter(|event| *event != NoticeEvent::Typing) else {
             // XO documents no call that shows a typing agent.
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "XO has no call that shows a typing agent"));
+            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "XO has no call that shows a typing agent"));
         };
         if let Some(attempt) = self.session_begun(conversation).await? {
             return Ok(attempt);
         }
-        let occasion = match event {
+        let text_kind = match event {
             NoticeEvent::Waiting if is_stale(message, conversation, notice) => {
-                return Ok(Attempt::of(HERE, Outcome::Dropped, "the position in the queue is out of date"));
+                return Ok(Attempt::of(
+                    ENDPOINT,
+                    Outcome::Dropped,
+                    "the position in the queue is out of date",
+                ));
             }
             NoticeEvent::Waiting if !self.wait_updates.is_due(notice, self.settings.botkit.wait_updates) => {
-                return Ok(Attempt::of(HERE, Outcome::Dropped, "the last text about the wait is too recent"));
+                return Ok(Attempt::of(
+                    ENDPOINT,
+                    Outcome::Dropped,
+                    "the last text about the wait is too recent",
+                ));
             }
-            NoticeEvent::Waiting => Occasion::Waiting,
-            NoticeEvent::Joined => Occasion::Joined,
-            NoticeEvent::Left | NoticeEvent::Typing => Occasion::Left,
+            NoticeEvent::Waiting => TextKind::Waiting,
+            NoticeEvent::Joined => TextKind::Joined,
+            NoticeEvent::Left | NoticeEvent::Typing => TextKind::Left,
         };
         let language = self.language_of(&conversation.id).await?;
-        let Some(text) = self.settings.botkit.texts.say(occasion, notice, language.as_deref()) else {
-            return Ok(Attempt::of(HERE, Outcome::Dropped, "its text is empty"));
+        let Some(text) = self.settings.botkit.texts.render(text_kind, notice, language.as_deref()) else {
+            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "its text is empty"));
         };
-        let told = self.tell_user(conversation, &text, false).await?;
+        let told = self.send_to_user(conversation, &text, false).await?;
         if event == NoticeEvent::Waiting && told.outcome == Outcome::Delivered {
-            self.wait_updates.told(notice);
+            self.wait_updates.mark_sent(notice);
         }
         Ok(told)
     }
 
     /// Starts the agent session, once in each chat. `Some` if another attempt must come first.
-    async fn session_begun(&self, conversation: &Conversation) -> Result<Option<Attempt>, OwnTrouble> {
+    async fn session_begun(&self, conversation: &Conversation) -> Result<Option<Attempt>, InternalError> {
         if !self.settings.botkit.start_agent_session {
             return Ok(None);
         }
@@ -158,12 +173,17 @@ impl Deliverer {
     }
 
     /// The language that the user speaks with the bot, as far as XO reported one.
-    pub(super) async fn language_of(&self, id: &ConversationId) -> Result<Option<String>, OwnTrouble> {
-        Ok(self.known()?.reply(id).await?.and_then(|reply| reply.handle.language))
+    pub(super) async fn language_of(&self, id: &ConversationId) -> Result<Option<String>, InternalError> {
+        Ok(self.known()?.reply_handle(id).await?.and_then(|reply| reply.handle.language))
     }
 
     /// Sends a text by the newest handle.
-    pub(super) async fn tell_user(&self, conversation: &Conversation, text: &str, by_agent: bool) -> Done {
+    pub(super) async fn send_to_user(
+        &self,
+        conversation: &Conversation,
+        text: &str,
+        by_agent: bool,
+    ) -> HandlerResult {
         self.tell_user_with(conversation, text, by_agent, &[]).await
     }
 
@@ -174,7 +194,7 @@ impl Deliverer {
         text: &str,
         by_agent: bool,
         choices: &[Choice],
-    ) -> Done {
+    ) -> HandlerResult {
         self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
             let is_web = handle.channel_type() == Some(WEB_CHANNEL);
             let has_template = match self.settings.botkit.agent_template {
@@ -188,8 +208,8 @@ impl Deliverer {
             let quick_replies: Vec<(&str, &str)> =
                 shown.iter().map(|choice| (choice.title.as_str(), choice.value.as_str())).collect();
             async move {
-                let words = Words { text, as_agent, quick_replies: &quick_replies };
-                self.xo.tell_user(&handle, words).await
+                let words = BotKitText { text, as_agent, quick_replies: &quick_replies };
+                self.xo.send_to_user(&handle, words).await
             }
         })
         .await
@@ -201,10 +221,10 @@ impl Deliverer {
         conversation: &Conversation,
         what: SessionStep,
         step: DedupKey,
-    ) -> Done {
+    ) -> HandlerResult {
         let directory = self.known()?;
         if directory.is_done(step).await? {
-            return Ok(Attempt::delivered(HERE));
+            return Ok(Attempt::delivered(ENDPOINT));
         }
         let attempt = self
             .by_newest_handle(&conversation.id, Operation::Session, |handle| async move {
@@ -224,75 +244,75 @@ impl Deliverer {
         id: &ConversationId,
         operation: Operation,
         call: impl Fn(ReplyHandle) -> F,
-    ) -> Done {
+    ) -> HandlerResult {
         let directory = self.known()?;
         let mut lapsed: Option<String> = None;
         loop {
-            let reply = directory.reply(id).await?;
+            let reply = directory.reply_handle(id).await?;
             let usable = reply.filter(|reply| {
                 // The end of a session may use an expired handle: XO decides whether the session still exists.
                 (!reply.expired || operation == Operation::Session)
                     && lapsed.as_ref() != Some(&reply.handle.request_id)
             });
             let Some(handle) = usable.map(|reply| reply.handle) else {
-                let held = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+                let held = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
                 return Ok(Attempt::of(
-                    HERE,
+                    ENDPOINT,
                     held,
                     "the reply handle expired: the user's next message brings a new one",
                 ));
             };
             if let Some(why) = self.xo.refuses(&handle) {
-                return Ok(Attempt::dead(HERE, DeadReason::Rejected, why));
+                return Ok(Attempt::dead(ENDPOINT, DeadReason::Rejected, why));
             }
             let request_id = handle.request_id.clone();
             match call(handle).await {
-                Ok(()) => return Ok(Attempt::delivered(HERE)),
+                Ok(()) => return Ok(Attempt::delivered(ENDPOINT)),
                 Err(error) if operation == Operation::Tell && matches!(error.status(), Some(404 | 410)) => {
-                    directory.reply_expired(id, &request_id).await?;
+                    directory.mark_reply_expired(id, &request_id).await?;
                     if lapsed.replace(request_id).is_some() {
-                        let held = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
-                        return Ok(Attempt::of(HERE, held, "the reply handles expired"));
+                        let held = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
+                        return Ok(Attempt::of(ENDPOINT, held, "the reply handles expired"));
                     }
                 }
-                Err(error) => return Ok(Attempt::called(HERE, &error, operation)),
+                Err(error) => return Ok(Attempt::called(ENDPOINT, &error, operation)),
             }
         }
     }
 
-    pub(super) fn known(&self) -> Result<&Directory, OwnTrouble> {
-        self.directory.as_ref().ok_or_else(|| OwnTrouble("this worker has no directory".to_owned()))
+    pub(super) fn known(&self) -> Result<&Directory, InternalError> {
+        self.directory.as_ref().ok_or_else(|| InternalError("this worker has no directory".to_owned()))
     }
 
     /// Extends the handles of live conversations until the cancellation.
-    pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: Stop) -> Result<(), String> {
+    pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: CancellationToken) -> Result<(), String> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let pause = every.min(Duration::from_secs(5));
         loop {
             tokio::select! {
-                () = stop.wait() => return Ok(()),
+                () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if let Err(OwnTrouble(trouble)) = self.extend_all(directory, every, &stop).await {
+            if let Err(InternalError(trouble)) = self.extend_all(directory, every, &stop).await {
                 tracing::debug!(trouble, "cannot read which reply handles to extend");
             }
         }
     }
 
-    /// Extends all due handles, [`AT_ONCE`] at a time: with thousands of live conversations no handle may wait until it
+    /// Extends all due handles, [`BATCH_SIZE`] at a time: with thousands of live conversations no handle may wait until it
     /// has expired.
     async fn extend_all(
         &self,
         directory: &Directory,
         every: Duration,
-        stop: &Stop,
-    ) -> Result<(), OwnTrouble> {
+        stop: &CancellationToken,
+    ) -> Result<(), InternalError> {
         loop {
-            let due = directory.to_extend(clock::now(), every, AT_ONCE).await?;
+            let due = directory.find_sessions_to_extend(clock::now(), every, BATCH_SIZE).await?;
             let calls = due.iter().map(|(id, handle)| self.extend(id, handle));
             futures_util::future::join_all(calls).await;
-            let more = due.len() >= AT_ONCE as usize;
-            if !more || stop.asked() {
+            let more = due.len() >= BATCH_SIZE as usize;
+            if !more || stop.is_cancelled() {
                 return Ok(());
             }
         }
@@ -325,7 +345,7 @@ fn is_over(conversation: &Conversation, group: Option<&str>) -> bool {
 /// Whether the position in a notice is out of date: the directory knows a later position, or an agent.
 fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
     let since = conversation.updated_at.as_millisecond() > message.accepted_at.as_millisecond();
-    since && (conversation.state != State::Waiting || conversation.position != notice.position)
+    since && (conversation.state != ConversationState::Waiting || conversation.position != notice.position)
 }
 
 /// Whether XO answered with a permanent refusal.

@@ -21,11 +21,11 @@ use crate::message::{Destination, TripReason};
 use crate::telemetry::Metrics;
 
 /// The breaker trips after this many failures without a success between them, if they come from this many lanes.
-const FAILURES: u32 = 5;
-const LANES: usize = 3;
+const FAILURES_MAX: u32 = 5;
+const LANES_MIN: usize = 3;
 /// The breaker trips after this many failed connections, from any lane: a connection that cannot be opened says the
 /// same about every lane.
-const UNREACHABLE: u32 = 3;
+const UNREACHABLE_MAX: u32 = 3;
 /// The first and the longest pause. A single failure (one HTML page among thousands of good answers) costs about 100
 /// ms. An outage of one minute costs sixteen probes of one message each. A user waits behind each message, so the
 /// recovery of a destination is noticed within 5 s.
@@ -39,7 +39,7 @@ const PAUSE_MAX_CREDENTIALS: Duration = Duration::from_secs(30);
 
 /// The state of the breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     /// Every request may start.
     Passing {
         /// Failures since the last success.
@@ -69,7 +69,7 @@ pub enum State {
 
 /// A signal to the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
+pub enum BreakerSignal {
     /// The destination answered normally; a refusal counts as well.
     Alive,
     /// An attempt failed through a fault of the destination.
@@ -92,7 +92,7 @@ pub enum Heard {
     ProbeReturned,
 }
 
-impl State {
+impl BreakerState {
     /// The initial state: every request may start.
     pub const fn passing() -> Self {
         Self::Passing { failures: 0, unreachable: 0, lanes: BTreeSet::new() }
@@ -116,50 +116,57 @@ impl State {
 
     /// The complete policy: computes the next state from the signal and the time.
     #[must_use]
-    pub fn step(self, heard: Heard, now: Instant) -> Self {
-        match (self, heard) {
-            (Self::Tripped { until, reason, pauses }, Heard::NotReady { floor, .. }) => {
+    pub fn step(self, signal: BreakerSignal, now: Instant) -> Self {
+        match (self, signal) {
+            (Self::Tripped { until, reason, pauses }, BreakerSignal::NotReady { floor, .. }) => {
                 // A late answer of a request that was in flight when the breaker tripped. Only a longer floor changes
                 // the state.
                 let floor = floor.unwrap_or_default().min(FLOOR_MAX);
                 Self::Tripped { until: until.max(now + floor), reason, pauses }
             }
             // A late success of a request that was in flight when the breaker tripped: the destination works.
-            (Self::Tripped { reason: TripReason::Failing, .. }, Heard::Alive) => Self::passing(),
-            (tripped @ Self::Tripped { .. }, Heard::Alive | Heard::Failed { .. } | Heard::ProbeReturned) => {
-                tripped
+            (Self::Tripped { reason: TripReason::Failing, .. }, BreakerSignal::Alive) => Self::passing(),
+            (
+                tripped @ Self::Tripped { .. },
+                BreakerSignal::Alive | BreakerSignal::Failed { .. } | BreakerSignal::ProbeReturned,
+            ) => tripped,
+            (Self::Tripped { reason, pauses, .. }, BreakerSignal::ProbeTaken) => {
+                Self::Probing { reason, pauses }
             }
-            (Self::Tripped { reason, pauses, .. }, Heard::ProbeTaken) => Self::Probing { reason, pauses },
-            (Self::Probing { .. } | Self::Passing { .. }, Heard::Alive) => Self::passing(),
-            (Self::Probing { reason, pauses }, Heard::Failed { .. }) => tripped(reason, pauses, None, now),
-            (Self::Probing { pauses, .. }, Heard::NotReady { reason, floor }) => {
+            (Self::Probing { .. } | Self::Passing { .. }, BreakerSignal::Alive) => Self::passing(),
+            (Self::Probing { reason, pauses }, BreakerSignal::Failed { .. }) => {
+                tripped(reason, pauses, None, now)
+            }
+            (Self::Probing { pauses, .. }, BreakerSignal::NotReady { reason, floor }) => {
                 tripped(reason, pauses, floor, now)
             }
-            (Self::Probing { reason, pauses }, Heard::ProbeReturned) => {
+            (Self::Probing { reason, pauses }, BreakerSignal::ProbeReturned) => {
                 Self::Tripped { until: now, reason, pauses }
             }
-            (Self::Passing { .. }, Heard::NotReady { reason, floor }) => tripped(reason, 0, floor, now),
+            (Self::Passing { .. }, BreakerSignal::NotReady { reason, floor }) => {
+                tripped(reason, 0, floor, now)
+            }
             (
                 Self::Passing { failures, unreachable, mut lanes },
-                Heard::Failed { lane, unreachable: hard },
+                BreakerSignal::Failed { lane, unreachable: hard },
             ) => {
                 let failures = failures.saturating_add(1);
                 let unreachable = unreachable.saturating_add(u32::from(hard));
-                if lanes.len() < LANES {
+                if lanes.len() < LANES_MIN {
                     lanes.insert(lane);
                 }
-                if unreachable >= UNREACHABLE || (failures >= FAILURES && lanes.len() >= LANES) {
+                if unreachable >= UNREACHABLE_MAX || (failures >= FAILURES_MAX && lanes.len() >= LANES_MIN) {
                     tripped(TripReason::Failing, 0, None, now)
                 } else {
                     Self::Passing { failures, unreachable, lanes }
                 }
             }
-            (same, Heard::ProbeTaken | Heard::ProbeReturned) => same,
+            (same, BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned) => same,
         }
     }
 }
 
-fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instant) -> State {
+fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instant) -> BreakerState {
     let (first, longest) = match reason {
         TripReason::Credentials => (PAUSE_MIN_CREDENTIALS, PAUSE_MAX_CREDENTIALS),
         _ => (PAUSE_MIN, PAUSE_MAX),
@@ -168,62 +175,62 @@ fn tripped(reason: TripReason, pauses: u32, floor: Option<Duration>, now: Instan
     let floor = floor.map(|floor| floor.min(FLOOR_MAX));
     // The time that the destination asks for is a lower limit; the pause may be longer.
     let pause = floor.map_or(pause, |floor| if pauses == 0 { floor } else { pause.max(floor) });
-    State::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
+    BreakerState::Tripped { until: now + pause, reason, pauses: pauses.saturating_add(1) }
 }
 
 /// The breaker of one destination in one worker.
 #[derive(Debug)]
-pub struct Breaker {
+pub struct CircuitBreaker {
     destination: Destination,
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
     /// When the breaker tripped, if it has not passed since then.
     down_since: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
-    seat: Arc<Semaphore>,
+    probe_slot: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 /// The permit to send the one probe. A permit that is dropped unused goes to the next pump.
 #[derive(Debug)]
-pub struct ProbeSeat {
-    breaker: Arc<Breaker>,
+pub struct ProbePermit {
+    breaker: Arc<CircuitBreaker>,
     is_first: bool,
-    _seat: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl ProbeSeat {
+impl ProbePermit {
     /// Whether no probe has failed since the breaker tripped.
     pub const fn is_first(&self) -> bool {
         self.is_first
     }
 }
 
-impl Drop for ProbeSeat {
+impl Drop for ProbePermit {
     fn drop(&mut self) {
-        self.breaker.hear(Heard::ProbeReturned);
+        self.breaker.record(BreakerSignal::ProbeReturned);
     }
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Creates a breaker in the state passing.
     pub fn new(destination: Destination, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             destination,
-            state: Mutex::new(State::passing()),
+            state: Mutex::new(BreakerState::passing()),
             down_since: Mutex::default(),
             changed: watch::Sender::new(0),
-            seat: Arc::new(Semaphore::new(1)),
+            probe_slot: Arc::new(Semaphore::new(1)),
             metrics,
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether every request may start.
     pub fn passes(&self) -> bool {
-        matches!(*self.state(), State::Passing { .. })
+        matches!(*self.state(), BreakerState::Passing { .. })
     }
 
     /// How long the breaker has not passed.
@@ -238,10 +245,10 @@ impl Breaker {
     }
 
     /// Passes a signal to the breaker.
-    pub fn hear(&self, heard: Heard) {
+    pub fn record(&self, signal: BreakerSignal) {
         let mut state = self.state();
         let (before, known) = (state.number(), state.reason());
-        *state = std::mem::replace(&mut *state, State::passing()).step(heard, Instant::now());
+        *state = std::mem::replace(&mut *state, BreakerState::passing()).step(signal, Instant::now());
         let after = state.number();
         if before == after {
             return;
@@ -253,7 +260,7 @@ impl Breaker {
         let destination = self.destination.as_str();
         self.metrics.breaker_state.with_label_values(&[destination]).set(after);
         match &*state {
-            State::Tripped { reason, until, .. } => {
+            BreakerState::Tripped { reason, until, .. } => {
                 let pause = until.saturating_duration_since(Instant::now());
                 // A new reason is logged as well: a login that is refused after an outage needs an operator.
                 if known != Some(*reason) {
@@ -263,8 +270,8 @@ impl Breaker {
                     tracing::debug!(destination, %reason, ?pause, "probe failed");
                 }
             }
-            State::Probing { .. } => tracing::debug!(destination, "breaker probing"),
-            State::Passing { .. } => tracing::info!(destination, "breaker passing again"),
+            BreakerState::Probing { .. } => tracing::debug!(destination, "breaker probing"),
+            BreakerState::Passing { .. } => tracing::info!(destination, "breaker passing again"),
         }
         drop(state);
         self.changed.send_modify(|n| *n += 1);
@@ -281,23 +288,23 @@ impl Breaker {
     }
 
     /// Waits for the probe permit. `None` if the breaker passes again meanwhile. Cancel-safe.
-    pub async fn probe_seat(self: &Arc<Self>) -> Option<ProbeSeat> {
-        let seat = tokio::select! {
+    pub async fn probe_permit(self: &Arc<Self>) -> Option<ProbePermit> {
+        let probe_slot = tokio::select! {
             biased;
             () = self.until_passing() => return None,
-            seat = self.seat.clone().acquire_owned() => seat.ok()?,
+            probe_slot = self.probe_slot.clone().acquire_owned() => probe_slot.ok()?,
         };
         loop {
             let mut changes = self.changes();
             let (until, pauses) = match *self.state() {
-                State::Passing { .. } => return None,
-                State::Tripped { until, pauses, .. } => (until, pauses),
+                BreakerState::Passing { .. } => return None,
+                BreakerState::Tripped { until, pauses, .. } => (until, pauses),
                 // Only the holder of the probe permit probes, and we hold the permit.
-                State::Probing { pauses, .. } => (Instant::now(), pauses),
+                BreakerState::Probing { pauses, .. } => (Instant::now(), pauses),
             };
             if until <= Instant::now() {
-                self.hear(Heard::ProbeTaken);
-                return Some(ProbeSeat { breaker: self.clone(), is_first: pauses <= 1, _seat: seat });
+                self.record(BreakerSignal::ProbeTaken);
+                return Some(ProbePermit { breaker: self.clone(), is_first: pauses <= 1, _slot: probe_slot });
             }
             tokio::select! {
                 biased;
@@ -312,12 +319,12 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn failed(lane: u64) -> Heard {
-        Heard::Failed { lane, unreachable: false }
+    fn failed(lane: u64) -> BreakerSignal {
+        BreakerSignal::Failed { lane, unreachable: false }
     }
 
-    fn after(heard: &[Heard], now: Instant) -> State {
-        heard.iter().fold(State::passing(), |state, heard| state.step(*heard, now))
+    fn after(signal: &[BreakerSignal], now: Instant) -> BreakerState {
+        signal.iter().fold(BreakerState::passing(), |state, signal| state.step(*signal, now))
     }
 
     #[tokio::test(start_paused = true)]
@@ -337,30 +344,36 @@ mod tests {
     async fn a_success_after_failures_of_several_lanes_takes_them_back() {
         let now = Instant::now();
         let failures = [failed(1), failed(2), failed(3), failed(1), failed(2)];
-        assert_eq!(after(&failures, now).step(Heard::Alive, now).number(), 0);
-        let not_ready = Heard::NotReady { reason: TripReason::NotReady, floor: None };
-        assert_eq!(after(&[not_ready, Heard::Alive], now).number(), 1, "it says itself that it is not ready");
+        assert_eq!(after(&failures, now).step(BreakerSignal::Alive, now).number(), 0);
+        let not_ready = BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None };
+        assert_eq!(
+            after(&[not_ready, BreakerSignal::Alive], now).number(),
+            1,
+            "it says itself that it is not ready"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_success_between_starts_the_count_anew() {
         let now = Instant::now();
-        let heard = [failed(1), failed(2), failed(3), failed(1), Heard::Alive, failed(2)];
-        assert_eq!(after(&heard, now).number(), 0);
+        let signal = [failed(1), failed(2), failed(3), failed(1), BreakerSignal::Alive, failed(2)];
+        assert_eq!(after(&signal, now).number(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn retry_after_is_a_floor_and_pauses_grow_to_the_cap() {
         let now = Instant::now();
         let floor = Some(Duration::from_secs(7));
-        let not_ready = Heard::NotReady { reason: TripReason::Throttled, floor };
+        let not_ready = BreakerSignal::NotReady { reason: TripReason::Throttled, floor };
         let state = after(&[not_ready], now);
-        assert!(matches!(state, State::Tripped { until, .. } if until == now + Duration::from_secs(7)));
-        let mut state = after(&[Heard::NotReady { reason: TripReason::NotReady, floor: None }], now);
+        assert!(
+            matches!(state, BreakerState::Tripped { until, .. } if until == now + Duration::from_secs(7))
+        );
+        let mut state = after(&[BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None }], now);
         for pause in [200, 400, 800, 1600, 3200, 5000, 5000] {
-            state = state.step(Heard::ProbeTaken, now).step(failed(1), now);
+            state = state.step(BreakerSignal::ProbeTaken, now).step(failed(1), now);
             assert!(
-                matches!(state, State::Tripped { until, .. } if until == now + Duration::from_millis(pause))
+                matches!(state, BreakerState::Tripped { until, .. } if until == now + Duration::from_millis(pause))
             );
         }
     }
@@ -368,58 +381,62 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_floor_of_a_day_is_asked_about_after_five_minutes() {
         let now = Instant::now();
-        let day = Heard::NotReady { reason: TripReason::Throttled, floor: Some(Duration::from_secs(86_400)) };
-        let due = |state: &State| match state {
-            State::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
+        let day = BreakerSignal::NotReady {
+            reason: TripReason::Throttled,
+            floor: Some(Duration::from_secs(86_400)),
+        };
+        let due = |state: &BreakerState| match state {
+            BreakerState::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
             _ => 0,
         };
         let state = after(&[day], now);
         assert_eq!(due(&state), 300);
         assert_eq!(due(&state.clone().step(day, now)), 300, "also of a request that was in the air");
-        assert_eq!(due(&state.step(Heard::ProbeTaken, now).step(day, now)), 300);
+        assert_eq!(due(&state.step(BreakerSignal::ProbeTaken, now).step(day, now)), 300);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_login_is_not_tried_in_quick_succession() {
         let now = Instant::now();
-        let refused = Heard::NotReady { reason: TripReason::Credentials, floor: None };
+        let refused = BreakerSignal::NotReady { reason: TripReason::Credentials, floor: None };
         let state = after(&[refused], now);
-        let until = |state: &State| match state {
-            State::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
+        let until = |state: &BreakerState| match state {
+            BreakerState::Tripped { until, .. } => until.saturating_duration_since(now).as_secs(),
             _ => 0,
         };
         let pauses = std::iter::successors(Some(state), |state| {
-            Some(state.clone().step(Heard::ProbeTaken, now).step(refused, now))
+            Some(state.clone().step(BreakerSignal::ProbeTaken, now).step(refused, now))
         });
         assert_eq!(pauses.take(6).map(|state| until(&state)).collect::<Vec<_>>(), [2, 4, 8, 16, 30, 30]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_lasts_until_something_gets_through() {
-        let breaker = Breaker::new(Destination::ServiceNow, Arc::new(Metrics::new("embedded").unwrap()));
+        let breaker =
+            CircuitBreaker::new(Destination::ServiceNow, Arc::new(Metrics::new("embedded").unwrap()));
         assert!(breaker.down_for().is_zero());
-        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
         tokio::time::advance(PAUSE_MIN).await;
-        let seat = breaker.probe_seat().await.unwrap();
-        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        let probe_slot = breaker.probe_permit().await.unwrap();
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
         assert_eq!(breaker.down_for(), PAUSE_MIN);
-        drop(seat);
-        let seat = breaker.probe_seat().await.unwrap();
-        breaker.hear(Heard::Alive);
-        drop(seat);
+        drop(probe_slot);
+        let probe_slot = breaker.probe_permit().await.unwrap();
+        breaker.record(BreakerSignal::Alive);
+        drop(probe_slot);
         assert!(breaker.passes() && breaker.down_for().is_zero());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_that_turns_into_another_is_counted_as_that() {
         let metrics = Arc::new(Metrics::new("embedded").unwrap());
-        let breaker = Breaker::new(Destination::ServiceNow, metrics.clone());
-        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
-        let seat = breaker.probe_seat().await.unwrap();
+        let breaker = CircuitBreaker::new(Destination::ServiceNow, metrics.clone());
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
+        let probe_slot = breaker.probe_permit().await.unwrap();
         for _ in 0..2 {
-            breaker.hear(Heard::NotReady { reason: TripReason::Credentials, floor: None });
+            breaker.record(BreakerSignal::NotReady { reason: TripReason::Credentials, floor: None });
         }
-        drop(seat);
+        drop(probe_slot);
         let trips = |reason| metrics.breaker_trips.with_label_values(&["servicenow", reason]).get();
         assert_eq!((trips("not_ready"), trips("credentials")), (1, 1));
     }
@@ -427,24 +444,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_one_probe_flies_and_its_success_opens_for_all() {
         let metrics = Arc::new(Metrics::new("embedded").unwrap());
-        let breaker = Breaker::new(Destination::ServiceNow, metrics);
-        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
-        let seat = breaker.probe_seat().await.unwrap();
-        let second = breaker.probe_seat();
+        let breaker = CircuitBreaker::new(Destination::ServiceNow, metrics);
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
+        let probe_slot = breaker.probe_permit().await.unwrap();
+        let second = breaker.probe_permit();
         tokio::pin!(second);
         assert!(futures_util::poll!(second.as_mut()).is_pending());
-        breaker.hear(Heard::Alive);
+        breaker.record(BreakerSignal::Alive);
         assert!(second.await.is_none());
-        drop(seat);
+        drop(probe_slot);
         assert!(breaker.passes());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_seat_given_back_goes_to_the_next() {
         let metrics = Arc::new(Metrics::new("embedded").unwrap());
-        let breaker = Breaker::new(Destination::Xo, metrics);
-        breaker.hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
-        drop(breaker.probe_seat().await.unwrap());
-        assert!(breaker.probe_seat().await.is_some());
+        let breaker = CircuitBreaker::new(Destination::Xo, metrics);
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
+        drop(breaker.probe_permit().await.unwrap());
+        assert!(breaker.probe_permit().await.is_some());
     }
 }

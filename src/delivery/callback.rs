@@ -2,9 +2,9 @@
 //!
 //! Guarantees: a callback of a chat that is not ours reaches XO's Callback URL byte for byte.
 //!
-//! Not responsible for: relaying the messages of our chats (`tell.rs`), HTTP (`platform/xo`).
+//! Not responsible for: relaying the messages of our chats (`relay.rs`), HTTP (`platform/xo`).
 
-use super::{Attempt, Deliverer, OwnTrouble, UnknownGroup};
+use super::{Attempt, Deliverer, InternalError, UnknownGroup};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Origin};
 use crate::delivery::classify::Operation;
@@ -13,7 +13,7 @@ use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
     /// Makes one attempt toward the events URL or a bot.
-    pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+    pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, InternalError> {
         match (message.kind, &self.directory) {
             (kind, _) if kind.is_bot_turn() => Ok(self.bot_turn(message).await),
             (Kind::CallbackMessage, Some(directory)) => self.callback(message, directory).await,
@@ -22,9 +22,9 @@ impl Deliverer {
         }
     }
 
-    async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, OwnTrouble> {
+    async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, InternalError> {
         if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
-            return self.agent_chat(message, directory, &callback).await;
+            return self.virtual_agent_callback(message, directory, &callback).await;
         }
         let Ok(callback) = serde_json::from_slice::<Callback>(&message.body) else {
             let why = "its body is not a callback of this version";
@@ -34,7 +34,7 @@ impl Deliverer {
             // The callback's chat may be an earlier chat of the conversation: a late message of an agent is still
             // relayed. The message is in the lane of its own group, so it comes before the `ended` of that chat.
             Some(conversation) if self.is_heard(&conversation) => {
-                self.said(directory, message, &callback, &conversation).await
+                self.relay_callback(directory, message, &callback, &conversation).await
             }
             Some(_) => {
                 let why = "handoffs.events_url is not set: no receiver";
@@ -56,7 +56,7 @@ impl Deliverer {
         let outcome = if over && self.settings.unknown_group == UnknownGroup::Drop {
             Outcome::Dropped
         } else {
-            Outcome::Held { at_most, then: DeadReason::UnknownConversation }
+            Outcome::Deferred { at_most, then: DeadReason::UnknownConversation }
         };
         Attempt::of(Endpoint::Events, outcome, "no conversation opened its group")
     }

@@ -4,9 +4,9 @@
 //! the bot side are in the conversation's own lane there. A message is acked here only after the queue of its
 //! destination has confirmed it. No remote endpoint is called, so no endpoint delays the messages of another.
 //!
-//! Not responsible for: delivery (`callback.rs`, `tell.rs`), the list of destinations (`message/destination.rs`).
+//! Not responsible for: delivery (`callback.rs`, `relay.rs`), the list of destinations (`message/destination.rs`).
 
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::message::{
@@ -15,10 +15,10 @@ use crate::message::{
 use crate::platform::servicenow::VirtualAgentCallback;
 
 /// The label of the attempt. No remote endpoint is called; the message is about a chat of ServiceNow.
-const HERE: Endpoint = Endpoint::ServiceNow;
+const ENDPOINT: Endpoint = Endpoint::ServiceNow;
 
 /// The ServiceNow chat that a callback is about.
-enum Chat {
+enum ChatGroup {
     Group(String),
     /// The callback is a message among agents in this chat.
     Internal(String),
@@ -29,18 +29,18 @@ enum Chat {
 
 impl Deliverer {
     /// Makes one attempt to find the destination of a message that only names a ServiceNow chat.
-    pub(super) async fn route(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+    pub(super) async fn route(&self, message: &Message) -> Result<Attempt, InternalError> {
         if message.kind != Kind::CallbackMessage {
             return self.route_notice(message).await;
         }
         let group = match chat_of(message) {
-            Chat::Group(group) => group,
-            Chat::Internal(group) => return self.note_internal(message, &group).await,
-            Chat::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
+            ChatGroup::Group(group) => group,
+            ChatGroup::Internal(group) => return self.note_internal(message, &group).await,
+            ChatGroup::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
                 let why = "its body is not a callback of this version";
-                return Ok(Attempt::dead(HERE, DeadReason::Unreadable, why));
+                return Ok(Attempt::dead(ENDPOINT, DeadReason::Unreadable, why));
             }
-            Chat::Unknown | Chat::Unreadable => return self.route_unknown(message).await,
+            ChatGroup::Unknown | ChatGroup::Unreadable => return self.route_unknown(message).await,
         };
         let known = match &self.directory {
             Some(directory) => directory.find_by_group(&group).await?.map(|found| (directory, found)),
@@ -56,21 +56,21 @@ impl Deliverer {
     }
 
     /// Notes that no user may read this message, so that gap repair does not tell it. It goes nowhere.
-    async fn note_internal(&self, message: &Message, group: &str) -> Result<Attempt, OwnTrouble> {
+    async fn note_internal(&self, message: &Message, group: &str) -> Result<Attempt, InternalError> {
         if let Some(directory) = &self.directory
             && directory.find_by_group(group).await?.is_some()
         {
             directory.mark_done(DedupKey::Internal(message.id), None, clock::now()).await?;
         }
-        Ok(Attempt::of(HERE, Outcome::Dropped, "agents wrote it to each other"))
+        Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "agents wrote it to each other"))
     }
 
-    async fn route_notice(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+    async fn route_notice(&self, message: &Message) -> Result<Attempt, InternalError> {
         match serde_json::from_slice::<Notice>(&message.body) {
             Ok(notice) => self.route_to(message, &notice.conversation_id).await,
             Err(_) => {
                 let why = "its body is not a notice of this version";
-                Ok(Attempt::dead(HERE, DeadReason::Unreadable, why))
+                Ok(Attempt::dead(ENDPOINT, DeadReason::Unreadable, why))
             }
         }
     }
@@ -81,27 +81,27 @@ impl Deliverer {
         message: &Message,
         directory: &Directory,
         conversation: &Conversation,
-    ) -> Result<Attempt, OwnTrouble> {
+    ) -> Result<Attempt, InternalError> {
         if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
-            return self.agent_chat_of(message, directory, &callback, conversation.clone()).await;
+            return self.virtual_agent_callback_of(message, directory, &callback, conversation.clone()).await;
         }
         if self.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;
         }
         let why = "handoffs.events_url is not set: this conversation's messages cannot be relayed";
-        Ok(Attempt::dead(HERE, DeadReason::Rejected, why))
+        Ok(Attempt::dead(ENDPOINT, DeadReason::Rejected, why))
     }
 
     /// Handles a callback of an unknown chat: not ours, or its start is still in flight. In the second case gap repair
     /// relays the message to its user as well.
-    async fn route_unknown(&self, message: &Message) -> Result<Attempt, OwnTrouble> {
+    async fn route_unknown(&self, message: &Message) -> Result<Attempt, InternalError> {
         if self.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;
         }
         Ok(self.unknown(message))
     }
 
-    async fn route_to(&self, message: &Message, id: &ConversationId) -> Result<Attempt, OwnTrouble> {
+    async fn route_to(&self, message: &Message, id: &ConversationId) -> Result<Attempt, InternalError> {
         let destination = self.settings.bot_side.of_conversation(id);
         self.put(message, destination, LaneKey::from(id)).await
     }
@@ -111,9 +111,9 @@ impl Deliverer {
         message: &Message,
         destination: Destination,
         lane: LaneKey,
-    ) -> Result<Attempt, OwnTrouble> {
+    ) -> Result<Attempt, InternalError> {
         self.queue.publish(&Message { destination, lane, ..message.clone() }).await?;
-        Ok(Attempt::of(HERE, Outcome::Routed, ""))
+        Ok(Attempt::of(ENDPOINT, Outcome::Routed, ""))
     }
 }
 
@@ -121,13 +121,13 @@ fn is_json(message: &Message) -> bool {
     serde_json::from_slice::<serde::de::IgnoredAny>(&message.body).is_ok()
 }
 
-fn chat_of(message: &Message) -> Chat {
+fn chat_of(message: &Message) -> ChatGroup {
     if let Some(callback) = VirtualAgentCallback::read(&message.body, None) {
-        return callback.group.map_or(Chat::Unknown, Chat::Group);
+        return callback.group.map_or(ChatGroup::Unknown, ChatGroup::Group);
     }
     match serde_json::from_slice::<Callback>(&message.body) {
-        Ok(callback) if callback.internal => Chat::Internal(callback.group),
-        Ok(callback) => Chat::Group(callback.group),
-        Err(_) => Chat::Unreadable,
+        Ok(callback) if callback.internal => ChatGroup::Internal(callback.group),
+        Ok(callback) => ChatGroup::Group(callback.group),
+        Err(_) => ChatGroup::Unreadable,
     }
 }

@@ -13,15 +13,15 @@ use tokio::time::Instant;
 
 use super::attachments::names_a_file;
 use super::breaker;
-use super::{Attempt, Deliverer, OwnTrouble, ReadBack};
-use crate::conversation::{Conversation, Directory, State};
+use super::{Attempt, Deliverer, InternalError, ReadBack};
+use crate::conversation::{Conversation, ConversationState, Directory};
 use crate::delivery::classify::Operation;
 use crate::message::{Callback, Destination, Endpoint, Message};
-use crate::platform::servicenow::{Heard, History};
+use crate::platform::servicenow::{History, RemoteMessage};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// How long one reading may take.
-const READING: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the callbacks of a chat wait for a reading, counted from the first one that failed.
 const UNREAD_DELAY: Duration = Duration::from_secs(30);
 /// After so much time the outage of ServiceNow no longer delays the bot side. A shorter one must not let a later message overtake.
@@ -32,15 +32,15 @@ pub(super) const FORGET_AFTER: Duration = Duration::from_secs(600);
 const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is known of a callback's row, and of the messages before it.
-pub(super) enum Before {
+pub(super) enum GapCheck {
     /// The callback itself shows that no message is missing before it.
     Complete,
     /// The chat was not read. Gap repair finds later what is missing.
     Unknown,
     /// The row, and the messages before it that may not have been told yet.
-    Read { missing: Vec<Heard>, row: Heard },
+    Read { missing: Vec<RemoteMessage>, row: RemoteMessage },
     /// The row stands before the last message that was told: the callback waited for long, or it is a replay.
-    Late(Heard),
+    Late(RemoteMessage),
     /// A reading did not show the row. A second one decides.
     Unseen,
     /// Two readings did not show the row: a clone of the instance or a forger sent the callback.
@@ -51,9 +51,9 @@ pub(super) enum Before {
     NotYet,
 }
 
-impl Before {
+impl GapCheck {
     /// The row, if it was read.
-    pub(super) const fn row(&self) -> Option<&Heard> {
+    pub(super) const fn row(&self) -> Option<&RemoteMessage> {
         match self {
             Self::Read { row, .. } | Self::Late(row) => Some(row),
             _ => None,
@@ -68,66 +68,69 @@ impl Before {
 
 impl Deliverer {
     /// Looks for the row of a callback, and for the messages before it.
-    pub(super) async fn before(
+    pub(super) async fn check_gap(
         &self,
         directory: &Directory,
         message: &Message,
         callback: &Callback,
         conversation: &Conversation,
-    ) -> Result<Before, OwnTrouble> {
+    ) -> Result<GapCheck, InternalError> {
         let (Some(servicenow), Some(sys_id)) = (&self.servicenow, &callback.sys_id) else {
-            return Ok(Before::Unknown);
+            return Ok(GapCheck::Unknown);
         };
         // ServiceNow may refuse to show an earlier chat of the conversation; the newer API has no such call.
         let is_current = conversation.group.as_deref() == Some(&callback.group);
         if !is_current || servicenow.api() != ChatApi::ConnectSupport {
-            return Ok(Before::Unknown);
+            return Ok(GapCheck::Unknown);
         }
-        let last_told = directory.last_told(&callback.group).await?;
+        let last_relayed = directory.last_relayed(&callback.group).await?;
         let previous = callback.previous.as_deref();
-        let shows_no_gap = previous.is_some_and(|previous| previous == last_told.as_deref().unwrap_or(""));
+        let shows_no_gap = previous.is_some_and(|previous| previous == last_relayed.as_deref().unwrap_or(""));
         // A file is shown by its row alone.
         let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
         if self.settings.read_back == ReadBack::Gaps && !has_file && (previous.is_none() || shows_no_gap) {
-            return Ok(if shows_no_gap { Before::Complete } else { Before::Unknown });
+            return Ok(if shows_no_gap { GapCheck::Complete } else { GapCheck::Unknown });
         }
         if self.waits_for_row(sys_id) {
-            return Ok(Before::Unseen);
+            return Ok(GapCheck::Unseen);
         }
         let unread = || {
             if shows_no_gap {
-                Before::Complete
+                GapCheck::Complete
             } else if self.waits_for(&callback.group) {
-                Before::NotYet
+                GapCheck::NotYet
             } else {
-                Before::Unknown
+                GapCheck::Unknown
             }
         };
-        let Some(read) = self.read_back(servicenow, conversation, callback, last_told.as_deref()).await
+        let Some(read) = self.read_back(servicenow, conversation, callback, last_relayed.as_deref()).await
         else {
             return Ok(unread());
         };
-        if let Some(found) = found(read.heard, sys_id, None) {
+        if let Some(found) = found(read.messages, sys_id, None) {
             self.chat_was_read(&callback.group, Some(sys_id));
             return Ok(found);
         }
         let mut proves_absence = read.is_complete;
-        if last_told.is_some() {
+        if last_relayed.is_some() {
             // The row may stand before the message that was told last, or a later page showed it too late.
             let Some(whole) = self.read_back(servicenow, conversation, callback, None).await else {
                 return Ok(unread());
             };
             proves_absence = whole.is_complete;
-            if let Some(found) = found(whole.heard, sys_id, last_told.as_deref()) {
+            if let Some(found) = found(whole.messages, sys_id, last_relayed.as_deref()) {
                 self.chat_was_read(&callback.group, Some(sys_id));
                 return Ok(found);
             }
         }
         self.chat_was_read(&callback.group, None);
         // What can still be read of a chat that is over is not known. An operator who replays a message wants it to be told.
-        let is_open = matches!(conversation.state, State::Requested | State::Waiting | State::Active);
+        let is_open = matches!(
+            conversation.state,
+            ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
+        );
         if !proves_absence || !is_open || message.replays > 0 {
-            return Ok(Before::Unknown);
+            return Ok(GapCheck::Unknown);
         }
         Ok(self.row_was_unseen(sys_id))
     }
@@ -146,14 +149,14 @@ impl Deliverer {
         unread.get(&row_key(sys_id)).is_some_and(|since| since.elapsed() < ROW_VISIBLE_WITHIN)
     }
 
-    fn row_was_unseen(&self, sys_id: &str) -> Before {
+    fn row_was_unseen(&self, sys_id: &str) -> GapCheck {
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
         match unread.remove(&row_key(sys_id)) {
-            Some(_) => Before::Absent,
+            Some(_) => GapCheck::Absent,
             None => {
                 unread.insert(row_key(sys_id), Instant::now());
-                Before::Unseen
+                GapCheck::Unseen
             }
         }
     }
@@ -174,17 +177,17 @@ impl Deliverer {
         since: Option<&str>,
     ) -> Option<History> {
         let gate = self.gate(Destination::ServiceNow);
-        let _pass = tokio::time::timeout(READING, gate.enter(false)).await.ok().flatten()?;
-        let reading = servicenow.heard_since(&conversation.id, &callback.group, since);
-        match tokio::time::timeout(READING, reading).await {
+        let _pass = tokio::time::timeout(READ_TIMEOUT, gate.enter(false)).await.ok().flatten()?;
+        let reading = servicenow.messages_since(&conversation.id, &callback.group, since);
+        match tokio::time::timeout(READ_TIMEOUT, reading).await {
             Ok(Ok(history)) => {
-                gate.breaker().hear(breaker::Heard::Alive);
+                gate.breaker().record(breaker::BreakerSignal::Alive);
                 return Some(history);
             }
             Ok(Err(error)) => self.trouble_reading(conversation, &error),
             Err(_) => {
                 let lane = super::lane_number(&callback.group);
-                gate.breaker().hear(breaker::Heard::Failed { lane, unreachable: false });
+                gate.breaker().record(breaker::BreakerSignal::Failed { lane, unreachable: false });
             }
         }
         None
@@ -192,26 +195,27 @@ impl Deliverer {
 
     fn trouble_reading(&self, conversation: &Conversation, error: &CallError) {
         let attempt = Attempt::called(Endpoint::ServiceNow, error, Operation::State);
-        self.tell_breaker(Destination::ServiceNow, None, &attempt);
+        self.record_in_breaker(Destination::ServiceNow, None, &attempt);
         tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
     }
 }
 
 /// The row among the messages that were read, oldest first. `last_told`: the message that was told last, if the reading goes beyond it.
-fn found(mut heard: Vec<Heard>, sys_id: &str, last_told: Option<&str>) -> Option<Before> {
-    let here = heard.iter().position(|heard| heard.sys_id == sys_id)?;
-    let first_missing = last_told.map(|last_told| heard.iter().position(|heard| heard.sys_id == last_told));
-    let row = heard.swap_remove(here);
+fn found(mut remote: Vec<RemoteMessage>, sys_id: &str, last_relayed: Option<&str>) -> Option<GapCheck> {
+    let here = remote.iter().position(|remote| remote.sys_id == sys_id)?;
+    let first_missing =
+        last_relayed.map(|last_relayed| remote.iter().position(|remote| remote.sys_id == last_relayed));
+    let row = remote.swap_remove(here);
     if row.internal {
-        return Some(Before::Internal);
+        return Some(GapCheck::Internal);
     }
-    heard.truncate(here);
+    remote.truncate(here);
     let missing = match first_missing {
-        None => heard,
-        Some(Some(told)) if told < here => heard.split_off(told + 1),
-        Some(_) => return Some(Before::Late(row)),
+        None => remote,
+        Some(Some(told)) if told < here => remote.split_off(told + 1),
+        Some(_) => return Some(GapCheck::Late(row)),
     };
-    Some(Before::Read { missing: missing.into_iter().filter(|heard| !heard.internal).collect(), row })
+    Some(GapCheck::Read { missing: missing.into_iter().filter(|remote| !remote.internal).collect(), row })
 }
 
 /// The name of a row in the list of what could not be read, so that it is not taken for a chat.
@@ -223,25 +227,25 @@ fn row_key(sys_id: &str) -> String {
 mod tests {
     use super::*;
 
-    fn heard(names: &str) -> Vec<Heard> {
-        let heard = names.split_whitespace().map(|name| Heard {
+    fn remote(names: &str) -> Vec<RemoteMessage> {
+        let remote = names.split_whitespace().map(|name| RemoteMessage {
             sys_id: name.to_owned(),
             created_by: None,
             text: String::new(),
             internal: name.starts_with("note"),
             files: Vec::new(),
         });
-        heard.collect()
+        remote.collect()
     }
 
-    fn shown(names: &str, row: &str, last_told: Option<&str>) -> String {
-        match found(heard(names), row, last_told) {
-            Some(Before::Read { missing, row }) => {
-                let missing: Vec<String> = missing.into_iter().map(|heard| heard.sys_id).collect();
+    fn shown(names: &str, row: &str, last_relayed: Option<&str>) -> String {
+        match found(remote(names), row, last_relayed) {
+            Some(GapCheck::Read { missing, row }) => {
+                let missing: Vec<String> = missing.into_iter().map(|remote| remote.sys_id).collect();
                 format!("{} | {}", missing.join(" "), row.sys_id)
             }
-            Some(Before::Late(row)) => format!("late {}", row.sys_id),
-            Some(Before::Internal) => "internal".to_owned(),
+            Some(GapCheck::Late(row)) => format!("late {}", row.sys_id),
+            Some(GapCheck::Internal) => "internal".to_owned(),
             _ => "not there".to_owned(),
         }
     }

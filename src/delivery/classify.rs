@@ -2,10 +2,10 @@
 //!
 //! Guarantees: no side effects; every error has exactly one outcome for each operation.
 //!
-//! Not responsible for: successes, deadlines (`worker/settle.rs`), the effect of an outcome on the breaker.
+//! Not responsible for: successes, deadlines (`worker/policy.rs`), the effect of an outcome on the breaker.
 
 use crate::message::{DeadReason, Outcome, RetryReason, TripReason, named};
-use crate::platform::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
+use crate::platform::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, SentState};
 
 named! {
     /// The operation that a platform was called for.
@@ -49,7 +49,7 @@ pub fn classify(error: &CallError, operation: Operation) -> Outcome {
     }
 }
 
-fn answered(answer: &Answer, operation: Operation) -> Outcome {
+fn answered(answer: &ErrorAnswer, operation: Operation) -> Outcome {
     // A user who may not leave a chat, or a chat that is absent, means that the user has left.
     if operation == Operation::Leave && matches!(answer.status, 403 | 404 | 410) {
         return Outcome::Delivered;
@@ -61,7 +61,7 @@ fn answered(answer: &Answer, operation: Operation) -> Outcome {
     match &answer.kind {
         AnswerKind::NotReady(_) => Outcome::Pause { reason: TripReason::NotReady, floor: answer.retry_after },
         AnswerKind::Credentials => Outcome::Pause { reason: TripReason::Credentials, floor: None },
-        AnswerKind::Business(_) if operation == Operation::Start => Outcome::Answered,
+        AnswerKind::Business(_) if operation == Operation::Start => Outcome::Declined,
         // ServiceNow's answer if we are not a member of the conversation any more.
         AnswerKind::Business(_) if answer.status == 403 && operation.is_about_a_chat() => {
             Outcome::Dead(DeadReason::ConversationOver)
@@ -76,7 +76,7 @@ fn answered(answer: &Answer, operation: Operation) -> Outcome {
     }
 }
 
-fn later(answer: &Answer, operation: Operation) -> Outcome {
+fn later(answer: &ErrorAnswer, operation: Operation) -> Outcome {
     let floor = answer.retry_after.filter(|_| answer.status == 503);
     let reason = match answer.status {
         _ if floor.is_some() => RetryReason::Throttled,
@@ -97,7 +97,7 @@ fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
         // An error of our own, which says nothing about the platform.
         NoAnswerKind::NoRight => RetryReason::Internal,
     };
-    let ambiguous = no_answer.sent == Sent::Maybe && operation.repeats();
+    let ambiguous = no_answer.sent == SentState::Maybe && operation.repeats();
     Outcome::Retry { reason, ambiguous, floor: None }
 }
 
@@ -115,7 +115,7 @@ mod tests {
 
     fn answer(status: u16, kind: AnswerKind, retry_after: Option<Duration>) -> CallError {
         let (detail, said) = (String::new(), PlatformWords::default());
-        CallError::Answer(Answer { status, retry_after, kind, detail, said })
+        CallError::Answer(ErrorAnswer { status, retry_after, kind, detail, said })
     }
 
     fn plain(status: u16) -> CallError {
@@ -126,7 +126,7 @@ mod tests {
         answer(status, AnswerKind::Business("Nobody is here".into()), None)
     }
 
-    fn none(sent: Sent, kind: NoAnswerKind) -> CallError {
+    fn none(sent: SentState, kind: NoAnswerKind) -> CallError {
         CallError::NoAnswer(NoAnswer { sent, kind, detail: String::new() })
     }
 
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn no_agent_is_an_answer_on_a_start_only() {
         for status in [403, 503] {
-            expect(&business(status), &[Start], &Outcome::Answered);
+            expect(&business(status), &[Start], &Outcome::Declined);
         }
         expect(&business(403), &[Send, State], &Outcome::Dead(DeadReason::ConversationOver));
         expect(&business(403), &[Callback, Event, Tell, Session], &Outcome::Dead(DeadReason::Rejected));
@@ -225,9 +225,9 @@ mod tests {
             (NoAnswerKind::TooLarge, RetryReason::TryLater),
             (NoAnswerKind::NoRight, RetryReason::Internal),
         ] {
-            expect(&none(Sent::No, kind), ALL, &retry(reason, false, None));
-            expect(&none(Sent::Maybe, kind), repeating, &retry(reason, true, None));
-            expect(&none(Sent::Maybe, kind), &[Leave, State, Session], &retry(reason, false, None));
+            expect(&none(SentState::No, kind), ALL, &retry(reason, false, None));
+            expect(&none(SentState::Maybe, kind), repeating, &retry(reason, true, None));
+            expect(&none(SentState::Maybe, kind), &[Leave, State, Session], &retry(reason, false, None));
         }
     }
 }

@@ -5,13 +5,13 @@
 //! together with the state. Over Connect Support the state is that of the queue entry (`poll.rs`). Over the Virtual Agent API
 //! it is shown by what comes behind the sentence: words of ServiceNow's bot without a flag of an agent's chat, and no sign of
 //! an agent between the two. A chat that was announced to be over and never shows it is ended by the idle limit, and counted.
-//! Not responsible for: ending the chat (`agent_chat_callback.rs`, `poll.rs`), the idle limit (`patience.rs`).
+//! Not responsible for: ending the chat (`virtual_agent_callback.rs`, `poll.rs`), the idle limit (`time_limits.rs`).
 
-use super::{Deliverer, OwnTrouble};
+use super::{Deliverer, InternalError};
 use crate::clock;
 use crate::conversation::{DedupKey, Directory};
 use crate::message::Message;
-use crate::platform::servicenow::{Meaning, Sign, VirtualAgentCallback};
+use crate::platform::servicenow::{ChatSign, ItemMeaning, VirtualAgentCallback};
 
 /// In place of the last message of a chat that was told: the sentence was the last thing that was heard of it.
 const ANNOUNCED: &str = "closing sentence";
@@ -20,7 +20,7 @@ impl Deliverer {
     /// Whether ServiceNow's own words announce the end of a chat.
     pub(super) fn is_closing_sentence(&self, text: &str) -> bool {
         let text = text.to_lowercase();
-        let sentences = &self.settings.agent_chat.end_sentences;
+        let sentences = &self.settings.virtual_agent.end_sentences;
         sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
     }
 
@@ -29,7 +29,7 @@ impl Deliverer {
         &self,
         directory: &Directory,
         group: &str,
-    ) -> Result<(), OwnTrouble> {
+    ) -> Result<(), InternalError> {
         directory.mark_done(DedupKey::closing_sentence(group), None, clock::now()).await?;
         Ok(())
     }
@@ -41,12 +41,13 @@ impl Deliverer {
         message: &Message,
         callback: &VirtualAgentCallback,
         group: &str,
-    ) -> Result<bool, OwnTrouble> {
-        let says_nothing = |meaning: &Meaning| matches!(meaning, Meaning::Typing | Meaning::Nothing);
+    ) -> Result<bool, InternalError> {
+        let says_nothing =
+            |meaning: &ItemMeaning| matches!(meaning, ItemMeaning::Typing | ItemMeaning::Nothing);
         if callback.items.iter().all(|item| says_nothing(&item.meaning)) {
             return Ok(false);
         }
-        let was_announced = directory.last_told(group).await?.as_deref() == Some(ANNOUNCED);
+        let was_announced = directory.last_relayed(group).await?.as_deref() == Some(ANNOUNCED);
         let seen = Evidence::of(callback, was_announced, |text| self.is_closing_sentence(text));
         let is_news = seen.confirms || seen.is_announced != was_announced;
         // A repeated or replayed callback is an old one, and the chat has gone on since.
@@ -55,9 +56,9 @@ impl Deliverer {
         }
         if seen.is_announced {
             self.note_closing_sentence(directory, group).await?;
-            directory.told(group, ANNOUNCED, clock::now()).await?;
+            directory.mark_relayed(group, ANNOUNCED, clock::now()).await?;
         } else if !seen.confirms {
-            directory.told(group, &message.id.to_string(), clock::now()).await?;
+            directory.mark_relayed(group, &message.id.to_string(), clock::now()).await?;
         }
         Ok(seen.confirms)
     }
@@ -79,15 +80,17 @@ impl Evidence {
         for item in &callback.items {
             let is_agent_sign = matches!(
                 item.meaning,
-                Meaning::Sign(Sign::Queued { .. } | Sign::AgentChat | Sign::AgentCame)
+                ItemMeaning::Sign(ChatSign::Queued { .. } | ChatSign::AgentChat | ChatSign::AgentCame)
             );
             if item.from_agent || item.is_topic_header || is_agent_sign {
                 seen = Self { is_announced: false, confirms: false };
                 continue;
             }
             match &item.meaning {
-                Meaning::Notice(text) if is_closing(text) => seen.is_announced = true,
-                Meaning::Text(_) | Meaning::Question(_) if seen.is_announced && !callback.agent_chat => {
+                ItemMeaning::Notice(text) if is_closing(text) => seen.is_announced = true,
+                ItemMeaning::Text(_) | ItemMeaning::Question(_)
+                    if seen.is_announced && !callback.agent_chat =>
+                {
                     seen.confirms = true;
                 }
                 _ => {}

@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::poll::{Look, Looked};
-use crate::conversation::{Claim, Opened};
+use super::poll::{PollContext, PollResult};
+use crate::conversation::{Claim, OpenedChat};
 use crate::message::{Notice, NoticeEvent};
 use crate::platform::QueueEntry;
 
 /// How long the other queue may take to show the chat, and how long a chat may be absent from ServiceNow's answers.
 const GRACE: Duration = Duration::from_secs(15);
 
-impl Look<'_> {
-    pub(super) async fn escalated(&self, from: &QueueEntry) -> Looked {
+impl PollContext<'_> {
+    pub(super) async fn escalated(&self, from: &QueueEntry) -> PollResult {
         let found = match self.servicenow.find_escalated(&self.conversation.id, from).await {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
@@ -38,18 +38,18 @@ impl Look<'_> {
             return self.end("escalated").await;
         }
         // The chat has no agent meanwhile.
-        self.saw(&QueueEntry { assigned_to: None, position: None, ..from.clone() }).await?;
+        self.record_entry(&QueueEntry { assigned_to: None, position: None, ..from.clone() }).await?;
         Ok(Ok(()))
     }
 
     /// Claims the new chat for the conversation. `false` if the chat belongs to another conversation.
-    async fn goes_on(&self, entry: &QueueEntry) -> Result<bool, super::OwnTrouble> {
+    async fn goes_on(&self, entry: &QueueEntry) -> Result<bool, super::InternalError> {
         if let Err(error) =
             self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await?
         {
             tracing::debug!(conversation = %self.conversation.id, %error, "could not read the rest of an escalated chat");
         }
-        let opened = Opened {
+        let opened = OpenedChat {
             group: entry.group.clone(),
             number: entry.number.clone(),
             queue_id: entry.queue.clone().unwrap_or_default(),
@@ -58,7 +58,7 @@ impl Look<'_> {
             agent: None,
             active: false,
         };
-        if self.directory.opened(&self.conversation.id, &opened).await? == Claim::TakenByAnother {
+        if self.directory.mark_opened(&self.conversation.id, &opened).await? == Claim::TakenByAnother {
             return Ok(false);
         }
         let notice = Notice {
@@ -67,8 +67,8 @@ impl Look<'_> {
             wait: entry.wait.clone(),
             ..Notice::about(self.conversation.id.clone())
         };
-        self.deliverer.tell_event(notice, NoticeEvent::Waiting, "escalated").await?;
-        self.directory.look_soon(&self.conversation.id).await?;
+        self.deliverer.publish_event(notice, NoticeEvent::Waiting, "escalated").await?;
+        self.directory.poll_soon(&self.conversation.id).await?;
         Ok(true)
     }
 

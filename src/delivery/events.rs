@@ -6,16 +6,16 @@
 
 use serde::Serialize;
 
-use super::attachments::Told;
-use super::tell::Said;
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::attachments::RelayedFile;
+use super::relay::RelayedMessage;
+use super::{Attempt, Deliverer, InternalError};
 use crate::conversation::Conversation;
 use crate::delivery::classify::Operation;
 use crate::message::{ConversationId, DeadReason, Endpoint, Kind, Message, MessageId, Notice};
 
 /// The JSON body of an event.
 #[derive(Serialize)]
-struct Event<'a> {
+struct EventBody<'a> {
     id: MessageId,
     #[serde(rename = "type")]
     kind: Kind,
@@ -23,26 +23,26 @@ struct Event<'a> {
     group: Option<&'a str>,
     at: jiff::Timestamp,
     #[serde(flatten)]
-    about: About<'a>,
+    about: EventContent<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum About<'a> {
+enum EventContent<'a> {
     Said {
         message: &'a str,
         from: &'static str,
         agent: Option<&'a str>,
         sys_id: Option<&'a str>,
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        attachments: Vec<AboutFile>,
+        attachments: Vec<EventFile>,
     },
     Noticed(serde_json::Map<String, serde_json::Value>),
 }
 
 /// A file of an agent, with a link that opens it if `files.public_url` is set.
 #[derive(Serialize)]
-struct AboutFile {
+struct EventFile {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
@@ -50,28 +50,28 @@ struct AboutFile {
     content_type: Option<String>,
 }
 
-impl From<Told> for AboutFile {
-    fn from(told: Told) -> Self {
+impl From<RelayedFile> for EventFile {
+    fn from(told: RelayedFile) -> Self {
         Self { name: told.name, url: told.url, content_type: told.content_type }
     }
 }
 
 impl Deliverer {
-    pub(super) async fn said_event(
+    pub(super) async fn post_message_event(
         &self,
         message: &Message,
         conversation: &Conversation,
-        said: &Said<'_>,
+        said: &RelayedMessage<'_>,
     ) -> Attempt {
-        let files = self.told_files(&conversation.id, said, message.accepted_at).into_iter();
-        let about = About::Said {
+        let files = self.relayed_files(&conversation.id, said, message.accepted_at).into_iter();
+        let about = EventContent::Said {
             message: &said.text,
-            from: said.voice.as_str(),
+            from: said.author.as_str(),
             agent: said.agent,
             sys_id: said.sys_id,
-            attachments: files.map(AboutFile::from).collect(),
+            attachments: files.map(EventFile::from).collect(),
         };
-        self.post_event(&Event {
+        self.post_event(&EventBody {
             id: said.id,
             kind: Kind::CallbackMessage,
             conversation_id: &conversation.id,
@@ -86,27 +86,27 @@ impl Deliverer {
         &self,
         message: &Message,
         notice: &Notice,
-    ) -> Result<Attempt, OwnTrouble> {
+    ) -> Result<Attempt, InternalError> {
         if !self.settings.tells_events {
             let why = "handoffs.events_url is not set: no receiver";
             return Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why));
         }
-        let value = serde_json::to_value(notice).map_err(|error| OwnTrouble(error.to_string()))?;
+        let value = serde_json::to_value(notice).map_err(|error| InternalError(error.to_string()))?;
         let mut fields = value.as_object().cloned().unwrap_or_default();
         fields.remove("conversation_id");
         fields.remove("group");
-        let event = Event {
+        let event = EventBody {
             id: message.id,
             kind: message.kind,
             conversation_id: &notice.conversation_id,
             group: notice.group.as_deref(),
             at: message.accepted_at,
-            about: About::Noticed(fields),
+            about: EventContent::Noticed(fields),
         };
         Ok(self.post_event(&event).await)
     }
 
-    async fn post_event(&self, event: &Event<'_>) -> Attempt {
+    async fn post_event(&self, event: &EventBody<'_>) -> Attempt {
         let body = match serde_json::to_vec(event) {
             Ok(body) => body,
             Err(error) => return Attempt::dead(Endpoint::Events, DeadReason::Unreadable, error.to_string()),

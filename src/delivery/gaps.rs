@@ -7,7 +7,7 @@
 //! A message that became a dead letter is not told here: its replay tells it. A message that dies here has the
 //! history of its attempts. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
 //! later. Not responsible for: reading (`platform/servicenow/history.rs`), the row of a callback (`callback_row.rs`), telling
-//! (`tell.rs`).
+//! (`relay.rs`).
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -17,16 +17,16 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::attachments::with_names;
-use super::callback_row::{Before, FORGET_AFTER};
-use super::tell::{Said, Voice};
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::callback_row::{FORGET_AFTER, GapCheck};
+use super::relay::{MessageAuthor, RelayedMessage};
+use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::message::{
-    AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey, Message,
-    MessageId, Outcome, Story,
+    AttemptHistory, AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey,
+    Message, MessageId, Outcome,
 };
-use crate::platform::servicenow::{AgentFile, Heard};
+use crate::platform::servicenow::{AgentFile, RemoteMessage};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// When a chat is read back before an agent's message is told.
@@ -41,26 +41,26 @@ pub enum ReadBack {
 
 impl Deliverer {
     /// Relays the message of a callback, after all messages that are missing before it.
-    pub(super) async fn said(
+    pub(super) async fn relay_callback(
         &self,
         directory: &Directory,
         message: &Message,
         callback: &Callback,
         conversation: &Conversation,
-    ) -> Result<Attempt, OwnTrouble> {
-        let before = self.before(directory, message, callback, conversation).await?;
-        if matches!(before, Before::NotYet) {
+    ) -> Result<Attempt, InternalError> {
+        let before = self.check_gap(directory, message, callback, conversation).await?;
+        if matches!(before, GapCheck::NotYet) {
             let why = "ServiceNow did not say which messages came before";
-            return Ok(Attempt::own_trouble(Endpoint::ServiceNow, false, why));
+            return Ok(Attempt::internal_error(Endpoint::ServiceNow, false, why));
         }
-        if matches!(before, Before::Internal) {
+        if matches!(before, GapCheck::Internal) {
             return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "it is an internal message"));
         }
-        if matches!(before, Before::Unseen) {
-            let look_again = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
+        if matches!(before, GapCheck::Unseen) {
+            let look_again = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
             return Ok(Attempt::of(Endpoint::ServiceNow, look_again, "ServiceNow does not show its row yet"));
         }
-        if matches!(before, Before::Absent) {
+        if matches!(before, GapCheck::Absent) {
             // If the row appears later, the next reading of the chat tells it.
             self.metrics.unconfirmed.inc();
             tracing::warn!(id = %message.id, "a callback was dropped: its chat has no such message");
@@ -68,14 +68,16 @@ impl Deliverer {
         }
         let row = before.row();
         let writer = row.map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
-        if voice(writer) == Voice::Agent
+        if author(writer) == MessageAuthor::Agent
             && let Some(attempt) = self.before_first_words(directory, message, callback, conversation).await?
         {
             return Ok(attempt);
         }
-        if let Before::Read { missing, .. } = &before {
-            for heard in missing {
-                if let Some(attempt) = self.missed(directory, message, callback, conversation, heard).await? {
+        if let GapCheck::Read { missing, .. } = &before {
+            for remote in missing {
+                if let Some(attempt) =
+                    self.relay_missing(directory, message, callback, conversation, remote).await?
+                {
                     return Ok(attempt);
                 }
             }
@@ -85,22 +87,22 @@ impl Deliverer {
             Some(row) => crate::message::rich_text::message_text(&row.text, self.instance()),
             None => callback.text(self.instance()),
         };
-        let said = Said {
+        let said = RelayedMessage {
             id: message.id,
             group: &callback.group,
             text: with_names(text, files),
             choices: &[],
-            voice: voice(writer),
+            author: author(writer),
             agent: writer,
             sys_id: callback.sys_id.as_deref(),
             files,
         };
-        let attempt = self.say(message, conversation, &said).await?;
+        let attempt = self.relay(message, conversation, &said).await?;
         if matches!(attempt.outcome, Outcome::Delivered | Outcome::Dropped) {
-            if said.voice == Voice::System && self.is_closing_sentence(&said.text) {
+            if said.author == MessageAuthor::System && self.is_closing_sentence(&said.text) {
                 self.note_closing_sentence(directory, &callback.group).await?;
             }
-            self.note_told(directory, message, callback, conversation, &before).await?;
+            self.mark_relayed(directory, message, callback, conversation, &before).await?;
         }
         Ok(attempt)
     }
@@ -112,26 +114,26 @@ impl Deliverer {
 
     /// Records how far the chat was relayed. If the message may announce a change of state, the next poll of the state
     /// is made soon.
-    async fn note_told(
+    async fn mark_relayed(
         &self,
         directory: &Directory,
         message: &Message,
         callback: &Callback,
         conversation: &Conversation,
-        before: &Before,
-    ) -> Result<(), OwnTrouble> {
+        before: &GapCheck,
+    ) -> Result<(), InternalError> {
         match &callback.sys_id {
             // A replayed message is an old one: what came after it was told or died long ago.
             Some(sys_id) if message.replays == 0 && before.moves_on() => {
-                directory.told(&callback.group, sys_id, clock::now()).await?;
+                directory.mark_relayed(&callback.group, sys_id, clock::now()).await?;
             }
-            _ => directory.stirred(&callback.group, clock::now()).await?,
+            _ => directory.touch(&callback.group, clock::now()).await?,
         }
         // The words of a system message are translated and differ between versions: they only say when to look.
         let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         let is_news = writer == Some("system") || conversation.agent.is_none();
         if is_news {
-            directory.look_soon(&conversation.id).await?;
+            directory.poll_soon(&conversation.id).await?;
         }
         if callback.repaired {
             self.metrics.repaired.inc();
@@ -140,54 +142,58 @@ impl Deliverer {
     }
 
     /// Tells one message that came before; the attempt that failed, where it failed.
-    async fn missed(
+    async fn relay_missing(
         &self,
         directory: &Directory,
         message: &Message,
         callback: &Callback,
         conversation: &Conversation,
-        heard: &Heard,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+        remote: &RemoteMessage,
+    ) -> Result<Option<Attempt>, InternalError> {
         let place = (message.destination, message.lane.clone());
-        let Some(mut lost) = untold(directory, &callback.group, heard, place).await? else { return Ok(None) };
+        let Some(mut lost) = unrelayed(directory, &callback.group, remote, place).await? else {
+            return Ok(None);
+        };
         // A replay follows the time of acceptance and then the time of death. If this message is dead-lettered, it
         // stands right before the callback's message.
         lost.accepted_at = message.accepted_at;
-        let writer = heard.created_by.as_deref();
-        let said = Said {
+        let writer = remote.created_by.as_deref();
+        let said = RelayedMessage {
             id: lost.id,
             group: &callback.group,
             text: with_names(
-                crate::message::rich_text::message_text(&heard.text, self.instance()),
-                &heard.files,
+                crate::message::rich_text::message_text(&remote.text, self.instance()),
+                &remote.files,
             ),
             choices: &[],
-            voice: voice(writer),
+            author: author(writer),
             agent: writer,
-            sys_id: Some(&heard.sys_id),
-            files: &heard.files,
+            sys_id: Some(&remote.sys_id),
+            files: &remote.files,
         };
         let at = clock::now();
-        let attempt = self.say(message, conversation, &said).await?;
-        let story = self.missed_stories().add(lost.id, at, &attempt);
+        let attempt = self.relay(message, conversation, &said).await?;
+        let story = self.missed_histories().add(lost.id, at, &attempt);
         match attempt.outcome {
             Outcome::Delivered => {
                 directory.mark_done(DedupKey::Delivered(lost.id), None, clock::now()).await?;
                 self.metrics.repaired.inc();
             }
-            Outcome::Answered | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
+            Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
             Outcome::Dead(reason) => {
                 self.dead_letter_missed(directory, lost.clone(), reason, &attempt.error, story).await?;
             }
-            Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Held { .. } => return Ok(Some(attempt)),
+            Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Deferred { .. } => {
+                return Ok(Some(attempt));
+            }
         }
-        self.missed_stories().forget(lost.id);
-        directory.told(&callback.group, &heard.sys_id, clock::now()).await?;
+        self.missed_histories().forget(lost.id);
+        directory.mark_relayed(&callback.group, &remote.sys_id, clock::now()).await?;
         Ok(None)
     }
 
-    pub(super) fn missed_stories(&self) -> MutexGuard<'_, MissedStories> {
-        self.missed_stories.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn missed_histories(&self) -> MutexGuard<'_, MissedHistories> {
+        self.missed_histories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the dead letter of a message that was to be relayed in the attempt of another message.
@@ -197,10 +203,10 @@ impl Deliverer {
         lost: Message,
         reason: DeadReason,
         why: &str,
-        story: Story,
-    ) -> Result<(), OwnTrouble> {
+        story: AttemptHistory,
+    ) -> Result<(), InternalError> {
         let (id, destination, attempts) = (lost.id, lost.destination.as_str(), story.count());
-        self.queue.bury(&DeadLetter::new(lost, reason, why, story)).await?;
+        self.queue.dead_letter(&DeadLetter::new(lost, reason, why, story)).await?;
         directory.mark_done(DedupKey::DeadLettered { message: id, replays: 0 }, None, clock::now()).await?;
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
         tracing::warn!(%id, destination, %reason, attempts, "a missing message was dead-lettered");
@@ -214,19 +220,19 @@ impl Deliverer {
         servicenow: &ServiceNow,
         conversation: &Conversation,
         group: &str,
-    ) -> Result<Result<(), CallError>, OwnTrouble> {
+    ) -> Result<Result<(), CallError>, InternalError> {
         if servicenow.api() != ChatApi::ConnectSupport {
             return Ok(Ok(()));
         }
-        let since = directory.last_told(group).await?;
-        let heard = match servicenow.heard_since(&conversation.id, group, since.as_deref()).await {
-            Ok(history) => history.heard,
+        let since = directory.last_relayed(group).await?;
+        let remote = match servicenow.messages_since(&conversation.id, group, since.as_deref()).await {
+            Ok(history) => history.messages,
             Err(error) => return Ok(Err(error)),
         };
-        for heard in heard.iter().filter(|heard| !heard.internal) {
-            let lane = LaneKey::parse(group).map_err(|problem| OwnTrouble(problem.to_string()))?;
+        for remote in remote.iter().filter(|remote| !remote.internal) {
+            let lane = LaneKey::parse(group).map_err(|problem| InternalError(problem.to_string()))?;
             let place = (self.settings.bot_side.of_chat(), lane);
-            let Some(lost) = untold(directory, group, heard, place).await? else { continue };
+            let Some(lost) = unrelayed(directory, group, remote, place).await? else { continue };
             // A message that waits on the queue already would be published again at each poll.
             if self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
                 continue;
@@ -238,19 +244,19 @@ impl Deliverer {
     }
 }
 
-fn voice(writer: Option<&str>) -> Voice {
-    if writer == Some("system") { Voice::System } else { Voice::Agent }
+fn author(writer: Option<&str>) -> MessageAuthor {
+    if writer == Some("system") { MessageAuthor::System } else { MessageAuthor::Agent }
 }
 
 /// The message that is still to be told: it was neither told nor dead-lettered, and it is none among agents. If its callback came before anybody knew whose chat it
 /// was, it went to XO's Callback URL and its id is used up: then it is told under one of its own.
-async fn untold(
+async fn unrelayed(
     directory: &Directory,
     group: &str,
-    heard: &Heard,
+    remote: &RemoteMessage,
     place: (Destination, LaneKey),
-) -> Result<Option<Message>, OwnTrouble> {
-    let mut lost = message_of(group, heard, place);
+) -> Result<Option<Message>, InternalError> {
+    let mut lost = message_of(group, remote, place);
     let mut known = directory.find_done(&dealt_with(lost.id)).await?;
     if known.iter().any(|done| matches!(done.key, DedupKey::Forwarded(_)))
         && !known.iter().any(|done| matches!(done.key, DedupKey::Delivered(_)))
@@ -269,15 +275,16 @@ fn dealt_with(message: MessageId) -> [DedupKey; 4] {
 /// The attempts of missing messages, until each message is settled. An entry that no attempt used for ten minutes is
 /// removed, and the dead letter then has the later attempts only.
 #[derive(Debug, Default)]
-pub(super) struct MissedStories(HashMap<MessageId, (Instant, Story)>);
+pub(super) struct MissedHistories(HashMap<MessageId, (Instant, AttemptHistory)>);
 
-impl MissedStories {
+impl MissedHistories {
     /// Adds an attempt, and returns the history so far.
-    pub(super) fn add(&mut self, id: MessageId, at: jiff::Timestamp, attempt: &Attempt) -> Story {
+    pub(super) fn add(&mut self, id: MessageId, at: jiff::Timestamp, attempt: &Attempt) -> AttemptHistory {
         self.0.retain(|_, (touched, _)| touched.elapsed() < FORGET_AFTER);
-        let (touched, story) = self.0.entry(id).or_insert_with(|| (Instant::now(), Story::default()));
+        let (touched, story) =
+            self.0.entry(id).or_insert_with(|| (Instant::now(), AttemptHistory::default()));
         *touched = Instant::now();
-        if !matches!(attempt.outcome, Outcome::Held { .. }) || story.count() == 0 {
+        if !matches!(attempt.outcome, Outcome::Deferred { .. }) || story.count() == 0 {
             let (status, outcome) = (attempt.status, attempt.outcome.as_str().to_owned());
             let (error, said) = (attempt.error.clone(), attempt.said.clone());
             story.add(AttemptRecord { at, status, outcome, error, said });
@@ -291,13 +298,13 @@ impl MissedStories {
 }
 
 /// The message that the lost callback would have been.
-fn message_of(group: &str, heard: &Heard, (destination, lane): (Destination, LaneKey)) -> Message {
-    let id = MessageId::derived("servicenow", &heard.sys_id);
+fn message_of(group: &str, remote: &RemoteMessage, (destination, lane): (Destination, LaneKey)) -> Message {
+    let id = MessageId::derived("servicenow", &remote.sys_id);
     let body = json!({
         "group": group,
-        "formatted_message": heard.text,
-        "sys_created_by": heard.created_by,
-        "sys_id": heard.sys_id,
+        "formatted_message": remote.text,
+        "sys_created_by": remote.created_by,
+        "sys_id": remote.sys_id,
         "repaired": true,
     });
     Message::new(id, Kind::CallbackMessage, destination, lane, body.to_string())

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use super::breaker::Breaker;
+use super::breaker::CircuitBreaker;
 use crate::message::Destination;
-use crate::queue::Lease;
+use crate::queue::BrokerLease;
 use crate::telemetry::Metrics;
 
 /// The most memory that the large bodies of one destination take at the same time, in KiB.
@@ -39,23 +39,23 @@ impl Default for GateSettings {
 #[derive(Debug)]
 pub struct Gate {
     destination: Destination,
-    breaker: Arc<Breaker>,
-    lease: Lease,
+    breaker: Arc<CircuitBreaker>,
+    lease: BrokerLease,
     slots: Semaphore,
     /// One permit for each KiB.
     room: Arc<Semaphore>,
-    pace: Option<Pace>,
+    rate_limiter: Option<RateLimiter>,
     metrics: Arc<Metrics>,
 }
 
 /// The permit to send one request. The slot is released when the permit is dropped.
 #[derive(Debug)]
-pub struct Pass<'a> {
+pub struct GatePermit<'a> {
     gate: &'a Gate,
     _slot: SemaphorePermit<'a>,
 }
 
-impl Drop for Pass<'_> {
+impl Drop for GatePermit<'_> {
     fn drop(&mut self) {
         self.gate.metrics.in_flight.with_label_values(&[self.gate.destination.as_str()]).dec();
     }
@@ -65,17 +65,25 @@ impl Gate {
     pub(super) fn new(
         destination: Destination,
         settings: &GateSettings,
-        breaker: Arc<Breaker>,
-        lease: Lease,
+        breaker: Arc<CircuitBreaker>,
+        lease: BrokerLease,
         metrics: Arc<Metrics>,
     ) -> Self {
         let slots = Semaphore::new(settings.concurrency.max(1));
         let room = Arc::new(Semaphore::new(LARGE_BODIES_KIB));
-        Self { destination, breaker, lease, slots, room, pace: settings.rate.map(Pace::new), metrics }
+        Self {
+            destination,
+            breaker,
+            lease,
+            slots,
+            room,
+            rate_limiter: settings.rate.map(RateLimiter::new),
+            metrics,
+        }
     }
 
     /// The breaker of this destination.
-    pub const fn breaker(&self) -> &Arc<Breaker> {
+    pub const fn breaker(&self) -> &Arc<CircuitBreaker> {
         &self.breaker
     }
 
@@ -91,10 +99,10 @@ impl Gate {
     /// probe permit.
     ///
     /// Cancel-safe: a caller whose subscription is over drops the wait and starts no request.
-    pub async fn enter(&self, probing: bool) -> Option<Pass<'_>> {
+    pub async fn enter(&self, probing: bool) -> Option<GatePermit<'_>> {
         let slot = self.slots.acquire().await.ok()?;
-        if let Some(pace) = &self.pace {
-            tokio::time::sleep_until(pace.next_slot()).await;
+        if let Some(rate_limiter) = &self.rate_limiter {
+            tokio::time::sleep_until(rate_limiter.next_slot()).await;
         }
         let mut lease = self.lease.clone();
         while !lease.holds(Instant::now()) {
@@ -104,18 +112,18 @@ impl Gate {
             return None;
         }
         self.metrics.in_flight.with_label_values(&[self.destination.as_str()]).inc();
-        Some(Pass { gate: self, _slot: slot })
+        Some(GatePermit { gate: self, _slot: slot })
     }
 }
 
 /// Spreads requests evenly over time.
 #[derive(Debug)]
-struct Pace {
+struct RateLimiter {
     interval: Duration,
     next: Mutex<Option<Instant>>,
 }
 
-impl Pace {
+impl RateLimiter {
     fn new(rate: f64) -> Self {
         Self { interval: Duration::from_secs_f64(1.0 / rate.max(0.001)), next: Mutex::new(None) }
     }
@@ -133,13 +141,13 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::delivery::breaker::Heard;
+    use crate::delivery::breaker::BreakerSignal;
     use crate::message::TripReason;
 
     fn gate(settings: &GateSettings) -> Gate {
         let metrics = Arc::new(Metrics::new("embedded").unwrap());
-        let breaker = Breaker::new(Destination::Xo, metrics.clone());
-        Gate::new(Destination::Xo, settings, breaker, Lease::Always, metrics)
+        let breaker = CircuitBreaker::new(Destination::Xo, metrics.clone());
+        Gate::new(Destination::Xo, settings, breaker, BrokerLease::Always, metrics)
     }
 
     #[tokio::test]
@@ -176,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_probe_passes_a_tripped_breaker() {
         let gate = gate(&GateSettings::default());
-        gate.breaker().hear(Heard::NotReady { reason: TripReason::NotReady, floor: None });
+        gate.breaker().record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
         assert!(gate.enter(false).await.is_none());
         assert!(gate.enter(true).await.is_some());
     }
@@ -184,9 +192,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_lease_nothing_starts() {
         let metrics = Arc::new(Metrics::new("rabbitmq").unwrap());
-        let breaker = Breaker::new(Destination::Xo, metrics.clone());
+        let breaker = CircuitBreaker::new(Destination::Xo, metrics.clone());
         let answered = tokio::sync::watch::Sender::new(Some(Instant::now()));
-        let lease = Lease::For { answered: answered.subscribe(), term: Duration::from_secs(15) };
+        let lease = BrokerLease::For { answered: answered.subscribe(), term: Duration::from_secs(15) };
         let gate = Gate::new(Destination::Xo, &GateSettings::default(), breaker, lease, metrics);
         assert!(gate.enter(false).await.is_some());
         tokio::time::advance(Duration::from_secs(16)).await;

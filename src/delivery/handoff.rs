@@ -7,49 +7,53 @@
 //!
 //! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
-use super::late::origin;
-use super::{Attempt, Deliverer, OwnTrouble};
-use crate::conversation::{Claim, Conversation, DedupKey, Directory, LastSent, Opened, Origin, State};
+use super::late_start::origin;
+use super::{Attempt, Deliverer, InternalError};
+use crate::conversation::{
+    Claim, Conversation, ConversationState, DedupKey, Directory, LastSent, OpenedChat, Origin,
+};
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::poll::ended_by;
-use crate::message::handoff::{Attachment, End, EndCause, EndReason, Line, Start, Text};
+use crate::message::handoff::{
+    Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
+};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
-use crate::platform::servicenow::{Posted, Since, StartText};
-use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, Started};
+use crate::platform::servicenow::{PostedMessage, ReadSince, StartText};
+use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, StartedChat};
 use crate::telemetry::logged_conversation;
 
-const HERE: Endpoint = Endpoint::ServiceNow;
+const ENDPOINT: Endpoint = Endpoint::ServiceNow;
 
 /// The context of one attempt toward ServiceNow.
-pub(super) struct Desk<'a> {
+pub(super) struct HandoffHandler<'a> {
     pub(super) deliverer: &'a Deliverer,
     pub(super) servicenow: &'a ServiceNow,
     pub(super) directory: &'a Directory,
     pub(super) message: &'a Message,
-    pub(super) maybe_taken: bool,
+    pub(super) possibly_delivered: bool,
 }
 
 impl Deliverer {
-    pub(super) async fn to_servicenow(&self, message: &Message, maybe_taken: bool) -> Attempt {
+    pub(super) async fn to_servicenow(&self, message: &Message, possibly_delivered: bool) -> Attempt {
         let Ok(handoff) = serde_json::from_slice::<Handoff>(&message.body) else {
             return Attempt::dead(
-                HERE,
+                ENDPOINT,
                 DeadReason::Unreadable,
                 "its body is not a handoff request of this version",
             );
         };
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else {
             return Attempt::dead(
-                HERE,
+                ENDPOINT,
                 DeadReason::Rejected,
                 "servicenow.host_url is not set on this worker",
             );
         };
-        let desk = Desk { deliverer: self, servicenow, directory, message, maybe_taken };
+        let desk = HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered };
         // The request may have been sent already, so the next attempt reads back before it sends.
         let done = desk.deliver(&handoff).await;
-        done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(HERE, true, trouble))
+        done.unwrap_or_else(|InternalError(trouble)| Attempt::internal_error(ENDPOINT, true, trouble))
     }
 
     /// Whether a caller of the handoff API made this request, but its conversation belongs to a bot.
@@ -60,21 +64,21 @@ impl Deliverer {
     }
 }
 
-pub(super) type Done = Result<Attempt, OwnTrouble>;
+pub(super) type HandlerResult = Result<Attempt, InternalError>;
 
-impl Desk<'_> {
-    async fn deliver(&self, handoff: &Handoff) -> Done {
+impl HandoffHandler<'_> {
+    async fn deliver(&self, handoff: &Handoff) -> HandlerResult {
         // Connect Support has no REST call for typing (`src/platform/servicenow/FACTS.md`).
         if matches!(handoff, Handoff::Typing(_)) && self.servicenow.api() == ChatApi::ConnectSupport {
-            return Ok(Attempt::of(HERE, Outcome::Dropped, ""));
+            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, ""));
         }
         let known = self.directory.find(handoff.conversation()).await?;
         if self.deliverer.is_foreign(handoff, known.as_ref()) {
             let why = "its conversation was not opened over the handoff API";
             // A typing indicator is not worth a dead letter.
             return Ok(match handoff {
-                Handoff::Typing(_) => Attempt::of(HERE, Outcome::Dropped, why),
-                _ => Attempt::dead(HERE, DeadReason::Rejected, why),
+                Handoff::Typing(_) => Attempt::of(ENDPOINT, Outcome::Dropped, why),
+                _ => Attempt::dead(ENDPOINT, DeadReason::Rejected, why),
             });
         }
         match handoff {
@@ -86,47 +90,55 @@ impl Desk<'_> {
         }
     }
 
-    async fn start(&self, start: &Start, known: Option<Conversation>) -> Done {
+    async fn start(&self, start: &HandoffStart, known: Option<Conversation>) -> HandlerResult {
         let id = &start.conversation_id;
         let gone = self.user_went(known.as_ref());
         if self.servicenow.api() == ChatApi::VirtualAgent {
-            return self.ask(start, known.as_ref()).await;
+            return self.request_agent(start, known.as_ref()).await;
         }
         if let Some(open) = known.filter(is_open) {
             // The start is a duplicate, or the process crashed before the bot side was notified.
-            self.heard(id, start.reply.as_deref()).await?;
-            self.tell_waiting(id, &open).await?;
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is open already"));
+            self.save_reply_handle(id, start.reply.as_deref()).await?;
+            self.publish_waiting(id, &open).await?;
+            return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation is open already"));
         }
-        if gone && !self.maybe_taken {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user left before an agent was requested"));
+        if gone && !self.possibly_delivered {
+            return Ok(Attempt::of(
+                ENDPOINT,
+                Outcome::Repeated,
+                "the user left before an agent was requested",
+            ));
         }
         let Some(queue_id) = self.queue_of(start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
-            return self.failed(start, Attempt::dead(HERE, DeadReason::Rejected, why)).await;
+            return self.failed(start, Attempt::dead(ENDPOINT, DeadReason::Rejected, why)).await;
         };
-        self.directory.requested(id, origin(start), Some(queue_id)).await?;
-        self.heard(id, start.reply.as_deref()).await?;
-        if self.maybe_taken {
+        self.directory.mark_requested(id, origin(start), Some(queue_id)).await?;
+        self.save_reply_handle(id, start.reply.as_deref()).await?;
+        if self.possibly_delivered {
             match self.taken_start(start, queue_id).await? {
                 Ok(Some(attempt)) => return Ok(attempt),
                 Ok(None) => {}
-                Err(error) => return Ok(Attempt::called(HERE, &error, Operation::State)),
+                Err(error) => return Ok(Attempt::called(ENDPOINT, &error, Operation::State)),
             }
         }
         if gone {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the user left before an agent was requested"));
+            return Ok(Attempt::of(
+                ENDPOINT,
+                Outcome::Repeated,
+                "the user left before an agent was requested",
+            ));
         }
-        let text = first_words(start, &self.said_before(start).await);
+        let text = first_words(start, &self.read_transcript(start).await);
         self.note_opening(start, &text).await?;
         match self.servicenow.start(id, queue_id, &text).await {
             Ok(entry) => Ok(self.claim(id, queue_id, &entry).await?.unwrap_or_else(|| {
-                Attempt::own_trouble(HERE, true, "another conversation claimed this chat")
+                Attempt::internal_error(ENDPOINT, true, "another conversation claimed this chat")
             })),
             Err(error) => {
-                let attempt = Attempt::called(HERE, &error, Operation::Start);
+                let attempt = Attempt::called(ENDPOINT, &error, Operation::Start);
                 match attempt.outcome {
-                    Outcome::Answered => {
+                    Outcome::Declined => {
                         let words = error.business().map(str::to_owned);
                         let instance = instance_of(self.message);
                         self.deliverer.fail(id, "no_agent", words.as_deref(), &instance).await?;
@@ -142,16 +154,16 @@ impl Desk<'_> {
     pub(super) fn user_went(&self, known: Option<&Conversation>) -> bool {
         known.is_some_and(|known| {
             let since = known.released_at.is_some_and(|at| at >= self.message.accepted_at);
-            known.state == State::Requested && since
+            known.state == ConversationState::Requested && since
         })
     }
 
     /// Looks for the chat that an earlier attempt without an answer may have opened, and claims the chat.
     async fn taken_start(
         &self,
-        start: &Start,
+        start: &HandoffStart,
         queue_id: &str,
-    ) -> Result<Result<Option<Attempt>, CallError>, OwnTrouble> {
+    ) -> Result<Result<Option<Attempt>, CallError>, InternalError> {
         let id = &start.conversation_id;
         let (whole, begins) = (first_words(start, &start.transcript), begins_with(start));
         let text = StartText { whole: &whole, begins: self.reads_history(start).then_some(&*begins) };
@@ -160,7 +172,7 @@ impl Desk<'_> {
             Err(error) => return Ok(Err(error)),
         };
         let mut looks = 0;
-        for Started { entry, certain } in &found {
+        for StartedChat { entry, certain } in &found {
             // A chat that is ours already was claimed by an attempt that was interrupted.
             let owner = self.directory.find_by_group(&entry.group).await?.map(|owner| owner.id);
             if owner.as_ref().is_some_and(|owner| owner != id) {
@@ -168,7 +180,7 @@ impl Desk<'_> {
             }
             if !certain && owner.is_none() {
                 looks += 1;
-                if looks > Started::LOOKS_MAX {
+                if looks > StartedChat::LOOKS_MAX {
                     break;
                 }
                 match self.servicenow.opening_of(id, &entry.group).await {
@@ -185,9 +197,9 @@ impl Desk<'_> {
     }
 
     /// Records a start that can never succeed. The bot side is notified when the message is dead-lettered.
-    async fn failed(&self, start: &Start, attempt: Attempt) -> Done {
-        self.directory.requested(&start.conversation_id, origin(start), None).await?;
-        self.heard(&start.conversation_id, start.reply.as_deref()).await?;
+    async fn failed(&self, start: &HandoffStart, attempt: Attempt) -> HandlerResult {
+        self.directory.mark_requested(&start.conversation_id, origin(start), None).await?;
+        self.save_reply_handle(&start.conversation_id, start.reply.as_deref()).await?;
         Ok(attempt)
     }
 
@@ -197,21 +209,21 @@ impl Desk<'_> {
         id: &ConversationId,
         queue_id: &str,
         entry: &QueueEntry,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+    ) -> Result<Option<Attempt>, InternalError> {
         let goes_on_elsewhere = |known: &Conversation| is_open(known) && !is_in(known, &entry.group);
         if self.directory.find(id).await?.as_ref().is_some_and(goes_on_elsewhere) {
             return Ok(Some(self.too_late(id, &entry.group).await));
         }
         // The chat is claimed, the notice is published, and only then the state becomes `waiting`. A waiting
         // conversation lets an agent's messages through, which could otherwise overtake the notice.
-        if self.directory.claim(id, &entry.group).await? == Claim::TakenByAnother {
+        if self.directory.claim_group(id, &entry.group).await? == Claim::TakenByAnother {
             return Ok(None);
         }
         let known = self.directory.find(id).await?;
-        if known.is_some_and(|known| known.state == State::Requested) {
-            self.tell_place(id, &entry.group, entry.position, entry.wait.as_deref()).await?;
+        if known.is_some_and(|known| known.state == ConversationState::Requested) {
+            self.publish_position(id, &entry.group, entry.position, entry.wait.as_deref()).await?;
         }
-        let opened = Opened {
+        let opened = OpenedChat {
             group: entry.group.clone(),
             number: entry.number.clone(),
             queue_id: entry.queue.clone().unwrap_or_else(|| queue_id.to_owned()),
@@ -222,13 +234,13 @@ impl Desk<'_> {
             // notifies and records the agent.
             active: false,
         };
-        if matches!(self.directory.opened(id, &opened).await?, Claim::TakenByAnother) {
+        if matches!(self.directory.mark_opened(id, &opened).await?, Claim::TakenByAnother) {
             return Ok(None);
         }
         match self.directory.find(id).await?.filter(|known| is_open(known) && is_in(known, &entry.group)) {
             Some(open) => {
-                self.tell_waiting(id, &open).await?;
-                Ok(Some(Attempt::delivered(HERE)))
+                self.publish_waiting(id, &open).await?;
+                Ok(Some(Attempt::delivered(ENDPOINT)))
             }
             None => Ok(Some(self.too_late(id, &entry.group).await)),
         }
@@ -241,52 +253,52 @@ impl Desk<'_> {
             let (conversation, group) = (logged_conversation(id), logged_conversation(group));
             tracing::warn!(conversation, group, %error, "could not leave a superseded chat; an agent may see an orphaned chat");
         }
-        Attempt::of(HERE, Outcome::Repeated, "the conversation went on without this chat")
+        Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation went on without this chat")
     }
 
-    async fn tell_waiting(&self, id: &ConversationId, open: &Conversation) -> Result<(), OwnTrouble> {
+    async fn publish_waiting(&self, id: &ConversationId, open: &Conversation) -> Result<(), InternalError> {
         match &open.group {
-            Some(group) if open.state == State::Waiting => {
-                self.tell_place(id, group, open.position, open.wait.as_deref()).await
+            Some(group) if open.state == ConversationState::Waiting => {
+                self.publish_position(id, group, open.position, open.wait.as_deref()).await
             }
             _ => Ok(()),
         }
     }
 
-    async fn tell_place(
+    async fn publish_position(
         &self,
         id: &ConversationId,
         group: &str,
         position: Option<u32>,
         wait: Option<&str>,
-    ) -> Result<(), OwnTrouble> {
+    ) -> Result<(), InternalError> {
         let notice = Notice {
             group: Some(group.to_owned()),
             position,
             wait: wait.map(str::to_owned),
             ..Notice::about(id.clone())
         };
-        self.deliverer.tell_event(notice, NoticeEvent::Waiting, "").await
+        self.deliverer.publish_event(notice, NoticeEvent::Waiting, "").await
     }
 
-    async fn message(&self, text: &Text, conversation: Option<Conversation>) -> Done {
+    async fn message(&self, text: &HandoffText, conversation: Option<Conversation>) -> HandlerResult {
         let id = &text.conversation_id;
         if let Some(start) = self.late_start(text, conversation.as_ref()).await? {
             return Box::pin(self.start(&start, conversation)).await;
         }
-        self.heard(id, text.reply.as_deref()).await?;
+        self.save_reply_handle(id, text.reply.as_deref()).await?;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
-            Err(reason) => return Ok(Attempt::dead(HERE, reason, not_open(reason))),
+            Err(reason) => return Ok(Attempt::dead(ENDPOINT, reason, not_open(reason))),
         };
-        if self.maybe_taken && self.directory.was_sent(group, self.message.id).await? {
+        if self.possibly_delivered && self.directory.was_sent(group, self.message.id).await? {
             self.deliverer.note(self.message, DedupKey::Delivered(self.message.id)).await;
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "it was sent before and not recorded"));
+            return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "it was sent before and not recorded"));
         }
         if self.servicenow.api() == ChatApi::VirtualAgent {
-            return self.tell_agent(text, group).await;
+            return self.send_to_agent(text, group).await;
         }
-        if self.maybe_taken {
+        if self.possibly_delivered {
             for words in self.texts_with_files(text) {
                 match self.taken_message(id, group, &words).await? {
                     Ok(Some(posted)) => return self.sent(group, &posted).await,
@@ -311,11 +323,11 @@ impl Desk<'_> {
         id: &ConversationId,
         group: &str,
         words: &str,
-    ) -> Result<Result<Option<Posted>, CallError>, OwnTrouble> {
+    ) -> Result<Result<Option<PostedMessage>, CallError>, InternalError> {
         let last = self.directory.last_sent(group).await?;
         let since = match &last {
-            LastSent::Nothing => Since::Start,
-            LastSent::Message(sys_id) => Since::Message(sys_id),
+            LastSent::Nothing => ReadSince::Start,
+            LastSent::Message(sys_id) => ReadSince::Message(sys_id),
             // An older message with the same text could be taken for this one. A repeated message is better than a lost
             // message.
             LastSent::Unknown => return Ok(Ok(None)),
@@ -324,9 +336,9 @@ impl Desk<'_> {
     }
 
     /// Records the message as the last one of its chat, from which a later search starts.
-    async fn sent(&self, group: &str, posted: &Posted) -> Done {
-        self.directory.sent(group, self.message.id, posted.sys_id.as_deref()).await?;
-        Ok(Attempt::delivered(HERE))
+    async fn sent(&self, group: &str, posted: &PostedMessage) -> HandlerResult {
+        self.directory.mark_sent(group, self.message.id, posted.sys_id.as_deref()).await?;
+        Ok(Attempt::delivered(ENDPOINT))
     }
 
     /// Ends the conversation if ServiceNow answers 404, 410 or "you are not a member": the chat is over.
@@ -336,8 +348,8 @@ impl Desk<'_> {
         group: &str,
         error: &CallError,
         operation: Operation,
-    ) -> Done {
-        let attempt = Attempt::called(HERE, error, operation);
+    ) -> HandlerResult {
+        let attempt = Attempt::called(ENDPOINT, error, operation);
         if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {
             // Usually the poll has not seen the end yet. The state of the chat still says which side closed it.
             let seen = self.servicenow.state(id, group).await.ok().flatten();
@@ -348,8 +360,12 @@ impl Desk<'_> {
     }
 
     /// Reads the agent's last messages, if ServiceNow allows. An end does not wait for a failed reading.
-    async fn last_look(&self, conversation: Option<&Conversation>, group: &str) -> Result<(), OwnTrouble> {
-        let Some(conversation) = conversation.filter(|known| known.state == State::Active) else {
+    async fn read_last_messages(
+        &self,
+        conversation: Option<&Conversation>,
+        group: &str,
+    ) -> Result<(), InternalError> {
+        let Some(conversation) = conversation.filter(|known| known.state == ConversationState::Active) else {
             return Ok(());
         };
         let read = self.deliverer.repair(self.directory, self.servicenow, conversation, group).await?;
@@ -362,45 +378,47 @@ impl Desk<'_> {
     /// Leaves the chat. `Some` with the attempt if the call failed.
     async fn leave(&self, id: &ConversationId, group: &str) -> Option<Attempt> {
         let error = self.servicenow.leave(id, group).await.err()?;
-        let attempt = Attempt::called(HERE, &error, Operation::Leave);
+        let attempt = Attempt::called(ENDPOINT, &error, Operation::Leave);
         (attempt.outcome != Outcome::Delivered).then_some(attempt)
     }
 
-    async fn leave_failed(&self, id: &ConversationId, conversation: Option<&Conversation>) -> Done {
+    async fn leave_failed(&self, id: &ConversationId, conversation: Option<&Conversation>) -> HandlerResult {
         let Some(group) = conversation.and_then(|known| known.group.as_deref()) else {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation never had a chat"));
+            return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation never had a chat"));
         };
-        Ok(self.leave(id, group).await.unwrap_or_else(|| Attempt::delivered(HERE)))
+        Ok(self.leave(id, group).await.unwrap_or_else(|| Attempt::delivered(ENDPOINT)))
     }
 
-    async fn end(&self, end: &End, conversation: Option<Conversation>) -> Done {
+    async fn end(&self, end: &HandoffEnd, conversation: Option<Conversation>) -> HandlerResult {
         let id = &end.conversation_id;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
             Err(_) if self.deliverer.xo.is_of_a_bot(id) => {
-                return self.end_of_nothing(end, conversation).await;
+                return self.end_without_chat(end, conversation).await;
             }
             Err(reason @ DeadReason::UnknownConversation) => {
-                return Ok(Attempt::dead(HERE, reason, not_open(reason)));
+                return Ok(Attempt::dead(ENDPOINT, reason, not_open(reason)));
             }
             // The conversation was given up while it waited, so its chat must still be left.
             Err(DeadReason::ConversationFailed) => return self.leave_failed(id, conversation.as_ref()).await,
             // Both sides may end a conversation at the same time. It is over, as requested.
-            Err(_) => return Ok(Attempt::of(HERE, Outcome::Repeated, "the conversation is over already")),
+            Err(_) => {
+                return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation is over already"));
+            }
         };
-        if let Some(waiting) = conversation.as_ref().filter(|known| known.state == State::Waiting)
+        if let Some(waiting) = conversation.as_ref().filter(|known| known.state == ConversationState::Waiting)
             && end.reason.as_ref().and_then(EndReason::cause) == Some(EndCause::WaitedTooLong)
         {
             self.deliverer.give_up_waiting(waiting).await?;
             return self.leave_failed(id, conversation.as_ref()).await;
         }
         // After leaving, a user may not read the chat any more.
-        self.last_look(conversation.as_ref(), group).await?;
+        self.read_last_messages(conversation.as_ref(), group).await?;
         if let Some(attempt) = self.leave(id, group).await {
             return Ok(attempt);
         }
         self.deliverer.end_as(id, Some(group), end.reason_text(), end.metric_label()).await?;
-        Ok(Attempt::delivered(HERE))
+        Ok(Attempt::delivered(ENDPOINT))
     }
 }
 
@@ -415,10 +433,12 @@ fn is_in(conversation: &Conversation, group: &str) -> bool {
 pub(super) fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
     let conversation = conversation.ok_or(DeadReason::UnknownConversation)?;
     match (conversation.state, &conversation.group) {
-        (State::Waiting | State::Active, Some(group)) => Ok(group),
-        (State::Failed, _) => Err(DeadReason::ConversationFailed),
-        (State::Ended, _) => Err(DeadReason::ConversationOver),
-        (State::Requested | State::Waiting | State::Active, _) => Err(DeadReason::UnknownConversation),
+        (ConversationState::Waiting | ConversationState::Active, Some(group)) => Ok(group),
+        (ConversationState::Failed, _) => Err(DeadReason::ConversationFailed),
+        (ConversationState::Ended, _) => Err(DeadReason::ConversationOver),
+        (ConversationState::Requested | ConversationState::Waiting | ConversationState::Active, _) => {
+            Err(DeadReason::UnknownConversation)
+        }
     }
 }
 
@@ -434,7 +454,7 @@ pub(super) fn not_open(reason: DeadReason) -> &'static str {
 const BEFORE: &str = "\n\nBefore:";
 
 /// The beginning of a chat's first message: the user's message and the user's name.
-fn head(start: &Start) -> String {
+fn head(start: &HandoffStart) -> String {
     let mut text = start.message.clone();
     let user = start.user.clone().unwrap_or_default();
     let who: Vec<String> =
@@ -446,12 +466,12 @@ fn head(start: &Start) -> String {
 }
 
 /// The beginning of a first message that has a transcript.
-fn begins_with(start: &Start) -> String {
+fn begins_with(start: &HandoffStart) -> String {
     head(start) + BEFORE
 }
 
 /// The first message of a chat, for the agent: the user's message, the user's name and the transcript.
-fn first_words(start: &Start, before: &[Line]) -> String {
+fn first_words(start: &HandoffStart, before: &[TranscriptLine]) -> String {
     let mut text = head(start);
     if !before.is_empty() {
         text.push_str(BEFORE);
@@ -462,7 +482,7 @@ fn first_words(start: &Start, before: &[Line]) -> String {
     text
 }
 
-pub(super) fn with_attachments(text: &Text) -> String {
+pub(super) fn with_attachments(text: &HandoffText) -> String {
     let files = text.attachments.iter().map(named_file);
     std::iter::once(text.message.clone())
         .filter(|words| !words.is_empty())

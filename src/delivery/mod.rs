@@ -2,13 +2,11 @@
 //! gate first.
 //!
 //! Guarantees: an attempt always ends in an [`Outcome`]. It never sleeps before a retry and never decides the fate of
-//! its message (`worker/settle.rs` does). Its other writes (the directory, notices to the bot side, missing messages
+//! its message (`worker/policy.rs` does). Its other writes (the directory, notices to the bot side, missing messages
 //! that gap repair relays first) are safe to repeat, because the attempt may be repeated.
 //!
 //! Not responsible for: order, backoff and settling (`worker/`).
 
-mod agent_chat;
-mod agent_chat_callback;
 mod agent_joins;
 mod attachments;
 pub mod backoff;
@@ -20,24 +18,26 @@ mod callback_routing;
 mod callback_row;
 pub mod classify;
 mod closing_sentence;
-mod course;
+mod deduplication;
 mod escalation;
 mod events;
 mod gaps;
 mod gate;
 mod handoff;
-mod late;
+mod late_start;
+mod lifecycle_metrics;
 mod notices;
-mod patience;
 pub mod poll;
-mod repeats;
+mod recent_keys;
+mod relay;
 mod routing;
-mod settled;
-mod tell;
+mod texts;
+mod time_limits;
 mod transcript;
 mod user_return;
+mod virtual_agent;
+mod virtual_agent_callback;
 mod wait_updates;
-mod wording;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,32 +45,32 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{Directory, DirectoryError, DirectorySettings, Origin, State};
-use crate::message::routing::Routes;
+use crate::conversation::{ConversationState, Directory, DirectoryError, DirectorySettings, Origin};
+use crate::message::routing::QueueRoutes;
 use crate::message::{
     BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
     MessageId, Outcome, PlatformWords, RetryReason, TripReason,
 };
 use crate::platform::{CallError, ServiceNow, Xo};
-use crate::queue::{Lease, Queue, QueueError};
+use crate::queue::{BrokerLease, Queue, QueueError};
 use crate::telemetry::Metrics;
-pub use agent_chat::AgentChatSettings;
-use agent_chat::AgentChats;
 pub use attachments::FileSettings;
-use breaker::{Breaker, Heard};
+use breaker::{BreakerSignal, CircuitBreaker};
 use classify::{Operation, classify};
-use gaps::MissedStories;
+use deduplication::ReplayNotes;
+pub use deduplication::SettledBefore;
+pub(crate) use deduplication::{settled_by, settling_keys};
+use gaps::MissedHistories;
 pub use gaps::ReadBack;
 pub use gate::{Gate, GateSettings};
 use notices::instance_of;
-pub use patience::Patience;
-pub(crate) use repeats::Repeats;
-use settled::ReplayNotes;
-pub use settled::SettledBefore;
-pub(crate) use settled::{settled_by, settling_keys};
+pub(crate) use recent_keys::RecentKeys;
+pub use texts::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts};
+pub use time_limits::TimeLimits;
 use user_return::ClosingTexts;
+pub use virtual_agent::VirtualAgentOptions;
+use virtual_agent::VirtualAgentStarts;
 use wait_updates::WaitUpdates;
-pub use wording::{AgentTemplate, BotKitSettings, SpokenTexts, Texts};
 
 /// A bot that accepted its credential within this time is not paused as a whole when one of its addresses refuses the
 /// credential.
@@ -94,7 +94,7 @@ pub struct DeliverySettings {
     /// `servicenow.queue_id`
     pub queue_id: Option<String>,
     /// `servicenow.routes`
-    pub routes: Routes,
+    pub routes: QueueRoutes,
     /// `delivery.unknown_group`
     pub unknown_group: UnknownGroup,
     /// How long a callback waits for the start that may be opening its group.
@@ -114,7 +114,7 @@ pub struct DeliverySettings {
     /// Settings of the transfer of files.
     pub files: FileSettings,
     /// Settings of chats over the Virtual Agent API.
-    pub agent_chat: AgentChatSettings,
+    pub virtual_agent: VirtualAgentOptions,
 }
 
 /// The clients and the shared state of delivery attempts; one for each worker.
@@ -129,8 +129,8 @@ pub struct Deliverer {
     queue: Queue,
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
-    agent_chats: AgentChats,
-    transfers: attachments::Transfers,
+    virtual_agent_starts: VirtualAgentStarts,
+    transfers: attachments::TransferSlots,
     /// The gate of a destination that the settings do not know. No message is sent there.
     no_gate: Gate,
     /// The time of the last success of each destination.
@@ -138,9 +138,9 @@ pub struct Deliverer {
     /// The lanes whose calls were refused as unauthorized since the last success of their destination.
     unauthorized: Mutex<BTreeMap<Destination, BTreeSet<u64>>>,
     /// The messages that gap repair published recently.
-    read: Mutex<Repeats<MessageId, ()>>,
+    read: Mutex<RecentKeys<MessageId, ()>>,
     /// The failed attempts of missing messages.
-    missed_stories: Mutex<MissedStories>,
+    missed_histories: Mutex<MissedHistories>,
     /// The first failed reading of each chat that could not be read back since then.
     unread: Mutex<HashMap<String, Instant>>,
     /// The time of the last text about the wait, for each waiting user.
@@ -195,7 +195,7 @@ impl Attempt {
     }
 
     /// An attempt that failed for a reason inside Causeway. `ambiguous`: the platform may have been called already.
-    fn own_trouble(endpoint: Endpoint, ambiguous: bool, error: impl Into<String>) -> Self {
+    fn internal_error(endpoint: Endpoint, ambiguous: bool, error: impl Into<String>) -> Self {
         let outcome = Outcome::Retry { reason: RetryReason::Internal, ambiguous, floor: None };
         Self::of(endpoint, outcome, error)
     }
@@ -203,15 +203,15 @@ impl Attempt {
 
 /// A temporary internal error (the directory or the queue is unavailable). The attempt is repeated.
 #[derive(Debug)]
-struct OwnTrouble(String);
+struct InternalError(String);
 
-impl From<DirectoryError> for OwnTrouble {
+impl From<DirectoryError> for InternalError {
     fn from(error: DirectoryError) -> Self {
         Self(error.to_string())
     }
 }
 
-impl From<QueueError> for OwnTrouble {
+impl From<QueueError> for InternalError {
     fn from(error: QueueError) -> Self {
         Self(error.to_string())
     }
@@ -219,7 +219,7 @@ impl From<QueueError> for OwnTrouble {
 
 /// The clients and stores that a worker is built from.
 #[derive(Debug, Clone)]
-pub struct Parts {
+pub struct DelivererParts {
     /// The client of ServiceNow, if one is configured.
     pub servicenow: Option<ServiceNow>,
     /// The client of XO.
@@ -237,13 +237,13 @@ pub struct Parts {
 impl Deliverer {
     /// Creates the deliverer. `gates` holds the limits of each destination.
     pub fn new(
-        parts: Parts,
+        parts: DelivererParts,
         settings: DeliverySettings,
         gates: &BTreeMap<Destination, GateSettings>,
     ) -> Arc<Self> {
-        let lease: Lease = parts.queue.lease();
+        let lease: BrokerLease = parts.queue.lease();
         let gate = |destination: Destination| {
-            let breaker = Breaker::new(destination, parts.metrics.clone());
+            let breaker = CircuitBreaker::new(destination, parts.metrics.clone());
             let settings = gates.get(&destination).cloned().unwrap_or_default();
             Gate::new(destination, &settings, breaker, lease.clone(), parts.metrics.clone())
         };
@@ -255,8 +255,8 @@ impl Deliverer {
                 .map(|destination| (destination, gate(destination)))
                 .collect(),
             no_gate: gate(Destination::Callbacks),
-            agent_chats: AgentChats::default(),
-            transfers: attachments::Transfers::default(),
+            virtual_agent_starts: VirtualAgentStarts::default(),
+            transfers: attachments::TransferSlots::default(),
             settings,
             servicenow: parts.servicenow,
             xo: parts.xo,
@@ -267,7 +267,7 @@ impl Deliverer {
             served: Mutex::default(),
             unauthorized: Mutex::default(),
             read: Mutex::default(),
-            missed_stories: Mutex::default(),
+            missed_histories: Mutex::default(),
             unread: Mutex::default(),
             wait_updates: WaitUpdates::default(),
             closing_texts: ClosingTexts::default(),
@@ -286,21 +286,21 @@ impl Deliverer {
     }
 
     /// Makes one attempt.
-    pub async fn attempt(&self, message: &Message, past: Past) -> Attempt {
+    pub async fn attempt(&self, message: &Message, past: PriorAttempts) -> Attempt {
         let started = Instant::now();
         // Boxed, so that the future of a pure relay message stays small.
         let attempt = match message.destination {
             Destination::Xo => self.forward(message).await,
-            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.maybe_taken)).await,
+            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.possibly_delivered)).await,
             Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message)).await),
             Destination::Callbacks => own(Box::pin(self.route(message)).await),
         };
-        let attempt = self.judge_credentials(message, attempt);
+        let attempt = self.check_credentials(message, attempt);
         self.record(message, past, &attempt, started.elapsed());
         attempt
     }
 
-    fn record(&self, message: &Message, past: Past, attempt: &Attempt, took: Duration) {
+    fn record(&self, message: &Message, past: PriorAttempts, attempt: &Attempt, took: Duration) {
         let destination = message.destination.as_str();
         let label = attempt.outcome.as_str();
         self.metrics.attempts.with_label_values(&[destination, message.kind.as_str(), label]).inc();
@@ -311,13 +311,13 @@ impl Deliverer {
         let fails_again = past.fails_alone
             && matches!(&attempt.outcome, Outcome::Retry { reason, floor: None, .. } if *reason != RetryReason::Connect);
         if !fails_again {
-            self.tell_breaker(message.destination, Some(message), attempt);
+            self.record_in_breaker(message.destination, Some(message), attempt);
         }
     }
 
     /// Decides whether a refused credential concerns the whole bot. If other addresses of the bot accept the same
     /// credential, only this conversation is tried again, and the bot's other users are not delayed.
-    fn judge_credentials(&self, message: &Message, attempt: Attempt) -> Attempt {
+    fn check_credentials(&self, message: &Message, attempt: Attempt) -> Attempt {
         let is_refused = matches!(attempt.outcome, Outcome::Pause { reason: TripReason::Credentials, .. });
         if !is_refused || !matches!(message.destination, Destination::Bot(_)) {
             return attempt;
@@ -335,42 +335,43 @@ impl Deliverer {
     }
 
     /// Reports the attempt to the breaker. Only a failure of the destination itself counts as a failure.
-    fn tell_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
+    fn record_in_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
         let breaker = self.gate(destination).breaker();
         let lane = message.map_or(0, |message| lane_number(message.lane.as_str()));
         match &attempt.outcome {
-            Outcome::Delivered | Outcome::Answered => {
+            Outcome::Delivered | Outcome::Declined => {
                 let answered = attempt.remote(destination);
                 self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(answered, Instant::now());
                 self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner).remove(&answered);
-                breaker.hear(Heard::Alive);
+                breaker.record(BreakerSignal::Alive);
             }
             // A refusal is an answer of a destination that works.
-            Outcome::Dead(_) if attempt.status.is_some() => breaker.hear(Heard::Alive),
+            Outcome::Dead(_) if attempt.status.is_some() => breaker.record(BreakerSignal::Alive),
             Outcome::Pause { reason, floor } => {
-                breaker.hear(Heard::NotReady { reason: *reason, floor: *floor })
+                breaker.record(BreakerSignal::NotReady { reason: *reason, floor: *floor })
             }
             Outcome::Retry { reason: RetryReason::Internal, .. } => {}
             Outcome::Retry { floor: Some(floor), .. } => {
-                breaker.hear(Heard::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
+                breaker
+                    .record(BreakerSignal::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
             }
             Outcome::Retry { reason, .. } => {
-                breaker.hear(Heard::Failed { lane, unreachable: *reason == RetryReason::Connect });
+                breaker.record(BreakerSignal::Failed { lane, unreachable: *reason == RetryReason::Connect });
             }
             Outcome::Dead(_)
             | Outcome::Repeated
             | Outcome::Routed
             | Outcome::Dropped
-            | Outcome::Held { .. } => {}
+            | Outcome::Deferred { .. } => {}
         }
     }
 }
 
 /// The history of a message before this attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Past {
+pub struct PriorAttempts {
     /// An earlier attempt may have reached the destination, so the message is possibly delivered: look before sending.
-    pub maybe_taken: bool,
+    pub possibly_delivered: bool,
     /// The message failed while other messages succeeded. Another failure says nothing about the destination.
     pub fails_alone: bool,
 }
@@ -379,27 +380,27 @@ impl Deliverer {
     /// Must run before a dead letter is written. A dead start marks its conversation as failed and notifies the bot
     /// side. A dead Virtual Agent callback still applies its state. A dead end still gives the bot its user back. A
     /// dead bot turn is skipped at XO.
-    pub async fn before_burial(&self, dead: &DeadLetter) -> Result<(), String> {
+    pub async fn before_dead_letter(&self, dead: &DeadLetter) -> Result<(), String> {
         if dead.message.kind.is_bot_turn() {
             self.skip_turn(&dead.message).await;
             return Ok(());
         }
         if matches!(dead.message.kind, Kind::CallbackEnded | Kind::HandoffFailed) {
-            return self.last_act(&dead.message).await.map_err(|OwnTrouble(trouble)| trouble);
+            return self.last_act(&dead.message).await.map_err(|InternalError(trouble)| trouble);
         }
         if dead.message.kind == Kind::CallbackMessage {
             let Some(directory) = &self.directory else { return Ok(()) };
-            let done = self.agent_chat_buried(&dead.message, directory).await;
-            return done.map_err(|OwnTrouble(trouble)| trouble);
+            let done = self.virtual_agent_dead_lettered(&dead.message, directory).await;
+            return done.map_err(|InternalError(trouble)| trouble);
         }
         if !matches!(dead.message.kind, Kind::HandoffStart | Kind::HandoffMessage) {
             return Ok(());
         }
         let Ok(handoff) = serde_json::from_slice::<Handoff>(&dead.message.body) else { return Ok(()) };
-        self.start_died(dead, &handoff).await.map_err(|OwnTrouble(trouble)| trouble)
+        self.start_died(dead, &handoff).await.map_err(|InternalError(trouble)| trouble)
     }
 
-    async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), OwnTrouble> {
+    async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let reply = match handoff {
             Handoff::Start(start) => start.reply.as_deref(),
@@ -411,30 +412,33 @@ impl Deliverer {
         if let Some(reply) = reply {
             // The ingress may not have reached the directory, and no attempt may have been made.
             if directory.find(id).await?.is_none() {
-                directory.requested(id, Origin::BotKit, None).await?;
+                directory.mark_requested(id, Origin::BotKit, None).await?;
             }
-            directory.heard(id, reply, dead.message.accepted_at).await?;
+            directory.save_reply_handle(id, reply, dead.message.accepted_at).await?;
         }
         let open = directory.find(id).await?;
         if self.is_foreign(handoff, open.as_ref()) {
             return Ok(());
         }
         // The dead letter is a duplicate of a start that succeeded, so the chat goes on.
-        if open.as_ref().is_some_and(|open| matches!(open.state, State::Waiting | State::Active)) {
+        if open
+            .as_ref()
+            .is_some_and(|open| matches!(open.state, ConversationState::Waiting | ConversationState::Active))
+        {
             return Ok(());
         }
-        if agent_chat::has_failed(open.as_ref(), &dead.message) {
+        if virtual_agent::has_failed(open.as_ref(), &dead.message) {
             return Ok(());
         }
         let told = self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await;
-        self.give_up_agent_chat(id, open.as_ref());
+        self.give_up_virtual_agent(id, open.as_ref());
         told
     }
 }
 
 /// Turns an internal error into the attempt of a message to the bot side.
-fn own(done: Result<Attempt, OwnTrouble>) -> Attempt {
-    done.unwrap_or_else(|OwnTrouble(trouble)| Attempt::own_trouble(Endpoint::Events, false, trouble))
+fn own(done: Result<Attempt, InternalError>) -> Attempt {
+    done.unwrap_or_else(|InternalError(trouble)| Attempt::internal_error(Endpoint::Events, false, trouble))
 }
 
 fn lane_number(lane: &str) -> u64 {

@@ -5,15 +5,20 @@
 //!
 //! Not responsible for: delivery (`callback.rs`).
 
-use super::{Deliverer, OwnTrouble};
+use super::{Deliverer, InternalError};
 use crate::conversation::Origin;
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
 impl Deliverer {
     /// Publishes a notice. `instance` distinguishes notices that may occur twice in one chat, for example a new
     /// position in the queue.
-    pub(super) async fn tell(&self, kind: Kind, notice: &Notice, instance: &str) -> Result<(), OwnTrouble> {
-        if !self.somebody_listens(&notice.conversation_id).await? {
+    pub(super) async fn publish_notice(
+        &self,
+        kind: Kind,
+        notice: &Notice,
+        instance: &str,
+    ) -> Result<(), InternalError> {
+        if !self.has_listener(&notice.conversation_id).await? {
             return Ok(());
         }
         // The notice stands behind the callbacks of its chat. They are in the lane of the chat until a worker has found
@@ -26,7 +31,7 @@ impl Deliverer {
                 (self.settings.bot_side.of_conversation(id), LaneKey::from(id))
             }
         };
-        let body = serde_json::to_vec(notice).map_err(|error| OwnTrouble(error.to_string()))?;
+        let body = serde_json::to_vec(notice).map_err(|error| InternalError(error.to_string()))?;
         Ok(self
             .queue
             .publish(&Message::new(notice.id(kind, instance), kind, destination, lane, body))
@@ -34,7 +39,7 @@ impl Deliverer {
     }
 
     /// Whether the conversation has a receiver: a bot, or `handoffs.events_url` for a conversation of the API.
-    pub(super) async fn somebody_listens(&self, id: &ConversationId) -> Result<bool, OwnTrouble> {
+    pub(super) async fn has_listener(&self, id: &ConversationId) -> Result<bool, InternalError> {
         if self.settings.tells_events || !self.settings.serves_bots {
             return Ok(self.settings.tells_events);
         }
@@ -42,13 +47,13 @@ impl Deliverer {
         Ok(directory.find(id).await?.is_some_and(|known| known.origin == Origin::BotKit))
     }
 
-    pub(super) async fn tell_event(
+    pub(super) async fn publish_event(
         &self,
         notice: Notice,
         event: NoticeEvent,
         instance: &str,
-    ) -> Result<(), OwnTrouble> {
-        self.tell(Kind::CallbackEvent, &Notice { event: Some(event), ..notice }, instance).await
+    ) -> Result<(), InternalError> {
+        self.publish_notice(Kind::CallbackEvent, &Notice { event: Some(event), ..notice }, instance).await
     }
 
     /// Ends a chat. The notice is published before the directory is changed, so a repeat after a crash publishes the
@@ -58,7 +63,7 @@ impl Deliverer {
         id: &ConversationId,
         group: Option<&str>,
         reason: &str,
-    ) -> Result<(), OwnTrouble> {
+    ) -> Result<(), InternalError> {
         self.end_as(id, group, reason, reason).await
     }
 
@@ -69,15 +74,15 @@ impl Deliverer {
         group: Option<&str>,
         reason: &str,
         label: &str,
-    ) -> Result<(), OwnTrouble> {
+    ) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             group: group.map(str::to_owned),
             reason: Some(reason.to_owned()),
             ..Notice::about(id.clone())
         };
-        self.tell(Kind::CallbackEnded, &notice, "").await?;
-        self.count_end(directory.ended(id, group, reason).await?, label);
+        self.publish_notice(Kind::CallbackEnded, &notice, "").await?;
+        self.count_end(directory.mark_ended(id, group, reason).await?, label);
         if let Some(servicenow) = &self.servicenow {
             servicenow.forget(id);
         }
@@ -92,15 +97,15 @@ impl Deliverer {
         reason: &str,
         detail: Option<&str>,
         instance: &str,
-    ) -> Result<(), OwnTrouble> {
+    ) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             reason: Some(reason.to_owned()),
             detail: detail.map(str::to_owned),
             ..Notice::about(id.clone())
         };
-        self.tell(Kind::HandoffFailed, &notice, instance).await?;
-        self.count_end(directory.failed(id, reason).await?, reason);
+        self.publish_notice(Kind::HandoffFailed, &notice, instance).await?;
+        self.count_end(directory.mark_failed(id, reason).await?, reason);
         Ok(())
     }
 }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agent_joins::joined_instance;
-use super::breaker::Heard;
-use super::{Attempt, Deliverer, OwnTrouble, Patience};
+use super::breaker::BreakerSignal;
+use super::{Attempt, Deliverer, InternalError, TimeLimits};
 use crate::clock;
-use crate::conversation::{Conversation, Directory, Observation, State};
+use crate::conversation::{Conversation, ConversationState, Directory, Observation};
 use crate::delivery::classify::Operation;
 use crate::message::{DeadReason, Destination, Endpoint, Notice, NoticeEvent, Outcome};
 use crate::platform::{CallError, ChatApi, ChatState, QueueEntry, ServiceNow};
-use crate::tasks::Stop;
+use crate::tasks::CancellationToken;
 
 /// `servicenow.poll_*`
 #[derive(Debug, Clone)]
@@ -31,15 +31,15 @@ pub struct PollSettings {
     /// The interval while an agent is in the chat.
     pub active: Duration,
     /// The time limits of conversations.
-    pub patience: Patience,
+    pub time_limits: TimeLimits,
 }
 
-const AT_ONCE: u32 = 32;
+const BATCH_SIZE: u32 = 32;
 /// How long a poll waits for the probe permit before the time limits are checked again.
-const SEAT_TAKES: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The poll of one chat.
-pub(super) struct Look<'a> {
+pub(super) struct PollContext<'a> {
     pub(super) deliverer: &'a Deliverer,
     pub(super) servicenow: &'a ServiceNow,
     pub(super) directory: &'a Directory,
@@ -48,19 +48,25 @@ pub(super) struct Look<'a> {
 }
 
 /// The result of a poll. A failed call is reported to the breaker; after an internal error the chat is polled again.
-pub(super) type Looked = Result<Result<(), CallError>, OwnTrouble>;
+pub(super) type PollResult = Result<Result<(), CallError>, InternalError>;
 
 impl Deliverer {
     /// Polls the state of every open conversation until the cancellation.
-    pub async fn poll(self: Arc<Self>, settings: PollSettings, stop: Stop) -> Result<(), String> {
+    pub async fn poll(
+        self: Arc<Self>,
+        settings: PollSettings,
+        stop: CancellationToken,
+    ) -> Result<(), String> {
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else { return Ok(()) };
         let pause = settings.waiting.min(settings.active).min(Duration::from_secs(1));
         loop {
             tokio::select! {
-                () = stop.wait() => return Ok(()),
+                () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if let Err(OwnTrouble(trouble)) = self.lose_patience(directory, &settings.patience).await {
+            if let Err(InternalError(trouble)) =
+                self.enforce_time_limits(directory, &settings.time_limits).await
+            {
                 tracing::debug!(trouble, "could not enforce the time limits; trying again later");
             }
             // The Virtual Agent API reports its state by callbacks only.
@@ -69,27 +75,27 @@ impl Deliverer {
                 continue;
             }
             // If no message waits to be the probe, only this poll can find out that ServiceNow is back.
-            let seat = tokio::select! {
-                () = stop.wait() => return Ok(()),
-                seat = tokio::time::timeout(SEAT_TAKES, self.gate(Destination::ServiceNow).breaker().probe_seat()) => seat,
+            let permit = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                permit = tokio::time::timeout(PROBE_TIMEOUT, self.gate(Destination::ServiceNow).breaker().probe_permit()) => permit,
             };
-            let Ok(seat) = seat else { continue };
-            let probing = seat.is_some();
+            let Ok(permit) = permit else { continue };
+            let probing = permit.is_some();
             let often = |every| if probing { Duration::ZERO } else { every };
             let (waiting, active) = (often(settings.waiting), often(settings.active));
-            let at_once = if probing { 1 } else { AT_ONCE };
-            match directory.due(clock::now(), waiting, active, at_once).await {
+            let at_once = if probing { 1 } else { BATCH_SIZE };
+            match directory.find_due(clock::now(), waiting, active, at_once).await {
                 Ok(due) => {
-                    let look = |conversation| self.look(servicenow, directory, conversation, probing);
+                    let look = |conversation| self.poll_one(servicenow, directory, conversation, probing);
                     futures_util::future::join_all(due.iter().map(look)).await;
                 }
                 Err(error) => tracing::debug!(%error, "cannot read which conversations to poll"),
             }
-            drop(seat);
+            drop(permit);
         }
     }
 
-    async fn look(
+    async fn poll_one(
         &self,
         servicenow: &ServiceNow,
         directory: &Directory,
@@ -102,23 +108,23 @@ impl Deliverer {
             return;
         }
         let Some(_pass) = self.gate(Destination::ServiceNow).enter(probing).await else { return };
-        let look = Look { deliverer: self, servicenow, directory, conversation, group };
-        match look.take().await {
-            Ok(Ok(())) => self.gate(Destination::ServiceNow).breaker().hear(Heard::Alive),
+        let look = PollContext { deliverer: self, servicenow, directory, conversation, group };
+        match look.run().await {
+            Ok(Ok(())) => self.gate(Destination::ServiceNow).breaker().record(BreakerSignal::Alive),
             Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
-                self.tell_breaker(Destination::ServiceNow, None, &attempt);
+                self.record_in_breaker(Destination::ServiceNow, None, &attempt);
                 tracing::debug!(conversation = %conversation.id, %error, "cannot read the state of the chat");
             }
-            Err(OwnTrouble(trouble)) => {
+            Err(InternalError(trouble)) => {
                 tracing::debug!(conversation = %conversation.id, trouble, "cannot record the state of the chat; trying again at the next poll");
             }
         }
     }
 }
 
-impl Look<'_> {
-    async fn take(&self) -> Looked {
+impl PollContext<'_> {
+    async fn run(&self) -> PollResult {
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
             // A single empty list among good answers is a temporary error of the instance.
@@ -131,14 +137,14 @@ impl Look<'_> {
             Some(reason) => self.end(reason).await,
             None => {
                 self.settled();
-                self.saw(&entry).await?;
+                self.record_entry(&entry).await?;
                 self.read().await
             }
         }
     }
 
     /// Publishes the remaining messages first, because nothing is relayed after an end.
-    pub(super) async fn end(&self, reason: &str) -> Looked {
+    pub(super) async fn end(&self, reason: &str) -> PollResult {
         if let Err(error) = self.read().await? {
             let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
             // A chat that may not be read any more is ended without the remaining messages.
@@ -152,11 +158,11 @@ impl Look<'_> {
         Ok(Ok(()))
     }
 
-    async fn read(&self) -> Looked {
+    async fn read(&self) -> PollResult {
         self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await
     }
 
-    pub(super) async fn saw(&self, entry: &QueueEntry) -> Result<(), OwnTrouble> {
+    pub(super) async fn record_entry(&self, entry: &QueueEntry) -> Result<(), InternalError> {
         let known = self.conversation;
         let active = entry.state == Some(ChatState::InProgress) && entry.assigned_to.is_some();
         // The instance part of the notices' ids. A relayed notice changes `updated_at`, so a second `joined` of the
@@ -171,16 +177,18 @@ impl Look<'_> {
         };
         // If only messages of an agent were seen so far, the agent gets a name without another `joined`.
         let another = known.agent.is_some() && known.agent != entry.assigned_to;
-        if active && (known.state != State::Active || another) {
+        if active && (known.state != ConversationState::Active || another) {
             let instance = joined_instance(known, entry.assigned_to.as_deref());
-            self.deliverer.tell_event(notice, NoticeEvent::Joined, &instance).await?;
+            self.deliverer.publish_event(notice, NoticeEvent::Joined, &instance).await?;
             self.deliverer.agent_came(self.directory, known).await?;
-        } else if !active && known.state == State::Active {
+        } else if !active && known.state == ConversationState::Active {
             let notice = Notice { agent: known.agent.clone(), ..notice };
-            self.deliverer.tell_event(notice, NoticeEvent::Left, &since.to_string()).await?;
+            self.deliverer.publish_event(notice, NoticeEvent::Left, &since.to_string()).await?;
         } else if !active && known.position != entry.position {
             let position = entry.position.map(|position| position.to_string()).unwrap_or_default();
-            self.deliverer.tell_event(notice, NoticeEvent::Waiting, &format!("{since}:{position}")).await?;
+            self.deliverer
+                .publish_event(notice, NoticeEvent::Waiting, &format!("{since}:{position}"))
+                .await?;
         }
         let seen = Observation {
             position: entry.position,
@@ -188,7 +196,7 @@ impl Look<'_> {
             agent: entry.assigned_to.clone(),
             active,
         };
-        self.directory.observed(&known.id, self.group, &seen).await?;
+        self.directory.record_observation(&known.id, self.group, &seen).await?;
         Ok(())
     }
 }

@@ -9,18 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Deliverer;
-use super::handoff::Desk;
+use super::handoff::HandoffHandler;
 use crate::message::Destination;
-use crate::message::handoff::Start;
+use crate::message::handoff::HandoffStart;
 use crate::platform::ChatApi;
-use crate::tasks::Stop;
+use crate::tasks::CancellationToken;
 
 /// The pause before a ServiceNow that did not answer is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
-impl Desk<'_> {
+impl HandoffHandler<'_> {
     /// The queue that the start waits in.
-    pub(super) fn queue_of<'a>(&'a self, start: &'a Start) -> Option<&'a str> {
+    pub(super) fn queue_of<'a>(&'a self, start: &'a HandoffStart) -> Option<&'a str> {
         let settings = &self.deliverer.settings;
         let routed = || settings.routes.choose(start).and_then(|route| route.queue_id.as_deref());
         start.queue_id.as_deref().or_else(routed).or(settings.queue_id.as_deref())
@@ -30,15 +30,15 @@ impl Desk<'_> {
 impl Deliverer {
     /// Asks ServiceNow once for every queue, and again for those without an answer. `queues`: the settings key and the
     /// Queue ID.
-    pub async fn ask_for_queues(
+    pub async fn check_queues(
         self: Arc<Self>,
         mut queues: Vec<(String, String)>,
-        stop: Stop,
+        stop: CancellationToken,
     ) -> Result<(), String> {
         let Some(servicenow) =
             self.servicenow.as_ref().filter(|known| known.api() == ChatApi::ConnectSupport)
         else {
-            stop.wait().await;
+            stop.cancelled().await;
             return Ok(());
         };
         while !queues.is_empty() {
@@ -68,12 +68,12 @@ impl Deliverer {
             }
             queues = unanswered;
             tokio::select! {
-                () = stop.wait() => return Ok(()),
-                () = tokio::time::sleep(ASK_AGAIN), if !queues.is_empty() => {}
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY_DELAY), if !queues.is_empty() => {}
                 else => {}
             }
         }
-        stop.wait().await;
+        stop.cancelled().await;
         Ok(())
     }
 }

@@ -9,13 +9,13 @@
 
 use std::time::Duration;
 
-use super::handoff::{Desk, named_file};
-use super::{Deliverer, OwnTrouble};
+use super::handoff::{HandoffHandler, named_file};
+use super::{Deliverer, InternalError};
 use crate::conversation::DedupKey;
 use crate::message::ReplyHandle;
-use crate::message::handoff::{Line, Start};
-use crate::platform::Spoken;
-use crate::platform::servicenow::{StoredOpening, recognisable};
+use crate::message::handoff::{HandoffStart, TranscriptLine};
+use crate::platform::HistoryEntry;
+use crate::platform::servicenow::{OpeningMessage, recognisable};
 
 /// How long a chat waits for XO's answer.
 const BUDGET: Duration = Duration::from_secs(2);
@@ -24,14 +24,14 @@ const LINE_CHARS_MAX: usize = 2_000;
 /// The most bytes of all lines: ServiceNow's columns are limited, and an agent reads the last lines.
 const TRANSCRIPT_BYTES_MAX: usize = 12 << 10;
 
-impl Desk<'_> {
+impl HandoffHandler<'_> {
     /// Whether the transcript of this start is read from XO, so that its text can differ between attempts.
-    pub(super) fn reads_history(&self, start: &Start) -> bool {
+    pub(super) fn reads_history(&self, start: &HandoffStart) -> bool {
         start.reply.is_some() && self.deliverer.settings.botkit.transcript > 0
     }
 
     /// The messages before the handoff, oldest first: XO's own list, otherwise the transcript of the start.
-    pub(super) async fn said_before(&self, start: &Start) -> Vec<Line> {
+    pub(super) async fn read_transcript(&self, start: &HandoffStart) -> Vec<TranscriptLine> {
         let Some(handle) = start.reply.as_deref().filter(|_| self.reads_history(start)) else {
             return start.transcript.clone();
         };
@@ -41,7 +41,7 @@ impl Desk<'_> {
     }
 
     /// Records a mark of the text that is about to be sent, if another attempt may send another text.
-    pub(super) async fn note_opening(&self, start: &Start, text: &str) -> Result<(), OwnTrouble> {
+    pub(super) async fn note_opening(&self, start: &HandoffStart, text: &str) -> Result<(), InternalError> {
         if self.reads_history(start) {
             for form in recognisable(text) {
                 self.directory.mark_done(self.mark(&form), None, crate::clock::now()).await?;
@@ -53,9 +53,9 @@ impl Desk<'_> {
     /// Whether an attempt of this start opened the chat. `whole` is the text of an attempt without XO's answer.
     pub(super) async fn is_of_this_start(
         &self,
-        opening: &StoredOpening,
+        opening: &OpeningMessage,
         whole: &str,
-    ) -> Result<bool, OwnTrouble> {
+    ) -> Result<bool, InternalError> {
         if opening.is(whole) {
             return Ok(true);
         }
@@ -75,7 +75,7 @@ impl Desk<'_> {
 
 impl Deliverer {
     /// Reads the history from XO. `None` if XO does not answer.
-    async fn history(&self, handle: &ReplyHandle) -> Option<Vec<Spoken>> {
+    async fn history(&self, handle: &ReplyHandle) -> Option<Vec<HistoryEntry>> {
         let destination = self.settings.bot_side.bot(&handle.bot_id)?;
         if !self.gate(destination).breaker().passes() {
             return None;
@@ -91,7 +91,7 @@ impl Deliverer {
     }
 }
 
-fn line(spoken: &Spoken) -> Line {
+fn line(spoken: &HistoryEntry) -> TranscriptLine {
     let files = spoken.files.iter().map(named_file);
     let words = Some(spoken.text.trim().to_owned()).filter(|words| !words.is_empty());
     let mut text = words.into_iter().chain(files).collect::<Vec<_>>().join("\n");
@@ -100,14 +100,14 @@ fn line(spoken: &Spoken) -> Line {
         text.push('…');
     }
     let from = if spoken.from_user { "user" } else { "bot" };
-    Line { from: from.to_owned(), text, at: spoken.at.clone() }
+    TranscriptLine { from: from.to_owned(), text, at: spoken.at.clone() }
 }
 
 /// Bounds the transcript, and removes the user's message that becomes the first message of the chat. Later messages of
 /// the user wait on the queue.
-fn bounded(mut lines: Vec<Line>, first_words: &str) -> Vec<Line> {
+fn bounded(mut lines: Vec<TranscriptLine>, first_words: &str) -> Vec<TranscriptLine> {
     let unanswered = lines.iter().rposition(|line| line.from != "user").map_or(0, |last| last + 1);
-    let same = |line: &Line| line.text.trim() == first_words.trim();
+    let same = |line: &TranscriptLine| line.text.trim() == first_words.trim();
     if let Some(first) = lines[unanswered..].iter().position(same) {
         lines.truncate(unanswered + first);
     }
@@ -125,11 +125,11 @@ fn bounded(mut lines: Vec<Line>, first_words: &str) -> Vec<Line> {
 mod tests {
     use super::*;
 
-    fn spoken(from_user: bool, text: &str) -> Spoken {
-        Spoken { from_user, text: text.to_owned(), files: Vec::new(), at: None }
+    fn spoken(from_user: bool, text: &str) -> HistoryEntry {
+        HistoryEntry { from_user, text: text.to_owned(), files: Vec::new(), at: None }
     }
 
-    fn texts(lines: &[Line]) -> Vec<&str> {
+    fn texts(lines: &[TranscriptLine]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
     }
 
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_oldest_lines_go_first() {
-        let lines: Vec<Line> =
+        let lines: Vec<TranscriptLine> =
             (0..10).map(|n| line(&spoken(false, &format!("{n}{}", "x".repeat(1_900))))).collect();
         let kept = bounded(lines, "");
         assert_eq!(kept.len(), 6);

@@ -6,7 +6,7 @@
 //! the call for [`CLOSING_TEXT_TIME`] at most. A text that succeeded is not sent again after a crash. A dead end makes
 //! the call once more before it is dead-lettered. The replay of such an end makes the call again.
 //!
-//! Not responsible for: the choice of the reply handle (`botkit.rs`), the closing text itself (`wording.rs`).
+//! Not responsible for: the choice of the reply handle (`botkit.rs`), the closing text itself (`texts.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::botkit::{Done, is_refusal};
-use super::wording::Occasion;
-use super::{Attempt, Deliverer, OwnTrouble};
+use super::botkit::{HandlerResult, is_refusal};
+use super::texts::TextKind;
+use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory, Origin};
 use crate::message::handoff::EndCause;
@@ -24,7 +24,7 @@ use crate::message::{Endpoint, Message, MessageId, Notice, Outcome};
 use crate::platform::SessionStep;
 use crate::telemetry::logged_conversation;
 
-const HERE: Endpoint = Endpoint::XoBotKit;
+const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// How long a closing text may fail before the session is cleared without the text.
 const CLOSING_TEXT_TIME: Duration = Duration::from_secs(10);
 /// Older failures belong to ends that other workers took over.
@@ -82,10 +82,10 @@ impl Deliverer {
         message: &Message,
         conversation: &Conversation,
         notice: &Notice,
-    ) -> Done {
+    ) -> HandlerResult {
         let directory = self.known()?;
         if is_done(message, conversation, notice) {
-            return Ok(Attempt::of(HERE, Outcome::Repeated, "the bot has its user back already"));
+            return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the bot has its user back already"));
         }
         if let Some(attempt) = self.closing_text(message, conversation, notice).await? {
             return Ok(attempt);
@@ -94,7 +94,7 @@ impl Deliverer {
             return Ok(attempt);
         }
         self.closing_texts.forget(message.id);
-        Ok(Attempt::delivered(HERE))
+        Ok(Attempt::delivered(ENDPOINT))
     }
 
     /// Sends the closing text. `Some` if the end must wait.
@@ -103,12 +103,12 @@ impl Deliverer {
         message: &Message,
         conversation: &Conversation,
         notice: &Notice,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+    ) -> Result<Option<Attempt>, InternalError> {
         let directory = self.known()?;
-        let occasion = Occasion::of_end(message.kind, notice.reason.as_deref().unwrap_or_default());
+        let text_kind = TextKind::of_end(message.kind, notice.reason.as_deref().unwrap_or_default());
         let language = self.language_of(&conversation.id).await?;
         let texts = &self.settings.botkit.texts;
-        let text = occasion.and_then(|occasion| texts.say(occasion, notice, language.as_deref()));
+        let text = text_kind.and_then(|text_kind| texts.render(text_kind, notice, language.as_deref()));
         let Some(text) = text.filter(|_| !self.closing_texts.is_given_up(message.id)) else {
             return Ok(None);
         };
@@ -116,7 +116,7 @@ impl Deliverer {
         if directory.is_done(step).await? {
             return Ok(None);
         }
-        let told = self.tell_user(conversation, &text, false).await?;
+        let told = self.send_to_user(conversation, &text, false).await?;
         // XO accepted the text, or refuses the text for good.
         if told.outcome == Outcome::Delivered || is_refusal(&told) {
             directory.mark_done(step, None, clock::now()).await?;
@@ -140,7 +140,7 @@ impl Deliverer {
         conversation: &Conversation,
         notice: &Notice,
         directory: &Directory,
-    ) -> Result<Option<Attempt>, OwnTrouble> {
+    ) -> Result<Option<Attempt>, InternalError> {
         let reason = notice.reason.as_deref().unwrap_or_default();
         if reason != ENDED_BY_XO {
             let step = DedupKey::botkit_notice_step(message.id, "clear");
@@ -151,13 +151,13 @@ impl Deliverer {
                 return Ok(Some(cleared));
             }
         }
-        directory.released(&conversation.id).await?;
+        directory.mark_released(&conversation.id).await?;
         Ok(None)
     }
 
     /// Makes the call once more for an end that is about to be dead-lettered. The dead letter is written even if XO
     /// refuses the call.
-    pub(super) async fn last_act(&self, message: &Message) -> Result<(), OwnTrouble> {
+    pub(super) async fn last_act(&self, message: &Message) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let Ok(notice) = serde_json::from_slice::<Notice>(&message.body) else { return Ok(()) };
         let known = directory.find(&notice.conversation_id).await?;
@@ -199,7 +199,7 @@ mod tests {
 
     fn failure(ambiguous: bool) -> Attempt {
         let outcome = Outcome::Retry { reason: RetryReason::ServerError, ambiguous, floor: None };
-        Attempt::of(HERE, outcome, "")
+        Attempt::of(ENDPOINT, outcome, "")
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,8 +218,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_text_that_was_certainly_not_read_is_tried_before_each_call() {
         let (texts, id) = (ClosingTexts::default(), MessageId::fresh());
-        let lapsed = Outcome::Held { at_most: Duration::MAX, then: DeadReason::Expired };
-        assert!(!texts.failed(id, &Attempt::of(HERE, lapsed, "")));
+        let lapsed = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
+        assert!(!texts.failed(id, &Attempt::of(ENDPOINT, lapsed, "")));
         tokio::time::advance(CLOSING_TEXT_TIME).await;
         assert!(!texts.is_given_up(id));
         assert!(texts.failed(id, &failure(false)));

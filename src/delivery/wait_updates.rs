@@ -5,7 +5,7 @@
 //! Guarantees: the first text of a chat about the wait is sent at once. A later text is sent only if the minimum
 //! interval has passed. After a restart of the worker one text may come early.
 //!
-//! Not responsible for: the texts themselves (`wording.rs`), events of the handoff API, which are not limited
+//! Not responsible for: the texts themselves (`texts.rs`), events of the handoff API, which are not limited
 //! (`events.rs`).
 
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ impl WaitUpdates {
     }
 
     /// Records that a text was sent.
-    pub(super) fn told(&self, notice: &Notice) {
+    pub(super) fn mark_sent(&self, notice: &Notice) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|_, at| at.elapsed() < FORGET_AFTER);
         told.insert(chat(notice), Instant::now());
@@ -55,7 +55,7 @@ mod tests {
             ..Notice::about(ConversationId::parse("c").unwrap())
         };
         assert!(updates.is_due(&notice("g-1"), minute));
-        updates.told(&notice("g-1"));
+        updates.mark_sent(&notice("g-1"));
         assert!(!updates.is_due(&notice("g-1"), minute));
         assert!(updates.is_due(&notice("g-2"), minute), "the next chat begins with a text");
         tokio::time::advance(minute).await;

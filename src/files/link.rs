@@ -3,7 +3,7 @@
 //! Guarantees: the same file of the same message always has the same link, so a repeated message is recognised. A link
 //! that was changed, or was signed with another secret, is refused. Signatures are compared in constant time.
 //!
-//! Not responsible for: fetching the file (`door.rs`).
+//! Not responsible for: fetching the file (`server.rs`).
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const PURPOSE: &str = "causeway files v1";
 
 /// The location of a file.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
+pub enum FileSource {
     /// A `sys_attachment` at ServiceNow.
     #[serde(rename = "a")]
     Attachment(String),
@@ -38,7 +38,7 @@ pub enum Source {
 }
 
 /// The address is omitted, because it can be a secret.
-impl std::fmt::Debug for Source {
+impl std::fmt::Debug for FileSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Attachment(_) => "Attachment",
@@ -56,7 +56,7 @@ pub struct LinkedFile {
     pub conversation: ConversationId,
     /// The location of the file.
     #[serde(rename = "s")]
-    pub source: Source,
+    pub source: FileSource,
     /// The name under which a browser saves the file.
     #[serde(rename = "n")]
     pub name: String,
@@ -69,7 +69,7 @@ impl std::fmt::Debug for LinkedFile {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Signed {
+struct SignedLink {
     #[serde(flatten)]
     file: LinkedFile,
     /// The Unix time at which the link expires.
@@ -127,7 +127,7 @@ impl FileLinks {
 
     fn token(&self, file: &LinkedFile, at: Timestamp) -> Option<String> {
         let life = i64::try_from(self.expires.as_secs()).unwrap_or(i64::MAX);
-        let signed = Signed { file: file.clone(), ends: at.as_second().saturating_add(life) };
+        let signed = SignedLink { file: file.clone(), ends: at.as_second().saturating_add(life) };
         let body = BASE64.encode(serde_json::to_vec(&signed).ok()?);
         let token = format!("{body}.{}", BASE64.encode(mac(&self.secret, &body)));
         (token.len() <= TOKEN_BYTES_MAX).then_some(token)
@@ -141,7 +141,7 @@ impl FileLinks {
         let mac = mac.map_err(|_| LinkProblem::Forged)?.chain_update(body);
         mac.verify_slice(&given).map_err(|_| LinkProblem::Forged)?;
         let body = BASE64.decode(body).map_err(|_| LinkProblem::Forged)?;
-        let signed: Signed = serde_json::from_slice(&body).map_err(|_| LinkProblem::Forged)?;
+        let signed: SignedLink = serde_json::from_slice(&body).map_err(|_| LinkProblem::Forged)?;
         if now.as_second() >= signed.ends { Err(LinkProblem::Expired) } else { Ok(signed.file) }
     }
 }
@@ -165,7 +165,11 @@ mod tests {
 
     fn file(sys_id: &str) -> LinkedFile {
         let conversation = ConversationId::parse("st-1:u-1:rtm").unwrap();
-        LinkedFile { conversation, source: Source::Attachment(sys_id.to_owned()), name: "a.png".to_owned() }
+        LinkedFile {
+            conversation,
+            source: FileSource::Attachment(sys_id.to_owned()),
+            name: "a.png".to_owned(),
+        }
     }
 
     #[test]
@@ -196,7 +200,7 @@ mod tests {
         assert_eq!(foreign.open(token, at), Err(LinkProblem::Forged));
         let nowhere = FileLinks::new(None, "s".to_owned().into(), Duration::from_secs(1));
         assert_eq!(nowhere.link(&file("a1"), at), None);
-        let long = LinkedFile { source: Source::Xo("st-1".into(), "x".repeat(5_000)), ..file("a1") };
+        let long = LinkedFile { source: FileSource::Xo("st-1".into(), "x".repeat(5_000)), ..file("a1") };
         assert_eq!(links.link(&long, at), None, "rather the name than a link that no window shows whole");
     }
 }

@@ -6,11 +6,11 @@
 //!
 //! Not responsible for: which files are relayed, and the receivers (`delivery/`).
 
-mod door;
 mod link;
+mod server;
 
-pub use door::{FileDoor, router};
-pub use link::{FileLinks, LinkProblem, LinkedFile, Source};
+pub use link::{FileLinks, FileSource, LinkProblem, LinkedFile};
+pub use server::{FileServer, router};
 
 /// The content type for the extension of a name. A browser executes none of these types.
 pub fn content_type_of(name: &str) -> &'static str {

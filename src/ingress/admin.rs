@@ -1,7 +1,7 @@
 //! The admin listener: metrics and health on a separate port, together with the admin console.
 //!
 //! Guarantees: metrics and health do not need the queue, so they answer while the queue is unreachable.
-//! Not responsible for: the conditions of readiness (`app.rs`), the admin console (`desk/`).
+//! Not responsible for: the conditions of readiness (`app.rs`), the admin console (`console/`).
 
 use std::io;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::desk::{self, Desk};
-use super::problem::{self, Refusal};
+use super::console::{self, AdminConsole};
+use super::problem::{self, ApiError};
 use super::server;
-use crate::tasks::Stop;
+use crate::tasks::CancellationToken;
 use crate::telemetry::Metrics;
 
 /// The time limit for the head of a request.
@@ -30,7 +30,7 @@ pub struct AdminState {
     /// The result of `/readyz`. The error is a sentence for the operator.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The admin console, if `admin.token` is set.
-    pub desk: Option<Desk>,
+    pub console: Option<AdminConsole>,
 }
 
 impl std::fmt::Debug for AdminState {
@@ -40,18 +40,22 @@ impl std::fmt::Debug for AdminState {
 }
 
 /// Serves metrics, health and the admin console until `stop`.
-pub async fn serve_admin(listener: TcpListener, state: AdminState, stop: Stop) -> io::Result<()> {
-    let desk = desk::router(state.desk.clone());
+pub async fn serve_admin(
+    listener: TcpListener,
+    state: AdminState,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let console = console::router(state.console.clone());
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || problem::healthy(TEXT, "alive\n".to_owned())))
         .route("/readyz", get(readiness))
-        .fallback(async || Refusal::UnknownRoute.into_response(&super::request_id(None)))
+        .fallback(async || ApiError::UnknownRoute.into_response(&super::request_id(None)))
         .method_not_allowed_fallback(async || {
-            Refusal::WrongMethod("GET, HEAD").into_response(&super::request_id(None))
+            ApiError::WrongMethod("GET, HEAD").into_response(&super::request_id(None))
         })
         .with_state(state)
-        .merge(desk);
+        .merge(console);
     server::serve(listener, router, READ_TIMEOUT, stop).await
 }
 

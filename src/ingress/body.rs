@@ -15,30 +15,30 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::budget::{ReadBudget, Reserved, Sender};
-use super::problem::Refusal;
+use super::problem::ApiError;
+use super::read_budget::{ReadBudget, ReservedBytes, SenderTrust};
 use crate::tasks;
 
 /// Limits in time and bytes for draining a refused body. The sender sees the answer only if its body is read.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 64 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+const DRAIN_BYTES_MAX: usize = 64 << 20;
 
 /// The limits of one listener.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct BodyLimits {
     pub(super) bytes: usize,
     pub(super) time: Duration,
     /// The budget that all bodies of the listener share, and whether this sender is authenticated already.
-    pub(super) budget: Option<(Arc<ReadBudget>, Sender)>,
+    pub(super) budget: Option<(Arc<ReadBudget>, SenderTrust)>,
 }
 
 /// Accepts JSON in UTF-8. A missing `Content-Type` counts as JSON.
-pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers
         .get(CONTENT_ENCODING)
         .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
     {
-        return Err(Refusal::WrongEncoding);
+        return Err(ApiError::WrongEncoding);
     }
     let Some(given) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let given = given.to_str().unwrap_or("?").to_ascii_lowercase();
@@ -48,33 +48,37 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let utf8 = parts
         .filter_map(|part| part.strip_prefix("charset="))
         .all(|charset| matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii"));
-    if json && utf8 { Ok(()) } else { Err(Refusal::WrongContentType) }
+    if json && utf8 { Ok(()) } else { Err(ApiError::WrongContentType) }
 }
 
 /// Reads the whole body.
-pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -> Result<Bytes, Refusal> {
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: &mut Body,
+    limits: BodyLimits,
+) -> Result<Bytes, ApiError> {
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limits.bytes as u64) {
-        return Err(Refusal::TooLarge(limits.bytes));
+        return Err(ApiError::TooLarge(limits.bytes));
     }
     let length = announced.and_then(|length| usize::try_from(length).ok());
-    let reserved: Option<Reserved> = match &limits.budget {
+    let reserved: Option<ReservedBytes> = match &limits.budget {
         Some((budget, sender)) => Some(budget.reserve(*sender, length.unwrap_or(limits.bytes)).await?),
         None => None,
     };
     let deadline = Instant::now() + limits.time;
     let mut whole = Vec::with_capacity(length.unwrap_or(0));
     loop {
-        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| Refusal::SlowBody)?;
+        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| ApiError::SlowBody)?;
         let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|_| Refusal::CutBody)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| ApiError::CutBody)?.into_data() else { continue };
         if whole.len() + data.len() > limits.bytes {
-            return Err(Refusal::TooLarge(limits.bytes));
+            return Err(ApiError::TooLarge(limits.bytes));
         }
         whole.extend_from_slice(&data);
     }
     if whole.iter().all(u8::is_ascii_whitespace) {
-        return Err(Refusal::EmptyBody);
+        return Err(ApiError::EmptyBody);
     }
     Ok(match reserved {
         Some(reserved) => reserved.hold(whole),
@@ -83,7 +87,7 @@ pub(super) async fn read(headers: &HeaderMap, body: &mut Body, limits: Limits) -
 }
 
 /// Drains the body of a refused request. A socket that is closed with unread bytes would lose the answer.
-pub(super) fn linger(request: Request<Body>) {
+pub(super) fn drain_body(request: Request<Body>) {
     // A sender with `Expect: 100-continue` has sent no body yet, and reading would ask it to send the body.
     if request.headers().contains_key(EXPECT) {
         return;
@@ -93,7 +97,7 @@ pub(super) fn linger(request: Request<Body>) {
         return;
     }
     let drain = async move {
-        let mut left = LINGER_BYTES;
+        let mut left = DRAIN_BYTES_MAX;
         while let Some(Ok(frame)) = body.frame().await {
             left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
             if left == 0 {
@@ -101,7 +105,7 @@ pub(super) fn linger(request: Request<Body>) {
             }
         }
     };
-    drop(tasks::spawn(tokio::time::timeout(LINGER, drain)));
+    drop(tasks::spawn(tokio::time::timeout(DRAIN_TIMEOUT, drain)));
 }
 
 #[cfg(test)]

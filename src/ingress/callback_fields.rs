@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::message::callback::GROUP_VARIABLE;
-use crate::message::json::Skipped;
+use crate::message::json::SkippedValue;
 
 const PARTS: &str = "body";
 const VARIABLES: &str = "clientVariables";
@@ -34,23 +34,23 @@ const USED: &[&str] = &[
 
 /// The fields of a callback that are used.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Fields {
+pub(super) struct CallbackFields {
     /// Texts, numbers and flags, and the value of a reference field. A list or another object is stored empty.
     values: Vec<(&'static str, Value)>,
-    parts: Option<Parts>,
+    parts: Option<MessageParts>,
     group_variable: Option<String>,
 }
 
 /// The ids and actions of the parts of a Virtual Agent answer.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Parts {
+pub(super) struct MessageParts {
     /// `messageId`, with `streamSequence` if there is one.
     pub(super) names: Vec<(String, Option<String>)>,
     /// `actionType`
     pub(super) actions: Vec<String>,
 }
 
-impl Fields {
+impl CallbackFields {
     /// Reads valid JSON: one object without a repeated key.
     ///
     /// A repeated key means that the text contained an unescaped quote. Only [`super::lenient::repair`] knows which
@@ -77,7 +77,7 @@ impl Fields {
     }
 
     /// The parts of a Virtual Agent answer. `None` if `body` is not a list.
-    pub(super) const fn parts(&self) -> Option<&Parts> {
+    pub(super) const fn parts(&self) -> Option<&MessageParts> {
         self.parts.as_ref()
     }
 
@@ -87,36 +87,38 @@ impl Fields {
     }
 }
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for CallbackFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
-struct Object;
+struct ObjectVisitor;
 
-impl<'de> Visitor<'de> for Object {
-    type Value = Fields;
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = CallbackFields;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Fields, A::Error> {
-        let mut fields = Fields::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<CallbackFields, A::Error> {
+        let mut fields = CallbackFields::default();
         let mut seen = Seen::default();
         while let Some(key) = entries.next_key_seed(KeySeed(&seen.hasher))? {
             if !seen.is_first(&key) {
                 return Err(A::Error::custom("a key occurs twice"));
             }
             match key {
-                Key::Used(PARTS) => fields.parts = entries.next_value::<MaybeParts>()?.0,
-                Key::Used(VARIABLES) => fields.group_variable = entries.next_value::<Variables>()?.0,
-                Key::Used(key) => {
-                    let Shallow(value) = entries.next_value()?;
+                FieldKey::Used(PARTS) => fields.parts = entries.next_value::<MaybeParts>()?.0,
+                FieldKey::Used(VARIABLES) => {
+                    fields.group_variable = entries.next_value::<ClientVariables>()?.0
+                }
+                FieldKey::Used(key) => {
+                    let ShallowValue(value) = entries.next_value()?;
                     fields.values.push((key, value));
                 }
-                Key::Other(_) => _ = entries.next_value::<Skipped>()?,
+                FieldKey::Other(_) => _ = entries.next_value::<SkippedValue>()?,
             }
         }
         Ok(fields)
@@ -133,20 +135,20 @@ struct Seen {
 }
 
 impl Seen {
-    fn is_first(&mut self, key: &Key) -> bool {
+    fn is_first(&mut self, key: &FieldKey) -> bool {
         match key {
-            Key::Used(key) if self.used.contains(key) => false,
-            Key::Used(key) => {
+            FieldKey::Used(key) if self.used.contains(key) => false,
+            FieldKey::Used(key) => {
                 self.used.push(key);
                 true
             }
-            Key::Other(hash) => self.others.insert(*hash),
+            FieldKey::Other(hash) => self.others.insert(*hash),
         }
     }
 }
 
 /// A key of an object.
-enum Key {
+enum FieldKey {
     Used(&'static str),
     /// The hash of a key that is not used.
     Other(u64),
@@ -155,7 +157,7 @@ enum Key {
 struct KeySeed<'a>(&'a RandomState);
 
 impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
-    type Value = Key;
+    type Value = FieldKey;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -163,7 +165,7 @@ impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
 }
 
 impl Visitor<'_> for KeySeed<'_> {
-    type Value = Key;
+    type Value = FieldKey;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
@@ -171,25 +173,25 @@ impl Visitor<'_> for KeySeed<'_> {
 
     fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
         let used = USED.iter().chain(&[PARTS, VARIABLES]).copied().find(|used| *used == key);
-        Ok(used.map_or_else(|| Key::Other(self.0.hash_one(key)), Key::Used))
+        Ok(used.map_or_else(|| FieldKey::Other(self.0.hash_one(key)), FieldKey::Used))
     }
 }
 
 /// A text, a number or a flag. A reference field, which some rules write as `{"value": …, "link": …}`, becomes its value. A list or
 /// another object becomes an empty one.
-struct Shallow(Value);
+struct ShallowValue(Value);
 
 macro_rules! scalars {
-    ($($visit:ident: $given:ty),+) => { $(fn $visit<E>(self, given: $given) -> Result<Shallow, E> {
-        Ok(Shallow(given.into()))
+    ($($visit:ident: $given:ty),+) => { $(fn $visit<E>(self, given: $given) -> Result<ShallowValue, E> {
+        Ok(ShallowValue(given.into()))
     })+ };
 }
 
-impl<'de> Deserialize<'de> for Shallow {
+impl<'de> Deserialize<'de> for ShallowValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Shallow;
+        struct ValueVisitor;
+        impl<'de> Visitor<'de> for ValueVisitor {
+            type Value = ShallowValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("JSON")
@@ -197,31 +199,31 @@ impl<'de> Deserialize<'de> for Shallow {
 
             scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
 
-            fn visit_unit<E>(self) -> Result<Shallow, E> {
-                Ok(Shallow(Value::Null))
+            fn visit_unit<E>(self) -> Result<ShallowValue, E> {
+                Ok(ShallowValue(Value::Null))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Shallow, A::Error> {
-                Skipped.visit_seq(items)?;
-                Ok(Shallow(Value::Array(Vec::new())))
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<ShallowValue, A::Error> {
+                SkippedValue.visit_seq(items)?;
+                Ok(ShallowValue(Value::Array(Vec::new())))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Shallow, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<ShallowValue, A::Error> {
                 let mut value = None;
                 while let Some(key) = entries.next_key::<String>()? {
-                    let field: Shallow = entries.next_value()?;
+                    let field: ShallowValue = entries.next_value()?;
                     if key == "value" {
                         value = Some(field.0);
                     }
                 }
-                Ok(Shallow(value.unwrap_or_else(|| Value::Object(Map::new()))))
+                Ok(ShallowValue(value.unwrap_or_else(|| Value::Object(Map::new()))))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(ValueVisitor)
     }
 }
 
-impl Shallow {
+impl ShallowValue {
     fn into_text(self) -> Option<String> {
         match self.0 {
             Value::String(text) => Some(text),
@@ -231,12 +233,12 @@ impl Shallow {
 }
 
 /// `clientVariables`: the only variable that is used.
-struct Variables(Option<String>);
+struct ClientVariables(Option<String>);
 
-impl<'de> Deserialize<'de> for Variables {
+impl<'de> Deserialize<'de> for ClientVariables {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
+        struct VariablesVisitor;
+        impl<'de> Visitor<'de> for VariablesVisitor {
             type Value = Option<String>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -246,7 +248,7 @@ impl<'de> Deserialize<'de> for Variables {
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Option<String>, A::Error> {
                 let mut found = None;
                 while let Some(key) = entries.next_key::<String>()? {
-                    let value: Shallow = entries.next_value()?;
+                    let value: ShallowValue = entries.next_value()?;
                     if key == GROUP_VARIABLE {
                         found = value.into_text();
                     }
@@ -257,32 +259,32 @@ impl<'de> Deserialize<'de> for Variables {
         // If the variables are not an object, they contain no name.
         let raw = <&RawValue>::deserialize(deserializer)?;
         let is_object = raw.get().starts_with('{');
-        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_map(Any);
+        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_map(VariablesVisitor);
         Ok(Self(if is_object { read().map_err(D::Error::custom)? } else { checked(raw)? }))
     }
 }
 
 /// Returns `None` if the value is valid JSON, and an error otherwise.
 fn checked<T, E: Error>(raw: &RawValue) -> Result<Option<T>, E> {
-    serde_json::from_str::<Skipped>(raw.get()).map_err(E::custom)?;
+    serde_json::from_str::<SkippedValue>(raw.get()).map_err(E::custom)?;
     Ok(None)
 }
 
 /// `body`, if it is a list.
-struct MaybeParts(Option<Parts>);
+struct MaybeParts(Option<MessageParts>);
 
 impl<'de> Deserialize<'de> for MaybeParts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Parts;
+        struct PartListVisitor;
+        impl<'de> Visitor<'de> for PartListVisitor {
+            type Value = MessageParts;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Parts, A::Error> {
-                let mut parts = Parts::default();
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<MessageParts, A::Error> {
+                let mut parts = MessageParts::default();
                 while let Some(raw) = items.next_element::<&RawValue>()? {
                     parts.add(raw).map_err(A::Error::custom)?;
                 }
@@ -290,16 +292,16 @@ impl<'de> Deserialize<'de> for MaybeParts {
             }
         }
         let raw = <&RawValue>::deserialize(deserializer)?;
-        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_seq(List);
+        let read = || serde_json::Deserializer::from_str(raw.get()).deserialize_seq(PartListVisitor);
         let is_list = raw.get().starts_with('[');
         Ok(Self(if is_list { Some(read().map_err(D::Error::custom)?) } else { checked(raw)? }))
     }
 }
 
-impl Parts {
+impl MessageParts {
     fn add(&mut self, raw: &RawValue) -> Result<(), serde_json::Error> {
         if !raw.get().starts_with('{') {
-            return serde_json::from_str::<Skipped>(raw.get()).map(drop);
+            return serde_json::from_str::<SkippedValue>(raw.get()).map(drop);
         }
         let part = serde_json::Deserializer::from_str(raw.get()).deserialize_map(PartVisitor)?;
         if let Some(id) = part.id.filter(|id| !id.is_empty()) {
@@ -311,7 +313,7 @@ impl Parts {
 }
 
 #[derive(Default)]
-struct Part {
+struct MessagePart {
     id: Option<String>,
     /// The JSON text of the value.
     sequence: Option<String>,
@@ -321,20 +323,20 @@ struct Part {
 struct PartVisitor;
 
 impl<'de> Visitor<'de> for PartVisitor {
-    type Value = Part;
+    type Value = MessagePart;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Part, A::Error> {
-        let mut part = Part::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<MessagePart, A::Error> {
+        let mut part = MessagePart::default();
         while let Some(key) = entries.next_key::<String>()? {
             match key.as_str() {
-                "messageId" => part.id = entries.next_value::<Shallow>()?.into_text(),
-                "actionType" => part.action = entries.next_value::<Shallow>()?.into_text(),
-                "streamSequence" => part.sequence = Some(entries.next_value::<Shallow>()?.0.to_string()),
-                _ => _ = entries.next_value::<Skipped>()?,
+                "messageId" => part.id = entries.next_value::<ShallowValue>()?.into_text(),
+                "actionType" => part.action = entries.next_value::<ShallowValue>()?.into_text(),
+                "streamSequence" => part.sequence = Some(entries.next_value::<ShallowValue>()?.0.to_string()),
+                _ => _ = entries.next_value::<SkippedValue>()?,
             }
         }
         Ok(part)
@@ -347,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_is_used_is_kept_and_nothing_else() {
-        let fields = Fields::strict(
+        let fields = CallbackFields::strict(
             br#"{"group":"g","sys_id":[{"x":1}],"internal":true,"big":[{"":0}],"body":[7,{"messageId":"a","streamSequence":2},
                 {"actionType":"x"},{}],"clientVariables":{"causeway_group":"g1","n":[1]}}"#,
         )
@@ -365,7 +367,8 @@ mod tests {
 
     #[test]
     fn lists_and_objects_at_other_places_are_no_fault() {
-        let fields = Fields::strict(br#"{"body":{"a":[]},"clientVariables":[1],"requestId":"r"}"#).unwrap();
+        let fields =
+            CallbackFields::strict(br#"{"body":{"a":[]},"clientVariables":[1],"requestId":"r"}"#).unwrap();
         assert_eq!((fields.parts(), fields.group_variable()), (None, None));
     }
 
@@ -382,7 +385,7 @@ mod tests {
             b"{\"x\":\"\xff\"}",
             b"[1]",
         ] {
-            assert_eq!(Fields::strict(body), None, "{}", String::from_utf8_lossy(body));
+            assert_eq!(CallbackFields::strict(body), None, "{}", String::from_utf8_lossy(body));
         }
     }
 }

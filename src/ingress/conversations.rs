@@ -10,21 +10,21 @@ use axum::extract::{Path, Request};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::problem::{self, Refusal};
+use super::problem::{self, ApiError};
 use super::{IngressState, handoffs};
 use crate::conversation::{Conversation, Origin};
 use crate::message::ConversationId;
 
 /// Answers with the state of one conversation.
-pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
     handoffs::admit(state, request.headers())?;
-    let directory = state.directory.as_ref().ok_or(Refusal::DirectoryAway)?;
+    let directory = state.directory.as_ref().ok_or(ApiError::DirectoryAway)?;
     // An invalid id belongs to no conversation.
     let Path(name) =
-        request.extract_parts::<Path<String>>().await.map_err(|_| Refusal::UnknownConversation)?;
-    let id = ConversationId::parse(&name).map_err(|_| Refusal::UnknownConversation)?;
+        request.extract_parts::<Path<String>>().await.map_err(|_| ApiError::UnknownConversation)?;
+    let id = ConversationId::parse(&name).map_err(|_| ApiError::UnknownConversation)?;
     let found = directory.find(&id).await?.filter(|found| found.origin == Origin::Api);
-    let conversation = found.ok_or(Refusal::UnknownConversation)?;
+    let conversation = found.ok_or(ApiError::UnknownConversation)?;
     Ok(problem::found(&view(&conversation)))
 }
 
@@ -48,14 +48,14 @@ fn view(conversation: &Conversation) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conversation::State;
+    use crate::conversation::ConversationState;
 
     #[test]
     fn what_is_not_known_is_null() {
         let conversation = Conversation {
             id: ConversationId::parse("c-1").unwrap(),
             origin: Origin::Api,
-            state: State::Waiting,
+            state: ConversationState::Waiting,
             group: Some("g1".into()),
             number: None,
             queue_id: Some("q1".into()),

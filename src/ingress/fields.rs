@@ -11,31 +11,31 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::problem::{FAULTS_MAX, Fault};
-use crate::message::json::Skipped;
+use super::problem::{FIELD_ERRORS_MAX, FieldError};
+use crate::message::json::SkippedValue;
 
 /// The faults found so far.
 #[derive(Debug, Default)]
-pub(super) struct Faults(RefCell<Vec<Fault>>);
+pub(super) struct FieldErrors(RefCell<Vec<FieldError>>);
 
-impl Faults {
+impl FieldErrors {
     /// Adds one fault.
     pub(super) fn add(&self, field: impl Into<String>, reason: impl Into<String>) {
-        let mut faults = self.0.borrow_mut();
-        if faults.len() < FAULTS_MAX {
-            faults.push(Fault { field: field.into(), reason: reason.into() });
+        let mut errors = self.0.borrow_mut();
+        if errors.len() < FIELD_ERRORS_MAX {
+            errors.push(FieldError { field: field.into(), reason: reason.into() });
         }
     }
 
     /// The collected faults.
-    pub(super) fn into_vec(self) -> Vec<Fault> {
+    pub(super) fn into_vec(self) -> Vec<FieldError> {
         self.0.into_inner()
     }
 }
 
 /// The limits of a text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct TextBounds {
     pub(super) bytes: usize,
     pub(super) may_be_empty: bool,
 }
@@ -43,27 +43,27 @@ pub(super) struct Bounds {
 /// Parses a body and checks that it is valid JSON.
 pub(super) fn parse(raw: &[u8]) -> Result<&RawValue, serde_json::Error> {
     // The first pass checks the parts that the second pass skips.
-    serde_json::from_slice::<Skipped>(raw)?;
+    serde_json::from_slice::<SkippedValue>(raw)?;
     serde_json::from_slice(raw)
 }
 
 /// One object of the caller and its path.
 #[derive(Debug, Clone)]
-pub(super) struct Fields<'a> {
+pub(super) struct JsonFields<'a> {
     object: &'a RawValue,
     path: String,
-    faults: &'a Faults,
+    errors: &'a FieldErrors,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     /// The outermost object. `None` if the value is not an object.
-    pub(super) fn new(body: &'a RawValue, faults: &'a Faults) -> Option<Self> {
-        body.get().starts_with('{').then_some(Self { object: body, path: String::new(), faults })
+    pub(super) fn new(body: &'a RawValue, errors: &'a FieldErrors) -> Option<Self> {
+        body.get().starts_with('{').then_some(Self { object: body, path: String::new(), errors })
     }
 
     /// Adds a fault of the field `key`.
     pub(super) fn fault(&self, key: &str, reason: impl Into<String>) {
-        self.faults.add(self.path_of(key), reason);
+        self.errors.add(self.path_of(key), reason);
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -81,11 +81,11 @@ impl<'a> Fields<'a> {
     }
 
     /// An optional text. `None` if it is absent or faulty.
-    pub(super) fn text(&self, key: &str, bounds: Bounds) -> Option<String> {
+    pub(super) fn text(&self, key: &str, bounds: TextBounds) -> Option<String> {
         self.text_of(key, self.value(key)?, bounds)
     }
 
-    fn text_of(&self, key: &str, value: &RawValue, bounds: Bounds) -> Option<String> {
+    fn text_of(&self, key: &str, value: &RawValue, bounds: TextBounds) -> Option<String> {
         let Ok(text) = serde_json::from_str::<String>(value.get()) else {
             self.fault(key, "must be a string");
             return None;
@@ -102,7 +102,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A required text.
-    pub(super) fn required_text(&self, key: &str, bounds: Bounds) -> Option<String> {
+    pub(super) fn required_text(&self, key: &str, bounds: TextBounds) -> Option<String> {
         let Some(value) = self.value(key) else {
             self.fault(key, "is missing; it must be a string");
             return None;
@@ -129,17 +129,17 @@ impl<'a> Fields<'a> {
             self.fault(key, "must be an object");
             return None;
         }
-        Some(Self { object, path: self.path_of(key), faults: self.faults })
+        Some(Self { object, path: self.path_of(key), errors: self.errors })
     }
 
     /// An optional list of objects, each converted by `read`. An item that is not an object is a fault and is
     /// skipped.
-    pub(super) fn objects<T>(&self, key: &str, mut read: impl FnMut(&Self) -> Option<T>) -> Objects<T> {
-        let mut found = Objects { count: 0, read: Vec::new() };
+    pub(super) fn objects<T>(&self, key: &str, mut read: impl FnMut(&Self) -> Option<T>) -> ParsedObjects<T> {
+        let mut found = ParsedObjects { count: 0, read: Vec::new() };
         let Some(list) = self.value(key) else { return found };
         let path = self.path_of(key);
         if !list.get().starts_with('[') {
-            self.faults.add(path, "must be an array of objects");
+            self.errors.add(path, "must be an array of objects");
             return found;
         }
         let mut index = 0_usize;
@@ -148,16 +148,16 @@ impl<'a> Fields<'a> {
             index += 1;
             if object.get().starts_with('{') {
                 found.count += 1;
-                found.read.extend(read(&Self { object, path, faults: self.faults }));
+                found.read.extend(read(&Self { object, path, errors: self.errors }));
             } else {
-                self.faults.add(path, "must be an object");
+                self.errors.add(path, "must be an object");
             }
         });
         found
     }
 
     /// Calls `take` for each field that is a text.
-    pub(super) fn texts(&self, bounds: Bounds, mut take: impl FnMut(&str, String)) {
+    pub(super) fn texts(&self, bounds: TextBounds, mut take: impl FnMut(&str, String)) {
         each_field(self.object, |key, value| {
             if let Some(text) = value.and_then(|value| self.text_of(key, value, bounds)) {
                 take(key, text);
@@ -168,7 +168,7 @@ impl<'a> Fields<'a> {
 
 /// The result of reading a list of objects.
 #[derive(Debug)]
-pub(super) struct Objects<T> {
+pub(super) struct ParsedObjects<T> {
     /// The number of objects in the list.
     pub(super) count: usize,
     /// The objects without a fault.
@@ -177,8 +177,8 @@ pub(super) struct Objects<T> {
 
 /// Calls `each` for each field. `None` stands for `null`.
 fn each_field<'a>(object: &'a RawValue, each: impl FnMut(&str, Option<&'a RawValue>)) {
-    struct Walk<F>(F);
-    impl<'a, F: FnMut(&str, Option<&'a RawValue>)> Visitor<'a> for Walk<F> {
+    struct FieldWalk<F>(F);
+    impl<'a, F: FnMut(&str, Option<&'a RawValue>)> Visitor<'a> for FieldWalk<F> {
         type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -194,12 +194,12 @@ fn each_field<'a>(object: &'a RawValue, each: impl FnMut(&str, Option<&'a RawVal
         }
     }
     // The text is valid, because `parse` has checked the whole text.
-    let _ = serde_json::Deserializer::from_str(object.get()).deserialize_map(Walk(each));
+    let _ = serde_json::Deserializer::from_str(object.get()).deserialize_map(FieldWalk(each));
 }
 
 fn each_item<'a>(list: &'a RawValue, each: impl FnMut(&'a RawValue)) {
-    struct Walk<F>(F);
-    impl<'a, F: FnMut(&'a RawValue)> Visitor<'a> for Walk<F> {
+    struct ItemWalk<F>(F);
+    impl<'a, F: FnMut(&'a RawValue)> Visitor<'a> for ItemWalk<F> {
         type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,5 +213,5 @@ fn each_item<'a>(list: &'a RawValue, each: impl FnMut(&'a RawValue)) {
             Ok(())
         }
     }
-    let _ = serde_json::Deserializer::from_str(list.get()).deserialize_seq(Walk(each));
+    let _ = serde_json::Deserializer::from_str(list.get()).deserialize_seq(ItemWalk(each));
 }

@@ -14,36 +14,39 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::fields::{self, Bounds, Faults, Fields};
+use super::credentials;
+use super::fields::{self, FieldErrors, JsonFields, TextBounds};
 use super::idempotency::KeyUse;
-use super::problem::{self, Fault, Refusal};
-use super::verify;
+use super::problem::{self, ApiError, FieldError};
 use super::{IngressState, body};
 use crate::conversation::{DedupKey, DirectoryError, Origin};
-use crate::message::handoff::{Attachment, End, EndReason, Handoff, Line, Start, Text, Typing, User};
+use crate::message::handoff::{
+    Attachment, ChatUser, EndReason, Handoff, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
+    TypingSignal,
+};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{ConversationId, Destination, LaneKey, Message, MessageId};
 
 /// The timeout for the directory. The write only makes the conversation visible earlier, because the worker writes
 /// it, too.
-const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
+const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The text of a message.
-const TEXT: Bounds = Bounds { bytes: 32 << 10, may_be_empty: false };
+const TEXT: TextBounds = TextBounds { bytes: 32 << 10, may_be_empty: false };
 /// A line of the transcript, or the text of a message with attachments.
-const TEXT_OR_NOTHING: Bounds = Bounds { bytes: 32 << 10, may_be_empty: true };
+const TEXT_OR_NOTHING: TextBounds = TextBounds { bytes: 32 << 10, may_be_empty: true };
 /// An id or a name.
-const NAME: Bounds = Bounds { bytes: ID_BYTES_MAX, may_be_empty: false };
+const NAME: TextBounds = TextBounds { bytes: ID_BYTES_MAX, may_be_empty: false };
 /// A descriptive text.
-const LABEL: Bounds = Bounds { bytes: 2048, may_be_empty: true };
+const LABEL: TextBounds = TextBounds { bytes: 2048, may_be_empty: true };
 
 /// Checks the bearer token. Without a configured token the whole API is off.
-pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), ApiError> {
     let token = &state.settings.handoffs_token;
     match token.is_set() {
-        false => Err(Refusal::NotEnabled("ingress.handoffs.token")),
-        true if verify::bearer_of(token, headers) => Ok(()),
-        true => Err(Refusal::Unauthorized(r#"Bearer realm="causeway""#)),
+        false => Err(ApiError::NotEnabled("ingress.handoffs.token")),
+        true if credentials::bearer_of(token, headers) => Ok(()),
+        true => Err(ApiError::Unauthorized(r#"Bearer realm="causeway""#)),
     }
 }
 
@@ -51,19 +54,19 @@ pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), Ref
 pub(super) async fn answer(
     state: &Arc<IngressState>,
     request: &mut axum::extract::Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     admit(state, request.headers())?;
     body::is_json(request.headers())?;
     let headers = request.headers().clone();
     let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
-    let Request { key, handoff } = read(&raw, &headers)?;
+    let HandoffRequest { key, handoff } = read(&raw, &headers)?;
     if state.settings.bot_side.bot_of(handoff.conversation()).is_some() {
         let reason =
             "must not begin with the id of a bot and a colon: such a conversation belongs to the bot";
         let field = "conversation_id".to_owned();
-        return Err(Refusal::Invalid(vec![Fault { field, reason: reason.to_owned() }]));
+        return Err(ApiError::Invalid(vec![FieldError { field, reason: reason.to_owned() }]));
     }
-    let body = serde_json::to_vec(&handoff).map_err(|_| Refusal::CutBody)?;
+    let body = serde_json::to_vec(&handoff).map_err(|_| ApiError::CutBody)?;
     let conversation = handoff.conversation();
     let id = key.as_ref().map_or_else(MessageId::fresh, |key| MessageId::of_key(conversation, &key.text));
     let lane = LaneKey::from(conversation);
@@ -72,9 +75,9 @@ pub(super) async fn answer(
     let accepted_at = message.accepted_at;
     let claim = message.digest.map(|digest| state.idempotency_keys.claim(id, digest));
     if let (Some(KeyUse::Reused), Some(key)) = (claim, key) {
-        return Err(Refusal::KeyReused(key.field));
+        return Err(ApiError::KeyReused(key.field));
     }
-    if let Err(error) = state.keep(message).await {
+    if let Err(error) = state.publish_to_completion(message).await {
         if claim == Some(KeyUse::First) {
             state.idempotency_keys.release(id);
         }
@@ -88,16 +91,16 @@ pub(super) async fn answer(
 
 /// Makes the conversation visible at once. The worker writes it, too, so a failure here has no consequence. A start
 /// that is posted again after its delivery changes nothing, and the worker ignores it as well.
-async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, start: &Start) {
+async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, start: &HandoffStart) {
     let Some(directory) = &state.directory else { return };
     let write = async {
         if !directory.find_done(&[DedupKey::Delivered(id), DedupKey::Answered(id)]).await?.is_empty() {
             return Ok(());
         }
         let queue_id = start.queue_id.as_deref();
-        directory.accepted(&start.conversation_id, Origin::Api, queue_id, accepted_at).await
+        directory.mark_accepted(&start.conversation_id, Origin::Api, queue_id, accepted_at).await
     };
-    match tokio::time::timeout(DIRECTORY_PATIENCE, write).await {
+    match tokio::time::timeout(DIRECTORY_TIMEOUT, write).await {
         Ok(Ok(())) => {}
         Ok(Err::<_, DirectoryError>(error)) => {
             tracing::warn!(%error, "could not write to the directory; the worker will create the conversation (visible later)")
@@ -110,68 +113,74 @@ async fn remember(state: &IngressState, id: MessageId, accepted_at: Timestamp, s
 
 /// A parsed handoff request.
 #[derive(Debug)]
-struct Request {
+struct HandoffRequest {
     /// The key that identifies a repeated request.
-    key: Option<Key>,
+    key: Option<IdempotencyKey>,
     handoff: Handoff,
 }
 
 /// An idempotency key of the caller.
 #[derive(Debug)]
-struct Key {
+struct IdempotencyKey {
     /// The header or the field that contained the key.
     field: &'static str,
     text: String,
 }
 
-fn read(raw: &[u8], headers: &HeaderMap) -> Result<Request, Refusal> {
+fn read(raw: &[u8], headers: &HeaderMap) -> Result<HandoffRequest, ApiError> {
     let body = fields::parse(raw)
-        .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
-    let faults = Faults::default();
-    let Some(fields) = Fields::new(body, &faults) else {
-        faults.add("body", "must be one JSON object");
-        return Err(Refusal::Invalid(faults.into_vec()));
+        .map_err(|error| ApiError::NotJson { line: error.line(), column: error.column() })?;
+    let errors = FieldErrors::default();
+    let Some(fields) = JsonFields::new(body, &errors) else {
+        errors.add("body", "must be one JSON object");
+        return Err(ApiError::Invalid(errors.into_vec()));
     };
-    let key = idempotency_key(headers, &fields, &faults);
+    let key = idempotency_key(headers, &fields, &errors);
     let handoff = handoff(&fields);
-    let faults = faults.into_vec();
+    let errors = errors.into_vec();
     match handoff {
-        Some(handoff) if faults.is_empty() => Ok(Request { key, handoff }),
-        _ => Err(Refusal::Invalid(faults)),
+        Some(handoff) if errors.is_empty() => Ok(HandoffRequest { key, handoff }),
+        _ => Err(ApiError::Invalid(errors)),
     }
 }
 
 /// Reads the idempotency key from the header, or from the field `id` if there is no header.
-fn idempotency_key(headers: &HeaderMap, fields: &Fields<'_>, faults: &Faults) -> Option<Key> {
+fn idempotency_key(
+    headers: &HeaderMap,
+    fields: &JsonFields<'_>,
+    errors: &FieldErrors,
+) -> Option<IdempotencyKey> {
     let field = fields.text("id", NAME);
     let Some(header) = headers.get("idempotency-key") else {
-        return field.map(|text| Key { field: "id", text });
+        return field.map(|text| IdempotencyKey { field: "id", text });
     };
     match header.to_str().map(str::trim) {
         Ok(key) if (1..=ID_BYTES_MAX).contains(&key.len()) => {
-            Some(Key { field: "Idempotency-Key", text: key.to_owned() })
+            Some(IdempotencyKey { field: "Idempotency-Key", text: key.to_owned() })
         }
         _ => {
-            faults.add("Idempotency-Key", format!("must be 1 to {ID_BYTES_MAX} printable ASCII characters"));
+            errors.add("Idempotency-Key", format!("must be 1 to {ID_BYTES_MAX} printable ASCII characters"));
             None
         }
     }
 }
 
 /// Reads all fields even after a fault, so that the caller sees all faults at once.
-fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
+fn handoff(fields: &JsonFields<'_>) -> Option<Handoff> {
     let conversation = conversation_id(fields);
     match fields.required_text("type", NAME)?.as_str() {
         "start" => start(fields, conversation).map(Handoff::Start),
         "message" => text(fields, conversation).map(Handoff::Message),
         "typing" => {
             let stopped = fields.flag("stopped");
-            conversation
-                .map(|conversation_id| Handoff::Typing(Typing { conversation_id, stopped, from_xo: false }))
+            conversation.map(|conversation_id| {
+                Handoff::Typing(TypingSignal { conversation_id, stopped, from_xo: false })
+            })
         }
         "end" => {
             let reason = fields.text("reason", LABEL).map(EndReason::Other);
-            conversation.map(|conversation_id| Handoff::End(End { conversation_id, reason, reply: None }))
+            conversation
+                .map(|conversation_id| Handoff::End(HandoffEnd { conversation_id, reason, reply: None }))
         }
         _ => {
             fields.fault("type", "must be start, message, typing or end");
@@ -180,19 +189,19 @@ fn handoff(fields: &Fields<'_>) -> Option<Handoff> {
     }
 }
 
-fn conversation_id(fields: &Fields<'_>) -> Option<ConversationId> {
-    let anything = Bounds { bytes: usize::MAX, may_be_empty: true };
+fn conversation_id(fields: &JsonFields<'_>) -> Option<ConversationId> {
+    let anything = TextBounds { bytes: usize::MAX, may_be_empty: true };
     let text = fields.required_text("conversation_id", anything)?;
     ConversationId::parse(&text).map_err(|problem| fields.fault("conversation_id", problem.to_string())).ok()
 }
 
-fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Start> {
+fn start(fields: &JsonFields<'_>, conversation: Option<ConversationId>) -> Option<HandoffStart> {
     let message = fields.required_text("message", TEXT);
     let queue_id = fields.text("queue_id", NAME).and_then(|queue| {
         // The id becomes a part of a URL path.
         LaneKey::parse(&queue).map_err(|problem| fields.fault("queue_id", problem.to_string())).ok()
     });
-    let user = fields.object("user").map(|user| User {
+    let user = fields.object("user").map(|user| ChatUser {
         id: user.text("id", LABEL),
         name: user.text("name", LABEL),
         email: user.text("email", LABEL),
@@ -200,7 +209,7 @@ fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<St
     });
     let transcript = fields.objects("transcript", line).read;
     let metadata = fields.object("metadata").map(|metadata| strings(&metadata)).unwrap_or_default();
-    Some(Start {
+    Some(HandoffStart {
         conversation_id: conversation?,
         queue_id: queue_id.map(|queue| queue.as_str().to_owned()),
         message: message?,
@@ -211,30 +220,30 @@ fn start(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<St
     })
 }
 
-fn line(fields: &Fields<'_>) -> Option<Line> {
+fn line(fields: &JsonFields<'_>) -> Option<TranscriptLine> {
     let from = fields.required_text("from", NAME);
     let text = fields.required_text("text", TEXT_OR_NOTHING);
     let at = fields.text("at", NAME);
     if at.as_ref().is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
         fields.fault("at", "must be a time as in RFC 3339, such as 2026-11-22T10:00:00Z");
     }
-    Some(Line { from: from?, text: text?, at })
+    Some(TranscriptLine { from: from?, text: text?, at })
 }
 
-fn strings(fields: &Fields<'_>) -> BTreeMap<String, String> {
+fn strings(fields: &JsonFields<'_>) -> BTreeMap<String, String> {
     let mut strings = BTreeMap::new();
     fields.texts(TEXT_OR_NOTHING, |key, text| drop(strings.insert(key.to_owned(), text)));
     strings
 }
 
-fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Text> {
+fn text(fields: &JsonFields<'_>, conversation: Option<ConversationId>) -> Option<HandoffText> {
     let sent = fields.objects("attachments", attachment);
     let message = if sent.count == 0 {
         fields.required_text("message", TEXT)
     } else {
         fields.text("message", TEXT_OR_NOTHING)
     };
-    Some(Text {
+    Some(HandoffText {
         conversation_id: conversation?,
         message: message.unwrap_or_default(),
         attachments: sent.read,
@@ -242,8 +251,8 @@ fn text(fields: &Fields<'_>, conversation: Option<ConversationId>) -> Option<Tex
     })
 }
 
-fn attachment(fields: &Fields<'_>) -> Option<Attachment> {
-    let url = fields.required_text("url", Bounds { bytes: 8 << 10, may_be_empty: false });
+fn attachment(fields: &JsonFields<'_>) -> Option<Attachment> {
+    let url = fields.required_text("url", TextBounds { bytes: 8 << 10, may_be_empty: false });
     let is_web = |url: &str| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
     if url.as_deref().is_some_and(|url| !is_web(url)) {
         fields.fault("url", "must be an absolute http or https address");
@@ -261,7 +270,7 @@ mod tests {
 
     fn faults_of(body: &Value) -> Vec<(String, String)> {
         match read(body.to_string().as_bytes(), &HeaderMap::new()) {
-            Err(Refusal::Invalid(faults)) => faults.into_iter().map(|f| (f.field, f.reason)).collect(),
+            Err(ApiError::Invalid(errors)) => errors.into_iter().map(|f| (f.field, f.reason)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -270,8 +279,8 @@ mod tests {
         faults_of(body).into_iter().map(|(field, _)| field).collect()
     }
 
-    fn taken(body: &Value) -> (Option<Key>, Handoff) {
-        let Request { key, handoff } = read(body.to_string().as_bytes(), &HeaderMap::new()).unwrap();
+    fn taken(body: &Value) -> (Option<IdempotencyKey>, Handoff) {
+        let HandoffRequest { key, handoff } = read(body.to_string().as_bytes(), &HeaderMap::new()).unwrap();
         (key, handoff)
     }
 
@@ -395,8 +404,8 @@ mod tests {
             axum::http::HeaderName::from_static("idempotency-key"),
             "k".repeat(257).parse().unwrap(),
         )]);
-        let Err(Refusal::Invalid(faults)) = read(body.to_string().as_bytes(), &long) else { panic!() };
-        assert_eq!(faults[0].field, "Idempotency-Key");
+        let Err(ApiError::Invalid(errors)) = read(body.to_string().as_bytes(), &long) else { panic!() };
+        assert_eq!(errors[0].field, "Idempotency-Key");
     }
 
     #[test]
@@ -405,8 +414,8 @@ mod tests {
             r#"{{"type":"start","conversation_id":"c","message":"m","transcript":[{}0]}}"#,
             r#"{"":0},"#.repeat(9_000)
         );
-        let Err(Refusal::Invalid(faults)) = read(body.as_bytes(), &HeaderMap::new()) else { panic!() };
-        assert_eq!((faults.len(), faults[0].field.as_str()), (100, "transcript[0].from"));
+        let Err(ApiError::Invalid(errors)) = read(body.as_bytes(), &HeaderMap::new()) else { panic!() };
+        assert_eq!((errors.len(), errors[0].field.as_str()), (100, "transcript[0].from"));
     }
 
     #[test]
@@ -419,6 +428,6 @@ mod tests {
     #[test]
     fn broken_json_is_shown_where_it_breaks() {
         let refusal = read(b"{\n  \"type\": start}", &HeaderMap::new()).unwrap_err();
-        assert!(matches!(refusal, Refusal::NotJson { line: 2, .. }), "{refusal}");
+        assert!(matches!(refusal, ApiError::NotJson { line: 2, .. }), "{refusal}");
     }
 }

@@ -4,7 +4,7 @@
 //! Memory is bounded by [`GENERATION`]. A lookup uses only memory of this process. If another ingress accepted the
 //! key, or if the key is forgotten here, the worker finds it, and the request becomes a dead letter with the reason
 //! `rejected`.
-//! Not responsible for: recognising a repeat of the same request (`worker/flight.rs`).
+//! Not responsible for: recognising a repeat of the same request (`worker/process.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,10 +16,10 @@ const GENERATION: usize = 32_768;
 
 /// The accepted keys and the digests of their requests.
 #[derive(Debug, Default)]
-pub struct IdempotencyKeys(Mutex<Generations>);
+pub struct IdempotencyKeys(Mutex<KeyGenerations>);
 
 #[derive(Debug, Default)]
-struct Generations {
+struct KeyGenerations {
     young: HashMap<MessageId, PayloadDigest>,
     old: HashMap<MessageId, PayloadDigest>,
 }
@@ -58,7 +58,7 @@ impl IdempotencyKeys {
         keys.old.remove(&id);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Generations> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, KeyGenerations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

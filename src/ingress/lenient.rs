@@ -19,7 +19,7 @@
 use serde_json::{Map, Value};
 
 /// The fields of a callback by name.
-pub(super) type Fields = Map<String, Value>;
+pub(super) type LenientFields = Map<String, Value>;
 
 /// The only field with free text.
 const TEXT: &str = "formatted_message";
@@ -39,10 +39,10 @@ const COLUMNS: &[&str] = &[
 const FIELDS_MAX: usize = 256;
 
 /// Parses a body that resembles JSON. `None` if it contains no readable fields.
-pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
+pub(super) fn repair(raw: &[u8]) -> Option<LenientFields> {
     let text = std::str::from_utf8(raw).ok()?.trim_start_matches('\u{feff}').trim();
     let mut rest = text.strip_prefix('{')?.strip_suffix('}')?;
-    let mut fields = Fields::new();
+    let mut fields = LenientFields::new();
     loop {
         let (key, value) = key_at_front(rest)?;
         if fields.contains_key(key) || fields.len() == FIELDS_MAX {
@@ -64,7 +64,7 @@ pub(super) fn repair(raw: &[u8]) -> Option<Fields> {
 }
 
 /// Parses the rest of the body: the text, its closing quote, and the fields after it.
-fn around_text(mut fields: Fields, mut rest: &str) -> Option<Fields> {
+fn around_text(mut fields: LenientFields, mut rest: &str) -> Option<LenientFields> {
     while let Some((before, key, value)) = field_at_back(rest)
         && (STOCK.contains(&key) || COLUMNS.contains(&key))
         && !fields.contains_key(key)
@@ -157,7 +157,7 @@ fn unescape(raw: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::callback_fields::Fields as Strict;
+    use super::super::callback_fields::CallbackFields as Strict;
     use super::*;
 
     fn strict(raw: &[u8]) -> Option<Strict> {
@@ -172,7 +172,7 @@ mod tests {
         )
     }
 
-    fn read(body: &str) -> Option<Fields> {
+    fn read(body: &str) -> Option<LenientFields> {
         match strict(body.as_bytes()) {
             Some(_) => serde_json::from_str(body).ok(),
             None => repair(body.as_bytes()),

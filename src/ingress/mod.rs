@@ -1,4 +1,4 @@
-//! The ingress: it accepts HTTP requests and publishes them to the queue. Routes are data ([`Door`]); each request
+//! The ingress: it accepts HTTP requests and publishes them to the queue. Routes are data ([`IngressRoute`]); each request
 //! goes through [`answer`].
 //!
 //! Guarantees: a 2xx is sent only after the queue has the message. A request that was received completely is
@@ -6,29 +6,29 @@
 //! logged without content.
 //! Not responsible for: authentication (`verify`), the meaning of a body (the routes), the delivery (`worker/`).
 //!
-//! A new route needs a variant of [`Door`] with its paths, and a file in this folder.
+//! A new route needs a variant of [`IngressRoute`] with its paths, and a file in this folder.
 
-mod accepted;
 mod admin;
 mod body;
+mod bot_token;
 mod botkit;
-mod budget;
 mod callback_fields;
+mod connection_slots;
+mod console;
 mod conversations;
-mod desk;
+mod credentials;
 mod fields;
 mod handoffs;
 mod idempotency;
 mod lenient;
-mod places;
 mod problem;
+mod read_budget;
 mod refusal_log;
+mod secrets;
 mod server;
 mod servicenow;
 #[cfg(test)]
 mod tests;
-mod token;
-mod verify;
 
 use std::io;
 use std::sync::Arc;
@@ -42,22 +42,22 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-pub use accepted::Accepted;
 pub use admin::{AdminState, serve_admin};
-pub use botkit::{BotKitDoor, Kept, UserPaths};
-pub use budget::ReadBudget;
-use budget::Sender;
-pub use desk::{Desk, DeskParts};
+pub use bot_token::BotCredential;
+pub use botkit::{BotKitIngress, ReplyContextMode, UserPaths};
+pub use console::{AdminConsole, ConsoleParts};
 pub use idempotency::IdempotencyKeys;
-use problem::Refusal;
-use refusal_log::Refused;
-pub use token::BotDoor;
+use problem::ApiError;
+pub use read_budget::ReadBudget;
+use read_budget::SenderTrust;
+use refusal_log::RefusalEntry;
+pub use secrets::AcceptedSecrets;
 
 use crate::conversation::Directory;
 use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
 use crate::queue::{Queue, QueueError};
 use crate::request_id::{self, request_id};
-use crate::tasks::{self, Stop};
+use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{self, Metrics, Settled};
 use crate::trace;
 
@@ -72,26 +72,26 @@ pub struct IngressSettings {
     /// The time limit for a head, for a body, and for an idle keep-alive connection.
     pub read_timeout: Duration,
     /// The credentials for callbacks.
-    pub servicenow: ServiceNowDoor,
+    pub servicenow: CallbackAuth,
     /// The token for handoffs and for the state of conversations. That API is off without a token.
-    pub handoffs_token: Accepted,
+    pub handoffs_token: AcceptedSecrets,
     /// The settings of XO's BotKit protocol.
-    pub botkit: BotKitDoor,
+    pub botkit: BotKitIngress,
     /// The destination of each conversation.
     pub bot_side: BotSide,
 }
 
 /// The credentials of the callback route. One valid credential is sufficient.
 #[derive(Debug, Clone, Default)]
-pub struct ServiceNowDoor {
+pub struct CallbackAuth {
     /// The user name for HTTP Basic, used with `password`.
     pub username: Option<String>,
     /// The password for HTTP Basic.
-    pub password: Accepted,
+    pub password: AcceptedSecrets,
     /// The token for `Authorization: Bearer`, `x-causeway-token` and `?token=`.
-    pub token: Accepted,
+    pub token: AcceptedSecrets,
     /// The secret for `x-causeway-signature`.
-    pub hmac_secret: Accepted,
+    pub hmac_secret: AcceptedSecrets,
     /// Accepts all callers if no credential is set.
     pub allow_unauthenticated: bool,
     /// Our own user in ServiceNow. Callbacks with messages of this user are ignored.
@@ -100,7 +100,7 @@ pub struct ServiceNowDoor {
     pub instance: Option<String>,
 }
 
-impl ServiceNowDoor {
+impl CallbackAuth {
     /// Whether any credential is set.
     pub fn is_guarded(&self) -> bool {
         let basic = self.username.is_some() && self.password.is_set();
@@ -127,20 +127,20 @@ pub struct IngressState {
 
 impl IngressState {
     /// The limits for an authenticated sender.
-    fn limits(&self) -> body::Limits {
-        self.limits_for(Sender::Proven)
+    fn limits(&self) -> body::BodyLimits {
+        self.limits_for(SenderTrust::Proven)
     }
 
-    fn limits_for(&self, sender: Sender) -> body::Limits {
+    fn limits_for(&self, sender: SenderTrust) -> body::BodyLimits {
         let budget = Some((Arc::clone(&self.budget), sender));
-        body::Limits { bytes: self.settings.body_limit, time: self.settings.read_timeout, budget }
+        body::BodyLimits { bytes: self.settings.body_limit, time: self.settings.read_timeout, budget }
     }
 
     /// Publishes the message, even if the caller disconnects in the meantime, because ServiceNow does not repeat a
     /// callback.
-    async fn keep(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
+    async fn publish_to_completion(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
         let state = Arc::clone(self);
-        tasks::to_the_end(async move {
+        tasks::run_to_completion(async move {
             let began = Instant::now();
             state.queue.publish(&message).await?;
             let took = began.elapsed();
@@ -151,11 +151,11 @@ impl IngressState {
         .await
     }
 
-    /// Writes the dead letter, even if the caller disconnects, like [`Self::keep`].
-    async fn bury(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
+    /// Writes the dead letter, even if the caller disconnects, like [`Self::publish_to_completion`].
+    async fn dead_letter(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
         let state = Arc::clone(self);
-        tasks::to_the_end(async move {
-            state.queue.bury(&dead).await?;
+        tasks::run_to_completion(async move {
+            state.queue.dead_letter(&dead).await?;
             let labels = [dead.message.destination.as_str(), dead.reason.as_str()];
             state.metrics.dead_letters.with_label_values(&labels).inc();
             telemetry::log_settled(&dead.message, Settled::DeadLettered(dead.reason), 0);
@@ -167,14 +167,14 @@ impl IngressState {
 
 /// The routes of the public listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
+enum IngressRoute {
     ServiceNow,
     Handoffs,
     Conversations,
     BotKit,
 }
 
-impl Door {
+impl IngressRoute {
     const ALL: &'static [Self] = &[Self::ServiceNow, Self::Handoffs, Self::Conversations, Self::BotKit];
 
     const fn paths(self) -> &'static [&'static str] {
@@ -200,8 +200,8 @@ impl Door {
     }
 
     /// The label in metrics and the route in logs.
-    const fn source(door: Option<Self>) -> &'static str {
-        match door {
+    const fn source(route: Option<Self>) -> &'static str {
+        match route {
             Some(Self::ServiceNow) => "servicenow",
             Some(Self::Handoffs) => "handoffs",
             Some(Self::Conversations) => "conversations",
@@ -217,7 +217,7 @@ pub async fn serve_public(
     listener: TcpListener,
     state: Arc<IngressState>,
     beside: Option<Router>,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> io::Result<()> {
     let read_timeout = state.settings.read_timeout;
     let routes = beside.into_iter().fold(router(state), Router::merge);
@@ -230,11 +230,11 @@ pub async fn serve_beside(
     listener: TcpListener,
     routes: Router,
     read_timeout: Duration,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> io::Result<()> {
     let unknown = async |request: Request| {
         let id = request_id(Some(request.headers()));
-        let mut response = Refusal::UnknownRoute.into_response(&id);
+        let mut response = ApiError::UnknownRoute.into_response(&id);
         request_id::add_to(response.headers_mut(), &id);
         response
     };
@@ -242,33 +242,34 @@ pub async fn serve_beside(
 }
 
 fn router(state: Arc<IngressState>) -> Router {
-    let at = |door: Option<Door>| {
-        any(move |State(state): State<Arc<IngressState>>, request: Request| answer(state, door, request))
+    let at = |route: Option<IngressRoute>| {
+        any(move |State(state): State<Arc<IngressState>>, request: Request| answer(state, route, request))
     };
-    let routes = Door::ALL.iter().flat_map(|door| door.paths().iter().map(move |path| (*path, *door)));
-    let router = routes.fold(Router::new(), |router, (path, door)| router.route(path, at(Some(door))));
+    let routes =
+        IngressRoute::ALL.iter().flat_map(|route| route.paths().iter().map(move |path| (*path, *route)));
+    let router = routes.fold(Router::new(), |router, (path, route)| router.route(path, at(Some(route))));
     router.fallback_service(at(None).with_state(Arc::clone(&state))).with_state(state)
 }
 
 /// Handles each request: assigns an id, answers, counts.
-async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Request) -> Response {
+async fn answer(state: Arc<IngressState>, route: Option<IngressRoute>, mut request: Request) -> Response {
     let began = Instant::now();
     let id = request_id(Some(request.headers()));
-    let source = Door::source(door);
-    let from = request.extensions().get::<server::Peer>().map(|peer| peer.0);
+    let source = IngressRoute::source(route);
+    let from = request.extensions().get::<server::PeerAddress>().map(|peer| peer.0);
     let trace = Trace { request_id: Some(id.clone()), parent: trace_parent(request.headers()) };
-    let mut response = match trace::within(trace, through(&state, door, &mut request)).await {
+    let mut response = match trace::within(trace, dispatch(&state, route, &mut request)).await {
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
             // XO understands only BotKit's error format.
-            let response = match door {
-                Some(Door::BotKit) => botkit::refused(refusal, &id),
+            let response = match route {
+                Some(IngressRoute::BotKit) => botkit::refused(refusal, &id),
                 _ => refusal.into_response(&id),
             };
             let status = response.status().as_u16();
-            refusal_log::write(Refused { route: source, reason, status, request_id: &id, from });
-            body::linger(request);
+            refusal_log::write(RefusalEntry { route: source, reason, status, request_id: &id, from });
+            body::drain_body(request);
             response
         }
     };
@@ -278,21 +279,21 @@ async fn answer(state: Arc<IngressState>, door: Option<Door>, mut request: Reque
     response
 }
 
-async fn through(
+async fn dispatch(
     state: &Arc<IngressState>,
-    door: Option<Door>,
+    route: Option<IngressRoute>,
     request: &mut Request,
-) -> Result<Response, Refusal> {
-    let door = door.ok_or(Refusal::UnknownRoute)?;
-    if !door.takes(request.method()) {
-        return Err(Refusal::WrongMethod(door.allow()));
+) -> Result<Response, ApiError> {
+    let route = route.ok_or(ApiError::UnknownRoute)?;
+    if !route.takes(request.method()) {
+        return Err(ApiError::WrongMethod(route.allow()));
     }
-    match door {
-        Door::ServiceNow => servicenow::answer(state, request).await,
+    match route {
+        IngressRoute::ServiceNow => servicenow::answer(state, request).await,
         // Boxed, because otherwise each request of the busiest route would use the memory of the largest future.
-        Door::Handoffs => Box::pin(handoffs::answer(state, request)).await,
-        Door::Conversations => Box::pin(conversations::answer(state, request)).await,
-        Door::BotKit => Box::pin(botkit::answer(state, request)).await,
+        IngressRoute::Handoffs => Box::pin(handoffs::answer(state, request)).await,
+        IngressRoute::Conversations => Box::pin(conversations::answer(state, request)).await,
+        IngressRoute::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
 }
 

@@ -12,15 +12,15 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::conversation::DirectoryError;
-use crate::dead::DeskError;
+use crate::dead_letters::DeadLetterError;
 use crate::queue::QueueError;
 
 /// The maximum number of faults in one answer, so that a large wrong body does not cause a large answer.
-pub(super) const FAULTS_MAX: usize = 100;
+pub(super) const FIELD_ERRORS_MAX: usize = 100;
 
 /// One fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Fault {
+pub(super) struct FieldError {
     /// The path of the field, such as `transcript[2].text`.
     pub(super) field: String,
     /// The reason, which also tells how to correct the field.
@@ -29,7 +29,7 @@ pub(super) struct Fault {
 
 /// Why a request is refused. The text tells the caller how to proceed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum ApiError {
     /// The challenge is the same with any configuration, so that it reveals nothing.
     #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
     Unauthorized(&'static str),
@@ -70,7 +70,7 @@ pub(super) enum Refusal {
     #[error("The body is not JSON: it breaks at line {line}, column {column}. Send one JSON object.")]
     NotJson { line: usize, column: usize },
     #[error("The body was read, but it cannot be used. Correct what `errors` lists and send it again.")]
-    Invalid(Vec<Fault>),
+    Invalid(Vec<FieldError>),
     #[error(
         "This key was used in this conversation for another request. Send that request again as it was, or choose a new key."
     )]
@@ -108,15 +108,15 @@ pub(super) enum Refusal {
 }
 
 /// The properties of one kind of refusal.
-struct Facts {
+struct ProblemFacts {
     status: StatusCode,
     slug: &'static str,
     field: &'static str,
     title: &'static str,
 }
 
-impl Refusal {
-    const fn facts(&self) -> Facts {
+impl ApiError {
+    const fn facts(&self) -> ProblemFacts {
         let (status, slug, field, title) = match self {
             Self::Unauthorized(_) => (401, "unauthorized", "credentials", "Missing or wrong credentials"),
             Self::OtherInstance => (403, "other_instance", "instance", "Another instance"),
@@ -151,7 +151,7 @@ impl Refusal {
             Ok(status) => status,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Facts { status, slug, field, title }
+        ProblemFacts { status, slug, field, title }
     }
 
     /// The status and the title, for an HTML page.
@@ -185,11 +185,11 @@ impl Refusal {
         let header = self.header();
         let detail = self.to_string();
         let errors = match self {
-            Self::Invalid(mut faults) => {
-                faults.truncate(FAULTS_MAX);
-                faults
+            Self::Invalid(mut errors) => {
+                errors.truncate(FIELD_ERRORS_MAX);
+                errors
             }
-            _ => vec![Fault { field: facts.field.to_owned(), reason: detail.clone() }],
+            _ => vec![FieldError { field: facts.field.to_owned(), reason: detail.clone() }],
         };
         let mut problem = json!({
             "type": format!("urn:causeway:problem:{}", facts.slug),
@@ -210,7 +210,7 @@ impl Refusal {
     }
 }
 
-impl From<QueueError> for Refusal {
+impl From<QueueError> for ApiError {
     fn from(error: QueueError) -> Self {
         match error {
             QueueError::Unavailable(_) => Self::QueueAway,
@@ -220,16 +220,16 @@ impl From<QueueError> for Refusal {
     }
 }
 
-impl From<DeskError> for Refusal {
-    fn from(error: DeskError) -> Self {
+impl From<DeadLetterError> for ApiError {
+    fn from(error: DeadLetterError) -> Self {
         match error {
-            DeskError::Queue(QueueError::Busy(why)) => Self::Busy(why),
+            DeadLetterError::Queue(QueueError::Busy(why)) => Self::Busy(why),
             // The answer does not contain the cause, so the log does.
-            DeskError::Queue(error) => {
+            DeadLetterError::Queue(error) => {
                 tracing::warn!(%error, "could not read the dead-letter queue");
                 error.into()
             }
-            DeskError::Directory(error) => {
+            DeadLetterError::Directory(error) => {
                 tracing::warn!(%error, "could not reach the directory, which is needed to work on dead letters");
                 Self::DirectoryAway
             }
@@ -237,7 +237,7 @@ impl From<DeskError> for Refusal {
     }
 }
 
-impl From<DirectoryError> for Refusal {
+impl From<DirectoryError> for ApiError {
     fn from(_: DirectoryError) -> Self {
         Self::DirectoryAway
     }
@@ -284,8 +284,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_single_fault_is_also_the_field() {
-        let faults = vec![Fault { field: "user.email".into(), reason: "must be a string".into() }];
-        let response = Refusal::Invalid(faults).into_response("r-1");
+        let errors = vec![FieldError { field: "user.email".into(), reason: "must be a string".into() }];
+        let response = ApiError::Invalid(errors).into_response("r-1");
         assert_eq!(response.status(), 422);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         let body = json_of(response).await;
@@ -296,9 +296,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_million_faults_are_not_a_million_lines() {
-        let fault = Fault { field: "transcript[0]".into(), reason: "must be an object".into() };
-        let body = json_of(Refusal::Invalid(vec![fault; 5000]).into_response("r")).await;
-        assert_eq!(body["errors"].as_array().unwrap().len(), FAULTS_MAX);
+        let fault = FieldError { field: "transcript[0]".into(), reason: "must be an object".into() };
+        let body = json_of(ApiError::Invalid(vec![fault; 5000]).into_response("r")).await;
+        assert_eq!(body["errors"].as_array().unwrap().len(), FIELD_ERRORS_MAX);
         assert_eq!(body.get("field"), None);
     }
 
@@ -311,7 +311,7 @@ mod tests {
             QueueError::Mismatch("odd".into()),
         ];
         for trouble in troubles {
-            let response = Refusal::from(trouble).into_response("r");
+            let response = ApiError::from(trouble).into_response("r");
             assert_eq!(response.status(), 503);
             let seconds: u64 = response.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
             assert!((1..=30).contains(&seconds));

@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// The data of a refused request that is logged.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Refused<'a> {
+pub(super) struct RefusalEntry<'a> {
     pub(super) route: &'static str,
     pub(super) reason: &'static str,
     pub(super) status: u16,
@@ -25,31 +25,31 @@ pub(super) struct Refused<'a> {
 }
 
 /// Writes the line, or counts it as suppressed.
-pub(super) fn write(refused: Refused<'_>) {
-    static PERIODS: Mutex<Option<Periods>> = Mutex::new(None);
+pub(super) fn write(refused: RefusalEntry<'_>) {
+    static PERIODS: Mutex<Option<LogPeriods>> = Mutex::new(None);
     let mut periods = PERIODS.lock().unwrap_or_else(PoisonError::into_inner);
     let left_out = periods.get_or_insert_default().line(refused.route, refused.reason, Instant::now());
     drop(periods);
     let Some(left_out) = left_out else { return };
-    let Refused { route, reason, status, request_id, from } = refused;
+    let RefusalEntry { route, reason, status, request_id, from } = refused;
     let from = from.map(tracing::field::display);
     tracing::info!(request_id, route, status, reason, from, left_out, "request refused");
 }
 
 #[derive(Debug, Default)]
-struct Periods(HashMap<(&'static str, &'static str), Period>);
+struct LogPeriods(HashMap<(&'static str, &'static str), LogPeriod>);
 
 #[derive(Debug)]
-struct Period {
+struct LogPeriod {
     began: Instant,
     lines: u32,
     left_out: u64,
 }
 
-impl Periods {
+impl LogPeriods {
     /// Returns `None` if the line is suppressed, and otherwise the number of lines suppressed since the last one.
     fn line(&mut self, route: &'static str, reason: &'static str, now: Instant) -> Option<u64> {
-        let new = Period { began: now, lines: 0, left_out: 0 };
+        let new = LogPeriod { began: now, lines: 0, left_out: 0 };
         let period = self.0.entry((route, reason)).or_insert(new);
         if now.saturating_duration_since(period.began) >= PERIOD {
             (period.began, period.lines) = (now, 0);
@@ -69,7 +69,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_left_out_is_counted() {
-        let mut periods = Periods::default();
+        let mut periods = LogPeriods::default();
         let mut line = |reason| periods.line("servicenow", reason, Instant::now());
         let written = (0..500).filter_map(|_| line("unauthorized")).collect::<Vec<_>>();
         assert_eq!(written, [0; LINES_MAX as usize]);

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a connection is closed if its head does not arrive in time, or if the connection is idle as long. The
 //! size of a head is bounded. The number of connections is bounded, and strangers cannot block proven connections
-//! (`places.rs`). A request that is refused because of its head closes its connection after the answer. On stop no
+//! (`slots.rs`). A request that is refused because of its head closes its connection after the answer. On stop no
 //! new connection is accepted, and requests in progress are answered.
 //! Not responsible for: bodies (`body.rs`), the time limit of the shutdown (`tasks.rs`).
 
@@ -24,8 +24,8 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use super::places::{Place, Places};
-use crate::tasks::{self, Stop};
+use super::connection_slots::{ConnectionSlot, ConnectionSlots};
+use crate::tasks::{self, CancellationToken};
 
 /// The largest head of a request in bytes. Each connection may hold one.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -37,22 +37,22 @@ pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     read_timeout: Duration,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> io::Result<()> {
     let mut http = http1::Builder::new();
     // A caller may close its sending half after the request and still wait for the answer.
     http.timer(TokioTimer::new()).header_read_timeout(read_timeout).keep_alive(true).half_close(true);
     http.max_buf_size(HEAD_BYTES_MAX);
-    let places = Arc::new(Places::default());
+    let slots = Arc::new(ConnectionSlots::default());
     let graceful = GracefulShutdown::new();
-    while let Some((stream, address)) = next(&listener, &places, &stop).await {
-        let Some(place) = places.take(address) else {
+    while let Some((stream, address)) = next(&listener, &slots, &stop).await {
+        let Some(slot) = slots.take(address) else {
             tracing::debug!(from = %address, "connection refused: all places are taken");
             continue;
         };
-        let (place, router) = (Arc::new(place), router.clone());
-        let held = Arc::clone(&place);
-        let service = service_fn(move |request| answer(router.clone(), Arc::clone(&place), request));
+        let (slot, router) = (Arc::new(slot), router.clone());
+        let held = Arc::clone(&slot);
+        let service = service_fn(move |request| answer(router.clone(), Arc::clone(&slot), request));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         drop(tasks::spawn(async move {
             tokio::select! {
@@ -71,17 +71,17 @@ pub(super) async fn serve(
 
 /// The remote address of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) IpAddr);
+pub(super) struct PeerAddress(pub(super) IpAddr);
 
 async fn answer(
     router: Router,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    place.answering();
-    request.extensions_mut().insert(Peer(place.address()));
+    slot.answering();
+    request.extensions_mut().insert(PeerAddress(slot.address()));
     let mut response = router.oneshot(request.map(Body::new)).await?;
-    let is_proven = place.answered(response.status().is_success());
+    let is_proven = slot.answered(response.status().is_success());
     let is_stranger = match response.status() {
         StatusCode::UNAUTHORIZED => true,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => !is_proven,
@@ -94,11 +94,15 @@ async fn answer(
 }
 
 /// Accepts the next connection. `None` when `stop` is requested.
-async fn next(listener: &TcpListener, places: &Places, stop: &Stop) -> Option<(TcpStream, IpAddr)> {
+async fn next(
+    listener: &TcpListener,
+    slots: &ConnectionSlots,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, IpAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.wait() => return None,
+            () = stop.cancelled() => return None,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -108,7 +112,7 @@ async fn next(listener: &TcpListener, places: &Places, stop: &Stop) -> Option<(T
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                places.make_room();
+                slots.make_room();
                 tokio::time::sleep(BREATH).await;
             }
         }

@@ -12,63 +12,65 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::budget::Sender;
-use super::callback_fields::Fields;
+use super::callback_fields::CallbackFields;
+use super::credentials::{self, AuthResult};
 use super::lenient;
-use super::problem::{self, Refusal};
-use super::verify::{self, Verdict};
+use super::problem::{self, ApiError};
+use super::read_budget::SenderTrust;
 use super::{IngressState, body};
 use crate::clock;
 use crate::message::callback::is_set;
-use crate::message::{DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, Story};
+use crate::message::{
+    AttemptHistory, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId,
+};
 
 /// Answers a callback.
-pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
-    let door = &state.settings.servicenow;
-    let verdict = verify::callback(door, request.headers(), request.uri().query(), clock::now());
-    if verdict == Verdict::Refused {
-        return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
+    let auth = &state.settings.servicenow;
+    let verdict = credentials::callback(auth, request.headers(), request.uri().query(), clock::now());
+    if verdict == AuthResult::Refused {
+        return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
     }
     body::is_json(request.headers())?;
     let headers = request.headers().clone();
-    let sender = if verdict == Verdict::Welcome { Sender::Proven } else { Sender::Unproven };
+    let sender = if verdict == AuthResult::Authorised { SenderTrust::Proven } else { SenderTrust::Unproven };
     let raw = body::read(&headers, request.body_mut(), state.limits_for(sender)).await?;
-    if let Verdict::AfterBody(signature) = verdict
-        && !signature.holds(&door.hmac_secret, &raw)
+    if let AuthResult::AfterBody(signature) = verdict
+        && !signature.holds(&auth.hmac_secret, &raw)
     {
-        return Err(Refusal::Unauthorized(r#"Basic realm="causeway""#));
+        return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
     }
     let destination = state.settings.bot_side.of_chat();
-    match read(raw, door.own_user.as_deref(), door.instance.as_deref(), destination) {
-        Reading::Event(message) => {
+    match read(raw, auth.own_user.as_deref(), auth.instance.as_deref(), destination) {
+        ParsedCallback::Event(message) => {
             let id = message.id;
-            state.keep(message).await?;
+            state.publish_to_completion(message).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "accepted" })))
         }
-        Reading::Unreadable(mut dead) => {
+        ParsedCallback::Unreadable(mut dead) => {
             // After a replay only XO's own integration may be able to read the body.
             if state.queue.destinations().contains(Destination::Xo) {
                 dead.message.destination = Destination::Xo;
             }
             let id = dead.message.id;
             tracing::warn!(%id, detail = dead.detail, bytes = dead.message.body.len(), "callback kept as dead letter");
-            state.bury(*dead).await?;
+            state.dead_letter(*dead).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "dead_lettered" })))
         }
-        Reading::Internal(message) => {
+        ParsedCallback::Internal(message) => {
             // Whether reading a chat back shows that a row is internal is not known, so a worker has to remember what the callback says.
             if state.settings.bot_side.two_way {
-                state.keep(message).await?;
+                state.publish_to_completion(message).await?;
             }
             Ok(problem::accepted(&json!({ "status": "ignored" })))
         }
-        Reading::Unwanted => Ok(problem::accepted(&json!({ "status": "ignored" }))),
-        Reading::OtherInstance => Err(Refusal::OtherInstance),
+        ParsedCallback::Unwanted => Ok(problem::accepted(&json!({ "status": "ignored" }))),
+        ParsedCallback::OtherInstance => Err(ApiError::OtherInstance),
     }
 }
 
 /// The result of reading a callback's body.
-enum Reading {
+enum ParsedCallback {
     Event(Message),
     /// Our own message on its way back, or a message among agents of a chat that it does not name.
     Unwanted,
@@ -79,12 +81,17 @@ enum Reading {
     Unreadable(Box<DeadLetter>),
 }
 
-fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination: Destination) -> Reading {
-    let (fields, body) = match Fields::strict(&raw) {
+fn read(
+    raw: Bytes,
+    own_user: Option<&str>,
+    instance: Option<&str>,
+    destination: Destination,
+) -> ParsedCallback {
+    let (fields, body) = match CallbackFields::strict(&raw) {
         Some(fields) => (fields, raw.clone()),
         None => {
             match lenient::repair(&raw).and_then(|fields| Some((serde_json::to_vec(&fields).ok()?, fields))) {
-                Some((repaired, fields)) => (Fields::repaired(fields), Bytes::from(repaired)),
+                Some((repaired, fields)) => (CallbackFields::repaired(fields), Bytes::from(repaired)),
                 None => {
                     return unreadable(
                         MessageId::fresh(),
@@ -99,7 +106,7 @@ fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination:
     if let (Some(ours), Some(sender)) = (instance, named(&fields, "instance"))
         && !sender.eq_ignore_ascii_case(ours)
     {
-        return Reading::OtherInstance;
+        return ParsedCallback::OtherInstance;
     }
     let virtual_agent = is_virtual_agent(&fields);
     let row_id = || named(&fields, "sys_id").map(|name| MessageId::derived("servicenow", name));
@@ -109,7 +116,7 @@ fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination:
         && let (Some(own), Some(writer)) = (own_user, named(&fields, "sys_created_by"))
         && writer.eq_ignore_ascii_case(own)
     {
-        return Reading::Unwanted;
+        return ParsedCallback::Unwanted;
     }
     let lane = if virtual_agent { answer_lane(&fields) } else { group_lane(&fields) };
     let is_internal = !virtual_agent && is_internal(&fields);
@@ -117,12 +124,12 @@ fn read(raw: Bytes, own_user: Option<&str>, instance: Option<&str>, destination:
         Ok(lane) if is_internal => {
             let row = named(&fields, "sys_id");
             let Some(note) = row.map(|row| internal_note(lane.as_str(), row)) else {
-                return Reading::Unwanted;
+                return ParsedCallback::Unwanted;
             };
-            Reading::Internal(Message::new(id, Kind::CallbackMessage, destination, lane, note))
+            ParsedCallback::Internal(Message::new(id, Kind::CallbackMessage, destination, lane, note))
         }
-        Ok(lane) => Reading::Event(Message::new(id, Kind::CallbackMessage, destination, lane, body)),
-        Err(_) if is_internal => Reading::Unwanted,
+        Ok(lane) => ParsedCallback::Event(Message::new(id, Kind::CallbackMessage, destination, lane, body)),
+        Err(_) if is_internal => ParsedCallback::Unwanted,
         Err(detail) => unreadable(id, raw, destination, &detail),
     }
 }
@@ -132,17 +139,22 @@ fn internal_note(group: &str, sys_id: &str) -> Bytes {
     Bytes::from(json!({ "group": group, "sys_id": sys_id, "causeway_internal": true }).to_string())
 }
 
-fn unreadable(id: MessageId, raw: Bytes, destination: Destination, detail: &str) -> Reading {
+fn unreadable(id: MessageId, raw: Bytes, destination: Destination, detail: &str) -> ParsedCallback {
     let message = Message::new(id, Kind::CallbackMessage, destination, LaneKey::alone(id), raw);
-    Reading::Unreadable(Box::new(DeadLetter::new(message, DeadReason::Unreadable, detail, Story::default())))
+    ParsedCallback::Unreadable(Box::new(DeadLetter::new(
+        message,
+        DeadReason::Unreadable,
+        detail,
+        AttemptHistory::default(),
+    )))
 }
 
 /// A text field with a value. JavaScript writes `undefined` or `null` for an unknown value.
-fn named<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
+fn named<'a>(fields: &'a CallbackFields, key: &str) -> Option<&'a str> {
     fields.get(key)?.as_str().filter(|text| !matches!(*text, "" | "undefined" | "null"))
 }
 
-fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
+fn group_lane(fields: &CallbackFields) -> Result<LaneKey, String> {
     let group = match fields.get("group") {
         None | Some(Value::Null) => return Err("`group` is missing".to_owned()),
         Some(Value::String(group)) => group,
@@ -155,12 +167,12 @@ fn group_lane(fields: &Fields) -> Result<LaneKey, String> {
 }
 
 /// `live_message` also holds messages among agents, which no user may read.
-fn is_internal(fields: &Fields) -> bool {
+fn is_internal(fields: &CallbackFields) -> bool {
     ["internal", "private_message"].iter().any(|key| is_set(fields.get(key)))
 }
 
 /// Connect Support always sends a `group`, Virtual Agent never does.
-fn is_virtual_agent(fields: &Fields) -> bool {
+fn is_virtual_agent(fields: &CallbackFields) -> bool {
     !fields.contains_key("group")
         && (fields.parts().is_some()
             || fields.contains_key("clientSessionId")
@@ -169,7 +181,7 @@ fn is_virtual_agent(fields: &Fields) -> bool {
 
 /// The chat's id as ServiceNow returns it: in the client variables, as the session or as the user. All three are
 /// equal in our chats.
-fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
+fn answer_lane(fields: &CallbackFields) -> Result<LaneKey, String> {
     let name = fields
         .group_variable()
         .or_else(|| named(fields, "clientSessionId"))
@@ -180,7 +192,7 @@ fn answer_lane(fields: &Fields) -> Result<LaneKey, String> {
 
 /// An answer can have several parts, each with its own id. All these ids together identify the answer. Its flags and
 /// actions are part of the identity: an end of the chat with the id of an earlier text is not a repeat.
-fn answer_id(fields: &Fields) -> Option<MessageId> {
+fn answer_id(fields: &CallbackFields) -> Option<MessageId> {
     let parts = fields.parts()?;
     let flags: Vec<&str> = ["completed", "takeControl"]
         .into_iter()
@@ -209,15 +221,17 @@ mod tests {
 
     fn event(body: &str) -> Message {
         match read(Bytes::copy_from_slice(body.as_bytes()), Some("relay"), None, Destination::Xo) {
-            Reading::Event(message) => message,
-            Reading::Unwanted | Reading::Internal(_) | Reading::OtherInstance => panic!("not taken"),
-            Reading::Unreadable(dead) => panic!("{}", dead.detail),
+            ParsedCallback::Event(message) => message,
+            ParsedCallback::Unwanted | ParsedCallback::Internal(_) | ParsedCallback::OtherInstance => {
+                panic!("not taken")
+            }
+            ParsedCallback::Unreadable(dead) => panic!("{}", dead.detail),
         }
     }
 
     fn dead(body: &[u8]) -> DeadLetter {
         match read(Bytes::copy_from_slice(body), Some("relay"), None, Destination::Xo) {
-            Reading::Unreadable(dead) => *dead,
+            ParsedCallback::Unreadable(dead) => *dead,
             _ => panic!("was read"),
         }
     }
@@ -257,9 +271,9 @@ mod tests {
         ] {
             assert!(matches!(
                 read(Bytes::from(body), Some("relay"), None, Destination::Xo),
-                Reading::Unwanted
+                ParsedCallback::Unwanted
             ));
-            assert!(matches!(read(Bytes::from(body), None, None, Destination::Xo), Reading::Event(_)));
+            assert!(matches!(read(Bytes::from(body), None, None, Destination::Xo), ParsedCallback::Event(_)));
         }
     }
 
@@ -270,7 +284,8 @@ mod tests {
             let body = format!(
                 r#"{{"group":"g1","sys_id":"m1","formatted_message":"secret","internal":{internal}}}"#
             );
-            let Reading::Internal(message) = read(Bytes::from(body), None, None, Destination::Callbacks)
+            let ParsedCallback::Internal(message) =
+                read(Bytes::from(body), None, None, Destination::Callbacks)
             else {
                 panic!("{internal}")
             };
@@ -304,7 +319,7 @@ mod tests {
     fn a_clone_is_told_by_its_name() {
         let refused = |body: &str, ours| {
             let read = read(Bytes::copy_from_slice(body.as_bytes()), None, ours, Destination::Xo);
-            matches!(read, Reading::OtherInstance)
+            matches!(read, ParsedCallback::OtherInstance)
         };
         for (instance, refuses) in
             [("\"acmetest\"", true), ("\"ACME\"", false), ("\"\"", false), ("null", false)]

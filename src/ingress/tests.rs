@@ -38,7 +38,7 @@ fn absent_queue() -> Queue {
 struct Relay {
     address: SocketAddr,
     metrics: Arc<Metrics>,
-    stop: Stop,
+    stop: CancellationToken,
     server: JoinHandle<io::Result<()>>,
 }
 
@@ -46,15 +46,15 @@ fn settings() -> IngressSettings {
     IngressSettings {
         body_limit: LIMIT,
         read_timeout: Duration::from_secs(20),
-        servicenow: ServiceNowDoor {
+        servicenow: CallbackAuth {
             token: "t".into(),
             hmac_secret: "shared".into(),
             own_user: Some("relay".into()),
-            ..ServiceNowDoor::default()
+            ..CallbackAuth::default()
         },
         handoffs_token: "bearer-token".into(),
         bot_side: BotSide::default(),
-        botkit: super::BotKitDoor::default(),
+        botkit: super::BotKitIngress::default(),
     }
 }
 
@@ -75,7 +75,7 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
         settings,
         budget,
     };
-    let stop = Stop::default();
+    let stop = CancellationToken::default();
     let server = tasks::spawn(serve_public(listener, Arc::new(state), None, stop.clone()));
     Relay { address, metrics, stop, server }
 }
@@ -335,7 +335,7 @@ async fn idle_connections_lock_nobody_out() {
     proven.write_all(post(CALLBACKS, JSON, ECHO).as_bytes()).await.unwrap();
     assert_eq!(answer_on(&mut proven).await.status, 202);
     let mut idle = Vec::new();
-    for _ in 0..places::STRANGERS_MAX {
+    for _ in 0..connection_slots::STRANGERS_MAX {
         idle.push(TcpStream::connect(relay.address).await.unwrap());
     }
     assert_eq!(idle[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one made room");
@@ -403,7 +403,7 @@ async fn a_stop_finishes_what_is_in_flight_and_refuses_the_rest() {
     in_flight.write_all(head.as_bytes()).await.unwrap();
     // The request is certainly in progress once its body is requested.
     assert_eq!(answer_on(&mut in_flight).await.status, 100);
-    relay.stop.ask();
+    relay.stop.cancel();
     assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0, "an idle connection is closed at once");
     assert!(TcpStream::connect(relay.address).await.is_err());
     assert!(!relay.server.is_finished());
@@ -438,9 +438,9 @@ async fn the_admin_listener_tells_metrics_and_health() {
             let ready = asked.load(std::sync::atomic::Ordering::Relaxed);
             if ready { Ok(()) } else { Err("the queue is not connected".into()) }
         }),
-        desk: None,
+        console: None,
     };
-    let stop = Stop::default();
+    let stop = CancellationToken::default();
     let server = tasks::spawn(serve_admin(listener, state, stop.clone()));
     let get = async |path: &str| exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
 
@@ -454,7 +454,7 @@ async fn the_admin_listener_tells_metrics_and_health() {
     assert!(metrics.body.contains("causeway_build_info"));
     assert_eq!(get(CALLBACKS).await.status, 404);
     assert_eq!(exchange(address, &post("/metrics", "", "")).await.status, 405);
-    stop.ask();
+    stop.cancel();
     server.await.unwrap().unwrap();
 }
 
@@ -472,18 +472,19 @@ async fn an_end_word_is_on_the_queue_before_the_user_is_told() {
     };
     let embedded = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: Some(1) };
     let queue = Queue::Embedded(EmbeddedQueue::open(embedded).await.unwrap());
-    let bot = BotDoor { bot_id: BOT.into(), app_id: "cs-1".into(), client_secret: "shared".into() };
-    let botkit = BotKitDoor {
+    let bot = BotCredential { bot_id: BOT.into(), app_id: "cs-1".into(), client_secret: "shared".into() };
+    let botkit = BotKitIngress {
         bots: vec![bot],
         allowed_hosts: crate::message::AllowedHosts::new(vec!["xo.example".into()]),
         end_words: vec!["quit".into()],
-        ..BotKitDoor::default()
+        ..BotKitIngress::default()
     };
     let name = crate::message::BotName::parse("one").unwrap();
     let bot_side = BotSide { two_way: true, bots: vec![KnownBot { bot_id: BOT.into(), name }] };
     let relay = relay_on(queue.clone(), IngressSettings { botkit, bot_side, ..settings() }).await;
     let claims = serde_json::json!({ "appId": "cs-1" });
-    let token = crate::sandbox::botkit::token(crate::sandbox::botkit::Algorithm::Hs256, &claims, "shared");
+    let token =
+        crate::sandbox::botkit::token(crate::sandbox::botkit::SigningAlgorithm::Hs256, &claims, "shared");
     let event = serde_json::json!({
         "requestId": "1", "message": "quit", "agent_transfer": true, "channel": { "from": "u-1", "type": "rtm" },
         "baseUrl": format!("https://xo.example/api/botsdk/stream/{BOT}"),

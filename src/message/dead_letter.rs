@@ -33,14 +33,14 @@ pub struct AttemptRecord {
 
 /// The attempts of one message. The middle of a long history is only counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Story {
+pub struct AttemptHistory {
     attempts: Vec<AttemptRecord>,
     /// The number of attempts between the first and the newest that were not kept.
     #[serde(default)]
     left_out: u32,
 }
 
-impl Story {
+impl AttemptHistory {
     /// Adds the newest attempt.
     pub fn add(&mut self, attempt: AttemptRecord) {
         self.attempts.push(attempt);
@@ -78,12 +78,17 @@ pub struct DeadLetter {
     /// When the dead letter was written.
     pub died_at: Timestamp,
     /// The history of the attempts.
-    pub story: Story,
+    pub story: AttemptHistory,
 }
 
 impl DeadLetter {
     /// Creates a dead letter with the current time.
-    pub fn new(message: Message, reason: DeadReason, detail: impl Into<String>, story: Story) -> Self {
+    pub fn new(
+        message: Message,
+        reason: DeadReason,
+        detail: impl Into<String>,
+        story: AttemptHistory,
+    ) -> Self {
         Self { message, reason, detail: detail.into(), died_at: crate::clock::now(), story }
     }
 }
@@ -94,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_long_story_keeps_its_beginning_and_its_end() {
-        let mut story = Story::default();
+        let mut story = AttemptHistory::default();
         for second in 0..100 {
             let at = Timestamp::from_second(second).unwrap();
             let (error, said) = (String::new(), PlatformWords::default());

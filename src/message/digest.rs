@@ -5,7 +5,7 @@
 //!
 //! Guarantees: the same request has the same digest in every process, also if its JSON has another order of fields.
 //!
-//! Not responsible for: comparing digests (`ingress/idempotency.rs`, `worker/flight.rs`).
+//! Not responsible for: comparing digests (`ingress/idempotency.rs`, `worker/process.rs`).
 
 use std::fmt;
 

@@ -15,18 +15,18 @@ use super::{ConversationId, Kind, ReplyHandle, named};
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Handoff {
     /// Opens a chat.
-    Start(Start),
+    Start(HandoffStart),
     /// A message of the user.
-    Message(Text),
+    Message(HandoffText),
     /// The user is typing.
-    Typing(Typing),
+    Typing(TypingSignal),
     /// The user left.
-    End(End),
+    End(HandoffEnd),
 }
 
 /// Opens a chat with an agent.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct HandoffStart {
     /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
     /// ServiceNow's Queue ID; the configured one if absent.
@@ -36,10 +36,10 @@ pub struct Start {
     pub message: String,
     /// The user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<User>,
+    pub user: Option<ChatUser>,
     /// The messages before the handoff.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub transcript: Vec<Line>,
+    pub transcript: Vec<TranscriptLine>,
     /// Free strings of the caller.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -50,7 +50,7 @@ pub struct Start {
 
 /// The user who asks for an agent.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct User {
+pub struct ChatUser {
     /// The caller's id of the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -67,7 +67,7 @@ pub struct User {
 
 /// One line of the transcript.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct TranscriptLine {
     /// `user` or `bot`, or another word of the caller.
     pub from: String,
     /// The text of the line.
@@ -79,7 +79,7 @@ pub struct Line {
 
 /// A message of the user.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Text {
+pub struct HandoffText {
     /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
     /// The text; may be empty if there are attachments.
@@ -109,7 +109,7 @@ pub struct Attachment {
 
 /// The user is typing, or has stopped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Typing {
+pub struct TypingSignal {
     /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
     /// Whether the user has stopped typing.
@@ -176,7 +176,7 @@ impl From<EndCause> for EndReason {
 
 /// The user left.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
+pub struct HandoffEnd {
     /// The caller's id of the conversation.
     pub conversation_id: ConversationId,
     /// The reason; absent if the caller gave none.
@@ -187,7 +187,7 @@ pub struct End {
     pub reply: Option<Box<ReplyHandle>>,
 }
 
-impl End {
+impl HandoffEnd {
     /// The reason as text. An end without a reason is an end by the user.
     pub fn reason_text(&self) -> &str {
         self.reason.as_ref().map_or(EndCause::User.as_str(), EndReason::as_str)
@@ -246,7 +246,16 @@ macro_rules! shown_by_name {
         })+
     };
 }
-shown_by_name!(Start, User, Line, Text, Attachment, Typing, End, EndReason);
+shown_by_name!(
+    HandoffStart,
+    ChatUser,
+    TranscriptLine,
+    HandoffText,
+    Attachment,
+    TypingSignal,
+    HandoffEnd,
+    EndReason
+);
 
 impl std::fmt::Debug for Handoff {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -275,7 +284,7 @@ mod tests {
             assert_eq!(end.metric_label(), label);
             assert!(words.is_from_api());
 
-            let own = Handoff::End(End { reason: Some((*cause).into()), ..end.clone() });
+            let own = Handoff::End(HandoffEnd { reason: Some((*cause).into()), ..end.clone() });
             let stored = serde_json::to_value(&own).unwrap();
             assert_eq!(stored["reason"], json!({"cause": cause.as_str()}));
             assert!(!own.is_from_api());

@@ -4,7 +4,7 @@
 //! and about 700 bytes as a tree. A body from another system is therefore read field by field, and never into a tree of
 //! unknown size.
 //!
-//! Guarantees: [`bounded`] holds at most [`VALUES_MAX`] values. [`Skipped`] accepts the same JSON as a tree, and holds
+//! Guarantees: [`bounded`] holds at most [`VALUES_MAX`] values. [`SkippedValue`] accepts the same JSON as a tree, and holds
 //! nothing.
 //!
 //! Not responsible for: the fields of a body.
@@ -23,18 +23,18 @@ pub const VALUES_MAX: usize = 20_000;
 pub fn bounded(raw: &[u8]) -> Result<Value, serde_json::Error> {
     let left = Cell::new(VALUES_MAX);
     let mut deserializer = serde_json::Deserializer::from_slice(raw);
-    let value = Tree { left: &left }.deserialize(&mut deserializer)?;
+    let value = BoundedTree { left: &left }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
 
 /// One value of a tree. All values share one counter.
 #[derive(Clone, Copy)]
-struct Tree<'a> {
+struct BoundedTree<'a> {
     left: &'a Cell<usize>,
 }
 
-impl<'de> DeserializeSeed<'de> for Tree<'_> {
+impl<'de> DeserializeSeed<'de> for BoundedTree<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -46,7 +46,7 @@ impl<'de> DeserializeSeed<'de> for Tree<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Tree<'_> {
+impl<'de> Visitor<'de> for BoundedTree<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,15 +100,15 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
 /// A value that is validated like a tree, including the characters of its texts, and is not kept.
 #[derive(Debug)]
-pub struct Skipped;
+pub struct SkippedValue;
 
-impl<'de> Deserialize<'de> for Skipped {
+impl<'de> Deserialize<'de> for SkippedValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Self)
     }
 }
 
-impl<'de> Visitor<'de> for Skipped {
+impl<'de> Visitor<'de> for SkippedValue {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -160,7 +160,7 @@ mod tests {
     fn a_large_tree_is_an_error_and_a_large_text_is_none() {
         let many = format!("[{}0]", r#"{"":0},"#.repeat(VALUES_MAX / 2 + 1));
         assert!(bounded(many.as_bytes()).is_err());
-        assert!(serde_json::from_str::<Skipped>(&many).is_ok());
+        assert!(serde_json::from_str::<SkippedValue>(&many).is_ok());
         let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
         assert_eq!(bounded(long.as_bytes()).unwrap()["a"].as_str().unwrap().len(), 1 << 20);
     }
@@ -179,7 +179,7 @@ mod tests {
             let text = parts.concat();
             let tree = serde_json::from_str::<Value>(&text).ok();
             prop_assert_eq!(bounded(text.as_bytes()).ok(), tree.clone());
-            prop_assert_eq!(serde_json::from_str::<Skipped>(&text).is_ok(), tree.is_some());
+            prop_assert_eq!(serde_json::from_str::<SkippedValue>(&text).is_ok(), tree.is_some());
         }
     }
 }

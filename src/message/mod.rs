@@ -28,7 +28,7 @@ use jiff::Timestamp;
 
 pub use attachment::safe_file_name;
 pub use callback::{Callback, Notice, NoticeEvent};
-pub use dead_letter::{AttemptRecord, DeadLetter, Story};
+pub use dead_letter::{AttemptHistory, AttemptRecord, DeadLetter};
 pub use destination::{BotName, BotSide, Destination, Destinations, KnownBot};
 pub use digest::PayloadDigest;
 pub use handoff::Handoff;

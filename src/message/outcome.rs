@@ -3,7 +3,7 @@
 //! Guarantees: every outcome either ends a message or says when the message is tried again; no failure is ignored.
 //!
 //! Not responsible for: the table from answers to outcomes (`delivery/classify.rs`), acting on an outcome
-//! (`worker/settle.rs`).
+//! (`worker/policy.rs`).
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub enum Outcome {
     Delivered,
     /// Declined: the destination gave a final business answer ("no agent"). The message is settled, and the bot side is
     /// notified.
-    Answered,
+    Declined,
     /// The message was delivered before; nothing was sent.
     Repeated,
     /// The message was put on the queue of its real destination under the same id. Only that destination delivers the
@@ -113,7 +113,7 @@ pub enum Outcome {
     },
     /// Deferred until a condition holds (for example, the start of its conversation has opened the chat), for a limited
     /// time after acceptance.
-    Held {
+    Deferred {
         /// The time limit, counted from acceptance.
         at_most: Duration,
         /// The reason of the dead letter after the time limit.
@@ -128,13 +128,13 @@ impl Outcome {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
-            Self::Answered => "answered",
+            Self::Declined => "answered",
             Self::Repeated => "repeated",
             Self::Routed => "routed",
             Self::Dropped => "dropped",
             Self::Retry { .. } => "retry",
             Self::Pause { .. } => "paused",
-            Self::Held { .. } => "held",
+            Self::Deferred { .. } => "held",
             Self::Dead(_) => "refused",
         }
     }

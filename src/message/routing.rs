@@ -9,14 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::handoff::Start;
+use super::handoff::HandoffStart;
 
 /// The prefix, before a path, of the metadata names that carry a value of XO's payload.
 const OF_PAYLOAD: &str = "payload:";
 
 /// A condition of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
+pub struct RouteCondition {
     /// `bot`, `language`, `channel`, `metadata.<name>`, or a path into XO's payload.
     pub name: String,
     /// The required value.
@@ -25,9 +25,9 @@ pub struct Condition {
 
 /// A route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Route {
+pub struct QueueRoute {
     /// The conditions, which must all match. A route without conditions always matches.
-    pub when: Vec<Condition>,
+    pub when: Vec<RouteCondition>,
     /// The Queue ID; the default if absent.
     pub queue_id: Option<String>,
     /// Context variables for the Virtual Agent API.
@@ -36,13 +36,13 @@ pub struct Route {
 
 /// `[[servicenow.routes]]`, in their order.
 #[derive(Debug, Clone, Default)]
-pub struct Routes {
-    routes: Vec<Route>,
+pub struct QueueRoutes {
+    routes: Vec<QueueRoute>,
     /// The names of bots by bot id.
     bots: BTreeMap<String, String>,
 }
 
-impl Condition {
+impl RouteCondition {
     /// The path into XO's payload, if this condition has one.
     fn path(&self) -> Option<&str> {
         let known = matches!(self.name.as_str(), "bot" | "language" | "channel");
@@ -54,24 +54,24 @@ impl Condition {
     }
 }
 
-impl Routes {
+impl QueueRoutes {
     /// Creates the routes. `bots`: the name of each bot, by bot id.
-    pub const fn new(routes: Vec<Route>, bots: BTreeMap<String, String>) -> Self {
+    pub const fn new(routes: Vec<QueueRoute>, bots: BTreeMap<String, String>) -> Self {
         Self { routes, bots }
     }
 
     /// The paths into XO's payload whose values the routes need.
     pub fn paths(&self) -> BTreeSet<String> {
         let conditions = self.routes.iter().flat_map(|route| &route.when);
-        conditions.filter_map(Condition::path).map(str::to_owned).collect()
+        conditions.filter_map(RouteCondition::path).map(str::to_owned).collect()
     }
 
     /// The first route that matches.
-    pub fn choose(&self, start: &Start) -> Option<&Route> {
+    pub fn choose(&self, start: &HandoffStart) -> Option<&QueueRoute> {
         self.routes.iter().find(|route| route.when.iter().all(|condition| self.holds(condition, start)))
     }
 
-    fn holds(&self, condition: &Condition, start: &Start) -> bool {
+    fn holds(&self, condition: &RouteCondition, start: &HandoffStart) -> bool {
         let wanted = condition.value.as_str();
         match condition.name.as_str() {
             "bot" => start.reply.as_ref().is_some_and(|reply| {
@@ -117,15 +117,16 @@ pub fn is_payload_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::handoff::User;
+    use crate::message::handoff::ChatUser;
     use crate::message::{ConversationId, ReplyHandle};
 
-    fn start(language: Option<&str>, metadata: &[(&str, &str)]) -> Start {
-        Start {
+    fn start(language: Option<&str>, metadata: &[(&str, &str)]) -> HandoffStart {
+        HandoffStart {
             conversation_id: ConversationId::parse("c").unwrap(),
             queue_id: None,
             message: "hi".into(),
-            user: language.map(|language| User { language: Some(language.into()), ..User::default() }),
+            user: language
+                .map(|language| ChatUser { language: Some(language.into()), ..ChatUser::default() }),
             transcript: Vec::new(),
             metadata: metadata.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             reply: Some(Box::new(ReplyHandle {
@@ -141,17 +142,20 @@ mod tests {
         }
     }
 
-    fn routes(all: &[(&[&str], &str)]) -> Routes {
+    fn routes(all: &[(&[&str], &str)]) -> QueueRoutes {
         let condition = |text: &&str| {
             let (name, value) = text.split_once('=').unwrap();
-            Condition { name: name.into(), value: value.into() }
+            RouteCondition { name: name.into(), value: value.into() }
         };
-        let route = |(when, queue): &(&[&str], &str)| Route {
+        let route = |(when, queue): &(&[&str], &str)| QueueRoute {
             when: when.iter().map(condition).collect(),
             queue_id: Some((*queue).to_owned()),
-            ..Route::default()
+            ..QueueRoute::default()
         };
-        Routes::new(all.iter().map(route).collect(), BTreeMap::from([("st-1".into(), "helpdesk".into())]))
+        QueueRoutes::new(
+            all.iter().map(route).collect(),
+            BTreeMap::from([("st-1".into(), "helpdesk".into())]),
+        )
     }
 
     #[test]
@@ -162,7 +166,7 @@ mod tests {
             (&["channel=RTM", "bot=helpdesk", "context.session.UserContext.customData.vip=true"], "q-vip"),
             (&["bot=st-1", "department=hr"], "q-hr"),
         ]);
-        let queue = |start: &Start| routes.choose(start).and_then(|route| route.queue_id.clone());
+        let queue = |start: &HandoffStart| routes.choose(start).and_then(|route| route.queue_id.clone());
         assert_eq!(queue(&start(Some("fr-CA"), &[("region", "ca")])).as_deref(), Some("q-ca"));
         assert_eq!(queue(&start(Some("FR_fr"), &[])).as_deref(), Some("q-fr"));
         assert_eq!(queue(&start(Some("frisian"), &[])), None, "a language is no prefix of letters");

@@ -7,13 +7,13 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use url::Url;
 
-use super::error::{Answer, AnswerKind, CallError, NoAnswerKind, NotReady};
+use super::error::{AnswerKind, CallError, ErrorAnswer, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
 use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
 
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct PlatformFinding {
     /// `true` if nothing has to be changed.
     pub ok: bool,
     /// The finding in one line.
@@ -22,7 +22,7 @@ pub struct Finding {
     pub hint: String,
 }
 
-impl Finding {
+impl PlatformFinding {
     fn good(what: impl Into<String>) -> Self {
         Self { ok: true, what: what.into(), hint: String::new() }
     }
@@ -34,7 +34,7 @@ impl Finding {
 
 /// Checks ServiceNow: connection, login, chat API, queues and clock. `queues` holds a pair of settings key and Queue
 /// ID for each queue that a start can go to.
-pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
+pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<PlatformFinding> {
     let (mut findings, clock) = tokio::join!(login_and_queue(servicenow, queues), servicenow.time());
     // If the instance does not answer, `login_and_queue` reports it already.
     if let Ok(Some(theirs)) = clock {
@@ -43,7 +43,7 @@ pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) ->
     findings
 }
 
-async fn login_and_queue(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
+async fn login_and_queue(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<PlatformFinding> {
     if let Err(error) = servicenow.log_in().await {
         return no_token(&error, servicenow.login_kind());
     }
@@ -62,9 +62,9 @@ async fn login_and_queue(servicenow: &ServiceNow, queues: &[(String, String)]) -
 }
 
 /// With the Virtual Agent API a Queue ID is a context variable. Only the conditions of the instance's queues read it.
-fn not_asked_for(queues: &[(String, String)]) -> Option<Finding> {
+fn not_asked_for(queues: &[(String, String)]) -> Option<PlatformFinding> {
     let keys: Vec<&str> = queues.iter().map(|(key, _)| key.as_str()).collect();
-    (!keys.is_empty()).then(|| Finding {
+    (!keys.is_empty()).then(|| PlatformFinding {
         ok: true,
         what: format!("{} cannot be asked for over the Virtual Agent API", keys.join(", ")),
         hint: "the conditions of the instance's work item queues read the context variable: one real chat shows it".into(),
@@ -72,7 +72,7 @@ fn not_asked_for(queues: &[(String, String)]) -> Option<Finding> {
 }
 
 /// Checks each queue of the routes. An id that occurs several times is checked once.
-async fn routed_queues(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<Finding> {
+async fn routed_queues(servicenow: &ServiceNow, queues: &[(String, String)]) -> Vec<PlatformFinding> {
     let mut ids: Vec<(&str, &str)> = Vec::new();
     for (key, id) in queues.iter().filter(|(_, id)| servicenow.queue_id() != Some(id)) {
         if !ids.iter().any(|(_, known)| known == id) {
@@ -80,18 +80,18 @@ async fn routed_queues(servicenow: &ServiceNow, queues: &[(String, String)]) -> 
         }
     }
     let asked = ids.iter().map(async |(key, id)| match servicenow.queue(id).await {
-        Ok(queue) => Finding { what: format!("{key}: {}", opening(&queue).what), ..opening(&queue) },
+        Ok(queue) => PlatformFinding { what: format!("{key}: {}", opening(&queue).what), ..opening(&queue) },
         Err(error) => {
             let found = refused(&error, true).pop();
-            let found = found.unwrap_or_else(|| Finding::bad(error.to_string(), "try again later"));
+            let found = found.unwrap_or_else(|| PlatformFinding::bad(error.to_string(), "try again later"));
             let hint = found.hint.replace("servicenow.queue_id", key);
-            Finding { what: format!("{key}: {}", found.what), hint, ..found }
+            PlatformFinding { what: format!("{key}: {}", found.what), hint, ..found }
         }
     });
     join_all(asked).await
 }
 
-async fn default_queue(servicenow: &ServiceNow) -> Vec<Finding> {
+async fn default_queue(servicenow: &ServiceNow) -> Vec<PlatformFinding> {
     let answer = match servicenow.queue_id() {
         Some(id) => servicenow.queue(id).await.map(|queue| vec![queue]),
         None => servicenow.queues().await,
@@ -99,7 +99,7 @@ async fn default_queue(servicenow: &ServiceNow) -> Vec<Finding> {
     match answer {
         Ok(queues) => {
             let mut findings =
-                vec![Finding::good("ServiceNow answers, takes the login and has Connect Support")];
+                vec![PlatformFinding::good("ServiceNow answers, takes the login and has Connect Support")];
             if servicenow.queue_id().is_some() {
                 findings.extend(queues.iter().map(opening));
             } else {
@@ -116,10 +116,10 @@ async fn default_queue(servicenow: &ServiceNow) -> Vec<Finding> {
 const CLOCKS_APART_MAX: i64 = 30;
 
 /// Reports the clock difference between the platform and this machine if it exceeds the limit.
-fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
+fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<PlatformFinding> {
     let ahead = theirs.as_second() - ours.as_second();
     let (apart, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
-    (apart > CLOCKS_APART_MAX).then(|| Finding {
+    (apart > CLOCKS_APART_MAX).then(|| PlatformFinding {
         ok: true,
         what: format!("{who}'s clock is {apart} s {way} ours"),
         hint: "set this machine's clock by NTP: signed callbacks are refused beyond 300 s, XO's tokens beyond 60 s"
@@ -128,32 +128,38 @@ fn clocks(who: &str, theirs: Timestamp, ours: Timestamp) -> Option<Finding> {
 }
 
 /// The Virtual Agent API cannot list queues. The status of a GET on its own address shows whether it is installed.
-async fn virtual_agent(servicenow: &ServiceNow) -> Vec<Finding> {
+async fn virtual_agent(servicenow: &ServiceNow) -> Vec<PlatformFinding> {
     match servicenow.virtual_agent_installed().await {
-        Ok(()) => vec![Finding::good("ServiceNow answers, takes the login and has the Virtual Agent API")],
+        Ok(()) => {
+            vec![PlatformFinding::good("ServiceNow answers, takes the login and has the Virtual Agent API")]
+        }
         Err(CallError::Answer(answer)) if answer.is_no_such_api() => {
             let hint = "install the store application \"Virtual Agent API\" (sn_va_as_service), which needs a licence; on \
                         Tokyo and lower use servicenow.api = \"connect_support\"";
             vec![
-                Finding::good("ServiceNow answers"),
-                Finding::bad("ServiceNow has no Virtual Agent Bot Integration API", hint),
+                PlatformFinding::good("ServiceNow answers"),
+                PlatformFinding::bad("ServiceNow has no Virtual Agent Bot Integration API", hint),
             ]
         }
         Err(error) => refused(&error, false),
     }
 }
 
-fn opening(queue: &QueueState) -> Finding {
+fn opening(queue: &QueueState) -> PlatformFinding {
     let name = queue.name.as_deref().unwrap_or("without a name");
     if queue.not_available.is_some() {
         // A closed queue can be correct (outside its schedule), so the finding is not an error.
         let hint = "outside its schedule every start is answered \"no agent\"; see the queue's Schedule";
-        return Finding { ok: true, what: format!("queue \"{name}\" is closed now"), hint: hint.into() };
+        return PlatformFinding {
+            ok: true,
+            what: format!("queue \"{name}\" is closed now"),
+            hint: hint.into(),
+        };
     }
-    Finding::good(format!("queue \"{name}\" is open"))
+    PlatformFinding::good(format!("queue \"{name}\" is open"))
 }
 
-fn no_queue(queues: &[QueueState]) -> Finding {
+fn no_queue(queues: &[QueueState]) -> PlatformFinding {
     let listed = queues
         .iter()
         .take(20)
@@ -164,49 +170,56 @@ fn no_queue(queues: &[QueueState]) -> Finding {
     } else {
         format!("set servicenow.queue_id, or let every start name its queue; the user sees: {listed}")
     };
-    Finding { ok: true, what: "servicenow.queue_id is not set".into(), hint }
+    PlatformFinding { ok: true, what: "servicenow.queue_id is not set".into(), hint }
 }
 
-fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
-    let there = || Finding::good("ServiceNow answers");
-    let known = || Finding::good("ServiceNow takes the login");
+fn refused(error: &CallError, asked_for_queue: bool) -> Vec<PlatformFinding> {
+    let there = || PlatformFinding::good("ServiceNow answers");
+    let known = || PlatformFinding::good("ServiceNow takes the login");
     match error {
         CallError::NoAnswer(_) => {
-            vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), unreachable(error))]
+            vec![PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), unreachable(error))]
         }
         CallError::Answer(answer) if answer.is_no_such_api() => {
             let hint = "the Connect Support plugin is not active, or the instance is Utah or newer, where new ones \
                         have only the Virtual Agent API";
-            vec![there(), Finding::bad("ServiceNow has no Connect Support API", hint)]
+            vec![there(), PlatformFinding::bad("ServiceNow has no Connect Support API", hint)]
         }
         CallError::Answer(answer) => match &answer.kind {
             AnswerKind::Credentials => {
-                vec![there(), Finding::bad(format!("ServiceNow: {}", error.with_words()), next_step(error))]
+                vec![
+                    there(),
+                    PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), next_step(error)),
+                ]
             }
             AnswerKind::NotReady(how) => {
-                vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), not_ready(*how))]
+                vec![PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), not_ready(*how))]
             }
             AnswerKind::Gone if asked_for_queue && says_no_record(answer) => {
                 let hint = "servicenow.queue_id must be the sys_id of a chat_queue that the user may read";
-                vec![there(), known(), Finding::bad("ServiceNow has no such queue", hint)]
+                vec![there(), known(), PlatformFinding::bad("ServiceNow has no such queue", hint)]
             }
             AnswerKind::Gone => {
                 let hint = "the answer does not look like ServiceNow's: servicenow.host_url must be the instance's own address";
-                vec![Finding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
+                vec![PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
             }
             AnswerKind::Permanent | AnswerKind::Business(_)
                 if answer.status == 403 && answer.said.is_empty() =>
             {
                 let hint = "ServiceNow states a reason in its own 403, but this answer has none: a proxy or a firewall refused the call, or servicenow.host_url is another host";
-                vec![Finding::bad(format!("ServiceNow: {error}"), hint)]
+                vec![PlatformFinding::bad(format!("ServiceNow: {error}"), hint)]
             }
             AnswerKind::Permanent | AnswerKind::Business(_) if answer.status == 403 => {
                 let hint = "give the user the roles that Connect Support needs, such as agent_admin";
-                vec![there(), known(), Finding::bad(format!("ServiceNow: {}", error.with_words()), hint)]
+                vec![
+                    there(),
+                    known(),
+                    PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), hint),
+                ]
             }
             _ => vec![
                 there(),
-                Finding::bad(
+                PlatformFinding::bad(
                     format!("ServiceNow: {}", error.with_words()),
                     "try again later; see ServiceNow's logs",
                 ),
@@ -216,12 +229,12 @@ fn refused(error: &CallError, asked_for_queue: bool) -> Vec<Finding> {
 }
 
 /// True for ServiceNow's own 404, which it sends only after it accepted the login. Other servers send other 404s.
-fn says_no_record(answer: &Answer) -> bool {
+fn says_no_record(answer: &ErrorAnswer) -> bool {
     answer.said.reveal().to_ascii_lowercase().contains("no record found")
 }
 
 /// Explains why the login by token was refused.
-fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
+fn no_token(error: &CallError, kind: LoginKind) -> Vec<PlatformFinding> {
     let credentials = matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
     if !credentials {
         return refused(error, false);
@@ -240,8 +253,8 @@ fn no_token(error: &CallError, kind: LoginKind) -> Vec<Finding> {
         LoginKind::Basic => "check servicenow.username and servicenow.password",
     };
     vec![
-        Finding::good("ServiceNow answers"),
-        Finding::bad(format!("ServiceNow: {}", error.with_words()), hint),
+        PlatformFinding::good("ServiceNow answers"),
+        PlatformFinding::bad(format!("ServiceNow: {}", error.with_words()), hint),
     ]
 }
 
@@ -296,7 +309,7 @@ fn unreachable(error: &CallError) -> &'static str {
 
 /// Checks XO: do the configured addresses answer, and does XO accept the credentials of the bots? Any further check
 /// would have to post something.
-pub async fn xo(xo: &Xo) -> Vec<Finding> {
+pub async fn xo(xo: &Xo) -> Vec<PlatformFinding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
         if let Some(url) = url {
@@ -310,7 +323,7 @@ pub async fn xo(xo: &Xo) -> Vec<Finding> {
     }
     findings.extend(join_all(bots.iter().map(|bot| credential(xo, bot, &hosts))).await.into_iter().flatten());
     if !bots.is_empty() {
-        findings.push(Finding {
+        findings.push(PlatformFinding {
             ok: true,
             what: "XO has no call that lists which of its events are subscribed".into(),
             hint: SUBSCRIPTIONS.into(),
@@ -334,38 +347,41 @@ fn root(host: &str) -> Option<Url> {
 
 /// Checks whether XO accepts a bot's credential at any of the allowed hosts. Returns `None` if no host answers,
 /// because that is reported already.
-async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<Finding> {
+async fn credential(xo: &Xo, bot: &XoBot, hosts: &[Url]) -> Option<PlatformFinding> {
     let answers = join_all(hosts.iter().map(|host| xo.try_bot(bot, host))).await;
     let statuses: Vec<u16> = answers.into_iter().flatten().map(|status| status.as_u16()).collect();
     let (name, first) = (format!("bot {}", bot.bot_id), *statuses.first()?);
     if statuses.iter().any(|status| (200..300).contains(status)) {
-        return Some(Finding::good(format!("{name}: XO takes its credential")));
+        return Some(PlatformFinding::good(format!("{name}: XO takes its credential")));
     }
     if let Some(refused) = statuses.iter().find(|status| [401, 403].contains(*status)) {
         let hint = "xo.bot_id, xo.app_id and xo.client_secret must be of one app of the bot (App settings > BotKit, HS256 or \
                     HS512), and a token lives for a minute: set the clock by NTP. With a wrong secret XO's own events get 401 \
                     here, too";
-        return Some(Finding::bad(format!("{name}: XO refuses its credential (status {refused})"), hint));
+        return Some(PlatformFinding::bad(
+            format!("{name}: XO refuses its credential (status {refused})"),
+            hint,
+        ));
     }
     // XO does not document which other statuses it sends.
     let what = format!("{name}: could not find out whether XO takes its credential (status {first})");
-    Some(Finding { ok: true, what, hint: "one real chat shows it".into() })
+    Some(PlatformFinding { ok: true, what, hint: "one real chat shows it".into() })
 }
 
 /// `takes_posts`: messages are posted to exactly this address, so a 404 is an error.
-async fn knocked(xo: &Xo, key: &str, url: &Url, takes_posts: bool) -> Vec<Finding> {
+async fn knocked(xo: &Xo, key: &str, url: &Url, takes_posts: bool) -> Vec<PlatformFinding> {
     let host = url.host_str().unwrap_or_default();
-    match xo.knock(url).await {
+    match xo.probe_url(url).await {
         Ok((status @ (404 | 410), _)) if takes_posts => {
             let hint = "the path does not exist, so every message to it would become a dead letter: check the address";
-            vec![Finding::bad(format!("{key}: {host} answers status {status}"), hint)]
+            vec![PlatformFinding::bad(format!("{key}: {host} answers status {status}"), hint)]
         }
         Ok((status, theirs)) => {
-            let there = Finding::good(format!("{key}: {host} answers (status {status} to a GET)"));
+            let there = PlatformFinding::good(format!("{key}: {host} answers (status {status} to a GET)"));
             let clocks = theirs.and_then(|theirs| clocks(host, theirs, crate::clock::now()));
             std::iter::once(there).chain(clocks).collect()
         }
-        Err(error) => vec![Finding::bad(format!("{key}: {host}: {error}"), unreachable(&error))],
+        Err(error) => vec![PlatformFinding::bad(format!("{key}: {host}: {error}"), unreachable(&error))],
     }
 }
 
@@ -377,7 +393,7 @@ mod tests {
     use crate::platform::xo::TokenAlgorithm;
     use crate::platform::{ServiceNowLogin, ServiceNowSettings, XoSettings};
 
-    async fn asked(answer: &str, queue_id: Option<&str>) -> Vec<Finding> {
+    async fn asked(answer: &str, queue_id: Option<&str>) -> Vec<PlatformFinding> {
         let peer = Peer::saying(answer).await;
         let settings = ServiceNowSettings {
             host_url: peer.url.clone(),

@@ -21,7 +21,7 @@ pub(crate) const SECOND_FACTOR: &str = "a second factor is missing";
 pub enum CallError {
     /// The platform sent an answer that is not success.
     #[error("{0}")]
-    Answer(Answer),
+    Answer(ErrorAnswer),
     /// No answer arrived, or the answer was unreadable.
     #[error("{0}")]
     NoAnswer(NoAnswer),
@@ -29,7 +29,7 @@ pub enum CallError {
 
 /// An answer that is not success.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct ErrorAnswer {
     /// The HTTP status.
     pub status: u16,
     /// The delay that the platform asks for, from `Retry-After` or its rate limit headers.
@@ -76,7 +76,7 @@ pub enum NotReady {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoAnswer {
     /// Whether the other side may have acted on the call.
-    pub sent: Sent,
+    pub sent: SentState,
     /// The kind of failure.
     pub kind: NoAnswerKind,
     /// The failure as the operating system or the library describes it.
@@ -85,7 +85,7 @@ pub struct NoAnswer {
 
 /// Whether the other side may have acted on the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sent {
+pub enum SentState {
     /// Certainly not acted on: no byte of the request left, or the platform refused it unread.
     No,
     /// Unknown.
@@ -111,7 +111,7 @@ pub enum NoAnswerKind {
     NoRight,
 }
 
-impl Answer {
+impl ErrorAnswer {
     /// Whether the platform answers that it has no such API: the plugin is missing, or the address is wrong.
     pub fn is_no_such_api(&self) -> bool {
         self.status == 400 && self.said.reveal().to_ascii_lowercase().contains(NO_SUCH_RESOURCE)
@@ -149,7 +149,7 @@ impl CallError {
     /// The sentence of a business answer, for the user.
     pub fn business(&self) -> Option<&str> {
         match self {
-            Self::Answer(Answer { kind: AnswerKind::Business(words), .. }) => Some(words),
+            Self::Answer(ErrorAnswer { kind: AnswerKind::Business(words), .. }) => Some(words),
             _ => None,
         }
     }
@@ -166,24 +166,34 @@ impl CallError {
 
     /// An answer with a success status and an unexpected body.
     pub(crate) fn bad_body(detail: impl Into<String>) -> Self {
-        Self::NoAnswer(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::BadBody, detail: detail.into() })
+        Self::NoAnswer(NoAnswer {
+            sent: SentState::Maybe,
+            kind: NoAnswerKind::BadBody,
+            detail: detail.into(),
+        })
     }
 
     /// An answer of which only the status matters.
     pub(crate) fn answered(status: u16, retry_after: Option<Duration>, kind: AnswerKind) -> Self {
         let (detail, said) = (String::new(), PlatformWords::default());
-        Self::Answer(Answer { status, retry_after, kind, detail, said })
+        Self::Answer(ErrorAnswer { status, retry_after, kind, detail, said })
     }
 
     /// A call that was not made because it cannot succeed.
     pub(crate) fn refused_here(detail: impl Into<String>) -> Self {
         let (kind, detail) = (AnswerKind::Permanent, detail.into());
-        Self::Answer(Answer { status: 400, retry_after: None, kind, detail, said: PlatformWords::default() })
+        Self::Answer(ErrorAnswer {
+            status: 400,
+            retry_after: None,
+            kind,
+            detail,
+            said: PlatformWords::default(),
+        })
     }
 
     /// A call that could not be made.
     pub(crate) fn not_made(detail: impl Into<String>) -> Self {
-        Self::NoAnswer(NoAnswer { sent: Sent::No, kind: NoAnswerKind::Connect, detail: detail.into() })
+        Self::NoAnswer(NoAnswer { sent: SentState::No, kind: NoAnswerKind::Connect, detail: detail.into() })
     }
 }
 
@@ -229,7 +239,7 @@ impl fmt::Debug for AnswerKind {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for ErrorAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (status {})", self.kind.words(), self.status)?;
         if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
@@ -261,7 +271,7 @@ mod tests {
     fn the_words_of_the_platform_are_not_shown() {
         let kind = AnswerKind::Business("call 555".into());
         let (detail, said) = (String::new(), PlatformWords::new("bad value: call 555", ""));
-        let error = CallError::Answer(Answer { status: 403, retry_after: None, kind, detail, said });
+        let error = CallError::Answer(ErrorAnswer { status: 403, retry_after: None, kind, detail, said });
         assert_eq!(error.to_string(), "declined (status 403)");
         assert!(!format!("{error:?}").contains("555"));
         assert_eq!(error.with_words(), "declined (status 403): bad value: call 555");

@@ -3,10 +3,10 @@
 //! Guarantees: each call ends within its timeout. No redirect is followed, no proxy is taken from the environment,
 //! and no answer is read beyond [`ANSWER_BYTES_MAX`]. A failure says whether the request may have left. Connections
 //! are pooled. If a pooled connection died before the request was written, the client silently opens another one. If
-//! the connection dies later, the error is [`Sent::Maybe`]. The client uses HTTP/2 if the platform offers it over
+//! the connection dies later, the error is [`SentState::Maybe`]. The client uses HTTP/2 if the platform offers it over
 //! TLS, and HTTP/1.1 otherwise. With HTTP/2 all requests share one connection, so the client pings a silent
 //! connection and closes it if the ping is not answered. A request that the platform refused unread was certainly not
-//! acted on. If a precondition is set ([`Http::only_while`]), it is checked again right before each request leaves.
+//! acted on. If a precondition is set ([`HttpClient::allowed_while`]), it is checked again right before each request leaves.
 //! Not responsible for: what a status means (`servicenow/wire.rs`, `xo/`).
 
 use std::error::Error as _;
@@ -22,9 +22,9 @@ use url::Url;
 
 mod transfer;
 
-pub use transfer::{Broken, Content};
+pub use transfer::{BodyError, StreamedBody};
 
-use super::error::{NoAnswer, NoAnswerKind, Sent};
+use super::error::{NoAnswer, NoAnswerKind, SentState};
 use crate::message::platform_words::one_line;
 use crate::trace;
 
@@ -66,26 +66,26 @@ pub enum HttpProblem {
 
 /// The client: a pool of connections. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Http {
+pub struct HttpClient {
     client: reqwest::Client,
     timeout: Duration,
-    right: Right,
+    right: CallPermission,
     #[cfg(test)]
     model: Option<model::Model>,
 }
 
 /// The precondition of a call.
 #[derive(Clone)]
-struct Right(Arc<dyn Fn() -> bool + Send + Sync>);
+struct CallPermission(Arc<dyn Fn() -> bool + Send + Sync>);
 
-impl fmt::Debug for Right {
+impl fmt::Debug for CallPermission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Right")
     }
 }
 
 /// One request.
-pub(crate) struct Call {
+pub(crate) struct HttpCall {
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
@@ -93,7 +93,7 @@ pub(crate) struct Call {
 }
 
 /// One answer of any status.
-pub(crate) struct Reply {
+pub(crate) struct HttpReply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     /// The body. An error if it broke off or was too large.
@@ -102,13 +102,13 @@ pub(crate) struct Reply {
 
 /// The media type of an answer's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Media {
+pub(crate) enum MediaType {
     Json,
     Html,
     Other,
 }
 
-impl Http {
+impl HttpClient {
     /// Builds the pool.
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
         // Fails only if a provider is installed already, which is sufficient.
@@ -122,7 +122,7 @@ impl Http {
         Ok(Self {
             client,
             timeout: settings.timeout,
-            right: Right(Arc::new(|| true)),
+            right: CallPermission(Arc::new(|| true)),
             #[cfg(test)]
             model: None,
         })
@@ -131,8 +131,8 @@ impl Http {
     /// The same pool with a precondition: a call is made only if `right` returns true. The check comes last, so that
     /// a process that was suspended on its way to a call does not make the call after it resumes.
     #[must_use]
-    pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { right: Right(Arc::new(right)), ..self }
+    pub fn allowed_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { right: CallPermission(Arc::new(right)), ..self }
     }
 
     /// The same pool with another timeout.
@@ -142,11 +142,11 @@ impl Http {
     }
 
     /// Makes one call. An answer of any status is `Ok`.
-    pub(crate) async fn call(&self, call: Call) -> Result<Reply, NoAnswer> {
+    pub(crate) async fn call(&self, call: HttpCall) -> Result<HttpReply, NoAnswer> {
         if !(self.right.0)() {
-            return Err(NoAnswer { sent: Sent::No, kind: NoAnswerKind::NoRight, detail: String::new() });
+            return Err(NoAnswer { sent: SentState::No, kind: NoAnswerKind::NoRight, detail: String::new() });
         }
-        let call = Call { headers: traced(call.headers), ..call };
+        let call = HttpCall { headers: traced(call.headers), ..call };
         #[cfg(test)]
         if let Some(model) = &self.model {
             return model.answer(call, self.timeout).await;
@@ -158,7 +158,7 @@ impl Http {
         };
         let mut response = request.send().await.map_err(|error| failure(&error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-        Ok(Reply { status, headers, body: read(response).await })
+        Ok(HttpReply { status, headers, body: read(response).await })
     }
 }
 
@@ -199,7 +199,7 @@ async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
     while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
             let detail = format!("more than {ANSWER_BYTES_MAX} bytes");
-            return Err(NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::TooLarge, detail });
+            return Err(NoAnswer { sent: SentState::Maybe, kind: NoAnswerKind::TooLarge, detail });
         }
         body.extend_from_slice(&chunk);
     }
@@ -209,15 +209,15 @@ async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
 /// Only a failure to connect, or an HTTP/2 refusal, proves that the platform did not read the request.
 fn failure(error: &reqwest::Error) -> NoAnswer {
     let (sent, kind) = if error.is_builder() {
-        (Sent::No, NoAnswerKind::Connect)
+        (SentState::No, NoAnswerKind::Connect)
     } else if error.is_connect() {
-        (Sent::No, if is_tls(error) { NoAnswerKind::Tls } else { NoAnswerKind::Connect })
+        (SentState::No, if is_tls(error) { NoAnswerKind::Tls } else { NoAnswerKind::Connect })
     } else if error.is_timeout() {
-        (Sent::Maybe, NoAnswerKind::Timeout)
+        (SentState::Maybe, NoAnswerKind::Timeout)
     } else if is_refused_unread(error) {
-        (Sent::No, NoAnswerKind::Reset)
+        (SentState::No, NoAnswerKind::Reset)
     } else {
-        (Sent::Maybe, NoAnswerKind::Reset)
+        (SentState::Maybe, NoAnswerKind::Reset)
     };
     NoAnswer { sent, kind, detail: root_cause(error) }
 }
@@ -253,20 +253,20 @@ fn root_cause(error: &reqwest::Error) -> String {
     innermost.map_or_else(|| "the request cannot be built".into(), |cause| one_line(&cause.to_string()))
 }
 
-impl Reply {
+impl HttpReply {
     /// The media type of the body. An HTML page with another content type still counts as a page.
-    pub(crate) fn media(&self) -> Media {
+    pub(crate) fn media(&self) -> MediaType {
         let claimed =
             self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = claimed.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if essence == "application/json" || essence.ends_with("+json") {
-            Media::Json
+            MediaType::Json
         } else if matches!(essence.as_str(), "text/html" | "application/xhtml+xml")
             || self.begins_like_a_page()
         {
-            Media::Html
+            MediaType::Html
         } else {
-            Media::Other
+            MediaType::Other
         }
     }
 
@@ -329,14 +329,15 @@ mod model {
 
     use super::*;
 
-    type Answer = BoxFuture<'static, Result<Reply, NoAnswer>>;
+    type ErrorAnswer = BoxFuture<'static, Result<HttpReply, NoAnswer>>;
 
     #[derive(Clone)]
-    pub(super) struct Model(Arc<dyn Fn(Call) -> Answer + Send + Sync>);
+    pub(super) struct Model(Arc<dyn Fn(HttpCall) -> ErrorAnswer + Send + Sync>);
 
     impl Model {
-        pub(super) async fn answer(&self, call: Call, timeout: Duration) -> Result<Reply, NoAnswer> {
-            let late = |_| NoAnswer { sent: Sent::Maybe, kind: NoAnswerKind::Timeout, detail: String::new() };
+        pub(super) async fn answer(&self, call: HttpCall, timeout: Duration) -> Result<HttpReply, NoAnswer> {
+            let late =
+                |_| NoAnswer { sent: SentState::Maybe, kind: NoAnswerKind::Timeout, detail: String::new() };
             tokio::time::timeout(timeout, (self.0)(call)).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
         }
     }
@@ -347,11 +348,14 @@ mod model {
         }
     }
 
-    impl Http {
+    impl HttpClient {
         /// The same client with calls answered by `model`. If the model never answers, the call ends with the
         /// timeout.
         #[must_use]
-        pub(crate) fn answered_by(&self, model: impl Fn(Call) -> Answer + Send + Sync + 'static) -> Self {
+        pub(crate) fn answered_by(
+            &self,
+            model: impl Fn(HttpCall) -> ErrorAnswer + Send + Sync + 'static,
+        ) -> Self {
             Self { model: Some(Model(Arc::new(model))), ..self.clone() }
         }
     }
@@ -365,12 +369,12 @@ mod tests {
     use super::super::peer::{self, Peer};
     use super::*;
 
-    fn get(url: &Url) -> Call {
-        Call { method: Method::GET, url: url.clone(), headers: HeaderMap::new(), body: None }
+    fn get(url: &Url) -> HttpCall {
+        HttpCall { method: Method::GET, url: url.clone(), headers: HeaderMap::new(), body: None }
     }
 
-    fn http(timeout: Duration) -> Http {
-        Http::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
+    fn http(timeout: Duration) -> HttpClient {
+        HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
     }
 
     #[test]
@@ -390,29 +394,29 @@ mod tests {
     #[tokio::test]
     async fn a_refused_connection_was_certainly_not_sent() {
         let error = http(Duration::from_secs(2)).call(get(&peer::nobody().await)).await.err().unwrap();
-        assert_eq!((error.sent, error.kind), (Sent::No, NoAnswerKind::Connect));
+        assert_eq!((error.sent, error.kind), (SentState::No, NoAnswerKind::Connect));
         assert!(!error.to_string().contains("127.0.0.1"), "{error}");
     }
 
     #[tokio::test]
     async fn who_has_no_right_to_call_does_not_call() {
         let peer = Peer::cutting().await;
-        let http = http(Duration::from_secs(2)).only_while(|| false);
+        let http = http(Duration::from_secs(2)).allowed_while(|| false);
         let error = http.call(get(&peer.url)).await.err().unwrap();
-        assert_eq!((error.sent, error.kind), (Sent::No, NoAnswerKind::NoRight));
+        assert_eq!((error.sent, error.kind), (SentState::No, NoAnswerKind::NoRight));
     }
 
     #[tokio::test]
     async fn a_cut_connection_may_have_been_heard() {
         let error = http(Duration::from_secs(2)).call(get(&Peer::cutting().await.url)).await.err().unwrap();
-        assert_eq!((error.sent, error.kind), (Sent::Maybe, NoAnswerKind::Reset));
+        assert_eq!((error.sent, error.kind), (SentState::Maybe, NoAnswerKind::Reset));
     }
 
     #[tokio::test]
     async fn silence_ends_with_the_timeout() {
         let error =
             http(Duration::from_millis(200)).call(get(&Peer::silent().await.url)).await.err().unwrap();
-        assert_eq!((error.sent, error.kind), (Sent::Maybe, NoAnswerKind::Timeout));
+        assert_eq!((error.sent, error.kind), (SentState::Maybe, NoAnswerKind::Timeout));
     }
 
     #[tokio::test]
@@ -437,7 +441,7 @@ mod tests {
         for _ in 0..20 {
             match http.call(get(&peer.url)).await {
                 Ok(reply) => assert_eq!(reply.status, StatusCode::OK),
-                Err(error) => assert_eq!(error.sent, Sent::Maybe),
+                Err(error) => assert_eq!(error.sent, SentState::Maybe),
             }
         }
     }

@@ -15,10 +15,10 @@ pub mod xo;
 #[cfg(test)]
 mod peer;
 
-pub use error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
-pub use http::{Broken, Content, Http, HttpProblem, HttpSettings};
+pub use error::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, NotReady, SentState};
+pub use http::{BodyError, HttpClient, HttpProblem, HttpSettings, StreamedBody};
 pub use servicenow::{
-    ChatApi, ChatState, EndedBy, QueueEntry, QueueState, Row, ServiceNow, ServiceNowLogin,
-    ServiceNowSettings, Started,
+    ChatApi, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowLogin, ServiceNowSettings,
+    StartedChat, TableRow,
 };
-pub use xo::{SessionStep, Spoken, TokenAlgorithm, WebhookKey, Words, Xo, XoBot, XoSettings};
+pub use xo::{BotKitText, HistoryEntry, SessionStep, TokenAlgorithm, WebhookKey, Xo, XoBot, XoSettings};

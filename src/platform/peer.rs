@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
-use super::http::{Http, HttpSettings};
+use super::http::{HttpClient, HttpSettings};
 
 /// A remote side that runs until it is dropped.
 pub(super) struct Peer {
@@ -35,9 +35,9 @@ pub(super) async fn nobody() -> Url {
 }
 
 /// A client with the usual settings.
-pub(super) fn http() -> Http {
+pub(super) fn http() -> HttpClient {
     let timeout = std::time::Duration::from_secs(5);
-    Http::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
+    HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
 }
 
 impl Peer {

@@ -1,19 +1,19 @@
 //! The durable queue between ingress and workers. Each engine keeps the numbered clauses below; `tests/it/queue_contract.rs`
 //! tests each clause on each engine.
 //!
-//! 1. **Durable.** When [`Queue::publish`] or [`Queue::bury`] returns `Ok`, the message survives a crash of any process. After an
+//! 1. **Durable.** When [`Queue::publish`] or [`Queue::dead_letter`] returns `Ok`, the message survives a crash of any process. After an
 //!    error the message may or may not be there.
 //! 2. **In order.** Messages of one lane are delivered in the order in which their publishes returned.
 //! 3. **One consumer.** A partition delivers to one [`Subscription`] at a time (with RabbitMQ: see clause 10).
-//! 4. **Redelivered until acked.** A received message without [`Loan::done`] is redelivered in its original position, after
+//! 4. **Redelivered until acked.** A received message without [`ReceivedMessage::ack`] is redelivered in its original position, after
 //!    [`Subscription::close`] and after a crash of the worker, the broker or the machine.
 //! 5. **Bounded.** No subscription has more than `prefetch` unacked messages.
-//! 6. **Redeliveries are marked.** A message that may have been delivered before says so ([`Loan::earlier`]).
+//! 6. **Redeliveries are marked.** A message that may have been delivered before says so ([`ReceivedMessage::redeliveries`]).
 //! 7. **Refuses instead of losing.** A full or missing queue is an error, at once or within the publish timeout.
 //! 8. **Unreadable is not lost.** An unreadable message is delivered with its raw bytes and the reason.
 //! 9. **Dead letters.** Dead letters keep the order in which they were dead-lettered. Reading does not change them. Only
-//!    [`Held::remove`] removes a letter.
-//! 10. **Lease.** [`Lease::holds`] is true only while the queue certainly has not given our partitions to another worker.
+//!    [`DeadLetterEntry::remove`] removes a letter.
+//! 10. **Lease.** [`BrokerLease::holds`] is true only while the queue certainly has not given our partitions to another worker.
 //!
 //! Not responsible for: processing a message (`worker/`), the content of a dead letter (`message/dead_letter.rs`).
 
@@ -54,8 +54,8 @@ pub enum QueueError {
 }
 
 /// How long a reader of dead letters waits for another session on RabbitMQ.
-const READER_PATIENCE: Duration = Duration::from_secs(5);
-const READER_LOOKS_AGAIN: Duration = Duration::from_millis(200);
+const READER_TIMEOUT: Duration = Duration::from_secs(5);
+const READER_RETRY: Duration = Duration::from_millis(200);
 
 /// Tuning shared by both engines.
 #[derive(Debug, Clone)]
@@ -131,13 +131,13 @@ impl Queue {
     }
 
     /// Writes a dead letter to the dead-letter queue (clause 1). The caller acks the original after this call, never before.
-    pub async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+    pub async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         self.knows(dead.message.destination)?;
         match self {
-            Self::Embedded(queue) => queue.bury(dead).await,
-            Self::Rabbit(queue) => queue.bury(dead).await,
+            Self::Embedded(queue) => queue.dead_letter(dead).await,
+            Self::Rabbit(queue) => queue.dead_letter(dead).await,
             #[cfg(test)]
-            Self::Model(queue) => queue.bury(dead).await,
+            Self::Model(queue) => queue.dead_letter(dead).await,
         }
     }
 
@@ -162,27 +162,27 @@ impl Queue {
     }
 
     /// Opens the exclusive dead-letter reader of a destination; there is one at a time. Clause 9.
-    pub async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
+    pub async fn dead_letter_reader(&self, destination: Destination) -> Result<DeadLetterReader, QueueError> {
         match self {
-            Self::Embedded(queue) => queue.siding(destination).await.map(Siding::Embedded),
-            Self::Rabbit(queue) => queue.siding(destination).await.map(|it| Siding::Rabbit(Box::new(it))),
+            Self::Embedded(queue) => queue.dlq_reader(destination).await.map(DeadLetterReader::Embedded),
+            Self::Rabbit(queue) => Ok(DeadLetterReader::Rabbit(queue.dlq_reader(destination).await?.into())),
             #[cfg(test)]
             Self::Model(_) => Err(QueueError::Unavailable("a simulation reads dead letters itself".into())),
         }
     }
 
     /// Opens the dead letters of a destination for reading only. On the embedded engine several readers work at once, also beside
-    /// the exclusive reader of [`Self::siding`]. RabbitMQ delivers a dead letter to one consumer at a time: a reader waits for
-    /// another session at most [`READER_PATIENCE`], then returns [`QueueError::Busy`].
-    pub async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
+    /// the exclusive reader of [`Self::dead_letter_reader`]. RabbitMQ delivers a dead letter to one consumer at a time: a reader waits for
+    /// another session at most [`READER_TIMEOUT`], then returns [`QueueError::Busy`].
+    pub async fn read_dead_letters(&self, destination: Destination) -> Result<DeadLetterReader, QueueError> {
         if let Self::Embedded(queue) = self {
-            return queue.read_dead_letters(destination).await.map(Siding::Embedded);
+            return queue.read_dead_letters(destination).await.map(DeadLetterReader::Embedded);
         }
-        let until = tokio::time::Instant::now() + READER_PATIENCE;
+        let until = tokio::time::Instant::now() + READER_TIMEOUT;
         loop {
-            match self.siding(destination).await {
+            match self.dead_letter_reader(destination).await {
                 Err(QueueError::Busy(_)) if tokio::time::Instant::now() < until => {
-                    tokio::time::sleep(READER_LOOKS_AGAIN).await;
+                    tokio::time::sleep(READER_RETRY).await;
                 }
                 opened => return opened,
             }
@@ -210,9 +210,9 @@ impl Queue {
     }
 
     /// The lease: the right to start a request. Clause 10.
-    pub fn lease(&self) -> Lease {
+    pub fn lease(&self) -> BrokerLease {
         match self {
-            Self::Embedded(_) => Lease::Always,
+            Self::Embedded(_) => BrokerLease::Always,
             Self::Rabbit(queue) => queue.lease(),
             #[cfg(test)]
             Self::Model(queue) => queue.lease(),
@@ -220,17 +220,17 @@ impl Queue {
     }
 
     /// The partitions that a preferred worker is waiting for: the owner should release them. Empty if there is no other worker.
-    pub fn wanted_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
+    pub fn preferred_elsewhere(&self) -> watch::Receiver<std::collections::BTreeMap<PartitionId, u64>> {
         match self {
-            Self::Embedded(queue) => queue.wanted_elsewhere(),
-            Self::Rabbit(queue) => queue.wanted_elsewhere(),
+            Self::Embedded(queue) => queue.preferred_elsewhere(),
+            Self::Rabbit(queue) => queue.preferred_elsewhere(),
             #[cfg(test)]
-            Self::Model(queue) => queue.wanted_elsewhere(),
+            Self::Model(queue) => queue.preferred_elsewhere(),
         }
     }
 
     /// The numbers of waiting messages, for metrics. The numbers may be slightly out of date.
-    pub async fn depth(&self) -> Result<Depth, QueueError> {
+    pub async fn depth(&self) -> Result<QueueDepth, QueueError> {
         match self {
             Self::Embedded(queue) => queue.depth().await,
             Self::Rabbit(queue) => queue.depth().await,
@@ -262,14 +262,14 @@ impl Queue {
 
 /// A received message that is not acked yet. If it is dropped, it stays unacked until its subscription closes.
 #[derive(Debug)]
-pub struct Loan {
+pub struct ReceivedMessage {
     /// The message.
     pub message: Message,
     /// How often the message may have been delivered before; 0 means certainly never.
-    pub earlier: u32,
+    pub redeliveries: u32,
     /// The reason if the message is unreadable. The body then holds the raw bytes.
     pub unreadable: Option<String>,
-    pub(crate) receipt: Receipt,
+    pub(crate) ack_token: AckToken,
     pub(crate) waiting: WaitingBody,
     /// The memory permit of the attempt.
     pub(crate) room: Option<tokio::sync::OwnedSemaphorePermit>,
@@ -277,14 +277,14 @@ pub struct Loan {
 
 /// The ack token: how an engine identifies the message to ack.
 #[derive(Debug)]
-pub(crate) enum Receipt {
-    Embedded(embedded::Receipt),
-    Rabbit(rabbit::Receipt),
+pub(crate) enum AckToken {
+    Embedded(embedded::EmbeddedAck),
+    Rabbit(rabbit::RabbitAck),
     #[cfg(test)]
-    Model(model::Receipt),
+    Model(model::ModelAck),
 }
 
-impl Loan {
+impl ReceivedMessage {
     /// The size of the body in bytes, wherever the body is.
     pub(crate) fn body_bytes(&self) -> usize {
         self.message.body.len().max(self.waiting.bytes())
@@ -329,12 +329,12 @@ impl Loan {
 
     /// Acks the message after it was delivered or dead-lettered: the message leaves the queue. The ack takes effect at the latest
     /// when the subscription is next polled, flushed or closed. If the ack is lost before, the message is redelivered.
-    pub async fn done(self) -> Result<(), QueueError> {
-        match self.receipt {
-            Receipt::Embedded(receipt) => receipt.done().await,
-            Receipt::Rabbit(receipt) => receipt.done().await,
+    pub async fn ack(self) -> Result<(), QueueError> {
+        match self.ack_token {
+            AckToken::Embedded(ack_token) => ack_token.ack().await,
+            AckToken::Rabbit(ack_token) => ack_token.ack().await,
             #[cfg(test)]
-            Receipt::Model(receipt) => receipt.done(),
+            AckToken::Model(ack_token) => ack_token.ack(),
         }
     }
 }
@@ -343,17 +343,17 @@ impl Loan {
 #[derive(Debug)]
 pub enum Subscription {
     /// See [`embedded`].
-    Embedded(embedded::Subscription),
+    Embedded(embedded::EmbeddedSubscription),
     /// See [`rabbit`].
-    Rabbit(Box<rabbit::Subscription>),
+    Rabbit(Box<rabbit::RabbitSubscription>),
     /// See [`model`].
     #[cfg(test)]
-    Model(model::Subscription),
+    Model(model::ModelSubscription),
 }
 
 impl Subscription {
     /// The next message; `None` after the subscription ended, which also returned its unacked messages. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Loan> {
+    pub async fn next(&mut self) -> Option<ReceivedMessage> {
         match self {
             Self::Embedded(subscription) => subscription.next().await,
             Self::Rabbit(subscription) => subscription.next().await,
@@ -397,54 +397,54 @@ impl Subscription {
 
 /// A session that reads the dead letters of one destination. Letters that are not removed stay in their place.
 #[derive(Debug)]
-pub enum Siding {
+pub enum DeadLetterReader {
     /// See [`embedded`].
-    Embedded(embedded::Siding),
+    Embedded(embedded::EmbeddedReader),
     /// See [`rabbit`].
-    Rabbit(Box<rabbit::Siding>),
+    Rabbit(Box<rabbit::RabbitReader>),
 }
 
-impl Siding {
+impl DeadLetterReader {
     /// The next dead letter, oldest first; `None` after the letters that existed when the session began.
-    pub async fn next(&mut self) -> Result<Option<Held>, QueueError> {
+    pub async fn next(&mut self) -> Result<Option<DeadLetterEntry>, QueueError> {
         match self {
-            Self::Embedded(siding) => siding.next().await,
-            Self::Rabbit(siding) => siding.next().await,
+            Self::Embedded(dead_letter_reader) => dead_letter_reader.next().await,
+            Self::Rabbit(dead_letter_reader) => dead_letter_reader.next().await,
         }
     }
 
     /// Ends the session.
     pub async fn close(self) {
         match self {
-            Self::Embedded(siding) => siding.close().await,
-            Self::Rabbit(siding) => siding.close().await,
+            Self::Embedded(dead_letter_reader) => dead_letter_reader.close().await,
+            Self::Rabbit(dead_letter_reader) => dead_letter_reader.close().await,
         }
     }
 }
 
 /// A dead letter in a session. Dropping it leaves the letter in its place.
 #[derive(Debug)]
-pub struct Held {
+pub struct DeadLetterEntry {
     /// The dead letter.
     pub dead: DeadLetter,
-    pub(crate) receipt: Receipt,
+    pub(crate) ack_token: AckToken,
 }
 
-impl Held {
+impl DeadLetterEntry {
     /// Removes the letter from the dead-letter queue.
     pub async fn remove(self) -> Result<(), QueueError> {
-        match self.receipt {
-            Receipt::Embedded(receipt) => receipt.done().await,
-            Receipt::Rabbit(receipt) => receipt.done().await,
+        match self.ack_token {
+            AckToken::Embedded(ack_token) => ack_token.ack().await,
+            AckToken::Rabbit(ack_token) => ack_token.ack().await,
             #[cfg(test)]
-            Receipt::Model(receipt) => receipt.done(),
+            AckToken::Model(ack_token) => ack_token.ack(),
         }
     }
 }
 
 /// The numbers of waiting messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Depth {
+pub struct QueueDepth {
     /// Messages that no consumer has, by destination. The embedded engine also counts unacked messages.
     pub waiting: std::collections::BTreeMap<Destination, u64>,
     /// When the oldest message in the queue was accepted, if the engine knows.
@@ -452,7 +452,7 @@ pub struct Depth {
     /// Dead letters of all destinations.
     pub dead: u64,
     /// Unroutable messages. Any value but 0 raises an alert.
-    pub astray: u64,
+    pub unroutable: u64,
 }
 
 /// The right to start a request to a platform.
@@ -460,7 +460,7 @@ pub struct Depth {
 /// RabbitMQ's single active consumer is not a lock: a worker that the broker has lost sight of continues for seconds while the
 /// next worker has started. So a worker starts a request only if the broker answered within the last heartbeat.
 #[derive(Debug, Clone)]
-pub enum Lease {
+pub enum BrokerLease {
     /// Always valid: no other process can have the partitions.
     Always,
     /// Valid for `term` after the newest question that the broker answered.
@@ -472,7 +472,7 @@ pub enum Lease {
     },
 }
 
-impl Lease {
+impl BrokerLease {
     /// Whether a request may start at `now`.
     pub fn holds(&self, now: Instant) -> bool {
         match self {

@@ -46,7 +46,7 @@ pub fn rendezvous_weight(worker: &str, partition: PartitionId) -> i32 {
 }
 
 /// A number for a worker and its consumer position, to notice a change of either.
-pub fn place_number(worker: &str, place: &str) -> u64 {
+pub fn consumer_position(worker: &str, place: &str) -> u64 {
     stable_hash(&[worker, place])
 }
 

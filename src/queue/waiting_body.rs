@@ -31,7 +31,7 @@ const FILE_BYTES: u64 = 64 << 20;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-static NEWEST: Mutex<Option<Newest>> = Mutex::new(None);
+static NEWEST: Mutex<Option<NewestFile>> = Mutex::new(None);
 
 /// Sets the folder for body files. Without a folder, or if it cannot be written, files go to the system's temporary folder.
 pub fn keep_bodies_in(folder: &Path) {
@@ -42,7 +42,7 @@ pub fn keep_bodies_in(folder: &Path) {
 #[derive(Debug)]
 pub(crate) enum WaitingBody {
     /// In the message.
-    Here(#[allow(dead_code, reason = "gives its part back when it is dropped")] Option<Taken>),
+    Here(#[allow(dead_code, reason = "gives its part back when it is dropped")] Option<MemoryShare>),
     /// In a file of this process.
     File(FileBody),
     /// In its row of the embedded engine.
@@ -51,16 +51,16 @@ pub(crate) enum WaitingBody {
 
 /// A share of [`MEMORY_BYTES`].
 #[derive(Debug)]
-pub(crate) struct Taken(usize);
+pub(crate) struct MemoryShare(usize);
 
-impl Taken {
+impl MemoryShare {
     fn try_take(bytes: usize) -> Option<Self> {
         let fits = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= MEMORY_BYTES);
         TAKEN.try_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok().map(|_| Self(bytes))
     }
 }
 
-impl Drop for Taken {
+impl Drop for MemoryShare {
     fn drop(&mut self) {
         TAKEN.fetch_sub(self.0, Ordering::Relaxed);
     }
@@ -75,7 +75,7 @@ pub(crate) struct FileBody {
 }
 
 #[derive(Debug)]
-struct Newest {
+struct NewestFile {
     file: Arc<File>,
     end: u64,
 }
@@ -86,7 +86,7 @@ impl WaitingBody {
         if body.len() <= SMALL_BYTES {
             return Self::Here(None);
         }
-        if let Some(taken) = Taken::try_take(body.len()) {
+        if let Some(taken) = MemoryShare::try_take(body.len()) {
             return Self::Here(Some(taken));
         }
         match write(body) {
@@ -139,18 +139,18 @@ impl FileBody {
 
 fn write(body: &[u8]) -> io::Result<FileBody> {
     let mut newest = NEWEST.lock().unwrap_or_else(PoisonError::into_inner);
-    let Newest { file, end } = match newest.take() {
+    let NewestFile { file, end } = match newest.take() {
         // If only this list has the file, no message needs its bodies any more.
-        Some(Newest { file, .. }) if Arc::strong_count(&file) == 1 => {
+        Some(NewestFile { file, .. }) if Arc::strong_count(&file) == 1 => {
             file.set_len(0)?;
-            Newest { file, end: 0 }
+            NewestFile { file, end: 0 }
         }
         Some(open) if open.end < FILE_BYTES => open,
-        _ => Newest { file: Arc::new(without_name()?), end: 0 },
+        _ => NewestFile { file: Arc::new(without_name()?), end: 0 },
     };
     file.write_all_at(body, end)?;
     let written = FileBody { file: Arc::clone(&file), at: end, bytes: body.len() };
-    *newest = Some(Newest { file, end: end + body.len() as u64 });
+    *newest = Some(NewestFile { file, end: end + body.len() as u64 });
     Ok(written)
 }
 

@@ -13,17 +13,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::botkit::BotKitSwitches;
-use super::ledger::Entry;
-use super::script::{Operation, Rule, Side};
-use super::servicenow::desk::{Desk, Refusal};
-use super::settings::Switches;
-use super::world::World;
+use super::fault_rules::{FaultRule, Operation, Side};
+use super::ledger::LedgerEntry;
+use super::servicenow::workspace::{AgentWorkspace, RefusedAction};
+use super::settings::SandboxSwitches;
+use super::state::SandboxState;
 
-type Shared = State<Arc<World>>;
+type Shared = State<Arc<SandboxState>>;
 
 const HELP: &str = include_str!("help.txt");
 
-pub(super) fn router() -> Router<Arc<World>> {
+pub(super) fn router() -> Router<Arc<SandboxState>> {
     Router::new()
         .route("/sandbox", get(async || HELP))
         .route("/sandbox/rules", get(rules).post(add_rule).delete(clear_rules))
@@ -43,7 +43,7 @@ async fn rules(State(world): Shared) -> Response {
 }
 
 async fn add_rule(State(world): Shared, body: Bytes) -> Response {
-    let rule: Rule = match serde_json::from_slice(&body) {
+    let rule: FaultRule = match serde_json::from_slice(&body) {
         Ok(rule) => rule,
         Err(error) => return wrong(&format!("not a rule: {error}; see GET /sandbox")),
     };
@@ -64,7 +64,7 @@ async fn remove_rule(State(world): Shared, Path(id): Path<u64>) -> StatusCode {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Filter {
+struct LedgerFilter {
     side: Option<Side>,
     operation: Option<Operation>,
     conversation: Option<String>,
@@ -74,8 +74,8 @@ struct Filter {
     limit: Option<usize>,
 }
 
-impl Filter {
-    fn fits(&self, entry: &Entry) -> bool {
+impl LedgerFilter {
+    fn fits(&self, entry: &LedgerEntry) -> bool {
         let named = |wanted: &String| [&entry.conversation, &entry.group].contains(&&Some(wanted.clone()));
         self.side.is_none_or(|side| side == entry.side)
             && self.operation.is_none_or(|operation| operation == entry.operation)
@@ -86,7 +86,7 @@ impl Filter {
     }
 }
 
-async fn ledger(State(world): Shared, Query(filter): Query<Filter>) -> Response {
+async fn ledger(State(world): Shared, Query(filter): Query<LedgerFilter>) -> Response {
     let mut entries = world.ledger.find(|entry| filter.fits(entry));
     entries.truncate(filter.limit.unwrap_or(usize::MAX));
     Json(json!({ "entries": entries, "overlaps": world.ledger.overlaps() })).into_response()
@@ -113,8 +113,8 @@ async fn revoke_tokens(State(world): Shared) -> StatusCode {
 }
 
 async fn chats(State(world): Shared) -> Response {
-    let desk = world.desk();
-    let chats = desk.chats().map(|chat| {
+    let workspace = world.workspace();
+    let chats = workspace.chats().map(|chat| {
         json!({
             "group": chat.group,
             "state": chat.state().number(),
@@ -127,13 +127,13 @@ async fn chats(State(world): Shared) -> Response {
 }
 
 async fn switches(State(world): Shared) -> Response {
-    Json(world.desk().switches).into_response()
+    Json(world.workspace().switches).into_response()
 }
 
 async fn set_switches(State(world): Shared, body: Bytes) -> Response {
-    match serde_json::from_slice::<Switches>(&body) {
+    match serde_json::from_slice::<SandboxSwitches>(&body) {
         Ok(switches) => {
-            world.desk().switches = switches;
+            world.workspace().switches = switches;
             Json(switches).into_response()
         }
         Err(error) => wrong(&format!("not switches: {error}; see GET /sandbox")),
@@ -155,27 +155,29 @@ async fn set_botkit_switches(State(world): Shared, body: Bytes) -> Response {
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct SaidBody {
     text: String,
 }
 
-async fn agent(State(world): Shared, Path((group, deed)): Path<(String, String)>, body: Bytes) -> Response {
-    let row = |deed: fn(&mut Desk, &str) -> _| world.write(|desk| deed(desk, &group)).map(drop);
-    let done = match deed.as_str() {
-        "accept" => row(Desk::agent_accepts),
-        "close" => row(Desk::agent_closes),
-        "leave" => row(Desk::agent_leaves),
-        "escalate" => world.desk().escalates(&group, None),
-        "say" => match serde_json::from_slice::<Said>(&body) {
-            Ok(said) => world.write(|desk| desk.agent_says(&group, &said.text)).map(drop),
+async fn agent(State(world): Shared, Path((group, action)): Path<(String, String)>, body: Bytes) -> Response {
+    let row = |action: fn(&mut AgentWorkspace, &str) -> _| {
+        world.write(|workspace| action(workspace, &group)).map(drop)
+    };
+    let done = match action.as_str() {
+        "accept" => row(AgentWorkspace::agent_accepts),
+        "close" => row(AgentWorkspace::agent_closes),
+        "leave" => row(AgentWorkspace::agent_leaves),
+        "escalate" => world.workspace().escalates(&group, None),
+        "say" => match serde_json::from_slice::<SaidBody>(&body) {
+            Ok(said) => world.write(|workspace| workspace.agent_says(&group, &said.text)).map(drop),
             Err(error) => return wrong(&format!("say wants {{\"text\": \"…\"}}: {error}")),
         },
         other => return wrong(&format!("{other}: an agent can accept, say, close, leave or escalate")),
     };
     match done {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(Refusal::NotFound) => problem(StatusCode::NOT_FOUND, "there is no such chat (or queue)"),
-        Err(Refusal::NotAllowed(words) | Refusal::QueueClosed { words, .. }) => {
+        Err(RefusedAction::NotFound) => problem(StatusCode::NOT_FOUND, "there is no such chat (or queue)"),
+        Err(RefusedAction::NotAllowed(words) | RefusedAction::QueueClosed { words, .. }) => {
             problem(StatusCode::CONFLICT, &words)
         }
     }
@@ -187,7 +189,7 @@ async fn queue(State(world): Shared, Path((id, change)): Path<(String, String)>)
         "close" => false,
         other => return wrong(&format!("{other}: a queue can open or close")),
     };
-    match world.desk().queues.get_mut(&id) {
+    match world.workspace().queues.get_mut(&id) {
         Some(queue) => {
             queue.open = open;
             StatusCode::NO_CONTENT.into_response()

@@ -13,11 +13,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::script::{Operation, Side};
+use super::fault_rules::{Operation, Side};
 
 /// One request.
 #[derive(Debug, Clone, Serialize)]
-pub struct Entry {
+pub struct LedgerEntry {
     /// Its number, in order of arrival.
     pub seq: u64,
     /// Time of arrival.
@@ -66,7 +66,7 @@ pub struct Entry {
 
 /// The facts about a request that are known when it arrives.
 #[derive(Debug, Default)]
-pub(super) struct Arrival {
+pub(super) struct ArrivedCall {
     pub(super) conversation: Option<String>,
     pub(super) group: Option<String>,
     pub(super) message_id: Option<String>,
@@ -81,7 +81,7 @@ pub(super) struct Arrival {
 
 /// The number of requests of one side and operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Count {
+pub struct CallCount {
     /// All requests that arrived.
     pub arrived: u64,
     /// The requests that took effect.
@@ -90,7 +90,7 @@ pub struct Count {
 
 /// An event in the life of an entry, reported to a recorder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
+pub enum LedgerMoment {
     /// The request has arrived.
     Arrived,
     /// The platform has performed the requested action.
@@ -99,13 +99,13 @@ pub enum Moment {
     Ended,
 }
 
-type Hear = dyn Fn(Moment, &Entry) + Send + Sync;
+type Hear = dyn Fn(LedgerMoment, &LedgerEntry) + Send + Sync;
 
 /// Receives every entry. A recorder can observe more requests than the ledger keeps in memory.
 #[derive(Clone)]
-struct Recorder(Arc<Hear>);
+struct LedgerRecorder(Arc<Hear>);
 
-impl fmt::Debug for Recorder {
+impl fmt::Debug for LedgerRecorder {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Recorder")
     }
@@ -113,57 +113,57 @@ impl fmt::Debug for Recorder {
 
 /// The ledger. Clones share its entries.
 #[derive(Debug, Clone)]
-pub struct Ledger {
-    book: Arc<Mutex<Book>>,
+pub struct RequestLedger {
+    book: Arc<Mutex<LedgerBook>>,
     changed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct Book {
+struct LedgerBook {
     keep: Option<usize>,
     next_seq: u64,
     next_effect: u64,
-    entries: VecDeque<Entry>,
-    counts: BTreeMap<(Side, Operation), Count>,
-    recorder: Option<Recorder>,
+    entries: VecDeque<LedgerEntry>,
+    counts: BTreeMap<(Side, Operation), CallCount>,
+    recorder: Option<LedgerRecorder>,
 }
 
-impl Ledger {
+impl RequestLedger {
     pub(super) fn new(keep: Option<usize>) -> Self {
         let (entries, counts) = (VecDeque::new(), BTreeMap::new());
-        let book = Book { keep, next_seq: 1, next_effect: 1, entries, counts, recorder: None };
+        let book = LedgerBook { keep, next_seq: 1, next_effect: 1, entries, counts, recorder: None };
         Self { book: Arc::new(Mutex::new(book)), changed: watch::Sender::new(0) }
     }
 
     /// Reports every further entry to `recorder`, in order, including entries that are not kept. The recorder runs
     /// while the ledger is locked: it must be quick and must not call the ledger.
-    pub fn record(&self, recorder: impl Fn(Moment, &Entry) + Send + Sync + 'static) {
-        self.lock().recorder = Some(Recorder(Arc::new(recorder)));
+    pub fn record(&self, recorder: impl Fn(LedgerMoment, &LedgerEntry) + Send + Sync + 'static) {
+        self.lock().recorder = Some(LedgerRecorder(Arc::new(recorder)));
     }
 
     /// Every entry that is still kept, in order of arrival.
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<LedgerEntry> {
         self.lock().entries.iter().cloned().collect()
     }
 
     /// The entries that match the filter.
-    pub fn find(&self, filter: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+    pub fn find(&self, filter: impl Fn(&LedgerEntry) -> bool) -> Vec<LedgerEntry> {
         self.lock().entries.iter().filter(|entry| filter(entry)).cloned().collect()
     }
 
     /// The number of entries that match the filter.
-    pub fn count(&self, filter: impl Fn(&Entry) -> bool) -> usize {
+    pub fn count(&self, filter: impl Fn(&LedgerEntry) -> bool) -> usize {
         self.lock().entries.iter().filter(|entry| filter(entry)).count()
     }
 
-    /// The number of requests of one side and operation since the start or the last [`Ledger::clear`], including
+    /// The number of requests of one side and operation since the start or the last [`RequestLedger::clear`], including
     /// dropped entries.
-    pub fn total(&self, side: Side, operation: Operation) -> Count {
+    pub fn total(&self, side: Side, operation: Operation) -> CallCount {
         self.lock().counts.get(&(side, operation)).copied().unwrap_or_default()
     }
 
     /// The totals of every side and operation.
-    pub fn totals(&self) -> Vec<(Side, Operation, Count)> {
+    pub fn totals(&self) -> Vec<(Side, Operation, CallCount)> {
         self.lock().counts.iter().map(|((side, operation), count)| (*side, *operation, *count)).collect()
     }
 
@@ -177,26 +177,29 @@ impl Ledger {
     }
 
     /// The callbacks that XO accepted, by group, in the order of effects.
-    pub fn xo_callbacks(&self) -> BTreeMap<String, Vec<Entry>> {
+    pub fn xo_callbacks(&self) -> BTreeMap<String, Vec<LedgerEntry>> {
         self.applied_by_conversation(|entry| {
             (entry.side == Side::Xo && entry.operation == Operation::Callback).then(|| entry.clone())
         })
     }
 
     /// The accepted events, by conversation, in the order of effects.
-    pub fn events(&self) -> BTreeMap<String, Vec<Entry>> {
+    pub fn events(&self) -> BTreeMap<String, Vec<LedgerEntry>> {
         self.applied_by_conversation(|entry| (entry.side == Side::Events).then(|| entry.clone()))
     }
 
     /// The applied BotKit calls, by user, in the order of effects.
-    pub fn botkit(&self) -> BTreeMap<String, Vec<Entry>> {
+    pub fn botkit(&self) -> BTreeMap<String, Vec<LedgerEntry>> {
         self.applied_by_conversation(|entry| (entry.side == Side::BotKit).then(|| entry.clone()))
     }
 
-    fn applied_by_conversation<T>(&self, pick: impl Fn(&Entry) -> Option<T>) -> BTreeMap<String, Vec<T>> {
+    fn applied_by_conversation<T>(
+        &self,
+        pick: impl Fn(&LedgerEntry) -> Option<T>,
+    ) -> BTreeMap<String, Vec<T>> {
         let book = self.lock();
         let inbound = book.entries.iter().filter(|entry| !entry.outbound);
-        let mut done: Vec<(u64, &Entry)> =
+        let mut done: Vec<(u64, &LedgerEntry)> =
             inbound.filter_map(|entry| entry.effect.map(|effect| (effect, entry))).collect();
         done.sort_unstable_by_key(|(effect, _)| *effect);
         let mut by_conversation: BTreeMap<String, Vec<T>> = BTreeMap::new();
@@ -218,9 +221,9 @@ impl Ledger {
     }
 
     /// The same pairs among the inbound requests that match the filter.
-    pub fn overlaps_where(&self, filter: impl Fn(&Entry) -> bool) -> Vec<(u64, u64)> {
+    pub fn overlaps_where(&self, filter: impl Fn(&LedgerEntry) -> bool) -> Vec<(u64, u64)> {
         let book = self.lock();
-        let mut in_the_air: BTreeMap<(Side, &str), Vec<&Entry>> = BTreeMap::new();
+        let mut in_the_air: BTreeMap<(Side, &str), Vec<&LedgerEntry>> = BTreeMap::new();
         let mut found = Vec::new();
         for entry in book.entries.iter().filter(|entry| !entry.outbound && filter(entry)) {
             let Some(conversation) = entry.conversation.as_deref() else { continue };
@@ -233,7 +236,7 @@ impl Ledger {
     }
 
     /// Waits until the condition holds, and checks it after each change. Returns false after the timeout.
-    pub async fn wait_for(&self, condition: impl Fn(&Ledger) -> bool, timeout: Duration) -> bool {
+    pub async fn wait_for(&self, condition: impl Fn(&RequestLedger) -> bool, timeout: Duration) -> bool {
         let mut changed = self.changed.subscribe();
         let holds = async {
             while !condition(self) {
@@ -255,13 +258,13 @@ impl Ledger {
         self.notify();
     }
 
-    /// Opens an entry. Dropping the [`Flight`] finishes the entry.
-    pub(super) fn open(&self, side: Side, operation: Operation, arrival: Arrival) -> Flight {
+    /// Opens an entry. Dropping the [`OpenCall`] finishes the entry.
+    pub(super) fn open(&self, side: Side, operation: Operation, arrival: ArrivedCall) -> OpenCall {
         let mut book = self.lock();
         let seq = book.next_seq;
         book.next_seq += 1;
         book.counts.entry((side, operation)).or_default().arrived += 1;
-        book.entries.push_back(Entry {
+        book.entries.push_back(LedgerEntry {
             seq,
             at: crate::clock::now(),
             side,
@@ -284,33 +287,33 @@ impl Ledger {
             took_ms: None,
             outbound: arrival.outbound,
         });
-        book.tell(Moment::Arrived, seq);
+        book.tell(LedgerMoment::Arrived, seq);
         while book.keep.is_some_and(|keep| book.entries.len() > keep) {
             book.entries.pop_front();
         }
         drop(book);
         self.notify();
-        Flight { page: Page { ledger: self.clone(), seq } }
+        OpenCall { page: LedgerPage { ledger: self.clone(), seq } }
     }
 
     fn notify(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
+    fn lock(&self) -> MutexGuard<'_, LedgerBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Book {
-    fn tell(&mut self, moment: Moment, seq: u64) {
-        let Some(Recorder(hear)) = self.recorder.clone() else { return };
+impl LedgerBook {
+    fn tell(&mut self, moment: LedgerMoment, seq: u64) {
+        let Some(LedgerRecorder(hear)) = self.recorder.clone() else { return };
         if let Some(entry) = self.entry(seq) {
             hear(moment, entry);
         }
     }
 
-    fn entry(&mut self, seq: u64) -> Option<&mut Entry> {
+    fn entry(&mut self, seq: u64) -> Option<&mut LedgerEntry> {
         let first = self.entries.front()?.seq;
         self.entries.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
     }
@@ -318,13 +321,13 @@ impl Book {
 
 /// A handle that records the outcome of a request. It may live longer than the caller waits.
 #[derive(Debug, Clone)]
-pub(super) struct Page {
-    ledger: Ledger,
+pub(super) struct LedgerPage {
+    ledger: RequestLedger,
     seq: u64,
 }
 
-impl Page {
-    fn write(&self, change: impl FnOnce(&mut Book, u64)) {
+impl LedgerPage {
+    fn write(&self, change: impl FnOnce(&mut LedgerBook, u64)) {
         change(&mut self.ledger.lock(), self.seq);
         self.ledger.notify();
     }
@@ -346,7 +349,7 @@ impl Page {
             }
             let sort = (entry.side, entry.operation);
             book.counts.entry(sort).or_default().applied += 1;
-            book.tell(Moment::TookEffect, seq);
+            book.tell(LedgerMoment::TookEffect, seq);
         });
     }
 
@@ -361,12 +364,12 @@ impl Page {
 
 /// A request in flight, as its caller sees it.
 #[derive(Debug)]
-pub(super) struct Flight {
-    page: Page,
+pub(super) struct OpenCall {
+    page: LedgerPage,
 }
 
-impl Flight {
-    pub(super) fn page(&self) -> &Page {
+impl OpenCall {
+    pub(super) fn page(&self) -> &LedgerPage {
         &self.page
     }
 
@@ -379,7 +382,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         self.page.write(|book, seq| {
             if let Some(entry) = book.entry(seq) {
@@ -387,7 +390,7 @@ impl Drop for Flight {
                 entry.finished = Some(entry.started + took);
                 entry.took_ms = u64::try_from(took.as_millis()).ok();
             }
-            book.tell(Moment::Ended, seq);
+            book.tell(LedgerMoment::Ended, seq);
         });
     }
 }

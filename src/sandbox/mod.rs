@@ -2,7 +2,7 @@
 //!
 //! With the sandbox, Causeway can be shown and tested without either platform. The sandbox follows the platforms'
 //! documents and the code of their own clients. It refuses the requests that they refuse, and fails on demand
-//! ([`Script`]). The [`Ledger`] records all requests and their order. The sandbox shares no type with Causeway's
+//! ([`FaultScript`]). The [`RequestLedger`] records all requests and their order. The sandbox shares no type with Causeway's
 //! clients, because shared types would hide misunderstandings of the platforms.
 //!
 //! One listener serves everything: ServiceNow at the root (`/api/…`), XO under `/xo` (its BotKit API under
@@ -10,15 +10,15 @@
 
 pub mod botkit;
 mod control;
-mod gate;
+mod fault_gate;
+mod fault_rules;
 mod http;
 mod ledger;
-mod script;
 mod server;
 mod servicenow;
 mod settings;
+mod state;
 pub mod traffic;
-mod world;
 mod xo;
 
 #[cfg(test)]
@@ -32,17 +32,17 @@ use axum::Router;
 use tokio::net::TcpListener;
 
 pub use botkit::{BotKitSwitches, WantsContext};
-pub use ledger::{Count, Entry, Ledger, Moment};
-pub use script::{ActiveRule, Fault, Operation, RetryAfter, Rule, Script, Side};
+pub use fault_rules::{ActiveRule, FaultRule, FaultScript, InjectedFault, Operation, RetryAfter, Side};
+pub use ledger::{CallCount, LedgerEntry, LedgerMoment, RequestLedger};
 pub use settings::{
-    Accept, AgentSettings, BasicLogin, BodyStyle, BotSettings, CallbackCredential, CallbackSettings,
-    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, QueueSettings, RowSwitches,
-    SandboxSettings, Switches, TableAccess, VirtualAgentSwitches,
+    AgentAcceptance, AgentSettings, BasicLogin, BodyStyle, BotSettings, CallbackCredential, CallbackSettings,
+    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, RowSwitches, SandboxQueue,
+    SandboxSettings, SandboxSwitches, TableAccess, VirtualAgentSwitches,
 };
 
-use servicenow::desk::{Desk, Refusal, Row};
-pub use servicenow::files::StoredFile;
-use world::World;
+pub use servicenow::files::UploadedFile;
+use servicenow::workspace::{AgentWorkspace, MessageRow, RefusedAction};
+use state::SandboxState;
 
 /// Why the simulated agent could not perform an action.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +55,13 @@ pub enum AgentError {
     NotNow(String),
 }
 
-impl From<Refusal> for AgentError {
-    fn from(refusal: Refusal) -> Self {
+impl From<RefusedAction> for AgentError {
+    fn from(refusal: RefusedAction) -> Self {
         match refusal {
-            Refusal::NotFound => Self::NoSuchChat,
-            Refusal::NotAllowed(words) | Refusal::QueueClosed { words, .. } => Self::NotNow(words),
+            RefusedAction::NotFound => Self::NoSuchChat,
+            RefusedAction::NotAllowed(words) | RefusedAction::QueueClosed { words, .. } => {
+                Self::NotNow(words)
+            }
         }
     }
 }
@@ -78,7 +80,7 @@ pub struct ChatMessage {
 /// A running sandbox. Dropping it stops it at once; [`Sandbox::stop`] also waits until it has stopped.
 #[derive(Debug)]
 pub struct Sandbox {
-    world: Arc<World>,
+    world: Arc<SandboxState>,
     url: String,
 }
 
@@ -92,7 +94,7 @@ impl Sandbox {
                 IpAddr::V4(_) | IpAddr::V6(_) => format!("http://{address}"),
             },
         );
-        let world = Arc::new(World::new(settings, &url));
+        let world = Arc::new(SandboxState::new(settings, &url));
         let router = Router::new()
             .merge(xo::router(&world))
             .merge(botkit::router(&world))
@@ -101,7 +103,7 @@ impl Sandbox {
             .fallback_service(servicenow::router(&world).with_state(world.clone()))
             .with_state(world.clone());
         let served = world.clone();
-        world.crew.start(async move { server::serve(listener, router, served).await });
+        world.task_group.start(async move { server::serve(listener, router, served).await });
         Self { world, url }
     }
 
@@ -136,23 +138,23 @@ impl Sandbox {
     }
 
     /// The rules for faults.
-    pub fn script(&self) -> &Script {
+    pub fn script(&self) -> &FaultScript {
         &self.world.script
     }
 
     /// The record of all requests.
-    pub fn ledger(&self) -> &Ledger {
+    pub fn ledger(&self) -> &RequestLedger {
         &self.world.ledger
     }
 
     /// Sets the URL to which the instance posts its callbacks.
     pub fn set_callback(&self, callback: Option<CallbackSettings>) {
-        self.world.courier.redirect(callback);
+        self.world.callback_sender.redirect(callback);
     }
 
     /// Sets the options that the instance's administrator can change.
-    pub fn set_switches(&self, switches: Switches) {
-        self.world.desk().switches = switches;
+    pub fn set_switches(&self, switches: SandboxSwitches) {
+        self.world.workspace().switches = switches;
     }
 
     /// Invalidates every access token, as a restart of the instance may do.
@@ -173,30 +175,30 @@ impl Sandbox {
 
     /// Opens or closes a queue. Returns false if there is no queue with this id.
     pub fn set_queue_open(&self, queue: &str, open: bool) -> bool {
-        let mut desk = self.world.desk();
-        let found = desk.queues.get_mut(queue);
+        let mut workspace = self.world.workspace();
+        let found = workspace.queues.get_mut(queue);
         found.map(|queue| queue.open = open).is_some()
     }
 
     /// The groups of all chats in any state.
     pub fn groups(&self) -> Vec<String> {
-        self.world.desk().chats().map(|chat| chat.group.clone()).collect()
+        self.world.workspace().chats().map(|chat| chat.group.clone()).collect()
     }
 
     /// `chat_queue_entry.state` of a chat: 1, 2, 3, 4, 7 or 8.
     pub fn state(&self, group: &str) -> Option<u8> {
-        self.world.desk().chat(group).ok().map(|chat| chat.state().number())
+        self.world.workspace().chat(group).ok().map(|chat| chat.state().number())
     }
 
     /// The messages of a chat, oldest first.
     pub fn messages(&self, group: &str) -> Vec<ChatMessage> {
-        let shown = |row: &Row| ChatMessage {
+        let shown = |row: &MessageRow| ChatMessage {
             sys_id: row.sys_id.clone(),
             created_by: row.created_by.clone(),
             text: row.text.clone(),
         };
         self.world
-            .desk()
+            .workspace()
             .chat(group)
             .map_or_else(|_| Vec::new(), |chat| chat.rows.iter().map(shown).collect())
     }
@@ -204,12 +206,12 @@ impl Sandbox {
     /// The agent accepts the chat. Like each action here, the call returns when the callback was answered or given
     /// up.
     pub async fn agent_accept(&self, group: &str) -> Result<(), AgentError> {
-        self.deed(|desk| desk.agent_accepts(group)).await
+        self.action(|workspace| workspace.agent_accepts(group)).await
     }
 
     /// The agent writes a message.
     pub async fn agent_says(&self, group: &str, text: &str) -> Result<(), AgentError> {
-        self.deed(|desk| desk.agent_says(group, text)).await
+        self.action(|workspace| workspace.agent_says(group, text)).await
     }
 
     /// The agent sends a file.
@@ -221,29 +223,29 @@ impl Sandbox {
         bytes: &[u8],
     ) -> Result<(), AgentError> {
         let id = self.keep_file(group, name, content_type, bytes);
-        self.deed(|desk| desk.agent_sends(group, name, &id)).await
+        self.action(|workspace| workspace.agent_sends(group, name, &id)).await
     }
 
     /// Stores a file in the instance. Returns its `sys_id`.
     pub fn keep_file(&self, group: &str, name: &str, content_type: &str, bytes: &[u8]) -> String {
         let (name, content_type, group) = (name.to_owned(), content_type.to_owned(), group.to_owned());
-        self.world.files.keep(StoredFile { name, content_type, group, bytes: bytes.to_vec() })
+        self.world.files.keep(UploadedFile { name, content_type, group, bytes: bytes.to_vec() })
     }
 
     /// Every file in the instance.
-    pub fn files(&self) -> Vec<StoredFile> {
+    pub fn files(&self) -> Vec<UploadedFile> {
         self.world.files.list()
     }
 
     /// The agent writes a row for other agents. Users cannot read it.
     pub async fn agent_whispers(&self, group: &str, text: &str) -> Result<(), AgentError> {
-        self.deed(|desk| desk.agent_whispers(group, text)).await
+        self.action(|workspace| workspace.agent_whispers(group, text)).await
     }
 
     /// A clone of the instance has this chat, too. Somebody writes in the clone, and its Business Rule posts here: this
     /// instance has no such row. Returns the row's `sys_id`.
     pub async fn clone_says(&self, group: &str, text: &str) -> Result<String, AgentError> {
-        let row = servicenow::callbacks::row_of_a_clone(&self.world.desk(), group, text)?;
+        let row = servicenow::callback_sender::row_of_a_clone(&self.world.workspace(), group, text)?;
         let sys_id = row.sys_id.clone();
         self.world.line_up(row).settled().await;
         Ok(sys_id)
@@ -251,17 +253,17 @@ impl Sandbox {
 
     /// The agent ends the chat.
     pub async fn agent_closes(&self, group: &str) -> Result<(), AgentError> {
-        self.deed(|desk| desk.agent_closes(group)).await
+        self.action(|workspace| workspace.agent_closes(group)).await
     }
 
     /// The agent leaves without ending the chat.
     pub async fn agent_leaves(&self, group: &str) -> Result<(), AgentError> {
-        self.deed(|desk| desk.agent_leaves(group)).await
+        self.action(|workspace| workspace.agent_leaves(group)).await
     }
 
     /// The agent types. Only chats of the Virtual Agent API show that.
     pub async fn agent_types(&self, group: &str) -> Result<(), AgentError> {
-        let item = servicenow::virtual_agent::typing(self.world.desk().switches.virtual_agent);
+        let item = servicenow::virtual_agent::typing(self.world.workspace().switches.virtual_agent);
         self.virtual_agent_posts(group, vec![item]).await
     }
 
@@ -277,23 +279,26 @@ impl Sandbox {
 
     /// Moves the chat to the queue that its own queue escalates to. Without such a queue the chat ends.
     pub fn agent_escalates(&self, group: &str) -> Result<(), AgentError> {
-        Ok(self.world.desk().escalates(group, None)?)
+        Ok(self.world.workspace().escalates(group, None)?)
     }
 
-    async fn deed(&self, deed: impl FnOnce(&mut Desk) -> Result<Row, Refusal>) -> Result<(), AgentError> {
-        let (_, receipt) = self.world.write(deed)?;
+    async fn action(
+        &self,
+        action: impl FnOnce(&mut AgentWorkspace) -> Result<MessageRow, RefusedAction>,
+    ) -> Result<(), AgentError> {
+        let (_, receipt) = self.world.write(action)?;
         receipt.settled().await;
         Ok(())
     }
 
     /// Stops the sandbox, closes its connections and frees the port.
     pub async fn stop(self) {
-        self.world.crew.leave().await;
+        self.world.task_group.leave().await;
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.world.crew.send_home();
+        self.world.task_group.send_home();
     }
 }

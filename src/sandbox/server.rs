@@ -14,15 +14,15 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use super::gate::Cut;
-use super::world::World;
+use super::fault_gate::CutConnection;
+use super::state::SandboxState;
 
-pub(super) async fn serve(listener: TcpListener, router: Router, world: Arc<World>) {
+pub(super) async fn serve(listener: TcpListener, router: Router, world: Arc<SandboxState>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let router = router.clone();
-                world.crew.start(connection(stream, router));
+                world.task_group.start(connection(stream, router));
             }
             // Without free file descriptors the next accept fails at once, too. The pause lets some connections end
             // first.
@@ -41,7 +41,7 @@ async fn connection(stream: TcpStream, router: Router) {
 
 async fn answer(router: Router, request: hyper::Request<Incoming>) -> Result<Response, ConnectionCut> {
     let Ok(response) = router.oneshot(request.map(Body::new)).await;
-    if response.extensions().get::<Cut>().is_some() { Err(ConnectionCut) } else { Ok(response) }
+    if response.extensions().get::<CutConnection>().is_some() { Err(ConnectionCut) } else { Ok(response) }
 }
 
 #[derive(Debug, thiserror::Error)]

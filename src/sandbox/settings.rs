@@ -1,4 +1,4 @@
-//! The settings of a sandbox at its start: logins, queues, behaviour of the agent, callbacks. [`Switches`] contains
+//! The settings of a sandbox at its start: logins, queues, behaviour of the agent, callbacks. [`SandboxSwitches`] contains
 //! the options that an instance's administrator can change at run time.
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::botkit::{Algorithm, BotKitSwitches, BotScript};
+use super::botkit::{BotKitSwitches, BotScript, SigningAlgorithm};
 
 /// All settings of a sandbox at its start.
 #[derive(Clone)]
@@ -18,13 +18,13 @@ pub struct SandboxSettings {
     /// The application registry's entry for the integration, for logins by token.
     pub oauth: OAuthClient,
     /// The chat queues.
-    pub queues: Vec<QueueSettings>,
+    pub queues: Vec<SandboxQueue>,
     /// The only agent, who works every queue.
     pub agent: AgentSettings,
     /// How `live_message` rows are posted; `None`: not at all.
     pub callback: Option<CallbackSettings>,
     /// Options that can also be changed while the sandbox runs.
-    pub switches: Switches,
+    pub switches: SandboxSwitches,
     /// Duration of one ServiceNow transaction.
     pub transaction_time: Duration,
     /// Number of calls that may wait for one session before ServiceNow answers 202.
@@ -54,10 +54,10 @@ impl Default for SandboxSettings {
             username: "chatbot_interface".to_owned(),
             password: "sandbox".to_owned(),
             oauth: OAuthClient::default(),
-            queues: vec![QueueSettings::default()],
+            queues: vec![SandboxQueue::default()],
             agent: AgentSettings::default(),
             callback: None,
-            switches: Switches::default(),
+            switches: SandboxSwitches::default(),
             transaction_time: Duration::ZERO,
             session_queue: 10,
             events_token: None,
@@ -115,7 +115,7 @@ pub struct BotSettings {
     /// The client secret of its app.
     pub client_secret: String,
     /// The algorithm for signing in both directions.
-    pub algorithm: Algorithm,
+    pub algorithm: SigningAlgorithm,
     /// The bot's answers. The default bot does not answer.
     pub script: BotScript,
 }
@@ -126,7 +126,7 @@ impl Default for BotSettings {
             bot_id: "st-00000000-0000-5000-8000-000000000001".to_owned(),
             app_id: "cs-00000000-0000-5000-8000-000000000001".to_owned(),
             client_secret: "sandbox-bot-secret".to_owned(),
-            algorithm: Algorithm::Hs256,
+            algorithm: SigningAlgorithm::Hs256,
             script: BotScript::default(),
         }
     }
@@ -140,7 +140,7 @@ impl fmt::Debug for BotSettings {
 
 /// One `chat_queue`.
 #[derive(Debug, Clone)]
-pub struct QueueSettings {
+pub struct SandboxQueue {
     /// The Queue ID (a `sys_id`).
     pub id: String,
     /// Its name.
@@ -157,7 +157,7 @@ pub struct QueueSettings {
     pub escalate_to: Option<String>,
 }
 
-impl Default for QueueSettings {
+impl Default for SandboxQueue {
     fn default() -> Self {
         Self {
             id: "5f1c4ac4c0a8010e01d3e7a1a5b0c111".to_owned(),
@@ -179,7 +179,7 @@ pub struct AgentSettings {
     /// The display name, as in system messages.
     pub name: String,
     /// When the agent accepts a waiting chat.
-    pub accept: Accept,
+    pub accept: AgentAcceptance,
     /// The queue's initial agent response, posted when the agent accepts.
     pub greeting: String,
     /// Whether each message of the user gets an answer.
@@ -192,7 +192,7 @@ pub struct AgentSettings {
 
 /// When the agent accepts a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accept {
+pub enum AgentAcceptance {
     /// This long after the chat was opened.
     After(Duration),
     /// Only on request.
@@ -204,7 +204,7 @@ impl Default for AgentSettings {
         Self {
             user: "beth.anglin".to_owned(),
             name: "Beth Anglin".to_owned(),
-            accept: Accept::After(Duration::from_millis(250)),
+            accept: AgentAcceptance::After(Duration::from_millis(250)),
             greeting:
                 "Thank you for contacting support. I am looking into your question now and will be with you \
                        shortly."
@@ -300,7 +300,7 @@ pub enum BodyStyle {
 /// Options that an administrator may change while the instance runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Switches {
+pub struct SandboxSwitches {
     /// The treatment of a correct password.
     pub basic: BasicLogin,
     /// The tokens that `/oauth_token.do` issues.

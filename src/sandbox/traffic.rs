@@ -183,7 +183,7 @@ async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize, last:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::{Rule, Sandbox, SandboxSettings, Side};
+    use crate::sandbox::{FaultRule, Sandbox, SandboxSettings, Side};
 
     #[tokio::test]
     async fn what_a_person_broke_stays_broken_through_the_schedule() {
@@ -198,7 +198,7 @@ mod tests {
             bot_users: false,
         };
         let client = crate::sandbox::http::client("test").unwrap();
-        let by_hand = sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+        let by_hand = sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
         let mut last = None;
         for turn in 0..3 {
             last = arrange(&client, &settings, turn, last).await;

@@ -14,11 +14,11 @@ use axum::routing::{any, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::gate::{Effect, gate, plain_failure};
-use super::script::Side;
-use super::world::World;
+use super::fault_gate::{CallEffect, gate, plain_failure};
+use super::fault_rules::Side;
+use super::state::SandboxState;
 
-pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
+pub(super) fn router(world: &Arc<SandboxState>) -> Router<Arc<SandboxState>> {
     Router::new()
         .route("/xo/callback", post(callback))
         .route("/xo/events", post(event))
@@ -30,7 +30,7 @@ async fn callback(headers: HeaderMap, body: Bytes) -> Response {
     taken(Side::Xo, &headers, &body, |object| name(object, "group"))
 }
 
-async fn event(State(world): State<Arc<World>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn event(State(world): State<Arc<SandboxState>>, headers: HeaderMap, body: Bytes) -> Response {
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let right =
         world.settings.events_token.as_ref().is_none_or(|token| {
@@ -58,7 +58,7 @@ fn taken(
     match serde_json::from_slice::<Value>(body) {
         Ok(object) if object.is_object() => {
             let response = Json(json!({ "status": "success" })).into_response();
-            Effect::on(response, &conversation(&object).unwrap_or_default(), None)
+            CallEffect::on(response, &conversation(&object).unwrap_or_default(), None)
         }
         _ => plain_failure(side, StatusCode::BAD_REQUEST),
     }

@@ -3,7 +3,7 @@
 //! Guarantees: the line names the operator, the address or terminal, the filter, the number of messages and the outcome.
 //! It contains no text of a chat and no secret. `log.level` does not switch the line off, unless it names the target
 //! `causeway::audit`.
-//! Not responsible for: authentication (`ingress/desk/session.rs`), the acts themselves (`dead/`).
+//! Not responsible for: authentication (`ingress/console/session.rs`), the acts themselves (`dead/`).
 
 use std::fmt::Display;
 use std::net::IpAddr;

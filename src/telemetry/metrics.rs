@@ -92,7 +92,7 @@ pub struct Metrics {
     /// The time from request to agent.
     pub agent_wait: Histogram,
     /// Unroutable messages.
-    pub astray: IntGauge,
+    pub unroutable: IntGauge,
     /// Items of Virtual Agent callbacks with an unknown type.
     pub unknown_items: IntCounter,
 }
@@ -127,7 +127,7 @@ impl Metrics {
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
             ended: counters(&r, names::ENDED, &["reason"])?,
             agent_wait: histogram_of_people(&r, names::AGENT_WAIT)?,
-            astray: gauge(&r, names::ASTRAY)?,
+            unroutable: gauge(&r, names::ASTRAY)?,
             unknown_items: registered(&r, IntCounter::with_opts(opts(names::UNKNOWN_ITEMS))?)?,
             registry: r,
         };

@@ -4,27 +4,27 @@
 //! hold up another. On shutdown the attempts in flight finish, and all other messages go back in order.
 //! Not responsible for: the attempt itself (`delivery/`), the durable queue (`queue/`).
 
-mod flight;
 mod lane;
+mod policy;
+mod process;
 mod pump;
-mod settle;
 #[cfg(test)]
 mod simulation;
-mod tally;
+mod stats;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::clock;
 use crate::delivery::backoff::RetrySettings;
-use crate::delivery::{Deliverer, Repeats};
-use crate::queue::{Depth, PartitionId, Queue};
-use crate::tasks::{Stop, Tasks};
+use crate::delivery::{Deliverer, RecentKeys};
+use crate::queue::{PartitionId, Queue, QueueDepth};
+use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
-use flight::Crew;
-use pump::Pump;
-pub use settle::Deadlines;
-use tally::Tally;
+pub use policy::MessageDeadlines;
+use process::MessageProcessor;
+use pump::MessagePump;
+use stats::WorkerStats;
 
 /// The settings of a worker.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct WorkerSettings {
     /// `delivery.retry.*`
     pub retry: RetrySettings,
     /// `delivery.deadline.*`
-    pub deadlines: Deadlines,
+    pub deadlines: MessageDeadlines,
     /// `delivery.hold`
     pub hold: Duration,
     /// `queue.prefetch`
@@ -45,7 +45,7 @@ pub struct Worker {
     queue: Queue,
     deliverer: Arc<Deliverer>,
     metrics: Arc<Metrics>,
-    tally: Arc<Tally>,
+    stats: Arc<WorkerStats>,
 }
 
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
@@ -54,24 +54,24 @@ const DEPTH_EVERY: Duration = Duration::from_secs(5);
 impl Worker {
     /// Starts a pump for each partition, and the gauges.
     pub fn start(
-        tasks: &mut Tasks,
-        stop: &Stop,
+        tasks: &mut TaskSet,
+        stop: &CancellationToken,
         queue: Queue,
         deliverer: Arc<Deliverer>,
         settings: &WorkerSettings,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let worker = Self { queue, deliverer, metrics, tally: Arc::default() };
+        let worker = Self { queue, deliverer, metrics, stats: Arc::default() };
         for destination in worker.queue.destinations().iter() {
             for partition in PartitionId::all(destination, worker.queue.partitions()) {
-                let crew = Arc::new(Crew {
+                let processor = Arc::new(MessageProcessor {
                     queue: worker.queue.clone(),
                     deliverer: worker.deliverer.clone(),
                     settings: settings.clone(),
                     metrics: worker.metrics.clone(),
-                    repeats: Mutex::new(Repeats::default()),
+                    repeats: Mutex::new(RecentKeys::default()),
                 });
-                let pump = Pump::new(partition, crew, worker.tally.clone(), stop.clone());
+                let pump = MessagePump::new(partition, processor, worker.stats.clone(), stop.clone());
                 tasks.start("pump", pump.run());
             }
         }
@@ -82,13 +82,13 @@ impl Worker {
     /// Whether this worker consumes from every destination whose breaker passes.
     pub fn ready(&self) -> Result<(), String> {
         let consuming = self.queue.destinations().iter().all(|destination| {
-            self.tally.sum(destination).subscribed > 0 || !self.deliverer.gate(destination).breaker().passes()
+            self.stats.sum(destination).subscribed > 0 || !self.deliverer.gate(destination).breaker().passes()
         });
         if consuming { Ok(()) } else { Err("the worker has not subscribed to its partitions yet".into()) }
     }
 
-    async fn keep_gauges(self, stop: Stop) -> Result<(), String> {
-        let mut depth = Depth::default();
+    async fn keep_gauges(self, stop: CancellationToken) -> Result<(), String> {
+        let mut depth = QueueDepth::default();
         let mut ask = tokio::time::Instant::now();
         loop {
             if ask.elapsed() >= DEPTH_EVERY || depth.waiting.is_empty() {
@@ -100,18 +100,18 @@ impl Worker {
             }
             self.set_gauges(&depth);
             tokio::select! {
-                () = stop.wait() => return Ok(()),
+                () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(GAUGES_EVERY) => {}
             }
         }
     }
 
-    fn set_gauges(&self, depth: &Depth) {
+    fn set_gauges(&self, depth: &QueueDepth) {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for destination in self.queue.destinations().iter() {
             let name = destination.as_str();
-            let sum = self.tally.sum(destination);
+            let sum = self.stats.sum(destination);
             let waiting = depth.waiting.get(&destination).copied().unwrap_or(0);
             // The embedded engine already counts unacked messages as waiting.
             let held = if self.queue.shared() { gauge(sum.held) } else { 0 };
@@ -129,6 +129,6 @@ impl Worker {
             self.metrics.partitions_owned.with_label_values(&[name]).set(gauge(sum.owned));
         }
         self.metrics.dead_letter_messages.set(count(depth.dead));
-        self.metrics.astray.set(count(depth.astray));
+        self.metrics.unroutable.set(count(depth.unroutable));
     }
 }

@@ -8,21 +8,21 @@
 mod parts;
 
 // The source files refer to other modules by `crate::`. Their unit tests are compiled, too, but no harness runs them.
-use causeway::ingress::{Accepted, ServiceNowDoor};
+use causeway::ingress::{AcceptedSecrets, CallbackAuth};
 use causeway::message;
 
 #[path = "../../src/ingress/callback_fields.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod callback_fields;
+#[path = "../../src/ingress/credentials.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
+mod credentials;
 #[path = "../../src/ingress/lenient.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod lenient;
-#[path = "../../src/worker/settle.rs"]
+#[path = "../../src/worker/policy.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "a part of its room, with its tests")]
-mod settle;
-#[path = "../../src/ingress/verify.rs"]
-#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
-mod verify;
+mod policy;
 #[path = "../../src/queue/rabbit/wire.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod wire;

@@ -1,6 +1,6 @@
 //! Tests that each act of an operator leaves one line in the audit log, from the admin console and from the command line.
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ on_every_engine! {
         let plan = Plan::on(&bench).set("admin.token", ADMIN_TOKEN).set("log.level", "warn");
         let relay = plan.start().await;
         relay.open("c-1").await;
-        let refusal = Rule::new(Side::ServiceNow).operation(Operation::Message).times(3).status(400);
+        let refusal = FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(3).status(400);
         relay.sandbox.script().fail(refusal);
         for n in 0..3 {
             relay.say("c-1", &format!("secret-words {n}")).await;
@@ -81,7 +81,7 @@ on_every_engine! {
         verb(&["dead", "show", "--reveal"], &["reveal done"]).await;
         verb(&["dead", "export", "--yes"], &["export done"]).await;
         verb(&["dead", "replay", "--yes"], &["replay started", "replay done"]).await;
-        let refusal = Rule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
+        let refusal = FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
         relay.sandbox.script().fail(refusal);
         relay.say("c-1", "secret-words 4").await;
         relay.dead_letters_at_least(1).await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use causeway::sandbox::botkit::{BotScript, BotUser};
-use causeway::sandbox::{BotSettings, Operation, Rule, Side};
+use causeway::sandbox::{BotSettings, FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use crate::botkit::{JOINED, QUIT_STATE, WAITING, chat, heard, left, quiet, relay_of, user};
@@ -74,7 +74,7 @@ on_every_engine! {
         let relay = help_desk(&bench, &[]).await;
         let user = user(&relay, "u-1");
         // The bot's message before the handover is delayed.
-        let late = Rule::new(Side::BotKit).operation(Operation::Tell).times(2).status(503);
+        let late = FaultRule::new(Side::BotKit).operation(Operation::Tell).times(2).status(503);
         relay.sandbox.script().fail(late);
         assert_eq!(user.says("I want an agent").await.status, 200);
         let group = chat(&relay).await;
@@ -117,7 +117,7 @@ on_every_engine! {
     async fn xo_goes_on_without_what_cannot_be_passed_on(bench: Bench) {
         let relay = help_desk(&bench, &[]).await;
         let user = user(&relay, "u-1");
-        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::BotMessage).times(1).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::BotMessage).times(1).status(400));
         user.says("this one is refused").await;
         let dead = relay.dead_letters_at_least(1).await;
         assert_eq!((&dead[0]["kind"], &dead[0]["reason"]), (&json!("bot.user_message"), &json!("rejected")));

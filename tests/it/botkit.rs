@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::botkit::{Algorithm, BotUser, token};
+use causeway::sandbox::botkit::{BotUser, SigningAlgorithm, token};
 use causeway::sandbox::{
-    BotKitSwitches, BotSettings, CallbackCredential, CallbackSettings, Operation, QueueSettings, Rule, Side,
-    WantsContext,
+    BotKitSwitches, BotSettings, CallbackCredential, CallbackSettings, FaultRule, Operation, SandboxQueue,
+    Side, WantsContext,
 };
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
@@ -154,7 +154,7 @@ on_every_engine! {
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
         heard(&relay, &user, "Thank you for contacting support").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
         let before = user.heard().len();
         assert_eq!(user.says(" Stop Chat ").await.status, 200);
         cleared(&relay, &user).await;
@@ -172,7 +172,7 @@ on_every_engine! {
     async fn who_quits_before_a_chat_is_open_gets_none(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
         assert_eq!(user.transfers("hello").await.status, 200);
         assert_eq!(user.says("quit").await.status, 200);
         cleared(&relay, &user).await;
@@ -236,7 +236,7 @@ on_every_engine! {
     async fn a_start_that_a_crash_repeats_opens_one_chat(bench: Bench) {
         let mut relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
-        let slow = Rule::new(Side::ServiceNow).operation(Operation::Start).times(1).after();
+        let slow = FaultRule::new(Side::ServiceNow).operation(Operation::Start).times(1).after();
         relay.sandbox.script().fail(slow.delay(Duration::from_secs(8)));
         assert_eq!(user.transfers("hello").await.status, 200);
         chat(&relay).await;
@@ -305,11 +305,11 @@ on_every_engine! {
     async fn who_gets_no_agent_is_told_and_given_back(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let (closed, refused) = (user(&relay, "u-1"), user(&relay, "u-2"));
-        relay.sandbox.set_queue_open(&QueueSettings::default().id, false);
+        relay.sandbox.set_queue_open(&SandboxQueue::default().id, false);
         closed.transfers("hello").await;
         heard(&relay, &closed, "No agent is available right now. Support is closed").await;
         cleared(&relay, &closed).await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Start).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Start).status(400));
         // Causeway keeps only a small part of a payload of megabytes.
         relay.sandbox.set_botkit(BotKitSwitches { context_bytes: 1 << 20, ..BotKitSwitches::default() });
         assert_eq!(refused.transfers("hello").await.status, 200);
@@ -325,7 +325,7 @@ on_every_engine! {
     async fn who_waited_too_long_for_a_start_is_told_and_given_back(bench: Bench) {
         let relay = relay(&bench, &[("delivery.deadline.start", "2s")]).await;
         let user = user(&relay, "u-1");
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(500));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(500));
         user.transfers("hello").await;
         heard(&relay, &user, "No agent could be reached in time").await;
         cleared(&relay, &user).await;
@@ -362,7 +362,7 @@ on_every_engine! {
         let relay = relay(&bench, &[("xo.extend_every", "1s")]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
-        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Tell).times(1).status(401));
+        relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::Tell).times(1).status(401));
         relay.sandbox.agent_says(&group, "hello").await.unwrap();
         heard(&relay, &user, "hello").await;
         assert_eq!(told(&relay, 401), 1);
@@ -382,12 +382,12 @@ on_every_engine! {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_bot_is_answered_with_its_own_credential() {
     let bench = Engine::Embedded.bench().expect("it is always there");
-    let one = BotSettings { algorithm: Algorithm::Hs512, ..BotSettings::default() };
+    let one = BotSettings { algorithm: SigningAlgorithm::Hs512, ..BotSettings::default() };
     let other = BotSettings {
         bot_id: "st-00000000-0000-5000-8000-000000000002".to_owned(),
         app_id: "cs-00000000-0000-5000-8000-000000000002".to_owned(),
         client_secret: "another-bot-secret".to_owned(),
-        algorithm: Algorithm::Hs256,
+        algorithm: SigningAlgorithm::Hs256,
         ..BotSettings::default()
     };
     let bots = vec![one.clone(), other.clone()];
@@ -415,7 +415,7 @@ async fn each_bot_is_answered_with_its_own_credential() {
     // A bot's credential does not sign the events of another bot.
     let event = users[0].nested("hello");
     let claims = json!({"appId": one.app_id, "exp": causeway::clock::now().as_second() + 60});
-    let credential = token(Algorithm::Hs512, &claims, &one.client_secret);
+    let credential = token(SigningAlgorithm::Hs512, &claims, &one.client_secret);
     assert_eq!(users[1].post_with("on_agent_transfer", &event, "token", &credential).await.status, 401);
 }
 
@@ -434,7 +434,7 @@ async fn what_servicenow_announces_is_told() {
     }
     relay
         .until("what the agent sees of the user", |relay| {
-            let seen = |entry: &causeway::sandbox::Entry| {
+            let seen = |entry: &causeway::sandbox::LedgerEntry| {
                 matches!(entry.event.as_deref(), Some("TYPING" | "VIEWING"))
             };
             let seen = relay.sandbox.ledger().find(seen);
@@ -463,7 +463,10 @@ async fn a_handle_that_is_not_extended_at_once_is_tried_again() {
     let relay = relay(&bench, &[("xo.extend_every", "1h")]).await;
     let user = user(&relay, "u-1");
     talking(&relay, &user).await;
-    relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Extend).times(1).status(503));
+    relay
+        .sandbox
+        .script()
+        .fail(FaultRule::new(Side::BotKit).operation(Operation::Extend).times(1).status(503));
     let file = bench.folder().join("directory.sqlite");
     let mut directory = sqlx::SqliteConnection::connect(&file.display().to_string()).await.unwrap();
     directory.execute("UPDATE reply_handles SET extended_at = 0").await.unwrap();
@@ -486,12 +489,12 @@ async fn only_xo_opens_the_door() {
     let good = json!({"appId": bot.app_id, "exp": now + 60});
     let secret = bot.client_secret.as_str();
     let cases = [
-        ("token", token(Algorithm::Hs256, &good, "another secret")),
-        ("token", token(Algorithm::Hs256, &json!({"appId": bot.app_id, "exp": now - 120}), secret)),
-        ("token", token(Algorithm::Hs256, &json!({"appId": "cs-other", "exp": now + 60}), secret)),
-        ("token", token(Algorithm::None, &good, secret)),
+        ("token", token(SigningAlgorithm::Hs256, &good, "another secret")),
+        ("token", token(SigningAlgorithm::Hs256, &json!({"appId": bot.app_id, "exp": now - 120}), secret)),
+        ("token", token(SigningAlgorithm::Hs256, &json!({"appId": "cs-other", "exp": now + 60}), secret)),
+        ("token", token(SigningAlgorithm::None, &good, secret)),
         ("token", "nonsense".to_owned()),
-        ("authorization", format!("Bearer {}", token(Algorithm::Hs256, &good, secret))),
+        ("authorization", format!("Bearer {}", token(SigningAlgorithm::Hs256, &good, secret))),
         ("apikey", secret.to_owned()),
     ];
     for (header, credential) in &cases {
@@ -521,7 +524,7 @@ async fn only_xo_opens_the_door() {
     let answer = user.post("on_webhook", &json!({"a": [1, 2]})).await;
     assert_eq!((answer.status, answer.body), (200, json!({"a": [1, 2]})));
     assert_eq!(relay.sandbox.groups().len(), 0);
-    let hs512 = token(Algorithm::Hs512, &good, secret);
+    let hs512 = token(SigningAlgorithm::Hs512, &good, secret);
     assert_eq!(
         user.post_with("components/dg-1/on_agent_transfer", &event, "token", &hs512).await.status,
         200

@@ -1,6 +1,6 @@
 //! Tests how XO's users enter agent mode and return to the bot: every event that XO may post, and calls that fail.
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use serde_json::json;
 
 use crate::botkit::{JOINED, QUIT_STATE, WAITING, chat, cleared, heard, left, quiet, relay, talking, user};
@@ -31,7 +31,7 @@ on_every_engine! {
             event.as_object_mut().unwrap().remove(field);
         }
         // The call may fail, because XO has closed the session itself.
-        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::Clear).status(400));
         assert_eq!(user.post("on_event", &event).await.status, 200);
         left_by_its_user(&relay, &group).await;
         quiet(&relay).await;
@@ -109,7 +109,7 @@ on_every_engine! {
         heard(&relay, &user, "Thank you for contacting support").await;
         quiet(&relay).await;
         let before = user.heard().len();
-        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Tell).status(500));
+        relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::Tell).status(500));
         relay.sandbox.agent_closes(&group).await.unwrap();
         cleared(&relay, &user).await;
         quiet(&relay).await;
@@ -122,7 +122,7 @@ on_every_engine! {
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;
         // XO refuses the call once, so the end is dead-lettered. The same call is made once more before that.
-        relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).times(1).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::Clear).times(1).status(400));
         relay.sandbox.agent_closes(&group).await.unwrap();
         let dead = relay.dead_letters_at_least(1).await;
         assert_eq!((&dead[0]["kind"], &dead[0]["reason"]), (&json!("callback.ended"), &json!("rejected")));
@@ -137,7 +137,7 @@ async fn a_replay_of_an_end_gives_its_user_back() {
     let relay = relay(&bench, &[]).await;
     let user = user(&relay, "u-1");
     let group = talking(&relay, &user).await;
-    relay.sandbox.script().fail(Rule::new(Side::BotKit).operation(Operation::Clear).status(400));
+    relay.sandbox.script().fail(FaultRule::new(Side::BotKit).operation(Operation::Clear).status(400));
     relay.sandbox.agent_closes(&group).await.unwrap();
     relay.dead_letters_at_least(1).await;
     assert_eq!(user.clears(), 0);

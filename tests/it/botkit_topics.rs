@@ -2,7 +2,7 @@
 //! the user's answer reaches ServiceNow. Which flags such items carry is not known (FACTS.md, Conversation Autopilot).
 
 use causeway::sandbox::botkit::BotUser;
-use causeway::sandbox::{Operation, Side, Switches, VirtualAgentSwitches};
+use causeway::sandbox::{Operation, SandboxSwitches, Side, VirtualAgentSwitches};
 use serde_json::{Value, json};
 
 use crate::botkit::{JOINED, cleared, heard, relay, talking, user};
@@ -51,7 +51,7 @@ on_every_engine! {
         for (index, item) in topic().into_iter().enumerate() {
             // Whichever flags they carry.
             let switches = VirtualAgentSwitches { unflagged: index > 0, ..VirtualAgentSwitches::default() };
-            relay.sandbox.set_switches(Switches { virtual_agent: switches, ..Switches::default() });
+            relay.sandbox.set_switches(SandboxSwitches { virtual_agent: switches, ..SandboxSwitches::default() });
             posts(&relay, &group, item).await;
         }
         for words in ["A topic began", "Let me ask you something.", "Which building?\n1. North\n2. South"] {
@@ -85,7 +85,7 @@ on_every_engine! {
     async fn an_end_is_a_sentence_and_the_state(bench: Bench) {
         let (relay, user, group) = in_an_agents_chat(&bench, &[]).await;
         let unflagged = VirtualAgentSwitches { unflagged: true, ..VirtualAgentSwitches::default() };
-        relay.sandbox.set_switches(Switches { virtual_agent: unflagged, ..Switches::default() });
+        relay.sandbox.set_switches(SandboxSwitches { virtual_agent: unflagged, ..SandboxSwitches::default() });
         let closed = || json!({ "uiType": "ActionMsg", "actionType": "System", "message": "Beth has closed the support session." });
         posts(&relay, &group, closed()).await;
         heard(&relay, &user, "has closed the support session").await;
@@ -105,7 +105,7 @@ on_every_engine! {
     async fn an_end_that_nothing_confirms_is_left_to_the_idle_limit(bench: Bench) {
         let (relay, user, group) = in_an_agents_chat(&bench, &[("servicenow.idle_limit", "4s")]).await;
         let silent = VirtualAgentSwitches { ends_by_sentence: true, ..VirtualAgentSwitches::default() };
-        relay.sandbox.set_switches(Switches { virtual_agent: silent, ..Switches::default() });
+        relay.sandbox.set_switches(SandboxSwitches { virtual_agent: silent, ..SandboxSwitches::default() });
         relay.sandbox.agent_closes(&group).await.unwrap();
         heard(&relay, &user, "has left the support session").await;
         cleared(&relay, &user).await;
@@ -115,7 +115,7 @@ on_every_engine! {
     async fn an_end_is_guessed_only_on_purpose(bench: Bench) {
         let (relay, user, group) = in_an_agents_chat(&bench, &[("servicenow.end_without_flag", "true")]).await;
         let unflagged = VirtualAgentSwitches { unflagged: true, ..VirtualAgentSwitches::default() };
-        relay.sandbox.set_switches(Switches { virtual_agent: unflagged, ..Switches::default() });
+        relay.sandbox.set_switches(SandboxSwitches { virtual_agent: unflagged, ..SandboxSwitches::default() });
         posts(&relay, &group, json!({ "uiType": "OutputText", "value": "What can I help with?", "messageId": "b-1" })).await;
         cleared(&relay, &user).await;
         assert!(!user.heard_texts().iter().any(|said| said.contains("What can I help")), "{:?}", user.heard_texts());

@@ -1,7 +1,7 @@
 //! Tests that a destination that is down delays only itself, uses up no attempts, and is probed with one message. After
 //! its recovery the waiting messages are sent in order.
 
-use causeway::sandbox::{BasicLogin, Operation, RetryAfter, Rule, Side, Switches};
+use causeway::sandbox::{BasicLogin, FaultRule, Operation, RetryAfter, SandboxSwitches, Side};
 
 use crate::harness::relay::{Plan, Relay, numbered};
 
@@ -28,7 +28,7 @@ async fn open(relay: &Relay) -> Vec<(String, String)> {
 }
 
 /// The calls that reached ServiceNow to change something.
-fn moves(relay: &Relay) -> Vec<causeway::sandbox::Entry> {
+fn moves(relay: &Relay) -> Vec<causeway::sandbox::LedgerEntry> {
     relay
         .sandbox
         .ledger()
@@ -48,7 +48,7 @@ async fn everything_is_said(relay: &Relay, chats: &[(String, String)]) {
     }
 }
 
-async fn survives(relay: &Relay, outage: Rule) {
+async fn survives(relay: &Relay, outage: FaultRule) {
     let chats = open(relay).await;
     let names: Vec<String> = chats.iter().map(|(name, _)| name.clone()).collect();
     let before = moves(relay).len();
@@ -86,13 +86,13 @@ async fn survives(relay: &Relay, outage: Rule) {
 on_every_engine! {
     async fn a_destination_that_fails_costs_probes_and_drains_in_order(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
-        survives(&relay, Rule::new(Side::ServiceNow).status(503)).await;
+        survives(&relay, FaultRule::new(Side::ServiceNow).status(503)).await;
         assert!(relay.metric("causeway_breaker_trips_total", &[("reason", "failing")]).await >= 1.0);
     }
 
     async fn a_hibernating_instance_costs_probes_and_drains_in_order(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
-        survives(&relay, Rule::new(Side::ServiceNow).html_page()).await;
+        survives(&relay, FaultRule::new(Side::ServiceNow).html_page()).await;
         assert!(relay.metric("causeway_breaker_trips_total", &[("reason", "not_ready")]).await >= 1.0);
     }
 
@@ -100,11 +100,11 @@ on_every_engine! {
         let relay = Plan::on(&bench).start().await;
         let chats = open(&relay).await;
         let names: Vec<String> = chats.iter().map(|(name, _)| name.clone()).collect();
-        relay.sandbox.set_switches(Switches { basic: BasicLogin::Restricted, ..Switches::default() });
+        relay.sandbox.set_switches(SandboxSwitches { basic: BasicLogin::Restricted, ..SandboxSwitches::default() });
         relay.messages(&names, EACH, CHATS).await;
         let trips = [("destination", "servicenow"), ("reason", "credentials")];
         relay.metric_is("causeway_breaker_trips_total", &trips, |trips| trips >= 1.0).await;
-        relay.sandbox.set_switches(Switches::default());
+        relay.sandbox.set_switches(SandboxSwitches::default());
         everything_is_said(&relay, &chats).await;
         assert_eq!(relay.metric("causeway_dead_letters_total", &[]).await, 0.0);
     }
@@ -113,7 +113,7 @@ on_every_engine! {
         let relay = Plan::on(&bench).set("servicenow.poll_waiting", "1h").start().await;
         let chats = open(&relay).await;
         let names: Vec<String> = chats.iter().map(|(name, _)| name.clone()).collect();
-        let throttled = Rule::new(Side::ServiceNow).operation(Operation::Message).times(1);
+        let throttled = FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(1);
         relay.sandbox.script().fail(throttled.too_many(RetryAfter::Seconds(3)));
         relay.say("c-0", &numbered("c-0", 0)).await;
         relay.metric_is("causeway_breaker_state", &[("destination", "servicenow")], |state| state > 0.0).await;
@@ -135,9 +135,9 @@ on_every_engine! {
         let named = |what: &str, count: usize| (0..count).map(|n| format!("{what}-{n}")).collect::<Vec<_>>();
         let (sick, well) = (named("sick", SICK), named("well", CHATS));
         for group in &sick {
-            relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(group).status(500));
+            relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation(group).status(500));
         }
-        let outage = relay.sandbox.script().fail(Rule::new(Side::Xo).status(500));
+        let outage = relay.sandbox.script().fail(FaultRule::new(Side::Xo).status(500));
         // The oldest messages all fail, and a restarted worker does not know them.
         relay.callbacks(&sick, 1, CHATS).await;
         relay.callbacks(&well, EACH, CHATS).await;
@@ -164,7 +164,7 @@ on_every_engine! {
         let chats = open(&relay).await;
         let (sick, well) = chats.split_first().expect("chats");
         // The connections of this conversation also break, which says nothing about the others.
-        let at_sick = || Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(&sick.1);
+        let at_sick = || FaultRule::new(Side::ServiceNow).operation(Operation::Message).conversation(&sick.1);
         relay.sandbox.script().fail(at_sick().probability(0.5, 1).cut());
         relay.sandbox.script().fail(at_sick().status(500));
         relay.say(&sick.0, "never").await;

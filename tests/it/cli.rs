@@ -149,7 +149,7 @@ fn the_printed_defaults_are_a_settings_file() {
     let file = folder.path().join("causeway.toml");
     std::fs::write(&file, &output.stdout).unwrap();
     let none = causeway::config::Environment::default();
-    causeway::config::Settings::load(Some(&file), &none, causeway::config::Purpose::Desk).unwrap();
+    causeway::config::Settings::load(Some(&file), &none, causeway::config::RunPurpose::Admin).unwrap();
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use causeway::config::{DirectoryUrl, Environment, Login, Place, Problems, Purpose, Settings};
+use causeway::config::{
+    DirectoryConfig, Environment, LoginConfig, RunPurpose, SettingProblems, SettingSource, Settings,
+};
 use secrecy::ExposeSecret;
 
 /// A settings file in its own folder.
@@ -13,13 +15,13 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn load(text: &str, purpose: Purpose) -> Result<Settings, Problems> {
+fn load(text: &str, purpose: RunPurpose) -> Result<Settings, SettingProblems> {
     let (_folder, path) = file(text);
     Settings::load(Some(&path), &Environment::default(), purpose)
 }
 
 /// The wrong keys, in alphabetical order.
-fn wrong_keys(text: &str, purpose: Purpose) -> Vec<String> {
+fn wrong_keys(text: &str, purpose: RunPurpose) -> Vec<String> {
     let mut keys: Vec<String> = load(text, purpose)
         .map_or_else(|problems| problems.0.into_iter().map(|problem| problem.key).collect(), |_| vec![]);
     keys.sort();
@@ -43,7 +45,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         ("CAUSEWAY_DELIVERY__DEADLINE__START", ""),
         ("UNRELATED", "x"),
     ]);
-    let settings = Settings::load(Some(&path), &environment, Purpose::Desk).unwrap();
+    let settings = Settings::load(Some(&path), &environment, RunPurpose::Admin).unwrap();
     assert_eq!(settings.data_dir, Path::new("/from/environment"));
     assert_eq!(settings.drain.as_secs(), 7);
     // Compose passes an unset variable as an empty one.
@@ -73,7 +75,7 @@ format = "xml"
         ("CAUSEWAY_XO__CALBACK_URL", "x"),
         ("CAUSEWAY_INGRESS__ALLOW_UNAUTHENTICATED", "maybe"),
     ]);
-    let problems = Settings::load(Some(&path), &environment, Purpose::Ingress).unwrap_err();
+    let problems = Settings::load(Some(&path), &environment, RunPurpose::Ingress).unwrap_err();
     let said = problems.to_string();
     for key in [
         "drain",
@@ -100,7 +102,7 @@ format = "xml"
     assert!(said.contains("is \"soon\""), "{said}");
     let place =
         problems.0.iter().find(|problem| problem.key == "queue.partitions").map(|problem| &problem.place);
-    assert_eq!(place, Some(&Place::File { path, line: 4 }));
+    assert_eq!(place, Some(&SettingSource::File { path, line: 4 }));
 }
 
 #[test]
@@ -110,14 +112,15 @@ fn a_time_that_no_calendar_holds_is_refused() {
     {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
         let table = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
-        let said = load(&format!("{table}{name} = \"99999years\"\n"), Purpose::Desk).unwrap_err().to_string();
+        let said =
+            load(&format!("{table}{name} = \"99999years\"\n"), RunPurpose::Admin).unwrap_err().to_string();
         assert!(said.contains(key) && said.contains("longer than a year"), "{said}");
     }
 }
 
 #[test]
 fn broken_toml_is_told_without_its_line() {
-    let problems = load("[servicenow]\npassword = \"hunter2\nusername = \"u\"\n", Purpose::Desk)
+    let problems = load("[servicenow]\npassword = \"hunter2\nusername = \"u\"\n", RunPurpose::Admin)
         .unwrap_err()
         .to_string();
     assert!(problems.contains("line 2): is not TOML"), "{problems}");
@@ -143,7 +146,7 @@ app_id = ["{secret}"]
 events_url = "nonsense {secret}"
 "#
     );
-    let problems = load(&text, Purpose::Serve).unwrap_err();
+    let problems = load(&text, RunPurpose::Serve).unwrap_err();
     assert!(problems.0.len() >= 7, "{problems}");
     assert!(
         !problems.to_string().contains(secret) && !format!("{problems:?}").contains(secret),
@@ -175,7 +178,7 @@ hmac_secret = "{secret}"
 token = "{secret}"
 "#
     );
-    let settings = load(&text, Purpose::Serve).unwrap();
+    let settings = load(&text, RunPurpose::Serve).unwrap();
     assert!(!format!("{settings:?}").contains(secret));
 }
 
@@ -185,12 +188,13 @@ fn a_secret_can_be_read_from_a_file() {
     let secret = folder.path().join("password");
     std::fs::write(&secret, "pw-in-secret\n").unwrap();
     let password = |environment: Environment| {
-        let settings = Settings::load(Some(&path), &environment, Purpose::Worker)?;
-        let Some(Login::Basic { password, .. }) = settings.servicenow.map(|servicenow| servicenow.login)
+        let settings = Settings::load(Some(&path), &environment, RunPurpose::Worker)?;
+        let Some(LoginConfig::Basic { password, .. }) =
+            settings.servicenow.map(|servicenow| servicenow.login)
         else {
             return Ok(String::new());
         };
-        Ok::<_, Problems>(password.expose_secret().to_owned())
+        Ok::<_, SettingProblems>(password.expose_secret().to_owned())
     };
     let name = "CAUSEWAY_SERVICENOW__PASSWORD_FILE";
     let pointer = secret.to_str().unwrap();
@@ -206,26 +210,27 @@ fn a_secret_can_be_read_from_a_file() {
         "{said}"
     );
 
-    let said = Settings::load(None, &Environment::from([("CAUSEWAY_DATA_DIR_FILE", "x")]), Purpose::Desk);
+    let said = Settings::load(None, &Environment::from([("CAUSEWAY_DATA_DIR_FILE", "x")]), RunPurpose::Admin);
     assert!(said.unwrap_err().to_string().contains("no such key"), "only secrets can be read from files");
 }
 
 #[test]
 fn each_role_says_what_it_cannot_do_without() {
-    assert_eq!(wrong_keys("", Purpose::Desk), Vec::<String>::new());
-    assert_eq!(wrong_keys("", Purpose::Check), Vec::<String>::new());
-    assert_eq!(wrong_keys("", Purpose::Worker), ["servicenow.host_url"]);
-    assert_eq!(wrong_keys("", Purpose::Ingress), ["ingress.servicenow"]);
-    assert_eq!(wrong_keys("", Purpose::Serve), ["ingress.servicenow", "servicenow.host_url"]);
-    assert_eq!(wrong_keys("ingress.allow_unauthenticated = true", Purpose::Ingress), Vec::<String>::new());
-    assert_eq!(wrong_keys("xo.callback_url = \"https://xo\"", Purpose::Worker), Vec::<String>::new());
-    assert_eq!(wrong_keys(WORKING, Purpose::Serve), Vec::<String>::new());
+    assert_eq!(wrong_keys("", RunPurpose::Admin), Vec::<String>::new());
+    assert_eq!(wrong_keys("", RunPurpose::Check), Vec::<String>::new());
+    assert_eq!(wrong_keys("", RunPurpose::Worker), ["servicenow.host_url"]);
+    assert_eq!(wrong_keys("", RunPurpose::Ingress), ["ingress.servicenow"]);
+    assert_eq!(wrong_keys("", RunPurpose::Serve), ["ingress.servicenow", "servicenow.host_url"]);
+    assert_eq!(wrong_keys("ingress.allow_unauthenticated = true", RunPurpose::Ingress), Vec::<String>::new());
+    assert_eq!(wrong_keys("xo.callback_url = \"https://xo\"", RunPurpose::Worker), Vec::<String>::new());
+    assert_eq!(wrong_keys(WORKING, RunPurpose::Serve), Vec::<String>::new());
 }
 
 #[test]
 fn settings_that_belong_together_are_checked_together() {
-    let servicenow =
-        |rest: &str| wrong_keys(&format!("[servicenow]\nhost_url = \"https://x\"\n{rest}"), Purpose::Worker);
+    let servicenow = |rest: &str| {
+        wrong_keys(&format!("[servicenow]\nhost_url = \"https://x\"\n{rest}"), RunPurpose::Worker)
+    };
     assert_eq!(servicenow(""), ["servicenow.password", "servicenow.username"]);
     assert_eq!(servicenow("auth = \"oauth\""), ["servicenow.client_id", "servicenow.client_secret"]);
     assert_eq!(
@@ -239,52 +244,52 @@ fn settings_that_belong_together_are_checked_together() {
     assert_eq!(servicenow(&format!("{nameless}api = \"virtual_agent\"")), Vec::<String>::new());
     assert_eq!(servicenow("auth = \"kerberos\""), ["servicenow.auth"]);
     assert_eq!(
-        wrong_keys("servicenow.username = \"u\"\nxo.callback_url = \"https://x\"", Purpose::Worker),
+        wrong_keys("servicenow.username = \"u\"\nxo.callback_url = \"https://x\"", RunPurpose::Worker),
         ["servicenow.host_url", "servicenow.password"]
     );
 
     let rabbit = "queue.url = \"amqp://broker\"\n";
     assert_eq!(
-        wrong_keys(&format!("{rabbit}queue.heartbeat = \"10s\""), Purpose::Desk),
+        wrong_keys(&format!("{rabbit}queue.heartbeat = \"10s\""), RunPurpose::Admin),
         ["delivery.servicenow.timeout", "delivery.xo.timeout"]
     );
-    assert_eq!(wrong_keys("queue.heartbeat = \"10s\"", Purpose::Desk), Vec::<String>::new());
-    assert_eq!(wrong_keys("delivery.retry.max = \"100ms\"", Purpose::Desk), ["delivery.retry.max"]);
+    assert_eq!(wrong_keys("queue.heartbeat = \"10s\"", RunPurpose::Admin), Vec::<String>::new());
+    assert_eq!(wrong_keys("delivery.retry.max = \"100ms\"", RunPurpose::Admin), ["delivery.retry.max"]);
     assert_eq!(
-        wrong_keys("ingress.servicenow.username = \"u\"", Purpose::Ingress),
+        wrong_keys("ingress.servicenow.username = \"u\"", RunPurpose::Ingress),
         ["ingress.servicenow.password"]
     );
-    assert_eq!(wrong_keys("handoffs.events_token = \"t\"", Purpose::Desk), ["handoffs.events_url"]);
+    assert_eq!(wrong_keys("handoffs.events_token = \"t\"", RunPurpose::Admin), ["handoffs.events_url"]);
     let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     for name in ["events_secret", "events_secret_next"] {
         let set = |value: &str| format!("handoffs.{name} = \"{value}\"\n");
-        assert_eq!(wrong_keys(&set(key), Purpose::Desk), ["handoffs.events_url"]);
+        assert_eq!(wrong_keys(&set(key), RunPurpose::Admin), ["handoffs.events_url"]);
         let url = "handoffs.events_url = \"https://bot.example.com\"\n";
-        assert_eq!(wrong_keys(&format!("{url}{}", set(key)), Purpose::Desk), Vec::<String>::new());
+        assert_eq!(wrong_keys(&format!("{url}{}", set(key)), RunPurpose::Admin), Vec::<String>::new());
         let text = format!("{url}{}", set("whsec_c2hvcnQ="));
-        assert_eq!(wrong_keys(&text, Purpose::Desk), [format!("handoffs.{name}")]);
-        let said = load(&text, Purpose::Desk).unwrap_err().to_string();
+        assert_eq!(wrong_keys(&text, RunPurpose::Admin), [format!("handoffs.{name}")]);
+        let said = load(&text, RunPurpose::Admin).unwrap_err().to_string();
         assert!(said.contains("24 to 64") && !said.contains("c2hvcnQ"), "{said}");
     }
-    assert_eq!(wrong_keys("xo.bot_id = \"b\"", Purpose::Desk), ["xo.app_id", "xo.client_secret"]);
+    assert_eq!(wrong_keys("xo.bot_id = \"b\"", RunPurpose::Admin), ["xo.app_id", "xo.client_secret"]);
     let bot = "[[xo.bots]]\nbot_id = \"b\"\napp_id = \"a\"\nclient_secret = \"s\"\n";
-    assert_eq!(wrong_keys(&format!("{bot}{bot}"), Purpose::Desk), ["xo.bots"]);
+    assert_eq!(wrong_keys(&format!("{bot}{bot}"), RunPurpose::Admin), ["xo.bots"]);
 }
 
 #[test]
 fn broker_and_directory_addresses_are_read_strictly() {
-    let queue = |url: &str| wrong_keys(&format!("queue.url = \"{url}\""), Purpose::Desk).is_empty();
+    let queue = |url: &str| wrong_keys(&format!("queue.url = \"{url}\""), RunPurpose::Admin).is_empty();
     assert!(queue("amqp://u:p@host") && queue("amqps://host:5671/%2f") && queue("amqp://host/vhost"));
     assert!(!queue("amqp://host/") && !queue("host:5672") && !queue("https://host"));
-    let said = load("queue.url = \"amqp://host/\"", Purpose::Desk).unwrap_err().to_string();
+    let said = load("queue.url = \"amqp://host/\"", RunPurpose::Admin).unwrap_err().to_string();
     assert!(said.contains("/%2f"), "{said}");
 
     let directory =
-        |url: &str| load(&format!("directory.url = \"{url}\""), Purpose::Desk).map(|all| all.directory);
+        |url: &str| load(&format!("directory.url = \"{url}\""), RunPurpose::Admin).map(|all| all.directory);
     assert!(
-        matches!(directory("sqlite:/x/y.db").unwrap(), DirectoryUrl::Sqlite(path) if path == Path::new("/x/y.db"))
+        matches!(directory("sqlite:/x/y.db").unwrap(), DirectoryConfig::Sqlite(path) if path == Path::new("/x/y.db"))
     );
-    assert!(matches!(directory("postgres://u:p@host/db").unwrap(), DirectoryUrl::Postgres(_)));
+    assert!(matches!(directory("postgres://u:p@host/db").unwrap(), DirectoryConfig::Postgres(_)));
     for wrong in ["sqlite:", "postgres:", "postgres:///db", "mysql://host/db", "/x/y.db"] {
         assert!(directory(wrong).is_err(), "{wrong}");
     }
@@ -299,16 +304,16 @@ fn lists_and_bots_can_come_from_the_environment() {
         ("CAUSEWAY_XO__BOTS__0__APP_ID", "cs-1"),
         ("CAUSEWAY_XO__BOTS__0__CLIENT_SECRET", "s"),
     ]);
-    let xo = Settings::load(None, &environment, Purpose::Worker).unwrap().xo;
+    let xo = Settings::load(None, &environment, RunPurpose::Worker).unwrap().xo;
     assert_eq!(xo.end_words, ["bye", "see you"]);
     assert_eq!(xo.allowed_hosts, ["platform.example.com:8443"]);
     assert_eq!(xo.bots.len(), 1);
 
     let hosts = Environment::from([("CAUSEWAY_XO__ALLOWED_HOSTS", "a.example.com, B.example.com:444")]);
-    let xo = Settings::load(None, &hosts, Purpose::Desk).unwrap().xo;
+    let xo = Settings::load(None, &hosts, RunPurpose::Admin).unwrap().xo;
     assert_eq!(xo.allowed_hosts, ["a.example.com", "b.example.com:444"]);
     assert_eq!(
-        wrong_keys("xo.allowed_hosts = [\"https://a\", \"b/c\"]", Purpose::Desk),
+        wrong_keys("xo.allowed_hosts = [\"https://a\", \"b/c\"]", RunPurpose::Admin),
         ["xo.allowed_hosts", "xo.allowed_hosts"]
     );
 }

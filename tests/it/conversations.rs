@@ -5,22 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, Opened, Origin};
+use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, OpenedChat, Origin};
 use causeway::delivery::{
-    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, Parts, Past, ReadBack, UnknownGroup,
+    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, PriorAttempts, ReadBack, UnknownGroup,
+    VirtualAgentOptions,
 };
 use causeway::message::{
     BotName, BotSide, ConversationId, DeadReason, Destination, Destinations, Kind, KnownBot, LaneKey,
     Message, MessageId, Outcome,
 };
 use causeway::platform::{
-    Http, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
+    HttpClient, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
     XoSettings,
 };
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::sandbox::{
-    Accept, AgentSettings, CallbackSettings, Operation, QueueSettings, Rule, Sandbox, SandboxSettings, Side,
+    AgentAcceptance, AgentSettings, CallbackSettings, FaultRule, Operation, Sandbox, SandboxQueue,
+    SandboxSettings, Side,
 };
 use causeway::telemetry::Metrics;
 use serde_json::{Value, json};
@@ -91,12 +93,12 @@ async fn says(relay: &Relay, group: &str, texts: &[&str]) {
     assert_eq!(relay.said(group), texts);
 }
 
-fn start_rule() -> Rule {
-    Rule::new(Side::ServiceNow).operation(Operation::Start)
+fn start_rule() -> FaultRule {
+    FaultRule::new(Side::ServiceNow).operation(Operation::Start)
 }
 
-fn message_rule() -> Rule {
-    Rule::new(Side::ServiceNow).operation(Operation::Message)
+fn message_rule() -> FaultRule {
+    FaultRule::new(Side::ServiceNow).operation(Operation::Message)
 }
 
 async fn chats(relay: &Relay, count: usize) -> Vec<String> {
@@ -273,7 +275,7 @@ on_every_engine! {
 
     async fn a_closed_queue_is_told_and_nothing_follows(bench: Bench) {
         let relay = started(plan(&bench)).await;
-        let queue = QueueSettings::default();
+        let queue = SandboxQueue::default();
         relay.sandbox.set_queue_open(&queue.id, false);
         let start = json!({"type": "start", "conversation_id": "c-1", "message": "help"});
         relay.try_handoff(&start, Some("key")).await.unwrap().id();
@@ -365,7 +367,7 @@ pub(crate) struct Room {
 pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
     let folder = tempfile::tempdir().unwrap();
     let listener = tokio::net::TcpListener::bind(ports::free_address()).await.unwrap();
-    let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
+    let agent = AgentSettings { accept: AgentAcceptance::Manual, ..AgentSettings::default() };
     let settings = SandboxSettings { agent, ..SandboxSettings::default() };
     let client = ServiceNowSettings {
         host_url: url::Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap(),
@@ -373,11 +375,11 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
             username: settings.username.clone(),
             password: settings.password.clone().into(),
         },
-        queue_id: Some(QueueSettings::default().id),
+        queue_id: Some(SandboxQueue::default().id),
     };
     let sandbox = Sandbox::start(listener, settings).await;
-    let http =
-        Http::new(&HttpSettings { timeout: Duration::from_secs(30), user_agent: "test".into() }).unwrap();
+    let http = HttpClient::new(&HttpSettings { timeout: Duration::from_secs(30), user_agent: "test".into() })
+        .unwrap();
     let url = DirectoryUrl::Sqlite(folder.path().join("directory.sqlite"));
     let directory = Directory::open(&DirectorySettings { url }).await.unwrap();
     let embedded = EmbeddedSettings {
@@ -404,7 +406,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
     };
     let name = BotName::parse("one").unwrap();
     let bots = vec![KnownBot { bot_id: "st-1".into(), name }];
-    let parts = Parts {
+    let parts = DelivererParts {
         xo: Xo::new(http.clone(), XoSettings { bots: vec![bot], ..XoSettings::default() }),
         servicenow: Some(ServiceNow::new(http, client)),
         directory: Some(directory.clone()),
@@ -413,15 +415,15 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         metrics: Arc::new(Metrics::new("embedded").unwrap()),
     };
     let delivery = DeliverySettings {
-        routes: causeway::message::routing::Routes::default(),
+        routes: causeway::message::routing::QueueRoutes::default(),
         files: causeway::delivery::FileSettings::default(),
-        queue_id: Some(QueueSettings::default().id),
+        queue_id: Some(SandboxQueue::default().id),
         unknown_group,
         unknown_group_wait: Duration::from_secs(30),
         bot_side: BotSide { two_way: true, bots },
         relays_callbacks: false,
         tells_events: true,
-        agent_chat: AgentChatSettings::default(),
+        virtual_agent: VirtualAgentOptions::default(),
         serves_bots: false,
         read_back: ReadBack::Always,
         botkit: BotKitSettings::default(),
@@ -441,13 +443,17 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
     let fresh = message(Kind::CallbackMessage, "g-foreign", &body);
     let mut old = fresh.clone();
     old.accepted_at = causeway::clock::now().checked_sub(Duration::from_secs(31)).unwrap();
-    let held = Outcome::Held { at_most: Duration::from_secs(30), then: DeadReason::UnknownConversation };
+    let held = Outcome::Deferred { at_most: Duration::from_secs(30), then: DeadReason::UnknownConversation };
     let keeps = room(UnknownGroup::DeadLetter).await;
-    assert_eq!(keeps.deliverer.attempt(&fresh, Past::default()).await.outcome, held);
-    assert_eq!(keeps.deliverer.attempt(&old, Past::default()).await.outcome, held, "it dies of that");
+    assert_eq!(keeps.deliverer.attempt(&fresh, PriorAttempts::default()).await.outcome, held);
+    assert_eq!(
+        keeps.deliverer.attempt(&old, PriorAttempts::default()).await.outcome,
+        held,
+        "it dies of that"
+    );
     let drops = room(UnknownGroup::Drop).await;
-    assert_eq!(drops.deliverer.attempt(&fresh, Past::default()).await.outcome, held);
-    assert_eq!(drops.deliverer.attempt(&old, Past::default()).await.outcome, Outcome::Dropped);
+    assert_eq!(drops.deliverer.attempt(&fresh, PriorAttempts::default()).await.outcome, held);
+    assert_eq!(drops.deliverer.attempt(&old, PriorAttempts::default()).await.outcome, Outcome::Dropped);
 }
 
 /// The ingress recorded the user and published the end, and crashed before it published the notice.
@@ -462,15 +468,15 @@ async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
     let end = json!({ "type": "end", "conversation_id": name, "reason": "user", "reply": reply });
     let end = message(Kind::HandoffEnd, name, &end);
     let id = ConversationId::parse(name).unwrap();
-    room.directory.accepted(&id, Origin::BotKit, None, end.accepted_at).await.unwrap();
+    room.directory.mark_accepted(&id, Origin::BotKit, None, end.accepted_at).await.unwrap();
     let waiting = async || {
         let depth = room.queue.depth().await.unwrap();
         depth.waiting.get(&Destination::parse("bot:one").unwrap()).copied().unwrap_or(0)
     };
-    assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
+    assert_eq!(room.deliverer.attempt(&end, PriorAttempts::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
     // The conversation is over now, so a repeat of the end publishes nothing.
-    assert_eq!(room.deliverer.attempt(&end, Past::default()).await.outcome, Outcome::Repeated);
+    assert_eq!(room.deliverer.attempt(&end, PriorAttempts::default()).await.outcome, Outcome::Repeated);
     assert_eq!(waiting().await, 1);
 }
 
@@ -486,7 +492,8 @@ async fn a_chat_that_comes_too_late_is_left() {
         room.sandbox.script().fail(start_rule().after().times(1).delay(Duration::from_millis(1500)));
         let before = room.sandbox.groups();
         let (first, deliverer) = (start(name), room.deliverer.clone());
-        let late = crate::harness::spawn(async move { deliverer.attempt(&first, Past::default()).await });
+        let late =
+            crate::harness::spawn(async move { deliverer.attempt(&first, PriorAttempts::default()).await });
         let opened = room.sandbox.ledger().wait_for(
             |ledger| ledger.servicenow_texts().values().any(|texts| texts[0] == format!("from {name}")),
             PATIENCE,
@@ -495,8 +502,8 @@ async fn a_chat_that_comes_too_late_is_left() {
         let new = room.sandbox.groups().into_iter().find(|group| !before.contains(group)).unwrap();
         // Another worker, which has the partition now, ends the conversation or opens it again meanwhile.
         if goes_on {
-            room.directory.requested(&id(name), Origin::Api, None).await.unwrap();
-            let other = Opened {
+            room.directory.mark_requested(&id(name), Origin::Api, None).await.unwrap();
+            let other = OpenedChat {
                 group: "g-other".into(),
                 number: None,
                 queue_id: "q".into(),
@@ -505,9 +512,9 @@ async fn a_chat_that_comes_too_late_is_left() {
                 agent: None,
                 active: false,
             };
-            room.directory.opened(&id(name), &other).await.unwrap();
+            room.directory.mark_opened(&id(name), &other).await.unwrap();
         } else {
-            assert!(room.directory.ended(&id(name), None, "user").await.unwrap());
+            assert!(room.directory.mark_ended(&id(name), None, "user").await.unwrap());
         }
         assert_eq!(late.await.unwrap().outcome, Outcome::Repeated);
         assert_eq!(room.sandbox.state(&new), Some(8), "no agent should wait for nobody");

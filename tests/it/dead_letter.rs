@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use crate::harness::http;
@@ -54,7 +54,7 @@ on_every_engine! {
         assert_eq!(said(&relay, &["dead", "list"]).await, "no dead letters\n");
         assert_eq!(said(&relay, &["dead", "count"]).await, "no dead letters\n");
         let group = relay.open("会話-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
         relay.say("会話-1", "secret words 1").await;
         relay.dead_letters_at_least(1).await;
         unreadable(&relay).await;
@@ -94,7 +94,7 @@ on_every_engine! {
     async fn looking_changes_nothing_and_filters_hold(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
         relay.open("c-1").await;
-        let refuse = Rule::new(Side::ServiceNow).operation(Operation::Message).status(400);
+        let refuse = FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400);
         relay.sandbox.script().fail(refuse);
         for text in ["secret words 1", "secret words 2", "secret words 3"] {
             relay.say("c-1", text).await;
@@ -162,7 +162,7 @@ async fn the_story_tells_every_attempt() {
     let bench = Engine::Embedded.bench().unwrap();
     let relay = Plan::on(&bench).set("delivery.deadline.message", "3s").start().await;
     relay.open("c-1").await;
-    let stumble = Rule::new(Side::ServiceNow).operation(Operation::Message).status(500);
+    let stumble = FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(500);
     relay.sandbox.script().fail(stumble);
     relay.say("c-1", "never").await;
     let dead = relay.dead_letters_at_least(1).await.remove(0);

@@ -1,7 +1,7 @@
 //! Tests that destinations fail independently: an endpoint that is down, throttled or refuses our credential delays no
 //! other destination.
 
-use causeway::sandbox::{Operation, RetryAfter, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, RetryAfter, Side};
 
 use crate::botkit;
 use crate::harness::relay::{Plan, Relay, numbered};
@@ -37,9 +37,9 @@ on_every_engine! {
         let relay = Plan::on(&bench).set("servicenow.read_back", "gaps").start().await;
         let group = relay.open("c-1").await;
         for (name, rule) in [
-            ("page", Rule::new(Side::Events).html_page()),
-            ("credential", Rule::new(Side::Events).status(401)),
-            ("throttled", Rule::new(Side::Events).too_many(RetryAfter::Seconds(86_400))),
+            ("page", FaultRule::new(Side::Events).html_page()),
+            ("credential", FaultRule::new(Side::Events).status(401)),
+            ("throttled", FaultRule::new(Side::Events).too_many(RetryAfter::Seconds(86_400))),
         ] {
             let outage = relay.sandbox.script().fail(rule);
             relay.sandbox.agent_accept(&group).await.ok();
@@ -57,7 +57,7 @@ on_every_engine! {
         let relay = botkit::relay(&bench, &[]).await;
         let (well, ill) = (botkit::user(&relay, "u-well"), botkit::user(&relay, "u-ill"));
         let group = botkit::talking(&relay, &well).await;
-        let refuse = Rule::new(Side::BotKit).operation(Operation::Tell).conversation("u-ill").status(401);
+        let refuse = FaultRule::new(Side::BotKit).operation(Operation::Tell).conversation("u-ill").status(401);
         relay.sandbox.script().fail(refuse);
         assert_eq!(ill.transfers("me too").await.status, 200);
         let refused = [("destination", BOT), ("reason", "unauthorized")];

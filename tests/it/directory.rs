@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use causeway::conversation::{
-    Claim, Conversation, DedupKey, Directory, DirectoryError, DirectorySettings, DirectoryUrl, ListFilter,
-    Observation, Opened, Origin, State,
+    Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
+    DirectoryUrl, ListFilter, Observation, OpenedChat, Origin,
 };
 use causeway::message::{ConversationId, MessageId, PayloadDigest};
 use jiff::{SignedDuration, Timestamp};
@@ -143,8 +143,8 @@ fn id(name: &str) -> ConversationId {
     ConversationId::parse(name).unwrap()
 }
 
-fn chat(group: &str) -> Opened {
-    Opened {
+fn chat(group: &str) -> OpenedChat {
+    OpenedChat {
         group: group.to_owned(),
         number: Some("IMS0000123".to_owned()),
         queue_id: "q-1".to_owned(),
@@ -157,8 +157,8 @@ fn chat(group: &str) -> Opened {
 
 async fn waiting(directory: &Directory, name: &str, group: &str) -> ConversationId {
     let id = id(name);
-    directory.requested(&id, Origin::Api, Some("q-1")).await.unwrap();
-    assert_eq!(directory.opened(&id, &chat(group)).await.unwrap(), Claim::Ours);
+    directory.mark_requested(&id, Origin::Api, Some("q-1")).await.unwrap();
+    assert_eq!(directory.mark_opened(&id, &chat(group)).await.unwrap(), Claim::Ours);
     id
 }
 
@@ -186,35 +186,35 @@ async fn a_conversation_lives_from_request_to_end(place: &Place) {
     let directory = place.open().await;
     let id = id("c-1");
     assert_eq!(directory.find(&id).await.unwrap(), None);
-    directory.requested(&id, Origin::BotKit, Some("q-0")).await.unwrap();
+    directory.mark_requested(&id, Origin::BotKit, Some("q-0")).await.unwrap();
     let requested = found(&directory, &id).await;
-    assert_eq!((requested.state, requested.origin), (State::Requested, Origin::BotKit));
+    assert_eq!((requested.state, requested.origin), (ConversationState::Requested, Origin::BotKit));
     assert_eq!((requested.queue_id.as_deref(), requested.group), (Some("q-0"), None));
 
-    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    assert_eq!(directory.mark_opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
     let opened = found(&directory, &id).await;
-    assert_eq!((opened.state, opened.position), (State::Waiting, Some(3)));
+    assert_eq!((opened.state, opened.position), (ConversationState::Waiting, Some(3)));
     assert_eq!(opened.number.as_deref(), Some("IMS0000123"));
     assert_eq!((opened.queue_id.as_deref(), opened.wait.as_deref()), (Some("q-1"), Some("2 Minutes")));
     assert!(directory.group_known("g-1").await.unwrap());
     assert!(!directory.group_known("g-2").await.unwrap());
 
     let seen = Observation { agent: Some("Grace".to_owned()), active: true, ..Observation::default() };
-    directory.observed(&id, "g-other", &seen).await.unwrap();
+    directory.record_observation(&id, "g-other", &seen).await.unwrap();
     assert_eq!(found(&directory, &id).await, opened);
-    directory.observed(&id, "g-1", &seen).await.unwrap();
+    directory.record_observation(&id, "g-1", &seen).await.unwrap();
     let active = found(&directory, &id).await;
-    assert_eq!((active.state, active.agent.as_deref()), (State::Active, Some("Grace")));
+    assert_eq!((active.state, active.agent.as_deref()), (ConversationState::Active, Some("Grace")));
     assert_eq!(active.opened_at, requested.opened_at);
-    directory.observed(&id, "g-1", &seen).await.unwrap();
+    directory.record_observation(&id, "g-1", &seen).await.unwrap();
     assert_eq!(found(&directory, &id).await, active, "seeing the same again is no update");
-    assert!(!directory.failed(&id, "no_agent").await.unwrap(), "it has an agent");
+    assert!(!directory.mark_failed(&id, "no_agent").await.unwrap(), "it has an agent");
 
-    assert!(directory.ended(&id, Some("g-1"), "agent").await.unwrap());
+    assert!(directory.mark_ended(&id, Some("g-1"), "agent").await.unwrap());
     let ended = found(&directory, &id).await;
-    assert_eq!((ended.state, ended.reason.as_deref()), (State::Ended, Some("agent")));
-    directory.observed(&id, "g-1", &seen).await.unwrap();
-    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    assert_eq!((ended.state, ended.reason.as_deref()), (ConversationState::Ended, Some("agent")));
+    directory.record_observation(&id, "g-1", &seen).await.unwrap();
+    assert_eq!(directory.mark_opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
     assert_eq!(found(&directory, &id).await, ended, "nothing reopens it but a request");
     assert_eq!(directory.find_by_group("g-1").await.unwrap(), Some(ended));
     assert_eq!(directory.find_by_group("g-2").await.unwrap(), None);
@@ -256,9 +256,9 @@ async fn a_group_has_one_owner(place: &Place) {
         let mut racers = JoinSet::new();
         for (directory, name) in [(one.clone(), format!("a-{round}")), (two.clone(), format!("b-{round}"))] {
             let (id, chat) = (id(&name), chat(&group));
-            directory.requested(&id, Origin::Api, None).await.unwrap();
+            directory.mark_requested(&id, Origin::Api, None).await.unwrap();
             racers.spawn(async move {
-                let claim = directory.opened(&id, &chat).await.unwrap();
+                let claim = directory.mark_opened(&id, &chat).await.unwrap();
                 (claim, found(&directory, &id).await)
             });
         }
@@ -266,7 +266,10 @@ async fn a_group_has_one_owner(place: &Place) {
         let (ours, taken): (Vec<_>, Vec<_>) =
             claims.into_iter().partition(|(claim, _)| *claim == Claim::Ours);
         assert_eq!((ours.len(), taken.len()), (1, 1), "round {round}");
-        assert_eq!((ours[0].1.state, taken[0].1.state), (State::Waiting, State::Requested));
+        assert_eq!(
+            (ours[0].1.state, taken[0].1.state),
+            (ConversationState::Waiting, ConversationState::Requested)
+        );
         let owner = one.find_by_group(&group).await.unwrap().unwrap();
         assert_eq!(owner.id, ours[0].1.id);
     }
@@ -276,15 +279,15 @@ async fn one_conversation_may_claim_its_group_twice(place: &Place) {
     let directory = place.open().await;
     let id = waiting(&directory, "c-1", "g-1").await;
     let before = found(&directory, &id).await;
-    assert_eq!(directory.opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
+    assert_eq!(directory.mark_opened(&id, &chat("g-1")).await.unwrap(), Claim::Ours);
     assert_eq!(found(&directory, &id).await, before);
-    directory.requested(&id, Origin::BotKit, Some("q-9")).await.unwrap();
+    directory.mark_requested(&id, Origin::BotKit, Some("q-9")).await.unwrap();
     assert_eq!(found(&directory, &id).await, before, "a repeated start is harmless");
 }
 
 async fn a_conversation_that_was_never_requested_has_no_chat(place: &Place) {
     let directory = place.open().await;
-    let error = directory.opened(&id("c-1"), &chat("g-1")).await.unwrap_err();
+    let error = directory.mark_opened(&id("c-1"), &chat("g-1")).await.unwrap_err();
     assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("c-1")), "{error}");
     assert!(!directory.group_known("g-1").await.unwrap());
 }
@@ -294,11 +297,11 @@ async fn a_conversation_ends_once(place: &Place) {
     let id = waiting(&directories[0], "c-1", "g-1").await;
     let changed = at_once(20, |caller| {
         let (directory, id) = (directories[caller % 2].clone(), id.clone());
-        async move { directory.ended(&id, Some("g-1"), &format!("by {caller}")).await.unwrap() }
+        async move { directory.mark_ended(&id, Some("g-1"), &format!("by {caller}")).await.unwrap() }
     })
     .await;
     assert_eq!(changed.iter().filter(|changed| **changed).count(), 1);
-    assert_eq!(found(&directories[0], &id).await.state, State::Ended);
+    assert_eq!(found(&directories[0], &id).await.state, ConversationState::Ended);
 }
 
 async fn ending_and_failing_cross_once(place: &Place) {
@@ -309,16 +312,16 @@ async fn ending_and_failing_cross_once(place: &Place) {
             let (directory, id) = (directory.clone(), id.clone());
             async move {
                 if caller % 2 == 0 {
-                    directory.ended(&id, None, "user").await.unwrap()
+                    directory.mark_ended(&id, None, "user").await.unwrap()
                 } else {
-                    directory.failed(&id, "no_agent").await.unwrap()
+                    directory.mark_failed(&id, "no_agent").await.unwrap()
                 }
             }
         })
         .await;
         assert_eq!(changed.iter().filter(|changed| **changed).count(), 1, "round {round}");
         let over = found(&directory, &id).await;
-        let reason = if over.state == State::Ended { "user" } else { "no_agent" };
+        let reason = if over.state == ConversationState::Ended { "user" } else { "no_agent" };
         assert_eq!(over.reason.as_deref(), Some(reason));
     }
 }
@@ -326,47 +329,49 @@ async fn ending_and_failing_cross_once(place: &Place) {
 async fn a_stale_group_ends_nothing(place: &Place) {
     let directory = place.open().await;
     let id = waiting(&directory, "c-1", "g-1").await;
-    assert!(!directory.ended(&id, Some("g-0"), "agent").await.unwrap());
-    assert!(directory.ended(&id, Some("g-1"), "agent").await.unwrap());
-    directory.requested(&id, Origin::Api, None).await.unwrap();
-    assert!(!directory.ended(&id, Some("g-1"), "agent").await.unwrap(), "the next chat is not open yet");
-    assert_eq!(directory.opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
-    assert!(!directory.ended(&id, Some("g-1"), "agent").await.unwrap());
-    assert_eq!(found(&directory, &id).await.state, State::Waiting);
+    assert!(!directory.mark_ended(&id, Some("g-0"), "agent").await.unwrap());
+    assert!(directory.mark_ended(&id, Some("g-1"), "agent").await.unwrap());
+    directory.mark_requested(&id, Origin::Api, None).await.unwrap();
+    assert!(!directory.mark_ended(&id, Some("g-1"), "agent").await.unwrap(), "the next chat is not open yet");
+    assert_eq!(directory.mark_opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
+    assert!(!directory.mark_ended(&id, Some("g-1"), "agent").await.unwrap());
+    assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
 }
 
 async fn a_conversation_is_reopened_after_its_end(place: &Place) {
     let directory = place.open().await;
     let id = waiting(&directory, "c-1", "g-1").await;
-    assert!(directory.ended(&id, None, "user").await.unwrap());
-    directory.requested(&id, Origin::BotKit, None).await.unwrap();
+    assert!(directory.mark_ended(&id, None, "user").await.unwrap());
+    directory.mark_requested(&id, Origin::BotKit, None).await.unwrap();
     let again = found(&directory, &id).await;
-    assert_eq!((again.state, again.origin), (State::Requested, Origin::BotKit));
+    assert_eq!((again.state, again.origin), (ConversationState::Requested, Origin::BotKit));
     assert_eq!((&again.group, &again.number, &again.queue_id), (&None, &None, &None));
     assert_eq!((&again.position, &again.wait, &again.reason), (&None, &None, &None));
     assert_eq!(directory.find_by_group("g-1").await.unwrap().as_ref(), Some(&again), "still its own chat");
-    assert_eq!(directory.opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
+    assert_eq!(directory.mark_opened(&id, &chat("g-2")).await.unwrap(), Claim::Ours);
     for group in ["g-1", "g-2"] {
         let owner = directory.find_by_group(group).await.unwrap().unwrap();
         assert_eq!((owner.id, owner.group.as_deref()), (id.clone(), Some("g-2")));
     }
-    assert!(directory.failed(&id, "no_agent").await.unwrap());
+    assert!(directory.mark_failed(&id, "no_agent").await.unwrap());
     // A request over the handoff API never reopens a conversation of a bot.
-    directory.requested(&id, Origin::Api, None).await.unwrap();
-    assert_eq!(found(&directory, &id).await.state, State::Failed);
-    directory.requested(&id, Origin::BotKit, None).await.unwrap();
-    assert_eq!(found(&directory, &id).await.state, State::Requested);
+    directory.mark_requested(&id, Origin::Api, None).await.unwrap();
+    assert_eq!(found(&directory, &id).await.state, ConversationState::Failed);
+    directory.mark_requested(&id, Origin::BotKit, None).await.unwrap();
+    assert_eq!(found(&directory, &id).await.state, ConversationState::Requested);
 }
 
 async fn one_request_of_many_begins_the_conversation(place: &Place) {
     let directory = place.open().await;
     at_once(20, |caller| {
         let directory = directory.clone();
-        async move { directory.requested(&id("c-1"), Origin::Api, Some(&format!("q-{caller}"))).await.unwrap() }
+        async move {
+            directory.mark_requested(&id("c-1"), Origin::Api, Some(&format!("q-{caller}"))).await.unwrap()
+        }
     })
     .await;
     let first = found(&directory, &id("c-1")).await;
-    directory.requested(&id("c-1"), Origin::Api, Some("q-late")).await.unwrap();
+    directory.mark_requested(&id("c-1"), Origin::Api, Some("q-late")).await.unwrap();
     assert_eq!(found(&directory, &id("c-1")).await, first);
 }
 
@@ -384,7 +389,7 @@ async fn each_conversation_is_due_to_one_caller(place: &Place) {
         async move {
             let mut mine = Vec::new();
             loop {
-                let due = directory.due(now, WAITING_EVERY, ACTIVE_EVERY, 7).await.unwrap();
+                let due = directory.find_due(now, WAITING_EVERY, ACTIVE_EVERY, 7).await.unwrap();
                 if due.is_empty() {
                     return mine;
                 }
@@ -397,7 +402,7 @@ async fn each_conversation_is_due_to_one_caller(place: &Place) {
     assert_eq!(handed.len(), CONVERSATIONS, "handed out twice, or not at all");
     assert_eq!(handed.into_iter().collect::<BTreeSet<_>>().len(), CONVERSATIONS);
     let next = now.checked_add(SignedDuration::from_secs(5)).unwrap();
-    let again = directories[1].due(next, WAITING_EVERY, ACTIVE_EVERY, 1_000).await.unwrap();
+    let again = directories[1].find_due(next, WAITING_EVERY, ACTIVE_EVERY, 1_000).await.unwrap();
     assert_eq!(again.len(), CONVERSATIONS, "the next interval");
 }
 
@@ -406,12 +411,12 @@ async fn polling_has_two_rhythms(place: &Place) {
     waiting(&directory, "waits", "g-1").await;
     let active = waiting(&directory, "talks", "g-2").await;
     let seen = Observation { active: true, ..Observation::default() };
-    directory.observed(&active, "g-2", &seen).await.unwrap();
-    directory.requested(&id("requested"), Origin::Api, None).await.unwrap();
+    directory.record_observation(&active, "g-2", &seen).await.unwrap();
+    directory.mark_requested(&id("requested"), Origin::Api, None).await.unwrap();
     let over = waiting(&directory, "over", "g-3").await;
-    directory.ended(&over, None, "user").await.unwrap();
+    directory.mark_ended(&over, None, "user").await.unwrap();
     let due = async |seconds| {
-        let mut due = directory.due(later(seconds), WAITING_EVERY, ACTIVE_EVERY, 10).await.unwrap();
+        let mut due = directory.find_due(later(seconds), WAITING_EVERY, ACTIVE_EVERY, 10).await.unwrap();
         due.sort_by(|a, b| a.id.cmp(&b.id));
         due
     };
@@ -426,12 +431,12 @@ async fn who_loses_the_agent_waits_anew(place: &Place) {
     let waits = waiting(&directory, "waits", "g-1").await;
     let talks = waiting(&directory, "talks", "g-2").await;
     let seen = Observation { active: true, ..Observation::default() };
-    directory.observed(&talks, "g-2", &seen).await.unwrap();
+    directory.record_observation(&talks, "g-2", &seen).await.unwrap();
     place.execute("UPDATE conversations SET opened_at = 0, waiting_since = 0").await;
-    let overdue = async |seconds| directory.overdue(later(seconds), 10).await.unwrap();
+    let overdue = async |seconds| directory.find_overdue(later(seconds), 10).await.unwrap();
     assert_eq!(ids(&overdue(-60).await), ["waits"]);
     // The agent of a long chat hands the chat back. The user has waited for a moment, not since the request.
-    directory.observed(&talks, "g-2", &Observation::default()).await.unwrap();
+    directory.record_observation(&talks, "g-2", &Observation::default()).await.unwrap();
     assert_eq!(ids(&overdue(-60).await), ["waits"]);
     assert_eq!(overdue(60).await.len(), 2);
     // A row of an older version.
@@ -445,12 +450,12 @@ async fn due_takes_the_longest_waiting_first(place: &Place) {
     for (name, group) in [("first", "g-1"), ("second", "g-2")] {
         waiting(&directory, name, group).await;
     }
-    let one = directory.due(later(100), WAITING_EVERY, ACTIVE_EVERY, 1).await.unwrap();
+    let one = directory.find_due(later(100), WAITING_EVERY, ACTIVE_EVERY, 1).await.unwrap();
     waiting(&directory, "third", "g-3").await;
-    let rest = directory.due(later(102), WAITING_EVERY, ACTIVE_EVERY, 2).await.unwrap();
+    let rest = directory.find_due(later(102), WAITING_EVERY, ACTIVE_EVERY, 2).await.unwrap();
     assert_eq!((one.len(), rest.len()), (1, 2));
     assert!(rest.iter().all(|conversation| conversation.id != one[0].id));
-    assert!(directory.due(later(103), WAITING_EVERY, ACTIVE_EVERY, 0).await.unwrap().is_empty());
+    assert!(directory.find_due(later(103), WAITING_EVERY, ACTIVE_EVERY, 0).await.unwrap().is_empty());
 }
 
 async fn delivered_messages_are_remembered(place: &Place) {
@@ -526,7 +531,7 @@ async fn only_what_is_over_is_forgotten(place: &Place) {
     directory.mark_done(DedupKey::Delivered(recent), None, later(0)).await.unwrap();
     let open = waiting(&directory, "open", "g-1").await;
     let over = waiting(&directory, "over", "g-2").await;
-    directory.ended(&over, None, "user").await.unwrap();
+    directory.mark_ended(&over, None, "user").await.unwrap();
 
     assert_eq!(directory.forget(later(-50), later(-50)).await.unwrap(), 1_500);
     assert!(!directory.is_done(DedupKey::Delivered(messages[0])).await.unwrap());
@@ -542,27 +547,28 @@ async fn only_what_is_over_is_forgotten(place: &Place) {
 
 async fn counts_and_lists(place: &Place) {
     let directory = place.open().await;
-    assert_eq!(directory.counts().await.unwrap().len(), State::ALL.len());
-    directory.requested(&id("c-0"), Origin::Api, None).await.unwrap();
+    assert_eq!(directory.counts().await.unwrap().len(), ConversationState::ALL.len());
+    directory.mark_requested(&id("c-0"), Origin::Api, None).await.unwrap();
     waiting(&directory, "c-1", "g-1").await;
     let over = waiting(&directory, "c-2", "g-2").await;
-    directory.ended(&over, None, "user").await.unwrap();
+    directory.mark_ended(&over, None, "user").await.unwrap();
     let counts: Vec<u64> = directory.counts().await.unwrap().into_values().collect();
     assert_eq!(counts, [1, 1, 0, 1, 0]);
     let all = directory.list(&ListFilter { state: None, limit: 10 }).await.unwrap();
     assert_eq!(all.len(), 3);
     assert!(all.is_sorted_by(|a, b| a.updated_at >= b.updated_at));
     assert_eq!(directory.list(&ListFilter { state: None, limit: 2 }).await.unwrap(), all[..2]);
-    let ended = directory.list(&ListFilter { state: Some(State::Ended), limit: 10 }).await.unwrap();
+    let ended =
+        directory.list(&ListFilter { state: Some(ConversationState::Ended), limit: 10 }).await.unwrap();
     assert_eq!(ids(&ended), ["c-2"]);
 }
 
 async fn odd_texts_are_kept(place: &Place) {
     let directory = place.open().await;
     let id = id(&"한'\"%;--".repeat(20));
-    directory.requested(&id, Origin::Api, None).await.unwrap();
-    let opened = Opened { wait: Some("a\0b 'x' \u{1F600}".to_owned()), ..chat("g\0'1") };
-    assert_eq!(directory.opened(&id, &opened).await.unwrap(), Claim::Ours);
+    directory.mark_requested(&id, Origin::Api, None).await.unwrap();
+    let opened = OpenedChat { wait: Some("a\0b 'x' \u{1F600}".to_owned()), ..chat("g\0'1") };
+    assert_eq!(directory.mark_opened(&id, &opened).await.unwrap(), Claim::Ours);
     let kept = directory.find_by_group("g\0'1").await.unwrap().unwrap();
     assert_eq!((kept.id, kept.wait.as_deref()), (id, Some("ab 'x' \u{1F600}")));
 }
@@ -592,7 +598,7 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
     place.execute(throw_out).await;
     assert_eq!(
         found(&directory, &id).await.state,
-        State::Waiting,
+        ConversationState::Waiting,
         "a lost connection is replaced in silence"
     );
 
@@ -601,7 +607,7 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
     let error = directory.find(&id).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS true").await;
-    assert_eq!(found(&directory, &id).await.state, State::Waiting);
+    assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
     place.remove().await;
 }
 
@@ -612,10 +618,10 @@ async fn a_locked_file_is_unavailable_until_it_is_free() {
     let DirectoryUrl::Sqlite(path) = place.url() else { unreachable!() };
     let mut other = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
-    let error = directory.requested(&id("c-1"), Origin::Api, None).await.unwrap_err();
+    let error = directory.mark_requested(&id("c-1"), Origin::Api, None).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
     other.execute("ROLLBACK").await.unwrap();
-    directory.requested(&id("c-1"), Origin::Api, None).await.unwrap();
+    directory.mark_requested(&id("c-1"), Origin::Api, None).await.unwrap();
 }
 
 /// The address of a port without a listener.

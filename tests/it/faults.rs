@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use tokio::time::Instant;
 
 use super::harness::broker::Broker;
@@ -36,7 +36,7 @@ fn plan(bench: &Bench, url: String) -> Plan {
 /// Deliveries take a moment, so a fault always finds some in flight. Some deliveries fail.
 fn rough(relay: &Relay) {
     let script = relay.sandbox.script();
-    let callback = || Rule::new(Side::Xo).operation(Operation::Callback);
+    let callback = || FaultRule::new(Side::Xo).operation(Operation::Callback);
     script.fail(callback().probability(0.03, 7).status(503));
     script.fail(callback().delay(Duration::from_millis(15)));
 }

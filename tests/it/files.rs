@@ -1,7 +1,7 @@
 //! Tests that a user's file reaches the agent, and an agent's file reaches the user as a link that opens. No credential
 //! is sent to a foreign host, and a link opens one file for a limited time.
 
-use causeway::sandbox::{CallbackCredential, CallbackSettings, Operation, Rule, Side};
+use causeway::sandbox::{CallbackCredential, CallbackSettings, FaultRule, Operation, Side};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -157,7 +157,7 @@ on_every_engine! {
         let (plan, public) = with_links(Plan::on(&bench));
         let relay = relay(plan, &xo).await;
         let group = chat(&relay, &xo).await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Other).status(404));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Other).status(404));
         sends_file(&relay, &xo, Some("see"), "a.png", &format!("{}/f/a.png", xo.url)).await;
         let text = said(&relay, &group, 2).await.remove(1);
         let link = text.strip_prefix("see\nFile: a.png ").unwrap_or_default().to_owned();

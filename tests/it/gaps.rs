@@ -2,7 +2,7 @@
 //! in their order, each once. No conversation waits without a limit, and no text ends a chat.
 
 use causeway::sandbox::{
-    BodyStyle, CallbackSettings, Operation, QueueSettings, Rule, SandboxSettings, Side, Switches,
+    BodyStyle, CallbackSettings, FaultRule, Operation, SandboxQueue, SandboxSettings, SandboxSwitches, Side,
 };
 use serde_json::{Value, json};
 
@@ -77,7 +77,7 @@ pub(crate) async fn hears(relay: &Relay, conversation: &str, kind: &str) -> Valu
 
 /// The callback of the agent's next words is lost.
 pub(crate) fn lose_next(relay: &Relay) {
-    let rule = Rule::new(Side::ServiceNow).operation(Operation::Callback);
+    let rule = FaultRule::new(Side::ServiceNow).operation(Operation::Callback);
     relay.sandbox.script().fail(rule.times(1).cut());
 }
 
@@ -127,10 +127,10 @@ on_every_engine! {
         let relay = started(plan, BodyStyle::StockScript).await;
         // The chat is opened, but the answer and the poll are lost.
         let script = relay.sandbox.script();
-        let start = || Rule::new(Side::ServiceNow).operation(Operation::Start);
+        let start = || FaultRule::new(Side::ServiceNow).operation(Operation::Start);
         script.fail(start().after().times(1).cut());
         for operation in [Operation::Start, Operation::State, Operation::Read] {
-            script.fail(Rule::new(Side::ServiceNow).operation(operation).status(503));
+            script.fail(FaultRule::new(Side::ServiceNow).operation(operation).status(503));
         }
         relay.start("c-1").await;
         relay.until("the chat", |relay| match relay.sandbox.groups().len() {
@@ -172,7 +172,7 @@ on_every_engine! {
         for (conversation, agent_ends) in [("c-agent", true), ("c-user", false)] {
             let group = talking(&relay, conversation).await;
             // No poll succeeds until the chat is over.
-            relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::State).status(503));
+            relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::State).status(503));
             lose_next(&relay);
             relay.sandbox.agent_says(&group, "goodbye").await.unwrap();
             if agent_ends {
@@ -195,7 +195,7 @@ on_every_engine! {
     async fn an_agent_is_heard_while_servicenow_answers_nothing(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Read).hang());
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Read).hang());
         lose_next(&relay);
         relay.sandbox.agent_says(&group, "one").await.unwrap();
         relay.sandbox.agent_says(&group, "two").await.unwrap();
@@ -213,7 +213,7 @@ on_every_engine! {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
         let state = ("causeway_breaker_state", [("destination", "servicenow")]);
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::State).html_page());
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::State).html_page());
         relay.metric_is(state.0, &state.1, |state| state > 0.0).await;
         relay.sandbox.script().clear();
         relay.metric_is(state.0, &state.1, |state| state == 0.0).await;
@@ -225,7 +225,7 @@ on_every_engine! {
     async fn a_bot_side_that_is_down_gets_each_word_once(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::Events).status(503));
+        relay.sandbox.script().fail(FaultRule::new(Side::Events).status(503));
         let seen = reads(&relay);
         for text in ["one", "two", "three"] {
             lose_next(&relay);
@@ -273,7 +273,7 @@ on_every_engine! {
     async fn one_empty_answer_ends_no_chat(bench: Bench) {
         let relay = started(often(plan(&bench)), BodyStyle::Stringify).await;
         let group = talking(&relay, "c-1").await;
-        let state = Rule::new(Side::ServiceNow).operation(Operation::State);
+        let state = FaultRule::new(Side::ServiceNow).operation(Operation::State);
         relay.sandbox.script().fail(state.times(1).status_with(200, r#"{"result":[]}"#));
         let looks = || relay.sandbox.ledger().total(Side::ServiceNow, Operation::State).arrived;
         let before = looks();
@@ -289,7 +289,7 @@ on_every_engine! {
 
     async fn a_chat_goes_on_in_the_queue_that_it_was_passed_to(bench: Bench) {
         for (name, renames) in [("c-stays", false), ("c-renamed", true)] {
-            let switches = Switches { escalation_renames: renames, ..Switches::default() };
+            let switches = SandboxSwitches { escalation_renames: renames, ..SandboxSwitches::default() };
             let plan = often(plan(&bench)).sandbox(|sandbox| two_queues(sandbox, switches));
             let relay = started(plan, BodyStyle::Stringify).await;
             let first = talking(&relay, name).await;
@@ -342,17 +342,15 @@ on_every_engine! {
     }
 }
 
-fn two_queues(sandbox: &mut SandboxSettings, switches: Switches) {
+fn two_queues(sandbox: &mut SandboxSettings, switches: SandboxSwitches) {
     sandbox.switches = switches;
-    let second = QueueSettings {
+    let second = SandboxQueue {
         id: SECOND_QUEUE.to_owned(),
         name: "Second line".to_owned(),
-        ..QueueSettings::default()
+        ..SandboxQueue::default()
     };
-    sandbox.queues = vec![
-        QueueSettings { escalate_to: Some(SECOND_QUEUE.to_owned()), ..QueueSettings::default() },
-        second,
-    ];
+    sandbox.queues =
+        vec![SandboxQueue { escalate_to: Some(SECOND_QUEUE.to_owned()), ..SandboxQueue::default() }, second];
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -361,7 +359,7 @@ async fn whoever_waited_too_long_is_told_while_servicenow_is_away() {
     let relay = started(plan(&bench).set("servicenow.wait_limit", "1h"), BodyStyle::Stringify).await;
     let group = relay.open("c-1").await;
     // ServiceNow is down when the limit is reached. The user is notified anyway, and the chat is left later.
-    relay.sandbox.script().fail(Rule::new(Side::ServiceNow).status(503));
+    relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
     let mut impatient = relay;
     impatient.stop().await;
     impatient.processes[0].set("servicenow.wait_limit", "1s");

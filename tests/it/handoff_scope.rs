@@ -1,10 +1,10 @@
 //! Tests that a caller of the handoff API reaches only conversations that were opened over this API, and that no text
 //! of a caller selects an internal branch.
 
-use causeway::conversation::{Opened, Origin, State};
-use causeway::delivery::{Past, UnknownGroup};
+use causeway::conversation::{ConversationState, OpenedChat, Origin};
+use causeway::delivery::{PriorAttempts, UnknownGroup};
 use causeway::message::{
-    ConversationId, DeadLetter, DeadReason, Destination, Kind, Outcome, dead_letter::Story,
+    ConversationId, DeadLetter, DeadReason, Destination, Kind, Outcome, dead_letter::AttemptHistory,
 };
 use causeway::sandbox::{BotSettings, Operation, Side};
 use reqwest::StatusCode;
@@ -85,9 +85,9 @@ async fn the_worker_refuses_what_the_ingress_could_not_see() {
     // whose name belongs to a bot.
     let names = ["u-open", "u-ended", "u-requested", "st-1:u-unknown"];
     for name in &names[..3] {
-        room.directory.requested(&id(name), Origin::BotKit, None).await.unwrap();
+        room.directory.mark_requested(&id(name), Origin::BotKit, None).await.unwrap();
     }
-    let opened = Opened {
+    let opened = OpenedChat {
         group: "g-1".into(),
         number: None,
         queue_id: "q".into(),
@@ -96,8 +96,8 @@ async fn the_worker_refuses_what_the_ingress_could_not_see() {
         agent: None,
         active: true,
     };
-    room.directory.opened(&id("u-open"), &opened).await.unwrap();
-    assert!(room.directory.ended(&id("u-ended"), None, "agent").await.unwrap());
+    room.directory.mark_opened(&id("u-open"), &opened).await.unwrap();
+    assert!(room.directory.mark_ended(&id("u-ended"), None, "agent").await.unwrap());
     let mut before = Vec::new();
     for name in names {
         before.push(room.directory.find(&id(name)).await.unwrap());
@@ -105,21 +105,24 @@ async fn the_worker_refuses_what_the_ingress_could_not_see() {
     for (name, before) in names.iter().zip(before) {
         for (kind, request) in requests(name) {
             let request = message(kind, name, &request);
-            for past in [Past::default(), Past { maybe_taken: true, ..Past::default() }] {
+            for past in [
+                PriorAttempts::default(),
+                PriorAttempts { possibly_delivered: true, ..PriorAttempts::default() },
+            ] {
                 let attempt = room.deliverer.attempt(&request, past).await;
                 let dead = Outcome::Dead(DeadReason::Rejected);
                 let expected = if kind == Kind::HandoffTyping { Outcome::Dropped } else { dead };
                 assert_eq!(attempt.outcome, expected, "{kind} to {name}: {}", attempt.error);
             }
             for reason in [DeadReason::Rejected, DeadReason::Expired] {
-                let dead = DeadLetter::new(request.clone(), reason, "", Story::default());
-                room.deliverer.before_burial(&dead).await.unwrap();
+                let dead = DeadLetter::new(request.clone(), reason, "", AttemptHistory::default());
+                room.deliverer.before_dead_letter(&dead).await.unwrap();
             }
         }
         let after = room.directory.find(&id(name)).await.unwrap();
         assert_eq!(after, before, "{name}");
     }
-    let called = |entry: &causeway::sandbox::Entry| {
+    let called = |entry: &causeway::sandbox::LedgerEntry| {
         matches!(entry.operation, Operation::Start | Operation::Message | Operation::Leave)
     };
     assert_eq!(room.sandbox.ledger().count(called), 0);
@@ -128,5 +131,5 @@ async fn the_worker_refuses_what_the_ingress_could_not_see() {
         assert_eq!(waiting, 0, "{destination}");
     }
     let known = room.directory.find(&id("u-open")).await.unwrap().unwrap();
-    assert_eq!((known.state, known.origin), (State::Active, Origin::BotKit));
+    assert_eq!((known.state, known.origin), (ConversationState::Active, Origin::BotKit));
 }

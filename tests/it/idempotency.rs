@@ -1,7 +1,7 @@
 //! Tests that a key identifies one request of one conversation. The same request again is harmless. Another request
 //! under the same key is refused or dead-lettered, and never dropped silently.
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use crate::harness::relay::{PATIENCE, Plan, Relay};
@@ -100,7 +100,7 @@ on_every_engine! {
     async fn of_two_requests_that_died_the_one_that_was_delivered_later_is_no_other(bench: Bench) {
         let mut relay = Plan::on(&bench).start().await;
         let group = relay.open("c-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
         let id = accepted(&relay, &message("c-1", "the second one, first"), "k-1").await;
         relay.dead_letters_at_least(1).await;
         relay.sandbox.script().clear();

@@ -243,7 +243,7 @@ async fn a_conversation_is_shown_as_documented() {
     for time in ["opened_at", "updated_at"] {
         shown.body[time].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     }
-    let queue = causeway::sandbox::QueueSettings::default();
+    let queue = causeway::sandbox::SandboxQueue::default();
     let expected = json!({
         "conversation_id": "c-1", "state": "waiting", "agent": null,
         "servicenow": {"group": group, "number": "CHAT0001001", "queue_id": queue.id, "position": 1, "wait": queue.wait},

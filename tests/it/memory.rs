@@ -3,7 +3,7 @@
 //! Each test reads the peak of the resident memory that Linux notes for the process (`VmHWM`), so that a short peak counts, too.
 #![expect(clippy::unwrap_used, reason = "a test that finds the unexpected has failed")]
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use super::harness::http;
@@ -39,7 +39,7 @@ async fn all_delivered(relay: &Relay, count: usize) {
 }
 
 async fn backlog(mut relay: Relay, groups: usize, each: usize, bytes: usize) {
-    let down = Rule::new(Side::Xo).operation(Operation::Callback).status(503);
+    let down = FaultRule::new(Side::Xo).operation(Operation::Callback).status(503);
     let down = relay.sandbox.script().fail(down);
     post(&relay, groups, each, bytes).await;
     assert_small(&relay);
@@ -60,7 +60,7 @@ on_every_engine! {
 
     async fn a_list_of_large_dead_letters_stays_small(bench: Bench) {
         let relay = Plan::on(&bench).set("admin.token", "admin-token").start().await;
-        relay.sandbox.script().fail(Rule::new(Side::Xo).operation(Operation::Callback).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::Xo).operation(Operation::Callback).status(400));
         post(&relay, 30, 1, 2 * MIB - 1024).await;
         let url = format!("{}/dead-letters?limit=1", relay.processes[0].admin_url());
         let list = eventually("30 dead letters", PATIENCE, async || {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use causeway::sandbox::{CallbackSettings, Operation, Rule, Side};
+use causeway::sandbox::{CallbackSettings, FaultRule, Operation, Side};
 use serde_json::json;
 
 use crate::harness::http;
@@ -56,7 +56,10 @@ const SECRETS: [&str; 6] = [
 async fn play(relay: &Relay) -> String {
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings::to(url.clone())));
-    relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Start).times(1).status(500));
+    relay
+        .sandbox
+        .script()
+        .fail(FaultRule::new(Side::ServiceNow).operation(Operation::Start).times(1).status(500));
     relay.handoff(json!({"type": "start", "conversation_id": "c-private", "message": WORDS[0]})).await.id();
     relay.reaches("c-private", "waiting").await;
     let group = relay.sandbox.groups().remove(0);
@@ -65,7 +68,8 @@ async fn play(relay: &Relay) -> String {
     relay.sandbox.agent_says(&group, WORDS[2]).await.unwrap();
     let echoing =
         json!({"error": {"message": format!("Bad: {}", WORDS[3]), "detail": WORDS[3]}, "status": "failure"});
-    let refusal = Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(WORDS[3]).times(1);
+    let refusal =
+        FaultRule::new(Side::ServiceNow).operation(Operation::Message).conversation(WORDS[3]).times(1);
     relay.sandbox.script().fail(refusal.status_with(400, echoing.to_string()));
     relay.say("c-private", WORDS[3]).await;
     let junk = http::client().post(url).header("content-type", "application/json").body(WORDS[4]);

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{Entry, OAuthClient, OAuthSwitches, Operation, Rule, Side, Switches, TableAccess};
+use causeway::sandbox::{
+    FaultRule, LedgerEntry, OAuthClient, OAuthSwitches, Operation, SandboxSwitches, Side, TableAccess,
+};
 
 use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
 
@@ -16,12 +18,12 @@ fn with_oauth(plan: Plan, refresh_token: bool) -> Plan {
     if refresh_token { plan.set("servicenow.refresh_token", client.refresh_token) } else { plan }
 }
 
-fn switches(oauth: OAuthSwitches) -> Switches {
+fn switches(oauth: OAuthSwitches) -> SandboxSwitches {
     // These tests allow no password login.
-    Switches { basic: causeway::sandbox::BasicLogin::Restricted, oauth, ..Switches::default() }
+    SandboxSwitches { basic: causeway::sandbox::BasicLogin::Restricted, oauth, ..SandboxSwitches::default() }
 }
 
-fn tokens(relay: &Relay) -> Vec<Entry> {
+fn tokens(relay: &Relay) -> Vec<LedgerEntry> {
     relay.sandbox.ledger().find(|entry| entry.operation == Operation::Token)
 }
 
@@ -87,7 +89,8 @@ async fn a_burst_of_refusals_makes_one_renewal() {
     let names: Vec<String> = opened.iter().map(|(name, _)| name.clone()).collect();
     assert_eq!(tokens(&relay).len(), 1, "one token for all lanes");
     // The refusals are slow, so many lanes have calls with the old token in flight when the first refusal arrives.
-    let slow = Rule::new(Side::ServiceNow).operation(Operation::Message).delay(Duration::from_millis(1500));
+    let slow =
+        FaultRule::new(Side::ServiceNow).operation(Operation::Message).delay(Duration::from_millis(1500));
     relay.sandbox.script().fail(slow.times(names.len() as u64));
     relay.sandbox.revoke_tokens();
     relay.messages(&names, 5, 12).await;
@@ -156,7 +159,7 @@ async fn check_explains_a_refused_token() {
     let well = check(Some(&client.refresh_token)).run(PATIENCE).await;
     assert_eq!(well.code, Some(0), "{}", well.stdout);
     let disabled = OAuthSwitches { client_credentials: false, ..OAuthSwitches::default() };
-    sandbox.set_switches(Switches { tables: TableAccess::Refused, ..switches(disabled) });
+    sandbox.set_switches(SandboxSwitches { tables: TableAccess::Refused, ..switches(disabled) });
     for (token, hint) in [
         (Some("wrong-Secret"), "get a new servicenow.refresh_token"),
         (None, "glide.oauth.inbound.client.credential.grant_type.enabled"),

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use causeway::conversation::State;
-use causeway::files::{FileLinks, LinkedFile, Source};
+use causeway::conversation::ConversationState;
+use causeway::files::{FileLinks, FileSource, LinkedFile};
 use causeway::message::{ConversationId, DeadReason, Kind};
-use causeway::sandbox::{CallbackCredential, CallbackSettings, QueueSettings};
+use causeway::sandbox::{CallbackCredential, CallbackSettings, SandboxQueue};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -298,7 +298,7 @@ fn refusals() -> BTreeSet<(u16, String)> {
 
 /// The codes of the route for files.
 fn file_refusals() -> BTreeSet<String> {
-    let code = code(&file("src/files/door.rs"));
+    let code = code(&file("src/files/server.rs"));
     let rows = code.split("StatusCode::").skip(1).filter_map(|rest| rest.split_once(','));
     let row = |(status, rest): (&str, &str)| {
         let is_name = status.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_');
@@ -359,7 +359,7 @@ fn the_words_of_the_protocols_are_those_of_the_code() {
 
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
     let reasons: Vec<&str> = DeadReason::ALL.iter().map(|reason| reason.as_str()).collect();
-    let states: Vec<&str> = State::ALL.iter().map(|state| state.as_str()).collect();
+    let states: Vec<&str> = ConversationState::ALL.iter().map(|state| state.as_str()).collect();
     let letter = &schemas["DeadLetter"]["properties"];
     assert_eq!(set(&letter["kind"]["enum"]), named(&kinds));
     assert_eq!(set(&letter["reason"]["enum"]), named(&reasons));
@@ -409,7 +409,7 @@ fn a_value_that_does_not_fit_is_found() {
 }
 
 /// One request of the live test: the described path, the path that is called, what is sent and which status comes.
-struct Call {
+struct HttpCall {
     path: String,
     called: String,
     method: Method,
@@ -420,7 +420,7 @@ struct Call {
     status: u16,
 }
 
-impl Call {
+impl HttpCall {
     fn new(method: Method, path: &str, credential: &'static str, status: u16) -> Self {
         let (path, called, headers) = (path.to_owned(), path.to_owned(), Vec::new());
         Self { path, called, method, credential, headers, body: None, status }
@@ -455,7 +455,7 @@ struct Live {
 }
 
 impl Live {
-    async fn ask(&mut self, call: Call) -> Value {
+    async fn ask(&mut self, call: HttpCall) -> Value {
         let process = &self.relay.processes[0];
         let is_admin =
             ["/metrics", "/livez", "/readyz", "/dead-letters"].iter().any(|path| call.path.starts_with(path));
@@ -486,7 +486,7 @@ impl Live {
         answer.json()
     }
 
-    async fn ask_all(&mut self, calls: Vec<Call>) {
+    async fn ask_all(&mut self, calls: Vec<HttpCall>) {
         for call in calls {
             self.ask(call).await;
         }
@@ -500,8 +500,8 @@ const EVENT: &str = "/sdk/bots/{bot_id}/{event}";
 const COMPONENT_EVENT: &str = "/sdk/bots/{bot_id}/components/{component_id}/{event}";
 const FILES: &str = "/v1/files/{token}";
 
-fn callbacks() -> Vec<Call> {
-    let post = |credential, status| Call::new(Method::POST, CALLBACKS, credential, status);
+fn callbacks() -> Vec<HttpCall> {
+    let post = |credential, status| HttpCall::new(Method::POST, CALLBACKS, credential, status);
     let row =
         json!({"group": "g-1", "formatted_message": "hi", "sys_created_by": "beth.anglin", "sys_id": "m-1"});
     let with = |name: &str, value: Value| {
@@ -521,13 +521,14 @@ fn callbacks() -> Vec<Call> {
     ]
 }
 
-fn handoffs() -> Vec<Call> {
-    let post = |credential, status| Call::new(Method::POST, HANDOFFS, credential, status);
+fn handoffs() -> Vec<HttpCall> {
+    let post = |credential, status| HttpCall::new(Method::POST, HANDOFFS, credential, status);
     let typing = json!({"type": "typing", "conversation_id": "c-9"});
     let message = json!({"type": "message", "conversation_id": "c-9", "message": "one", "id": "key"});
     let other = json!({"type": "message", "conversation_id": "c-9", "message": "two", "id": "key"});
-    let get =
-        |path: &str, credential, status| Call::new(Method::GET, CONVERSATION, credential, status).at(path);
+    let get = |path: &str, credential, status| {
+        HttpCall::new(Method::GET, CONVERSATION, credential, status).at(path)
+    };
     vec![
         post("handoffs", 202).json(&typing),
         post("handoffs", 202).json(&message),
@@ -542,12 +543,12 @@ fn handoffs() -> Vec<Call> {
     ]
 }
 
-fn botkit(bot: &str, transfer: &Value) -> Vec<Call> {
+fn botkit(bot: &str, transfer: &Value) -> Vec<HttpCall> {
     let bot = bot.to_owned();
     let post = |event: &str, credential, status| {
-        Call::new(Method::POST, EVENT, credential, status).at(format!("/sdk/bots/{bot}/{event}"))
+        HttpCall::new(Method::POST, EVENT, credential, status).at(format!("/sdk/bots/{bot}/{event}"))
     };
-    let component = Call::new(Method::POST, COMPONENT_EVENT, "bot", 200);
+    let component = HttpCall::new(Method::POST, COMPONENT_EVENT, "bot", 200);
     vec![
         post("on_agent_transfer", "bot", 200).json(transfer),
         post("on_event", "bot", 200).json(&json!({"event": {}})),
@@ -562,7 +563,7 @@ fn botkit(bot: &str, transfer: &Value) -> Vec<Call> {
     ]
 }
 
-fn files() -> Vec<Call> {
+fn files() -> Vec<HttpCall> {
     let links = |life| {
         let public = url::Url::parse("http://files.example").unwrap();
         FileLinks::new(Some(public), "files-secret".to_owned().into(), Duration::from_secs(life))
@@ -571,12 +572,12 @@ fn files() -> Vec<Call> {
         let conversation = ConversationId::parse("c-1").unwrap();
         let file = LinkedFile {
             conversation,
-            source: Source::Attachment("none".to_owned()),
+            source: FileSource::Attachment("none".to_owned()),
             name: "a.png".to_owned(),
         };
         links.link(&file, at.parse().unwrap()).unwrap().trim_start_matches("http://files.example").to_owned()
     };
-    let get = |path: String, status| Call::new(Method::GET, FILES, "", status).at(path);
+    let get = |path: String, status| HttpCall::new(Method::GET, FILES, "", status).at(path);
     vec![
         get("/v1/files/forged".to_owned(), 404),
         get(path(links(1), "2026-11-22T10:00:00Z"), 410),
@@ -586,7 +587,7 @@ fn files() -> Vec<Call> {
 }
 
 /// Another method than those that are described, at each address.
-fn wrong_methods(paths: BTreeSet<String>, bot: &str) -> Vec<Call> {
+fn wrong_methods(paths: BTreeSet<String>, bot: &str) -> Vec<HttpCall> {
     let fill = |path: &str| {
         let path = path.replace("{bot_id}", bot).replace("{event}", "on_event");
         path.split('/')
@@ -594,13 +595,13 @@ fn wrong_methods(paths: BTreeSet<String>, bot: &str) -> Vec<Call> {
             .collect::<Vec<_>>()
             .join("/")
     };
-    let call = |path: String| Call::new(Method::PUT, &path, "admin", 405).at(fill(&path));
+    let call = |path: String| HttpCall::new(Method::PUT, &path, "admin", 405).at(fill(&path));
     paths.into_iter().map(call).collect()
 }
 
 async fn dead_letters(live: &mut Live) {
-    let get = |path, status| Call::new(Method::GET, path, "admin", status);
-    let post = |path, status| Call::new(Method::POST, path, "admin", status);
+    let get = |path, status| HttpCall::new(Method::GET, path, "admin", status);
+    let post = |path, status| HttpCall::new(Method::POST, path, "admin", status);
     let (list, one, replay, discard) =
         ("/dead-letters", "/dead-letters/{id}", "/dead-letters/replay", "/dead-letters/discard");
     live.ask(get(replay, 200)).await;
@@ -609,7 +610,7 @@ async fn dead_letters(live: &mut Live) {
     let calls = vec![
         get(list, 200).at("/dead-letters?reason=unreadable&limit=1&since=1h"),
         get(list, 422).at("/dead-letters?color=red"),
-        Call::new(Method::GET, list, "", 401),
+        HttpCall::new(Method::GET, list, "", 401),
         get(one, 200).at(format!("/dead-letters/{id}?reveal=true")),
         get(one, 422).at(format!("/dead-letters/{id}?destination=xo")),
         get(one, 404).at(format!("/dead-letters/{nobody}")),
@@ -646,12 +647,12 @@ async fn events(relay: &Relay) {
     };
     relay.until("what the agent said", |relay| posted(relay, "callback.message")).await;
     relay.sandbox.agent_closes(&group).await.expect("the chat is open");
-    relay.sandbox.set_queue_open(&QueueSettings::default().id, false);
+    relay.sandbox.set_queue_open(&SandboxQueue::default().id, false);
     relay.start("c-2").await;
     for kind in ["callback.event", "callback.ended", "handoff.failed"] {
         relay.until(kind, |relay| posted(relay, kind)).await;
     }
-    relay.sandbox.set_queue_open(&QueueSettings::default().id, true);
+    relay.sandbox.set_queue_open(&SandboxQueue::default().id, true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -696,11 +697,11 @@ async fn an_interface_that_is_off_answers_as_described() {
     let mut live =
         Live { api, relay, client, secret: String::new(), faults: Vec::new(), seen: BTreeMap::new() };
     live.ask_all(vec![
-        Call::new(Method::POST, HANDOFFS, "handoffs", 404).json(&json!({})),
-        Call::new(Method::GET, CONVERSATION, "handoffs", 404).at("/v1/conversations/c-1"),
-        Call::new(Method::GET, "/dead-letters", "admin", 404),
-        Call::new(Method::GET, "/dead-letters/{id}", "admin", 404).at("/dead-letters/x"),
-        Call::new(Method::GET, FILES, "", 404).at("/v1/files/x"),
+        HttpCall::new(Method::POST, HANDOFFS, "handoffs", 404).json(&json!({})),
+        HttpCall::new(Method::GET, CONVERSATION, "handoffs", 404).at("/v1/conversations/c-1"),
+        HttpCall::new(Method::GET, "/dead-letters", "admin", 404),
+        HttpCall::new(Method::GET, "/dead-letters/{id}", "admin", 404).at("/dead-letters/x"),
+        HttpCall::new(Method::GET, FILES, "", 404).at("/v1/files/x"),
     ])
     .await;
     assert!(live.faults.is_empty(), "{:#?}", live.faults);

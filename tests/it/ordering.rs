@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{Operation, RetryAfter, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, RetryAfter, Side};
 use serde_json::json;
 
 use crate::harness::matrix::{Bench, Engine};
@@ -13,8 +13,8 @@ use crate::harness::wait::eventually;
 const EACH: usize = 20;
 
 /// Five of a hundred calls fail, in every way that a call can fail. The random choice has a seed.
-fn five_percent(side: Side, operation: Operation) -> Vec<Rule> {
-    let rule = |share: f64, seed: u64| Rule::new(side).operation(operation).probability(share, seed);
+fn five_percent(side: Side, operation: Operation) -> Vec<FaultRule> {
+    let rule = |share: f64, seed: u64| FaultRule::new(side).operation(operation).probability(share, seed);
     vec![
         rule(0.012, 1).status(503),
         rule(0.005, 2).status(500),
@@ -27,7 +27,7 @@ fn five_percent(side: Side, operation: Operation) -> Vec<Rule> {
     ]
 }
 
-fn script(relay: &Relay, rules: Vec<Rule>) {
+fn script(relay: &Relay, rules: Vec<FaultRule>) {
     for rule in rules {
         relay.sandbox.script().fail(rule);
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use causeway::clock;
 use causeway::sandbox::{
-    BasicLogin, BotSettings, Fault, Operation, QueueSettings, Rule, Sandbox, SandboxSettings, Side, Switches,
+    BasicLogin, BotSettings, FaultRule, InjectedFault, Operation, Sandbox, SandboxQueue, SandboxSettings,
+    SandboxSwitches, Side,
 };
 use lapin::BasicProperties;
 use serde_json::Value;
@@ -31,7 +32,7 @@ fn check(sandbox: &Sandbox) -> Causeway {
         .set("servicenow.host_url", sandbox.servicenow_url())
         .set("servicenow.username", SandboxSettings::default().username)
         .set("servicenow.password", PASSWORD)
-        .set("servicenow.queue_id", QueueSettings::default().id)
+        .set("servicenow.queue_id", SandboxQueue::default().id)
         .set("xo.callback_url", sandbox.xo_callback_url())
         .set("handoffs.events_url", sandbox.events_url())
         .set("handoffs.events_token", "T0ken-Value")
@@ -131,22 +132,25 @@ async fn what_is_wrong_comes_with_what_to_do() {
     red(&asked(check(&sandbox).set("handoffs.events_url", nobody)).await, "address");
 
     for (switches, hint) in [
-        (Switches { plugin_missing: true, ..Switches::default() }, "plugin"),
+        (SandboxSwitches { plugin_missing: true, ..SandboxSwitches::default() }, "plugin"),
         // The right password, answered like a wrong one.
         (
-            Switches { basic: BasicLogin::Restricted, ..Switches::default() },
+            SandboxSwitches { basic: BasicLogin::Restricted, ..SandboxSwitches::default() },
             "Basic login is restricted since 2026",
         ),
-        (Switches { basic: BasicLogin::MfaMissing, ..Switches::default() }, "multi-factor authentication"),
+        (
+            SandboxSwitches { basic: BasicLogin::MfaMissing, ..SandboxSwitches::default() },
+            "multi-factor authentication",
+        ),
     ] {
         sandbox.set_switches(switches);
         red(&asked(check(&sandbox)).await, hint);
     }
-    sandbox.set_switches(Switches::default());
+    sandbox.set_switches(SandboxSwitches::default());
     for (rule, hint) in [
-        (Rule::new(Side::ServiceNow).html_page(), "hibernates"),
-        (Rule::new(Side::ServiceNow).redirect(), "servicenow.host_url"),
-        (Rule::new(Side::ServiceNow).accepted(), "overloaded"),
+        (FaultRule::new(Side::ServiceNow).html_page(), "hibernates"),
+        (FaultRule::new(Side::ServiceNow).redirect(), "servicenow.host_url"),
+        (FaultRule::new(Side::ServiceNow).accepted(), "overloaded"),
     ] {
         sandbox.script().fail(rule);
         red(&asked(check(&sandbox)).await, hint);
@@ -158,8 +162,8 @@ async fn what_is_wrong_comes_with_what_to_do() {
     for (side, operation, who) in
         [(Side::ServiceNow, Operation::Other, "ServiceNow's"), (Side::Xo, Operation::Callback, "127.0.0.1's")]
     {
-        let late = Fault::Status { status: 200, body: None, headers: BTreeMap::clone(&headers) };
-        sandbox.script().fail(Rule::new(side).operation(operation).fault(late));
+        let late = InjectedFault::Status { status: 200, body: None, headers: BTreeMap::clone(&headers) };
+        sandbox.script().fail(FaultRule::new(side).operation(operation).fault(late));
         let run = asked(check(&sandbox)).await;
         assert_eq!(run.code, Some(0), "{}", run.stdout);
         let line = run.stdout.lines().find(|line| line.contains(who)).unwrap_or_default();
@@ -169,7 +173,7 @@ async fn what_is_wrong_comes_with_what_to_do() {
     }
     let well = asked(check(&sandbox)).await;
     assert!(!well.stdout.contains("clock"), "{}", well.stdout);
-    sandbox.set_queue_open(&QueueSettings::default().id, false);
+    sandbox.set_queue_open(&SandboxQueue::default().id, false);
     let closed = asked(check(&sandbox)).await;
     assert_eq!(closed.code, Some(0), "a closed queue is as it should be: {}", closed.stdout);
     assert!(

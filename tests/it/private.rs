@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use causeway::message::{
-    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
+    AttemptHistory, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueTuning};
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 
 use crate::harness::http;
 use crate::harness::matrix::Engine;
@@ -61,20 +61,20 @@ async fn what_was_delivered_or_discarded_is_gone_from_the_files() {
     let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
     for number in 0..50 {
         queue.publish(&message(number)).await.unwrap();
-        let dead = DeadLetter::new(message(number), DeadReason::Rejected, "no", Story::default());
-        queue.bury(&dead).await.unwrap();
+        let dead = DeadLetter::new(message(number), DeadReason::Rejected, "no", AttemptHistory::default());
+        queue.dead_letter(&dead).await.unwrap();
     }
     assert!(!holds(folder.path(), "SECRETWORDS").is_empty(), "the test looks at the right files");
     let partition = PartitionId { destination: Destination::Xo, index: 0 };
     let mut subscription = queue.subscribe(partition).await.unwrap();
     for _ in 0..50 {
-        subscription.next().await.unwrap().done().await.unwrap();
+        subscription.next().await.unwrap().ack().await.unwrap();
     }
-    let mut siding = queue.siding(Destination::Xo).await.unwrap();
-    while let Some(held) = siding.next().await.unwrap() {
+    let mut dead_letter_reader = queue.dead_letter_reader(Destination::Xo).await.unwrap();
+    while let Some(held) = dead_letter_reader.next().await.unwrap() {
         held.remove().await.unwrap();
     }
-    siding.close().await;
+    dead_letter_reader.close().await;
     eventually("the texts are gone", PATIENCE, async || {
         match holds(folder.path(), "SECRETWORDS").as_slice() {
             [] => Ok(()),
@@ -127,7 +127,7 @@ on_every_engine! {
             .await;
         relay.open("c-1").await;
         let body = r#"{"error":{"message":"Bad value: SECRET-ECHO words","detail":null},"status":"failure"}"#;
-        let refuse = Rule::new(Side::ServiceNow).operation(Operation::Message).status_with(400, body);
+        let refuse = FaultRule::new(Side::ServiceNow).operation(Operation::Message).status_with(400, body);
         relay.sandbox.script().fail(refuse);
         relay.say("c-1", "the user wrote this").await;
         relay.dead_letters_at_least(1).await;

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use causeway::message::{
-    AttemptRecord, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
-    PlatformWords, Story,
+    AttemptHistory, AttemptRecord, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message,
+    MessageId, PlatformWords,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
-use causeway::queue::{Loan, PartitionId, Queue, QueueError, QueueTuning, Siding, Subscription};
+use causeway::queue::{
+    DeadLetterReader, PartitionId, Queue, QueueError, QueueTuning, ReceivedMessage, Subscription,
+};
 use tokio::time::{Instant, timeout};
 
 use super::harness::amqp::Amqp;
@@ -101,7 +103,7 @@ pub(super) async fn borrow(queue: &Queue) -> Subscription {
     timeout(SOON, queue.subscribe(home())).await.expect("nobody else borrows").unwrap()
 }
 
-pub(super) async fn next(subscription: &mut Subscription) -> Loan {
+pub(super) async fn next(subscription: &mut Subscription) -> ReceivedMessage {
     timeout(SOON, subscription.next()).await.expect("something is lent").expect("the subscription goes on")
 }
 
@@ -118,7 +120,7 @@ async fn nothing_is_lent(subscription: &mut Subscription) -> bool {
 }
 
 pub(super) fn dead(number: usize) -> DeadLetter {
-    let mut story = Story::default();
+    let mut story = AttemptHistory::default();
     story.add(AttemptRecord {
         at: causeway::clock::now(),
         status: Some(403),
@@ -129,17 +131,17 @@ pub(super) fn dead(number: usize) -> DeadLetter {
     DeadLetter::new(text("home", number), DeadReason::Rejected, "refused for good", story)
 }
 
-pub(super) async fn visit(queue: &Queue) -> Siding {
-    timeout(SOON, queue.siding(Destination::Xo)).await.unwrap().unwrap()
+pub(super) async fn visit(queue: &Queue) -> DeadLetterReader {
+    timeout(SOON, queue.dead_letter_reader(Destination::Xo)).await.unwrap().unwrap()
 }
 
 pub(super) async fn dead_numbers(queue: &Queue) -> Vec<usize> {
-    let mut siding = visit(queue).await;
+    let mut dead_letter_reader = visit(queue).await;
     let mut numbers = Vec::new();
-    while let Some(held) = siding.next().await.unwrap() {
+    while let Some(held) = dead_letter_reader.next().await.unwrap() {
         numbers.push(number(&held.dead.message));
     }
-    siding.close().await;
+    dead_letter_reader.close().await;
     numbers
 }
 
@@ -149,12 +151,12 @@ on_every_engine! {
         let sent = text("home", 1);
         queue.publish(&sent).await.unwrap();
         let buried = dead(2);
-        queue.bury(&buried).await.unwrap();
+        queue.dead_letter(&buried).await.unwrap();
         queue.close().await;
 
         let queue = open(&bench).await;
-        let loan = next(&mut borrow(&queue).await).await;
-        assert_eq!(loan.message, sent);
+        let received = next(&mut borrow(&queue).await).await;
+        assert_eq!(received.message, sent);
         assert_eq!(visit(&queue).await.next().await.unwrap().unwrap().dead, buried);
     }
 
@@ -174,21 +176,21 @@ on_every_engine! {
         for partition in PartitionId::all(Destination::Xo, PARTITIONS) {
             subscriptions.push(queue.subscribe(partition).await.unwrap());
         }
-        let (loans, mut lent) = tokio::sync::mpsc::channel(1);
+        let (messages, mut lent) = tokio::sync::mpsc::channel(1);
         for mut subscription in subscriptions {
-            let loans = loans.clone();
+            let messages = messages.clone();
             causeway::tasks::spawn(async move {
-                while let Some(loan) = subscription.next().await {
-                    if loans.send(loan).await.is_err() {
+                while let Some(received) = subscription.next().await {
+                    if messages.send(received).await.is_err() {
                         return;
                     }
                 }
             });
         }
         for _ in 0..500 {
-            let loan = timeout(SOON, lent.recv()).await.expect("all are lent").unwrap();
-            seen.entry(loan.message.lane.to_string()).or_default().push(number(&loan.message));
-            loan.done().await.unwrap();
+            let received = timeout(SOON, lent.recv()).await.expect("all are lent").unwrap();
+            seen.entry(received.message.lane.to_string()).or_default().push(number(&received.message));
+            received.ack().await.unwrap();
         }
         for publisher in publishers {
             publisher.await.unwrap();
@@ -220,16 +222,16 @@ on_every_engine! {
         let mut subscription = borrow(&queue).await;
         let mut kept = Vec::new();
         for place in 0..5 {
-            let loan = next(&mut subscription).await;
+            let received = next(&mut subscription).await;
             if place % 2 == 1 {
-                loan.done().await.unwrap();
+                received.ack().await.unwrap();
             } else {
-                kept.push(loan);
+                kept.push(received);
             }
         }
         subscription.close().await;
         for late in kept {
-            late.done().await.expect_err("the loan was given back");
+            late.ack().await.expect_err("the loan was given back");
         }
 
         let mut subscription = borrow(&queue).await;
@@ -259,12 +261,12 @@ on_every_engine! {
         let mut subscription = borrow(&queue).await;
         let mut held = Vec::new();
         for expected in 0..all {
-            let loan = next(&mut subscription).await;
-            assert_eq!(number(&loan.message), expected);
-            held.push(loan);
+            let received = next(&mut subscription).await;
+            assert_eq!(number(&received.message), expected);
+            held.push(received);
         }
         assert!(nothing_is_lent(&mut subscription).await);
-        held.remove(3).done().await.unwrap();
+        held.remove(3).ack().await.unwrap();
         assert_eq!(next_numbers(&mut subscription, 1).await, [all]);
         assert!(nothing_is_lent(&mut subscription).await);
     }
@@ -273,14 +275,14 @@ on_every_engine! {
         let queue = open(&bench).await;
         fill(&queue, 0..2).await;
         let mut subscription = borrow(&queue).await;
-        assert!(next(&mut subscription).await.earlier == 0);
-        assert!(next(&mut subscription).await.earlier == 0);
+        assert!(next(&mut subscription).await.redeliveries == 0);
+        assert!(next(&mut subscription).await.redeliveries == 0);
         subscription.close().await;
         let mut subscription = borrow(&queue).await;
-        assert!(next(&mut subscription).await.earlier > 0);
-        assert!(next(&mut subscription).await.earlier > 0);
+        assert!(next(&mut subscription).await.redeliveries > 0);
+        assert!(next(&mut subscription).await.redeliveries > 0);
         fill(&queue, 2..3).await;
-        assert!(next(&mut subscription).await.earlier == 0, "nobody had it before");
+        assert!(next(&mut subscription).await.redeliveries == 0, "nobody had it before");
         subscription.close().await;
         queue.close().await;
 
@@ -288,9 +290,9 @@ on_every_engine! {
         fill(&queue, 3..4).await;
         let mut subscription = borrow(&queue).await;
         for _ in 0..3 {
-            assert!(next(&mut subscription).await.earlier > 0);
+            assert!(next(&mut subscription).await.redeliveries > 0);
         }
-        assert!(next(&mut subscription).await.earlier == 0, "nobody had it before");
+        assert!(next(&mut subscription).await.redeliveries == 0, "nobody had it before");
     }
 
     async fn clause_07_an_absent_queue_is_an_error_in_time(bench: Bench) {
@@ -300,7 +302,7 @@ on_every_engine! {
         let begun = Instant::now();
         let refused = queue.publish(&text("home", 1)).await.expect_err("it is closed");
         assert!(matches!(refused, QueueError::Unavailable(_)), "{refused}");
-        assert!(queue.bury(&dead(1)).await.is_err());
+        assert!(queue.dead_letter(&dead(1)).await.is_err());
         assert!(begun.elapsed() < Duration::from_secs(12));
     }
 
@@ -313,11 +315,11 @@ on_every_engine! {
 
         let queue = open(&bench).await;
         let mut subscription = borrow(&queue).await;
-        let loan = next(&mut subscription).await;
-        assert_eq!(loan.message.body, sent.body);
-        assert_eq!(loan.message.destination, Destination::Xo);
-        assert!(loan.unreadable.as_deref().is_some_and(|why| why.contains("hologram")), "{loan:?}");
-        loan.done().await.unwrap();
+        let received = next(&mut subscription).await;
+        assert_eq!(received.message.body, sent.body);
+        assert_eq!(received.message.destination, Destination::Xo);
+        assert!(received.unreadable.as_deref().is_some_and(|why| why.contains("hologram")), "{received:?}");
+        received.ack().await.unwrap();
         fill(&queue, 1..2).await;
         assert_eq!(next_numbers(&mut subscription, 1).await, [1]);
     }
@@ -325,18 +327,18 @@ on_every_engine! {
     async fn clause_09_dead_letters_wait_in_the_order_of_their_death(bench: Bench) {
         let queue = open(&bench).await;
         for number in 0..5 {
-            queue.bury(&dead(number)).await.unwrap();
+            queue.dead_letter(&dead(number)).await.unwrap();
         }
         assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4]);
         assert_eq!(dead_numbers(&queue).await, [0, 1, 2, 3, 4], "looking changes nothing");
 
-        let mut siding = visit(&queue).await;
-        drop(siding.next().await.unwrap());
-        siding.next().await.unwrap().unwrap().remove().await.unwrap();
-        let third = siding.next().await.unwrap().unwrap();
-        siding.next().await.unwrap().unwrap().remove().await.unwrap();
+        let mut dead_letter_reader = visit(&queue).await;
+        drop(dead_letter_reader.next().await.unwrap());
+        dead_letter_reader.next().await.unwrap().unwrap().remove().await.unwrap();
+        let third = dead_letter_reader.next().await.unwrap().unwrap();
+        dead_letter_reader.next().await.unwrap().unwrap().remove().await.unwrap();
         drop(third);
-        siding.close().await;
+        dead_letter_reader.close().await;
         assert_eq!(dead_numbers(&queue).await, [0, 2, 4]);
         queue.close().await;
         assert_eq!(dead_numbers(&open(&bench).await).await, [0, 2, 4]);
@@ -344,20 +346,20 @@ on_every_engine! {
 
     async fn clause_09_a_visit_ends_with_what_was_there(bench: Bench) {
         let queue = open(&bench).await;
-        queue.bury(&dead(0)).await.unwrap();
-        let mut siding = visit(&queue).await;
-        assert!(siding.next().await.unwrap().is_some());
-        queue.bury(&dead(1)).await.unwrap();
-        assert!(siding.next().await.unwrap().is_none(), "else a replay that fails again would never end");
+        queue.dead_letter(&dead(0)).await.unwrap();
+        let mut dead_letter_reader = visit(&queue).await;
+        assert!(dead_letter_reader.next().await.unwrap().is_some());
+        queue.dead_letter(&dead(1)).await.unwrap();
+        assert!(dead_letter_reader.next().await.unwrap().is_none(), "else a replay that fails again would never end");
     }
 
     async fn clause_09_a_siding_has_one_visitor(bench: Bench) {
         let queue = open(&bench).await;
-        let siding = visit(&queue).await;
-        let refused = queue.siding(Destination::Xo).await.expect_err("there is a visitor");
+        let dead_letter_reader = visit(&queue).await;
+        let refused = queue.dead_letter_reader(Destination::Xo).await.expect_err("there is a visitor");
         assert!(matches!(refused, QueueError::Busy(_)), "{refused}");
-        queue.siding(Destination::ServiceNow).await.unwrap().close().await;
-        siding.close().await;
+        queue.dead_letter_reader(Destination::ServiceNow).await.unwrap().close().await;
+        dead_letter_reader.close().await;
         visit(&queue).await.close().await;
     }
 
@@ -376,7 +378,7 @@ on_every_engine! {
         let id = MessageId::fresh();
         let lane = LaneKey::alone(id);
         queue.publish(&Message::new(id, Kind::HandoffEnd, Destination::ServiceNow, lane, "{}")).await.unwrap();
-        queue.bury(&dead(0)).await.unwrap();
+        queue.dead_letter(&dead(0)).await.unwrap();
 
         let expected = BTreeMap::from([(Destination::ServiceNow, 1), (Destination::Xo, 3)]);
         let begun = Instant::now();
@@ -385,7 +387,7 @@ on_every_engine! {
         while (&depth.waiting, depth.dead) != (&expected, 1) && begun.elapsed() < SOON {
             depth = queue.depth().await.unwrap();
         }
-        assert_eq!((depth.waiting, depth.dead, depth.astray), (expected, 1, 0));
+        assert_eq!((depth.waiting, depth.dead, depth.unroutable), (expected, 1, 0));
         if let Some(oldest) = depth.oldest.get(&Destination::Xo) {
             assert_eq!(*oldest, first.accepted_at);
         }

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use causeway::message::{
-    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, RequestId, Story,
-    Trace, TraceParent,
+    AttemptHistory, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
+    RequestId, Trace, TraceParent,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueError, QueueTuning};
@@ -37,7 +37,7 @@ async fn serve(folder: &Path) -> Queue {
 }
 
 async fn desk(folder: &Path) -> Queue {
-    Queue::Embedded(EmbeddedQueue::open_desk(settings(folder)).await.unwrap())
+    Queue::Embedded(EmbeddedQueue::open_admin(settings(folder)).await.unwrap())
 }
 
 fn text(lane: usize, body: impl Into<bytes::Bytes>) -> Message {
@@ -68,7 +68,8 @@ async fn a_folder_is_served_by_one_process() {
 #[tokio::test]
 async fn a_desk_works_beside_the_server() {
     let folder = tempfile::tempdir().unwrap();
-    let missing = EmbeddedQueue::open_desk(settings(folder.path())).await.expect_err("there is no queue yet");
+    let missing =
+        EmbeddedQueue::open_admin(settings(folder.path())).await.expect_err("there is no queue yet");
     assert!(matches!(missing, QueueError::Mismatch(_)), "{missing}");
 
     let queue = serve(folder.path()).await;
@@ -77,18 +78,18 @@ async fn a_desk_works_beside_the_server() {
     assert!(matches!(desk.subscribe(partition(1)).await, Err(QueueError::Busy(_))));
 
     desk.publish(&text(1, "from the desk")).await.unwrap();
-    let loan = timeout(SOON, subscription.next()).await.expect("the server sees it").unwrap();
-    assert_eq!(loan.message.body, "from the desk");
-    loan.done().await.unwrap();
+    let received = timeout(SOON, subscription.next()).await.expect("the server sees it").unwrap();
+    assert_eq!(received.message.body, "from the desk");
+    received.ack().await.unwrap();
 
-    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", Story::default());
-    queue.bury(&dead).await.unwrap();
-    let mut siding = desk.siding(Destination::Xo).await.unwrap();
-    let refused = queue.siding(Destination::Xo).await.expect_err("the desk is visiting");
+    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", AttemptHistory::default());
+    queue.dead_letter(&dead).await.unwrap();
+    let mut dead_letter_reader = desk.dead_letter_reader(Destination::Xo).await.unwrap();
+    let refused = queue.dead_letter_reader(Destination::Xo).await.expect_err("the desk is visiting");
     assert!(refused.to_string().contains("being visited by process"), "{refused}");
     assert_eq!(desk.depth().await.unwrap().dead, 1);
-    siding.next().await.unwrap().unwrap().remove().await.unwrap();
-    siding.close().await;
+    dead_letter_reader.next().await.unwrap().unwrap().remove().await.unwrap();
+    dead_letter_reader.close().await;
     assert_eq!(queue.depth().await.unwrap().dead, 0);
 }
 
@@ -120,7 +121,12 @@ async fn a_file_of_version_2_is_upgraded_with_its_messages() {
     let queue = Queue::Embedded(EmbeddedQueue::open(settings(folder.path())).await.unwrap());
     queue.publish(&text(1, "old")).await.unwrap();
     queue
-        .bury(&DeadLetter::new(text(1, "dead"), DeadReason::Expired, "too late", Story::default()))
+        .dead_letter(&DeadLetter::new(
+            text(1, "dead"),
+            DeadReason::Expired,
+            "too late",
+            AttemptHistory::default(),
+        ))
         .await
         .unwrap();
     queue.close().await;
@@ -139,14 +145,14 @@ async fn a_file_of_version_2_is_upgraded_with_its_messages() {
     queue.publish(&Message { trace: trace.clone(), ..text(1, "new") }).await.unwrap();
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
     for expected in [Trace::default(), trace] {
-        let loan = subscription.next().await.unwrap();
-        assert_eq!((loan.message.trace.clone(), loan.unreadable.clone()), (expected, None));
-        loan.done().await.unwrap();
+        let received = subscription.next().await.unwrap();
+        assert_eq!((received.message.trace.clone(), received.unreadable.clone()), (expected, None));
+        received.ack().await.unwrap();
     }
-    let mut siding = queue.siding(Destination::Xo).await.unwrap();
-    let held = siding.next().await.unwrap().expect("the dead letter is still there");
+    let mut dead_letter_reader = queue.dead_letter_reader(Destination::Xo).await.unwrap();
+    let held = dead_letter_reader.next().await.unwrap().expect("the dead letter is still there");
     assert_eq!((held.dead.reason, held.dead.message.trace.clone()), (DeadReason::Expired, Trace::default()));
-    siding.close().await;
+    dead_letter_reader.close().await;
     queue.close().await;
     // Each column behind the body could only be read by reading the body.
     let file = rusqlite::Connection::open(folder.path().join("queue.sqlite")).unwrap();
@@ -164,10 +170,10 @@ async fn a_full_queue_refuses_until_something_leaves() {
         queue.publish(&text(1, "x")).await.unwrap();
     }
     assert!(matches!(queue.publish(&text(2, "x")).await, Err(QueueError::Full)));
-    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", Story::default());
-    queue.bury(&dead).await.unwrap();
+    let dead = DeadLetter::new(text(1, "x"), DeadReason::Expired, "too late", AttemptHistory::default());
+    queue.dead_letter(&dead).await.unwrap();
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
-    subscription.next().await.unwrap().done().await.unwrap();
+    subscription.next().await.unwrap().ack().await.unwrap();
     queue.publish(&text(2, "x")).await.unwrap();
     assert!(matches!(queue.publish(&text(2, "x")).await, Err(QueueError::Full)));
 }
@@ -188,9 +194,9 @@ async fn doubt_after_a_crash_is_bounded() {
     let queue = serve(folder.path()).await;
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
     for number in 0..PREFETCH + 4 {
-        let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
-        assert_eq!(loan.earlier > 0, number < PREFETCH, "{number}");
-        loan.done().await.unwrap();
+        let received = timeout(SOON, subscription.next()).await.unwrap().unwrap();
+        assert_eq!(received.redeliveries > 0, number < PREFETCH, "{number}");
+        received.ack().await.unwrap();
     }
 }
 
@@ -254,15 +260,15 @@ async fn publish_and_settle_for_ever(folder: &Path) {
         let mut subscription = queue.subscribe(partition).await.unwrap();
         busy.push(causeway::tasks::spawn(async move {
             let mut kept = Vec::new();
-            while let Some(loan) = subscription.next().await {
-                let number = number(&loan.message);
+            while let Some(received) = subscription.next().await {
+                let number = number(&received.message);
                 say('L', number);
                 if number.is_multiple_of(3) && kept.len() < usize::from(PREFETCH) / 2 {
-                    kept.push(loan);
+                    kept.push(received);
                     continue;
                 }
                 say('S', number);
-                loan.done().await.unwrap();
+                received.ack().await.unwrap();
                 say('D', number);
             }
         }));
@@ -319,16 +325,16 @@ async fn check_what_is_left(folder: &Path, said: &Said) {
         let mark = (0..).find(|lane| self::partition(*lane) == partition).unwrap();
         queue.publish(&text(mark, "end")).await.unwrap();
         loop {
-            let loan = timeout(SOON, subscription.next()).await.expect("all is lent again").unwrap();
-            if loan.message.body == "end" {
-                break loan.done().await.unwrap();
+            let received = timeout(SOON, subscription.next()).await.expect("all is lent again").unwrap();
+            if received.message.body == "end" {
+                break received.ack().await.unwrap();
             }
-            let number = number(&loan.message);
+            let number = number(&received.message);
             assert!(found.insert(number), "{number} is there twice");
-            assert!(loan.earlier > 0 || !lent.contains(&number), "{number} had been lent");
+            assert!(received.redeliveries > 0 || !lent.contains(&number), "{number} had been lent");
             let before = newest.insert(number % LANES, number);
             assert!(before.is_none_or(|before| before < number), "{number} was overtaken by {before:?}");
-            loan.done().await.unwrap();
+            received.ack().await.unwrap();
         }
         subscription.close().await;
     }
@@ -381,7 +387,7 @@ async fn fill_the_disk(folder: &Path) {
     // A message that cannot be acked now is acked later and never redelivered. It makes room for the next received
     // messages.
     for _ in 0..PREFETCH {
-        subscription.next().await.unwrap().done().await.unwrap_err();
+        subscription.next().await.unwrap().ack().await.unwrap_err();
     }
     limit_files("unlimited");
     timeout(SOON, connected.wait_for(|up| *up)).await.expect("it recovers by itself").unwrap();
@@ -396,9 +402,9 @@ async fn fill_the_disk(folder: &Path) {
     subscription.close().await;
     let mut subscription = queue.subscribe(partition(1)).await.unwrap();
     for expected in u64::from(PREFETCH)..taken {
-        let loan = timeout(SOON, subscription.next()).await.unwrap().unwrap();
-        assert_eq!(loan.message.body, format!("{expected:04096}"));
-        loan.done().await.unwrap();
+        let received = timeout(SOON, subscription.next()).await.unwrap().unwrap();
+        assert_eq!(received.message.body, format!("{expected:04096}"));
+        received.ack().await.unwrap();
     }
     assert_eq!(subscription.next().await.unwrap().message.body, "after");
     queue.close().await;

@@ -61,7 +61,7 @@ async fn bury_many(queue: &Queue, count: usize) {
     };
     for first in (0..count).step_by(200) {
         let some: Vec<_> = (first..count.min(first + 200)).map(letter).collect();
-        for buried in join_all(some.iter().map(|letter| queue.bury(letter))).await {
+        for buried in join_all(some.iter().map(|letter| queue.dead_letter(letter))).await {
             buried.unwrap();
         }
     }
@@ -69,12 +69,14 @@ async fn bury_many(queue: &Queue, count: usize) {
 
 /// The dead letters, read after the previous dead-letter reader has closed.
 async fn numbers_once_free(queue: &Queue) -> Vec<usize> {
-    eventually("the siding to be free", PATIENCE, async || match queue.siding(Destination::Xo).await {
-        Ok(siding) => {
-            siding.close().await;
-            Ok(())
+    eventually("the siding to be free", PATIENCE, async || {
+        match queue.dead_letter_reader(Destination::Xo).await {
+            Ok(dead_letter_reader) => {
+                dead_letter_reader.close().await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
         }
-        Err(error) => Err(error.to_string()),
     })
     .await;
     dead_numbers(queue).await
@@ -86,12 +88,12 @@ async fn hand_over(queue: &Queue, left: &mut Vec<usize>, random: &mut StdRng) {
     let count = random.random_range(1..=usize::from(PREFETCH).min(left.len()));
     let mut settled = Vec::new();
     for expected in left.iter().take(count) {
-        let loan = next(&mut subscription).await;
-        assert_eq!(number(&loan.message), *expected, "of {left:?}");
+        let received = next(&mut subscription).await;
+        assert_eq!(number(&received.message), *expected, "of {left:?}");
         // The first message is returned every time, so a delivery limit would remove it.
         if *expected != 0 && random.random_bool(0.2) {
             settled.push(*expected);
-            loan.done().await.unwrap();
+            received.ack().await.unwrap();
         }
     }
     left.retain(|number| !settled.contains(number));
@@ -117,7 +119,7 @@ on_every_rabbit! {
                 queue = open_rabbit(&url(&bench)).await;
             }
         }
-        assert!(next(&mut borrow(&queue).await).await.earlier >= 25);
+        assert!(next(&mut borrow(&queue).await).await.redeliveries >= 25);
     }
 
     async fn a_subscribe_that_is_abandoned_lets_nothing_overtake(bench: Bench) {
@@ -129,9 +131,9 @@ on_every_rabbit! {
         }
         let mut subscription = borrow(&queue).await;
         for expected in 0..20 {
-            let loan = next(&mut subscription).await;
-            assert_eq!(number(&loan.message), expected);
-            loan.done().await.unwrap();
+            let received = next(&mut subscription).await;
+            assert_eq!(number(&received.message), expected);
+            received.ack().await.unwrap();
         }
     }
 
@@ -182,8 +184,8 @@ on_every_rabbit! {
         let until_the_last = async {
             loop {
                 match subscription.next().await {
-                    Some(loan) if number(&loan.message) == 5 => return,
-                    Some(loan) => loan.done().await.unwrap(),
+                    Some(received) if number(&received.message) == 5 => return,
+                    Some(received) => received.ack().await.unwrap(),
                     // The policy removed message 5 together with the subscription. The queue gets a new subscription.
                     None => {
                         subscription.close().await;
@@ -203,10 +205,10 @@ on_every_rabbit! {
         fill(&queue, 0..10).await;
         let mut subscription = borrow(&queue).await;
         for expected in 0..5 {
-            let loan = next(&mut subscription).await;
-            assert_eq!(number(&loan.message), expected);
+            let received = next(&mut subscription).await;
+            assert_eq!(number(&received.message), expected);
             if expected % 2 == 1 {
-                loan.done().await.unwrap();
+                received.ack().await.unwrap();
             }
         }
         // The last two are delivered only after both acks have arrived.
@@ -216,7 +218,7 @@ on_every_rabbit! {
         let mut second = borrow(&other).await;
         assert_eq!(next_numbers(&mut second, 8).await, [0, 2, 4, 5, 6, 7, 8, 9]);
         eventually("the cut subscription to end", SOON, async || {
-            subscription.next().await.map_or(Ok(()), |loan| Err(format!("lent {loan:?}")))
+            subscription.next().await.map_or(Ok(()), |received| Err(format!("lent {received:?}")))
         })
         .await;
         second.close().await;
@@ -237,9 +239,9 @@ on_every_rabbit! {
         }
         let mut subscription = borrow(&queue).await;
         for expected in 0..300 {
-            let loan = next(&mut subscription).await;
-            assert_eq!(number(&loan.message), expected);
-            loan.done().await.unwrap();
+            let received = next(&mut subscription).await;
+            assert_eq!(number(&received.message), expected);
+            received.ack().await.unwrap();
         }
     }
 
@@ -249,7 +251,7 @@ on_every_rabbit! {
         amqp.publish("in", "xo.99", b"lost?", BasicProperties::default()).await;
         amqp.publish("dlx", "nowhere", b"lost?", BasicProperties::default()).await;
         eventually("both to be counted", SOON, async || match queue.depth().await {
-            Ok(depth) if depth.astray == 2 => Ok(()),
+            Ok(depth) if depth.unroutable == 2 => Ok(()),
             other => Err(format!("{other:?}")),
         })
         .await;
@@ -300,9 +302,9 @@ on_every_rabbit! {
         // A dead-letter reader loses its connection while it holds all dead letters.
         let (proxy, through) = through_a_proxy(&bench).await;
         let visitor = open_rabbit(&through).await;
-        let mut siding = visit(&visitor).await;
+        let mut dead_letter_reader = visit(&visitor).await;
         let mut held = 0;
-        while siding.next().await.unwrap().is_some() {
+        while dead_letter_reader.next().await.unwrap().is_some() {
             held += 1;
         }
         assert_eq!(held, MORE_THAN_ONE_CONSUMER_HOLDS);
@@ -311,13 +313,13 @@ on_every_rabbit! {
         assert!(numbers_once_free(&queue).await == seen, "the broker gives them back in their order");
 
         // A dead-letter reader that removes some dead letters. Consumers after the first see no gap.
-        let mut siding = visit(&queue).await;
+        let mut dead_letter_reader = visit(&queue).await;
         let mut kept = Vec::new();
-        while let Some(letter) = siding.next().await.unwrap() {
+        while let Some(letter) = dead_letter_reader.next().await.unwrap() {
             let number = number(&letter.dead.message);
             if number.is_multiple_of(10) { letter.remove().await.unwrap() } else { kept.push(number) }
         }
-        siding.close().await;
+        dead_letter_reader.close().await;
         assert!(dead_numbers(&queue).await == kept, "what was not taken out stays in its order");
         let mut all = seen;
         all.sort_unstable();
@@ -327,11 +329,11 @@ on_every_rabbit! {
     async fn a_visitor_that_vanishes_leaves_everything_in_its_place(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         for number in 0..5 {
-            queue.bury(&dead(number)).await.unwrap();
+            queue.dead_letter(&dead(number)).await.unwrap();
         }
-        let mut siding = visit(&queue).await;
-        let held = siding.next().await.unwrap();
-        drop(siding);
+        let mut dead_letter_reader = visit(&queue).await;
+        let held = dead_letter_reader.next().await.unwrap();
+        drop(dead_letter_reader);
         drop(held);
         assert_eq!(numbers_once_free(&queue).await, [0, 1, 2, 3, 4]);
     }
@@ -363,9 +365,9 @@ on_every_rabbit! {
         amqp.publish("in", "xo.1", garbage, BasicProperties::default()).await;
         let _worker = causeway(["worker"], &bench, PARTITIONS).spawn();
         let letter = eventually("the dead letter", PATIENCE, async || {
-            let mut siding = queue.siding(Destination::Xo).await.map_err(|error| error.to_string())?;
-            let found = siding.next().await.map_err(|error| error.to_string());
-            siding.close().await;
+            let mut dead_letter_reader = queue.dead_letter_reader(Destination::Xo).await.map_err(|error| error.to_string())?;
+            let found = dead_letter_reader.next().await.map_err(|error| error.to_string());
+            dead_letter_reader.close().await;
             found?.map(|held| held.dead).ok_or_else(|| "none yet".into())
         })
         .await;
@@ -404,14 +406,14 @@ async fn a_killed_private_broker_keeps_everything_in_order() {
     old_enough(Instant::now()).await;
     fill(&queue, 0..12).await;
     for number in 0..3 {
-        queue.bury(&dead(number)).await.unwrap();
+        queue.dead_letter(&dead(number)).await.unwrap();
     }
     let mut subscription = borrow(&queue).await;
     for expected in 0..6 {
-        let loan = next(&mut subscription).await;
-        assert_eq!(number(&loan.message), expected);
+        let received = next(&mut subscription).await;
+        assert_eq!(number(&received.message), expected);
         if expected % 2 == 1 {
-            loan.done().await.unwrap();
+            received.ack().await.unwrap();
         }
     }
     // An ack has no answer, and a call after the ack on the same channel would have one. The next received message
@@ -430,9 +432,9 @@ async fn a_killed_private_broker_keeps_everything_in_order() {
 
     let mut subscription = borrow(&queue).await;
     for expected in [0, 2, 4, 6, 7, 8, 9, 10, 11, 12] {
-        let loan = next(&mut subscription).await;
-        assert_eq!(number(&loan.message), expected);
-        loan.done().await.unwrap();
+        let received = next(&mut subscription).await;
+        assert_eq!(number(&received.message), expected);
+        received.ack().await.unwrap();
     }
     assert_eq!(dead_numbers(&queue).await, [0, 1, 2]);
 }
@@ -455,7 +457,7 @@ async fn a_private_broker_that_blocks_publishers_still_takes_acks_and_heals() {
         }
     })
     .await;
-    first.done().await.unwrap();
+    first.ack().await.unwrap();
     assert_eq!(next_numbers(&mut subscription, 1).await, [1], "borrowing goes on");
 
     broker.ctl(&["set_vm_memory_high_watermark", "0.6"]).await;
@@ -532,7 +534,7 @@ async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_i
         end)."#;
     for letters in [0, 5] {
         for number in 0..letters {
-            queue.bury(&dead(number)).await.unwrap();
+            queue.dead_letter(&dead(number)).await.unwrap();
         }
         // A dead letter that was read once has moved to another place, and a returned one comes last there.
         let all: Vec<_> = (0..letters).collect();

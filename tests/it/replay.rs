@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use causeway::conversation::{DedupKey, Directory, DirectorySettings, DirectoryUrl};
 use causeway::message::{
-    DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId, Story,
+    AttemptHistory, DeadLetter, DeadReason, Destination, Destinations, Kind, LaneKey, Message, MessageId,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use causeway::queue::{PartitionId, Queue, QueueTuning};
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 use jiff::Timestamp;
 
 use crate::harness::relay::{PATIENCE, Plan, Relay, numbered};
@@ -40,11 +40,12 @@ fn message(lane: &str, n: i64) -> Message {
 }
 
 /// Dead-letters five messages in each of three lanes, in another order than that of their acceptance.
-async fn bury(queue: &Queue) {
+async fn dead_letter(queue: &Queue) {
     for n in [3, 1, 2, 5, 4] {
         for lane in ["a", "b", "c"] {
-            let dead = DeadLetter::new(message(lane, n), DeadReason::Expired, "too late", Story::default());
-            queue.bury(&dead).await.unwrap();
+            let dead =
+                DeadLetter::new(message(lane, n), DeadReason::Expired, "too late", AttemptHistory::default());
+            queue.dead_letter(&dead).await.unwrap();
         }
     }
 }
@@ -68,13 +69,14 @@ async fn on_the_road(queue: &Queue, count: usize) -> BTreeMap<String, Vec<Messag
     for partition in PartitionId::all(Destination::ServiceNow, 8) {
         let mut subscription = queue.subscribe(partition).await.unwrap();
         while taken < count {
-            let Ok(Some(loan)) = tokio::time::timeout(Duration::from_millis(500), subscription.next()).await
+            let Ok(Some(received)) =
+                tokio::time::timeout(Duration::from_millis(500), subscription.next()).await
             else {
                 break;
             };
-            lanes.entry(loan.message.lane.to_string()).or_default().push(loan.message.clone());
+            lanes.entry(received.message.lane.to_string()).or_default().push(received.message.clone());
             taken += 1;
-            loan.done().await.unwrap();
+            received.ack().await.unwrap();
         }
         subscription.close().await;
     }
@@ -85,7 +87,7 @@ async fn on_the_road(queue: &Queue, count: usize) -> BTreeMap<String, Vec<Messag
 async fn a_replay_brings_every_lane_back_in_its_original_order() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
-    bury(&queue).await;
+    dead_letter(&queue).await;
 
     let listed: serde_json::Value =
         serde_json::from_str(&succeeded(&dead(folder.path(), &["count", "--json"]))).unwrap();
@@ -119,7 +121,7 @@ async fn a_replay_brings_every_lane_back_in_its_original_order() {
 async fn a_replay_killed_midway_loses_nothing_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
-    bury(&queue).await;
+    dead_letter(&queue).await;
     let mut child = Command::new(env!("CARGO_BIN_EXE_causeway"))
         .args(["dead", "replay", "--yes", "--rate", "20/s"])
         .env_clear()
@@ -155,7 +157,7 @@ async fn a_replay_killed_midway_loses_nothing_and_goes_on() {
 async fn what_is_already_delivered_is_not_sent_again() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
-    bury(&queue).await;
+    dead_letter(&queue).await;
     let url = DirectoryUrl::Sqlite(folder.path().join("directory.sqlite"));
     let directory = Directory::open(&DirectorySettings { url }).await.unwrap();
     for lane in ["a", "b"] {
@@ -178,7 +180,7 @@ async fn what_is_already_delivered_is_not_sent_again() {
 async fn text_is_shown_only_when_asked_for_and_what_is_discarded_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
-    bury(&queue).await;
+    dead_letter(&queue).await;
 
     let shown = succeeded(&dead(folder.path(), &["show", "--limit", "2"]));
     assert!(shown.contains("expired: too late") && shown.contains("and 13 more"), "{shown}");
@@ -221,7 +223,7 @@ fn typed(data_dir: &Path, args: &str, answer: &str) -> Option<String> {
 async fn a_person_is_asked_first_and_sees_how_far_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
-    bury(&queue).await;
+    dead_letter(&queue).await;
     let file = folder.path().join("dead.jsonl");
     let export = format!("export --output '{}'", file.display());
     for (args, answer, asks, says) in [
@@ -267,7 +269,7 @@ async fn says(relay: &Relay, group: &str, texts: &[String]) {
 on_every_engine! {
     async fn an_expired_start_and_what_followed_come_to_life(bench: Bench) {
         let relay = Plan::on(&bench).set("delivery.deadline.start", "2s").start().await;
-        let down = Rule::new(Side::ServiceNow).operation(Operation::Start).status(503);
+        let down = FaultRule::new(Side::ServiceNow).operation(Operation::Start).status(503);
         relay.sandbox.script().fail(down);
         relay.start("c-1").await;
         relay.messages(&["c-1".to_owned()], 4, 1).await;
@@ -302,7 +304,7 @@ on_every_engine! {
         for name in &names {
             groups.push(relay.open(name).await);
         }
-        let refuse = Rule::new(Side::ServiceNow).operation(Operation::Message).status(400);
+        let refuse = FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400);
         relay.sandbox.script().fail(refuse);
         relay.messages(&names, 5, 3).await;
         relay.dead_letters_at_least(15).await;

@@ -2,7 +2,7 @@
 //! messages: a message that was dead-lettered is never taken for a delivered one, whether its callback or gap repair
 //! found the message.
 
-use causeway::sandbox::{BodyStyle, CallbackSettings, Operation, Rule, Side};
+use causeway::sandbox::{BodyStyle, CallbackSettings, FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use crate::harness::matrix::Bench;
@@ -54,10 +54,10 @@ async fn heard(relay: &Relay, conversation: &str, count: usize) -> Vec<String> {
 /// back.
 async fn four_words_die(relay: &Relay, conversation: &str) -> String {
     let group = talking(relay, conversation).await;
-    relay.sandbox.script().fail(Rule::new(Side::Events).status(400));
+    relay.sandbox.script().fail(FaultRule::new(Side::Events).status(400));
     for (n, text) in WORDS.iter().enumerate() {
         if n % 2 == 1 {
-            let lost = Rule::new(Side::ServiceNow).operation(Operation::Callback).times(1).cut();
+            let lost = FaultRule::new(Side::ServiceNow).operation(Operation::Callback).times(1).cut();
             relay.sandbox.script().fail(lost);
         }
         relay.sandbox.agent_says(&group, text).await.unwrap();
@@ -116,7 +116,7 @@ on_every_engine! {
         let relay = plan(&bench).start().await;
         four_words_die(&relay, "c-1").await;
         relay.sandbox.script().clear();
-        relay.sandbox.script().fail(Rule::new(Side::Events).times(2).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::Events).times(2).status(400));
         let said = replay(&relay, ["dead", "replay", "--yes", "--json"]).await;
         let report: Value = serde_json::from_str(&said).unwrap();
         assert_eq!((&report["replayed"], &report["plan"]["replay"]), (&json!(4), &json!(4)), "{report:#}");
@@ -135,11 +135,11 @@ on_every_engine! {
         let unset = ["servicenow.host_url", "servicenow.username", "servicenow.password", "servicenow.queue_id"];
         let unset = unset.iter().chain(&["handoffs.events_url", "ingress.handoffs.token"]);
         let relay = unset.fold(Plan::on(&bench), |plan, key| plan.set(key, "")).start().await;
-        relay.sandbox.script().fail(Rule::new(Side::Xo).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::Xo).status(400));
         relay.callbacks(&["g-1".to_owned(), "g-2".to_owned()], 3, 2).await;
         relay.dead_letters_at_least(6).await;
         relay.sandbox.script().clear();
-        relay.sandbox.script().fail(Rule::new(Side::Xo).conversation("g-2").status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation("g-2").status(400));
         let said = replay(&relay, ["dead", "replay", "--yes"]).await;
         assert!(said.contains("replayed 6 of 6 messages: delivered 3, died again 3\n"), "{said}");
         let expected: Vec<String> = (0..3).map(|n| numbered("g-1", n)).collect();
@@ -150,7 +150,7 @@ on_every_engine! {
     async fn a_replay_that_is_interrupted_says_what_it_did(bench: Bench) {
         let relay = plan(&bench).start().await;
         let group = relay.open("c-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
         relay.messages(&["c-1".to_owned()], 20, 1).await;
         relay.dead_letters_at_least(20).await;
         relay.sandbox.script().clear();
@@ -175,7 +175,7 @@ on_every_engine! {
     async fn a_replay_that_nobody_takes_is_still_on_its_way(bench: Bench) {
         let mut relay = plan(&bench).start().await;
         relay.open("c-1").await;
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
         relay.messages(&["c-1".to_owned()], 2, 1).await;
         relay.dead_letters_at_least(2).await;
         relay.stop().await;

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{Fault, Operation, RetryAfter, Rule, Side};
+use causeway::sandbox::{FaultRule, InjectedFault, Operation, RetryAfter, Side};
 use serde_json::{Value, json};
 
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 
-fn message(text: &str) -> Rule {
-    Rule::new(Side::ServiceNow).operation(Operation::Message).conversation(text)
+fn message(text: &str) -> FaultRule {
+    FaultRule::new(Side::ServiceNow).operation(Operation::Message).conversation(text)
 }
 
 /// The dead letters of one conversation.
@@ -34,8 +34,8 @@ on_every_engine! {
     async fn every_passing_trouble_is_overcome_and_nothing_is_said_twice(bench: Bench) {
         let plan = Plan::on(&bench).set("delivery.servicenow.timeout", "2s").set("delivery.retry.max", "1s");
         let relay = plan.start().await;
-        let once: fn(&str) -> Rule = |text| message(text).times(1);
-        let troubles: Vec<(&str, Rule)> = vec![
+        let once: fn(&str) -> FaultRule = |text| message(text).times(1);
+        let troubles: Vec<(&str, FaultRule)> = vec![
             ("500", once("t-500").status(500)),
             ("502", once("t-502").status(502)),
             ("503", once("t-503").status(503)),
@@ -117,7 +117,7 @@ on_every_engine! {
 
     async fn a_closed_queue_is_an_answer_and_the_bot_hears_it(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
-        let queue = causeway::sandbox::QueueSettings::default();
+        let queue = causeway::sandbox::SandboxQueue::default();
         relay.sandbox.set_queue_open(&queue.id, false);
         relay.start("c-1").await;
         relay.say("c-1", "hello?").await;
@@ -135,7 +135,7 @@ on_every_engine! {
         let relay = plan.set("delivery.retry.max", "500ms").start().await;
         relay.open("c-1").await;
         relay.sandbox.script().fail(message("never").status(503));
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Start).status(503));
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Start).status(503));
         relay.say("c-1", "never").await;
         relay.start("c-2").await;
         relay.handoff(json!({"type": "typing", "conversation_id": "c-1"})).await.id();
@@ -153,8 +153,8 @@ on_every_engine! {
         const HOLD: Duration = Duration::from_secs(2);
         let plan = Plan::on(&bench).set("delivery.hold", "2s").set("delivery.retry.max", "300ms");
         let relay = plan.start().await;
-        let stuck = Rule::new(Side::Xo).conversation("stuck");
-        relay.sandbox.script().fail(stuck.fault(Fault::Status { status: 503, body: None, headers: [].into() }));
+        let stuck = FaultRule::new(Side::Xo).conversation("stuck");
+        relay.sandbox.script().fail(stuck.fault(InjectedFault::Status { status: 503, body: None, headers: [].into() }));
         relay.callback("stuck", "never", "sys-stuck").await.id();
         // If no other message to the destination succeeds, the message may fail without a limit.
         relay

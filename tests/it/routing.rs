@@ -1,14 +1,14 @@
 //! Tests that a start waits in the queue that the routes choose, by language, channel, metadata or any value of the
 //! bot's payload. A wrong Queue ID is reported before the first user is affected.
 
-use causeway::sandbox::QueueSettings;
+use causeway::sandbox::SandboxQueue;
 use serde_json::json;
 
 use crate::harness::relay::{PATIENCE, Plan};
 use crate::harness::xo::FakeXo;
 
-fn queue(id: &str) -> QueueSettings {
-    QueueSettings { id: id.to_owned(), name: id.to_owned(), ..QueueSettings::default() }
+fn queue(id: &str) -> SandboxQueue {
+    SandboxQueue { id: id.to_owned(), name: id.to_owned(), ..SandboxQueue::default() }
 }
 
 on_every_engine! {
@@ -44,7 +44,7 @@ on_every_engine! {
             let path = format!("/queues/{queue}/sessions");
             relay.sandbox.ledger().count(|entry| entry.path.contains(&path) && entry.applied)
         };
-        assert_eq!((asked("q-fr"), asked("q-eu"), asked("q-hr"), asked(&QueueSettings::default().id)), (1, 2, 1, 1));
+        assert_eq!((asked("q-fr"), asked("q-eu"), asked("q-hr"), asked(&SandboxQueue::default().id)), (1, 2, 1, 1));
     }
 
     async fn a_wrong_queue_is_told_before_a_user_meets_it(bench: Bench) {

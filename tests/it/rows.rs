@@ -1,14 +1,14 @@
 //! Promise: the rows that ServiceNow holds decide on what a user is told over Connect Support. A callback is a copy that a clone of the
 //! instance can post as well. What is not known of reading rows back is a switch of the sandbox.
 
-use causeway::sandbox::{BodyStyle, RowSwitches, Switches};
+use causeway::sandbox::{BodyStyle, RowSwitches, SandboxSwitches};
 
 use crate::gaps::{heard, hears, lose_next, of_type, often, plan, reads, started, talking};
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::Relay;
 
 async fn relay(bench: &Bench, style: BodyStyle, rows: RowSwitches) -> Relay {
-    let switches = Switches { rows, ..Switches::default() };
+    let switches = SandboxSwitches { rows, ..SandboxSwitches::default() };
     started(plan(bench).sandbox(|sandbox| sandbox.switches = switches), style).await
 }
 
@@ -58,7 +58,7 @@ async fn a_row_that_appears_after_its_callback_is_told() {
     let relay = relay(&bench, BodyStyle::StockScript, RowSwitches::default()).await;
     let group = talking(&relay, "c-1").await;
     let rows = RowSwitches { shown_after_ms: 1_000, ..RowSwitches::default() };
-    relay.sandbox.set_switches(Switches { rows, ..Switches::default() });
+    relay.sandbox.set_switches(SandboxSwitches { rows, ..SandboxSwitches::default() });
     let before = reads(&relay);
     relay.sandbox.agent_says(&group, "one").await.unwrap();
     assert_eq!(heard(&relay, "c-1", 2).await, ["one"]);
@@ -93,7 +93,7 @@ async fn order_does_not_depend_on_the_page_that_is_asked_for() {
 async fn a_message_is_internal_if_its_callback_alone_says_so() {
     let bench = embedded();
     let rows = RowSwitches { hides_internal: true, ..RowSwitches::default() };
-    let switches = Switches { rows, ..Switches::default() };
+    let switches = SandboxSwitches { rows, ..SandboxSwitches::default() };
     let plan = often(plan(&bench)).sandbox(|sandbox| sandbox.switches = switches);
     let relay = started(plan, BodyStyle::OwnRule).await;
     let group = talking(&relay, "c-1").await;

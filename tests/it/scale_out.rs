@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use causeway::message::Destination;
 use causeway::queue::PartitionId;
 use causeway::queue::partition::rendezvous_weight;
-use causeway::sandbox::{Entry, Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, LedgerEntry, Operation, Side};
 
 use super::harness::load::Load;
 use super::harness::matrix::Bench;
@@ -27,7 +27,7 @@ on_every_rabbit! {
     async fn workers_share_the_partitions_as_they_come_and_go(bench: Bench) {
         let mut relay =
             Plan::on(&bench).set("queue.partitions", PARTITIONS.to_string()).apart(1).start().await;
-        let moment = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(10));
+        let moment = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(10));
         relay.sandbox.script().fail(moment);
         shared_by(&relay, &bench, 1).await;
         let load = Load::start(&relay, LINES);
@@ -59,7 +59,7 @@ on_every_rabbit! {
         // outage.
         let stuck: Vec<String> = (0..6).map(|n| format!("stuck-{n}")).collect();
         for name in &stuck {
-            relay.sandbox.script().fail(Rule::new(Side::Xo).conversation(name.as_str()));
+            relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation(name.as_str()));
         }
         let load = Load::start(&relay, LINES);
         load.takes(20).await;
@@ -86,7 +86,7 @@ on_every_rabbit! {
         // The URL is marked, so that the ledger shows which worker made the call.
         let signed = format!("{}?from=frozen", relay.sandbox.xo_callback_url());
         relay.add_with("worker", &[("xo.callback_url", signed)]).await;
-        relay.sandbox.script().fail(Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
+        relay.sandbox.script().fail(FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
         let load = Load::start(&relay, 2 * LINES);
         by_the_frozen_one(&relay, 20).await;
         for _ in 0..FREEZES {
@@ -148,7 +148,7 @@ on_every_rabbit! {
     }
 }
 
-fn is_of_the_frozen_one(entry: &Entry) -> bool {
+fn is_of_the_frozen_one(entry: &LedgerEntry) -> bool {
     entry.path.ends_with("from=frozen")
 }
 
@@ -169,8 +169,8 @@ async fn by_the_frozen_one(relay: &Relay, count: usize) {
 
 /// An effect after another worker's effect of the same or a later message must be a repeat, and at most one for each
 /// freeze.
-fn no_late_effect(group: &str, entries: &[Entry]) {
-    let number = |entry: &Entry| entry.text.as_deref().and_then(|text| text.parse::<usize>().ok());
+fn no_late_effect(group: &str, entries: &[LedgerEntry]) {
+    let number = |entry: &LedgerEntry| entry.text.as_deref().and_then(|text| text.parse::<usize>().ok());
     let (mut newest_of_the_other, mut seen, mut late) = (None, BTreeSet::new(), Vec::new());
     for entry in entries {
         let first = seen.insert(number(entry));

@@ -1,7 +1,7 @@
 //! Tests that `causeway servicenow` sets an instance up completely, changes nothing in a second run, leaves foreign
 //! records unchanged, and reports a missing right.
 
-use causeway::sandbox::{QueueSettings, Sandbox, SandboxSettings, Switches, TableAccess};
+use causeway::sandbox::{Sandbox, SandboxQueue, SandboxSettings, SandboxSwitches, TableAccess};
 
 use crate::harness::binary::{Causeway, Finished};
 use crate::harness::ports;
@@ -166,7 +166,7 @@ async fn what_it_did_not_make_stays_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_right_is_named() {
     let sandbox = sandbox().await;
-    let access = |tables| sandbox.set_switches(Switches { tables, ..Switches::default() });
+    let access = |tables| sandbox.set_switches(SandboxSwitches { tables, ..SandboxSwitches::default() });
     for (tables, words) in [
         (TableAccess::Refused, "web_service_admin"),
         (TableAccess::ReadOnly, "web_service_admin"),
@@ -236,7 +236,7 @@ async fn the_virtual_agents_record_is_servicenows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_of_both_kinds_are_listed() {
     let sandbox = sandbox().await;
-    let queue = QueueSettings::default();
+    let queue = SandboxQueue::default();
     sandbox.set_queue_open(&queue.id, false);
     let agent = sandbox.records("awa_queue")[0].clone();
     let listed = run(verb(&sandbox, &["servicenow", "queues"])).await;
@@ -254,17 +254,17 @@ async fn queues_of_both_kinds_are_listed() {
     );
 
     // Without Connect Support the command reads its table; without the tables it calls Connect Support.
-    let json = async |switches: Switches| -> serde_json::Value {
+    let json = async |switches: SandboxSwitches| -> serde_json::Value {
         sandbox.set_switches(switches);
         serde_json::from_str(&run(verb(&sandbox, &["servicenow", "queues", "--json"])).await.stdout).unwrap()
     };
-    let missing = json(Switches { plugin_missing: true, ..Switches::default() }).await;
+    let missing = json(SandboxSwitches { plugin_missing: true, ..SandboxSwitches::default() }).await;
     assert_eq!(missing["queues"][1]["id"], queue.id);
     assert_eq!(
         (&missing["queues"][1]["state"], &missing["queues"][1]["kind"]),
         (&"active".into(), &"chat_queue".into())
     );
-    let refused = json(Switches { tables: TableAccess::Refused, ..Switches::default() }).await;
+    let refused = json(SandboxSwitches { tables: TableAccess::Refused, ..SandboxSwitches::default() }).await;
     assert_eq!(
         (&refused["queues"][0]["state"], refused["queues"].as_array().unwrap().len()),
         (&"closed".into(), 1)

@@ -1,6 +1,6 @@
 //! Tests that one stuck conversation delays no other, whatever its number of messages.
 
-use causeway::sandbox::{Rule, Side};
+use causeway::sandbox::{FaultRule, Side};
 
 use crate::harness::relay::{Plan, numbered};
 
@@ -12,7 +12,7 @@ on_every_engine! {
     async fn a_stuck_conversation_that_fills_the_window_delays_nobody(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.partitions", "1").set("queue.prefetch", "16");
         let relay = plan.set("delivery.retry.max", "1s").start().await;
-        let rule = relay.sandbox.script().fail(Rule::new(Side::Xo).conversation("stuck"));
+        let rule = relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation("stuck"));
         relay.callbacks(&["stuck".to_owned()], STUCK, 1).await;
         let others: Vec<String> = (0..OTHERS).map(|n| format!("well-{n}")).collect();
         relay.callbacks(&others, 2, OTHERS).await;

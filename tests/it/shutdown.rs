@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, Operation, Side};
 
 use super::harness::load::Load;
 use super::harness::relay::Plan;
@@ -15,7 +15,7 @@ const IN_TIME: Duration = Duration::from_secs(35);
 on_every_engine! {
     async fn what_a_stopped_process_had_taken_is_delivered_by_the_next(bench: Bench) {
         let mut relay = Plan::on(&bench).start().await;
-        let slow = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(60));
+        let slow = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(60));
         let slow = relay.sandbox.script().fail(slow);
         let load = Load::start(&relay, LINES);
         for _ in 0..2 {
@@ -35,7 +35,7 @@ on_every_engine! {
 
     async fn a_stop_does_not_wait_for_a_destination_that_is_down(bench: Bench) {
         let mut relay = Plan::on(&bench).start().await;
-        let down = relay.sandbox.script().fail(Rule::new(Side::Xo).status(503));
+        let down = relay.sandbox.script().fail(FaultRule::new(Side::Xo).status(503));
         let load = Load::start(&relay, LINES);
         load.takes(60).await;
         let process = &mut relay.processes[0];
@@ -59,7 +59,7 @@ on_every_engine! {
 
     async fn a_second_signal_ends_the_process_at_once(bench: Bench) {
         let mut relay = Plan::on(&bench).set("delivery.xo.timeout", "14s").start().await;
-        let hangs = Rule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_secs(60));
+        let hangs = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_secs(60));
         let hangs = relay.sandbox.script().fail(hangs);
         let load = Load::start(&relay, LINES);
         load.takes(LINES).await;

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use causeway::sandbox::botkit::BotUser;
 use causeway::sandbox::{
-    Accept, BotSettings, CallbackSettings, Entry, Moment, Operation, Rule, Sandbox, Side,
+    AgentAcceptance, BotSettings, CallbackSettings, FaultRule, LedgerEntry, LedgerMoment, Operation, Sandbox,
+    Side,
 };
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use reqwest::Client;
@@ -57,7 +58,7 @@ fn plan(bench: &Bench, virtual_agent: bool) -> Plan {
         .set("delivery.servicenow.timeout", "3s")
         .set("delivery.xo.timeout", "3s")
         .set("queue.heartbeat", "5s")
-        .sandbox(|sandbox| sandbox.agent.accept = Accept::After(Duration::from_millis(300)));
+        .sandbox(|sandbox| sandbox.agent.accept = AgentAcceptance::After(Duration::from_millis(300)));
     let plan = if bench.engine() == Engine::Embedded { plan } else { plan.apart(2) };
     if virtual_agent { plan.set("servicenow.api", "virtual_agent") } else { plan }
 }
@@ -67,14 +68,14 @@ fn let_it_rain(sandbox: &Sandbox, virtual_agent: bool) {
     let script = sandbox.script();
     // The Virtual Agent API has no gap repair, so ServiceNow itself must repeat a lost callback.
     let lost = if virtual_agent { 0.0 } else { 0.02 };
-    script.fail(Rule::new(Side::ServiceNow).operation(Operation::Callback).probability(lost, 1).cut());
+    script.fail(FaultRule::new(Side::ServiceNow).operation(Operation::Callback).probability(lost, 1).cut());
     let asked = [Operation::Start, Operation::Message, Operation::Leave, Operation::State, Operation::Read];
     let told = [Operation::Event, Operation::Tell, Operation::Clear, Operation::Session];
     let all = asked.map(|operation| (Side::ServiceNow, operation)).into_iter().chain(told.map(|operation| {
         (if operation == Operation::Event { Side::Events } else { Side::BotKit }, operation)
     }));
     for (seed, (side, operation)) in (2..).step_by(3).zip(all) {
-        let rule = || Rule::new(side).operation(operation);
+        let rule = || FaultRule::new(side).operation(operation);
         script.fail(rule().probability(0.01, seed).after().cut());
         script.fail(rule().probability(0.01, seed + 1).cut());
         script.fail(rule().probability(0.03, seed + 2).status(503));
@@ -108,11 +109,11 @@ impl Witness {
         witness
     }
 
-    fn hear(&self, moment: Moment, entry: &Entry) {
+    fn hear(&self, moment: LedgerMoment, entry: &LedgerEntry) {
         let Some(conversation) = entry.conversation.clone().filter(|_| !entry.outbound) else { return };
         let mut book = self.0.lock().unwrap();
         let line = book.entry((entry.side, conversation)).or_default();
-        if moment == Moment::TookEffect {
+        if moment == LedgerMoment::TookEffect {
             line.push(Effect {
                 seq: entry.seq,
                 operation: entry.operation,
@@ -346,12 +347,12 @@ impl Town<'_> {
 
     /// All calls of the platforms about a chat, one in each line.
     fn story(&self, conversation: &str, group: &str) -> String {
-        let own = |entry: &Entry| {
+        let own = |entry: &LedgerEntry| {
             let named = [&entry.group, &entry.conversation].into_iter().flatten();
             let of_the_chat = !group.is_empty() && entry.path.contains(group);
             of_the_chat || named.into_iter().any(|name| name == conversation || name == group)
         };
-        let line = |entry: &Entry| {
+        let line = |entry: &LedgerEntry| {
             let text = entry.text.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
             format!(
                 "{} {:?} {:?}{} {text:?} {:?} {:?} effect {:?}",

@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 /// The rooms that a room must not import, because imports run one way along the path of a message. `cli`, `app.rs` and
 /// `main.rs` assemble the program and may import every room.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
-    ("message", &["ingress", "queue", "worker", "delivery", "conversation", "platform", "dead", "sandbox"]),
-    ("queue", &["ingress", "worker", "delivery", "conversation", "platform", "dead", "sandbox"]),
-    ("conversation", &["ingress", "worker", "delivery", "platform", "dead", "sandbox"]),
-    ("platform", &["ingress", "queue", "worker", "delivery", "dead", "sandbox"]),
-    ("delivery", &["ingress", "worker", "dead", "sandbox"]),
-    ("files", &["ingress", "queue", "worker", "delivery", "conversation", "dead", "sandbox"]),
+    (
+        "message",
+        &["ingress", "queue", "worker", "delivery", "conversation", "platform", "dead_letters", "sandbox"],
+    ),
+    ("queue", &["ingress", "worker", "delivery", "conversation", "platform", "dead_letters", "sandbox"]),
+    ("conversation", &["ingress", "worker", "delivery", "platform", "dead_letters", "sandbox"]),
+    ("platform", &["ingress", "queue", "worker", "delivery", "dead_letters", "sandbox"]),
+    ("delivery", &["ingress", "worker", "dead_letters", "sandbox"]),
+    ("files", &["ingress", "queue", "worker", "delivery", "conversation", "dead_letters", "sandbox"]),
     ("worker", &["ingress", "sandbox"]),
     ("ingress", &["worker", "delivery", "platform", "sandbox"]),
-    ("dead", &["ingress", "worker", "delivery", "platform", "sandbox"]),
+    ("dead_letters", &["ingress", "worker", "delivery", "platform", "sandbox"]),
     // A simulator must not share the misunderstandings of the client.
     ("sandbox", &["platform"]),
-    ("telemetry", &["ingress", "queue", "worker", "delivery", "platform", "dead", "sandbox"]),
+    ("telemetry", &["ingress", "queue", "worker", "delivery", "platform", "dead_letters", "sandbox"]),
 ];
 
 /// The rooms that may import neither the settings nor their assembler.
@@ -33,7 +36,7 @@ const STAGES: &[&str] = &[
     "delivery",
     "worker",
     "ingress",
-    "dead",
+    "dead_letters",
     "sandbox",
 ];
 const ASSEMBLY: &[&str] = &["config", "cli", "app"];
@@ -157,9 +160,9 @@ fn identifier(text: &str) -> String {
 
 #[test]
 fn imports_are_read_as_rust_reads_them() {
-    let code = "use crate::message::Id;\nuse crate::{clock, queue::{Loan, partition},\n  dead::Letter};\nlet x = crate::tasks::new();";
+    let code = "use crate::message::Id;\nuse crate::{clock, queue::{Loan, partition},\n  dead_letters::Letter};\nlet x = crate::tasks::new();";
     let rooms: Vec<_> = rooms_known(code).into_iter().collect();
-    assert_eq!(rooms, ["clock", "dead", "message", "queue", "tasks"]);
+    assert_eq!(rooms, ["clock", "dead_letters", "message", "queue", "tasks"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Tests that one message can be followed in the logs: two lines with the same ids, and a trace that goes on at the
 //! platforms.
 
-use causeway::sandbox::{Entry, Operation, Rule, Side};
+use causeway::sandbox::{FaultRule, LedgerEntry, Operation, Side};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ async fn both_lines(relay: &Relay, id: &str) -> (Value, Value) {
     .await
 }
 
-fn applied(relay: &Relay, side: Side, operation: Operation) -> Vec<Entry> {
+fn applied(relay: &Relay, side: Side, operation: Operation) -> Vec<LedgerEntry> {
     let entries = relay.sandbox.ledger().entries();
     entries
         .into_iter()
@@ -153,7 +153,7 @@ on_every_engine! {
     async fn a_dead_letter_and_its_replay_keep_the_ids(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
         let group = relay.open("c-1").await;
-        let refusal = Rule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
+        let refusal = FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
         relay.sandbox.script().fail(refusal);
         let headers = [("x-request-id", "req-dead"), ("traceparent", PARENT)];
         let message = json!({"type": "message", "conversation_id": "c-1", "message": "again"});
@@ -176,7 +176,7 @@ on_every_engine! {
     async fn no_line_names_a_conversation_if_the_setting_says_so(bench: Bench) {
         let relay = Plan::on(&bench).set("log.conversation_ids", "false").start().await;
         let group = relay.open("c-hidden").await;
-        let refusal = Rule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
+        let refusal = FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400);
         relay.sandbox.script().fail(refusal);
         relay.say("c-hidden", "refused").await;
         relay.dead_letters_at_least(1).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use causeway::sandbox::{CallbackSettings, Operation, Rule, Side};
+use causeway::sandbox::{CallbackSettings, FaultRule, Operation, Side};
 use serde_json::{Value, json};
 
 use crate::harness::relay::{Plan, Relay};
@@ -66,7 +66,7 @@ on_every_engine! {
         let xo = FakeXo::start().await;
         xo.set(|behaviour| behaviour.history = history());
         let mut relay = xo.settings(Plan::on(&bench)).start().await;
-        let slow = Rule::new(Side::ServiceNow).operation(Operation::Start).times(1).after();
+        let slow = FaultRule::new(Side::ServiceNow).operation(Operation::Start).times(1).after();
         relay.sandbox.script().fail(slow.delay(Duration::from_secs(8)));
         xo.transfers(&relay, "u-1", "Yes").await;
         let group = chat(&relay).await;

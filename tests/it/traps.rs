@@ -128,10 +128,10 @@ on_every_rabbit! {
             if dead == [0] { Ok(()) } else { Err(format!("{dead:?}")) }
         })
         .await;
-        let mut siding = visit(&queue).await;
-        let letter = siding.next().await.unwrap().unwrap().dead;
+        let mut dead_letter_reader = visit(&queue).await;
+        let letter = dead_letter_reader.next().await.unwrap().unwrap().dead;
         assert_eq!(letter.story.count(), 0, "nobody wrote its story: {}", letter.detail);
-        siding.close().await;
+        dead_letter_reader.close().await;
     }
 
     async fn what_a_vanished_partition_should_have_taken_is_kept(bench: Bench) {
@@ -146,7 +146,7 @@ on_every_rabbit! {
             published.unwrap();
         }
         eventually("all to be counted", SOON, async || match queue.depth().await {
-            Ok(depth) if depth.astray == 50 => Ok(()),
+            Ok(depth) if depth.unroutable == 50 => Ok(()),
             other => Err(format!("{other:?}")),
         })
         .await;
@@ -169,8 +169,8 @@ on_every_rabbit! {
         // There is room for some messages: a few are accepted among many refusals, all at the same time and from many
         // tasks.
         let mut subscription = borrow(&queue).await;
-        while let Ok(Some(loan)) = tokio::time::timeout(Duration::from_secs(1), subscription.next()).await {
-            loan.done().await.unwrap();
+        while let Ok(Some(received)) = tokio::time::timeout(Duration::from_secs(1), subscription.next()).await {
+            received.ack().await.unwrap();
         }
         let tasks: Vec<_> = (0..600).map(|n| {
             let queue = queue.clone();
@@ -192,9 +192,9 @@ on_every_rabbit! {
         assert!(refused > 0, "the limit was never met");
         let mut taken = BTreeSet::new();
         while taken.len() < confirmed.len() {
-            let loan = next(&mut subscription).await;
-            taken.insert(number(&loan.message));
-            loan.done().await.unwrap();
+            let received = next(&mut subscription).await;
+            taken.insert(number(&received.message));
+            received.ack().await.unwrap();
         }
         assert_eq!(taken, confirmed);
     }

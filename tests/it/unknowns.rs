@@ -4,8 +4,8 @@
 
 use causeway::sandbox::botkit::BotUser;
 use causeway::sandbox::{
-    BodyStyle, BotKitSwitches, BotSettings, CallbackCredential, CallbackSettings, ConnectSwitches,
-    LastMessage, Operation, Rule, Side, Switches,
+    BodyStyle, BotKitSwitches, BotSettings, CallbackCredential, CallbackSettings, ConnectSwitches, FaultRule,
+    LastMessage, Operation, SandboxSwitches, Side,
 };
 use serde_json::Value;
 
@@ -32,7 +32,8 @@ async fn relay_with(
         .set("delivery.retry.max", "1s")
         .set("delivery.servicenow.timeout", "2s");
     let plan = settings.iter().fold(plan, |plan, (key, value)| plan.set(key, *value));
-    let plan = plan.sandbox(|sandbox| sandbox.switches = Switches { connect, ..Switches::default() });
+    let plan =
+        plan.sandbox(|sandbox| sandbox.switches = SandboxSwitches { connect, ..SandboxSwitches::default() });
     let relay = plan.start().await;
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings { style, ..CallbackSettings::to(url) }));
@@ -71,7 +72,7 @@ async fn connect_support_may_show_little_and_say_it_twice() {
         let bench = bench();
         let relay = relay(&bench, style, connect).await;
         // The answer is lost. The chat is found again by its first message, because its entry shows no text.
-        let start = Rule::new(Side::ServiceNow).operation(Operation::Start);
+        let start = FaultRule::new(Side::ServiceNow).operation(Operation::Start);
         relay.sandbox.script().fail(start.times(1).after().cut());
         let group = relay.open("c-1").await;
         assert_eq!(relay.sandbox.groups().len(), 1);
@@ -137,7 +138,7 @@ async fn servicenow_may_end_a_silent_chat_by_itself() {
     relay.sandbox.agent_accept(&group).await.unwrap();
     relay.reaches("c-1", "active").await;
     let connect = ConnectSwitches { idle_end_ms: 1, ..ConnectSwitches::default() };
-    relay.sandbox.set_switches(Switches { connect, ..Switches::default() });
+    relay.sandbox.set_switches(SandboxSwitches { connect, ..SandboxSwitches::default() });
     assert_eq!(hears(&relay, "callback.ended", 1).await.len(), 1);
     relay.reaches("c-1", "ended").await;
     relay.say("c-1", "anybody there?").await;

@@ -3,7 +3,8 @@
 //! relayed once.
 
 use causeway::sandbox::{
-    CallbackSettings, Entry, MessageProof, Operation, Rule, Side, Switches, VirtualAgentSwitches,
+    CallbackSettings, FaultRule, LedgerEntry, MessageProof, Operation, SandboxSwitches, Side,
+    VirtualAgentSwitches,
 };
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ fn plan(bench: &Bench) -> Plan {
 
 async fn started(plan: Plan, switches: VirtualAgentSwitches) -> Relay {
     let relay = plan.start().await;
-    relay.sandbox.set_switches(Switches { virtual_agent: switches, ..Switches::default() });
+    relay.sandbox.set_switches(SandboxSwitches { virtual_agent: switches, ..SandboxSwitches::default() });
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings::to(url)));
     relay
@@ -86,7 +87,7 @@ async fn says(relay: &Relay, group: &str, texts: &[&str]) {
 
 /// The requests of the instance with this action. An empty text means no action.
 fn asked(relay: &Relay, action: &str) -> Vec<Value> {
-    let of = |entry: &Entry| {
+    let of = |entry: &LedgerEntry| {
         entry.side == Side::ServiceNow && !entry.outbound && entry.event.as_deref().unwrap_or("") == action
     };
     let entries = relay.sandbox.ledger().find(|entry| of(entry) && entry.path.contains("sn_va_as_service"));
@@ -110,8 +111,8 @@ fn agent_item(id: &str, text: &str) -> Value {
     })
 }
 
-fn event_rule(text: &str) -> Rule {
-    Rule::new(Side::Events).operation(Operation::Event).conversation(text)
+fn event_rule(text: &str) -> FaultRule {
+    FaultRule::new(Side::Events).operation(Operation::Event).conversation(text)
 }
 
 on_every_engine! {
@@ -133,7 +134,7 @@ on_every_engine! {
         assert_eq!((&start["clientSessionId"], &start["userId"]), (&json!(group), &json!(group)));
         assert_eq!(start["clientVariables"], json!({ "causeway_conversation_id": "c-1", "causeway_group": group }));
         assert_eq!(start["emailId"], "ada@example.com");
-        let queue = causeway::sandbox::QueueSettings::default().id;
+        let queue = causeway::sandbox::SandboxQueue::default().id;
         assert_eq!(start["contextVariables"], json!({
             "live_agent_only": "true", "requester_session_language": "ko", "b2b_category": "it", "topic": "laptop",
             "channel": "web", "LiveAgent_queue": queue,
@@ -215,7 +216,7 @@ on_every_engine! {
             relay.reaches("c-1", "failed").await;
             relay.metric_is("causeway_conversations_ended_total", &[("reason", "no_agent")], |count| count == 1.0).await;
             // The next start is another request, and succeeds when an agent is available.
-            relay.sandbox.set_switches(Switches::default());
+            relay.sandbox.set_switches(SandboxSwitches::default());
             with_agent(&relay, "c-1").await;
             let starts = asked(&relay, "START_CONVERSATION");
             assert_eq!(starts.len(), 2);
@@ -283,7 +284,7 @@ on_every_engine! {
 
         // The same by the flag alone, without a text of any language.
         let by_flag = VirtualAgentSwitches { ends_by_flag: true, ..VirtualAgentSwitches::default() };
-        relay.sandbox.set_switches(Switches { virtual_agent: by_flag, ..Switches::default() });
+        relay.sandbox.set_switches(SandboxSwitches { virtual_agent: by_flag, ..SandboxSwitches::default() });
         let group = with_agent(&relay, "c-2").await;
         relay.sandbox.agent_closes(&group).await.unwrap();
         relay.reaches("c-2", "ended").await;
@@ -312,7 +313,7 @@ on_every_engine! {
         relay.reaches("c-4", "waiting").await;
         let group = group_of(&relay, "c-4").await;
         // The callback of our end arrives before the answer of the call.
-        let leave = Rule::new(Side::ServiceNow).operation(Operation::Leave);
+        let leave = FaultRule::new(Side::ServiceNow).operation(Operation::Leave);
         relay.sandbox.script().fail(leave.times(1).after().delay(std::time::Duration::from_secs(2)));
         relay.end("c-4").await;
         relay.reaches("c-4", "ended").await;
@@ -404,7 +405,7 @@ on_every_engine! {
         }).await;
         assert_eq!(relay.dead_letters_at_least(1).await[0]["reason"], "rejected");
         // A receipt that fails has no consequence.
-        relay.sandbox.script().fail(Rule::new(Side::ServiceNow).operation(Operation::Other).hang());
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Other).hang());
         relay.sandbox.agent_says(&group, "after all").await.unwrap();
         relay.say("c-1", "thanks").await;
         hears_text(&relay, "c-1", "after all").await;
@@ -453,7 +454,7 @@ on_every_engine! {
     async fn a_failure_in_a_success_is_a_failure(bench: Bench) {
         let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
         let group = with_agent(&relay, "c-1").await;
-        let message = || Rule::new(Side::ServiceNow).operation(Operation::Message);
+        let message = || FaultRule::new(Side::ServiceNow).operation(Operation::Message);
         let failure = |words: &str| json!({ "status": "failure", "error": { "message": words, "detail": null } }).to_string();
         relay.sandbox.script().fail(message().times(2).status_with(200, failure("The worker is busy")));
         relay.say("c-1", "one").await;

@@ -6,10 +6,10 @@
 
 use serde_json::{Value, json};
 
-use super::super::{Failure, output};
+use super::super::{CliFailure, output};
 use crate::clock;
-use crate::dead::brief::{self, Brief};
-use crate::dead::{self, Answer, Filter, Group, document};
+use crate::dead_letters::brief::{self, Brief};
+use crate::dead_letters::{self, Answer, DeadLetterFilter, GroupSummary, json};
 use crate::message::{DeadReason, Destination};
 use crate::queue::Queue;
 
@@ -19,7 +19,12 @@ const SHORT_ID: usize = 8;
 const WIDE: usize = 120;
 
 /// `causeway dead list`. `limit` keeps the newest dead letters; 0 keeps all.
-pub(super) async fn list(queue: &Queue, filter: &Filter, limit: usize, json: bool) -> Result<(), Failure> {
+pub(super) async fn list(
+    queue: &Queue,
+    filter: &DeadLetterFilter,
+    limit: usize,
+    json: bool,
+) -> Result<(), CliFailure> {
     let briefs = brief::briefs(queue, filter).await?;
     let total = briefs.len();
     let left_out = if limit == 0 { 0 } else { total.saturating_sub(limit) };
@@ -56,23 +61,23 @@ fn lines(briefs: &[Brief], columns: usize) -> String {
 }
 
 /// `causeway dead count`.
-pub(super) async fn count(queue: &Queue, filter: &Filter, json: bool) -> Result<(), Failure> {
-    let entries = dead::list(queue, filter).await?;
+pub(super) async fn count(queue: &Queue, filter: &DeadLetterFilter, json: bool) -> Result<(), CliFailure> {
+    let entries = dead_letters::list(queue, filter).await?;
     if json {
-        let groups = document::groups(&entries);
+        let groups = json::groups(&entries);
         return Ok(output::json(&json!({ "dead_letters": entries.len(), "groups": groups }))?);
     }
     Ok(output::line(counts(&entries))?)
 }
 
 /// The table of [`count`].
-pub(super) fn counts(entries: &[dead::Entry]) -> String {
+pub(super) fn counts(entries: &[dead_letters::DeadLetterSummary]) -> String {
     if entries.is_empty() {
         return "no dead letters".to_owned();
     }
     let ago = |at| output::age(clock::since(at).as_secs());
-    let groups = dead::summary_by(entries, |entry| (entry.destination, entry.reason, entry.answer));
-    let row = |((destination, reason, answer), group): ((Destination, DeadReason, Answer), Group)| {
+    let groups = dead_letters::summary_by(entries, |entry| (entry.destination, entry.reason, entry.answer));
+    let row = |((destination, reason, answer), group): ((Destination, DeadReason, Answer), GroupSummary)| {
         vec![
             destination.to_string(),
             reason.to_string(),
@@ -90,12 +95,12 @@ pub(super) fn counts(entries: &[dead::Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{BotName, DeadLetter, Kind, LaneKey, Message, MessageId, Story};
+    use crate::message::{AttemptHistory, BotName, DeadLetter, Kind, LaneKey, Message, MessageId};
 
     fn dead(destination: Destination, reason: DeadReason, conversation: &str) -> DeadLetter {
         let lane = LaneKey::parse(conversation).unwrap();
         let message = Message::new(MessageId::fresh(), Kind::CallbackMessage, destination, lane, "{}");
-        DeadLetter::new(message, reason, "", Story::default())
+        DeadLetter::new(message, reason, "", AttemptHistory::default())
     }
 
     #[test]
@@ -113,7 +118,8 @@ mod tests {
         let id = letters[2].message.id.to_string();
         assert!(text.contains(&id[28..]) && !text.contains(&id) && text.contains("  c-1"), "{text}");
         assert!(lines(&briefs, 160).contains(&id));
-        let entries: Vec<dead::Entry> = letters.iter().map(dead::Entry::from).collect();
+        let entries: Vec<dead_letters::DeadLetterSummary> =
+            letters.iter().map(dead_letters::DeadLetterSummary::from).collect();
         let text = counts(&entries);
         assert!(text.lines().all(|line| output::width(line) <= 80) && text.contains("not sent"), "{text}");
     }

@@ -3,14 +3,14 @@
 //! `list --json` prints `{"dead_letters": [{"id", "destination", "kind", "conversation_id", "group", "reason", "detail",
 //! "died_at", "attempts"}], "total": N}`. `count --json` prints `{"dead_letters": N, "groups": [{"destination", "reason",
 //! "count", "lanes", "first_died_at", "last_died_at", "answers": [{"answer", "count"}]}]}`. `show --json` prints `{"matching": N, "dead_letters": [D, ..]}`, `export` prints one `D` on
-//! each line (see `dead/document.rs` for `D`).
+//! each line (see `dead_letters/json.rs` for `D`).
 //!
 //! Guarantees: only `show --reveal` and `export` print message text. An action that cannot be undone needs a
 //! confirmation.
 
-mod letter;
 mod list;
 mod replay;
+mod show;
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -18,26 +18,26 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::{Failure, Sources, ask, operator, output};
+use super::{CliFailure, SettingFiles, confirm, operator, output};
 use crate::app;
-use crate::config::Purpose;
-use crate::dead::{self, DeskError, Filter, asked, document};
+use crate::config::RunPurpose;
+use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, filter, json};
 use crate::message::{DeadReason, Destination, MessageId};
 use crate::queue::Queue;
 use crate::telemetry::{Act, Ending, audit};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct DeadArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: DeadVerb,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+enum DeadVerb {
     /// List dead letters, one line for each, newest last
     List {
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
         /// Maximum number of dead letters, the newest ones; 0 lists all
         #[arg(long, default_value_t = 0, value_name = "N")]
         limit: usize,
@@ -49,7 +49,7 @@ enum Verb {
     /// Count dead letters by destination, reason and the platform's last answer
     Count {
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -57,7 +57,7 @@ enum Verb {
     /// Show each dead letter with its attempts
     Show {
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -70,11 +70,11 @@ enum Verb {
     },
     /// Redeliver dead letters in their original order, then report how many were delivered and how many died again.
     /// Safe to interrupt: run it again to continue
-    Replay(replay::Args),
+    Replay(replay::ReplayArgs),
     /// Remove dead letters permanently
     Discard {
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -82,7 +82,7 @@ enum Verb {
     /// Write dead letters as JSON Lines, with the text of the messages; the queue keeps them
     Export {
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
         /// Write to this new file, readable by its owner only, instead of to standard output
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -94,76 +94,77 @@ enum Verb {
 
 /// Selects dead letters. Without any of these options, all dead letters match.
 #[derive(Debug, Clone, clap::Args)]
-struct Which {
+struct FilterArgs {
     /// Their destination: servicenow, xo, events, callbacks or `bot:NAME`
-    #[arg(long, value_parser = asked::destination)]
+    #[arg(long, value_parser = filter::destination)]
     destination: Option<Destination>,
     /// The conversation's id, or ServiceNow's group
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
     /// Their reason: rejected, expired, unreadable, conversation_failed, conversation_over, unknown_conversation,
     /// exhausted
-    #[arg(long, value_parser = asked::reason)]
+    #[arg(long, value_parser = filter::reason)]
     reason: Option<DeadReason>,
     /// Died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
-    #[arg(long, value_name = "TIME", value_parser = asked::moment)]
+    #[arg(long, value_name = "TIME", value_parser = filter::moment)]
     since: Option<Timestamp>,
     /// Died before this time, in the same format
-    #[arg(long, value_name = "TIME", value_parser = asked::moment)]
+    #[arg(long, value_name = "TIME", value_parser = filter::moment)]
     until: Option<Timestamp>,
     /// Exactly this message; repeatable
-    #[arg(long, value_name = "ID", value_parser = asked::id, value_delimiter = ',')]
+    #[arg(long, value_name = "ID", value_parser = filter::id, value_delimiter = ',')]
     id: Vec<MessageId>,
 }
 
-impl From<Which> for Filter {
-    fn from(which: Which) -> Self {
-        let Which { destination, conversation, reason, since, until, id } = which;
+impl From<FilterArgs> for DeadLetterFilter {
+    fn from(which: FilterArgs) -> Self {
+        let FilterArgs { destination, conversation, reason, since, until, id } = which;
         Self { destination, conversation, reason, since, until, ids: id.into_iter().collect() }
     }
 }
 
-pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
-    let settings = sources.settings_for_desk(Purpose::Desk)?;
-    let queue = app::open_desk(&settings).await?;
+pub(super) async fn run(args: DeadArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
+    let settings = sources.settings_for_admin(RunPurpose::Admin)?;
+    let queue = app::open_admin(&settings).await?;
     let done = match args.verb {
-        Verb::List { which, limit, json } => list::list(&queue, &which.into(), limit, json).await,
-        Verb::Count { which, json } => list::count(&queue, &which.into(), json).await,
-        Verb::Show { which, json, reveal, limit } => {
-            letter::show(&queue, &which.into(), json, reveal, limit).await
+        DeadVerb::List { which, limit, json } => list::list(&queue, &which.into(), limit, json).await,
+        DeadVerb::Count { which, json } => list::count(&queue, &which.into(), json).await,
+        DeadVerb::Show { which, json, reveal, limit } => {
+            show::show(&queue, &which.into(), json, reveal, limit).await
         }
-        Verb::Replay(args) => Box::pin(replay::run(args, &queue, &settings)).await,
-        Verb::Discard { which, yes } => discard(&queue, &which.into(), yes).await,
-        Verb::Export { which, output, yes } => export(&queue, &which.into(), output, yes).await,
+        DeadVerb::Replay(args) => Box::pin(replay::run(args, &queue, &settings)).await,
+        DeadVerb::Discard { which, yes } => discard(&queue, &which.into(), yes).await,
+        DeadVerb::Export { which, output, yes } => export(&queue, &which.into(), output, yes).await,
     };
     queue.close().await;
     done
 }
 
-impl From<DeskError> for Failure {
-    fn from(error: DeskError) -> Self {
+impl From<DeadLetterError> for CliFailure {
+    fn from(error: DeadLetterError) -> Self {
         Self::Failed(error.into())
     }
 }
 
-impl From<crate::queue::QueueError> for Failure {
+impl From<crate::queue::QueueError> for CliFailure {
     fn from(error: crate::queue::QueueError) -> Self {
         Self::Failed(error.into())
     }
 }
 
-async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failure> {
-    let doomed: HashSet<_> = dead::list(queue, filter).await?.iter().map(|entry| entry.key).collect();
-    if doomed.is_empty() {
+async fn discard(queue: &Queue, filter: &DeadLetterFilter, yes: bool) -> Result<(), CliFailure> {
+    let selected: HashSet<_> =
+        dead_letters::list(queue, filter).await?.iter().map(|entry| entry.key).collect();
+    if selected.is_empty() {
         return Ok(output::line("no dead letters")?);
     }
-    let what = output::counted(doomed.len() as u64, "dead letter");
-    if !ask::agreed(&format!("Remove {what} for good?"), yes).await? {
+    let what = output::counted(selected.len() as u64, "dead letter");
+    if !confirm::agreed(&format!("Remove {what} for good?"), yes).await? {
         return Ok(output::line("nothing was removed")?);
     }
-    let bar = replay::bar(doomed.len() as u64);
+    let bar = replay::bar(selected.len() as u64);
     let mut gone = 0;
-    let done = dead::discard(queue, filter, &doomed, |count| {
+    let done = dead_letters::discard(queue, filter, &selected, |count| {
         gone = count;
         bar.set_position(count);
     });
@@ -175,10 +176,15 @@ async fn discard(queue: &Queue, filter: &Filter, yes: bool) -> Result<(), Failur
     Ok(output::line(format_args!("removed {}", output::counted(done?, "dead letter")))?)
 }
 
-async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool) -> Result<(), Failure> {
-    let count = dead::list(queue, filter).await?.len();
+async fn export(
+    queue: &Queue,
+    filter: &DeadLetterFilter,
+    file: Option<PathBuf>,
+    yes: bool,
+) -> Result<(), CliFailure> {
+    let count = dead_letters::list(queue, filter).await?.len();
     let what = output::counted(count as u64, "dead letter");
-    if count > 0 && !ask::agreed(&format!("Write {what} with the text of the messages?"), yes).await? {
+    if count > 0 && !confirm::agreed(&format!("Write {what} with the text of the messages?"), yes).await? {
         return Ok(output::line("nothing was written")?);
     }
     let Some(path) = file else {
@@ -191,10 +197,10 @@ async fn export(queue: &Queue, filter: &Filter, file: Option<PathBuf>, yes: bool
     Ok(output::line(format_args!("wrote {what} to {}", path.display()))?)
 }
 
-async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Result<(), Failure> {
+async fn export_to(queue: &Queue, filter: &DeadLetterFilter, out: &mut impl Write) -> Result<(), CliFailure> {
     let mut written = 0;
-    let looked = dead::look::<Failure>(queue, filter, |dead| {
-        serde_json::to_writer(&mut *out, &document::letter(dead, true)).map_err(std::io::Error::from)?;
+    let looked = dead_letters::look::<CliFailure>(queue, filter, |dead| {
+        serde_json::to_writer(&mut *out, &json::letter(dead, true)).map_err(std::io::Error::from)?;
         out.write_all(b"\n")?;
         written += 1;
         Ok(())
@@ -206,10 +212,12 @@ async fn export_to(queue: &Queue, filter: &Filter, out: &mut impl Write) -> Resu
 }
 
 /// Creates a new file that only its owner can read.
-fn private_file(path: &std::path::Path) -> Result<std::fs::File, Failure> {
+fn private_file(path: &std::path::Path) -> Result<std::fs::File, CliFailure> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(|error| Failure::Usage(format!("cannot create {}: {error}", path.display())))
+    options
+        .open(path)
+        .map_err(|error| CliFailure::Usage(format!("cannot create {}: {error}", path.display())))
 }

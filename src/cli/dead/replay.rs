@@ -2,7 +2,7 @@
 //! outcomes.
 //!
 //! `--json` prints only `{"plan": P, "replayed", "taken_out", "outcomes": {"delivered", "died_again", "answered",
-//! "nothing_to_send", "on_the_way"}, "interrupted", "error"}` (see `dead/document.rs` for `P`).
+//! "nothing_to_send", "on_the_way"}, "interrupted", "error"}` (see `dead_letters/json.rs` for `P`).
 //!
 //! Guarantees: the output reports the completed work even after an error or a signal. The first SIGINT or SIGTERM
 //! stops the replay after the messages that are being published; a second one ends the process at once.
@@ -13,33 +13,33 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::super::{Failure, ask, operator, output};
-use super::Which;
+use super::super::{CliFailure, confirm, operator, output};
+use super::FilterArgs;
 use crate::app;
 use crate::config::Settings;
 use crate::conversation::Directory;
-use crate::dead::outcome::{self, Outcomes};
-use crate::dead::replay::{self, Fate, Plan, Replayed};
-use crate::dead::{Filter, asked, document};
+use crate::dead_letters::outcome::{self, ReplayOutcomes};
+use crate::dead_letters::replay::{self, ReplayAction, ReplayPlan, ReplayResult};
+use crate::dead_letters::{DeadLetterFilter, filter, json};
 use crate::queue::Queue;
-use crate::tasks::{self, Stop};
+use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{Act, Ending, audit};
 
 /// The exit code that a shell shows for a process ended by SIGINT.
 const INTERRUPTED: i32 = 130;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ReplayArgs {
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     /// Show the plan, then exit
     #[arg(long)]
     dry_run: bool,
     /// Maximum messages per second, for example 20 or 20/s
-    #[arg(long, value_name = "N/s", value_parser = asked::rate)]
+    #[arg(long, value_name = "N/s", value_parser = filter::rate)]
     rate: Option<f64>,
     /// Maximum time to wait for the outcomes, for example 60s or 5m; 0 does not wait
-    #[arg(long, value_name = "TIME", value_parser = asked::wait, default_value = "60s")]
+    #[arg(long, value_name = "TIME", value_parser = filter::wait, default_value = "60s")]
     wait: Duration,
     /// Do not ask for confirmation
     #[arg(long)]
@@ -49,8 +49,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) async fn run(args: Args, queue: &Queue, settings: &Settings) -> Result<(), Failure> {
-    let filter = Filter::from(args.which.clone());
+pub(super) async fn run(args: ReplayArgs, queue: &Queue, settings: &Settings) -> Result<(), CliFailure> {
+    let filter = DeadLetterFilter::from(args.which.clone());
     let directory = app::open_directory(settings).await?;
     let done = plan_and_replay(&args, queue, &filter, &directory).await;
     directory.close().await;
@@ -58,16 +58,16 @@ pub(super) async fn run(args: Args, queue: &Queue, settings: &Settings) -> Resul
 }
 
 async fn plan_and_replay(
-    args: &Args,
+    args: &ReplayArgs,
     queue: &Queue,
-    filter: &Filter,
+    filter: &DeadLetterFilter,
     directory: &Directory,
-) -> Result<(), Failure> {
+) -> Result<(), CliFailure> {
     let plan = replay::plan(queue, filter, directory).await?;
     let (to_replay, to_clear) = (plan.to_replay(), plan.to_clear());
     let nothing_to_do = args.dry_run || to_replay + to_clear == 0;
     match (args.json, plan.steps().is_empty()) {
-        (true, _) if nothing_to_do => return Ok(output::json(&json!({ "plan": document::plan(&plan) }))?),
+        (true, _) if nothing_to_do => return Ok(output::json(&json!({ "plan": json::plan(&plan) }))?),
         (true, _) => {}
         (false, true) => return Ok(output::line("no dead letters")?),
         (false, false) => output::line(describe(&plan))?,
@@ -76,43 +76,44 @@ async fn plan_and_replay(
         return Ok(());
     }
     let question = format!("Replay {}?", output::counted(to_replay, "message"));
-    if !ask::agreed(&question, args.yes).await? {
+    if !confirm::agreed(&question, args.yes).await? {
         return Ok(output::line("nothing was replayed")?);
     }
     let by = operator::here();
     audit(Act::Replay, &by, filter.for_audit(), to_replay + to_clear, Ending::Started);
-    let stop = Stop::default();
+    let stop = CancellationToken::default();
     let signals = tasks::spawn(stop_on_signal(stop.clone()));
     let bar = bar(to_replay + to_clear);
-    let replayed = replay::run(queue, filter, &plan, args.rate, &stop, |tally| {
-        bar.set_position(tally.replayed + tally.cleared);
+    let replayed = replay::run(queue, filter, &plan, args.rate, &stop, |replay_counts| {
+        bar.set_position(replay_counts.replayed + replay_counts.cleared);
     });
     let mut replayed = replayed.await;
     bar.finish_and_clear();
     let outcomes = wait(queue, directory, &mut replayed, args.wait, &stop).await;
     signals.abort();
-    let (done, told) = (replayed.tally.replayed + replayed.tally.cleared, outcomes.told());
+    let (done, told) =
+        (replayed.replay_counts.replayed + replayed.replay_counts.cleared, outcomes.describe());
     let trouble = replayed.trouble.as_ref().map(ToString::to_string);
     let ending = match &trouble {
         Some(trouble) => Ending::Failed(trouble),
-        None if stop.asked() => Ending::Interrupted,
+        None if stop.is_cancelled() => Ending::Interrupted,
         None => Ending::Done(Some(&told)),
     };
     audit(Act::Replay, &by, filter.for_audit(), done, ending);
-    let report = Report { plan: &plan, replayed, outcomes, interrupted: stop.asked() };
+    let report = ReplayReport { plan: &plan, replayed, outcomes, interrupted: stop.is_cancelled() };
     if args.json { report.json() } else { report.text(args.wait) }
 }
 
 async fn wait(
     queue: &Queue,
     directory: &Directory,
-    replayed: &mut Replayed,
+    replayed: &mut ReplayResult,
     limit: Duration,
-    stop: &Stop,
-) -> Outcomes {
+    stop: &CancellationToken,
+) -> ReplayOutcomes {
     let messages = std::mem::take(&mut replayed.messages);
     let bar = bar(messages.len() as u64);
-    let seen = |outcomes: Outcomes| bar.set_position(outcomes.settled());
+    let seen = |outcomes: ReplayOutcomes| bar.set_position(outcomes.settled());
     let outcomes = outcome::wait(queue, directory, messages, limit, stop, seen).await;
     bar.finish_and_clear();
     outcomes
@@ -120,7 +121,7 @@ async fn wait(
 
 /// Stops the replay at the first signal and ends the process at the second one.
 #[expect(clippy::disallowed_methods, reason = "a second signal ends the process wherever it is")]
-async fn stop_on_signal(stop: Stop) {
+async fn stop_on_signal(stop: CancellationToken) {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
@@ -131,40 +132,43 @@ async fn stop_on_signal(stop: Stop) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if is_first { stop.ask() } else { std::process::exit(INTERRUPTED) }
+        if is_first { stop.cancel() } else { std::process::exit(INTERRUPTED) }
     }
 }
 
 /// The final report.
-struct Report<'a> {
-    plan: &'a Plan,
-    replayed: Replayed,
-    outcomes: Outcomes,
+struct ReplayReport<'a> {
+    plan: &'a ReplayPlan,
+    replayed: ReplayResult,
+    outcomes: ReplayOutcomes,
     interrupted: bool,
 }
 
-impl Report<'_> {
-    fn json(self) -> Result<(), Failure> {
-        let Self { plan, replayed: Replayed { tally, trouble, .. }, outcomes, interrupted } = self;
+impl ReplayReport<'_> {
+    fn json(self) -> Result<(), CliFailure> {
+        let Self { plan, replayed: ReplayResult { replay_counts, trouble, .. }, outcomes, interrupted } =
+            self;
         output::json(&json!({
-            "plan": document::plan(plan),
-            "replayed": tally.replayed,
-            "taken_out": tally.cleared,
-            "outcomes": document::outcomes(&outcomes),
+            "plan": json::plan(plan),
+            "replayed": replay_counts.replayed,
+            "taken_out": replay_counts.cleared,
+            "outcomes": json::outcomes(&outcomes),
             "interrupted": interrupted,
             "error": trouble.as_ref().map(ToString::to_string),
         }))?;
-        if interrupted || trouble.is_some() { Err(Failure::Told) } else { Ok(()) }
+        if interrupted || trouble.is_some() { Err(CliFailure::Told) } else { Ok(()) }
     }
 
-    fn text(self, wait: Duration) -> Result<(), Failure> {
-        let Self { plan, replayed: Replayed { tally, trouble, .. }, outcomes, interrupted } = self;
-        let cleared = match tally.cleared {
+    fn text(self, wait: Duration) -> Result<(), CliFailure> {
+        let Self { plan, replayed: ReplayResult { replay_counts, trouble, .. }, outcomes, interrupted } =
+            self;
+        let cleared = match replay_counts.cleared {
             0 => String::new(),
             cleared => format!(", took {} that needed none out", output::counted(cleared, "dead letter")),
         };
         let of = output::counted(plan.to_replay(), "message");
-        let mut told = format!("replayed {} of {of}{cleared}: {}", tally.replayed, outcomes.told());
+        let mut told =
+            format!("replayed {} of {of}{cleared}: {}", replay_counts.replayed, outcomes.describe());
         let rest = "the remaining ones are still in the queue: run it again to continue";
         if let Some(error) = trouble {
             return Err(anyhow::Error::from(error)
@@ -187,15 +191,15 @@ impl Report<'_> {
 }
 
 /// The plan as a table: action, number of messages, and reason.
-fn describe(plan: &Plan) -> String {
-    let row = |(which, counts): ((Fate, _, _), (u64, usize))| {
+fn describe(plan: &ReplayPlan) -> String {
+    let row = |(which, counts): ((ReplayAction, _, _), (u64, usize))| {
         let (fate, destination, reason) = which;
         let what = match fate {
-            Fate::Replay => "replay".to_owned(),
-            Fate::Delivered | Fate::Superseded => format!("take out: {fate}"),
-            Fate::Unreadable => "leave: cannot be read (--reason unreadable replays it)".to_owned(),
-            Fate::OtherPayload => "leave: another request was delivered under its key".to_owned(),
-            Fate::Over => "leave: its chat has ended (--id replays it)".to_owned(),
+            ReplayAction::Replay => "replay".to_owned(),
+            ReplayAction::Delivered | ReplayAction::Superseded => format!("take out: {fate}"),
+            ReplayAction::Unreadable => "leave: cannot be read (--reason unreadable replays it)".to_owned(),
+            ReplayAction::OtherPayload => "leave: another request was delivered under its key".to_owned(),
+            ReplayAction::Over => "leave: its chat has ended (--id replays it)".to_owned(),
         };
         let cell = |value: &dyn std::fmt::Display| value.to_string();
         vec![what, cell(&destination), cell(&reason), counts.0.to_string(), counts.1.to_string()]
@@ -215,15 +219,15 @@ pub(super) fn bar(total: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead::replay::Known;
-    use crate::dead::{Answer, Entry, Key};
+    use crate::dead_letters::replay::KnownOutcomes;
+    use crate::dead_letters::{Answer, DeadLetterKey, DeadLetterSummary};
     use crate::message::{DeadReason, Destination, Kind, LaneKey, MessageId};
 
     #[test]
     fn the_plan_says_what_happens_to_each() {
-        let entry = |reason| Entry {
+        let entry = |reason| DeadLetterSummary {
             destination: Destination::ServiceNow,
-            key: Key { id: MessageId::fresh(), died_at: crate::clock::now() },
+            key: DeadLetterKey { id: MessageId::fresh(), died_at: crate::clock::now() },
             kind: Kind::HandoffMessage,
             lane: LaneKey::parse("c-1").unwrap(),
             reason,
@@ -234,8 +238,8 @@ mod tests {
         };
         let entries =
             vec![entry(DeadReason::Expired), entry(DeadReason::Unreadable), entry(DeadReason::Expired)];
-        let known = Known { delivered: [entries[2].key].into(), ..Known::default() };
-        let text = describe(&Plan::new(entries, &Filter::default(), &known));
+        let known = KnownOutcomes { delivered: [entries[2].key].into(), ..KnownOutcomes::default() };
+        let text = describe(&ReplayPlan::new(entries, &DeadLetterFilter::default(), &known));
         assert!(text.contains("replay"), "{text}");
         assert!(text.contains("take out: already delivered"), "{text}");
         assert!(text.contains("leave: cannot be read"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cli::output::{self, Paint};
+use crate::cli::output::{self, AnsiPaint};
 
 /// The minimum width of a terminal.
 const COLUMNS: usize = 80;
@@ -11,7 +11,7 @@ const MARGIN: usize = 21;
 
 /// The kind of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(super) enum LineTone {
     /// A person or a component acts.
     Act,
     /// A message arrived.
@@ -23,13 +23,13 @@ pub(super) enum Tone {
 }
 
 #[derive(Debug)]
-pub(super) struct Timeline {
+pub(super) struct DemoTimeline {
     begun: Instant,
-    paint: Paint,
+    paint: AnsiPaint,
 }
 
-impl Timeline {
-    pub(super) fn begin(paint: Paint) -> Self {
+impl DemoTimeline {
+    pub(super) fn begin(paint: AnsiPaint) -> Self {
         Self { begun: Instant::now(), paint }
     }
 
@@ -53,18 +53,18 @@ impl Timeline {
     }
 
     /// Prints one event: `who` it concerns, and `what` happened.
-    pub(super) fn tell(&self, who: &str, tone: Tone, what: &str) -> std::io::Result<()> {
+    pub(super) fn tell(&self, who: &str, tone: LineTone, what: &str) -> std::io::Result<()> {
         let at = format!("{:5.1}s", self.elapsed().as_secs_f64());
         let mark = match tone {
-            Tone::Act => " ",
-            Tone::Arrived => ">",
-            Tone::Good => "+",
-            Tone::Bad => "!",
+            LineTone::Act => " ",
+            LineTone::Arrived => ">",
+            LineTone::Good => "+",
+            LineTone::Bad => "!",
         };
         let painted = |line: &String| match tone {
-            Tone::Act | Tone::Arrived => line.clone(),
-            Tone::Good => self.paint.green(line),
-            Tone::Bad => self.paint.red(line),
+            LineTone::Act | LineTone::Arrived => line.clone(),
+            LineTone::Good => self.paint.green(line),
+            LineTone::Bad => self.paint.red(line),
         };
         let lines = wrapped(&output::harmless(what), COLUMNS - MARGIN);
         let mut lines = lines.iter().map(painted);

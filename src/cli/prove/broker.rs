@@ -2,7 +2,7 @@
 //!
 //! Guarantees: one action at a time. A stopped broker is started again, however a run ends. A broker that the command
 //! starts may keep the command's output open.
-//! Not responsible for: the time of the faults (`faults.rs`).
+//! Not responsible for: the time of the faults (`nemesis.rs`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,14 +13,14 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 #[derive(Debug)]
-pub(super) struct Broker {
+pub(super) struct BrokerControl {
     command: String,
     log: PathBuf,
     /// Whether the broker is down. A fault holds the lock while it acts.
     away: Mutex<bool>,
 }
 
-impl Broker {
+impl BrokerControl {
     pub(super) fn new(command: &str, folder: &Path) -> Self {
         Self { command: command.to_owned(), log: folder.join("broker-ctl.log"), away: Mutex::new(false) }
     }
@@ -84,13 +84,13 @@ mod tests {
     const LASTS: Duration = Duration::from_millis(1);
 
     /// A command that records its arguments, leaves a process running on `start`, and fails at `kill`.
-    fn command(folder: &Path) -> Broker {
+    fn command(folder: &Path) -> BrokerControl {
         let script = folder.join("ctl");
         let words = "#!/bin/sh\necho \"$1 $2\" >>\"$1/asked\"\ncase $2 in start) sleep 60 & echo $! >\"$1/pid\";; \
                      kill) echo no such broker >&2; exit 3;; esac\n";
         std::fs::write(&script, words).unwrap();
         std::fs::set_permissions(&script, PermissionsExt::from_mode(0o700)).unwrap();
-        Broker::new(&format!("{} {}", script.display(), folder.display()), folder)
+        BrokerControl::new(&format!("{} {}", script.display(), folder.display()), folder)
     }
 
     fn asked(folder: &Path) -> Vec<String> {

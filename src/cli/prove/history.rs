@@ -1,11 +1,11 @@
 //! The record of one message: due, accepted, arrived, took effect. It holds no text.
 //!
 //! Guarantees: some hundred bytes for each message, so that a run of millions fits into memory.
-//! Not responsible for: interpreting it (`verdict.rs`), recording it (`witness.rs`, `load.rs`).
+//! Not responsible for: interpreting it (`checker.rs`), recording it (`observer.rs`, `generator.rs`).
 
 use crate::message::{Destination, LaneKey, MessageId};
 
-use super::plan::Mishap;
+use super::fault_plan::FaultKind;
 
 /// Microseconds since the run began.
 pub(super) type Micros = u64;
@@ -14,7 +14,7 @@ pub(super) const SECOND: Micros = 1_000_000;
 
 /// One arrival of a message at its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Visit {
+pub(super) struct DeliveryCall {
     pub(super) began: Micros,
     /// When the visit was answered or given up.
     pub(super) ended: Option<Micros>,
@@ -27,7 +27,7 @@ pub(super) struct Visit {
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Trace {
+pub(super) struct MessageTrace {
     /// When the message was scheduled, independent of delays.
     pub(super) due: Micros,
     pub(super) posted: Option<Micros>,
@@ -36,28 +36,28 @@ pub(super) struct Trace {
     pub(super) accepted: Option<Micros>,
     /// A status after which a correct caller does not retry.
     pub(super) refused: Option<u16>,
-    pub(super) visits: Vec<Visit>,
+    pub(super) calls: Vec<DeliveryCall>,
 }
 
-impl Trace {
+impl MessageTrace {
     /// Time and position of the first effect.
     pub(super) fn effect(&self) -> Option<(Micros, u64)> {
-        self.visits.iter().filter_map(|visit| visit.effect).min_by_key(|(_, place)| *place)
+        self.calls.iter().filter_map(|call| call.effect).min_by_key(|(_, place)| *place)
     }
 }
 
 /// One conversation with one destination: a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Chat {
+pub(super) struct ProveChat {
     pub(super) name: String,
     pub(super) destination: Destination,
     /// Whether its destination rejects it.
     pub(super) poisoned: bool,
     /// Message n has index n.
-    pub(super) messages: Vec<Trace>,
+    pub(super) messages: Vec<MessageTrace>,
 }
 
-impl Chat {
+impl ProveChat {
     /// The id that Causeway derives for message `n`.
     pub(super) fn id_of(&self, n: usize) -> MessageId {
         match self.destination {
@@ -79,8 +79,8 @@ impl Chat {
 
 /// A fault that took place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Happened {
-    pub(super) mishap: Mishap,
+pub(super) struct FaultRecord {
+    pub(super) fault_kind: FaultKind,
     pub(super) from: Micros,
     pub(super) until: Micros,
     pub(super) worker: usize,

@@ -6,18 +6,18 @@
 //! ends with the run.
 
 mod broker;
-mod faults;
-mod fleet;
+mod checker;
+mod environment;
+mod fault_plan;
+mod generator;
 mod history;
-mod load;
+mod nemesis;
+mod observer;
 mod phases;
-mod plan;
+mod processes;
 mod proxy;
 mod report;
 mod run;
-mod stage;
-mod verdict;
-mod witness;
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ use clap::builder::TypedValueParser;
 use rand::RngExt;
 use url::Url;
 
-use super::output::{self, Paint};
-use super::{Failure, sandbox};
+use super::output::{self, AnsiPaint};
+use super::{CliFailure, sandbox};
 use crate::config::parse_rate;
-use plan::Mishap;
-use stage::Stage;
+use environment::ProveEnvironment;
+use fault_plan::FaultKind;
 
 /// The token of all listeners of a run. It protects nothing: all data is generated, and the run is short.
 const TOKEN: &str = "prove";
@@ -39,7 +39,7 @@ const TOKEN: &str = "prove";
 /// read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
-pub(super) struct Args {
+pub(super) struct ProveArgs {
     /// Seed of the fault schedule; default: a random one, which is printed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -63,7 +63,7 @@ pub(super) struct Args {
     workers: usize,
     /// Kinds of faults, separated by commas, or none; default: all kinds that are possible here
     #[arg(long, value_name = "LIST", value_parser = kinds)]
-    faults: Option<Kinds>,
+    faults: Option<FaultKinds>,
     /// Time between two faults, after the first worker kills, which are made alone to be timed
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     fault_every: Duration,
@@ -114,17 +114,17 @@ Exit codes: 0 every guarantee was kept, 1 one was broken (its history is printed
 
 /// The kinds of faults that `--faults` names.
 #[derive(Debug, Clone)]
-struct Kinds(Vec<Mishap>);
+struct FaultKinds(Vec<FaultKind>);
 
-fn kinds(text: &str) -> Result<Kinds, String> {
+fn kinds(text: &str) -> Result<FaultKinds, String> {
     if text == "none" {
-        return Ok(Kinds(Vec::new()));
+        return Ok(FaultKinds(Vec::new()));
     }
     let read = |name: &str| {
-        let known = || Mishap::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
-        Mishap::parse(name.trim()).ok_or_else(|| format!("{name:?} is none of: none, {}", known()))
+        let known = || FaultKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+        FaultKind::parse(name.trim()).ok_or_else(|| format!("{name:?} is none of: none, {}", known()))
     };
-    text.split(',').map(read).collect::<Result<_, _>>().map(Kinds)
+    text.split(',').map(read).collect::<Result<_, _>>().map(FaultKinds)
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -151,21 +151,21 @@ fn amqp(text: &str) -> Result<Url, String> {
     })
 }
 
-impl Args {
+impl ProveArgs {
     /// The kinds of faults for this run. An impossible kind is an error only if `--faults` names it.
-    fn kinds(&self, ground: plan::Ground) -> Result<Vec<Mishap>, Failure> {
-        let Some(Kinds(asked)) = &self.faults else {
-            return Ok(Mishap::ALL.iter().copied().filter(|kind| kind.possible(ground)).collect());
+    fn kinds(&self, scope: fault_plan::FaultScope) -> Result<Vec<FaultKind>, CliFailure> {
+        let Some(FaultKinds(asked)) = &self.faults else {
+            return Ok(FaultKind::ALL.iter().copied().filter(|kind| kind.possible(scope)).collect());
         };
-        match asked.iter().find(|kind| !kind.possible(ground)) {
+        match asked.iter().find(|kind| !kind.possible(scope)) {
             Some(kind) => {
                 let need = match kind {
-                    Mishap::FullDisk if ground.broker => "a run without --queue-url",
-                    Mishap::FullDisk => "Linux",
-                    _ if ground.broker => "--broker-ctl",
+                    FaultKind::FullDisk if scope.broker => "a run without --queue-url",
+                    FaultKind::FullDisk => "Linux",
+                    _ if scope.broker => "--broker-ctl",
                     _ => "--queue-url",
                 };
-                Err(Failure::Usage(format!("--faults: {kind} needs {need}")))
+                Err(CliFailure::Usage(format!("--faults: {kind} needs {need}")))
             }
             None => Ok(asked.clone()),
         }
@@ -176,21 +176,21 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args, paint: Paint) -> Result<(), Failure> {
+pub(super) async fn run(args: ProveArgs, paint: AnsiPaint) -> Result<(), CliFailure> {
     if args.span() < Duration::from_secs(5) {
-        return Err(Failure::Usage("--duration: a run of less than 5 s proves nothing".to_owned()));
+        return Err(CliFailure::Usage("--duration: a run of less than 5 s proves nothing".to_owned()));
     }
     let seed = args.seed.unwrap_or_else(|| rand::rng().random_range(1..1_000_000));
     let mut signal = std::pin::pin!(sandbox::stopped());
-    let stage = tokio::select! {
-        stage = Box::pin(Stage::set(&args, std::time::Instant::now())) => stage?,
+    let environment = tokio::select! {
+        environment = Box::pin(ProveEnvironment::set(&args, std::time::Instant::now())) => environment?,
         _ = &mut signal => return Err(interrupted()),
     };
     let ended = tokio::select! {
-        ended = Box::pin(run::play(&args, seed, &stage)) => ended,
+        ended = Box::pin(run::play(&args, seed, &environment)) => ended,
         _ = &mut signal => Err(interrupted()),
     };
-    stage.end().await;
+    environment.end().await;
     let report = ended?;
     if args.json {
         output::json(&report)?;
@@ -200,15 +200,15 @@ pub(super) async fn run(args: Args, paint: Paint) -> Result<(), Failure> {
     if report.kept() {
         return Ok(());
     }
-    let folder = stage.folder.keep();
+    let folder = environment.folder.keep();
     tracing::warn!("what the processes logged stays in {}", folder.display());
     if !args.json {
         output::line(format_args!("What the processes logged is in {}", folder.display()))?;
     }
-    Err(Failure::Told)
+    Err(CliFailure::Told)
 }
 
-fn interrupted() -> Failure {
+fn interrupted() -> CliFailure {
     anyhow::anyhow!("interrupted before the end").into()
 }
 
@@ -220,14 +220,14 @@ mod tests {
     fn shares_and_kinds_are_read_as_people_write_them() {
         assert_eq!((share("1%"), share("0.25"), share("0")), (Ok(0.01), Ok(0.25), Ok(0.0)));
         assert!(share("51%").is_err() && share("-1").is_err() && share("x").is_err());
-        assert_eq!(kinds("503, kill-worker").unwrap().0, [Mishap::Busy, Mishap::KillWorker]);
+        assert_eq!(kinds("503, kill-worker").unwrap().0, [FaultKind::Busy, FaultKind::KillWorker]);
         assert!(kinds("none").unwrap().0.is_empty());
         assert!(kinds("earthquake").unwrap_err().contains("kill-worker"));
     }
 
     #[test]
     fn the_help_names_every_fault() {
-        for kind in Mishap::ALL {
+        for kind in FaultKind::ALL {
             assert!(AFTER_HELP.contains(kind.as_str()), "{kind}");
         }
     }

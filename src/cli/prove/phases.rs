@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// One phase. All phases have the same rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum RunPhase {
     /// Connections open and caches fill. Latencies of this phase are not measured.
     Warming,
     Clean,
@@ -14,7 +14,7 @@ pub(super) enum Phase {
 
 /// The end of each phase, since the beginning of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Phases {
+pub(super) struct RunPhases {
     pub(super) warm: Duration,
     pub(super) clean: Duration,
     pub(super) poisoned: Duration,
@@ -25,7 +25,7 @@ pub(super) struct Phases {
 const COMPARED_MOST: Duration = Duration::from_secs(120);
 const WARMING_MOST: Duration = Duration::from_secs(5);
 
-impl Phases {
+impl RunPhases {
     pub(super) fn of(span: Duration, poisoned: bool, faults: bool) -> Self {
         let warm = (span / 20).min(WARMING_MOST);
         let share = match (poisoned, faults) {
@@ -39,12 +39,12 @@ impl Phases {
         Self { warm, clean, poisoned: after, end: span }
     }
 
-    pub(super) fn at(&self, since: Duration) -> Phase {
+    pub(super) fn at(&self, since: Duration) -> RunPhase {
         match since {
-            since if since < self.warm => Phase::Warming,
-            since if since < self.clean => Phase::Clean,
-            since if since < self.poisoned => Phase::Poisoned,
-            _ => Phase::Faults,
+            since if since < self.warm => RunPhase::Warming,
+            since if since < self.clean => RunPhase::Clean,
+            since if since < self.poisoned => RunPhase::Poisoned,
+            _ => RunPhase::Faults,
         }
     }
 }
@@ -56,11 +56,11 @@ mod tests {
     #[test]
     fn parts_follow_one_another() {
         let seconds = Duration::from_secs;
-        let phases = Phases::of(seconds(40), true, true);
+        let phases = RunPhases::of(seconds(40), true, true);
         assert_eq!((phases.warm, phases.clean, phases.poisoned), (seconds(2), seconds(10), seconds(18)));
         let at = [1, 5, 12, 30].map(|second| phases.at(seconds(second)));
-        assert_eq!(at, [Phase::Warming, Phase::Clean, Phase::Poisoned, Phase::Faults]);
-        assert_eq!(Phases::of(seconds(3600), true, true).poisoned, seconds(245));
-        assert_eq!(Phases::of(seconds(40), false, false).clean, seconds(40));
+        assert_eq!(at, [RunPhase::Warming, RunPhase::Clean, RunPhase::Poisoned, RunPhase::Faults]);
+        assert_eq!(RunPhases::of(seconds(3600), true, true).poisoned, seconds(245));
+        assert_eq!(RunPhases::of(seconds(40), false, false).clean, seconds(40));
     }
 }

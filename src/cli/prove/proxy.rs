@@ -1,7 +1,7 @@
 //! A TCP proxy that breaks on command. It simulates the network between two parts of a run.
 //!
 //! The proxy breaks as networks do. A refused port is really closed, and a cut is a TCP reset. A black hole keeps
-//! connections open and loses no data: data on its way arrives after [`Proxy::heal`], as after the return of a
+//! connections open and loses no data: data on its way arrives after [`TcpProxy::heal`], as after the return of a
 //! router.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,32 +15,32 @@ use tokio::sync::watch;
 use crate::tasks;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum ProxyMode {
     Open,
     Refused,
     BlackHole,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct State {
-    way: Way,
+struct ProxyState {
+    way: ProxyMode,
     /// The number of cuts. A connection ends when this number differs from the one at its start.
     cuts: u64,
 }
 
 /// Dropping the proxy breaks it for good.
 #[derive(Debug)]
-pub(super) struct Proxy {
+pub(super) struct TcpProxy {
     address: SocketAddr,
-    state: watch::Sender<State>,
+    state: watch::Sender<ProxyState>,
 }
 
-impl Proxy {
+impl TcpProxy {
     /// Listens on a free loopback port and forwards to `target`.
     pub(super) async fn start(target: String) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("no free port")?;
         let address = listener.local_addr()?;
-        let (state, watched) = watch::channel(State { way: Way::Open, cuts: 0 });
+        let (state, watched) = watch::channel(ProxyState { way: ProxyMode::Open, cuts: 0 });
         tasks::spawn(listen(listener, address, target, watched));
         Ok(Self { address, state })
     }
@@ -57,19 +57,19 @@ impl Proxy {
     /// Resets every connection and refuses new ones, as if the process behind the proxy had died.
     pub(super) fn refuse(&self) {
         self.state.send_modify(|state| {
-            state.way = Way::Refused;
+            state.way = ProxyMode::Refused;
             state.cuts += 1;
         });
     }
 
     /// Keeps connections open and accepts new ones, but moves no data, as if a cable was unplugged.
     pub(super) fn black_hole(&self) {
-        self.state.send_modify(|state| state.way = Way::BlackHole);
+        self.state.send_modify(|state| state.way = ProxyMode::BlackHole);
     }
 
     /// Restores the connection on the same address. Data that a black hole held back moves on.
     pub(super) fn heal(&self) {
-        self.state.send_modify(|state| state.way = Way::Open);
+        self.state.send_modify(|state| state.way = ProxyMode::Open);
     }
 }
 
@@ -77,12 +77,12 @@ async fn listen(
     listener: TcpListener,
     address: SocketAddr,
     target: String,
-    mut state: watch::Receiver<State>,
+    mut state: watch::Receiver<ProxyState>,
 ) {
     let mut listening = Some(listener);
     loop {
         // The port is closed while the proxy refuses connections.
-        if state.wait_for(|state| state.way != Way::Refused).await.is_err() {
+        if state.wait_for(|state| state.way != ProxyMode::Refused).await.is_err() {
             return;
         }
         let listener = match listening.take() {
@@ -98,7 +98,7 @@ async fn listen(
         };
         loop {
             let accepted = tokio::select! {
-                refused = state.wait_for(|state| state.way == Way::Refused) => match refused {
+                refused = state.wait_for(|state| state.way == ProxyMode::Refused) => match refused {
                     Ok(_) => break,
                     Err(_) => return,
                 },
@@ -112,7 +112,7 @@ async fn listen(
     }
 }
 
-async fn relay(client: TcpStream, target: String, state: watch::Receiver<State>, born: u64) {
+async fn relay(client: TcpStream, target: String, state: watch::Receiver<ProxyState>, born: u64) {
     let mut watched = state.clone();
     let open = async {
         passable(&mut state.clone()).await?;
@@ -150,7 +150,7 @@ async fn relay(client: TcpStream, target: String, state: watch::Receiver<State>,
 async fn pump(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
-    state: &mut watch::Receiver<State>,
+    state: &mut watch::Receiver<ProxyState>,
 ) -> Option<()> {
     let mut piece = vec![0; 16 * 1024];
     loop {
@@ -164,11 +164,11 @@ async fn pump(
 }
 
 /// Waits while the proxy is a black hole.
-async fn passable(state: &mut watch::Receiver<State>) -> Option<()> {
-    state.wait_for(|state| state.way == Way::Open).await.ok().map(|_| ())
+async fn passable(state: &mut watch::Receiver<ProxyState>) -> Option<()> {
+    state.wait_for(|state| state.way == ProxyMode::Open).await.ok().map(|_| ())
 }
 
-async fn cut(state: &mut watch::Receiver<State>, born: u64) {
+async fn cut(state: &mut watch::Receiver<ProxyState>, born: u64) {
     // An error means that the proxy was dropped. That cuts the connection, too.
     let _ = state.wait_for(|state| state.cuts != born).await;
 }
@@ -182,7 +182,7 @@ fn reset(stream: &TcpStream) {
 mod tests {
     use super::*;
 
-    async fn echo() -> (Proxy, TcpStream) {
+    async fn echo() -> (TcpProxy, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap().to_string();
         tasks::spawn(async move {
@@ -193,7 +193,7 @@ mod tests {
                 });
             }
         });
-        let proxy = Proxy::start(target).await.unwrap();
+        let proxy = TcpProxy::start(target).await.unwrap();
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
         client.write_all(b"a").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'a');

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::faults::{Diary, Kill};
-use super::history::{Chat, Happened, Micros, SECOND};
-use super::phases::{Phase, Phases};
-use super::plan::{Mishap, Planned};
-use super::run::Memory;
-use super::stage::{PATIENCE, Stage};
-use super::verdict::{Breach, Circumstances, judge};
-use crate::cli::output::{self, Paint};
+use super::checker::{BrokenPromise, CheckContext, check};
+use super::environment::{CALL_TIMEOUT, ProveEnvironment};
+use super::fault_plan::{FaultKind, PlannedFault};
+use super::history::{FaultRecord, Micros, ProveChat, SECOND};
+use super::nemesis::{FaultLog, WorkerKill};
+use super::phases::{RunPhase, RunPhases};
+use super::run::MemoryUse;
+use crate::cli::output::{self, AnsiPaint};
 use crate::message::MessageId;
 
 /// Maximum number of broken conversations that are printed in full.
-const TOLD_MOST: usize = 5;
+const LISTED_MAX: usize = 5;
 /// Faults within this time of a broken message are printed with the message.
 const AROUND: Micros = 10 * SECOND;
 /// A kill counts as measured alone if no other fault happened in this time before it, or before all partitions were
@@ -25,20 +25,20 @@ const ALONE_BEFORE: Micros = 2 * SECOND;
 
 /// The inputs of a report.
 #[derive(Debug)]
-pub(super) struct Sources<'a> {
+pub(super) struct ReportSources<'a> {
     pub(super) seed: u64,
-    pub(super) stage: &'a Stage,
-    pub(super) phases: Phases,
+    pub(super) environment: &'a ProveEnvironment,
+    pub(super) phases: RunPhases,
     /// When the first message was due, on the witness's clock.
     pub(super) offset: Micros,
     pub(super) took: Duration,
     pub(super) quiet_after: Duration,
-    pub(super) planned: &'a [Planned],
+    pub(super) planned: &'a [PlannedFault],
 }
 
 /// The whole report.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct ProveReport {
     kept: bool,
     seed: u64,
     engine: &'static str,
@@ -47,27 +47,27 @@ pub(super) struct Report {
     quiet_after_seconds: f64,
     posts: u64,
     delivered_per_second: f64,
-    directions: BTreeMap<&'static str, Direction>,
+    directions: BTreeMap<&'static str, DirectionCounts>,
     lost: u64,
     overtaken: u64,
     unexplained_repeats: u64,
     refused: u64,
     /// Messages accepted while the disk was full.
     taken_on_a_full_disk: u64,
-    faults: BTreeMap<&'static str, Count>,
+    faults: BTreeMap<&'static str, FaultCount>,
     /// Milliseconds from the scheduled time of a message to its effect. Only healthy conversations count.
-    latency_ms: BTreeMap<&'static str, Latency>,
+    latency_ms: BTreeMap<&'static str, LatencySummary>,
     /// p99 of healthy conversations: with poisoned conversations around, divided by without.
     poisoned_p99_ratio: Option<f64>,
     /// Milliseconds from kill -9 of a worker until every partition with messages to deliver was served again.
-    kill_to_next_delivery_ms: Kills,
+    kill_to_next_delivery_ms: KillSummary,
     memory_bytes: BTreeMap<String, u64>,
     ended_by_itself: Vec<String>,
     histories: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
-struct Direction {
+struct DirectionCounts {
     accepted: u64,
     delivered: u64,
     dead_lettered: u64,
@@ -79,13 +79,13 @@ struct Direction {
 }
 
 #[derive(Debug, Default, Serialize)]
-struct Count {
+struct FaultCount {
     planned: u64,
     made: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
-struct Latency {
+struct LatencySummary {
     count: usize,
     p50: f64,
     p99: f64,
@@ -93,13 +93,13 @@ struct Latency {
 }
 
 #[derive(Debug, Default, Serialize)]
-struct Kills {
+struct KillSummary {
     /// Kills without any other fault.
     alone: Vec<f64>,
     all: Vec<f64>,
 }
 
-impl Report {
+impl ProveReport {
     /// Whether every guarantee was kept.
     pub(super) fn kept(&self) -> bool {
         self.kept
@@ -107,14 +107,19 @@ impl Report {
 }
 
 /// Computes the report.
-pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &HashSet<MessageId>) -> Report {
-    let patience = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
-    let known = Circumstances { happened: &diary.happened, patience };
-    let mut directions: BTreeMap<&'static str, Direction> = BTreeMap::new();
+pub(super) fn draw(
+    from: &ReportSources<'_>,
+    fault_log: &FaultLog,
+    memory: MemoryUse,
+    dead: &HashSet<MessageId>,
+) -> ProveReport {
+    let call_timeout = u64::try_from(CALL_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
+    let known = CheckContext { happened: &fault_log.happened, call_timeout };
+    let mut directions: BTreeMap<&'static str, DirectionCounts> = BTreeMap::new();
     let (mut histories, mut unexplained, mut refused, mut unwritten) = (Vec::new(), 0, 0, 0);
-    let (latency_ms, ratio) = from.stage.witness.look(|chats| {
+    let (latency_ms, ratio) = from.environment.observer.look(|chats| {
         for chat in chats {
-            let judged = judge(chat, |n| dead.contains(&chat.id_of(n)), known);
+            let judged = check(chat, |n| dead.contains(&chat.id_of(n)), known);
             let sum = directions.entry(chat.destination.as_str()).or_default();
             sum.accepted += judged.accepted;
             sum.delivered += judged.delivered;
@@ -125,31 +130,31 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
             }
             for (n, breach) in &judged.breaches {
                 match breach {
-                    Breach::Lost => sum.lost += 1,
-                    Breach::Overtaken => sum.overtaken += 1,
-                    Breach::Unexplained => unexplained += 1,
-                    Breach::Refused => refused += 1,
-                    Breach::Unwritten => unwritten += 1,
+                    BrokenPromise::Lost => sum.lost += 1,
+                    BrokenPromise::Overtaken => sum.overtaken += 1,
+                    BrokenPromise::Unexplained => unexplained += 1,
+                    BrokenPromise::Refused => refused += 1,
+                    BrokenPromise::Unwritten => unwritten += 1,
                 }
-                if histories.len() < TOLD_MOST {
-                    histories.push(history(chat, *n, *breach, dead, &diary.happened));
+                if histories.len() < LISTED_MAX {
+                    histories.push(history(chat, *n, *breach, dead, &fault_log.happened));
                 }
             }
         }
         latencies(from, chats)
     });
-    let sum = |pick: fn(&Direction) -> u64| directions.values().map(pick).sum::<u64>();
+    let sum = |pick: fn(&DirectionCounts) -> u64| directions.values().map(pick).sum::<u64>();
     let (lost, overtaken, delivered) = (sum(|of| of.lost), sum(|of| of.overtaken), sum(|of| of.delivered));
     let kept = lost + overtaken + unexplained + refused + unwritten == 0 && delivered > 0;
-    let broker = from.stage.ground.broker;
-    Report {
+    let broker = from.environment.scope.broker;
+    ProveReport {
         kept,
         seed: from.seed,
         engine: if broker { "rabbitmq" } else { "embedded" },
-        workers: from.stage.ground.workers,
+        workers: from.environment.scope.workers,
         seconds: from.took.as_secs_f64(),
         quiet_after_seconds: from.quiet_after.as_secs_f64(),
-        posts: from.stage.witness.tally().posts,
+        posts: from.environment.observer.counts().posts,
         delivered_per_second: delivered as f64 / (from.took + from.quiet_after).as_secs_f64(),
         directions,
         lost,
@@ -157,38 +162,41 @@ pub(super) fn draw(from: &Sources<'_>, diary: &Diary, memory: Memory, dead: &Has
         unexplained_repeats: unexplained,
         refused,
         taken_on_a_full_disk: unwritten,
-        faults: counts(from.planned, &diary.happened),
+        faults: counts(from.planned, &fault_log.happened),
         latency_ms,
         poisoned_p99_ratio: ratio,
-        kill_to_next_delivery_ms: kills(from.stage, diary),
+        kill_to_next_delivery_ms: kills(from.environment, fault_log),
         memory_bytes: memory.most,
         ended_by_itself: memory.fallen,
         histories,
     }
 }
 
-fn counts(planned: &[Planned], happened: &[Happened]) -> BTreeMap<&'static str, Count> {
-    let mut counts: BTreeMap<&'static str, Count> = BTreeMap::new();
+fn counts(planned: &[PlannedFault], happened: &[FaultRecord]) -> BTreeMap<&'static str, FaultCount> {
+    let mut counts: BTreeMap<&'static str, FaultCount> = BTreeMap::new();
     for fault in planned {
-        counts.entry(fault.mishap.as_str()).or_default().planned += 1;
+        counts.entry(fault.fault_kind.as_str()).or_default().planned += 1;
     }
     for fault in happened {
-        counts.entry(fault.mishap.as_str()).or_default().made += 1;
+        counts.entry(fault.fault_kind.as_str()).or_default().made += 1;
     }
     counts
 }
 
 /// Time from a message's scheduled time to its effect, by the phase of the scheduled time.
-fn latencies(from: &Sources<'_>, chats: &[Chat]) -> (BTreeMap<&'static str, Latency>, Option<f64>) {
+fn latencies(
+    from: &ReportSources<'_>,
+    chats: &[ProveChat],
+) -> (BTreeMap<&'static str, LatencySummary>, Option<f64>) {
     let mut waits: [Vec<Micros>; 3] = Default::default();
     for trace in chats.iter().filter(|chat| !chat.poisoned).flat_map(|chat| &chat.messages) {
         let since = Duration::from_micros(trace.due.saturating_sub(from.offset));
         let [clean, poisoned, faults] = &mut waits;
         let waits = match from.phases.at(since) {
-            Phase::Warming => continue,
-            Phase::Clean => clean,
-            Phase::Poisoned => poisoned,
-            Phase::Faults => faults,
+            RunPhase::Warming => continue,
+            RunPhase::Clean => clean,
+            RunPhase::Poisoned => poisoned,
+            RunPhase::Faults => faults,
         };
         waits.extend(trace.effect().map(|(at, _)| at.saturating_sub(trace.due)));
     }
@@ -198,28 +206,28 @@ fn latencies(from: &Sources<'_>, chats: &[Chat]) -> (BTreeMap<&'static str, Late
     (BTreeMap::from([("clean", clean), ("poisoned", poisoned), ("faults", faults)]), ratio)
 }
 
-fn summary(mut waits: Vec<Micros>) -> Latency {
+fn summary(mut waits: Vec<Micros>) -> LatencySummary {
     waits.sort_unstable();
     let at = |share: f64| {
         let place = (waits.len() as f64 * share).ceil() as usize;
         waits.get(place.saturating_sub(1)).map_or(0.0, |wait| *wait as f64 / 1000.0)
     };
-    Latency { count: waits.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
+    LatencySummary { count: waits.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
 }
 
-fn kills(stage: &Stage, diary: &Diary) -> Kills {
-    let mut found = Kills::default();
-    for Kill { fault, watch } in &diary.kills {
-        let Some(after) = stage.witness.served_again(*watch) else { continue };
-        let other = |other: &Happened| {
+fn kills(environment: &ProveEnvironment, fault_log: &FaultLog) -> KillSummary {
+    let mut found = KillSummary::default();
+    for WorkerKill { fault, watch } in &fault_log.kills {
+        let Some(after) = environment.observer.served_again(*watch) else { continue };
+        let other = |other: &FaultRecord| {
             other != fault
-                && other.mishap != Mishap::Slow
+                && other.fault_kind != FaultKind::Slow
                 && other.from <= fault.until + after
                 && fault.from <= other.until + ALONE_BEFORE
         };
         let ms = after as f64 / 1000.0;
         found.all.push(ms);
-        if !diary.happened.iter().any(other) {
+        if !fault_log.happened.iter().any(other) {
             found.alone.push(ms);
         }
     }
@@ -229,7 +237,13 @@ fn kills(stage: &Stage, diary: &Diary) -> Kills {
 }
 
 /// The history of one conversation around a broken message.
-fn history(chat: &Chat, at: usize, breach: Breach, dead: &HashSet<MessageId>, faults: &[Happened]) -> String {
+fn history(
+    chat: &ProveChat,
+    at: usize,
+    breach: BrokenPromise,
+    dead: &HashSet<MessageId>,
+    faults: &[FaultRecord],
+) -> String {
     let seconds = |at: Micros| format!("{:.4}", at as f64 / SECOND as f64);
     let mut lines = vec![format!(
         "{} to {}{}: message {at} {}, id {}",
@@ -251,30 +265,33 @@ fn history(chat: &Chat, at: usize, breach: Breach, dead: &HashSet<MessageId>, fa
         ));
         first = first.min(trace.due);
         last = last.max(trace.accepted.unwrap_or(trace.due));
-        for visit in &trace.visits {
-            let ended = visit.ended.map_or("open".to_owned(), seconds);
-            let status = visit.status.map_or("no answer".to_owned(), |status| status.to_string());
-            let effect = visit.effect.map_or(String::new(), |(when, place)| {
+        for call in &trace.calls {
+            let ended = call.ended.map_or("open".to_owned(), seconds);
+            let status = call.status.map_or("no answer".to_owned(), |status| status.to_string());
+            let effect = call.effect.map_or(String::new(), |(when, place)| {
                 format!(", effect {} (number {place})", seconds(when))
             });
-            let fault = visit.fault.map_or(String::new(), |fault| format!(", spoiled: {fault}"));
-            lines.push(format!(
-                "    arrived {}, ended {ended}, {status}{effect}{fault}",
-                seconds(visit.began)
-            ));
-            last = last.max(visit.ended.unwrap_or(visit.began));
+            let fault = call.fault.map_or(String::new(), |fault| format!(", spoiled: {fault}"));
+            lines
+                .push(format!("    arrived {}, ended {ended}, {status}{effect}{fault}", seconds(call.began)));
+            last = last.max(call.ended.unwrap_or(call.began));
         }
     }
-    let near = |fault: &&Happened| fault.until + AROUND >= first && fault.from <= last + AROUND;
+    let near = |fault: &&FaultRecord| fault.until + AROUND >= first && fault.from <= last + AROUND;
     for fault in faults.iter().filter(near) {
         let span = format!("{} to {}", seconds(fault.from), seconds(fault.until));
-        lines.push(format!("  fault {}: {span} (worker {}, {})", fault.mishap, fault.worker + 1, fault.side));
+        lines.push(format!(
+            "  fault {}: {span} (worker {}, {})",
+            fault.fault_kind,
+            fault.worker + 1,
+            fault.side
+        ));
     }
     lines.join("\n")
 }
 
 /// Prints the report as a table.
-pub(super) fn print(report: &Report, paint: Paint) -> std::io::Result<()> {
+pub(super) fn print(report: &ProveReport, paint: AnsiPaint) -> std::io::Result<()> {
     output::line("")?;
     output::line(ledger(report))?;
     for (name, direction) in &report.directions {
@@ -322,20 +339,20 @@ pub(super) fn print(report: &Report, paint: Paint) -> std::io::Result<()> {
     output::line(verdict(report, paint))
 }
 
-fn verdict(report: &Report, paint: Paint) -> String {
+fn verdict(report: &ProveReport, paint: AnsiPaint) -> String {
     if report.kept {
         let repeats: u64 = report.directions.values().map(|direction| direction.repeated).sum();
         let repeats = output::counted(repeats, "repeat");
         return paint.green(&format!("Nothing was lost, nothing was overtaken, {repeats} explained."));
     }
-    let Report { lost, overtaken, unexplained_repeats, refused, .. } = report;
+    let ProveReport { lost, overtaken, unexplained_repeats, refused, .. } = report;
     paint.red(&format!(
         "Broken: {lost} lost, {overtaken} overtaken, {unexplained_repeats} repeated without a reason, {refused} refused."
     ))
 }
 
-fn ledger(report: &Report) -> String {
-    let row = |(name, of): (&&str, &Direction)| {
+fn ledger(report: &ProveReport) -> String {
+    let row = |(name, of): (&&str, &DirectionCounts)| {
         let numbers = [of.accepted, of.delivered, of.dead_lettered, of.lost, of.repeated, of.overtaken]
             .map(|n| n.to_string());
         std::iter::once(format!("to {name}")).chain(numbers).collect()
@@ -345,7 +362,7 @@ fn ledger(report: &Report) -> String {
     output::table(&head, &rows, &[1, 2, 3, 4, 5, 6])
 }
 
-fn latency(report: &Report) -> String {
+fn latency(report: &ProveReport) -> String {
     let row = |name: &str| {
         let of = report.latency_ms.get(name)?;
         let ms = [of.p50, of.p99, of.max].map(|ms| format!("{ms:.1} ms"));
@@ -359,7 +376,7 @@ fn listed(counts: &BTreeMap<&'static str, u64>) -> String {
     counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
-fn made(counts: &BTreeMap<&'static str, Count>) -> String {
+fn made(counts: &BTreeMap<&'static str, FaultCount>) -> String {
     let total: u64 = counts.values().map(|count| count.made).sum();
     let each = counts.iter().map(|(name, count)| format!("{name} {}", count.made)).collect::<Vec<_>>();
     if each.is_empty() { "none".to_owned() } else { format!("{total} ({})", each.join(", ")) }
@@ -379,26 +396,35 @@ mod tests {
 
     #[test]
     fn a_history_tells_what_happened_around_it() {
-        use super::super::history::{Trace, Visit};
-        let visit = Visit {
+        use super::super::history::{DeliveryCall, MessageTrace};
+        let call = DeliveryCall {
             began: 2 * SECOND,
             ended: Some(3 * SECOND),
             effect: None,
             status: Some(503),
             fault: Some("status"),
         };
-        let trace =
-            Trace { due: SECOND, posts: 2, accepted: Some(SECOND), visits: vec![visit], ..Trace::default() };
-        let chat =
-            Chat { name: "c".into(), destination: Destination::Xo, poisoned: false, messages: vec![trace] };
-        let fault = Happened {
-            mishap: Mishap::Busy,
+        let trace = MessageTrace {
+            due: SECOND,
+            posts: 2,
+            accepted: Some(SECOND),
+            calls: vec![call],
+            ..MessageTrace::default()
+        };
+        let chat = ProveChat {
+            name: "c".into(),
+            destination: Destination::Xo,
+            poisoned: false,
+            messages: vec![trace],
+        };
+        let fault = FaultRecord {
+            fault_kind: FaultKind::Busy,
             from: SECOND,
             until: 3 * SECOND,
             worker: 0,
             side: Destination::Xo,
         };
-        let text = history(&chat, 0, Breach::Lost, &HashSet::new(), &[fault]);
+        let text = history(&chat, 0, BrokenPromise::Lost, &HashSet::new(), &[fault]);
         for words in
             ["message 0 lost", "posted 2 times", "arrived 2.0000", "503", "fault 503: 1.0000 to 3.0000"]
         {

@@ -7,16 +7,16 @@
 use anyhow::Context as _;
 use url::Url;
 
-use super::super::{Failure, ask, output};
-use super::plan::{self, Step};
-use super::records::{self, Owned, Proof, Wanted};
-use super::rule::{self, Script};
-use super::{Who, client, failed, own_user, stock};
+use super::super::{CliFailure, confirm, output};
+use super::plan::{self, InstallStep};
+use super::records::{self, RecordOwner, RuleProof, WantedRecord};
+use super::rule::{self, RuleScript};
+use super::{InstallerLogin, client, failed, own_user, stock};
 use crate::config::{Api, Settings};
-use crate::platform::{Row, ServiceNow};
+use crate::platform::{ServiceNow, TableRow};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct InstallArgs {
     /// URL of Causeway's ingress as ServiceNow reaches it: https://…/v1/callbacks/servicenow
     #[arg(long, value_name = "URL", value_parser = endpoint)]
     endpoint: Url,
@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
-    who: Who,
+    who: InstallerLogin,
 }
 
 /// The path at which the ingress accepts callbacks. A proxy may add a prefix.
@@ -57,15 +57,15 @@ fn endpoint(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> {
+pub(super) async fn run(args: InstallArgs, settings: &Settings) -> Result<(), CliFailure> {
     let servicenow = client(settings, &args.who)?;
     if settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.api == Api::VirtualAgent) {
         return stock::show(&servicenow, &args.endpoint, &proof(settings)?).await;
     }
     let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or_default();
     let proof = proof(settings)?;
-    let signed = matches!(proof, Proof::Signature(_));
-    let script = Script { name: args.name.clone(), own_user: rule::user(own_user)?, signed };
+    let signed = matches!(proof, RuleProof::Signature(_));
+    let script = RuleScript { name: args.name.clone(), own_user: rule::user(own_user)?, signed };
     let wanted = records::wanted(args.endpoint.as_str(), &script, &proof);
     let steps = look(&servicenow, &wanted).await?;
     for (wanted, step) in wanted.iter().zip(&steps) {
@@ -74,7 +74,7 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
     for other in others(&servicenow, &args.name).await {
         output::line(format_args!("! {other}"))?;
     }
-    let todo = steps.iter().filter(|step| !matches!(step, Step::Keep { .. })).count() as u64;
+    let todo = steps.iter().filter(|step| !matches!(step, InstallStep::Keep { .. })).count() as u64;
     if todo == 0 {
         return Ok(output::line("nothing to do: everything is as it should be")?);
     }
@@ -84,7 +84,7 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
             output::counted(todo, "record")
         ))?);
     }
-    if !ask::agreed(&format!("Write {}?", output::counted(todo, "record")), args.yes).await? {
+    if !confirm::agreed(&format!("Write {}?", output::counted(todo, "record")), args.yes).await? {
         return Ok(output::line("nothing was written")?);
     }
     write(&servicenow, &wanted, &steps).await?;
@@ -92,14 +92,14 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
 }
 
 /// The strongest credential that the settings configure for callbacks.
-fn proof(settings: &Settings) -> Result<Proof, Failure> {
+fn proof(settings: &Settings) -> Result<RuleProof, CliFailure> {
     let ingress = &settings.ingress;
     // During a rotation the ingress accepts both secrets; the next one is installed.
     match (ingress.hmac_secret.newest(), ingress.token.newest()) {
-        (Some(secret), _) => Ok(Proof::Signature(secret.clone())),
-        (None, Some(token)) => Ok(Proof::Token(token.clone())),
-        (None, None) if ingress.allow_unauthenticated => Ok(Proof::Nothing),
-        (None, None) => Err(Failure::Usage(
+        (Some(secret), _) => Ok(RuleProof::Signature(secret.clone())),
+        (None, Some(token)) => Ok(RuleProof::Token(token.clone())),
+        (None, None) if ingress.allow_unauthenticated => Ok(RuleProof::Nothing),
+        (None, None) => Err(CliFailure::Usage(
             "set ingress.servicenow.hmac_secret (or ingress.servicenow.token) to the value of the ingress: ServiceNow's \
              callbacks must be authenticated"
                 .to_owned(),
@@ -108,7 +108,7 @@ fn proof(settings: &Settings) -> Result<Proof, Failure> {
 }
 
 /// The step for each record, owners first.
-async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, Failure> {
+async fn look(servicenow: &ServiceNow, wanted: &[WantedRecord]) -> Result<Vec<InstallStep>, CliFailure> {
     let mut steps = Vec::new();
     for record in wanted {
         let found = match plan::query(record, &steps) {
@@ -120,7 +120,9 @@ async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, F
             }
             None => Vec::new(),
         };
-        steps.push(plan::step(record, &found).map_err(|problem| Failure::Failed(anyhow::anyhow!(problem)))?);
+        steps.push(
+            plan::step(record, &found).map_err(|problem| CliFailure::Failed(anyhow::anyhow!(problem)))?,
+        );
     }
     Ok(steps)
 }
@@ -130,11 +132,11 @@ async fn look(servicenow: &ServiceNow, wanted: &[Wanted]) -> Result<Vec<Step>, F
 async fn others(servicenow: &ServiceNow, name: &str) -> Vec<String> {
     let fields = ["sys_id", "name", "script"];
     let rows = servicenow.rows("sys_script", "collection=live_message^active=true", &fields, 50).await;
-    let sends = |row: &&Row| {
+    let sends = |row: &&TableRow| {
         row.get("name").is_some_and(|other| other != name)
             && row.get("script").is_some_and(|script| script.contains("RESTMessageV2"))
     };
-    let told = |row: &Row| {
+    let told = |row: &TableRow| {
         let (name, id) =
             (row.get("name").map_or("", String::as_str), row.get("sys_id").map_or("", String::as_str));
         output::harmless(&format!(
@@ -146,35 +148,39 @@ async fn others(servicenow: &ServiceNow, name: &str) -> Vec<String> {
     rows.unwrap_or_default().iter().filter(sends).map(told).collect()
 }
 
-async fn write(servicenow: &ServiceNow, wanted: &[Wanted], steps: &[Step]) -> Result<(), Failure> {
+async fn write(
+    servicenow: &ServiceNow,
+    wanted: &[WantedRecord],
+    steps: &[InstallStep],
+) -> Result<(), CliFailure> {
     let mut ids: Vec<String> = Vec::new();
     for (record, step) in wanted.iter().zip(steps) {
-        let row = |only: Option<&[&'static str]>| -> Row {
+        let row = |only: Option<&[&'static str]>| -> TableRow {
             let fields =
                 record.fields.iter().filter(|field| only.is_none_or(|only| only.contains(&field.name)));
             fields.map(|field| (field.name.to_owned(), field.value.clone())).collect()
         };
         let written = match step {
-            Step::Keep { sys_id } => {
+            InstallStep::Keep { sys_id } => {
                 ids.push(sys_id.clone());
                 continue;
             }
-            Step::Create => {
+            InstallStep::Create => {
                 let mut row = row(None);
-                if let Owned::By { field, owner } = record.owned {
+                if let RecordOwner::By { field, owner } = record.owned {
                     let owner = ids.get(owner).context("an owner comes before what it owns")?;
                     row.insert(field.to_owned(), owner.clone());
                 }
                 servicenow.insert(record.table, &row).await
             }
-            Step::Change { sys_id, fields, .. } => {
+            InstallStep::Change { sys_id, fields, .. } => {
                 servicenow.update(record.table, sys_id, &row(Some(fields))).await
             }
         };
         let written = written.map_err(|error| failed(record.table, &error))?;
         let missing = plan::differing(record, &written);
         if !missing.is_empty() {
-            return Err(Failure::Failed(anyhow::anyhow!(
+            return Err(CliFailure::Failed(anyhow::anyhow!(
                 "{}: the instance silently ignored: {}\n  -> an access rule on the field forbids it: give the \
                  user the role {}, or run this once as an administrator with --as USER --password-file FILE",
                 record.label(),

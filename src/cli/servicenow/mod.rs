@@ -16,30 +16,30 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use secrecy::SecretString;
 
-use super::{Failure, Sources};
+use super::{CliFailure, SettingFiles};
 use crate::app;
-use crate::config::{Api, Login, Purpose, Settings};
-use crate::platform::{CallError, Http, HttpSettings, ServiceNow, check};
+use crate::config::{Api, LoginConfig, RunPurpose, Settings};
+use crate::platform::{CallError, HttpClient, HttpSettings, ServiceNow, check};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ServiceNowArgs {
     #[command(subcommand)]
-    what: What,
+    what: ServiceNowVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum ServiceNowVerb {
     /// Create or update all records: the REST Message with its method and headers, the Business Rule, and the retry
-    Install(install::Args),
+    Install(install::InstallArgs),
     /// List the queues with their Queue IDs
-    Queues(queues::Args),
+    Queues(queues::QueuesArgs),
     /// Print the script of the Business Rule and of its Script Action, ready to paste
-    Rule(rule::Args),
+    Rule(rule::RuleArgs),
 }
 
 /// Another user than that of the settings, for actions that the integration user should not be allowed to do.
 #[derive(Debug, clap::Args)]
-struct Who {
+struct InstallerLogin {
     /// Log in as this user, for example an administrator, instead of as servicenow.username
     #[arg(long = "as", value_name = "USER", requires = "password_file")]
     user: Option<String>,
@@ -48,24 +48,24 @@ struct Who {
     password_file: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args, sources: &Sources) -> Result<(), Failure> {
+pub(super) async fn run(args: ServiceNowArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
     match args.what {
-        What::Install(args) => {
+        ServiceNowVerb::Install(args) => {
             let settings = settings(sources)?;
             Box::pin(install::run(args, &settings)).await
         }
-        What::Queues(args) => {
+        ServiceNowVerb::Queues(args) => {
             let settings = settings(sources)?;
             Box::pin(queues::run(args, &settings)).await
         }
-        What::Rule(args) => rule::run(&args, &sources.settings_for_desk(Purpose::Desk)?),
+        ServiceNowVerb::Rule(args) => rule::run(&args, &sources.settings_for_admin(RunPurpose::Admin)?),
     }
 }
 
-fn settings(sources: &Sources) -> Result<Settings, Failure> {
-    let settings = sources.settings_for_desk(Purpose::Check)?;
+fn settings(sources: &SettingFiles) -> Result<Settings, CliFailure> {
+    let settings = sources.settings_for_admin(RunPurpose::Check)?;
     if settings.servicenow.is_none() {
-        return Err(Failure::Usage(
+        return Err(CliFailure::Usage(
             "set servicenow.host_url and the login: no instance is configured".into(),
         ));
     }
@@ -73,7 +73,7 @@ fn settings(sources: &Sources) -> Result<Settings, Failure> {
 }
 
 /// A client of the instance, with the login of the settings or of `--as`.
-fn client(settings: &Settings, who: &Who) -> Result<ServiceNow, Failure> {
+fn client(settings: &Settings, who: &InstallerLogin) -> Result<ServiceNow, CliFailure> {
     let mut settings = settings.clone();
     if let Some(servicenow) = &mut settings.servicenow {
         // Reading and writing records does not depend on the chat API.
@@ -83,21 +83,21 @@ fn client(settings: &Settings, who: &Who) -> Result<ServiceNow, Failure> {
         && let Some(servicenow) = &mut settings.servicenow
     {
         let text = std::fs::read_to_string(file)
-            .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", file.display())))?;
+            .map_err(|error| CliFailure::Usage(format!("cannot read {}: {error}", file.display())))?;
         let password = SecretString::from(text.trim_end_matches(['\r', '\n']));
-        servicenow.login = Login::Basic { username: user.clone(), password };
+        servicenow.login = LoginConfig::Basic { username: user.clone(), password };
     }
     let timeout = settings.delivery.servicenow.timeout;
-    let http = Http::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
+    let http = HttpClient::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
     let client = app::servicenow(http.map_err(anyhow::Error::from)?, &settings)?;
-    client.ok_or_else(|| Failure::Usage("servicenow.host_url is not set".into()))
+    client.ok_or_else(|| CliFailure::Usage("servicenow.host_url is not set".into()))
 }
 
 /// The user whose messages are ours, independent of the user that runs the verb.
 fn own_user(settings: &Settings) -> Option<&str> {
     match &settings.servicenow.as_ref()?.login {
-        Login::Basic { username, .. } => Some(username),
-        Login::OAuth { username, .. } => username.as_deref(),
+        LoginConfig::Basic { username, .. } => Some(username),
+        LoginConfig::OAuth { username, .. } => username.as_deref(),
     }
 }
 
@@ -125,6 +125,6 @@ fn explained(table: &str, error: &CallError) -> String {
     format!("{table}: {}\n  -> {next}", error.with_words())
 }
 
-fn failed(table: &str, error: &CallError) -> Failure {
-    Failure::Failed(anyhow::anyhow!("{}", explained(table, error)))
+fn failed(table: &str, error: &CallError) -> CliFailure {
+    CliFailure::Failed(anyhow::anyhow!("{}", explained(table, error)))
 }

@@ -4,23 +4,23 @@
 //! missing, the records that it owns count as missing. Secret values are not shown.
 //! Not responsible for: asking and writing (`install.rs`).
 
-use crate::platform::Row;
+use crate::platform::TableRow;
 
 use super::diff;
-use super::records::{MARK, Owned, Wanted};
+use super::records::{MARK, RecordOwner, WantedRecord};
 
 /// The change to one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum InstallStep {
     /// The record is up to date.
     Keep { sys_id: String },
     /// The record is missing.
     Create,
     /// These fields differ.
-    Change { sys_id: String, fields: Vec<&'static str>, old: Row },
+    Change { sys_id: String, fields: Vec<&'static str>, old: TableRow },
 }
 
-impl Step {
+impl InstallStep {
     pub(super) fn sys_id(&self) -> Option<&str> {
         match self {
             Self::Keep { sys_id } | Self::Change { sys_id, .. } => Some(sys_id),
@@ -30,9 +30,9 @@ impl Step {
 }
 
 /// The encoded query that finds the record; `None` if its owner is missing.
-pub(super) fn query(wanted: &Wanted, steps: &[Step]) -> Option<String> {
+pub(super) fn query(wanted: &WantedRecord, steps: &[InstallStep]) -> Option<String> {
     let mut terms = Vec::new();
-    if let Owned::By { field, owner } = wanted.owned {
+    if let RecordOwner::By { field, owner } = wanted.owned {
         terms.push(format!("{field}={}", steps.get(owner)?.sys_id()?));
     }
     terms.extend(wanted.key.iter().map(|(name, value)| format!("{name}={value}")));
@@ -40,14 +40,14 @@ pub(super) fn query(wanted: &Wanted, steps: &[Step]) -> Option<String> {
 }
 
 /// The change to a record, given the rows that the query found.
-pub(super) fn step(wanted: &Wanted, found: &[Row]) -> Result<Step, String> {
-    let ours = |row: &&Row| {
-        wanted.owned != Owned::Marked || row.get("description").is_some_and(|text| text.contains(MARK))
+pub(super) fn step(wanted: &WantedRecord, found: &[TableRow]) -> Result<InstallStep, String> {
+    let ours = |row: &&TableRow| {
+        wanted.owned != RecordOwner::Marked || row.get("description").is_some_and(|text| text.contains(MARK))
     };
-    let mine: Vec<&Row> = found.iter().filter(ours).collect();
+    let mine: Vec<&TableRow> = found.iter().filter(ours).collect();
     let (label, table) = (wanted.label(), wanted.table);
     match (mine.as_slice(), found) {
-        ([], []) => Ok(Step::Create),
+        ([], []) => Ok(InstallStep::Create),
         ([], [other, ..]) => Err(format!(
             "{label} ({table} {}) is there and was not made by Causeway: it is left alone.\n  -> choose another name \
              with --name, or, if it may be overwritten, write \"{MARK}\" into its description",
@@ -62,27 +62,31 @@ pub(super) fn step(wanted: &Wanted, found: &[Row]) -> Result<Step, String> {
     }
 }
 
-fn id(row: &Row) -> &str {
+fn id(row: &TableRow) -> &str {
     row.get("sys_id").map_or("", String::as_str)
 }
 
-fn compare(wanted: &Wanted, row: &Row) -> Step {
+fn compare(wanted: &WantedRecord, row: &TableRow) -> InstallStep {
     let sys_id = id(row).to_owned();
     let fields = differing(wanted, row);
-    if fields.is_empty() { Step::Keep { sys_id } } else { Step::Change { sys_id, fields, old: row.clone() } }
+    if fields.is_empty() {
+        InstallStep::Keep { sys_id }
+    } else {
+        InstallStep::Change { sys_id, fields, old: row.clone() }
+    }
 }
 
 /// The fields whose values differ from the wanted ones.
-pub(super) fn differing(wanted: &Wanted, row: &Row) -> Vec<&'static str> {
+pub(super) fn differing(wanted: &WantedRecord, row: &TableRow) -> Vec<&'static str> {
     let differs = |name: &str, value: &str| row.get(name).map_or("", String::as_str).same(value);
     wanted.fields.iter().filter(|field| !differs(field.name, &field.value)).map(|field| field.name).collect()
 }
 
-trait Same {
+trait SameText {
     fn same(&self, other: &str) -> bool;
 }
 
-impl Same for str {
+impl SameText for str {
     /// Forms change line ends and drop trailing blanks, so both are ignored.
     fn same(&self, other: &str) -> bool {
         self.trim_end().lines().map(str::trim_end).eq(other.trim_end().lines().map(str::trim_end))
@@ -90,23 +94,23 @@ impl Same for str {
 }
 
 /// One record's part of the plan, as text.
-pub(super) fn describe(wanted: &Wanted, step: &Step) -> String {
+pub(super) fn describe(wanted: &WantedRecord, step: &InstallStep) -> String {
     let (label, table) = (wanted.label(), wanted.table);
     let mut lines = vec![match step {
-        Step::Keep { .. } => format!("= {label} ({table}): as it should be"),
-        Step::Create => format!("+ {label} ({table}): is created"),
-        Step::Change { sys_id, .. } => format!("~ {label} ({table} {sys_id}): is changed"),
+        InstallStep::Keep { .. } => format!("= {label} ({table}): as it should be"),
+        InstallStep::Create => format!("+ {label} ({table}): is created"),
+        InstallStep::Change { sys_id, .. } => format!("~ {label} ({table} {sys_id}): is changed"),
     }];
     for field in &wanted.fields {
         let old = match step {
-            Step::Create => "",
-            Step::Change { fields, old, .. } if fields.contains(&field.name) => {
+            InstallStep::Create => "",
+            InstallStep::Change { fields, old, .. } if fields.contains(&field.name) => {
                 old.get(field.name).map_or("", String::as_str)
             }
             _ => continue,
         };
         let new = field.value.as_str();
-        let (creates, name) = (*step == Step::Create, field.name);
+        let (creates, name) = (*step == InstallStep::Create, field.name);
         if field.secret {
             lines.push(format!("    {name}: (secret{})", if creates { "" } else { ", another value" }));
         } else if creates && new.lines().count() > 1 {

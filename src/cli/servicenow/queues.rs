@@ -4,24 +4,24 @@
 
 use serde_json::json;
 
-use super::super::{Failure, output};
-use super::{Who, client, explained};
+use super::super::{CliFailure, output};
+use super::{InstallerLogin, client, explained};
 use crate::config::Settings;
-use crate::platform::{CallError, Row, ServiceNow};
+use crate::platform::{CallError, ServiceNow, TableRow};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct QueuesArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    who: Who,
+    who: InstallerLogin,
 }
 
 /// Whether a queue accepts chats, as far as the instance tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Standing {
+enum QueueStatus {
     Open,
     Closed,
     /// The queue is switched on. Only its schedule tells whether it is open now.
@@ -30,11 +30,11 @@ enum Standing {
 }
 
 #[derive(serde::Serialize)]
-struct Queue {
+struct QueueRow {
     kind: &'static str,
     name: String,
     id: String,
-    state: Standing,
+    state: QueueStatus,
 }
 
 /// The table of Connect Support queues. servicenow.queue_id names one of them if api = "connect_support".
@@ -42,7 +42,7 @@ const CONNECT: &str = "chat_queue";
 /// The table of Advanced Work Assignment queues, for the Virtual Agent API.
 const AGENT: &str = "awa_queue";
 
-pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> {
+pub(super) async fn run(args: QueuesArgs, settings: &Settings) -> Result<(), CliFailure> {
     let servicenow = client(settings, &args.who)?;
     let (connect, agent) = tokio::join!(connect(&servicenow), table(&servicenow, AGENT));
     let (mut queues, mut notes) = (Vec::new(), Vec::new());
@@ -54,7 +54,7 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
     }
     queues.sort_by(|one, other| (one.kind, &one.name).cmp(&(other.kind, &other.name)));
     if notes.len() == 2 {
-        return Err(Failure::Failed(anyhow::anyhow!("no queue can be listed\n{}", notes.join("\n"))));
+        return Err(CliFailure::Failed(anyhow::anyhow!("no queue can be listed\n{}", notes.join("\n"))));
     }
     if args.json {
         return Ok(output::json(&json!({ "queues": queues, "notes": notes }))?);
@@ -73,14 +73,14 @@ pub(super) async fn run(args: Args, settings: &Settings) -> Result<(), Failure> 
     Ok(())
 }
 
-fn describe(queues: &[Queue]) -> String {
+fn describe(queues: &[QueueRow]) -> String {
     let state = |state| match state {
-        Standing::Open => "open",
-        Standing::Closed => "closed",
-        Standing::Active => "active",
-        Standing::Inactive => "inactive",
+        QueueStatus::Open => "open",
+        QueueStatus::Closed => "closed",
+        QueueStatus::Active => "active",
+        QueueStatus::Inactive => "inactive",
     };
-    let cells = |queue: &Queue| {
+    let cells = |queue: &QueueRow| {
         let name = output::harmless(&queue.name);
         vec![queue.kind.to_owned(), name, output::harmless(&queue.id), state(queue.state).to_owned()]
     };
@@ -89,13 +89,13 @@ fn describe(queues: &[Queue]) -> String {
 }
 
 /// Connect Support itself reports whether a queue is open. The table also lists queues that the user may not use.
-async fn connect(servicenow: &ServiceNow) -> Result<Vec<Queue>, CallError> {
+async fn connect(servicenow: &ServiceNow) -> Result<Vec<QueueRow>, CallError> {
     match servicenow.queues().await {
         Ok(queues) if !queues.is_empty() => Ok(queues
             .into_iter()
-            .map(|queue| Queue {
+            .map(|queue| QueueRow {
                 kind: CONNECT,
-                state: if queue.not_available.is_some() { Standing::Closed } else { Standing::Open },
+                state: if queue.not_available.is_some() { QueueStatus::Closed } else { QueueStatus::Open },
                 name: queue.name.unwrap_or_default(),
                 id: queue.sys_id,
             })
@@ -105,12 +105,12 @@ async fn connect(servicenow: &ServiceNow) -> Result<Vec<Queue>, CallError> {
     }
 }
 
-async fn table(servicenow: &ServiceNow, kind: &'static str) -> Result<Vec<Queue>, CallError> {
+async fn table(servicenow: &ServiceNow, kind: &'static str) -> Result<Vec<QueueRow>, CallError> {
     let rows = servicenow.rows(kind, "", &["sys_id", "name", "active"], 1000).await?;
-    let value = |row: &Row, name: &str| row.get(name).cloned().unwrap_or_default();
-    let queue = |row: Row| Queue {
+    let value = |row: &TableRow, name: &str| row.get(name).cloned().unwrap_or_default();
+    let queue = |row: TableRow| QueueRow {
         kind,
-        state: if value(&row, "active") == "false" { Standing::Inactive } else { Standing::Active },
+        state: if value(&row, "active") == "false" { QueueStatus::Inactive } else { QueueStatus::Active },
         name: value(&row, "name"),
         id: value(&row, "sys_id"),
     };

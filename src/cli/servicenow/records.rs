@@ -11,14 +11,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::rule::{self, KEY_PROPERTY, METHOD, Script};
+use super::rule::{self, KEY_PROPERTY, METHOD, RuleScript};
 
 /// The mark in the description of every record that we created. Records without it are not ours.
 pub(super) const MARK: &str = "managed-by: causeway";
 
 /// A value of a field.
 #[derive(Clone)]
-pub(super) struct Field {
+pub(super) struct RecordField {
     pub(super) name: &'static str,
     pub(super) value: String,
     pub(super) secret: bool,
@@ -26,7 +26,7 @@ pub(super) struct Field {
 
 /// The evidence that a record is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owned {
+pub(super) enum RecordOwner {
     /// Its description contains [`MARK`].
     Marked,
     /// Its owner is ours: `field` refers to the record at index `owner` of the list.
@@ -34,18 +34,18 @@ pub(super) enum Owned {
 }
 
 /// A record in its wanted state.
-pub(super) struct Wanted {
+pub(super) struct WantedRecord {
     pub(super) table: &'static str,
     /// The name of the record's type on ServiceNow's forms.
     pub(super) title: &'static str,
     /// The fields that identify the record. `fields` contains them, too.
     pub(super) key: Vec<(&'static str, String)>,
-    pub(super) owned: Owned,
-    pub(super) fields: Vec<Field>,
+    pub(super) owned: RecordOwner,
+    pub(super) fields: Vec<RecordField>,
 }
 
 /// The credential with which ServiceNow authenticates to the ingress.
-pub(super) enum Proof {
+pub(super) enum RuleProof {
     /// `ingress.servicenow.hmac_secret`
     Signature(SecretString),
     /// `ingress.servicenow.token`
@@ -55,20 +55,20 @@ pub(super) enum Proof {
 }
 
 /// All records, each owner before the records that it owns.
-pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Wanted> {
+pub(super) fn wanted(endpoint: &str, script: &RuleScript, proof: &RuleProof) -> Vec<WantedRecord> {
     let name = script.name.as_str();
     let mut all =
         vec![message(name, endpoint), method(endpoint), header(1, "Content-Type", "application/json")];
     match proof {
-        Proof::Signature(secret) => all.push(key(secret)),
-        Proof::Token(token) => {
+        RuleProof::Signature(secret) => all.push(key(secret)),
+        RuleProof::Token(token) => {
             let mut header = header(1, "x-causeway-token", token.expose_secret());
             for field in header.fields.iter_mut().filter(|field| field.name == "value") {
                 field.secret = true;
             }
             all.push(header);
         }
-        Proof::Nothing => {}
+        RuleProof::Nothing => {}
     }
     all.push(business_rule(script));
     all.push(retry_event(script));
@@ -76,20 +76,20 @@ pub(super) fn wanted(endpoint: &str, script: &Script, proof: &Proof) -> Vec<Want
     all
 }
 
-fn open(name: &'static str, value: impl Into<String>) -> Field {
-    Field { name, value: value.into(), secret: false }
+fn open(name: &'static str, value: impl Into<String>) -> RecordField {
+    RecordField { name, value: value.into(), secret: false }
 }
 
-fn description(what: &str) -> Field {
+fn description(what: &str) -> RecordField {
     open("description", format!("{what} Change it with `causeway servicenow install`. [{MARK}]"))
 }
 
-fn message(name: &str, endpoint: &str) -> Wanted {
-    Wanted {
+fn message(name: &str, endpoint: &str) -> WantedRecord {
+    WantedRecord {
         table: "sys_rest_message",
         title: "REST Message",
         key: vec![("name", name.to_owned())],
-        owned: Owned::Marked,
+        owned: RecordOwner::Marked,
         fields: vec![
             open("name", name),
             open("rest_endpoint", endpoint),
@@ -99,12 +99,12 @@ fn message(name: &str, endpoint: &str) -> Wanted {
     }
 }
 
-fn method(endpoint: &str) -> Wanted {
-    Wanted {
+fn method(endpoint: &str) -> WantedRecord {
+    WantedRecord {
         table: "sys_rest_message_fn",
         title: "HTTP Method",
         key: vec![("function_name", METHOD.to_owned())],
-        owned: Owned::By { field: "rest_message", owner: 0 },
+        owned: RecordOwner::By { field: "rest_message", owner: 0 },
         fields: vec![
             open("function_name", METHOD),
             open("http_method", "post"),
@@ -114,27 +114,27 @@ fn method(endpoint: &str) -> Wanted {
     }
 }
 
-fn header(owner: usize, name: &str, value: &str) -> Wanted {
-    Wanted {
+fn header(owner: usize, name: &str, value: &str) -> WantedRecord {
+    WantedRecord {
         table: "sys_rest_message_fn_headers",
         title: "HTTP Header",
         key: vec![("name", name.to_owned())],
-        owned: Owned::By { field: "rest_message_function", owner },
+        owned: RecordOwner::By { field: "rest_message_function", owner },
         fields: vec![open("name", name), open("value", value)],
     }
 }
 
 /// The key in the encoding that `generateMac` needs. A private property is in no export and in no script.
-fn key(secret: &SecretString) -> Wanted {
+fn key(secret: &SecretString) -> WantedRecord {
     let value = STANDARD.encode(secret.expose_secret());
-    Wanted {
+    WantedRecord {
         table: "sys_properties",
         title: "System Property",
         key: vec![("name", KEY_PROPERTY.to_owned())],
-        owned: Owned::Marked,
+        owned: RecordOwner::Marked,
         fields: vec![
             open("name", KEY_PROPERTY),
-            Field { name: "value", value, secret: true },
+            RecordField { name: "value", value, secret: true },
             open("type", "string"),
             open("is_private", "true"),
             open("read_roles", "admin"),
@@ -144,12 +144,12 @@ fn key(secret: &SecretString) -> Wanted {
     }
 }
 
-fn business_rule(script: &Script) -> Wanted {
-    Wanted {
+fn business_rule(script: &RuleScript) -> WantedRecord {
+    WantedRecord {
         table: "sys_script",
         title: "Business Rule",
         key: vec![("name", script.name.clone()), ("collection", "live_message".to_owned())],
-        owned: Owned::Marked,
+        owned: RecordOwner::Marked,
         fields: vec![
             open("name", &script.name),
             open("collection", "live_message"),
@@ -168,13 +168,13 @@ fn business_rule(script: &Script) -> Wanted {
 }
 
 /// The event that retries a callback.
-fn retry_event(script: &Script) -> Wanted {
+fn retry_event(script: &RuleScript) -> WantedRecord {
     let event = rule::retry_event(&script.name);
-    Wanted {
+    WantedRecord {
         table: "sysevent_register",
         title: "Event Registration",
         key: vec![("event_name", event.clone())],
-        owned: Owned::Marked,
+        owned: RecordOwner::Marked,
         fields: vec![
             open("event_name", event),
             open("table", "live_message"),
@@ -184,13 +184,13 @@ fn retry_event(script: &Script) -> Wanted {
 }
 
 /// The event's handler: the same script as in the Business Rule.
-fn script_action(script: &Script) -> Wanted {
+fn script_action(script: &RuleScript) -> WantedRecord {
     let event = rule::retry_event(&script.name);
-    Wanted {
+    WantedRecord {
         table: "sysevent_script_action",
         title: "Script Action",
         key: vec![("name", script.name.clone()), ("event_name", event.clone())],
-        owned: Owned::Marked,
+        owned: RecordOwner::Marked,
         fields: vec![
             open("name", &script.name),
             open("event_name", event),
@@ -202,7 +202,7 @@ fn script_action(script: &Script) -> Wanted {
     }
 }
 
-impl Wanted {
+impl WantedRecord {
     /// The label by which a person finds the record.
     pub(super) fn label(&self) -> String {
         format!("{} \"{}\"", self.title, self.key.first().map_or("", |(_, name)| name.as_str()))

@@ -3,7 +3,7 @@
 //!
 //! Guarantees: the script is `deploy/servicenow/live_message.js`, except for the values of the variables at its top.
 
-use super::super::{Failure, output};
+use super::super::{CliFailure, output};
 use super::{own_user, records};
 use crate::config::Settings;
 
@@ -17,7 +17,7 @@ pub(super) const KEY_PROPERTY: &str = "causeway.signing_key";
 pub(super) const NAME: &str = "Causeway";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct RuleArgs {
     /// Name of the REST Message
     #[arg(long, default_value = NAME, value_parser = records::name)]
     name: String,
@@ -34,18 +34,18 @@ pub(super) struct Args {
 }
 
 /// The values that can differ between instances.
-pub(super) struct Script {
+pub(super) struct RuleScript {
     pub(super) name: String,
     pub(super) own_user: String,
     pub(super) signed: bool,
 }
 
-pub(super) fn run(args: &Args, settings: &Settings) -> Result<(), Failure> {
+pub(super) fn run(args: &RuleArgs, settings: &Settings) -> Result<(), CliFailure> {
     let ingress = &settings.ingress;
     let only_token = ingress.token.is_set() && !ingress.hmac_secret.is_set();
     let signed = args.signed || (!args.token && !only_token);
     let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or("chatbot_interface");
-    let script = Script { name: args.name.clone(), own_user: user(own_user)?, signed };
+    let script = RuleScript { name: args.name.clone(), own_user: user(own_user)?, signed };
     Ok(output::line(render(&script).trim_end())?)
 }
 
@@ -57,16 +57,16 @@ pub(super) fn retry_event(name: &str) -> String {
 }
 
 /// Validates a user name for use in a script and in a filter.
-pub(super) fn user(name: &str) -> Result<String, Failure> {
+pub(super) fn user(name: &str) -> Result<String, CliFailure> {
     if name.is_empty() || name.contains(['\'', '\\', '^', '\n', '\r']) {
         let words = "the integration user's name cannot be used in a script: no quotes, backslashes or ^";
-        return Err(Failure::Usage(words.to_owned()));
+        return Err(CliFailure::Usage(words.to_owned()));
     }
     Ok(name.to_owned())
 }
 
 /// The script with these values.
-pub(super) fn render(script: &Script) -> String {
+pub(super) fn render(script: &RuleScript) -> String {
     let credential = if script.signed { "signature" } else { "token" };
     let event = retry_event(&script.name);
     let values = [
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn with_the_usual_values_it_is_the_file() {
-        let usual = Script { name: NAME.into(), own_user: "chatbot_interface".into(), signed: true };
+        let usual = RuleScript { name: NAME.into(), own_user: "chatbot_interface".into(), signed: true };
         assert_eq!(render(&usual), SOURCE);
         for (variable, value) in [("METHOD", METHOD), ("KEY_PROPERTY", KEY_PROPERTY)] {
             assert!(SOURCE.contains(&format!("  var {variable} = '{value}';\n")), "{variable}");
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn each_value_has_one_place() {
-        let other = render(&Script { name: "Other (2)".into(), own_user: "relay".into(), signed: false });
+        let other = render(&RuleScript { name: "Other (2)".into(), own_user: "relay".into(), signed: false });
         let changed: Vec<&str> =
             other.lines().zip(SOURCE.lines()).filter(|(new, old)| new != old).map(|(new, _)| new).collect();
         let expected = [

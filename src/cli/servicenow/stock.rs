@@ -5,21 +5,25 @@
 
 use url::Url;
 
-use super::super::{Failure, output};
+use super::super::{CliFailure, output};
 use super::failed;
-use super::records::Proof;
-use crate::platform::{Row, ServiceNow};
+use super::records::RuleProof;
+use crate::platform::{ServiceNow, TableRow};
 
 const MESSAGE: &str = "VA Bot to Bot";
 const METHOD: &str = "postMessage";
 
 /// Prints the differences and the manual steps. Succeeds if nothing differs.
-pub(super) async fn show(servicenow: &ServiceNow, endpoint: &Url, proof: &Proof) -> Result<(), Failure> {
+pub(super) async fn show(
+    servicenow: &ServiceNow,
+    endpoint: &Url,
+    proof: &RuleProof,
+) -> Result<(), CliFailure> {
     let table = "sys_rest_message";
     let fields = ["sys_id", "name", "rest_endpoint"];
     let found = servicenow.rows(table, &format!("name={MESSAGE}"), &fields, 1).await;
     let Some(message) = found.map_err(|error| failed(table, &error))?.into_iter().next() else {
-        return Err(Failure::Failed(anyhow::anyhow!(
+        return Err(CliFailure::Failed(anyhow::anyhow!(
             "there is no REST Message \"{MESSAGE}\" that the user may see\n  -> install the Virtual Agent API from the \
              ServiceNow Store, or give the user the role {}",
             super::roles(table)
@@ -45,23 +49,23 @@ pub(super) async fn show(servicenow: &ServiceNow, endpoint: &Url, proof: &Proof)
         return Ok(output::line("nothing to do: everything is as it should be")?);
     }
     let credential = match proof {
-        Proof::Token(_) => {
+        RuleProof::Token(_) => {
             "\n  3. Under the method's HTTP Headers: x-causeway-token with ingress.servicenow.token."
         }
-        Proof::Signature(_) => {
+        RuleProof::Signature(_) => {
             "\n  3. This record cannot sign: set ingress.servicenow.token too, and add it under the method's HTTP \
              Headers as x-causeway-token."
         }
-        Proof::Nothing => "",
+        RuleProof::Nothing => "",
     };
     output::line(format_args!(
         "\nThese records are ServiceNow's own, so nothing was written. By hand:\n  1. All > System Web Services > \
          Outbound > REST Message > {MESSAGE}: set Endpoint to\n     {endpoint}\n  2. The same in its HTTP Method \
          {METHOD}.{credential}\nThen run this again."
     ))?;
-    Err(Failure::Told)
+    Err(CliFailure::Told)
 }
 
-fn value<'a>(row: &'a Row, name: &str) -> &'a str {
+fn value<'a>(row: &'a TableRow, name: &str) -> &'a str {
     row.get(name).map_or("", String::as_str)
 }

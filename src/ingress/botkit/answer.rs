@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::ingress::problem::Refusal;
+use crate::ingress::problem::ApiError;
 
 const SUPPORTS_ACK: HeaderName = HeaderName::from_static("supportsmessageack");
 const ERROR_DESCRIPTION: HeaderName = HeaderName::from_static("response-error-description");
@@ -50,27 +50,27 @@ fn marked(payload: &[u8]) -> Vec<u8> {
 }
 
 /// A refusal with the usual status and headers, and with BotKit's body.
-pub(in crate::ingress) fn refused(refusal: Refusal, request_id: &str) -> Response {
+pub(in crate::ingress) fn refused(refusal: ApiError, request_id: &str) -> Response {
     let (code, msg) = match &refusal {
-        Refusal::Unauthorized(_) => (json!(4002), "Invalid apikey".to_owned()),
-        Refusal::Insufficient(_) => (json!("INSUFFICIENT_ARGUMENTS"), refusal.to_string()),
-        Refusal::UnknownRoute | Refusal::NotEnabled(_) => (json!("NOT_FOUND"), refusal.to_string()),
-        Refusal::Invalid(faults) => {
-            let faults: Vec<String> =
-                faults.iter().map(|fault| format!("{} {}", fault.field, fault.reason)).collect();
-            (json!("VALIDATION_ERROR"), faults.join("; "))
+        ApiError::Unauthorized(_) => (json!(4002), "Invalid apikey".to_owned()),
+        ApiError::Insufficient(_) => (json!("INSUFFICIENT_ARGUMENTS"), refusal.to_string()),
+        ApiError::UnknownRoute | ApiError::NotEnabled(_) => (json!("NOT_FOUND"), refusal.to_string()),
+        ApiError::Invalid(errors) => {
+            let errors: Vec<String> =
+                errors.iter().map(|fault| format!("{} {}", fault.field, fault.reason)).collect();
+            (json!("VALIDATION_ERROR"), errors.join("; "))
         }
-        Refusal::TooLarge(_) => (json!("PAYLOAD_TOO_LARGE"), refusal.to_string()),
-        Refusal::SlowBody => (json!("REQUEST_TIMEOUT"), refusal.to_string()),
-        Refusal::QueueAway
-        | Refusal::QueueFull
-        | Refusal::QueueUnfit
-        | Refusal::DirectoryAway
-        | Refusal::Overloaded => (json!("SERVICE_UNAVAILABLE"), refusal.to_string()),
+        ApiError::TooLarge(_) => (json!("PAYLOAD_TOO_LARGE"), refusal.to_string()),
+        ApiError::SlowBody => (json!("REQUEST_TIMEOUT"), refusal.to_string()),
+        ApiError::QueueAway
+        | ApiError::QueueFull
+        | ApiError::QueueUnfit
+        | ApiError::DirectoryAway
+        | ApiError::Overloaded => (json!("SERVICE_UNAVAILABLE"), refusal.to_string()),
         _ => (json!("INVALID_ARGUMENTS"), refusal.to_string()),
     };
-    let is_credentials = matches!(refusal, Refusal::Unauthorized(_));
-    let is_invalid = matches!(refusal, Refusal::Invalid(_));
+    let is_credentials = matches!(refusal, ApiError::Unauthorized(_));
+    let is_invalid = matches!(refusal, ApiError::Invalid(_));
     let (mut parts, _) = refusal.into_response(request_id).into_parts();
     if is_invalid {
         parts.status = axum::http::StatusCode::PRECONDITION_FAILED;
@@ -104,18 +104,18 @@ mod tests {
     #[tokio::test]
     async fn refusals_are_told_as_botkit_tells_them() {
         for (refusal, status, code) in [
-            (Refusal::Unauthorized("x"), 401, json!(4002)),
-            (Refusal::UnknownRoute, 404, json!("NOT_FOUND")),
-            (Refusal::Insufficient("user"), 400, json!("INSUFFICIENT_ARGUMENTS")),
-            (Refusal::BadArgument("baseUrl", "is foreign"), 400, json!("INVALID_ARGUMENTS")),
-            (Refusal::NotJson { line: 1, column: 1 }, 400, json!("INVALID_ARGUMENTS")),
-            (Refusal::Invalid(Vec::new()), 412, json!("VALIDATION_ERROR")),
-            (Refusal::TooLarge(1), 413, json!("PAYLOAD_TOO_LARGE")),
-            (Refusal::QueueAway, 503, json!("SERVICE_UNAVAILABLE")),
-            (Refusal::QueueFull, 503, json!("SERVICE_UNAVAILABLE")),
-            (Refusal::QueueUnfit, 503, json!("SERVICE_UNAVAILABLE")),
-            (Refusal::DirectoryAway, 503, json!("SERVICE_UNAVAILABLE")),
-            (Refusal::Overloaded, 503, json!("SERVICE_UNAVAILABLE")),
+            (ApiError::Unauthorized("x"), 401, json!(4002)),
+            (ApiError::UnknownRoute, 404, json!("NOT_FOUND")),
+            (ApiError::Insufficient("user"), 400, json!("INSUFFICIENT_ARGUMENTS")),
+            (ApiError::BadArgument("baseUrl", "is foreign"), 400, json!("INVALID_ARGUMENTS")),
+            (ApiError::NotJson { line: 1, column: 1 }, 400, json!("INVALID_ARGUMENTS")),
+            (ApiError::Invalid(Vec::new()), 412, json!("VALIDATION_ERROR")),
+            (ApiError::TooLarge(1), 413, json!("PAYLOAD_TOO_LARGE")),
+            (ApiError::QueueAway, 503, json!("SERVICE_UNAVAILABLE")),
+            (ApiError::QueueFull, 503, json!("SERVICE_UNAVAILABLE")),
+            (ApiError::QueueUnfit, 503, json!("SERVICE_UNAVAILABLE")),
+            (ApiError::DirectoryAway, 503, json!("SERVICE_UNAVAILABLE")),
+            (ApiError::Overloaded, 503, json!("SERVICE_UNAVAILABLE")),
         ] {
             let response = refused(refusal, "r");
             assert_eq!(response.status(), status);

@@ -8,7 +8,7 @@
 
 use serde_json::value::RawValue;
 
-use super::json_paths::{Keep, entries};
+use super::json_paths::{EntryLimit, entries};
 use crate::message::handoff::Attachment;
 
 /// The places of files, the most likely first. The first place with entries counts, because the others repeat it.
@@ -30,7 +30,7 @@ const ENTRY_BYTES_MAX: usize = 16 << 10;
 /// The files in the values found at [`PLACES`].
 pub(super) fn files(found: Vec<Option<&RawValue>>) -> Vec<Attachment> {
     let lists = found.into_iter().flatten().map(|list| {
-        let files = entries(list, Keep::First(FILES_MAX)).into_iter().filter_map(file);
+        let files = entries(list, EntryLimit::First(FILES_MAX)).into_iter().filter_map(file);
         files.collect::<Vec<_>>()
     });
     let mut first = lists.into_iter().find(|files| !files.is_empty()).unwrap_or_default();

@@ -10,18 +10,18 @@
 
 use serde_json::value::RawValue;
 
-use super::event::{Payload, digest};
-use crate::ingress::problem::Refusal;
+use super::event::{EventPayload, digest};
+use crate::ingress::problem::ApiError;
 use crate::message::{Kind, LaneKey, Message, MessageId, bot_turn};
 
 /// The BotKit class of an event, with the keys that the class writes.
-struct Class {
+struct PayloadClass {
     name: &'static str,
     keys: &'static [&'static str],
     acks: bool,
 }
 
-const MESSAGE: Class = Class {
+const MESSAGE: PayloadClass = PayloadClass {
     name: "OnMessagePayload",
     keys: &[
         "/skipUserMessageUrl",
@@ -42,7 +42,7 @@ const MESSAGE: Class = Class {
     ],
     acks: true,
 };
-const ALERT: Class = Class {
+const ALERT: PayloadClass = PayloadClass {
     name: "OnAlertPayload",
     keys: &[
         "/sendAlertMessageUrl",
@@ -63,7 +63,7 @@ const ALERT: Class = Class {
     ],
     acks: false,
 };
-const CLIENT_EVENT: Class = Class {
+const CLIENT_EVENT: PayloadClass = PayloadClass {
     name: "OnclientEventPayload",
     keys: &[
         "/sendBotEventUrl",
@@ -83,7 +83,7 @@ const MISSING: &str =
     "sendBotMessageUrl and sendUserMessageUrl, or baseUrl and requestId: needed to pass messages on";
 
 /// Converts an event of a user in bot mode to a message. `None` if XO does not wait for a call.
-pub(super) fn message(payload: &Payload<'_>, kind: Kind) -> Result<Option<Turn>, Refusal> {
+pub(super) fn message(payload: &EventPayload<'_>, kind: Kind) -> Result<Option<BotTurnMessage>, ApiError> {
     let class = match kind {
         Kind::BotAlert if payload.at("/sendAlertMessageUrl").is_none() => return Ok(None),
         Kind::BotClientEvent if payload.at("/sendBotEventUrl").is_none() => return Ok(None),
@@ -95,26 +95,26 @@ pub(super) fn message(payload: &Payload<'_>, kind: Kind) -> Result<Option<Turn>,
         Kind::BotUserMessage if payload.is_without_words() => payload.file_names().map(|names| json(&names)),
         _ => None,
     };
-    let body = body(payload, &class, &Changes { text, skips: false })?;
-    Ok(Some(Turn::new(payload, kind, body)))
+    let body = body(payload, &class, &TurnChanges { text, skips: false })?;
+    Ok(Some(BotTurnMessage::new(payload, kind, body)))
 }
 
 /// The bot's message to a user who is with an agent. XO continues without showing it.
-pub(super) fn skipped(payload: &Payload<'_>) -> Result<Turn, Refusal> {
-    let body = body(payload, &MESSAGE, &Changes { text: Some(json("")), skips: true })?;
-    Ok(Turn::new(payload, Kind::BotBotMessage, body))
+pub(super) fn skipped(payload: &EventPayload<'_>) -> Result<BotTurnMessage, ApiError> {
+    let body = body(payload, &MESSAGE, &TurnChanges { text: Some(json("")), skips: true })?;
+    Ok(BotTurnMessage::new(payload, Kind::BotBotMessage, body))
 }
 
 /// A message of bot mode without its destination.
-pub(super) struct Turn {
+pub(super) struct BotTurnMessage {
     id: MessageId,
     kind: Kind,
     lane: LaneKey,
     body: Vec<u8>,
 }
 
-impl Turn {
-    fn new(payload: &Payload<'_>, kind: Kind, body: Vec<u8>) -> Self {
+impl BotTurnMessage {
+    fn new(payload: &EventPayload<'_>, kind: Kind, body: Vec<u8>) -> Self {
         let id = MessageId::derived_from("botkit-turn", &[kind.as_str(), &digest(&[payload.json()])]);
         // Without a requestId two equal posts count as two messages.
         let id = if payload.request_id().is_some() { id } else { MessageId::fresh() };
@@ -129,7 +129,7 @@ impl Turn {
 }
 
 /// The changes to the received body.
-struct Changes {
+struct TurnChanges {
     /// The JSON of a different `message`.
     text: Option<String>,
     /// The message is not shown, because it is empty.
@@ -137,19 +137,23 @@ struct Changes {
 }
 
 /// The body that BotKit posts back. Keys that the class does not know, and keys that were not received, are left out.
-fn body(payload: &Payload<'_>, class: &Class, changes: &Changes) -> Result<Vec<u8>, Refusal> {
-    let mut body = Body::new(class.name);
+fn body(
+    payload: &EventPayload<'_>,
+    class: &PayloadClass,
+    changes: &TurnChanges,
+) -> Result<Vec<u8>, ApiError> {
+    let mut body = PayloadWriter::new(class.name);
     let request = payload.raw_at("/requestId");
     // BotKit also generates an id if the request has none.
     let request_name = request.map_or_else(|| json(&unnamed()), |value| value.get().to_owned());
     body.write("requestId", &request_name);
-    body.write("botId", &json(&payload.door.bot_id));
-    body.write("componentId", &json(&payload.door.component_id));
+    body.write("botId", &json(&payload.route.bot_id));
+    body.write("componentId", &json(&payload.route.component_id));
     for operation in ["sendUserMessage", "sendBotMessage"] {
         let address = payload.address(operation);
         match address {
             Some(address) => body.write(&format!("{operation}Url"), &address),
-            None if class.name == MESSAGE.name => return Err(Refusal::Insufficient(MISSING)),
+            None if class.name == MESSAGE.name => return Err(ApiError::Insufficient(MISSING)),
             None => {}
         }
     }
@@ -173,9 +177,9 @@ fn body(payload: &Payload<'_>, class: &Class, changes: &Changes) -> Result<Vec<u
 }
 
 /// Writes a JSON object key by key.
-struct Body(Vec<u8>);
+struct PayloadWriter(Vec<u8>);
 
-impl Body {
+impl PayloadWriter {
     fn new(class: &str) -> Self {
         Self(format!(r#"{{"__payloadClass":{}"#, json(class)).into_bytes())
     }
@@ -206,18 +210,18 @@ fn unnamed() -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::{Door, Event};
+    use super::super::{BotKitEvent, BotKitRoute};
     use super::*;
 
     const BASE: &str = "https://platform.kore.ai/api/botsdk/stream/st-1";
 
-    fn door() -> Door {
-        Door { bot_id: "st-1".into(), component_id: "default".into(), event: Event::UserMessage }
+    fn route() -> BotKitRoute {
+        BotKitRoute { bot_id: "st-1".into(), component_id: "default".into(), event: BotKitEvent::UserMessage }
     }
 
-    fn turn(json: &str, kind: Kind) -> Turn {
-        let door = door();
-        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+    fn turn(json: &str, kind: Kind) -> BotTurnMessage {
+        let route = route();
+        let payload = EventPayload::read(&route, json.as_bytes()).ok().unwrap();
         message(&payload, kind).ok().unwrap().unwrap()
     }
 
@@ -316,28 +320,28 @@ mod tests {
         ));
         let typing = posted(&typing, Kind::BotClientEvent);
         assert_eq!(typing["preDefinedEvent"], json!({"type": "TYPING_STARTED"}));
-        let door = door();
+        let route = route();
         let without = event(r#""message": "rain""#);
-        let payload = Payload::read(&door, without.as_bytes()).ok().unwrap();
+        let payload = EventPayload::read(&route, without.as_bytes()).ok().unwrap();
         assert!(message(&payload, Kind::BotAlert).ok().unwrap().is_none());
     }
 
     #[test]
     fn without_an_address_nothing_is_taken() {
-        let door = door();
+        let route = route();
         let json = r#"{"requestId": 1, "message": "hi", "channel": {"from": "u-1"}}"#;
-        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+        let payload = EventPayload::read(&route, json.as_bytes()).ok().unwrap();
         let refusal = message(&payload, Kind::BotUserMessage).err().unwrap();
         assert!(refusal.to_string().contains("sendBotMessageUrl"), "{refusal}");
     }
 
     #[test]
     fn what_is_skipped_says_nothing() {
-        let door = door();
+        let route = route();
         let json = event(
             r#""message": "from the bot", "overrideMessagePayload": {"body": "x"}, "agent_transfer": true"#,
         );
-        let payload = Payload::read(&door, json.as_bytes()).ok().unwrap();
+        let payload = EventPayload::read(&route, json.as_bytes()).ok().unwrap();
         let body: Value = serde_json::from_slice(&skipped(&payload).ok().unwrap().body).unwrap();
         assert_eq!((&body["message"], body.get("overrideMessagePayload")), (&json!(""), None));
     }

@@ -14,10 +14,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::attachments;
-use super::json_paths::{self, Keep, entries, pick, written};
-use super::{BotKitDoor, Door, Kept, UserPaths};
-use crate::ingress::problem::{Fault, Refusal};
-use crate::message::handoff::{Attachment, Line, User};
+use super::json_paths::{self, EntryLimit, entries, pick, written};
+use super::{BotKitIngress, BotKitRoute, ReplyContextMode, UserPaths};
+use crate::ingress::problem::{ApiError, FieldError};
+use crate::message::handoff::{Attachment, ChatUser, TranscriptLine};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{AllowedHosts, ConversationId, MessageId, ReplyHandle};
 
@@ -105,23 +105,23 @@ fn escaped(part: &str) -> Cow<'_, str> {
 }
 
 /// An event, with the route that received it.
-pub(super) struct Payload<'a> {
-    pub(super) door: &'a Door,
+pub(super) struct EventPayload<'a> {
+    pub(super) route: &'a BotKitRoute,
     json: &'a str,
     found: Vec<Option<&'a RawValue>>,
 }
 
-impl<'a> Payload<'a> {
+impl<'a> EventPayload<'a> {
     /// Reads the values at the paths of [`READ`].
-    pub(super) fn read(door: &'a Door, body: &'a [u8]) -> Result<Self, Refusal> {
+    pub(super) fn read(route: &'a BotKitRoute, body: &'a [u8]) -> Result<Self, ApiError> {
         let json = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
         let found = pick(json, READ)
-            .map_err(|error| Refusal::NotJson { line: error.line(), column: error.column() })?;
+            .map_err(|error| ApiError::NotJson { line: error.line(), column: error.column() })?;
         if !json.trim_start().starts_with('{') {
             let reason = "must be one JSON object".to_owned();
-            return Err(Refusal::Invalid(vec![Fault { field: "body".to_owned(), reason }]));
+            return Err(ApiError::Invalid(vec![FieldError { field: "body".to_owned(), reason }]));
         }
-        Ok(Self { door, json, found })
+        Ok(Self { route, json, found })
     }
 
     /// The JSON value at one of the paths of [`READ`].
@@ -176,7 +176,7 @@ impl<'a> Payload<'a> {
     }
 
     /// The text of the message.
-    pub(super) fn message(&self) -> Result<String, Refusal> {
+    pub(super) fn message(&self) -> Result<String, ApiError> {
         let Some(value) = self.at("/message") else { return Ok(String::new()) };
         match json_paths::text(value) {
             Some(text) if text.len() <= TEXT_BYTES_MAX => Ok(text.into_owned()),
@@ -207,20 +207,20 @@ impl<'a> Payload<'a> {
     }
 
     /// The conversation of this user on this bot and channel.
-    pub(super) fn conversation(&self) -> Result<ConversationId, Refusal> {
+    pub(super) fn conversation(&self) -> Result<ConversationId, ApiError> {
         let named = || USERS.iter().filter_map(|path| self.text_at(path));
         let user = named().find(|user| user.starts_with("u-")).or_else(|| named().next());
-        let user = user.ok_or(Refusal::Insufficient(
+        let user = user.ok_or(ApiError::Insufficient(
             "context.session.UserContext._id or channel.from: the user is not named",
         ))?;
         let channel = CHANNEL_TYPES.iter().find_map(|path| self.text_at(path));
-        let (bot, channel) = (self.door.bot_id.as_str(), channel.as_deref().unwrap_or("unknown"));
+        let (bot, channel) = (self.route.bot_id.as_str(), channel.as_deref().unwrap_or("unknown"));
         let whole = format!("{bot}:{}:{}", escaped(&user), escaped(channel));
         let parts = [bot, &user, channel];
         let short = || format!("{bot}:{}", MessageId::derived_from("botkit-conversation", &parts));
         ConversationId::parse(&whole)
             .or_else(|_| ConversationId::parse(&short()))
-            .map_err(|_| Refusal::Insufficient("context.session.UserContext._id: cannot be used"))
+            .map_err(|_| ApiError::Insufficient("context.session.UserContext._id: cannot be used"))
     }
 
     /// The id of the message. It is derived from XO's id of the user's message, or otherwise from all values that may
@@ -255,31 +255,31 @@ impl<'a> Payload<'a> {
     }
 
     /// Refuses an event with an address that Causeway may not call, even if Causeway would not call it.
-    pub(super) fn check_addresses(&self, allowed: &AllowedHosts) -> Result<(), Refusal> {
+    pub(super) fn check_addresses(&self, allowed: &AllowedHosts) -> Result<(), ApiError> {
         for path in ADDRESSES {
             let field = path.trim_start_matches('/');
             let Some(value) = self.at(path) else { continue };
-            let address = json_paths::text(value).ok_or(Refusal::BadArgument(field, "must be a string"))?;
-            allowed.admit(&address).map_err(|why| Refusal::BadArgument(field, why))?;
+            let address = json_paths::text(value).ok_or(ApiError::BadArgument(field, "must be a string"))?;
+            allowed.admit(&address).map_err(|why| ApiError::BadArgument(field, why))?;
         }
         Ok(())
     }
 
     /// The address for replies to this user. If one of the two addresses is missing, it is derived from the other.
-    pub(super) fn reply(&self, settings: &BotKitDoor) -> Result<ReplyHandle, Refusal> {
+    pub(super) fn reply(&self, settings: &BotKitIngress) -> Result<ReplyHandle, ApiError> {
         const MISSING: &str = "baseUrl, sendUserMessageUrl and requestId: without them no reply is possible";
         let (base, send) = (self.text_at("/baseUrl"), self.text_at("/sendUserMessageUrl"));
         let of_send = send.as_deref().and_then(|send| send.split_once("/sendUserMessage/"));
         let of_base = of_send.map(|(base, _)| base.to_owned());
-        let base = base.or(of_base).ok_or(Refusal::Insufficient(MISSING))?;
+        let base = base.or(of_base).ok_or(ApiError::Insufficient(MISSING))?;
         let base = base.trim_end_matches('/').to_owned();
         let last = of_send.map(|(_, id)| id.to_owned()).filter(|id| !id.is_empty());
         let request_id = self.request_id().map(Cow::into_owned).or(last);
-        let request_id = request_id.ok_or(Refusal::Insufficient(MISSING))?;
+        let request_id = request_id.ok_or(ApiError::Insufficient(MISSING))?;
         let send = send.unwrap_or_else(|| format!("{base}/sendUserMessage/{request_id}"));
         Ok(ReplyHandle {
-            bot_id: self.door.bot_id.clone(),
-            component_id: self.door.component_id.clone(),
+            bot_id: self.route.bot_id.clone(),
+            component_id: self.route.component_id.clone(),
             request_id,
             base_url: base,
             send_user_message_url: send,
@@ -300,9 +300,11 @@ impl<'a> Payload<'a> {
         kept.into()
     }
 
-    fn context(&self, kept: Kept) -> Value {
-        let Some(context) = self.at("/context").filter(|_| kept != Kept::None) else { return Value::Null };
-        if kept == Kept::Full {
+    fn context(&self, kept: ReplyContextMode) -> Value {
+        let Some(context) = self.at("/context").filter(|_| kept != ReplyContextMode::None) else {
+            return Value::Null;
+        };
+        if kept == ReplyContextMode::Full {
             return serde_json::from_str(context.get()).unwrap_or_default();
         }
         let paths =
@@ -317,15 +319,15 @@ impl<'a> Payload<'a> {
     }
 
     /// The user's data that the agent sees.
-    pub(super) fn user(&self, paths: &UserPaths) -> Option<User> {
+    pub(super) fn user(&self, paths: &UserPaths) -> Option<ChatUser> {
         let email = self.first_joined(&paths.email, |email| email.contains('@'));
-        let user = User {
+        let user = ChatUser {
             id: self.first_joined(&paths.id, |_| true),
             name: self.first_joined(&paths.name, |_| true),
             email,
             language: self.first_joined(&paths.language, |_| true),
         };
-        (user != User::default()).then_some(user)
+        (user != ChatUser::default()).then_some(user)
     }
 
     /// Returns the first value that exists and for which `fits` is true. An entry with several paths gives their
@@ -361,12 +363,12 @@ impl<'a> Payload<'a> {
     }
 
     /// The history before the transfer, as far as it has texts.
-    pub(super) fn transcript(&self) -> Vec<Line> {
+    pub(super) fn transcript(&self) -> Vec<TranscriptLine> {
         let Some(history) = self.all(&["/context/history"]).first().copied().flatten() else {
             return Vec::new();
         };
-        let lines: Vec<Line> =
-            entries(history, Keep::Last(4 * LINES_MAX)).into_iter().filter_map(line).collect();
+        let lines: Vec<TranscriptLine> =
+            entries(history, EntryLimit::Last(4 * LINES_MAX)).into_iter().filter_map(line).collect();
         lines.into_iter().rev().take(LINES_MAX).rev().collect()
     }
 
@@ -377,20 +379,20 @@ impl<'a> Payload<'a> {
 
     fn files(&self) -> VecDeque<&'a RawValue> {
         let found = self.all(attachments::PLACES).into_iter().flatten();
-        let mut lists = found.map(|list| entries(list, Keep::First(attachments::FILES_MAX)));
+        let mut lists = found.map(|list| entries(list, EntryLimit::First(attachments::FILES_MAX)));
         lists.find(|list| !list.is_empty()).unwrap_or_default()
     }
 }
 
-fn not_utf8(body: &[u8], at: usize) -> Refusal {
+fn not_utf8(body: &[u8], at: usize) -> ApiError {
     let before = &body[..at];
     let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
     let column = before.iter().rev().take_while(|byte| **byte != b'\n').count();
-    Refusal::NotJson { line, column }
+    ApiError::NotJson { line, column }
 }
 
-fn fault(field: &str, reason: impl Into<String>) -> Refusal {
-    Refusal::Invalid(vec![Fault { field: field.to_owned(), reason: reason.into() }])
+fn fault(field: &str, reason: impl Into<String>) -> ApiError {
+    ApiError::Invalid(vec![FieldError { field: field.to_owned(), reason: reason.into() }])
 }
 
 /// A text that is not empty, without surrounding blanks.
@@ -438,7 +440,7 @@ fn only(object: &RawValue, keys: &[&str]) -> Map<String, Value> {
     kept.collect()
 }
 
-fn line(entry: &RawValue) -> Option<Line> {
+fn line(entry: &RawValue) -> Option<TranscriptLine> {
     const TEXTS: [&str; 3] = ["/message", "/text", "/body"];
     const WRITERS: [&str; 4] = ["/type", "/from", "/direction", "/author"];
     const TIMES: [&str; 3] = ["/createdOn", "/timestamp", "/date"];
@@ -453,7 +455,7 @@ fn line(entry: &RawValue) -> Option<Line> {
         Some("incoming" | "user" | "USER") => "user",
         _ => "bot",
     };
-    Some(Line { from: from.to_owned(), text, at: first(&TIMES).map(Cow::into_owned) })
+    Some(TranscriptLine { from: from.to_owned(), text, at: first(&TIMES).map(Cow::into_owned) })
 }
 
 fn cut(text: &mut String) {

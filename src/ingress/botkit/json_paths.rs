@@ -15,28 +15,28 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::value::RawValue;
 
 /// One path in progress: its index among the requested paths, and its remaining steps.
-type Walk<'p> = (usize, &'p str);
+type PathWalk<'p> = (usize, &'p str);
 
 /// Returns the JSON values at these paths. A path is a JSON pointer without escapes (`/context/session`). A step into
 /// a list is a number. Fails if the text is not JSON.
 pub(super) fn pick<'a>(json: &'a str, paths: &[&str]) -> serde_json::Result<Vec<Option<&'a RawValue>>> {
     let mut found = vec![None; paths.len()];
-    let walks: Vec<Walk<'_>> = paths.iter().copied().enumerate().collect();
+    let walks: Vec<PathWalk<'_>> = paths.iter().copied().enumerate().collect();
     let mut reader = serde_json::Deserializer::from_str(json);
-    Pick { walks, found: &mut found }.deserialize(&mut reader)?;
+    PathPicker { walks, found: &mut found }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(found)
 }
 
 /// Returns the JSON of the first or the last entries of a list. Empty if the text is not a list.
-pub(super) fn entries(list: &RawValue, keep: Keep) -> VecDeque<&RawValue> {
+pub(super) fn entries(list: &RawValue, keep: EntryLimit) -> VecDeque<&RawValue> {
     let mut reader = serde_json::Deserializer::from_str(list.get());
-    reader.deserialize_any(Entries(keep)).unwrap_or_default()
+    reader.deserialize_any(EntryList(keep)).unwrap_or_default()
 }
 
 /// Which entries of a list are kept.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Keep {
+pub(super) enum EntryLimit {
     First(usize),
     Last(usize),
 }
@@ -47,7 +47,7 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     if !value.get().starts_with('"') {
         return None;
     }
-    reader.deserialize_bytes(Lossy).ok()
+    reader.deserialize_bytes(LossyText).ok()
 }
 
 /// An id that XO wrote as a text or as a number.
@@ -70,24 +70,24 @@ fn step(path: &str) -> Option<(&str, &str)> {
     Some(path.find('/').map_or((path, ""), |end| path.split_at(end)))
 }
 
-fn into<'p>(walks: &[Walk<'p>], key: &str) -> Vec<Walk<'p>> {
+fn into<'p>(walks: &[PathWalk<'p>], key: &str) -> Vec<PathWalk<'p>> {
     let walks = walks.iter().filter_map(|(number, path)| Some((*number, step(path)?)));
     walks.filter(|(_, (first, _))| *first == key).map(|(number, (_, rest))| (number, rest)).collect()
 }
 
-struct Pick<'p, 'f, 'a> {
-    walks: Vec<Walk<'p>>,
+struct PathPicker<'p, 'f, 'a> {
+    walks: Vec<PathWalk<'p>>,
     found: &'f mut Vec<Option<&'a RawValue>>,
 }
 
-impl<'a> DeserializeSeed<'a> for Pick<'_, '_, 'a> {
+impl<'a> DeserializeSeed<'a> for PathPicker<'_, '_, 'a> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
-        let (here, further): (Vec<Walk<'_>>, Vec<Walk<'_>>) =
+        let (here, further): (Vec<PathWalk<'_>>, Vec<PathWalk<'_>>) =
             self.walks.into_iter().partition(|(_, path)| path.is_empty());
         if here.is_empty() {
-            return deserializer.deserialize_any(Pick { walks: further, found: self.found });
+            return deserializer.deserialize_any(PathPicker { walks: further, found: self.found });
         }
         let value: &'a RawValue = serde::Deserialize::deserialize(deserializer)?;
         for (number, _) in here {
@@ -97,11 +97,11 @@ impl<'a> DeserializeSeed<'a> for Pick<'_, '_, 'a> {
             return Ok(());
         }
         let mut reader = serde_json::Deserializer::from_str(value.get());
-        reader.deserialize_any(Pick { walks: further, found: self.found }).map_err(D::Error::custom)
+        reader.deserialize_any(PathPicker { walks: further, found: self.found }).map_err(D::Error::custom)
     }
 }
 
-impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
+impl<'a> Visitor<'a> for PathPicker<'_, '_, 'a> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,11 +109,11 @@ impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
     }
 
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
-        while let Some(walks) = map.next_key_seed(Key(&self.walks))? {
+        while let Some(walks) = map.next_key_seed(PathKey(&self.walks))? {
             if walks.is_empty() {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Pick { walks, found: &mut *self.found })?;
+                map.next_value_seed(PathPicker { walks, found: &mut *self.found })?;
             }
         }
         Ok(())
@@ -125,7 +125,7 @@ impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
             let more = if walks.is_empty() {
                 list.next_element::<IgnoredAny>()?.is_some()
             } else {
-                list.next_element_seed(Pick { walks, found: &mut *self.found })?.is_some()
+                list.next_element_seed(PathPicker { walks, found: &mut *self.found })?.is_some()
             };
             if !more {
                 break;
@@ -160,18 +160,18 @@ impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
 }
 
 /// A key of an object. Reading it gives the paths that continue below it.
-struct Key<'w, 'p>(&'w [Walk<'p>]);
+struct PathKey<'w, 'p>(&'w [PathWalk<'p>]);
 
-impl<'a, 'p> DeserializeSeed<'a> for Key<'_, 'p> {
-    type Value = Vec<Walk<'p>>;
+impl<'a, 'p> DeserializeSeed<'a> for PathKey<'_, 'p> {
+    type Value = Vec<PathWalk<'p>>;
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_bytes(self)
     }
 }
 
-impl<'p> Visitor<'_> for Key<'_, 'p> {
-    type Value = Vec<Walk<'p>>;
+impl<'p> Visitor<'_> for PathKey<'_, 'p> {
+    type Value = Vec<PathWalk<'p>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
@@ -186,9 +186,9 @@ impl<'p> Visitor<'_> for Key<'_, 'p> {
     }
 }
 
-struct Entries(Keep);
+struct EntryList(EntryLimit);
 
-impl<'a> Visitor<'a> for Entries {
+impl<'a> Visitor<'a> for EntryList {
     type Value = VecDeque<&'a RawValue>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,8 +197,8 @@ impl<'a> Visitor<'a> for Entries {
 
     fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Self::Value, S::Error> {
         let (first, last) = match self.0 {
-            Keep::First(most) => (most, usize::MAX),
-            Keep::Last(most) => (usize::MAX, most),
+            EntryLimit::First(most) => (most, usize::MAX),
+            EntryLimit::Last(most) => (usize::MAX, most),
         };
         let mut kept = VecDeque::new();
         while kept.len() < first {
@@ -214,9 +214,9 @@ impl<'a> Visitor<'a> for Entries {
 }
 
 /// A string that may hold a lone surrogate.
-struct Lossy;
+struct LossyText;
 
-impl<'a> Visitor<'a> for Lossy {
+impl<'a> Visitor<'a> for LossyText {
     type Value = Cow<'a, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -302,8 +302,8 @@ mod tests {
             let list = serde_json::from_str::<&RawValue>(json).unwrap();
             entries(list, keep).iter().map(|entry| entry.get().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(kept("[1, 2, 3]", Keep::First(2)), ["1", "2"]);
-        assert_eq!(kept("[1, 2, 3]", Keep::Last(2)), ["2", "3"]);
-        assert_eq!(kept("{}", Keep::Last(2)), Vec::<String>::new());
+        assert_eq!(kept("[1, 2, 3]", EntryLimit::First(2)), ["1", "2"]);
+        assert_eq!(kept("[1, 2, 3]", EntryLimit::Last(2)), ["2", "3"]);
+        assert_eq!(kept("{}", EntryLimit::Last(2)), Vec::<String>::new());
     }
 }

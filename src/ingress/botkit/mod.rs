@@ -3,7 +3,7 @@
 //! Guarantees: an event is acknowledged only after the queue has its message. Queued messages are small, regardless
 //! of the event's size. If the user types an end word, the user returns to the bot at once, without waiting for
 //! ServiceNow.
-//! Not responsible for: the credential (`ingress/token.rs`), reading the payload (`event.rs`), the format of the
+//! Not responsible for: the credential (`ingress/bot_token.rs`), reading the payload (`event.rs`), the format of the
 //! answers (`answer.rs`), everything after the queue has the message.
 
 mod answer;
@@ -22,34 +22,34 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::problem::Refusal;
-use super::token::{self, BotDoor};
+use super::bot_token::{self, BotCredential};
+use super::problem::ApiError;
 use super::{IngressState, body};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory, DirectoryError, Origin, State};
-use crate::message::handoff::{End, EndCause, Handoff, Start, Text, Typing};
+use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, DirectoryError, Origin};
+use crate::message::handoff::{EndCause, Handoff, HandoffEnd, HandoffStart, HandoffText, TypingSignal};
 use crate::message::{
     AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
 };
 pub(super) use answer::refused;
-use event::Payload;
+use event::EventPayload;
 
 /// The timeout for the directory. Its answer only saves time, because the worker looks up the conversation itself.
-const DIRECTORY_PATIENCE: Duration = Duration::from_secs(1);
+const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(1);
 /// The smallest body limit of this route. XO's payloads hold a context of up to a megabyte.
 const BODY_BYTES_MIN: usize = 2 << 20;
 
 /// The settings of the route.
 #[derive(Debug, Clone, Default)]
-pub struct BotKitDoor {
+pub struct BotKitIngress {
     /// The bots whose events are accepted. The route is off without a bot.
-    pub bots: Vec<BotDoor>,
+    pub bots: Vec<BotCredential>,
     /// Whether XO's older `apikey` is accepted, too.
     pub allow_apikey: bool,
     /// The hosts that reply addresses may have.
     pub allowed_hosts: AllowedHosts,
     /// Which part of an event's context is returned with replies.
-    pub context: Kept,
+    pub context: ReplyContextMode,
     /// The words with which a user ends the chat.
     pub end_words: Vec<String>,
     /// The first text for the agent if an event has no text of the user.
@@ -80,7 +80,7 @@ pub struct UserPaths {
 
 /// `xo.reply_context`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Kept {
+pub enum ReplyContextMode {
     /// Only the ids of the user and the session.
     #[default]
     Trimmed,
@@ -92,7 +92,7 @@ pub enum Kept {
 
 /// The kinds of XO's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Event {
+enum BotKitEvent {
     AgentTransfer,
     UserMessage,
     BotMessage,
@@ -103,7 +103,7 @@ enum Event {
     VariableUpdate,
 }
 
-impl Event {
+impl BotKitEvent {
     /// The last part of the URL.
     const NAMES: &'static [(&'static str, Self)] = &[
         ("on_agent_transfer", Self::AgentTransfer),
@@ -123,13 +123,13 @@ impl Event {
 
 /// The parts of an event's URL.
 #[derive(Debug)]
-struct Door {
+struct BotKitRoute {
     bot_id: String,
     component_id: String,
-    event: Event,
+    event: BotKitEvent,
 }
 
-impl Door {
+impl BotKitRoute {
     fn read(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let (bot_id, component_id, event) = match parts.as_slice() {
@@ -142,53 +142,53 @@ impl Door {
         Some(Self {
             bot_id: (*bot_id).to_owned(),
             component_id: component_id.to_owned(),
-            event: Event::parse(event)?,
+            event: BotKitEvent::parse(event)?,
         })
     }
 }
 
 /// Answers an event.
-pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, Refusal> {
+pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
     let settings = &state.settings.botkit;
-    let door = Door::read(request.uri().path()).ok_or(Refusal::UnknownRoute)?;
-    let bot = settings.bots.iter().find(|bot| bot.bot_id == door.bot_id).ok_or(Refusal::UnknownRoute)?;
-    if !token::holds(bot, request.headers(), settings.allow_apikey, clock::now()) {
-        return Err(Refusal::Unauthorized(r#"BotKit realm="causeway""#));
+    let route = BotKitRoute::read(request.uri().path()).ok_or(ApiError::UnknownRoute)?;
+    let bot = settings.bots.iter().find(|bot| bot.bot_id == route.bot_id).ok_or(ApiError::UnknownRoute)?;
+    if !bot_token::holds(bot, request.headers(), settings.allow_apikey, clock::now()) {
+        return Err(ApiError::Unauthorized(r#"BotKit realm="causeway""#));
     }
     body::is_json(request.headers())?;
     let headers = request.headers().clone();
     let limits = state.limits();
-    let limits = body::Limits { bytes: limits.bytes.max(BODY_BYTES_MIN), ..limits };
+    let limits = body::BodyLimits { bytes: limits.bytes.max(BODY_BYTES_MIN), ..limits };
     let raw = body::read(&headers, request.body_mut(), limits).await?;
-    let payload = Payload::read(&door, &raw)?;
+    let payload = EventPayload::read(&route, &raw)?;
     payload.check_addresses(&settings.allowed_hosts)?;
-    match door.event {
-        Event::AgentTransfer => {
-            transferred(state, &payload, &raw).await?;
+    match route.event {
+        BotKitEvent::AgentTransfer => {
+            handle_transfer(state, &payload, &raw).await?;
             return Ok(answer::handed_off());
         }
-        Event::Webhook => return Ok(answer::unchanged(raw)),
-        Event::UserMessage if payload.is_with_agent() => said(state, &payload).await?,
-        Event::UserMessage => {
+        BotKitEvent::Webhook => return Ok(answer::unchanged(raw)),
+        BotKitEvent::UserMessage if payload.is_with_agent() => handle_message(state, &payload).await?,
+        BotKitEvent::UserMessage => {
             let accepted_at = clock::now();
             pass_on(state, &payload, Kind::BotUserMessage).await?;
-            said_to_the_bot(state, &payload, accepted_at).await?;
+            pass_to_bot(state, &payload, accepted_at).await?;
         }
-        Event::BotMessage if payload.is_with_agent() && settings.drops_bot_messages => {
+        BotKitEvent::BotMessage if payload.is_with_agent() && settings.drops_bot_messages => {
             keep_turn(state, &payload, bot_mode::skipped(&payload)?).await?;
         }
-        Event::BotMessage => pass_on(state, &payload, Kind::BotBotMessage).await?,
-        Event::Alert => pass_on(state, &payload, Kind::BotAlert).await?,
-        Event::Client if payload.is_with_agent() => stirred(state, &payload).await?,
-        Event::Client => pass_on(state, &payload, Kind::BotClientEvent).await?,
-        Event::Task if payload.is_session_closure() => closed(state, &payload).await?,
-        Event::Task | Event::VariableUpdate => {}
+        BotKitEvent::BotMessage => pass_on(state, &payload, Kind::BotBotMessage).await?,
+        BotKitEvent::Alert => pass_on(state, &payload, Kind::BotAlert).await?,
+        BotKitEvent::Client if payload.is_with_agent() => touch_conversation(state, &payload).await?,
+        BotKitEvent::Client => pass_on(state, &payload, Kind::BotClientEvent).await?,
+        BotKitEvent::Task if payload.is_session_closure() => handle_closure(state, &payload).await?,
+        BotKitEvent::Task | BotKitEvent::VariableUpdate => {}
     }
     Ok(answer::acknowledged(&raw))
 }
 
 /// Publishes the event of bot mode. XO waits until a worker has passed it on.
-async fn pass_on(state: &Arc<IngressState>, payload: &Payload<'_>, kind: Kind) -> Result<(), Refusal> {
+async fn pass_on(state: &Arc<IngressState>, payload: &EventPayload<'_>, kind: Kind) -> Result<(), ApiError> {
     match bot_mode::message(payload, kind)? {
         Some(turn) => keep_turn(state, payload, turn).await,
         None => Ok(()),
@@ -197,22 +197,26 @@ async fn pass_on(state: &Arc<IngressState>, payload: &Payload<'_>, kind: Kind) -
 
 async fn keep_turn(
     state: &Arc<IngressState>,
-    payload: &Payload<'_>,
-    turn: bot_mode::Turn,
-) -> Result<(), Refusal> {
-    let bot = state.settings.bot_side.bot(&payload.door.bot_id).ok_or(Refusal::UnknownRoute)?;
-    Ok(state.keep(turn.into_message(bot)).await?)
+    payload: &EventPayload<'_>,
+    turn: bot_mode::BotTurnMessage,
+) -> Result<(), ApiError> {
+    let bot = state.settings.bot_side.bot(&payload.route.bot_id).ok_or(ApiError::UnknownRoute)?;
+    Ok(state.publish_to_completion(turn.into_message(bot)).await?)
 }
 
 /// Handles a transfer of the user to an agent.
-async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8]) -> Result<(), Refusal> {
+async fn handle_transfer(
+    state: &Arc<IngressState>,
+    payload: &EventPayload<'_>,
+    raw: &[u8],
+) -> Result<(), ApiError> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
     let reply = payload.reply(settings)?;
     let id = payload.id(&conversation_id, "transfer");
     let mut metadata = routing::values_at(raw, settings.routing_paths.iter().map(String::as_str));
-    metadata.insert("streamId".to_owned(), payload.door.bot_id.clone());
-    let start = Start {
+    metadata.insert("streamId".to_owned(), payload.route.bot_id.clone());
+    let start = HandoffStart {
         conversation_id: conversation_id.clone(),
         queue_id: None,
         message: payload.last_words().unwrap_or_else(|| settings.first_words.clone()),
@@ -226,34 +230,37 @@ async fn transferred(state: &Arc<IngressState>, payload: &Payload<'_>, raw: &[u8
         if !directory.find_done(&[DedupKey::Delivered(id), DedupKey::Answered(id)]).await?.is_empty() {
             return Ok(());
         }
-        directory.accepted(&conversation_id, Origin::BotKit, None, accepted_at).await?;
-        directory.heard(&conversation_id, &reply, accepted_at).await
+        directory.mark_accepted(&conversation_id, Origin::BotKit, None, accepted_at).await?;
+        directory.save_reply_handle(&conversation_id, &reply, accepted_at).await
     };
-    ask(state, known).await;
+    query_directory(state, known).await;
     Ok(())
 }
 
 /// Handles a message of a user in agent mode: publishes the text, or ends the chat after an end word.
-async fn said(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+async fn handle_message(state: &Arc<IngressState>, payload: &EventPayload<'_>) -> Result<(), ApiError> {
     let settings = &state.settings.botkit;
     let conversation_id = payload.conversation()?;
     let (reply, message) = (payload.reply(settings)?, payload.message()?);
     let id = payload.id(&conversation_id, "message");
     if is_end_word(&settings.end_words, &message) {
-        return quit(state, id, conversation_id, Some(reply), EndCause::User).await;
+        return publish_end(state, id, conversation_id, Some(reply), EndCause::User).await;
     }
     let attachments = payload.attachments();
     if message.trim().is_empty() && attachments.is_empty() {
         return Ok(());
     }
-    let text = Text {
+    let text = HandoffText {
         conversation_id: conversation_id.clone(),
         message,
         attachments,
         reply: Some(Box::new(reply.clone())),
     };
     let at = publish(state, id, &Handoff::Message(text)).await?;
-    ask(state, |directory| async move { directory.heard(&conversation_id, &reply, at).await }).await;
+    query_directory(state, |directory| async move {
+        directory.save_reply_handle(&conversation_id, &reply, at).await
+    })
+    .await;
     Ok(())
 }
 
@@ -264,7 +271,7 @@ fn is_end_word(words: &[String], message: &str) -> bool {
 
 /// Handles "end chat" in XO's web widget: the user's session with the bot is over, and the chat with the agent ends,
 /// too. The event may not tell whether the user is with an agent, and users without an agent send it as well.
-async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+async fn handle_closure(state: &Arc<IngressState>, payload: &EventPayload<'_>) -> Result<(), ApiError> {
     let settings = &state.settings.botkit;
     if !settings.end_on_session_closure {
         return Ok(());
@@ -272,39 +279,41 @@ async fn closed(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), 
     let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
     let (id, reply) = (payload.id(&conversation_id, "closure"), payload.reply(settings).ok());
     let asked = conversation_id.clone();
-    match ask(state, |directory| async move { directory.find(&asked).await }).await {
+    match query_directory(state, |directory| async move { directory.find(&asked).await }).await {
         Some(Some(known)) if is_open(&known) => {
-            quit(state, id, conversation_id, reply, EndCause::SessionClosed).await
+            publish_end(state, id, conversation_id, reply, EndCause::SessionClosed).await
         }
         Some(_) if !payload.is_with_agent() => Ok(()),
-        Some(_) => quit(state, id, conversation_id, reply, EndCause::SessionClosed).await,
+        Some(_) => publish_end(state, id, conversation_id, reply, EndCause::SessionClosed).await,
         // The directory is unreachable. The worker finds out whether there is a chat to leave.
         None => {
             let reason = Some(EndCause::SessionClosed.into());
-            publish(state, id, &Handoff::End(End { conversation_id, reason, reply: None })).await.map(|_| ())
+            publish(state, id, &Handoff::End(HandoffEnd { conversation_id, reason, reply: None }))
+                .await
+                .map(|_| ())
         }
     }
 }
 
 /// Returns the user to the bot at once and ends the chat in ServiceNow later. The worker sends the same notice after
 /// it has left the chat. Both notices have the same id, so the second one is a repeat.
-async fn quit(
+async fn publish_end(
     state: &Arc<IngressState>,
     id: MessageId,
     conversation_id: ConversationId,
     reply: Option<ReplyHandle>,
     cause: EndCause,
-) -> Result<(), Refusal> {
+) -> Result<(), ApiError> {
     let known = {
         let (conversation_id, reply) = (conversation_id.clone(), reply.clone());
-        ask(state, |directory| async move {
+        query_directory(state, |directory| async move {
             let (now, known) = (clock::now(), directory.find(&conversation_id).await?);
             if known.is_none() {
                 // No chat was requested yet, but the user must be returned to the bot nevertheless.
-                directory.accepted(&conversation_id, Origin::BotKit, None, now).await?;
+                directory.mark_accepted(&conversation_id, Origin::BotKit, None, now).await?;
             }
             if let Some(reply) = &reply {
-                directory.heard(&conversation_id, reply, now).await?;
+                directory.save_reply_handle(&conversation_id, reply, now).await?;
             }
             Ok(known)
         })
@@ -317,7 +326,7 @@ async fn quit(
     let chat = group.as_deref().and_then(|group| LaneKey::parse(group).ok());
     let reason = Some(cause.as_str().to_owned());
     let notice = Notice { group, reason, ..Notice::about(conversation_id.clone()) };
-    let body = serde_json::to_vec(&notice).map_err(|_| Refusal::CutBody)?;
+    let body = serde_json::to_vec(&notice).map_err(|_| ApiError::CutBody)?;
     let side = &state.settings.bot_side;
     // The notice is ordered after the callbacks of the chat, if there is a chat.
     let (destination, lane) = match chat {
@@ -327,18 +336,18 @@ async fn quit(
     let ended = notice.id(Kind::CallbackEnded, &instance);
     // The end is published first. If the notice is then lost, the worker sends the notice later. A notice without an
     // end would leave the agent in a chat without a user.
-    let end = End { conversation_id, reason: Some(cause.into()), reply: reply.map(Box::new) };
+    let end = HandoffEnd { conversation_id, reason: Some(cause.into()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
-    Ok(state.keep(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
+    Ok(state.publish_to_completion(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
 }
 
 /// Handles a message to the bot from a user who is with an agent according to the directory: XO has taken the user
 /// back.
-async fn said_to_the_bot(
+async fn pass_to_bot(
     state: &Arc<IngressState>,
-    payload: &Payload<'_>,
+    payload: &EventPayload<'_>,
     accepted_at: Timestamp,
-) -> Result<(), Refusal> {
+) -> Result<(), ApiError> {
     // A page load sends an empty message, which does not show the user's mode.
     if payload.is_without_words() && payload.file_names().is_none() {
         return Ok(());
@@ -346,10 +355,10 @@ async fn said_to_the_bot(
     // A bot that never hands users over sends the same events, with or without a user id.
     let Ok(conversation_id) = payload.conversation() else { return Ok(()) };
     let asked = conversation_id.clone();
-    let known = ask(state, |directory| async move {
+    let known = query_directory(state, |directory| async move {
         let known = directory.find(&asked).await?.filter(|known| known.released_at.is_none());
         let Some(known) = known else { return Ok(None) };
-        Ok(Some((known, directory.reply(&asked).await?)))
+        Ok(Some((known, directory.reply_handle(&asked).await?)))
     })
     .await;
     match known {
@@ -367,16 +376,23 @@ async fn said_to_the_bot(
         }
         Some(Some((known, _))) if !is_open(&known) => {
             // The chat has ended and the user could not be reached since. The user gets no more messages.
-            ask(state, |directory| async move { directory.released(&conversation_id).await }).await;
+            query_directory(
+                state,
+                |directory| async move { directory.mark_released(&conversation_id).await },
+            )
+            .await;
             return Ok(());
         }
         Some(Some(_)) => {}
     }
     let id = payload.id(&conversation_id, "message");
-    let end =
-        End { conversation_id: conversation_id.clone(), reason: Some(EndCause::Xo.into()), reply: None };
+    let end = HandoffEnd {
+        conversation_id: conversation_id.clone(),
+        reason: Some(EndCause::Xo.into()),
+        reply: None,
+    };
     publish(state, id, &Handoff::End(end)).await?;
-    ask(state, |directory| async move { directory.released(&conversation_id).await }).await;
+    query_directory(state, |directory| async move { directory.mark_released(&conversation_id).await }).await;
     Ok(())
 }
 
@@ -385,37 +401,40 @@ fn message_of(handle: &ReplyHandle) -> Option<&str> {
 }
 
 fn is_open(conversation: &Conversation) -> bool {
-    matches!(conversation.state, State::Requested | State::Waiting | State::Active)
+    matches!(
+        conversation.state,
+        ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
+    )
 }
 
 /// Handles typing, the end of typing and read receipts of the user.
-async fn stirred(state: &Arc<IngressState>, payload: &Payload<'_>) -> Result<(), Refusal> {
+async fn touch_conversation(state: &Arc<IngressState>, payload: &EventPayload<'_>) -> Result<(), ApiError> {
     let stopped = match payload.client_event().as_deref() {
         Some("TYPING_STARTED") => false,
         Some("TYPING_STOPPED" | "MESSAGE_READ") => true,
         _ => return Ok(()),
     };
-    let typing = Typing { conversation_id: payload.conversation()?, stopped, from_xo: true };
+    let typing = TypingSignal { conversation_id: payload.conversation()?, stopped, from_xo: true };
     publish(state, MessageId::fresh(), &Handoff::Typing(typing)).await.map(|_| ())
 }
 
 /// Publishes a handoff. Returns the time at which it was accepted.
-async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) -> Result<Timestamp, Refusal> {
-    let body = serde_json::to_vec(handoff).map_err(|_| Refusal::CutBody)?;
+async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) -> Result<Timestamp, ApiError> {
+    let body = serde_json::to_vec(handoff).map_err(|_| ApiError::CutBody)?;
     let lane = LaneKey::from(handoff.conversation());
     let message = Message::new(id, handoff.kind(), Destination::ServiceNow, lane, body);
     let accepted_at = message.accepted_at;
-    state.keep(message).await?;
+    state.publish_to_completion(message).await?;
     Ok(accepted_at)
 }
 
 /// Calls the directory with a timeout. `None` if the directory does not answer in time or fails.
-async fn ask<T, F: Future<Output = Result<T, DirectoryError>>>(
+async fn query_directory<T, F: Future<Output = Result<T, DirectoryError>>>(
     state: &IngressState,
     question: impl FnOnce(Directory) -> F,
 ) -> Option<T> {
     let directory = state.directory.clone()?;
-    match tokio::time::timeout(DIRECTORY_PATIENCE, question(directory)).await {
+    match tokio::time::timeout(DIRECTORY_TIMEOUT, question(directory)).await {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
             tracing::warn!(%error, "could not reach the directory; the worker will look up the conversation");
@@ -436,15 +455,16 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_botkit_reads_them() {
-        let read = |path: &str| Door::read(path).map(|door| (door.bot_id, door.component_id, door.event));
+        let read =
+            |path: &str| BotKitRoute::read(path).map(|route| (route.bot_id, route.component_id, route.event));
         let bot = || "st-1".to_owned();
         assert_eq!(
             read("/sdk/bots/st-1/on_agent_transfer"),
-            Some((bot(), "default".to_owned(), Event::AgentTransfer))
+            Some((bot(), "default".to_owned(), BotKitEvent::AgentTransfer))
         );
         assert_eq!(
             read("/sdk/bots/st-1/components/dg-7/on_user_message"),
-            Some((bot(), "dg-7".to_owned(), Event::UserMessage))
+            Some((bot(), "dg-7".to_owned(), BotKitEvent::UserMessage))
         );
         for wrong in
             ["/sdk/bots/st-1/on_everything", "/sdk/bots/st-1/components//on_event", "/sdk/bots/st-1", "/"]

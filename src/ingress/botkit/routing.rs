@@ -20,36 +20,36 @@ pub(super) fn values_at<'a>(
     paths: impl IntoIterator<Item = &'a str>,
 ) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    let wanted: Vec<Wanted<'_>> = paths.into_iter().map(|path| Wanted { path, rest: path }).collect();
+    let wanted: Vec<WantedPath<'_>> = paths.into_iter().map(|path| WantedPath { path, rest: path }).collect();
     if wanted.is_empty() {
         return found;
     }
     let mut json = serde_json::Deserializer::from_slice(raw);
     // The payload was parsed as JSON before. If the parser fails here, the values found so far count.
-    let _ = json.deserialize_any(Look { wanted, found: &mut found });
+    let _ = json.deserialize_any(PathVisitor { wanted, found: &mut found });
     found
 }
 
 /// A path and its remaining part at the current level.
 #[derive(Clone, Copy)]
-struct Wanted<'a> {
+struct WantedPath<'a> {
     path: &'a str,
     rest: &'a str,
 }
 
 /// Reads one value.
-struct Look<'a, 'f> {
-    wanted: Vec<Wanted<'a>>,
+struct PathVisitor<'a, 'f> {
+    wanted: Vec<WantedPath<'a>>,
     found: &'f mut BTreeMap<String, String>,
 }
 
-impl<'a> Look<'a, '_> {
+impl<'a> PathVisitor<'a, '_> {
     /// The paths that continue below this name. A name may contain dots.
-    fn below(&self, name: &str) -> Vec<Wanted<'a>> {
+    fn below(&self, name: &str) -> Vec<WantedPath<'a>> {
         let below = self.wanted.iter().filter_map(|wanted| {
             let rest = wanted.rest.strip_prefix(name)?;
             let rest = if rest.is_empty() { rest } else { rest.strip_prefix('.')? };
-            Some(Wanted { path: wanted.path, rest })
+            Some(WantedPath { path: wanted.path, rest })
         });
         below.collect()
     }
@@ -65,7 +65,7 @@ impl<'a> Look<'a, '_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Look<'_, '_> {
+impl<'de> DeserializeSeed<'de> for PathVisitor<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -73,7 +73,7 @@ impl<'de> DeserializeSeed<'de> for Look<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Look<'_, '_> {
+impl<'de> Visitor<'de> for PathVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,7 +115,7 @@ impl<'de> Visitor<'de> for Look<'_, '_> {
             if wanted.is_empty() {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Look { wanted, found: &mut *self.found })?;
+                map.next_value_seed(PathVisitor { wanted, found: &mut *self.found })?;
             }
         }
         Ok(())
@@ -127,7 +127,7 @@ impl<'de> Visitor<'de> for Look<'_, '_> {
             let more = if wanted.is_empty() {
                 items.next_element::<IgnoredAny>()?.is_some()
             } else {
-                items.next_element_seed(Look { wanted, found: &mut *self.found })?.is_some()
+                items.next_element_seed(PathVisitor { wanted, found: &mut *self.found })?.is_some()
             };
             if !more {
                 break;

@@ -7,7 +7,7 @@
 
 use url::Url;
 
-use super::steps::{Search, walked};
+use super::text_search::{TextSearch, walked};
 use super::{labelled, resolve};
 
 /// The mark-up forms: the opening, the separator between target and label, and whether the form is a link.
@@ -16,9 +16,9 @@ const FORMS: [(&str, u8, bool); 3] = [("@M[", b'|', false), ("@L[", b'|', true),
 /// The text without mark-up: a mention becomes a name, a link becomes its label and its address.
 pub(super) fn read(text: &str, instance: Option<&Url>) -> String {
     let mut plain = String::with_capacity(text.len());
-    let mut at_signs = Search::new(text, "@");
-    let mut ends = Search::new(text, "]");
-    let mut separators = [Search::new(text, "|"), Search::new(text, ":")];
+    let mut at_signs = TextSearch::new(text, "@");
+    let mut ends = TextSearch::new(text, "]");
+    let mut separators = [TextSearch::new(text, "|"), TextSearch::new(text, ":")];
     let mut at = 0;
     while let Some(start) = at_signs.next(at) {
         plain.push_str(&text[at..start]);

@@ -2,7 +2,7 @@
 //! folder.
 //!
 //! Guarantees: a character reference is decoded exactly once. A link keeps its address, and a relative address is
-//! resolved against the instance. The time is linear in the length of every text (`steps.rs` counts the steps).
+//! resolved against the instance. The time is linear in the length of every text (`text_search.rs` counts the steps).
 //!
 //! Not responsible for: which fields contain rich text (`platform/servicenow`), `%3c` and `%3e` of the stock rule
 //! (`callback.rs`). The rules follow ServiceNow's client and its sanitizer (`src/platform/servicenow/FACTS.md`).
@@ -10,19 +10,19 @@
 mod address;
 mod mark_up;
 mod references;
-mod steps;
 mod tags;
+mod text_search;
 
 use url::Url;
 
 pub(crate) use address::resolve;
 pub(crate) use references::references;
-use tags::Mode;
+use tags::MarkupMode;
 
 /// Converts a chat message, in which HTML is the exception. Everything inside `[code]…[/code]` is HTML. Elsewhere a tag
 /// counts only in the form that scripts write, because ServiceNow removes the tags that people type.
 pub(crate) fn message_text(text: &str, instance: Option<&Url>) -> String {
-    finish(&tags::read(text, Mode::Message, instance).text, instance)
+    finish(&tags::read(text, MarkupMode::Message, instance).text, instance)
 }
 
 /// Converts an HTML text.
@@ -31,13 +31,13 @@ pub(crate) fn html_text(text: &str, instance: Option<&Url>) -> String {
 }
 
 /// Converts an HTML text, and lists its addresses.
-pub(crate) fn html(text: &str, instance: Option<&Url>) -> Html {
-    let read = tags::read(text, Mode::Html, instance);
-    Html { text: finish(&read.text, instance), addresses: read.addresses }
+pub(crate) fn html(text: &str, instance: Option<&Url>) -> HtmlText {
+    let read = tags::read(text, MarkupMode::Html, instance);
+    HtmlText { text: finish(&read.text, instance), addresses: read.addresses }
 }
 
 /// The result of reading an HTML text.
-pub(crate) struct Html {
+pub(crate) struct HtmlText {
     /// The text as a person reads it.
     pub(crate) text: String,
     /// The addresses in the text.

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::steps::walked;
+use super::text_search::walked;
 
 /// The text with its references decoded.
 pub(crate) fn references(text: &str) -> Cow<'_, str> {

@@ -8,12 +8,12 @@
 
 use url::Url;
 
-use super::steps::{Search, walked};
+use super::text_search::{TextSearch, walked};
 use super::{labelled, references, resolve};
 
 /// The part of a text that is HTML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum MarkupMode {
     /// The whole text.
     Html,
     /// The text inside `[code]…[/code]`, and tags in the form that scripts write.
@@ -22,7 +22,7 @@ pub(super) enum Mode {
 
 /// A text without tags.
 #[derive(Debug)]
-pub(super) struct Read {
+pub(super) struct ParsedText {
     /// The text, with its character references.
     pub(super) text: String,
     /// The addresses in the text, decoded.
@@ -31,7 +31,7 @@ pub(super) struct Read {
 
 /// The effect of a tag on the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Element {
+enum HtmlElement {
     Link,
     Image,
     Break,
@@ -45,7 +45,7 @@ enum Element {
     Unknown,
 }
 
-impl Element {
+impl HtmlElement {
     fn of(name: &str) -> Self {
         match name.to_ascii_lowercase().as_str() {
             "a" => Self::Link,
@@ -69,8 +69,8 @@ impl Element {
 
 /// A tag as it was written.
 #[derive(Debug)]
-struct Tag<'a> {
-    element: Element,
+struct HtmlTag<'a> {
+    element: HtmlElement,
     closes: bool,
     address: Option<&'a str>,
     alternative: Option<&'a str>,
@@ -80,14 +80,18 @@ struct Tag<'a> {
 }
 
 /// The text without its tags.
-pub(super) fn read(text: &str, mode: Mode, instance: Option<&Url>) -> Read {
-    let mut page = Page::new(text.len(), mode, instance);
-    let mut scan = Scan { text, starts: Search::new(text, "<"), comment_ends: Search::new(text, "-->") };
-    if mode == Mode::Html {
+pub(super) fn read(text: &str, mode: MarkupMode, instance: Option<&Url>) -> ParsedText {
+    let mut page = TextBuilder::new(text.len(), mode, instance);
+    let mut scan = MarkupScanner {
+        text,
+        starts: TextSearch::new(text, "<"),
+        comment_ends: TextSearch::new(text, "-->"),
+    };
+    if mode == MarkupMode::Html {
         scan.html(&mut page, 0, text.len());
         return page.finish();
     }
-    let (mut opens, mut closes) = (Search::new(text, "[code]"), Search::new(text, "[/code]"));
+    let (mut opens, mut closes) = (TextSearch::new(text, "[code]"), TextSearch::new(text, "[/code]"));
     let mut at = 0;
     // A `[code]` without an end is text.
     while let Some(open) = opens.next(at)
@@ -103,15 +107,15 @@ pub(super) fn read(text: &str, mode: Mode, instance: Option<&Url>) -> Read {
     page.finish()
 }
 
-struct Scan<'a> {
+struct MarkupScanner<'a> {
     text: &'a str,
-    starts: Search<'a>,
-    comment_ends: Search<'a>,
+    starts: TextSearch<'a>,
+    comment_ends: TextSearch<'a>,
 }
 
-impl Scan<'_> {
+impl MarkupScanner<'_> {
     /// Reads one part of the text into the page.
-    fn html(&mut self, page: &mut Page<'_>, from: usize, to: usize) {
+    fn html(&mut self, page: &mut TextBuilder<'_>, from: usize, to: usize) {
         let mut at = from;
         while let Some(start) = self.starts.next(at).filter(|start| *start < to) {
             page.words(&self.text[at..start]);
@@ -122,7 +126,7 @@ impl Scan<'_> {
     }
 
     /// Reads the mark-up that starts with the `<` at `start`, and returns its length.
-    fn markup(&mut self, page: &mut Page<'_>, rest: &str, start: usize, to: usize) -> usize {
+    fn markup(&mut self, page: &mut TextBuilder<'_>, rest: &str, start: usize, to: usize) -> usize {
         if page.html
             && rest.starts_with("<!--")
             && let Some(end) = self.comment_ends.next(start + 4).filter(|end| end + 3 <= to)
@@ -138,7 +142,7 @@ impl Scan<'_> {
                 return end + 2;
             }
         }
-        let counts = |tag: &Tag<'_>| page.html || (tag.has_values && page.takes(tag));
+        let counts = |tag: &HtmlTag<'_>| page.html || (tag.has_values && page.takes(tag));
         match tag(rest).filter(counts) {
             Some(tag) => {
                 page.tag(&tag);
@@ -153,7 +157,7 @@ impl Scan<'_> {
 }
 
 /// The tag at the start of the text.
-fn tag(text: &str) -> Option<Tag<'_>> {
+fn tag(text: &str) -> Option<HtmlTag<'_>> {
     let bytes = text.as_bytes();
     let closes = bytes.get(1) == Some(&b'/');
     let name_at = if closes { 2 } else { 1 };
@@ -162,12 +166,12 @@ fn tag(text: &str) -> Option<Tag<'_>> {
             byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b':')
         });
     let name = text.get(name_at..at).filter(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))?;
-    let element = Element::of(name);
-    let mut tag = Tag { element, closes, address: None, alternative: None, has_values: true, length: 0 };
+    let element = HtmlElement::of(name);
+    let mut tag = HtmlTag { element, closes, address: None, alternative: None, has_values: true, length: 0 };
     loop {
         at += run(&bytes[at..], |byte| byte.is_ascii_whitespace() || byte == b'/');
         if bytes.get(at)? == &b'>' {
-            return Some(Tag { length: at + 1, ..tag });
+            return Some(HtmlTag { length: at + 1, ..tag });
         }
         let key_at = at;
         at += run(&bytes[at..], |byte| !byte.is_ascii_whitespace() && !b"=>/<\"'".contains(&byte));
@@ -196,8 +200,8 @@ fn tag(text: &str) -> Option<Tag<'_>> {
             value
         };
         match (element, key.to_ascii_lowercase().as_str()) {
-            (Element::Link, "href") | (Element::Image, "src") => tag.address = Some(value),
-            (Element::Image, "alt") => tag.alternative = Some(value),
+            (HtmlElement::Link, "href") | (HtmlElement::Image, "src") => tag.address = Some(value),
+            (HtmlElement::Image, "alt") => tag.alternative = Some(value),
             _ => {}
         }
     }
@@ -211,13 +215,13 @@ fn run(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
 }
 
 /// The output text while it is built.
-struct Page<'a> {
+struct TextBuilder<'a> {
     instance: Option<&'a Url>,
     text: String,
     addresses: Vec<String>,
     /// Whether blanks and line breaks are layout only.
     html: bool,
-    whole: Mode,
+    whole: MarkupMode,
     /// The open link: the start of its label in `text`, and its address.
     link: Option<(usize, String)>,
     /// Whether a new line is due before the next text.
@@ -227,13 +231,13 @@ struct Page<'a> {
     hidden: usize,
 }
 
-impl<'a> Page<'a> {
-    fn new(length: usize, whole: Mode, instance: Option<&'a Url>) -> Self {
-        Page {
+impl<'a> TextBuilder<'a> {
+    fn new(length: usize, whole: MarkupMode, instance: Option<&'a Url>) -> Self {
+        TextBuilder {
             instance,
             text: String::with_capacity(length),
             addresses: Vec::new(),
-            html: whole == Mode::Html,
+            html: whole == MarkupMode::Html,
             whole,
             link: None,
             line: false,
@@ -244,11 +248,11 @@ impl<'a> Page<'a> {
     }
 
     /// Whether a tag outside of `[code]` counts: the end of a link needs its beginning, and a link needs an address.
-    fn takes(&self, tag: &Tag<'_>) -> bool {
+    fn takes(&self, tag: &HtmlTag<'_>) -> bool {
         match tag.element {
-            Element::Unknown | Element::Hidden => false,
-            Element::Link if tag.closes => self.link.is_some(),
-            Element::Link => tag.address.is_some(),
+            HtmlElement::Unknown | HtmlElement::Hidden => false,
+            HtmlElement::Link if tag.closes => self.link.is_some(),
+            HtmlElement::Link => tag.address.is_some(),
             _ => true,
         }
     }
@@ -292,8 +296,8 @@ impl<'a> Page<'a> {
         }
     }
 
-    fn tag(&mut self, tag: &Tag<'_>) {
-        if tag.element == Element::Hidden {
+    fn tag(&mut self, tag: &HtmlTag<'_>) {
+        if tag.element == HtmlElement::Hidden {
             self.hidden = if tag.closes { self.hidden.saturating_sub(1) } else { self.hidden + 1 };
             return;
         }
@@ -301,7 +305,7 @@ impl<'a> Page<'a> {
             return;
         }
         match tag.element {
-            Element::Link => {
+            HtmlElement::Link => {
                 self.end_link();
                 if !tag.closes {
                     let address = tag.address.and_then(|written| self.address(written));
@@ -310,26 +314,26 @@ impl<'a> Page<'a> {
                     self.link = address.map(|address| (self.text.len(), address));
                 }
             }
-            Element::Image if !tag.closes => self.image(tag),
-            Element::Break => {
+            HtmlElement::Image if !tag.closes => self.image(tag),
+            HtmlElement::Break => {
                 self.trim_line();
                 self.text.push('\n');
                 (self.line, self.blank) = (false, false);
             }
-            Element::Block => self.line = true,
-            Element::Item => {
+            HtmlElement::Block => self.line = true,
+            HtmlElement::Item => {
                 self.line = true;
                 if !tag.closes {
                     self.separate(false);
                     self.text.push_str("- ");
                 }
             }
-            Element::Cell => self.blank = true,
-            Element::Preformatted => {
+            HtmlElement::Cell => self.blank = true,
+            HtmlElement::Preformatted => {
                 self.line = true;
                 self.preformatted = !tag.closes;
             }
-            Element::Image | Element::Inline | Element::Unknown | Element::Hidden => {}
+            HtmlElement::Image | HtmlElement::Inline | HtmlElement::Unknown | HtmlElement::Hidden => {}
         }
     }
 
@@ -338,7 +342,7 @@ impl<'a> Page<'a> {
         resolve(&references(written), self.instance)
     }
 
-    fn image(&mut self, tag: &Tag<'_>) {
+    fn image(&mut self, tag: &HtmlTag<'_>) {
         let address = tag.address.and_then(|written| self.address(written));
         let words = references(tag.alternative.unwrap_or_default());
         let shown = match address {
@@ -374,16 +378,16 @@ impl<'a> Page<'a> {
     /// After `[/code]` the text is a message again.
     fn leave_code(&mut self) {
         self.end_link();
-        (self.html, self.preformatted, self.hidden) = (self.whole == Mode::Html, false, 0);
+        (self.html, self.preformatted, self.hidden) = (self.whole == MarkupMode::Html, false, 0);
     }
 
-    fn finish(mut self) -> Read {
+    fn finish(mut self) -> ParsedText {
         self.end_link();
-        if self.whole == Mode::Html {
+        if self.whole == MarkupMode::Html {
             let length = self.text.trim_end().len();
             self.text.truncate(length);
         }
-        Read { text: self.text, addresses: self.addresses }
+        ParsedText { text: self.text, addresses: self.addresses }
     }
 }
 

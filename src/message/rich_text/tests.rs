@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use url::Url;
 
-use super::steps::counted;
+use super::text_search::counted;
 use super::*;
 
 fn instance() -> Url {

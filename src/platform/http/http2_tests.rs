@@ -29,7 +29,7 @@ enum First {
 
 struct Platform {
     url: Url,
-    client: Http,
+    client: HttpClient,
     connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -70,12 +70,12 @@ impl Platform {
         let settings = HttpSettings { timeout: Duration::from_secs(600), user_agent: "causeway-test".into() };
         let root = reqwest::Certificate::from_der(own.cert.der()).unwrap();
         let client = build(&settings, Some(vec![root])).unwrap();
-        let client = Http { client, ..Http::new(&settings).unwrap() };
+        let client = HttpClient { client, ..HttpClient::new(&settings).unwrap() };
         Self { url, client, connections, task }
     }
 
     async fn call(&self) -> Result<StatusCode, NoAnswer> {
-        let call = Call {
+        let call = HttpCall {
             method: Method::POST,
             url: self.url.clone(),
             headers: HeaderMap::new(),
@@ -119,7 +119,7 @@ async fn it_is_used_where_it_is_offered_and_one_connection_does() {
 async fn what_is_refused_unread_was_certainly_not_heard() {
     let platform = Platform::start(First::Refused).await;
     let refused = platform.call().await.expect_err("the first is refused");
-    assert_eq!((refused.sent, refused.kind), (Sent::No, NoAnswerKind::Reset));
+    assert_eq!((refused.sent, refused.kind), (SentState::No, NoAnswerKind::Reset));
     assert_eq!(platform.call().await, Ok(StatusCode::OK));
 }
 
@@ -127,7 +127,7 @@ async fn what_is_refused_unread_was_certainly_not_heard() {
 async fn a_connection_that_breaks_may_have_been_heard() {
     let platform = Platform::start(First::Cut).await;
     let cut = platform.call().await.expect_err("the first is cut");
-    assert_eq!((cut.sent, cut.kind), (Sent::Maybe, NoAnswerKind::Reset));
+    assert_eq!((cut.sent, cut.kind), (SentState::Maybe, NoAnswerKind::Reset));
     assert_eq!(platform.call().await, Ok(StatusCode::OK));
 }
 
@@ -136,7 +136,7 @@ async fn a_silent_connection_is_given_up_before_the_next_request_goes_into_it() 
     let platform = Platform::start(First::BlackHole).await;
     // The call's own timeout is ten minutes.
     let lost = tokio::time::timeout(Duration::from_secs(60), platform.call()).await.expect("found by a ping");
-    assert_eq!(lost.map_err(|lost| lost.sent), Err(Sent::Maybe));
+    assert_eq!(lost.map_err(|lost| lost.sent), Err(SentState::Maybe));
     assert_eq!(platform.call().await, Ok(StatusCode::OK));
     assert_eq!(platform.connections.load(Ordering::SeqCst), 2);
 }

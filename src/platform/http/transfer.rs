@@ -1,7 +1,7 @@
 //! Transfers bodies piece by piece: a file from one platform to the other, or to a browser.
 //!
 //! Guarantees: only a few pieces are in memory at a time. A body that exceeds the limit ends with
-//! [`Broken::TooLarge`] before its end. No redirect is followed.
+//! [`BodyError::TooLarge`] before its end. No redirect is followed.
 //! Not responsible for: what a status means (`xo/files.rs`, `servicenow/attachments.rs`).
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use futures_util::stream::BoxStream;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 
-use super::{Call, Http, Reply, failure, read, traced};
-use crate::platform::error::{NoAnswer, NoAnswerKind, Sent};
+use super::{HttpCall, HttpClient, HttpReply, failure, read, traced};
+use crate::platform::error::{NoAnswer, NoAnswerKind, SentState};
 
 /// The reason why a body ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum BodyError {
     /// The file exceeds the limit.
     #[error("the file is larger than files.max_size")]
     TooLarge,
@@ -28,29 +28,29 @@ pub enum Broken {
 }
 
 /// An answer with an unread body.
-pub(crate) struct Opened {
+pub(crate) struct OpenedBody {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    pub(crate) content: Content,
+    pub(crate) content: StreamedBody,
 }
 
 /// A file in transfer. `Debug` shows no bytes.
-pub struct Content {
+pub struct StreamedBody {
     /// The media type, as the sender states it.
     pub content_type: Option<String>,
     /// The length in bytes, if the sender states it.
     pub length: Option<u64>,
-    body: BoxStream<'static, Result<Bytes, Broken>>,
+    body: BoxStream<'static, Result<Bytes, BodyError>>,
     too_large: Arc<AtomicBool>,
 }
 
-impl std::fmt::Debug for Content {
+impl std::fmt::Debug for StreamedBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Content").field("length", &self.length).finish_non_exhaustive()
     }
 }
 
-impl Content {
+impl StreamedBody {
     /// The same content, which ends with an error beyond `most` bytes.
     #[must_use]
     pub fn limited(self, most: u64) -> Self {
@@ -60,7 +60,7 @@ impl Content {
             passed += piece.len() as u64;
             if passed > most {
                 too_large.store(true, Ordering::Relaxed);
-                return Err(Broken::TooLarge);
+                return Err(BodyError::TooLarge);
             }
             Ok(piece)
         });
@@ -92,30 +92,30 @@ impl Content {
     }
 
     /// The content as a stream of pieces.
-    pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, Broken>> {
+    pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, BodyError>> {
         self.body
     }
 }
 
-impl Http {
+impl HttpClient {
     /// Makes one call and leaves the body of the answer unread.
-    pub(crate) async fn open(&self, call: Call) -> Result<Opened, NoAnswer> {
+    pub(crate) async fn open(&self, call: HttpCall) -> Result<OpenedBody, NoAnswer> {
         self.may_call()?;
         let request = self.client.request(call.method, call.url).headers(traced(call.headers));
         let mut response = request.timeout(self.timeout).send().await.map_err(|error| failure(&error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let content = Content {
+        let content = StreamedBody {
             content_type: text(CONTENT_TYPE),
             length: text(CONTENT_LENGTH).and_then(|length| length.parse().ok()),
-            body: response.bytes_stream().map(|piece| piece.map_err(|_| Broken::Cut)).boxed(),
+            body: response.bytes_stream().map(|piece| piece.map_err(|_| BodyError::Cut)).boxed(),
             too_large: Arc::default(),
         };
-        Ok(Opened { status, headers, content })
+        Ok(OpenedBody { status, headers, content })
     }
 
     /// Makes one call whose body is `content`.
-    pub(crate) async fn pass_on(&self, call: Call, content: Content) -> Result<Reply, NoAnswer> {
+    pub(crate) async fn pass_on(&self, call: HttpCall, content: StreamedBody) -> Result<HttpReply, NoAnswer> {
         self.may_call()?;
         let mut headers = traced(call.headers);
         if let Some(length) = content.length {
@@ -125,13 +125,13 @@ impl Http {
         let request = self.client.request(call.method, call.url).headers(headers).timeout(self.timeout);
         let mut response = request.body(body).send().await.map_err(|error| failure(&error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-        Ok(Reply { status, headers, body: read(response).await })
+        Ok(HttpReply { status, headers, body: read(response).await })
     }
 
     fn may_call(&self) -> Result<(), NoAnswer> {
         if (self.right.0)() {
             return Ok(());
         }
-        Err(NoAnswer { sent: Sent::No, kind: NoAnswerKind::NoRight, detail: String::new() })
+        Err(NoAnswer { sent: SentState::No, kind: NoAnswerKind::NoRight, detail: String::new() })
     }
 }

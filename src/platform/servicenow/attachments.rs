@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{JSON, ServiceNow, wire};
 use crate::platform::error::{AnswerKind, CallError};
-use crate::platform::http::{Call, Content};
+use crate::platform::http::{HttpCall, StreamedBody};
 
 /// The table in which the browser client of Connect Support stores a chat's files.
 const RECORD_OF_A_CHAT: &str = "live_group_profile";
@@ -40,7 +40,7 @@ impl ServiceNow {
         group: &str,
         name: &str,
         content_type: &str,
-        content: Content,
+        content: StreamedBody,
         time: Duration,
     ) -> Result<String, CallError> {
         let path = ["api", "now", "attachment", "file"];
@@ -53,7 +53,8 @@ impl ServiceNow {
         headers.insert(CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
         headers.insert(AUTHORIZATION, pass.header.clone());
         let http = self.inner.http.with_timeout(time);
-        let reply = http.pass_on(Call { method: Method::POST, url, headers, body: None }, content).await?;
+        let reply =
+            http.pass_on(HttpCall { method: Method::POST, url, headers, body: None }, content).await?;
         if reply.status == StatusCode::UNAUTHORIZED && pass.renewable() {
             // The body is consumed. The next attempt uses the new token.
             self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
@@ -63,7 +64,7 @@ impl ServiceNow {
     }
 
     /// Opens a file. The whole file must arrive within `time`.
-    pub async fn download(&self, file: StoredFile<'_>, time: Duration) -> Result<Content, CallError> {
+    pub async fn download(&self, file: StoredFile<'_>, time: Duration) -> Result<StreamedBody, CallError> {
         let url = match file {
             StoredFile::Attachment(sys_id) => {
                 self.address(&["api", "now", "attachment", sys_id, "file"], &[])?
@@ -77,7 +78,7 @@ impl ServiceNow {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
             headers.insert(AUTHORIZATION, pass.header.clone());
-            let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
+            let call = HttpCall { method: Method::GET, url: url.clone(), headers, body: None };
             let opened = http.open(call).await?;
             let status = opened.status.as_u16();
             // A 202 and an HTML page are never a file (`src/platform/servicenow/FACTS.md`).

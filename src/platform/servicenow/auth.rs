@@ -10,9 +10,9 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::oauth::{OAuth, Serial};
+use super::oauth::{OAuth, TokenSerial};
 use crate::platform::error::CallError;
-use crate::platform::http::Http;
+use crate::platform::http::HttpClient;
 
 /// The credentials of the integration user.
 #[derive(Clone)]
@@ -47,54 +47,59 @@ pub(crate) enum LoginKind {
 }
 
 /// Credentials that are ready to be sent.
-pub(super) struct Auth {
+pub(super) struct LoginAuth {
     username: Option<String>,
-    way: Way,
+    auth_method: AuthMethod,
 }
 
-enum Way {
+enum AuthMethod {
     Basic(SecretString),
     OAuth(OAuth),
 }
 
 /// The credential that one call sends.
-pub(super) struct Pass {
+pub(super) struct RequestCredential {
     pub(super) header: HeaderValue,
     /// The number of the token. A password has none and cannot be renewed.
-    serial: Option<Serial>,
+    serial: Option<TokenSerial>,
 }
 
-impl Pass {
+impl RequestCredential {
     /// Whether a new credential can replace this one after a refusal.
     pub(super) const fn renewable(&self) -> bool {
         self.serial.is_some()
     }
 }
 
-impl Auth {
+impl LoginAuth {
     pub(super) fn new(login: ServiceNowLogin, base: &Url) -> Self {
         match login {
             ServiceNowLogin::Basic { username, password } => {
-                Self { username: Some(username), way: Way::Basic(password) }
+                Self { username: Some(username), auth_method: AuthMethod::Basic(password) }
             }
-            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token } => {
-                Self { username, way: Way::OAuth(OAuth::new(base, client_id, client_secret, refresh_token)) }
-            }
+            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token } => Self {
+                username,
+                auth_method: AuthMethod::OAuth(OAuth::new(base, client_id, client_secret, refresh_token)),
+            },
         }
     }
 
     /// Returns the credential for the next call. `refused` is the credential that the instance has just refused. If
     /// its token is still the current one, it is replaced once for all calls that were refused with it.
-    pub(super) async fn pass(&self, http: &Http, refused: Option<&Pass>) -> Result<Pass, CallError> {
-        match &self.way {
-            Way::Basic(password) => {
+    pub(super) async fn pass(
+        &self,
+        http: &HttpClient,
+        refused: Option<&RequestCredential>,
+    ) -> Result<RequestCredential, CallError> {
+        match &self.auth_method {
+            AuthMethod::Basic(password) => {
                 let pair =
                     format!("{}:{}", self.username.as_deref().unwrap_or_default(), password.expose_secret());
-                Ok(Pass { header: sensitive("Basic", &STANDARD.encode(pair))?, serial: None })
+                Ok(RequestCredential { header: sensitive("Basic", &STANDARD.encode(pair))?, serial: None })
             }
-            Way::OAuth(oauth) => {
+            AuthMethod::OAuth(oauth) => {
                 let (header, serial) = oauth.token(http, refused.and_then(|pass| pass.serial)).await?;
-                Ok(Pass { header, serial: Some(serial) })
+                Ok(RequestCredential { header, serial: Some(serial) })
             }
         }
     }
@@ -105,10 +110,10 @@ impl Auth {
     }
 
     pub(super) fn kind(&self) -> LoginKind {
-        match &self.way {
-            Way::Basic(_) => LoginKind::Basic,
-            Way::OAuth(oauth) if oauth.has_refresh_token() => LoginKind::RefreshToken,
-            Way::OAuth(_) => LoginKind::ClientCredentials,
+        match &self.auth_method {
+            AuthMethod::Basic(_) => LoginKind::Basic,
+            AuthMethod::OAuth(oauth) if oauth.has_refresh_token() => LoginKind::RefreshToken,
+            AuthMethod::OAuth(_) => LoginKind::ClientCredentials,
         }
     }
 }

@@ -8,14 +8,14 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::wire::{OneOrMany, WireEntry, WireMessage, WireQueue, WireSession};
-use super::{ChatApi, Posted, QueueEntry, QueueState, Request, ServiceNow};
+use super::{ApiRequest, ChatApi, PostedMessage, QueueEntry, QueueState, ServiceNow};
 use crate::message::ConversationId;
 use crate::platform::error::CallError;
 
 const QUEUES: [&str; 5] = ["api", "now", "connect", "support", "queues"];
 
 impl ServiceNow {
-    /// Opens a chat. Not idempotent: after an error that is [`Sent::Maybe`](crate::platform::Sent::Maybe), call
+    /// Opens a chat. Not idempotent: after an error that is [`SentState::Maybe`](crate::platform::SentState::Maybe), call
     /// [`ServiceNow::find_started`] before the next attempt.
     pub async fn start(
         &self,
@@ -24,13 +24,13 @@ impl ServiceNow {
         text: &str,
     ) -> Result<QueueEntry, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
-        let request = Request::post(&path, &json!({ "message": text }), text);
+        let request = ApiRequest::post(&path, &json!({ "message": text }), text);
         let entry: WireEntry = self.in_session(conversation, request).await?;
-        entry.meaning().ok_or_else(|| CallError::bad_body("a start without `group`"))
+        entry.parse().ok_or_else(|| CallError::bad_body("a start without `group`"))
     }
 
     /// Writes into the chat and returns the sys_id that ServiceNow gave to the message. `files`: sys_ids of uploaded
-    /// files. After an error that is [`Sent::Maybe`](crate::platform::Sent::Maybe), call [`ServiceNow::find_sent`]
+    /// files. After an error that is [`SentState::Maybe`](crate::platform::SentState::Maybe), call [`ServiceNow::find_sent`]
     /// before the next attempt.
     pub async fn send(
         &self,
@@ -38,14 +38,14 @@ impl ServiceNow {
         group: &str,
         text: &str,
         files: &[String],
-    ) -> Result<Posted, CallError> {
+    ) -> Result<PostedMessage, CallError> {
         let path = ["api", "now", "connect", "conversations", group, "messages"];
         let mut body = json!({ "message": text, "group": group, "reflected_field": "comments" });
         if !files.is_empty() {
             body["attachments"] = json!(files);
         }
-        let stored: WireMessage = self.in_session(conversation, Request::post(&path, &body, text)).await?;
-        Ok(Posted { sys_id: stored.sys_id })
+        let stored: WireMessage = self.in_session(conversation, ApiRequest::post(&path, &body, text)).await?;
+        Ok(PostedMessage { sys_id: stored.sys_id })
     }
 
     /// Leaves the chat for the user, with either API. A chat that is over or does not exist counts as left.
@@ -54,8 +54,8 @@ impl ServiceNow {
             return self.end_conversation(conversation, group).await;
         }
         let path = ["api", "now", "connect", "support", "sessions", group, "leave"];
-        let mut lease = self.inner.sessions.lease(conversation).await;
-        let request = Request::post(&path, &json!({}), "");
+        let mut lease = self.inner.sessions.lock(conversation).await;
+        let request = ApiRequest::post(&path, &json!({}), "");
         match self.exchange::<IgnoredAny>(Some(&mut lease), request).await {
             Err(error) if !error.is_absent() => Err(error),
             _ => {
@@ -75,8 +75,8 @@ impl ServiceNow {
         let path = ["api", "now", "connect", "support", "sessions"];
         let query = [("group_id", group)];
         let found: OneOrMany<WireSession> =
-            self.in_session(conversation, Request::get(&path, &query)).await?;
-        let entries = found.into_vec().into_iter().filter_map(|session| session.entry().meaning());
+            self.in_session(conversation, ApiRequest::get(&path, &query)).await?;
+        let entries = found.into_vec().into_iter().filter_map(|session| session.entry().parse());
         Ok(entries.filter(|entry| entry.group == group).max_by(|left, right| {
             (left.is_open(), super::readback::age(left)).cmp(&(right.is_open(), super::readback::age(right)))
         }))
@@ -85,14 +85,14 @@ impl ServiceNow {
     /// Returns a queue with its name and whether it is open.
     pub async fn queue(&self, queue_id: &str) -> Result<QueueState, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id];
-        let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&path, &[])).await?;
-        let queue = found.into_vec().into_iter().find_map(|queue| queue.meaning(self.instance()));
+        let found: OneOrMany<WireQueue> = self.exchange(None, ApiRequest::get(&path, &[])).await?;
+        let queue = found.into_vec().into_iter().find_map(|queue| queue.parse(self.instance()));
         queue.ok_or_else(|| CallError::bad_body("no queue in the answer"))
     }
 
     /// Returns all queues that the user may see.
     pub async fn queues(&self) -> Result<Vec<QueueState>, CallError> {
-        let found: OneOrMany<WireQueue> = self.exchange(None, Request::get(&QUEUES, &[])).await?;
-        Ok(found.into_vec().into_iter().filter_map(|queue| queue.meaning(self.instance())).collect())
+        let found: OneOrMany<WireQueue> = self.exchange(None, ApiRequest::get(&QUEUES, &[])).await?;
+        Ok(found.into_vec().into_iter().filter_map(|queue| queue.parse(self.instance())).collect())
     }
 }

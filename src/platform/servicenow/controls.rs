@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the words and every address of a control are in its text; relative addresses belong to the instance. A control
 //! that nobody knows is its words. What is told twice by its own documentation (pieces of a stream, progress) is told once.
-//! Not responsible for: actions and signs (`virtual_agent_callback.rs`), what is told of it (`delivery/agent_chat_callback.rs`).
+//! Not responsible for: actions and signs (`virtual_agent_callback.rs`), what is told of it (`delivery/virtual_agent_callback.rs`).
 //! Sources: "Controls in Virtual Agent API" (va-api-controls.md) and bot-api.md, as FACTS.md cites them.
 
 use std::collections::HashSet;
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 use url::Url;
 
-use super::virtual_agent_callback::{Choice, Meaning};
+use super::virtual_agent_callback::{Choice, ItemMeaning};
 use crate::message::json;
 use crate::message::rich_text::{html, html_text, message_text, resolve};
 
@@ -42,10 +42,10 @@ pub(super) struct Controls<'a> {
 
 impl Controls<'_> {
     /// What a control says.
-    pub(super) fn meaning(self, ui_type: &str, part: &Value) -> Meaning {
-        let text = |found: Option<String>| found.map_or(Meaning::Nothing, Meaning::Text);
+    pub(super) fn parse(self, ui_type: &str, part: &Value) -> ItemMeaning {
+        let text = |found: Option<String>| found.map_or(ItemMeaning::Nothing, ItemMeaning::Text);
         let asks = |found: Option<String>| {
-            found.map_or(Meaning::Nothing, |text| Meaning::question(text, Vec::new()))
+            found.map_or(ItemMeaning::Nothing, |text| ItemMeaning::question(text, Vec::new()))
         };
         match ui_type {
             "OutputText" => text(self.words(part, &["value", "label", "text"])),
@@ -62,9 +62,9 @@ impl Controls<'_> {
                 asks(self.words(part, &["promptMsg", "label", "value"]))
             }
             // The last callback of a stream brings the whole text as OutputText.
-            "StreamStart" | "StreamChunk" | "StreamEnd" => Meaning::Nothing,
+            "StreamStart" | "StreamChunk" | "StreamEnd" => ItemMeaning::Nothing,
             _ if part.get("options").is_some_and(Value::is_array) => self.picker(part),
-            _ => Meaning::Unknown(self.anything(part)),
+            _ => ItemMeaning::Unknown(self.anything(part)),
         }
     }
 
@@ -137,23 +137,23 @@ impl Controls<'_> {
     }
 
     /// One part of several: the next one is asked for.
-    fn parts(self, part: &Value) -> Meaning {
+    fn parts(self, part: &Value) -> ItemMeaning {
         let content = part.get("content").or_else(|| part.get("value")).filter(|content| content.is_object());
         let shown = content.and_then(|content| {
-            match self.meaning(&some(content.get("uiType")).unwrap_or_default(), content) {
-                Meaning::Text(text) | Meaning::Unknown(Some(text)) => Some(text),
-                Meaning::Question(question) => Some(question.text),
+            match self.parse(&some(content.get("uiType")).unwrap_or_default(), content) {
+                ItemMeaning::Text(text) | ItemMeaning::Unknown(Some(text)) => Some(text),
+                ItemMeaning::Question(question) => Some(question.text),
                 _ => None,
             }
         });
         let label = self.words(part, &["navigationBtnLabel"]);
         match (shown.or_else(|| lines([self.words(part, &["header", "label"]), self.inside(part)])), label) {
-            (None, _) => Meaning::Nothing,
+            (None, _) => ItemMeaning::Nothing,
             // The last part has no button.
-            (Some(text), None) => Meaning::Text(text),
+            (Some(text), None) => ItemMeaning::Text(text),
             (Some(text), Some(label)) => {
                 let choice = Choice { title: label.clone(), value: NEXT_PART.to_owned() };
-                Meaning::question(format!("{text}\n({label})"), vec![choice])
+                ItemMeaning::question(format!("{text}\n({label})"), vec![choice])
             }
         }
     }
@@ -172,7 +172,7 @@ impl Controls<'_> {
         }))
     }
 
-    fn picker(self, part: &Value) -> Meaning {
+    fn picker(self, part: &Value) -> ItemMeaning {
         let options = part.get("options").and_then(Value::as_array).into_iter().flatten();
         let mut choices = Vec::new();
         let mut shown = vec![self.words(part, &["promptMsg", "label"])];
@@ -191,7 +191,7 @@ impl Controls<'_> {
             let value = some(option.get("value")).unwrap_or_else(|| title.clone());
             choices.push(Choice { title, value });
         }
-        lines(shown).map_or(Meaning::Nothing, |text| Meaning::question(text, choices))
+        lines(shown).map_or(ItemMeaning::Nothing, |text| ItemMeaning::question(text, choices))
     }
 
     /// All words and addresses of a control that nobody knows, wherever they stand.

@@ -6,13 +6,13 @@
 
 use super::readback::Pages;
 use super::wire::{OneOrMany, WireFile, WireSession};
-use super::{QueueEntry, Request, ServiceNow};
+use super::{ApiRequest, QueueEntry, ServiceNow};
 use crate::message::ConversationId;
 use crate::platform::error::CallError;
 
 /// A message that another participant wrote.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Heard {
+pub struct RemoteMessage {
     /// sys_id of the `live_message`.
     pub sys_id: String,
     /// User name of the author; `system` for system messages.
@@ -59,13 +59,13 @@ fn file(wire: WireFile) -> Option<AgentFile> {
 #[derive(Debug)]
 pub struct History {
     /// What others said, oldest first.
-    pub heard: Vec<Heard>,
+    pub messages: Vec<RemoteMessage>,
     /// Nothing is missing from the place where the reading was to begin; of a very long chat, nothing of its newest pages. An
     /// instance may show the newest page alone, or no row of a chat: then this is false.
     pub is_complete: bool,
 }
 
-impl std::fmt::Debug for Heard {
+impl std::fmt::Debug for RemoteMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Heard").field("sys_id", &self.sys_id).finish_non_exhaustive()
     }
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Heard {
 impl ServiceNow {
     /// Returns the messages of others after the message `since`, or from the beginning, oldest first. In a very long
     /// chat only the newest pages are read.
-    pub async fn heard_since(
+    pub async fn messages_since(
         &self,
         conversation: &ConversationId,
         group: &str,
@@ -94,12 +94,18 @@ impl ServiceNow {
                     let internal = message.internal || message.private_message;
                     let text = message.formatted_message.or(message.message).unwrap_or_default();
                     let files = message.attachments.into_iter().filter_map(file).collect();
-                    heard.push(Heard { sys_id, created_by: message.created_by, text, internal, files });
+                    heard.push(RemoteMessage {
+                        sys_id,
+                        created_by: message.created_by,
+                        text,
+                        internal,
+                        files,
+                    });
                 }
             }
         }
         heard.reverse();
-        Ok(History { heard, is_complete: is_complete || pages.is_complete() })
+        Ok(History { messages: heard, is_complete: is_complete || pages.is_complete() })
     }
 
     /// Finds the chat in which an escalated chat (state 4) continues under another group: an open chat of our user
@@ -116,15 +122,15 @@ impl ServiceNow {
         let path = ["api", "now", "connect", "support", "sessions"];
         let query = [("group_id", from.group.as_str())];
         let closed: OneOrMany<WireSession> =
-            self.in_session(conversation, Request::get(&path, &query)).await?;
+            self.in_session(conversation, ApiRequest::get(&path, &query)).await?;
         let words = closed.into_vec().into_iter().find_map(|session| session.entry().short_description);
         let Some(words) = words else { return Ok(Vec::new()) };
         let path = ["api", "now", "connect", "support", "queues", &next, "sessions"];
-        let open: OneOrMany<WireSession> = self.in_session(conversation, Request::get(&path, &[])).await?;
+        let open: OneOrMany<WireSession> = self.in_session(conversation, ApiRequest::get(&path, &[])).await?;
         let same = open.into_vec().into_iter().filter_map(|session| {
             let mut entry = session.entry();
             let shown = entry.short_description.take();
-            entry.meaning().filter(|entry| entry.is_open() && shown.as_ref() == Some(&words))
+            entry.parse().filter(|entry| entry.is_open() && shown.as_ref() == Some(&words))
         });
         let mut found: Vec<QueueEntry> = same.filter(|entry| entry.group != from.group).collect();
         found.sort_by(|left, right| super::readback::age(right).cmp(&super::readback::age(left)));

@@ -1,6 +1,6 @@
 //! The client of ServiceNow's REST APIs.
 //!
-//! Guarantees: each call carries the login (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` (ServiceNow
+//! Guarantees: each call carries the login (`auth.rs`; tokens: `oauth.rs`), `Accept` and `StreamedBody-Type` (ServiceNow
 //! answers 400 without them). At most one call is in flight for each conversation.
 //! Not responsible for: what an error means for a message (`delivery/classify.rs`).
 //!
@@ -30,19 +30,19 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::error::CallError;
-use super::http::{Call, Http, Reply};
+use super::http::{HttpCall, HttpClient, HttpReply};
 use crate::message::{ConversationId, named};
 pub use attachments::StoredFile;
 pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
-use auth::{Auth, Pass};
-pub use history::{AgentFile, Heard, History};
-pub use readback::{Opening as StoredOpening, Posted, Since, StartText, Started, recognisable};
-use session::{Lease, Sessions};
-pub use table::Row;
-pub(crate) use virtual_agent::{File, HistoryLine, Opening, end_request};
+use auth::{LoginAuth, RequestCredential};
+pub use history::{AgentFile, History, RemoteMessage};
+pub use readback::{OpeningMessage, PostedMessage, ReadSince, StartText, StartedChat, recognisable};
+use session::{SessionGuard, SessionTable};
+pub use table::TableRow;
+pub(crate) use virtual_agent::{ChatOpening, HistoryLine, SharedFile, end_request};
 pub use virtual_agent::{MessageAuth, Receipt, StartAction, VirtualAgentSettings};
-pub(crate) use virtual_agent_callback::{Choice, Item, Meaning, Sign, VirtualAgentCallback};
+pub(crate) use virtual_agent_callback::{CallbackItem, ChatSign, Choice, ItemMeaning, VirtualAgentCallback};
 
 /// The number of cookie jars kept for idle conversations: at most about 10 MB. A conversation whose jar was dropped
 /// logs in again.
@@ -64,17 +64,17 @@ pub struct ServiceNowSettings {
 /// A client of one instance. Cheap to clone; the clones share their sessions.
 #[derive(Clone)]
 pub struct ServiceNow {
-    inner: Arc<Inner>,
+    inner: Arc<ClientState>,
 }
 
-struct Inner {
-    http: Http,
+struct ClientState {
+    http: HttpClient,
     base: Url,
-    auth: Auth,
+    auth: LoginAuth,
     queue_id: Option<String>,
     /// Set if chats use the Virtual Agent API.
     virtual_agent: Option<VirtualAgentSettings>,
-    sessions: Sessions,
+    sessions: SessionTable,
 }
 
 /// The chat API of ServiceNow that is used.
@@ -194,7 +194,7 @@ pub struct QueueState {
 }
 
 /// One request, before the address and the login are added.
-struct Request<'a> {
+struct ApiRequest<'a> {
     method: Method,
     path: &'a [&'a str],
     query: &'a [(&'a str, &'a str)],
@@ -202,51 +202,62 @@ struct Request<'a> {
     /// Headers in addition to the usual ones.
     headers: HeaderMap,
     /// The chat text in the body. It is redacted from errors.
-    carried: &'a str,
+    sent_text: &'a str,
 }
 
-impl<'a> Request<'a> {
+impl<'a> ApiRequest<'a> {
     fn get(path: &'a [&'a str], query: &'a [(&'a str, &'a str)]) -> Self {
-        Self { method: Method::GET, path, query, body: None, headers: HeaderMap::new(), carried: "" }
+        Self { method: Method::GET, path, query, body: None, headers: HeaderMap::new(), sent_text: "" }
     }
 
     fn patch(path: &'a [&'a str], body: &serde_json::Value) -> Self {
         let (body, headers) = (Some(body.to_string().into()), HeaderMap::new());
-        Self { method: Method::PATCH, path, query: &[], body, headers, carried: "" }
+        Self { method: Method::PATCH, path, query: &[], body, headers, sent_text: "" }
     }
 
-    fn post(path: &'a [&'a str], body: &serde_json::Value, carried: &'a str) -> Self {
+    fn post(path: &'a [&'a str], body: &serde_json::Value, sent_text: &'a str) -> Self {
         let (body, headers) = (Some(body.to_string().into()), HeaderMap::new());
-        Self { method: Method::POST, path, query: &[], body, headers, carried }
+        Self { method: Method::POST, path, query: &[], body, headers, sent_text }
     }
 }
 
 impl ServiceNow {
     /// A client of one instance that uses Connect Support for its chats.
-    pub fn new(http: Http, settings: ServiceNowSettings) -> Self {
+    pub fn new(http: HttpClient, settings: ServiceNowSettings) -> Self {
         Self::of(http, settings, None)
     }
 
     /// A client of one instance that uses the Virtual Agent Bot Integration API for its chats.
     pub fn with_virtual_agent(
-        http: Http,
+        http: HttpClient,
         settings: ServiceNowSettings,
         virtual_agent: VirtualAgentSettings,
     ) -> Self {
         Self::of(http, settings, Some(virtual_agent))
     }
 
-    fn of(http: Http, settings: ServiceNowSettings, virtual_agent: Option<VirtualAgentSettings>) -> Self {
+    fn of(
+        http: HttpClient,
+        settings: ServiceNowSettings,
+        virtual_agent: Option<VirtualAgentSettings>,
+    ) -> Self {
         let mut base = settings.host_url;
         base.set_query(None);
         base.set_fragment(None);
         // A login in the address would be sent in addition to ours. Removing it fails only if the address cannot hold
         // one.
         let _ = base.set_username("").and_then(|()| base.set_password(None));
-        let auth = Auth::new(settings.login, &base);
-        let sessions = Sessions::new(SESSIONS_MAX);
+        let auth = LoginAuth::new(settings.login, &base);
+        let sessions = SessionTable::new(SESSIONS_MAX);
         Self {
-            inner: Arc::new(Inner { http, base, auth, queue_id: settings.queue_id, virtual_agent, sessions }),
+            inner: Arc::new(ClientState {
+                http,
+                base,
+                auth,
+                queue_id: settings.queue_id,
+                virtual_agent,
+                sessions,
+            }),
         }
     }
 
@@ -285,7 +296,8 @@ impl ServiceNow {
     /// Returns the instance's time, if its answer contains it. Sends no login.
     pub(crate) async fn time(&self) -> Result<Option<Timestamp>, CallError> {
         let (method, url) = (Method::GET, self.inner.base.clone());
-        let reply = self.inner.http.call(Call { method, url, headers: HeaderMap::new(), body: None }).await?;
+        let reply =
+            self.inner.http.call(HttpCall { method, url, headers: HeaderMap::new(), body: None }).await?;
         Ok(reply.date())
     }
 
@@ -303,61 +315,61 @@ impl ServiceNow {
     async fn in_session<T: DeserializeOwned>(
         &self,
         conversation: &ConversationId,
-        request: Request<'_>,
+        request: ApiRequest<'_>,
     ) -> Result<T, CallError> {
-        let mut lease = self.inner.sessions.lease(conversation).await;
-        self.exchange(Some(&mut lease), request).await
+        let mut guard = self.inner.sessions.lock(conversation).await;
+        self.exchange(Some(&mut guard), request).await
     }
 
     /// Makes one call and reads its `result`.
     async fn exchange<T: DeserializeOwned>(
         &self,
-        lease: Option<&mut Lease>,
-        request: Request<'_>,
+        guard: Option<&mut SessionGuard>,
+        request: ApiRequest<'_>,
     ) -> Result<T, CallError> {
-        wire::read(self.converse(lease, &request).await?, request.carried, self.instance())
+        wire::read(self.converse(guard, &request).await?, request.sent_text, self.instance())
     }
 
     /// Makes one call. A 401 to a call with session cookies or a token is retried once, without the cookies and with
     /// a new token: the session or the token may have expired, and ServiceNow did not act on a refused call.
     async fn converse(
         &self,
-        mut lease: Option<&mut Lease>,
-        request: &Request<'_>,
-    ) -> Result<Reply, CallError> {
+        mut guard: Option<&mut SessionGuard>,
+        request: &ApiRequest<'_>,
+    ) -> Result<HttpReply, CallError> {
         let url = self.address(request.path, request.query)?;
         let pass = self.inner.auth.pass(&self.inner.http, None).await?;
-        let (mut reply, had_session) = self.try_once(lease.as_deref_mut(), &url, request, &pass).await?;
+        let (mut reply, had_session) = self.try_once(guard.as_deref_mut(), &url, request, &pass).await?;
         if reply.status == StatusCode::UNAUTHORIZED && (had_session || pass.renewable()) {
             let pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
-            (reply, _) = self.try_once(lease, &url, request, &pass).await?;
+            (reply, _) = self.try_once(guard, &url, request, &pass).await?;
         }
         Ok(reply)
     }
 
     async fn try_once(
         &self,
-        mut lease: Option<&mut Lease>,
+        mut guard: Option<&mut SessionGuard>,
         url: &Url,
-        request: &Request<'_>,
-        pass: &Pass,
-    ) -> Result<(Reply, bool), CallError> {
+        request: &ApiRequest<'_>,
+        pass: &RequestCredential,
+    ) -> Result<(HttpReply, bool), CallError> {
         let mut headers = request.headers.clone();
         headers.insert(ACCEPT, JSON);
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(AUTHORIZATION, pass.header.clone());
-        let cookies = lease.as_deref_mut().and_then(|lease| lease.jar().header(url));
+        let cookies = guard.as_deref_mut().and_then(|guard| guard.jar().header(url));
         let had_session = cookies.is_some();
         if let Some(cookies) = cookies {
             headers.insert(COOKIE, cookies);
         }
         let (method, body) = (request.method.clone(), request.body.clone());
-        let reply = self.inner.http.call(Call { method, url: url.clone(), headers, body }).await?;
-        if let Some(lease) = lease {
+        let reply = self.inner.http.call(HttpCall { method, url: url.clone(), headers, body }).await?;
+        if let Some(guard) = guard {
             if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::ACCEPTED) {
-                lease.jar().clear();
+                guard.jar().clear();
             } else {
-                lease.jar().keep(url, &reply.headers);
+                guard.jar().keep(url, &reply.headers);
             }
         }
         Ok((reply, had_session))

@@ -23,8 +23,10 @@ use url::form_urlencoded::Serializer;
 
 use super::auth::sensitive;
 use crate::message::{PlatformWords, json};
-use crate::platform::error::{Answer, AnswerKind, CallError, NoAnswer, NoAnswerKind, NotReady, Sent};
-use crate::platform::http::{Call, Http, Media, Reply};
+use crate::platform::error::{
+    AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, NotReady, SentState,
+};
+use crate::platform::http::{HttpCall, HttpClient, HttpReply, MediaType};
 
 /// ServiceNow's default lifetime of a token, if the answer does not state one.
 const LIFE: Duration = Duration::from_secs(1800);
@@ -39,33 +41,33 @@ const AHEAD_MAX: Duration = Duration::from_secs(30);
 
 /// The number of a token, counting up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Serial(u64);
+pub(super) struct TokenSerial(u64);
 
 pub(super) struct OAuth {
-    shared: Arc<Shared>,
+    shared: Arc<TokenSource>,
     by_refresh_token: bool,
 }
 
-struct Shared {
+struct TokenSource {
     address: Option<Url>,
     client_id: String,
     client_secret: SecretString,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<TokenStore>>,
     /// The number of token requests that have ended.
     ended: AtomicU64,
 }
 
-struct Held {
+struct TokenStore {
     refresh_token: Option<SecretString>,
-    token: Option<Token>,
+    token: Option<AccessToken>,
     /// The error of the last request, if it failed.
     failure: Option<CallError>,
     next: u64,
 }
 
-struct Token {
+struct AccessToken {
     header: HeaderValue,
-    serial: Serial,
+    serial: TokenSerial,
     renew_at: Instant,
 }
 
@@ -81,8 +83,8 @@ impl OAuth {
             path.pop_if_empty().push("oauth_token.do");
         });
         let by_refresh_token = refresh_token.is_some();
-        let held = Held { refresh_token, token: None, failure: None, next: 0 };
-        let shared = Shared {
+        let held = TokenStore { refresh_token, token: None, failure: None, next: 0 };
+        let shared = TokenSource {
             address: named.is_ok().then_some(address),
             client_id,
             client_secret,
@@ -100,9 +102,9 @@ impl OAuth {
     /// the one that was `refused`.
     pub(super) async fn token(
         &self,
-        http: &Http,
-        refused: Option<Serial>,
-    ) -> Result<(HeaderValue, Serial), CallError> {
+        http: &HttpClient,
+        refused: Option<TokenSerial>,
+    ) -> Result<(HeaderValue, TokenSerial), CallError> {
         let seen = self.shared.ended.load(Ordering::Acquire);
         let mut held = self.shared.held.clone().lock_owned().await;
         if let Some(token) = &held.token
@@ -129,8 +131,12 @@ impl OAuth {
     }
 }
 
-impl Shared {
-    async fn renew(&self, http: &Http, held: &mut Held) -> Result<(HeaderValue, Serial), CallError> {
+impl TokenSource {
+    async fn renew(
+        &self,
+        http: &HttpClient,
+        held: &mut TokenStore,
+    ) -> Result<(HeaderValue, TokenSerial), CallError> {
         held.token = None;
         let asked_at = Instant::now();
         let granted = self.ask(http, held.refresh_token.as_ref()).await?;
@@ -142,9 +148,9 @@ impl Shared {
             held.refresh_token = Some(rotated);
         }
         held.next += 1;
-        let serial = Serial(held.next);
+        let serial = TokenSerial(held.next);
         let renew_at = asked_at + life.saturating_sub(AHEAD_MAX.min(life / 10));
-        held.token = Some(Token { header: header.clone(), serial, renew_at });
+        held.token = Some(AccessToken { header: header.clone(), serial, renew_at });
         Ok((header, serial))
     }
 
@@ -164,7 +170,11 @@ impl Shared {
         form.finish().into()
     }
 
-    async fn ask(&self, http: &Http, refresh_token: Option<&SecretString>) -> Result<Granted, CallError> {
+    async fn ask(
+        &self,
+        http: &HttpClient,
+        refresh_token: Option<&SecretString>,
+    ) -> Result<TokenGrant, CallError> {
         let url =
             self.address.clone().ok_or_else(|| CallError::not_made("Host URL must be an http address"))?;
         let mut headers = HeaderMap::new();
@@ -172,14 +182,14 @@ impl Shared {
         // ServiceNow answers a request in JSON with an error that gives no reason.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         let body = Some(self.form(refresh_token));
-        let reply = http.call(Call { method: Method::POST, url, headers, body }).await;
+        let reply = http.call(HttpCall { method: Method::POST, url, headers, body }).await;
         read(reply.map_err(not_sent)?)
     }
 }
 
 /// The answer to a token request.
 #[derive(Deserialize)]
-struct Granted {
+struct TokenGrant {
     access_token: SecretString,
     #[serde(default, deserialize_with = "seconds")]
     expires_in: Option<u64>,
@@ -196,27 +206,27 @@ fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u
 /// The call that needed the token was not made, even if the request for the token was.
 fn not_sent(no_answer: NoAnswer) -> CallError {
     let detail = format!("while asking for an OAuth token: {}", no_answer.detail);
-    NoAnswer { sent: Sent::No, detail, ..no_answer }.into()
+    NoAnswer { sent: SentState::No, detail, ..no_answer }.into()
 }
 
-fn read(reply: Reply) -> Result<Granted, CallError> {
+fn read(reply: HttpReply) -> Result<TokenGrant, CallError> {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
     let words = if reply.status.is_success() { PlatformWords::default() } else { said(&reply) };
     let answer = |status, kind, detail| {
-        CallError::Answer(Answer { status, retry_after, kind, detail, said: words.clone() })
+        CallError::Answer(ErrorAnswer { status, retry_after, kind, detail, said: words.clone() })
     };
     if reply.status == StatusCode::ACCEPTED {
         return Err(answer(status, AnswerKind::NotReady(NotReady::Accepted), String::new()));
     }
     if reply.status.is_success() {
-        if reply.media() == Media::Html {
+        if reply.media() == MediaType::Html {
             return Err(answer(status, AnswerKind::NotReady(NotReady::Html), String::new()));
         }
         let body = reply.body.map_err(not_sent)?;
-        let granted = serde_json::from_slice::<Granted>(&body).ok();
+        let granted = serde_json::from_slice::<TokenGrant>(&body).ok();
         let usable = granted.filter(|granted| !granted.access_token.expose_secret().is_empty());
         let (kind, detail) = (NoAnswerKind::BadBody, "an OAuth answer without `access_token`".to_owned());
-        return usable.ok_or_else(|| NoAnswer { sent: Sent::No, kind, detail }.into());
+        return usable.ok_or_else(|| NoAnswer { sent: SentState::No, kind, detail }.into());
     }
     let codes = standard_codes(&words);
     Err(match AnswerKind::of_status(status) {
@@ -250,7 +260,7 @@ fn standard_codes(words: &PlatformWords) -> String {
 }
 
 /// The `error` and `error_description` of a refusal.
-fn said(reply: &Reply) -> PlatformWords {
+fn said(reply: &HttpReply) -> PlatformWords {
     let body: Value = reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
     let words = [&body["error"], &body["error_description"], &body["error"]["message"]];
     let words = words.into_iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");

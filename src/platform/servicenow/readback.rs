@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use super::wire::{OneOrMany, WireMessage, WireSession};
-use super::{QueueEntry, Request, ServiceNow};
+use super::{ApiRequest, QueueEntry, ServiceNow};
 use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
 use crate::telemetry::logged_conversation;
@@ -26,12 +26,12 @@ const CUT_CHARS_MIN: usize = 1000;
 /// An open chat of our user that may be the one whose start was not answered.
 ///
 /// The list is sorted newest first. The caller skips groups that the directory knows. The caller takes a chat that is
-/// [`Started::certain`]; it asks [`ServiceNow::opening_of`] about any other chat (at most [`Started::LOOKS_MAX`]
+/// [`StartedChat::certain`]; it asks [`ServiceNow::opening_of`] about any other chat (at most [`StartedChat::LOOKS_MAX`]
 /// chats), and claims the first that remains. Two conversations with the same text may get each other's chat. This
 /// makes no difference, because neither has received any other message yet. A start whose claim fails afterwards has
 /// lost its chat to the other conversation, and opens another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Started {
+pub struct StartedChat {
     /// The chat.
     pub entry: QueueEntry,
     /// The queue entry shows our whole text. Otherwise the entry shows no text or only its beginning.
@@ -69,15 +69,15 @@ impl StartText<'_> {
 }
 
 /// The first text of our user in a chat, as ServiceNow stores it.
-pub struct Opening(WireMessage);
+pub struct OpeningMessage(WireMessage);
 
-impl std::fmt::Debug for Opening {
+impl std::fmt::Debug for OpeningMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Opening").finish_non_exhaustive()
     }
 }
 
-impl Opening {
+impl OpeningMessage {
     /// Whether it is this text.
     pub fn is(&self, text: &str) -> bool {
         carries(&self.0, text)
@@ -97,14 +97,14 @@ pub fn recognisable(text: &str) -> [String; 2] {
         .map(|text| text.chars().take(CUT_CHARS_MIN).collect())
 }
 
-impl Started {
+impl StartedChat {
     /// The maximum number of uncertain chats that are read for one start.
     pub const LOOKS_MAX: usize = 10;
 }
 
 /// A message that ServiceNow has stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Posted {
+pub struct PostedMessage {
     /// sys_id of the `live_message`, if the answer named it.
     pub sys_id: Option<String>,
 }
@@ -112,15 +112,15 @@ pub struct Posted {
 /// The point at which a search begins. A caller that knows neither must not search. It would take an older message
 /// with the same text for the lost one, and the lost message would never be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since<'a> {
+pub enum ReadSince<'a> {
     /// It is certain that nothing was sent after the start of the chat.
     Start,
-    /// sys_id of the last message that was delivered ([`Posted::sys_id`]).
+    /// sys_id of the last message that was delivered ([`PostedMessage::sys_id`]).
     Message(&'a str),
 }
 
 impl ServiceNow {
-    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`Started`]. Empty if
+    /// Open chats of our user in the queue that may carry this start's text, newest first. See [`StartedChat`]. Empty if
     /// the list exceeds the size limit: the next attempt would find it too large as well, so the start could never be
     /// made.
     pub async fn find_started(
@@ -128,9 +128,9 @@ impl ServiceNow {
         conversation: &ConversationId,
         queue_id: &str,
         text: StartText<'_>,
-    ) -> Result<Vec<Started>, CallError> {
+    ) -> Result<Vec<StartedChat>, CallError> {
         let path = ["api", "now", "connect", "support", "queues", queue_id, "sessions"];
-        let asked = self.in_session(conversation, Request::get(&path, &[])).await;
+        let asked = self.in_session(conversation, ApiRequest::get(&path, &[])).await;
         let found: OneOrMany<WireSession> = match asked {
             Err(error) if error.is_too_large() => {
                 tracing::warn!(
@@ -141,14 +141,14 @@ impl ServiceNow {
             }
             answered => answered?,
         };
-        let mut started: Vec<Started> = found
+        let mut started: Vec<StartedChat> = found
             .into_vec()
             .into_iter()
             .filter_map(|session| {
                 let mut entry = session.entry();
                 let certain = text.fits(&entry.short_description.take().unwrap_or_default())?;
-                let entry = entry.meaning().filter(QueueEntry::is_open)?;
-                Some(Started { entry, certain })
+                let entry = entry.parse().filter(QueueEntry::is_open)?;
+                Some(StartedChat { entry, certain })
             })
             .collect();
         // A stable sort: without numbers the order of the answer stays.
@@ -161,9 +161,9 @@ impl ServiceNow {
         &self,
         conversation: &ConversationId,
         group: &str,
-    ) -> Result<Option<Opening>, CallError> {
+    ) -> Result<Option<OpeningMessage>, CallError> {
         let page = self.page(conversation, group, None).await?;
-        Ok(page.into_iter().rev().find(|message| self.is_own(message)).map(Opening))
+        Ok(page.into_iter().rev().find(|message| self.is_own(message)).map(OpeningMessage))
     }
 
     /// Returns the message with this text that our user posted after `since`, or `None`.
@@ -172,8 +172,8 @@ impl ServiceNow {
         conversation: &ConversationId,
         group: &str,
         text: &str,
-        since: Since<'_>,
-    ) -> Result<Option<Posted>, CallError> {
+        since: ReadSince<'_>,
+    ) -> Result<Option<PostedMessage>, CallError> {
         let mut own: Vec<WireMessage> = Vec::new();
         let mut pages = Pages::of(self, conversation, group);
         while let Some(page) = pages.next().await? {
@@ -185,11 +185,11 @@ impl ServiceNow {
                     own.push(message);
                 }
             }
-            if since == Since::Start && own.len() >= 2 {
+            if since == ReadSince::Start && own.len() >= 2 {
                 break;
             }
         }
-        if since != Since::Start {
+        if since != ReadSince::Start {
             return Ok(None);
         }
         // The oldest of our messages opened the chat, possibly with the same text.
@@ -206,7 +206,8 @@ impl ServiceNow {
     ) -> Result<Vec<WireMessage>, CallError> {
         let path = ["api", "now", "connect", "conversations", group, "messages"];
         let query: Vec<(&str, &str)> = before.map(|before| ("before", before)).into_iter().collect();
-        let mut page: Vec<WireMessage> = self.in_session(conversation, Request::get(&path, &query)).await?;
+        let mut page: Vec<WireMessage> =
+            self.in_session(conversation, ApiRequest::get(&path, &query)).await?;
         if let (Some(first), Some(last)) = (page.first(), page.last())
             && time_order(&Written::of(first), &Written::of(last)) == Ordering::Less
         {
@@ -313,15 +314,15 @@ impl Written {
     }
 }
 
-impl Since<'_> {
+impl ReadSince<'_> {
     fn is(self, message: &WireMessage) -> bool {
         matches!(self, Self::Message(id) if message.sys_id.as_deref() == Some(id))
     }
 }
 
-fn newest(own: &[WireMessage], text: &str) -> Option<Posted> {
+fn newest(own: &[WireMessage], text: &str) -> Option<PostedMessage> {
     let found = own.iter().find(|message| carries(message, text))?;
-    Some(Posted { sys_id: found.sys_id.clone() })
+    Some(PostedMessage { sys_id: found.sys_id.clone() })
 }
 
 /// The age of a chat by its number, because numbers only grow.

@@ -27,42 +27,42 @@ const COOKIES_MAX: usize = 24;
 const COOKIE_BYTES_MAX: usize = 4096;
 
 /// All cookie jars.
-pub(super) struct Sessions {
+pub(super) struct SessionTable {
     max: usize,
-    table: Mutex<Table>,
+    table: Mutex<SessionMap>,
 }
 
 #[derive(Default)]
-struct Table {
-    sessions: HashMap<ConversationId, (u64, Arc<Session>)>,
+struct SessionMap {
+    sessions: HashMap<ConversationId, (u64, Arc<ChatSession>)>,
     /// Least recently used first.
     order: BTreeMap<u64, ConversationId>,
     tick: u64,
 }
 
 #[derive(Default)]
-struct Session {
-    jar: Arc<tokio::sync::Mutex<Jar>>,
+struct ChatSession {
+    jar: Arc<tokio::sync::Mutex<CookieJar>>,
     /// Set while a call is in flight: the jar is emptied when the call ends.
     forgotten: AtomicBool,
 }
 
 /// The exclusive right to make one call of a conversation.
-pub(super) struct Lease {
-    session: Arc<Session>,
-    jar: OwnedMutexGuard<Jar>,
+pub(super) struct SessionGuard {
+    session: Arc<ChatSession>,
+    jar: OwnedMutexGuard<CookieJar>,
 }
 
-impl Sessions {
+impl SessionTable {
     pub(super) fn new(max: usize) -> Self {
         Self { max, table: Mutex::default() }
     }
 
     /// Waits until no other call of the conversation is in flight.
-    pub(super) async fn lease(&self, conversation: &ConversationId) -> Lease {
+    pub(super) async fn lock(&self, conversation: &ConversationId) -> SessionGuard {
         let session = self.touch(conversation);
         let jar = session.jar.clone().lock_owned().await;
-        Lease { session, jar }
+        SessionGuard { session, jar }
     }
 
     /// Drops the conversation's cookies, now or when its call in flight ends.
@@ -84,14 +84,14 @@ impl Sessions {
         self.table().sessions.get(conversation).is_some_and(|(_, session)| Arc::strong_count(session) > 1)
     }
 
-    fn touch(&self, conversation: &ConversationId) -> Arc<Session> {
+    fn touch(&self, conversation: &ConversationId) -> Arc<ChatSession> {
         let mut table = self.table();
         table.tick += 1;
         let tick = table.tick;
         let (old, session) = match table.sessions.get_mut(conversation) {
             Some((used, session)) => (Some(std::mem::replace(used, tick)), session.clone()),
             None => {
-                let session = Arc::<Session>::default();
+                let session = Arc::<ChatSession>::default();
                 table.sessions.insert(conversation.clone(), (tick, session.clone()));
                 (None, session)
             }
@@ -106,7 +106,7 @@ impl Sessions {
         session
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, SessionMap> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,7 +116,7 @@ impl Sessions {
     }
 }
 
-impl Table {
+impl SessionMap {
     /// Drops the unused session that was idle longest.
     fn evict(&mut self) {
         let idle = self.order.iter().find(|(_, conversation)| {
@@ -129,8 +129,8 @@ impl Table {
     }
 }
 
-impl Lease {
-    pub(super) fn jar(&mut self) -> &mut Jar {
+impl SessionGuard {
+    pub(super) fn jar(&mut self) -> &mut CookieJar {
         &mut self.jar
     }
 
@@ -140,7 +140,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         if self.session.forgotten.swap(false, Ordering::AcqRel) {
             self.jar.clear();
@@ -150,9 +150,9 @@ impl Drop for Lease {
 
 /// The cookies of one session with one host.
 #[derive(Default)]
-pub(super) struct Jar(Vec<Kept>);
+pub(super) struct CookieJar(Vec<StoredCookie>);
 
-struct Kept {
+struct StoredCookie {
     name: String,
     value: String,
     path: String,
@@ -160,7 +160,7 @@ struct Kept {
     until: Option<Instant>,
 }
 
-impl Jar {
+impl CookieJar {
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -185,7 +185,7 @@ impl Jar {
         if self.0.len() < COOKIES_MAX {
             let (name, value) = (cookie.name().to_owned(), cookie.value().to_owned());
             let until = life.and_then(|life| Instant::now().checked_add(life));
-            self.0.push(Kept { name, value, path, secure: cookie.secure().unwrap_or(false), until });
+            self.0.push(StoredCookie { name, value, path, secure: cookie.secure().unwrap_or(false), until });
         }
     }
 
@@ -193,7 +193,8 @@ impl Jar {
     pub(super) fn header(&mut self, url: &Url) -> Option<HeaderValue> {
         let now = Instant::now();
         self.0.retain(|kept| kept.until.is_none_or(|until| until > now));
-        let fits = |kept: &&Kept| (!kept.secure || url.scheme() == "https") && under(url.path(), &kept.path);
+        let fits =
+            |kept: &&StoredCookie| (!kept.secure || url.scheme() == "https") && under(url.path(), &kept.path);
         let pairs = self.0.iter().filter(fits).map(|kept| format!("{}={}", kept.name, kept.value));
         let line = pairs.collect::<Vec<_>>().join("; ");
         let mut value = HeaderValue::try_from(line).ok().filter(|value| !value.is_empty())?;
@@ -230,13 +231,13 @@ fn under(path: &str, cookie_path: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn jar(lines: &[&'static str]) -> Jar {
-        let mut jar = Jar::default();
+    fn jar(lines: &[&'static str]) -> CookieJar {
+        let mut jar = CookieJar::default();
         fill(&mut jar, lines);
         jar
     }
 
-    fn fill(jar: &mut Jar, lines: &[&'static str]) {
+    fn fill(jar: &mut CookieJar, lines: &[&'static str]) {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(SET_COOKIE, HeaderValue::from_static(line));
@@ -248,7 +249,7 @@ mod tests {
         Url::parse("https://example.service-now.com/api/now/connect/support/queues").unwrap()
     }
 
-    fn sent(jar: &mut Jar) -> String {
+    fn sent(jar: &mut CookieJar) -> String {
         jar.header(&url()).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
     }
 
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_jar_is_small() {
-        let mut jar = Jar::default();
+        let mut jar = CookieJar::default();
         let mut headers = HeaderMap::new();
         for number in 0..100 {
             headers.append(SET_COOKIE, HeaderValue::try_from(format!("c{number}=x; Path=/")).unwrap());
@@ -293,10 +294,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_idle_jar_goes_first_and_none_in_use() {
-        let sessions = Sessions::new(2);
-        let held = sessions.lease(&conversation("a")).await;
+        let sessions = SessionTable::new(2);
+        let held = sessions.lock(&conversation("a")).await;
         for name in ["b", "c"] {
-            drop(sessions.lease(&conversation(name)).await);
+            drop(sessions.lock(&conversation(name)).await);
         }
         assert_eq!(sessions.len(), 2);
         assert!(sessions.busy(&conversation("a")));
@@ -307,14 +308,14 @@ mod tests {
 
     #[tokio::test]
     async fn forgetting_waits_for_the_call_in_flight() {
-        let sessions = Sessions::new(8);
-        let mut lease = sessions.lease(&conversation("a")).await;
+        let sessions = SessionTable::new(8);
+        let mut guard = sessions.lock(&conversation("a")).await;
         sessions.forget(&conversation("a"));
         // The next call still waits for the call in flight, and does not get a second session.
-        assert!(futures_util::FutureExt::now_or_never(sessions.lease(&conversation("a"))).is_none());
-        fill(lease.jar(), &["JSESSIONID=one; Path=/"]);
-        drop(lease);
-        assert_eq!(sent(sessions.lease(&conversation("a")).await.jar()), "");
+        assert!(futures_util::FutureExt::now_or_never(sessions.lock(&conversation("a"))).is_none());
+        fill(guard.jar(), &["JSESSIONID=one; Path=/"]);
+        drop(guard);
+        assert_eq!(sent(sessions.lock(&conversation("a")).await.jar()), "");
         sessions.forget(&conversation("a"));
         assert_eq!((sessions.len(), sessions.table().order.len()), (0, 0));
     }

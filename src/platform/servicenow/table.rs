@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Request, ServiceNow};
+use super::{ApiRequest, ServiceNow};
 use crate::platform::error::CallError;
 
 /// The fields of one record.
-pub type Row = BTreeMap<String, String>;
+pub type TableRow = BTreeMap<String, String>;
 
 /// A row as received: its values are text, but a reference can be an object.
 type WireRow = BTreeMap<String, Value>;
@@ -25,7 +25,7 @@ impl ServiceNow {
         query: &str,
         fields: &[&str],
         limit: usize,
-    ) -> Result<Vec<Row>, CallError> {
+    ) -> Result<Vec<TableRow>, CallError> {
         let (path, fields, limit) = (["api", "now", "table", table], fields.join(","), limit.to_string());
         let query = [
             ("sysparm_query", query),
@@ -33,24 +33,29 @@ impl ServiceNow {
             ("sysparm_limit", limit.as_str()),
             ("sysparm_exclude_reference_link", "true"),
         ];
-        let rows: Vec<WireRow> = self.exchange(None, Request::get(&path, &query)).await?;
-        Ok(rows.into_iter().map(meaning).collect())
+        let rows: Vec<WireRow> = self.exchange(None, ApiRequest::get(&path, &query)).await?;
+        Ok(rows.into_iter().map(parse).collect())
     }
 
     /// Inserts a row and returns the row as the instance stored it.
-    pub(crate) async fn insert(&self, table: &str, row: &Row) -> Result<Row, CallError> {
+    pub(crate) async fn insert(&self, table: &str, row: &TableRow) -> Result<TableRow, CallError> {
         let path = ["api", "now", "table", table];
-        Ok(meaning(self.exchange(None, Request::post(&path, &json!(row), "")).await?))
+        Ok(parse(self.exchange(None, ApiRequest::post(&path, &json!(row), "")).await?))
     }
 
     /// Changes fields of a row and returns the row as the instance stored it.
-    pub(crate) async fn update(&self, table: &str, sys_id: &str, row: &Row) -> Result<Row, CallError> {
+    pub(crate) async fn update(
+        &self,
+        table: &str,
+        sys_id: &str,
+        row: &TableRow,
+    ) -> Result<TableRow, CallError> {
         let path = ["api", "now", "table", table, sys_id];
-        Ok(meaning(self.exchange(None, Request::patch(&path, &json!(row))).await?))
+        Ok(parse(self.exchange(None, ApiRequest::patch(&path, &json!(row))).await?))
     }
 }
 
-fn meaning(row: WireRow) -> Row {
+fn parse(row: WireRow) -> TableRow {
     let text = |value: Value| match value.get("value").unwrap_or(&value) {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
@@ -66,7 +71,7 @@ mod tests {
     #[test]
     fn a_reference_is_its_sys_id() {
         let row = json!({"a": "x", "b": {"link": "https://…", "value": "id"}, "c": null, "d": true, "e": 3});
-        let row = meaning(serde_json::from_value(row).unwrap());
+        let row = parse(serde_json::from_value(row).unwrap());
         let values: Vec<&str> = row.values().map(String::as_str).collect();
         assert_eq!(values, ["x", "id", "", "true", "3"]);
     }

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::*;
 use crate::message::Callback;
-use crate::platform::error::{Answer, AnswerKind, NoAnswerKind, NotReady, Sent};
+use crate::platform::error::{AnswerKind, ErrorAnswer, NoAnswerKind, NotReady, SentState};
 use crate::platform::peer::{self, Peer};
 
 const OK: &str = "HTTP/1.1 200 OK\ncontent-type: application/json;charset=UTF-8\n\n";
@@ -58,14 +58,14 @@ async fn peer(name: &str) -> (Peer, ServiceNow) {
     (peer, client)
 }
 
-fn answered<T: std::fmt::Debug>(result: Result<T, CallError>) -> Answer {
+fn answered<T: std::fmt::Debug>(result: Result<T, CallError>) -> ErrorAnswer {
     match result.unwrap_err() {
         CallError::Answer(answer) => answer,
         CallError::NoAnswer(no_answer) => panic!("{no_answer}"),
     }
 }
 
-fn no_answer<T: std::fmt::Debug>(result: Result<T, CallError>) -> (Sent, NoAnswerKind) {
+fn no_answer<T: std::fmt::Debug>(result: Result<T, CallError>) -> (SentState, NoAnswerKind) {
     match result.unwrap_err() {
         CallError::NoAnswer(no_answer) => (no_answer.sent, no_answer.kind),
         CallError::Answer(answer) => panic!("{answer}"),
@@ -105,7 +105,7 @@ async fn every_answer_is_read() {
             "leave" => client.leave(&c(), GROUP).await.unwrap(),
             "message" => assert!(client.send(&c(), GROUP, TEXT, &[]).await.unwrap().sys_id.is_some()),
             "messages" if name.ends_with(".json") => {
-                client.find_sent(&c(), GROUP, TEXT, Since::Start).await.unwrap();
+                client.find_sent(&c(), GROUP, TEXT, ReadSince::Start).await.unwrap();
             }
             _ => check_refusal(&name, answered(client.send(&c(), GROUP, TEXT, &[]).await)),
         }
@@ -127,7 +127,7 @@ fn check_state(name: &str, entry: Option<QueueEntry>) {
     }
 }
 
-fn check_refusal(name: &str, answer: Answer) {
+fn check_refusal(name: &str, answer: ErrorAnswer) {
     let seconds = answer.retry_after.map(|wait| wait.as_secs());
     let (kind, wait) = match name {
         "accepted-202.http" => (AnswerKind::NotReady(NotReady::Accepted), None),
@@ -214,7 +214,7 @@ async fn success_without_its_shape_may_have_happened() {
     ] {
         let peer = Peer::saying(body).await;
         let result = client(&peer.url).start(&c(), "q", TEXT).await;
-        assert_eq!(no_answer(result), (Sent::Maybe, NoAnswerKind::BadBody), "{body}");
+        assert_eq!(no_answer(result), (SentState::Maybe, NoAnswerKind::BadBody), "{body}");
     }
     let page = Peer::saying("HTTP/1.1 200 OK\n\n  <!DOCTYPE HTML><html>").await;
     let kind = answered(client(&page.url).start(&c(), "q", TEXT).await).kind;
@@ -224,10 +224,10 @@ async fn success_without_its_shape_may_have_happened() {
 #[tokio::test]
 async fn without_an_answer_it_says_whether_it_was_sent() {
     let nobody = client(&peer::nobody().await);
-    assert_eq!(no_answer(nobody.send(&c(), GROUP, TEXT, &[]).await), (Sent::No, NoAnswerKind::Connect));
+    assert_eq!(no_answer(nobody.send(&c(), GROUP, TEXT, &[]).await), (SentState::No, NoAnswerKind::Connect));
     let cutting = Peer::cutting().await;
     let result = client(&cutting.url).send(&c(), GROUP, TEXT, &[]).await;
-    assert_eq!(no_answer(result), (Sent::Maybe, NoAnswerKind::Reset));
+    assert_eq!(no_answer(result), (SentState::Maybe, NoAnswerKind::Reset));
     assert_eq!(cutting.heard.lock().unwrap().len(), 1, "a POST is never repeated by itself");
 }
 
@@ -415,7 +415,7 @@ fn talk_after(start: usize, texts: &[(&str, &str)]) -> String {
     format!("{OK}{}", serde_json::json!({ "result": messages }))
 }
 
-async fn found(pages: &[String], text: &str, since: Since<'_>) -> Option<String> {
+async fn found(pages: &[String], text: &str, since: ReadSince<'_>) -> Option<String> {
     let pages: Vec<&str> = pages.iter().map(String::as_str).collect();
     let peer = Peer::saying_each(&pages).await;
     client(&peer.url).find_sent(&c(), GROUP, text, since).await.unwrap().and_then(|posted| posted.sys_id)
@@ -425,15 +425,15 @@ async fn found(pages: &[String], text: &str, since: Since<'_>) -> Option<String>
 async fn equal_texts_are_told_apart_by_where_they_stand() {
     let twice = [talk(&[("m3", "yes"), ("m2", "yes"), ("m1", "hello")])];
     let once = [talk(&[("m2", "yes"), ("m1", "hello")])];
-    assert_eq!(found(&twice, "yes", Since::Message("m2")).await.as_deref(), Some("m3"));
-    assert_eq!(found(&once, "yes", Since::Message("m2")).await, None, "the first yes is not the second");
-    assert_eq!(found(&once, "yes", Since::Start).await.as_deref(), Some("m2"));
+    assert_eq!(found(&twice, "yes", ReadSince::Message("m2")).await.as_deref(), Some("m3"));
+    assert_eq!(found(&once, "yes", ReadSince::Message("m2")).await, None, "the first yes is not the second");
+    assert_eq!(found(&once, "yes", ReadSince::Start).await.as_deref(), Some("m2"));
     // The message that opened the chat is not the message after it, even with the same text.
-    assert_eq!(found(&[talk(&[("m1", "hello")])], "hello", Since::Start).await, None);
+    assert_eq!(found(&[talk(&[("m1", "hello")])], "hello", ReadSince::Start).await, None);
     let echo = [talk(&[("m2", "hello"), ("m1", "hello")])];
-    assert_eq!(found(&echo, "hello", Since::Start).await.as_deref(), Some("m2"));
+    assert_eq!(found(&echo, "hello", ReadSince::Start).await.as_deref(), Some("m2"));
     // Without the landmark the result is in doubt: a repeated message is better than a lost one.
-    assert_eq!(found(&twice, "yes", Since::Message("m9")).await, None);
+    assert_eq!(found(&twice, "yes", ReadSince::Message("m9")).await, None);
 }
 
 #[tokio::test]
@@ -443,8 +443,8 @@ async fn a_landmark_on_an_older_page_is_found() {
         talk(&[("m3", "third"), ("m2", "yes"), ("m1", "hello")]),
         talk(&[]),
     ];
-    assert_eq!(found(&pages, "yes", Since::Message("m3")).await.as_deref(), Some("m5"));
-    assert_eq!(found(&pages, "third", Since::Message("m2")).await.as_deref(), Some("m3"));
+    assert_eq!(found(&pages, "yes", ReadSince::Message("m3")).await.as_deref(), Some("m5"));
+    assert_eq!(found(&pages, "third", ReadSince::Message("m2")).await.as_deref(), Some("m3"));
 }
 
 /// FACTS.md: `before` is known from the browser client alone. An instance that ignores it answers with the newest page
@@ -456,8 +456,8 @@ async fn an_instance_that_ignores_the_page_reorders_nothing() {
     let read = async |pages: &[String], since: Option<&str>| {
         let pages: Vec<&str> = pages.iter().map(String::as_str).collect();
         let peer = Peer::saying_each(&pages).await;
-        let history = client(&peer.url).heard_since(&c(), GROUP, since).await.unwrap();
-        (history.heard.into_iter().map(|heard| heard.sys_id).collect::<Vec<_>>(), history.is_complete)
+        let history = client(&peer.url).messages_since(&c(), GROUP, since).await.unwrap();
+        (history.messages.into_iter().map(|heard| heard.sys_id).collect::<Vec<_>>(), history.is_complete)
     };
     let first = page(vec![row("line 0", 10), row("greeting", 5)]);
     let second = page(vec![row("line 1", 11), row("line 0", 10), row("greeting", 5)]);
@@ -492,6 +492,9 @@ async fn the_order_of_a_page_and_its_coats_do_not_matter() {
             {"sys_id":"m2","created_by":"agent","message":"a < b","created_on":"2026-11-22 10:00:30"},
             {"sys_id":"m3","created_by":"chatbot_interface","formatted_message":"a &lt; b<br/>\"c\" &amp; d ","created_on":"2026-11-22 10:01:00"}]}"#
     )];
-    assert_eq!(found(&upside_down, "a < b\n\"c\" & d", Since::Message("m1")).await.as_deref(), Some("m3"));
-    assert_eq!(found(&upside_down, "a < b", Since::Message("m1")).await, None, "the agent's is not ours");
+    assert_eq!(
+        found(&upside_down, "a < b\n\"c\" & d", ReadSince::Message("m1")).await.as_deref(),
+        Some("m3")
+    );
+    assert_eq!(found(&upside_down, "a < b", ReadSince::Message("m1")).await, None, "the agent's is not ours");
 }

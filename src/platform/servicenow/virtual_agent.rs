@@ -4,7 +4,7 @@
 //! afterwards, and only its callbacks show the result (`virtual_agent_callback.rs`). Each chat is a separate user,
 //! because ServiceNow keeps one open conversation for each `userId`. Our ids of the chat are sent in
 //! `clientVariables`, which every callback returns.
-//! Not responsible for: what proves that an agent is present, and when to ask again (`delivery/agent_chat.rs`).
+//! Not responsible for: what proves that an agent is present, and when to ask again (`delivery/virtual_agent.rs`).
 //! Source: ServiceNow documentation, "Virtual Agent Bot Integration API" and "Message authentication".
 
 use std::collections::BTreeMap;
@@ -18,11 +18,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value, json};
 use sha1::Sha1;
 
-use super::{Request, ServiceNow, wire};
+use super::{ApiRequest, ServiceNow, wire};
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
 use crate::message::{ConversationId, MessageId, PlatformWords, json, named};
-use crate::platform::error::{Answer, AnswerKind, CallError};
-use crate::platform::http::Reply;
+use crate::platform::error::{AnswerKind, CallError, ErrorAnswer};
+use crate::platform::http::HttpReply;
 
 const PATH: [&str; 4] = ["api", "sn_va_as_service", "bot", "integration"];
 
@@ -71,7 +71,7 @@ impl std::fmt::Debug for MessageAuth {
 }
 
 /// The data with which a chat is opened. No `Debug`: it holds chat text.
-pub(crate) struct Opening {
+pub(crate) struct ChatOpening {
     /// The first text.
     pub(crate) text: String,
     /// The user's email address, for account linking.
@@ -95,7 +95,7 @@ pub(crate) struct HistoryLine {
 }
 
 /// A file for the agent, given by its address.
-pub(crate) struct File<'a> {
+pub(crate) struct SharedFile<'a> {
     /// The address from which ServiceNow fetches the file.
     pub(crate) url: &'a str,
     /// Its media type.
@@ -117,7 +117,7 @@ impl ServiceNow {
         conversation: &ConversationId,
         group: &str,
         id: MessageId,
-        opening: &Opening,
+        opening: &ChatOpening,
     ) -> Result<(), CallError> {
         let history = opening.history.iter().map(|line| {
             json!({
@@ -144,13 +144,13 @@ impl ServiceNow {
     }
 
     /// Sends a message of the user.
-    pub(crate) async fn tell_agent(
+    pub(crate) async fn send_to_agent(
         &self,
         conversation: &ConversationId,
         group: &str,
         id: MessageId,
         text: &str,
-        file: Option<&File<'_>>,
+        file: Option<&SharedFile<'_>>,
     ) -> Result<(), CallError> {
         let mut message = words(text, id);
         if let Some(file) = file {
@@ -216,7 +216,8 @@ impl ServiceNow {
         request.insert("action".into(), json!("END_CONVERSATION"));
         request.insert("message".into(), json!({ "text": "", "typed": true }));
         let gone = |error: &CallError| {
-            error.is_absent() || matches!(error, CallError::Answer(Answer { kind: AnswerKind::Gone, .. }))
+            error.is_absent()
+                || matches!(error, CallError::Answer(ErrorAnswer { kind: AnswerKind::Gone, .. }))
         };
         match self.request(conversation, request, "").await {
             Err(error) if !gone(&error) => Err(error),
@@ -229,7 +230,7 @@ impl ServiceNow {
 
     /// Checks whether the instance has this API. If the API exists, it answers a GET with 405.
     pub async fn virtual_agent_installed(&self) -> Result<(), CallError> {
-        let reply = self.converse(None, &Request::get(&PATH, &[])).await?;
+        let reply = self.converse(None, &ApiRequest::get(&PATH, &[])).await?;
         if reply.status == StatusCode::METHOD_NOT_ALLOWED {
             return Ok(());
         }
@@ -244,23 +245,23 @@ impl ServiceNow {
         &self,
         conversation: &ConversationId,
         request: Map<String, Value>,
-        carried: &str,
+        sent_text: &str,
     ) -> Result<(), CallError> {
         let body = Value::Object(request).to_string();
         let headers = self
             .virtual_agent()
             .map_or_else(|| Ok(HeaderMap::new()), |known| known.message_auth.headers(&body))?;
-        let request = Request {
+        let request = ApiRequest {
             method: Method::POST,
             path: &PATH,
             query: &[],
             body: Some(body.into()),
             headers,
-            carried,
+            sent_text,
         };
-        let mut lease = self.inner.sessions.lease(conversation).await;
+        let mut lease = self.inner.sessions.lock(conversation).await;
         let reply = self.converse(Some(&mut lease), &request).await?;
-        taken(wire::answered(reply, carried, self.instance())?, carried)
+        taken(wire::answered(reply, sent_text, self.instance())?, sent_text)
     }
 }
 
@@ -308,7 +309,7 @@ fn words(text: &str, id: MessageId) -> Value {
 }
 
 /// `UPDATE_MESSAGES` is answered with plain text, every other request with JSON that holds the result.
-fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
+fn taken(reply: HttpReply, sent_text: &str) -> Result<(), CallError> {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
     let body = reply.body?;
     let Ok(said) = json::bounded(&body) else {
@@ -328,8 +329,8 @@ fn taken(reply: Reply, carried: &str) -> Result<(), CallError> {
             let words = [&error["message"], &error["detail"], error].into_iter().filter_map(Value::as_str);
             let words = words.collect::<Vec<_>>().join(": ");
             let kind = failure(&words);
-            let (detail, said) = (String::new(), PlatformWords::new(&words, carried));
-            Err(CallError::Answer(Answer { status, retry_after, kind, detail, said }))
+            let (detail, said) = (String::new(), PlatformWords::new(&words, sent_text));
+            Err(CallError::Answer(ErrorAnswer { status, retry_after, kind, detail, said }))
         }
         None if said.as_str().is_some_and(|words| words.starts_with("Message Processed")) => Ok(()),
         None => Err(CallError::bad_body("JSON without the documented `status`")),

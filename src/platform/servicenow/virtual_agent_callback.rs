@@ -3,7 +3,7 @@
 //! Guarantees: an item of a type that nobody knows is no error: it goes on as the words that it carries, and is counted.
 //! Older and newer versions of the app are read alike: flags that are false may be missing, a text may stand in `label`,
 //! an action may be named with the suffix `ActionMsg`. Where the chat stands is never read from a sentence.
-//! Leaves to others: what a control says (`controls.rs`), whose conversation it is and what is told of it (`delivery/agent_chat_callback.rs`).
+//! Leaves to others: what a control says (`controls.rs`), whose conversation it is and what is told of it (`delivery/virtual_agent_callback.rs`).
 
 use serde_json::Value;
 use url::Url;
@@ -23,11 +23,11 @@ pub(crate) struct VirtualAgentCallback {
     /// `completed` or `takeControl` is set.
     pub(crate) closing: bool,
     /// The items of `body`, in order.
-    pub(crate) items: Vec<Item>,
+    pub(crate) items: Vec<CallbackItem>,
 }
 
 /// One item of `body`.
-pub(crate) struct Item {
+pub(crate) struct CallbackItem {
     /// The value of `uiType`.
     pub(crate) ui_type: String,
     /// ServiceNow's id of the item. Older versions of the app send none.
@@ -37,14 +37,14 @@ pub(crate) struct Item {
     /// The agent's name, if the instance shows it.
     pub(crate) agent: Option<String>,
     /// The meaning of the item.
-    pub(crate) meaning: Meaning,
+    pub(crate) meaning: ItemMeaning,
     /// The header of Conversation Autopilot: the agent had a topic of the Virtual Agent begin, or it is completed.
     pub(crate) is_topic_header: bool,
 }
 
 /// The meaning of an item.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Meaning {
+pub(crate) enum ItemMeaning {
     /// A message.
     Text(String),
     /// Something to choose or to fill in.
@@ -52,7 +52,7 @@ pub(crate) enum Meaning {
     /// ServiceNow itself says this.
     Notice(String),
     /// The state of the chat.
-    Sign(Sign),
+    Sign(ChatSign),
     /// The other side is typing.
     Typing,
     /// An item without anything to relay.
@@ -61,7 +61,7 @@ pub(crate) enum Meaning {
     Unknown(Option<String>),
 }
 
-impl Meaning {
+impl ItemMeaning {
     pub(super) const fn question(text: String, choices: Vec<Choice>) -> Self {
         Self::Question(Question { text, choices })
     }
@@ -87,7 +87,7 @@ pub(crate) struct Choice {
 
 /// Where the chat stands, as an action says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sign {
+pub(crate) enum ChatSign {
     /// The chat waits in an agent queue.
     Queued {
         /// ServiceNow's text for the expected wait.
@@ -132,26 +132,28 @@ impl VirtualAgentCallback {
     }
 
     /// The state of the chat after this callback. The last item decides.
-    pub(crate) fn sign(&self) -> Option<Sign> {
+    pub(crate) fn sign(&self) -> Option<ChatSign> {
         let said = self.items.iter().rev().find_map(|item| match &item.meaning {
-            Meaning::Sign(sign @ (Sign::Queued { .. } | Sign::AgentCame | Sign::AgentGone)) => {
-                Some(sign.clone())
-            }
-            _ if item.from_agent => Some(Sign::AgentCame),
+            ItemMeaning::Sign(
+                sign @ (ChatSign::Queued { .. } | ChatSign::AgentCame | ChatSign::AgentGone),
+            ) => Some(sign.clone()),
+            _ if item.from_agent => Some(ChatSign::AgentCame),
             _ => None,
         });
-        let hinted = || self.items.iter().any(|item| item.meaning == Meaning::Sign(Sign::AgentChat));
-        said.or_else(|| (self.agent_chat || hinted()).then_some(Sign::AgentChat))
+        let hinted = || self.items.iter().any(|item| item.meaning == ItemMeaning::Sign(ChatSign::AgentChat));
+        said.or_else(|| (self.agent_chat || hinted()).then_some(ChatSign::AgentChat))
     }
 
     /// Whether an agent was present at any point of this callback.
     pub(crate) fn agent_came(&self) -> bool {
-        self.items.iter().any(|item| item.from_agent || item.meaning == Meaning::Sign(Sign::AgentCame))
+        self.items
+            .iter()
+            .any(|item| item.from_agent || item.meaning == ItemMeaning::Sign(ChatSign::AgentCame))
     }
 
     /// Whether the chat is over after this callback.
     pub(crate) fn over(&self) -> bool {
-        self.closing || self.sign() == Some(Sign::AgentGone)
+        self.closing || self.sign() == Some(ChatSign::AgentGone)
     }
 
     /// The agent's name, if any item contains it.
@@ -160,37 +162,44 @@ impl VirtualAgentCallback {
     }
 }
 
-fn item(part: &Value, controls: Controls<'_>) -> Item {
+fn item(part: &Value, controls: Controls<'_>) -> CallbackItem {
     let ui_type = some(part.get("uiType")).unwrap_or_default();
     let info = part.get("agentInfo");
     let from_agent = info.and_then(|info| info.get("sentFromAgent")).is_some_and(is_true);
     let agent = info.and_then(|info| controls.words(info, &["agentName"]));
     let meaning =
-        if ui_type == "ActionMsg" { action(part, controls) } else { controls.meaning(&ui_type, part) };
+        if ui_type == "ActionMsg" { action(part, controls) } else { controls.parse(&ui_type, part) };
     let is_topic_header =
         part.get("actionType").and_then(Value::as_str).is_some_and(|name| name.starts_with("ChatSubHeader"));
-    Item { message_id: some(part.get("messageId")), from_agent, agent, meaning, ui_type, is_topic_header }
+    CallbackItem {
+        message_id: some(part.get("messageId")),
+        from_agent,
+        agent,
+        meaning,
+        ui_type,
+        is_topic_header,
+    }
 }
 
-fn action(part: &Value, controls: Controls<'_>) -> Meaning {
+fn action(part: &Value, controls: Controls<'_>) -> ItemMeaning {
     let name = some(part.get("actionType")).unwrap_or_default();
     match name.trim_end_matches("ActionMsg") {
-        "SwitchToLiveAgent" => Meaning::Sign(Sign::AgentCame),
-        "SwitchToVirtualAgent" => Meaning::Sign(Sign::AgentGone),
-        "SubscribeToSupportQueue" => Meaning::Sign(Sign::Queued { wait: None }),
-        "SubscribeToChatPresence" => Meaning::Sign(Sign::AgentChat),
+        "SwitchToLiveAgent" => ItemMeaning::Sign(ChatSign::AgentCame),
+        "SwitchToVirtualAgent" => ItemMeaning::Sign(ChatSign::AgentGone),
+        "SubscribeToSupportQueue" => ItemMeaning::Sign(ChatSign::Queued { wait: None }),
+        "SubscribeToChatPresence" => ItemMeaning::Sign(ChatSign::AgentChat),
         "StartSpinner" if part.get("spinnerType").and_then(Value::as_str) == Some("wait_time") => {
-            Meaning::Sign(Sign::Queued { wait: controls.words(part, &["waitTime"]) })
+            ItemMeaning::Sign(ChatSign::Queued { wait: controls.words(part, &["waitTime"]) })
         }
-        "StartTypingIndicator" => Meaning::Typing,
+        "StartTypingIndicator" => ItemMeaning::Typing,
         // The header of Conversation Autopilot is for the user, too: an agent has a topic ask questions.
         "System" | "ChatSubHeader" => {
             let words = controls.words(part, &["message", "value", "label"]);
-            words.map_or(Meaning::Nothing, Meaning::Notice)
+            words.map_or(ItemMeaning::Nothing, ItemMeaning::Notice)
         }
         "StartSpinner" | "EndSpinner" | "EndTypingIndicator" | "SwitchConversation"
-        | "CreateConversation" | "StartConversation" | "DynamicLoader" => Meaning::Nothing,
-        _ => Meaning::Unknown(controls.words(part, &["message", "value", "label", "text"])),
+        | "CreateConversation" | "StartConversation" | "DynamicLoader" => ItemMeaning::Nothing,
+        _ => ItemMeaning::Unknown(controls.words(part, &["message", "value", "label", "text"])),
     }
 }
 

@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use super::*;
 use crate::message::MessageId;
-use crate::platform::error::{Answer, AnswerKind};
+use crate::platform::error::{AnswerKind, ErrorAnswer};
 use crate::platform::peer::{self, Peer};
 
 fn fixture(name: &str) -> String {
@@ -36,7 +36,7 @@ fn json(body: &str) -> String {
 async fn told(answer: &str) -> Result<(), CallError> {
     let peer = Peer::saying(answer).await;
     let client = client(&peer.url, MessageAuth::default());
-    client.tell_agent(&c(), "g", MessageId::derived("test", "1"), "my secret words", None).await
+    client.send_to_agent(&c(), "g", MessageId::derived("test", "1"), "my secret words", None).await
 }
 
 #[tokio::test]
@@ -61,7 +61,8 @@ async fn a_failure_is_read_from_its_words() {
         ("Something went wrong", AnswerKind::Temporary),
     ];
     for (words, expected) in table {
-        let Err(CallError::Answer(Answer { status, kind, said, .. })) = told(&failure(words)).await else {
+        let Err(CallError::Answer(ErrorAnswer { status, kind, said, .. })) = told(&failure(words)).await
+        else {
             panic!("{words} was no answer");
         };
         assert_eq!((status, kind, said.reveal()), (200, expected, words));
@@ -118,14 +119,14 @@ fn read(name: &str) -> VirtualAgentCallback {
 
 #[test]
 fn the_documented_callbacks_mean_what_they_say() {
-    let queued = Sign::Queued { wait: Some("8 Seconds".to_owned()) };
+    let queued = ChatSign::Queued { wait: Some("8 Seconds".to_owned()) };
     // The sign, whether an agent came, whether the chat is over, the id of the chat.
     let uuid = "5f0c7a52-6d0e-5d0f-9a4f-1f7d0c1b2a30";
     let table = [
         ("va-start-greeting.json", None, false, false, uuid),
-        ("va-stand-by.json", Some(Sign::AgentChat), false, false, uuid),
+        ("va-stand-by.json", Some(ChatSign::AgentChat), false, false, uuid),
         ("va-wait-time.json", Some(queued), false, false, "g"),
-        ("va-agent-text.json", Some(Sign::AgentCame), true, false, "g"),
+        ("va-agent-text.json", Some(ChatSign::AgentCame), true, false, "g"),
         ("va-end-live-agent.json", None, false, true, "g"),
         ("va-fault.json", None, false, true, "g"),
         ("va-label.json", None, false, true, "g"),
@@ -137,7 +138,7 @@ fn the_documented_callbacks_mean_what_they_say() {
         assert_eq!(callback.group.as_deref(), Some(group), "{name}");
     }
     assert_eq!(read("va-agent-text.json").agent(), Some("Beth Anglin"));
-    assert!(read("va-label.json").items[0].meaning == Meaning::Text("File got".to_owned()));
+    assert!(read("va-label.json").items[0].meaning == ItemMeaning::Text("File got".to_owned()));
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn a_connect_callback_is_none_of_these() {
 }
 
 /// What the first item of a callback says.
-fn meaning(item: &str) -> Meaning {
+fn parse(item: &str) -> ItemMeaning {
     let instance = Url::parse("https://acme.service-now.com").unwrap();
     let body = format!(r#"{{"clientSessionId":"g","body":[{item}]}}"#);
     let callback = VirtualAgentCallback::read(body.as_bytes(), Some(&instance)).unwrap();
@@ -157,10 +158,10 @@ fn meaning(item: &str) -> Meaning {
 /// FACTS.md, controls of va-api-controls.md: the words and every address.
 #[test]
 fn what_is_put_together_is_read_apart() {
-    let text = |item: &str| match meaning(item) {
-        Meaning::Text(text) | Meaning::Notice(text) => text,
-        Meaning::Question(question) => question.text,
-        Meaning::Unknown(text) => format!("unknown: {text:?}"),
+    let text = |item: &str| match parse(item) {
+        ItemMeaning::Text(text) | ItemMeaning::Notice(text) => text,
+        ItemMeaning::Question(question) => question.text,
+        ItemMeaning::Unknown(text) => format!("unknown: {text:?}"),
         _ => String::new(),
     };
     for (item, expected) in [
@@ -231,8 +232,8 @@ fn what_is_put_together_is_read_apart() {
 
 #[test]
 fn a_choice_says_what_servicenow_wants_to_get() {
-    let choices = |item: &str| match meaning(item) {
-        Meaning::Question(question) => {
+    let choices = |item: &str| match parse(item) {
+        ItemMeaning::Question(question) => {
             let pairs = question.choices.into_iter().map(|choice| (choice.title, choice.value));
             pairs.collect::<Vec<_>>()
         }

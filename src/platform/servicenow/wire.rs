@@ -14,24 +14,28 @@ use url::Url;
 use super::{ChatState, QueueEntry, QueueState};
 use crate::message::callback::is_set;
 use crate::message::{PlatformWords, json, rich_text};
-use crate::platform::error::{Answer, AnswerKind, CallError, NotReady, SECOND_FACTOR};
-use crate::platform::http::{Media, Reply};
+use crate::platform::error::{AnswerKind, CallError, ErrorAnswer, NotReady, SECOND_FACTOR};
+use crate::platform::http::{HttpReply, MediaType};
 
 /// The longest sentence in characters that is relayed to a user.
 const SENTENCE_CHARS_MAX: usize = 1000;
 
 /// Reads the `result` of an answer. `carried` is the chat text of the call, which is redacted from errors.
-pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str, instance: &Url) -> Result<T, CallError> {
-    let reply = answered(reply, carried, instance)?;
+pub(super) fn read<T: DeserializeOwned>(
+    reply: HttpReply,
+    sent_text: &str,
+    instance: &Url,
+) -> Result<T, CallError> {
+    let reply = answered(reply, sent_text, instance)?;
     match reply.media() {
-        Media::Other | Media::Html => Err(CallError::bad_body("success without JSON")),
-        Media::Json => {
+        MediaType::Other | MediaType::Html => Err(CallError::bad_body("success without JSON")),
+        MediaType::Json => {
             #[derive(Deserialize)]
-            struct Wrapped<T> {
+            struct ResultWrapper<T> {
                 result: T,
             }
             let body = reply.body?;
-            let wrapped = serde_json::from_slice::<Wrapped<T>>(&body);
+            let wrapped = serde_json::from_slice::<ResultWrapper<T>>(&body);
             // serde's message may quote the answer, which holds chat text.
             Ok(wrapped.map_err(|_| CallError::bad_body("JSON without the documented `result`"))?.result)
         }
@@ -39,26 +43,26 @@ pub(super) fn read<T: DeserializeOwned>(reply: Reply, carried: &str, instance: &
 }
 
 /// Accepts an answer with a success status that is not a web page.
-pub(super) fn answered(reply: Reply, carried: &str, instance: &Url) -> Result<Reply, CallError> {
+pub(super) fn answered(reply: HttpReply, sent_text: &str, instance: &Url) -> Result<HttpReply, CallError> {
     if reply.status == StatusCode::ACCEPTED {
         return Err(not_ready(&reply, NotReady::Accepted));
     }
     if !reply.status.is_success() {
-        return Err(refusal(&reply, carried, instance));
+        return Err(refusal(&reply, sent_text, instance));
     }
-    if reply.media() == Media::Html {
+    if reply.media() == MediaType::Html {
         return Err(not_ready(&reply, NotReady::Html));
     }
     Ok(reply)
 }
 
-fn not_ready(reply: &Reply, how: NotReady) -> CallError {
+fn not_ready(reply: &HttpReply, how: NotReady) -> CallError {
     let (status, retry_after) = (reply.status.as_u16(), reply.retry_after());
     let (kind, detail, said) = (AnswerKind::NotReady(how), String::new(), PlatformWords::default());
-    CallError::Answer(Answer { status, retry_after, kind, detail, said })
+    CallError::Answer(ErrorAnswer { status, retry_after, kind, detail, said })
 }
 
-fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
+fn refusal(reply: &HttpReply, sent_text: &str, instance: &Url) -> CallError {
     let body: Value = reply.body.as_ref().ok().and_then(|body| json::bounded(body).ok()).unwrap_or_default();
     let status = reply.status.as_u16();
     let sentence = body.get("result").and_then(Value::as_str);
@@ -70,8 +74,8 @@ fn refusal(reply: &Reply, carried: &str, instance: &Url) -> CallError {
     let said = said.into_iter().find_map(Value::as_str).or(sentence).unwrap_or_default();
     // The password is correct. The usual text would make the operator look for a wrong password.
     let detail = if reply.headers.contains_key("x-mfa_token") { SECOND_FACTOR } else { "" }.to_owned();
-    let (retry_after, said) = (reply.retry_after(), PlatformWords::new(said, carried));
-    CallError::Answer(Answer { status, retry_after, kind, detail, said })
+    let (retry_after, said) = (reply.retry_after(), PlatformWords::new(said, sent_text));
+    CallError::Answer(ErrorAnswer { status, retry_after, kind, detail, said })
 }
 
 /// A queue's "Not available" text may hold HTML with links. The result is plain text with the addresses of the links.
@@ -107,7 +111,7 @@ pub(super) struct WireEntry {
 
 impl WireEntry {
     /// Converts the entry. `None` without a group, because the group is needed to write into the conversation.
-    pub(super) fn meaning(self) -> Option<QueueEntry> {
+    pub(super) fn parse(self) -> Option<QueueEntry> {
         Some(QueueEntry {
             group: self.group?,
             sys_id: self.sys_id.unwrap_or_default(),
@@ -175,7 +179,7 @@ pub(super) struct WireQueue {
 }
 
 impl WireQueue {
-    pub(super) fn meaning(self, instance: &Url) -> Option<QueueState> {
+    pub(super) fn parse(self, instance: &Url) -> Option<QueueState> {
         Some(QueueState {
             sys_id: self.sys_id?,
             name: self.name,
@@ -275,7 +279,7 @@ mod tests {
             ),
             (r#"{"group":"g","state":99,"brand_new":[1,{}]}"#, None, Some(ChatState::Other(99))),
         ] {
-            let meaning = entry(json).meaning().unwrap();
+            let meaning = entry(json).parse().unwrap();
             assert_eq!((meaning.position, meaning.state), (position, state), "{json}");
         }
     }
@@ -283,11 +287,11 @@ mod tests {
     #[test]
     fn a_session_is_nested_or_flat() {
         let nested = r#"{"sys_id":"conv","name":"n","queueEntry":{"sys_id":"e","state":1}}"#;
-        let meaning = entry(nested).meaning().unwrap();
+        let meaning = entry(nested).parse().unwrap();
         assert_eq!((meaning.group.as_str(), meaning.sys_id.as_str()), ("conv", "e"));
-        let meaning = entry(r#"{"sys_id":"e","group":"g","state":1}"#).meaning().unwrap();
+        let meaning = entry(r#"{"sys_id":"e","group":"g","state":1}"#).parse().unwrap();
         assert_eq!((meaning.group.as_str(), meaning.sys_id.as_str()), ("g", "e"));
-        let meaning = entry(r#"{"sys_id":"e","group":"g","queueEntry":null}"#).meaning().unwrap();
+        let meaning = entry(r#"{"sys_id":"e","group":"g","queueEntry":null}"#).parse().unwrap();
         assert_eq!(meaning.group, "g");
     }
 

@@ -21,7 +21,7 @@ use super::Xo;
 use crate::clock;
 use crate::message::{ConversationId, ReplyHandle};
 use crate::platform::error::{AnswerKind, CallError};
-use crate::platform::http::Call;
+use crate::platform::http::HttpCall;
 
 /// The lifetime of a token in seconds, the same as in BotKit's own SDK.
 const TOKEN_SECONDS: i64 = 60;
@@ -96,7 +96,7 @@ impl SessionStep {
 
 /// A message for the user.
 #[derive(Clone, Copy)]
-pub struct Words<'a> {
+pub struct BotKitText<'a> {
     /// The text.
     pub text: &'a str,
     /// Shown as an agent's message, if the channel supports it.
@@ -106,7 +106,7 @@ pub struct Words<'a> {
     pub quick_replies: &'a [(&'a str, &'a str)],
 }
 
-impl std::fmt::Debug for Words<'_> {
+impl std::fmt::Debug for BotKitText<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Words")
     }
@@ -134,7 +134,7 @@ impl Xo {
     }
 
     /// Sends a message to the user.
-    pub async fn tell_user(&self, handle: &ReplyHandle, words: Words<'_>) -> Result<(), CallError> {
+    pub async fn send_to_user(&self, handle: &ReplyHandle, words: BotKitText<'_>) -> Result<(), CallError> {
         let mut payload = payload(handle);
         if !words.quick_replies.is_empty() {
             let replies = words
@@ -196,7 +196,7 @@ impl Xo {
             path.pop_if_empty().extend(["api", "botsdk", "stream", &bot.bot_id, "getMessages"]);
         }
         url.query_pairs_mut().extend_pairs([("skip", "0"), ("limit", "1"), ("userId", NOBODY)]);
-        let call = Call { method: Method::GET, url, headers: signed(bot)?, body: None };
+        let call = HttpCall { method: Method::GET, url, headers: signed(bot)?, body: None };
         Ok(self.http.call(call).await?.status)
     }
 
@@ -291,9 +291,12 @@ mod tests {
     async fn the_smallest_body_and_a_fresh_token_go_out() {
         let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
         let xo = xo(vec![host(&peer.url)]);
-        xo.tell_user(&handle(&peer.url), Words { text: "hello", as_agent: false, quick_replies: &[] })
-            .await
-            .unwrap();
+        xo.send_to_user(
+            &handle(&peer.url),
+            BotKitText { text: "hello", as_agent: false, quick_replies: &[] },
+        )
+        .await
+        .unwrap();
         let heard = peer.heard.lock().unwrap().concat();
         let (head, body) = heard.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /api/botsdk/stream/st-1/sendUserMessage/77 HTTP/1.1"), "{head}");
@@ -312,9 +315,12 @@ mod tests {
     async fn the_agent_speaks_in_a_template() {
         let peer = Peer::saying("HTTP/1.1 200 OK\n\n").await;
         let xo = xo(vec![host(&peer.url)]);
-        xo.tell_user(&handle(&peer.url), Words { text: "say \"hi\"", as_agent: true, quick_replies: &[] })
-            .await
-            .unwrap();
+        xo.send_to_user(
+            &handle(&peer.url),
+            BotKitText { text: "say \"hi\"", as_agent: true, quick_replies: &[] },
+        )
+        .await
+        .unwrap();
         let heard = peer.heard.lock().unwrap().concat();
         let body: Value = serde_json::from_str(heard.split_once("\r\n\r\n").unwrap().1).unwrap();
         assert_eq!(
@@ -343,7 +349,9 @@ mod tests {
         let xo = xo(vec!["platform.kore.ai".to_owned()]);
         let handle = handle(&peer.url);
         assert!(xo.refuses(&handle).is_some_and(|why| why.contains("xo.allowed_hosts")));
-        xo.tell_user(&handle, Words { text: "x", as_agent: false, quick_replies: &[] }).await.unwrap_err();
+        xo.send_to_user(&handle, BotKitText { text: "x", as_agent: false, quick_replies: &[] })
+            .await
+            .unwrap_err();
         xo.agent_session(&handle, SessionStep::Extend).await.unwrap_err();
         assert!(peer.heard.lock().unwrap().concat().is_empty());
     }

@@ -66,7 +66,7 @@ mod tests {
 
     use super::super::{WebhookKey, XoSettings};
     use super::*;
-    use crate::platform::error::{AnswerKind, NoAnswerKind, NotReady, Sent};
+    use crate::platform::error::{AnswerKind, NoAnswerKind, NotReady, SentState};
     use crate::platform::peer::{self, Peer};
 
     fn xo(url: &Url) -> Xo {
@@ -212,7 +212,7 @@ mod tests {
         let xo = Xo::new(peer::http(), XoSettings::default());
         let error = xo.forward_callback(Bytes::new()).await.unwrap_err();
         let CallError::NoAnswer(no_answer) = error else { panic!() };
-        assert_eq!((no_answer.sent, no_answer.kind), (Sent::No, NoAnswerKind::Connect));
+        assert_eq!((no_answer.sent, no_answer.kind), (SentState::No, NoAnswerKind::Connect));
         assert!(no_answer.detail.contains("xo.callback_url"));
     }
 

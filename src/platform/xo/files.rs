@@ -14,7 +14,7 @@ use url::Url;
 use super::Xo;
 use super::botkit::signed;
 use crate::platform::error::{AnswerKind, CallError};
-use crate::platform::http::{Call, Content};
+use crate::platform::http::{HttpCall, StreamedBody};
 
 /// The maximum number of redirects.
 const REDIRECTS_MAX: u8 = 3;
@@ -27,7 +27,12 @@ impl Xo {
     }
 
     /// Opens a file. The whole file must arrive within `time`.
-    pub async fn open_file(&self, bot_id: &str, address: &str, time: Duration) -> Result<Content, CallError> {
+    pub async fn open_file(
+        &self,
+        bot_id: &str,
+        address: &str,
+        time: Duration,
+    ) -> Result<StreamedBody, CallError> {
         let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
         let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let http = self.http.with_timeout(time);
@@ -35,7 +40,7 @@ impl Xo {
         loop {
             let mut headers = signed(bot)?;
             headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-            let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
+            let call = HttpCall { method: Method::GET, url: url.clone(), headers, body: None };
             let opened = http.open(call).await?;
             let status = opened.status.as_u16();
             match AnswerKind::of_status(status) {

@@ -17,14 +17,14 @@ use super::botkit::signed;
 use super::{Xo, template};
 use crate::message::ReplyHandle;
 use crate::message::handoff::Attachment;
-use crate::platform::error::{AnswerKind, CallError, NoAnswer, NoAnswerKind, Sent};
-use crate::platform::http::{Call, Reply};
+use crate::platform::error::{AnswerKind, CallError, NoAnswer, NoAnswerKind, SentState};
+use crate::platform::http::{HttpCall, HttpReply};
 
 /// Texts with which XO marks the course of a dialog. They are not part of the conversation.
 const MARKERS: &[&str] = &["INITIAL DIALOG", "#session_closed"];
 
 /// One message of the conversation with the bot. No `Debug`: it holds chat text.
-pub struct Spoken {
+pub struct HistoryEntry {
     /// The author is the user. Otherwise the author is the bot.
     pub from_user: bool,
     /// The readable text. May be empty if there are files.
@@ -35,14 +35,14 @@ pub struct Spoken {
     pub at: Option<String>,
 }
 
-impl std::fmt::Debug for Spoken {
+impl std::fmt::Debug for HistoryEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Spoken").finish_non_exhaustive()
     }
 }
 
 #[derive(Deserialize)]
-struct History {
+struct HistoryPage {
     #[serde(default)]
     messages: Vec<Box<RawValue>>,
 }
@@ -55,10 +55,10 @@ impl Xo {
         handle: &ReplyHandle,
         most: usize,
         budget: Duration,
-    ) -> Result<Vec<Spoken>, CallError> {
+    ) -> Result<Vec<HistoryEntry>, CallError> {
         let asked = tokio::time::timeout(budget, self.ask_history(handle, most)).await;
         let reply = asked.map_err(|_| {
-            let (sent, detail) = (Sent::Maybe, String::new());
+            let (sent, detail) = (SentState::Maybe, String::new());
             CallError::NoAnswer(NoAnswer { sent, kind: NoAnswerKind::Timeout, detail })
         })??;
         if !reply.status.is_success() {
@@ -66,13 +66,13 @@ impl Xo {
             return Err(CallError::answered(status, retry_after, AnswerKind::of_status(status)));
         }
         let body = reply.body?;
-        let history: History =
+        let history: HistoryPage =
             serde_json::from_slice(&body).map_err(|_| CallError::bad_body("no list of messages"))?;
         Ok(in_order(history.messages.iter().map(|raw| raw.get()), most))
     }
 
     /// A refused token is replaced once, because it may have expired on the way.
-    async fn ask_history(&self, handle: &ReplyHandle, most: usize) -> Result<Reply, CallError> {
+    async fn ask_history(&self, handle: &ReplyHandle, most: usize) -> Result<HttpReply, CallError> {
         let bot = self.bot(handle).ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let user = handle.user().ok_or_else(|| CallError::refused_here("its user is not named"))?;
         let address = format!("{}/getMessages", handle.base_url.trim_end_matches('/'));
@@ -83,7 +83,7 @@ impl Xo {
         let ask = async || {
             let mut headers = signed(bot)?;
             headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-            let call = Call { method: Method::GET, url: url.clone(), headers, body: None };
+            let call = HttpCall { method: Method::GET, url: url.clone(), headers, body: None };
             Ok::<_, CallError>(self.http.call(call).await?)
         };
         let reply = ask().await?;
@@ -96,17 +96,17 @@ impl Xo {
 }
 
 /// Sorts oldest first. XO sends newest first. The times decide if each message has one.
-fn in_order<'a>(messages: impl DoubleEndedIterator<Item = &'a str>, most: usize) -> Vec<Spoken> {
-    let mut spoken: Vec<Spoken> =
+fn in_order<'a>(messages: impl DoubleEndedIterator<Item = &'a str>, most: usize) -> Vec<HistoryEntry> {
+    let mut spoken: Vec<HistoryEntry> =
         messages.rev().filter_map(|raw| spoken(&serde_json::from_str(raw).ok()?)).collect();
-    let time = |spoken: &Spoken| spoken.at.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    let time = |spoken: &HistoryEntry| spoken.at.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
     if spoken.iter().all(|spoken| time(spoken).is_some()) {
         spoken.sort_by_key(time);
     }
     spoken.split_off(spoken.len().saturating_sub(most))
 }
 
-fn spoken(message: &Value) -> Option<Spoken> {
+fn spoken(message: &Value) -> Option<HistoryEntry> {
     let components = || message.get("components").and_then(Value::as_array).into_iter().flatten();
     let texts = components()
         .filter_map(|component| component.pointer("/data/text"))
@@ -134,7 +134,7 @@ fn spoken(message: &Value) -> Option<Spoken> {
     }
     let from_user = message.get("type").and_then(Value::as_str) == Some("incoming");
     let at = message.get("createdOn").and_then(Value::as_str).map(str::to_owned);
-    Some(Spoken { from_user, text, files, at })
+    Some(HistoryEntry { from_user, text, files, at })
 }
 
 fn words(text: &Value) -> Option<String> {

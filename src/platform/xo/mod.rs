@@ -23,12 +23,12 @@ use url::Url;
 
 use crate::message::{AllowedHosts, PlatformWords};
 
-pub use botkit::{SessionStep, TokenAlgorithm, Words, XoBot};
-pub use history::Spoken;
+pub use botkit::{BotKitText, SessionStep, TokenAlgorithm, XoBot};
+pub use history::HistoryEntry;
 pub use webhook_key::WebhookKey;
 
-use super::error::{Answer, AnswerKind, CallError, NotReady};
-use super::http::{Call, Http, Reply};
+use super::error::{AnswerKind, CallError, ErrorAnswer, NotReady};
+use super::http::{HttpCall, HttpClient, HttpReply};
 
 /// The addresses and credentials of the bot side.
 #[derive(Clone, Default)]
@@ -54,13 +54,13 @@ pub struct XoSettings {
 /// The client of the bot side. Cheap to clone.
 #[derive(Clone)]
 pub struct Xo {
-    http: Http,
+    http: HttpClient,
     settings: Arc<XoSettings>,
 }
 
 impl Xo {
     /// A client of the bot side.
-    pub fn new(http: Http, settings: XoSettings) -> Self {
+    pub fn new(http: HttpClient, settings: XoSettings) -> Self {
         Self { http, settings: Arc::new(settings) }
     }
 
@@ -86,9 +86,9 @@ impl Xo {
     }
 
     /// Sends a GET without credentials. Returns the status and the time of the remote side.
-    pub(crate) async fn knock(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
+    pub(crate) async fn probe_url(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
         let (method, headers) = (Method::GET, HeaderMap::new());
-        let reply = self.http.call(Call { method, url: url.clone(), headers, body: None }).await?;
+        let reply = self.http.call(HttpCall { method, url: url.clone(), headers, body: None }).await?;
         Ok((reply.status.as_u16(), reply.date()))
     }
 
@@ -96,12 +96,12 @@ impl Xo {
     async fn post(&self, url: &Url, mut headers: HeaderMap, body: Bytes) -> Result<(), CallError> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
-        let call = Call { method: Method::POST, url: url.clone(), headers, body: Some(body) };
+        let call = HttpCall { method: Method::POST, url: url.clone(), headers, body: Some(body) };
         taken(&self.http.call(call).await?)
     }
 }
 
-fn taken(reply: &Reply) -> Result<(), CallError> {
+fn taken(reply: &HttpReply) -> Result<(), CallError> {
     let status = reply.status.as_u16();
     let kind = if !reply.status.is_success() {
         AnswerKind::of_status(status)
@@ -115,7 +115,7 @@ fn taken(reply: &Reply) -> Result<(), CallError> {
     };
     // The error does not repeat the body, which could hold our text.
     let (detail, said) = (String::new(), PlatformWords::default());
-    Err(CallError::Answer(Answer { status, retry_after: reply.retry_after(), kind, detail, said }))
+    Err(CallError::Answer(ErrorAnswer { status, retry_after: reply.retry_after(), kind, detail, said }))
 }
 
 impl std::fmt::Debug for XoSettings {

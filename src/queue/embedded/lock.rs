@@ -12,11 +12,11 @@ use crate::queue::QueueError;
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct FileLock {
     _file: File,
 }
 
-impl Lock {
+impl FileLock {
     /// Takes the lock. If another process has it, the error is `busy` applied to that process, such as `process 4711`.
     pub(super) fn take(path: &Path, busy: impl FnOnce(&str) -> String) -> Result<Self, QueueError> {
         let unavailable = |error: std::io::Error| {
@@ -57,10 +57,10 @@ mod tests {
     fn one_holder_at_a_time_and_it_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.lock");
-        let lock = Lock::take(&path, str::to_owned).unwrap();
-        let refused = Lock::take(&path, |holder| format!("held by {holder}")).unwrap_err();
+        let lock = FileLock::take(&path, str::to_owned).unwrap();
+        let refused = FileLock::take(&path, |holder| format!("held by {holder}")).unwrap_err();
         assert_eq!(refused.to_string(), format!("held by process {}", std::process::id()));
         drop(lock);
-        assert!(Lock::take(&path, str::to_owned).is_ok());
+        assert!(FileLock::take(&path, str::to_owned).is_ok());
     }
 }

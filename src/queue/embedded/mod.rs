@@ -3,25 +3,25 @@
 //! | clause | how |
 //! |---|---|
 //! | 1 durable | one thread writes all waiting commands in one transaction, and answers after the sync (`writer.rs`) |
-//! | 2 in order | the primary key is (partition, number); commands keep their order (`line.rs`) |
-//! | 3 to 5 | unacked messages are tracked in memory; an ack deletes the row (`lending.rs`) |
+//! | 2 in order | the primary key is (partition, number); commands keep their order (`stream.rs`) |
+//! | 3 to 5 | unacked messages are tracked in memory; an ack deletes the row (`dispatcher.rs`) |
 //! | 6 redeliveries | a clean stop records the delivered messages; after a crash the first `prefetch` of each partition count |
 //! | 7 errors | a failed write and too many messages are errors; the thread tries again by itself, without a restart |
 //! | 8 unreadable | `row.rs` |
-//! | 9 dead letters | a table like that of the messages; a lock file for the exclusive reader (`siding.rs`, `lock.rs`) |
+//! | 9 dead letters | a table like that of the messages; a lock file for the exclusive reader (`dead_letter_reader.rs`, `lock.rs`) |
 //! | 10 lease | always valid: the lock file keeps other serving processes out |
 //!
 //! Memory holds the unacked messages without their larger bodies (`../waiting_body.rs`), and 16 MiB of SQLite's cache,
-//! however many messages wait. [`EmbeddedQueue::open_desk`] is for tools beside a running server: a tool publishes,
+//! however many messages wait. [`EmbeddedQueue::open_admin`] is for tools beside a running server: a tool publishes,
 //! dead-letters and reads dead letters, but does not consume. The server sees the messages of a tool within a quarter of a
 //! second.
 
-mod lending;
-mod line;
+mod dead_letters;
+mod dispatcher;
 mod lock;
 mod row;
-mod siding;
 mod store;
+mod stream;
 mod subscription;
 mod writer;
 
@@ -31,17 +31,17 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::{Depth, PartitionId, QueueError, QueueTuning};
+use super::{PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::data_files;
 use crate::message::{DeadLetter, Destination, Destinations, Message};
-use lending::Lending;
-use line::LineNumbers;
-use lock::Lock;
-pub use siding::Siding;
-use store::Store;
-pub use subscription::Subscription;
-pub(crate) use subscription::{Receipt, RowBody};
-use writer::{Ask, Command, Gate, Write, Writer};
+pub use dead_letters::EmbeddedReader;
+use dispatcher::MessageDispatcher;
+use lock::FileLock;
+use store::MessageStore;
+use stream::StreamNumbers;
+pub use subscription::EmbeddedSubscription;
+pub(crate) use subscription::{EmbeddedAck, RowBody};
+use writer::{ControlRequest, StoreWriter, WriteRequest, WriterCommand, WriterHandle};
 
 /// Publishes that may wait for the disk at once. More callers wait for a permit.
 const PUBLISHES_MAX: usize = 4_096;
@@ -61,19 +61,19 @@ pub struct EmbeddedSettings {
 #[derive(Debug, Clone)]
 pub struct EmbeddedQueue {
     partitions: u16,
-    inner: Arc<Inner>,
+    inner: Arc<EngineState>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct EngineState {
     settings: EmbeddedSettings,
-    numbers: LineNumbers,
+    numbers: StreamNumbers,
     /// A tool takes the destinations from the file, since it may run without the settings of the server.
     destinations: Destinations,
-    gate: Gate,
+    writer_handle: WriterHandle,
     publishes: Arc<Semaphore>,
     connected: watch::Receiver<bool>,
-    wanted_elsewhere: watch::Sender<BTreeMap<PartitionId, u64>>,
+    preferred_elsewhere: watch::Sender<BTreeMap<PartitionId, u64>>,
 }
 
 impl EmbeddedQueue {
@@ -84,29 +84,29 @@ impl EmbeddedQueue {
 
     /// Opens the queue beside the process that serves it, if there is one. All calls work except
     /// [`super::Queue::subscribe`].
-    pub async fn open_desk(settings: EmbeddedSettings) -> Result<Self, QueueError> {
+    pub async fn open_admin(settings: EmbeddedSettings) -> Result<Self, QueueError> {
         Self::start(settings, false).await
     }
 
     async fn start(settings: EmbeddedSettings, serves: bool) -> Result<Self, QueueError> {
         let partitions = settings.tuning.partitions.max(1);
         let (commands, taken) = std::sync::mpsc::channel();
-        let gate = Gate(commands);
+        let writer_handle = WriterHandle(commands);
         let (connected, seen) = watch::channel(true);
         let (opened, answer) = oneshot::channel();
         let inside = settings.clone();
         std::thread::Builder::new()
             .name("queue-writer".to_owned())
             .spawn(move || match open_files(&inside, serves) {
-                Ok((store, lending, lock)) => {
+                Ok((store, dispatcher, lock)) => {
                     let numbers = store.numbers().clone();
-                    let writer = Writer {
+                    let writer = StoreWriter {
                         store,
                         partitions,
                         max_messages: inside.max_messages,
-                        lending,
+                        dispatcher,
                         connected,
-                        settling: HashMap::new(),
+                        acking: HashMap::new(),
                     };
                     let _ = opened.send(Ok(numbers));
                     let closed = writer.run(&taken);
@@ -122,14 +122,14 @@ impl EmbeddedQueue {
             true => settings.tuning.destinations.clone(),
             false => Destinations::new(numbers.destinations()),
         };
-        let inner = Inner {
+        let inner = EngineState {
             settings,
             numbers,
             destinations,
-            gate,
+            writer_handle,
             publishes: Arc::new(Semaphore::new(PUBLISHES_MAX)),
             connected: seen,
-            wanted_elsewhere: watch::Sender::default(),
+            preferred_elsewhere: watch::Sender::default(),
         };
         Ok(Self { partitions, inner: Arc::new(inner) })
     }
@@ -143,19 +143,22 @@ impl EmbeddedQueue {
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
-        self.write(|_permit| Write::Publish { message: message.clone(), _permit }).await
+        self.write(|_permit| WriteRequest::Publish { message: message.clone(), _permit }).await
     }
 
-    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        self.write(|_permit| Write::Bury { dead: Box::new(dead.clone()), _permit }).await
+    pub(super) async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        self.write(|_permit| WriteRequest::DeadLetter { dead: Box::new(dead.clone()), _permit }).await
     }
 
-    async fn write(&self, write: impl FnOnce(OwnedSemaphorePermit) -> Write) -> Result<(), QueueError> {
+    async fn write(
+        &self,
+        write: impl FnOnce(OwnedSemaphorePermit) -> WriteRequest,
+    ) -> Result<(), QueueError> {
         let inner = &self.inner;
         let written = async {
             let turn = Arc::clone(&inner.publishes).acquire_owned().await;
             let permit = turn.map_err(|_| QueueError::Unavailable("it is closed".to_owned()))?;
-            inner.gate.ask(|reply| Command::Write(write(permit), reply)).await
+            inner.writer_handle.ask(|reply| WriterCommand::Write(write(permit), reply)).await
         };
         let limit = inner.settings.tuning.publish_timeout;
         tokio::time::timeout(limit, written).await.unwrap_or_else(|_| {
@@ -163,39 +166,51 @@ impl EmbeddedQueue {
         })
     }
 
-    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<EmbeddedSubscription, QueueError> {
         if partition.index >= self.partitions {
             return Err(QueueError::Mismatch(format!(
                 "there is no partition {partition}: the queue has {} for each destination",
                 self.partitions
             )));
         }
-        let line = self.inner.numbers.partition(partition).ok_or_else(|| unknown(partition.destination))?;
-        let gate = self.inner.gate.clone();
-        let wanted = gate.clone();
-        let (number, loans) =
-            gate.ask(|reply| Command::Ask(Ask::Borrow { line, gate: wanted, reply })).await?;
-        Ok(Subscription::new(line, number, loans, gate))
+        let stream = self.inner.numbers.partition(partition).ok_or_else(|| unknown(partition.destination))?;
+        let writer_handle = self.inner.writer_handle.clone();
+        let wanted = writer_handle.clone();
+        let (number, messages) = writer_handle
+            .ask(|reply| {
+                WriterCommand::Ask(ControlRequest::Subscribe { stream, writer_handle: wanted, reply })
+            })
+            .await?;
+        Ok(EmbeddedSubscription::new(stream, number, messages, writer_handle))
     }
 
     /// For reading only, beside other readers and beside the exclusive reader.
-    pub(super) async fn read_dead_letters(&self, destination: Destination) -> Result<Siding, QueueError> {
-        self.visit(destination, None).await
+    pub(super) async fn read_dead_letters(
+        &self,
+        destination: Destination,
+    ) -> Result<EmbeddedReader, QueueError> {
+        self.open_reader(destination, None).await
     }
 
-    pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
+    pub(super) async fn dlq_reader(&self, destination: Destination) -> Result<EmbeddedReader, QueueError> {
         let path = self.inner.settings.data_dir.join(format!("siding.{destination}.lock"));
-        let lock = Lock::take(&path, |holder| {
+        let lock = FileLock::take(&path, |holder| {
             format!("the dead letters of {destination} are being read by {holder}: wait until it is done")
         })?;
-        self.visit(destination, Some(lock)).await
+        self.open_reader(destination, Some(lock)).await
     }
 
-    async fn visit(&self, destination: Destination, lock: Option<Lock>) -> Result<Siding, QueueError> {
-        let line = self.inner.numbers.siding(destination).ok_or_else(|| unknown(destination))?;
-        let gate = self.inner.gate.clone();
-        let end = gate.ask(|reply| Command::Ask(Ask::End { line, reply })).await?;
-        Ok(Siding { at: line.start(), end, gate, lock })
+    async fn open_reader(
+        &self,
+        destination: Destination,
+        lock: Option<FileLock>,
+    ) -> Result<EmbeddedReader, QueueError> {
+        let stream =
+            self.inner.numbers.dead_letter_stream(destination).ok_or_else(|| unknown(destination))?;
+        let writer_handle = self.inner.writer_handle.clone();
+        let end =
+            writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::End { stream, reply })).await?;
+        Ok(EmbeddedReader { at: stream.start(), end, writer_handle, lock })
     }
 
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
@@ -203,20 +218,22 @@ impl EmbeddedQueue {
     }
 
     /// Never changes: there is no other worker.
-    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
-        self.inner.wanted_elsewhere.subscribe()
+    pub(super) fn preferred_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+        self.inner.preferred_elsewhere.subscribe()
     }
 
     /// `waiting` counts all messages that are not acked: a tool cannot know which ones the server has handed out.
-    pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
-        self.inner.gate.ask(|reply| Command::Ask(Ask::Depth { reply })).await
+    pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
+        self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Depth { reply })).await
     }
 
     /// Records the delivered messages and releases the folder. Later calls of other handles get
     /// [`QueueError::Unavailable`].
     pub(super) async fn close(&self) {
-        if let Err(error) = self.inner.gate.ask(|reply| Command::Ask(Ask::Close { reply })).await {
-            tracing::warn!(%error, "{}", writer::NO_NOTE);
+        if let Err(error) =
+            self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Close { reply })).await
+        {
+            tracing::warn!(%error, "{}", writer::IN_FLIGHT_NOT_RECORDED);
         }
     }
 }
@@ -229,7 +246,7 @@ fn unknown(destination: Destination) -> QueueError {
 fn open_files(
     settings: &EmbeddedSettings,
     serves: bool,
-) -> Result<(Store, Option<Lending>, Option<Lock>), QueueError> {
+) -> Result<(MessageStore, Option<MessageDispatcher>, Option<FileLock>), QueueError> {
     let (folder, tuning) = (&settings.data_dir, &settings.tuning);
     let path = folder.join("queue.sqlite");
     if !serves {
@@ -238,21 +255,21 @@ fn open_files(
                 format!("there is no queue in {}: no server has run with this folder yet", folder.display());
             return Err(QueueError::Mismatch(text));
         }
-        return Ok((Store::open(&path, tuning)?, None, None));
+        return Ok((MessageStore::open(&path, tuning)?, None, None));
     }
     data_files::create_folder(folder).map_err(|error| {
         QueueError::Unavailable(format!("cannot make the data folder {}: {error}", folder.display()))
     })?;
-    let lock = Lock::take(&folder.join("causeway.lock"), |holder| {
+    let lock = FileLock::take(&folder.join("causeway.lock"), |holder| {
         format!(
             "the data folder {} is in use by {holder}: stop that process first, or set another data_dir",
             folder.display()
         )
     })?;
-    let mut store = Store::open(&path, tuning)?;
+    let mut store = MessageStore::open(&path, tuning)?;
     let prefetch = tuning.prefetch.max(1);
-    let (lines, out) = store.started(prefetch).map_err(|error| {
+    let (streams, out) = store.started(prefetch).map_err(|error| {
         QueueError::Unavailable(format!("cannot write to the queue's file {}: {error}", path.display()))
     })?;
-    Ok((store, Some(Lending::new(prefetch, out, &lines)), Some(lock)))
+    Ok((store, Some(MessageDispatcher::new(prefetch, out, &streams)), Some(lock)))
 }

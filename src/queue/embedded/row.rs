@@ -9,24 +9,24 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::Row;
 
-use super::line::{LineNumbers, Seq};
+use super::stream::{SequenceNumber, StreamNumbers};
 use crate::message::{
-    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, RequestId, Story,
-    Trace, TraceParent,
+    AttemptHistory, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest,
+    RequestId, Trace, TraceParent,
 };
 
 /// An entry and its position.
 #[derive(Debug)]
-pub(super) struct Stored<T> {
-    pub(super) seq: Seq,
+pub(super) struct StoredRow<T> {
+    pub(super) seq: SequenceNumber,
     pub(super) entry: T,
     /// The reason if the entry is unreadable.
     pub(super) unreadable: Option<String>,
 }
 
 /// Reads `seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent`.
-pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<Message>> {
-    let seq = Seq(row.get(0)?);
+pub(super) fn message(row: &Row<'_>, numbers: &StreamNumbers) -> rusqlite::Result<StoredRow<Message>> {
+    let seq = SequenceNumber(row.get(0)?);
     let body = Bytes::from(row.get::<_, Vec<u8>>(7)?);
     let replays = u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default();
     let digest = optional(row, 6)?.and_then(PayloadDigest::parse);
@@ -35,12 +35,12 @@ pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<
         parent: optional(row, 9)?.and_then(TraceParent::parse),
     };
     let accepted = row.get(4)?;
-    let destination = numbers.destination(seq.line()).unwrap_or(Destination::ServiceNow);
+    let destination = numbers.destination(seq.stream()).unwrap_or(Destination::ServiceNow);
     let (id, kind, lane) = (&text(row, 1)?, &text(row, 2)?, &text(row, 3)?);
     Ok(match meant(id, kind, lane, accepted, destination) {
         Ok((id, kind, lane, accepted_at)) => {
             let entry = Message { id, kind, destination, lane, accepted_at, replays, digest, trace, body };
-            Stored { seq, entry, unreadable: None }
+            StoredRow { seq, entry, unreadable: None }
         }
         Err(why) => {
             let id =
@@ -48,7 +48,7 @@ pub(super) fn message(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<
             let kind = Kind::of_unreadable(destination);
             let lane = LaneKey::parse(lane).unwrap_or_else(|_| LaneKey::alone(id));
             let accepted_at = Timestamp::from_millisecond(accepted).unwrap_or_default();
-            Stored {
+            StoredRow {
                 seq,
                 entry: Message { id, kind, destination, lane, accepted_at, replays, digest, trace, body },
                 unreadable: Some(why),
@@ -87,11 +87,11 @@ fn meant(
 }
 
 /// Reads what [`message`] reads, then `reason, detail, died_at, story`.
-pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Result<Stored<DeadLetter>> {
-    let Stored { seq, entry, unreadable } = message(row, numbers)?;
+pub(super) fn dead_letter(row: &Row<'_>, numbers: &StreamNumbers) -> rusqlite::Result<StoredRow<DeadLetter>> {
+    let StoredRow { seq, entry, unreadable } = message(row, numbers)?;
     let reason_text = text(row, 10)?;
     let reason = DeadReason::parse(&reason_text);
-    let story = serde_json::from_str::<Story>(&text(row, 13)?);
+    let story = serde_json::from_str::<AttemptHistory>(&text(row, 13)?);
     let unreadable = unreadable
         .or_else(|| reason.is_none().then(|| format!("this version knows no reason {reason_text:?}")))
         .or_else(|| story.is_err().then(|| "the stored history cannot be read".to_owned()));
@@ -105,5 +105,5 @@ pub(super) fn dead_letter(row: &Row<'_>, numbers: &LineNumbers) -> rusqlite::Res
         died_at: Timestamp::from_millisecond(row.get(12)?).unwrap_or_default(),
         story: story.unwrap_or_default(),
     };
-    Ok(Stored { seq, entry: dead, unreadable })
+    Ok(StoredRow { seq, entry: dead, unreadable })
 }

@@ -1,9 +1,9 @@
 //! The file of the embedded queue: every SQL statement, one function each.
 //!
-//! Guarantees: when [`Store::write`] returns `Ok`, the transaction is on disk (WAL with `synchronous = FULL`). Counters and
+//! Guarantees: when [`MessageStore::write`] returns `Ok`, the transaction is on disk (WAL with `synchronous = FULL`). Counters and
 //! rows change together. No statement takes longer because more messages wait.
 //! Not responsible for: when to write and which caller to answer (`writer.rs`), which consumer has which message
-//! (`lending.rs`).
+//! (`dispatcher.rs`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, named_params, params};
 
-use super::line::{Line, LineNumbers, Seq};
-use super::row::{self, Stored};
+use super::row::{self, StoredRow};
+use super::stream::{SequenceNumber, StreamId, StreamNumbers};
 use crate::data_files;
 use crate::message::{DeadLetter, Destination, Destinations, Message, TraceParent};
 use crate::queue::waiting_body::SMALL_BYTES;
-use crate::queue::{Depth, PartitionId, QueueError, QueueTuning};
+use crate::queue::{PartitionId, QueueDepth, QueueError, QueueTuning};
 
 /// The schema version of `schema.sql`.
 const SCHEMA: i64 = 3;
@@ -25,21 +25,21 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connection to the file.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct MessageStore {
     connection: Connection,
-    numbers: LineNumbers,
+    numbers: StreamNumbers,
 }
 
 /// The counters of one line.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LineState {
-    pub(super) line: Line,
+pub(super) struct StreamState {
+    pub(super) stream: StreamId,
     pub(super) next: i64,
     /// See `schema.sql`.
-    pub(super) lent: Option<Seq>,
+    pub(super) in_flight: Option<SequenceNumber>,
 }
 
-impl Store {
+impl MessageStore {
     /// Opens the file. Creates the file if it is missing.
     pub(super) fn open(path: &Path, tuning: &QueueTuning) -> Result<Self, QueueError> {
         data_files::check_sqlite().map_err(QueueError::Mismatch)?;
@@ -62,7 +62,7 @@ impl Store {
             connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
             // 16 MiB, however many messages wait.
             connection.pragma_update(None, "cache_size", -16_384)?;
-            Ok(Self { connection, numbers: LineNumbers::default() })
+            Ok(Self { connection, numbers: StreamNumbers::default() })
         });
         let unusable = |error| unusable(path, &error);
         let mut store = opened.map_err(unusable)?;
@@ -70,11 +70,13 @@ impl Store {
         store.check(path, partitions)?;
         store.add(&tuning.destinations, partitions).map_err(unusable)?;
         store.numbers = store.read_numbers().map_err(unusable)?;
-        if let Some(left_out) = tuning.destinations.iter().find(|it| store.numbers.siding(*it).is_none()) {
+        if let Some(left_out) =
+            tuning.destinations.iter().find(|it| store.numbers.dead_letter_stream(*it).is_none())
+        {
             return Err(QueueError::Mismatch(format!(
                 "the queue in {} has no room for the destination {left_out}: it holds {} destinations of this and earlier settings",
                 path.display(),
-                LineNumbers::MAX
+                StreamNumbers::MAX
             )));
         }
         Ok(store)
@@ -124,7 +126,8 @@ impl Store {
     /// Adds lines for the destinations that the file does not know yet.
     fn add(&mut self, destinations: &Destinations, partitions: u16) -> rusqlite::Result<()> {
         let known = self.read_numbers()?;
-        let new: Vec<Destination> = destinations.iter().filter(|it| known.siding(*it).is_none()).collect();
+        let new: Vec<Destination> =
+            destinations.iter().filter(|it| known.dead_letter_stream(*it).is_none()).collect();
         if new.is_empty() {
             return Ok(());
         }
@@ -133,19 +136,19 @@ impl Store {
             tx.execute(
                 "INSERT OR IGNORE INTO destination (number, name)
                  SELECT coalesce(max(number), 0) + 1, ?1 FROM destination HAVING coalesce(max(number), 0) < ?2",
-                params![destination.as_str(), LineNumbers::MAX],
+                params![destination.as_str(), StreamNumbers::MAX],
             )?;
             let number = "SELECT number FROM destination WHERE name = ?";
             let number = tx.query_row(number, [destination.as_str()], |row| row.get(0)).optional()?;
             let Some(number) = number else { break };
-            for line in LineNumbers::new([(destination, number)].into()).all(partitions) {
-                tx.execute("INSERT OR IGNORE INTO line (line) VALUES (?)", [line.0])?;
+            for stream in StreamNumbers::new([(destination, number)].into()).all(partitions) {
+                tx.execute("INSERT OR IGNORE INTO line (line) VALUES (?)", [stream.0])?;
             }
         }
         tx.commit()
     }
 
-    fn read_numbers(&self) -> rusqlite::Result<LineNumbers> {
+    fn read_numbers(&self) -> rusqlite::Result<StreamNumbers> {
         let mut numbers = BTreeMap::new();
         let mut rows = self.connection.prepare("SELECT name, number FROM destination")?;
         let mut rows = rows.query([])?;
@@ -154,11 +157,11 @@ impl Store {
                 numbers.insert(destination, row.get(1)?);
             }
         }
-        Ok(LineNumbers::new(numbers))
+        Ok(StreamNumbers::new(numbers))
     }
 
     /// The numbers of the destinations in this file.
-    pub(super) fn numbers(&self) -> &LineNumbers {
+    pub(super) fn numbers(&self) -> &StreamNumbers {
         &self.numbers
     }
 
@@ -172,9 +175,9 @@ impl Store {
         Ok(busy? == 0)
     }
 
-    /// Starts to serve. A crash before [`Store::stopped`] leaves the file marked as not cleanly stopped. Returns the lines,
+    /// Starts to serve. A crash before [`MessageStore::stopped`] leaves the file marked as not cleanly stopped. Returns the lines,
     /// and how many messages of a partition the last server may have had in flight if it left no note.
-    pub(super) fn started(&mut self, prefetch: u16) -> rusqlite::Result<(Vec<LineState>, u16)> {
+    pub(super) fn started(&mut self, prefetch: u16) -> rusqlite::Result<(Vec<StreamState>, u16)> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE line SET lent = NULL WHERE (SELECT clean FROM about) = 0", [])?;
         let out = tx.query_row("SELECT prefetch FROM about", [], |row| row.get(0))?;
@@ -184,22 +187,32 @@ impl Store {
              prefetch = iif(EXISTS (SELECT 1 FROM line WHERE lent IS NULL), max(prefetch, ?1), ?1)",
             [prefetch],
         )?;
-        let lines = tx
+        let streams = tx
             .prepare("SELECT line, next, lent FROM line")?
             .query_map([], |row| {
-                let lent: Option<i64> = row.get(2)?;
-                Ok(LineState { line: Line(row.get(0)?), next: row.get(1)?, lent: lent.map(Seq) })
+                let in_flight: Option<i64> = row.get(2)?;
+                Ok(StreamState {
+                    stream: StreamId(row.get(0)?),
+                    next: row.get(1)?,
+                    in_flight: in_flight.map(SequenceNumber),
+                })
             })?
             .collect::<Result<_, _>>()?;
         tx.commit()?;
-        Ok((lines, out))
+        Ok((streams, out))
     }
 
     /// Stops serving cleanly, with a note of the last delivered messages.
-    pub(super) fn stopped(&mut self, lent: &[(Line, Option<Seq>)]) -> rusqlite::Result<()> {
+    pub(super) fn stopped(
+        &mut self,
+        in_flight: &[(StreamId, Option<SequenceNumber>)],
+    ) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for (line, lent) in lent {
-            tx.execute("UPDATE line SET lent = ?2 WHERE line = ?1", params![line.0, lent.map(|seq| seq.0)])?;
+        for (stream, in_flight) in in_flight {
+            tx.execute(
+                "UPDATE line SET lent = ?2 WHERE line = ?1",
+                params![stream.0, in_flight.map(|seq| seq.0)],
+            )?;
         }
         tx.execute("UPDATE about SET clean = 1", [])?;
         tx.commit()
@@ -208,10 +221,11 @@ impl Store {
     /// Runs `work` in one transaction, and returns after it is on disk. After an error nothing of the transaction is there.
     pub(super) fn write<T>(
         &mut self,
-        work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
+        work: impl FnOnce(&mut WriteTransaction<'_>) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut writing = Writing { connection: &tx, numbers: &self.numbers, lines: BTreeMap::new() };
+        let mut writing =
+            WriteTransaction { connection: &tx, numbers: &self.numbers, streams: BTreeMap::new() };
         let done = work(&mut writing)?;
         writing.count()?;
         tx.commit()?;
@@ -222,45 +236,50 @@ impl Store {
     /// are left out.
     pub(super) fn window(
         &self,
-        line: Line,
-        after: Seq,
+        stream: StreamId,
+        after: SequenceNumber,
         limit: u16,
-    ) -> rusqlite::Result<Vec<(Stored<Message>, usize)>> {
+    ) -> rusqlite::Result<Vec<(StoredRow<Message>, usize)>> {
         self.connection
             .prepare_cached(
                 "SELECT seq, id, kind, lane, accepted_at, replays, digest, iif(length(body) <= ?4, body, x''),
                  request_id, traceparent, length(body)
                  FROM message WHERE seq > ?1 AND seq < ?2 ORDER BY seq LIMIT ?3",
             )?
-            .query_map(params![after.0, line.end().0, limit, SMALL_BYTES as i64], |row| {
+            .query_map(params![after.0, stream.end().0, limit, SMALL_BYTES as i64], |row| {
                 Ok((row::message(row, &self.numbers)?, row.get(10)?))
             })?
             .collect()
     }
 
     /// The body of a message that is not acked yet.
-    pub(super) fn body(&self, seq: Seq) -> rusqlite::Result<Vec<u8>> {
+    pub(super) fn body(&self, seq: SequenceNumber) -> rusqlite::Result<Vec<u8>> {
         self.connection
             .prepare_cached("SELECT body FROM message WHERE seq = ?")?
             .query_row([seq.0], |row| row.get(0))
     }
 
     /// The last of the first `count` messages of a partition before `before`.
-    pub(super) fn nth(&self, line: Line, before: Seq, count: u16) -> rusqlite::Result<Option<Seq>> {
+    pub(super) fn nth(
+        &self,
+        stream: StreamId,
+        before: SequenceNumber,
+        count: u16,
+    ) -> rusqlite::Result<Option<SequenceNumber>> {
         let last: Option<i64> = self.connection.query_row(
             "SELECT max(seq) FROM (SELECT seq FROM message WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?)",
-            params![line.start().0, before.0, count],
+            params![stream.start().0, before.0, count],
             |row| row.get(0),
         )?;
-        Ok(last.map(Seq))
+        Ok(last.map(SequenceNumber))
     }
 
     /// The first dead letter between `after` and `before`.
     pub(super) fn dead_letter(
         &self,
-        after: Seq,
-        before: Seq,
-    ) -> rusqlite::Result<Option<Stored<DeadLetter>>> {
+        after: SequenceNumber,
+        before: SequenceNumber,
+    ) -> rusqlite::Result<Option<StoredRow<DeadLetter>>> {
         self.connection
             .prepare_cached(
                 "SELECT seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent,
@@ -272,12 +291,12 @@ impl Store {
     }
 
     /// The position of the next entry of a line.
-    pub(super) fn next(&self, line: Line) -> rusqlite::Result<Seq> {
+    pub(super) fn next(&self, stream: StreamId) -> rusqlite::Result<SequenceNumber> {
         let next = self
             .connection
             .prepare_cached("SELECT next FROM line WHERE line = ?")?
-            .query_row([line.0], |row| row.get(0))?;
-        Ok(line.seq(next))
+            .query_row([stream.0], |row| row.get(0))?;
+        Ok(stream.seq(next))
     }
 
     /// A number that changes when another process has written.
@@ -288,14 +307,14 @@ impl Store {
     }
 
     /// The messages and dead letters in the file, handed out or not.
-    pub(super) fn depth(&self, partitions: u16) -> rusqlite::Result<Depth> {
-        let mut depth = Depth::default();
+    pub(super) fn depth(&self, partitions: u16) -> rusqlite::Result<QueueDepth> {
+        let mut depth = QueueDepth::default();
         let mut counters = self.connection.prepare_cached("SELECT line, held FROM line")?;
         let mut rows = counters.query([])?;
         while let Some(row) = rows.next()? {
-            let (line, held) = (Line(row.get(0)?), row.get::<_, u64>(1)?);
-            match self.numbers.destination(line) {
-                _ if line.is_siding() => depth.dead += held,
+            let (stream, held) = (StreamId(row.get(0)?), row.get::<_, u64>(1)?);
+            match self.numbers.destination(stream) {
+                _ if stream.is_dead_letter() => depth.dead += held,
                 Some(destination) => *depth.waiting.entry(destination).or_default() += held,
                 None => {}
             }
@@ -305,9 +324,9 @@ impl Store {
         )?;
         for destination in self.numbers.destinations() {
             for partition in PartitionId::all(destination, partitions) {
-                let Some(line) = self.numbers.partition(partition) else { continue };
+                let Some(stream) = self.numbers.partition(partition) else { continue };
                 let at = head
-                    .query_row([line.start().0, line.end().0], |row| row.get(0))
+                    .query_row([stream.start().0, stream.end().0], |row| row.get(0))
                     .optional()?
                     .and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
                 if let Some(at) = at {
@@ -325,53 +344,53 @@ impl Store {
 
 /// A transaction in progress.
 #[derive(Debug)]
-pub(super) struct Writing<'a> {
+pub(super) struct WriteTransaction<'a> {
     connection: &'a Connection,
-    numbers: &'a LineNumbers,
+    numbers: &'a StreamNumbers,
     /// Counters of the changed lines, written once at the end.
-    lines: BTreeMap<Line, Counters>,
+    streams: BTreeMap<StreamId, StreamCounters>,
 }
 
 #[derive(Debug, Default)]
-struct Counters {
+struct StreamCounters {
     /// Read when needed: another process may have written since the last transaction.
     next: Option<i64>,
     change: i64,
 }
 
-impl Writing<'_> {
+impl WriteTransaction<'_> {
     /// The number of messages that are not acked.
     pub(super) fn messages(&self) -> rusqlite::Result<u64> {
         let mut statement = self.connection.prepare_cached("SELECT line, held FROM line")?;
         let mut rows = statement.query([])?;
         let mut held = 0;
         while let Some(row) = rows.next()? {
-            if !Line(row.get(0)?).is_siding() {
+            if !StreamId(row.get(0)?).is_dead_letter() {
                 held += row.get::<_, u64>(1)?;
             }
         }
         Ok(held)
     }
 
-    fn append(&mut self, line: Line) -> rusqlite::Result<Seq> {
-        let counters = self.lines.entry(line).or_default();
+    fn append(&mut self, stream: StreamId) -> rusqlite::Result<SequenceNumber> {
+        let counters = self.streams.entry(stream).or_default();
         let next = match counters.next {
             Some(next) => next,
             None => self
                 .connection
                 .prepare_cached("SELECT next FROM line WHERE line = ?")?
-                .query_row([line.0], |row| row.get(0))?,
+                .query_row([stream.0], |row| row.get(0))?,
         };
         counters.next = Some(next + 1);
         counters.change += 1;
-        Ok(line.seq(next))
+        Ok(stream.seq(next))
     }
 
     /// `false` if the file knows no such destination.
     pub(super) fn publish(&mut self, partitions: u16, message: &Message) -> rusqlite::Result<bool> {
         let partition = PartitionId::of(message.destination, &message.lane, partitions);
-        let Some(line) = self.numbers.partition(partition) else { return Ok(false) };
-        let seq = self.append(line)?;
+        let Some(stream) = self.numbers.partition(partition) else { return Ok(false) };
+        let seq = self.append(stream)?;
         self.connection
             .prepare_cached(
                 "INSERT INTO message (seq, id, kind, lane, accepted_at, replays, digest, body, request_id, traceparent)
@@ -393,10 +412,10 @@ impl Writing<'_> {
     }
 
     /// `false` if the file knows no such destination.
-    pub(super) fn bury(&mut self, dead: &DeadLetter) -> rusqlite::Result<bool> {
+    pub(super) fn dead_letter(&mut self, dead: &DeadLetter) -> rusqlite::Result<bool> {
         let message = &dead.message;
-        let Some(line) = self.numbers.siding(message.destination) else { return Ok(false) };
-        let seq = self.append(line)?;
+        let Some(stream) = self.numbers.dead_letter_stream(message.destination) else { return Ok(false) };
+        let seq = self.append(stream)?;
         let story = serde_json::to_string(&dead.story)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.connection
@@ -427,16 +446,16 @@ impl Writing<'_> {
     }
 
     /// Deletes a message or a dead letter.
-    pub(super) fn remove(&mut self, seq: Seq) -> rusqlite::Result<()> {
-        let line = seq.line();
-        let sql = if line.is_siding() {
+    pub(super) fn remove(&mut self, seq: SequenceNumber) -> rusqlite::Result<()> {
+        let stream = seq.stream();
+        let sql = if stream.is_dead_letter() {
             "DELETE FROM dead_letter WHERE seq = ?"
         } else {
             "DELETE FROM message WHERE seq = ?"
         };
         let removed = self.connection.prepare_cached(sql)?.execute([seq.0])?;
         if removed > 0 {
-            self.lines.entry(line).or_default().change -= 1;
+            self.streams.entry(stream).or_default().change -= 1;
         }
         Ok(())
     }
@@ -451,8 +470,8 @@ impl Writing<'_> {
         let mut update = self
             .connection
             .prepare_cached("UPDATE line SET next = coalesce(?2, next), held = held + ?3 WHERE line = ?1")?;
-        for (line, counters) in &self.lines {
-            update.execute(params![line.0, counters.next, counters.change])?;
+        for (stream, counters) in &self.streams {
+            update.execute(params![stream.0, counters.next, counters.change])?;
         }
         Ok(())
     }

@@ -1,47 +1,59 @@
 //! The consumer's end of the embedded engine: received messages and their acks.
 //!
 //! Guarantees: the partition is free after a subscription ends, in every case.
-//! Not responsible for: which messages are handed out (`lending.rs`).
+//! Not responsible for: which messages are handed out (`dispatcher.rs`).
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::line::{Line, Seq};
-use super::writer::{Ask, Command, Gate, Write};
-use crate::queue::{Loan, QueueError};
+use super::stream::{SequenceNumber, StreamId};
+use super::writer::{ControlRequest, WriteRequest, WriterCommand, WriterHandle};
+use crate::queue::{QueueError, ReceivedMessage};
 
 /// The consumer of one partition.
 #[derive(Debug)]
-pub struct Subscription {
-    line: Line,
+pub struct EmbeddedSubscription {
+    stream: StreamId,
     number: u64,
-    loans: mpsc::Receiver<Loan>,
-    gate: Gate,
+    messages: mpsc::Receiver<ReceivedMessage>,
+    writer_handle: WriterHandle,
     closed: bool,
 }
 
-impl Subscription {
-    pub(super) const fn new(line: Line, number: u64, loans: mpsc::Receiver<Loan>, gate: Gate) -> Self {
-        Self { line, number, loans, gate, closed: false }
+impl EmbeddedSubscription {
+    pub(super) const fn new(
+        stream: StreamId,
+        number: u64,
+        messages: mpsc::Receiver<ReceivedMessage>,
+        writer_handle: WriterHandle,
+    ) -> Self {
+        Self { stream, number, messages, writer_handle, closed: false }
     }
 
-    pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
-        self.loans.recv().await
+    pub(in crate::queue) async fn next(&mut self) -> Option<ReceivedMessage> {
+        self.messages.recv().await
     }
 
     pub(in crate::queue) async fn close(mut self) {
         self.closed = true;
-        let (line, number) = (self.line, self.number);
+        let (stream, number) = (self.stream, self.number);
         // An error means that the queue is closed; then the partition is free, too.
-        let _ = self.gate.ask(|reply| Command::Ask(Ask::GiveBack { line, number, reply: Some(reply) })).await;
+        let _ = self
+            .writer_handle
+            .ask(|reply| WriterCommand::Ask(ControlRequest::Release { stream, number, reply: Some(reply) }))
+            .await;
     }
 }
 
-impl Drop for Subscription {
+impl Drop for EmbeddedSubscription {
     fn drop(&mut self) {
         if !self.closed {
-            let (line, number) = (self.line, self.number);
-            let _ = self.gate.send(Command::Ask(Ask::GiveBack { line, number, reply: None }));
+            let (stream, number) = (self.stream, self.number);
+            let _ = self.writer_handle.send(WriterCommand::Ask(ControlRequest::Release {
+                stream,
+                number,
+                reply: None,
+            }));
         }
     }
 }
@@ -49,37 +61,38 @@ impl Drop for Subscription {
 /// A body that stays in its row until the attempt of its message.
 #[derive(Debug)]
 pub(crate) struct RowBody {
-    pub(super) seq: Seq,
+    pub(super) seq: SequenceNumber,
     pub(in crate::queue) bytes: usize,
-    pub(super) gate: Gate,
+    pub(super) writer_handle: WriterHandle,
 }
 
 impl RowBody {
     pub(in crate::queue) async fn read(&self) -> Result<Bytes, QueueError> {
         let seq = self.seq;
-        let body = self.gate.ask(|reply| Command::Ask(Ask::Body { seq, reply })).await?;
+        let body =
+            self.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Body { seq, reply })).await?;
         Ok(body.into())
     }
 }
 
 /// The ack token of a message or of a dead letter.
 #[derive(Debug)]
-pub(crate) struct Receipt {
-    write: Write,
-    gate: Gate,
+pub(crate) struct EmbeddedAck {
+    write: WriteRequest,
+    writer_handle: WriterHandle,
 }
 
-impl Receipt {
-    pub(super) const fn loan(seq: Seq, borrower: u64, gate: Gate) -> Self {
-        Self { write: Write::Settle { seq, borrower }, gate }
+impl EmbeddedAck {
+    pub(super) const fn received(seq: SequenceNumber, consumer: u64, writer_handle: WriterHandle) -> Self {
+        Self { write: WriteRequest::Ack { seq, consumer }, writer_handle }
     }
 
-    pub(super) const fn dead_letter(seq: Seq, gate: Gate) -> Self {
-        Self { write: Write::Remove { seq }, gate }
+    pub(super) const fn dead_letter(seq: SequenceNumber, writer_handle: WriterHandle) -> Self {
+        Self { write: WriteRequest::Remove { seq }, writer_handle }
     }
 
-    pub(in crate::queue) async fn done(self) -> Result<(), QueueError> {
-        let Self { write, gate } = self;
-        gate.ask(|reply| Command::Write(write, reply)).await
+    pub(in crate::queue) async fn ack(self) -> Result<(), QueueError> {
+        let Self { write, writer_handle } = self;
+        writer_handle.ask(|reply| WriterCommand::Write(write, reply)).await
     }
 }

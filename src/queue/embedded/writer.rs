@@ -3,7 +3,7 @@
 //! Guarantees: commands take effect in the order in which they were sent. All waiting commands are written in one
 //! transaction, and answered only after it is on disk. If an ack could not be written, this process does not hand out the
 //! message again and repeats the write until it succeeds.
-//! Not responsible for: SQL (`store.rs`), which consumer has which message (`lending.rs`).
+//! Not responsible for: SQL (`store.rs`), which consumer has which message (`dispatcher.rs`).
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -11,91 +11,94 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use super::lending::{Borrowed, Lending};
-use super::line::{Line, Seq};
-use super::row::Stored;
-use super::store::{Store, Writing};
+use super::dispatcher::{ConsumerHandle, MessageDispatcher};
+use super::row::StoredRow;
+use super::store::{MessageStore, WriteTransaction};
+use super::stream::{SequenceNumber, StreamId};
 use crate::message::{DeadLetter, Message};
-use crate::queue::{Depth, PartitionId, QueueError};
+use crate::queue::{PartitionId, QueueDepth, QueueError};
 
 /// How often the thread checks for changes without a command: rows of another process, or space on a full disk.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long after the last write the write-ahead log is emptied; with steady writes, after [`EMPTY_LOG_EVERY`].
 const EMPTY_LOG_AFTER: Duration = Duration::from_secs(1);
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(30);
 /// The largest group. At this size the disk costs each command little, and no caller waits long.
 const GROUP_MAX: usize = 1_024;
 
-pub(super) const NO_NOTE: &str =
+pub(super) const IN_FLIGHT_NOT_RECORDED: &str =
     "could not record which messages were in flight; the next start treats this as a crash";
 
-pub(super) type Reply<T = ()> = oneshot::Sender<Result<T, QueueError>>;
+pub(super) type ReplySender<T = ()> = oneshot::Sender<Result<T, QueueError>>;
 
 /// A command to the thread.
 #[derive(Debug)]
-pub(super) enum Command {
-    Write(Write, Reply),
-    Ask(Ask),
+pub(super) enum WriterCommand {
+    Write(WriteRequest, ReplySender),
+    Ask(ControlRequest),
 }
 
 /// A command that is written to disk. A publish carries its permit, because a caller that gives up leaves the command in
 /// the line.
 #[derive(Debug)]
-pub(super) enum Write {
+pub(super) enum WriteRequest {
     Publish { message: Message, _permit: OwnedSemaphorePermit },
-    Settle { seq: Seq, borrower: u64 },
-    Bury { dead: Box<DeadLetter>, _permit: OwnedSemaphorePermit },
-    Remove { seq: Seq },
+    Ack { seq: SequenceNumber, consumer: u64 },
+    DeadLetter { dead: Box<DeadLetter>, _permit: OwnedSemaphorePermit },
+    Remove { seq: SequenceNumber },
 }
 
 /// A command without a write of its own. It ends the group before it.
 #[derive(Debug)]
-pub(super) enum Ask {
+pub(super) enum ControlRequest {
     /// `gate` is the sender for the acks of the new consumer.
-    Borrow {
-        line: Line,
-        gate: Gate,
-        reply: Reply<Borrowed>,
+    Subscribe {
+        stream: StreamId,
+        writer_handle: WriterHandle,
+        reply: ReplySender<ConsumerHandle>,
     },
-    GiveBack {
-        line: Line,
+    Release {
+        stream: StreamId,
         number: u64,
-        reply: Option<Reply>,
+        reply: Option<ReplySender>,
     },
     /// Asks for the end of the line.
     End {
-        line: Line,
-        reply: Reply<Seq>,
+        stream: StreamId,
+        reply: ReplySender<SequenceNumber>,
     },
     /// Asks for the body of a message that is not acked.
     Body {
-        seq: Seq,
-        reply: Reply<Vec<u8>>,
+        seq: SequenceNumber,
+        reply: ReplySender<Vec<u8>>,
     },
     DeadLetter {
-        after: Seq,
-        before: Seq,
-        reply: Reply<Option<Stored<DeadLetter>>>,
+        after: SequenceNumber,
+        before: SequenceNumber,
+        reply: ReplySender<Option<StoredRow<DeadLetter>>>,
     },
     Depth {
-        reply: Reply<Depth>,
+        reply: ReplySender<QueueDepth>,
     },
     Close {
-        reply: Reply,
+        reply: ReplySender,
     },
 }
 
 /// The sender of commands. The thread ends when the last sender is dropped. The line of commands is bounded: publishers
 /// need a permit, and each partition has at most `prefetch` unacked messages.
 #[derive(Debug, Clone)]
-pub(super) struct Gate(pub(super) Sender<Command>);
+pub(super) struct WriterHandle(pub(super) Sender<WriterCommand>);
 
-impl Gate {
-    pub(super) fn send(&self, command: Command) -> Result<(), QueueError> {
+impl WriterHandle {
+    pub(super) fn send(&self, command: WriterCommand) -> Result<(), QueueError> {
         self.0.send(command).map_err(|_| closed())
     }
 
-    pub(super) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, QueueError> {
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl FnOnce(ReplySender<T>) -> WriterCommand,
+    ) -> Result<T, QueueError> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply))?;
         answer.await.unwrap_or_else(|_| Err(closed()))
@@ -112,15 +115,15 @@ fn unavailable(error: &rusqlite::Error) -> QueueError {
 
 /// The state of the thread.
 #[derive(Debug)]
-pub(super) struct Writer {
-    pub(super) store: Store,
+pub(super) struct StoreWriter {
+    pub(super) store: MessageStore,
     pub(super) partitions: u16,
     pub(super) max_messages: Option<u64>,
     /// `None` for a tool, which hands out no messages.
-    pub(super) lending: Option<Lending>,
+    pub(super) dispatcher: Option<MessageDispatcher>,
     pub(super) connected: watch::Sender<bool>,
     /// Acks that are not on disk yet, with the number of their consumer.
-    pub(super) settling: HashMap<Seq, u64>,
+    pub(super) acking: HashMap<SequenceNumber, u64>,
 }
 
 /// When to empty the write-ahead log, which holds the texts of messages that have left the queue.
@@ -150,23 +153,26 @@ impl LogState {
 }
 
 /// The caller that closed the queue, and whether the stop could be recorded.
-pub(super) type Closed = (Reply, Result<(), QueueError>);
+pub(super) type CloseReply = (ReplySender, Result<(), QueueError>);
 
 /// A write and its caller.
-type Waiting = (Write, Reply);
+type WaitingWrite = (WriteRequest, ReplySender);
 
-impl Writer {
+impl StoreWriter {
     /// Runs until the queue is closed. Returns the caller to answer after the file is closed and the folder is released.
-    pub(super) fn run(mut self, commands: &Receiver<Command>) -> Option<Closed> {
+    pub(super) fn run(mut self, commands: &Receiver<WriterCommand>) -> Option<CloseReply> {
         let mut others = self.store.others_wrote().ok();
         let mut looked = Instant::now();
         let mut log = LogState::default();
         loop {
-            let (group, ask) = match commands.recv_timeout(LOOK_EVERY) {
+            let (group, ask) = match commands.recv_timeout(POLL_INTERVAL) {
                 Ok(first) => gather(first, commands),
                 Err(RecvTimeoutError::Timeout) => (Vec::new(), None),
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.stop().err().iter().for_each(|error| tracing::warn!(%error, "{NO_NOTE}"));
+                    self.stop()
+                        .err()
+                        .iter()
+                        .for_each(|error| tracing::warn!(%error, "{IN_FLIGHT_NOT_RECORDED}"));
                     return None;
                 }
             };
@@ -175,11 +181,11 @@ impl Writer {
                 log.written();
             }
             match ask {
-                Some(Ask::Close { reply }) => return Some((reply, self.stop())),
+                Some(ControlRequest::Close { reply }) => return Some((reply, self.stop())),
                 Some(ask) => self.answer(ask),
                 None => {}
             }
-            if looked.elapsed() >= LOOK_EVERY {
+            if looked.elapsed() >= POLL_INTERVAL {
                 looked = Instant::now();
                 self.mend();
                 let now = self.store.others_wrote().ok();
@@ -187,13 +193,13 @@ impl Writer {
                     others = now;
                     // Only the server empties the log after writes of others: two processes that did so would trigger each
                     // other.
-                    if self.lending.is_some() {
+                    if self.dispatcher.is_some() {
                         log.written();
                     }
-                    self.lending.iter_mut().for_each(Lending::arrived_anywhere);
+                    self.dispatcher.iter_mut().for_each(MessageDispatcher::arrived_anywhere);
                 }
             }
-            self.lend();
+            self.dispatch();
             if log.is_due() && self.store.empty_log().unwrap_or(false) {
                 log = LogState::default();
             }
@@ -201,7 +207,7 @@ impl Writer {
     }
 
     /// Writes the group in one transaction.
-    fn write(&mut self, group: Vec<Waiting>) {
+    fn write(&mut self, group: Vec<WaitingWrite>) {
         let group = self.only_standing(group);
         let (max, partitions) = (self.max_messages, self.partitions);
         let written = self.store.write(|writing| {
@@ -224,8 +230,8 @@ impl Writer {
             }
             Err(error) => {
                 for (write, reply) in group {
-                    if let Write::Settle { seq, borrower } = write {
-                        self.settling.insert(seq, borrower);
+                    if let WriteRequest::Ack { seq, consumer } = write {
+                        self.acking.insert(seq, consumer);
                     }
                     let _ = reply.send(Err(unavailable(&error)));
                 }
@@ -236,17 +242,17 @@ impl Writer {
     /// Drops writes that must not take effect. An ack of a closed subscription is one: another consumer may have the
     /// message by now. A publish without a waiting caller is another: the caller tries again, so the message would be there
     /// twice.
-    fn only_standing(&self, group: Vec<Waiting>) -> Vec<Waiting> {
+    fn only_standing(&self, group: Vec<WaitingWrite>) -> Vec<WaitingWrite> {
         let mut standing = Vec::with_capacity(group.len());
         for (write, reply) in group {
-            match (&write, &self.lending) {
-                (Write::Settle { seq, borrower }, Some(lending))
-                    if !lending.stands(seq.line(), *borrower) =>
+            match (&write, &self.dispatcher) {
+                (WriteRequest::Ack { seq, consumer }, Some(dispatcher))
+                    if !dispatcher.is_current(seq.stream(), *consumer) =>
                 {
                     let text = "the message was returned when its subscription was closed".to_owned();
                     let _ = reply.send(Err(QueueError::Unavailable(text)));
                 }
-                (Write::Publish { .. } | Write::Bury { .. }, _) if reply.is_closed() => {}
+                (WriteRequest::Publish { .. } | WriteRequest::DeadLetter { .. }, _) if reply.is_closed() => {}
                 _ => standing.push((write, reply)),
             }
         }
@@ -254,43 +260,55 @@ impl Writer {
     }
 
     /// Updates the dispatcher after a write is on disk.
-    fn learn(&mut self, write: &Write) {
-        let Some(lending) = &mut self.lending else { return };
+    fn learn(&mut self, write: &WriteRequest) {
+        let Some(dispatcher) = &mut self.dispatcher else { return };
         match write {
-            Write::Publish { message, .. } => {
+            WriteRequest::Publish { message, .. } => {
                 let partition = PartitionId::of(message.destination, &message.lane, self.partitions);
-                self.store.numbers().partition(partition).iter().for_each(|line| lending.arrived(*line));
+                self.store
+                    .numbers()
+                    .partition(partition)
+                    .iter()
+                    .for_each(|stream| dispatcher.arrived(*stream));
             }
-            Write::Settle { seq, borrower } => lending.settled(seq.line(), *borrower),
-            Write::Bury { .. } | Write::Remove { .. } => {}
+            WriteRequest::Ack { seq, consumer } => dispatcher.acked(seq.stream(), *consumer),
+            WriteRequest::DeadLetter { .. } | WriteRequest::Remove { .. } => {}
         }
     }
 
-    fn answer(&mut self, ask: Ask) {
+    fn answer(&mut self, ask: ControlRequest) {
         let failed = |error: rusqlite::Error| unavailable(&error);
-        match (ask, &mut self.lending) {
-            (Ask::Borrow { line, gate, reply }, Some(lending)) => lending.queue_up(line, gate, reply),
-            (Ask::Borrow { reply, .. }, None) => {
+        match (ask, &mut self.dispatcher) {
+            (ControlRequest::Subscribe { stream, writer_handle, reply }, Some(dispatcher)) => {
+                dispatcher.enqueue(stream, writer_handle, reply)
+            }
+            (ControlRequest::Subscribe { reply, .. }, None) => {
                 let text = "this process opened the queue as a tool: only the serving process can consume";
                 let _ = reply.send(Err(QueueError::Busy(text.to_owned())));
             }
-            (Ask::GiveBack { line, number, reply }, lending) => {
-                lending.iter_mut().for_each(|lending| lending.give_back(line, number));
+            (ControlRequest::Release { stream, number, reply }, dispatcher) => {
+                dispatcher.iter_mut().for_each(|dispatcher| dispatcher.release(stream, number));
                 reply.map(|reply| reply.send(Ok(())));
             }
-            (Ask::End { line, reply }, _) => drop(reply.send(self.store.next(line).map_err(failed))),
-            (Ask::DeadLetter { after, before, reply }, _) => {
+            (ControlRequest::End { stream, reply }, _) => {
+                drop(reply.send(self.store.next(stream).map_err(failed)))
+            }
+            (ControlRequest::DeadLetter { after, before, reply }, _) => {
                 drop(reply.send(self.store.dead_letter(after, before).map_err(failed)));
             }
-            (Ask::Body { seq, reply }, _) => drop(reply.send(self.store.body(seq).map_err(failed))),
-            (Ask::Depth { reply }, _) => drop(reply.send(self.store.depth(self.partitions).map_err(failed))),
-            (Ask::Close { reply }, _) => drop(reply.send(Err(closed()))),
+            (ControlRequest::Body { seq, reply }, _) => {
+                drop(reply.send(self.store.body(seq).map_err(failed)))
+            }
+            (ControlRequest::Depth { reply }, _) => {
+                drop(reply.send(self.store.depth(self.partitions).map_err(failed)))
+            }
+            (ControlRequest::Close { reply }, _) => drop(reply.send(Err(closed()))),
         }
     }
 
-    fn lend(&mut self) {
-        if let Some(lending) = &mut self.lending
-            && let Err(error) = lending.lend(&self.store, &self.settling)
+    fn dispatch(&mut self) {
+        if let Some(dispatcher) = &mut self.dispatcher
+            && let Err(error) = dispatcher.dispatch(&self.store, &self.acking)
         {
             self.see(Some(&error));
         }
@@ -298,18 +316,18 @@ impl Writer {
 
     /// Repeats the acks that could not be written, or tests whether the file can be written.
     fn mend(&mut self) {
-        if self.settling.is_empty() && *self.connected.borrow() {
+        if self.acking.is_empty() && *self.connected.borrow() {
             return;
         }
-        let settling = &self.settling;
+        let acking = &self.acking;
         let written = self.store.write(|writing| {
-            settling.keys().try_for_each(|seq| writing.remove(*seq))?;
+            acking.keys().try_for_each(|seq| writing.remove(*seq))?;
             writing.probe()
         });
         self.see(written.as_ref().err());
         if written.is_ok() {
-            for (seq, borrower) in std::mem::take(&mut self.settling) {
-                self.learn(&Write::Settle { seq, borrower });
+            for (seq, consumer) in std::mem::take(&mut self.acking) {
+                self.learn(&WriteRequest::Ack { seq, consumer });
             }
         }
     }
@@ -331,8 +349,10 @@ impl Writer {
 
     fn stop(&mut self) -> Result<(), QueueError> {
         self.mend();
-        let noted = match &self.lending {
-            Some(lending) => self.store.stopped(&lending.lent()).map_err(|error| unavailable(&error)),
+        let noted = match &self.dispatcher {
+            Some(dispatcher) => {
+                self.store.stopped(&dispatcher.in_flight()).map_err(|error| unavailable(&error))
+            }
             None => Ok(()),
         };
         self.connected.send_replace(false);
@@ -341,13 +361,16 @@ impl Writer {
 }
 
 /// Takes the waiting commands, up to the first one that is not a write.
-fn gather(first: Command, commands: &Receiver<Command>) -> (Vec<Waiting>, Option<Ask>) {
+fn gather(
+    first: WriterCommand,
+    commands: &Receiver<WriterCommand>,
+) -> (Vec<WaitingWrite>, Option<ControlRequest>) {
     let mut group = Vec::new();
     let mut command = Some(first);
     while let Some(taken) = command {
         match taken {
-            Command::Write(write, reply) => group.push((write, reply)),
-            Command::Ask(ask) => return (group, Some(ask)),
+            WriterCommand::Write(write, reply) => group.push((write, reply)),
+            WriterCommand::Ask(ask) => return (group, Some(ask)),
         }
         command = if group.len() < GROUP_MAX { commands.try_recv().ok() } else { None };
     }
@@ -356,23 +379,23 @@ fn gather(first: Command, commands: &Receiver<Command>) -> (Vec<Waiting>, Option
 
 /// Returns `false` if the queue is full or does not know the destination.
 fn apply(
-    writing: &mut Writing<'_>,
-    write: &Write,
+    writing: &mut WriteTransaction<'_>,
+    write: &WriteRequest,
     room: &mut u64,
     partitions: u16,
 ) -> rusqlite::Result<bool> {
     match write {
-        Write::Publish { .. } if *room == 0 => return Ok(false),
-        Write::Publish { message, .. } => {
+        WriteRequest::Publish { .. } if *room == 0 => return Ok(false),
+        WriteRequest::Publish { message, .. } => {
             *room -= 1;
             return writing.publish(partitions, message);
         }
-        Write::Settle { seq, .. } => {
+        WriteRequest::Ack { seq, .. } => {
             writing.remove(*seq)?;
             *room = room.saturating_add(1);
         }
-        Write::Bury { dead, .. } => return writing.bury(dead),
-        Write::Remove { seq } => writing.remove(*seq)?,
+        WriteRequest::DeadLetter { dead, .. } => return writing.dead_letter(dead),
+        WriteRequest::Remove { seq } => writing.remove(*seq)?,
     }
     Ok(true)
 }

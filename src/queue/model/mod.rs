@@ -16,18 +16,18 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::partition::{place_number, rendezvous_weight};
-use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
+use super::partition::{consumer_position, rendezvous_weight};
+use super::{BrokerLease, PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destinations, Message, MessageId};
-pub(crate) use subscription::Receipt;
-pub(crate) use subscription::Subscription;
+pub(crate) use subscription::ModelAck;
+pub(crate) use subscription::ModelSubscription;
 
 /// Lease renewals in one heartbeat.
 const LEASE_ASKS: u32 = 3;
 
 /// How often random faults happen, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Mishaps {
+pub(crate) struct FaultPlan {
     /// A publish or a dead letter ends with an error; half of them are stored all the same.
     pub(crate) unconfirmed: u32,
     /// A subscribe is refused.
@@ -36,27 +36,27 @@ pub(crate) struct Mishaps {
 
 /// The state that all handles share.
 #[derive(Debug)]
-pub(crate) struct Broker {
+pub(crate) struct ModelBroker {
     tuning: QueueTuning,
     heartbeat: Duration,
-    mishaps: Mishaps,
-    state: Mutex<State>,
+    mishaps: FaultPlan,
+    state: Mutex<ModelState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ModelState {
     random: StdRng,
     number: u64,
     away: bool,
-    lines: BTreeMap<PartitionId, Line>,
-    places: BTreeMap<u64, Place>,
-    members: BTreeMap<String, Member>,
-    record: Record,
+    lines: BTreeMap<PartitionId, QueueLine>,
+    places: BTreeMap<u64, ConsumerPlace>,
+    members: BTreeMap<String, ConsumerMember>,
+    record: BrokerRecord,
 }
 
 /// The history for the checker.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Record {
+pub(crate) struct BrokerRecord {
     pub(crate) dead: Vec<(Instant, DeadLetter)>,
     /// May be delivered twice: published with an error, or returned by a subscription that was lost.
     pub(crate) twice: BTreeSet<MessageId>,
@@ -65,24 +65,24 @@ pub(crate) struct Record {
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    waiting: VecDeque<Entry>,
+struct QueueLine {
+    waiting: VecDeque<QueueRow>,
     /// The consumers; the first one is active.
     places: VecDeque<u64>,
-    lent: BTreeMap<u64, Entry>,
+    lent: BTreeMap<u64, QueueRow>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct QueueRow {
     number: u64,
     message: Message,
-    earlier: u32,
+    redeliveries: u32,
     /// Acked, but the ack has not arrived at the broker.
     written: bool,
 }
 
 #[derive(Debug)]
-struct Place {
+struct ConsumerPlace {
     partition: PartitionId,
     worker: String,
     news: Arc<Notify>,
@@ -93,7 +93,7 @@ struct Place {
 }
 
 #[derive(Debug)]
-struct Member {
+struct ConsumerMember {
     wanted: watch::Sender<BTreeMap<PartitionId, u64>>,
     connected: watch::Sender<bool>,
     answered: watch::Sender<Option<Instant>>,
@@ -107,29 +107,29 @@ struct Member {
 /// The handle of one process.
 #[derive(Debug, Clone)]
 pub struct ModelQueue {
-    broker: Arc<Broker>,
+    broker: Arc<ModelBroker>,
     worker: String,
 }
 
-impl Broker {
-    pub(crate) fn new(seed: u64, tuning: QueueTuning, heartbeat: Duration, mishaps: Mishaps) -> Arc<Self> {
-        let state = State {
+impl ModelBroker {
+    pub(crate) fn new(seed: u64, tuning: QueueTuning, heartbeat: Duration, mishaps: FaultPlan) -> Arc<Self> {
+        let state = ModelState {
             random: StdRng::seed_from_u64(seed),
             number: 0,
             away: false,
             lines: BTreeMap::new(),
             places: BTreeMap::new(),
             members: BTreeMap::new(),
-            record: Record::default(),
+            record: BrokerRecord::default(),
         };
         Arc::new(Self { tuning, heartbeat, mishaps, state: Mutex::new(state) })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ModelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> BrokerRecord {
         self.state().record.clone()
     }
 
@@ -150,7 +150,7 @@ impl Broker {
     /// A process connects under this name.
     pub(crate) fn join(self: &Arc<Self>, worker: &str) -> ModelQueue {
         let mut state = self.state();
-        let member = Member {
+        let member = ConsumerMember {
             wanted: watch::Sender::new(BTreeMap::new()),
             connected: watch::Sender::new(!state.away),
             answered: watch::Sender::new((!state.away).then(Instant::now)),
@@ -189,7 +189,7 @@ impl Broker {
         self.rank();
     }
 
-    /// Tells every worker which partitions a preferred worker wants, as `rabbit/peers.rs` does.
+    /// Tells every worker which partitions a preferred worker wants, as `rabbit/membership.rs` does.
     fn rank(&self) {
         let state = self.state();
         let all = || {
@@ -202,14 +202,14 @@ impl Broker {
                 let best =
                     others().map(|(name, _)| name).max_by_key(|it| rendezvous_weight(it, partition))?;
                 let better = rendezvous_weight(best, partition) > rendezvous_weight(own, partition);
-                better.then(|| (partition, place_number(best, "")))
+                better.then(|| (partition, consumer_position(best, "")))
             });
             member.wanted.send_replace(wanted.collect());
         }
     }
 
     /// Ends subscriptions on both sides at once, as a broken connection does.
-    fn take_away(&self, which: impl Fn(&Place) -> bool) {
+    fn take_away(&self, which: impl Fn(&ConsumerPlace) -> bool) {
         let mut state = self.state();
         let found = state.places.iter().filter(|(_, it)| which(it)).map(|(number, _)| *number);
         for number in found.collect::<Vec<_>>() {
@@ -302,7 +302,12 @@ impl Broker {
         }
     }
 
-    fn store(&self, on_disk: impl FnOnce(&mut State), id: MessageId, worker: &str) -> Result<(), QueueError> {
+    fn store(
+        &self,
+        on_disk: impl FnOnce(&mut ModelState),
+        id: MessageId,
+        worker: &str,
+    ) -> Result<(), QueueError> {
         let mut state = self.state();
         let reaches = state.members.get(worker).is_some_and(|member| !member.cut);
         if state.away || !reaches {
@@ -320,7 +325,7 @@ impl Broker {
     }
 }
 
-impl State {
+impl ModelState {
     fn is_cut(&self, place: u64) -> bool {
         let worker = self.places.get(&place).map(|it| &it.worker);
         worker.and_then(|worker| self.members.get(worker)).is_none_or(|member| member.cut)
@@ -345,12 +350,15 @@ impl State {
                     self.record.twice.insert(id);
                 }
                 entry.written = false;
-                entry.earlier += 1;
+                entry.redeliveries += 1;
                 line.waiting.push_front(entry);
             }
             // Messages in the buffer of the lost client were not handled, but count as redelivered.
             if !in_order && self.random.random_bool(0.3) {
-                line.waiting.iter_mut().take(4).for_each(|entry| entry.earlier = entry.earlier.max(1));
+                line.waiting
+                    .iter_mut()
+                    .take(4)
+                    .for_each(|entry| entry.redeliveries = entry.redeliveries.max(1));
             }
         }
         self.wake(partition);
@@ -395,7 +403,7 @@ impl ModelQueue {
         self.broker.tuning.partitions
     }
 
-    fn member<T>(&self, read: impl FnOnce(&Member) -> T) -> Option<T> {
+    fn member<T>(&self, read: impl FnOnce(&ConsumerMember) -> T) -> Option<T> {
         self.broker.state().members.get(&self.worker).map(read)
     }
 
@@ -407,34 +415,35 @@ impl ModelQueue {
         &self.broker.tuning.destinations
     }
 
-    pub(super) fn lease(&self) -> Lease {
+    pub(super) fn lease(&self) -> BrokerLease {
         let answered = self.member(|it| it.answered.subscribe());
         let answered = answered.unwrap_or_else(|| watch::Sender::new(None).subscribe());
-        Lease::For { answered, term: self.broker.heartbeat }
+        BrokerLease::For { answered, term: self.broker.heartbeat }
     }
 
-    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+    pub(super) fn preferred_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
         let none = || watch::Sender::new(BTreeMap::new()).subscribe();
         self.member(|it| it.wanted.subscribe()).unwrap_or_else(none)
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
-        let on_disk = |state: &mut State| {
+        let on_disk = |state: &mut ModelState| {
             state.number += 1;
-            let entry = Entry { number: state.number, message: message.clone(), earlier: 0, written: false };
+            let entry =
+                QueueRow { number: state.number, message: message.clone(), redeliveries: 0, written: false };
             state.lines.entry(partition).or_default().waiting.push_back(entry);
             state.wake(partition);
         };
         self.broker.store(on_disk, message.id, &self.worker)
     }
 
-    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        let on_disk = |state: &mut State| state.record.dead.push((Instant::now(), dead.clone()));
+    pub(super) async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        let on_disk = |state: &mut ModelState| state.record.dead.push((Instant::now(), dead.clone()));
         self.broker.store(on_disk, dead.message.id, &self.worker)
     }
 
-    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<ModelSubscription, QueueError> {
         let gone = |_| QueueError::Unavailable("the process is gone".into());
         self.connected().wait_for(|connected| *connected).await.map_err(gone)?;
         let mut state = self.broker.state();
@@ -444,16 +453,21 @@ impl ModelQueue {
         state.number += 1;
         let number = state.number;
         let news = Arc::new(Notify::new());
-        let place =
-            Place { partition, worker: self.worker.clone(), news: news.clone(), over: false, closed: false };
+        let place = ConsumerPlace {
+            partition,
+            worker: self.worker.clone(),
+            news: news.clone(),
+            over: false,
+            closed: false,
+        };
         state.places.insert(number, place);
         state.lines.entry(partition).or_default().places.push_back(number);
         state.wake(partition);
-        Ok(Subscription { broker: self.broker.clone(), number, partition, news })
+        Ok(ModelSubscription { broker: self.broker.clone(), number, partition, news })
     }
 
-    pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
-        let mut depth = Depth::default();
+    pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
+        let mut depth = QueueDepth::default();
         for (partition, line) in &self.broker.state().lines {
             let waiting = u64::try_from(line.waiting.len()).unwrap_or(u64::MAX);
             *depth.waiting.entry(partition.destination).or_default() += waiting;

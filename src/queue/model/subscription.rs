@@ -6,9 +6,9 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::sync::Notify;
 
-use super::Broker;
+use super::ModelBroker;
 use crate::queue::waiting_body::WaitingBody;
-use crate::queue::{Loan, PartitionId, QueueError};
+use crate::queue::{PartitionId, QueueError, ReceivedMessage};
 use crate::tasks;
 
 /// An ack arrives at most this many milliseconds after it was sent.
@@ -16,18 +16,18 @@ const ACK_MAX: u64 = 20;
 
 /// One of the consumers of a partition.
 #[derive(Debug)]
-pub struct Subscription {
-    pub(super) broker: Arc<Broker>,
+pub struct ModelSubscription {
+    pub(super) broker: Arc<ModelBroker>,
     pub(super) number: u64,
     pub(super) partition: PartitionId,
     pub(super) news: Arc<Notify>,
 }
 
-impl Subscription {
-    pub(in crate::queue) async fn next(&mut self) -> Option<Loan> {
+impl ModelSubscription {
+    pub(in crate::queue) async fn next(&mut self) -> Option<ReceivedMessage> {
         loop {
-            match self.lend() {
-                Some(loan) => return Some(loan),
+            match self.dispatch() {
+                Some(received) => return Some(received),
                 None if self.is_over() => return None,
                 None => self.news.notified().await,
             }
@@ -38,7 +38,7 @@ impl Subscription {
         self.broker.state().places.get(&self.number).is_none_or(|place| place.over)
     }
 
-    fn lend(&mut self) -> Option<Loan> {
+    fn dispatch(&mut self) -> Option<ReceivedMessage> {
         let mut state = self.broker.state();
         if state.away || state.is_cut(self.number) || state.places.get(&self.number)?.over {
             return None;
@@ -49,14 +49,14 @@ impl Subscription {
             return None;
         }
         let entry = line.waiting.pop_front()?;
-        let receipt = Receipt { broker: self.broker.clone(), place: self.number, number: entry.number };
-        let (message, earlier) = (entry.message.clone(), entry.earlier);
+        let ack_token = ModelAck { broker: self.broker.clone(), place: self.number, number: entry.number };
+        let (message, redeliveries) = (entry.message.clone(), entry.redeliveries);
         line.lent.insert(entry.number, entry);
-        Some(Loan {
+        Some(ReceivedMessage {
             message,
-            earlier,
+            redeliveries,
             unreadable: None,
-            receipt: crate::queue::Receipt::Model(receipt),
+            ack_token: crate::queue::AckToken::Model(ack_token),
             waiting: WaitingBody::Here(None),
             room: None,
         })
@@ -74,7 +74,7 @@ impl Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl Drop for ModelSubscription {
     fn drop(&mut self) {
         let mut state = self.broker.state();
         // The subscription is closed, or cut off from the broker, which then notices by itself.
@@ -87,14 +87,14 @@ impl Drop for Subscription {
 
 /// The ack token of one message.
 #[derive(Debug)]
-pub(crate) struct Receipt {
-    broker: Arc<Broker>,
+pub(crate) struct ModelAck {
+    broker: Arc<ModelBroker>,
     place: u64,
     number: u64,
 }
 
-impl Receipt {
-    pub(in crate::queue) fn done(self) -> Result<(), QueueError> {
+impl ModelAck {
+    pub(in crate::queue) fn ack(self) -> Result<(), QueueError> {
         let mut state = self.broker.state();
         let over = state.places.get(&self.place).is_none_or(|place| place.over);
         if over {

@@ -3,21 +3,21 @@
 //! Guarantees: the clauses of [`super`]. Each process has two connections, because the broker also stops reading acks from
 //! the connection of a blocked publisher. lapin's auto-recovery stays off, so that lanes see every failover. Every await on
 //! the broker has a timeout. Messages go back to a queue by closing a channel, because `nack`, `reject` and `basic.cancel`
-//! change the order. There are two exceptions: the takeover guard uses `nack` to restore the order (`fence.rs`), and the
-//! dead-letter reader cancels a full consumer and keeps its messages (`siding.rs`).
+//! change the order. There are two exceptions: the takeover guard uses `nack` to restore the order (`takeover.rs`), and the
+//! dead-letter reader cancels a full consumer and keeps its messages (`dead_letter_reader.rs`).
 //! Not responsible for: which messages stay unacked and for how long (`worker/`).
 
-mod acks;
-mod borrowing;
+mod ack_batch;
 mod connect;
-mod fence;
-mod inspect;
-mod links;
-mod peers;
+mod connections;
+mod consumer;
+mod dead_letters;
+mod membership;
+mod publish_limit;
 mod publisher;
-mod shares;
-mod siding;
+mod self_test;
 mod subscription;
+mod takeover;
 mod topology;
 mod wire;
 
@@ -29,15 +29,15 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{Depth, Lease, PartitionId, QueueError, QueueTuning};
+use super::{BrokerLease, PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Destinations, Message};
-pub use inspect::version;
-use links::Links;
-use publisher::Order;
-pub use siding::Siding;
-pub(crate) use subscription::Receipt;
-pub use subscription::Subscription;
-use topology::Census;
+use connections::BrokerConnections;
+pub use dead_letters::RabbitReader;
+use publisher::PublishRequest;
+pub use self_test::version;
+pub(crate) use subscription::RabbitAck;
+pub use subscription::RabbitSubscription;
+use topology::QueueStats;
 
 /// The role of this process. An ingress needs no consuming connection, and a tool announces nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum RabbitUse {
     /// Publishes, consumes, and announces itself to the other workers.
     Work,
     /// Publishes and reads dead letters.
-    Desk,
+    Admin,
 }
 
 /// How to reach the broker.
@@ -70,7 +70,7 @@ impl RabbitSettings {
     /// fixed name.
     fn reachable(&self) -> QueueTuning {
         let fixed = [Destination::ServiceNow, Destination::Xo, Destination::Events, Destination::Callbacks];
-        let more = if self.usage == RabbitUse::Desk { fixed.as_slice() } else { &[] };
+        let more = if self.usage == RabbitUse::Admin { fixed.as_slice() } else { &[] };
         let destinations = self.tuning.destinations.iter().chain(more.iter().copied());
         QueueTuning { destinations: Destinations::new(destinations), ..self.tuning.clone() }
     }
@@ -111,17 +111,17 @@ async fn within<T>(
 #[derive(Debug, Clone)]
 pub struct RabbitQueue {
     destinations: Destinations,
-    links: Arc<Links>,
-    orders: mpsc::Sender<Order>,
+    connections: Arc<BrokerConnections>,
+    requests: mpsc::Sender<PublishRequest>,
 }
 
 impl RabbitQueue {
     /// Starts to connect and returns at once. [`Self::connected`] shows whether the engine is usable.
     pub fn open(settings: RabbitSettings) -> Self {
-        let (orders, taken) = mpsc::channel(publisher::LINE);
+        let (requests, taken) = mpsc::channel(publisher::CAPACITY);
         let destinations = settings.reachable().destinations;
-        let links = Links::start(settings, taken);
-        Self { destinations, links, orders }
+        let connections = BrokerConnections::start(settings, taken);
+        Self { destinations, connections, requests }
     }
 
     /// Waits at most `limit` until the engine is usable. For commands of the CLI, which must not wait for ever.
@@ -132,18 +132,18 @@ impl RabbitQueue {
             error = self.broken() => Err(error),
             waited = tokio::time::timeout(limit, wait) => match waited {
                 Ok(Ok(_)) => Ok(()),
-                _ => Err(QueueError::Unavailable(format!("no connection to the broker within {limit:?}: {}", self.links.trouble()))),
+                _ => Err(QueueError::Unavailable(format!("no connection to the broker within {limit:?}: {}", self.connections.trouble()))),
             },
         }
     }
 
     /// Waits for an error that cannot heal by itself. The process should end with this error.
     pub async fn broken(&self) -> QueueError {
-        self.links.broken().await
+        self.connections.broken().await
     }
 
     pub(super) fn partitions(&self) -> u16 {
-        self.links.settings.tuning.partitions
+        self.connections.settings.tuning.partitions
     }
 
     pub(super) fn destinations(&self) -> &Destinations {
@@ -151,37 +151,44 @@ impl RabbitQueue {
     }
 
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
-        self.links.connected.subscribe()
+        self.connections.connected.subscribe()
     }
 
-    pub(super) fn lease(&self) -> Lease {
-        Lease::For { answered: self.links.answered.subscribe(), term: self.links.settings.heartbeat }
+    pub(super) fn lease(&self) -> BrokerLease {
+        BrokerLease::For {
+            answered: self.connections.answered.subscribe(),
+            term: self.connections.settings.heartbeat,
+        }
     }
 
-    pub(super) fn wanted_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
-        self.links.wanted.subscribe()
+    pub(super) fn preferred_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {
+        self.connections.preferred_elsewhere.subscribe()
     }
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
-        let order = Order::new(topology::IN, partition.to_string(), message, wire::encode(message));
-        self.place(order).await
+        let request =
+            PublishRequest::new(topology::IN, partition.to_string(), message, wire::encode(message));
+        self.place(request).await
     }
 
-    pub(super) async fn bury(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+    pub(super) async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         let key = dead.message.destination.as_str().to_owned();
-        let order = Order::new(topology::DLX, key, &dead.message, wire::encode_dead(dead));
-        self.place(order).await
+        let request = PublishRequest::new(topology::DLX, key, &dead.message, wire::encode_dead(dead));
+        self.place(request).await
     }
 
-    async fn place(&self, (order, answer): (Order, publisher::Answer)) -> Result<(), QueueError> {
-        if let Some(trouble) = self.links.cannot_publish() {
+    async fn place(
+        &self,
+        (request, answer): (PublishRequest, publisher::ConfirmReceiver),
+    ) -> Result<(), QueueError> {
+        if let Some(trouble) = self.connections.cannot_publish() {
             return Err(QueueError::Unavailable(trouble));
         }
-        let limit = self.links.settings.tuning.publish_timeout;
+        let limit = self.connections.settings.tuning.publish_timeout;
         let deadline = Instant::now() + limit;
         let late = || QueueError::Unavailable(format!("the broker did not confirm within {limit:?}"));
-        tokio::time::timeout_at(deadline, self.orders.send(order))
+        tokio::time::timeout_at(deadline, self.requests.send(request))
             .await
             .map_err(|_| late())?
             .map_err(|_| QueueError::Unavailable("the queue is closed".into()))?;
@@ -194,25 +201,26 @@ impl RabbitQueue {
         }
     }
 
-    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<Subscription, QueueError> {
-        Subscription::open(&self.links, partition).await.map_err(QueueError::from)
+    pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<RabbitSubscription, QueueError> {
+        RabbitSubscription::open(&self.connections, partition).await.map_err(QueueError::from)
     }
 
-    pub(super) async fn siding(&self, destination: Destination) -> Result<Siding, QueueError> {
-        Siding::open(&self.links, destination).await
+    pub(super) async fn dlq_reader(&self, destination: Destination) -> Result<RabbitReader, QueueError> {
+        RabbitReader::open(&self.connections, destination).await
     }
 
-    pub(super) async fn depth(&self) -> Result<Depth, QueueError> {
-        let connection = self.links.consuming().or_else(|| self.links.publishing());
+    pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
+        let connection = self.connections.consuming().or_else(|| self.connections.publishing());
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
-        let mut census = Census::new(&connection);
-        let mut depth = Depth { astray: count(&mut census, topology::UNROUTED).await?, ..Depth::default() };
+        let mut stats = QueueStats::new(&connection);
+        let mut depth =
+            QueueDepth { unroutable: count(&mut stats, topology::UNROUTED).await?, ..QueueDepth::default() };
         for destination in self.destinations().iter() {
-            depth.dead += count(&mut census, &topology::dead_queue(destination)).await?;
+            depth.dead += count(&mut stats, &topology::dead_queue(destination)).await?;
             let mut waiting = 0;
             for partition in PartitionId::all(destination, self.partitions()) {
-                waiting += count(&mut census, &topology::partition_queue(partition)).await?;
+                waiting += count(&mut stats, &topology::partition_queue(partition)).await?;
             }
             depth.waiting.insert(destination, waiting);
         }
@@ -220,10 +228,10 @@ impl RabbitQueue {
     }
 
     pub(super) async fn close(&self) {
-        self.links.close().await;
+        self.connections.close().await;
     }
 }
 
-async fn count(census: &mut Census<'_>, name: &str) -> Result<u64, QueueError> {
-    Ok(census.waiting(name).await?.unwrap_or_default())
+async fn count(stats: &mut QueueStats<'_>, name: &str) -> Result<u64, QueueError> {
+    Ok(stats.waiting(name).await?.unwrap_or_default())
 }

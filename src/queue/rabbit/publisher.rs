@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a publish request is answered `Ok` only after the broker's confirm. At most one message of a lane is
 //! unconfirmed, so that no later message overtakes a failed publish. A request whose caller has given up is not published.
-//! A queue that confirms nothing does not hold up other queues (`shares.rs`).
+//! A queue that confirms nothing does not hold up other queues (`limits.rs`).
 //! Each channel has one task, because lapin swaps the confirms of several tasks on one channel. The task does not wait for
 //! a write: requests that arrive meanwhile go into the same write.
 
@@ -19,29 +19,29 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::links::Links;
-use super::shares::Shares;
+use super::connections::BrokerConnections;
+use super::publish_limit::PerQueueLimit;
 use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, within};
 use crate::message::{LaneKey, Message};
 use crate::queue::QueueError;
 
 /// Publish requests that may wait for the publisher.
-pub(super) const LINE: usize = 1024;
+pub(super) const CAPACITY: usize = 1024;
 /// The largest number of unconfirmed publishes.
-const WINDOW: usize = 256;
+const MAX_UNCONFIRMED: usize = 256;
 /// Requests for one queue that may wait for its in-flight limit. More are refused, before they fill the line for all
 /// queues.
-const SHARE_LINE: usize = LINE / 4 * 3;
+const QUEUE_CAPACITY: usize = CAPACITY / 4 * 3;
 /// Above this number of unconfirmed publishes, new requests wait until half of them are confirmed, and then leave as one
 /// batch. The broker writes and confirms a batch at once, which costs it half as much as single messages.
-const ALONE: usize = 8;
+const MIN_BATCH: usize = 8;
 /// The longest wait for a batch: a partition that confirms nothing must not hold up the others.
-const COMPANY_WITHIN: Duration = Duration::from_millis(5);
+const MAX_BATCH_DELAY: Duration = Duration::from_millis(5);
 
 /// A request to publish one message.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct PublishRequest {
     exchange: &'static str,
     key: String,
     lane: LaneKey,
@@ -50,15 +50,15 @@ pub(super) struct Order {
     answer: oneshot::Sender<Result<(), QueueError>>,
 }
 
-pub(super) type Answer = oneshot::Receiver<Result<(), QueueError>>;
+pub(super) type ConfirmReceiver = oneshot::Receiver<Result<(), QueueError>>;
 
-impl Order {
+impl PublishRequest {
     pub(super) fn new(
         exchange: &'static str,
         key: String,
         message: &Message,
         properties: BasicProperties,
-    ) -> (Self, Answer) {
+    ) -> (Self, ConfirmReceiver) {
         let (answer, answered) = oneshot::channel();
         let (lane, body) = (message.lane.clone(), message.body.clone());
         (Self { exchange, key, lane, properties, body, answer }, answered)
@@ -71,7 +71,7 @@ impl Order {
 }
 
 /// The end of a request: its queue and lane, the channel to its caller, and the result.
-struct Confirmed {
+struct ConfirmedPublish {
     key: String,
     lane: LaneKey,
     answer: oneshot::Sender<Result<(), QueueError>>,
@@ -79,15 +79,15 @@ struct Confirmed {
 }
 
 /// Publishes until cancellation. Without a connection every request is refused at once.
-pub(super) async fn run(links: Arc<Links>, mut orders: mpsc::Receiver<Order>) {
+pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc::Receiver<PublishRequest>) {
     loop {
         let connection = tokio::select! {
             biased;
-            () = links.stop.wait() => return,
-            connection = links.until_publishing() => connection,
-            order = orders.recv() => match order {
-                Some(order) => {
-                    order.refuse(QueueError::Unavailable("no connection to the broker".into()));
+            () = connections.stop.cancelled() => return,
+            connection = connections.until_publishing() => connection,
+            request = requests.recv() => match request {
+                Some(request) => {
+                    request.refuse(QueueError::Unavailable("no connection to the broker".into()));
                     continue;
                 }
                 None => return,
@@ -95,10 +95,10 @@ pub(super) async fn run(links: Arc<Links>, mut orders: mpsc::Receiver<Order>) {
         };
         match open(&connection).await {
             Ok(channel) => {
-                let mut window = Window::new(channel);
+                let mut window = PublishWindow::new(channel);
                 tokio::select! {
-                    () = links.stop.wait() => return,
-                    error = window.publish_all(&mut orders) => tracing::debug!(%error, "publishing channel lost"),
+                    () = connections.stop.cancelled() => return,
+                    error = window.publish_all(&mut requests) => tracing::debug!(%error, "publishing channel lost"),
                 }
             }
             Err(error) => {
@@ -116,12 +116,12 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 }
 
 /// The unconfirmed publishes of one channel. Dropping it tells all waiting callers that the outcome is unknown.
-struct Window {
+struct PublishWindow {
     channel: Channel,
-    unconfirmed: FuturesUnordered<BoxFuture<'static, Confirmed>>,
+    unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
     /// Requests behind an earlier request of their lane, which is unconfirmed or waits in `shares`.
-    behind: HashMap<LaneKey, VecDeque<Order>>,
-    shares: Shares<Order>,
+    blocked: HashMap<LaneKey, VecDeque<PublishRequest>>,
+    limits: PerQueueLimit<PublishRequest>,
     /// The number of requests in `behind` and in `shares`.
     waiting: usize,
     /// The next batch starts when at most this number is unconfirmed, ...
@@ -130,22 +130,22 @@ struct Window {
     begin_by: Instant,
 }
 
-impl Window {
+impl PublishWindow {
     fn new(channel: Channel) -> Self {
         Self {
             channel,
             unconfirmed: FuturesUnordered::new(),
-            behind: HashMap::new(),
-            shares: Shares::new(),
+            blocked: HashMap::new(),
+            limits: PerQueueLimit::new(),
             waiting: 0,
-            begin_at: ALONE,
+            begin_at: MIN_BATCH,
             begin_by: Instant::now(),
         }
     }
 
-    async fn publish_all(&mut self, orders: &mut mpsc::Receiver<Order>) -> RabbitError {
+    async fn publish_all(&mut self, requests: &mut mpsc::Receiver<PublishRequest>) -> RabbitError {
         loop {
-            let room = self.unconfirmed.len() < WINDOW && self.waiting < LINE;
+            let room = self.unconfirmed.len() < MAX_UNCONFIRMED && self.waiting < CAPACITY;
             let ready = self.unconfirmed.len() <= self.begin_at;
             tokio::select! {
                 Some(confirmed) = self.unconfirmed.next() => {
@@ -155,68 +155,68 @@ impl Window {
                         return RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into()));
                     }
                 }
-                () = tokio::time::sleep_until(self.begin_by), if room && !ready => self.begin_at = WINDOW,
-                Some(order) = orders.recv(), if room && ready => {
-                    let mut company = vec![order];
-                    while self.unconfirmed.len() + company.len() < WINDOW
-                        && let Ok(order) = orders.try_recv()
+                () = tokio::time::sleep_until(self.begin_by), if room && !ready => self.begin_at = MAX_UNCONFIRMED,
+                Some(request) = requests.recv(), if room && ready => {
+                    let mut company = vec![request];
+                    while self.unconfirmed.len() + company.len() < MAX_UNCONFIRMED
+                        && let Ok(request) = requests.try_recv()
                     {
-                        company.push(order);
+                        company.push(request);
                     }
                     // A partition handles neighbours in a batch as one piece of work. The sort is stable, so lanes keep
                     // their order.
                     company.sort_by(|one, other| one.key.cmp(&other.key));
-                    company.into_iter().for_each(|order| self.take(order));
-                    self.begin_at = ALONE.max(self.unconfirmed.len() / 2);
-                    self.begin_by = Instant::now() + COMPANY_WITHIN;
+                    company.into_iter().for_each(|request| self.take(request));
+                    self.begin_at = MIN_BATCH.max(self.unconfirmed.len() / 2);
+                    self.begin_by = Instant::now() + MAX_BATCH_DELAY;
                 }
                 else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
             }
         }
     }
 
-    fn take(&mut self, order: Order) {
-        if order.answer.is_closed() {
+    fn take(&mut self, request: PublishRequest) {
+        if request.answer.is_closed() {
             return;
         }
-        if let Some(line) = self.behind.get_mut(&order.lane) {
+        if let Some(line) = self.blocked.get_mut(&request.lane) {
             // Requests without a caller must not fill the line for all: their callers send new requests.
-            while line.front().is_some_and(|order| order.answer.is_closed()) {
+            while line.front().is_some_and(|request| request.answer.is_closed()) {
                 line.pop_front();
                 self.waiting -= 1;
             }
-            line.push_back(order);
+            line.push_back(request);
             self.waiting += 1;
             return;
         }
-        let lane = order.lane.clone();
-        self.behind.insert(lane.clone(), VecDeque::new());
-        if !self.enter(order) {
-            self.behind.remove(&lane);
+        let lane = request.lane.clone();
+        self.blocked.insert(lane.clone(), VecDeque::new());
+        if !self.enter(request) {
+            self.blocked.remove(&lane);
         }
     }
 
     /// Publishes the request at once, or after its queue has confirmed another one. Returns `false` if too many requests
     /// wait for this queue.
-    fn enter(&mut self, order: Order) -> bool {
-        for gone in self.shares.give_up(&order.key, |order| order.answer.is_closed()) {
+    fn enter(&mut self, request: PublishRequest) -> bool {
+        for gone in self.limits.give_up(&request.key, |request| request.answer.is_closed()) {
             self.waiting -= 1;
             self.next_of(&gone.lane);
         }
-        if self.shares.waiting(&order.key) >= SHARE_LINE {
-            order
+        if self.limits.waiting(&request.key) >= QUEUE_CAPACITY {
+            request
                 .refuse(QueueError::Unavailable("too many publishes to its queue wait for a confirm".into()));
             return false;
         }
-        let key = order.key.clone();
-        match self.shares.enter(&key, order) {
-            Some(order) => self.publish(order),
+        let key = request.key.clone();
+        match self.limits.enter(&key, request) {
+            Some(request) => self.publish(request),
             None => self.waiting += 1,
         }
         true
     }
 
-    fn confirmed(&mut self, confirmed: Confirmed) {
+    fn confirmed(&mut self, confirmed: ConfirmedPublish) {
         let answer = match confirmed.result {
             Ok(Confirmation::Ack(None)) => Ok(()),
             Ok(Confirmation::Ack(Some(_))) => {
@@ -232,31 +232,31 @@ impl Window {
 
     /// Publishes the next request for this queue whose caller still waits.
     fn next_at(&mut self, key: &str) {
-        while let Some(order) = self.shares.confirmed(key) {
+        while let Some(request) = self.limits.confirmed(key) {
             self.waiting -= 1;
-            if !order.answer.is_closed() {
-                return self.publish(order);
+            if !request.answer.is_closed() {
+                return self.publish(request);
             }
-            self.next_of(&order.lane);
+            self.next_of(&request.lane);
         }
     }
 
     /// Publishes the next request of this lane whose caller still waits.
     fn next_of(&mut self, lane: &LaneKey) {
-        while let Some(line) = self.behind.get_mut(lane) {
-            let Some(order) = line.pop_front() else {
-                self.behind.remove(lane);
+        while let Some(line) = self.blocked.get_mut(lane) {
+            let Some(request) = line.pop_front() else {
+                self.blocked.remove(lane);
                 return;
             };
             self.waiting -= 1;
-            if !order.answer.is_closed() && self.enter(order) {
+            if !request.answer.is_closed() && self.enter(request) {
                 return;
             }
         }
     }
 
-    fn publish(&mut self, order: Order) {
-        let Order { exchange, key, lane, properties, body, answer } = order;
+    fn publish(&mut self, request: PublishRequest) {
+        let PublishRequest { exchange, key, lane, properties, body, answer } = request;
         let channel = self.channel.clone();
         let mut publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -265,7 +265,7 @@ impl Window {
                 Ok(confirm) => confirm.await,
                 Err(error) => Err(error),
             };
-            Confirmed { key, lane, answer, result }
+            ConfirmedPublish { key, lane, answer, result }
         });
         // The first poll numbers the message and queues it in lapin, in one step. So polling here keeps the order of the
         // requests.

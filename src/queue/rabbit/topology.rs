@@ -41,7 +41,7 @@ pub(super) fn dead_queue(destination: Destination) -> String {
 }
 
 /// The lock of the dead-letter reader of a destination; not part of the topology.
-pub(super) fn visit_lock(destination: Destination) -> String {
+pub(super) fn reader_lock(destination: Destination) -> String {
     format!("visit.{destination}")
 }
 
@@ -127,27 +127,27 @@ pub(super) async fn check_partitions(
     connection: &Connection,
     tuning: &QueueTuning,
 ) -> Result<bool, RabbitError> {
-    let mut census = Census::new(connection);
+    let mut stats = QueueStats::new(connection);
     let mut found = false;
     for destination in tuning.destinations.iter() {
-        found |= check_destination(&mut census, destination, tuning.partitions).await?;
+        found |= check_destination(&mut stats, destination, tuning.partitions).await?;
     }
     Ok(found)
 }
 
 async fn check_destination(
-    census: &mut Census<'_>,
+    stats: &mut QueueStats<'_>,
     destination: Destination,
     partitions: u16,
 ) -> Result<bool, RabbitError> {
     let first = PartitionId { destination, index: 0 };
-    if census.waiting(&partition_queue(first)).await?.is_none() {
+    if stats.waiting(&partition_queue(first)).await?.is_none() {
         return Ok(false);
     }
     let last = PartitionId { index: partitions.saturating_sub(1), ..first };
     let beyond = PartitionId { index: partitions, ..first };
-    let missing = census.waiting(&partition_queue(last)).await?.is_none();
-    let more = census.waiting(&partition_queue(beyond)).await?.is_some();
+    let missing = stats.waiting(&partition_queue(last)).await?.is_none();
+    let more = stats.waiting(&partition_queue(beyond)).await?.is_some();
     if !missing && !more {
         return Ok(true);
     }
@@ -159,23 +159,23 @@ async fn check_destination(
 }
 
 /// Reads queue statistics on a channel of its own, because the broker closes the channel if a queue is missing.
-pub(super) struct Census<'a> {
+pub(super) struct QueueStats<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,
 }
 
-impl<'a> Census<'a> {
+impl<'a> QueueStats<'a> {
     pub(super) const fn new(connection: &'a Connection) -> Self {
         Self { connection, channel: None }
     }
 
     /// The number of waiting messages; `None` if the queue does not exist.
     pub(super) async fn waiting(&mut self, name: &str) -> Result<Option<u64>, RabbitError> {
-        Ok(self.ask(name).await?.map(|queue| queue.waiting))
+        Ok(self.count_of(name).await?.map(|queue| queue.waiting))
     }
 
     /// `None` if the queue does not exist.
-    pub(super) async fn ask(&mut self, name: &str) -> Result<Option<Counted>, RabbitError> {
+    pub(super) async fn count_of(&mut self, name: &str) -> Result<Option<QueueCount>, RabbitError> {
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => within(ANSWER_TIMEOUT, self.connection.create_channel()).await?,
@@ -194,16 +194,16 @@ impl<'a> Census<'a> {
 }
 
 /// Reads the statistics of one queue. If the queue does not exist, the broker closes the channel.
-pub(super) async fn count(channel: &Channel, name: &str) -> Result<Counted, RabbitError> {
+pub(super) async fn count(channel: &Channel, name: &str) -> Result<QueueCount, RabbitError> {
     let passive = QueueDeclareOptions::durable().passive();
     let ask = channel.queue_declare(name.into(), passive, FieldTable::default());
     let queue = within(ANSWER_TIMEOUT, ask).await?;
-    Ok(Counted { waiting: queue.message_count().into(), consumers: queue.consumer_count() })
+    Ok(QueueCount { waiting: queue.message_count().into(), consumers: queue.consumer_count() })
 }
 
 /// The statistics of a queue. If both are 0, this may be no answer: the broker reports the same for a queue that has no
 /// leader or does not answer within 250 ms (`rabbit_quorum_queue:stat` of 3.10 to 4.3).
-pub(super) struct Counted {
+pub(super) struct QueueCount {
     /// Messages that no consumer has.
     pub(super) waiting: u64,
     /// The active consumer, and other consumers with unacked messages.

@@ -12,8 +12,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 
 use crate::message::{
-    DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, RequestId, Story,
-    Trace, TraceParent,
+    AttemptHistory, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest,
+    RequestId, Trace, TraceParent,
 };
 
 const VERSION: i64 = 1;
@@ -27,12 +27,12 @@ const H_TRACE_PARENT: &str = "traceparent";
 
 /// The fields that a dead letter adds to its message.
 #[derive(Serialize, Deserialize)]
-struct Death {
+struct DeathRecord {
     reason: DeadReason,
     detail: String,
     died_at: Timestamp,
     #[serde(default)]
-    story: Story,
+    story: AttemptHistory,
 }
 
 pub(super) fn encode(message: &Message) -> BasicProperties {
@@ -40,7 +40,7 @@ pub(super) fn encode(message: &Message) -> BasicProperties {
 }
 
 pub(super) fn encode_dead(dead: &DeadLetter) -> BasicProperties {
-    let death = Death {
+    let death = DeathRecord {
         reason: dead.reason,
         detail: dead.detail.clone(),
         died_at: dead.died_at,
@@ -101,8 +101,8 @@ pub(super) fn decode(delivery: &mut Delivery, destination: Destination) -> (Mess
 
 /// Decodes a dead letter. A letter without our header was dead-lettered by the broker, or is unreadable.
 pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> DeadLetter {
-    let death =
-        header_text(&delivery.properties, H_DEAD).and_then(|json| serde_json::from_str::<Death>(&json).ok());
+    let death = header_text(&delivery.properties, H_DEAD)
+        .and_then(|json| serde_json::from_str::<DeathRecord>(&json).ok());
     let (message, trouble) = decode(delivery, destination);
     match death {
         Some(death) => DeadLetter {
@@ -120,7 +120,7 @@ pub(super) fn decode_dead(delivery: &mut Delivery, destination: Destination) -> 
                     "dead-lettered by the broker (delivery limit), not by a worker".into(),
                 ),
             };
-            DeadLetter::new(message, reason, detail, Story::default())
+            DeadLetter::new(message, reason, detail, AttemptHistory::default())
         }
     }
 }
@@ -185,7 +185,7 @@ fn header_number(properties: &BasicProperties, name: &str) -> Option<i64> {
 }
 
 /// How often the broker delivered the message before, as quorum queues count; at least 1 if the broker says "redelivered".
-pub(super) fn earlier(delivery: &Delivery) -> u32 {
+pub(super) fn redeliveries(delivery: &Delivery) -> u32 {
     let counted = header_number(&delivery.properties, "x-delivery-count").unwrap_or(0);
     u32::try_from(counted).unwrap_or(u32::MAX).max(u32::from(delivery.redelivered))
 }
@@ -243,8 +243,8 @@ mod tests {
         let mut readable = delivery(properties.clone(), &message.body);
         assert_eq!(decode(&mut readable, Destination::Xo), (message, None));
         let mut unreadable = delivery(properties.with_type("of.tomorrow".into()), b"{}");
-        let (kept, trouble) = decode(&mut unreadable, Destination::Xo);
-        assert_eq!((kept.trace, trouble.is_some()), (trace, true));
+        let (held_back, trouble) = decode(&mut unreadable, Destination::Xo);
+        assert_eq!((held_back.trace, trouble.is_some()), (trace, true));
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_reads_back_as_it_was() {
-        let dead = DeadLetter::new(message(), DeadReason::Expired, "too late", Story::default());
+        let dead = DeadLetter::new(message(), DeadReason::Expired, "too late", AttemptHistory::default());
         let mut delivery = delivery(encode_dead(&dead), &dead.message.body);
         assert_eq!(decode_dead(&mut delivery, Destination::Xo), dead);
     }

@@ -11,12 +11,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::state::{BotKitCall, Handle, State};
-use super::switches::{ClearOfLapsed, RepeatedCall, Skipped, WantsContext};
+use super::state::{BotKitCall, BotKitInner, SessionHandle};
+use super::switches::{ClearOfLapsed, RepeatedCall, SkippedTurn, WantsContext};
 use super::token;
-use super::turns::{self, Shown};
-use crate::sandbox::gate::Effect;
-use crate::sandbox::world::World;
+use super::turns::{self, ShownText};
+use crate::sandbox::fault_gate::CallEffect;
+use crate::sandbox::state::SandboxState;
 
 /// Maximum difference between a caller's clock and XO's clock, in seconds.
 const LEEWAY: f64 = 5.0;
@@ -36,15 +36,15 @@ const CLASSES: [&str; 8] = [
 
 /// The status and the reason of a refused call.
 #[derive(Debug)]
-pub(super) struct Refused(StatusCode, String);
+pub(super) struct RefusedCall(StatusCode, String);
 
-impl Refused {
+impl RefusedCall {
     pub(super) fn new(status: StatusCode, why: &str) -> Self {
         Self(status, why.to_owned())
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for RefusedCall {
     fn into_response(self) -> Response {
         let error = json!({ "errors": [{ "msg": self.1, "code": self.0.as_u16() }] });
         (self.0, Json(error)).into_response()
@@ -53,7 +53,7 @@ impl IntoResponse for Refused {
 
 /// `POST {baseUrl}/{call}/{requestId}`
 pub(super) async fn call(
-    Extract(world): Extract<Arc<World>>,
+    Extract(world): Extract<Arc<SandboxState>>,
     Path((bot, call, handle)): Path<(String, String, String)>,
     headers: HeaderMap,
     body: Bytes,
@@ -61,23 +61,24 @@ pub(super) async fn call(
     match take(&world, &bot, &call, &handle, &headers, &body) {
         Ok(answer) => answer,
         Err(refused) if world.botkit.switches().answers_json => refused.into_response(),
-        Err(Refused(status, _)) => (status, "Refused").into_response(),
+        Err(RefusedCall(status, _)) => (status, "Refused").into_response(),
     }
 }
 
 fn take(
-    world: &Arc<World>,
+    world: &Arc<SandboxState>,
     bot: &str,
     call: &str,
     request_id: &str,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Response, Refused> {
+) -> Result<Response, RefusedCall> {
     log_in(world, bot, headers)?;
     let body: Value = serde_json::from_slice(body).map_err(|_| bad("the body is not JSON"))?;
     let mut state = world.botkit.lock();
     let switches = state.switches;
-    let answered = |user: &str| Effect::on(success(switches.ok_status, switches.answers_json), user, None);
+    let answered =
+        |user: &str| CallEffect::on(success(switches.ok_status, switches.answers_json), user, None);
     let known = state.handle(bot, request_id).cloned();
     let handle = match known {
         Some(handle) if state.is_live(&handle) => handle,
@@ -91,7 +92,7 @@ fn take(
     complete(&state, &handle, request_id, &body)?;
     let note = BotKitCall {
         call: call.to_owned(),
-        text: Shown::read(&body).map(|shown| shown.text).filter(|_| call.starts_with("send")),
+        text: ShownText::read(&body).map(|shown| shown.text).filter(|_| call.starts_with("send")),
     };
     let event = handle.event.and_then(|number| state.event(number));
     let repeated = call != "extendcallid" && event.is_some_and(|event| event.calls.contains(&note));
@@ -116,24 +117,24 @@ fn success(status: u16, json: bool) -> Response {
     if json { (status, Json(json!({ "status": "ok" }))).into_response() } else { status.into_response() }
 }
 
-fn gone(state: &State) -> Refused {
+fn gone(state: &BotKitInner) -> RefusedCall {
     let status = StatusCode::from_u16(state.switches.lapsed_status).unwrap_or(StatusCode::NOT_FOUND);
-    Refused::new(status, "the request id is not known or has lapsed")
+    RefusedCall::new(status, "the request id is not known or has lapsed")
 }
 
 /// Performs the call, and ends the wait of its event.
 fn act(
-    world: &World,
-    state: &mut State,
+    world: &SandboxState,
+    state: &mut BotKitInner,
     call: &str,
     request_id: &str,
-    handle: &Handle,
+    handle: &SessionHandle,
     body: &Value,
-) -> Result<(), Refused> {
+) -> Result<(), RefusedCall> {
     let key = &handle.key;
     let event = handle.event.and_then(|number| state.event(number)).cloned();
     let event_name = event.as_ref().map(|event| event.event.clone()).unwrap_or_default();
-    let ends = |state: &mut State| handle.event.and_then(|number| state.end_wait(number, call));
+    let ends = |state: &mut BotKitInner| handle.event.and_then(|number| state.end_wait(number, call));
     match call {
         "sendUserMessage" | "sendAlertMessage" => {
             let shown = shown(state, body)?;
@@ -155,7 +156,7 @@ fn act(
             turns::bot_reads(world, state, key, words, connects);
         }
         "skipBotMessage" | "skipUserMessage" => {
-            if let Some(event) = ends(state).filter(|_| state.switches.skipped == Skipped::PassedOn) {
+            if let Some(event) = ends(state).filter(|_| state.switches.skipped == SkippedTurn::PassedOn) {
                 turns::passes_on(world, state, &event, false);
             }
         }
@@ -192,14 +193,14 @@ fn act(
             session.steps.clear();
         }
         "serviceCallback" => drop(ends(state)),
-        _ => return Err(Refused::new(StatusCode::NOT_FOUND, "there is no such call")),
+        _ => return Err(RefusedCall::new(StatusCode::NOT_FOUND, "there is no such call")),
     }
     Ok(())
 }
 
 /// The message for the user; `None` for a template without text, which only the client shows.
-fn shown(state: &State, body: &Value) -> Result<Option<Shown>, Refused> {
-    let shown = Shown::read(body);
+fn shown(state: &BotKitInner, body: &Value) -> Result<Option<ShownText>, RefusedCall> {
+    let shown = ShownText::read(body);
     if shown.is_none() && body.get("overrideMessagePayload").is_none() {
         return Err(bad("there is no message"));
     }
@@ -210,13 +211,13 @@ fn shown(state: &State, body: &Value) -> Result<Option<Shown>, Refused> {
     }
 }
 
-pub(super) fn bad(why: &str) -> Refused {
-    Refused::new(StatusCode::BAD_REQUEST, why)
+pub(super) fn bad(why: &str) -> RefusedCall {
+    RefusedCall::new(StatusCode::BAD_REQUEST, why)
 }
 
 /// Checks the `auth` token: its algorithm, its signature, its app and its expiry.
-pub(super) fn log_in(world: &World, bot: &str, headers: &HeaderMap) -> Result<(), Refused> {
-    let refused = |why: &str| Refused::new(StatusCode::UNAUTHORIZED, why);
+pub(super) fn log_in(world: &SandboxState, bot: &str, headers: &HeaderMap) -> Result<(), RefusedCall> {
+    let refused = |why: &str| RefusedCall::new(StatusCode::UNAUTHORIZED, why);
     let known = world.settings.bots.iter().find(|known| known.bot_id == bot);
     let known = known.ok_or_else(|| refused("there is no such bot"))?;
     let given = headers.get("auth").and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -233,7 +234,12 @@ pub(super) fn log_in(world: &World, bot: &str, headers: &HeaderMap) -> Result<()
 }
 
 /// Whether the body returns the required fields of the event.
-fn complete(state: &State, handle: &Handle, request_id: &str, body: &Value) -> Result<(), Refused> {
+fn complete(
+    state: &BotKitInner,
+    handle: &SessionHandle,
+    request_id: &str,
+    body: &Value,
+) -> Result<(), RefusedCall> {
     let text = |field: &str| body.get(field).and_then(Value::as_str);
     if text("requestId") != Some(request_id) {
         return Err(bad("requestId is missing or wrong"));

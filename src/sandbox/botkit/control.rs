@@ -16,11 +16,11 @@ use super::files::UserFile;
 use super::state::PostedEvent;
 use super::user::BotUser;
 use crate::sandbox::control::{problem, wrong};
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
-type Shared = State<Arc<World>>;
+type Shared = State<Arc<SandboxState>>;
 
-pub(in crate::sandbox) fn router() -> Router<Arc<World>> {
+pub(in crate::sandbox) fn router() -> Router<Arc<SandboxState>> {
     Router::new()
         .route("/sandbox/events", get(events))
         .route("/sandbox/users/{user}", get(user))
@@ -29,13 +29,13 @@ pub(in crate::sandbox) fn router() -> Router<Arc<World>> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Filter {
+struct EventFilter {
     user: Option<String>,
     waiting: Option<bool>,
     repeated: Option<bool>,
 }
 
-async fn events(State(world): Shared, Query(filter): Query<Filter>) -> Response {
+async fn events(State(world): Shared, Query(filter): Query<EventFilter>) -> Response {
     let state = world.botkit.lock();
     let fits = |event: &&PostedEvent| {
         filter.user.as_ref().is_none_or(|user| *user == event.user)
@@ -71,15 +71,15 @@ async fn user(State(world): Shared, Path(user): Path<String>) -> Response {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Deed {
+struct UserAction {
     text: Option<String>,
     channel: Option<String>,
     bot: Option<String>,
     name: Option<String>,
 }
 
-async fn act(State(world): Shared, Path((user, deed)): Path<(String, String)>, body: Bytes) -> Response {
-    let said: Deed = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
+async fn act(State(world): Shared, Path((user, action)): Path<(String, String)>, body: Bytes) -> Response {
+    let said: UserAction = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
         Ok(said) => said,
         Err(error) => return wrong(&format!("not a deed of a user: {error}; see GET /sandbox")),
     };
@@ -88,7 +88,7 @@ async fn act(State(world): Shared, Path((user, deed)): Path<(String, String)>, b
         Err(mistake) => return wrong(&mistake),
     };
     let text = said.text.as_deref();
-    let answer = match (deed.as_str(), text) {
+    let answer = match (action.as_str(), text) {
         ("say", Some(text)) => user.says(text).await,
         ("transfer", Some(text)) => user.transfers(text).await,
         ("alert", Some(text)) => user.alert(text).await,
@@ -116,11 +116,12 @@ async fn act(State(world): Shared, Path((user, deed)): Path<(String, String)>, b
     Json(json!({ "status": answer.status, "body": answer.body })).into_response()
 }
 
-fn player(world: &Arc<World>, user: &str, said: &Deed) -> Result<BotUser, String> {
-    let door = world.botkit.lock().door.clone();
-    let door = door.ok_or("this sandbox does not know where its BotKit server is: see --botkit-url")?;
+fn player(world: &Arc<SandboxState>, user: &str, said: &UserAction) -> Result<BotUser, String> {
+    let ingress_url = world.botkit.lock().ingress_url.clone();
+    let ingress_url =
+        ingress_url.ok_or("this sandbox does not know where its BotKit server is: see --botkit-url")?;
     let home = world.settings.public_url.as_deref().unwrap_or(&world.url);
-    let mut player = BotUser::new(world, home, &door, user);
+    let mut player = BotUser::new(world, home, &ingress_url, user);
     if let Some(name) = &said.bot {
         let bot = world.settings.bots.iter().find(|bot| bot.bot_id == *name);
         player = player.at(bot.ok_or_else(|| format!("bot: {name} is not a bot of this sandbox"))?);

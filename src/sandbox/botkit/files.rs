@@ -9,9 +9,9 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::calls::{Refused, log_in};
+use super::calls::{RefusedCall, log_in};
 use super::switches::FileShape;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 /// A file that a user sends.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl UserFile {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct StoredFile {
+pub(super) struct HostedFile {
     pub(super) bot: String,
     pub(super) file: UserFile,
     pub(super) at: Instant,
@@ -56,21 +56,21 @@ pub(super) fn attachment(file: &UserFile, address: &str, shape: FileShape) -> Va
 
 /// `GET /xo/files/{id}`
 pub(super) async fn file(
-    State(world): State<Arc<World>>,
+    State(world): State<Arc<SandboxState>>,
     Path(id): Path<String>,
     headers: HeaderMap,
-) -> Result<Response, Refused> {
+) -> Result<Response, RefusedCall> {
     let (stored, switches) = {
         let state = world.botkit.lock();
         (state.files.get(&id).cloned(), state.switches)
     };
-    let stored = stored.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "there is no such file"))?;
+    let stored = stored.ok_or_else(|| RefusedCall::new(StatusCode::NOT_FOUND, "there is no such file"))?;
     if !switches.files_without_token {
         log_in(&world, &stored.bot, &headers)?;
     }
     let life = Duration::from_millis(switches.file_life_ms);
     if !life.is_zero() && stored.at.elapsed() > life {
-        return Err(Refused::new(StatusCode::GONE, "the address has lapsed"));
+        return Err(RefusedCall::new(StatusCode::GONE, "the address has lapsed"));
     }
     let UserFile { content_type, bytes, headers, .. } = stored.file;
     let mut response = ([(header::CONTENT_TYPE, content_type)], bytes).into_response();

@@ -9,12 +9,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::calls::{Refused, log_in};
+use super::calls::{RefusedCall, log_in};
 use super::state::HistoryMessage;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Page {
+pub(super) struct HistoryQuery {
     #[serde(rename = "userId")]
     user: String,
     #[serde(rename = "channelType")]
@@ -25,11 +25,11 @@ pub(super) struct Page {
 
 /// `GET {baseUrl}/getMessages`: newest message first.
 pub(super) async fn history(
-    State(world): State<Arc<World>>,
+    State(world): State<Arc<SandboxState>>,
     Path(bot): Path<String>,
-    Query(page): Query<Page>,
+    Query(page): Query<HistoryQuery>,
     headers: HeaderMap,
-) -> Result<Response, Refused> {
+) -> Result<Response, RefusedCall> {
     log_in(&world, &bot, &headers)?;
     let state = world.botkit.lock();
     let of_user = state.sessions().filter(|(key, _)| {

@@ -32,17 +32,17 @@ pub use files::UserFile;
 pub use posting::BotAnswer;
 pub use script::{BotScript, BotStep};
 pub(super) use state::BotKitState;
-pub use state::{BotKitCall, Heard, PostedEvent};
+pub use state::{BotKitCall, HeardMessage, PostedEvent};
 pub use switches::{
-    AfterWait, AgentFlags, BotKitSwitches, ClearOfLapsed, FileShape, RepeatedCall, Skipped, WantsContext,
+    AfterWait, AgentFlags, BotKitSwitches, ClearOfLapsed, FileShape, RepeatedCall, SkippedTurn, WantsContext,
 };
-pub use token::{Algorithm, token};
+pub use token::{SigningAlgorithm, token};
 pub use user::BotUser;
 
 use super::Sandbox;
-use super::gate::gate;
-use super::script::Operation;
-use super::world::World;
+use super::fault_gate::gate;
+use super::fault_rules::Operation;
+use super::state::SandboxState;
 
 /// The path of the API.
 const ROOT: &str = "/xo/api/botsdk/stream/";
@@ -50,7 +50,7 @@ const ROOT: &str = "/xo/api/botsdk/stream/";
 const ROOTS: [&str; 2] = [ROOT, "/api/botsdk/stream/"];
 const FILES: &str = "/xo/files/";
 
-pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
+pub(super) fn router(world: &Arc<SandboxState>) -> Router<Arc<SandboxState>> {
     let routes = ROOTS.iter().fold(Router::new(), |router, root| {
         router
             .route(&format!("{root}{{bot}}/getMessages"), get(history::history))
@@ -63,7 +63,7 @@ pub(super) fn router(world: &Arc<World>) -> Router<Arc<World>> {
 impl Sandbox {
     /// Sets the BotKit server of users that are simulated over HTTP.
     pub fn set_botkit_url(&self, url: &str) {
-        self.world.botkit.lock().door = Some(url.to_owned());
+        self.world.botkit.lock().ingress_url = Some(url.to_owned());
     }
 
     /// All events that XO has posted, in order.
@@ -109,7 +109,7 @@ pub(super) fn operation(path: &str) -> Operation {
 
 /// The text of a call, for the user or for the bot.
 pub(super) fn words(body: &Value) -> Option<String> {
-    turns::Shown::read(body).map(|shown| shown.text)
+    turns::ShownText::read(body).map(|shown| shown.text)
 }
 
 /// The user of a call, from the channel or the context in its body.

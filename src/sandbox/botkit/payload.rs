@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::ROOT;
 use super::channel::{ChannelParts, ChannelShape, channel};
-use super::state::{Connection, SessionKey, State};
+use super::state::{BotConnection, BotKitInner, SessionKey};
 
 /// The parts of one event.
 #[derive(Debug, Default)]
@@ -21,9 +21,9 @@ pub(super) struct EventParts<'a> {
 
 /// Builds the event and its reply handle.
 pub(super) fn event(
-    state: &mut State,
+    state: &mut BotKitInner,
     key: &SessionKey,
-    connection: &Connection,
+    connection: &BotConnection,
     parts: &EventParts<'_>,
 ) -> Value {
     let switches = state.switches;
@@ -80,11 +80,11 @@ pub(super) fn event(
 }
 
 /// A reply URL of this event.
-pub(super) fn address(connection: &Connection, key: &SessionKey, call: &str, request_id: &str) -> Value {
+pub(super) fn address(connection: &BotConnection, key: &SessionKey, call: &str, request_id: &str) -> Value {
     json!(format!("{}{ROOT}{}/{call}/{request_id}", connection.xo, key.bot))
 }
 
-fn addresses(connection: &Connection, key: &SessionKey, request_id: &str) -> Value {
+fn addresses(connection: &BotConnection, key: &SessionKey, request_id: &str) -> Value {
     let base = format!("{}{ROOT}{}", connection.xo, key.bot);
     let at = |call: &str| address(connection, key, call, request_id);
     json!({

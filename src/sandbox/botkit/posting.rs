@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::state::{Connection, Posting, SessionKey};
+use super::state::{BotConnection, EventPosting, SessionKey};
 use super::switches::{AfterWait, BotKitSwitches};
 use super::token::token;
 use super::turns;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 /// The answer of a BotKit server.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +25,7 @@ pub struct BotAnswer {
 
 /// Records the event at once. The future posts the event until it is answered.
 pub(super) fn post(
-    world: &Arc<World>,
+    world: &Arc<SandboxState>,
     key: &SessionKey,
     event: &str,
     body: Value,
@@ -34,7 +34,7 @@ pub(super) fn post(
     let switches = state.switches;
     let text = body.get("message").and_then(Value::as_str).map(str::to_owned);
     let connects = body.pointer("/channel/botEvent").is_some();
-    let posting = Posting {
+    let posting = EventPosting {
         event,
         request_id: body.get("requestId").and_then(Value::as_str).unwrap_or_default(),
         text,
@@ -47,7 +47,7 @@ pub(super) fn post(
     world.botkit.notify();
     if waits && switches.turn_wait_ms > 0 {
         let later = world.clone();
-        world.crew.start(async move {
+        world.task_group.start(async move {
             tokio::time::sleep(Duration::from_millis(switches.turn_wait_ms)).await;
             end_without_call(&later, number, "timeout", switches.after_wait == AfterWait::GoesOn, connects);
         });
@@ -72,8 +72,8 @@ pub(super) fn post(
 }
 
 async fn until_answered(
-    world: &Arc<World>,
-    connection: &Connection,
+    world: &Arc<SandboxState>,
+    connection: &BotConnection,
     event: &str,
     body: &Value,
     number: u64,
@@ -107,8 +107,8 @@ async fn until_answered(
 
 /// Posts the event once, with this credential header.
 pub(super) async fn post_once(
-    world: &Arc<World>,
-    connection: &Connection,
+    world: &Arc<SandboxState>,
+    connection: &BotConnection,
     event: &str,
     body: String,
     header: &str,
@@ -116,7 +116,7 @@ pub(super) async fn post_once(
 ) -> BotAnswer {
     let timeout = Duration::from_millis(world.botkit.switches().event_timeout_ms);
     let Some(client) = &world.botkit.client else { return BotAnswer::default() };
-    let url = format!("{}/sdk/bots/{}/{event}", connection.door, connection.bot.bot_id);
+    let url = format!("{}/sdk/bots/{}/{event}", connection.ingress_url, connection.bot.bot_id);
     let request = client
         .post(url)
         .header("content-type", "application/json")
@@ -155,7 +155,7 @@ fn waits(event: &str, body: &Value, switches: BotKitSwitches) -> bool {
 }
 
 /// Ends the wait for a call that did not come.
-fn end_without_call(world: &Arc<World>, number: u64, by: &str, goes_on: bool, connects: bool) {
+fn end_without_call(world: &Arc<SandboxState>, number: u64, by: &str, goes_on: bool, connects: bool) {
     let key = {
         let mut state = world.botkit.lock();
         let Some(event) = state.end_wait(number, by) else { return };

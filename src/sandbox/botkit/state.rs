@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::channel::{ChannelKind, ChannelShape};
-use super::files::StoredFile;
+use super::files::HostedFile;
 use super::script::BotStep;
 use super::switches::{AgentFlags, BotKitSwitches};
 use crate::sandbox::settings::BotSettings;
@@ -26,7 +26,7 @@ const HANDLES_BEFORE_CLEARING: usize = 4_096;
 
 /// XO's state behind its lock, and the client that posts XO's events.
 pub(in crate::sandbox) struct BotKitState {
-    inner: Mutex<State>,
+    inner: Mutex<BotKitInner>,
     changed: watch::Sender<u64>,
     pub(super) client: Option<Client>,
 }
@@ -40,12 +40,12 @@ impl fmt::Debug for BotKitState {
 impl BotKitState {
     pub(in crate::sandbox) fn new(
         switches: BotKitSwitches,
-        door: Option<String>,
+        ingress_url: Option<String>,
         keep: Option<usize>,
     ) -> Self {
-        let state = State {
+        let state = BotKitInner {
             switches,
-            door,
+            ingress_url,
             keep,
             next: 1,
             sessions: BTreeMap::new(),
@@ -71,7 +71,7 @@ impl BotKitState {
         self.notify();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BotKitInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,7 +95,7 @@ pub(super) struct SessionKey {
 
 /// A message that the user has read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Heard {
+pub struct HeardMessage {
     /// The text. For a template this is its text, or the JSON text if the template came as the plain message.
     pub text: String,
     /// The template, if the message is one.
@@ -122,9 +122,9 @@ pub(super) struct HistoryMessage {
 
 /// The destination of a session's events.
 #[derive(Debug, Clone)]
-pub(super) struct Connection {
+pub(super) struct BotConnection {
     /// The address of the BotKit server.
-    pub(super) door: String,
+    pub(super) ingress_url: String,
     /// XO's own address, the prefix of the reply URLs.
     pub(super) xo: String,
     pub(super) bot: BotSettings,
@@ -136,15 +136,15 @@ pub(super) struct Connection {
 
 /// A session of a user with a bot.
 #[derive(Debug, Clone)]
-pub(super) struct Session {
-    pub(super) connection: Option<Connection>,
+pub(super) struct BotSession {
+    pub(super) connection: Option<BotConnection>,
     /// Whether the bot has handed the user over, or XO has put the user into agent mode.
     pub(super) agent_transfer: bool,
     /// Whether the BotKit server has begun an agent session.
     pub(super) agent_session: bool,
     pub(super) agent_sessions: u32,
     pub(super) clears: u32,
-    pub(super) heard: Vec<Heard>,
+    pub(super) heard: Vec<HeardMessage>,
     pub(super) bot_read: Vec<String>,
     /// Whether the bot got a message without text, which stops its dialog.
     pub(super) stalled: bool,
@@ -163,7 +163,7 @@ pub(super) struct Session {
     pub(super) feedback: Vec<Value>,
 }
 
-impl Session {
+impl BotSession {
     fn new() -> Self {
         Self {
             connection: None,
@@ -203,7 +203,7 @@ impl Session {
 
 /// A reply handle: XO's `requestId`.
 #[derive(Debug, Clone)]
-pub(super) struct Handle {
+pub(super) struct SessionHandle {
     pub(super) key: SessionKey,
     pub(super) fresh_at: Instant,
     pub(super) context: Arc<Value>,
@@ -260,26 +260,26 @@ impl PostedEvent {
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct BotKitInner {
     pub(super) switches: BotKitSwitches,
     /// The BotKit server of users that are simulated over HTTP.
-    pub(super) door: Option<String>,
+    pub(super) ingress_url: Option<String>,
     keep: Option<usize>,
     next: u64,
-    sessions: BTreeMap<SessionKey, Session>,
-    handles: HashMap<String, Handle>,
+    sessions: BTreeMap<SessionKey, BotSession>,
+    handles: HashMap<String, SessionHandle>,
     clear_at: usize,
     events: VecDeque<PostedEvent>,
     first_event: u64,
-    pub(super) files: HashMap<String, StoredFile>,
+    pub(super) files: HashMap<String, HostedFile>,
 }
 
-impl State {
-    pub(super) fn session(&mut self, key: &SessionKey) -> &mut Session {
-        self.sessions.entry(key.clone()).or_insert_with(Session::new)
+impl BotKitInner {
+    pub(super) fn session(&mut self, key: &SessionKey) -> &mut BotSession {
+        self.sessions.entry(key.clone()).or_insert_with(BotSession::new)
     }
 
-    pub(super) fn sessions(&self) -> impl Iterator<Item = (&SessionKey, &Session)> {
+    pub(super) fn sessions(&self) -> impl Iterator<Item = (&SessionKey, &BotSession)> {
         self.sessions.iter()
     }
 
@@ -294,16 +294,16 @@ impl State {
             self.handles.retain(|_, handle| handle.fresh_at.elapsed() < life);
             self.clear_at = HANDLES_BEFORE_CLEARING.max(self.handles.len() * 2);
         }
-        let handle = Handle { key: key.clone(), fresh_at: Instant::now(), context, event: None };
+        let handle = SessionHandle { key: key.clone(), fresh_at: Instant::now(), context, event: None };
         self.handles.insert(request_id, handle);
     }
 
     /// The handle of this bot, expired or not.
-    pub(super) fn handle(&mut self, bot: &str, request_id: &str) -> Option<&mut Handle> {
+    pub(super) fn handle(&mut self, bot: &str, request_id: &str) -> Option<&mut SessionHandle> {
         self.handles.get_mut(request_id).filter(|handle| handle.key.bot == bot)
     }
 
-    pub(super) fn is_live(&self, handle: &Handle) -> bool {
+    pub(super) fn is_live(&self, handle: &SessionHandle) -> bool {
         handle.fresh_at.elapsed() < Duration::from_millis(self.switches.handle_life_ms)
     }
 
@@ -313,7 +313,7 @@ impl State {
     }
 
     /// Records an event that is being posted. A repeated event keeps its number.
-    pub(super) fn posted(&mut self, key: &SessionKey, posting: Posting<'_>) -> u64 {
+    pub(super) fn posted(&mut self, key: &SessionKey, posting: EventPosting<'_>) -> u64 {
         let known = self.handles.get(posting.request_id).and_then(|handle| handle.event);
         if let Some(known) =
             known.filter(|known| self.event(*known).is_some_and(|event| event.event == posting.event))
@@ -392,7 +392,7 @@ impl State {
 
 /// The recorded data of a posted event.
 #[derive(Debug)]
-pub(super) struct Posting<'a> {
+pub(super) struct EventPosting<'a> {
     pub(super) event: &'a str,
     pub(super) request_id: &'a str,
     pub(super) text: Option<String>,

@@ -36,7 +36,7 @@ pub struct BotKitSwitches {
     /// The part of the event's `context` that a call must return.
     pub wants_context: WantsContext,
     /// The treatment of a message after a skip call.
-    pub skipped: Skipped,
+    pub skipped: SkippedTurn,
     /// XO's reaction to a repeated call: the same call for the same event with the same text.
     pub repeated_call: RepeatedCall,
     /// The status of a call that succeeded.
@@ -101,7 +101,7 @@ impl Default for BotKitSwitches {
             posts_twice: false,
             wants_class: true,
             wants_context: WantsContext::None,
-            skipped: Skipped::Dropped,
+            skipped: SkippedTurn::Dropped,
             repeated_call: RepeatedCall::Taken,
             ok_status: 200,
             answers_json: true,
@@ -156,7 +156,7 @@ pub enum AfterWait {
 /// The treatment of a skipped message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Skipped {
+pub enum SkippedTurn {
     /// The message is dropped.
     #[default]
     Dropped,

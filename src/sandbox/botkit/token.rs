@@ -9,7 +9,7 @@ use sha2::{Sha256, Sha512};
 
 /// The signature algorithm of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
+pub enum SigningAlgorithm {
     /// HMAC with SHA-256.
     Hs256,
     /// HMAC with SHA-512.
@@ -19,11 +19,11 @@ pub enum Algorithm {
 }
 
 /// Creates a token with these claims.
-pub fn token(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
+pub fn token(algorithm: SigningAlgorithm, claims: &Value, secret: &str) -> String {
     let name = match algorithm {
-        Algorithm::Hs256 => "HS256",
-        Algorithm::Hs512 => "HS512",
-        Algorithm::None => "none",
+        SigningAlgorithm::Hs256 => "HS256",
+        SigningAlgorithm::Hs512 => "HS512",
+        SigningAlgorithm::None => "none",
     };
     let signed = format!(
         "{}.{}",
@@ -34,13 +34,13 @@ pub fn token(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
 }
 
 /// The claims of a token, if its signature is valid for this algorithm and this secret.
-pub(super) fn claims(token: &str, wanted: Algorithm, secret: &str) -> Option<Value> {
+pub(super) fn claims(token: &str, wanted: SigningAlgorithm, secret: &str) -> Option<Value> {
     let (signed, given) = token.rsplit_once('.')?;
     let (header, claims) = signed.split_once('.')?;
     let header: Value = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
     let algorithm = match header.get("alg")?.as_str()? {
-        "HS256" => Algorithm::Hs256,
-        "HS512" => Algorithm::Hs512,
+        "HS256" => SigningAlgorithm::Hs256,
+        "HS512" => SigningAlgorithm::Hs512,
         _ => return None,
     };
     if algorithm != wanted || BASE64.decode(given).ok()? != signature(algorithm, signed, secret) {
@@ -49,13 +49,17 @@ pub(super) fn claims(token: &str, wanted: Algorithm, secret: &str) -> Option<Val
     serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()
 }
 
-fn signature(algorithm: Algorithm, signed: &str, secret: &str) -> Vec<u8> {
+fn signature(algorithm: SigningAlgorithm, signed: &str, secret: &str) -> Vec<u8> {
     let of256 = || Hmac::<Sha256>::new_from_slice(secret.as_bytes());
     let of512 = || Hmac::<Sha512>::new_from_slice(secret.as_bytes());
     match algorithm {
-        Algorithm::Hs256 => of256().map(|mac| mac.chain_update(signed).finalize().into_bytes().to_vec()),
-        Algorithm::Hs512 => of512().map(|mac| mac.chain_update(signed).finalize().into_bytes().to_vec()),
-        Algorithm::None => Ok(Vec::new()),
+        SigningAlgorithm::Hs256 => {
+            of256().map(|mac| mac.chain_update(signed).finalize().into_bytes().to_vec())
+        }
+        SigningAlgorithm::Hs512 => {
+            of512().map(|mac| mac.chain_update(signed).finalize().into_bytes().to_vec())
+        }
+        SigningAlgorithm::None => Ok(Vec::new()),
     }
     .unwrap_or_default()
 }

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::payload::{self, EventParts};
 use super::posting::post;
 use super::script::BotStep;
-use super::state::{Heard, HistoryMessage, PostedEvent, SessionKey, State};
+use super::state::{BotKitInner, HeardMessage, HistoryMessage, PostedEvent, SessionKey};
 use super::switches::BotKitSwitches;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 /// The message that a call shows to the user.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shown {
+pub(super) struct ShownText {
     pub(super) text: String,
     template: Option<Value>,
     as_agent: bool,
@@ -23,7 +23,7 @@ pub(super) struct Shown {
     raw: String,
 }
 
-impl Shown {
+impl ShownText {
     /// Reads the body of a call; `None` if there is nothing to show.
     pub(super) fn read(body: &Value) -> Option<Self> {
         let plain = body.get("message").and_then(Value::as_str);
@@ -53,9 +53,15 @@ impl Shown {
 }
 
 /// The user reads this message.
-pub(super) fn user_reads(state: &mut State, key: &SessionKey, shown: Shown, handle: &str, event: &str) {
+pub(super) fn user_reads(
+    state: &mut BotKitInner,
+    key: &SessionKey,
+    shown: ShownText,
+    handle: &str,
+    event: &str,
+) {
     let session = state.session(key);
-    session.heard.push(Heard {
+    session.heard.push(HeardMessage {
         text: shown.text,
         template: shown.template,
         as_agent: shown.as_agent,
@@ -68,7 +74,7 @@ pub(super) fn user_reads(state: &mut State, key: &SessionKey, shown: Shown, hand
 
 /// Adds a message to the history.
 pub(super) fn remember(
-    state: &mut State,
+    state: &mut BotKitInner,
     key: &SessionKey,
     incoming: bool,
     text: &str,
@@ -81,8 +87,8 @@ pub(super) fn remember(
 
 /// The bot reads this text. Its answer becomes steps; [`go_on`] performs them.
 pub(super) fn bot_reads(
-    world: &World,
-    state: &mut State,
+    world: &SandboxState,
+    state: &mut BotKitInner,
     key: &SessionKey,
     words: Option<&str>,
     connects: bool,
@@ -104,12 +110,12 @@ pub(super) fn bot_reads(
 }
 
 /// XO passes the message of an event on by itself, because no call came or because a skip call passes it on.
-pub(super) fn passes_on(world: &World, state: &mut State, event: &PostedEvent, connects: bool) {
+pub(super) fn passes_on(world: &SandboxState, state: &mut BotKitInner, event: &PostedEvent, connects: bool) {
     match event.event.as_str() {
         "on_user_message" => bot_reads(world, state, &event.key, event.text.as_deref(), connects),
         "on_bot_message" | "on_alert" => {
             if let Some(text) = event.text.as_deref().filter(|text| !text.is_empty()) {
-                user_reads(state, &event.key, Shown::words(text), "", &event.event);
+                user_reads(state, &event.key, ShownText::words(text), "", &event.event);
             }
         }
         _ => {}
@@ -117,7 +123,7 @@ pub(super) fn passes_on(world: &World, state: &mut State, event: &PostedEvent, c
 }
 
 /// Closes the session: agent mode and dialog end, and the next message belongs to a new session.
-pub(super) fn close_session(state: &mut State, key: &SessionKey, keeps_agent_mode: bool) {
+pub(super) fn close_session(state: &mut BotKitInner, key: &SessionKey, keeps_agent_mode: bool) {
     remember(state, key, true, "#session_closed", Vec::new());
     let number = state.number();
     let session = state.session(key);
@@ -130,7 +136,7 @@ pub(super) fn close_session(state: &mut State, key: &SessionKey, keeps_agent_mod
 }
 
 /// Performs the bot's next steps until a step has to wait for a call.
-pub(super) fn go_on(world: &Arc<World>, key: &SessionKey) {
+pub(super) fn go_on(world: &Arc<SandboxState>, key: &SessionKey) {
     let think = {
         let bot = world.settings.bots.iter().find(|bot| bot.bot_id == key.bot);
         bot.map_or(Duration::ZERO, |bot| bot.script.think())
@@ -139,13 +145,13 @@ pub(super) fn go_on(world: &Arc<World>, key: &SessionKey) {
         return next_steps(world, key);
     }
     let (later, key) = (world.clone(), key.clone());
-    world.crew.start(async move {
+    world.task_group.start(async move {
         tokio::time::sleep(think).await;
         next_steps(&later, &key);
     });
 }
 
-fn next_steps(world: &Arc<World>, key: &SessionKey) {
+fn next_steps(world: &Arc<SandboxState>, key: &SessionKey) {
     loop {
         let posting = {
             let mut state = world.botkit.lock();
@@ -160,13 +166,13 @@ fn next_steps(world: &Arc<World>, key: &SessionKey) {
         let Some((event, body)) = posting else { continue };
         // The event is recorded before the next step begins, because that step may have to wait for it.
         let posting = post(world, key, event, body);
-        world.crew.start(async move { drop(posting.await) });
+        world.task_group.start(async move { drop(posting.await) });
     }
 }
 
 /// The event of this step; `None` if XO performs the step without the BotKit server.
 fn take_step(
-    state: &mut State,
+    state: &mut BotKitInner,
     key: &SessionKey,
     step: BotStep,
     switches: BotKitSwitches,
@@ -183,7 +189,7 @@ fn take_step(
     if is_message && !switches.on_message {
         let mut body = json!({ "message": words });
         body["overrideMessagePayload"] = payload.unwrap_or_default();
-        if let Some(shown) = Shown::read(&body) {
+        if let Some(shown) = ShownText::read(&body) {
             user_reads(state, key, shown, "", "on_bot_message");
         }
         return None;

@@ -12,19 +12,21 @@ use serde_json::{Value, json};
 
 use super::ROOT;
 use super::channel::{ChannelKind, ChannelShape};
-use super::files::{StoredFile, UserFile, attachment};
+use super::files::{HostedFile, UserFile, attachment};
 use super::payload::{self, EventParts};
 use super::posting::{self, BotAnswer};
-use super::state::{BotKitCall, Connection, Heard, PostedEvent, Session, SessionKey, State};
+use super::state::{
+    BotConnection, BotKitCall, BotKitInner, BotSession, HeardMessage, PostedEvent, SessionKey,
+};
 use super::turns;
 use crate::sandbox::settings::BotSettings;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 /// One user of a bot. Clones are the same user.
 #[derive(Clone)]
 pub struct BotUser {
-    world: Arc<World>,
-    connection: Connection,
+    world: Arc<SandboxState>,
+    connection: BotConnection,
     user: String,
     channel: ChannelKind,
     last: Arc<Mutex<Option<(String, Value)>>>,
@@ -37,9 +39,14 @@ impl fmt::Debug for BotUser {
 }
 
 impl BotUser {
-    pub(in crate::sandbox) fn new(world: &Arc<World>, xo: &str, door: &str, user: &str) -> Self {
-        let connection = Connection {
-            door: door.trim_end_matches('/').to_owned(),
+    pub(in crate::sandbox) fn new(
+        world: &Arc<SandboxState>,
+        xo: &str,
+        ingress_url: &str,
+        user: &str,
+    ) -> Self {
+        let connection = BotConnection {
+            ingress_url: ingress_url.trim_end_matches('/').to_owned(),
             xo: xo.to_owned(),
             bot: world.settings.bots.first().cloned().unwrap_or_default(),
             shape: None,
@@ -123,7 +130,7 @@ impl BotUser {
             let id = format!("f-{}", state.number());
             let address = format!("{}/xo/files/{id}", self.connection.xo);
             let item = attachment(file, &address, state.switches.file_shape);
-            let stored = StoredFile { bot: key.bot.clone(), file: file.clone(), at: Instant::now() };
+            let stored = HostedFile { bot: key.bot.clone(), file: file.clone(), at: Instant::now() };
             state.files.insert(id, stored);
             self.acts(&mut state, &key, words.unwrap_or_default(), vec![item.clone()]);
             let mut event = self.message_event(&mut state, words);
@@ -244,7 +251,7 @@ impl BotUser {
     }
 
     /// The messages that the user has read, in order.
-    pub fn heard(&self) -> Vec<Heard> {
+    pub fn heard(&self) -> Vec<HeardMessage> {
         self.look(|session| session.heard.clone())
     }
 
@@ -344,17 +351,17 @@ impl BotUser {
         self.message_event(&mut state, Some(text))
     }
 
-    fn transfer_event(&self, state: &mut State, last_words: &str) -> Value {
+    fn transfer_event(&self, state: &mut BotKitInner, last_words: &str) -> Value {
         self.event_of(state, Some(last_words), true, true)
     }
 
-    fn message_event(&self, state: &mut State, text: Option<&str>) -> Value {
+    fn message_event(&self, state: &mut BotKitInner, text: Option<&str>) -> Value {
         self.event_of(state, text, false, true)
     }
 
     fn event_of(
         &self,
-        state: &mut State,
+        state: &mut BotKitInner,
         words: Option<&str>,
         is_transfer: bool,
         names_message: bool,
@@ -365,7 +372,7 @@ impl BotUser {
 
     /// Records an action of the user. It resets the idle time of the session; if that time is over, a new session
     /// begins.
-    fn acts(&self, state: &mut State, key: &SessionKey, words: &str, attachments: Vec<Value>) {
+    fn acts(&self, state: &mut BotKitInner, key: &SessionKey, words: &str, attachments: Vec<Value>) {
         let idle = Duration::from_millis(state.switches.session_idle_ms);
         if !idle.is_zero() && state.session(key).active_at.elapsed() > idle {
             turns::close_session(state, key, false);
@@ -379,14 +386,14 @@ impl BotUser {
     }
 
     /// Locks XO's state, and sets the BotKit server of this user's session.
-    fn state(&self) -> (SessionKey, std::sync::MutexGuard<'_, State>) {
+    fn state(&self) -> (SessionKey, std::sync::MutexGuard<'_, BotKitInner>) {
         let key = self.key();
         let mut state = self.world.botkit.lock();
         state.session(&key).connection = Some(self.connection.clone());
         (key, state)
     }
 
-    fn look<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
+    fn look<T>(&self, look: impl FnOnce(&BotSession) -> T) -> T {
         let (key, mut state) = self.state();
         look(state.session(&key))
     }

@@ -11,17 +11,17 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::desk::{Desk, Refusal, Row, TransferStep};
 use super::shapes;
-use crate::sandbox::gate::Effect;
-use crate::sandbox::world::{Receipt, World};
+use super::workspace::{AgentWorkspace, MessageRow, RefusedAction, TransferStep};
+use crate::sandbox::fault_gate::CallEffect;
+use crate::sandbox::state::{DeliveryReceipt, SandboxState};
 
 /// Maximum number of messages in one read.
 const PAGE: usize = 50;
 
-type Shared = State<Arc<World>>;
+type Shared = State<Arc<SandboxState>>;
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SandboxState>> {
     let support = "/api/now/connect/support";
     let conversations = "/api/now/connect/conversations";
     Router::new()
@@ -41,20 +41,20 @@ pub(crate) fn router() -> Router<Arc<World>> {
 }
 
 async fn queues(State(world): Shared) -> Response {
-    let desk = world.desk();
-    let list: Vec<Value> = desk.queues.values().map(|queue| shapes::queue(&desk, queue)).collect();
+    let workspace = world.workspace();
+    let list: Vec<Value> = workspace.queues.values().map(|queue| shapes::queue(&workspace, queue)).collect();
     shapes::result(StatusCode::OK, &json!(list))
 }
 
 async fn queue(State(world): Shared, Path(queue): Path<String>) -> Response {
-    let desk = world.desk();
-    let found = desk.queues.get(&queue).ok_or(Refusal::NotFound);
-    answer(found.map(|queue| shapes::queue(&desk, queue)))
+    let workspace = world.workspace();
+    let found = workspace.queues.get(&queue).ok_or(RefusedAction::NotFound);
+    answer(found.map(|queue| shapes::queue(&workspace, queue)))
 }
 
 async fn agents(State(world): Shared, Path(queue): Path<String>) -> Response {
     let agent = &world.settings.agent;
-    let known = world.desk().queues.contains_key(&queue).then_some(()).ok_or(Refusal::NotFound);
+    let known = world.workspace().queues.contains_key(&queue).then_some(()).ok_or(RefusedAction::NotFound);
     answer(known.map(|()| json!([{ "name": agent.name, "user_name": agent.user, "table": "sys_user" }])))
 }
 
@@ -68,7 +68,7 @@ async fn start(State(world): Shared, Path(queue): Path<String>, body: Bytes) -> 
         Ok(asked) => asked,
         Err(error) => return unreadable(&error),
     };
-    let done = world.write(|desk| desk.start(&queue, &asked.message));
+    let done = world.write(|workspace| workspace.start(&queue, &asked.message));
     if let Ok((row, _)) = &done {
         world.agent_notices(&row.group);
     }
@@ -77,15 +77,15 @@ async fn start(State(world): Shared, Path(queue): Path<String>, body: Bytes) -> 
 
 /// Our user's conversations in this queue that are not permanently closed.
 async fn queue_sessions(State(world): Shared, Path(queue): Path<String>) -> Response {
-    let desk = world.desk();
-    if !desk.queues.contains_key(&queue) {
-        return shapes::refused(Refusal::NotFound);
+    let workspace = world.workspace();
+    if !workspace.queues.contains_key(&queue) {
+        return shapes::refused(RefusedAction::NotFound);
     }
-    let list: Vec<Value> = desk
+    let list: Vec<Value> = workspace
         .chats()
         .filter(|chat| chat.entry().is_some_and(|entry| entry.queue == queue))
         .filter(|chat| !chat.state().closed_for_good())
-        .map(|chat| shapes::conversation(&desk, chat, &world.settings.username))
+        .map(|chat| shapes::conversation(&workspace, chat, &world.settings.username))
         .collect();
     shapes::result(StatusCode::OK, &json!(list))
 }
@@ -101,44 +101,44 @@ struct SessionFilter {
 async fn sessions(State(world): Shared, Query(filter): Query<SessionFilter>) -> Response {
     if let Some(group) = &filter.group_id {
         // The action is refused if the chat is alive or the switch is off.
-        let _ = world.write(|desk| desk.idles_out(group));
+        let _ = world.write(|workspace| workspace.idles_out(group));
     }
-    let desk = world.desk();
+    let workspace = world.workspace();
     let user = &world.settings.username;
     let chats: Vec<_> = match &filter.group_id {
-        Some(group) => desk.chat(group).into_iter().collect(),
-        None => desk.chats().collect(),
+        Some(group) => workspace.chat(group).into_iter().collect(),
+        None => workspace.chats().collect(),
     };
     let list: Vec<Value> = chats
         .into_iter()
         .flat_map(|chat| chat.entries.iter().rev().map(move |entry| (chat, entry)))
         .filter(|(_, entry)| filter.queue_id.as_ref().is_none_or(|queue| *queue == entry.queue))
         .filter(|(_, entry)| filter.closed.is_none_or(|closed| closed == entry.state.closed_for_good()))
-        .map(|(chat, entry)| shapes::queue_entry(&desk, &chat.group, entry, user))
+        .map(|(chat, entry)| shapes::queue_entry(&workspace, &chat.group, entry, user))
         .collect();
     shapes::result(StatusCode::OK, &json!(list))
 }
 
 async fn leave(State(world): Shared, Path(group): Path<String>) -> Response {
-    let done = world.write(|desk| desk.user_leaves(&group));
+    let done = world.write(|workspace| workspace.user_leaves(&group));
     entry_after(&world, StatusCode::OK, done)
 }
 
 async fn close(State(world): Shared, Path(group): Path<String>) -> Response {
-    let done = world.write(|desk| desk.agent_closes(&group));
+    let done = world.write(|workspace| workspace.agent_closes(&group));
     entry_after(&world, StatusCode::OK, done)
 }
 
 async fn rejoin(State(world): Shared, Path(group): Path<String>) -> Response {
-    let mut desk = world.desk();
-    let done = desk.user_rejoins(&group);
-    entry_now(&world, &desk, &group, done)
+    let mut workspace = world.workspace();
+    let done = workspace.user_rejoins(&group);
+    entry_now(&world, &workspace, &group, done)
 }
 
 async fn escalate(State(world): Shared, Path((group, queue)): Path<(String, String)>) -> Response {
-    let mut desk = world.desk();
-    let done = desk.escalates(&group, Some(&queue));
-    entry_now(&world, &desk, &group, done)
+    let mut workspace = world.workspace();
+    let done = workspace.escalates(&group, Some(&queue));
+    entry_now(&world, &workspace, &group, done)
 }
 
 async fn transfer(State(world): Shared, Path((group, step)): Path<(String, String)>) -> Response {
@@ -149,45 +149,51 @@ async fn transfer(State(world): Shared, Path((group, step)): Path<(String, Strin
         "complete" => TransferStep::Complete,
         _ => TransferStep::To(step),
     };
-    let mut desk = world.desk();
-    let done = desk.transfers(&group, step);
-    entry_now(&world, &desk, &group, done)
+    let mut workspace = world.workspace();
+    let done = workspace.transfers(&group, step);
+    entry_now(&world, &workspace, &group, done)
 }
 
 /// The agent accepts the chat that has waited longest.
 async fn accept(State(world): Shared, Path(queue): Path<String>) -> Response {
-    let done = world.write(|desk| {
-        let next = desk.waiting(&queue).first().map(|group| (*group).to_owned());
-        desk.agent_accepts(&next.ok_or(Refusal::NotFound)?)
+    let done = world.write(|workspace| {
+        let next = workspace.waiting(&queue).first().map(|group| (*group).to_owned());
+        workspace.agent_accepts(&next.ok_or(RefusedAction::NotFound)?)
     });
-    if matches!(done, Err(Refusal::NotFound)) {
+    if matches!(done, Err(RefusedAction::NotFound)) {
         return shapes::result(StatusCode::NOT_FOUND, &json!({ "error": "No chats are waiting" }));
     }
     entry_after(&world, StatusCode::OK, done)
 }
 
 async fn conversation(State(world): Shared, Path(group): Path<String>) -> Response {
-    let desk = world.desk();
-    answer(desk.chat(&group).map(|chat| shapes::conversation(&desk, chat, &world.settings.username)))
+    let workspace = world.workspace();
+    answer(
+        workspace.chat(&group).map(|chat| shapes::conversation(&workspace, chat, &world.settings.username)),
+    )
 }
 
 #[derive(Deserialize)]
-struct Before {
+struct PageQuery {
     before: Option<i64>,
 }
 
 /// Newest first. `before` (a message's `timestamp`) selects the next page.
-async fn messages(State(world): Shared, Path(group): Path<String>, Query(page): Query<Before>) -> Response {
-    let desk = world.desk();
-    let switches = desk.switches.rows;
+async fn messages(
+    State(world): Shared,
+    Path(group): Path<String>,
+    Query(page): Query<PageQuery>,
+) -> Response {
+    let workspace = world.workspace();
+    let switches = workspace.switches.rows;
     let before = page.before.filter(|_| !switches.ignores_before);
     let now = crate::clock::now().as_millisecond();
     let shown_since = now.saturating_sub(i64::try_from(switches.shown_after_ms).unwrap_or(i64::MAX));
-    let before = |row: &&Row| {
+    let before = |row: &&MessageRow| {
         let at = row.created.as_millisecond();
         before.is_none_or(|before| at < before) && (switches.shown_after_ms == 0 || at <= shown_since)
     };
-    answer(desk.chat(&group).map(|chat| {
+    answer(workspace.chat(&group).map(|chat| {
         let rows = chat.rows.iter().rev().filter(before).take(PAGE).map(|row| {
             let mut shown = shapes::message(row);
             if switches.hides_internal
@@ -221,11 +227,11 @@ async fn say(State(world): Shared, Path(group): Path<String>, body: Bytes) -> Re
         Err(error) => return unreadable(&error),
     };
     let SayBody { message, reflected_field, attachments } = asked;
-    match world.write(|desk| desk.user_says(&group, &message, &reflected_field, attachments)) {
+    match world.write(|workspace| workspace.user_says(&group, &message, &reflected_field, attachments)) {
         Ok((row, receipt)) => {
             world.agent_hears(&group, &message);
             let response = shapes::result(StatusCode::OK, &shapes::message(&row));
-            Effect::on(response, &row.group, Some(receipt))
+            CallEffect::on(response, &row.group, Some(receipt))
         }
         Err(refusal) => shapes::refused(refusal),
     }
@@ -236,29 +242,40 @@ fn unreadable(error: &serde_json::Error) -> Response {
     shapes::error(StatusCode::BAD_REQUEST, "Exception while reading request", Some(&detail))
 }
 
-fn answer(found: Result<Value, Refusal>) -> Response {
+fn answer(found: Result<Value, RefusedAction>) -> Response {
     found.map_or_else(shapes::refused, |value| shapes::result(StatusCode::OK, &value))
 }
 
 /// Answers an action that wrote a row, with the resulting queue entry.
-fn entry_after(world: &World, status: StatusCode, done: Result<(Row, Receipt), Refusal>) -> Response {
+fn entry_after(
+    world: &SandboxState,
+    status: StatusCode,
+    done: Result<(MessageRow, DeliveryReceipt), RefusedAction>,
+) -> Response {
     match done {
         Ok((row, receipt)) => {
-            let response = shapes::result(status, &entry_of(world, &world.desk(), &row.group));
-            Effect::on(response, &row.group, Some(receipt))
+            let response = shapes::result(status, &entry_of(world, &world.workspace(), &row.group));
+            CallEffect::on(response, &row.group, Some(receipt))
         }
         Err(refusal) => shapes::refused(refusal),
     }
 }
 
-fn entry_now(world: &World, desk: &Desk, group: &str, done: Result<(), Refusal>) -> Response {
+fn entry_now(
+    world: &SandboxState,
+    workspace: &AgentWorkspace,
+    group: &str,
+    done: Result<(), RefusedAction>,
+) -> Response {
     match done {
-        Ok(()) => Effect::on(shapes::result(StatusCode::OK, &entry_of(world, desk, group)), group, None),
+        Ok(()) => {
+            CallEffect::on(shapes::result(StatusCode::OK, &entry_of(world, workspace, group)), group, None)
+        }
         Err(refusal) => shapes::refused(refusal),
     }
 }
 
-fn entry_of(world: &World, desk: &Desk, group: &str) -> Value {
-    let entry = desk.chat(group).ok().and_then(|chat| chat.entry());
-    entry.map_or(Value::Null, |entry| shapes::queue_entry(desk, group, entry, &world.settings.username))
+fn entry_of(world: &SandboxState, workspace: &AgentWorkspace, group: &str) -> Value {
+    let entry = workspace.chat(group).ok().and_then(|chat| chat.entry());
+    entry.map_or(Value::Null, |entry| shapes::queue_entry(workspace, group, entry, &world.settings.username))
 }

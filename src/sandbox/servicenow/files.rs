@@ -18,9 +18,9 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::desk::{Desk, Refusal, Row, record_id};
 use super::shapes;
-use crate::sandbox::world::World;
+use super::workspace::{AgentWorkspace, MessageRow, RefusedAction, record_id};
+use crate::sandbox::state::SandboxState;
 
 /// `com.glide.attachment.max_size` is far higher, which is too much for a test machine.
 const BODY_MAX: usize = 64 << 20;
@@ -30,7 +30,7 @@ pub(super) const UPLOAD: &str = "/api/now/attachment/file";
 
 /// A `sys_attachment` record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredFile {
+pub struct UploadedFile {
     /// Its name.
     pub name: String,
     /// Its media type.
@@ -43,24 +43,24 @@ pub struct StoredFile {
 
 /// All files of the instance, by `sys_id`.
 #[derive(Debug, Default)]
-pub(in crate::sandbox) struct Files(Mutex<BTreeMap<String, StoredFile>>);
+pub(in crate::sandbox) struct StoredFiles(Mutex<BTreeMap<String, UploadedFile>>);
 
-impl Files {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<String, StoredFile>> {
+impl StoredFiles {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, UploadedFile>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(in crate::sandbox) fn keep(&self, file: StoredFile) -> String {
+    pub(in crate::sandbox) fn keep(&self, file: UploadedFile) -> String {
         let id = record_id();
         self.all().insert(id.clone(), file);
         id
     }
 
-    pub(in crate::sandbox) fn get(&self, id: &str) -> Option<StoredFile> {
+    pub(in crate::sandbox) fn get(&self, id: &str) -> Option<UploadedFile> {
         self.all().get(id).cloned()
     }
 
-    pub(in crate::sandbox) fn list(&self) -> Vec<StoredFile> {
+    pub(in crate::sandbox) fn list(&self) -> Vec<UploadedFile> {
         self.all().values().cloned().collect()
     }
 
@@ -76,14 +76,14 @@ impl Files {
     }
 }
 
-impl Desk {
+impl AgentWorkspace {
     /// The agent sends a file: writes a row whose text contains the file name.
     pub(in crate::sandbox) fn agent_sends(
         &mut self,
         group: &str,
         name: &str,
         id: &str,
-    ) -> Result<Row, Refusal> {
+    ) -> Result<MessageRow, RefusedAction> {
         let mut row = self.agent_says(group, &format!("File: {name}"))?;
         row.attachments = vec![id.to_owned()];
         if let Some(kept) = self.chats.get_mut(group).and_then(|chat| chat.rows.last_mut()) {
@@ -93,7 +93,7 @@ impl Desk {
     }
 }
 
-pub(super) fn router() -> Router<Arc<World>> {
+pub(super) fn router() -> Router<Arc<SandboxState>> {
     Router::new()
         .route(UPLOAD, post(upload))
         .route("/api/now/attachment/{id}/file", get(download))
@@ -102,15 +102,15 @@ pub(super) fn router() -> Router<Arc<World>> {
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct UploadTarget {
     table_name: Option<String>,
     table_sys_id: Option<String>,
     file_name: Option<String>,
 }
 
 async fn upload(
-    State(world): State<Arc<World>>,
-    Query(target): Query<Target>,
+    State(world): State<Arc<SandboxState>>,
+    Query(target): Query<UploadTarget>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
@@ -120,20 +120,20 @@ async fn upload(
     else {
         return shapes::error(StatusCode::BAD_REQUEST, "Missing parameter", None);
     };
-    if table != "live_group_profile" || world.desk().chat(&group).is_err() {
-        return shapes::refused(Refusal::NotFound);
+    if table != "live_group_profile" || world.workspace().chat(&group).is_err() {
+        return shapes::refused(RefusedAction::NotFound);
     }
     let shown = json!({"file_name": name, "content_type": content_type, "size_bytes": body.len().to_string(),
         "table_name": table, "table_sys_id": group});
-    let file = StoredFile { name, content_type: content_type.to_owned(), group, bytes: body.to_vec() };
+    let file = UploadedFile { name, content_type: content_type.to_owned(), group, bytes: body.to_vec() };
     let mut result = shown;
     result["sys_id"] = json!(world.files.keep(file));
     shapes::result(StatusCode::CREATED, &result)
 }
 
-async fn download(State(world): State<Arc<World>>, Path(id): Path<String>) -> Response<Body> {
+async fn download(State(world): State<Arc<SandboxState>>, Path(id): Path<String>) -> Response<Body> {
     match world.files.get(&id) {
         Some(file) => ([(CONTENT_TYPE, file.content_type)], file.bytes).into_response(),
-        None => shapes::refused(Refusal::NotFound),
+        None => shapes::refused(RefusedAction::NotFound),
     }
 }

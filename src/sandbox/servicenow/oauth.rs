@@ -15,26 +15,26 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::desk::record_id;
+use super::workspace::record_id;
 use crate::sandbox::settings::{OAuthClient, OAuthSwitches};
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 #[derive(Debug)]
-pub(crate) struct Tokens {
+pub(crate) struct IssuedTokens {
     client: OAuthClient,
-    book: Mutex<Book>,
+    book: Mutex<TokenBook>,
 }
 
 #[derive(Debug)]
-struct Book {
+struct TokenBook {
     access: Option<(String, Instant)>,
     refresh: String,
 }
 
-impl Tokens {
+impl IssuedTokens {
     pub(crate) fn new(client: OAuthClient) -> Self {
         let refresh = client.refresh_token.clone();
-        Self { client, book: Mutex::new(Book { access: None, refresh }) }
+        Self { client, book: Mutex::new(TokenBook { access: None, refresh }) }
     }
 
     /// Invalidates every access token.
@@ -52,7 +52,7 @@ impl Tokens {
         self.book().access.as_ref().is_some_and(|(token, end)| token == shown && Instant::now() < *end)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, TokenBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,13 +94,13 @@ impl Tokens {
     }
 }
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SandboxState>> {
     Router::new().route("/oauth_token.do", post(token))
 }
 
-async fn token(State(world): State<Arc<World>>, headers: HeaderMap, body: String) -> Response {
+async fn token(State(world): State<Arc<SandboxState>>, headers: HeaderMap, body: String) -> Response {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let switches = world.desk().switches.oauth;
+    let switches = world.workspace().switches.oauth;
     if !media.starts_with("application/x-www-form-urlencoded") {
         return refused("invalid_request", switches);
     }

@@ -13,41 +13,41 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::sync::Semaphore;
 
-use super::desk::record_id;
 use super::shapes;
+use super::workspace::record_id;
 use crate::sandbox::settings::{BasicLogin, SandboxSettings};
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
 /// Maximum number of sessions. The oldest sessions are forgotten first; their cookies then open new ones.
 const MOST_SESSIONS: usize = 20_000;
 const SESSION_COOKIE: &str = "JSESSIONID";
 
 #[derive(Debug)]
-pub(crate) struct Sessions {
+pub(crate) struct SandboxSessions {
     most_waiting: usize,
-    known: Mutex<Known>,
+    known: Mutex<KnownSessions>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    by_cookie: HashMap<String, Arc<Session>>,
+struct KnownSessions {
+    by_cookie: HashMap<String, Arc<SandboxSession>>,
     oldest: VecDeque<String>,
 }
 
 #[derive(Debug)]
-struct Session {
+struct SandboxSession {
     slot: Semaphore,
     waiting: AtomicUsize,
     rotated: AtomicBool,
 }
 
-impl Sessions {
+impl SandboxSessions {
     pub(crate) fn new(most_waiting: usize) -> Self {
         Self { most_waiting, known: Mutex::default() }
     }
 
     /// Returns the session that the cookies name, or a new one, and the cookies to set.
-    fn enter(&self, headers: &HeaderMap) -> (Arc<Session>, Vec<String>) {
+    fn enter(&self, headers: &HeaderMap) -> (Arc<SandboxSession>, Vec<String>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cookie_value(headers).and_then(|id| known.by_cookie.get(&id).cloned());
         if let Some(session) = found {
@@ -58,7 +58,7 @@ impl Sessions {
             let cookie = known.name(session.clone());
             return (session, vec![cookie]);
         }
-        let session = Arc::new(Session {
+        let session = Arc::new(SandboxSession {
             slot: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             rotated: AtomicBool::new(false),
@@ -72,8 +72,8 @@ impl Sessions {
     }
 }
 
-impl Known {
-    fn name(&mut self, session: Arc<Session>) -> String {
+impl KnownSessions {
+    fn name(&mut self, session: Arc<SandboxSession>) -> String {
         let id = record_id().to_uppercase();
         self.by_cookie.insert(id.clone(), session);
         self.oldest.push_back(id.clone());
@@ -95,8 +95,12 @@ fn cookie_value(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The login and session middleware for every path of the instance.
-pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next: Next) -> Response {
-    let switches = world.desk().switches;
+pub(crate) async fn session_layer(
+    State(world): State<Arc<SandboxState>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let switches = world.workspace().switches;
     if !world.tokens.fits(request.headers())
         && let Some(refusal) = refuse_login(&world.settings, switches.basic, request.headers())
     {
@@ -124,7 +128,7 @@ pub(crate) async fn door(State(world): State<Arc<World>>, request: Request, next
     response
 }
 
-async fn in_turn(world: &World, session: &Session, request: Request, next: Next) -> Response {
+async fn in_turn(world: &SandboxState, session: &SandboxSession, request: Request, next: Next) -> Response {
     let slot = if let Ok(slot) = session.slot.try_acquire() {
         slot
     } else {

@@ -6,7 +6,9 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::desk::{Chat, Desk, Queue, QueueEntry, Refusal, Row, State};
+use super::workspace::{
+    AgentChat, AgentQueue, AgentWorkspace, MessageRow, RefusedAction, WorkItem, WorkItemState,
+};
 use crate::sandbox::settings::RowSwitches;
 
 /// `{"result": …}`.
@@ -36,17 +38,17 @@ pub(crate) fn no_such_resource(path: &str) -> Response {
     error(StatusCode::BAD_REQUEST, message, Some(&format!("{message}: {path}")))
 }
 
-pub(crate) fn refused(refusal: Refusal) -> Response {
+pub(crate) fn refused(refusal: RefusedAction) -> Response {
     match refusal {
-        Refusal::NotFound => error(
+        RefusedAction::NotFound => error(
             StatusCode::NOT_FOUND,
             "No Record found",
             Some("Record doesn't exist or ACL restricts the record retrieval"),
         ),
-        Refusal::QueueClosed { words, status } => {
+        RefusedAction::QueueClosed { words, status } => {
             result(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), &json!(words))
         }
-        Refusal::NotAllowed(words) => result(StatusCode::FORBIDDEN, &json!(words)),
+        RefusedAction::NotAllowed(words) => result(StatusCode::FORBIDDEN, &json!(words)),
     }
 }
 
@@ -54,7 +56,7 @@ pub(crate) fn refused(refusal: Refusal) -> Response {
 pub(crate) fn plain_failure(status: StatusCode) -> Response {
     match status {
         StatusCode::UNAUTHORIZED => unauthenticated(),
-        StatusCode::NOT_FOUND => refused(Refusal::NotFound),
+        StatusCode::NOT_FOUND => refused(RefusedAction::NotFound),
         StatusCode::FORBIDDEN => error(status, "Insufficient rights to query records", None),
         StatusCode::TOO_MANY_REQUESTS => error(status, "Rate limit exceeded", None),
         _ => error(status, status.canonical_reason().unwrap_or("Failure"), None),
@@ -65,14 +67,14 @@ fn as_json(status: StatusCode, value: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json;charset=UTF-8")], value.to_string()).into_response()
 }
 
-pub(crate) fn queue(desk: &Desk, queue: &Queue) -> Value {
+pub(crate) fn queue(workspace: &AgentWorkspace, queue: &AgentQueue) -> Value {
     let settings = &queue.settings;
     let mut object = json!({
         "sys_id": settings.id,
         "name": settings.name,
         "question": "How can I help you?",
         "average_wait_time": settings.wait,
-        "waiting_count": desk.waiting(&settings.id).len(),
+        "waiting_count": workspace.waiting(&settings.id).len(),
         "escalate_to": settings.escalate_to.as_deref().unwrap_or_default(),
         "is_agent_for": false,
     });
@@ -82,12 +84,17 @@ pub(crate) fn queue(desk: &Desk, queue: &Queue) -> Value {
     object
 }
 
-pub(crate) fn queue_entry(desk: &Desk, group: &str, entry: &QueueEntry, opened_by: &str) -> Value {
-    let position = (entry.state == State::Waiting).then(|| desk.ahead(group, entry));
-    let wait = desk.queues.get(&entry.queue).map_or("", |queue| queue.settings.wait.as_str());
+pub(crate) fn queue_entry(
+    workspace: &AgentWorkspace,
+    group: &str,
+    entry: &WorkItem,
+    opened_by: &str,
+) -> Value {
+    let position = (entry.state == WorkItemState::Waiting).then(|| workspace.ahead(group, entry));
+    let wait = workspace.queues.get(&entry.queue).map_or("", |queue| queue.settings.wait.as_str());
     let transfer = entry.transfer.as_ref();
     let assigned_to = entry.assigned_to.as_deref().unwrap_or_default();
-    if desk.switches.connect.sparse_entries {
+    if workspace.switches.connect.sparse_entries {
         return json!({
             "sys_id": entry.sys_id, "queue": entry.queue, "group": group, "assigned_to": assigned_to,
             "state": entry.state.number(),
@@ -117,7 +124,7 @@ pub(crate) fn queue_entry(desk: &Desk, group: &str, entry: &QueueEntry, opened_b
     })
 }
 
-pub(crate) fn message(row: &Row) -> Value {
+pub(crate) fn message(row: &MessageRow) -> Value {
     json!({
         "sys_id": row.sys_id,
         "id": row.sys_id,
@@ -135,7 +142,7 @@ pub(crate) fn message(row: &Row) -> Value {
     })
 }
 
-pub(crate) fn conversation(desk: &Desk, chat: &Chat, user: &str) -> Value {
+pub(crate) fn conversation(workspace: &AgentWorkspace, chat: &AgentChat, user: &str) -> Value {
     let entry = chat.entry();
     let members: Vec<Value> = std::iter::once(user)
         .chain(entry.and_then(|entry| entry.assigned_to.as_deref()))
@@ -156,7 +163,7 @@ pub(crate) fn conversation(desk: &Desk, chat: &Chat, user: &str) -> Value {
         "last_viewed": "",
         "unread_messages": 0,
         "last_message": { "message": chat.rows.last().map_or("", |row| row.text.as_str()) },
-        "queueEntry": entry.map(|entry| queue_entry(desk, &chat.group, entry, user)),
+        "queueEntry": entry.map(|entry| queue_entry(workspace, &chat.group, entry, user)),
     })
 }
 

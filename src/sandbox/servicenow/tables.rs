@@ -13,13 +13,13 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::desk::{Refusal, record_id};
 use super::shapes;
+use super::workspace::{RefusedAction, record_id};
 use crate::sandbox::settings::TableAccess;
-use crate::sandbox::world::World;
+use crate::sandbox::state::SandboxState;
 
-type Shared = State<Arc<World>>;
-type Row = BTreeMap<String, String>;
+type Shared = State<Arc<SandboxState>>;
+type TableRow = BTreeMap<String, String>;
 
 /// The tables of this instance. The rows of `chat_queue` come from the desk.
 const KNOWN: [&str; 9] = [
@@ -35,11 +35,11 @@ const KNOWN: [&str; 9] = [
 ];
 
 #[derive(Debug)]
-pub(crate) struct Tables {
-    rows: Mutex<BTreeMap<String, Vec<Row>>>,
+pub(crate) struct RecordTables {
+    rows: Mutex<BTreeMap<String, Vec<TableRow>>>,
 }
 
-impl Default for Tables {
+impl Default for RecordTables {
     /// Creates one queue of Advanced Work Assignment, as in any instance with agents.
     fn default() -> Self {
         let tables = Self { rows: Mutex::default() };
@@ -50,44 +50,44 @@ impl Default for Tables {
     }
 }
 
-impl Tables {
-    pub(crate) fn all(&self, table: &str) -> Vec<Row> {
+impl RecordTables {
+    pub(crate) fn all(&self, table: &str) -> Vec<TableRow> {
         self.lock().get(table).cloned().unwrap_or_default()
     }
 
-    pub(crate) fn insert(&self, table: &str, user: &str, mut row: Row) -> Row {
+    pub(crate) fn insert(&self, table: &str, user: &str, mut row: TableRow) -> TableRow {
         row.insert("sys_id".to_owned(), record_id());
         row.insert("sys_created_by".to_owned(), user.to_owned());
         self.lock().entry(table.to_owned()).or_default().push(row.clone());
         row
     }
 
-    fn update(&self, table: &str, sys_id: &str, change: Row) -> Option<Row> {
+    fn update(&self, table: &str, sys_id: &str, change: TableRow) -> Option<TableRow> {
         let mut tables = self.lock();
         let row = tables.get_mut(table)?.iter_mut().find(|row| row["sys_id"] == sys_id)?;
         row.extend(change);
         Some(row.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Row>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<TableRow>>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SandboxState>> {
     Router::new()
         .route("/api/now/table/{table}", get(list).post(insert))
         .route("/api/now/table/{table}/{sys_id}", get(one).patch(update).put(update))
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct TableQuery {
     sysparm_query: Option<String>,
     sysparm_fields: Option<String>,
     sysparm_limit: Option<usize>,
 }
 
-async fn list(State(world): Shared, Path(table): Path<String>, Query(asked): Query<Asked>) -> Response {
+async fn list(State(world): Shared, Path(table): Path<String>, Query(asked): Query<TableQuery>) -> Response {
     if let Some(refusal) = refuse(&world, &table, false) {
         return refusal;
     }
@@ -96,12 +96,12 @@ async fn list(State(world): Shared, Path(table): Path<String>, Query(asked): Que
     };
     let hidden = access(&world) == TableAccess::Hidden;
     let rows = if hidden { Vec::new() } else { rows(&world, &table) };
-    let fits = |row: &Row| terms.iter().all(|(name, value)| row.get(name) == Some(value));
+    let fits = |row: &TableRow| terms.iter().all(|(name, value)| row.get(name) == Some(value));
     let fields = asked.sysparm_fields.unwrap_or_default();
     let wanted: Vec<&str> = fields.split(',').filter(|name| !name.is_empty()).collect();
     let shown = rows.into_iter().filter(fits).take(asked.sysparm_limit.unwrap_or(10_000)).map(|row| {
         let named = |name: &String| wanted.is_empty() || wanted.contains(&name.as_str());
-        row.into_iter().filter(|(name, _)| named(name)).collect::<Row>()
+        row.into_iter().filter(|(name, _)| named(name)).collect::<TableRow>()
     });
     shapes::result(StatusCode::OK, &json!(shown.collect::<Vec<_>>()))
 }
@@ -112,8 +112,10 @@ async fn one(State(world): Shared, Path((table, sys_id)): Path<(String, String)>
     }
     let hidden = access(&world) == TableAccess::Hidden;
     let found = rows(&world, &table).into_iter().find(|row| row["sys_id"] == sys_id && !hidden);
-    found
-        .map_or_else(|| shapes::refused(Refusal::NotFound), |row| shapes::result(StatusCode::OK, &json!(row)))
+    found.map_or_else(
+        || shapes::refused(RefusedAction::NotFound),
+        |row| shapes::result(StatusCode::OK, &json!(row)),
+    )
 }
 
 async fn insert(State(world): Shared, Path(table): Path<String>, body: Bytes) -> Response {
@@ -133,7 +135,7 @@ async fn update(
 ) -> Response {
     match written(&world, &table, &body) {
         Ok(change) => world.tables.update(&table, &sys_id, change).map_or_else(
-            || shapes::refused(Refusal::NotFound),
+            || shapes::refused(RefusedAction::NotFound),
             |row| shapes::result(StatusCode::OK, &json!(row)),
         ),
         Err(refusal) => *refusal,
@@ -141,7 +143,7 @@ async fn update(
 }
 
 /// The fields that the request may write.
-fn written(world: &World, table: &str, body: &Bytes) -> Result<Row, Box<Response>> {
+fn written(world: &SandboxState, table: &str, body: &Bytes) -> Result<TableRow, Box<Response>> {
     if let Some(refusal) = refuse(world, table, true) {
         return Err(Box::new(refusal));
     }
@@ -150,20 +152,20 @@ fn written(world: &World, table: &str, body: &Bytes) -> Result<Row, Box<Response
         Box::new(shapes::error(StatusCode::BAD_REQUEST, words, None))
     })?;
     let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let mut row: Row = fields.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let mut row: TableRow = fields.into_iter().map(|(name, value)| (name, text(value))).collect();
     if access(world) == TableAccess::NoScripts {
         row.remove("script");
     }
     Ok(row)
 }
 
-fn rows(world: &World, table: &str) -> Vec<Row> {
+fn rows(world: &SandboxState, table: &str) -> Vec<TableRow> {
     if table != "chat_queue" {
         return world.tables.all(table);
     }
     let row = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-    let desk = world.desk();
-    let queues = desk.queues.values().map(|queue| {
+    let workspace = world.workspace();
+    let queues = workspace.queues.values().map(|queue| {
         [("sys_id", queue.settings.id.as_str()), ("name", &queue.settings.name), ("active", "true")]
             .map(row)
             .into()
@@ -171,11 +173,11 @@ fn rows(world: &World, table: &str) -> Vec<Row> {
     queues.collect()
 }
 
-fn access(world: &World) -> TableAccess {
-    world.desk().switches.tables
+fn access(world: &SandboxState) -> TableAccess {
+    world.workspace().switches.tables
 }
 
-fn refuse(world: &World, table: &str, writes: bool) -> Option<Response> {
+fn refuse(world: &SandboxState, table: &str, writes: bool) -> Option<Response> {
     if !KNOWN.contains(&table) {
         let words = format!("Invalid table {table}");
         return Some(shapes::error(StatusCode::BAD_REQUEST, &words, None));

@@ -17,11 +17,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Map, Value, json};
 use sha1::Sha1;
 
-use super::desk::{self, Desk, Refusal, Row};
-use crate::sandbox::gate::Effect;
-use crate::sandbox::script::Operation;
+use super::workspace::{self, AgentWorkspace, MessageRow, RefusedAction};
+use crate::sandbox::fault_gate::CallEffect;
+use crate::sandbox::fault_rules::Operation;
 use crate::sandbox::settings::{MessageProof, VirtualAgentSwitches};
-use crate::sandbox::world::{Receipt, World};
+use crate::sandbox::state::{DeliveryReceipt, SandboxState};
 
 pub(crate) const PATH: &str = "/api/sn_va_as_service/bot/integration";
 
@@ -32,10 +32,10 @@ pub(crate) struct VirtualAgentChat {
     request_id: String,
     variables: Value,
     /// The chat state of the last posted callback.
-    posted: desk::State,
+    posted: workspace::WorkItemState,
 }
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SandboxState>> {
     Router::new().route(PATH, posted(integration))
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn operation(method: &Method, action: Option<&str>) -> Operation {
     }
 }
 
-async fn integration(State(world): State<Arc<World>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn integration(State(world): State<Arc<SandboxState>>, headers: HeaderMap, body: Bytes) -> Response {
     let json = [(header::CONTENT_TYPE, "application/json;charset=UTF-8")];
     let success = (StatusCode::OK, json, json!({ "status": "success" }).to_string()).into_response();
     let proven = world.settings.message_auth.as_ref().is_none_or(|proof| proves(proof, &headers, &body));
@@ -63,19 +63,21 @@ async fn integration(State(world): State<Arc<World>>, headers: HeaderMap, body: 
     let variables = request.get("clientVariables").cloned().unwrap_or(Value::Null);
     match said("action") {
         Some("START_CONVERSATION" | "AGENT") => {
-            let chat = VirtualAgentChat { request_id, variables, posted: desk::State::Waiting };
+            let chat = VirtualAgentChat { request_id, variables, posted: workspace::WorkItemState::Waiting };
             if start(&world, user, text.unwrap_or_default(), chat) {
-                Effect::on(success, user, None)
+                CallEffect::on(success, user, None)
             } else {
                 success
             }
         }
         None => {
             remember(&world, user, request_id);
-            match world.write(|desk| desk.user_says(user, text.unwrap_or_default(), "comments", Vec::new())) {
+            match world.write(|workspace| {
+                workspace.user_says(user, text.unwrap_or_default(), "comments", Vec::new())
+            }) {
                 Ok(_) => {
                     world.agent_hears(user, text.unwrap_or_default());
-                    Effect::on(success, user, None)
+                    CallEffect::on(success, user, None)
                 }
                 // The real bot would treat it as the begin of a new topic. No agent gets it.
                 Err(_) => success,
@@ -83,17 +85,17 @@ async fn integration(State(world): State<Arc<World>>, headers: HeaderMap, body: 
         }
         Some("END_CONVERSATION" | "FAULT_CONVERSATION") => {
             remember(&world, user, request_id);
-            match world.write(|desk| desk.user_leaves(user)) {
-                Ok(_) => Effect::on(success, user, None),
+            match world.write(|workspace| workspace.user_leaves(user)) {
+                Ok(_) => CallEffect::on(success, user, None),
                 Err(_) => success,
             }
         }
         Some("UPDATE_MESSAGES") => {
             let plain = [(header::CONTENT_TYPE, "text/plain")];
             let words = (StatusCode::OK, plain, "Message Processed Successfully").into_response();
-            Effect::on(words, user, None)
+            CallEffect::on(words, user, None)
         }
-        Some(_) => Effect::on(success, user, None),
+        Some(_) => CallEffect::on(success, user, None),
     }
 }
 
@@ -111,17 +113,17 @@ fn proves(proof: &MessageProof, headers: &HeaderMap, body: &[u8]) -> bool {
     }
 }
 
-fn remember(world: &Arc<World>, group: &str, request_id: String) {
-    if let Some(chat) = world.desk().virtual_agent(group) {
+fn remember(world: &Arc<SandboxState>, group: &str, request_id: String) {
+    if let Some(chat) = world.workspace().virtual_agent(group) {
         chat.request_id = request_id;
     }
 }
 
 /// Returns whether a chat was opened.
-fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) -> bool {
-    let mut desk = world.desk();
-    let switches = desk.switches.virtual_agent;
-    let open = desk.chat(group).is_ok_and(|known| known.state().open());
+fn start(world: &Arc<SandboxState>, group: &str, text: &str, chat: VirtualAgentChat) -> bool {
+    let mut workspace = world.workspace();
+    let switches = workspace.switches.virtual_agent;
+    let open = workspace.chat(group).is_ok_and(|known| known.state().open());
     let bot = |items: Vec<Value>, over: bool| {
         let mut body = envelope(&chat, group, switches, false);
         body["body"] = json!(items);
@@ -138,17 +140,18 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
                 "uiType": "TopicPickerControl", "group": "DefaultPicker", "nluTextEnabled": false,
                 "promptMsg": "Hi guest, please enter your request or make a selection of what I can help with.",
                 "label": "Show me everything",
-                "options": [{ "label": "Live Agent Support.", "value": desk::record_id(), "enabled": true }],
+                "options": [{ "label": "Live Agent Support.", "value": workspace::record_id(), "enabled": true }],
             });
             (vec![output("I am sorry but I didn't understand your request.", switches), picker], false)
         };
         let row = bot(words, over);
-        drop(desk);
+        drop(workspace);
         line_up(world, switches, row);
         return false;
     }
     let opens = !open || switches.opens_anew;
-    let has_agent = desk.chat(group).is_ok_and(|known| known.state() == desk::State::WorkInProgress);
+    let has_agent =
+        workspace.chat(group).is_ok_and(|known| known.state() == workspace::WorkItemState::WorkInProgress);
     // A second start joins the open chat, and the caller gets the chat's state again.
     let joined = vec![json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" })];
     let queued = vec![
@@ -159,14 +162,14 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
             "message": "Routing you to a live agent...", "waitTime": "8 Seconds",
         }),
     ];
-    let queue = desk.queues.keys().next().cloned().unwrap_or_default();
+    let queue = workspace.queues.keys().next().cloned().unwrap_or_default();
     let mut body = envelope(&chat, group, switches, true);
     body["body"] = json!(if has_agent && !opens { joined } else { queued });
     if opens {
-        let name = if open { desk::record_id() } else { group.to_owned() };
-        let _ = desk.open(name, &queue, text, Some(chat));
+        let name = if open { workspace::record_id() } else { group.to_owned() };
+        let _ = workspace.open(name, &queue, text, Some(chat));
     }
-    drop(desk);
+    drop(workspace);
     line_up(world, switches, row(group, &body));
     if opens {
         world.agent_notices(group);
@@ -174,7 +177,11 @@ fn start(world: &Arc<World>, group: &str, text: &str, chat: VirtualAgentChat) ->
     opens
 }
 
-fn line_up(world: &Arc<World>, switches: VirtualAgentSwitches, row: Row) -> Option<Receipt> {
+fn line_up(
+    world: &Arc<SandboxState>,
+    switches: VirtualAgentSwitches,
+    row: MessageRow,
+) -> Option<DeliveryReceipt> {
     let times = if switches.silent { 0 } else { 1 + usize::from(switches.twice) };
     let mut posted = None;
     for _ in 0..times {
@@ -184,14 +191,14 @@ fn line_up(world: &Arc<World>, switches: VirtualAgentSwitches, row: Row) -> Opti
 }
 
 /// The callbacks for an action in a chat. A message of the user has none.
-pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
-    let (switches, (agent, name)) = (desk.switches.virtual_agent, desk.agent());
-    let Ok(known) = desk.chat(&row.group) else { return Vec::new() };
+pub(crate) fn callbacks_of(workspace: &mut AgentWorkspace, row: &mut MessageRow) -> Vec<MessageRow> {
+    let (switches, (agent, name)) = (workspace.switches.virtual_agent, workspace.agent());
+    let Ok(known) = workspace.chat(&row.group) else { return Vec::new() };
     let state = known.state();
-    let Some(chat) = desk.virtual_agent(&row.group) else { return Vec::new() };
+    let Some(chat) = workspace.virtual_agent(&row.group) else { return Vec::new() };
     let before = std::mem::replace(&mut chat.posted, state);
     let mut items = Vec::new();
-    if before == desk::State::Waiting && state == desk::State::WorkInProgress {
+    if before == workspace::WorkItemState::Waiting && state == workspace::WorkItemState::WorkInProgress {
         items.push(json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" }));
         let words = format!("{name} has entered the chat.");
         items.push(json!({ "uiType": "ActionMsg", "actionType": "System", "message": words }));
@@ -227,16 +234,20 @@ pub(crate) fn callbacks_of(desk: &mut Desk, row: &mut Row) -> Vec<Row> {
 }
 
 /// Posts items given by a test, as a callback of this chat.
-pub(crate) fn post(world: &Arc<World>, group: &str, items: Vec<Value>) -> Result<Receipt, Refusal> {
-    let mut desk = world.desk();
-    let switches = desk.switches.virtual_agent;
-    let active = desk.chat(group)?.state() == desk::State::WorkInProgress;
-    let chat = desk.virtual_agent(group).ok_or(Refusal::NotFound)?;
+pub(crate) fn post(
+    world: &Arc<SandboxState>,
+    group: &str,
+    items: Vec<Value>,
+) -> Result<DeliveryReceipt, RefusedAction> {
+    let mut workspace = world.workspace();
+    let switches = workspace.switches.virtual_agent;
+    let active = workspace.chat(group)?.state() == workspace::WorkItemState::WorkInProgress;
+    let chat = workspace.virtual_agent(group).ok_or(RefusedAction::NotFound)?;
     let from_agent = items.iter().any(|item| item["agentInfo"]["sentFromAgent"] == json!(true));
     let mut body = envelope(chat, group, switches, active && (from_agent || !switches.unflagged));
     body["body"] = json!(items);
-    drop(desk);
-    let silent = || Refusal::NotAllowed("The instance posts nothing.".to_owned());
+    drop(workspace);
+    let silent = || RefusedAction::NotAllowed("The instance posts nothing.".to_owned());
     line_up(world, switches, row(group, &body)).ok_or_else(silent)
 }
 
@@ -269,15 +280,15 @@ fn output(text: &str, switches: VirtualAgentSwitches) -> Value {
     let mut item = json!({ "uiType": "OutputText", "group": "DefaultText", "maskType": "NONE" });
     item[key] = json!(text);
     if !switches.nameless {
-        item["messageId"] = json!(desk::record_id());
+        item["messageId"] = json!(workspace::record_id());
     }
     item
 }
 
 /// A callback without a row of the chat.
-fn row(group: &str, body: &Value) -> Row {
-    Row {
-        sys_id: desk::record_id(),
+fn row(group: &str, body: &Value) -> MessageRow {
+    MessageRow {
+        sys_id: workspace::record_id(),
         group: group.to_owned(),
         created_by: String::new(),
         created: crate::clock::now(),

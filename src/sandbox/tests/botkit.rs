@@ -8,7 +8,7 @@ use super::botkit_server::Scene;
 use super::*;
 use crate::sandbox::BotKitSwitches;
 use crate::sandbox::botkit::{
-    AfterWait, AgentFlags, BotScript, ChannelKind, ChannelShape, Skipped, UserFile,
+    AfterWait, AgentFlags, BotScript, ChannelKind, ChannelShape, SkippedTurn, UserFile,
 };
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn a_skip_lets_the_turn_go_on_without_the_words() {
     scene.user.bot_says("unasked").await;
     assert_eq!(scene.call(&scene.server.last("on_bot_message"), "skipUserMessage").await, 200);
     assert_eq!((scene.waiting(), scene.user.heard_texts()), (vec![], vec![]));
-    scene.switch(BotKitSwitches { skipped: Skipped::PassedOn, ..BotKitSwitches::default() });
+    scene.switch(BotKitSwitches { skipped: SkippedTurn::PassedOn, ..BotKitSwitches::default() });
     scene.user.bot_says("told by XO").await;
     scene.call(&scene.server.last("on_bot_message"), "skipUserMessage").await;
     assert_eq!(scene.user.heard_texts(), ["told by XO"]);

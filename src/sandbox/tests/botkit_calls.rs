@@ -5,7 +5,7 @@ use serde_json::json;
 use super::botkit_server::{Scene, Server, signed};
 use super::*;
 use crate::sandbox::botkit::{
-    Algorithm, BotScript, BotStep, ClearOfLapsed, FileShape, RepeatedCall, UserFile, token,
+    BotScript, BotStep, ClearOfLapsed, FileShape, RepeatedCall, SigningAlgorithm, UserFile, token,
 };
 use crate::sandbox::{BotKitSwitches, BotSettings};
 
@@ -51,8 +51,8 @@ async fn a_call_must_be_signed_and_complete() {
         signed(-120, &bot),
         other(|bot| bot.client_secret = "another".to_owned()),
         other(|bot| bot.app_id = "cs-other".to_owned()),
-        other(|bot| bot.algorithm = Algorithm::Hs512),
-        other(|bot| bot.algorithm = Algorithm::None),
+        other(|bot| bot.algorithm = SigningAlgorithm::Hs512),
+        other(|bot| bot.algorithm = SigningAlgorithm::None),
         token(bot.algorithm, &json!({ "appId": bot.app_id }), &bot.client_secret),
     ];
     for credential in &wrong {
@@ -73,7 +73,7 @@ async fn a_call_must_be_signed_and_complete() {
     assert_eq!(scene.user.bot_read(), ["hello"]);
     assert_eq!(scene.call(&event, "sendNothing").await, 404);
 
-    let strict = BotSettings { algorithm: Algorithm::Hs512, ..BotSettings::default() };
+    let strict = BotSettings { algorithm: SigningAlgorithm::Hs512, ..BotSettings::default() };
     let bench = Bench::new(SandboxSettings { bots: vec![strict.clone()], ..by_hand() }).await;
     let base = bench.sandbox.bot_user("http://127.0.0.1:1", "u-1").base_url();
     let get = |credential: String| {

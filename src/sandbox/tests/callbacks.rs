@@ -1,7 +1,9 @@
 //! Callbacks of an instance: credentials, both body styles, echoes, order.
 
 use super::*;
-use crate::sandbox::{BodyStyle, CallbackCredential, CallbackSettings, Operation, Rule, Side, Switches};
+use crate::sandbox::{
+    BodyStyle, CallbackCredential, CallbackSettings, FaultRule, Operation, SandboxSwitches, Side,
+};
 
 /// A bench whose instance posts its callbacks to its own simulated XO.
 async fn posting(style: BodyStyle) -> Bench {
@@ -36,7 +38,7 @@ async fn every_row_but_our_own_is_posted_once_and_in_order() {
 #[tokio::test]
 async fn with_echo_on_our_own_words_come_back() {
     let bench = posting(BodyStyle::Stringify).await;
-    bench.sandbox.set_switches(Switches { echo: true, ..Switches::default() });
+    bench.sandbox.set_switches(SandboxSwitches { echo: true, ..SandboxSwitches::default() });
     let group = bench.started("mine").await;
     let echo: Value = serde_json::from_str(&arrived(&bench)[0]).unwrap();
     assert_eq!((&echo["group"], &echo["sys_created_by"]), (&group.into(), &USER.into()));
@@ -67,9 +69,9 @@ async fn the_stock_script_breaks_where_the_real_one_does() {
 async fn a_failed_callback_is_never_tried_again() {
     let bench = posting(BodyStyle::Stringify).await;
     let group = bench.started("x").await;
-    bench.sandbox.script().fail(Rule::new(Side::Xo).status(503).times(1));
+    bench.sandbox.script().fail(FaultRule::new(Side::Xo).status(503).times(1));
     bench.sandbox.agent_accept(&group).await.unwrap();
-    let lost = Rule::new(Side::ServiceNow).operation(Operation::Callback).cut().times(1);
+    let lost = FaultRule::new(Side::ServiceNow).operation(Operation::Callback).cut().times(1);
     bench.sandbox.script().fail(lost);
     bench.sandbox.agent_says(&group, "lost on the way").await.unwrap();
     bench.sandbox.agent_says(&group, "arrives").await.unwrap();
@@ -85,13 +87,13 @@ async fn a_failed_callback_is_never_tried_again() {
 async fn each_credential_is_carried() {
     let bench = Bench::new(SandboxSettings { events_token: Some("t".to_owned()), ..by_hand() }).await;
     let group = bench.started("x").await;
-    let send_with = async |credential: CallbackCredential, deed: &str| {
+    let send_with = async |credential: CallbackCredential, action: &str| {
         let callback = CallbackSettings { credential, ..CallbackSettings::to(bench.sandbox.events_url()) };
         bench.sandbox.set_callback(Some(callback));
-        if deed == "accept" {
+        if action == "accept" {
             bench.sandbox.agent_accept(&group).await.unwrap();
         } else {
-            bench.sandbox.agent_says(&group, deed).await.unwrap();
+            bench.sandbox.agent_says(&group, action).await.unwrap();
         }
         bench.sandbox.ledger().find(|entry| entry.outbound).pop().unwrap().status
     };

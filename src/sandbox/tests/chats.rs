@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use super::*;
-use crate::sandbox::{BasicLogin, Operation, Side, Switches};
+use crate::sandbox::{BasicLogin, Operation, SandboxSwitches, Side};
 
 #[tokio::test]
 async fn a_wrong_login_gets_the_platforms_401() {
@@ -17,10 +17,14 @@ async fn a_wrong_login_gets_the_platforms_401() {
     assert_eq!(body["error"]["detail"], "Required to provide Auth information");
     assert_eq!(body["status"], "failure");
 
-    bench.sandbox.set_switches(Switches { basic: BasicLogin::Restricted, ..Switches::default() });
+    bench
+        .sandbox
+        .set_switches(SandboxSwitches { basic: BasicLogin::Restricted, ..SandboxSwitches::default() });
     assert_eq!(bench.get(path).send().await.unwrap().status(), 401);
 
-    bench.sandbox.set_switches(Switches { basic: BasicLogin::MfaMissing, ..Switches::default() });
+    bench
+        .sandbox
+        .set_switches(SandboxSwitches { basic: BasicLogin::MfaMissing, ..SandboxSwitches::default() });
     let answer = bench.get(path).send().await.unwrap();
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["x-mfa_token"]),
@@ -40,7 +44,7 @@ async fn missing_headers_and_a_missing_plugin_are_400() {
     assert_eq!(bench.post(&path, "{}").send().await.unwrap().status(), 400);
     assert!(bench.sandbox.groups().is_empty());
 
-    bench.sandbox.set_switches(Switches { plugin_missing: true, ..Switches::default() });
+    bench.sandbox.set_switches(SandboxSwitches { plugin_missing: true, ..SandboxSwitches::default() });
     let answer = bench.get("/api/now/connect/support/queues").send().await.unwrap();
     assert_eq!(answer.status(), 400);
     assert_eq!(json(answer).await["error"]["message"], "Requested URI does not represent any resource");
@@ -106,8 +110,8 @@ async fn the_user_leaves_before_and_after_the_agent_came() {
 
 #[tokio::test]
 async fn an_escalated_chat_goes_on_in_the_next_queue_or_is_over() {
-    let second = QueueSettings { id: "second".to_owned(), ..QueueSettings::default() };
-    let first = QueueSettings { escalate_to: Some("second".to_owned()), ..QueueSettings::default() };
+    let second = SandboxQueue { id: "second".to_owned(), ..SandboxQueue::default() };
+    let first = SandboxQueue { escalate_to: Some("second".to_owned()), ..SandboxQueue::default() };
     let bench = Bench::new(SandboxSettings { queues: vec![first, second], ..by_hand() }).await;
     let group = bench.started("hard").await;
     bench.sandbox.agent_escalates(&group).unwrap();
@@ -157,7 +161,7 @@ async fn a_session_rotates_once_and_overflows_into_202() {
 #[tokio::test]
 async fn the_agent_comes_answers_and_goes_by_itself() {
     let agent = AgentSettings {
-        accept: Accept::After(Duration::from_millis(1)),
+        accept: AgentAcceptance::After(Duration::from_millis(1)),
         replies: true,
         reply_after: Duration::from_millis(1),
         closes_after: Some(1),

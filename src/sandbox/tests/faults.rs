@@ -3,10 +3,10 @@
 use reqwest::Method;
 
 use super::*;
-use crate::sandbox::{Fault, Operation, RetryAfter, Rule, Side};
+use crate::sandbox::{FaultRule, InjectedFault, Operation, RetryAfter, Side};
 
-fn starts() -> Rule {
-    Rule::new(Side::ServiceNow).operation(Operation::Start)
+fn starts() -> FaultRule {
+    FaultRule::new(Side::ServiceNow).operation(Operation::Start)
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn a_fault_after_the_effect_leaves_the_effect() {
 async fn rules_pick_by_conversation_and_by_share() {
     let bench = Bench::new(by_hand()).await;
     let (a, b) = (bench.started("a").await, bench.started("b").await);
-    let messages = Rule::new(Side::ServiceNow).operation(Operation::Message);
+    let messages = FaultRule::new(Side::ServiceNow).operation(Operation::Message);
     let by_group = bench.sandbox.script().fail(messages.clone().conversation(&a));
     bench.sandbox.script().fail(messages.clone().conversation("poison").status(400));
     assert_eq!(bench.say(&a, "x").send().await.unwrap().status(), 503);
@@ -88,7 +88,7 @@ async fn the_ledger_sees_two_calls_of_one_conversation_at_once() {
     let (a, b) = (bench.started("a").await, bench.started("b").await);
     bench.say(&a, "one").send().await.unwrap();
     bench.say(&a, "two").send().await.unwrap();
-    bench.sandbox.script().fail(Rule::new(Side::ServiceNow).delay(Duration::from_millis(200)));
+    bench.sandbox.script().fail(FaultRule::new(Side::ServiceNow).delay(Duration::from_millis(200)));
     let (x, y) = tokio::join!(bench.say(&a, "three").send(), bench.say(&b, "other").send());
     assert!(x.is_ok() && y.is_ok());
     assert_eq!(bench.sandbox.ledger().overlaps(), []);
@@ -118,11 +118,11 @@ async fn the_same_is_scripted_and_read_over_http() {
     let path = "/sandbox/ledger?side=servicenow&applied=true";
     let book = json(bench.bare(Method::GET, path).send().await.unwrap()).await;
     assert_eq!(book["entries"][0]["conversation"], group);
-    let deed = |deed: &str| bench.bare(Method::POST, &format!("/sandbox/agents/{group}/{deed}"));
-    assert_eq!(deed("accept").send().await.unwrap().status(), 204);
-    assert_eq!(deed("accept").send().await.unwrap().status(), 409);
-    assert_eq!(deed("dance").send().await.unwrap().status(), 422);
-    assert_eq!(deed("say").body(r#"{"text":"hello"}"#).send().await.unwrap().status(), 204);
+    let action = |action: &str| bench.bare(Method::POST, &format!("/sandbox/agents/{group}/{action}"));
+    assert_eq!(action("accept").send().await.unwrap().status(), 204);
+    assert_eq!(action("accept").send().await.unwrap().status(), 409);
+    assert_eq!(action("dance").send().await.unwrap().status(), 422);
+    assert_eq!(action("say").body(r#"{"text":"hello"}"#).send().await.unwrap().status(), 204);
     assert_eq!(bench.sandbox.messages(&group).pop().unwrap().text, "hello");
     let help = bench.bare(Method::GET, "/sandbox").send().await.unwrap().text().await.unwrap();
     assert!(help.contains("/sandbox/rules"));
@@ -147,7 +147,7 @@ async fn xo_takes_json_and_refuses_the_rest() {
     let ledger = bench.sandbox.ledger();
     assert_eq!(ledger.xo_callbacks()["g"][0].text.as_deref(), Some("hi"));
     assert_eq!(ledger.events()["c"][0].event.as_deref(), Some("agent.joined"));
-    bench.sandbox.script().fail(Rule::new(Side::Xo).fault(Fault::Accepted));
+    bench.sandbox.script().fail(FaultRule::new(Side::Xo).fault(InjectedFault::Accepted));
     assert_eq!(callback("{}").await.unwrap().status(), 202);
 }
 

@@ -1,7 +1,7 @@
 //! Tokens and records, as documented.
 
 use super::*;
-use crate::sandbox::{OAuthClient, OAuthSwitches, Switches, TableAccess};
+use crate::sandbox::{OAuthClient, OAuthSwitches, SandboxSwitches, TableAccess};
 
 async fn token(bench: &Bench, form: &str) -> (u16, Value) {
     let client = OAuthClient::default();
@@ -45,7 +45,7 @@ async fn grants_are_refused_as_the_administrator_says() {
         bench.bare(Method::POST, "/oauth_token.do").header("content-type", "application/json").body("{}");
     assert_eq!(json.send().await.unwrap().status(), 401);
     let oauth = OAuthSwitches { rotate: true, client_credentials: false, ..OAuthSwitches::default() };
-    bench.sandbox.set_switches(Switches { oauth, ..Switches::default() });
+    bench.sandbox.set_switches(SandboxSwitches { oauth, ..SandboxSwitches::default() });
     assert_eq!(token(&bench, "grant_type=client_credentials").await.0, 401);
     let (_, granted) = token(&bench, &by_refresh(&first)).await;
     assert_eq!(token(&bench, &by_refresh(&first)).await.0, 401, "it was exchanged for another");
@@ -67,7 +67,7 @@ async fn records_are_written_found_and_guarded() {
     for (tables, read, write) in
         [(TableAccess::Refused, 403, 403), (TableAccess::ReadOnly, 200, 403), (TableAccess::Hidden, 404, 201)]
     {
-        bench.sandbox.set_switches(Switches { tables, ..Switches::default() });
+        bench.sandbox.set_switches(SandboxSwitches { tables, ..SandboxSwitches::default() });
         assert_eq!(bench.get(&one).send().await.unwrap().status(), read, "{tables:?}");
         assert_eq!(bench.post(table, r#"{"name":"b"}"#).send().await.unwrap().status(), write, "{tables:?}");
     }

@@ -14,7 +14,7 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use super::{Accept, AgentSettings, QueueSettings, Sandbox, SandboxSettings};
+use super::{AgentAcceptance, AgentSettings, Sandbox, SandboxQueue, SandboxSettings};
 
 const SOON: Duration = Duration::from_secs(10);
 const USER: &str = "chatbot_interface";
@@ -27,7 +27,7 @@ struct Bench {
 
 fn by_hand() -> SandboxSettings {
     SandboxSettings {
-        agent: AgentSettings { accept: Accept::Manual, ..AgentSettings::default() },
+        agent: AgentSettings { accept: AgentAcceptance::Manual, ..AgentSettings::default() },
         ..SandboxSettings::default()
     }
 }
@@ -37,7 +37,7 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sandbox = Sandbox::start(listener, settings).await;
         let client = super::http::client("test").unwrap();
-        Self { sandbox, client, queue: QueueSettings::default().id }
+        Self { sandbox, client, queue: SandboxQueue::default().id }
     }
 
     /// A call without login.

@@ -6,11 +6,11 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::queue::model::Mishaps;
+use crate::queue::model::FaultPlan;
 
 /// The kind of faults in a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weather {
+pub(super) enum BrokerWeather {
     /// All faults at once.
     Storm,
     /// Some conversations never succeed; there is no other fault.
@@ -23,7 +23,7 @@ pub(super) enum Weather {
 
 /// One conversation.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct HistoryLine {
     pub(super) poison: Option<Poison>,
     /// The times of its messages since the start.
     pub(super) moments: Vec<Duration>,
@@ -65,7 +65,7 @@ pub(super) enum Event {
 
 /// The random faults of the platform, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Noise {
+pub(super) struct BackgroundNoise {
     pub(super) lost_answer: u32,
     pub(super) late_effect: u32,
     pub(super) error: u32,
@@ -79,16 +79,16 @@ pub(super) struct Noise {
 #[derive(Debug, Clone)]
 pub(super) struct History {
     pub(super) seed: u64,
-    pub(super) weather: Weather,
+    pub(super) weather: BrokerWeather,
     pub(super) workers: usize,
     pub(super) partitions: u16,
     pub(super) prefetch: u16,
     pub(super) concurrency: usize,
-    pub(super) lines: Vec<Line>,
-    pub(super) noise: Noise,
+    pub(super) lines: Vec<HistoryLine>,
+    pub(super) noise: BackgroundNoise,
     pub(super) outages: Vec<(Duration, Duration, Outage)>,
     pub(super) events: Vec<(Duration, Event)>,
-    pub(super) mishaps: Mishaps,
+    pub(super) mishaps: FaultPlan,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -96,7 +96,7 @@ fn ms(ms: u64) -> Duration {
 }
 
 impl History {
-    pub(super) fn draw(seed: u64, weather: Weather) -> Self {
+    pub(super) fn draw(seed: u64, weather: BrokerWeather) -> Self {
         let random = &mut StdRng::seed_from_u64(seed);
         let mut history = Self {
             seed,
@@ -106,16 +106,16 @@ impl History {
             prefetch: *[4, 8, 16, 64].choose(random).unwrap(),
             concurrency: random.random_range(1..=6),
             lines: lines(random),
-            noise: Noise::default(),
+            noise: BackgroundNoise::default(),
             outages: Vec::new(),
             events: Vec::new(),
-            mishaps: Mishaps::default(),
+            mishaps: FaultPlan::default(),
         };
         match weather {
-            Weather::Storm => history.storm(random),
-            Weather::Poison => history.poison(random),
-            Weather::Outage => history.outage(random),
-            Weather::Clocks => history.clocks(random),
+            BrokerWeather::Storm => history.storm(random),
+            BrokerWeather::Poison => history.poison(random),
+            BrokerWeather::Outage => history.outage(random),
+            BrokerWeather::Clocks => history.clocks(random),
         }
         history
     }
@@ -123,7 +123,7 @@ impl History {
     fn storm(&mut self, random: &mut StdRng) {
         self.workers = random.random_range(1..=3);
         let mut rate = |most: u32| if random.random_bool(0.5) { random.random_range(0..=most) } else { 0 };
-        self.noise = Noise {
+        self.noise = BackgroundNoise {
             lost_answer: rate(80),
             late_effect: rate(40),
             error: rate(200),
@@ -133,7 +133,7 @@ impl History {
             page: rate(30),
             hangs: rate(30),
         };
-        self.mishaps = Mishaps { unconfirmed: rate(60), refused: rate(60) };
+        self.mishaps = FaultPlan { unconfirmed: rate(60), refused: rate(60) };
         for line in &mut self.lines {
             line.poison = poison(random, 0.1);
         }
@@ -155,7 +155,7 @@ impl History {
     fn poison(&mut self, random: &mut StdRng) {
         self.concurrency = 4;
         self.prefetch = *[8, 16, 64].choose(random).unwrap();
-        self.lines.push(Line { poison: None, moments: moments(random) });
+        self.lines.push(HistoryLine { poison: None, moments: moments(random) });
         self.lines[0].poison = poison(random, 1.0);
         self.lines[1].poison = poison(random, 0.5);
     }
@@ -198,8 +198,8 @@ fn step(random: &mut StdRng) -> Event {
     Event::Step(if random.random_bool(0.5) { by } else { -by }, long)
 }
 
-fn lines(random: &mut StdRng) -> Vec<Line> {
-    (0..random.random_range(3..=7)).map(|_| Line { poison: None, moments: moments(random) }).collect()
+fn lines(random: &mut StdRng) -> Vec<HistoryLine> {
+    (0..random.random_range(3..=7)).map(|_| HistoryLine { poison: None, moments: moments(random) }).collect()
 }
 
 fn moments(random: &mut StdRng) -> Vec<Duration> {

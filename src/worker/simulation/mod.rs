@@ -2,19 +2,19 @@
 //! on a paused clock, between a model of the queue (`queue/model/`) and a model of XO (`platform.rs`).
 //!
 //! A history (`history.rs`) is drawn from its seed: the times of the messages, the answers of the platform, the faults. It
-//! is played (`play.rs`) and checked (`judge.rs`). The same seed gives the same history: a worker takes random numbers only
+//! is played (`play.rs`) and checked (`checker.rs`). The same seed gives the same history: a worker takes random numbers only
 //! from `delivery/backoff.rs`, and every `select!` on its path is biased. There is one exception: if several pumps wake at
 //! the same instant, tokio decides which one runs first (`watch` wakes in no order). So one seed is played many times.
 //!
 //! `CAUSEWAY_SIMULATION_SEED=17 cargo test simulation` plays one seed again and prints the events if a promise breaks.
 //! `CAUSEWAY_SIMULATION_HISTORIES=100000` plays this many histories, starting with that seed.
 
+mod checker;
 mod history;
-mod judge;
 mod platform;
 mod play;
 
-use history::{History, Weather};
+use history::{BrokerWeather, History};
 pub(super) use play::{delivery_settings, http, metrics, worker_settings};
 
 fn told(name: &str) -> Option<u64> {
@@ -27,7 +27,7 @@ fn told(name: &str) -> Option<u64> {
 }
 
 /// Plays histories of this kind until one breaks a promise.
-fn survives(weather: Weather, usually: u64) {
+fn survives(weather: BrokerWeather, usually: u64) {
     let one = told("CAUSEWAY_SIMULATION_SEED");
     let many = told("CAUSEWAY_SIMULATION_HISTORIES");
     let first = one.unwrap_or(1);
@@ -38,40 +38,40 @@ fn survives(weather: Weather, usually: u64) {
     for seed in seeds {
         let history = History::draw(seed, weather);
         let played = play::play(&history);
-        let broken = judge::judge(&history, &played);
+        let broken = checker::judge(&history, &played);
         assert!(
             broken.is_empty(),
             "seed {seed} ({weather:?}) broke {} promises: CAUSEWAY_SIMULATION_SEED={seed} plays it again\n{}\n{}",
             broken.len(),
             broken.join("\n"),
-            judge::tell(&history, &played, &broken),
+            checker::tell(&history, &played, &broken),
         );
     }
 }
 
 #[test]
 fn whatever_breaks_nothing_is_lost_overtaken_or_repeated_without_cause() {
-    survives(Weather::Storm, 250);
+    survives(BrokerWeather::Storm, 250);
 }
 
 #[test]
 fn poisoned_conversations_hold_up_no_other() {
-    survives(Weather::Poison, 300);
+    survives(BrokerWeather::Poison, 300);
 }
 
 #[test]
 fn an_outage_costs_probes_and_no_messages() {
-    survives(Weather::Outage, 300);
+    survives(BrokerWeather::Outage, 300);
 }
 
 #[test]
 fn a_clock_that_steps_loses_nothing_and_holds_up_nobody() {
-    survives(Weather::Clocks, 150);
+    survives(BrokerWeather::Clocks, 150);
 }
 
 #[test]
 fn the_same_seed_is_the_same_history() {
-    for weather in [Weather::Poison, Weather::Outage] {
+    for weather in [BrokerWeather::Poison, BrokerWeather::Outage] {
         let drawn = (1..60).map(|seed| History::draw(seed, weather));
         for history in drawn.filter(|history| history.partitions == 1) {
             let [one, other] = [play::play(&history), play::play(&history)].map(|played| played.footprint());

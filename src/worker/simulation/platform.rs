@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use super::history::{History, Outage, Poison};
 use crate::delivery::Deliverer;
 use crate::message::{Destination, MessageId};
-use crate::platform::http::{Call, Reply};
-use crate::platform::{NoAnswer, NoAnswerKind, Sent};
-use crate::queue::model::Broker;
+use crate::platform::http::{HttpCall, HttpReply};
+use crate::platform::{NoAnswer, NoAnswerKind, SentState};
+use crate::queue::model::ModelBroker;
 use crate::tasks;
 
 /// One call.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct AskedCall {
     pub(super) worker: usize,
     pub(super) line: usize,
     pub(super) n: usize,
@@ -37,23 +37,23 @@ pub(super) struct Asked {
 
 /// The platform and its records.
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct PlatformWorld {
     history: History,
     start: Instant,
-    broker: Arc<Broker>,
-    book: Mutex<Book>,
+    broker: Arc<ModelBroker>,
+    book: Mutex<PlatformBook>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Book {
-    pub(super) asked: Vec<Asked>,
+pub(super) struct PlatformBook {
+    pub(super) asked: Vec<AskedCall>,
     pub(super) effects: Vec<(Instant, usize, usize)>,
     /// Promises that were broken at the start of a call.
     pub(super) broken: Vec<String>,
     staff: Vec<Weak<Deliverer>>,
 }
 
-enum Fate {
+enum CallFate {
     Taken,
     TakenUnheard,
     TakenLate,
@@ -82,24 +82,24 @@ pub(super) fn read(body: &[u8]) -> (usize, usize) {
 }
 
 /// Records the end of a call, even if the caller is gone.
-struct Open {
-    world: Arc<World>,
+struct OpenCall {
+    world: Arc<PlatformWorld>,
     index: usize,
 }
 
-impl Drop for Open {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         self.world.book().asked[self.index].ended = Some(Instant::now());
     }
 }
 
-impl World {
-    pub(super) fn new(history: &History, broker: Arc<Broker>) -> Arc<Self> {
+impl PlatformWorld {
+    pub(super) fn new(history: &History, broker: Arc<ModelBroker>) -> Arc<Self> {
         let book = Mutex::default();
         Arc::new(Self { history: history.clone(), start: Instant::now(), broker, book })
     }
 
-    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+    pub(super) fn book(&self) -> MutexGuard<'_, PlatformBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,13 +108,17 @@ impl World {
         self.book().staff.push(Arc::downgrade(deliverer));
     }
 
-    pub(super) async fn answer(self: Arc<Self>, worker: usize, call: Call) -> Result<Reply, NoAnswer> {
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        worker: usize,
+        call: HttpCall,
+    ) -> Result<HttpReply, NoAnswer> {
         let (line, n) = read(&call.body.unwrap());
         let index = self.begin(worker, line, n);
-        let open = Open { world: self.clone(), index };
+        let open = OpenCall { world: self.clone(), index };
         let (fate, took) = self.fate(line, n);
-        if matches!(fate, Fate::Taken | Fate::TakenUnheard | Fate::TakenLate) {
-            let late = if matches!(fate, Fate::TakenLate) { Duration::from_secs(4) } else { took / 2 };
+        if matches!(fate, CallFate::Taken | CallFate::TakenUnheard | CallFate::TakenLate) {
+            let late = if matches!(fate, CallFate::TakenLate) { Duration::from_secs(4) } else { took / 2 };
             let world = self.clone();
             tasks::spawn(async move {
                 tokio::time::sleep(late).await;
@@ -123,14 +127,14 @@ impl World {
         }
         tokio::time::sleep(took).await;
         let reply = match fate {
-            Fate::Taken => reply(200, None, "application/json"),
-            Fate::Page => reply(200, None, "text/html"),
-            Fate::Status(status, after) => reply(status, after, "text/plain"),
-            Fate::TakenUnheard => return Err(no_answer(Sent::Maybe, NoAnswerKind::Reset)),
-            Fate::Refused => return Err(no_answer(Sent::No, NoAnswerKind::Connect)),
-            Fate::Hangs | Fate::TakenLate => std::future::pending().await,
+            CallFate::Taken => reply(200, None, "application/json"),
+            CallFate::Page => reply(200, None, "text/html"),
+            CallFate::Status(status, after) => reply(status, after, "text/plain"),
+            CallFate::TakenUnheard => return Err(no_answer(SentState::Maybe, NoAnswerKind::Reset)),
+            CallFate::Refused => return Err(no_answer(SentState::No, NoAnswerKind::Connect)),
+            CallFate::Hangs | CallFate::TakenLate => std::future::pending().await,
         };
-        let page = matches!(fate, Fate::Page);
+        let page = matches!(fate, CallFate::Page);
         // An HTML page is not a success, whatever its status is.
         let status = if page { 299 } else { reply.status.as_u16() };
         self.book().asked[index].heard = Some((status, reply.retry_after()));
@@ -151,7 +155,7 @@ impl World {
         }
         // If a subscription is lost while its message is in flight, another worker receives the message at once. The same
         // message may then be in flight twice, but no later one.
-        let excused = |it: &Asked| it.worker != worker && self.broker.may_come_twice(id(line, it.n));
+        let excused = |it: &AskedCall| it.worker != worker && self.broker.may_come_twice(id(line, it.n));
         if in_the_air().any(|it| it.line == line && !excused(it)) {
             broken.push(format!("two of line {line} in flight"));
         }
@@ -162,8 +166,9 @@ impl World {
             broken.push(format!("worker {worker} sends two probes"));
         }
         let taken = |m: usize| {
-            let of =
-                |it: &&Asked| it.line == line && it.n == m && it.heard.is_some_and(|heard| heard.0 == 200);
+            let of = |it: &&AskedCall| {
+                it.line == line && it.n == m && it.heard.is_some_and(|heard| heard.0 == 200)
+            };
             book.asked.iter().find(of)
         };
         for m in (0..n).filter(|m| taken(*m).is_none() && !self.broker.is_buried(id(line, *m))) {
@@ -178,13 +183,13 @@ impl World {
         }
         let at = now - self.start;
         book.broken.extend(broken.into_iter().map(|what| format!("{at:?}: {what}")));
-        let asked = Asked { worker, line, n, began: now, ended: None, heard: None, probe: !passes };
+        let asked = AskedCall { worker, line, n, began: now, ended: None, heard: None, probe: !passes };
         book.asked.push(asked);
         book.asked.len() - 1
     }
 
     /// The answer depends on the seed and on the number of earlier calls for the message, not on other events.
-    fn fate(&self, line: usize, n: usize) -> (Fate, Duration) {
+    fn fate(&self, line: usize, n: usize) -> (CallFate, Duration) {
         let tries = self.book().asked.iter().filter(|it| (it.line, it.n) == (line, n)).count();
         let mut hasher = DefaultHasher::new();
         (self.history.seed, line, n, tries).hash(&mut hasher);
@@ -196,27 +201,27 @@ impl World {
             return (during(*outage, *to - now), took);
         }
         match self.history.lines[line].poison {
-            Some(Poison::Rejected) => return (Fate::Status(400, None), took),
-            Some(Poison::Failing) => return (Fate::Status(500, None), took),
-            Some(Poison::Hanging) => return (Fate::Hangs, took),
+            Some(Poison::Rejected) => return (CallFate::Status(400, None), took),
+            Some(Poison::Failing) => return (CallFate::Status(500, None), took),
+            Some(Poison::Hanging) => return (CallFate::Hangs, took),
             None => {}
         }
         (self.drawn(random), took)
     }
 
-    fn drawn(&self, random: &mut StdRng) -> Fate {
+    fn drawn(&self, random: &mut StdRng) -> CallFate {
         let noise = self.history.noise;
         let mut left = random.random_range(0..1000);
         let after = random.random_range(0..4);
         let fates = [
-            (noise.lost_answer, Fate::TakenUnheard),
-            (noise.late_effect, Fate::TakenLate),
-            (noise.error, Fate::Status(if after == 0 { 502 } else { 503 }, None)),
-            (noise.asks, Fate::Status(if after == 0 { 429 } else { 503 }, Some(after))),
-            (noise.rejects, Fate::Status(400, None)),
-            (noise.refuses, Fate::Refused),
-            (noise.page, Fate::Page),
-            (noise.hangs, Fate::Hangs),
+            (noise.lost_answer, CallFate::TakenUnheard),
+            (noise.late_effect, CallFate::TakenLate),
+            (noise.error, CallFate::Status(if after == 0 { 502 } else { 503 }, None)),
+            (noise.asks, CallFate::Status(if after == 0 { 429 } else { 503 }, Some(after))),
+            (noise.rejects, CallFate::Status(400, None)),
+            (noise.refuses, CallFate::Refused),
+            (noise.page, CallFate::Page),
+            (noise.hangs, CallFate::Hangs),
         ];
         for (rate, fate) in fates {
             if left < rate {
@@ -224,30 +229,30 @@ impl World {
             }
             left -= rate;
         }
-        Fate::Taken
+        CallFate::Taken
     }
 }
 
-fn during(outage: Outage, left: Duration) -> Fate {
+fn during(outage: Outage, left: Duration) -> CallFate {
     match outage {
-        Outage::Refusing => Fate::Refused,
-        Outage::Failing => Fate::Status(503, None),
-        Outage::Asking => Fate::Status(503, Some(left.as_secs().min(5))),
-        Outage::Page => Fate::Page,
-        Outage::Hanging => Fate::Hangs,
+        Outage::Refusing => CallFate::Refused,
+        Outage::Failing => CallFate::Status(503, None),
+        Outage::Asking => CallFate::Status(503, Some(left.as_secs().min(5))),
+        Outage::Page => CallFate::Page,
+        Outage::Hanging => CallFate::Hangs,
     }
 }
 
-fn no_answer(sent: Sent, kind: NoAnswerKind) -> NoAnswer {
+fn no_answer(sent: SentState, kind: NoAnswerKind) -> NoAnswer {
     NoAnswer { sent, kind, detail: String::new() }
 }
 
-fn reply(status: u16, after: Option<u64>, media: &'static str) -> Reply {
+fn reply(status: u16, after: Option<u64>, media: &'static str) -> HttpReply {
     let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
     headers.extend(after.map(|after| (RETRY_AFTER, HeaderValue::from(after))));
     // A page is recognised by its first bytes, whatever its status and content type are.
     let body = if media == "text/html" { "<!DOCTYPE html><title>Maintenance</title>" } else { "" };
-    Reply {
+    HttpReply {
         status: StatusCode::from_u16(status).unwrap(),
         headers,
         body: Ok(Bytes::from_static(body.as_bytes())),

@@ -11,20 +11,20 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::history::{Event, History};
-use super::platform::{Asked, World, body, id, worker_name};
+use super::platform::{AskedCall, PlatformWorld, body, id, worker_name};
 use crate::clock::hands::{self, Watch};
 use crate::delivery::backoff::{RetrySettings, loaded};
 use crate::delivery::{
-    AgentChatSettings, BotKitSettings, Deliverer, DeliverySettings, GateSettings, Parts, ReadBack,
-    UnknownGroup,
+    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, GateSettings, ReadBack, UnknownGroup,
+    VirtualAgentOptions,
 };
 use crate::message::{BotSide, Destination, Destinations, Kind, LaneKey, Message};
-use crate::platform::{Http, HttpSettings, Xo, XoSettings};
-use crate::queue::model::{Broker, ModelQueue, Record};
+use crate::platform::{HttpClient, HttpSettings, Xo, XoSettings};
+use crate::queue::model::{BrokerRecord, ModelBroker, ModelQueue};
 use crate::queue::{PartitionId, Queue, QueueTuning};
-use crate::tasks::{self, Stop, TaskFailure, Tasks};
+use crate::tasks::{self, CancellationToken, TaskFailure, TaskSet};
 use crate::telemetry::Metrics;
-use crate::worker::{Deadlines, Worker, WorkerSettings};
+use crate::worker::{MessageDeadlines, Worker, WorkerSettings};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(4);
 /// Below the heartbeat, as the settings require: a worker without a lease has ended its last call before the broker gives
@@ -39,11 +39,11 @@ const NOISE_ENDS: Duration = Duration::from_secs(14);
 
 /// The record of a played history.
 #[derive(Debug)]
-pub(super) struct Played {
+pub(super) struct PlayedHistory {
     pub(super) start: Instant,
-    pub(super) asked: Vec<Asked>,
+    pub(super) asked: Vec<AskedCall>,
     pub(super) effects: Vec<(Instant, usize, usize)>,
-    pub(super) record: Record,
+    pub(super) record: BrokerRecord,
     /// When each message was last accepted.
     pub(super) accepted: BTreeMap<(usize, usize), Instant>,
     /// When the shutdown of each worker began.
@@ -51,7 +51,7 @@ pub(super) struct Played {
     pub(super) broken: Vec<String>,
 }
 
-impl Played {
+impl PlayedHistory {
     /// Two plays with equal footprints are the same.
     pub(super) fn footprint(&self) -> Vec<String> {
         let since = |at: Instant| at - self.start;
@@ -72,35 +72,35 @@ impl Played {
 }
 
 /// A running worker.
-struct Hand {
+struct WorkerHand {
     number: usize,
     name: String,
     queue: ModelQueue,
-    stop: Stop,
-    tasks: Tasks,
+    stop: CancellationToken,
+    tasks: TaskSet,
     lease: JoinHandle<()>,
     watch: Watch,
 }
 
-struct Stage<'a> {
+struct SimulationStage<'a> {
     history: &'a History,
     random: StdRng,
     start: Instant,
-    broker: Arc<Broker>,
-    world: Arc<World>,
-    hands: Vec<Hand>,
+    broker: Arc<ModelBroker>,
+    world: Arc<PlatformWorld>,
+    hands: Vec<WorkerHand>,
     hired: usize,
     stopping: Vec<JoinHandle<(usize, Result<(), TaskFailure>)>>,
     stopped: Vec<(usize, Instant)>,
 }
 
 /// Plays the history on a clock of its own.
-pub(super) fn play(history: &History) -> Played {
+pub(super) fn play(history: &History) -> PlayedHistory {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let played = runtime.unwrap().block_on(async {
         hands::hold(BEGINNING.parse().unwrap());
         loaded::load(history.seed);
-        Stage::set(history).play().await
+        SimulationStage::set(history).play().await
     });
     hands::release();
     played
@@ -111,13 +111,14 @@ pub(in crate::worker) fn metrics() -> Arc<Metrics> {
     METRICS.get_or_init(|| Arc::new(Metrics::new("rabbitmq").unwrap())).clone()
 }
 
-pub(in crate::worker) fn http() -> Http {
-    static HTTP: OnceLock<Http> = OnceLock::new();
-    let new = || Http::new(&HttpSettings { timeout: TIMEOUT, user_agent: "simulation".into() }).unwrap();
+pub(in crate::worker) fn http() -> HttpClient {
+    static HTTP: OnceLock<HttpClient> = OnceLock::new();
+    let new =
+        || HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent: "simulation".into() }).unwrap();
     HTTP.get_or_init(new).clone()
 }
 
-impl<'a> Stage<'a> {
+impl<'a> SimulationStage<'a> {
     fn set(history: &'a History) -> Self {
         let tuning = QueueTuning {
             destinations: Destinations::new([Destination::Xo]),
@@ -125,12 +126,12 @@ impl<'a> Stage<'a> {
             prefetch: history.prefetch,
             publish_timeout: Duration::from_secs(5),
         };
-        let broker = Broker::new(history.seed, tuning, HEARTBEAT, history.mishaps);
+        let broker = ModelBroker::new(history.seed, tuning, HEARTBEAT, history.mishaps);
         Self {
             history,
             random: StdRng::seed_from_u64(history.seed),
             start: Instant::now(),
-            world: World::new(history, broker.clone()),
+            world: PlatformWorld::new(history, broker.clone()),
             broker,
             hands: Vec::new(),
             hired: 0,
@@ -139,7 +140,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    async fn play(mut self) -> Played {
+    async fn play(mut self) -> PlayedHistory {
         for _ in 0..self.history.workers {
             self.hire();
         }
@@ -173,7 +174,7 @@ impl<'a> Stage<'a> {
         sleep(Duration::from_secs(5)).await;
         let mut book = self.world.book();
         broken.append(&mut book.broken);
-        Played {
+        PlayedHistory {
             start: self.start,
             asked: std::mem::take(&mut book.asked),
             effects: std::mem::take(&mut book.effects),
@@ -207,10 +208,10 @@ impl<'a> Stage<'a> {
         let queue = Queue::Model(model.clone());
         let world = self.world.clone();
         let lease = queue.lease();
-        let http = http().only_while(move || lease.holds(Instant::now()));
+        let http = http().allowed_while(move || lease.holds(Instant::now()));
         let http = http.answered_by(move |call| Box::pin(world.clone().answer(number, call)));
         let callback_url = Some("http://xo.test/callback".parse().unwrap());
-        let parts = Parts {
+        let parts = DelivererParts {
             servicenow: None,
             xo: Xo::new(http, XoSettings { callback_url, ..XoSettings::default() }),
             directory: None,
@@ -222,8 +223,8 @@ impl<'a> Stage<'a> {
         let deliverer =
             Deliverer::new(parts, delivery_settings(), &BTreeMap::from([(Destination::Xo, gate)]));
         self.world.employ(&deliverer);
-        let stop = Stop::default();
-        let mut tasks = Tasks::new(stop.clone());
+        let stop = CancellationToken::default();
+        let mut tasks = TaskSet::new(stop.clone());
         let (watch, settings) = (Watch::default(), worker_settings(self.history.prefetch));
         hands::wearing(&watch, || {
             Worker::start(&mut tasks, &stop, queue, deliverer, &settings, metrics());
@@ -234,12 +235,12 @@ impl<'a> Stage<'a> {
             sleep(Duration::from_secs(2)).await;
             broker.introduce(&introduced);
         });
-        self.hands.push(Hand { number, name, queue: model, stop, tasks, lease, watch });
+        self.hands.push(WorkerHand { number, name, queue: model, stop, tasks, lease, watch });
     }
 
     /// Shuts the worker down cleanly.
-    fn dismiss(&mut self, hand: Hand) {
-        hand.stop.ask();
+    fn dismiss(&mut self, hand: WorkerHand) {
+        hand.stop.cancel();
         self.stopped.push((hand.number, Instant::now()));
         self.stopping.push(tasks::spawn(async move {
             let ended = hand.tasks.finish(DRAIN).await;
@@ -296,7 +297,13 @@ impl<'a> Stage<'a> {
 }
 
 /// Cuts the traffic between a worker and the broker. Chance decides which side notices first; neither notices a short cut.
-async fn cut(broker: Arc<Broker>, worker: String, long: Duration, given_up: Duration, noticed: Duration) {
+async fn cut(
+    broker: Arc<ModelBroker>,
+    worker: String,
+    long: Duration,
+    given_up: Duration,
+    noticed: Duration,
+) {
     if !broker.cut(&worker) {
         return;
     }
@@ -346,7 +353,7 @@ async fn write(
 
 pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
     DeliverySettings {
-        routes: crate::message::routing::Routes::default(),
+        routes: crate::message::routing::QueueRoutes::default(),
         files: crate::delivery::FileSettings::default(),
         queue_id: None,
         unknown_group: UnknownGroup::default(),
@@ -356,13 +363,13 @@ pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
         tells_events: false,
         serves_bots: false,
         read_back: ReadBack::default(),
-        agent_chat: AgentChatSettings::default(),
+        virtual_agent: VirtualAgentOptions::default(),
         botkit: BotKitSettings::default(),
     }
 }
 
 pub(in crate::worker) fn worker_settings(prefetch: u16) -> WorkerSettings {
-    let deadlines = Deadlines { message: DEADLINE, ..Deadlines::default() };
+    let deadlines = MessageDeadlines { message: DEADLINE, ..MessageDeadlines::default() };
     let retry = RetrySettings { max: Duration::from_secs(5), ..RetrySettings::default() };
     WorkerSettings { retry, deadlines, hold: HOLD, prefetch }
 }

@@ -6,18 +6,18 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use causeway::delivery::backoff::{Backoff, RetrySettings};
 use causeway::delivery::classify::{Operation, classify};
-use causeway::ingress::ServiceNowDoor;
+use causeway::ingress::CallbackAuth;
 use causeway::message::{Callback, Destination, Kind, LaneKey, Message, MessageId, Outcome, PlatformWords};
-use causeway::platform::{Answer, AnswerKind, CallError};
+use causeway::platform::{AnswerKind, CallError, ErrorAnswer};
 use causeway::queue::PartitionId;
 use jiff::Timestamp;
 use lapin::message::Delivery;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use super::callback_fields::Fields;
-use super::settle::Standing;
-use super::{lenient, verify, wire};
+use super::callback_fields::CallbackFields;
+use super::policy::RetryContext;
+use super::{credentials, lenient, wire};
 
 type Part = Box<dyn FnMut()>;
 
@@ -34,7 +34,7 @@ pub(crate) fn all() -> Vec<(&'static str, Part)> {
     let message = Message::new(id, Kind::CallbackMessage, Destination::Xo, lane.clone(), CALLBACK);
     vec![
         ("ingress: look at a sender", look()),
-        ("ingress: read a callback", part(|| Fields::strict(black_box(CALLBACK)))),
+        ("ingress: read a callback", part(|| CallbackFields::strict(black_box(CALLBACK)))),
         ("ingress: repair a callback", part(|| lenient::repair(black_box(BROKEN)))),
         ("message: id of an event", part(|| MessageId::derived("servicenow", black_box(GROUP)))),
         ("queue: partition of a lane", part(move || PartitionId::of(Destination::Xo, black_box(&lane), 8))),
@@ -55,9 +55,11 @@ fn part<T>(mut once: impl FnMut() -> T + 'static) -> Part {
 
 /// A sender with the token in the URL, as in Kore's stock rule.
 fn look() -> Part {
-    let door = ServiceNowDoor { token: "0a1b2c3d4e5f60718293a4b5".into(), ..ServiceNowDoor::default() };
+    let door = CallbackAuth { token: "0a1b2c3d4e5f60718293a4b5".into(), ..CallbackAuth::default() };
     let (headers, now) = (HeaderMap::new(), Timestamp::UNIX_EPOCH);
-    part(move || verify::callback(&door, &headers, black_box(Some("token=0a1b2c3d4e5f60718293a4b5")), now))
+    part(move || {
+        credentials::callback(&door, &headers, black_box(Some("token=0a1b2c3d4e5f60718293a4b5")), now)
+    })
 }
 
 fn encode(message: Message) -> Part {
@@ -77,7 +79,7 @@ fn decode(message: &Message) -> Part {
 fn classify_busy() -> Part {
     let retry_after = Some(Duration::from_secs(1));
     let (kind, detail, said) = (AnswerKind::Temporary, String::new(), PlatformWords::default());
-    let answer = Answer { status: 503, retry_after, kind, detail, said };
+    let answer = ErrorAnswer { status: 503, retry_after, kind, detail, said };
     let error = CallError::Answer(answer);
     part(move || classify(black_box(&error), Operation::Callback))
 }
@@ -90,7 +92,7 @@ fn next_backoff() -> Part {
 }
 
 fn verdict() -> Part {
-    let standing = Standing {
+    let standing = RetryContext {
         kind: Kind::CallbackMessage,
         age: Duration::from_millis(20),
         deadline: Duration::from_secs(900),
@@ -98,5 +100,5 @@ fn verdict() -> Part {
         hold: Duration::from_secs(60),
         backoff: Duration::from_millis(250),
     };
-    part(move || black_box(&standing).verdict(black_box(&Outcome::Delivered)))
+    part(move || black_box(&standing).decide(black_box(&Outcome::Delivered)))
 }

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use causeway::sandbox::{Accept, AgentSettings, QueueSettings, Sandbox, SandboxSettings};
+use causeway::sandbox::{AgentAcceptance, AgentSettings, Sandbox, SandboxQueue, SandboxSettings};
 use futures_util::StreamExt;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ impl Plan {
     /// One `causeway serve` that carries both directions: handoffs to ServiceNow, callbacks of foreign chats to XO's
     /// Callback URL, events of our own chats to the events URL. The agent of the sandbox does nothing by itself.
     pub(crate) fn on(bench: &Bench) -> Self {
-        let agent = AgentSettings { accept: Accept::Manual, ..AgentSettings::default() };
+        let agent = AgentSettings { accept: AgentAcceptance::Manual, ..AgentSettings::default() };
         Self {
             settings: bench.settings(),
             sandbox: SandboxSettings { agent, ..SandboxSettings::default() },
@@ -75,7 +75,7 @@ impl Plan {
             ("servicenow.host_url", sandbox.servicenow_url().to_owned()),
             ("servicenow.username", username),
             ("servicenow.password", password),
-            ("servicenow.queue_id", QueueSettings::default().id),
+            ("servicenow.queue_id", SandboxQueue::default().id),
             ("xo.callback_url", sandbox.xo_callback_url()),
             ("handoffs.events_url", sandbox.events_url()),
             ("ingress.handoffs.token", HANDOFFS_TOKEN.to_owned()),
@@ -373,7 +373,7 @@ impl Relay {
     /// The callbacks at XO's Callback URL, by group, in the order of effects.
     pub(crate) fn called_back(&self) -> BTreeMap<String, Vec<String>> {
         let taken = self.sandbox.ledger().xo_callbacks();
-        let texts = |entries: Vec<causeway::sandbox::Entry>| {
+        let texts = |entries: Vec<causeway::sandbox::LedgerEntry>| {
             entries.into_iter().map(|entry| entry.text.unwrap_or_default()).collect()
         };
         taken.into_iter().map(|(group, entries)| (group, texts(entries))).collect()

@@ -13,7 +13,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use causeway::sandbox::BotSettings;
-use causeway::sandbox::botkit::{Algorithm, token};
+use causeway::sandbox::botkit::{SigningAlgorithm, token};
 use serde_json::{Value, json};
 
 use super::http;
@@ -157,7 +157,7 @@ impl FakeXo {
         let url = format!("{}/sdk/bots/{}/{event}", relay.processes[0].public_url(), self.bot.bot_id);
         // The year 2100, so that a test needs no clock.
         let claims = json!({"appId": self.bot.app_id, "exp": 4_102_444_800_u64});
-        let token = token(Algorithm::Hs256, &claims, &self.bot.client_secret);
+        let token = token(SigningAlgorithm::Hs256, &claims, &self.bot.client_secret);
         let request =
             http::client().post(url).header("content-type", "application/json").header("token", token);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));

@@ -4,17 +4,17 @@ use serde_json::json;
 
 use super::*;
 
-fn door() -> Door {
-    Door {
+fn route() -> BotKitRoute {
+    BotKitRoute {
         bot_id: "st-1".into(),
         component_id: "default".into(),
-        event: crate::ingress::botkit::Event::UserMessage,
+        event: crate::ingress::botkit::BotKitEvent::UserMessage,
     }
 }
 
-fn with<T>(body: &Value, read: impl FnOnce(&Payload<'_>) -> T) -> T {
-    let (door, body) = (door(), body.to_string());
-    read(&Payload::read(&door, body.as_bytes()).ok().unwrap())
+fn with<T>(body: &Value, read: impl FnOnce(&EventPayload<'_>) -> T) -> T {
+    let (route, body) = (route(), body.to_string());
+    read(&EventPayload::read(&route, body.as_bytes()).ok().unwrap())
 }
 
 fn paths() -> UserPaths {
@@ -34,8 +34,8 @@ fn paths() -> UserPaths {
     }
 }
 
-fn settings(context: Kept) -> BotKitDoor {
-    BotKitDoor { context, user: paths(), ..BotKitDoor::default() }
+fn settings(context: ReplyContextMode) -> BotKitIngress {
+    BotKitIngress { context, user: paths(), ..BotKitIngress::default() }
 }
 
 fn nested() -> Value {
@@ -136,20 +136,20 @@ fn the_same_event_has_the_same_id() {
 #[test]
 fn little_of_a_large_payload_is_kept() {
     let reply = |kept| with(&nested(), |payload| payload.reply(&settings(kept)).ok().unwrap());
-    let trimmed = reply(Kept::Trimmed);
+    let trimmed = reply(ReplyContextMode::Trimmed);
     assert!(serde_json::to_vec(&trimmed).unwrap().len() < 1000);
     assert_eq!(trimmed.request_id, "1501244156289");
     assert_eq!(trimmed.channel_type(), Some("rtm"));
     assert_eq!(trimmed.channel["channelInfos"]["handle"]["userId"], "u-1");
     assert_eq!(trimmed.context["session"]["BotUserSession"], json!({"conversationSessionId": "5f1"}));
     assert_eq!(trimmed.context["session"]["UserContext"], json!({"_id": "u-1"}));
-    assert_eq!(reply(Kept::None).context, Value::Null);
-    assert_eq!(reply(Kept::Full).context, nested()["context"]);
+    assert_eq!(reply(ReplyContextMode::None).context, Value::Null);
+    assert_eq!(reply(ReplyContextMode::Full).context, nested()["context"]);
 }
 
 #[test]
 fn one_address_tells_the_other() {
-    let reply = |body: &Value| with(body, |payload| payload.reply(&settings(Kept::None)).ok());
+    let reply = |body: &Value| with(body, |payload| payload.reply(&settings(ReplyContextMode::None)).ok());
     let made = reply(&flat()).unwrap();
     assert_eq!(
         made.send_user_message_url,
@@ -235,17 +235,17 @@ fn who_asks_is_found_by_the_paths_of_the_settings() {
 
 #[test]
 fn half_a_pair_in_a_text_loses_nothing_else() {
-    let door = door();
+    let route = route();
     let body = br#"{"requestId": 1, "message": "a\ud83d", "channel": {"from": "u-1", "type": "rtm"}}"#;
-    let payload = Payload::read(&door, body).ok().unwrap();
+    let payload = EventPayload::read(&route, body).ok().unwrap();
     assert!(payload.message().ok().unwrap().starts_with("a\u{fffd}"));
     assert_eq!(payload.conversation().ok().unwrap().to_string(), "st-1:u-1:rtm");
 }
 
 #[test]
 fn what_is_no_event_is_refused_with_its_place() {
-    let door = door();
-    let refusal = |body: &[u8]| Payload::read(&door, body).err().map(|refusal| refusal.to_string());
+    let route = route();
+    let refusal = |body: &[u8]| EventPayload::read(&route, body).err().map(|refusal| refusal.to_string());
     assert!(refusal(b"[]").unwrap().contains("cannot be used"));
     assert!(refusal(b"{\"message\": }").unwrap().contains("line 1"));
     assert!(refusal(b"{\n\"message\": \"\xff\"}").unwrap().contains("line 2, column 12"));
@@ -255,12 +255,12 @@ fn what_is_no_event_is_refused_with_its_place() {
 /// Parsing this context into a tree would take a hundred megabytes.
 #[test]
 fn a_context_of_a_million_small_values_is_not_built() {
-    let door = door();
+    let route = route();
     let context = "[1],".repeat(500_000);
     let body = format!(
         r#"{{"channel": {{"from": "u-1", "type": "rtm"}}, "context": {{"x": [{context}0]}}, "message": "hi"}}"#
     );
-    let payload = Payload::read(&door, body.as_bytes()).ok().unwrap();
+    let payload = EventPayload::read(&route, body.as_bytes()).ok().unwrap();
     assert_eq!(payload.message().ok().unwrap(), "hi");
     assert!(payload.found.capacity() < 64);
 }

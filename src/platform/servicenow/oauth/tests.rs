@@ -107,7 +107,10 @@ async fn a_second_refusal_stands() {
     let client = client(&instance.peer.url, None);
     instance.revoked.store(usize::MAX, Ordering::SeqCst);
     let error = client.queues().await.unwrap_err();
-    assert!(matches!(&error, CallError::Answer(Answer { status: 401, kind: AnswerKind::Credentials, .. })));
+    assert!(matches!(
+        &error,
+        CallError::Answer(ErrorAnswer { status: 401, kind: AnswerKind::Credentials, .. })
+    ));
     assert_eq!(instance.times(), 2, "one renewal, no more");
 }
 
@@ -180,7 +183,7 @@ async fn other_troubles_are_what_they_are_and_nothing_was_sent() {
     let cut = Peer::cutting().await;
     let cut = client(&cut.url, None).queues().await.unwrap_err();
     for error in [trouble(empty).await, cut] {
-        assert!(matches!(error, CallError::NoAnswer(NoAnswer { sent: Sent::No, .. })), "{error:?}");
+        assert!(matches!(error, CallError::NoAnswer(NoAnswer { sent: SentState::No, .. })), "{error:?}");
     }
 }
 
@@ -190,7 +193,7 @@ async fn those_who_waited_share_the_refusal() {
     let client = client(&peer.url, None);
     let calls = (0..20).map(|_| client.queues());
     for answer in futures_util::future::join_all(calls).await {
-        assert!(matches!(answer, Err(CallError::Answer(Answer { kind: AnswerKind::Credentials, .. }))));
+        assert!(matches!(answer, Err(CallError::Answer(ErrorAnswer { kind: AnswerKind::Credentials, .. }))));
     }
     assert_eq!(peer.heard.lock().unwrap().len(), 1);
 }

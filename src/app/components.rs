@@ -1,0 +1,317 @@
+//! Converts the settings to the settings of each stage: one function for each stage, which only passes values on.
+//!
+//! Guarantees: no stage needs to know `config`. Not responsible for: the meaning of a value (`config/default.toml`),
+//! starting the stages (`app.rs`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{App, UNKNOWN_GROUP_WAIT};
+use crate::config::{self, Settings};
+use crate::delivery::{
+    AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings, GateSettings,
+    LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions, backoff::RetrySettings,
+};
+use crate::files::{self, FileLinks, FileServer};
+use crate::ingress::{
+    AcceptedSecrets, BotCredential, BotKitIngress, CallbackAuth, IngressSettings, ReplyContextMode, UserPaths,
+};
+use crate::message::routing::{QueueRoute, QueueRoutes, RouteCondition};
+use crate::message::{AllowedHosts, Destination};
+use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
+use crate::platform::{
+    HttpClient, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
+    XoSettings,
+};
+use crate::worker::{MessageDeadlines, WorkerSettings};
+
+/// Our name in requests to the platforms.
+pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
+
+/// The client of ServiceNow, if an instance is named.
+pub fn servicenow(http: HttpClient, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
+    let Some(named) = &settings.servicenow else { return Ok(None) };
+    let client = ServiceNowSettings {
+        host_url: named.host_url.clone(),
+        login: servicenow_login(&named.login),
+        queue_id: named.queue_id.clone(),
+    };
+    Ok(Some(match named.api {
+        config::Api::ConnectSupport => ServiceNow::new(http, client),
+        config::Api::VirtualAgent => {
+            ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.virtual_agent))
+        }
+    }))
+}
+
+fn virtual_agent(settings: &config::VirtualAgentConfig) -> VirtualAgentSettings {
+    VirtualAgentSettings {
+        start_action: match settings.start_action {
+            config::StartAction::StartConversation => StartAction::StartConversation,
+            config::StartAction::Agent => StartAction::Agent,
+        },
+        message_auth: MessageAuth {
+            token: settings.message_token.clone(),
+            hmac: settings.message_hmac.clone(),
+        },
+    }
+}
+
+fn virtual_agent_options(settings: &config::VirtualAgentConfig) -> VirtualAgentOptions {
+    VirtualAgentOptions {
+        watchdog: settings.watchdog,
+        context_variables: settings.context_variables.clone(),
+        queue_variable: settings.queue_variable.clone(),
+        receipts: settings.receipts,
+        tell_topics: settings.tell_topics,
+        end_without_flag: settings.end_without_flag,
+        end_sentences: settings.end_sentences.clone(),
+    }
+}
+
+fn routes(settings: &Settings) -> QueueRoutes {
+    let route = |route: &config::RouteConfig| {
+        let when = route
+            .when
+            .iter()
+            .map(|(name, value)| RouteCondition { name: name.clone(), value: value.clone() });
+        QueueRoute {
+            when: when.collect(),
+            queue_id: route.queue_id.clone(),
+            context_variables: route.context_variables.clone(),
+        }
+    };
+    let names = settings.xo.bots.iter().map(|bot| (bot.bot_id.clone(), bot.name.as_str().to_owned()));
+    QueueRoutes::new(settings.routes.iter().map(route).collect(), names.collect())
+}
+
+/// The file links. The secret is `files.secret`, or is derived from the login of ServiceNow, which worker and file route
+/// both have.
+fn file_links(settings: &Settings) -> Option<FileLinks> {
+    let files = &settings.files;
+    let derived = || {
+        let from = match &settings.servicenow.as_ref()?.login {
+            config::LoginConfig::Basic { password, .. } => password,
+            config::LoginConfig::OAuth { client_secret, .. } => client_secret,
+        };
+        Some(FileLinks::derived_secret(from))
+    };
+    let secret = files.secret.clone().or_else(derived)?;
+    Some(FileLinks::new(files.public_url.clone(), secret, files.expires))
+}
+
+/// The route for files, if links are made and the settings name a source of files.
+pub(super) fn file_server(settings: &Settings) -> anyhow::Result<Option<axum::Router>> {
+    let Some(links) = file_links(settings).filter(FileLinks::are_made) else { return Ok(None) };
+    let timeout = settings.delivery.servicenow.timeout;
+    let http = HttpClient::new(&HttpSettings { timeout, user_agent: USER_AGENT.to_owned() })?;
+    let servicenow = servicenow(http.clone(), settings)?;
+    let xo = xo(http.with_timeout(settings.delivery.xo.timeout), settings);
+    let door = FileServer { links, servicenow, xo, max_size: settings.files.max_size as u64 };
+    Ok(Some(files::router(door)))
+}
+
+fn servicenow_login(login: &config::LoginConfig) -> ServiceNowLogin {
+    match login.clone() {
+        config::LoginConfig::Basic { username, password } => ServiceNowLogin::Basic { username, password },
+        config::LoginConfig::OAuth { username, client_id, client_secret, refresh_token } => {
+            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token }
+        }
+    }
+}
+
+/// The client of XO.
+pub fn xo(http: HttpClient, settings: &Settings) -> Xo {
+    let client = XoSettings {
+        callback_url: settings.xo.callback_url.clone(),
+        events_url: settings.handoffs.events_url.clone(),
+        events_token: settings.handoffs.events_token.clone(),
+        events_keys: settings.handoffs.events_keys.clone(),
+        bots: settings.xo.bots.iter().map(bot).collect(),
+        allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
+        events_timeout: Some(settings.delivery.events.timeout),
+        bots_timeout: Some(settings.delivery.bots.timeout),
+    };
+    Xo::new(http, client)
+}
+
+pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
+    let timeouts = (settings.delivery.servicenow.timeout, settings.delivery.xo.timeout);
+    let lease = app.queue.lease();
+    let http = HttpClient::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?
+        .allowed_while(move || lease.holds(Instant::now()));
+    let servicenow = servicenow(http.clone(), settings)?;
+    let xo = xo(http.with_timeout(timeouts.1), settings);
+    // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.
+    let directory = app.directory.clone().filter(|_| servicenow.is_some());
+    let parts = DelivererParts {
+        replay_notes: directory.is_none().then(|| super::directory_settings(settings)),
+        directory,
+        servicenow,
+        xo,
+        queue: app.queue.clone(),
+        metrics: app.metrics.clone(),
+    };
+    let delivery = DeliverySettings {
+        queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
+        routes: routes(settings),
+        unknown_group: match settings.delivery.unknown_group {
+            config::UnknownGroup::DeadLetter => UnknownGroup::DeadLetter,
+            config::UnknownGroup::Drop => UnknownGroup::Drop,
+        },
+        unknown_group_wait: UNKNOWN_GROUP_WAIT,
+        bot_side: settings.bot_side(),
+        relays_callbacks: settings.xo.callback_url.is_some(),
+        tells_events: settings.handoffs.events_url.is_some(),
+        serves_bots: !settings.xo.bots.is_empty(),
+        read_back: match settings.servicenow.as_ref().map(|servicenow| servicenow.read_back) {
+            Some(config::ReadBack::Gaps) => ReadBack::Gaps,
+            Some(config::ReadBack::Always) | None => ReadBack::Always,
+        },
+        botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
+        files: FileSettings { links: file_links(settings), max_size: settings.files.max_size as u64 },
+        virtual_agent: settings
+            .servicenow
+            .as_ref()
+            .map(|servicenow| virtual_agent_options(&servicenow.virtual_agent))
+            .unwrap_or_default(),
+    };
+    let gate = |limits: &config::LimitConfig| GateSettings {
+        concurrency: usize::from(limits.concurrency),
+        rate: limits.rate,
+    };
+    let limits = |destination: Destination| match destination {
+        Destination::ServiceNow => gate(&settings.delivery.servicenow),
+        Destination::Xo => gate(&settings.delivery.xo),
+        Destination::Events => gate(&settings.delivery.events),
+        Destination::Bot(_) => gate(&settings.delivery.bots),
+        Destination::Callbacks => GateSettings::default(),
+    };
+    let gates: BTreeMap<_, _> =
+        settings.destinations().iter().map(|destination| (destination, limits(destination))).collect();
+    Ok(Deliverer::new(parts, delivery, &gates))
+}
+
+fn bot(bot: &config::BotConfig) -> XoBot {
+    XoBot {
+        bot_id: bot.bot_id.clone(),
+        app_id: bot.app_id.clone(),
+        client_secret: bot.client_secret.clone(),
+        algorithm: match bot.jwt_algorithm {
+            config::JwtAlgorithm::Hs256 => TokenAlgorithm::Hs256,
+            config::JwtAlgorithm::Hs512 => TokenAlgorithm::Hs512,
+        },
+    }
+}
+
+fn texts(texts: &config::TextConfig) -> NoticeTexts {
+    let texts = texts.clone();
+    NoticeTexts {
+        waiting: texts.waiting,
+        joined: texts.joined,
+        left: texts.left,
+        ended: texts.ended,
+        no_agent: texts.no_agent,
+        expired: texts.expired,
+        failed: texts.failed,
+    }
+}
+
+fn botkit(xo: &config::XoConfig, own_user: Option<String>) -> BotKitSettings {
+    BotKitSettings {
+        texts: LanguageTexts {
+            default: texts(&xo.texts),
+            languages: xo
+                .texts_by_language
+                .iter()
+                .map(|(tag, spoken)| (tag.clone(), texts(spoken)))
+                .collect(),
+            own_user,
+        },
+        wait_updates: xo.wait_updates,
+        agent_template: match xo.agent_template {
+            config::AgentTemplate::Auto => AgentTemplate::Auto,
+            config::AgentTemplate::Always => AgentTemplate::Always,
+            config::AgentTemplate::Never => AgentTemplate::Never,
+        },
+        start_agent_session: xo.start_agent_session,
+        extend_every: xo.extend_every,
+        transcript: usize::from(xo.transcript),
+    }
+}
+
+fn botkit_ingress(settings: &Settings) -> BotKitIngress {
+    let xo = &settings.xo;
+    let bots = xo.bots.iter().map(|bot| BotCredential {
+        bot_id: bot.bot_id.clone(),
+        app_id: bot.app_id.clone(),
+        client_secret: bot.client_secret.clone(),
+    });
+    BotKitIngress {
+        bots: bots.collect(),
+        allow_apikey: xo.allow_apikey,
+        allowed_hosts: AllowedHosts::new(xo.allowed_hosts.clone()),
+        context: match xo.reply_context {
+            config::ReplyContext::Trimmed => ReplyContextMode::Trimmed,
+            config::ReplyContext::Full => ReplyContextMode::Full,
+            config::ReplyContext::None => ReplyContextMode::None,
+        },
+        end_words: xo.end_words.clone(),
+        first_words: xo.first_words.clone(),
+        drops_bot_messages: xo.drops_bot_messages,
+        user: UserPaths {
+            id: xo.user.id.clone(),
+            name: xo.user.name.clone(),
+            email: xo.user.email.clone(),
+            language: xo.user.language.clone(),
+        },
+        routing_paths: routes(settings).paths(),
+        end_on_session_closure: xo.end_on_session_closure,
+    }
+}
+
+pub(super) fn worker_settings(settings: &Settings) -> WorkerSettings {
+    let delivery = &settings.delivery;
+    WorkerSettings {
+        retry: RetrySettings {
+            initial: delivery.retry.initial,
+            factor: delivery.retry.factor,
+            max: delivery.retry.max,
+        },
+        deadlines: MessageDeadlines {
+            start: delivery.deadline.start,
+            message: delivery.deadline.message,
+            typing: delivery.deadline.typing,
+            end: delivery.deadline.end,
+            bot: delivery.deadline.bot,
+        },
+        hold: delivery.hold,
+        prefetch: settings.queue.prefetch,
+    }
+}
+
+pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
+    let ingress = &settings.ingress;
+    IngressSettings {
+        body_limit: ingress.body_limit,
+        read_timeout: ingress.read_timeout,
+        servicenow: CallbackAuth {
+            username: ingress.username.clone(),
+            password: accepted(&ingress.password),
+            token: accepted(&ingress.token),
+            hmac_secret: accepted(&ingress.hmac_secret),
+            allow_unauthenticated: ingress.allow_unauthenticated,
+            own_user: ingress.own_user.clone(),
+            instance: ingress.instance.clone(),
+        },
+        handoffs_token: accepted(&ingress.handoffs_token),
+        botkit: botkit_ingress(settings),
+        bot_side: settings.bot_side(),
+    }
+}
+
+fn accepted(secret: &config::RotatingSecret) -> AcceptedSecrets {
+    AcceptedSecrets { current: secret.current.clone(), next: secret.next.clone() }
+}

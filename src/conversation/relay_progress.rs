@@ -1,0 +1,69 @@
+//! The relay progress of each chat: the last message that was relayed to the bot side, and the time of the last message.
+//!
+//! Not responsible for: reading a chat back (`delivery/gaps.rs`), ending silent chats (`delivery/time_limits.rs`).
+
+use jiff::Timestamp;
+
+use super::directory::{Directory, SqliteDirectory, run};
+use super::row::{RowColumns, conversation, storable};
+use super::{Conversation, DirectoryError, statements};
+
+impl Directory {
+    /// Records that the other side's message `sys_id` and all messages before it were relayed.
+    pub async fn mark_relayed(&self, group: &str, sys_id: &str, at: Timestamp) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::MARK_RELAYED)
+                .bind(storable(group))
+                .bind(storable(sys_id))
+                .bind(at.as_millisecond())
+                .execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// The newest relayed message; `None` before the first one.
+    pub async fn last_relayed(&self, group: &str) -> Result<Option<String>, DirectoryError> {
+        let row: Option<(Option<String>,)> = run!(self, |pool| {
+            sqlx::query_as(statements::LAST_RELAYED).bind(storable(group)).fetch_optional(pool)
+        })?;
+        Ok(row.and_then(|(sys_id,)| sys_id))
+    }
+
+    /// Records a message in this chat, without a position for the relay progress.
+    pub async fn touch(&self, group: &str, at: Timestamp) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::TOUCH).bind(storable(group)).bind(at.as_millisecond()).execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// Conversations with an agent that have had no message and no change since then.
+    pub async fn find_silent(
+        &self,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, DirectoryError> {
+        self.listed(statements::FIND_SILENT, since, limit).await
+    }
+
+    /// Conversations that have waited for an agent since before `since`. If the agent left, the wait begins again.
+    pub async fn find_overdue(
+        &self,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, DirectoryError> {
+        self.listed(statements::FIND_OVERDUE, since, limit).await
+    }
+
+    async fn listed(
+        &self,
+        sql: &'static str,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, DirectoryError> {
+        let rows: Vec<RowColumns> = run!(self, |pool| {
+            sqlx::query_as(sql).bind(since.as_millisecond()).bind(i64::from(limit)).fetch_all(pool)
+        })?;
+        rows.into_iter().map(conversation).collect()
+    }
+}

@@ -1,0 +1,318 @@
+//! The admin console for dead letters: the functions of `causeway dead` as an API (`api`) and in a browser (`page`).
+//!
+//! Guarantees: the work is done by [`crate::dead_letters`], as on the command line. Only one session at a time runs in this
+//! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
+//! even if its caller disconnects. A replay runs in the background and reports its progress. Message texts are shown
+//! only on request. Each act is written to the audit log without texts.
+//! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
+
+mod api;
+mod pages;
+mod query;
+mod session;
+mod view;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::any;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::sync::{OwnedMutexGuard, mpsc};
+
+use super::problem::ApiError;
+use super::server::PeerAddress;
+use crate::conversation::Directory;
+use crate::dead_letters::outcome::{self, ReplayOutcomes};
+use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
+use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
+use crate::queue::Queue;
+use crate::tasks::{self, CancellationToken};
+use crate::telemetry::{Act, Ending, Operator, audit};
+
+/// How long a request waits for the session of another one, such as a second browser tab. It does not wait for a
+/// replay.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The name of the operator in the audit log: the setting with the token.
+const OPERATOR: &str = "admin.token";
+/// The number of export lines that are read ahead of the client.
+const EXPORT_AHEAD: usize = 16;
+
+/// The components that a session needs.
+#[derive(Debug)]
+pub struct ConsoleParts {
+    /// The queue, opened for an operator.
+    pub queue: Queue,
+    /// The directory, which knows later deliveries and ended chats.
+    pub directory: Directory,
+}
+
+type OpenQueue = Arc<dyn Fn() -> BoxFuture<'static, Result<ConsoleParts, DeadLetterError>> + Send + Sync>;
+
+/// The admin console. Cheap to clone.
+#[derive(Clone)]
+pub struct AdminConsole {
+    token: SecretString,
+    open: OpenQueue,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    run: Arc<Mutex<Option<ReplayRun>>>,
+}
+
+impl std::fmt::Debug for AdminConsole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+/// The progress of the newest replay.
+#[derive(Debug, Clone)]
+struct ReplayRun {
+    to_replay: u64,
+    to_clear: u64,
+    replay_counts: ReplayCounts,
+    began: Timestamp,
+    /// All messages of the plan are published, so the dead letters can be read again.
+    published: bool,
+    /// The outcomes of the published messages.
+    outcomes: ReplayOutcomes,
+    /// The time at which it ended, and the error if it stopped early.
+    ended: Option<(Timestamp, Option<String>)>,
+}
+
+impl ReplayRun {
+    fn of(plan: &ReplayPlan) -> Self {
+        Self {
+            to_replay: plan.to_replay(),
+            to_clear: plan.to_clear(),
+            replay_counts: ReplayCounts::default(),
+            began: crate::clock::now(),
+            published: false,
+            outcomes: ReplayOutcomes::default(),
+            ended: None,
+        }
+    }
+}
+
+/// An exclusive session.
+struct ConsoleTurn {
+    parts: ConsoleParts,
+    turn: OwnedMutexGuard<()>,
+}
+
+impl ConsoleTurn {
+    async fn end(self) {
+        self.parts.directory.close().await;
+        self.parts.queue.close().await;
+        drop(self.turn);
+    }
+}
+
+impl AdminConsole {
+    /// Creates the admin console. Each session opens its components anew.
+    pub fn new(token: SecretString, open: OpenQueue) -> Self {
+        Self { token, open, turn: Arc::default(), run: Arc::default() }
+    }
+
+    async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {
+        if self.progress().is_some_and(|run| !run.published) {
+            return Err(ApiError::Busy("a replay is running: wait until it is done".to_owned()));
+        }
+        let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turn).lock_owned()).await;
+        let busy =
+            |_| ApiError::Busy("another session is reading the dead letters: wait until it ends".to_owned());
+        let turn = turn.map_err(busy)?;
+        Ok(ConsoleTurn { parts: (self.open)().await?, turn })
+    }
+
+    /// Finds all matching dead letters, the first `limit` of them complete. Works during a replay if the engine
+    /// supports it.
+    async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
+        let parts = (self.open)().await?;
+        let found = dead_letters::find(&parts.queue, filter, limit).await;
+        parts.directory.close().await;
+        parts.queue.close().await;
+        Ok(found?)
+    }
+
+    async fn plan(&self, filter: &DeadLetterFilter) -> Result<ReplayPlan, ApiError> {
+        let turn_guard = self.take_turn().await?;
+        let plan = replay::plan(&turn_guard.parts.queue, filter, &turn_guard.parts.directory).await;
+        turn_guard.end().await;
+        Ok(plan?)
+    }
+
+    /// Plans and starts a replay. [`Self::progress`] reports the rest. `wait`: how long to wait for the outcomes of
+    /// the messages.
+    async fn replay(
+        &self,
+        filter: DeadLetterFilter,
+        rate: Option<f64>,
+        wait: Duration,
+        by: Operator,
+    ) -> Result<ReplayPlan, ApiError> {
+        let turn_guard = self.take_turn().await?;
+        let plan = match replay::plan(&turn_guard.parts.queue, &filter, &turn_guard.parts.directory).await {
+            Ok(plan) => plan,
+            Err(error) => {
+                turn_guard.end().await;
+                return Err(error.into());
+            }
+        };
+        let run = ReplayRun::of(&plan);
+        let meant = run.to_replay + run.to_clear;
+        audit(Act::Replay, &by, filter.for_audit(), meant, Ending::Started);
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
+        let (console, planned) = (self.clone(), plan.clone());
+        drop(tasks::spawn(async move {
+            console.carry_out(run, turn_guard, &filter, &planned, (rate, wait), &by).await
+        }));
+        Ok(plan)
+    }
+
+    async fn carry_out(
+        &self,
+        run: ReplayRun,
+        turn_guard: ConsoleTurn,
+        filter: &DeadLetterFilter,
+        plan: &ReplayPlan,
+        (rate, wait): (Option<f64>, Duration),
+        by: &Operator,
+    ) {
+        let ConsoleTurn { parts: ConsoleParts { queue, directory }, turn } = turn_guard;
+        let (stop, began) = (CancellationToken::default(), run.began);
+        let told = |replay_counts| self.note(began, |run| run.replay_counts = replay_counts);
+        let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
+        // Other sessions may read the dead letters while this replay waits for outcomes.
+        drop(turn);
+        self.note(began, |run| run.published = true);
+        let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
+        let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
+        directory.close().await;
+        queue.close().await;
+        let done = replayed.replay_counts.replayed + replayed.replay_counts.cleared;
+        let trouble = replayed.trouble.map(|error| error.to_string());
+        let told = outcomes.describe();
+        let ending = trouble.as_deref().map_or(Ending::Done(Some(&told)), Ending::Failed);
+        audit(Act::Replay, by, filter.for_audit(), done, ending);
+        self.note(began, |run| {
+            run.outcomes = outcomes;
+            run.ended = Some((crate::clock::now(), trouble));
+        });
+    }
+
+    fn progress(&self) -> Option<ReplayRun> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the state of the replay that began at `began`, unless a newer replay has replaced it.
+    fn note(&self, began: Timestamp, change: impl FnOnce(&mut ReplayRun)) {
+        let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
+            change(run);
+        }
+    }
+
+    /// Removes all matching dead letters, if their number equals the confirmed number.
+    async fn discard(
+        &self,
+        filter: &DeadLetterFilter,
+        confirmed: u64,
+        by: &Operator,
+    ) -> Result<u64, ApiError> {
+        let turn_guard = self.take_turn().await?;
+        let mut gone = 0;
+        let done = discard(&turn_guard.parts.queue, filter, confirmed, &mut gone).await;
+        turn_guard.end().await;
+        let ending =
+            done.as_ref().map_or_else(|refusal| Ending::Failed(refusal.slug()), |()| Ending::Done(None));
+        audit(Act::Discard, by, filter.for_audit(), gone, ending);
+        done.map(|()| gone)
+    }
+
+    /// Exports all matching dead letters with their texts, one on each line.
+    async fn export(&self, filter: DeadLetterFilter, by: Operator) -> Result<Body, ApiError> {
+        let turn_guard = self.take_turn().await?;
+        let (lines, taken) = mpsc::channel::<Result<Bytes, DeadLetterError>>(EXPORT_AHEAD);
+        drop(tasks::spawn(async move {
+            let exported = dead_letters::export(&turn_guard.parts.queue, &filter, lines).await;
+            turn_guard.end().await;
+            let ending = if exported.complete { Ending::Done(None) } else { Ending::Interrupted };
+            audit(Act::Export, &by, filter.for_audit(), exported.letters, ending);
+        }));
+        let next = async |mut taken: mpsc::Receiver<_>| taken.recv().await.map(|line| (line, taken));
+        Ok(Body::from_stream(futures_util::stream::unfold(taken, next)))
+    }
+}
+
+/// The operator of a request.
+fn operator(request: &Request) -> Operator {
+    Operator::with_token(OPERATOR, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
+}
+
+async fn discard(
+    queue: &Queue,
+    filter: &DeadLetterFilter,
+    confirmed: u64,
+    gone: &mut u64,
+) -> Result<(), ApiError> {
+    let meant = dead_letters::list(queue, filter).await?;
+    let found = meant.len() as u64;
+    if found != confirmed {
+        return Err(ApiError::Recounted { confirmed, found });
+    }
+    let selected = meant.iter().map(|entry| entry.key).collect();
+    dead_letters::discard(queue, filter, &selected, |count| *gone = count).await?;
+    Ok(())
+}
+
+/// The routes of the admin console. Without a console they answer which setting enables it.
+pub(super) fn router(console: Option<AdminConsole>) -> Router {
+    let Some(console) = console else {
+        let off = async || ApiError::NotEnabled("admin.token").into_response(&super::request_id(None));
+        let paths = ["/dead-letters", "/dead-letters/{*rest}", "/desk", "/desk/{*rest}"];
+        return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
+    };
+    let api = any(async |State(console): State<AdminConsole>, request: Request| {
+        let id = super::request_id(Some(request.headers()));
+        run_to_completion(&id, async move { api::answer(&console, request).await }).await
+    });
+    let page = any(async |State(console): State<AdminConsole>, request: Request| {
+        let id = super::request_id(Some(request.headers()));
+        run_to_completion(&id, async move { pages::answer(&console, request).await }).await
+    });
+    Router::new()
+        .route("/dead-letters", api.clone())
+        .route("/dead-letters/{*rest}", api)
+        .route("/desk", page.clone())
+        .route("/desk/{*rest}", page)
+        .with_state(console)
+}
+
+/// Finishes the work even if the caller disconnects, so that no action stops half-way and no session stays open.
+async fn run_to_completion(id: &str, work: impl Future<Output = Response> + Send + 'static) -> Response {
+    tasks::spawn(work).await.unwrap_or_else(|_| {
+        tracing::error!(request_id = id, "a request of the admin console ended with a panic");
+        ApiError::Panicked.into_response(id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_fault_of_ours_and_not_a_busy_console() {
+        let response = run_to_completion("r-1", async { panic!("as planned") }).await;
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["type"], "urn:causeway:problem:internal_error");
+        assert_eq!(problem["request_id"], "r-1");
+    }
+}

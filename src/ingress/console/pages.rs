@@ -1,0 +1,244 @@
+//! The admin console in a browser: plain forms and links, without scripts and external content.
+//!
+//! Guarantees: each page except the login needs a session. Each change is a POST with the form token of the same
+//! session. Each answer forbids scripts, frames, other origins and caching.
+//! Not responsible for: the layout (`view`), the actions (`mod.rs`).
+
+use axum::extract::Request;
+use axum::http::header::{
+    CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY, SET_COOKIE,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
+use maud::Markup;
+
+use super::super::problem::{self, ApiError};
+use super::super::refusal_log::{self, RefusalEntry};
+use super::super::server::PeerAddress;
+use super::super::{body, request_id};
+use super::query::{DeadLetterQuery, fault};
+use super::session::ConsoleSession;
+use super::{AdminConsole, operator, view};
+use crate::clock;
+use crate::dead_letters::{DeadLetterFilter, filter};
+use crate::request_id::REQUEST_ID;
+use crate::telemetry::{Act, Ending, Operator, audit};
+
+const HTML: &str = "text/html; charset=utf-8";
+const STYLE: &str = include_str!("style.css");
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+/// The largest form of an authenticated session in bytes. It may list many dead letters.
+const FORM_BYTES_MAX: usize = 1 << 20;
+/// The largest login form in bytes. Unauthenticated callers may send it.
+const LOGIN_BYTES_MAX: usize = 16 << 10;
+
+pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Response {
+    let id = request_id(Some(request.headers()));
+    let session = ConsoleSession::of(&console.token, request.headers(), clock::now());
+    let form = session.as_ref().map(|session| session.form_token(&console.token));
+    let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
+    let mut response = match dispatch(console, session, &mut request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            let (status, title) = refusal.status_and_title();
+            let (reason, status_code) = (refusal.slug(), status.as_u16());
+            refusal_log::write(RefusalEntry {
+                route: "desk",
+                reason,
+                status: status_code,
+                request_id: &id,
+                from,
+            });
+            html(status, view::refusal(form.as_deref(), title, &refusal))
+        }
+    };
+    body::drain_body(request);
+    let headers = [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (HeaderName::from_static(REQUEST_ID), &*id),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+    }
+    response
+}
+
+/// An authenticated session and its form token.
+struct PageHandler<'a> {
+    console: &'a AdminConsole,
+    session: ConsoleSession,
+    form: String,
+    operator: Operator,
+}
+
+async fn dispatch(
+    console: &AdminConsole,
+    session: Option<ConsoleSession>,
+    request: &mut Request,
+) -> Result<Response, ApiError> {
+    let path = request.uri().path().trim_start_matches("/desk").trim_matches('/').to_owned();
+    let method = if request.method() == "HEAD" { "GET".to_owned() } else { request.method().to_string() };
+    match (method.as_str(), path.as_str()) {
+        ("GET", "style.css") => Ok(problem::answer(StatusCode::OK, "text/css; charset=utf-8", STYLE)),
+        ("POST", "login") => login(console, request).await,
+        ("GET", _) if session.is_none() => {
+            let back = request.uri().path_and_query().map(|it| it.as_str()).unwrap_or_default();
+            Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(back), false)))
+        }
+        _ => {
+            let session = session.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
+            let form = session.form_token(&console.token);
+            let visitor = PageHandler { console, session, form, operator: operator(request) };
+            match method.as_str() {
+                "GET" => {
+                    let query = request.uri().query().unwrap_or_default().to_owned();
+                    visitor.show_page(&path, &query).await
+                }
+                "POST" => visitor.run_action(&path, request).await,
+                _ => Err(ApiError::WrongMethod("GET, HEAD, POST")),
+            }
+        }
+    }
+}
+
+async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
+    let from = request.extensions().get::<PeerAddress>().map(|peer| tracing::field::display(peer.0));
+    let fields = form(request, LOGIN_BYTES_MAX).await?;
+    let field = |wanted: &str| {
+        let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
+        pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned()).unwrap_or_default()
+    };
+    let back = field("back");
+    let Some(session) = ConsoleSession::begin(&console.token, field("token").trim(), clock::now()) else {
+        tracing::info!(from, "a login to the admin console was refused");
+        return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
+    };
+    tracing::info!("a user logged in to the admin console");
+    Ok(with_cookie(see(inside(&back)), &session.cookie()))
+}
+
+impl PageHandler<'_> {
+    async fn show_page(&self, path: &str, query: &str) -> Result<Response, ApiError> {
+        let page = match path {
+            "" => {
+                let asked = DeadLetterQuery::of_form(query, &["limit"])?;
+                let found = self.console.find(&asked.filter, asked.limit).await?;
+                view::home(&self.form, &asked.filter, &found, self.console.progress().as_ref())
+            }
+            "replay" => {
+                let asked = DeadLetterQuery::of_form(query, &[])?;
+                let plan = self.console.plan(&asked.filter).await?;
+                view::plan(&self.form, &asked.filter, &plan)
+            }
+            "discard" => {
+                let asked = DeadLetterQuery::of_form(query, &[])?;
+                let found = self.console.find(&asked.filter, 0).await?;
+                view::question(&self.form, &asked.filter, &found.entries)
+            }
+            "progress" => view::progress(&self.form, self.console.progress().as_ref()),
+            letter => {
+                self.letter(letter.strip_prefix("letters/").ok_or(ApiError::UnknownRoute)?, query).await?
+            }
+        };
+        Ok(html(StatusCode::OK, page))
+    }
+
+    async fn letter(&self, id: &str, query: &str) -> Result<Markup, ApiError> {
+        let id = filter::id(id).map_err(|_| ApiError::UnknownDeadLetter)?;
+        let reveal = DeadLetterQuery::of_form(query, &["reveal"])?.reveal;
+        let found = self
+            .console
+            .find(&DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() }, usize::MAX)
+            .await?;
+        if found.letters.is_empty() {
+            return Err(ApiError::UnknownDeadLetter);
+        }
+        if reveal {
+            let shown = found.letters.len() as u64;
+            audit(Act::Reveal, &self.operator, format_args!("id={id}"), shown, Ending::Done(None));
+        }
+        Ok(view::letter(&self.form, id, &found.letters, reveal))
+    }
+
+    async fn run_action(&self, path: &str, request: &mut Request) -> Result<Response, ApiError> {
+        let fields = form(request, FORM_BYTES_MAX).await?;
+        let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
+        let given = pairs.find(|(name, _)| name == "form").map(|(_, value)| value.into_owned());
+        if !self.session.sent(&self.console.token, &given.unwrap_or_default()) {
+            return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
+        }
+        match path {
+            "logout" => Ok(with_cookie(see("/desk"), &ConsoleSession::no_cookie())),
+            "replay" => {
+                let asked = DeadLetterQuery::of_form(&fields, &["form", "rate"])?;
+                self.console.replay(asked.filter, asked.rate, asked.wait, self.operator.clone()).await?;
+                Ok(see("/desk/progress"))
+            }
+            "discard" => {
+                let asked = DeadLetterQuery::of_form(&fields, &["form", "confirm"])?;
+                let missing =
+                    || ApiError::Invalid(vec![fault("confirm", "is missing: the number that was shown")]);
+                let confirmed = asked.confirm.ok_or_else(missing)?;
+                let gone = self.console.discard(&asked.filter, confirmed, &self.operator).await?;
+                Ok(html(StatusCode::OK, view::discarded(&self.form, gone)))
+            }
+            "export" => {
+                let asked = DeadLetterQuery::of_form(&fields, &["form"])?;
+                let lines = self.console.export(asked.filter, self.operator.clone()).await?;
+                let mut response = problem::answer(StatusCode::OK, "application/x-ndjson", lines);
+                let name = HeaderValue::from_static("attachment; filename=\"dead-letters.jsonl\"");
+                response.headers_mut().insert(CONTENT_DISPOSITION, name);
+                Ok(response)
+            }
+            _ => Err(ApiError::UnknownRoute),
+        }
+    }
+}
+
+async fn form(request: &mut Request, bytes: usize) -> Result<String, ApiError> {
+    let headers = request.headers().clone();
+    let limits = body::BodyLimits { bytes, time: std::time::Duration::from_secs(10), budget: None };
+    let read = body::read(&headers, request.body_mut(), limits).await?;
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// Accepts only a path inside the admin console, so that a link cannot redirect the user to another site.
+fn inside(back: &str) -> &str {
+    let is_ours = back == "/desk" || back.starts_with("/desk/") || back.starts_with("/desk?");
+    if is_ours && !back.contains('\\') { back } else { "/desk" }
+}
+
+fn see(place: &str) -> Response {
+    let mut response = problem::answer(StatusCode::SEE_OTHER, HTML, "");
+    response.headers_mut().extend(HeaderValue::from_str(place).ok().map(|place| (LOCATION, place)));
+    response
+}
+
+fn with_cookie(mut response: Response, cookie: &str) -> Response {
+    response.headers_mut().extend(HeaderValue::from_str(cookie).ok().map(|cookie| (SET_COOKIE, cookie)));
+    response
+}
+
+fn html(status: StatusCode, page: Markup) -> Response {
+    problem::answer(status, HTML, page.into_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_leads_nowhere_else() {
+        for ours in ["/desk", "/desk?reason=expired", "/desk/letters/x"] {
+            assert_eq!(inside(ours), ours);
+        }
+        for theirs in ["", "//evil.example", "https://evil.example", "/deskevil", "/desk/\\evil", "/metrics"]
+        {
+            assert_eq!(inside(theirs), "/desk", "{theirs}");
+        }
+    }
+}

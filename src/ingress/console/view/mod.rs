@@ -1,0 +1,241 @@
+//! The pages of the admin console.
+//!
+//! Guarantees: the template escapes all texts of users and platforms. The pages work without scripts and without
+//! colour, because each state is shown as a word.
+
+mod actions;
+mod lists;
+
+pub(super) use actions::{discarded, plan, progress, question};
+use jiff::Timestamp;
+pub(super) use lists::{home, letter};
+use maud::{DOCTYPE, Markup, html};
+
+use super::ReplayRun;
+use crate::dead_letters::{self, DeadLetterFilter, DeadLetterSummary};
+use crate::message::DeadReason;
+
+/// The frame of each page. `form` is set if the user is logged in.
+fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                @if let Some(seconds) = refresh { meta http-equiv="refresh" content=(seconds); }
+                title { (title) " · Causeway" }
+                link rel="stylesheet" href="/desk/style.css";
+            }
+            body {
+                header {
+                    a.home href="/desk" { "Dead letters" }
+                    @if let Some(form) = form {
+                        form method="post" action="/desk/logout" {
+                            input type="hidden" name="form" value=(form);
+                            button.quiet { "Log out" }
+                        }
+                    }
+                }
+                main { h1 { (title) } (content) }
+                footer { "All times are UTC." }
+            }
+        }
+    }
+}
+
+pub(super) fn login(back: &str, refused: bool) -> Markup {
+    let content = html! {
+        @if refused { p.bad role="alert" { "That is not the token." } }
+        form.narrow method="post" action="/desk/login" {
+            input type="hidden" name="back" value=(back);
+            label for="token" { "Token" }
+            input id="token" type="password" name="token" autocomplete="current-password" required autofocus;
+            p.hint { "The value of " code { "admin.token" } " in the settings of this process." }
+            button.main { "Log in" }
+        }
+    };
+    page("Log in", None, None, &content)
+}
+
+pub(super) fn refusal(form: Option<&str>, title: &str, why: &dyn std::fmt::Display) -> Markup {
+    let content = html! {
+        p.bad role="alert" { (why) }
+        p { a href="/desk" { "Back to the dead letters" } }
+    };
+    page(title, form, None, &content)
+}
+
+fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
+    html! {
+        table {
+            caption { "By reason and destination" }
+            thead { tr {
+                th scope="col" { "Reason" } th scope="col" { "To" } th.number scope="col" { "Dead" }
+                th.number scope="col" { "Conversations" } th scope="col" { "First" } th scope="col" { "Last" }
+            } }
+            tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
+                @let inner = DeadLetterFilter { destination: Some(destination), reason: Some(reason), ..filter.clone() };
+                tr {
+                    th scope="row" { a href=(link("/desk", &inner)) { (reason) } p.hint { (meaning(reason)) } }
+                    td { (destination) } td.number { (group.count) } td.number { (group.lanes) }
+                    td { (moment(group.first)) } td { (moment(group.last)) }
+                }
+            } }
+        }
+    }
+}
+
+fn actions(form: &str, filter: &DeadLetterFilter, count: usize) -> Markup {
+    html! {
+        div.actions {
+            a.button.main href=(link("/desk/replay", filter)) { "Replay " (counted(count as u64)) "…" }
+            form method="post" action="/desk/export" {
+                (hidden(form, filter))
+                button title="With what people wrote, as JSON Lines" { "Export with texts" }
+            }
+            a.button.danger href=(link("/desk/discard", filter)) { "Discard…" }
+        }
+    }
+}
+
+fn trouble(run: &ReplayRun) -> Option<&str> {
+    run.ended.as_ref().and_then(|(_, trouble)| trouble.as_deref())
+}
+
+fn told(run: &ReplayRun) -> String {
+    let (done, of) = (run.replay_counts.replayed, run.to_replay);
+    let became = run.outcomes.describe();
+    match (&run.ended, trouble(run)) {
+        (None, _) if run.published => {
+            format!("{done} of {of} went again, waiting for news of them: {became}.")
+        }
+        (None, _) => format!("running, {done} of {of}."),
+        (Some(_), None) => format!("done, {done} of {of} went again: {became}."),
+        (Some(_), Some(why)) => {
+            format!(
+                "stopped at {done} of {of} ({became}): {why}. The rest is where it was: replay again to go on."
+            )
+        }
+    }
+}
+
+fn hidden(form: &str, filter: &DeadLetterFilter) -> Markup {
+    html! {
+        input type="hidden" name="form" value=(form);
+        @for (name, value) in filter.written() { input type="hidden" name=(name) value=(value); }
+    }
+}
+
+fn link(path: &str, filter: &DeadLetterFilter) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(filter.written());
+    let query = query.finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+fn moment(at: Timestamp) -> Markup {
+    let ago = std::time::Duration::from_secs(crate::clock::since(at).as_secs());
+    // The two largest units are sufficient.
+    let ago = humantime::format_duration(ago).to_string();
+    let ago: Vec<&str> = ago.split(' ').take(2).collect();
+    html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } p.hint { (ago.join(" ")) " ago" } }
+}
+
+fn counted(count: u64) -> String {
+    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+}
+
+const fn meaning(reason: DeadReason) -> &'static str {
+    match reason {
+        DeadReason::Rejected => "the platform refused it for good",
+        DeadReason::Expired => "its deadline passed",
+        DeadReason::Unreadable => "no code could read it",
+        DeadReason::ConversationFailed => "its chat never opened",
+        DeadReason::ConversationOver => "its chat was over",
+        DeadReason::UnknownConversation => "nobody knows its chat",
+        DeadReason::Exhausted => "it kept failing while others got through",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letters::SearchResult;
+    use crate::dead_letters::replay::{KnownOutcomes, ReplayPlan};
+    use crate::message::{
+        AttemptHistory, AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId,
+        PlatformWords,
+    };
+
+    #[test]
+    fn hostile_words_stay_words() {
+        let hostile = r#"</pre><script>alert(1)</script>"><img src=x onerror=alert(1)>"#;
+        let body = serde_json::json!({ "conversation_id": hostile, "message": hostile }).to_string();
+        let message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffMessage,
+            Destination::ServiceNow,
+            LaneKey::parse(hostile).unwrap(),
+            body,
+        );
+        let mut story = AttemptHistory::default();
+        story.add(AttemptRecord {
+            at: crate::clock::now(),
+            status: Some(400),
+            outcome: hostile.into(),
+            error: hostile.into(),
+            said: PlatformWords::new(hostile, ""),
+        });
+        let dead = DeadLetter::new(message, DeadReason::Rejected, hostile, story);
+        let filter = DeadLetterFilter { conversation: Some(hostile.into()), ..DeadLetterFilter::default() };
+        let found = SearchResult {
+            entries: vec![DeadLetterSummary::from(&dead)],
+            letters: vec![dead.clone()],
+            destinations: vec![Destination::ServiceNow],
+        };
+        let known = KnownOutcomes::default();
+        let pages = [
+            home("f", &filter, &found, None),
+            letter("f", dead.message.id, std::slice::from_ref(&dead), true),
+            plan("f", &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
+            question("f", &filter, &found.entries),
+            login(hostile, true),
+            refusal(None, "Refused", &hostile),
+        ];
+        for page in pages {
+            let text = page.into_string();
+            assert!(!text.contains("<script") && !text.contains("<img"), "{text}");
+            assert!(
+                !text.contains("alert") || text.contains("&quot;&gt;&lt;img"),
+                "an attribute ends where it ends: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn text_is_hidden_until_asked_for() {
+        let message = Message::new(
+            MessageId::fresh(),
+            Kind::HandoffMessage,
+            Destination::ServiceNow,
+            LaneKey::parse("c").unwrap(),
+            "private words",
+        );
+        let mut story = AttemptHistory::default();
+        story.add(AttemptRecord {
+            at: crate::clock::now(),
+            status: Some(400),
+            outcome: "dead".into(),
+            error: "refused (status 400)".into(),
+            said: PlatformWords::new("Bad value: echoed words", ""),
+        });
+        let dead = [DeadLetter::new(message, DeadReason::Rejected, "", story)];
+        let shown = |reveal| letter("f", dead[0].message.id, &dead, reveal).into_string();
+        for words in ["private words", "echoed words"] {
+            assert!(!shown(false).contains(words));
+            assert!(shown(true).contains(words));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Checks for operators before they rely on a broker: its version, and whether its exchanges route messages.
+//!
+//! Guarantees: no message enters a queue of Causeway. The probe messages go to a temporary queue that is deleted after the
+//! check; in any other queue they would expire. lapin does not show the server properties of the broker, so this file reads
+//! the first frame itself, on a plain TCP connection.
+//! Not responsible for: judging the results (`cli/check.rs`).
+
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPScheme;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::topology::{ANSWER_TIMEOUT, DLX, IN};
+use super::{RabbitError, RabbitQueue, RabbitSettings, connect, within};
+use crate::queue::QueueError;
+
+/// The largest first frame that is read. A broker sends little before the login.
+const GREETING_MAX: u32 = 16 * 1024;
+
+/// The version that the broker reports, such as `4.3.6`; `None` over TLS, or if the broker reports none.
+pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, QueueError> {
+    let uri = connect::address(settings)?;
+    if uri.scheme != AMQPScheme::AMQP {
+        return Ok(None);
+    }
+    let asked = greeting((uri.authority.host.as_str(), uri.authority.port));
+    match tokio::time::timeout(connect::PROBE_TIMEOUT, asked).await {
+        Ok(Ok(frame)) => Ok(property(&frame, b"version")),
+        Ok(Err(error)) => Err(QueueError::Unavailable(error.to_string())),
+        Err(_) => Err(QueueError::Unavailable("nothing speaks AMQP there".into())),
+    }
+}
+
+/// The server properties of `connection.start`, the first frame of a broker.
+async fn greeting(target: (&str, u16)) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(target).await?;
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    // Frame type, channel and frame length; class, method and protocol version; then the length of the table.
+    let mut head = [0; 17];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[13], head[14], head[15], head[16]]).min(GREETING_MAX);
+    let mut table = vec![0; usize::try_from(length).unwrap_or(0)];
+    stream.read_exact(&mut table).await?;
+    Ok(table)
+}
+
+/// A text value of an AMQP table. The search ends at the first value that is not a text, a table or a boolean.
+fn property(mut table: &[u8], wanted: &[u8]) -> Option<String> {
+    while let Some((length, rest)) = table.split_first() {
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        let (kind, rest) = rest.split_first()?;
+        if *kind == b't' {
+            table = rest.get(1..)?;
+            continue;
+        }
+        if !matches!(kind, b'S' | b'F') {
+            return None;
+        }
+        let (size, rest) = rest.split_first_chunk::<4>()?;
+        let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+        if name == wanted && *kind == b'S' {
+            return String::from_utf8(value.to_vec()).ok();
+        }
+        table = rest;
+    }
+    None
+}
+
+impl RabbitQueue {
+    /// Sends one message through each exchange to a temporary queue, and checks that both arrive.
+    pub(in crate::queue) async fn routes(&self) -> Result<(), QueueError> {
+        let connection = self.connections.publishing();
+        let connection =
+            connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+        let routed = through(&channel).await;
+        // If the broker has closed the channel, this call fails without harm.
+        let _ = within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await;
+        routed
+    }
+}
+
+async fn through(channel: &Channel) -> Result<(), QueueError> {
+    let key = format!("check.{}", uuid::Uuid::new_v4().simple());
+    let own = QueueDeclareOptions::exclusive().auto_delete();
+    within(ANSWER_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let declare = channel.queue_declare("".into(), own, FieldTable::default());
+    let queue = within(ANSWER_TIMEOUT, declare).await?.name().clone();
+    for exchange in [IN, DLX] {
+        let bind = channel.queue_bind(
+            queue.clone(),
+            exchange.into(),
+            key.as_str().into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        within(ANSWER_TIMEOUT, bind).await?;
+        send(channel, exchange, &key).await?;
+    }
+    let delete = channel.queue_delete(queue, QueueDeleteOptions::default());
+    let arrived = within(ANSWER_TIMEOUT, delete).await?;
+    if arrived == 2 { Ok(()) } else { Err(unroutable(&format!("{arrived} of 2 messages arrived"))) }
+}
+
+async fn send(channel: &Channel, exchange: &str, key: &str) -> Result<(), QueueError> {
+    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let brief = BasicProperties::default().with_expiration("30000".into());
+    let confirmed = within(ANSWER_TIMEOUT, async {
+        channel.basic_publish(exchange.into(), key.into(), mandatory, b"check", brief).await?.await
+    });
+    match confirmed.await {
+        Ok(Confirmation::Ack(None)) => Ok(()),
+        Ok(_) => Err(unroutable(&format!("the exchange {exchange} returned or refused a message"))),
+        Err(RabbitError::Silent(limit)) => {
+            Err(unroutable(&format!("the exchange {exchange} confirmed no message within {limit:?}")))
+        }
+        Err(error) => Err(unroutable(&format!("publishing to the exchange {exchange} failed: {error}"))),
+    }
+}
+
+fn unroutable(why: &str) -> QueueError {
+    QueueError::Mismatch(why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_among_the_properties() {
+        let mut table = Vec::new();
+        let mut put = |name: &str, kind: u8, value: &[u8]| {
+            table.push(u8::try_from(name.len()).unwrap());
+            table.extend(name.as_bytes());
+            table.push(kind);
+            if kind != b't' {
+                table.extend(u32::try_from(value.len()).unwrap().to_be_bytes());
+            }
+            table.extend(value);
+        };
+        put("capabilities", b'F', b"\x07versiont\x01");
+        put("flag", b't', &[1]);
+        put("product", b'S', b"RabbitMQ");
+        put("version", b'S', b"4.3.6");
+        assert_eq!(property(&table, b"version").as_deref(), Some("4.3.6"));
+        assert_eq!(property(&table, b"platform"), None);
+        for cut in 0..table.len() {
+            // A truncated frame must not panic.
+            let _ = property(&table[..cut], b"version");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A message whose subscription ended after the decision about the message and before its ack.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::HeaderMap;
+use tempfile::TempDir;
+
+use super::*;
+use crate::delivery::{DelivererParts, GateSettings};
+use crate::message::{Destination, Destinations, Kind, MessageId};
+use crate::platform::http::HttpReply;
+use crate::platform::{Xo, XoSettings};
+use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
+use crate::queue::{PartitionId, QueueTuning, Subscription};
+use crate::worker::simulation::{delivery_settings, http, metrics, worker_settings};
+
+struct Bench {
+    processor: Arc<MessageProcessor>,
+    /// How often the Callback URL was called.
+    asked: Arc<AtomicUsize>,
+    _folder: TempDir,
+}
+
+impl Bench {
+    /// A bench whose Callback URL answers with this status.
+    async fn answering(status: StatusCode) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tuning = QueueTuning {
+            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
+            partitions: 1,
+            prefetch: 8,
+            publish_timeout: Duration::from_secs(5),
+        };
+        let settings = EmbeddedSettings { data_dir: folder.path().to_owned(), tuning, max_messages: None };
+        let queue = Queue::Embedded(EmbeddedQueue::open(settings).await.unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let http = http().answered_by(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Box::pin(
+                async move { Ok(HttpReply { status, headers: HeaderMap::new(), body: Ok(Bytes::new()) }) },
+            )
+        });
+        let callback_url = Some("http://xo.test/callback".parse().unwrap());
+        let xo = Xo::new(http, XoSettings { callback_url, ..XoSettings::default() });
+        let parts = DelivererParts {
+            servicenow: None,
+            xo,
+            directory: None,
+            replay_notes: None,
+            queue: queue.clone(),
+            metrics: metrics(),
+        };
+        let gates = BTreeMap::from([(Destination::Xo, GateSettings::default())]);
+        let deliverer = Deliverer::new(parts, delivery_settings(), &gates);
+        let repeats = Mutex::new(RecentKeys::default());
+        let processor = Arc::new(MessageProcessor {
+            queue,
+            deliverer,
+            settings: worker_settings(8),
+            metrics: metrics(),
+            repeats,
+        });
+        Self { processor, asked, _folder: folder }
+    }
+
+    async fn publish(&self) {
+        let lane = LaneKey::parse("a").unwrap();
+        let message = Message::new(MessageId::fresh(), Kind::CallbackMessage, Destination::Xo, lane, "{}");
+        self.processor.queue.publish(&message).await.unwrap();
+    }
+
+    async fn borrow(&self) -> (Subscription, ReceivedMessage) {
+        let partition = PartitionId::all(Destination::Xo, 1).next().unwrap();
+        let mut subscription = self.processor.queue.subscribe(partition).await.unwrap();
+        let received = subscription.next().await.unwrap();
+        (subscription, received)
+    }
+
+    async fn process(&self, received: ReceivedMessage) -> ProcessResult {
+        let retry_state = RetryState::new(&self.processor.settings, &received);
+        let over = watch::Sender::new(false);
+        self.processor.clone().process(received, retry_state, StartPermission::Normal, over.subscribe()).await
+    }
+}
+
+/// If the lane moved on, the next message would be sent before this one.
+async fn is_not_sent_again(status: StatusCode) {
+    let bench = Bench::answering(status).await;
+    bench.publish().await;
+    let (subscription, received) = bench.borrow().await;
+    subscription.close().await;
+    assert!(
+        matches!(bench.process(received).await, ProcessResult::AckFailed),
+        "its lane waits until it is redelivered"
+    );
+    let (_subscription, again) = bench.borrow().await;
+    assert!(again.redeliveries > 0);
+    assert!(matches!(bench.process(again).await, ProcessResult::Settled { .. }));
+    assert_eq!(bench.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_not_sent_again() {
+    is_not_sent_again(StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn what_was_buried_is_not_sent_again() {
+    is_not_sent_again(StatusCode::BAD_REQUEST).await;
+}

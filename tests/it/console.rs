@@ -1,0 +1,330 @@
+//! Tests the admin console: an operator sees which messages died and why, and replays or discards them, by a program or
+//! in a browser. Every action is shown before it is carried out.
+
+use causeway::sandbox::{FaultRule, Operation, Side};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::harness::browser::Browser;
+use crate::harness::http;
+use crate::harness::matrix::{Bench, Engine};
+use crate::harness::relay::{PATIENCE, Plan, Relay};
+use crate::harness::wait::eventually;
+
+const TOKEN: &str = "a-long-admin-token";
+
+/// A relay with an admin console. With a shared broker the ingress is a process of its own.
+async fn relay(bench: &Bench) -> Relay {
+    let plan = Plan::on(bench).set("admin.token", TOKEN);
+    if bench.engine() == Engine::Embedded { plan.start().await } else { plan.apart(1).start().await }
+}
+
+/// The JSON API of the admin console.
+struct ConsoleClient {
+    client: Client,
+    url: String,
+    token: &'static str,
+}
+
+impl ConsoleClient {
+    fn of(relay: &Relay) -> Self {
+        Self { client: http::client(), url: relay.processes[0].admin_url(), token: TOKEN }
+    }
+
+    async fn raw(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, String) {
+        let request = self.client.request(method, format!("{}{path}", self.url)).bearer_auth(self.token);
+        let request = body.into_iter().fold(request, |request, body| {
+            request.header("content-type", "application/json").body(body.to_string())
+        });
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let (status, text) = self.raw(Method::GET, path, None).await;
+        (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let (status, text) = self.raw(Method::POST, path, Some(body)).await;
+        (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Waits for this many dead letters, and returns the list.
+    async fn lists(&self, count: usize) -> Value {
+        eventually(&format!("{count} dead letters"), PATIENCE, async || {
+            let (status, list) = self.get("/dead-letters").await;
+            if status == 200 && list["matching"] == count {
+                Ok(list)
+            } else {
+                Err(format!("{status} {list:#}"))
+            }
+        })
+        .await
+    }
+
+    async fn replay_ends(&self) -> Value {
+        eventually("the replay to be done", PATIENCE, async || {
+            let (status, answer) = self.get("/dead-letters/replay").await;
+            let replay = &answer["replay"];
+            if status == 200 && replay["state"] == "done" {
+                Ok(replay.clone())
+            } else {
+                Err(answer.to_string())
+            }
+        })
+        .await
+    }
+}
+
+/// The messages of a chat so far, without the first one.
+fn said(relay: &Relay, group: &str) -> Vec<String> {
+    relay.said(group).into_iter().skip(1).collect()
+}
+
+fn refuse(relay: &Relay) {
+    relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+}
+
+async fn say(relay: &Relay, conversation: &str, text: &str) {
+    let body = json!({"type": "message", "conversation_id": conversation, "message": text});
+    relay.try_handoff(&body, Some(&format!("{conversation} {text}"))).await.unwrap().id();
+}
+
+on_every_engine! {
+    // RabbitMQ answers a look at a queue that does not exist with a soft error, which ends a channel and no connection.
+    async fn a_destination_without_a_queue_costs_no_connection(bench: Bench) {
+        let plan = Plan::on(&bench).set("admin.token", TOKEN).set("xo.callback_url", "");
+        let relay =
+            if bench.engine() == Engine::Embedded { plan.start().await } else { plan.apart(1).start().await };
+        let console = ConsoleClient::of(&relay);
+        for _ in 0..3 {
+            for destination in ["xo", "events", "bot:other"] {
+                console.get(&format!("/dead-letters?destination={destination}")).await;
+            }
+        }
+        console.lists(0).await;
+        let process = &relay.processes[0].running;
+        assert!(!process.stderr().contains("no connection"), "{}", process.stderr());
+        assert!(!process.stdout().contains("no connection"), "{}", process.stdout());
+    }
+
+    async fn what_died_is_listed_shown_replayed_and_discarded(bench: Bench) {
+        let relay = relay(&bench).await;
+        let console = ConsoleClient::of(&relay);
+        let (one, two) = (relay.open("c-1").await, relay.open("c-2").await);
+        relay.open("c-3").await;
+        refuse(&relay);
+        for (conversation, text) in
+            [("c-1", "words 1"), ("c-1", "words 2"), ("c-1", "words 3"), ("c-2", "words 1"), ("c-2", "words 2"), ("c-3", "words 1")]
+        {
+            say(&relay, conversation, text).await;
+        }
+        let list = console.lists(6).await;
+        assert_eq!(list["groups"][0]["reason"], "rejected");
+        assert_eq!(list["groups"][0]["lanes"], 3);
+        assert!(!list.to_string().contains("words"), "{list:#}");
+        assert_eq!(console.get("/dead-letters?conversation=c-1&limit=1").await.1["matching"], 3);
+
+        let id = list["dead_letters"][0]["id"].as_str().unwrap();
+        let (_, shown) = console.get(&format!("/dead-letters/{id}")).await;
+        assert_eq!(shown["dead_letters"][0]["story"][0]["status"], 400, "{shown:#}");
+        assert!(!shown.to_string().contains("words"), "{shown:#}");
+        let (_, revealed) = console.get(&format!("/dead-letters/{id}?reveal=true")).await;
+        assert!(revealed["dead_letters"][0]["body"].as_str().unwrap().contains("words"), "{revealed:#}");
+        let (_, lines) = console.raw(Method::GET, "/dead-letters/export?conversation=c-2", None).await;
+        let exported: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(exported.len() == 2 && exported.iter().all(|letter| letter["conversation_id"] == "c-2"), "{lines}");
+        let texts = lines.replace("platform_words", "");
+        assert_eq!(texts.matches("words").count(), 2);
+
+        // Since the dead letters were written, the first message was delivered again, and the chat of the second has
+        // ended.
+        relay.sandbox.script().clear();
+        say(&relay, "c-2", "words 2").await;
+        relay.until("what was said again", |relay| if said(relay, &two).len() == 1 { Ok(()) } else { Err(String::new()) }).await;
+        relay.end("c-3").await;
+        relay.reaches("c-3", "ended").await;
+        let (status, planned) = console.post("/dead-letters/replay", json!({"dry_run": true})).await;
+        let plan = &planned["plan"];
+        assert_eq!((status, &plan["replay"], &plan["take_out"], &plan["leave"]), (200, &json!(4), &json!(1), &json!(1)), "{plan:#}");
+        console.lists(6).await;
+
+        let (status, begun) = console.post("/dead-letters/replay", json!({"rate": "200/s"})).await;
+        assert_eq!((status, &begun["plan"]), (202, plan), "what was planned is what is done");
+        let done = console.replay_ends().await;
+        assert_eq!((&done["replayed"], &done["taken_out"]), (&json!(4), &json!(1)), "{done:#}");
+        assert_eq!((&done["outcomes"]["delivered"], &done["outcomes"]["died_again"]), (&json!(4), &json!(0)), "{done:#}");
+        relay.until("the replay", |relay| {
+            let right = said(relay, &one) == ["words 1", "words 2", "words 3"] && said(relay, &two) == ["words 2", "words 1"];
+            if right { Ok(()) } else { Err(format!("{:?} {:?}", said(relay, &one), said(relay, &two))) }
+        }).await;
+
+        console.lists(1).await;
+        let (status, refused) = console.post("/dead-letters/discard", json!({"confirm": 6})).await;
+        assert_eq!((status, refused["type"].as_str()), (409, Some("urn:causeway:problem:recounted")), "{refused}");
+        assert_eq!(console.post("/dead-letters/discard", json!({})).await.0, 422);
+        assert_eq!(console.post("/dead-letters/discard", json!({"confirm": 1})).await, (200, json!({"discarded": 1})));
+        console.lists(0).await;
+        assert_eq!(console.get(&format!("/dead-letters/{id}")).await.0, 404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
+    let bench = Engine::Embedded.bench().unwrap();
+    let relay = relay(&bench).await;
+    let console = ConsoleClient::of(&relay);
+    relay.open("c-1").await;
+    refuse(&relay);
+    relay.messages(&["c-1".to_owned()], 30, 1).await;
+    console.lists(30).await;
+    relay.sandbox.script().clear();
+    assert_eq!(console.post("/dead-letters/replay", json!({"rate": 2})).await.0, 202);
+    assert_eq!(console.get("/dead-letters/replay").await.1["replay"]["state"], "running");
+    let (status, busy) = console.post("/dead-letters/replay", json!({})).await;
+    assert_eq!((status, busy["type"].as_str()), (409, Some("urn:causeway:problem:busy")), "{busy}");
+    // Another process sees the lock of the dead-letter reader.
+    let beside = relay.tool(["dead", "discard", "--yes"]).run(PATIENCE).await;
+    assert!(beside.code == Some(1) && beside.stderr.contains("wait until it is done"), "{}", beside.stderr);
+    // A read-only client is never blocked.
+    assert_eq!(console.get("/dead-letters").await.0, 200);
+    for verb in ["list", "count", "show"] {
+        let beside = relay.tool(["dead", verb]).run(PATIENCE).await;
+        assert_eq!(beside.code, Some(0), "{verb}: {}", beside.stderr);
+    }
+    assert_eq!(console.get("/dead-letters/replay").await.1["replay"]["state"], "running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_comes_in_without_the_token() {
+    let bench = Engine::Embedded.bench().unwrap();
+    let mut relay = relay(&bench).await;
+    let doors = [
+        (Method::GET, "/dead-letters"),
+        (Method::GET, "/dead-letters/replay"),
+        (Method::GET, "/dead-letters/export"),
+        (Method::POST, "/dead-letters/replay"),
+        (Method::POST, "/dead-letters/discard"),
+    ];
+    let stranger = ConsoleClient { token: "a-long-admin-tokem", ..ConsoleClient::of(&relay) };
+    for (method, path) in &doors {
+        let (status, text) = stranger.raw(method.clone(), path, Some(json!({"confirm": 0}))).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} {text}");
+    }
+    // A form of another origin with a cookie, and a request without a cookie.
+    let page = |path: &str| format!("{}{path}", relay.processes[0].admin_url());
+    let client = http::client();
+    let form = |path: &str, body: &str| {
+        client
+            .post(page(path))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body.to_owned())
+    };
+    assert_eq!(form("/desk/login", "token=wrong").send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let inside =
+        form("/desk/login", &format!("token={TOKEN}&back=//elsewhere.example")).send().await.unwrap();
+    assert_eq!(
+        (inside.status(), inside.headers()["location"].to_str().unwrap()),
+        (StatusCode::SEE_OTHER, "/desk")
+    );
+    let cookie = inside.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.contains("HttpOnly; SameSite=Strict") && !cookie.contains(TOKEN), "{cookie}");
+    let cookie = cookie.split(';').next().unwrap();
+    let home = client.get(page("/desk")).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(home.status(), StatusCode::OK);
+    assert!(home.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    assert_eq!(home.headers()["cache-control"], "no-store");
+    let forged =
+        form("/desk/discard", "confirm=0&form=guessed").header("cookie", cookie).send().await.unwrap();
+    assert_eq!(forged.status(), StatusCode::UNAUTHORIZED);
+    for path in ["/desk", "/desk/replay", "/desk/letters/x"] {
+        assert_eq!(client.get(page(path)).send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    // A misspelled filter would match all dead letters.
+    let console = ConsoleClient::of(&relay);
+    let (status, refused) = console.post("/dead-letters/replay", json!({"destinaton": "xo"})).await;
+    assert_eq!((status, refused["field"].as_str()), (422, Some("destinaton")), "{refused}");
+
+    // Without the setting there is no admin console.
+    relay.processes[0].running.kill9();
+    relay.processes[0].set("admin.token", "");
+    relay.processes[0].restart();
+    relay.ready().await;
+    for path in ["/dead-letters", "/dead-letters/replay", "/desk", "/desk/login"] {
+        let (status, answer) = console.get(path).await;
+        assert_eq!(status, 404, "{path} {answer}");
+        assert!(answer["detail"].as_str().unwrap().contains("admin.token"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Chromium: tests/run installs it"]
+async fn in_a_browser() {
+    let Some(browser) = Browser::start().await else { return };
+    let bench = Engine::Embedded.bench().unwrap();
+    let relay = relay(&bench).await;
+    let console = ConsoleClient::of(&relay);
+    let (one, two) = (relay.open("c-1").await, relay.open("c-2").await);
+    refuse(&relay);
+    let hostile =
+        "</pre><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">";
+    for (conversation, text) in [("c-1", hostile), ("c-1", "the second"), ("c-2", "hello")] {
+        say(&relay, conversation, text).await;
+    }
+    console.lists(3).await;
+    relay.sandbox.script().clear();
+
+    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    browser.write("input[name=token]", "guess").await;
+    browser.button("Log in").await;
+    browser.reads("That is not the token").await;
+    browser.picture("desk-login").await;
+    browser.write("input[name=token]", TOKEN).await;
+    browser.button("Log in").await;
+    browser.reads("2 dead letters").await;
+    browser.follow("All").await;
+    browser.reads("3 dead letters").await;
+    assert!(browser.text().await.contains("the platform refused it for good"));
+    browser.picture("desk-list").await;
+
+    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    browser.follow("handoff.message").await;
+    browser.reads("bytes, hidden").await;
+    assert!(browser.text().await.contains("400"), "the story tells its attempt");
+    browser.follow("Show what was written").await;
+    browser.reads("document.title = 'owned'").await;
+    assert_eq!(browser.in_the_dark().await, "\"rgb(22, 24, 27)\"", "whoever asks for the dark gets it");
+    browser.picture("desk-letter").await;
+    assert_eq!(browser.title().await, "handoff.message · Causeway", "hostile text is only text");
+
+    browser.follow("all of it").await;
+    browser.follow("Replay 2 dead letters").await;
+    browser.reads("Nothing has been done yet").await;
+    browser.picture("desk-plan").await;
+    assert_eq!(said(&relay, &one).len(), 0);
+    browser.button("Replay 2 dead letters").await;
+    browser.reads("done, 2 of 2 went again: delivered 2, died again 0").await;
+    browser.picture("desk-progress").await;
+    relay
+        .until("both, in their order", |relay| match said(relay, &one).as_slice() {
+            [first, second] if first.contains("script") && second == "the second" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+
+    browser.follow("Back to the dead letters").await;
+    browser.follow("Discard").await;
+    browser.reads("Remove 1 dead letter for good?").await;
+    browser.picture("desk-discard").await;
+    browser.follow("Keep them").await;
+    browser.reads("1 dead letter").await;
+    browser.follow("Discard").await;
+    browser.button("Remove 1 dead letter").await;
+    browser.reads("Removed 1 dead letter.").await;
+    browser.follow("Back to the dead letters").await;
+    browser.reads("Nothing is dead").await;
+    assert_eq!(said(&relay, &two).len(), 0);
+    browser.button("Log out").await;
+    browser.reads("Token").await;
+}
