@@ -1,4 +1,4 @@
-//! Signs events in the format of Standard Webhooks (https://www.standardwebhooks.com), so that a receiver can check who
+//! Signs events in the format of Standard Webhooks (<https://www.standardwebhooks.com>), so that a receiver can check who
 //! sent an event and when.
 //!
 //! Guarantees: a key is never printed.

@@ -250,7 +250,7 @@ impl Xo {
 
     fn request(&self, server: SocketAddr, user: u32, number: u64, event: &str) -> Vec<u8> {
         let bot = BotSettings::default();
-        let now = jiff::Timestamp::now().as_second();
+        let now = causeway::clock::now().as_second();
         let claims = json!({ "appId": bot.app_id, "iat": now, "exp": now + 60 });
         let token = token(bot.algorithm, &claims, &bot.client_secret);
         let body = self.event(&bot.bot_id, user, number).to_string();
