@@ -86,7 +86,7 @@ async fn a_desk_works_beside_the_server() {
     queue.dead_letter(&dead).await.unwrap();
     let mut dead_letter_reader = desk.dead_letter_reader(Destination::Xo).await.unwrap();
     let refused = queue.dead_letter_reader(Destination::Xo).await.expect_err("the desk is visiting");
-    assert!(refused.to_string().contains("being visited by process"), "{refused}");
+    assert!(refused.to_string().contains("being read by process"), "{refused}");
     assert_eq!(desk.depth().await.unwrap().dead, 1);
     dead_letter_reader.next().await.unwrap().unwrap().remove().await.unwrap();
     dead_letter_reader.close().await;
