@@ -4,6 +4,8 @@
 //! management page. Guarantees: every later version can read the output of [`encode`]. An unreadable message keeps its raw
 //! bytes and gets a reason. `priority` and `expiration` stay unset: both would let messages overtake others.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use lapin::BasicProperties;
@@ -139,6 +141,10 @@ fn read(properties: &BasicProperties, destination: Destination, body: Bytes) -> 
     let kind = properties.kind().as_ref().ok_or("no type")?;
     let lane = header_text(properties, H_LANE).ok_or("no lane header")?;
     let accepted = header_number(properties, H_ACCEPTED).ok_or("no time of acceptance")?;
+    // Most messages have only these three headers, and each look-up costs.
+    let has_more = properties.headers().as_ref().is_some_and(|headers| headers.inner().len() > 3);
+    let replays = if has_more { header_number(properties, H_REPLAYS) } else { None };
+    let digest = if has_more { header_text(properties, H_DIGEST) } else { None };
     Ok(Message {
         id: MessageId::parse(id.as_str()).map_err(|problem| format!("message id {problem}"))?,
         kind: Kind::parse(kind.as_str())
@@ -146,8 +152,8 @@ fn read(properties: &BasicProperties, destination: Destination, body: Bytes) -> 
         destination,
         lane: LaneKey::parse(&lane).map_err(|problem| format!("lane {problem}"))?,
         accepted_at: Timestamp::from_millisecond(accepted).map_err(|_| "impossible time of acceptance")?,
-        replays: header_number(properties, H_REPLAYS).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
-        digest: header_text(properties, H_DIGEST).and_then(|digest| PayloadDigest::parse(&digest)),
+        replays: replays.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        digest: digest.and_then(|digest| PayloadDigest::parse(&digest)),
         trace: trace(properties),
         body,
     })
@@ -165,10 +171,10 @@ fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPVal
     properties.headers().as_ref()?.inner().get(name)
 }
 
-fn header_text(properties: &BasicProperties, name: &str) -> Option<String> {
+fn header_text<'a>(properties: &'a BasicProperties, name: &str) -> Option<Cow<'a, str>> {
     match header(properties, name)? {
-        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
-        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ShortString(text) => Some(text.as_str().into()),
         _ => None,
     }
 }
