@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl};
+use causeway::message::ConversationId;
 use causeway::sandbox::botkit::BotUser;
 use causeway::sandbox::{
     AgentAcceptance, BotSettings, CallbackSettings, FaultRule, LedgerEntry, LedgerMoment, Operation, Sandbox,
@@ -180,6 +182,7 @@ struct Town<'a> {
     witness: Witness,
     ingress: String,
     client: Client,
+    directory: Directory,
 }
 
 /// The origin of a request for an agent.
@@ -227,12 +230,11 @@ impl Town<'_> {
         request.send().await.map_or(0, |answer| answer.status().as_u16())
     }
 
-    async fn shown(&self, conversation: &str) -> Result<Value, String> {
-        let url = format!("{}/v1/conversations/{conversation}", self.ingress);
-        let answer = self.client.get(url).bearer_auth("handoffs-token").send().await;
-        let text =
-            answer.map_err(|error| error.to_string())?.text().await.map_err(|error| error.to_string())?;
-        serde_json::from_str(&text).map_err(|error| error.to_string())
+    /// The state and the group of a conversation. The handoff API shows no conversation of a bot, so the directory is read.
+    async fn shown(&self, conversation: &str) -> Result<(&'static str, Option<String>), String> {
+        let id = ConversationId::parse(conversation).map_err(|problem| problem.to_string())?;
+        let found = self.directory.find(&id).await.map_err(|error| error.to_string())?;
+        Ok(found.map_or(("unknown", None), |found| (found.state.as_str(), found.group)))
     }
 
     /// Plays a conversation from request to end.
@@ -250,9 +252,9 @@ impl Town<'_> {
         self.post(&caller, &format!("{name} start"), &body("start", &format!("{name} u0"))).await;
         let asked = Instant::now();
         let group = seen(&format!("{name} to have an agent"), async || {
-            let shown = self.shown(&conversation).await?;
-            let group = shown["servicenow"]["group"].as_str().unwrap_or_default().to_owned();
-            if shown["state"] == "active" {
+            let (shown, group) = self.shown(&conversation).await?;
+            let group = group.unwrap_or_default();
+            if shown == "active" {
                 return Ok(group);
             }
             let late = asked.elapsed() > LONG * 9 / 10;
@@ -308,8 +310,8 @@ impl Town<'_> {
     async fn is_over(&self, chat: &Chat) {
         seen(&format!("{} to be over on both sides", chat.name), async || {
             let (state, told) = (self.sandbox.state(&chat.group), self.ends(chat));
-            let shown = self.shown(&chat.conversation).await?;
-            if matches!(state, Some(3 | 7 | 8)) && shown["state"] == "ended" && told > 0 {
+            let (shown, _) = self.shown(&chat.conversation).await?;
+            if matches!(state, Some(3 | 7 | 8)) && shown == "ended" && told > 0 {
                 Ok(())
             } else {
                 Err(format!("at ServiceNow {state:?}, told {told} times, {shown}"))
@@ -398,7 +400,9 @@ async fn soak(bench: &Bench, virtual_agent: bool) {
     relay.sandbox.set_callback(Some(callback));
     let_it_rain(&relay.sandbox, virtual_agent);
     let Relay { sandbox, processes, .. } = &mut relay;
-    let town = Town { witness: Witness::of(sandbox), sandbox, ingress, client: http::client() };
+    let url = DirectoryUrl::Sqlite(bench.folder().join("directory.sqlite"));
+    let directory = Directory::open(&DirectorySettings { url }).await.expect("the directory of the relay");
+    let town = Town { witness: Witness::of(sandbox), sandbox, ingress, client: http::client(), directory };
     let begun = Instant::now();
     let mut kills: Vec<Instant> = Vec::new();
     let mut over = Vec::new();
