@@ -5,6 +5,10 @@
 //! from several lanes without a success between them. A destination that reports itself as not ready trips the breaker
 //! at once.
 //!
+//! A worker may find no message to probe with, because other workers own all partitions. A breaker that waited for a
+//! message would never pass again. So after a round of such probes the breaker passes on trial: the first failure
+//! trips it. Each trial that fails doubles the number of rounds before the next one, up to 32.
+//!
 //! Guarantees: while the breaker is tripped, no request starts. While the breaker is probing, at most one message is in
 //! flight.
 //!
@@ -36,6 +40,8 @@ const FLOOR_MAX: Duration = Duration::from_secs(300);
 /// The pauses after a refused login are longer, because a platform may lock an account after repeated refusals.
 const PAUSE_MIN_CREDENTIALS: Duration = Duration::from_secs(2);
 const PAUSE_MAX_CREDENTIALS: Duration = Duration::from_secs(30);
+/// At most 2^5 rounds of probes without a message come before a trial.
+const TRIAL_DOUBLINGS_MAX: u32 = 5;
 
 /// The state of the breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,12 +96,20 @@ pub enum BreakerSignal {
     ProbeTaken,
     /// The probe permit was returned without a message.
     ProbeReturned,
+    /// A round of probes found no message, because other workers own the partitions.
+    NothingToProbe,
 }
 
 impl BreakerState {
     /// The initial state: every request may start.
     pub const fn passing() -> Self {
         Self::Passing { failures: 0, unreachable: 0, lanes: BTreeSet::new() }
+    }
+
+    /// Every request may start, and the next failure trips the breaker.
+    fn on_trial() -> Self {
+        let lanes = (0_u64..).take(LANES_MIN).collect();
+        Self::Passing { failures: FAILURES_MAX - 1, unreachable: UNREACHABLE_MAX - 1, lanes }
     }
 
     /// The value of the metric `causeway_breaker_state`.
@@ -128,7 +142,10 @@ impl BreakerState {
             (Self::Tripped { reason: TripReason::Failing, .. }, BreakerSignal::Alive) => Self::passing(),
             (
                 tripped @ Self::Tripped { .. },
-                BreakerSignal::Alive | BreakerSignal::Failed { .. } | BreakerSignal::ProbeReturned,
+                BreakerSignal::Alive
+                | BreakerSignal::Failed { .. }
+                | BreakerSignal::ProbeReturned
+                | BreakerSignal::NothingToProbe,
             ) => tripped,
             (Self::Tripped { reason, pauses, .. }, BreakerSignal::ProbeTaken) => {
                 Self::Probing { reason, pauses }
@@ -143,6 +160,7 @@ impl BreakerState {
             (Self::Probing { reason, pauses }, BreakerSignal::ProbeReturned) => {
                 Self::Tripped { until: now, reason, pauses }
             }
+            (Self::Probing { .. }, BreakerSignal::NothingToProbe) => Self::on_trial(),
             (Self::Passing { .. }, BreakerSignal::NotReady { reason, floor }) => {
                 tripped(reason, 0, floor, now)
             }
@@ -161,7 +179,10 @@ impl BreakerState {
                     Self::Passing { failures, unreachable, lanes }
                 }
             }
-            (same, BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned) => same,
+            (
+                same,
+                BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned | BreakerSignal::NothingToProbe,
+            ) => same,
         }
     }
 }
@@ -187,7 +208,37 @@ pub struct CircuitBreaker {
     down_since: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
     probe_slot: Arc<Semaphore>,
+    empty_probes: Mutex<EmptyProbes>,
     metrics: Arc<Metrics>,
+}
+
+/// Counts the probes that found no message.
+#[derive(Debug, Default)]
+struct EmptyProbes {
+    /// In a row: since the last attempt of any message.
+    in_a_row: u32,
+    /// Trials since the last success.
+    trials: u32,
+}
+
+impl EmptyProbes {
+    /// Counts one more. Whether a trial is due. `round`: the number of partitions.
+    fn add(&mut self, round: u16) -> bool {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let due = self.in_a_row >= u32::from(round) << self.trials.min(TRIAL_DOUBLINGS_MAX);
+        if due {
+            *self = Self { in_a_row: 0, trials: self.trials + 1 };
+        }
+        due
+    }
+
+    fn hear(&mut self, signal: BreakerSignal) {
+        match signal {
+            BreakerSignal::Alive => *self = Self::default(),
+            BreakerSignal::Failed { .. } | BreakerSignal::NotReady { .. } => self.in_a_row = 0,
+            BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned | BreakerSignal::NothingToProbe => {}
+        }
+    }
 }
 
 /// The permit to send the one probe. A permit that is dropped unused goes to the next pump.
@@ -202,6 +253,14 @@ impl ProbePermit {
     /// Whether no probe has failed since the breaker tripped.
     pub const fn is_first(&self) -> bool {
         self.is_first
+    }
+
+    /// Returns the permit, because this partition has no message for this worker. `partitions`: the number of partitions
+    /// that other workers may own.
+    pub fn found_no_message(self, partitions: u16) {
+        if self.breaker.empty_probes().add(partitions) {
+            self.breaker.record(BreakerSignal::NothingToProbe);
+        }
     }
 }
 
@@ -220,12 +279,17 @@ impl CircuitBreaker {
             down_since: Mutex::default(),
             changed: watch::Sender::new(0),
             probe_slot: Arc::new(Semaphore::new(1)),
+            empty_probes: Mutex::default(),
             metrics,
         })
     }
 
     fn state(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn empty_probes(&self) -> MutexGuard<'_, EmptyProbes> {
+        self.empty_probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether every request may start.
@@ -247,6 +311,9 @@ impl CircuitBreaker {
     /// Passes a signal to the breaker.
     pub fn record(&self, signal: BreakerSignal) {
         let mut state = self.state();
+        if !matches!((&*state, signal), (BreakerState::Passing { failures: 0, .. }, BreakerSignal::Alive)) {
+            self.empty_probes().hear(signal);
+        }
         let (before, known) = (state.number(), state.reason());
         *state = std::mem::replace(&mut *state, BreakerState::passing()).step(signal, Instant::now());
         let after = state.number();
@@ -325,6 +392,48 @@ mod tests {
 
     fn after(signal: &[BreakerSignal], now: Instant) -> BreakerState {
         signal.iter().fold(BreakerState::passing(), |state, signal| state.step(*signal, now))
+    }
+
+    /// Takes probes without a message, one after another, until the breaker passes, and returns their number.
+    async fn empty_probes_until_trial(breaker: &Arc<CircuitBreaker>) -> usize {
+        let mut probes = 0;
+        while let Some(permit) = breaker.probe_permit().await {
+            permit.found_no_message(4);
+            probes += 1;
+        }
+        probes
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_without_messages_gets_a_trial_and_fewer_after_each_failure() {
+        let breaker = CircuitBreaker::new(Destination::Xo, Arc::new(Metrics::new("rabbitmq").unwrap()));
+        let unreachable = BreakerSignal::Failed { lane: 1, unreachable: true };
+        for _ in 0..UNREACHABLE_MAX {
+            breaker.record(unreachable);
+        }
+        assert_eq!(empty_probes_until_trial(&breaker).await, 4);
+        breaker.record(failed(1));
+        assert!(!breaker.passes(), "the first failure of a trial trips the breaker");
+        assert_eq!(empty_probes_until_trial(&breaker).await, 8);
+        breaker.record(BreakerSignal::Alive);
+        breaker.record(failed(1));
+        assert!(breaker.passes(), "a success ends the trial");
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
+        assert_eq!(empty_probes_until_trial(&breaker).await, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_between_empty_probes_starts_their_count_again() {
+        let breaker = CircuitBreaker::new(Destination::Xo, Arc::new(Metrics::new("rabbitmq").unwrap()));
+        breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });
+        breaker.probe_permit().await.unwrap().found_no_message(2);
+        let probe = breaker.probe_permit().await.unwrap();
+        breaker.record(failed(1));
+        drop(probe);
+        breaker.probe_permit().await.unwrap().found_no_message(2);
+        assert!(!breaker.passes());
+        breaker.probe_permit().await.unwrap().found_no_message(2);
+        assert!(breaker.passes());
     }
 
     #[tokio::test(start_paused = true)]

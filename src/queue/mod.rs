@@ -98,6 +98,16 @@ impl Queue {
         !matches!(self, Self::Embedded(_))
     }
 
+    /// Whether another worker is known, which may own any partition.
+    pub fn has_other_workers(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::Rabbit(queue) => queue.has_other_workers(),
+            #[cfg(test)]
+            Self::Model(queue) => queue.has_other_workers(),
+        }
+    }
+
     /// Partitions for each destination.
     pub fn partitions(&self) -> u16 {
         match self {

@@ -243,6 +243,11 @@ impl MessagePump {
         }
         self.remember(&lanes);
         self.record_stats(&lanes, 0, false);
+        if let (PumpMode::Probe(permit), Some(SessionEnd::Idle)) = (mode, end)
+            && self.processor.queue.has_other_workers()
+        {
+            permit.found_no_message(self.processor.queue.partitions());
+        }
         end.unwrap_or(SessionEnd::Idle)
     }
 

@@ -8,6 +8,7 @@ use causeway::message::Destination;
 use causeway::queue::PartitionId;
 use causeway::queue::partition::rendezvous_weight;
 use causeway::sandbox::{FaultRule, LedgerEntry, Operation, Side};
+use url::Url;
 
 use super::harness::load::Load;
 use super::harness::matrix::Bench;
@@ -30,7 +31,7 @@ on_every_rabbit! {
         let moment = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(10));
         relay.sandbox.script().fail(moment);
         shared_by(&relay, &bench, 1).await;
-        let load = Load::start(&relay, LINES);
+        let load = Load::bounded(&relay, LINES);
         load.takes(50).await;
         for workers in 2..=3 {
             relay.add("worker").await;
@@ -61,7 +62,7 @@ on_every_rabbit! {
         for name in &stuck {
             relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation(name.as_str()));
         }
-        let load = Load::start(&relay, LINES);
+        let load = Load::bounded(&relay, LINES);
         load.takes(20).await;
         relay.callbacks(&stuck, 2, 1).await;
         relay.add("worker").await;
@@ -69,6 +70,39 @@ on_every_rabbit! {
         load.takes(20).await;
         load.all_arrive(&relay.sandbox).await;
         assert!(stuck.iter().all(|name| !relay.called_back().contains_key(name)), "they fail all the while");
+    }
+
+    // A worker that cannot reach XO releases its partitions. When its breaker probes again, the other worker owns every
+    // partition, so that this worker receives no message to probe with.
+    async fn a_worker_that_could_not_reach_xo_gets_its_share_again(bench: Bench) {
+        let plan = Plan::on(&bench).set("queue.partitions", PARTITIONS.to_string());
+        let mut relay = plan.set("delivery.retry.max", "1s").apart(1).start().await;
+        let url: Url = relay.sandbox.xo_callback_url().parse().unwrap();
+        let proxy = Proxy::start(url.socket_addrs(|| None).unwrap()[0]).await;
+        let own_way = format!("http://{}{}", proxy.addr(), url.path());
+        relay.add_with("worker", &[("xo.callback_url", own_way)]).await;
+        shared_by(&relay, &bench, 2).await;
+        let load = Load::bounded(&relay, LINES);
+        proxy.refuse().await;
+        let state = async |relay: &Relay| {
+            relay.metric_of(&relay.processes[2], "causeway_breaker_state", &[("destination", "xo")]).await
+        };
+        eventually("the breaker of the one to trip", SOON, async || match state(&relay).await? {
+            0.0 => Err("it passes".into()),
+            _ => Ok(()),
+        })
+        .await;
+        eventually("the other one to own all partitions of XO", SOON, async || {
+            let owners = owners(&bench)?;
+            let of_xo = owners.iter().filter(|(queue, _)| queue.starts_with("w.xo."));
+            let names: BTreeSet<&String> = of_xo.map(|(_, (owner, _))| owner).collect();
+            if names.len() == 1 { Ok(()) } else { Err(format!("{names:?}")) }
+        })
+        .await;
+        load.takes(40).await;
+        proxy.heal().await;
+        shared_by(&relay, &bench, 2).await;
+        load.all_arrive(&relay.sandbox).await;
     }
 
     // A frozen worker does no harm because of three time limits. A request starts only within one heartbeat after the
@@ -87,7 +121,7 @@ on_every_rabbit! {
         let signed = format!("{}?from=frozen", relay.sandbox.xo_callback_url());
         relay.add_with("worker", &[("xo.callback_url", signed)]).await;
         relay.sandbox.script().fail(FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(15)));
-        let load = Load::start(&relay, 2 * LINES);
+        let load = Load::bounded(&relay, 2 * LINES);
         by_the_frozen_one(&relay, 20).await;
         for _ in 0..FREEZES {
             relay.processes[2].running.sigstop();

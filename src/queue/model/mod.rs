@@ -426,6 +426,11 @@ impl ModelQueue {
         self.member(|it| it.wanted.subscribe()).unwrap_or_else(none)
     }
 
+    pub(super) fn has_other_workers(&self) -> bool {
+        let state = self.broker.state();
+        state.members.iter().any(|(name, it)| *name != self.worker && it.known_to_others)
+    }
+
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
         let on_disk = |state: &mut ModelState| {

@@ -5,6 +5,7 @@
 //! Not responsible for: the messages on the connections.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(super) struct BrokerConnections {
     pub(super) answered: watch::Sender<Option<Instant>>,
     /// Partitions that a preferred worker is waiting for, each with a number for that worker and its subscription.
     pub(super) preferred_elsewhere: watch::Sender<BTreeMap<PartitionId, u64>>,
+    /// Whether another worker was heard lately.
+    pub(super) has_peers: AtomicBool,
     pub(super) waiting_partitions: WaitingPartitions,
     broken: watch::Sender<Option<String>>,
     trouble: Mutex<String>,
@@ -64,6 +67,7 @@ impl BrokerConnections {
             connected: watch::Sender::new(false),
             answered: watch::Sender::new(None),
             preferred_elsewhere: watch::Sender::new(BTreeMap::new()),
+            has_peers: AtomicBool::new(false),
             waiting_partitions: WaitingPartitions::default(),
             broken: watch::Sender::new(None),
             trouble: Mutex::new("still connecting".into()),

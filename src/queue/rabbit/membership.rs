@@ -9,6 +9,7 @@
 //! Correctness does not depend on announcements: a lost announcement only delays the move of a partition.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -146,6 +147,7 @@ pub(super) async fn listen(connections: Arc<BrokerConnections>) {
                 }
                 // Without announcements no preferred worker is known, so no partition is released.
                 connections.preferred_elsewhere.send_replace(BTreeMap::new());
+                connections.has_peers.store(false, Ordering::Relaxed);
                 tokio::time::sleep(ANNOUNCE_INTERVAL).await;
             }
         } => {}
@@ -182,6 +184,7 @@ async fn listen_on(connections: &BrokerConnections, connection: &Connection) -> 
             _ = tick.tick() => {}
         }
         peers.retain(|_, peer| peer.at.elapsed() < PEER_TIMEOUT);
+        connections.has_peers.store(!peers.is_empty(), Ordering::Relaxed);
         let preferred_elsewhere =
             preferred_elsewhere(&connections.settings.worker, &peers, &connections.settings.tuning);
         connections.preferred_elsewhere.send_if_modified(|known| {

@@ -23,6 +23,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -159,6 +160,10 @@ impl RabbitQueue {
             answered: self.connections.answered.subscribe(),
             term: self.connections.settings.heartbeat,
         }
+    }
+
+    pub(super) fn has_other_workers(&self) -> bool {
+        self.connections.has_peers.load(Ordering::Relaxed)
     }
 
     pub(super) fn preferred_elsewhere(&self) -> watch::Receiver<BTreeMap<PartitionId, u64>> {

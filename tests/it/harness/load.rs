@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use causeway::sandbox::{LedgerEntry, Sandbox};
+use causeway::sandbox::{LedgerEntry, Operation, RequestLedger, Sandbox, Side};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,6 +19,8 @@ use super::wait::{eventually, let_pass};
 
 /// The pause between two callbacks of a chat.
 const PAUSE: Duration = Duration::from_millis(20);
+/// A bounded load has at most this number of callbacks for each chat on their way.
+const ON_THEIR_WAY: usize = 20;
 
 /// The answers other than 202: the status and `Retry-After`.
 type Refusals = BTreeSet<(u16, Option<String>)>;
@@ -32,9 +34,38 @@ pub(crate) struct Load {
     lines: Vec<JoinHandle<()>>,
 }
 
+/// Holds a load back, so that the backlog of a starved deployment does not grow without end.
+#[derive(Debug, Clone)]
+struct Backlog {
+    ledger: RequestLedger,
+    accepted: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Backlog {
+    fn is_full(&self) -> bool {
+        self.accepted.load(Ordering::Relaxed) > applied(&self.ledger).saturating_add(self.most)
+    }
+}
+
+/// The callbacks that XO accepted, with repeats.
+fn applied(ledger: &RequestLedger) -> usize {
+    usize::try_from(ledger.total(Side::Xo, Operation::Callback).applied).unwrap_or(usize::MAX)
+}
+
 impl Load {
     /// Posts callbacks of this many chats to the first process of the relay, until [`Load::all_arrive`].
     pub(crate) fn start(relay: &Relay, lines: usize) -> Self {
+        Self::start_within(relay, lines, usize::MAX)
+    }
+
+    /// Like [`Load::start`], but pauses while too many callbacks have not arrived at XO. For tests in which XO is healthy.
+    pub(crate) fn bounded(relay: &Relay, lines: usize) -> Self {
+        Self::start_within(relay, lines, lines * ON_THEIR_WAY)
+    }
+
+    fn start_within(relay: &Relay, lines: usize, most: usize) -> Self {
+        let backlog = Backlog { ledger: relay.sandbox.ledger().clone(), accepted: Arc::default(), most };
         let over = watch::Sender::new(false);
         let refusals = Arc::default();
         let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
@@ -47,6 +78,7 @@ impl Load {
                 group: group.clone(),
                 accepted: Arc::clone(accepted),
                 refusals: Arc::clone(&refusals),
+                backlog: backlog.clone(),
             };
             super::spawn(poster.post(over.subscribe()))
         });
@@ -92,8 +124,14 @@ impl Load {
     /// Waits until every callback that is accepted by now has arrived at XO, in order for each chat.
     pub(crate) async fn arrives(&self, sandbox: &Sandbox) {
         let accepted = self.accepted();
+        let least = accepted.iter().map(|(_, count)| count).sum();
         eventually("everything accepted to arrive in order", PATIENCE, async || {
-            // Read once for all chats: a copy of the ledger for each chat would starve the processes under test.
+            // Copies of the ledger would starve the processes under test: none before the numbers can be right, and then
+            // one for all chats.
+            match applied(sandbox.ledger()) {
+                some if some < least => return Err(format!("{some} of {least}")),
+                _ => {}
+            }
             let taken = sandbox.ledger().xo_callbacks();
             let of = |group: &str| taken.get(group).map_or(&[][..], Vec::as_slice);
             let late = accepted.iter().filter_map(|(group, count)| arrived(of(group), group, *count).err());
@@ -131,6 +169,7 @@ struct Poster {
     group: String,
     accepted: Arc<AtomicUsize>,
     refusals: Arc<Mutex<Refusals>>,
+    backlog: Backlog,
 }
 
 impl Poster {
@@ -141,13 +180,14 @@ impl Poster {
                 "group": group, "formatted_message": n.to_string(), "sys_created_by": "beth.anglin",
                 "last_message": "", "sys_id": format!("{group}-{n}"),
             });
-            while !self.is_accepted(body.to_string()).await {
+            while self.backlog.is_full() || !self.is_accepted(body.to_string()).await {
                 if *over.borrow() {
                     return;
                 }
                 let_pass(PAUSE).await;
             }
             self.accepted.fetch_add(1, Ordering::Relaxed);
+            self.backlog.accepted.fetch_add(1, Ordering::Relaxed);
             if *over.borrow() {
                 return;
             }
