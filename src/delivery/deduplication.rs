@@ -83,9 +83,8 @@ impl Deliverer {
     /// Whether an earlier attempt of this message, perhaps by another worker, settled it.
     pub async fn settled_before(&self, message: &Message, redelivered: bool) -> SettledBefore {
         let Some(directory) = &self.directory else { return SettledBefore::No };
-        // Gap repair may have found the message before its callback arrived, and the message may have been
-        // dead-lettered then.
-        let may_be_dead = redelivered || message.kind == Kind::CallbackMessage;
+        // The first copy may have been dead-lettered.
+        let may_be_dead = redelivered || message.kind.may_be_queued_twice();
         let keys: Vec<DedupKey> = settling_keys(message, may_be_dead).collect();
         let found = Box::pin(directory.find_done(&keys)).await.unwrap_or_else(|error| {
             tracing::debug!(id = %message.id, %error, "cannot read whether the message was settled before");

@@ -9,6 +9,7 @@ use reqwest::header::HeaderMap;
 use tempfile::TempDir;
 
 use super::*;
+use crate::conversation::{Directory, DirectorySettings, DirectoryUrl};
 use crate::delivery::{DelivererParts, GateSettings};
 use crate::message::{Destination, Destinations, Kind, MessageId};
 use crate::platform::http::HttpReply;
@@ -27,7 +28,14 @@ struct Bench {
 impl Bench {
     /// A bench whose Callback URL answers with this status.
     async fn answering(status: StatusCode) -> Self {
+        Self::new(status, false).await
+    }
+
+    async fn new(status: StatusCode, has_directory: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let directory = DirectorySettings { url: DirectoryUrl::Sqlite(folder.path().join("directory.db")) };
+        let directory =
+            if has_directory { Some(Directory::open(&directory).await.unwrap()) } else { None };
         let tuning = QueueTuning {
             destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
             partitions: 1,
@@ -49,7 +57,7 @@ impl Bench {
         let parts = DelivererParts {
             servicenow: None,
             xo,
-            directory: None,
+            directory,
             replay_notes: None,
             queue: queue.clone(),
             metrics: metrics(),
@@ -111,4 +119,25 @@ async fn what_was_delivered_is_not_sent_again() {
 #[tokio::test]
 async fn what_was_buried_is_not_sent_again() {
     is_not_sent_again(StatusCode::BAD_REQUEST).await;
+}
+
+/// The copies of one event have one id. A poll, a callback and gap repair may each have queued one.
+#[tokio::test]
+async fn the_second_copy_of_a_dead_event_is_a_repeat() {
+    let bench = Bench::new(StatusCode::OK, true).await;
+    let lane = || LaneKey::parse("a").unwrap();
+    let known = |kind, destination| {
+        let message = Message::new(MessageId::fresh(), kind, destination, lane(), "{}");
+        let dead = DedupKey::DeadLettered { message: message.id, replays: 0 };
+        let deliverer = &bench.processor.deliverer;
+        async move {
+            deliverer.note(&message, dead).await;
+            deliverer.settled_before(&message, false).await
+        }
+    };
+    for kind in [Kind::CallbackMessage, Kind::CallbackEvent, Kind::CallbackEnded, Kind::HandoffFailed] {
+        assert_eq!(known(kind, Destination::Xo).await, SettledBefore::Yes, "{kind}");
+    }
+    // A client that sends its request again after a dead letter wants another attempt.
+    assert_eq!(known(Kind::HandoffMessage, Destination::ServiceNow).await, SettledBefore::No);
 }
