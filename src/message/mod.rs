@@ -107,7 +107,10 @@ impl Kind {
     /// Whether messages of this kind report something that happened in ServiceNow. A callback, a poll and gap repair may
     /// find the same event, and each of them puts a message with the same id on the queue.
     pub const fn may_be_queued_twice(self) -> bool {
-        matches!(self, Self::CallbackMessage | Self::CallbackEvent | Self::CallbackEnded | Self::HandoffFailed)
+        matches!(
+            self,
+            Self::CallbackMessage | Self::CallbackEvent | Self::CallbackEnded | Self::HandoffFailed
+        )
     }
 
     /// Whether a user and a bot wait for messages of this kind.

@@ -34,8 +34,7 @@ impl Bench {
     async fn new(status: StatusCode, has_directory: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let directory = DirectorySettings { url: DirectoryUrl::Sqlite(folder.path().join("directory.db")) };
-        let directory =
-            if has_directory { Some(Directory::open(&directory).await.unwrap()) } else { None };
+        let directory = if has_directory { Some(Directory::open(&directory).await.unwrap()) } else { None };
         let tuning = QueueTuning {
             destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
             partitions: 1,
