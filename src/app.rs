@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::config::{self, Settings};
+use crate::config::{self, Settings, SpooledSenders};
 use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
 use crate::dead_letters::DeadLetterError;
 use crate::delivery::TimeLimits;
@@ -26,6 +26,7 @@ use crate::ingress::{
 };
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::spool::{Spool, SpoolSettings};
 use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
@@ -39,6 +40,7 @@ use signals::SignalHandler;
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
 /// How often the write-ahead log of the directory is emptied, which still contains deleted rows.
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
+const SPOOL_MEASURED_EVERY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long commands of the CLI wait for the broker.
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
@@ -76,6 +78,7 @@ pub struct App {
     /// The address of the admin listener.
     pub admin: SocketAddr,
     queue: Queue,
+    spool: Option<Spool>,
     directory: Option<Directory>,
     metrics: Arc<Metrics>,
     tasks: TaskSet,
@@ -156,10 +159,12 @@ impl App {
             || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();
         let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
+        let spool = if roles.takes() { open_spool(&settings, &queue).await? } else { None };
         let mut app = Self {
             public: public.as_ref().map(TcpListener::local_addr).transpose()?,
             admin: admin.local_addr()?,
             queue,
+            spool,
             directory,
             metrics,
             tasks: TaskSet::new(stop.clone()),
@@ -181,6 +186,9 @@ impl App {
     /// Runs until shutdown or until a part fails, then drains and closes everything in order.
     pub async fn finish(self) -> anyhow::Result<()> {
         let ended = self.tasks.finish(self.drain).await;
+        if let Some(spool) = &self.spool {
+            spool.close().await;
+        }
         self.queue.close().await;
         if let Some(directory) = &self.directory {
             directory.close().await;
@@ -221,10 +229,15 @@ impl App {
         console: Option<AdminConsole>,
         stop: &CancellationToken,
     ) {
-        let connected = self.queue.connected();
+        let (connected, spool) = (self.queue.connected(), self.spool.clone());
         let ready = move || {
             if !*connected.borrow() {
-                return Err("the queue is not connected".to_owned());
+                // An ingress that is not ready gets no more requests, and its senders do not repeat them.
+                return match &spool {
+                    Some(spool) if spool.has_room() => Ok(()),
+                    Some(_) => Err("the queue is not connected, and the spool is full".to_owned()),
+                    None => Err("the queue is not connected".to_owned()),
+                };
             }
             worker.as_ref().map_or(Ok(()), Worker::ready)
         };
@@ -250,8 +263,15 @@ impl App {
             }
             (files, _) => files,
         };
+        if let Some(spool) = &self.spool {
+            spool.drain(&mut self.tasks, stop);
+            let measure = measure_spool(spool.clone(), self.metrics.clone(), stop.clone());
+            self.tasks.start("spool metrics", measure);
+        }
         let state = IngressState {
             queue: self.queue.clone(),
+            spool: self.spool.clone(),
+            spools_handoffs: settings.ingress.spool == SpooledSenders::All,
             directory: self
                 .directory
                 .clone()
@@ -284,6 +304,35 @@ impl App {
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+/// Opens the spool, unless the settings switch it off. The embedded engine needs none: its queue is on this disk.
+async fn open_spool(settings: &Settings, queue: &Queue) -> anyhow::Result<Option<Spool>> {
+    if settings.ingress.spool == SpooledSenders::Off || !queue.shared() {
+        return Ok(None);
+    }
+    let spool = SpoolSettings {
+        folder: settings.data_dir.join("spool"),
+        max_bytes: settings.ingress.spool_max as u64,
+        destinations: settings.destinations(),
+    };
+    let opened = Spool::open(spool, queue.clone()).await;
+    let hint = "ingress.spool: cannot open the spool. Mount a data_dir that can be written, or set ingress.spool = \"off\"";
+    Ok(Some(opened.context(hint)?))
+}
+
+async fn measure_spool(spool: Spool, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), String> {
+    loop {
+        if let Ok(depth) = spool.depth().await {
+            metrics.spool_messages.set(i64::try_from(depth.messages).unwrap_or(i64::MAX));
+            let age = depth.oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
+            metrics.spool_oldest_age.set(age);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SPOOL_MEASURED_EVERY) => {}
+        }
+    }
 }
 
 /// Counts conversations for the metrics and deletes old records.

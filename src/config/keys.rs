@@ -103,6 +103,8 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("handoffs.events_secret_next", Secret),
     ("ingress.listen", Open),
     ("ingress.body_limit", Open),
+    ("ingress.spool", Open),
+    ("ingress.spool_max", Open),
     ("ingress.read_timeout", Open),
     ("ingress.allow_unauthenticated", Open),
     ("ingress.servicenow.username", Open),

@@ -22,8 +22,8 @@ pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
     HandoffsConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings, ReadBack,
-    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, StartAction,
-    TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
+    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
 
 /// Every key with its default and its description, as TOML.

@@ -13,8 +13,8 @@ use super::reader::SettingsReader;
 use super::settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
     HandoffsConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings, ReadBack,
-    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, StartAction,
-    TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
+    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
@@ -341,6 +341,9 @@ fn ingress(reader: &mut SettingsReader) -> IngressConfig {
     IngressConfig {
         listen: reader.address("ingress.listen"),
         body_limit: reader.bytes("ingress.body_limit"),
+        spool: choice_of(reader, "ingress.spool", SpooledSenders::ALL, SpooledSenders::as_str)
+            .unwrap_or(SpooledSenders::Off),
+        spool_max: reader.bytes("ingress.spool_max"),
         read_timeout: reader.duration("ingress.read_timeout"),
         allow_unauthenticated: reader.flag("ingress.allow_unauthenticated"),
         username: reader.text("ingress.servicenow.username"),

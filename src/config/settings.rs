@@ -329,6 +329,8 @@ impl std::fmt::Debug for HandoffsConfig {
 pub struct IngressConfig {
     pub listen: SocketAddr,
     pub body_limit: usize,
+    pub spool: SpooledSenders,
+    pub spool_max: usize,
     pub read_timeout: Duration,
     pub allow_unauthenticated: bool,
     pub username: Option<String>,
@@ -340,6 +342,18 @@ pub struct IngressConfig {
     pub own_user: Option<String>,
     /// `servicenow.instance`: callbacks of another instance are refused.
     pub instance: Option<String>,
+}
+
+named! {
+    /// `ingress.spool`: the senders whose messages are spooled while the broker does not confirm.
+    SpooledSenders {
+        /// ServiceNow and XO, which never repeat a refused request.
+        Callbacks = "callbacks",
+        /// Also callers of the handoff API.
+        All = "all",
+        /// None.
+        Off = "off",
+    }
 }
 
 /// A secret and its successor (`…_next`): both are accepted.

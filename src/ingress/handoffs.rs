@@ -18,7 +18,7 @@ use super::credentials;
 use super::fields::{self, FieldErrors, JsonFields, TextBounds};
 use super::idempotency::KeyUse;
 use super::problem::{self, ApiError, FieldError};
-use super::{IngressState, body};
+use super::{IngressState, SenderRepeats, body};
 use crate::conversation::{DedupKey, DirectoryError, Origin};
 use crate::message::handoff::{
     Attachment, ChatUser, EndReason, Handoff, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
@@ -77,7 +77,7 @@ pub(super) async fn answer(
     if let (Some(KeyUse::Reused), Some(key)) = (claim, key) {
         return Err(ApiError::KeyReused(key.field));
     }
-    if let Err(error) = state.publish_to_completion(message).await {
+    if let Err(error) = state.publish_to_completion(message, SenderRepeats::OnRefusal).await {
         if claim == Some(KeyUse::First) {
             state.idempotency_keys.release(id);
         }

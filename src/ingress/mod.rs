@@ -55,6 +55,7 @@ pub use secrets::AcceptedSecrets;
 
 use crate::conversation::Directory;
 use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
+use crate::queue::spool::Spool;
 use crate::queue::{Queue, QueueError};
 use crate::request_id::{self, request_id};
 use crate::tasks::{self, CancellationToken};
@@ -108,11 +109,24 @@ impl CallbackAuth {
     }
 }
 
+/// Whether a sender repeats a request that was refused with 503.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SenderRepeats {
+    /// ServiceNow and XO.
+    Never,
+    /// Callers of the handoff API.
+    OnRefusal,
+}
+
 /// The state that all routes share.
 #[derive(Debug)]
 pub struct IngressState {
     /// The queue for all messages.
     pub queue: Queue,
+    /// The spool for the messages of senders that never repeat; `None` if `ingress.spool` is off.
+    pub spool: Option<Spool>,
+    /// Whether messages of the handoff API are spooled, too.
+    pub spools_handoffs: bool,
     /// The directory of conversations. The callback relay needs none.
     pub directory: Option<Directory>,
     /// The idempotency keys that were used recently.
@@ -126,6 +140,10 @@ pub struct IngressState {
 }
 
 impl IngressState {
+    fn spool_for(&self, sender: SenderRepeats) -> Option<&Spool> {
+        self.spool.as_ref().filter(|_| sender == SenderRepeats::Never || self.spools_handoffs)
+    }
+
     /// The limits for an authenticated sender.
     fn limits(&self) -> body::BodyLimits {
         self.limits_for(SenderTrust::Proven)
@@ -138,11 +156,18 @@ impl IngressState {
 
     /// Publishes the message, even if the caller disconnects in the meantime, because ServiceNow does not repeat a
     /// callback.
-    async fn publish_to_completion(self: &Arc<Self>, message: Message) -> Result<(), QueueError> {
+    async fn publish_to_completion(
+        self: &Arc<Self>,
+        message: Message,
+        sender: SenderRepeats,
+    ) -> Result<(), QueueError> {
         let state = Arc::clone(self);
         tasks::run_to_completion(async move {
             let began = Instant::now();
-            state.queue.publish(&message).await?;
+            match state.spool_for(sender) {
+                Some(spool) => spool.publish(&message).await?,
+                None => state.queue.publish(&message).await?,
+            }
             let took = began.elapsed();
             state.metrics.publish_duration.observe(took.as_secs_f64());
             telemetry::log_accepted(&message, took);
@@ -155,7 +180,10 @@ impl IngressState {
     async fn dead_letter(self: &Arc<Self>, dead: DeadLetter) -> Result<(), QueueError> {
         let state = Arc::clone(self);
         tasks::run_to_completion(async move {
-            state.queue.dead_letter(&dead).await?;
+            match &state.spool {
+                Some(spool) => spool.dead_letter(&dead).await?,
+                None => state.queue.dead_letter(&dead).await?,
+            }
             let labels = [dead.message.destination.as_str(), dead.reason.as_str()];
             state.metrics.dead_letters.with_label_values(&labels).inc();
             telemetry::log_settled(&dead.message, Settled::DeadLettered(dead.reason), 0);

@@ -17,7 +17,7 @@ use super::credentials::{self, AuthResult};
 use super::lenient;
 use super::problem::{self, ApiError};
 use super::read_budget::SenderTrust;
-use super::{IngressState, body};
+use super::{IngressState, SenderRepeats, body};
 use crate::clock;
 use crate::message::callback::is_set;
 use crate::message::{
@@ -44,7 +44,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     match read(raw, auth.own_user.as_deref(), auth.instance.as_deref(), destination) {
         ParsedCallback::Event(message) => {
             let id = message.id;
-            state.publish_to_completion(message).await?;
+            state.publish_to_completion(message, SenderRepeats::Never).await?;
             Ok(problem::accepted(&json!({ "id": id, "status": "accepted" })))
         }
         ParsedCallback::Unreadable(mut dead) => {
@@ -60,7 +60,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
         ParsedCallback::Internal(message) => {
             // Whether reading a chat back shows that a row is internal is not known, so a worker has to remember what the callback says.
             if state.settings.bot_side.two_way {
-                state.publish_to_completion(message).await?;
+                state.publish_to_completion(message, SenderRepeats::Never).await?;
             }
             Ok(problem::accepted(&json!({ "status": "ignored" })))
         }

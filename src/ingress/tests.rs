@@ -69,6 +69,8 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
     let budget = Arc::new(ReadBudget::new(settings.body_limit));
     let state = IngressState {
         queue,
+        spool: None,
+        spools_handoffs: false,
         directory: None,
         idempotency_keys: IdempotencyKeys::default(),
         metrics: Arc::clone(&metrics),

@@ -18,19 +18,21 @@
 //! Not responsible for: processing a message (`worker/`), the content of a dead letter (`message/dead_letter.rs`).
 
 pub mod embedded;
+mod lease;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod partition;
 pub mod rabbit;
+pub mod spool;
 pub(crate) mod waiting_body;
 
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::message::{DeadLetter, Destination, Destinations, Message};
 use embedded::EmbeddedQueue;
+pub use lease::BrokerLease;
 pub use partition::PartitionId;
 use rabbit::RabbitQueue;
 use waiting_body::WaitingBody;
@@ -463,46 +465,4 @@ pub struct QueueDepth {
     pub dead: u64,
     /// Unroutable messages. Any value but 0 raises an alert.
     pub unroutable: u64,
-}
-
-/// The right to start a request to a platform.
-///
-/// RabbitMQ's single active consumer is not a lock: a worker that the broker has lost sight of continues for seconds while the
-/// next worker has started. So a worker starts a request only if the broker answered within the last heartbeat.
-#[derive(Debug, Clone)]
-pub enum BrokerLease {
-    /// Always valid: no other process can have the partitions.
-    Always,
-    /// Valid for `term` after the newest question that the broker answered.
-    For {
-        /// When the newest answered question was sent.
-        answered: watch::Receiver<Option<Instant>>,
-        /// One heartbeat.
-        term: Duration,
-    },
-}
-
-impl BrokerLease {
-    /// Whether a request may start at `now`.
-    pub fn holds(&self, now: Instant) -> bool {
-        match self {
-            Self::Always => true,
-            Self::For { answered, term } => {
-                answered.borrow().is_some_and(|asked| now.saturating_duration_since(asked) < *term)
-            }
-        }
-    }
-
-    /// Waits until the broker answers again.
-    pub async fn renewed(&mut self) {
-        match self {
-            Self::Always => {}
-            Self::For { answered, .. } => {
-                if answered.changed().await.is_err() {
-                    // The queue is closed: no renewal will come, and the waiting task is being cancelled.
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
-    }
 }

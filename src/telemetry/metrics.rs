@@ -5,7 +5,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
@@ -77,6 +77,10 @@ pub struct Metrics {
     pub breaker_trips: IntCounterVec,
     /// 0 or 1
     pub broker_connected: IntGauge,
+    /// `causeway_spool_messages`
+    pub spool_messages: IntGauge,
+    /// `causeway_spool_oldest_age_seconds`
+    pub spool_oldest_age: Gauge,
     /// `{destination}`
     pub partitions_owned: IntGaugeVec,
     /// `{state}`
@@ -120,6 +124,8 @@ impl Metrics {
             breaker_state: gauges(&r, names::BREAKER_STATE, &["destination"])?,
             breaker_trips: counters(&r, names::BREAKER_TRIPS, &["destination", "reason"])?,
             broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
+            spool_messages: gauge(&r, names::SPOOL_MESSAGES)?,
+            spool_oldest_age: registered(&r, Gauge::with_opts(opts(names::SPOOL_OLDEST_AGE))?)?,
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
             unconfirmed: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED))?)?,

@@ -24,6 +24,8 @@ names! {
     BREAKER_STATE = "causeway_breaker_state", "0 passing, 1 tripped, 2 probing.";
     BREAKER_TRIPS = "causeway_breaker_trips_total", "How often the breaker tripped, by reason.";
     BROKER_CONNECTED = "causeway_broker_connected", "1 while the queue can be used.";
+    SPOOL_MESSAGES = "causeway_spool_messages", "Messages that this ingress keeps on its disk until the broker confirms them.";
+    SPOOL_OLDEST_AGE = "causeway_spool_oldest_age_seconds", "Age of the oldest message in the spool of this ingress.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
     ASTRAY = "causeway_unroutable_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";

@@ -57,6 +57,7 @@ mod servicenow_verbs;
 mod settings_of_delivery;
 mod shutdown;
 mod soak;
+mod spool;
 mod tidy;
 mod trace;
 mod transcript;

@@ -234,7 +234,7 @@ fn calls(document: &str) -> Vec<(String, Vec<String>)> {
         "docker compose exec ingress causeway ",
         "docker compose run --rm tool ",
         "kubectl -n causeway exec deployment/worker -- causeway ",
-        "kubectl -n causeway exec deployment/ingress -- causeway ",
+        "kubectl -n causeway exec statefulset/ingress -- causeway ",
         "causeway ",
     ];
     let mut found = Vec::new();

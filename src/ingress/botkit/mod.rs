@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::bot_token::{self, BotCredential};
 use super::problem::ApiError;
-use super::{IngressState, body};
+use super::{IngressState, SenderRepeats, body};
 use crate::clock;
 use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, DirectoryError, Origin};
 use crate::message::handoff::{EndCause, Handoff, HandoffEnd, HandoffStart, HandoffText, TypingSignal};
@@ -201,7 +201,7 @@ async fn keep_turn(
     turn: bot_mode::BotTurnMessage,
 ) -> Result<(), ApiError> {
     let bot = state.settings.bot_side.bot(&payload.route.bot_id).ok_or(ApiError::UnknownRoute)?;
-    Ok(state.publish_to_completion(turn.into_message(bot)).await?)
+    Ok(state.publish_to_completion(turn.into_message(bot), SenderRepeats::Never).await?)
 }
 
 /// Handles a transfer of the user to an agent.
@@ -338,7 +338,12 @@ async fn publish_end(
     // end would leave the agent in a chat without a user.
     let end = HandoffEnd { conversation_id, reason: Some(cause.into()), reply: reply.map(Box::new) };
     publish(state, id, &Handoff::End(end)).await?;
-    Ok(state.publish_to_completion(Message::new(ended, Kind::CallbackEnded, destination, lane, body)).await?)
+    Ok(state
+        .publish_to_completion(
+            Message::new(ended, Kind::CallbackEnded, destination, lane, body),
+            SenderRepeats::Never,
+        )
+        .await?)
 }
 
 /// Handles a message to the bot from a user who is with an agent according to the directory: XO has taken the user
@@ -424,7 +429,7 @@ async fn publish(state: &Arc<IngressState>, id: MessageId, handoff: &Handoff) ->
     let lane = LaneKey::from(handoff.conversation());
     let message = Message::new(id, handoff.kind(), Destination::ServiceNow, lane, body);
     let accepted_at = message.accepted_at;
-    state.publish_to_completion(message).await?;
+    state.publish_to_completion(message, SenderRepeats::Never).await?;
     Ok(accepted_at)
 }
 

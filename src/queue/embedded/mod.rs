@@ -21,6 +21,7 @@ mod dispatcher;
 mod lock;
 mod row;
 mod store;
+mod stored_lanes;
 mod stream;
 mod subscription;
 mod writer;
@@ -38,6 +39,7 @@ pub use dead_letters::EmbeddedReader;
 use dispatcher::MessageDispatcher;
 use lock::FileLock;
 use store::MessageStore;
+use stored_lanes::StoredLane;
 use stream::StreamNumbers;
 pub use subscription::EmbeddedSubscription;
 pub(crate) use subscription::{EmbeddedAck, RowBody};
@@ -225,6 +227,11 @@ impl EmbeddedQueue {
     /// `waiting` counts all messages that are not acked: a tool cannot know which ones the server has handed out.
     pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
         self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Depth { reply })).await
+    }
+
+    /// The lane of each message. Reads all rows.
+    pub(super) async fn stored_lanes(&self) -> Result<Vec<StoredLane>, QueueError> {
+        self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Lanes { reply })).await
     }
 
     /// Records the delivered messages and releases the folder. Later calls of other handles get

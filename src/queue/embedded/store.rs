@@ -26,7 +26,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The connection to the file.
 #[derive(Debug)]
 pub(super) struct MessageStore {
-    connection: Connection,
+    pub(super) connection: Connection,
     numbers: StreamNumbers,
 }
 

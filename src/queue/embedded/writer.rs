@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use super::dispatcher::{ConsumerHandle, MessageDispatcher};
 use super::row::StoredRow;
 use super::store::{MessageStore, WriteTransaction};
+use super::stored_lanes::StoredLane;
 use super::stream::{SequenceNumber, StreamId};
 use crate::message::{DeadLetter, Message};
 use crate::queue::{PartitionId, QueueDepth, QueueError};
@@ -79,6 +80,10 @@ pub(super) enum ControlRequest {
     },
     Depth {
         reply: ReplySender<QueueDepth>,
+    },
+    /// Asks for the lane of each message.
+    Lanes {
+        reply: ReplySender<Vec<StoredLane>>,
     },
     Close {
         reply: ReplySender,
@@ -301,6 +306,9 @@ impl StoreWriter {
             }
             (ControlRequest::Depth { reply }, _) => {
                 drop(reply.send(self.store.depth(self.partitions).map_err(failed)))
+            }
+            (ControlRequest::Lanes { reply }, _) => {
+                drop(reply.send(self.store.stored_lanes().map_err(failed)))
             }
             (ControlRequest::Close { reply }, _) => drop(reply.send(Err(closed()))),
         }

@@ -117,6 +117,11 @@ impl Load {
         .await
     }
 
+    /// The number of different refusals.
+    pub(crate) fn refusal_count(&self) -> usize {
+        self.refusals().len()
+    }
+
     fn refusals(&self) -> Refusals {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

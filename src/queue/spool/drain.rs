@@ -1,0 +1,174 @@
+//! Publishes the spooled messages when the broker confirms again.
+//!
+//! Guarantees: the messages of a lane are published in their order, one after another. A message is deleted only after the
+//! broker's confirm. A destination whose queues are unusable holds up no other destination.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{sleep, timeout};
+
+use super::{BODIES_KIB, PARTITIONS, Spool, SpoolState};
+use crate::message::{AttemptHistory, DeadLetter, DeadReason, LaneKey};
+use crate::queue::{PartitionId, QueueError, ReceivedMessage};
+use crate::tasks::{CancellationToken, TaskSet};
+
+/// The pause after a failed publish, doubled up to the longest pause. A new connection ends the pause.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(1);
+
+impl Spool {
+    /// Starts the tasks that publish the contents.
+    pub fn drain(&self, tasks: &mut TaskSet, stop: &CancellationToken) {
+        for destination in self.0.store.destinations().iter() {
+            for partition in PartitionId::all(destination, PARTITIONS) {
+                tasks.start("spool", self.clone().drain_partition(partition, stop.clone()));
+            }
+        }
+        tasks.start("spool", self.clone().drain_dead_letters(stop.clone()));
+    }
+
+    async fn drain_partition(
+        self,
+        partition: PartitionId,
+        stop: CancellationToken,
+    ) -> Result<(), QueueError> {
+        let mut subscription = self.0.store.subscribe(partition).await?;
+        let mut drain = PartitionDrain::new(self.0);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(confirmed) = drain.publishing.next() => drain.confirmed(confirmed),
+                Some(()) = drain.deleting.next() => {}
+                received = subscription.next() => match received {
+                    Some(received) => drain.take(received),
+                    None => break,
+                },
+            }
+        }
+        // The unconfirmed messages stay in the file.
+        while drain.deleting.next().await.is_some() {}
+        subscription.close().await;
+        Ok(())
+    }
+
+    async fn drain_dead_letters(self, stop: CancellationToken) -> Result<(), QueueError> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(DEAD_LETTERS_EVERY) => {}
+            }
+            if self.0.has_dead.swap(false, Ordering::Relaxed)
+                && let Err(error) = self.0.move_dead_letters().await
+            {
+                self.0.has_dead.store(true, Ordering::Relaxed);
+                tracing::debug!(%error, "cannot move the dead letters of the spool yet");
+            }
+        }
+    }
+}
+
+/// The messages of one partition that are being published: one of each lane, the others behind it.
+struct PartitionDrain {
+    state: Arc<SpoolState>,
+    publishing: FuturesUnordered<BoxFuture<'static, ReceivedMessage>>,
+    behind: HashMap<LaneKey, VecDeque<ReceivedMessage>>,
+    deleting: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+impl PartitionDrain {
+    fn new(state: Arc<SpoolState>) -> Self {
+        let (publishing, deleting) = (FuturesUnordered::new(), FuturesUnordered::new());
+        Self { state, publishing, behind: HashMap::new(), deleting }
+    }
+
+    fn take(&mut self, received: ReceivedMessage) {
+        match self.behind.get_mut(&received.message.lane) {
+            Some(behind) => behind.push_back(received),
+            None => {
+                self.behind.insert(received.message.lane.clone(), VecDeque::new());
+                self.publish(received);
+            }
+        }
+    }
+
+    fn publish(&self, received: ReceivedMessage) {
+        self.publishing.push(Box::pin(Arc::clone(&self.state).publish_spooled(received)));
+    }
+
+    fn confirmed(&mut self, received: ReceivedMessage) {
+        let lane = &received.message.lane;
+        match self.behind.get_mut(lane).and_then(VecDeque::pop_front) {
+            Some(next) => self.publish(next),
+            None => drop(self.behind.remove(lane)),
+        }
+        self.deleting.push(Box::pin(Arc::clone(&self.state).delete(received)));
+    }
+}
+
+impl SpoolState {
+    /// Publishes the message, and returns it when the broker has confirmed it.
+    async fn publish_spooled(self: Arc<Self>, mut received: ReceivedMessage) -> ReceivedMessage {
+        let kib = u32::try_from((received.body_bytes() / 1024 + 1).min(BODIES_KIB)).unwrap_or(u32::MAX);
+        let bodies = self.bodies.acquire_many(kib).await;
+        let mut pause = PAUSE_MIN;
+        while let Err(error) = self.try_publish(&mut received).await {
+            self.saw_failure(&error);
+            let mut connected = self.broker.connected();
+            let is_back = async {
+                if connected.wait_for(|connected| !connected).await.is_ok() {
+                    let _ = connected.wait_for(|connected| *connected).await;
+                }
+            };
+            let _ = timeout(pause, is_back).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        drop(bodies);
+        self.saw_confirm();
+        received
+    }
+
+    async fn try_publish(&self, received: &mut ReceivedMessage) -> Result<(), QueueError> {
+        received.load().await?;
+        match &received.unreadable {
+            None => self.broker.publish(&received.message).await,
+            Some(why) => {
+                let (message, story) = (received.message.clone(), AttemptHistory::default());
+                let dead = DeadLetter::new(message, DeadReason::Unreadable, why.clone(), story);
+                self.broker.dead_letter(&dead).await
+            }
+        }
+    }
+
+    async fn delete(self: Arc<Self>, received: ReceivedMessage) {
+        let bytes = received.body_bytes() as u64;
+        let (destination, lane) = (received.message.destination, received.message.lane.clone());
+        match received.ack().await {
+            Ok(()) => {
+                self.lanes().remove(destination, &lane, bytes);
+                self.shrunk.notify_waiters();
+            }
+            // The message is published again after the next start.
+            Err(error) => tracing::warn!(%error, "cannot delete a published message from the spool"),
+        }
+    }
+
+    async fn move_dead_letters(&self) -> Result<(), QueueError> {
+        for destination in self.store.destinations().iter() {
+            let mut reader = self.store.dead_letter_reader(destination).await?;
+            while let Some(entry) = reader.next().await? {
+                self.broker.dead_letter(&entry.dead).await?;
+                entry.remove().await?;
+            }
+            reader.close().await;
+        }
+        Ok(())
+    }
+}

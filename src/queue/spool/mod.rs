@@ -1,0 +1,245 @@
+//! The spool: keeps messages on the disk of the ingress while the broker does not confirm.
+//!
+//! ServiceNow posts each callback once, and XO is not known to repeat an event. A refused callback of theirs is lost. So the
+//! ingress accepts it although the broker is away, and publishes it later.
+//! Guarantees: a message is durable before [`Spool::publish`] returns `Ok`, at the broker or on this disk. A lane that has
+//! anything in the spool publishes behind it, so the messages of a sender that waits for each answer keep their order. A crash
+//! loses nothing. A crash between the broker's confirm and the deletion repeats a message under the same id, which the
+//! worker recognises. At most `max_bytes` are kept; then messages are refused ([`QueueError::Full`]).
+//! Not responsible for: the order across several ingresses, the messages of senders that repeat a refused request.
+//!
+//! The store is the embedded engine in a folder of its own, so the clauses of the queue hold for the spool, too.
+
+mod drain;
+mod lanes;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
+
+use super::embedded::{EmbeddedQueue, EmbeddedSettings};
+use super::{Queue, QueueError, QueueTuning};
+use crate::message::{DeadLetter, Destinations, Message};
+use lanes::SpooledLanes;
+
+/// Partitions for each destination, fixed by the file. Each is drained by a task of its own.
+const PARTITIONS: u16 = 8;
+/// Messages of one partition that are published at once, if they are of different lanes.
+const WINDOW: u16 = 64;
+/// The bodies that all draining tasks hold at once, in KiB.
+const BODIES_KIB: usize = 16 << 10;
+/// Processes that may share a `data_dir`, each with a folder of its own.
+const FOLDERS_MAX: u32 = 16;
+/// How long a request waits for the spooled messages of its lane. Its sender expects an answer within a second.
+const LANE_WAIT: Duration = Duration::from_millis(500);
+/// The time limit of a write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `ingress.spool*`
+#[derive(Debug, Clone)]
+pub struct SpoolSettings {
+    /// The folder with one folder for each process.
+    pub folder: std::path::PathBuf,
+    /// `ingress.spool_max`
+    pub max_bytes: u64,
+    /// The destinations of the broker's queues.
+    pub destinations: Destinations,
+}
+
+/// The spool of one ingress. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Spool(Arc<SpoolState>);
+
+/// The contents of a spool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpoolDepth {
+    /// Messages and dead letters.
+    pub messages: u64,
+    /// When the oldest message was accepted.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Where a new message goes.
+enum LanePlace {
+    /// To the broker.
+    Free,
+    /// Behind the spooled messages of its lane, which are being published.
+    Behind,
+    /// Into the spool: the broker does not confirm.
+    Away,
+}
+
+#[derive(Debug)]
+struct SpoolState {
+    store: Queue,
+    broker: Queue,
+    max_bytes: u64,
+    lanes: Mutex<SpooledLanes>,
+    /// The last publish failed, and no spooled message was published since.
+    is_away: AtomicBool,
+    has_dead: AtomicBool,
+    bodies: Semaphore,
+    /// Notified after each deletion.
+    shrunk: Notify,
+}
+
+impl Spool {
+    /// Opens the first folder that no other process uses, with the messages that are left there.
+    pub async fn open(settings: SpoolSettings, broker: Queue) -> Result<Self, QueueError> {
+        let store = open_store(&settings.folder, &settings.destinations).await?;
+        let mut lanes = SpooledLanes::default();
+        for stored in store.stored_lanes().await? {
+            lanes.add(stored.destination, &stored.lane, stored.body_bytes);
+        }
+        let store = Queue::Embedded(store);
+        let has_dead = store.depth().await?.dead > 0;
+        if lanes.messages() > 0 {
+            tracing::info!(messages = lanes.messages(), "the spool has messages of an earlier run");
+        }
+        let max_bytes = settings.max_bytes;
+        Ok(Self(Arc::new(SpoolState {
+            store,
+            broker,
+            max_bytes,
+            lanes: Mutex::new(lanes),
+            is_away: AtomicBool::new(false),
+            has_dead: AtomicBool::new(has_dead),
+            bodies: Semaphore::new(BODIES_KIB),
+            shrunk: Notify::new(),
+        })))
+    }
+
+    /// Publishes the message, or keeps it until the broker is back. After an error the message may or may not be there.
+    pub async fn publish(&self, message: &Message) -> Result<(), QueueError> {
+        let state = &self.0;
+        if state.lets_pass(message).await {
+            match state.broker.publish(message).await {
+                Ok(()) => return Ok(()),
+                Err(error @ (QueueError::Unavailable(_) | QueueError::Full)) => state.saw_failure(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        state.keep(message).await
+    }
+
+    /// Writes the dead letter, or keeps it until the broker is back.
+    pub async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
+        let state = &self.0;
+        match state.broker.dead_letter(dead).await {
+            Err(QueueError::Unavailable(_) | QueueError::Full) => {}
+            written => return written,
+        }
+        state.store.dead_letter(dead).await?;
+        state.has_dead.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether one more small message would be kept.
+    pub fn has_room(&self) -> bool {
+        self.0.lanes().bytes_with(0) <= self.0.max_bytes && *self.0.store.connected().borrow()
+    }
+
+    /// The contents, for metrics.
+    pub async fn depth(&self) -> Result<SpoolDepth, QueueError> {
+        let depth = self.0.store.depth().await?;
+        let messages = depth.waiting.values().sum::<u64>() + depth.dead;
+        Ok(SpoolDepth { messages, oldest: depth.oldest.values().min().copied() })
+    }
+
+    /// Closes the file. The draining tasks have ended before.
+    pub async fn close(&self) {
+        self.0.store.close().await;
+    }
+}
+
+impl SpoolState {
+    fn lanes(&self) -> MutexGuard<'_, SpooledLanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the message may go to the broker at once. `false`: the message must go behind spooled ones.
+    ///
+    /// While the broker confirms, the message first waits for the end of its lane's spooled messages. Otherwise a sender
+    /// that is faster than the broker would keep its lane in the spool for ever.
+    async fn lets_pass(&self, message: &Message) -> bool {
+        if matches!(self.place_of(message), LanePlace::Free) {
+            return true;
+        }
+        let is_free = async {
+            loop {
+                let shrunk = self.shrunk.notified();
+                match self.place_of(message) {
+                    LanePlace::Free => return true,
+                    LanePlace::Away => return false,
+                    LanePlace::Behind => shrunk.await,
+                }
+            }
+        };
+        timeout(LANE_WAIT, is_free).await.unwrap_or(false)
+    }
+
+    fn place_of(&self, message: &Message) -> LanePlace {
+        let lanes = self.lanes();
+        match self.is_away.load(Ordering::Relaxed) {
+            // An empty spool has no message to probe the broker with, so the new message does.
+            _ if lanes.messages() == 0 => LanePlace::Free,
+            true => LanePlace::Away,
+            false if lanes.has(message) => LanePlace::Behind,
+            false => LanePlace::Free,
+        }
+    }
+
+    async fn keep(&self, message: &Message) -> Result<(), QueueError> {
+        let (destination, lane) = (message.destination, &message.lane);
+        let bytes = message.body.len() as u64;
+        {
+            let mut lanes = self.lanes();
+            if lanes.bytes_with(bytes) > self.max_bytes {
+                return Err(QueueError::Full);
+            }
+            // Counted before the write: a later message of the lane must not pass by while this one is written.
+            lanes.add(destination, lane, bytes);
+        }
+        let kept = self.store.publish(message).await;
+        if kept.is_err() {
+            self.lanes().remove(destination, lane, bytes);
+        }
+        kept
+    }
+
+    fn saw_failure(&self, error: &QueueError) {
+        if !self.is_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "the broker does not confirm: messages go to the spool");
+        }
+    }
+
+    fn saw_confirm(&self) {
+        if self.is_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the broker confirms again: the spool is being published");
+        }
+    }
+}
+
+/// Opens the first folder below `folder` that no other process uses.
+async fn open_store(folder: &Path, destinations: &Destinations) -> Result<EmbeddedQueue, QueueError> {
+    let tuning = QueueTuning {
+        destinations: destinations.clone(),
+        partitions: PARTITIONS,
+        prefetch: WINDOW,
+        publish_timeout: WRITE_TIMEOUT,
+    };
+    let mut number = 1;
+    loop {
+        let data_dir = folder.join(number.to_string());
+        let settings = EmbeddedSettings { data_dir, tuning: tuning.clone(), max_messages: None };
+        match EmbeddedQueue::open(settings).await {
+            Err(QueueError::Busy(_)) if number < FOLDERS_MAX => number += 1,
+            opened => return opened,
+        }
+    }
+}
