@@ -5,7 +5,7 @@
 //! succeeds only if the row has not changed since. Otherwise the decision is repeated. So no transaction stays open over an
 //! await, and both databases run the same SQL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -135,6 +135,14 @@ impl Directory {
             sqlx::query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
         })?;
         row.map(conversation).transpose()
+    }
+
+    /// Every name in a message of the conversations with this id, chat or number: the ids, and all chats that they have
+    /// had. Empty if the directory knows none.
+    pub async fn names(&self, name: &str) -> Result<BTreeSet<String>, DirectoryError> {
+        let rows: Vec<(String,)> =
+            run!(self, |pool| { sqlx::query_as(statements::NAMES).bind(storable(name)).fetch_all(pool) })?;
+        Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 
     /// Whether a chat is, or was, one of ours.

@@ -17,6 +17,13 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
+/// Every id and every chat of the conversations with this id, chat or number.
+pub(super) const NAMES: &str = "WITH meant AS (
+         SELECT id FROM conversations WHERE id = $1 OR number = $1 OR number = UPPER($1)
+         UNION SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)
+     SELECT id FROM meant
+     UNION SELECT chat_group FROM conversation_groups WHERE conversation_id IN (SELECT id FROM meant)";
+
 /// Changes nothing if another writer was first: the caller reads again.
 pub(super) const INSERT: &str = concat!(
     "INSERT INTO conversations (",

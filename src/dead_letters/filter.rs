@@ -23,7 +23,9 @@ impl DeadLetterFilter {
             "destination" => once(&mut self.destination, destination(value)?)?,
             "conversation" if value.is_empty() => return Err("must not be empty: leave it out".to_owned()),
             "conversation" => once(&mut self.conversation, value.to_owned())?,
-            "reason" => once(&mut self.reason, reason(value)?)?,
+            "reason" => {
+                self.reasons.insert(reason(value)?);
+            }
             "since" => once(&mut self.since, moment(value)?)?,
             "until" => once(&mut self.until, moment(value)?)?,
             "id" => {
@@ -40,12 +42,12 @@ impl DeadLetterFilter {
         let one = [
             ("destination", self.destination.map(|it| it.to_string())),
             ("conversation", self.conversation.clone()),
-            ("reason", self.reason.map(|it| it.to_string())),
             ("since", self.since.map(|it| it.to_string())),
             ("until", self.until.map(|it| it.to_string())),
         ];
         let one = one.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        one.chain(self.ids.iter().map(|id| ("id", id.to_string()))).collect()
+        let reasons = self.reasons.iter().map(|reason| ("reason", reason.to_string()));
+        one.chain(reasons).chain(self.ids.iter().map(|id| ("id", id.to_string()))).collect()
     }
 
     /// The filter on one line of the audit log. Many ids are only counted.
@@ -89,16 +91,47 @@ pub(crate) fn id(text: &str) -> Result<MessageId, String> {
     MessageId::parse(text).map_err(|problem| problem.to_string())
 }
 
-/// Parses an absolute time or a duration before now.
+/// The id of a message, or the end of an id as `causeway dead list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum IdOrEnd {
+    Id(MessageId),
+    /// In lower case.
+    End(String),
+}
+
+/// Parses an id, or at least the last eight characters of an id.
+pub(crate) fn id_or_end(text: &str) -> Result<IdOrEnd, String> {
+    const SHORTEST: usize = 8;
+    if let Ok(id) = MessageId::parse(text) {
+        return Ok(IdOrEnd::Id(id));
+    }
+    let is_end = text.len() >= SHORTEST && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    is_end.then(|| IdOrEnd::End(text.to_ascii_lowercase())).ok_or_else(|| {
+        "must be the id of a message, or its last 8 characters as `causeway dead list` shows them".to_owned()
+    })
+}
+
+/// Parses a time as people write it: a date, a date with a time, RFC 3339, or a duration before now. A time without a zone
+/// is UTC.
 pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+    let text = text.trim();
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    let ago = humantime::parse_duration(text)
-        .map_err(|_| "must be a time as 2026-11-22T10:00:00Z, or how long ago as 2h or 15m".to_owned())?;
+    if let Ok(time) = text.parse::<jiff::civil::DateTime>() {
+        return jiff::tz::TimeZone::UTC.to_timestamp(time).map_err(|_| "is too far away".to_owned());
+    }
+    let ago = text.strip_suffix("ago").map_or(text, str::trim_end);
+    let one = ["an ", "a ", "one "].iter().find_map(|article| ago.strip_prefix(article));
+    let ago = one.map_or_else(|| ago.to_owned(), |unit| format!("1 {unit}"));
+    let ago = humantime::parse_duration(&ago).map_err(|_| MOMENTS.to_owned())?;
     let ago = jiff::SignedDuration::try_from(ago).map_err(|_| "is too long ago".to_owned())?;
     crate::clock::now().checked_sub(ago).map_err(|_| "is too long ago".to_owned())
 }
+
+/// The examples of an error.
+const MOMENTS: &str = "must be a time (2026-11-22, \"2026-11-22 10:03\", 2026-11-22T10:03:00+01:00; without a zone: UTC) \
+                       or how long ago (90m, 2h, \"2 hours ago\")";
 
 /// Parses the rate of a replay in messages per second: `20`, `20/s`, `0.5/s`.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
@@ -128,6 +161,7 @@ mod tests {
             ("destination", "xo"),
             ("conversation", "c-1"),
             ("reason", "expired"),
+            ("reason", "rejected"),
             ("since", "2026-11-22T10:00:00Z"),
             ("until", "1h"),
             ("id", &one),
@@ -189,11 +223,42 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_time_or_how_long_ago() {
-        assert_eq!(moment("2026-11-22T10:00:00Z").unwrap().to_string(), "2026-11-22T10:00:00Z");
-        let ago = crate::clock::since(moment("2h").unwrap()).as_secs();
-        assert!((7200..7260).contains(&ago), "{ago}");
-        for wrong in ["yesterday", "", "2 parsecs", "99999999years"] {
+        for (text, time) in [
+            ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00Z"),
+            ("2026-11-22T10:03:00+01:00", "2026-11-22T09:03:00Z"),
+            ("2026-11-22 10:03:04.5Z", "2026-11-22T10:03:04.5Z"),
+            ("2026-11-22", "2026-11-22T00:00:00Z"),
+            (" 2026-11-22 10:03 ", "2026-11-22T10:03:00Z"),
+            ("2026-11-22T10:03:09", "2026-11-22T10:03:09Z"),
+        ] {
+            assert_eq!(moment(text).unwrap().to_string(), time, "{text}");
+        }
+        for (text, seconds) in [
+            ("2h", 7200),
+            ("90m", 5400),
+            ("2 hours ago", 7200),
+            ("an hour ago", 3600),
+            ("1 day 2 hours ago", 93_600),
+            ("3 weeks ago", 1_814_400),
+        ] {
+            let ago = crate::clock::since(moment(text).unwrap()).as_secs();
+            assert!((seconds..seconds + 60).contains(&ago), "{text}: {ago}");
+        }
+        for wrong in ["yesterday", "", "ago", "2 parsecs", "99999999years", "2026-13-01", "2026-11-22 25:00"]
+        {
             assert!(moment(wrong).is_err(), "{wrong}");
+        }
+        assert!(moment("noon").unwrap_err().contains("2026-11-22 10:03"));
+    }
+
+    #[test]
+    fn an_id_may_be_shortened_to_its_end() {
+        let id = MessageId::fresh();
+        let text = id.to_string();
+        assert_eq!(id_or_end(&text), Ok(IdOrEnd::Id(id)));
+        assert_eq!(id_or_end(&text[28..].to_uppercase()), Ok(IdOrEnd::End(text[28..].to_owned())));
+        for wrong in ["7", "", "1234567", "nothexadecimal", "%1234567"] {
+            assert!(id_or_end(wrong).is_err(), "{wrong}");
         }
     }
 }

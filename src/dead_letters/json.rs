@@ -1,9 +1,11 @@
 //! The JSON form of dead letters, which `causeway dead` and the admin listener share.
 //!
 //! A dead letter is `{"id", "destination", "kind", "lane", "conversation_id", "reason", "detail", "accepted_at",
-//! "died_at", "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`. If the text is
-//! requested, the JSON has two more fields: `"body"`, the unchanged message as a string (`"body_base64"` if the message
-//! is not UTF-8), and in the story `"platform_words"`, the platform's words, which can repeat the text.
+//! "died_at", "replays", "attempts", "story": [{"at", "status", "outcome", "error"}], "body_bytes"}`, with `"request_id"` and
+//! `"traceparent"` if the message has them. If the text is
+//! requested, the JSON has more fields: `"body"`, the unchanged message as a string (`"body_base64"` if the message is not
+//! UTF-8), `"digest"` of the caller's request if the caller chose a key, and in the story `"platform_words"`, the
+//! platform's words, which can repeat the text. `import.rs` reads the JSON with the text back.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -32,7 +34,13 @@ pub(crate) fn letter(dead: &DeadLetter, reveal: bool) -> Value {
         "story": dead.story.attempts().iter().map(|attempt| record(attempt, reveal)).collect::<Value>(),
         "body_bytes": message.body.len(),
     });
+    if let Some(fields) = document.as_object_mut() {
+        let trace = &message.trace;
+        fields.extend(trace.request_id.as_deref().map(|id| ("request_id".to_owned(), id.into())));
+        fields.extend(trace.parent.as_ref().map(|it| ("traceparent".to_owned(), it.as_str().into())));
+    }
     if reveal && let Some(fields) = document.as_object_mut() {
+        fields.extend(message.digest.map(|digest| ("digest".to_owned(), digest.to_string().into())));
         match std::str::from_utf8(&message.body) {
             Ok(text) => fields.insert("body".to_owned(), text.into()),
             Err(_) => fields.insert("body_base64".to_owned(), STANDARD.encode(&message.body).into()),

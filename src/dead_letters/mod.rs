@@ -9,6 +9,7 @@
 pub(crate) mod brief;
 mod export;
 pub(crate) mod filter;
+pub(crate) mod import;
 pub(crate) mod json;
 pub mod outcome;
 pub mod replay;
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 pub(crate) use export::export;
 use jiff::Timestamp;
 
-use crate::conversation::DirectoryError;
+use crate::conversation::{Directory, DirectoryError};
 use crate::message::{
     DeadLetter, DeadReason, Destination, Kind, LaneKey, MessageId, PayloadDigest, bot_turn,
 };
@@ -48,10 +49,13 @@ impl From<DirectoryError> for DeadLetterError {
 pub struct DeadLetterFilter {
     /// The destination of the message.
     pub destination: Option<Destination>,
-    /// The conversation's id, or ServiceNow's `group`.
+    /// The conversation's id, or ServiceNow's `group` or number of its chat.
     pub conversation: Option<String>,
-    /// The reason of the dead letter.
-    pub reason: Option<DeadReason>,
+    /// The other names of the conversation, which [`Self::find_names`] adds. A callback names only its chat, and a message
+    /// of the user names only the conversation.
+    pub names: BTreeSet<String>,
+    /// The reasons; empty matches all.
+    pub reasons: BTreeSet<DeadReason>,
     /// The dead letter was written at this time or later.
     pub since: Option<Timestamp>,
     /// The dead letter was written before this time.
@@ -64,16 +68,35 @@ impl DeadLetterFilter {
     /// Whether a dead letter matches.
     pub fn matches(&self, dead: &DeadLetter) -> bool {
         self.destination.is_none_or(|wanted| wanted == dead.message.destination)
-            && self.reason.is_none_or(|wanted| wanted == dead.reason)
+            && (self.reasons.is_empty() || self.reasons.contains(&dead.reason))
             && self.since.is_none_or(|since| since <= dead.died_at)
             && self.until.is_none_or(|until| dead.died_at < until)
             && (self.ids.is_empty() || self.ids.contains(&dead.message.id))
             // The last condition, because it may have to parse the body.
             && self.conversation.as_deref().is_none_or(|wanted| {
-                dead.message.lane.as_str() == wanted
-                    || conversation_of(dead).as_deref() == Some(wanted)
-                    || group_of(dead).as_deref() == Some(wanted)
+                let is_meant = |name: &str| name == wanted || self.names.contains(name);
+                is_meant(dead.message.lane.as_str())
+                    || conversation_of(dead).as_deref().is_some_and(is_meant)
+                    || group_of(dead).as_deref().is_some_and(is_meant)
             })
+    }
+
+    /// Looks the other names of the conversation up, so that the filter matches both directions by any of its names.
+    pub async fn find_names(&mut self, directory: &Directory) -> Result<(), DirectoryError> {
+        if let Some(name) = &self.conversation {
+            self.names = directory.names(name).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a period without a moment in it. The error does not name the parameters.
+    pub fn check(&self) -> Result<(), String> {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) if since >= until => {
+                Err(format!("{since} is not before {until}, so nothing would match"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The destinations whose dead letters must be read: the destination of the filter, even if the settings no longer
@@ -403,7 +426,16 @@ mod tests {
         assert!(matches(DeadLetterFilter { conversation: Some("group-1".into()), ..all() }));
         assert!(matches(DeadLetterFilter { conversation: Some("c-1".into()), ..all() }));
         assert!(!matches(DeadLetterFilter { conversation: Some("c-2".into()), ..all() }));
-        assert!(!matches(DeadLetterFilter { reason: Some(DeadReason::Rejected), ..all() }));
+        assert!(matches(DeadLetterFilter {
+            conversation: Some("CHAT0001".into()),
+            names: ["c-1".into(), "group-1".into()].into(),
+            ..all()
+        }));
+        assert!(!matches(DeadLetterFilter { reasons: [DeadReason::Rejected].into(), ..all() }));
+        assert!(matches(DeadLetterFilter {
+            reasons: [DeadReason::Rejected, DeadReason::Expired].into(),
+            ..all()
+        }));
         assert!(matches(DeadLetterFilter { since: at(100), until: at(101), ..all() }));
         assert!(!matches(DeadLetterFilter { until: at(100), ..all() }));
         assert!(!matches(DeadLetterFilter { since: at(101), ..all() }));

@@ -109,7 +109,7 @@ impl ReplayPlan {
             } else if known.other_payload.contains(&entry.key) {
                 ReplayAction::OtherPayload
             } else if entry.reason == DeadReason::Unreadable {
-                let asked_for = named || filter.reason == Some(DeadReason::Unreadable);
+                let asked_for = named || filter.reasons.contains(&DeadReason::Unreadable);
                 if asked_for { ReplayAction::Replay } else { ReplayAction::Unreadable }
             } else if is_over(entry) && !named {
                 ReplayAction::Over
@@ -382,7 +382,7 @@ mod tests {
         );
 
         let by_reason =
-            DeadLetterFilter { reason: Some(DeadReason::Unreadable), ..DeadLetterFilter::default() };
+            DeadLetterFilter { reasons: [DeadReason::Unreadable].into(), ..DeadLetterFilter::default() };
         let plan = ReplayPlan::new(entries[2..3].to_vec(), &by_reason, &KnownOutcomes::default());
         assert_eq!(fates(&plan), [ReplayAction::Replay]);
     }

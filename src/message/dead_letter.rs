@@ -50,6 +50,14 @@ impl AttemptHistory {
         }
     }
 
+    /// The history with these attempts, out of `count` in all. `None` if a history of so many attempts keeps others.
+    pub fn restored(attempts: Vec<AttemptRecord>, count: u32) -> Option<Self> {
+        let (kept, all) = (attempts.len(), usize::try_from(count).ok()?);
+        let left_out = u32::try_from(all.checked_sub(kept)?).ok()?;
+        let is_whole = kept == all.min(KEPT_FIRST + KEPT_LAST);
+        is_whole.then_some(Self { attempts, left_out })
+    }
+
     /// The attempts that were kept, oldest first.
     pub fn attempts(&self) -> &[AttemptRecord] {
         &self.attempts

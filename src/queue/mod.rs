@@ -153,6 +153,15 @@ impl Queue {
         }
     }
 
+    /// Whether the dead letters of a destination have a queue. A broker would keep other ones as unroutable messages.
+    pub async fn keeps_dead_letters(&self, destination: Destination) -> Result<bool, QueueError> {
+        match self {
+            _ if self.knows(destination).is_err() => Ok(false),
+            Self::Rabbit(queue) => queue.keeps_dead_letters(destination).await,
+            _ => Ok(true),
+        }
+    }
+
     /// Without this check a broker would accept a message that no worker can receive.
     fn knows(&self, destination: Destination) -> Result<(), QueueError> {
         if self.destinations().contains(destination) {

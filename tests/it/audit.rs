@@ -85,7 +85,10 @@ on_every_engine! {
         relay.sandbox.script().fail(refusal);
         relay.say("c-1", "secret-words 4").await;
         relay.dead_letters_at_least(1).await;
+        let file = bench.folder().join("dead.jsonl");
+        verb(&["dead", "export", "--yes", "--output", file.to_str().unwrap()], &["export done"]).await;
         verb(&["dead", "discard", "--yes"], &["discard done"]).await;
+        verb(&["dead", "import", file.to_str().unwrap()], &["import done"]).await;
         for private in ["secret-words", ADMIN_TOKEN] {
             assert!(!log_of(&relay).contains(private), "{private} is in the log");
         }

@@ -55,6 +55,7 @@ fn what_cannot_be_asked_for_ends_with_2() {
         &["dead"],
         &["dead", "list", "--reason", "boredom"],
         &["dead", "list", "--since", "yesterday"],
+        &["dead", "show", "7"],
         &["dead", "show", "--id", "7"],
         &["dead", "replay", "--rate", "fast"],
         &["conversations", "list", "--state", "asleep"],
@@ -63,6 +64,19 @@ fn what_cannot_be_asked_for_ends_with_2() {
         let output = causeway(args).output().unwrap();
         assert_eq!(code(&output), 2, "{args:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_wrong_time_is_explained_with_its_flag_and_examples() {
+    for flag in ["--since", "--until"] {
+        let output = causeway(&["dead", "list", flag, "noon"]).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 2);
+        assert!(
+            said.contains(flag) && said.contains("2026-11-22 10:03") && said.contains("2 hours ago"),
+            "{said}"
+        );
     }
 }
 

@@ -133,10 +133,113 @@ on_every_engine! {
 
         let asked = relay.tool(["dead", "discard", "--id", second]).run(PATIENCE).await;
         assert_eq!(asked.code, Some(2), "without a terminal nothing is assumed");
+        let asked = said(&relay, &["dead", "discard", "--dry-run", "--id", second]).await;
+        assert!(asked.contains("rejected") && asked.ends_with("would remove 1 dead letter\n"), "{asked}");
+        assert_eq!(field(&shown(&relay, &[]).await, "id"), field(&all, "id"), "a dry run removes nothing");
         let gone = relay.tool(["dead", "discard", "--yes", "--id", second]).run(PATIENCE).await;
         assert!(gone.stdout.contains("removed 1 dead letter"), "{}{}", gone.stdout, gone.stderr);
         let left: Vec<String> = field(&all, "id").into_iter().filter(|id| id != second).collect();
         assert_eq!(field(&shown(&relay, &[]).await, "id"), left);
+    }
+}
+
+on_every_engine! {
+    async fn a_conversation_is_found_in_both_directions_by_each_of_its_names(bench: Bench) {
+        // The callback of this test has no row at ServiceNow.
+        let plan = Plan::on(&bench).set("admin.token", "admin-token").set("servicenow.read_back", "gaps");
+        let relay = plan.start().await;
+        let (group, _) = (relay.open("c-1").await, relay.open("c-2").await);
+        let number = relay.conversation("c-1").await.body["servicenow"]["number"].as_str().unwrap().to_owned();
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        relay.sandbox.script().fail(FaultRule::new(Side::Events).status(400));
+        relay.say("c-1", "from the user").await;
+        relay.say("c-2", "from another user").await;
+        relay.callback(&group, "from the agent", "sys-1").await.id();
+        unreadable(&relay).await;
+        relay.dead_letters_at_least(4).await;
+
+        let small = number.to_lowercase();
+        for name in ["c-1", &group, &number, &small] {
+            let listed = json_of(&relay, &["dead", "list", "--json", "--conversation", name]).await;
+            let letters = listed["dead_letters"].as_array().unwrap();
+            let mut kinds = field(letters, "kind");
+            kinds.sort();
+            assert!(kinds.contains(&"callback.message".to_owned()), "{name}: {listed:#}");
+            assert!(kinds.contains(&"handoff.message".to_owned()), "{name}: {listed:#}");
+            assert!(!letters.iter().any(|letter| letter["conversation_id"] == "c-2"), "{name}: {listed:#}");
+            let url = format!("{}/dead-letters?conversation={name}", relay.processes[0].admin_url());
+            let answer = http::client().get(url).bearer_auth("admin-token").send().await.unwrap();
+            let found: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+            assert_eq!(found["matching"], letters.len(), "{found:#}");
+        }
+        assert_eq!(said(&relay, &["dead", "list", "--conversation", "c-3"]).await, "no dead letters\n");
+
+        // Several reasons, ids and shortened ids.
+        let all = json_of(&relay, &["dead", "list", "--json"]).await;
+        let letters = all["dead_letters"].as_array().unwrap();
+        let two = json_of(&relay, &["dead", "list", "--json", "--reason", "rejected", "--reason", "unreadable"]).await;
+        assert_eq!(two["total"], letters.len(), "{all:#}");
+        let users: Vec<Value> = letters.iter().filter(|one| one["kind"] == "handoff.message").cloned().collect();
+        let ids = field(&users, "id");
+        assert_eq!(ids.len(), 2, "{all:#}");
+        let ends = format!("{},{}", &ids[0][28..], ids[1]);
+        let some = json_of(&relay, &["dead", "list", "--json", "--id", &ends]).await;
+        assert_eq!(field(some["dead_letters"].as_array().unwrap(), "id"), ids);
+        let text = said(&relay, &["dead", "show", &ids[0][28..]]).await;
+        assert!(text.starts_with(&ids[0]), "{text}");
+        let none = relay.verb(&["dead", "show", "00000000"]).run(PATIENCE).await;
+        assert!(none.code == Some(2) && none.stderr.contains("no dead letter"), "{}", none.stderr);
+        let never = relay.verb(&["dead", "list", "--since", "1h", "--until", "2h"]).run(PATIENCE).await;
+        assert!(never.code == Some(2) && never.stderr.contains("--since"), "{}", never.stderr);
+    }
+}
+
+on_every_engine! {
+    async fn an_export_is_imported_once_and_unchanged(bench: Bench) {
+        let relay = Plan::on(&bench).start().await;
+        let group = relay.open("c-1").await;
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));
+        let keyed = json!({"type": "message", "conversation_id": "c-1", "message": "secret words 1"});
+        relay.try_handoff(&keyed, Some("key-1")).await.unwrap().id();
+        relay.dead_letters_at_least(1).await;
+        relay.say("c-1", "secret words 2").await;
+        relay.dead_letters_at_least(2).await;
+        unreadable(&relay).await;
+        let exported = relay.dead_letters_at_least(3).await;
+        assert!(exported.iter().any(|letter| letter["digest"].is_string()), "{exported:#?}");
+        let file = bench.folder().join("dead.jsonl");
+        let file = file.to_str().unwrap();
+        said(&relay, &["dead", "export", "--yes", "--output", file]).await;
+
+        assert_eq!(said(&relay, &["dead", "import", file]).await, "imported 0 dead letters, 3 already there\n");
+        assert_eq!(relay.dead_letters().await, exported);
+        said(&relay, &["dead", "discard", "--yes"]).await;
+        let asked = said(&relay, &["dead", "import", "--dry-run", file]).await;
+        assert_eq!(asked, "would import 3 dead letters, 0 already there\n");
+        assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
+
+        // One faulty line keeps all others out.
+        let text = std::fs::read_to_string(file).unwrap();
+        let faulty = bench.folder().join("faulty.jsonl");
+        std::fs::write(&faulty, text.replacen("\"rejected\"", "\"boredom\"", 1)).unwrap();
+        let refused = relay.verb(&["dead", "import", faulty.to_str().unwrap()]).run(PATIENCE).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+        assert!(refused.stderr.contains("line 1: reason: must be one of"), "{}", refused.stderr);
+        assert!(!refused.stderr.contains("secret words"), "{}", refused.stderr);
+        std::fs::write(&faulty, text.replacen("\"servicenow\"", "\"bot:unknown\"", 1)).unwrap();
+        let refused = relay.verb(&["dead", "import", faulty.to_str().unwrap()]).run(PATIENCE).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains("line 1: "), "{}", refused.stderr);
+        assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
+
+        let done = json_of(&relay, &["dead", "import", "--json", file]).await;
+        assert_eq!(done, json!({"imported": 3, "already_there": 0, "dry_run": false}));
+        assert_eq!(relay.dead_letters().await, exported);
+        said(&relay, &["dead", "import", file]).await;
+        assert_eq!(relay.dead_letters().await, exported);
+        relay.sandbox.script().clear();
+        let replayed = said(&relay, &["dead", "replay", "--yes", "--reason", "rejected"]).await;
+        assert!(replayed.contains("replayed 2 of 2 messages: delivered 2, died again 0"), "{replayed}");
+        assert_eq!(relay.said(&group)[1..], ["secret words 1", "secret words 2"]);
     }
 }
 

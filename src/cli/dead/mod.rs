@@ -1,4 +1,4 @@
-//! `causeway dead list|count|show|replay|discard|export`: the operator's commands for dead letters.
+//! `causeway dead list|count|show|replay|discard|export|import`: the operator's commands for dead letters.
 //!
 //! `list --json` prints `{"dead_letters": [{"id", "destination", "kind", "conversation_id", "group", "reason", "detail",
 //! "died_at", "attempts"}], "total": N}`. `count --json` prints `{"dead_letters": N, "groups": [{"destination", "reason",
@@ -8,23 +8,24 @@
 //! Guarantees: only `show --reveal` and `export` print message text. An action that cannot be undone needs a
 //! confirmation.
 
+mod import;
 mod list;
 mod replay;
 mod show;
+mod which;
 
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-
 use super::{CliFailure, SettingFiles, confirm, operator, output};
 use crate::app;
-use crate::config::RunPurpose;
-use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, filter, json};
-use crate::message::{DeadReason, Destination, MessageId};
+use crate::config::{RunPurpose, Settings};
+use crate::dead_letters::filter::{self, IdOrEnd};
+use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, json};
 use crate::queue::Queue;
 use crate::telemetry::{Act, Ending, audit};
+use which::FilterArgs;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DeadArgs {
@@ -56,6 +57,9 @@ enum DeadVerb {
     },
     /// Show each dead letter with its attempts
     Show {
+        /// Only these: their ids, or the ends of their ids as `list` shows them
+        #[arg(value_name = "ID", value_parser = filter::id_or_end)]
+        ids: Vec<IdOrEnd>,
         #[command(flatten)]
         which: FilterArgs,
         /// Print JSON
@@ -75,6 +79,9 @@ enum DeadVerb {
     Discard {
         #[command(flatten)]
         which: FilterArgs,
+        /// Count what would be removed, then exit
+        #[arg(long)]
+        dry_run: bool,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -90,54 +97,50 @@ enum DeadVerb {
         #[arg(long)]
         yes: bool,
     },
-}
-
-/// Selects dead letters. Without any of these options, all dead letters match.
-#[derive(Debug, Clone, clap::Args)]
-struct FilterArgs {
-    /// Their destination: servicenow, xo, events, callbacks or `bot:NAME`
-    #[arg(long, value_parser = filter::destination)]
-    destination: Option<Destination>,
-    /// The conversation's id, or ServiceNow's group
-    #[arg(long, value_name = "ID")]
-    conversation: Option<String>,
-    /// Their reason: rejected, expired, unreadable, conversation_failed, conversation_over, unknown_conversation,
-    /// exhausted
-    #[arg(long, value_parser = filter::reason)]
-    reason: Option<DeadReason>,
-    /// Died at this time or later: 2026-11-22T10:00:00Z, or 2h for two hours ago
-    #[arg(long, value_name = "TIME", value_parser = filter::moment)]
-    since: Option<Timestamp>,
-    /// Died before this time, in the same format
-    #[arg(long, value_name = "TIME", value_parser = filter::moment)]
-    until: Option<Timestamp>,
-    /// Exactly this message; repeatable
-    #[arg(long, value_name = "ID", value_parser = filter::id, value_delimiter = ',')]
-    id: Vec<MessageId>,
-}
-
-impl From<FilterArgs> for DeadLetterFilter {
-    fn from(which: FilterArgs) -> Self {
-        let FilterArgs { destination, conversation, reason, since, until, id } = which;
-        Self { destination, conversation, reason, since, until, ids: id.into_iter().collect() }
-    }
+    /// Write the dead letters of an export into their queues again. Every line is checked first. A message that is among
+    /// the dead letters already is left out, so an import can be repeated
+    Import {
+        /// The file that `export` wrote (JSON Lines); - reads standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Check the file and count what would be imported, then exit
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON: {"imported": N, "already_there": N, "dry_run": BOOL}
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) async fn run(args: DeadArgs, sources: &SettingFiles) -> Result<(), CliFailure> {
     let settings = sources.settings_for_admin(RunPurpose::Admin)?;
     let queue = app::open_admin(&settings).await?;
-    let done = match args.verb {
-        DeadVerb::List { which, limit, json } => list::list(&queue, &which.into(), limit, json).await,
-        DeadVerb::Count { which, json } => list::count(&queue, &which.into(), json).await,
-        DeadVerb::Show { which, json, reveal, limit } => {
-            show::show(&queue, &which.into(), json, reveal, limit).await
-        }
-        DeadVerb::Replay(args) => Box::pin(replay::run(args, &queue, &settings)).await,
-        DeadVerb::Discard { which, yes } => discard(&queue, &which.into(), yes).await,
-        DeadVerb::Export { which, output, yes } => export(&queue, &which.into(), output, yes).await,
-    };
+    let done = Box::pin(carry_out(args.verb, &queue, &settings)).await;
     queue.close().await;
     done
+}
+
+async fn carry_out(verb: DeadVerb, queue: &Queue, settings: &Settings) -> Result<(), CliFailure> {
+    match verb {
+        DeadVerb::List { which, limit, json } => {
+            list::list(queue, &which.filter(queue, settings).await?, limit, json).await
+        }
+        DeadVerb::Count { which, json } => {
+            list::count(queue, &which.filter(queue, settings).await?, json).await
+        }
+        DeadVerb::Show { ids, mut which, json, reveal, limit } => {
+            which.id.extend(ids);
+            show::show(queue, &which.filter(queue, settings).await?, json, reveal, limit).await
+        }
+        DeadVerb::Replay(args) => Box::pin(replay::run(args, queue, settings)).await,
+        DeadVerb::Discard { which, dry_run, yes } => {
+            discard(queue, &which.filter(queue, settings).await?, dry_run, yes).await
+        }
+        DeadVerb::Import { file, dry_run, json } => import::run(queue, &file, dry_run, json).await,
+        DeadVerb::Export { which, output, yes } => {
+            export(queue, &which.filter(queue, settings).await?, output, yes).await
+        }
+    }
 }
 
 impl From<DeadLetterError> for CliFailure {
@@ -152,13 +155,22 @@ impl From<crate::queue::QueueError> for CliFailure {
     }
 }
 
-async fn discard(queue: &Queue, filter: &DeadLetterFilter, yes: bool) -> Result<(), CliFailure> {
-    let selected: HashSet<_> =
-        dead_letters::list(queue, filter).await?.iter().map(|entry| entry.key).collect();
+async fn discard(
+    queue: &Queue,
+    filter: &DeadLetterFilter,
+    dry_run: bool,
+    yes: bool,
+) -> Result<(), CliFailure> {
+    let entries = dead_letters::list(queue, filter).await?;
+    let selected: HashSet<_> = entries.iter().map(|entry| entry.key).collect();
     if selected.is_empty() {
         return Ok(output::line("no dead letters")?);
     }
     let what = output::counted(selected.len() as u64, "dead letter");
+    if dry_run {
+        output::line(list::counts(&entries))?;
+        return Ok(output::line(format_args!("would remove {what}"))?);
+    }
     if !confirm::agreed(&format!("Remove {what} for good?"), yes).await? {
         return Ok(output::line("nothing was removed")?);
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::{CliFailure, confirm, operator, output};
-use super::FilterArgs;
+use super::which::FilterArgs;
 use crate::app;
 use crate::config::Settings;
 use crate::conversation::Directory;
@@ -50,7 +50,7 @@ pub(super) struct ReplayArgs {
 }
 
 pub(super) async fn run(args: ReplayArgs, queue: &Queue, settings: &Settings) -> Result<(), CliFailure> {
-    let filter = DeadLetterFilter::from(args.which.clone());
+    let filter = args.which.clone().filter(queue, settings).await?;
     let directory = app::open_directory(settings).await?;
     let done = plan_and_replay(&args, queue, &filter, &directory).await;
     directory.close().await;

@@ -1,6 +1,6 @@
 //! The admin API for dead letters. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
 //! of `causeway dead` (`destination`, `conversation`, `reason`, `since`, `until`, `id`): in the query of a GET, as
-//! JSON in a POST.
+//! JSON in a POST. `reason` and `id` may be given several times, in JSON as a list.
 //!
 //! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without stories.
 //! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it was dead-lettered.

@@ -134,7 +134,10 @@ impl AdminConsole {
     /// supports it.
     async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
         let parts = (self.open)().await?;
-        let found = dead_letters::find(&parts.queue, filter, limit).await;
+        let found = match named(filter, &parts).await {
+            Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
+            Err(error) => Err(error),
+        };
         parts.directory.close().await;
         parts.queue.close().await;
         Ok(found?)
@@ -142,7 +145,7 @@ impl AdminConsole {
 
     async fn plan(&self, filter: &DeadLetterFilter) -> Result<ReplayPlan, ApiError> {
         let turn_guard = self.take_turn().await?;
-        let plan = replay::plan(&turn_guard.parts.queue, filter, &turn_guard.parts.directory).await;
+        let plan = plan(filter, &turn_guard.parts).await.map(|(plan, _)| plan);
         turn_guard.end().await;
         Ok(plan?)
     }
@@ -157,8 +160,8 @@ impl AdminConsole {
         by: Operator,
     ) -> Result<ReplayPlan, ApiError> {
         let turn_guard = self.take_turn().await?;
-        let plan = match replay::plan(&turn_guard.parts.queue, &filter, &turn_guard.parts.directory).await {
-            Ok(plan) => plan,
+        let (plan, filter) = match plan(&filter, &turn_guard.parts).await {
+            Ok(planned) => planned,
             Err(error) => {
                 turn_guard.end().await;
                 return Err(error.into());
@@ -227,7 +230,7 @@ impl AdminConsole {
     ) -> Result<u64, ApiError> {
         let turn_guard = self.take_turn().await?;
         let mut gone = 0;
-        let done = discard(&turn_guard.parts.queue, filter, confirmed, &mut gone).await;
+        let done = discard(&turn_guard.parts, filter, confirmed, &mut gone).await;
         turn_guard.end().await;
         let ending =
             done.as_ref().map_or_else(|refusal| Ending::Failed(refusal.slug()), |()| Ending::Done(None));
@@ -238,6 +241,13 @@ impl AdminConsole {
     /// Exports all matching dead letters with their texts, one on each line.
     async fn export(&self, filter: DeadLetterFilter, by: Operator) -> Result<Body, ApiError> {
         let turn_guard = self.take_turn().await?;
+        let filter = match named(&filter, &turn_guard.parts).await {
+            Ok(filter) => filter,
+            Err(error) => {
+                turn_guard.end().await;
+                return Err(error.into());
+            }
+        };
         let (lines, taken) = mpsc::channel::<Result<Bytes, DeadLetterError>>(EXPORT_AHEAD);
         drop(tasks::spawn(async move {
             let exported = dead_letters::export(&turn_guard.parts.queue, &filter, lines).await;
@@ -255,12 +265,28 @@ fn operator(request: &Request) -> Operator {
     Operator::with_token(OPERATOR, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
 }
 
+/// The filter with all names of its conversation.
+async fn named(filter: &DeadLetterFilter, parts: &ConsoleParts) -> Result<DeadLetterFilter, DeadLetterError> {
+    let mut filter = filter.clone();
+    filter.find_names(&parts.directory).await?;
+    Ok(filter)
+}
+
+async fn plan(
+    filter: &DeadLetterFilter,
+    parts: &ConsoleParts,
+) -> Result<(ReplayPlan, DeadLetterFilter), DeadLetterError> {
+    let filter = named(filter, parts).await?;
+    Ok((replay::plan(&parts.queue, &filter, &parts.directory).await?, filter))
+}
+
 async fn discard(
-    queue: &Queue,
+    parts: &ConsoleParts,
     filter: &DeadLetterFilter,
     confirmed: u64,
     gone: &mut u64,
 ) -> Result<(), ApiError> {
+    let (queue, filter) = (&parts.queue, &named(filter, parts).await?);
     let meant = dead_letters::list(queue, filter).await?;
     let found = meant.len() as u64;
     if found != confirmed {

@@ -41,7 +41,7 @@ impl DeadLetterQuery {
         Self::read(pairs.filter(|(_, value)| !value.is_empty()), also)
     }
 
-    /// Reads one JSON object; `id` may be a list.
+    /// Reads one JSON object; `id` and `reason` may be lists.
     pub(super) fn of_json(body: &[u8], also: &[&str]) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| ApiError::NotJson { line: error.line(), column: error.column() })?;
@@ -52,7 +52,7 @@ impl DeadLetterQuery {
         for (name, value) in fields {
             match value {
                 Value::Null => {}
-                Value::Array(many) if name == "id" => {
+                Value::Array(many) if name == "id" || name == "reason" => {
                     pairs.extend(many.iter().map(|one| (name.clone(), plain(one))));
                 }
                 one => pairs.push((name, plain(&one))),
@@ -79,6 +79,7 @@ impl DeadLetterQuery {
             };
             errors.extend(taken.err().map(|reason| fault(name, &reason)));
         }
+        errors.extend(asked.filter.check().err().map(|reason| fault("since", &reason)));
         if errors.is_empty() { Ok(asked) } else { Err(ApiError::Invalid(errors)) }
     }
 
@@ -134,6 +135,9 @@ mod tests {
         let ids = [MessageId::fresh(), MessageId::fresh()];
         let body = serde_json::json!({ "id": ids.map(|id| id.to_string()) }).to_string();
         assert_eq!(DeadLetterQuery::of_json(body.as_bytes(), &[]).unwrap().filter.ids, ids.into());
+        let form = DeadLetterQuery::of_form("reason=expired&reason=rejected", &[]).unwrap();
+        let json = DeadLetterQuery::of_json(br#"{"reason":["rejected","expired"]}"#, &[]).unwrap();
+        assert_eq!((form.filter.reasons.len(), form.filter), (2, json.filter));
     }
 
     #[test]
@@ -144,6 +148,8 @@ mod tests {
             r#"{"confirm":3}"#,
             r#"{"id":["7"]}"#,
             r#"{"reason":{}}"#,
+            r#"{"reason":["expired","boredom"]}"#,
+            r#"{"since":"2026-11-22","until":"2026-11-22"}"#,
             "[]",
         ] {
             let refused = DeadLetterQuery::of_json(body.as_bytes(), &["rate"]);

@@ -214,6 +214,14 @@ impl RabbitQueue {
         RabbitReader::open(&self.connections, destination).await
     }
 
+    /// Whether the queue for dead letters of a destination exists.
+    pub(super) async fn keeps_dead_letters(&self, destination: Destination) -> Result<bool, QueueError> {
+        let connection = self.connections.publishing();
+        let connection =
+            connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        Ok(QueueStats::new(&connection).waiting(&topology::dead_queue(destination)).await?.is_some())
+    }
+
     pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
         let connection = self.connections.consuming().or_else(|| self.connections.publishing());
         let connection =

@@ -48,12 +48,12 @@ fn filters(filter: &DeadLetterFilter, destinations: &[Destination]) -> Markup {
             } }
             div { label for="reason" { "Reason" } select id="reason" name="reason" {
                 option value="" { "all" }
-                @for it in DeadReason::ALL { option value=(it) selected[filter.reason == Some(*it)] { (it) } }
+                @for it in DeadReason::ALL { option value=(it) selected[filter.reasons.contains(it)] { (it) } }
             } }
-            div { label for="conversation" { "Conversation or group" }
+            div { label for="conversation" { "Conversation, group or CHAT number" }
                 input id="conversation" name="conversation" value=(filter.conversation.as_deref().unwrap_or_default()); }
-            div { label for="since" { "Died since" } input id="since" name="since" placeholder="2h, or a time" value=(since); }
-            div { label for="until" { "and before" } input id="until" name="until" placeholder="15m, or a time" value=(until); }
+            div { label for="since" { "Died since" } input id="since" name="since" placeholder="2h, or 2026-11-22 10:03" value=(since); }
+            div { label for="until" { "and before" } input id="until" name="until" placeholder="15m, or 2026-11-22 10:03" value=(until); }
             div.go { button { "Filter" } " " a.button.quiet href="/desk" { "All" } }
         }
     }

@@ -76,7 +76,7 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
                 th.number scope="col" { "Conversations" } th scope="col" { "First" } th scope="col" { "Last" }
             } }
             tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
-                @let inner = DeadLetterFilter { destination: Some(destination), reason: Some(reason), ..filter.clone() };
+                @let inner = DeadLetterFilter { destination: Some(destination), reasons: [reason].into(), ..filter.clone() };
                 tr {
                     th scope="row" { a href=(link("/desk", &inner)) { (reason) } p.hint { (meaning(reason)) } }
                     td { (destination) } td.number { (group.count) } td.number { (group.lanes) }
