@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -401,6 +401,15 @@ fn console(settings: &Settings) -> Option<AdminConsole> {
         })
     };
     Some(AdminConsole::new(token, Arc::new(open)))
+}
+
+/// The place of a deployment for a person: the data folder of the embedded engine, or host and vhost of the broker, without
+/// credentials.
+pub fn place(settings: &Settings) -> String {
+    let Some(secret) = &settings.queue.url else { return settings.data_dir.display().to_string() };
+    let Ok(url) = url::Url::parse(secret.expose_secret()) else { return "a broker".to_owned() };
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path())
 }
 
 /// The version of the configured broker, if the broker reports one; `None` for the embedded engine.

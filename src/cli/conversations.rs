@@ -4,6 +4,7 @@
 //! "origin", "state", "servicenow": {"group", "number", "queue_id", "position", "wait"}, "agent", "reason",
 //! "opened_at", "updated_at"}`; an unknown value is `null`.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 
 use super::{CliFailure, SettingFiles, output};
@@ -22,8 +23,8 @@ pub(super) struct ConversationsArgs {
 enum ConversationsVerb {
     /// List the newest conversations
     List {
-        /// Only those in this state: requested, waiting, active, ended, failed
-        #[arg(long, value_parser = state)]
+        /// Only those in this state
+        #[arg(long, value_parser = state())]
         state: Option<ConversationState>,
         /// Maximum number of conversations
         #[arg(long, default_value_t = 100, value_name = "N")]
@@ -42,9 +43,10 @@ enum ConversationsVerb {
     },
 }
 
-fn state(text: &str) -> Result<ConversationState, String> {
-    let names = || ConversationState::ALL.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ");
-    ConversationState::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+/// clap lists the states in the help and in the completions, and suggests one for a misspelled one.
+fn state() -> impl TypedValueParser<Value = ConversationState> {
+    let names = ConversationState::ALL.iter().map(|state| state.as_str());
+    PossibleValuesParser::new(names).try_map(|text| ConversationState::parse(&text).ok_or("is not a state"))
 }
 
 pub(super) async fn run(args: ConversationsArgs, sources: &SettingFiles) -> Result<(), CliFailure> {

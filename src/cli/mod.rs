@@ -4,6 +4,7 @@
 //! question without a terminal.
 //! Not responsible for: the exit code (`main.rs`) and the work itself.
 
+mod admin_listener;
 mod check;
 mod confirm;
 mod conversations;
@@ -11,11 +12,13 @@ mod dead;
 mod demo;
 mod folder;
 mod healthcheck;
+mod manual;
 mod operator;
 mod output;
 mod prove;
 mod sandbox;
 mod servicenow;
+mod status;
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +34,6 @@ use crate::telemetry::{LogSettings, start_logging};
     name = "causeway",
     version,
     max_term_width = 100,
-    disable_help_subcommand = true,
     after_help = "Settings come from a TOML file and from environment variables (CAUSEWAY_SERVICENOW__HOST_URL is \
                   servicenow.host_url). `causeway check --print-defaults` prints every key with its default and its \
                   meaning; `causeway check` tests the settings.\n\nExit codes: 0 done, 1 failed, 2 usage, 78 settings."
@@ -60,6 +62,9 @@ enum CliVerb {
     Sandbox(Box<sandbox::SandboxArgs>),
     /// Test the settings: broker, directory, ServiceNow, XO; one line and one hint for each
     Check(check::CheckArgs),
+    /// Show the state of a deployment on one page: breakers, waiting messages, workers, dead letters; exit 1 if it needs a
+    /// person
+    Status(status::StatusArgs),
     /// Ask a running process whether it is ready (for container health checks)
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Inspect, replay, export or discard dead letters
@@ -72,6 +77,10 @@ enum CliVerb {
     /// Test the delivery guarantees: send numbered messages during kills, network cuts and outages, then print a
     /// report; exit 1 if a guarantee is broken
     Prove(Box<prove::ProveArgs>),
+    /// Print a completion script for a shell, for example: causeway completions bash > /etc/bash_completion.d/causeway
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page of Causeway, or of one verb: causeway man dead replay | man -l -
+    Man(manual::ManArgs),
 }
 
 /// The reason why a verb failed.
@@ -151,10 +160,13 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         }
         CliVerb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
         CliVerb::Check(args) => Box::pin(check::run(&args, &sources)).await,
+        CliVerb::Status(args) => Box::pin(status::run(&args, &sources)).await,
         CliVerb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
         CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
+        CliVerb::Completions(args) => manual::completions(&args),
+        CliVerb::Man(args) => manual::man(&args),
     }
 }
 

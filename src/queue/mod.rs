@@ -260,6 +260,15 @@ impl Queue {
         }
     }
 
+    /// The number of workers that announce themselves to the broker; takes about three seconds. `None` for the embedded
+    /// engine, where one process serves.
+    pub async fn count_workers(&self) -> Result<Option<u64>, QueueError> {
+        match self {
+            Self::Rabbit(queue) => queue.count_workers().await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Checks that published messages are routed, without touching a queue of ours. For operators.
     pub async fn routes(&self) -> Result<(), QueueError> {
         match self {
@@ -470,8 +479,13 @@ pub struct QueueDepth {
     pub waiting: std::collections::BTreeMap<Destination, u64>,
     /// When the oldest message in the queue was accepted, if the engine knows.
     pub oldest: std::collections::BTreeMap<Destination, jiff::Timestamp>,
+    /// The number of partitions with a consumer, by destination. Only the destinations whose partitions exist. The embedded
+    /// engine leaves this empty.
+    pub consumed: std::collections::BTreeMap<Destination, u64>,
     /// Dead letters of all destinations.
     pub dead: u64,
+    /// Dead letters by destination.
+    pub dead_of: std::collections::BTreeMap<Destination, u64>,
     /// Unroutable messages. Any value but 0 raises an alert.
     pub unroutable: u64,
 }

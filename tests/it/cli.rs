@@ -48,6 +48,40 @@ fn help_is_enough_to_work_from() {
 }
 
 #[test]
+fn the_help_has_three_spellings_and_the_status_explains_its_json() {
+    let said = |args: &[&str]| {
+        let output = causeway(args).output().unwrap();
+        assert_eq!(code(&output), 0, "{args:?} {}", stderr(&output));
+        stdout(&output)
+    };
+    assert_eq!(said(&["help"]), said(&["--help"]));
+    assert_eq!(said(&["help", "dead", "list"]), said(&["dead", "list", "--help"]));
+    assert!(said(&["-h"]).contains("Commands:"));
+    for word in ["needs_attention", "oldest_age_seconds", "Exit codes"] {
+        assert!(said(&["status", "--help"]).contains(word), "{word}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_verb_and_flag() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = causeway(&["completions", shell]).output().unwrap();
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        for word in ["servicenow", "dry-run", "watch"] {
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
+    }
+    let output = causeway(&["man"]).output().unwrap();
+    assert!(stdout(&output).contains(".TH causeway") && stdout(&output).contains("causeway\\-status"));
+    let output = causeway(&["man", "dead", "replay"]).output().unwrap();
+    assert!(stdout(&output).contains(".TH causeway-dead-replay") && stdout(&output).contains("rate"));
+    for args in [&["man", "nothing"][..], &["completions", "cmd"], &["completions"]] {
+        let output = causeway(args).output().unwrap();
+        assert_eq!(code(&output), 2, "{args:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_asked_for_ends_with_2() {
     for args in [
         &["serv"][..],
@@ -64,6 +98,23 @@ fn what_cannot_be_asked_for_ends_with_2() {
         let output = causeway(args).output().unwrap();
         assert_eq!(code(&output), 2, "{args:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_misspelled_word_gets_a_suggestion() {
+    for (args, tip) in [
+        (&["stauts"][..], "'status'"),
+        (&["dead", "reply"], "'replay'"),
+        (&["dead", "list", "--reasn", "expired"], "'--reason'"),
+        (&["dead", "list", "--reason", "expird"], "'expired'"),
+        (&["conversations", "list", "--state", "activ"], "'active'"),
+        (&["completions", "bahs"], "'bash'"),
+    ] {
+        let output = causeway(args).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 2, "{args:?}");
+        assert!(said.contains("tip: a similar") && said.contains(tip), "{said}");
     }
 }
 

@@ -58,6 +58,7 @@ mod settings_of_delivery;
 mod shutdown;
 mod soak;
 mod spool;
+mod status;
 mod tidy;
 mod trace;
 mod transcript;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 
 use super::super::CliFailure;
@@ -24,9 +25,8 @@ pub(super) struct FilterArgs {
     /// Their conversation, both directions: its id, or ServiceNow's group or number (CHAT0001234) of its chat
     #[arg(long, value_name = "ID")]
     conversation: Option<String>,
-    /// Their reason: rejected, expired, unreadable, conversation_failed, conversation_over, unknown_conversation,
-    /// exhausted; repeatable
-    #[arg(long, value_parser = filter::reason, value_delimiter = ',')]
+    /// Their reason; repeatable
+    #[arg(long, value_parser = reason(), value_delimiter = ',')]
     reason: Vec<DeadReason>,
     /// Died at this time or later: 2026-11-22, "2026-11-22 10:03" (UTC), RFC 3339, or how long ago: 90m, "2 hours ago"
     #[arg(long, value_name = "TIME", value_parser = filter::moment)]
@@ -37,6 +37,12 @@ pub(super) struct FilterArgs {
     /// Exactly this message: its id, or the end of its id as `list` shows it; repeatable
     #[arg(long, value_name = "ID", value_parser = filter::id_or_end, value_delimiter = ',')]
     pub(super) id: Vec<IdOrEnd>,
+}
+
+/// clap lists the reasons in the help and in the completions, and suggests one for a misspelled one.
+fn reason() -> impl TypedValueParser<Value = DeadReason> {
+    let names = DeadReason::ALL.iter().map(|reason| reason.as_str());
+    PossibleValuesParser::new(names).try_map(|text| filter::reason(&text))
 }
 
 impl FilterArgs {

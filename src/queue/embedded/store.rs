@@ -314,7 +314,10 @@ impl MessageStore {
         while let Some(row) = rows.next()? {
             let (stream, held) = (StreamId(row.get(0)?), row.get::<_, u64>(1)?);
             match self.numbers.destination(stream) {
-                _ if stream.is_dead_letter() => depth.dead += held,
+                destination if stream.is_dead_letter() => {
+                    depth.dead += held;
+                    depth.dead_of.extend(destination.map(|destination| (destination, held)));
+                }
                 Some(destination) => *depth.waiting.entry(destination).or_default() += held,
                 None => {}
             }

@@ -8,7 +8,7 @@
 //! within [`PEER_TIMEOUT`]. Without a waiting consumer the owner would get a released partition straight back.
 //! Correctness does not depend on announcements: a lost announcement only delays the move of a partition.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Connection};
+use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
@@ -156,17 +156,7 @@ pub(super) async fn listen(connections: Arc<BrokerConnections>) {
 
 async fn listen_on(connections: &BrokerConnections, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    let none = FieldTable::default;
-    // The queue is deleted with its consumer, so that a second attempt on the same connection leaves none behind.
-    let ears = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
-    let own = within(ANSWER_TIMEOUT, channel.queue_declare("".into(), ears, none())).await?;
-    let name = own.name().clone();
-    let bind =
-        channel.queue_bind(name.clone(), WORKERS.into(), "".into(), QueueBindOptions::default(), none());
-    within(ANSWER_TIMEOUT, bind).await?;
-    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let mut heard =
-        within(ANSWER_TIMEOUT, channel.basic_consume(name, "peers".into(), options, none())).await?;
+    let mut heard = announcements(&channel).await?;
     let mut peers: HashMap<String, PeerWorker> = HashMap::new();
     let mut tick = tokio::time::interval(ANNOUNCE_INTERVAL);
     loop {
@@ -193,6 +183,34 @@ async fn listen_on(connections: &BrokerConnections, connection: &Connection) -> 
             changed
         });
     }
+}
+
+/// The number of workers that announce themselves within a bit more than [`ANNOUNCE_INTERVAL`].
+pub(super) async fn count(connection: &Connection) -> Result<u64, RabbitError> {
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    let mut heard = announcements(&channel).await?;
+    let mut names = HashSet::new();
+    let end = Instant::now() + ANNOUNCE_INTERVAL + ANNOUNCE_INTERVAL / 4;
+    while let Ok(Some(delivery)) = tokio::time::timeout_at(end, heard.next()).await {
+        names.insert(delivery?.data);
+    }
+    // If this fails, the end of the connection ends the channel.
+    let _ = within(ANSWER_TIMEOUT, channel.close(200, "counted".into())).await;
+    Ok(names.len() as u64)
+}
+
+/// Subscribes to the announcements of all workers.
+async fn announcements(channel: &Channel) -> Result<Consumer, RabbitError> {
+    let none = FieldTable::default;
+    // The queue is deleted with its consumer, so that a second attempt on the same connection leaves none behind.
+    let ears = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
+    let own = within(ANSWER_TIMEOUT, channel.queue_declare("".into(), ears, none())).await?;
+    let name = own.name().clone();
+    let bind =
+        channel.queue_bind(name.clone(), WORKERS.into(), "".into(), QueueBindOptions::default(), none());
+    within(ANSWER_TIMEOUT, bind).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    within(ANSWER_TIMEOUT, channel.basic_consume(name, "peers".into(), options, none())).await
 }
 
 /// The partitions with a waiting worker that is preferred to `own`, each with a number for the most preferred one and its

@@ -230,14 +230,27 @@ impl RabbitQueue {
         let mut depth =
             QueueDepth { unroutable: count(&mut stats, topology::UNROUTED).await?, ..QueueDepth::default() };
         for destination in self.destinations().iter() {
-            depth.dead += count(&mut stats, &topology::dead_queue(destination)).await?;
-            let mut waiting = 0;
+            let dead = count(&mut stats, &topology::dead_queue(destination)).await?;
+            depth.dead += dead;
+            depth.dead_of.insert(destination, dead);
+            let mut sum = 0;
             for partition in PartitionId::all(destination, self.partitions()) {
-                waiting += count(&mut stats, &topology::partition_queue(partition)).await?;
+                if let Some(queue) = stats.count_of(&topology::partition_queue(partition)).await? {
+                    sum += queue.waiting;
+                    *depth.consumed.entry(destination).or_default() += u64::from(queue.consumers > 0);
+                }
             }
-            depth.waiting.insert(destination, waiting);
+            depth.waiting.insert(destination, sum);
         }
         Ok(depth)
+    }
+
+    /// Counts the workers that announce themselves now.
+    pub(super) async fn count_workers(&self) -> Result<u64, QueueError> {
+        let connection = self.connections.publishing();
+        let connection =
+            connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        Ok(membership::count(&connection).await?)
     }
 
     pub(super) async fn close(&self) {

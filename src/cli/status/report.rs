@@ -1,0 +1,209 @@
+//! The state of a deployment as `causeway status` shows it, and the decision whether the state needs a person.
+//!
+//! Guarantees: an unknown value is `null`, never 0. Each part has its own error.
+//! Not responsible for: reading the state (`gather.rs`), layout (`text.rs`).
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::super::output;
+
+/// The whole state. `JSON` in `mod.rs` describes the fields.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct DeploymentStatus {
+    pub(super) at: String,
+    pub(super) version: String,
+    pub(super) engine: Option<String>,
+    /// The data folder, or host and vhost of the broker, or the address of `--admin`.
+    pub(super) deployment: String,
+    /// Sentences for a person; empty if all is well.
+    pub(super) needs_attention: Vec<String>,
+    pub(super) process: ProcessStatus,
+    pub(super) queue: QueueStatus,
+    pub(super) destinations: Vec<DestinationStatus>,
+    pub(super) directory: DirectoryStatus,
+    pub(super) dead_letters: DeadLetterStatus,
+}
+
+/// The process behind `admin.listen`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct ProcessStatus {
+    pub(super) address: String,
+    pub(super) state: ProcessState,
+    pub(super) version: Option<String>,
+    /// Why the process is not ready or not reachable.
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ProcessState {
+    Ready,
+    NotReady,
+    #[default]
+    NotReachable,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct QueueStatus {
+    pub(super) workers: Option<u64>,
+    pub(super) unroutable: Option<u64>,
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct DestinationStatus {
+    pub(super) destination: String,
+    pub(super) breaker: Option<&'static str>,
+    pub(super) waiting: Option<u64>,
+    pub(super) in_flight: Option<u64>,
+    pub(super) oldest_age_seconds: Option<u64>,
+    pub(super) partitions: Option<u16>,
+    /// Partitions with a worker. With `--admin`: the partitions of this process.
+    pub(super) consumed: Option<u64>,
+    pub(super) dead_letters: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct DirectoryStatus {
+    pub(super) kind: Option<String>,
+    pub(super) conversations: Option<BTreeMap<String, u64>>,
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct DeadLetterStatus {
+    pub(super) total: Option<u64>,
+    pub(super) by_reason: Option<BTreeMap<String, u64>>,
+    /// Why the reasons are unknown.
+    pub(super) error: Option<String>,
+}
+
+impl DeploymentStatus {
+    /// Fills `needs_attention`. `late` is the age in seconds at which a waiting message is half-way to its deadline.
+    /// `is_remote`: the process alone was asked.
+    pub(super) fn find_problems(&mut self, late: u64, is_remote: bool) {
+        let mut found = Vec::new();
+        self.check_process(is_remote, &mut found);
+        if let Some(error) = &self.queue.error {
+            found.push(format!("the queue cannot be asked: {error}"));
+        }
+        if let Some(unroutable) = self.queue.unroutable.filter(|count| *count > 0) {
+            let what = output::counted(unroutable, "message");
+            found.push(format!("{what} found no queue: `causeway check` says why"));
+        }
+        for one in &self.destinations {
+            one.find_problems(late, &mut found);
+        }
+        if let Some(error) = &self.directory.error {
+            found.push(format!("the directory cannot be asked: {error}"));
+        }
+        if let Some(total) = self.dead_letters.total.filter(|total| *total > 0) {
+            let what = output::counted(total, "dead letter");
+            found.push(format!("{what} to replay or to discard: `causeway dead count`"));
+        }
+        self.needs_attention = found;
+    }
+
+    fn check_process(&self, is_remote: bool, found: &mut Vec<String>) {
+        let ProcessStatus { address, state, error, .. } = &self.process;
+        let error = error.as_deref().unwrap_or_default();
+        match state {
+            ProcessState::Ready => {}
+            ProcessState::NotReady => found.push(format!("the process at {address} is not ready: {error}")),
+            // With a broker the processes usually run elsewhere.
+            ProcessState::NotReachable if is_remote => {
+                found.push(format!("no process answers at {address}: {error}"));
+            }
+            ProcessState::NotReachable if self.engine.as_deref() == Some("embedded") => {
+                found.push(format!("not running: no process answers at {address} (admin.listen)"));
+            }
+            ProcessState::NotReachable if self.queue.workers == Some(0) => {
+                found.push("no worker runs".to_owned());
+            }
+            ProcessState::NotReachable => {}
+        }
+    }
+}
+
+impl DestinationStatus {
+    fn find_problems(&self, late: u64, found: &mut Vec<String>) {
+        let name = &self.destination;
+        if let Some(state) = self.breaker.filter(|state| *state != "passing") {
+            found.push(format!("the breaker of {name} is {state}: `causeway check` asks {name}"));
+        }
+        if let Some(age) = self.oldest_age_seconds.filter(|age| *age > late) {
+            found.push(format!("a message to {name} has waited for {}", output::age(age)));
+        }
+        if let (Some(consumed), Some(of)) = (self.consumed, self.partitions)
+            && let Some(missing) = u64::from(of).checked_sub(consumed).filter(|missing| *missing > 0)
+        {
+            found.push(format!("{missing} of {of} partitions of {name} have no worker now"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn well() -> DeploymentStatus {
+        DeploymentStatus {
+            engine: Some("rabbitmq".into()),
+            process: ProcessStatus { state: ProcessState::Ready, ..ProcessStatus::default() },
+            queue: QueueStatus { workers: Some(2), unroutable: Some(0), error: None },
+            destinations: vec![DestinationStatus {
+                destination: "xo".into(),
+                breaker: Some("passing"),
+                oldest_age_seconds: Some(10),
+                partitions: Some(8),
+                consumed: Some(8),
+                ..DestinationStatus::default()
+            }],
+            dead_letters: DeadLetterStatus { total: Some(0), ..DeadLetterStatus::default() },
+            ..DeploymentStatus::default()
+        }
+    }
+
+    fn problems_of(change: impl FnOnce(&mut DeploymentStatus)) -> String {
+        let mut report = well();
+        change(&mut report);
+        report.find_problems(450, false);
+        report.needs_attention.join("; ")
+    }
+
+    #[test]
+    fn each_problem_needs_a_person() {
+        assert_eq!(problems_of(|_| {}), "");
+        let said = problems_of(|report| report.process.state = ProcessState::NotReady);
+        assert!(said.contains("is not ready"), "{said}");
+        let said = problems_of(|report| {
+            report.engine = Some("embedded".into());
+            report.process.state = ProcessState::NotReachable;
+        });
+        assert!(said.contains("not running"), "{said}");
+        assert_eq!(problems_of(|report| report.process.state = ProcessState::NotReachable), "");
+        let said = problems_of(|report| {
+            report.process.state = ProcessState::NotReachable;
+            report.queue.workers = Some(0);
+        });
+        assert_eq!(said, "no worker runs");
+        let mut report = well();
+        report.process.state = ProcessState::NotReachable;
+        report.find_problems(450, true);
+        assert!(report.needs_attention[0].starts_with("no process answers"), "{report:?}");
+        for (change, words) in [
+            ((|report| report.queue.error = Some("away".into())) as fn(&mut DeploymentStatus), "away"),
+            (|report| report.queue.unroutable = Some(1), "1 message found no queue"),
+            (|report| report.destinations[0].breaker = Some("tripped"), "the breaker of xo is tripped"),
+            (|report| report.destinations[0].oldest_age_seconds = Some(500), "has waited for 8m"),
+            (|report| report.destinations[0].consumed = Some(6), "2 of 8 partitions of xo"),
+            (|report| report.directory.error = Some("gone".into()), "gone"),
+            (|report| report.dead_letters.total = Some(2), "2 dead letters"),
+        ] {
+            let said = problems_of(change);
+            assert!(said.contains(words), "{said}");
+        }
+    }
+}
