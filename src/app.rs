@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::config::{self, Settings, SpooledSenders};
 use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
-use crate::dead_letters::DeadLetterError;
+use crate::dead_letters::{DeadLetterError, retention};
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
 use crate::ingress::{
@@ -46,8 +46,6 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
 /// How long ids of delivered messages are kept to recognise repeats.
 const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How long closed conversations stay in the directory.
-const CLOSED_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,8 +209,16 @@ impl App {
             }
             self.tasks.start(
                 "housekeeping",
-                run_housekeeping(directory.clone(), self.metrics.clone(), stop.clone()),
+                run_housekeeping(
+                    directory.clone(),
+                    settings.directory_kept,
+                    self.metrics.clone(),
+                    stop.clone(),
+                ),
             );
+        }
+        if let Some(kept) = settings.dead_kept {
+            self.tasks.start("retention", retention::run(self.queue.clone(), kept, stop.clone()));
         }
         if settings.servicenow.is_some() {
             self.tasks.start("queues", deliverer.clone().check_queues(settings.queues(), stop.clone()));
@@ -338,6 +344,7 @@ async fn measure_spool(spool: Spool, metrics: Arc<Metrics>, stop: CancellationTo
 /// Counts conversations for the metrics and deletes old records.
 async fn run_housekeeping(
     directory: Directory,
+    kept: Duration,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
@@ -353,8 +360,7 @@ async fn run_housekeeping(
             }
         }
         let now = clock::now();
-        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(CLOSED_KEPT))
-        else {
+        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(kept)) else {
             return Err("the clock is before 1970".into());
         };
         if let Err(error) = directory.forget(delivered, closed).await {

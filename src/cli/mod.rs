@@ -67,9 +67,9 @@ enum CliVerb {
     Status(status::StatusArgs),
     /// Ask a running process whether it is ready (for container health checks)
     Healthcheck(healthcheck::HealthcheckArgs),
-    /// Inspect, replay, export or discard dead letters
+    /// Inspect, replay, export, import or discard dead letters
     Dead(dead::DeadArgs),
-    /// Inspect conversations
+    /// Inspect conversations, or erase one
     Conversations(conversations::ConversationsArgs),
     /// Configure ServiceNow: REST Message, Business Rule, queues
     #[command(name = "servicenow")]

@@ -23,6 +23,8 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("queue.heartbeat", Open),
     ("queue.publish_timeout", Open),
     ("directory.url", Secret),
+    ("directory.kept", Open),
+    ("dead.kept", Open),
     ("servicenow.host_url", Open),
     ("servicenow.instance", Open),
     ("servicenow.username", Open),

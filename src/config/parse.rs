@@ -28,6 +28,8 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         queue: queue(reader),
         directory: directory(reader)
             .unwrap_or_else(|| DirectoryConfig::Sqlite(data_dir.join("directory.sqlite"))),
+        directory_kept: reader.duration("directory.kept"),
+        dead_kept: reader.is_set("dead.kept").then(|| reader.duration("dead.kept")),
         data_dir,
         servicenow: servicenow(reader),
         names_servicenow: reader.is_set("servicenow.host_url"),

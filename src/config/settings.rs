@@ -45,6 +45,10 @@ pub struct Settings {
     pub drain: Duration,
     pub queue: QueueSettings,
     pub directory: DirectoryConfig,
+    /// `directory.kept`: how long closed conversations stay in the directory.
+    pub directory_kept: Duration,
+    /// `dead.kept`: how long dead letters stay; `None` keeps all.
+    pub dead_kept: Option<Duration>,
     /// Present if an instance is named and its credentials are complete.
     pub servicenow: Option<ServiceNowConfig>,
     /// Whether an instance is named. The ingress has no credentials for the instance.

@@ -9,6 +9,7 @@
 
 mod dedup;
 mod directory;
+mod erase;
 mod error;
 mod relay_progress;
 mod reply_handles;
@@ -25,6 +26,7 @@ use secrecy::SecretString;
 use crate::message::{ConversationId, ReplyHandle, named};
 pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
+pub use erase::ConversationRows;
 pub use error::DirectoryError;
 
 /// The settings of the directory.

@@ -24,6 +24,20 @@ pub(super) const NAMES: &str = "WITH meant AS (
      SELECT id FROM meant
      UNION SELECT chat_group FROM conversation_groups WHERE conversation_id IN (SELECT id FROM meant)";
 
+/// The ids of the conversations with this id, chat or number.
+pub(super) const IDS: &str = "SELECT id FROM conversations WHERE id = $1 OR number = $1 OR number = UPPER($1)
+     UNION SELECT conversation_id FROM conversation_groups WHERE chat_group = $1";
+
+pub(super) const GROUPS_OF: &str = "SELECT chat_group FROM conversation_groups WHERE conversation_id = $1";
+
+pub(super) const COUNT_REPLY_HANDLES: &str = "SELECT COUNT(*) FROM reply_handles WHERE conversation_id = $1";
+
+/// The chats and the reply handle go with the row.
+pub(super) const ERASE: &str = "DELETE FROM conversations WHERE id = $1";
+
+pub(super) const ERASE_CLOSED: &str =
+    "DELETE FROM conversations WHERE id = $1 AND state IN ('ended', 'failed')";
+
 /// Changes nothing if another writer was first: the caller reads again.
 pub(super) const INSERT: &str = concat!(
     "INSERT INTO conversations (",

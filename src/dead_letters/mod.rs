@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod replay;
 mod replayer;
 mod resequencer;
+pub(crate) mod retention;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

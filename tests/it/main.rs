@@ -47,6 +47,7 @@ mod queue_embedded;
 mod rabbit;
 mod replay;
 mod replay_outcomes;
+mod retention;
 mod retry;
 mod routing;
 mod rows;

@@ -1,8 +1,10 @@
-//! `causeway conversations list|show`: prints conversations from the directory.
+//! `causeway conversations list|show|erase`: prints conversations from the directory, and erases one.
 //!
 //! `list --json` prints `{"conversations": [C, ..]}`, `show --json` prints `C`, which is `{"conversation_id",
 //! "origin", "state", "servicenow": {"group", "number", "queue_id", "position", "wait"}, "agent", "reason",
 //! "opened_at", "updated_at"}`; an unknown value is `null`.
+
+mod erase;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
@@ -41,6 +43,8 @@ enum ConversationsVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Remove one conversation for good: its record, its chats, its reply handle and its dead letters
+    Erase(erase::EraseArgs),
 }
 
 /// clap lists the states in the help and in the completions, and suggests one for a misspelled one.
@@ -57,6 +61,7 @@ pub(super) async fn run(args: ConversationsArgs, sources: &SettingFiles) -> Resu
             list(&directory, &ListFilter { state, limit }, json).await
         }
         ConversationsVerb::Show { id, json } => show(&directory, &id, json).await,
+        ConversationsVerb::Erase(args) => Box::pin(erase::run(&args, &directory, &settings)).await,
     };
     directory.close().await;
     done
