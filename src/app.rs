@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -25,7 +24,7 @@ use crate::ingress::{
     self, AdminConsole, AdminState, ConsoleParts, IdempotencyKeys, IngressState, ReadBudget,
 };
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{self, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::rabbit::{self, BrokerUrl, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::spool::{Spool, SpoolSettings};
 use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
@@ -235,14 +234,14 @@ impl App {
         console: Option<AdminConsole>,
         stop: &CancellationToken,
     ) {
-        let (connected, spool) = (self.queue.connected(), self.spool.clone());
+        let (queue, spool) = (self.queue.clone(), self.spool.clone());
         let ready = move || {
-            if !*connected.borrow() {
+            if let Some(reason) = queue.unready() {
                 // An ingress that is not ready gets no more requests, and its senders do not repeat them.
                 return match &spool {
                     Some(spool) if spool.has_room() => Ok(()),
-                    Some(_) => Err("the queue is not connected, and the spool is full".to_owned()),
-                    None => Err("the queue is not connected".to_owned()),
+                    Some(_) => Err(format!("the spool is full, and the queue is not usable: {reason}")),
+                    None => Err(format!("the queue is not usable: {reason}")),
                 };
             }
             worker.as_ref().map_or(Ok(()), Worker::ready)
@@ -412,10 +411,7 @@ fn console(settings: &Settings) -> Option<AdminConsole> {
 /// The place of a deployment for a person: the data folder of the embedded engine, or host and vhost of the broker, without
 /// credentials.
 pub fn place(settings: &Settings) -> String {
-    let Some(secret) = &settings.queue.url else { return settings.data_dir.display().to_string() };
-    let Ok(url) = url::Url::parse(secret.expose_secret()) else { return "a broker".to_owned() };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path())
+    settings.queue.url.as_ref().map_or_else(|| settings.data_dir.display().to_string(), BrokerUrl::place)
 }
 
 /// The version of the configured broker, if the broker reports one; `None` for the embedded engine.
@@ -448,9 +444,16 @@ async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
     Ok(Queue::Rabbit(RabbitQueue::open(rabbit_settings(url, settings, usage))))
 }
 
-fn rabbit_settings(url: SecretString, settings: &Settings, usage: RabbitUse) -> RabbitSettings {
+fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> RabbitSettings {
     let worker = uuid::Uuid::new_v4().simple().to_string();
-    RabbitSettings { url, heartbeat: settings.queue.heartbeat, tuning: tuning(settings), usage, worker }
+    RabbitSettings {
+        url,
+        declare: settings.queue.declare,
+        heartbeat: settings.queue.heartbeat,
+        tuning: tuning(settings),
+        usage,
+        worker,
+    }
 }
 
 fn tuning(settings: &Settings) -> QueueTuning {

@@ -18,6 +18,7 @@ use super::settings::{
 };
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
@@ -57,22 +58,12 @@ fn events_keys(reader: &mut SettingsReader) -> Vec<WebhookKey> {
 }
 
 fn queue(reader: &mut SettingsReader) -> QueueSettings {
-    let url = reader.parsed("queue.url", "an address such as amqp://user:password@host:5672/%2f", |text| {
-        let url = Url::parse(text).map_err(|error| error.to_string())?;
-        if !matches!(url.scheme(), "amqp" | "amqps") {
-            return Err("begins with neither amqp:// nor amqps://".to_owned());
-        }
-        if url.host_str().is_none_or(str::is_empty) {
-            return Err("names no host".to_owned());
-        }
-        if url.path() == "/" {
-            // The client takes this for a virtual host with an empty name, which no broker has.
-            return Err("the default virtual host is written /%2f at the end, or leave the / away".to_owned());
-        }
-        Ok(SecretString::from(text.to_owned()))
-    });
+    let expected = "an address such as amqp://user:password@host:5672/%2f, or with several hosts: amqp://user:password@host1,host2/%2f";
+    let url = reader.parsed("queue.url", expected, BrokerUrl::parse);
     QueueSettings {
         url,
+        declare: choice_of(reader, "queue.declare", QueueDeclare::ALL, QueueDeclare::as_str)
+            .unwrap_or(QueueDeclare::Make),
         partitions: reader.whole("queue.partitions", 1, 256),
         prefetch: reader.whole("queue.prefetch", 4, u16::MAX),
         heartbeat: reader.duration("queue.heartbeat"),
@@ -90,6 +81,7 @@ fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
                 Ok(DirectoryConfig::Sqlite(PathBuf::from(path)))
             };
         }
+        one_host(text)?;
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         match (url.scheme(), url.host_str()) {
             ("postgres" | "postgresql", Some(host)) if !host.is_empty() => {
@@ -99,6 +91,19 @@ fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
             _ => Err(String::new()),
         }
     })
+}
+
+/// Refuses a list of databases. A part of the list would be taken for the name of the database, which is not secret.
+fn one_host(text: &str) -> Result<(), String> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if host.contains([',', ';', ' ']) || tail.contains([',', ';', '@', ' ']) {
+        return Err("takes one host: name the address that always leads to the primary, such as that of a proxy; / , ; @ # and \
+                    ? of a user, a password or a database are percent-encoded (%2F %2C %3B %40 %23 %3F)"
+            .to_owned());
+    }
+    Ok(())
 }
 
 fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {

@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::platform::WebhookKey;
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
 use crate::telemetry::LogSettings;
 
 impl Settings {
@@ -69,7 +70,8 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct QueueSettings {
     /// RabbitMQ; `None` for the embedded engine.
-    pub url: Option<SecretString>,
+    pub url: Option<BrokerUrl>,
+    pub declare: QueueDeclare,
     pub partitions: u16,
     pub prefetch: u16,
     pub heartbeat: Duration,

@@ -82,7 +82,7 @@ impl Deliverer {
         };
         let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
         if self.has_listener(&conversation.id).await? && !is_settled(directory, id).await? {
-            let body = serde_json::to_vec(&notice).map_err(|error| InternalError(error.to_string()))?;
+            let body = serde_json::to_vec(&notice).map_err(InternalError::temporary)?;
             let kind = Kind::CallbackEvent;
             let news = Message { id, kind, replays: 0, digest: None, body: body.into(), ..message.clone() };
             let at = clock::now();

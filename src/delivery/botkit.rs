@@ -281,7 +281,7 @@ impl Deliverer {
     }
 
     pub(super) fn known(&self) -> Result<&Directory, InternalError> {
-        self.directory.as_ref().ok_or_else(|| InternalError("this worker has no directory".to_owned()))
+        self.directory.as_ref().ok_or_else(|| InternalError::temporary("this worker has no directory"))
     }
 
     /// Extends the handles of live conversations until the cancellation.
@@ -293,7 +293,7 @@ impl Deliverer {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if let Err(InternalError(trouble)) = self.extend_all(directory, every, &stop).await {
+            if let Err(InternalError { trouble, .. }) = self.extend_all(directory, every, &stop).await {
                 tracing::debug!(trouble, "cannot read which reply handles to extend");
             }
         }

@@ -91,7 +91,7 @@ impl Deliverer {
             let why = "handoffs.events_url is not set: no receiver";
             return Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why));
         }
-        let value = serde_json::to_value(notice).map_err(|error| InternalError(error.to_string()))?;
+        let value = serde_json::to_value(notice).map_err(InternalError::temporary)?;
         let mut fields = value.as_object().cloned().unwrap_or_default();
         fields.remove("conversation_id");
         fields.remove("group");

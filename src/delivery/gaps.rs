@@ -230,7 +230,7 @@ impl Deliverer {
             Err(error) => return Ok(Err(error)),
         };
         for remote in remote.iter().filter(|remote| !remote.internal) {
-            let lane = LaneKey::parse(group).map_err(|problem| InternalError(problem.to_string()))?;
+            let lane = LaneKey::parse(group).map_err(InternalError::temporary)?;
             let place = (self.settings.bot_side.of_chat(), lane);
             let Some(lost) = unrelayed(directory, group, remote, place).await? else { continue };
             // A message that waits on the queue already would be published again at each poll.

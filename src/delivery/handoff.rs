@@ -53,7 +53,7 @@ impl Deliverer {
         let desk = HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered };
         // The request may have been sent already, so the next attempt reads back before it sends.
         let done = desk.deliver(&handoff).await;
-        done.unwrap_or_else(|InternalError(trouble)| Attempt::internal_error(ENDPOINT, true, trouble))
+        done.unwrap_or_else(|error| Attempt::internal(ENDPOINT, true, error))
     }
 
     /// Whether a caller of the handoff API made this request, but its conversation belongs to a bot.

@@ -195,25 +195,44 @@ impl Attempt {
     }
 
     /// An attempt that failed for a reason inside Causeway. `ambiguous`: the platform may have been called already.
+    fn internal(endpoint: Endpoint, ambiguous: bool, error: InternalError) -> Self {
+        if error.is_final {
+            return Self::dead(endpoint, DeadReason::Rejected, error.trouble);
+        }
+        Self::internal_error(endpoint, ambiguous, error.trouble)
+    }
+
+    /// A temporary failure inside Causeway.
     fn internal_error(endpoint: Endpoint, ambiguous: bool, error: impl Into<String>) -> Self {
         let outcome = Outcome::Retry { reason: RetryReason::Internal, ambiguous, floor: None };
         Self::of(endpoint, outcome, error)
     }
 }
 
-/// A temporary internal error (the directory or the queue is unavailable). The attempt is repeated.
+/// An internal error. The attempt is repeated, unless the error is final.
 #[derive(Debug)]
-struct InternalError(String);
+struct InternalError {
+    trouble: String,
+    /// A repeat fails in the same way: the message is given up at once.
+    is_final: bool,
+}
+
+impl InternalError {
+    /// The directory or the queue is unavailable.
+    fn temporary(trouble: impl ToString) -> Self {
+        Self { trouble: trouble.to_string(), is_final: false }
+    }
+}
 
 impl From<DirectoryError> for InternalError {
     fn from(error: DirectoryError) -> Self {
-        Self(error.to_string())
+        Self::temporary(error)
     }
 }
 
 impl From<QueueError> for InternalError {
     fn from(error: QueueError) -> Self {
-        Self(error.to_string())
+        Self { is_final: matches!(error, QueueError::TooLarge(_)), ..Self::temporary(error) }
     }
 }
 
@@ -386,18 +405,18 @@ impl Deliverer {
             return Ok(());
         }
         if matches!(dead.message.kind, Kind::CallbackEnded | Kind::HandoffFailed) {
-            return self.last_act(&dead.message).await.map_err(|InternalError(trouble)| trouble);
+            return self.last_act(&dead.message).await.map_err(|error| error.trouble);
         }
         if dead.message.kind == Kind::CallbackMessage {
             let Some(directory) = &self.directory else { return Ok(()) };
             let done = self.virtual_agent_dead_lettered(&dead.message, directory).await;
-            return done.map_err(|InternalError(trouble)| trouble);
+            return done.map_err(|error| error.trouble);
         }
         if !matches!(dead.message.kind, Kind::HandoffStart | Kind::HandoffMessage) {
             return Ok(());
         }
         let Ok(handoff) = serde_json::from_slice::<Handoff>(&dead.message.body) else { return Ok(()) };
-        self.start_died(dead, &handoff).await.map_err(|InternalError(trouble)| trouble)
+        self.start_died(dead, &handoff).await.map_err(|error| error.trouble)
     }
 
     async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), InternalError> {
@@ -438,7 +457,7 @@ impl Deliverer {
 
 /// Turns an internal error into the attempt of a message to the bot side.
 fn own(done: Result<Attempt, InternalError>) -> Attempt {
-    done.unwrap_or_else(|InternalError(trouble)| Attempt::internal_error(Endpoint::Events, false, trouble))
+    done.unwrap_or_else(|error| Attempt::internal(Endpoint::Events, false, error))
 }
 
 fn lane_number(lane: &str) -> u64 {
@@ -446,4 +465,18 @@ fn lane_number(lane: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     lane.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_the_broker_never_takes_is_not_repeated() {
+        let attempt = |error: QueueError| Attempt::internal(Endpoint::Events, false, error.into()).outcome;
+        assert_eq!(attempt(QueueError::TooLarge(65_536)), Outcome::Dead(DeadReason::Rejected));
+        for heals in [QueueError::Full, QueueError::Refused("no right".into())] {
+            assert!(matches!(attempt(heals), Outcome::Retry { ambiguous: false, .. }));
+        }
+    }
 }

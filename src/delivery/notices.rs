@@ -31,7 +31,7 @@ impl Deliverer {
                 (self.settings.bot_side.of_conversation(id), LaneKey::from(id))
             }
         };
-        let body = serde_json::to_vec(notice).map_err(|error| InternalError(error.to_string()))?;
+        let body = serde_json::to_vec(notice).map_err(InternalError::temporary)?;
         Ok(self
             .queue
             .publish(&Message::new(notice.id(kind, instance), kind, destination, lane, body))

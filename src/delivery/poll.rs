@@ -64,7 +64,7 @@ impl Deliverer {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
-            if let Err(InternalError(trouble)) =
+            if let Err(InternalError { trouble, .. }) =
                 self.enforce_time_limits(directory, &settings.time_limits).await
             {
                 tracing::debug!(trouble, "could not enforce the time limits; trying again later");
@@ -116,7 +116,7 @@ impl Deliverer {
                 self.record_in_breaker(Destination::ServiceNow, None, &attempt);
                 tracing::debug!(conversation = %conversation.id, %error, "cannot read the state of the chat");
             }
-            Err(InternalError(trouble)) => {
+            Err(InternalError { trouble, .. }) => {
                 tracing::debug!(conversation = %conversation.id, trouble, "cannot record the state of the chat; trying again at the next poll");
             }
         }

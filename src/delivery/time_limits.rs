@@ -66,7 +66,7 @@ impl Deliverer {
         });
         let chat = conversation.group.as_deref().unwrap_or_default();
         let id = MessageId::derived_from("patience", &[conversation.id.as_str(), chat, cause.as_str()]);
-        let body = serde_json::to_vec(&end).map_err(|error| InternalError(error.to_string()))?;
+        let body = serde_json::to_vec(&end).map_err(InternalError::temporary)?;
         let message =
             Message::new(id, end.kind(), Destination::ServiceNow, LaneKey::from(&conversation.id), body);
         Ok(self.queue.publish(&message).await?)
@@ -74,5 +74,5 @@ impl Deliverer {
 }
 
 fn ago(time: Duration) -> Result<jiff::Timestamp, InternalError> {
-    clock::now().checked_sub(time).map_err(|error| InternalError(error.to_string()))
+    clock::now().checked_sub(time).map_err(InternalError::temporary)
 }

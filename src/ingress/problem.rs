@@ -57,6 +57,10 @@ pub(super) enum ApiError {
     WrongEncoding,
     #[error("The body is larger than {0} bytes. Send less, or raise ingress.body_limit.")]
     TooLarge(usize),
+    #[error(
+        "The body is larger than the {0} bytes that the queue takes. Send less, or raise max_message_size of RabbitMQ."
+    )]
+    TooLargeForQueue(usize),
     #[error("The body is empty. Send one JSON object.")]
     EmptyBody,
     #[error("The body ended before it was complete. Send it again.")]
@@ -131,6 +135,7 @@ impl ApiError {
             Self::WrongMethod(_) => (405, "wrong_method", "method", "Wrong method"),
             Self::SlowBody => (408, "slow_body", "body", "Body not complete in time"),
             Self::TooLarge(_) => (413, "too_large", "body", "Body too large"),
+            Self::TooLargeForQueue(_) => (413, "too_large_for_queue", "body", "Body too large for the queue"),
             Self::WrongContentType => (415, "wrong_content_type", "content-type", "Wrong content type"),
             Self::WrongEncoding => (415, "wrong_encoding", "content-encoding", "Wrong content encoding"),
             Self::EmptyBody => (400, "empty_body", "body", "Empty body"),
@@ -172,7 +177,7 @@ impl ApiError {
             Self::WrongMethod(allow) => fixed(ALLOW, allow),
             Self::QueueAway | Self::DirectoryAway => fixed(RETRY_AFTER, "2"),
             Self::QueueFull | Self::Overloaded => fixed(RETRY_AFTER, "5"),
-            Self::QueueUnfit => fixed(RETRY_AFTER, "30"),
+            Self::QueueUnfit => fixed(RETRY_AFTER, "10"),
             // The rest of the body is not read, so the connection cannot be used again.
             Self::TooLarge(_) | Self::SlowBody | Self::CutBody => fixed(CONNECTION, "close"),
             _ => None,
@@ -215,7 +220,8 @@ impl From<QueueError> for ApiError {
         match error {
             QueueError::Unavailable(_) => Self::QueueAway,
             QueueError::Full => Self::QueueFull,
-            QueueError::Busy(_) | QueueError::Mismatch(_) => Self::QueueUnfit,
+            QueueError::Busy(_) | QueueError::Mismatch(_) | QueueError::Refused(_) => Self::QueueUnfit,
+            QueueError::TooLarge(limit) => Self::TooLargeForQueue(limit),
         }
     }
 }
@@ -309,6 +315,7 @@ mod tests {
             QueueError::Full,
             QueueError::Busy("held".into()),
             QueueError::Mismatch("odd".into()),
+            QueueError::Refused("no right".into()),
         ];
         for trouble in troubles {
             let response = ApiError::from(trouble).into_response("r");
@@ -316,5 +323,11 @@ mod tests {
             let seconds: u64 = response.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
             assert!((1..=30).contains(&seconds));
         }
+    }
+
+    #[test]
+    fn what_the_queue_never_takes_is_not_asked_for_again() {
+        let response = ApiError::from(QueueError::TooLarge(65_536)).into_response("r");
+        assert_eq!((response.status().as_u16(), response.headers().get(RETRY_AFTER)), (413, None));
     }
 }

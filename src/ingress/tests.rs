@@ -11,7 +11,7 @@ use super::*;
 use crate::message::{Destination, Destinations, KnownBot};
 use crate::queue::QueueTuning;
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
 
 const LIMIT: usize = 1 << 20;
 const CALLBACKS: &str = "/v1/callbacks/servicenow";
@@ -22,7 +22,8 @@ const EVENT: &str =
 fn absent_queue() -> Queue {
     // No process listens on port 1.
     Queue::Rabbit(RabbitQueue::open(RabbitSettings {
-        url: "amqp://guest:guest@127.0.0.1:1/%2f".into(),
+        url: BrokerUrl::parse("amqp://guest:guest@127.0.0.1:1/%2f").unwrap(),
+        declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(15),
         tuning: QueueTuning {
             destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),

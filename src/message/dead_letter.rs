@@ -63,6 +63,28 @@ impl AttemptHistory {
         &self.attempts
     }
 
+    /// Makes the history shorter by one step: first the attempts in the middle are left out, then the texts of the two that
+    /// remain. Returns `false` if nothing is left to shorten.
+    pub fn shorten(&mut self) -> bool {
+        if self.attempts.len() > 2 {
+            self.attempts.remove(self.attempts.len() / 2);
+            self.left_out = self.left_out.saturating_add(1);
+            return true;
+        }
+        let is_longer = !self.is_shortest();
+        for attempt in &mut self.attempts {
+            attempt.error.clear();
+            attempt.said = PlatformWords::default();
+        }
+        is_longer
+    }
+
+    /// Whether [`Self::shorten`] has nothing left to do.
+    pub fn is_shortest(&self) -> bool {
+        let has_text = |attempt: &AttemptRecord| !attempt.error.is_empty() || !attempt.said.is_empty();
+        self.attempts.len() <= 2 && !self.attempts.iter().any(has_text)
+    }
+
     /// The number of attempts.
     pub fn count(&self) -> u32 {
         u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_add(self.left_out)

@@ -18,12 +18,14 @@
 //! Not responsible for: processing a message (`worker/`), the content of a dead letter (`message/dead_letter.rs`).
 
 pub mod embedded;
+mod error;
 mod lease;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod partition;
 pub mod rabbit;
 pub mod spool;
+mod tuning;
 pub(crate) mod waiting_body;
 
 use std::time::Duration;
@@ -32,45 +34,17 @@ use tokio::sync::watch;
 
 use crate::message::{DeadLetter, Destination, Destinations, Message};
 use embedded::EmbeddedQueue;
+pub use error::QueueError;
 pub use lease::BrokerLease;
 pub use partition::PartitionId;
 use rabbit::RabbitQueue;
+pub use tuning::QueueTuning;
 use waiting_body::WaitingBody;
 pub use waiting_body::keep_bodies_in;
-
-/// Why a queue operation failed. In all cases the caller may try again later.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    /// The broker is unreachable, blocked or too slow, or the disk fails.
-    #[error("the queue cannot be reached: {0}")]
-    Unavailable(String),
-    /// The queue accepts no more messages.
-    #[error("the queue is full")]
-    Full,
-    /// Another process or session has exclusive access.
-    #[error("{0}")]
-    Busy(String),
-    /// The queue does not fit the settings or the version of this program: an operator must act.
-    #[error("{0}")]
-    Mismatch(String),
-}
 
 /// How long a reader of dead letters waits for another session on RabbitMQ.
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
 const READER_RETRY: Duration = Duration::from_millis(200);
-
-/// Tuning shared by both engines.
-#[derive(Debug, Clone)]
-pub struct QueueTuning {
-    /// The destinations that have partitions and a dead-letter queue.
-    pub destinations: Destinations,
-    /// Partitions for each destination.
-    pub partitions: u16,
-    /// The limit of unacked messages of each partition.
-    pub prefetch: u16,
-    /// The time limit of a publish.
-    pub publish_timeout: Duration,
-}
 
 /// One engine, chosen once at start.
 #[derive(Debug, Clone)]
@@ -210,6 +184,15 @@ impl Queue {
         }
     }
 
+    /// Why the engine is not usable now; `None` if it is.
+    pub fn unready(&self) -> Option<String> {
+        match self {
+            Self::Rabbit(queue) => queue.unready(),
+            _ if *self.connected().borrow() => None,
+            _ => Some("the engine is closed".to_owned()),
+        }
+    }
+
     /// Whether the engine is usable now. The receiver reports changes.
     pub fn connected(&self) -> watch::Receiver<bool> {
         match self {
@@ -270,12 +253,12 @@ impl Queue {
     }
 
     /// Checks that published messages are routed, without touching a queue of ours. For operators.
-    pub async fn routes(&self) -> Result<(), QueueError> {
+    pub async fn routes(&self) -> Result<bool, QueueError> {
         match self {
-            Self::Embedded(_) => Ok(()),
+            Self::Embedded(_) => Ok(true),
             Self::Rabbit(queue) => queue.routes().await,
             #[cfg(test)]
-            Self::Model(_) => Ok(()),
+            Self::Model(_) => Ok(true),
         }
     }
 

@@ -283,6 +283,19 @@ fn broker_and_directory_addresses_are_read_strictly() {
     assert!(!queue("amqp://host/") && !queue("host:5672") && !queue("https://host"));
     let said = load("queue.url = \"amqp://host/\"", RunPurpose::Admin).unwrap_err().to_string();
     assert!(said.contains("/%2f"), "{said}");
+    assert!(queue("amqp://u:p@one:1,two:2/%2f") && queue("amqp://u:p@[::1]:5672,[::1]"));
+    for list in ["amqp://u:hunter2@one/%2f;amqp://u:hunter2@two/%2f", "amqp://u:hunter2@one,u:hunter2@two"] {
+        let said = load(&format!("queue.url = \"{list}\""), RunPurpose::Admin).unwrap_err().to_string();
+        assert!(said.contains("one comma each") || said.contains("one user"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    for (declare, fits) in [("\"true\"", true), ("true", true), ("\"check\"", true), ("false", false)] {
+        assert_eq!(
+            wrong_keys(&format!("queue.declare = {declare}"), RunPurpose::Admin).is_empty(),
+            fits,
+            "{declare}"
+        );
+    }
 
     let directory =
         |url: &str| load(&format!("directory.url = \"{url}\""), RunPurpose::Admin).map(|all| all.directory);
@@ -290,6 +303,14 @@ fn broker_and_directory_addresses_are_read_strictly() {
         matches!(directory("sqlite:/x/y.db").unwrap(), DirectoryConfig::Sqlite(path) if path == Path::new("/x/y.db"))
     );
     assert!(matches!(directory("postgres://u:p@host/db").unwrap(), DirectoryConfig::Postgres(_)));
+    for list in [
+        "postgres://u:hunter2@a,b/db",
+        "postgres://u:p@a/db,postgres://u:hunter2@b/db",
+        "postgres://u:hunter2@a:1,b:2/db",
+    ] {
+        let said = directory(list).unwrap_err().to_string();
+        assert!(said.contains("takes one host") && !said.contains("hunter2"), "{said}");
+    }
     for wrong in ["sqlite:", "postgres:", "postgres:///db", "mysql://host/db", "/x/y.db"] {
         assert!(directory(wrong).is_err(), "{wrong}");
     }

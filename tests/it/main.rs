@@ -18,6 +18,7 @@ mod botkit;
 mod botkit_ends;
 mod botkit_topics;
 mod breaker;
+mod broker_refusals;
 mod cli;
 mod compose;
 mod config;

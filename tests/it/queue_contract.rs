@@ -12,7 +12,7 @@ use causeway::message::{
     MessageId, PlatformWords,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use causeway::queue::rabbit::{RabbitQueue, RabbitSettings, RabbitUse};
+use causeway::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
 use causeway::queue::{
     DeadLetterReader, PartitionId, Queue, QueueError, QueueTuning, ReceivedMessage, Subscription,
 };
@@ -58,7 +58,8 @@ pub(super) async fn open_rabbit(url: &str) -> Queue {
 
 pub(super) fn rabbit_settings(url: &str, tuning: QueueTuning) -> RabbitSettings {
     RabbitSettings {
-        url: url.into(),
+        url: BrokerUrl::parse(url).unwrap(),
+        declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(4),
         tuning,
         usage: RabbitUse::Work,

@@ -15,7 +15,7 @@
 //! | 10 an unroutable message is confirmed | `rabbit::what_no_partition_takes_is_counted_and_kept`, [`what_a_vanished_partition_should_have_taken_is_kept`] |
 //! | 11 tasks that share a channel may get each other's confirms | [`every_confirm_is_for_its_own_message`] |
 //! | 12 auto-recovery hides a fail-over | `rabbit::a_connection_that_is_cut_returns_its_messages_in_order` |
-//! | 13 `connect` hangs, and leaks if it is cancelled | [`a_port_where_nobody_speaks_is_not_handed_to_the_client`] |
+//! | 13 `connect` hangs, and leaks if it is cancelled | `broker_refusals::a_connect_that_is_given_up_leaves_no_thread_and_no_socket` |
 //! | 14 a blocked connection delays its acks | `rabbit::a_private_broker_that_blocks_publishers_still_takes_acks_and_heals` |
 //! | 15 a message that stays unacked for long keeps the log of the queue from shrinking | `retry::the_hold_runs_only_while_others_are_served`, `retry::what_is_too_late_expires` |
 //! | 16 a stream ends without an error | `rabbit::a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again` |
@@ -25,16 +25,18 @@
 //! | 20 a repeat after an unknown outcome overtakes | `rabbit::publishers_of_one_lane_stay_in_the_order_of_their_calls`, `faults::connections_that_are_cut_lose_nothing` |
 //! | 21 `wait_for_confirms` hides refusals | [`every_confirm_is_for_its_own_message`] |
 //! | 22 `priority` reorders | [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
-//! | 23 `/` is the empty vhost | `queue::rabbit::connect::tests::no_vhost_is_the_default_one` |
+//! | 23 `/` is the empty vhost | `queue::rabbit::broker_url::tests::no_vhost_is_the_default_one` |
 //! | 24 some versions have faults of their own | `deploy/README.md`; `causeway check` shows the version |
 //! | 25 fixtures that cancel before they close | no fixture does: `harness/amqp.rs` closes its channel |
+//! | 26 a message over `max_message_size` closes the channel of all | `broker_refusals::a_private_broker_that_refuses_a_large_message_refuses_it_alone`, `broker_refusals::a_message_above_the_limit_of_4_3_is_refused_alone` |
+//! | 27 headers larger than a frame end the connection | `broker_refusals::a_history_that_exceeds_a_frame_is_shortened` |
+//! | 29 a refused declare or publish ends the process | `broker_refusals::a_right_to_write_that_is_revoked_heals`, `broker_refusals::a_declaration_that_is_refused_later_ends_no_process` |
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use causeway::message::Destination;
-use causeway::queue::rabbit::RabbitQueue;
-use causeway::queue::{PartitionId, Queue, QueueError};
+use causeway::queue::{PartitionId, QueueError};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -42,8 +44,7 @@ use super::harness::amqp::Amqp;
 use super::harness::matrix::Bench;
 use super::harness::wait::eventually;
 use super::queue_contract::{
-    PARTITIONS, PREFETCH, SOON, borrow, dead_numbers, fill, home, next, number, open_rabbit, rabbit_settings,
-    text, tuning, visit,
+    PARTITIONS, PREFETCH, SOON, borrow, dead_numbers, fill, home, next, number, open_rabbit, text, visit,
 };
 
 fn url(bench: &Bench) -> String {
@@ -205,15 +206,4 @@ fn at_home(n: usize) -> String {
     let names = (0..).map(|k| format!("home-{n}-{k}"));
     let lives = |name: &String| PartitionId::of(Destination::Xo, &text(name, 0).lane, PARTITIONS) == home();
     names.into_iter().find(lives).unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_port_where_nobody_speaks_is_not_handed_to_the_client() {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = silent.local_addr().unwrap();
-    let queue = RabbitQueue::open(rabbit_settings(&format!("amqp://guest:guest@{address}/%2f"), tuning()));
-    let refused = queue.ready(Duration::from_secs(6)).await.expect_err("nobody speaks there");
-    // lapin's own connect would hang longer, and each cancelled call leaks a thread and a socket.
-    assert!(refused.to_string().contains("nothing speaks AMQP there"), "{refused}");
-    Queue::Rabbit(queue).close().await;
 }

@@ -1,97 +1,171 @@
 //! One attempt to reach the broker.
 //!
-//! lapin's `connect` has no timeout of its own, and abandoning it leaks a thread and a socket. So a plain TCP connection
-//! with the protocol header probes the port first. lapin connects only if a broker answers the probe.
+//! Guarantees: every host of the URL and every address of a host is tried. An address that does not answer within
+//! [`STAGGER`] no longer delays the next one. An attempt that is given up leaves no thread and no socket behind: lapin's
+//! `connect` has no time limit of its own, but its thread ends if the socket is shut down.
+//! Not responsible for: trying again (`connections.rs`).
 
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use lapin::tcp::{AsyncTcpStream, TLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
-use secrecy::ExposeSecret;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::{RabbitError, RabbitSettings, within};
 use crate::queue::QueueError;
 
-pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time limit for one TCP connection, and for the addresses of one name.
+pub(super) const TCP_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time limit for one address: TCP, TLS and login. The login is slow if the broker asks a directory service.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// After this time the next address is tried, while the attempt at this one goes on.
+const STAGGER: Duration = Duration::from_secs(3);
 /// lapin reserves 64 frames of this size for each connection: half of the default size saves 4 MiB for each of two
-/// connections. The largest headers, the history of a dead letter, must fit into one frame and are far smaller.
+/// connections. The largest headers, the history of a dead letter, must fit into one frame (`wire.rs`).
 const FRAME_BYTES: u32 = 64 * 1024;
 
-/// Connects to the broker. Errors never contain the password of the URL.
-pub(super) async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<Connection, RabbitError> {
-    let uri = address(settings)?;
-    probe(&uri).await.map_err(|reason| RabbitError::Fatal(QueueError::Unavailable(reason)))?;
+/// A host of the URL with one of its addresses.
+pub(super) struct BrokerAddress {
+    pub(super) uri: AMQPUri,
+    pub(super) address: SocketAddr,
+}
+
+/// Connects to the first address that answers. `last` is the address of the last connection; it is tried first, and
+/// replaced by the address that answered. Errors never contain the password of the URL.
+pub(super) async fn connect(
+    settings: &RabbitSettings,
+    purpose: &str,
+    last: &Mutex<Option<SocketAddr>>,
+) -> Result<Connection, RabbitError> {
+    let (mut addresses, mut failures) = addresses(settings).await;
+    let known = *last.lock().unwrap_or_else(PoisonError::into_inner);
+    // The sort is stable: all others keep the order of the URL.
+    addresses.sort_by_key(|one| Some(one.address) != known);
     let name = format!("causeway {purpose} {}", settings.worker);
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    within(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await
-}
-
-pub(super) fn address(settings: &RabbitSettings) -> Result<AMQPUri, RabbitError> {
-    // The parser's error may repeat the URL, so it is not shown.
-    let mut uri: AMQPUri = settings.url.expose_secret().parse().map_err(|_| {
-        RabbitError::Fatal(QueueError::Mismatch(
-            "queue.url is not an AMQP URL: amqp://user:password@host:5672/%2f".into(),
-        ))
-    })?;
-    if uri.vhost.is_empty() {
-        uri.vhost = "/".into();
-    }
-    let seconds = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
-    uri.query.heartbeat = Some(seconds);
-    uri.query.frame_max = uri.query.frame_max.or(Some(FRAME_BYTES));
-    Ok(uri)
-}
-
-async fn probe(uri: &AMQPUri) -> Result<(), String> {
-    let target = (uri.authority.host.as_str(), uri.authority.port);
-    let place = format!("{}:{}", target.0, target.1);
-    let asked = async {
-        let mut stream = TcpStream::connect(target).await?;
-        if uri.scheme == AMQPScheme::AMQP {
-            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-            stream.read_exact(&mut [0; 1]).await?;
+    let mut waiting = addresses.into_iter();
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        if let Some(BrokerAddress { uri, address }) = waiting.next() {
+            let name = &name;
+            attempts.push(async move { (place(&uri, address), address, login(uri, address, name).await) });
         }
-        Ok::<(), std::io::Error>(())
-    };
-    match tokio::time::timeout(PROBE_TIMEOUT, asked).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("{place}: {error}")),
-        Err(_) => Err(format!("{place}: nothing speaks AMQP there within {PROBE_TIMEOUT:?}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::message::{Destination, Destinations};
-    use crate::queue::QueueTuning;
-    use crate::queue::rabbit::RabbitUse;
-
-    fn vhost(url: &str) -> String {
-        let tuning = QueueTuning {
-            destinations: Destinations::new([Destination::ServiceNow, Destination::Xo]),
-            partitions: 1,
-            prefetch: 1,
-            publish_timeout: Duration::from_secs(5),
+        let next = tokio::select! {
+            next = attempts.next() => next,
+            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => continue,
         };
-        let (heartbeat, worker) = (Duration::from_secs(7), String::new());
-        let usage = RabbitUse::Publish;
-        let settings = RabbitSettings { url: url.into(), heartbeat, tuning, usage, worker };
-        let uri = address(&settings).unwrap();
-        assert_eq!(uri.query.heartbeat, Some(7), "ours, not the server's minute");
-        uri.vhost
-    }
-
-    #[test]
-    fn no_vhost_is_the_default_one() {
-        for url in ["amqp://u:p@host:5672", "amqp://u:p@host:5672/", "amqp://u:p@host:5672/%2f"] {
-            assert_eq!(vhost(url), "/", "{url}");
+        match next {
+            Some((_, address, Ok(connection))) => {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+                return Ok(connection);
+            }
+            Some((place, _, Err(reason))) => failures.push(format!("{place}: {reason}")),
+            None => return Err(RabbitError::Fatal(QueueError::Unavailable(failures.join("; ")))),
         }
-        assert_eq!(vhost("amqp://u:p@host:5672/causeway"), "causeway");
+    }
+}
+
+/// All addresses of all hosts, in the order of the URL, and the hosts without an address.
+pub(super) async fn addresses(settings: &RabbitSettings) -> (Vec<BrokerAddress>, Vec<String>) {
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    for (uri, addresses) in join_all(uris(settings).into_iter().map(resolve)).await {
+        match addresses {
+            Ok(addresses) => {
+                found
+                    .extend(addresses.into_iter().map(|address| BrokerAddress { uri: uri.clone(), address }));
+            }
+            Err(reason) => failures.push(format!("{}: {reason}", uri.authority.host)),
+        }
+    }
+    (found, failures)
+}
+
+fn uris(settings: &RabbitSettings) -> Vec<AMQPUri> {
+    let heartbeat = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
+    let mut uris = settings.url.hosts();
+    for uri in &mut uris {
+        uri.query.heartbeat = Some(heartbeat);
+        uri.query.frame_max = uri.query.frame_max.or(Some(FRAME_BYTES));
+    }
+    uris
+}
+
+async fn resolve(uri: AMQPUri) -> (AMQPUri, Result<Vec<SocketAddr>, String>) {
+    let asked = tokio::net::lookup_host((uri.authority.host.as_str(), uri.authority.port));
+    let addresses = match tokio::time::timeout(TCP_TIMEOUT, asked).await {
+        Ok(Ok(addresses)) => Ok(addresses.collect()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the name server did not answer within {TCP_TIMEOUT:?}")),
+    };
+    (uri, addresses)
+}
+
+/// The address as in the URL, with the address of a name.
+fn place(uri: &AMQPUri, address: SocketAddr) -> String {
+    let host = &uri.authority.host;
+    if *host == address.ip().to_string() {
+        return address.to_string();
+    }
+    format!("{host}:{} ({})", address.port(), address.ip())
+}
+
+async fn login(uri: AMQPUri, address: SocketAddr, name: &str) -> Result<Connection, String> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let connecting = async {
+        let runtime = lapin::runtime::default_runtime()?;
+        let open = AsyncTcpStream::connect(&runtime, address);
+        let stream = match tokio::time::timeout(TCP_TIMEOUT, open).await {
+            Ok(stream) => stream?,
+            Err(_) => return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        };
+        let abort = match &stream {
+            AsyncTcpStream::Plain(socket) => {
+                ShutdownOnDrop(Some(socket.get_ref().as_fd().try_clone_to_owned()?))
+            }
+            _ => ShutdownOnDrop(None),
+        };
+        let stream = match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, TLSConfig::default()).await?,
+        };
+        let stream = Mutex::new(Some(stream));
+        let open = async move |_: AMQPUri, _| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            stream.ok_or_else(|| {
+                lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
+            })
+        };
+        let connection = Connection::connector(uri, runtime, open, properties).await?;
+        abort.disarm();
+        Ok(connection)
+    };
+    match within(CONNECT_TIMEOUT, pin!(connecting)).await {
+        Ok(connection) => Ok(connection),
+        Err(RabbitError::Silent(limit)) => Err(format!("nothing speaks AMQP there within {limit:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A second handle of a socket. Dropping it ends the connection: lapin's thread reads the end and stops.
+struct ShutdownOnDrop(Option<std::os::fd::OwnedFd>);
+
+impl ShutdownOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ShutdownOnDrop {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.take() {
+            // An error means that the connection has already ended.
+            let _ = std::net::TcpStream::from(socket).shutdown(Shutdown::Both);
+        }
     }
 }

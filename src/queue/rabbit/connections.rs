@@ -5,7 +5,8 @@
 //! Not responsible for: the messages on the connections.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,15 +19,17 @@ use tokio::time::Instant;
 
 use super::membership::WaitingPartitions;
 use super::publisher::{self, PublishRequest};
+use super::rights::{self, Refusals};
+use super::topology::IN;
 use super::{RabbitError, RabbitSettings, RabbitUse, connect, membership, topology, within};
 use crate::queue::{PartitionId, QueueError};
 use crate::tasks::{self, CancellationToken};
 
-/// An abandoned connect leaks a thread and a socket. After this number of abandoned connects the process should restart.
-const ABANDONED_MAX: u32 = 30;
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the broker's limit for a message is believed. An operator may raise it.
+const LIMIT_KEPT: Duration = Duration::from_secs(60);
 
 pub(super) type ConnectionSlot = watch::Sender<Option<Arc<Connection>>>;
 
@@ -45,6 +48,16 @@ pub(super) struct BrokerConnections {
     pub(super) has_peers: AtomicBool,
     pub(super) waiting_partitions: WaitingPartitions,
     broken: watch::Sender<Option<String>>,
+    /// Why the broker refuses the exchanges and queues of this process at present.
+    refused: watch::Sender<Option<String>>,
+    pub(super) refusals: watch::Sender<Refusals>,
+    /// The partitions that this user may not read, each with the broker's words.
+    unreadable: Mutex<BTreeMap<PartitionId, String>>,
+    /// The broker once had all exchanges and queues. What is wrong later heals without a restart.
+    was_ready: AtomicBool,
+    last_address: Mutex<Option<SocketAddr>>,
+    /// The largest message that the broker takes, and when the broker said so.
+    message_limit: Mutex<Option<(usize, Instant)>>,
     trouble: Mutex<String>,
     pub(super) stop: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -70,12 +83,19 @@ impl BrokerConnections {
             has_peers: AtomicBool::new(false),
             waiting_partitions: WaitingPartitions::default(),
             broken: watch::Sender::new(None),
+            refused: watch::Sender::new(None),
+            refusals: watch::Sender::new(Refusals::new()),
+            unreadable: Mutex::default(),
+            was_ready: AtomicBool::new(false),
+            last_address: Mutex::default(),
+            message_limit: Mutex::default(),
             trouble: Mutex::new("still connecting".into()),
             stop: CancellationToken::default(),
             tasks: Mutex::default(),
         });
         connections.task(keep(connections.clone(), ConnectionPurpose::Publish));
         connections.task(publisher::run(connections.clone(), requests));
+        connections.task(rights::watch_refusals(connections.clone()));
         if usage != RabbitUse::Publish {
             connections.task(keep(connections.clone(), ConnectionPurpose::Consume));
         }
@@ -109,14 +129,96 @@ impl BrokerConnections {
         until(&self.consume).await
     }
 
-    /// Why a publish would fail now; `None` if it may succeed.
-    pub(super) fn cannot_publish(&self) -> Option<String> {
-        match self.publishing() {
-            None => Some(format!("no connection to the broker: {}", self.trouble())),
-            Some(connection) if connection.status().blocked() => {
-                Some("the broker blocks publishers: its memory or disk alarm is on".into())
+    /// Why a publish of this size to this exchange would fail now.
+    pub(super) fn may_publish(&self, exchange: &str, bytes: usize) -> Result<(), QueueError> {
+        let connection = self.publishing().ok_or_else(|| {
+            QueueError::Unavailable(format!("no connection to the broker: {}", self.trouble()))
+        })?;
+        if connection.status().blocked() {
+            let alarm = "the broker blocks publishers: its memory or disk alarm is on";
+            return Err(QueueError::Unavailable(alarm.into()));
+        }
+        if let Some(reason) = self.refusals.borrow().get(exchange) {
+            return Err(QueueError::Refused(reason.clone()));
+        }
+        let limit = *self.message_limit.lock().unwrap_or_else(PoisonError::into_inner);
+        match limit {
+            Some((limit, at)) if bytes > limit && at.elapsed() < LIMIT_KEPT => {
+                Err(QueueError::TooLarge(limit))
             }
-            Some(_) => None,
+            _ => Ok(()),
+        }
+    }
+
+    /// The largest frame of the publishing connection. All headers of a message must fit into one frame.
+    pub(super) fn frame_bytes(&self) -> Option<usize> {
+        let frame = self.publishing()?.configuration().frame_max();
+        usize::try_from(frame).ok()
+    }
+
+    /// Remembers the broker's limit, so that larger messages are refused before they end a channel.
+    pub(super) fn takes_at_most(&self, bytes: usize) {
+        let mut limit = self.message_limit.lock().unwrap_or_else(PoisonError::into_inner);
+        *limit = Some((bytes, Instant::now()));
+    }
+
+    /// Records that the user may not publish to this exchange. `rights.rs` finds out when this is over.
+    pub(super) fn refuses(&self, exchange: &'static str, reason: &str) {
+        let is_new = self.refusals.borrow().get(exchange).is_none_or(|known| known != reason);
+        if is_new {
+            tracing::warn!(exchange, reason, "the broker refuses messages");
+            self.refusals.send_modify(|refusals| drop(refusals.insert(exchange, reason.to_owned())));
+            self.update_connected();
+        }
+    }
+
+    /// Records that the user may publish to this exchange again.
+    pub(super) fn accepted(&self, exchange: &str) {
+        self.refusals.send_modify(|refusals| drop(refusals.remove(exchange)));
+        self.update_connected();
+    }
+
+    /// Records whether the user may read this partition.
+    pub(super) fn reads(&self, partition: PartitionId, refusal: Option<String>) {
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusal {
+            None if unreadable.remove(&partition).is_none() => return,
+            None => {}
+            Some(reason) => {
+                if unreadable.is_empty() {
+                    tracing::warn!(%partition, reason, "the broker refuses to deliver messages");
+                }
+                unreadable.insert(partition, reason);
+            }
+        }
+        drop(unreadable);
+        self.update_connected();
+    }
+
+    /// Why this process cannot work at present; `None` if it can.
+    pub(super) fn unready(&self) -> Option<String> {
+        if let Some(refusal) = self.own_refusal() {
+            return Some(format!("the broker refuses messages: {refusal}"));
+        }
+        if *self.connected.borrow() { None } else { Some(self.trouble()) }
+    }
+
+    /// An ingress rarely writes a dead letter, so only its messages count.
+    fn own_refusal(&self) -> Option<String> {
+        let refusals = self.refusals.borrow();
+        if self.settings.usage == RabbitUse::Publish {
+            return refusals.get(IN).cloned();
+        }
+        let unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.values().chain(unreadable.values()).next().cloned()
+    }
+
+    /// Waits until the broker refuses the exchanges and queues, and returns the reason.
+    pub(super) async fn refused(&self) -> QueueError {
+        let mut refused = self.refused.subscribe();
+        match refused.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(reason) => QueueError::Refused(reason.unwrap_or_default()),
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -133,6 +235,17 @@ impl BrokerConnections {
         }
     }
 
+    /// Forgets all trouble of the connection before: its reasons must be logged again if they come back.
+    fn well(&self, purpose: ConnectionPurpose) {
+        if purpose == ConnectionPurpose::Publish {
+            self.was_ready.store(true, Ordering::Relaxed);
+            self.refused.send_replace(None);
+            self.refusals.send_replace(Refusals::new());
+            *self.message_limit.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        "still connecting".clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn slot(&self, purpose: ConnectionPurpose) -> &ConnectionSlot {
         match purpose {
             ConnectionPurpose::Publish => &self.publish,
@@ -142,7 +255,8 @@ impl BrokerConnections {
 
     fn update_connected(&self) {
         let consuming = self.settings.usage == RabbitUse::Publish || self.consuming().is_some();
-        self.connected.send_replace(self.publishing().is_some() && consuming);
+        let connected = self.publishing().is_some() && consuming && self.own_refusal().is_none();
+        self.connected.send_if_modified(|known| std::mem::replace(known, connected) != connected);
     }
 
     /// Ends all tasks, then closes both connections.
@@ -174,17 +288,16 @@ async fn until(link: &ConnectionSlot) -> Arc<Connection> {
 /// Connects, waits until the connection is lost and connects again, until cancellation.
 async fn keep(connections: Arc<BrokerConnections>, purpose: ConnectionPurpose) {
     let mut pause = BACKOFF_MIN;
-    let mut abandoned = 0;
     while !connections.stop.is_cancelled() {
         let established = tokio::select! {
             established = establish(&connections, purpose) => established,
-            // Dropping a running connect leaks a thread and a socket, but at this point the process is ending.
             () = connections.stop.cancelled() => return,
         };
         match established {
             Ok(connection) => {
                 pause = BACKOFF_MIN;
                 tracing::info!(?purpose, "connected to the broker");
+                connections.well(purpose);
                 connections.slot(purpose).send_replace(Some(connection.clone()));
                 connections.update_connected();
                 tokio::select! {
@@ -194,21 +307,20 @@ async fn keep(connections: Arc<BrokerConnections>, purpose: ConnectionPurpose) {
                 connections.slot(purpose).send_replace(None);
                 connections.update_connected();
             }
-            Err(RabbitError::Fatal(QueueError::Mismatch(reason))) => {
+            Err(RabbitError::Fatal(QueueError::Mismatch(reason)))
+                if !connections.was_ready.load(Ordering::Relaxed) =>
+            {
                 connections.broken.send_replace(Some(reason));
                 return;
             }
             Err(RabbitError::Fatal(error @ QueueError::Busy(_))) => tracing::debug!(%error, "waiting"),
             Err(error) => {
-                abandoned += u32::from(matches!(error, RabbitError::Silent(_)));
-                report(&connections, purpose, &error.to_string());
+                let reason = error.to_string();
+                report(&connections, purpose, &reason);
+                if let RabbitError::Fatal(QueueError::Refused(_)) = error {
+                    connections.refused.send_replace(Some(reason));
+                }
             }
-        }
-        if abandoned >= ABANDONED_MAX {
-            connections
-                .broken
-                .send_replace(Some(format!("the broker did not answer {ABANDONED_MAX} attempts to connect")));
-            return;
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -233,12 +345,14 @@ async fn establish(
 ) -> Result<Arc<Connection>, RabbitError> {
     match purpose {
         ConnectionPurpose::Publish => {
-            let connection = connect::connect(&connections.settings, "publish").await?;
+            let last = &connections.last_address;
+            let connection = connect::connect(&connections.settings, "publish", last).await?;
             // An operator waits for a tool, and each declaration costs two round trips for a queue.
             let is_there = connections.settings.usage == RabbitUse::Admin
                 && topology::check_partitions(&connection, &connections.settings.reachable()).await?;
             if !is_there {
-                topology::ensure(&connection, &connections.settings.tuning).await?;
+                let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
+                topology::ensure(&connection, tuning, declare).await?;
             }
             Ok(Arc::new(connection))
         }
@@ -250,7 +364,8 @@ async fn establish(
                     return Err(RabbitError::Fatal(QueueError::Unavailable("stopping".into())));
                 }
             }
-            Ok(Arc::new(connect::connect(&connections.settings, "consume").await?))
+            let last = &connections.last_address;
+            Ok(Arc::new(connect::connect(&connections.settings, "consume", last).await?))
         }
     }
 }

@@ -8,13 +8,16 @@
 //! Not responsible for: which messages stay unacked and for how long (`worker/`).
 
 mod ack_batch;
+mod broker_url;
 mod connect;
 mod connections;
 mod consumer;
 mod dead_letters;
 mod membership;
+mod publish_end;
 mod publish_limit;
 mod publisher;
+mod rights;
 mod self_test;
 mod subscription;
 mod takeover;
@@ -26,18 +29,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::{BrokerLease, PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Destinations, Message};
+pub use broker_url::BrokerUrl;
 use connections::BrokerConnections;
 pub use dead_letters::RabbitReader;
 use publisher::PublishRequest;
 pub use self_test::version;
 pub(crate) use subscription::RabbitAck;
 pub use subscription::RabbitSubscription;
+pub use topology::QueueDeclare;
 use topology::QueueStats;
 
 /// The role of this process. An ingress needs no consuming connection, and a tool announces nothing.
@@ -54,8 +58,10 @@ pub enum RabbitUse {
 /// How to reach the broker.
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
-    /// `amqp://` or `amqps://`.
-    pub url: SecretString,
+    /// The hosts, with user and vhost.
+    pub url: BrokerUrl,
+    /// Whether this process makes exchanges and queues.
+    pub declare: QueueDeclare,
     /// The heartbeat that we request. The lower of this value and the broker's applies.
     pub heartbeat: Duration,
     /// Tuning shared by both engines.
@@ -86,6 +92,13 @@ enum RabbitError {
     Silent(Duration),
     #[error("{0}")]
     Fatal(QueueError),
+}
+
+impl RabbitError {
+    /// Whether the user lacks a right.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Lapin(error) if topology::code(error) == Some(403))
+    }
 }
 
 impl From<RabbitError> for QueueError {
@@ -131,6 +144,7 @@ impl RabbitQueue {
         let wait = connected.wait_for(|connected| *connected);
         tokio::select! {
             error = self.broken() => Err(error),
+            error = self.connections.refused() => Err(error),
             waited = tokio::time::timeout(limit, wait) => match waited {
                 Ok(Ok(_)) => Ok(()),
                 _ => Err(QueueError::Unavailable(format!("no connection to the broker within {limit:?}: {}", self.connections.trouble()))),
@@ -153,6 +167,11 @@ impl RabbitQueue {
 
     pub(super) fn connected(&self) -> watch::Receiver<bool> {
         self.connections.connected.subscribe()
+    }
+
+    /// Why this process cannot work at present; `None` if it can.
+    pub(super) fn unready(&self) -> Option<String> {
+        self.connections.unready()
     }
 
     pub(super) fn lease(&self) -> BrokerLease {
@@ -179,7 +198,8 @@ impl RabbitQueue {
 
     pub(super) async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         let key = dead.message.destination.as_str().to_owned();
-        let request = PublishRequest::new(topology::DLX, key, &dead.message, wire::encode_dead(dead));
+        let frame = self.connections.frame_bytes().unwrap_or(wire::FRAME_BYTES_MIN);
+        let request = PublishRequest::new(topology::DLX, key, &dead.message, wire::encode_dead(dead, frame));
         self.place(request).await
     }
 
@@ -187,9 +207,7 @@ impl RabbitQueue {
         &self,
         (request, answer): (PublishRequest, publisher::ConfirmReceiver),
     ) -> Result<(), QueueError> {
-        if let Some(trouble) = self.connections.cannot_publish() {
-            return Err(QueueError::Unavailable(trouble));
-        }
+        self.connections.may_publish(request.exchange(), request.body_bytes())?;
         let limit = self.connections.settings.tuning.publish_timeout;
         let deadline = Instant::now() + limit;
         let late = || QueueError::Unavailable(format!("the broker did not confirm within {limit:?}"));

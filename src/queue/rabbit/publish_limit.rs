@@ -62,6 +62,11 @@ impl<T> PerQueueLimit<T> {
         gone
     }
 
+    /// Removes all waiting requests, those of one queue in their order.
+    pub(super) fn drain(&mut self) -> Vec<T> {
+        self.0.values_mut().flat_map(|share| share.waiting.drain(..)).collect()
+    }
+
     /// The number of requests that wait for this queue.
     pub(super) fn waiting(&self, key: &str) -> usize {
         self.0.get(key).map_or(0, |share| share.waiting.len())

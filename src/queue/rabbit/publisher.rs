@@ -2,7 +2,9 @@
 //!
 //! Guarantees: a publish request is answered `Ok` only after the broker's confirm. At most one message of a lane is
 //! unconfirmed, so that no later message overtakes a failed publish. A request whose caller has given up is not published.
-//! A queue that confirms nothing does not hold up other queues (`limits.rs`).
+//! A queue that confirms nothing does not hold up other queues (`publish_limit.rs`).
+//! A message that the broker refuses, because it is too large or a right is missing, is refused alone: the broker closes the
+//! channel, and all other messages of the channel are published again on a new one, under their ids.
 //! Each channel has one task, because lapin swaps the confirms of several tasks on one channel. The task does not wait for
 //! a write: requests that arrive meanwhile go into the same write.
 
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
+use super::publish_end::ChannelEnd;
 use super::publish_limit::PerQueueLimit;
 use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, within};
@@ -38,6 +41,8 @@ const QUEUE_CAPACITY: usize = CAPACITY / 4 * 3;
 const MIN_BATCH: usize = 8;
 /// The longest wait for a batch: a partition that confirms nothing must not hold up the others.
 const MAX_BATCH_DELAY: Duration = Duration::from_millis(5);
+/// How long the results of a closed channel may take. They are there at once.
+const RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A request to publish one message.
 #[derive(Debug)]
@@ -64,22 +69,30 @@ impl PublishRequest {
         (Self { exchange, key, lane, properties, body, answer }, answered)
     }
 
-    fn refuse(self, error: QueueError) {
+    pub(super) const fn exchange(&self) -> &'static str {
+        self.exchange
+    }
+
+    pub(super) const fn body_bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    pub(super) fn refuse(self, error: QueueError) {
         // The caller may have given up.
         let _ = self.answer.send(Err(error));
     }
 }
 
-/// The end of a request: its queue and lane, the channel to its caller, and the result.
+/// A request and its result.
 struct ConfirmedPublish {
-    key: String,
-    lane: LaneKey,
-    answer: oneshot::Sender<Result<(), QueueError>>,
+    request: PublishRequest,
     result: lapin::Result<Confirmation>,
 }
 
 /// Publishes until cancellation. Without a connection every request is refused at once.
 pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc::Receiver<PublishRequest>) {
+    // What the next channel publishes first.
+    let mut again: Vec<PublishRequest> = Vec::new();
     loop {
         let connection = tokio::select! {
             biased;
@@ -96,10 +109,17 @@ pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc:
         match open(&connection).await {
             Ok(channel) => {
                 let mut window = PublishWindow::new(channel);
-                tokio::select! {
+                again.drain(..).for_each(|request| window.take(request));
+                let (end, failed) = tokio::select! {
                     () = connections.stop.cancelled() => return,
-                    error = window.publish_all(&mut requests) => tracing::debug!(%error, "publishing channel lost"),
-                }
+                    end = window.publish_all(&mut requests) => end,
+                };
+                tracing::debug!(?end, "publishing channel lost");
+                let left = tokio::select! {
+                    () = connections.stop.cancelled() => return,
+                    left = window.left(failed) => left,
+                };
+                again = end.sort_out(left, &connections);
             }
             Err(error) => {
                 tracing::debug!(%error, "no publishing channel");
@@ -119,10 +139,10 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 struct PublishWindow {
     channel: Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
-    /// Requests behind an earlier request of their lane, which is unconfirmed or waits in `shares`.
+    /// Requests behind an earlier request of their lane, which is unconfirmed or waits in `limits`.
     blocked: HashMap<LaneKey, VecDeque<PublishRequest>>,
     limits: PerQueueLimit<PublishRequest>,
-    /// The number of requests in `behind` and in `shares`.
+    /// The number of requests in `blocked` and in `limits`.
     waiting: usize,
     /// The next batch starts when at most this number is unconfirmed, ...
     begin_at: usize,
@@ -143,16 +163,21 @@ impl PublishWindow {
         }
     }
 
-    async fn publish_all(&mut self, requests: &mut mpsc::Receiver<PublishRequest>) -> RabbitError {
+    /// Publishes until the channel has ended. Returns the reason, and the request that failed with it.
+    async fn publish_all(
+        &mut self,
+        requests: &mut mpsc::Receiver<PublishRequest>,
+    ) -> (ChannelEnd, Option<PublishRequest>) {
         loop {
             let room = self.unconfirmed.len() < MAX_UNCONFIRMED && self.waiting < CAPACITY;
             let ready = self.unconfirmed.len() <= self.begin_at;
             tokio::select! {
                 Some(confirmed) = self.unconfirmed.next() => {
-                    let broken = confirmed.result.is_err() && !self.channel.status().connected();
-                    self.confirmed(confirmed);
-                    if broken {
-                        return RabbitError::Fatal(QueueError::Unavailable("the channel is closed".into()));
+                    match confirmed.result {
+                        Err(error) if !self.channel.status().connected() => {
+                            return (ChannelEnd::of(&error), Some(confirmed.request));
+                        }
+                        _ => self.confirmed(confirmed),
                     }
                 }
                 () = tokio::time::sleep_until(self.begin_by), if room && !ready => self.begin_at = MAX_UNCONFIRMED,
@@ -170,9 +195,23 @@ impl PublishWindow {
                     self.begin_at = MIN_BATCH.max(self.unconfirmed.len() / 2);
                     self.begin_by = Instant::now() + MAX_BATCH_DELAY;
                 }
-                else => return RabbitError::Fatal(QueueError::Unavailable("the queue is closed".into())),
+                else => return (ChannelEnd::Lost("the queue is closed".into()), None),
             }
         }
+    }
+
+    /// Answers the requests that were confirmed before the channel closed, and returns all others.
+    async fn left(mut self, failed: Option<PublishRequest>) -> LeftRequests {
+        let mut in_doubt: Vec<_> = failed.into_iter().collect();
+        while let Ok(Some(ended)) = tokio::time::timeout(RESULTS_TIMEOUT, self.unconfirmed.next()).await {
+            match ended.result {
+                Ok(confirmation) => answer(ended.request, Ok(confirmation)),
+                Err(_) => in_doubt.push(ended.request),
+            }
+        }
+        let mut unsent = self.limits.drain();
+        unsent.extend(self.blocked.into_values().flatten());
+        LeftRequests { in_doubt, unsent }
     }
 
     fn take(&mut self, request: PublishRequest) {
@@ -217,17 +256,11 @@ impl PublishWindow {
     }
 
     fn confirmed(&mut self, confirmed: ConfirmedPublish) {
-        let answer = match confirmed.result {
-            Ok(Confirmation::Ack(None)) => Ok(()),
-            Ok(Confirmation::Ack(Some(_))) => {
-                Err(QueueError::Unavailable("the broker has no queue for this message".into()))
-            }
-            Ok(_) => Err(QueueError::Full),
-            Err(ref error) => Err(QueueError::Unavailable(error.to_string())),
-        };
-        let _ = confirmed.answer.send(answer);
-        self.next_at(&confirmed.key);
-        self.next_of(&confirmed.lane);
+        let ConfirmedPublish { request, result } = confirmed;
+        let (key, lane) = (request.key.clone(), request.lane.clone());
+        answer(request, result);
+        self.next_at(&key);
+        self.next_of(&lane);
     }
 
     /// Publishes the next request for this queue whose caller still waits.
@@ -256,16 +289,18 @@ impl PublishWindow {
     }
 
     fn publish(&mut self, request: PublishRequest) {
-        let PublishRequest { exchange, key, lane, properties, body, answer } = request;
         let channel = self.channel.clone();
         let mut publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let to = key.as_str().into();
-            let result = match channel.basic_publish(exchange.into(), to, options, &body, properties).await {
+            let (exchange, key) = (request.exchange.into(), request.key.as_str().into());
+            // The request keeps its properties: it may have to be published again.
+            let properties = request.properties.clone();
+            let result = match channel.basic_publish(exchange, key, options, &request.body, properties).await
+            {
                 Ok(confirm) => confirm.await,
                 Err(error) => Err(error),
             };
-            ConfirmedPublish { key, lane, answer, result }
+            ConfirmedPublish { request, result }
         });
         // The first poll numbers the message and queues it in lapin, in one step. So polling here keeps the order of the
         // requests.
@@ -274,4 +309,25 @@ impl PublishWindow {
             None => self.unconfirmed.push(publishing),
         }
     }
+}
+
+fn answer(request: PublishRequest, result: lapin::Result<Confirmation>) {
+    let answer = match result {
+        Ok(Confirmation::Ack(None)) => Ok(()),
+        Ok(Confirmation::Ack(Some(_))) => {
+            Err(QueueError::Unavailable("the broker has no queue for this message".into()))
+        }
+        Ok(_) => Err(QueueError::Full),
+        Err(error) => Err(QueueError::Unavailable(error.to_string())),
+    };
+    // The caller may have given up.
+    let _ = request.answer.send(answer);
+}
+
+/// The requests of a closed channel that have no answer yet.
+pub(super) struct LeftRequests {
+    /// Published without a confirm. The broker may have stored them.
+    pub(super) in_doubt: Vec<PublishRequest>,
+    /// Not published. Requests of one lane are in their order, behind the one in doubt.
+    pub(super) unsent: Vec<PublishRequest>,
 }

@@ -5,16 +5,20 @@
 //! the first frame itself, on a plain TCP connection.
 //! Not responsible for: judging the results (`cli/check.rs`).
 
+use std::net::SocketAddr;
+
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPScheme;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::topology::{ANSWER_TIMEOUT, DLX, IN};
+use super::connect::BrokerAddress;
+use super::rights::{self, RIGHTS};
+use super::topology::{ANSWER_TIMEOUT, DLX, IN, code};
 use super::{RabbitError, RabbitQueue, RabbitSettings, connect, within};
 use crate::queue::QueueError;
 
@@ -23,20 +27,23 @@ const GREETING_MAX: u32 = 16 * 1024;
 
 /// The version that the broker reports, such as `4.3.6`; `None` over TLS, or if the broker reports none.
 pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, QueueError> {
-    let uri = connect::address(settings)?;
-    if uri.scheme != AMQPScheme::AMQP {
-        return Ok(None);
+    let (addresses, _) = connect::addresses(settings).await;
+    let mut trouble = "the host has no address".to_owned();
+    for BrokerAddress { uri, address } in addresses {
+        if uri.scheme != AMQPScheme::AMQP {
+            return Ok(None);
+        }
+        match tokio::time::timeout(connect::TCP_TIMEOUT, greeting(address)).await {
+            Ok(Ok(frame)) => return Ok(property(&frame, b"version")),
+            Ok(Err(error)) => trouble = error.to_string(),
+            Err(_) => "nothing speaks AMQP there".clone_into(&mut trouble),
+        }
     }
-    let asked = greeting((uri.authority.host.as_str(), uri.authority.port));
-    match tokio::time::timeout(connect::PROBE_TIMEOUT, asked).await {
-        Ok(Ok(frame)) => Ok(property(&frame, b"version")),
-        Ok(Err(error)) => Err(QueueError::Unavailable(error.to_string())),
-        Err(_) => Err(QueueError::Unavailable("nothing speaks AMQP there".into())),
-    }
+    Err(QueueError::Unavailable(trouble))
 }
 
 /// The server properties of `connection.start`, the first frame of a broker.
-async fn greeting(target: (&str, u16)) -> std::io::Result<Vec<u8>> {
+async fn greeting(target: SocketAddr) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(target).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
     // Frame type, channel and frame length; class, method and protocol version; then the length of the table.
@@ -71,25 +78,40 @@ fn property(mut table: &[u8], wanted: &[u8]) -> Option<String> {
 }
 
 impl RabbitQueue {
-    /// Sends one message through each exchange to a temporary queue, and checks that both arrive.
-    pub(in crate::queue) async fn routes(&self) -> Result<(), QueueError> {
+    /// Sends one message through each exchange to a temporary queue, and checks that both arrive. Returns `false` if the
+    /// user may publish but not make a temporary queue.
+    pub(in crate::queue) async fn routes(&self) -> Result<bool, QueueError> {
         let connection = self.connections.publishing();
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        for exchange in [IN, DLX] {
+            if let Some(reason) = rights::refusal(&connection, exchange).await? {
+                let reason = format!("{reason}: the user needs the right to write to {RIGHTS}");
+                return Err(QueueError::Refused(reason));
+            }
+        }
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-        let routed = through(&channel).await;
+        let routed = match temporary(&channel).await {
+            Ok(queue) => through(&channel, queue).await.map(|()| true),
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Ok(false),
+            Err(error) => Err(error.into()),
+        };
         // If the broker has closed the channel, this call fails without harm.
         let _ = within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await;
         routed
     }
 }
 
-async fn through(channel: &Channel) -> Result<(), QueueError> {
-    let key = format!("check.{}", uuid::Uuid::new_v4().simple());
+/// Makes the temporary queue.
+async fn temporary(channel: &Channel) -> Result<ShortString, RabbitError> {
     let own = QueueDeclareOptions::exclusive().auto_delete();
     within(ANSWER_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default())).await?;
     let declare = channel.queue_declare("".into(), own, FieldTable::default());
-    let queue = within(ANSWER_TIMEOUT, declare).await?.name().clone();
+    Ok(within(ANSWER_TIMEOUT, declare).await?.name().clone())
+}
+
+async fn through(channel: &Channel, queue: ShortString) -> Result<(), QueueError> {
+    let key = format!("check.{}", uuid::Uuid::new_v4().simple());
     for exchange in [IN, DLX] {
         let bind = channel.queue_bind(
             queue.clone(),

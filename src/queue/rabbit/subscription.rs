@@ -54,7 +54,10 @@ impl RabbitSubscription {
         let (queue, prefetch) = (partition_queue(partition), connections.settings.tuning.prefetch);
         let tag = format!("{}-{number}", connections.settings.worker).into();
         let options = ConsumerOptions { queue: queue.as_str().into(), tag, prefetch };
-        let consumer = OrderedConsumer::open(connection, options).await?;
+        let consumer = OrderedConsumer::open(connection, options).await;
+        connections
+            .reads(partition, consumer.as_ref().err().filter(|it| it.is_refusal()).map(ToString::to_string));
+        let consumer = consumer?;
         let takeover = TakeoverGuard::new(consumer.channel().clone(), queue, prefetch);
         let acks = FlushOnDrop(Arc::new(AckBatcher::new(consumer.channel().clone())));
         Ok(Self {

@@ -1,8 +1,8 @@
 //! The broker's exchanges and queues. A serving process declares and checks them; a tool declares them only if they are
-//! missing.
+//! missing. A user without the right to configure finds them made by an administrator.
 //!
-//! Guarantees: after [`ensure`] every exchange, queue and binding exists with exactly these arguments, and the number of
-//! partitions is that of the first start. Everything is declared before any traffic: a quorum queue younger than about one
+//! Guarantees: after [`ensure`] every exchange and every queue exists, and the number of partitions is that of the first
+//! start. If this process declared them, they and their bindings have exactly these arguments. Everything is declared before any traffic: a quorum queue younger than about one
 //! second loses confirmed messages if the broker is killed.
 //! Reasons for the arguments: the delivery limit is a million, because -1 destroys messages on 3.10 and the default of 4.x
 //! dead-letters a message after 20 returns. With `reject-publish` a full queue refuses messages instead of dropping them.
@@ -15,6 +15,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
+use super::rights::{self, RIGHTS};
 use super::{RabbitError, within};
 use crate::message::Destination;
 use crate::queue::{PartitionId, QueueError, QueueTuning};
@@ -22,7 +23,7 @@ use crate::queue::{PartitionId, QueueError, QueueTuning};
 /// The exchange for messages; the routing key is the partition.
 pub(super) const IN: &str = "in";
 /// The exchange for unroutable messages.
-const UNROUTED_EXCHANGE: &str = "in.unrouted";
+pub(super) const UNROUTED_EXCHANGE: &str = "in.unrouted";
 pub(super) const UNROUTED: &str = "unrouted";
 /// The exchange for dead letters; the routing key is the destination.
 pub(super) const DLX: &str = "dlx";
@@ -73,10 +74,71 @@ fn partition_arguments(destination: Destination) -> FieldTable {
     ])
 }
 
-/// Declares all exchanges and queues. Fails if the deployment has another number of partitions.
-pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
-    let (destinations, partitions) = (&tuning.destinations, tuning.partitions);
+/// `queue.declare`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueDeclare {
+    /// Exchanges, queues and bindings are declared. A user without the right to configure only looks for them.
+    Make,
+    /// Exchanges and queues are only looked for: an administrator has made them and their bindings.
+    Check,
+}
+
+impl QueueDeclare {
+    /// All values.
+    pub const ALL: &[Self] = &[Self::Make, Self::Check];
+
+    /// The value in the settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Make => "true",
+            Self::Check => "check",
+        }
+    }
+}
+
+/// Makes sure that all exchanges and queues exist. Fails if the deployment has another number of partitions.
+pub(super) async fn ensure(
+    connection: &Connection,
+    tuning: &QueueTuning,
+    declare: QueueDeclare,
+) -> Result<(), RabbitError> {
     check_partitions(connection, tuning).await?;
+    let refused = match declare {
+        QueueDeclare::Check => None,
+        QueueDeclare::Make => match make(connection, tuning).await {
+            // Another process with another number may have started at the same time.
+            Ok(()) => return check_partitions(connection, tuning).await.map(drop),
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Some(error),
+            Err(error) => return Err(explain(error)),
+        },
+    };
+    let missing = rights::missing(connection, tuning).await?;
+    if missing.is_empty() {
+        if let Some(error) = refused {
+            let reason = error.to_string();
+            tracing::info!(
+                reason,
+                "all queues exist, but this user may not declare them: set queue.declare = \"check\""
+            );
+        }
+        return Ok(());
+    }
+    let why = match refused {
+        Some(error) => {
+            format!("its user may not make them ({error}): it needs the right to configure {RIGHTS}")
+        }
+        None => "queue.declare is check, so an administrator makes them".to_owned(),
+    };
+    let (first, more) = (missing.iter().take(3).cloned().collect::<Vec<_>>().join(", "), missing.len());
+    Err(RabbitError::Fatal(QueueError::Refused(format!(
+        "the broker lacks {more} of Causeway's exchanges and queues ({first}{}), and {why}",
+        if more > 3 { ", ..." } else { "" }
+    ))))
+}
+
+/// Declares all exchanges, queues and bindings.
+async fn make(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
+    let (destinations, partitions) = (&tuning.destinations, tuning.partitions);
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
         exchanges(&channel).await?;
@@ -92,11 +154,8 @@ pub(super) async fn ensure(connection: &Connection, tuning: &QueueTuning) -> Res
         }
         Ok(())
     })
-    .await
-    .map_err(explain)?;
-    within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await?;
-    // Another process with another number may have started at the same time.
-    check_partitions(connection, tuning).await.map(drop)
+    .await?;
+    within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await
 }
 
 async fn exchanges(channel: &Channel) -> lapin::Result<()> {
@@ -141,13 +200,15 @@ async fn check_destination(
     partitions: u16,
 ) -> Result<bool, RabbitError> {
     let first = PartitionId { destination, index: 0 };
-    if stats.waiting(&partition_queue(first)).await?.is_none() {
-        return Ok(false);
+    match stats.presence(&partition_queue(first)).await? {
+        Presence::There => {}
+        Presence::Missing => return Ok(false),
+        Presence::Unknown => return Ok(true),
     }
     let last = PartitionId { index: partitions.saturating_sub(1), ..first };
     let beyond = PartitionId { index: partitions, ..first };
-    let missing = stats.waiting(&partition_queue(last)).await?.is_none();
-    let more = stats.waiting(&partition_queue(beyond)).await?.is_some();
+    let missing = stats.presence(&partition_queue(last)).await? == Presence::Missing;
+    let more = stats.presence(&partition_queue(beyond)).await? == Presence::There;
     if !missing && !more {
         return Ok(true);
     }
@@ -172,6 +233,16 @@ impl<'a> QueueStats<'a> {
     /// The number of waiting messages; `None` if the queue does not exist.
     pub(super) async fn waiting(&mut self, name: &str) -> Result<Option<u64>, RabbitError> {
         Ok(self.count_of(name).await?.map(|queue| queue.waiting))
+    }
+
+    /// Whether the queue exists.
+    pub(super) async fn presence(&mut self, name: &str) -> Result<Presence, RabbitError> {
+        match self.count_of(name).await {
+            Ok(Some(_)) => Ok(Presence::There),
+            Ok(None) => Ok(Presence::Missing),
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Ok(Presence::Unknown),
+            Err(error) => Err(error),
+        }
     }
 
     /// `None` if the queue does not exist.
@@ -210,7 +281,17 @@ pub(super) struct QueueCount {
     pub(super) consumers: u32,
 }
 
-fn code(error: &lapin::Error) -> Option<u16> {
+/// Whether an exchange or a queue exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    There,
+    Missing,
+    /// The broker does not tell this user.
+    Unknown,
+}
+
+/// The broker's reply code.
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
         _ => None,
@@ -220,7 +301,7 @@ fn code(error: &lapin::Error) -> Option<u16> {
 /// Arguments that differ from the existing ones cannot heal by themselves: an operator must act.
 fn explain(error: RabbitError) -> RabbitError {
     match error {
-        RabbitError::Lapin(error) if matches!(code(&error), Some(406 | 403)) => {
+        RabbitError::Lapin(error) if code(&error) == Some(406) => {
             RabbitError::Fatal(QueueError::Mismatch(format!("the broker refuses Causeway's queues: {error}")))
         }
         other => other,

@@ -18,6 +18,11 @@ use crate::message::{
     RequestId, Trace, TraceParent,
 };
 
+/// The smallest `frame_max` of a broker that lapin can use.
+pub(super) const FRAME_BYTES_MIN: usize = 8192;
+/// Everything in the header frame of a dead letter except its record: the frame, the properties, and the headers of the
+/// message. The longest texts are the lane, the request id and `traceparent`.
+const OTHER_BYTES_MAX: usize = 1536;
 const VERSION: i64 = 1;
 const H_VERSION: &str = "x-causeway-version";
 const H_LANE: &str = "x-causeway-lane";
@@ -41,17 +46,34 @@ pub(super) fn encode(message: &Message) -> BasicProperties {
     properties(message, headers(message))
 }
 
-pub(super) fn encode_dead(dead: &DeadLetter) -> BasicProperties {
-    let death = DeathRecord {
+/// `frame` is the largest frame of the connection. AMQP does not split the headers of a message: a larger header would end
+/// the connection with all its channels, again and again.
+pub(super) fn encode_dead(dead: &DeadLetter, frame: usize) -> BasicProperties {
+    let mut headers = headers(&dead.message);
+    let json = death_json(dead, frame.max(FRAME_BYTES_MIN).saturating_sub(OTHER_BYTES_MAX));
+    headers.insert(H_DEAD.into(), AMQPValue::LongString(json.into()));
+    properties(&dead.message, headers)
+}
+
+/// The record of the death in at most this number of bytes. Attempts in the middle are left out first, then the texts of
+/// the others, then the end of the detail.
+fn death_json(dead: &DeadLetter, limit: usize) -> String {
+    let mut death = DeathRecord {
         reason: dead.reason,
         detail: dead.detail.clone(),
         died_at: dead.died_at,
         story: dead.story.clone(),
     };
-    let mut headers = headers(&dead.message);
-    let json = serde_json::to_string(&death).unwrap_or_default();
-    headers.insert(H_DEAD.into(), AMQPValue::LongString(json.into()));
-    properties(&dead.message, headers)
+    loop {
+        let json = serde_json::to_string(&death).unwrap_or_default();
+        let (length, chars) = (json.len(), death.detail.chars().count());
+        if length <= limit || (!death.story.shorten() && chars == 0) {
+            return json;
+        }
+        if death.story.is_shortest() {
+            death.detail = death.detail.chars().take(chars / 2).collect();
+        }
+    }
 }
 
 fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
@@ -266,7 +288,7 @@ mod tests {
     #[test]
     fn a_dead_letter_reads_back_as_it_was() {
         let dead = DeadLetter::new(message(), DeadReason::Expired, "too late", AttemptHistory::default());
-        let mut delivery = delivery(encode_dead(&dead), &dead.message.body);
+        let mut delivery = delivery(encode_dead(&dead, FRAME_BYTES_MIN), &dead.message.body);
         assert_eq!(decode_dead(&mut delivery, Destination::Xo), dead);
     }
 

@@ -120,6 +120,9 @@ impl SpoolState {
         let bodies = self.bodies.acquire_many(kib).await;
         let mut pause = PAUSE_MIN;
         while let Err(error) = self.try_publish(&mut received).await {
+            if matches!(error, QueueError::TooLarge(_)) && self.set_aside(&received, &error).await.is_ok() {
+                break;
+            }
             self.saw_failure(&error);
             let mut connected = self.broker.connected();
             let is_back = async {
@@ -133,6 +136,15 @@ impl SpoolState {
         drop(bodies);
         self.saw_confirm();
         received
+    }
+
+    /// Keeps a message that the broker never takes among the dead letters of the spool, where it holds up no other.
+    async fn set_aside(&self, received: &ReceivedMessage, why: &QueueError) -> Result<(), QueueError> {
+        let (message, story) = (received.message.clone(), AttemptHistory::default());
+        let dead = DeadLetter::new(message, DeadReason::Rejected, why.to_string(), story);
+        self.store.dead_letter(&dead).await?;
+        tracing::error!(id = %received.message.id, error = %why, "a spooled message stays in the spool as a dead letter");
+        Ok(())
     }
 
     async fn try_publish(&self, received: &mut ReceivedMessage) -> Result<(), QueueError> {

@@ -120,7 +120,7 @@ impl Spool {
         if state.lets_pass(message).await {
             match state.broker.publish(message).await {
                 Ok(()) => return Ok(()),
-                Err(error @ (QueueError::Unavailable(_) | QueueError::Full)) => state.saw_failure(&error),
+                Err(error) if is_passing(&error) => state.saw_failure(&error),
                 Err(error) => return Err(error),
             }
         }
@@ -131,7 +131,7 @@ impl Spool {
     pub async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         let state = &self.0;
         match state.broker.dead_letter(dead).await {
-            Err(QueueError::Unavailable(_) | QueueError::Full) => {}
+            Err(error) if is_passing(&error) => {}
             written => return written,
         }
         state.store.dead_letter(dead).await?;
@@ -223,6 +223,11 @@ impl SpoolState {
             tracing::info!("the broker confirms again: the spool is being published");
         }
     }
+}
+
+/// Whether the same message may be accepted later.
+const fn is_passing(error: &QueueError) -> bool {
+    matches!(error, QueueError::Unavailable(_) | QueueError::Full | QueueError::Refused(_))
 }
 
 /// Opens the first folder below `folder` that no other process uses.

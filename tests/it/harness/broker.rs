@@ -7,7 +7,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -110,7 +110,7 @@ impl Broker {
         make.expect("a new vhost");
         let all = r#"{"configure":".*","write":".*","read":".*"}"#;
         self.ask("PUT", &format!("/api/permissions/{name}/guest"), all).expect("the rights to it");
-        Vhost { name, amqp: self.amqp, management: self.management }
+        Vhost { name, users: Mutex::default(), amqp: self.amqp, management: self.management }
     }
 
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
@@ -186,6 +186,7 @@ impl Broker {
 #[derive(Debug)]
 pub(crate) struct Vhost {
     name: String,
+    users: Mutex<Vec<String>>,
     amqp: SocketAddr,
     management: SocketAddr,
 }
@@ -214,6 +215,24 @@ impl Vhost {
             management::ask(self.management, "PUT", &path, body).expect("a user with a password");
         }
         format!("amqp://{}:{password}@{}/{}", self.name, self.amqp, self.name)
+    }
+
+    /// The URL of the vhost for a new user of this role with these rights to configure, write and read. The user is deleted
+    /// with the vhost.
+    pub(crate) fn url_with_rights(&self, role: &str, configure: &str, write: &str, read: &str) -> String {
+        let user = format!("{}-{role}", self.name);
+        let body = serde_json::json!({ "password": "pw", "tags": "" }).to_string();
+        management::ask(self.management, "PUT", &format!("/api/users/{user}"), &body).expect("a user");
+        self.set_rights(&user, configure, write, read);
+        self.users.lock().expect("no test panics here").push(user.clone());
+        format!("amqp://{user}:pw@{}/{}", self.amqp, self.name)
+    }
+
+    /// Sets the rights of a user to configure, write and read.
+    pub(crate) fn set_rights(&self, user: &str, configure: &str, write: &str, read: &str) {
+        let rights = serde_json::json!({ "configure": configure, "write": write, "read": read });
+        let path = format!("/api/permissions/{}/{user}", self.name);
+        management::ask(self.management, "PUT", &path, &rights.to_string()).expect("the rights are changed");
     }
 
     /// The queues in the form of the management API: `name`, `messages`, `arguments`, … Counts are up to 5 s old.
@@ -254,7 +273,9 @@ impl Vhost {
 impl Drop for Vhost {
     fn drop(&mut self) {
         // A broker that its test killed has no vhosts to delete, and a second panic must not hide the first.
-        for path in [format!("/api/vhosts/{}", self.name), format!("/api/users/{}", self.name)] {
+        let users = self.users.get_mut().map(std::mem::take).unwrap_or_default();
+        let users = users.into_iter().chain([self.name.clone()]).map(|user| format!("/api/users/{user}"));
+        for path in [format!("/api/vhosts/{}", self.name)].into_iter().chain(users) {
             let _ = management::ask(self.management, "DELETE", &path, "");
         }
     }

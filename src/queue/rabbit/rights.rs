@@ -1,0 +1,115 @@
+//! The rights of the broker's user: which of them is missing, and whether it has come back.
+//!
+//! Guarantees: an exchange that refuses a publish is asked again every second until the user may write to it. The question
+//! stores nothing.
+//! Not responsible for: the answer to the sender of the refused message (`publisher.rs`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
+
+use super::connections::BrokerConnections;
+use super::topology::{
+    ANSWER_TIMEOUT, DLX, IN, Presence, QueueStats, UNROUTED, UNROUTED_EXCHANGE, WORKERS, code, dead_queue,
+    partition_queue,
+};
+use super::{RabbitError, within};
+use crate::queue::{PartitionId, QueueTuning};
+
+/// The names that a user needs rights on, as RabbitMQ takes them.
+pub(super) const RIGHTS: &str =
+    r"^(in|in\.unrouted|unrouted|dlx|workers|dlq\..+|w\..+|visit\..+|amq\.gen.*)$";
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// The exchanges that refuse publishes, each with the broker's words.
+pub(super) type Refusals = BTreeMap<&'static str, String>;
+
+/// The exchanges and queues that do not exist. The broker may not tell a user about a name without any right on it; such
+/// names are left out.
+pub(super) async fn missing(
+    connection: &Connection,
+    tuning: &QueueTuning,
+) -> Result<Vec<String>, RabbitError> {
+    let mut missing = Vec::new();
+    for (name, kind) in [
+        (IN, ExchangeKind::Direct),
+        (DLX, ExchangeKind::Direct),
+        (UNROUTED_EXCHANGE, ExchangeKind::Fanout),
+        (WORKERS, ExchangeKind::Fanout),
+    ] {
+        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+        let passive =
+            ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
+        let ask = channel.exchange_declare(name.into(), kind, passive, FieldTable::default());
+        match within(ANSWER_TIMEOUT, ask).await {
+            Ok(()) => within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await?,
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(404) => missing.push(name.to_owned()),
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut stats = QueueStats::new(connection);
+    let mut names = vec![UNROUTED.to_owned()];
+    for destination in tuning.destinations.iter() {
+        names.push(dead_queue(destination));
+        names.extend(PartitionId::all(destination, tuning.partitions).map(partition_queue));
+    }
+    for name in names {
+        if stats.presence(&name).await? == Presence::Missing {
+            missing.push(name);
+        }
+    }
+    Ok(missing)
+}
+
+/// Asks the exchanges that refused a publish, until cancellation.
+pub(super) async fn watch_refusals(connections: Arc<BrokerConnections>) {
+    let mut refusals = connections.refusals.subscribe();
+    loop {
+        tokio::select! {
+            refused = refusals.wait_for(|refusals| !refusals.is_empty()) => if refused.is_err() { return },
+            () = connections.stop.cancelled() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ASK_EVERY) => {}
+            () = connections.stop.cancelled() => return,
+        }
+        let refused: Vec<&'static str> = connections.refusals.borrow().keys().copied().collect();
+        for exchange in refused {
+            let Some(connection) = connections.publishing() else { break };
+            if matches!(refusal(&connection, exchange).await, Ok(None)) {
+                tracing::info!(exchange, "the broker takes messages again");
+                connections.accepted(exchange);
+            }
+        }
+    }
+}
+
+/// Why the broker refuses messages to this exchange; `None` if it takes them. The message of this question has an invalid
+/// expiration: after the check of the rights, the broker refuses it with 406.
+pub(super) async fn refusal(connection: &Connection, exchange: &str) -> Result<Option<String>, RabbitError> {
+    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+    match within(ANSWER_TIMEOUT, ask(&channel, exchange)).await {
+        Err(RabbitError::Lapin(error)) if code(&error) == Some(406) => Ok(None),
+        Err(RabbitError::Lapin(error)) if matches!(code(&error), Some(403 | 404)) => {
+            Ok(Some(error.to_string()))
+        }
+        Err(error) => Err(error),
+        Ok(()) => {
+            within(ANSWER_TIMEOUT, channel.close(200, "asked".into())).await?;
+            Ok(None)
+        }
+    }
+}
+
+async fn ask(channel: &Channel, exchange: &str) -> lapin::Result<()> {
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let invalid = BasicProperties::default().with_expiration("none".into());
+    let options = BasicPublishOptions::default();
+    let confirm = channel.basic_publish(exchange.into(), "rights".into(), options, b"", invalid).await?;
+    confirm.await.map(drop)
+}
