@@ -105,6 +105,12 @@ fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let options = PgConnectOptions::from_str(url).map_err(|error| {
         DirectoryError::Mismatch(format!("directory.url is not a PostgreSQL URL: {form} ({error})"))
     })?;
+    // sqlx keeps the brackets of an IPv6 address, and looks the whole up as a name.
+    let address = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let options = match address.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
+    };
     Ok(options.application_name("causeway").disable_statement_logging())
 }
 
@@ -187,6 +193,12 @@ mod tests {
         let newest = i64::try_from(MIGRATIONS.len()).unwrap();
         assert_eq!(missing(newest).unwrap().count(), 0);
         assert!(matches!(missing(newest + 1), Err(DirectoryError::Mismatch(_))));
+    }
+
+    #[test]
+    fn an_ipv6_address_is_no_name() {
+        let options = postgres_options("postgres://causeway:pw@[::1]:5433/causeway").unwrap();
+        assert_eq!((options.get_host(), options.get_port()), ("::1", 5433));
     }
 
     #[test]
