@@ -30,7 +30,7 @@ use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
-pub use components::{USER_AGENT, servicenow, xo};
+pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
 pub use signals::ShutdownReason;
 use signals::SignalHandler;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use url::Url;
 
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
@@ -22,13 +23,13 @@ use crate::message::routing::{QueueRoute, QueueRoutes, RouteCondition};
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
-    HttpClient, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
-    XoSettings,
+    HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, ServiceNow, ServiceNowLogin,
+    ServiceNowSettings, TokenAlgorithm, Xo, XoBot, XoSettings,
 };
 use crate::worker::{MessageDeadlines, WorkerSettings};
 
 /// Our name in requests to the platforms.
-pub const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
 
 /// The client of ServiceNow, if an instance is named.
 pub fn servicenow(http: HttpClient, settings: &Settings) -> anyhow::Result<Option<ServiceNow>> {
@@ -105,10 +106,9 @@ fn file_links(settings: &Settings) -> Option<FileLinks> {
 /// The route for files, if links are made and the settings name a source of files.
 pub(super) fn file_server(settings: &Settings) -> anyhow::Result<Option<axum::Router>> {
     let Some(links) = file_links(settings).filter(FileLinks::are_made) else { return Ok(None) };
-    let timeout = settings.delivery.servicenow.timeout;
-    let http = HttpClient::new(&HttpSettings { timeout, user_agent: USER_AGENT.to_owned() })?;
-    let servicenow = servicenow(http.clone(), settings)?;
-    let xo = xo(http.with_timeout(settings.delivery.xo.timeout), settings);
+    let clients = HttpClients::new(settings)?;
+    let servicenow = servicenow(clients.servicenow.clone(), settings)?;
+    let xo = xo(&clients, settings);
     let door = FileServer { links, servicenow, xo, max_size: settings.files.max_size as u64 };
     Ok(Some(files::router(door)))
 }
@@ -122,8 +122,68 @@ fn servicenow_login(login: &config::LoginConfig) -> ServiceNowLogin {
     }
 }
 
+/// One connection pool for each way to the outside.
+#[derive(Debug)]
+pub struct HttpClients {
+    pub servicenow: HttpClient,
+    /// The Callback URL and the bots.
+    pub xo: HttpClient,
+    pub events: HttpClient,
+}
+
+impl HttpClients {
+    /// Reads the files of certificates.
+    pub fn new(settings: &Settings) -> Result<Self, HttpProblem> {
+        let client = |timeout, network: &NetworkSettings| {
+            let (user_agent, network) = (USER_AGENT.to_owned(), network.clone());
+            HttpClient::new(&HttpSettings { timeout, user_agent, network })
+        };
+        let (network, delivery) = (&settings.network, &settings.delivery);
+        Ok(Self {
+            servicenow: client(delivery.servicenow.timeout, &network.servicenow)?,
+            xo: client(delivery.xo.timeout, &network.xo)?,
+            events: client(delivery.events.timeout, &network.events)?,
+        })
+    }
+
+    fn allowed_while(self, right: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Self {
+        Self {
+            servicenow: self.servicenow.allowed_while(right.clone()),
+            xo: self.xo.allowed_while(right.clone()),
+            events: self.events.allowed_while(right),
+        }
+    }
+}
+
+/// Each destination address whose calls go through a proxy, with the proxy.
+pub fn proxies(settings: &Settings) -> Vec<(&'static str, ProxyAddress)> {
+    let host = |host: &String| {
+        Url::parse(&if host.starts_with("http://") { host.clone() } else { format!("https://{host}/") }).ok()
+    };
+    let servicenow = settings.servicenow.as_ref().map(|named| named.host_url.clone());
+    let xo = settings.xo.callback_url.clone();
+    let bots = settings.xo.allowed_hosts.first().filter(|_| !settings.xo.bots.is_empty());
+    let ways = [
+        ("servicenow.host_url", servicenow, &settings.network.servicenow),
+        ("xo.callback_url", xo, &settings.network.xo),
+        ("xo.allowed_hosts", bots.and_then(host), &settings.network.xo),
+        ("handoffs.events_url", settings.handoffs.events_url.clone(), &settings.network.events),
+    ];
+    let found = ways
+        .into_iter()
+        .filter_map(|(key, url, network)| Some((key, network.proxy.proxy_of(&url?)?.clone())));
+    found.collect()
+}
+
+fn log_proxies(settings: &Settings) {
+    for (destination, proxy) in proxies(settings) {
+        let (address, origin) = (proxy.host_and_port(), proxy.origin());
+        tracing::info!(destination, proxy = %address, setting = origin, "calls go through a proxy");
+    }
+}
+
 /// The client of XO.
-pub fn xo(http: HttpClient, settings: &Settings) -> Xo {
+pub fn xo(clients: &HttpClients, settings: &Settings) -> Xo {
     let client = XoSettings {
         callback_url: settings.xo.callback_url.clone(),
         events_url: settings.handoffs.events_url.clone(),
@@ -131,19 +191,17 @@ pub fn xo(http: HttpClient, settings: &Settings) -> Xo {
         events_keys: settings.handoffs.events_keys.clone(),
         bots: settings.xo.bots.iter().map(bot).collect(),
         allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
-        events_timeout: Some(settings.delivery.events.timeout),
         bots_timeout: Some(settings.delivery.bots.timeout),
     };
-    Xo::new(http, client)
+    Xo::new(clients.xo.clone(), client).with_events_client(clients.events.clone())
 }
 
 pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
-    let timeouts = (settings.delivery.servicenow.timeout, settings.delivery.xo.timeout);
     let lease = app.queue.lease();
-    let http = HttpClient::new(&HttpSettings { timeout: timeouts.0, user_agent: USER_AGENT.to_owned() })?
-        .allowed_while(move || lease.holds(Instant::now()));
-    let servicenow = servicenow(http.clone(), settings)?;
-    let xo = xo(http.with_timeout(timeouts.1), settings);
+    let clients = HttpClients::new(settings)?.allowed_while(move || lease.holds(Instant::now()));
+    log_proxies(settings);
+    let servicenow = servicenow(clients.servicenow.clone(), settings)?;
+    let xo = xo(&clients, settings);
     // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.
     let directory = app.directory.clone().filter(|_| servicenow.is_some());
     let parts = DelivererParts {

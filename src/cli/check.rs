@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
 use crate::conversation::DedupKey;
 use crate::message::MessageId;
-use crate::platform::{HttpClient, HttpSettings, check};
+use crate::platform::{HttpClient, check};
 use crate::queue::{QueueDepth, QueueError};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -303,18 +303,25 @@ async fn directory(settings: &Settings) -> Vec<CheckFinding> {
 
 /// Checks ServiceNow and XO, if the settings name them.
 async fn platforms(settings: &Settings) -> Vec<CheckFinding> {
-    let client = |timeout| HttpClient::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
-    let (for_servicenow, for_xo) =
-        match (client(settings.delivery.servicenow.timeout), client(settings.delivery.xo.timeout)) {
-            (Ok(for_servicenow), Ok(for_xo)) => (for_servicenow, for_xo),
-            (Err(error), _) | (_, Err(error)) => {
-                return vec![CheckFinding::wrong(error.to_string(), "is the machine's TLS set up?")];
-            }
-        };
-    let xo = app::xo(for_xo, settings);
-    let (mut findings, xo) = tokio::join!(servicenow(for_servicenow, settings), check::xo(&xo));
+    let clients = match app::HttpClients::new(settings) {
+        Ok(clients) => clients,
+        Err(error) => return vec![CheckFinding::wrong(error.to_string(), "is the machine's TLS set up?")],
+    };
+    let xo = app::xo(&clients, settings);
+    let (servicenow, xo) = tokio::join!(servicenow(clients.servicenow, settings), check::xo(&xo));
+    let mut findings = proxies(settings);
+    findings.extend(servicenow);
     findings.extend(xo.into_iter().map(CheckFinding::from));
     findings
+}
+
+/// Names the proxies, because a proxy of the machine is easily overlooked.
+fn proxies(settings: &Settings) -> Vec<CheckFinding> {
+    let found = app::proxies(settings).into_iter().map(|(key, proxy)| {
+        let (address, origin) = (proxy.host_and_port(), proxy.origin());
+        CheckFinding::well(format!("{key}: calls go through the proxy {address} ({origin})"))
+    });
+    found.collect()
 }
 
 async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {

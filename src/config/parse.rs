@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
+use super::network;
 use super::reader::SettingsReader;
 use super::settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
@@ -32,6 +33,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         directory_kept: reader.duration("directory.kept"),
         dead_kept: reader.is_set("dead.kept").then(|| reader.duration("dead.kept")),
         data_dir,
+        network: network::settings(reader),
         servicenow: servicenow(reader),
         names_servicenow: reader.is_set("servicenow.host_url"),
         routes: reader.entries_of("servicenow.routes").iter().map(|place| route(reader, place)).collect(),

@@ -36,6 +36,18 @@ impl Environment {
         )
     }
 
+    /// The proxy variables of the machine. Both spellings are common.
+    fn proxies(&self) -> BTreeMap<String, String> {
+        let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+        let named = names.iter().filter_map(|name| {
+            let spellings = [name.to_lowercase(), (*name).to_owned()];
+            let found = spellings.iter().filter_map(|spelling| self.0.get(spelling));
+            let value = found.map(|value| value.trim()).find(|value| !value.is_empty())?;
+            Some(((*name).to_owned(), value.to_owned()))
+        });
+        named.collect()
+    }
+
     /// Whether a variable is present and not empty.
     pub fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|value| !value.is_empty())
@@ -78,6 +90,8 @@ pub(super) struct RawEntry {
 #[derive(Default)]
 pub(super) struct RawSettings {
     pub(super) entries: BTreeMap<String, RawEntry>,
+    /// The proxy variables that all programs of the machine share, such as `HTTPS_PROXY`, by name.
+    pub(super) proxies: BTreeMap<String, String>,
     pub(super) problems: Vec<SettingProblem>,
 }
 
@@ -97,6 +111,7 @@ impl RawSettings {
             }
         }
         raw.lay(|layer| layer.add_environment(environment));
+        raw.proxies = environment.proxies();
         raw
     }
 

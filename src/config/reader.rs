@@ -57,6 +57,17 @@ impl SettingsReader {
         self.raw.problems.push(SettingProblem { key: key.to_owned(), place, reason: reason.into() });
     }
 
+    /// A proxy variable of the machine, such as `HTTPS_PROXY`.
+    pub(super) fn machine_proxy(&self, name: &str) -> Option<&str> {
+        self.raw.proxies.get(name).map(String::as_str)
+    }
+
+    /// Records a problem of a variable that is no setting of ours.
+    pub(super) fn wrong_variable(&mut self, name: &str, reason: impl Into<String>) {
+        let place = SettingSource::Variable(name.to_owned());
+        self.raw.problems.push(SettingProblem { key: name.to_owned(), place, reason: reason.into() });
+    }
+
     /// The entries of a list of tables, such as `xo.bots.0`, in the order of their numbers.
     pub(super) fn entries_of(&self, list: &str) -> Vec<String> {
         let numbers = self.raw.entries.keys().filter_map(|key| {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+use super::network::NetworkConfig;
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::platform::WebhookKey;
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
@@ -50,6 +51,8 @@ pub struct Settings {
     pub directory_kept: Duration,
     /// `dead.kept`: how long dead letters stay; `None` keeps all.
     pub dead_kept: Option<Duration>,
+    /// The way to each side.
+    pub network: NetworkConfig,
     /// Present if an instance is named and its credentials are complete.
     pub servicenow: Option<ServiceNowConfig>,
     /// Whether an instance is named. The ingress has no credentials for the instance.

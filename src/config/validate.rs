@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::RunPurpose;
+use super::network;
 use super::reader::SettingsReader;
 use super::settings::{Api, LoginConfig, Settings};
 
@@ -26,6 +27,9 @@ pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut Setti
     }
     if purpose.takes() {
         ingress_credentials(settings, reader);
+    }
+    if purpose.delivers() || purpose == RunPurpose::Files {
+        network::check(reader);
     }
     if purpose == RunPurpose::Files {
         servicenow(settings, reader);

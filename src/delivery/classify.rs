@@ -91,8 +91,8 @@ fn later(answer: &ErrorAnswer, operation: Operation) -> Outcome {
 fn unanswered(no_answer: &NoAnswer, operation: Operation) -> Outcome {
     let reason = match no_answer.kind {
         NoAnswerKind::Timeout => RetryReason::Timeout,
-        NoAnswerKind::Connect | NoAnswerKind::Tls => RetryReason::Connect,
-        NoAnswerKind::Reset => RetryReason::Reset,
+        NoAnswerKind::Connect | NoAnswerKind::Proxy | NoAnswerKind::Tls(_) => RetryReason::Connect,
+        NoAnswerKind::Reset | NoAnswerKind::NotHttp => RetryReason::Reset,
         NoAnswerKind::BadBody | NoAnswerKind::TooLarge => RetryReason::TryLater,
         // An error of our own, which says nothing about the platform.
         NoAnswerKind::NoRight => RetryReason::Internal,
@@ -108,6 +108,7 @@ mod tests {
     use super::*;
     use crate::message::PlatformWords;
     use crate::platform::NotReady;
+    use crate::platform::TlsFault;
     use Operation::{Callback, Event, Leave, Send, Session, Start, State, Tell};
 
     const FLOOR: Option<Duration> = Some(Duration::from_secs(17));
@@ -218,7 +219,9 @@ mod tests {
         let repeating = &[Start, Send, Callback, Event, Tell];
         for (kind, reason) in [
             (NoAnswerKind::Connect, RetryReason::Connect),
-            (NoAnswerKind::Tls, RetryReason::Connect),
+            (NoAnswerKind::Proxy, RetryReason::Connect),
+            (NoAnswerKind::Tls(TlsFault::Expired), RetryReason::Connect),
+            (NoAnswerKind::NotHttp, RetryReason::Reset),
             (NoAnswerKind::Reset, RetryReason::Reset),
             (NoAnswerKind::Timeout, RetryReason::Timeout),
             (NoAnswerKind::BadBody, RetryReason::TryLater),

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use url::Url;
 
+use super::TlsFault;
 use super::error::{AnswerKind, CallError, ErrorAnswer, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
 use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
@@ -293,7 +294,12 @@ const fn not_ready(how: NotReady) -> &'static str {
 fn unreachable(error: &CallError) -> &'static str {
     match error {
         CallError::NoAnswer(no_answer) => match no_answer.kind {
-            NoAnswerKind::Tls => "the certificate is not trusted on this machine, or a proxy replaces it",
+            NoAnswerKind::Tls(fault) => tls_hint(fault),
+            NoAnswerKind::Proxy => {
+                "see http.proxy and the proxy of this destination, such as servicenow.proxy: is the address right, are user \
+                 and password right, and does the proxy allow the destination? http.no_proxy lists hosts that need no proxy"
+            }
+            NoAnswerKind::NotHttp => "the address does not speak plain HTTP: does it need https://?",
             NoAnswerKind::BadBody | NoAnswerKind::TooLarge => {
                 "the address answers, but not like the platform: check the address"
             }
@@ -304,6 +310,28 @@ fn unreachable(error: &CallError) -> &'static str {
             NoAnswerKind::NoRight => "",
         },
         CallError::Answer(_) => "",
+    }
+}
+
+/// The next step after a failure of TLS. The finding itself names the certificate.
+const fn tls_hint(fault: TlsFault) -> &'static str {
+    match fault {
+        TlsFault::UnknownIssuer => {
+            "if the issuer is your company's, or a proxy that inspects TLS: name its certificate with http.ca_file"
+        }
+        TlsFault::Expired => {
+            "its owner must renew the certificate; if the date is wrong, set this machine's clock by NTP"
+        }
+        TlsFault::NotYetValid => "set this machine's clock by NTP",
+        TlsFault::WrongName => "the address must be a name of the certificate: check the address",
+        TlsFault::NotTls => "the address does not speak TLS: check the port, or does it need http://?",
+        TlsFault::ClientCertificate => {
+            "the server wants a client certificate that it trusts: see servicenow.client_cert_file and \
+             servicenow.client_key_file"
+        }
+        TlsFault::Other => {
+            "is the port right, and does the address speak TLS 1.2 or later? A firewall may also end the connection"
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::http::TlsFault;
 use crate::message::PlatformWords;
 
 /// ServiceNow's message for an API that is not installed.
@@ -97,12 +98,16 @@ pub enum SentState {
 pub enum NoAnswerKind {
     /// No connection.
     Connect,
+    /// The proxy is not reachable, or refuses the request.
+    Proxy,
     /// No agreement on TLS.
-    Tls,
+    Tls(TlsFault),
     /// No answer in time.
     Timeout,
     /// The connection broke.
     Reset,
+    /// The answer is not HTTP.
+    NotHttp,
     /// The answer is not JSON or does not have the documented shape.
     BadBody,
     /// The answer exceeds the limit.
@@ -250,9 +255,11 @@ impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = match self.kind {
             NoAnswerKind::Connect => "no connection",
-            NoAnswerKind::Tls => "TLS failed",
+            NoAnswerKind::Proxy => "no way through the proxy",
+            NoAnswerKind::Tls(_) => "TLS failed",
             NoAnswerKind::Timeout => "no answer in time",
             NoAnswerKind::Reset => "the connection broke",
+            NoAnswerKind::NotHttp => "the answer is not HTTP",
             NoAnswerKind::BadBody => "unreadable answer",
             NoAnswerKind::TooLarge => "answer too large",
             NoAnswerKind::NoRight => {

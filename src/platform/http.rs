@@ -1,15 +1,16 @@
 //! The only HTTP client. Every request to a platform goes through this module.
 //!
-//! Guarantees: each call ends within its timeout. No redirect is followed, no proxy is taken from the environment,
-//! and no answer is read beyond [`ANSWER_BYTES_MAX`]. A failure says whether the request may have left. Connections
-//! are pooled. If a pooled connection died before the request was written, the client silently opens another one. If
-//! the connection dies later, the error is [`SentState::Maybe`]. The client uses HTTP/2 if the platform offers it over
-//! TLS, and HTTP/1.1 otherwise. With HTTP/2 all requests share one connection, so the client pings a silent
-//! connection and closes it if the ping is not answered. A request that the platform refused unread was certainly not
-//! acted on. If a precondition is set ([`HttpClient::allowed_while`]), it is checked again right before each request leaves.
+//! Guarantees: each call ends within its timeout. No redirect is followed. Requests go through the proxy of the settings
+//! (`http/proxy.rs`); reqwest itself reads no environment. No answer is read beyond [`ANSWER_BYTES_MAX`]. A failure says
+//! whether the request may have left (`http/failure.rs`). Connections are pooled for a limited time (`http/pool.rs`). If a
+//! pooled connection died before the request was written, the client silently opens another one. If the connection dies
+//! later, the error is [`SentState::Maybe`]. The client uses HTTP/2 if the platform offers it over TLS, and HTTP/1.1
+//! otherwise. With HTTP/2 all requests share one connection, so the client pings a silent connection and closes it if the
+//! ping is not answered. A request that the platform refused unread was certainly not acted on. If a precondition is set
+//! ([`HttpClient::allowed_while`]), it is checked again right before each request leaves. The header fields of an answer are
+//! not judged: up to [`HEADERS_MAX`] are read, and a field without a valid name is skipped.
 //! Not responsible for: what a status means (`servicenow/wire.rs`, `xo/`).
 
-use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +21,20 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RE
 use reqwest::{Method, StatusCode};
 use url::Url;
 
+mod certificates;
+mod failure;
+mod pool;
+mod proxy;
+mod tls;
 mod transfer;
 
+use failure::{failure, refused_by_proxy};
+use pool::ConnectionPool;
+pub use proxy::{HostPattern, ProxyAddress, ProxyRules};
+pub use tls::{TlsFault, TlsFileProblem, TlsFiles};
 pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};
-use crate::message::platform_words::one_line;
 use crate::trace;
 
 /// The largest answer in bytes that is read.
@@ -44,6 +53,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The largest number of header fields in an answer over HTTP/1.1. The parser's own limit is 100.
+pub const HEADERS_MAX: usize = 1000;
+
+/// The same for HTTP/2, in bytes as RFC 9113 counts them. The library's own limit is 16 KiB.
+const HEADER_BYTES_MAX: u32 = 256 * 1024;
+
 /// The header of W3C Trace Context.
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -54,6 +69,17 @@ pub struct HttpSettings {
     pub timeout: Duration,
     /// The `User-Agent` header.
     pub user_agent: String,
+    /// The way to the destination.
+    pub network: NetworkSettings,
+}
+
+/// The way from this machine to a destination. The default is the direct way, with the authorities of the system.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// The proxies.
+    pub proxy: ProxyRules,
+    /// Authorities and our own certificate.
+    pub tls: TlsFiles,
 }
 
 /// Why the client could not be built.
@@ -62,12 +88,16 @@ pub enum HttpProblem {
     /// The settings or the system do not allow it.
     #[error("the HTTP client cannot be built: {0}")]
     Unusable(String),
+    /// A file for TLS cannot be used.
+    #[error("{0}")]
+    TlsFile(TlsFileProblem),
 }
 
 /// The client: a pool of connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
-    client: reqwest::Client,
+    pool: Arc<ConnectionPool>,
+    proxy: Arc<ProxyRules>,
     timeout: Duration,
     right: CallPermission,
     #[cfg(test)]
@@ -113,14 +143,13 @@ impl HttpClient {
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
         // Fails only if a provider is installed already, which is sufficient.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = build(settings, None).or_else(|error| {
-            // A machine without CA certificates can still run the demo over plain loopback HTTP.
-            tracing::warn!(error = %root_cause(&error), "no CA certificates found: every https call will fail");
-            build(settings, Some(Vec::new()))
-        });
-        let client = client.map_err(|error| HttpProblem::Unusable(root_cause(&error)))?;
+        let tls = tls::config(&settings.network.tls).map_err(HttpProblem::TlsFile)?;
+        let (proxy, settings_of_pool) = (Arc::new(settings.network.proxy.clone()), settings.clone());
+        let pool = ConnectionPool::new(move || build(&settings_of_pool, tls.clone()));
+        let pool = pool.map_err(|error| HttpProblem::Unusable(failure(&error, false).detail))?;
         Ok(Self {
-            client,
+            pool: Arc::new(pool),
+            proxy,
             timeout: settings.timeout,
             right: CallPermission(Arc::new(|| true)),
             #[cfg(test)]
@@ -151,14 +180,41 @@ impl HttpClient {
         if let Some(model) = &self.model {
             return model.answer(call, self.timeout).await;
         }
-        let request = self.client.request(call.method, call.url).headers(call.headers).timeout(self.timeout);
-        let request = match call.body {
+        let body = call.body.map(reqwest::Body::from);
+        let mut response = self.send(call.method, call.url, call.headers, body).await?;
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        Ok(HttpReply { status, headers, body: read(response).await })
+    }
+
+    /// Sends one request and reads the head of the answer.
+    async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+    ) -> Result<reqwest::Response, NoAnswer> {
+        let proxied = self.proxy.proxy_of(&url).is_some();
+        let request = self.pool.client().request(method, url).headers(headers).timeout(self.timeout);
+        let request = match body {
             Some(body) => request.body(body),
             None => request,
         };
-        let mut response = request.send().await.map_err(|error| failure(&error))?;
-        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-        Ok(HttpReply { status, headers, body: read(response).await })
+        let answer = match request.send().await {
+            Ok(response) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                Err(refused_by_proxy())
+            }
+            Ok(response) => {
+                // A load balancer without a backend answers like this, also if the destination has moved away.
+                if matches!(response.status().as_u16(), 502..=504) {
+                    self.pool.note_failure();
+                }
+                return Ok(response);
+            }
+            Err(error) => Err(failure(&error, proxied)),
+        };
+        self.pool.note_failure();
+        answer
     }
 }
 
@@ -171,12 +227,8 @@ fn traced(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-/// Trusts the certificate authorities of the system, or only `roots`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that builds the HTTP client")]
-fn build(
-    settings: &HttpSettings,
-    roots: Option<Vec<reqwest::Certificate>>,
-) -> Result<reqwest::Client, reqwest::Error> {
+fn build(settings: &HttpSettings, tls: rustls::ClientConfig) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
         .user_agent(&settings.user_agent)
         .no_proxy()
@@ -185,18 +237,21 @@ fn build(
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_MAX.min(settings.timeout / 2))
         .tcp_keepalive(Duration::from_secs(30))
+        .http1_max_headers(HEADERS_MAX)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keep_alive_interval(PING_EVERY)
         .http2_keep_alive_timeout(PING_TIMEOUT)
-        .pool_idle_timeout(POOL_IDLE);
-    match roots {
-        Some(roots) => builder.tls_certs_only(roots).build(),
-        None => builder.build(),
-    }
+        .pool_idle_timeout(POOL_IDLE)
+        .tls_backend_preconfigured(tls);
+    settings.network.proxy.to_reqwest().into_iter().fold(builder, reqwest::ClientBuilder::proxy).build()
 }
 
 async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, false))? {
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
             let detail = format!("more than {ANSWER_BYTES_MAX} bytes");
             return Err(NoAnswer { sent: SentState::Maybe, kind: NoAnswerKind::TooLarge, detail });
@@ -204,53 +259,6 @@ async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-/// Only a failure to connect, or an HTTP/2 refusal, proves that the platform did not read the request.
-fn failure(error: &reqwest::Error) -> NoAnswer {
-    let (sent, kind) = if error.is_builder() {
-        (SentState::No, NoAnswerKind::Connect)
-    } else if error.is_connect() {
-        (SentState::No, if is_tls(error) { NoAnswerKind::Tls } else { NoAnswerKind::Connect })
-    } else if error.is_timeout() {
-        (SentState::Maybe, NoAnswerKind::Timeout)
-    } else if is_refused_unread(error) {
-        (SentState::No, NoAnswerKind::Reset)
-    } else {
-        (SentState::Maybe, NoAnswerKind::Reset)
-    };
-    NoAnswer { sent, kind, detail: root_cause(error) }
-}
-
-/// True if the remote side closed its connection gracefully without taking this request, or refused the stream (RFC
-/// 9113, section 8.7: safe to retry).
-fn is_refused_unread(error: &reqwest::Error) -> bool {
-    let told = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()).filter(|h2| h2.is_remote());
-    told.is_some_and(|h2| match h2.reason() {
-        Some(h2::Reason::NO_ERROR) => h2.is_go_away(),
-        reason => reason == Some(h2::Reason::REFUSED_STREAM),
-    })
-}
-
-fn is_tls(error: &reqwest::Error) -> bool {
-    causes(error).any(|cause| {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
-    })
-}
-
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(error.source(), |cause| (*cause).source())
-}
-
-/// The innermost error, as the operating system describes it. The outer errors repeat the URL, which may hold a
-/// secret. An HTTP/2 error may hold text of the remote side, so only its reason code is used.
-fn root_cause(error: &reqwest::Error) -> String {
-    if let Some(reason) = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason()) {
-        return format!("HTTP/2: {}", reason.description());
-    }
-    let innermost = causes(error).last();
-    innermost.map_or_else(|| "the request cannot be built".into(), |cause| one_line(&cause.to_string()))
 }
 
 impl HttpReply {
@@ -363,6 +371,8 @@ mod model {
 
 #[cfg(test)]
 mod http2_tests;
+#[cfg(test)]
+mod network_tests;
 
 #[cfg(test)]
 mod tests {
@@ -374,7 +384,12 @@ mod tests {
     }
 
     fn http(timeout: Duration) -> HttpClient {
-        HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
+        HttpClient::new(&HttpSettings {
+            timeout,
+            user_agent: "causeway-test".into(),
+            network: NetworkSettings::default(),
+        })
+        .unwrap()
     }
 
     #[test]

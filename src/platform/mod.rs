@@ -16,7 +16,10 @@ pub mod xo;
 mod peer;
 
 pub use error::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, NotReady, SentState};
-pub use http::{BodyError, HttpClient, HttpProblem, HttpSettings, StreamedBody};
+pub use http::{
+    BodyError, HostPattern, HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, ProxyRules,
+    StreamedBody, TlsFault, TlsFileProblem, TlsFiles,
+};
 pub use servicenow::{
     ChatApi, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowLogin, ServiceNowSettings,
     StartedChat, TableRow,

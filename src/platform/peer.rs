@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
-use super::http::{HttpClient, HttpSettings};
+use super::http::{HttpClient, HttpSettings, NetworkSettings};
 
 /// A remote side that runs until it is dropped.
 pub(super) struct Peer {
@@ -37,7 +37,8 @@ pub(super) async fn nobody() -> Url {
 /// A client with the usual settings.
 pub(super) fn http() -> HttpClient {
     let timeout = std::time::Duration::from_secs(5);
-    HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into() }).unwrap()
+    let network = NetworkSettings::default();
+    HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into(), network }).unwrap()
 }
 
 impl Peer {

@@ -15,8 +15,8 @@ use causeway::message::{
     Message, MessageId, Outcome,
 };
 use causeway::platform::{
-    HttpClient, HttpSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot,
-    XoSettings,
+    HttpClient, HttpSettings, NetworkSettings, ServiceNow, ServiceNowLogin, ServiceNowSettings,
+    TokenAlgorithm, Xo, XoBot, XoSettings,
 };
 use causeway::queue::Queue;
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
@@ -378,8 +378,12 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         queue_id: Some(SandboxQueue::default().id),
     };
     let sandbox = Sandbox::start(listener, settings).await;
-    let http = HttpClient::new(&HttpSettings { timeout: Duration::from_secs(30), user_agent: "test".into() })
-        .unwrap();
+    let http = HttpClient::new(&HttpSettings {
+        timeout: Duration::from_secs(30),
+        user_agent: "test".into(),
+        network: NetworkSettings::default(),
+    })
+    .unwrap();
     let url = DirectoryUrl::Sqlite(folder.path().join("directory.sqlite"));
     let directory = Directory::open(&DirectorySettings { url }).await.unwrap();
     let embedded = EmbeddedSettings {

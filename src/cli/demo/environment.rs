@@ -16,12 +16,12 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 use super::metrics_scrape::MetricsScrape;
-use crate::app::{App, ServiceRoles, USER_AGENT};
+use crate::app::{App, ServiceRoles};
 use crate::cli::CliFailure;
 use crate::cli::folder::PrivateFolder;
 use crate::config::{Environment, RunPurpose, Settings};
 use crate::platform::http::HttpCall;
-use crate::platform::{HttpClient, HttpSettings};
+use crate::platform::{HttpClient, HttpSettings, NetworkSettings};
 use crate::sandbox::botkit::{BotScript, BotStep, BotUser};
 use crate::sandbox::{
     AgentAcceptance, AgentSettings, BodyStyle, BotKitSwitches, BotSettings, CallbackCredential,
@@ -83,7 +83,9 @@ impl DemoEnvironment {
         let style = BodyStyle::OwnRule;
         let callbacks = CallbackSettings { credential, style, ..CallbackSettings::to(callbacks.as_str()) };
         sandbox.set_callback(Some(callbacks));
-        let http = HttpSettings { timeout: STEP_TIMEOUT, user_agent: USER_AGENT.to_owned() };
+        let network = NetworkSettings::default();
+        let user_agent = "causeway-demo".to_owned();
+        let http = HttpSettings { timeout: STEP_TIMEOUT, user_agent, network };
         let http = HttpClient::new(&http).map_err(anyhow::Error::from)?;
         sandbox.set_botkit_url(public.as_str().trim_end_matches('/'));
         let front = DemoClient { sandbox, settings, http, public, admin };

@@ -21,7 +21,7 @@ use super::{ProveArgs, TOKEN};
 use crate::cli::CliFailure;
 use crate::cli::folder::PrivateFolder;
 use crate::config::{Environment, RunPurpose, Settings};
-use crate::platform::{HttpClient, HttpSettings};
+use crate::platform::{HttpClient, HttpSettings, NetworkSettings};
 use crate::sandbox::{AgentAcceptance, AgentSettings, Sandbox, SandboxSettings};
 
 /// Causeway's timeout for a call to a platform.
@@ -139,6 +139,7 @@ impl ProveEnvironment {
         let http = HttpClient::new(&HttpSettings {
             timeout: CALLERS_WAIT,
             user_agent: "causeway-prove".to_owned(),
+            network: NetworkSettings::default(),
         })?;
         let front = self.wires.callers.address();
         Ok(LoadGenerator {

@@ -19,7 +19,7 @@ use secrecy::SecretString;
 use super::{CliFailure, SettingFiles};
 use crate::app;
 use crate::config::{Api, LoginConfig, RunPurpose, Settings};
-use crate::platform::{CallError, HttpClient, HttpSettings, ServiceNow, check};
+use crate::platform::{CallError, ServiceNow, check};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ServiceNowArgs {
@@ -87,9 +87,8 @@ fn client(settings: &Settings, who: &InstallerLogin) -> Result<ServiceNow, CliFa
         let password = SecretString::from(text.trim_end_matches(['\r', '\n']));
         servicenow.login = LoginConfig::Basic { username: user.clone(), password };
     }
-    let timeout = settings.delivery.servicenow.timeout;
-    let http = HttpClient::new(&HttpSettings { timeout, user_agent: app::USER_AGENT.to_owned() });
-    let client = app::servicenow(http.map_err(anyhow::Error::from)?, &settings)?;
+    let clients = app::HttpClients::new(&settings).map_err(anyhow::Error::from)?;
+    let client = app::servicenow(clients.servicenow, &settings)?;
     client.ok_or_else(|| CliFailure::Usage("servicenow.host_url is not set".into()))
 }
 

@@ -67,10 +67,14 @@ impl Platform {
                 });
             }
         });
-        let settings = HttpSettings { timeout: Duration::from_secs(600), user_agent: "causeway-test".into() };
-        let root = reqwest::Certificate::from_der(own.cert.der()).unwrap();
-        let client = build(&settings, Some(vec![root])).unwrap();
-        let client = HttpClient { client, ..HttpClient::new(&settings).unwrap() };
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = folder.path().join("ca.pem");
+        std::fs::write(&ca_file, own.cert.pem()).unwrap();
+        let tls = TlsFiles { authorities: vec![ca_file], client: None };
+        let network = NetworkSettings { tls, ..NetworkSettings::default() };
+        let timeout = Duration::from_secs(600);
+        let client =
+            HttpClient::new(&HttpSettings { timeout, user_agent: "causeway-test".into(), network }).unwrap();
         Self { url, client, connections, task }
     }
 

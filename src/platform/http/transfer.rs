@@ -13,7 +13,7 @@ use futures_util::stream::BoxStream;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 
-use super::{HttpCall, HttpClient, HttpReply, failure, read, traced};
+use super::{HttpCall, HttpClient, HttpReply, read, traced};
 use crate::platform::error::{NoAnswer, NoAnswerKind, SentState};
 
 /// The reason why a body ended early.
@@ -101,8 +101,7 @@ impl HttpClient {
     /// Makes one call and leaves the body of the answer unread.
     pub(crate) async fn open(&self, call: HttpCall) -> Result<OpenedBody, NoAnswer> {
         self.may_call()?;
-        let request = self.client.request(call.method, call.url).headers(traced(call.headers));
-        let mut response = request.timeout(self.timeout).send().await.map_err(|error| failure(&error))?;
+        let mut response = self.send(call.method, call.url, traced(call.headers), None).await?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let content = StreamedBody {
@@ -122,8 +121,7 @@ impl HttpClient {
             headers.insert(CONTENT_LENGTH, length.into());
         }
         let body = reqwest::Body::wrap_stream(content.into_stream());
-        let request = self.client.request(call.method, call.url).headers(headers).timeout(self.timeout);
-        let mut response = request.body(body).send().await.map_err(|error| failure(&error))?;
+        let mut response = self.send(call.method, call.url, headers, Some(body)).await?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         Ok(HttpReply { status, headers, body: read(response).await })
     }

@@ -182,8 +182,8 @@ impl Xo {
         let url: Url = url.map_err(|why| CallError::refused_here(format!("its reply address {why}")))?;
         let refused = |error: &CallError| matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
         let client = self.timed(self.settings.bots_timeout);
-        match client.post(&url, signed(bot)?, body.clone()).await {
-            Err(error) if refused(&error) => client.post(&url, signed(bot)?, body).await,
+        match Self::post(&client.http, &url, signed(bot)?, body.clone()).await {
+            Err(error) if refused(&error) => Self::post(&client.http, &url, signed(bot)?, body).await,
             done => done,
         }
     }

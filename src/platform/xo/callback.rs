@@ -16,7 +16,7 @@ impl Xo {
     pub async fn forward_callback(&self, body: Bytes) -> Result<(), CallError> {
         let url = self.settings.callback_url.as_ref();
         let url = url.ok_or_else(|| CallError::not_made("xo.callback_url is not set"))?;
-        self.post(url, HeaderMap::new(), body).await
+        Self::post(&self.http, url, HeaderMap::new(), body).await
     }
 
     /// Posts an event of an API conversation. A repeated post has the same `Idempotency-Key`.
@@ -36,7 +36,7 @@ impl Xo {
             headers.insert(AUTHORIZATION, value);
         }
         self.sign(&mut headers, &id.to_string(), &body)?;
-        self.timed(self.settings.events_timeout).post(url, headers, body.into()).await
+        Self::post(&self.events, url, headers, body.into()).await
     }
 
     /// Adds the headers of Standard Webhooks, with one signature for each key. The time is that of this attempt.

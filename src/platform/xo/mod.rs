@@ -45,8 +45,6 @@ pub struct XoSettings {
     pub bots: Vec<XoBot>,
     /// The hosts that their reply addresses may have.
     pub allowed_hosts: AllowedHosts,
-    /// The timeout of one call to the events URL. `None`: the same as for the Callback URL.
-    pub events_timeout: Option<Duration>,
     /// The timeout of one call to a bot. `None`: the same as for the Callback URL.
     pub bots_timeout: Option<Duration>,
 }
@@ -55,18 +53,26 @@ pub struct XoSettings {
 #[derive(Clone)]
 pub struct Xo {
     http: HttpClient,
+    /// The client for the events URL, which may have its own proxy and its own timeout.
+    events: HttpClient,
     settings: Arc<XoSettings>,
 }
 
 impl Xo {
     /// A client of the bot side.
     pub fn new(http: HttpClient, settings: XoSettings) -> Self {
-        Self { http, settings: Arc::new(settings) }
+        Self { events: http.clone(), http, settings: Arc::new(settings) }
+    }
+
+    /// The same client with another way to the events URL.
+    #[must_use]
+    pub fn with_events_client(self, events: HttpClient) -> Self {
+        Self { events, ..self }
     }
 
     fn timed(&self, timeout: Option<Duration>) -> Self {
         let http = timeout.map_or_else(|| self.http.clone(), |timeout| self.http.with_timeout(timeout));
-        Self { http, settings: Arc::clone(&self.settings) }
+        Self { http, ..self.clone() }
     }
 
     /// XO's Callback URL.
@@ -88,16 +94,22 @@ impl Xo {
     /// Sends a GET without credentials. Returns the status and the time of the remote side.
     pub(crate) async fn probe_url(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
         let (method, headers) = (Method::GET, HeaderMap::new());
-        let reply = self.http.call(HttpCall { method, url: url.clone(), headers, body: None }).await?;
+        let http = if Some(url) == self.events_url() { &self.events } else { &self.http };
+        let reply = http.call(HttpCall { method, url: url.clone(), headers, body: None }).await?;
         Ok((reply.status.as_u16(), reply.date()))
     }
 
     /// Posts JSON and checks only whether it was accepted, because the body of the answer is not documented.
-    async fn post(&self, url: &Url, mut headers: HeaderMap, body: Bytes) -> Result<(), CallError> {
+    async fn post(
+        http: &HttpClient,
+        url: &Url,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(), CallError> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
         let call = HttpCall { method: Method::POST, url: url.clone(), headers, body: Some(body) };
-        taken(&self.http.call(call).await?)
+        taken(&http.call(call).await?)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::delivery::{
     VirtualAgentOptions,
 };
 use crate::message::{BotSide, Destination, Destinations, Kind, LaneKey, Message};
-use crate::platform::{HttpClient, HttpSettings, Xo, XoSettings};
+use crate::platform::{HttpClient, HttpSettings, NetworkSettings, Xo, XoSettings};
 use crate::queue::model::{BrokerRecord, ModelBroker, ModelQueue};
 use crate::queue::{PartitionId, Queue, QueueTuning};
 use crate::tasks::{self, CancellationToken, TaskFailure, TaskSet};
@@ -113,8 +113,14 @@ pub(in crate::worker) fn metrics() -> Arc<Metrics> {
 
 pub(in crate::worker) fn http() -> HttpClient {
     static HTTP: OnceLock<HttpClient> = OnceLock::new();
-    let new =
-        || HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent: "simulation".into() }).unwrap();
+    let new = || {
+        HttpClient::new(&HttpSettings {
+            timeout: TIMEOUT,
+            user_agent: "simulation".into(),
+            network: NetworkSettings::default(),
+        })
+        .unwrap()
+    };
     HTTP.get_or_init(new).clone()
 }
 
