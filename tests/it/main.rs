@@ -37,6 +37,7 @@ mod idempotency;
 mod ingress;
 mod memory;
 mod metrics;
+mod network;
 mod oauth;
 mod openapi;
 mod ordering;

@@ -15,6 +15,7 @@ pub(crate) mod binary;
 pub(crate) mod broker;
 pub(crate) mod browser;
 pub(crate) mod business_rule;
+pub(crate) mod forward_proxy;
 pub(crate) mod http;
 pub(crate) mod leash;
 pub(crate) mod load;

@@ -9,6 +9,7 @@
 //! The ledger of the sandbox shows which calls arrived. The routes of the binary show its own state.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use causeway::sandbox::{AgentAcceptance, AgentSettings, Sandbox, SandboxQueue, SandboxSettings};
@@ -32,6 +33,7 @@ const CALLBACK_TOKEN: &str = "callback-token";
 pub(crate) struct Plan {
     settings: Vec<(String, String)>,
     sandbox: SandboxSettings,
+    listen: SocketAddr,
     roles: Vec<&'static str>,
 }
 
@@ -43,6 +45,7 @@ impl Plan {
         Self {
             settings: bench.settings(),
             sandbox: SandboxSettings { agent, ..SandboxSettings::default() },
+            listen: ports::free_address(),
             roles: vec!["serve"],
         }
     }
@@ -51,6 +54,11 @@ impl Plan {
     pub(crate) fn set(mut self, key: &str, value: impl Into<String>) -> Self {
         self.settings.push((key.to_owned(), value.into()));
         self
+    }
+
+    /// The address at which the sandbox will listen.
+    pub(crate) fn sandbox_address(&self) -> SocketAddr {
+        self.listen
     }
 
     /// Ingress and workers as separate processes (RabbitMQ only). The ingress is `processes[0]`.
@@ -67,8 +75,7 @@ impl Plan {
 
     /// Starts all processes, and waits until they are ready.
     pub(crate) async fn start(self) -> Relay {
-        let listener =
-            tokio::net::TcpListener::bind(ports::free_address()).await.expect("a sandbox's address");
+        let listener = tokio::net::TcpListener::bind(self.listen).await.expect("a sandbox's address");
         let (username, password) = (self.sandbox.username.clone(), self.sandbox.password.clone());
         let sandbox = Sandbox::start(listener, self.sandbox).await;
         let mut settings: Vec<(String, String)> = [
