@@ -11,7 +11,7 @@ use causeway::conversation::{
     Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
     DirectoryUrl, ListFilter, Observation, OpenedChat, Origin,
 };
-use causeway::message::{ConversationId, MessageId, PayloadDigest};
+use causeway::message::{ConversationId, MessageId, PayloadDigest, ReplyHandle};
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -133,6 +133,7 @@ on_each_database! {
     each_fact_is_remembered_by_itself,
     an_older_directory_is_brought_up_to_date,
     only_what_is_over_is_forgotten,
+    one_conversation_is_erased_with_its_rows,
     counts_and_lists,
     odd_texts_are_kept,
     a_newer_schema_is_refused,
@@ -519,6 +520,32 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     let directory = place.open().await;
     assert!(directory.is_done(DedupKey::Delivered(message)).await.unwrap());
     assert!(!directory.is_done(DedupKey::Forwarded(message)).await.unwrap());
+}
+
+async fn one_conversation_is_erased_with_its_rows(place: &Place) {
+    let directory = place.open().await;
+    let one = waiting(&directory, "one", "g-1").await;
+    let other = waiting(&directory, "other", "g-2").await;
+    let handle = serde_json::json!({
+        "bot_id": "b", "component_id": "default", "request_id": "r-1", "base_url": "https://xo.example", "send_user_message_url": "https://xo.example/u"
+    });
+    let handle: ReplyHandle = serde_json::from_value(handle).unwrap();
+    directory.save_reply_handle(&one, &handle, later(0)).await.unwrap();
+    assert_eq!(directory.ids("g-1").await.unwrap(), ["one"]);
+    assert_eq!(directory.ids("ims0000123").await.unwrap().len(), 2, "both chats have this number");
+    assert_eq!(directory.ids("nothing").await.unwrap(), Vec::<String>::new());
+    let rows = directory.rows("one").await.unwrap();
+    assert_eq!((rows.groups, rows.reply_handles), (vec!["g-1".to_owned()], 1));
+
+    assert!(!directory.erase("one", false).await.unwrap(), "the conversation is open");
+    directory.mark_ended(&one, None, "user").await.unwrap();
+    assert!(directory.erase("one", false).await.unwrap());
+    assert!(!directory.erase("one", true).await.unwrap(), "nothing is left");
+    assert_eq!(directory.find(&one).await.unwrap(), None);
+    assert!(!directory.group_known("g-1").await.unwrap());
+    assert!(directory.reply_handle(&one).await.unwrap().is_none());
+    assert_eq!(directory.rows("one").await.unwrap().reply_handles, 0);
+    assert!(directory.find(&other).await.unwrap().is_some() && directory.group_known("g-2").await.unwrap());
 }
 
 async fn only_what_is_over_is_forgotten(place: &Place) {

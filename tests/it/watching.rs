@@ -241,7 +241,7 @@ fn calls(document: &str) -> Vec<(String, Vec<String>)> {
     for line in blocks.chain(prose).map(str::trim) {
         let Some(rest) = starts.iter().find_map(|start| line.strip_prefix(start)) else { continue };
         // The rest is for the shell or the reader.
-        let ends = ["  ", " >", " |", " &", " #", " \\", ";"];
+        let ends = ["  ", " >", " <", " |", " &", " #", " \\", ";"];
         let call = ends.iter().fold(rest, |call, end| call.split(end).next().unwrap());
         let id = "00000000-0000-4000-8000-000000000001";
         let words = call.split(' ').filter(|word| !word.is_empty());

@@ -35,7 +35,7 @@ pub(super) struct EraseArgs {
     json: bool,
 }
 
-/// What was found and is to be removed.
+/// The rows and the dead letters that an erasure removes.
 struct ErasePlan {
     rows: Option<ConversationRows>,
     filter: DeadLetterFilter,

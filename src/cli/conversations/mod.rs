@@ -15,6 +15,10 @@ use crate::config::RunPurpose;
 use crate::conversation::{Conversation, ConversationState, Directory, ListFilter};
 use crate::message::ConversationId;
 
+/// The widest cells of the table. The conversation gets the rest.
+const CHAT_COLUMNS: usize = 12;
+const AGENT_COLUMNS: usize = 12;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct ConversationsArgs {
     #[command(subcommand)]
@@ -28,7 +32,7 @@ enum ConversationsVerb {
         /// Only those in this state
         #[arg(long, value_parser = state())]
         state: Option<ConversationState>,
-        /// Maximum number of conversations
+        /// Maximum number of conversations; 0 lists all
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: u32,
         /// Print JSON
@@ -37,7 +41,7 @@ enum ConversationsVerb {
     },
     /// Show one conversation
     Show {
-        /// Its conversation_id, or ServiceNow's group
+        /// Its conversation_id, or ServiceNow's group or number (CHAT0001234) of its chat
         id: String,
         /// Print JSON
         #[arg(long)]
@@ -58,6 +62,7 @@ pub(super) async fn run(args: ConversationsArgs, sources: &SettingFiles) -> Resu
     let directory = app::open_directory(&settings).await?;
     let done = match args.verb {
         ConversationsVerb::List { state, limit, json } => {
+            let limit = if limit == 0 { u32::MAX } else { limit };
             list(&directory, &ListFilter { state, limit }, json).await
         }
         ConversationsVerb::Show { id, json } => show(&directory, &id, json).await,
@@ -76,27 +81,38 @@ async fn list(directory: &Directory, filter: &ListFilter, json: bool) -> Result<
     if found.is_empty() {
         return Ok(output::line("no conversations")?);
     }
-    let text = |value: &Option<String>| output::harmless(value.as_deref().unwrap_or("-"));
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|one| {
-            let id = output::harmless(one.id.as_str());
-            vec![id, one.state.to_string(), text(&one.group), text(&one.agent), one.updated_at.to_string()]
-        })
-        .collect();
-    Ok(output::line(output::table(&["CONVERSATION", "STATE", "GROUP", "AGENT", "UPDATED"], &rows, &[]))?)
+    Ok(output::line(table(&found, output::columns()))?)
+}
+
+/// A table of at most `columns`. A chat is shown by its number, which people know, or by its group.
+fn table(found: &[Conversation], columns: usize) -> String {
+    let text = |value: Option<&String>, room| {
+        output::cut(&output::harmless(value.map_or("-", String::as_str)), room)
+    };
+    let row = |one: &Conversation| {
+        let chat = text(one.number.as_ref().or(one.group.as_ref()), CHAT_COLUMNS);
+        let (state, agent) = (one.state.to_string(), text(one.agent.as_ref(), AGENT_COLUMNS));
+        vec![output::harmless(one.id.as_str()), state, chat, agent, output::short_time(one.updated_at)]
+    };
+    let head = ["CONVERSATION", "STATE", "CHAT", "AGENT", "UPDATED (UTC)"];
+    output::table_within(columns, 0, &head, found.iter().map(row).collect(), &[])
 }
 
 async fn show(directory: &Directory, id: &str, json: bool) -> Result<(), CliFailure> {
     let parsed =
         ConversationId::parse(id).map_err(|problem| CliFailure::Usage(format!("the id {problem}")))?;
-    let by_id = directory.find(&parsed).await.map_err(anyhow::Error::from)?;
-    let found = match by_id {
-        Some(found) => Some(found),
-        None => directory.find_by_group(id).await.map_err(anyhow::Error::from)?,
-    };
+    let mut found = directory.find(&parsed).await.map_err(anyhow::Error::from)?;
+    if found.is_none() {
+        found = directory.find_by_group(id).await.map_err(anyhow::Error::from)?;
+    }
+    if found.is_none()
+        && let [only] = directory.ids(id).await.map_err(anyhow::Error::from)?.as_slice()
+        && let Ok(only) = ConversationId::parse(only)
+    {
+        found = directory.find(&only).await.map_err(anyhow::Error::from)?;
+    }
     let Some(found) = found else {
-        return Err(anyhow::anyhow!("no conversation or group \"{}\"", id.escape_debug()).into());
+        return Err(anyhow::anyhow!("no conversation, group or number \"{}\"", id.escape_debug()).into());
     };
     if json {
         return Ok(output::json(&document(&found))?);
@@ -138,4 +154,35 @@ fn document(one: &Conversation) -> Value {
         "opened_at": one.opened_at.to_string(),
         "updated_at": one.updated_at.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conversation::Origin;
+
+    #[test]
+    fn the_table_fits_and_shows_the_number() {
+        let now = crate::clock::now();
+        let one = Conversation {
+            id: ConversationId::parse(&"c".repeat(100)).unwrap(),
+            origin: Origin::Api,
+            state: ConversationState::Requested,
+            group: Some("g".repeat(32)),
+            number: None,
+            queue_id: None,
+            position: None,
+            wait: None,
+            agent: Some("Wolfeschlegelsteinhausen".to_owned()),
+            reason: None,
+            opened_at: now,
+            updated_at: now,
+            released_at: None,
+            waiting_since: now,
+        };
+        let other = Conversation { number: Some("CHAT0001234".to_owned()), ..one.clone() };
+        let text = table(&[one, other], 80);
+        assert!(text.lines().all(|line| output::width(line) <= 80), "{text}");
+        assert!(text.contains("  CHAT0001234  ") && text.contains("ggg…"), "{text}");
+    }
 }
