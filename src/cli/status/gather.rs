@@ -17,6 +17,7 @@ use super::destination;
 use super::metrics::MetricSamples;
 use super::report::{
     DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus, QueueStatus,
+    SpoolStatus,
 };
 use crate::app;
 use crate::clock;
@@ -57,6 +58,7 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
         destinations: destination::local(settings, &samples, answers.depth.as_ref()),
         process,
         queue: answers.status,
+        spool: spool(&samples),
         directory,
         dead_letters: answers.dead_letters,
         ..empty()
@@ -86,6 +88,7 @@ pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentSta
         deployment: process.address.clone(),
         destinations: destination::remote(&samples),
         queue: QueueStatus { unroutable: count("causeway_unroutable_messages"), ..QueueStatus::default() },
+        spool: spool(&samples),
         directory,
         dead_letters,
         process,
@@ -96,6 +99,13 @@ pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentSta
     }
     status.find_problems(late(settings), true);
     status
+}
+
+fn spool(samples: &MetricSamples) -> SpoolStatus {
+    let count = |name: &str| samples.sum(name).map(destination::whole);
+    let messages = count("causeway_spool_messages");
+    let oldest = count("causeway_spool_oldest_age_seconds");
+    SpoolStatus { messages, oldest_age_seconds: oldest.filter(|_| messages.is_some_and(|count| count > 0)) }
 }
 
 fn empty() -> DeploymentStatus {

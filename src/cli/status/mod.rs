@@ -28,7 +28,7 @@ const JSON: &str = r#"JSON (an unknown value is null):
   {"at", "version", "engine": "embedded"|"rabbitmq", "deployment": folder, host/vhost or URL,
    "needs_attention": [sentence, ..],
    "process": {"address", "state": "ready"|"not_ready"|"not_reachable", "version", "error"},
-   "queue": {"workers", "unroutable", "error"},
+   "queue": {"workers", "unroutable", "error"}, "spool": {"messages", "oldest_age_seconds"},
    "destinations": [{"destination", "breaker": "passing"|"tripped"|"probing", "waiting", "in_flight",
                      "oldest_age_seconds", "partitions", "consumed", "dead_letters"}],
    "directory": {"kind", "conversations": {state: N}, "error"},

@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use super::super::output;
 
+/// The age in seconds of a spooled message that needs a person, as in the alert `CausewaySpoolNotDraining`.
+const SPOOL_LATE: u64 = 120;
+
 /// The whole state. `JSON` in `mod.rs` describes the fields.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct DeploymentStatus {
@@ -21,6 +24,8 @@ pub(super) struct DeploymentStatus {
     pub(super) needs_attention: Vec<String>,
     pub(super) process: ProcessStatus,
     pub(super) queue: QueueStatus,
+    /// The spool of this process, which must be an ingress.
+    pub(super) spool: SpoolStatus,
     pub(super) destinations: Vec<DestinationStatus>,
     pub(super) directory: DirectoryStatus,
     pub(super) dead_letters: DeadLetterStatus,
@@ -50,6 +55,12 @@ pub(super) struct QueueStatus {
     pub(super) workers: Option<u64>,
     pub(super) unroutable: Option<u64>,
     pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct SpoolStatus {
+    pub(super) messages: Option<u64>,
+    pub(super) oldest_age_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -92,6 +103,9 @@ impl DeploymentStatus {
         if let Some(unroutable) = self.queue.unroutable.filter(|count| *count > 0) {
             let what = output::counted(unroutable, "message");
             found.push(format!("{what} found no queue: `causeway check` says why"));
+        }
+        if let Some(age) = self.spool.oldest_age_seconds.filter(|age| *age > SPOOL_LATE) {
+            found.push(format!("the broker has not confirmed a spooled message for {}", output::age(age)));
         }
         for one in &self.destinations {
             one.find_problems(late, &mut found);
@@ -196,6 +210,7 @@ mod tests {
         for (change, words) in [
             ((|report| report.queue.error = Some("away".into())) as fn(&mut DeploymentStatus), "away"),
             (|report| report.queue.unroutable = Some(1), "1 message found no queue"),
+            (|report| report.spool.oldest_age_seconds = Some(180), "a spooled message for 3m"),
             (|report| report.destinations[0].breaker = Some("tripped"), "the breaker of xo is tripped"),
             (|report| report.destinations[0].oldest_age_seconds = Some(500), "has waited for 8m"),
             (|report| report.destinations[0].consumed = Some(6), "2 of 8 partitions of xo"),

@@ -19,6 +19,10 @@ pub(super) fn page(report: &DeploymentStatus, columns: usize, paint: AnsiPaint) 
     if let Some(workers) = report.queue.workers {
         lines.push(format!("workers       {workers}"));
     }
+    if let Some(messages) = report.spool.messages.filter(|messages| *messages > 0) {
+        let age = report.spool.oldest_age_seconds.map_or_else(|| "-".to_owned(), output::age);
+        lines.push(format!("spool         {}, oldest {age}", output::counted(messages, "message")));
+    }
     lines.push(format!("directory     {}", directory(report)));
     lines.push(format!("dead letters  {}", dead_letters(report)));
     if !report.destinations.is_empty() {
