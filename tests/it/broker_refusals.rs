@@ -2,7 +2,6 @@
 //!
 //! `rabbit.rs` tests the other traps of RabbitMQ.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +11,7 @@ use causeway::message::{
 };
 use causeway::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
 use causeway::queue::{Queue, QueueError};
+use futures_util::future::join_all;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -50,26 +50,21 @@ async fn publishes(queue: &Queue) {
 
 /// Many senders publish small messages while one message above the limit is sent. Only its sender is refused.
 async fn one_large_message_among_many(queue: Queue, limit: usize) {
-    let queue = Arc::new(queue);
-    let senders = (0..64).map(|sender| {
-        let queue = queue.clone();
-        tokio::spawn(async move {
-            for number in 0..40 {
-                queue.publish(&text(&format!("sender-{sender}"), number)).await?;
-            }
-            Ok::<(), QueueError>(())
-        })
+    let senders = (0..64).map(async |sender| {
+        for number in 0..40 {
+            let sent = queue.publish(&text(&format!("sender-{sender}"), number)).await;
+            sent.expect("no other sender notices");
+        }
     });
-    let senders: Vec<_> = senders.collect();
-    for round in 0..3 {
-        let refused = queue.publish(&large(&format!("large-{round}"), limit + 1)).await;
-        assert!(matches!(refused, Err(QueueError::TooLarge(found)) if found == limit), "{refused:?}");
-    }
-    queue.publish(&large("exact", limit)).await.expect("a message of exactly the limit is taken");
-    for sender in senders {
-        sender.await.unwrap().expect("no other sender notices");
-    }
-    let queue = Arc::into_inner(queue).unwrap();
+    let senders = join_all(senders);
+    let large_ones = async {
+        for round in 0..3 {
+            let refused = queue.publish(&large(&format!("large-{round}"), limit + 1)).await;
+            assert!(matches!(refused, Err(QueueError::TooLarge(found)) if found == limit), "{refused:?}");
+        }
+        queue.publish(&large("exact", limit)).await.expect("a message of exactly the limit is taken");
+    };
+    tokio::join!(senders, large_ones);
     let depth = queue.depth().await.unwrap();
     assert!(depth.waiting[&Destination::Xo] > 64 * 40, "{depth:?}");
     queue.close().await;
@@ -205,6 +200,7 @@ on_every_rabbit! {
         let message = text("by-an-ingress", 0);
         queue.publish(&message).await.unwrap();
         queue.dead_letter(&dead(7)).await.unwrap();
+        queue.depth().await.expect("queues that the user may not see count as empty");
         queue.close().await;
         let worker = vhost.url_with_rights(
             "worker",
@@ -221,6 +217,7 @@ on_every_rabbit! {
         assert_eq!(received.message.id, message.id);
         received.ack().await.unwrap();
         subscription.close().await;
+        queue.depth().await.expect("queues that the user may not see count as empty");
         queue.close().await;
         let operator = vhost.url_with_rights(
             "operator",
@@ -243,11 +240,13 @@ on_every_rabbit! {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let over_v6 = TcpListener::bind("[::1]:0").await.unwrap();
         let (silent_at, v6_at, broker) = (silent.local_addr().unwrap(), over_v6.local_addr().unwrap(), vhost.broker());
-        tokio::spawn(async move {
+        crate::harness::spawn(async move {
             loop {
                 let (mut client, _) = over_v6.accept().await.unwrap();
                 let mut server = TcpStream::connect(broker).await.unwrap();
-                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+                crate::harness::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
             }
         });
         let hosts = vhost.url().replace(&broker.to_string(), &format!("{gone},{silent_at},{v6_at}"));
@@ -268,7 +267,8 @@ async fn a_connect_that_is_given_up_leaves_no_thread_and_no_socket() {
     assert_eq!(&header[..4], b"AMQP");
     assert!(!threads_of_the_client().is_empty());
     Queue::Rabbit(queue).close().await;
-    assert_eq!(client.read(&mut header).await.unwrap(), 0, "the socket is closed");
+    let end = tokio::time::timeout(SOON, client.read(&mut header)).await.expect("the socket is closed");
+    assert_eq!(end.unwrap(), 0);
     eventually("the thread to end", SOON, async || match threads_of_the_client() {
         left if left.is_empty() => Ok(()),
         left => Err(format!("{left:?}")),

@@ -60,7 +60,9 @@ pub(in crate::ingress) fn refused(refusal: ApiError, request_id: &str) -> Respon
                 errors.iter().map(|fault| format!("{} {}", fault.field, fault.reason)).collect();
             (json!("VALIDATION_ERROR"), errors.join("; "))
         }
-        ApiError::TooLarge(_) => (json!("PAYLOAD_TOO_LARGE"), refusal.to_string()),
+        ApiError::TooLarge(_) | ApiError::TooLargeForQueue(_) => {
+            (json!("PAYLOAD_TOO_LARGE"), refusal.to_string())
+        }
         ApiError::SlowBody => (json!("REQUEST_TIMEOUT"), refusal.to_string()),
         ApiError::QueueAway
         | ApiError::QueueFull
@@ -111,6 +113,7 @@ mod tests {
             (ApiError::NotJson { line: 1, column: 1 }, 400, json!("INVALID_ARGUMENTS")),
             (ApiError::Invalid(Vec::new()), 412, json!("VALIDATION_ERROR")),
             (ApiError::TooLarge(1), 413, json!("PAYLOAD_TOO_LARGE")),
+            (ApiError::TooLargeForQueue(1), 413, json!("PAYLOAD_TOO_LARGE")),
             (ApiError::QueueAway, 503, json!("SERVICE_UNAVAILABLE")),
             (ApiError::QueueFull, 503, json!("SERVICE_UNAVAILABLE")),
             (ApiError::QueueUnfit, 503, json!("SERVICE_UNAVAILABLE")),
