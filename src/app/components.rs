@@ -175,7 +175,11 @@ pub fn proxies(settings: &Settings) -> Vec<(&'static str, ProxyAddress)> {
     found.collect()
 }
 
-fn log_proxies(settings: &Settings) {
+fn log_network(settings: &Settings) {
+    let expiry = settings.network.servicenow.tls.client_expiry();
+    if let Some(expiry) = expiry.filter(|expiry| expiry.is_near(crate::clock::now())) {
+        tracing::warn!(subject = %expiry.subject, until = %expiry.day(), "renew servicenow.client_cert_file");
+    }
     for (destination, proxy) in proxies(settings) {
         let (address, origin) = (proxy.host_and_port(), proxy.origin());
         tracing::info!(destination, proxy = %address, setting = origin, "calls go through a proxy");
@@ -199,7 +203,7 @@ pub fn xo(clients: &HttpClients, settings: &Settings) -> Xo {
 pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
     let lease = app.queue.lease();
     let clients = HttpClients::new(settings)?.allowed_while(move || lease.holds(Instant::now()));
-    log_proxies(settings);
+    log_network(settings);
     let servicenow = servicenow(clients.servicenow.clone(), settings)?;
     let xo = xo(&clients, settings);
     // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.

@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
 use crate::conversation::DedupKey;
 use crate::message::MessageId;
-use crate::platform::{HttpClient, check};
+use crate::platform::{CertificateExpiry, HttpClient, check};
 use crate::queue::{QueueDepth, QueueError};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -310,6 +310,8 @@ async fn platforms(settings: &Settings) -> Vec<CheckFinding> {
     let xo = app::xo(&clients, settings);
     let (servicenow, xo) = tokio::join!(servicenow(clients.servicenow, settings), check::xo(&xo));
     let mut findings = proxies(settings);
+    findings
+        .extend(settings.network.servicenow.tls.client_expiry().map(|expiry| client_certificate(&expiry)));
     findings.extend(servicenow);
     findings.extend(xo.into_iter().map(CheckFinding::from));
     findings
@@ -322,6 +324,13 @@ fn proxies(settings: &Settings) -> Vec<CheckFinding> {
         CheckFinding::well(format!("{key}: calls go through the proxy {address} ({origin})"))
     });
     found.collect()
+}
+
+fn client_certificate(expiry: &CertificateExpiry) -> CheckFinding {
+    let what = format!("servicenow.client_cert_file: ({}) is valid until {}", expiry.subject, expiry.day());
+    let hint =
+        if expiry.is_near(crate::clock::now()) { "renew it: ServiceNow refuses it afterwards" } else { "" };
+    CheckFinding { ok: true, what, hint: hint.to_owned() }
 }
 
 async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {
@@ -355,6 +364,16 @@ mod tests {
         }
         for version in ["4.0.0", "4.3.6", "4.10.0-rc.1", "10.1", "master", ""] {
             assert_eq!(broker_age(version), None, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_client_certificate_is_reported_a_month_before_its_end() {
+        for (days, hinted) in [(29, true), (31, false)] {
+            let not_after = crate::clock::now() + jiff::SignedDuration::from_hours(days * 24);
+            let found =
+                client_certificate(&CertificateExpiry { subject: "CN=causeway".to_owned(), not_after });
+            assert_eq!((found.ok, !found.hint.is_empty()), (true, hinted), "{found:?}");
         }
     }
 

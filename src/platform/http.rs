@@ -31,7 +31,7 @@ mod transfer;
 use failure::{failure, refused_by_proxy};
 use pool::ConnectionPool;
 pub use proxy::{HostPattern, ProxyAddress, ProxyRules};
-pub use tls::{TlsFault, TlsFileProblem, TlsFiles};
+pub use tls::{CertificateExpiry, TlsFault, TlsFileProblem, TlsFiles};
 pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};

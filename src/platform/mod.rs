@@ -17,8 +17,8 @@ mod peer;
 
 pub use error::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, NotReady, SentState};
 pub use http::{
-    BodyError, HostPattern, HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, ProxyRules,
-    StreamedBody, TlsFault, TlsFileProblem, TlsFiles,
+    BodyError, CertificateExpiry, HostPattern, HttpClient, HttpProblem, HttpSettings, NetworkSettings,
+    ProxyAddress, ProxyRules, StreamedBody, TlsFault, TlsFileProblem, TlsFiles,
 };
 pub use servicenow::{
     ChatApi, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowLogin, ServiceNowSettings,

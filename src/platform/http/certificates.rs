@@ -101,6 +101,11 @@ pub(super) fn identity(
     }
 }
 
+/// The facts of the first certificate of a file.
+pub(super) fn facts(path: &Path) -> Option<CertificateFacts> {
+    certificates(path).ok()?.into_iter().next().map(|(_, facts)| facts)
+}
+
 /// Which of the two files is wrong, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum IdentityProblem {

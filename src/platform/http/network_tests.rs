@@ -372,6 +372,9 @@ async fn a_client_certificate_is_shown_to_a_server_that_asks_for_it() {
     let certificate = authority.write("client.pem", &own.pem);
     let key = authority.write("client.key", &own.key.serialize_pem());
     let both = authority.write("both.pem", &format!("{}{}", own.pem, own.key.serialize_pem()));
+    let files = TlsFiles { authorities: vec![], client: Some((certificate.clone(), key.clone())) };
+    let expiry = files.client_expiry().unwrap();
+    assert_eq!((expiry.subject.as_str(), expiry.day().as_str()), ("CN=made for causeway", "2090-01-01"));
     for pair in [(certificate, key), (both.clone(), both)] {
         let http = client(trusting(&[&authority.ca_file()], Some(pair)));
         assert_eq!(get(&http, strict.url("https").as_str()).await, Ok(200));

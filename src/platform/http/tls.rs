@@ -83,7 +83,37 @@ impl fmt::Display for CertificateFault {
 
 impl std::error::Error for CertificateFault {}
 
+/// The end of our own certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateExpiry {
+    /// The name in the certificate.
+    pub subject: String,
+    /// Its last moment.
+    pub not_after: Timestamp,
+}
+
+impl CertificateExpiry {
+    /// A certificate with less time than this is reported.
+    const WARNING: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
+
+    /// Whether the certificate must be renewed soon.
+    pub fn is_near(&self, now: Timestamp) -> bool {
+        self.not_after.duration_since(now) < Self::WARNING
+    }
+
+    /// The last day.
+    pub fn day(&self) -> String {
+        day(self.not_after)
+    }
+}
+
 impl TlsFiles {
+    /// The end of the client certificate. `None` without one, or if the file is unreadable.
+    pub fn client_expiry(&self) -> Option<CertificateExpiry> {
+        let facts = certificates::facts(&self.client.as_ref()?.0)?;
+        Some(CertificateExpiry { subject: facts.subject, not_after: facts.not_after })
+    }
+
     /// Reads every file. Returns all problems.
     pub fn check(&self) -> Vec<TlsFileProblem> {
         let now = crate::clock::now();
