@@ -8,6 +8,7 @@ mod signals;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -39,6 +40,9 @@ use signals::SignalHandler;
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
 /// How often the write-ahead log of the directory is emptied, which still contains deleted rows.
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
+/// How long a process that starts is not ready because it has not reached the broker yet. Later an ingress with room in its
+/// spool is ready without the broker.
+const FIRST_CONNECT: Duration = Duration::from_secs(5);
 const SPOOL_MEASURED_EVERY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long commands of the CLI wait for the broker.
@@ -235,8 +239,12 @@ impl App {
         stop: &CancellationToken,
     ) {
         let (queue, spool) = (self.queue.clone(), self.spool.clone());
+        let (began, was_connected) = (Instant::now(), AtomicBool::new(false));
         let ready = move || {
             if let Some(reason) = queue.unready() {
+                if !was_connected.load(Ordering::Relaxed) && began.elapsed() < FIRST_CONNECT {
+                    return Err(format!("the queue is not usable yet: {reason}"));
+                }
                 // An ingress that is not ready gets no more requests, and its senders do not repeat them.
                 return match &spool {
                     Some(spool) if spool.has_room() => Ok(()),
@@ -244,6 +252,7 @@ impl App {
                     None => Err(format!("the queue is not usable: {reason}")),
                 };
             }
+            was_connected.store(true, Ordering::Relaxed);
             worker.as_ref().map_or(Ok(()), Worker::ready)
         };
         let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };

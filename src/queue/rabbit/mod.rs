@@ -253,7 +253,7 @@ impl RabbitQueue {
             depth.dead_of.insert(destination, dead);
             let mut sum = 0;
             for partition in PartitionId::all(destination, self.partitions()) {
-                if let Some(queue) = stats.count_of(&topology::partition_queue(partition)).await? {
+                if let Some(queue) = visible(stats.count_of(&topology::partition_queue(partition)).await)? {
                     sum += queue.waiting;
                     *depth.consumed.entry(destination).or_default() += u64::from(queue.consumers > 0);
                 }
@@ -276,10 +276,14 @@ impl RabbitQueue {
     }
 }
 
-/// A queue that this user may not see counts as empty.
 async fn count(stats: &mut QueueStats<'_>, name: &str) -> Result<u64, QueueError> {
-    match stats.waiting(name).await {
-        Err(error) if error.is_refusal() => Ok(0),
-        counted => Ok(counted?.unwrap_or_default()),
+    Ok(visible(stats.waiting(name).await)?.unwrap_or_default())
+}
+
+/// A queue that this user may not see counts as absent.
+fn visible<T>(counted: Result<Option<T>, RabbitError>) -> Result<Option<T>, QueueError> {
+    match counted {
+        Err(error) if error.is_refusal() => Ok(None),
+        counted => Ok(counted?),
     }
 }
