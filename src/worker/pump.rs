@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::lane::LaneScheduler;
 use super::process::{MessageProcessor, ProcessResult, RetryState, StartPermission};
 use super::stats::{PartitionStats, WorkerStats};
-use crate::delivery::breaker::ProbePermit;
+use crate::delivery::breaker::{CircuitBreaker, ProbePermit};
 use crate::message::{DeadReason, LaneKey, MessageId};
 use crate::queue::{PartitionId, QueueError, ReceivedMessage, Subscription};
 use crate::tasks::CancellationToken;
@@ -70,7 +70,34 @@ pub(super) struct MessagePump {
     next_expire_check: Instant,
 }
 
-type RunningMessages = FuturesUnordered<BoxFuture<'static, ProcessResult>>;
+/// One subscription of a pump: its lanes, its attempts, and why it ends.
+struct PumpSession {
+    mode: PumpMode,
+    /// A number for the preferred worker that waited for the partition when the session began.
+    wanted: Option<u64>,
+    lanes: LaneScheduler,
+    running: FuturesUnordered<BoxFuture<'static, ProcessResult>>,
+    /// Becomes true when no new attempt may start.
+    over: watch::Sender<bool>,
+    begun: Instant,
+    /// When a message last came or left.
+    quiet_since: Instant,
+    end: Option<SessionEnd>,
+}
+
+impl PumpSession {
+    fn new(mode: PumpMode, wanted: Option<u64>) -> Self {
+        let (lanes, running, over) =
+            (LaneScheduler::default(), FuturesUnordered::new(), watch::Sender::new(false));
+        let begun = Instant::now();
+        Self { mode, wanted, lanes, running, over, begun, quiet_since: begun, end: None }
+    }
+
+    /// Not while a probe is in flight: the time in the past would make the loop spin until the probe ends.
+    fn looks_for_probe(&self) -> bool {
+        !matches!(self.mode, PumpMode::Open) && self.end.is_none() && self.running.is_empty()
+    }
+}
 
 impl MessagePump {
     pub(super) fn new(
@@ -142,7 +169,7 @@ impl MessagePump {
 
     /// Waits until there is a reason to subscribe. Cancel-safe.
     async fn admission(&mut self) -> PumpMode {
-        let breaker = self.processor.deliverer.gate(self.partition.destination).breaker().clone();
+        let breaker = self.breaker().clone();
         if breaker.passes() {
             return PumpMode::Open;
         }
@@ -162,85 +189,76 @@ impl MessagePump {
     async fn serve(
         &mut self,
         subscription: &mut Subscription,
-        mut mode: PumpMode,
-        mut wanted: Option<u64>,
+        mode: PumpMode,
+        wanted: Option<u64>,
     ) -> SessionEnd {
-        let breaker = self.processor.deliverer.gate(self.partition.destination).breaker().clone();
+        let breaker = self.breaker().clone();
         let mut changes = breaker.changes();
         let mut better = self.processor.queue.preferred_elsewhere();
-        let over = watch::Sender::new(false);
-        let mut lanes = LaneScheduler::default();
-        let mut running = RunningMessages::new();
-        let mut end: Option<SessionEnd> = None;
-        let begun = Instant::now();
-        let mut quiet_since = begun;
+        let mut session = PumpSession::new(mode, wanted);
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let stop = self.stop.clone();
         loop {
-            if matches!(mode, PumpMode::Open) {
+            if matches!(session.mode, PumpMode::Open) {
                 subscription.announce();
             }
-            if end.is_none() {
-                let may_start = match &mode {
-                    PumpMode::Open | PumpMode::ExpireOnly => true,
-                    PumpMode::Probe(permit) => self.picks_probe(&mut lanes, permit.is_first(), begun),
-                };
-                if may_start {
-                    self.start_next(&mut lanes, &running, &mut mode, &over);
-                }
-                let landed = running.is_empty() && !subscription.is_arriving();
-                end = self.reason_to_end(&mode, begun, wanted, quiet_since, landed);
+            if session.end.is_none() {
+                self.start_or_end(&mut session, subscription.is_arriving());
             }
-            if end.is_some() {
-                over.send_replace(true);
-                if running.is_empty() {
+            if session.end.is_some() {
+                session.over.send_replace(true);
+                if session.running.is_empty() {
                     break;
                 }
                 subscription.flush();
             }
-            // Not while a probe is in flight: the time in the past would make this loop spin until the probe ends.
-            let looking = !matches!(mode, PumpMode::Open)
-                && end.is_none()
-                && running.is_empty()
-                && !subscription.is_arriving();
-            let alarm = lanes.next_timer();
+            let looks_for_probe = session.looks_for_probe() && !subscription.is_arriving();
+            let alarm = session.lanes.next_timer();
             tokio::select! {
                 // A fixed order makes a simulation repeatable. Rare events come first, and results before new messages.
                 // Results cannot starve new messages, because each received message gives one result.
                 biased;
-                () = stop.cancelled(), if end.is_none() => end = Some(SessionEnd::Stopped),
-                _ = tick.tick() => self.record_stats(&lanes, running.len(), true),
+                () = stop.cancelled(), if session.end.is_none() => session.end = Some(SessionEnd::Stopped),
+                _ = tick.tick() => self.record_stats(&session.lanes, session.running.len(), true),
                 Ok(()) = changes.changed() => if breaker.passes() {
-                    mode = PumpMode::Open;
-                    lanes.unblock();
+                    session.mode = PumpMode::Open;
+                    session.lanes.unblock();
                 },
                 // A worker that left and came back counts as new, and so does one that subscribed again.
                 Ok(()) = better.changed() => if self.preferred_by().is_none() {
-                    wanted = None;
+                    session.wanted = None;
                 },
-                () = sleep_until(alarm) => lanes.wake(Instant::now()),
-                Some(result) = running.next() => {
-                    quiet_since = Instant::now();
-                    // A broker ends the subscription itself; until then it may still accept other acks.
-                    if matches!(result, ProcessResult::AckFailed) && !self.processor.queue.shared() {
-                        end.get_or_insert(SessionEnd::Lost);
-                    }
-                    self.on_processed(result, &mut lanes, &running, &over);
-                    // The breaker may have begun to pass while this message was about to be parked.
-                    if matches!(mode, PumpMode::Open) && breaker.passes() {
-                        lanes.unblock();
-                    }
-                }
-                received = subscription.next(), if end.is_none() => match received {
-                    Some(received) => {
-                        quiet_since = Instant::now();
-                        self.accept(received, &mut lanes, &running, &over);
-                    }
-                    None => end = Some(SessionEnd::Lost),
+                () = sleep_until(alarm) => session.lanes.wake(Instant::now()),
+                Some(result) = session.running.next() => self.on_processed(result, &mut session),
+                received = subscription.next(), if session.end.is_none() => match received {
+                    Some(received) => self.accept(received, &mut session),
+                    None => session.end = Some(SessionEnd::Lost),
                 },
-                () = tokio::time::sleep_until(quiet_since + PROBE_WAIT), if looking => {}
+                () = tokio::time::sleep_until(session.quiet_since + PROBE_WAIT), if looks_for_probe => {}
             }
         }
+        self.leave(session)
+    }
+
+    fn breaker(&self) -> &Arc<CircuitBreaker> {
+        self.processor.deliverer.gate(self.partition.destination).breaker()
+    }
+
+    fn start_or_end(&mut self, session: &mut PumpSession, is_arriving: bool) {
+        let may_start = match &session.mode {
+            PumpMode::Open | PumpMode::ExpireOnly => true,
+            PumpMode::Probe(permit) => self.picks_probe(&mut session.lanes, permit.is_first(), session.begun),
+        };
+        if may_start {
+            self.start_next(session);
+        }
+        let landed = session.running.is_empty() && !is_arriving;
+        session.end = self.reason_to_end(session, landed);
+    }
+
+    /// The end of a session without attempts in flight.
+    fn leave(&mut self, session: PumpSession) -> SessionEnd {
+        let PumpSession { mode, lanes, end, .. } = session;
         self.remember(&lanes);
         self.record_stats(&lanes, 0, false);
         if let (PumpMode::Probe(permit), Some(SessionEnd::Idle)) = (mode, end)
@@ -252,26 +270,18 @@ impl MessagePump {
     }
 
     /// Whether this subscription should end, checked after every event.
-    fn reason_to_end(
-        &self,
-        mode: &PumpMode,
-        begun: Instant,
-        wanted: Option<u64>,
-        quiet_since: Instant,
-        landed: bool,
-    ) -> Option<SessionEnd> {
-        let breaker = self.processor.deliverer.gate(self.partition.destination).breaker();
-        match mode {
-            PumpMode::Open if !breaker.passes() => return Some(SessionEnd::Tripped),
+    fn reason_to_end(&self, session: &PumpSession, landed: bool) -> Option<SessionEnd> {
+        match &session.mode {
+            PumpMode::Open if !self.breaker().passes() => return Some(SessionEnd::Tripped),
             PumpMode::Open => {}
             PumpMode::Probe(_) | PumpMode::ExpireOnly => {
-                let quiet = landed && quiet_since.elapsed() >= PROBE_WAIT;
+                let quiet = landed && session.quiet_since.elapsed() >= PROBE_WAIT;
                 return quiet.then_some(SessionEnd::Idle);
             }
         }
         let better = self.preferred_by()?;
-        let newcomer = wanted != Some(better);
-        (newcomer || begun.elapsed() >= RELEASE_AGAIN).then_some(SessionEnd::Released)
+        let newcomer = session.wanted != Some(better);
+        (newcomer || session.begun.elapsed() >= RELEASE_AGAIN).then_some(SessionEnd::Released)
     }
 
     /// Whether there is a message to probe with; its lane is then the first one. The probe is the newest message among
@@ -294,41 +304,27 @@ impl MessagePump {
 
     /// Starts the first message of every ready lane. Outside of [`PumpMode::Open`] one message carries the probe, and the
     /// others may only expire.
-    fn start_next(
-        &mut self,
-        lanes: &mut LaneScheduler,
-        running: &RunningMessages,
-        mode: &mut PumpMode,
-        over: &watch::Sender<bool>,
-    ) {
-        while let Some(received) = lanes.start_next() {
+    fn start_next(&mut self, session: &mut PumpSession) {
+        while let Some(received) = session.lanes.start_next() {
             let retry_state = self.retry_states.remove(&received.message.id);
             let retry_state =
                 retry_state.unwrap_or_else(|| RetryState::new(&self.processor.settings, &received));
-            let permission = match std::mem::replace(mode, PumpMode::ExpireOnly) {
+            let permission = match std::mem::replace(&mut session.mode, PumpMode::ExpireOnly) {
                 PumpMode::Open => {
-                    *mode = PumpMode::Open;
+                    session.mode = PumpMode::Open;
                     StartPermission::Normal
                 }
                 PumpMode::Probe(permit) => StartPermission::Probe(permit),
                 PumpMode::ExpireOnly => StartPermission::ExpireOnly,
             };
-            running.push(Box::pin(self.processor.clone().process(
-                received,
-                retry_state,
-                permission,
-                over.subscribe(),
-            )));
+            let over = session.over.subscribe();
+            let process = self.processor.clone().process(received, retry_state, permission, over);
+            session.running.push(Box::pin(process));
         }
     }
 
-    fn accept(
-        &mut self,
-        received: ReceivedMessage,
-        lanes: &mut LaneScheduler,
-        running: &RunningMessages,
-        over: &watch::Sender<bool>,
-    ) {
+    fn accept(&mut self, received: ReceivedMessage, session: &mut PumpSession) {
+        session.quiet_since = Instant::now();
         let id = received.message.id;
         let mut retry_state = match self.retry_states.remove(&id) {
             // No other worker had the message meanwhile, so the known state is complete.
@@ -346,33 +342,28 @@ impl MessagePump {
         retry_state.redelivered(received.redeliveries);
         self.retry_states.insert(id, retry_state);
         let lane = received.message.lane.clone();
-        lanes.push(received);
-        self.make_room(&lane, lanes, running, over);
+        session.lanes.push(received);
+        self.make_room(&lane, session);
     }
 
-    fn is_crowded_by(&self, lane: &LaneKey, lanes: &LaneScheduler, running: &RunningMessages) -> bool {
-        lanes.exceeds(lane, self.max_per_stuck_lane) && lanes.held() + running.len() >= self.crowd
+    fn is_crowded_by(&self, lane: &LaneKey, session: &PumpSession) -> bool {
+        let held = session.lanes.held() + session.running.len();
+        session.lanes.exceeds(lane, self.max_per_stuck_lane) && held >= self.crowd
     }
 
     /// In a crowded window a stuck lane keeps its limit; its other messages are dead-lettered to make room for other lanes.
-    fn make_room(
-        &mut self,
-        lane: &LaneKey,
-        lanes: &mut LaneScheduler,
-        running: &RunningMessages,
-        over: &watch::Sender<bool>,
-    ) {
-        if !self.is_crowded_by(lane, lanes, running) {
+    fn make_room(&mut self, lane: &LaneKey, session: &mut PumpSession) {
+        if !self.is_crowded_by(lane, session) {
             return;
         }
-        for received in lanes.shed(lane, self.max_per_stuck_lane) {
+        for received in session.lanes.shed(lane, self.max_per_stuck_lane) {
             let retry_state = self.retry_states.remove(&received.message.id);
             let retry_state =
                 retry_state.unwrap_or_else(|| RetryState::new(&self.processor.settings, &received));
             let processor = self.processor.clone();
-            let mut over = over.subscribe();
+            let mut over = session.over.subscribe();
             let why = "its conversation is stuck and has filled its share of the partition".to_owned();
-            running.push(Box::pin(async move {
+            session.running.push(Box::pin(async move {
                 match processor
                     .dead_letter(received, retry_state, DeadReason::Exhausted, why, &mut over)
                     .await
@@ -384,32 +375,34 @@ impl MessagePump {
         }
     }
 
-    fn on_processed(
-        &mut self,
-        result: ProcessResult,
-        lanes: &mut LaneScheduler,
-        running: &RunningMessages,
-        over: &watch::Sender<bool>,
-    ) {
+    fn on_processed(&mut self, result: ProcessResult, session: &mut PumpSession) {
+        session.quiet_since = Instant::now();
         match result {
-            ProcessResult::Settled { lane, freed } => lanes.finished(&lane, freed),
-            ProcessResult::Excess | ProcessResult::AckFailed => {}
+            ProcessResult::Settled { lane, freed } => session.lanes.finished(&lane, freed),
+            ProcessResult::Excess => {}
+            // A broker ends the subscription itself; until then it may still accept other acks.
+            ProcessResult::AckFailed if self.processor.queue.shared() => {}
+            ProcessResult::AckFailed => drop(session.end.get_or_insert(SessionEnd::Lost)),
             ProcessResult::Retry { received, mut retry_state, at, waits } => {
                 let (id, lane) = (received.message.id, received.message.lane.clone());
-                lanes.back_off(received, at);
-                if self.is_crowded_by(&lane, lanes, running) {
+                session.lanes.back_off(received, at);
+                if self.is_crowded_by(&lane, session) {
                     retry_state.crowds_others_out();
                 }
                 if waits || retry_state.is_stuck() {
-                    lanes.mark_stuck(&lane);
+                    session.lanes.mark_stuck(&lane);
                 }
                 self.retry_states.insert(id, retry_state);
-                self.make_room(&lane, lanes, running, over);
+                self.make_room(&lane, session);
             }
             ProcessResult::Blocked { received, retry_state } => {
                 self.retry_states.insert(received.message.id, retry_state);
-                lanes.block(received);
+                session.lanes.block(received);
             }
+        }
+        // The breaker may have begun to pass while this message was about to be parked.
+        if matches!(session.mode, PumpMode::Open) && self.breaker().passes() {
+            session.lanes.unblock();
         }
     }
 

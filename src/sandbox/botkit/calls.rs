@@ -144,13 +144,7 @@ fn act(
             }
         }
         "sendBotMessage" => {
-            let words = body.get("message").and_then(Value::as_str);
-            let most = state.switches.bot_text_chars_max;
-            let long_word =
-                |words: &str| words.split_whitespace().any(|word| word.chars().count() > WORD_CHARS_MAX);
-            if words.is_some_and(|words| most > 0 && (words.chars().count() > most || long_word(words))) {
-                return Err(bad("the message is too long"));
-            }
+            let words = words_for_bot(state, body)?;
             ends(state);
             let connects = body.pointer("/channel/botEvent").is_some();
             turns::bot_reads(world, state, key, words, connects);
@@ -179,11 +173,8 @@ fn act(
         }
         "sendBotEvent" => state.session(key).client_events.push(body.clone()),
         "sendFeedbackMessage" => {
-            let feedback = body.get("feedbackData").unwrap_or(&Value::Null);
-            if ["name", "score"].iter().any(|field| feedback.get(field).is_none_or(Value::is_null)) {
-                return Err(bad("feedbackData.name or feedbackData.score is missing"));
-            }
-            state.session(key).feedback.push(feedback.clone());
+            let feedback = feedback(body)?.clone();
+            state.session(key).feedback.push(feedback);
             ends(state);
         }
         "clearConversationSession" => turns::close_session(state, key, false),
@@ -196,6 +187,25 @@ fn act(
         _ => return Err(RefusedCall::new(StatusCode::NOT_FOUND, "there is no such call")),
     }
     Ok(())
+}
+
+/// The text for the bot, if the bot may read it.
+fn words_for_bot<'a>(state: &BotKitInner, body: &'a Value) -> Result<Option<&'a str>, RefusedCall> {
+    let words = body.get("message").and_then(Value::as_str);
+    let most = state.switches.bot_text_chars_max;
+    let long_word = |words: &str| words.split_whitespace().any(|word| word.chars().count() > WORD_CHARS_MAX);
+    if words.is_some_and(|words| most > 0 && (words.chars().count() > most || long_word(words))) {
+        return Err(bad("the message is too long"));
+    }
+    Ok(words)
+}
+
+fn feedback(body: &Value) -> Result<&Value, RefusedCall> {
+    let feedback = body.get("feedbackData").unwrap_or(&Value::Null);
+    if ["name", "score"].iter().any(|field| feedback.get(field).is_none_or(Value::is_null)) {
+        return Err(bad("feedbackData.name or feedbackData.score is missing"));
+    }
+    Ok(feedback)
 }
 
 /// The message for the user; `None` for a template without text, which only the client shows.
