@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod data_files;
 pub mod request_id;
+#[cfg(feature = "tools")]
 pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;

@@ -5,12 +5,15 @@
 //! code is 0 if all checks pass, else 1.
 //! Not responsible for: the checks of the platforms (`platform/check.rs`).
 
+use std::path::Path;
 use std::time::Duration;
+
+use rustix::fs::Access;
 
 use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles};
 use crate::app;
-use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
+use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings, SpooledSenders};
 use crate::conversation::DedupKey;
 use crate::message::MessageId;
 use crate::platform::{CertificateExpiry, HttpClient, check};
@@ -212,7 +215,33 @@ async fn queue(settings: &Settings) -> Vec<CheckFinding> {
         }
     }
     queue.close().await;
+    findings.extend(spool(settings));
     findings
+}
+
+/// Whether an ingress could keep messages while the broker is away.
+fn spool(settings: &Settings) -> Option<CheckFinding> {
+    if settings.ingress.spool == SpooledSenders::Off || settings.queue.url.is_none() {
+        return None;
+    }
+    let folder = settings.data_dir.join("spool");
+    // The check makes no folder: it may run as another user than the service.
+    let mut existing = folder.as_path();
+    while !existing.exists() {
+        existing =
+            existing.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    }
+    let shown = folder.display();
+    match rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Some(CheckFinding::well(format!(
+            "queue: an ingress keeps messages in {shown} while the broker is away"
+        ))),
+        Err(error) => Some(CheckFinding {
+            ok: true,
+            what: format!("queue: this user cannot write {shown}: {error}"),
+            hint: "an ingress needs a data_dir that it can write, or ingress.spool = \"off\"".to_owned(),
+        }),
+    }
 }
 
 fn depths(name: &str, partitions: u16, depth: &QueueDepth) -> Vec<CheckFinding> {

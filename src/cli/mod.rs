@@ -9,13 +9,17 @@ mod check;
 mod confirm;
 mod conversations;
 mod dead;
+#[cfg(feature = "tools")]
 mod demo;
+#[cfg(feature = "tools")]
 mod folder;
 mod healthcheck;
 mod manual;
 mod operator;
 mod output;
+#[cfg(feature = "tools")]
 mod prove;
+#[cfg(feature = "tools")]
 mod sandbox;
 mod servicenow;
 mod status;
@@ -49,6 +53,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum CliVerb {
     /// See Causeway work in half a minute, without any setup: two chats, an outage, a dead letter, a replay
+    #[cfg(feature = "tools")]
     Demo(demo::DemoArgs),
     /// Accept and deliver messages: ingress and worker in one process
     Serve,
@@ -59,6 +64,7 @@ enum CliVerb {
     /// Serve the files of conversations to holders of a link: GET /v1/files/{token}
     Files,
     /// Simulate ServiceNow and XO, scriptable over HTTP
+    #[cfg(feature = "tools")]
     Sandbox(Box<sandbox::SandboxArgs>),
     /// Test the settings: broker, directory, ServiceNow, XO; one line and one hint for each
     Check(check::CheckArgs),
@@ -76,6 +82,7 @@ enum CliVerb {
     ServiceNow(Box<servicenow::ServiceNowArgs>),
     /// Test the delivery guarantees: send numbered messages during kills, network cuts and outages, then print a
     /// report; exit 1 if a guarantee is broken
+    #[cfg(feature = "tools")]
     Prove(Box<prove::ProveArgs>),
     /// Print a completion script for a shell, for example: causeway completions bash > /etc/bash_completion.d/causeway
     Completions(manual::CompletionsArgs),
@@ -143,10 +150,12 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
     let sources = SettingFiles { file: cli.config, environment };
     match cli.verb {
         // The demo reads no settings, so it is the same on every machine.
+        #[cfg(feature = "tools")]
         CliVerb::Demo(args) => {
             Box::pin(demo::run(&args, output::AnsiPaint::stdout(&sources.environment))).await
         }
         // The processes that `prove` starts have settings of their own.
+        #[cfg(feature = "tools")]
         CliVerb::Prove(args) => {
             Box::pin(prove::run(*args, output::AnsiPaint::stdout(&sources.environment))).await
         }
@@ -158,6 +167,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
             start_logging(&settings.log);
             Ok(Box::pin(app::run_files(&settings)).await?)
         }
+        #[cfg(feature = "tools")]
         CliVerb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
         CliVerb::Check(args) => Box::pin(check::run(&args, &sources)).await,
         CliVerb::Status(args) => Box::pin(status::run(&args, &sources)).await,

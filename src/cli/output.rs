@@ -148,6 +148,7 @@ impl AnsiPaint {
         self.with("1", text)
     }
 
+    #[cfg(feature = "tools")]
     pub(super) fn dim(self, text: &str) -> String {
         self.with("2", text)
     }

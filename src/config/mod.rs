@@ -20,6 +20,7 @@ use std::path::Path;
 pub use network::NetworkConfig;
 pub use problem::{SettingProblem, SettingProblems, SettingSource};
 pub use raw::Environment;
+#[cfg(feature = "tools")]
 pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,

@@ -43,7 +43,7 @@ pub(super) async fn run(queue: &Queue, file: &Path, dry_run: bool, json: bool) -
     }
     let entries = dead_letters::list(queue, &DeadLetterFilter::default()).await?;
     let there: HashSet<Identity> = entries.iter().map(|entry| (entry.key.id, entry.digest)).collect();
-    let mut choice = Choice { there, chosen: HashSet::new(), already: 0 };
+    let mut choice = ImportSelection { there, chosen: HashSet::new(), already: 0 };
     let mut imported = 0_u64;
     let done = if dry_run {
         for dead in letters(file)? {
@@ -172,13 +172,13 @@ fn letters(
 }
 
 /// The decision about each dead letter.
-struct Choice {
+struct ImportSelection {
     there: HashSet<Identity>,
     chosen: HashSet<(Identity, Timestamp)>,
     already: u64,
 }
 
-impl Choice {
+impl ImportSelection {
     /// Whether a dead letter is to be written. A message that died twice has two different lines in one export.
     fn takes(&mut self, dead: &DeadLetter) -> bool {
         let identity = (dead.message.id, dead.message.digest);
@@ -192,7 +192,7 @@ async fn write(
     queue: &Queue,
     file: &Export,
     count: u64,
-    choice: &mut Choice,
+    choice: &mut ImportSelection,
     imported: &mut u64,
 ) -> Result<(), CliFailure> {
     let bar = replay::bar(count);
@@ -254,7 +254,7 @@ mod tests {
     fn a_message_is_imported_once() {
         let (one, other) = (dead(), dead());
         let there = HashSet::from([(one.message.id, None)]);
-        let mut choice = Choice { there, chosen: HashSet::new(), already: 0 };
+        let mut choice = ImportSelection { there, chosen: HashSet::new(), already: 0 };
         let takes = [&one, &other, &other].map(|dead| choice.takes(dead));
         assert_eq!((takes, choice.already), ([false, true, false], 2));
     }

@@ -21,7 +21,7 @@ pub(super) struct QueuesArgs {
 /// Whether a queue accepts chats, as far as the instance tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-enum QueueStatus {
+enum QueueAvailability {
     Open,
     Closed,
     /// The queue is switched on. Only its schedule tells whether it is open now.
@@ -34,7 +34,7 @@ struct QueueRow {
     kind: &'static str,
     name: String,
     id: String,
-    state: QueueStatus,
+    state: QueueAvailability,
 }
 
 /// The table of Connect Support queues. servicenow.queue_id names one of them if api = "connect_support".
@@ -75,10 +75,10 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings) -> Result<(), Cli
 
 fn describe(queues: &[QueueRow]) -> String {
     let state = |state| match state {
-        QueueStatus::Open => "open",
-        QueueStatus::Closed => "closed",
-        QueueStatus::Active => "active",
-        QueueStatus::Inactive => "inactive",
+        QueueAvailability::Open => "open",
+        QueueAvailability::Closed => "closed",
+        QueueAvailability::Active => "active",
+        QueueAvailability::Inactive => "inactive",
     };
     let cells = |queue: &QueueRow| {
         let name = output::harmless(&queue.name);
@@ -95,7 +95,11 @@ async fn connect(servicenow: &ServiceNow) -> Result<Vec<QueueRow>, CallError> {
             .into_iter()
             .map(|queue| QueueRow {
                 kind: CONNECT,
-                state: if queue.not_available.is_some() { QueueStatus::Closed } else { QueueStatus::Open },
+                state: if queue.not_available.is_some() {
+                    QueueAvailability::Closed
+                } else {
+                    QueueAvailability::Open
+                },
                 name: queue.name.unwrap_or_default(),
                 id: queue.sys_id,
             })
@@ -110,7 +114,11 @@ async fn table(servicenow: &ServiceNow, kind: &'static str) -> Result<Vec<QueueR
     let value = |row: &TableRow, name: &str| row.get(name).cloned().unwrap_or_default();
     let queue = |row: TableRow| QueueRow {
         kind,
-        state: if value(&row, "active") == "false" { QueueStatus::Inactive } else { QueueStatus::Active },
+        state: if value(&row, "active") == "false" {
+            QueueAvailability::Inactive
+        } else {
+            QueueAvailability::Active
+        },
         name: value(&row, "name"),
         id: value(&row, "sys_id"),
     };
