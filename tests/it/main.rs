@@ -41,6 +41,7 @@ mod network;
 mod oauth;
 mod openapi;
 mod ordering;
+mod pins;
 mod platforms;
 mod private;
 mod prove;
