@@ -22,11 +22,11 @@ use crate::message::{ConversationId, Endpoint, safe_file_name};
 use crate::platform::servicenow::{AgentFile, SharedFile};
 use crate::platform::{AnswerKind, CallError};
 
-/// How long a file is tried, counted from the acceptance of its message. The user's later messages wait meanwhile.
+/// The time limit for a file, counted from the acceptance of its message. The user's later messages wait meanwhile.
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// The time limit of one transfer. XO allows 30 s (`src/platform/xo/FACTS.md`).
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most transfers of a worker at the same time.
+/// The maximum number of concurrent transfers of a worker.
 const MAX_TRANSFERS: usize = 4;
 
 /// Settings of the transfer of files.

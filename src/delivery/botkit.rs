@@ -28,9 +28,9 @@ use crate::tasks::CancellationToken;
 const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// XO's web channel, which shows an agent's messages in a style of their own.
 const WEB_CHANNEL: &str = "rtm";
-/// More choices than a person looks through as buttons are text.
+/// The maximum number of choices shown as buttons. A longer list is sent as text.
 const QUICK_REPLIES_MAX: usize = 20;
-/// Handles that are kept alive at once.
+/// The number of handles that are extended at once.
 const BATCH_SIZE: u32 = 32;
 /// The attempts for each handle in one round.
 const EXTEND_TRIES: u32 = 2;
@@ -70,7 +70,7 @@ impl Deliverer {
         self.relay_with_files(conversation, said, &files).await
     }
 
-    /// Sends the text, then each picture. A repeat after a failure does not send again what was sent.
+    /// Sends the text, then each picture. An attempt after a failure does not repeat the parts that were sent.
     async fn relay_with_files(
         &self,
         conversation: &Conversation,
@@ -187,7 +187,8 @@ impl Deliverer {
         self.tell_user_with(conversation, text, by_agent, &[]).await
     }
 
-    /// The same with choices: on the web channel they are buttons whose answer is the choice's value; elsewhere they are text.
+    /// Sends a text with choices. On the web channel the choices are buttons whose answer is the choice's value;
+    /// elsewhere they are text.
     async fn tell_user_with(
         &self,
         conversation: &Conversation,
@@ -318,8 +319,8 @@ impl Deliverer {
         }
     }
 
-    /// Extends one handle. A temporary failure is tried once more: the next round would come after XO has let the
-    /// handle expire, and an agent's next message could then not be relayed until the user writes again.
+    /// Extends one handle. A temporary failure is retried once, because XO lets the handle expire before the next
+    /// round. Without a valid handle an agent's next message cannot be relayed until the user writes again.
     async fn extend(&self, id: &ConversationId, handle: &ReplyHandle) {
         if self.xo.refuses(handle).is_some() {
             return;

@@ -32,7 +32,7 @@ impl Deliverer {
         };
         match directory.find_by_group(&callback.group).await? {
             // The callback's chat may be an earlier chat of the conversation: a late message of an agent is still
-            // relayed. The message is in the lane of its own group, so it comes before the `ended` of that chat.
+            // relayed. The message is in the lane of its own group, so it precedes the `ended` of the same chat.
             Some(conversation) if self.is_heard(&conversation) => {
                 self.relay_callback(directory, message, &callback, &conversation).await
             }

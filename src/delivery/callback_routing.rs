@@ -1,8 +1,8 @@
 //! Routes a message of a ServiceNow chat to the destination of its conversation.
 //!
-//! Guarantees: a routed message keeps its id, its time of acceptance and its order: all messages of one conversation to
-//! the bot side are in the conversation's own lane there. A message is acked here only after the queue of its
-//! destination has confirmed it. No remote endpoint is called, so no endpoint delays the messages of another.
+//! Guarantees: a routed message keeps its id, its time of acceptance and its order. All messages of one conversation to
+//! the bot side are in the conversation's own lane at the destination. A message is acked here only after the queue of
+//! its destination has confirmed it. No remote endpoint is called, so no endpoint delays the messages of another.
 //!
 //! Not responsible for: delivery (`callback.rs`, `relay.rs`), the list of destinations (`message/destination.rs`).
 
@@ -55,14 +55,14 @@ impl Deliverer {
         }
     }
 
-    /// Notes that no user may read this message, so that gap repair does not tell it. It goes nowhere.
+    /// Records that the message is internal, so that gap repair does not relay it. The message is dropped.
     async fn note_internal(&self, message: &Message, group: &str) -> Result<Attempt, InternalError> {
         if let Some(directory) = &self.directory
             && directory.find_by_group(group).await?.is_some()
         {
             directory.mark_done(DedupKey::Internal(message.id), None, clock::now()).await?;
         }
-        Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "agents wrote it to each other"))
+        Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "it is an internal message"))
     }
 
     async fn route_notice(&self, message: &Message) -> Result<Attempt, InternalError> {

@@ -1,10 +1,10 @@
-//! The row of ServiceNow's that a callback is a copy of. The callback is posted by a script that a clone of the instance runs as well,
-//! and it can be lost or changed on its way. The row can only be written inside ServiceNow.
+//! Compares a callback with its row at ServiceNow. A script posts the callback. A clone of the instance runs the same
+//! script, and a callback can be lost or changed on its way. A row can only be written inside ServiceNow.
 //!
-//! Guarantees: if the chat can be read, its row decides on the text, the writer, the order and the existence of a message. A callback is
-//! declared absent only after two readings that cover the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that cannot be read
-//! delays a callback for [`UNREAD_DELAY`] at most.
-//! Not responsible for: reading (`platform/servicenow/history.rs`), telling (`gaps.rs`).
+//! Guarantees: if the chat can be read, the row decides the text, the author, the order and the existence of a message.
+//! A callback counts as absent only after two readings of the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that
+//! cannot be read delays a callback for at most [`UNREAD_DELAY`].
+//! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`gaps.rs`).
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -20,28 +20,29 @@ use crate::message::{Callback, Destination, Endpoint, Message};
 use crate::platform::servicenow::{History, RemoteMessage};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// How long one reading may take.
+/// The time limit of one reading.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the callbacks of a chat wait for a reading, counted from the first one that failed.
+/// The longest time that the callbacks of a chat wait for a reading, counted from the first failed reading.
 const UNREAD_DELAY: Duration = Duration::from_secs(30);
-/// After so much time the outage of ServiceNow no longer delays the bot side. A shorter one must not let a later message overtake.
+/// An outage of ServiceNow that is longer than this does not delay the bot side. During a shorter one the callbacks
+/// wait, so that no later message overtakes a missing one.
 const OUTAGE: Duration = Duration::from_secs(15);
 /// The worker forgets a chat that it could not read after this time.
 pub(super) const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// The Business Rule runs inside the agent's transaction, so its callback can arrive before the row is visible.
 const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 
-/// What is known of a callback's row, and of the messages before it.
+/// The result of looking for a callback's row and for the messages before it.
 pub(super) enum GapCheck {
     /// The callback itself shows that no message is missing before it.
     Complete,
-    /// The chat was not read. Gap repair finds later what is missing.
+    /// The chat was not read. Gap repair finds missing messages later.
     Unknown,
-    /// The row, and the messages before it that may not have been told yet.
+    /// The row, and the messages before it that may not have been relayed yet.
     Read { missing: Vec<RemoteMessage>, row: RemoteMessage },
-    /// The row stands before the last message that was told: the callback waited for long, or it is a replay.
+    /// The row precedes the last relayed message: the callback waited for a long time, or it is a replay.
     Late(RemoteMessage),
-    /// A reading did not show the row. A second one decides.
+    /// One reading did not show the row. A second reading decides.
     Unseen,
     /// Two readings did not show the row: a clone of the instance or a forger sent the callback.
     Absent,
@@ -60,7 +61,7 @@ impl GapCheck {
         }
     }
 
-    /// Whether the chat is told up to this message when the message is told.
+    /// Whether the record of the last relayed message moves to this message.
     pub(super) const fn moves_on(&self) -> bool {
         !matches!(self, Self::Unknown | Self::Late(_))
     }
@@ -86,7 +87,7 @@ impl Deliverer {
         let last_relayed = directory.last_relayed(&callback.group).await?;
         let previous = callback.previous.as_deref();
         let shows_no_gap = previous.is_some_and(|previous| previous == last_relayed.as_deref().unwrap_or(""));
-        // A file is shown by its row alone.
+        // Only the row of a file's message has the file.
         let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
         if self.settings.read_back == ReadBack::Gaps && !has_file && (previous.is_none() || shows_no_gap) {
             return Ok(if shows_no_gap { GapCheck::Complete } else { GapCheck::Unknown });
@@ -113,7 +114,7 @@ impl Deliverer {
         }
         let mut proves_absence = read.is_complete;
         if last_relayed.is_some() {
-            // The row may stand before the message that was told last, or a later page showed it too late.
+            // The row may precede the last relayed message, or a page showed it out of order.
             let Some(whole) = self.read_back(servicenow, conversation, callback, None).await else {
                 return Ok(unread());
             };
@@ -124,7 +125,8 @@ impl Deliverer {
             }
         }
         self.chat_was_read(&callback.group, None);
-        // What can still be read of a chat that is over is not known. An operator who replays a message wants it to be told.
+        // It is not known which rows of a closed chat can still be read, so their absence proves nothing. A replay is
+        // an operator's decision to relay the message.
         let is_open = matches!(
             conversation.state,
             ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
@@ -143,7 +145,8 @@ impl Deliverer {
         }
     }
 
-    /// Whether a reading that did not show the row was made a moment ago. The next one would show the same.
+    /// Whether a reading less than [`ROW_VISIBLE_WITHIN`] ago did not show the row. The next reading would not show it
+    /// either.
     fn waits_for_row(&self, sys_id: &str) -> bool {
         let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.get(&row_key(sys_id)).is_some_and(|since| since.elapsed() < ROW_VISIBLE_WITHIN)
@@ -161,7 +164,7 @@ impl Deliverer {
         }
     }
 
-    /// Whether a chat that could not be read is worth waiting for.
+    /// Whether the callbacks of a chat that could not be read should still wait.
     fn waits_for(&self, group: &str) -> bool {
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
@@ -200,7 +203,8 @@ impl Deliverer {
     }
 }
 
-/// The row among the messages that were read, oldest first. `last_told`: the message that was told last, if the reading goes beyond it.
+/// Finds the row among the messages that were read, oldest first. `last_relayed`: the last relayed message, if the
+/// reading goes back further.
 fn found(mut remote: Vec<RemoteMessage>, sys_id: &str, last_relayed: Option<&str>) -> Option<GapCheck> {
     let here = remote.iter().position(|remote| remote.sys_id == sys_id)?;
     let first_missing =
@@ -218,7 +222,7 @@ fn found(mut remote: Vec<RemoteMessage>, sys_id: &str, last_relayed: Option<&str
     Some(GapCheck::Read { missing: missing.into_iter().filter(|remote| !remote.internal).collect(), row })
 }
 
-/// The name of a row in the list of what could not be read, so that it is not taken for a chat.
+/// The key of a row in the map of unread chats. The prefix keeps it apart from the key of a chat.
 fn row_key(sys_id: &str) -> String {
     format!("row {sys_id}")
 }
@@ -256,7 +260,7 @@ mod tests {
         assert_eq!(shown("a note b", "b", None), "a | b");
         assert_eq!(shown("a note b", "note", None), "internal");
         assert_eq!(shown("a b c", "d", None), "not there");
-        // A reading that goes beyond what was told repeats nothing.
+        // A reading that goes back further than the last relayed message repeats nothing.
         assert_eq!(shown("a b c d", "d", Some("b")), "c | d");
         assert_eq!(shown("a b c d", "b", Some("c")), "late b");
         assert_eq!(shown("a b", "b", Some("not shown")), "late b");

@@ -8,7 +8,7 @@ use crate::message::{DeadReason, Outcome, RetryReason, TripReason, named};
 use crate::platform::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, SentState};
 
 named! {
-    /// The operation that a platform was called for.
+    /// The operation for which a platform was called.
     Operation {
         /// Opens a chat.
         Start = "start",

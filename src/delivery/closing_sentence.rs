@@ -1,10 +1,12 @@
-//! The end of a chat that ServiceNow announces in a sentence. Some instances post no flag and no action with it, and integrations of
-//! theirs know the end from the sentence alone (FACTS.md).
+//! Recognises the end of a chat that ServiceNow announces in a sentence. Some instances post neither a flag nor an
+//! action with the end, and integrations with these instances rely on the sentence alone
+//! (`src/platform/servicenow/FACTS.md`).
 //!
-//! Guarantees: no sentence ends a chat by itself, since sentences are translated and people write the same words. A sentence counts
-//! together with the state. Over Connect Support the state is that of the queue entry (`poll.rs`). Over the Virtual Agent API
-//! it is shown by what comes behind the sentence: words of ServiceNow's bot without a flag of an agent's chat, and no sign of
-//! an agent between the two. A chat that was announced to be over and never shows it is ended by the idle limit, and counted.
+//! Guarantees: no sentence ends a chat by itself, because sentences are translated and people may write the same words.
+//! A sentence counts only together with the state. Over Connect Support the state is the state of the queue entry
+//! (`poll.rs`). Over the Virtual Agent API the items after the sentence decide. The chat is over if a text of
+//! ServiceNow's bot follows without a flag of an agent's chat, and without a sign of an agent before the text. If no
+//! such item follows, the idle limit ends the chat, and the metrics count this case.
 //! Not responsible for: ending the chat (`virtual_agent_callback.rs`, `poll.rs`), the idle limit (`time_limits.rs`).
 
 use super::{Deliverer, InternalError};
@@ -13,18 +15,18 @@ use crate::conversation::{DedupKey, Directory};
 use crate::message::Message;
 use crate::platform::servicenow::{ChatSign, ItemMeaning, VirtualAgentCallback};
 
-/// In place of the last message of a chat that was told: the sentence was the last thing that was heard of it.
+/// Stored instead of the id of the last relayed message: a closing sentence was the last event of the chat.
 const ANNOUNCED: &str = "closing sentence";
 
 impl Deliverer {
-    /// Whether ServiceNow's own words announce the end of a chat.
+    /// Whether a text of ServiceNow itself announces the end of a chat.
     pub(super) fn is_closing_sentence(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         let sentences = &self.settings.virtual_agent.end_sentences;
         sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
     }
 
-    /// Notes that the end of a chat was announced, so that it is counted if nothing confirms it.
+    /// Records that the end of a chat was announced. The metrics count an announced end that nothing confirms.
     pub(super) async fn note_closing_sentence(
         &self,
         directory: &Directory,
@@ -34,7 +36,7 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Whether this callback shows that a chat with an agent, which a sentence announced to be over, is over.
+    /// Whether this callback confirms the announced end of a chat with an agent.
     pub(super) async fn confirms_end(
         &self,
         directory: &Directory,
@@ -50,7 +52,7 @@ impl Deliverer {
         let was_announced = directory.last_relayed(group).await?.as_deref() == Some(ANNOUNCED);
         let seen = Evidence::of(callback, was_announced, |text| self.is_closing_sentence(text));
         let is_news = seen.confirms || seen.is_announced != was_announced;
-        // A repeated or replayed callback is an old one, and the chat has gone on since.
+        // A repeated or replayed callback is old: the chat has changed since then.
         if !is_news || directory.is_done(DedupKey::CallbackApplied(message.id)).await? {
             return Ok(false);
         }
@@ -64,18 +66,18 @@ impl Deliverer {
     }
 }
 
-/// What the items of a callback show, one after the other.
+/// The evidence in the items of a callback, read in order.
 #[derive(Debug, PartialEq, Eq)]
 struct Evidence {
-    /// The end was announced, and nothing since then speaks against it.
+    /// The end was announced, and no later item contradicts the announcement.
     is_announced: bool,
-    /// Words of ServiceNow's bot came behind the announcement.
+    /// A text of ServiceNow's bot followed the announcement.
     confirms: bool,
 }
 
 impl Evidence {
     fn of(callback: &VirtualAgentCallback, announced: bool, is_closing: impl Fn(&str) -> bool) -> Self {
-        // The flag belongs to the whole callback, so it speaks against an earlier announcement alone.
+        // The flag belongs to the whole callback, so it contradicts only an announcement of an earlier callback.
         let mut seen = Self { is_announced: announced && !callback.agent_chat, confirms: false };
         for item in &callback.items {
             let is_agent_sign = matches!(

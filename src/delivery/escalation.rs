@@ -5,8 +5,8 @@
 //! open entry of the same group is the state of the chat. An open chat of ours with the same text in the next queue is
 //! claimed as the next chat of the conversation.
 //!
-//! Guarantees: a conversation ends as `escalated` only if the chat went on nowhere for 15 s, and as `gone` only if the
-//! chat was not shown for 15 s.
+//! Guarantees: a conversation ends as `escalated` only if no continuation of the chat was found for 15 s. It ends as
+//! `gone` only if ServiceNow did not show the chat for 15 s.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use crate::conversation::{Claim, OpenedChat};
 use crate::message::{Notice, NoticeEvent};
 use crate::platform::QueueEntry;
 
-/// How long the other queue may take to show the chat, and how long a chat may be absent from ServiceNow's answers.
+/// The grace period in which the other queue must show the chat, or in which a missing chat must reappear in
+/// ServiceNow's answers.
 const GRACE: Duration = Duration::from_secs(15);
 
 impl PollContext<'_> {
@@ -72,7 +73,7 @@ impl PollContext<'_> {
         Ok(true)
     }
 
-    /// Whether the chat has looked over for the whole grace period.
+    /// Whether the chat has appeared to be over for the whole grace period.
     pub(super) fn lasts(&self) -> bool {
         self.since().entry(self.conversation.id.clone()).or_insert_with(Instant::now).elapsed() >= GRACE
     }

@@ -2,12 +2,13 @@
 //! (`src/platform/servicenow/FACTS.md`). Each chat is therefore read back before an agent's message is relayed, at each
 //! poll, and before an end.
 //!
-//! Guarantees: an agent's messages are told in ServiceNow's order and each once, whichever way they came: they have the same
-//! id either way. If the chat is read, the text and the writer are those of ServiceNow's row, and a callback without a row is not told.
-//! A message that became a dead letter is not told here: its replay tells it. A message that dies here has the
-//! history of its attempts. A ServiceNow that does not answer holds nobody up: what came is told, and the gap is looked for again
-//! later. Not responsible for: reading (`platform/servicenow/history.rs`), the row of a callback (`callback_row.rs`), telling
-//! (`relay.rs`).
+//! Guarantees: an agent's messages are relayed in ServiceNow's order. Each message is relayed once, because it has the
+//! same id in a callback and in a reading. If the chat can be read, the text and the author are those of ServiceNow's
+//! row, and a callback without a row is dropped. A message that became a dead letter is not relayed here, but by its
+//! replay. A message that is dead-lettered here keeps the history of its attempts. If ServiceNow does not answer,
+//! callbacks wait for a limited time (`callback_row.rs`); they are then relayed, and the gap is repaired later.
+//! Not responsible for: reading (`platform/servicenow/history.rs`), the row of a callback (`callback_row.rs`), the
+//! calls to the bot side (`relay.rs`).
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -29,7 +30,7 @@ use crate::message::{
 use crate::platform::servicenow::{AgentFile, RemoteMessage};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// When a chat is read back before an agent's message is told.
+/// The moment at which a chat is read back before an agent's message is relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadBack {
     /// Before each message.
@@ -50,7 +51,7 @@ impl Deliverer {
     ) -> Result<Attempt, InternalError> {
         let before = self.check_gap(directory, message, callback, conversation).await?;
         if matches!(before, GapCheck::NotYet) {
-            let why = "ServiceNow did not say which messages came before";
+            let why = "the chat could not be read back in time";
             return Ok(Attempt::internal_error(Endpoint::ServiceNow, false, why));
         }
         if matches!(before, GapCheck::Internal) {
@@ -61,9 +62,9 @@ impl Deliverer {
             return Ok(Attempt::of(Endpoint::ServiceNow, look_again, "ServiceNow does not show its row yet"));
         }
         if matches!(before, GapCheck::Absent) {
-            // If the row appears later, the next reading of the chat tells it.
+            // If the row appears later, gap repair relays it with the next reading of the chat.
             self.metrics.unconfirmed.inc();
-            tracing::warn!(id = %message.id, "a callback was dropped: its chat has no such message");
+            tracing::warn!(id = %message.id, "dropped a callback: ServiceNow has no row for its message");
             return Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Dropped, "ServiceNow has no such message"));
         }
         let row = before.row();
@@ -107,7 +108,7 @@ impl Deliverer {
         Ok(attempt)
     }
 
-    /// The instance that relative addresses belong to.
+    /// The instance to which relative addresses belong.
     pub(super) fn instance(&self) -> Option<&url::Url> {
         self.servicenow.as_ref().map(ServiceNow::instance)
     }
@@ -123,13 +124,13 @@ impl Deliverer {
         before: &GapCheck,
     ) -> Result<(), InternalError> {
         match &callback.sys_id {
-            // A replayed message is an old one: what came after it was told or died long ago.
+            // A replayed message is old: the messages after it were relayed or dead-lettered long ago.
             Some(sys_id) if message.replays == 0 && before.moves_on() => {
                 directory.mark_relayed(&callback.group, sys_id, clock::now()).await?;
             }
             _ => directory.touch(&callback.group, clock::now()).await?,
         }
-        // The words of a system message are translated and differ between versions: they only say when to look.
+        // The text of a system message is translated and differs between versions, so it only triggers the next poll.
         let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         let is_news = writer == Some("system") || conversation.agent.is_none();
         if is_news {
@@ -141,7 +142,8 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Tells one message that came before; the attempt that failed, where it failed.
+    /// Relays one message that is missing before the callback's message. `Some` with the attempt if it must be
+    /// repeated.
     async fn relay_missing(
         &self,
         directory: &Directory,
@@ -213,7 +215,7 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Publishes the messages that were not relayed yet, behind the messages that wait on the queue.
+    /// Publishes the messages that were not relayed yet. They follow the messages that are already on the queue.
     pub(super) async fn repair(
         &self,
         directory: &Directory,
@@ -233,7 +235,7 @@ impl Deliverer {
             let lane = LaneKey::parse(group).map_err(InternalError::temporary)?;
             let place = (self.settings.bot_side.of_chat(), lane);
             let Some(lost) = unrelayed(directory, group, remote, place).await? else { continue };
-            // A message that waits on the queue already would be published again at each poll.
+            // A message that is already on the queue is not published again at each poll.
             if self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
                 continue;
             }
@@ -248,8 +250,9 @@ fn author(writer: Option<&str>) -> MessageAuthor {
     if writer == Some("system") { MessageAuthor::System } else { MessageAuthor::Agent }
 }
 
-/// The message that is still to be told: it was neither told nor dead-lettered, and it is none among agents. If its callback came before anybody knew whose chat it
-/// was, it went to XO's Callback URL and its id is used up: then it is told under one of its own.
+/// Returns the message if it still has to be relayed: it was not relayed, not dead-lettered and is not internal. If its
+/// callback arrived before the directory knew the chat, the callback went to XO's Callback URL under the usual id. Such
+/// a message is relayed under an id of its own.
 async fn unrelayed(
     directory: &Directory,
     group: &str,
@@ -297,7 +300,7 @@ impl MissedHistories {
     }
 }
 
-/// The message that the lost callback would have been.
+/// Builds the message that the lost callback would have carried.
 fn message_of(group: &str, remote: &RemoteMessage, (destination, lane): (Destination, LaneKey)) -> Message {
     let id = MessageId::derived("servicenow", &remote.sys_id);
     let body = json!({

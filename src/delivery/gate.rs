@@ -15,17 +15,17 @@ use crate::message::Destination;
 use crate::queue::BrokerLease;
 use crate::telemetry::Metrics;
 
-/// The most memory that the large bodies of one destination take at the same time, in KiB.
+/// The memory limit for all large bodies of one destination, in KiB.
 const LARGE_BODIES_KIB: usize = 24 << 10;
-/// The copies of a body that an attempt may hold: as published, as read, and as sent with escapes.
+/// The maximum number of copies of a body during an attempt: as published, as read, and as sent with escapes.
 const COPIES: usize = 4;
 
 /// `delivery.<destination>.*`
 #[derive(Debug, Clone)]
 pub struct GateSettings {
-    /// The most requests in flight.
+    /// The maximum number of requests in flight.
     pub concurrency: usize,
-    /// The most requests in a second.
+    /// The maximum number of requests in a second.
     pub rate: Option<f64>,
 }
 

@@ -85,7 +85,7 @@ impl HandoffHandler<'_> {
             Handoff::Start(start) => self.start(start, known).await,
             Handoff::Message(text) => self.message(text, known).await,
             Handoff::Typing(typing) => self.typing(typing, known.as_ref()).await,
-            // The end is the same for both APIs, because `ServiceNow::leave` knows how each chat is left.
+            // Both APIs share this end, because `ServiceNow::leave` handles both kinds of chats.
             Handoff::End(end) => self.end(end, known).await,
         }
     }
@@ -214,8 +214,8 @@ impl HandoffHandler<'_> {
         if self.directory.find(id).await?.as_ref().is_some_and(goes_on_elsewhere) {
             return Ok(Some(self.too_late(id, &entry.group).await));
         }
-        // The chat is claimed, the notice is published, and only then the state becomes `waiting`. A waiting
-        // conversation lets an agent's messages through, which could otherwise overtake the notice.
+        // The order is: claim the chat, publish the notice, set the state to `waiting`. A waiting conversation lets an
+        // agent's messages through, and these could otherwise overtake the notice.
         if self.directory.claim_group(id, &entry.group).await? == Claim::TakenByAnother {
             return Ok(None);
         }

@@ -14,7 +14,7 @@ use crate::conversation::{Conversation, ConversationState, DedupKey, Origin};
 use crate::message::handoff::{HandoffEnd, HandoffStart, HandoffText};
 use crate::message::{ConversationId, Endpoint, Kind, Message, Notice, Outcome, ReplyHandle};
 
-/// The grace period: a text this soon after the bot has its user back was meant for the previous agent.
+/// The grace period: a text within this time after the bot got its user back was meant for the previous agent.
 const GRACE_PERIOD: Duration = Duration::from_secs(5);
 
 impl HandoffHandler<'_> {
@@ -30,7 +30,7 @@ impl HandoffHandler<'_> {
         Ok(())
     }
 
-    /// The start that this message stands for, if XO says that the user is with an agent but no chat exists.
+    /// The start that this message implies, if XO reports that the user is with an agent but no chat exists.
     pub(super) async fn late_start(
         &self,
         text: &HandoffText,

@@ -20,7 +20,7 @@ impl Deliverer {
     ) -> Result<(), InternalError> {
         let opened = conversation.opened_at;
         let first = DedupKey::first_agent(&conversation.id, opened);
-        // A poll and a message may see the agent at the same time. The directory tells which one is first.
+        // A poll and a message may see the agent at the same time. The directory decides which one is first.
         if !directory.is_done(first).await? && directory.mark_done(first, None, clock::now()).await? {
             self.metrics.agent_wait.observe(clock::since(opened).as_secs_f64());
         }

@@ -2,8 +2,8 @@
 //! gate first.
 //!
 //! Guarantees: an attempt always ends in an [`Outcome`]. It never sleeps before a retry and never decides the fate of
-//! its message (`worker/policy.rs` does). Its other writes (the directory, notices to the bot side, missing messages
-//! that gap repair relays first) are safe to repeat, because the attempt may be repeated.
+//! its message (`worker/policy.rs` does). An attempt may be repeated, so its other writes are safe to repeat: the
+//! directory, notices to the bot side, and missing messages that gap repair relays first.
 //!
 //! Not responsible for: order, backoff and settling (`worker/`).
 

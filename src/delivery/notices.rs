@@ -1,7 +1,7 @@
 //! Publishes Causeway's own notices to the bot side about a conversation, on the queue like every other message.
 //!
-//! Guarantees: the same notice always has the same id, so a repeat is harmless. A notice stands in the lane of the
-//! conversation's callbacks, behind earlier messages.
+//! Guarantees: the same notice always has the same id, so a repeat is harmless. A notice is in the lane of the
+//! conversation's callbacks, after earlier messages.
 //!
 //! Not responsible for: delivery (`callback.rs`).
 
@@ -21,8 +21,8 @@ impl Deliverer {
         if !self.has_listener(&notice.conversation_id).await? {
             return Ok(());
         }
-        // The notice stands behind the callbacks of its chat. They are in the lane of the chat until a worker has found
-        // their conversation.
+        // The notice must follow the callbacks of its chat. These callbacks are in the lane of the chat until a worker
+        // has found their conversation.
         let chat = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
         let (destination, lane) = match chat {
             Some(lane) => (self.settings.bot_side.of_chat(), lane),
@@ -67,7 +67,7 @@ impl Deliverer {
         self.end_as(id, group, reason, reason).await
     }
 
-    /// As [`Self::end`], for a reason that may be a caller's text. `label` is the reason in metrics.
+    /// Ends a chat like [`Self::end`], for a reason that may be a caller's text. `label` is the reason in metrics.
     pub(super) async fn end_as(
         &self,
         id: &ConversationId,

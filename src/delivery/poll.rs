@@ -74,7 +74,7 @@ impl Deliverer {
             if !can_be_asked {
                 continue;
             }
-            // If no message waits to be the probe, only this poll can find out that ServiceNow is back.
+            // If no message waits to be the probe, only this poll can find out that ServiceNow works again.
             let permit = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 permit = tokio::time::timeout(PROBE_TIMEOUT, self.gate(Destination::ServiceNow).breaker().probe_permit()) => permit,

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: everything that is relayed carries an id of its own, so that the receiver can recognise a repeat.
 //!
-//! Not responsible for: finding out what there is to relay (`callback.rs`, `poll.rs`), the format for each receiver
+//! Not responsible for: finding the messages to relay (`callback.rs`, `poll.rs`), the format for each receiver
 //! (`events.rs`, `botkit.rs`).
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) const TYPING_LASTS: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageAuthor {
     Agent,
-    /// ServiceNow itself, in a text whose news Causeway relays as a notice of its own.
+    /// ServiceNow itself, in a text that repeats a notice of Causeway.
     System,
     /// ServiceNow itself, in a text that no notice repeats, for example that a chat is about to time out.
     Announcement,
@@ -43,7 +43,7 @@ pub(super) struct RelayedMessage<'a> {
     pub(super) group: &'a str,
     /// The text as a person reads it.
     pub(super) text: String,
-    /// What the user can answer with, if it is a question with choices.
+    /// The possible answers, if the message is a question with choices.
     pub(super) choices: &'a [Choice],
     pub(super) author: MessageAuthor,
     /// The agent's name or user name, if known.

@@ -15,7 +15,7 @@ use crate::message::handoff::HandoffStart;
 use crate::platform::ChatApi;
 use crate::tasks::CancellationToken;
 
-/// The pause before a ServiceNow that did not answer is asked again.
+/// The delay before ServiceNow is asked again after a missing answer.
 const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 impl HandoffHandler<'_> {
@@ -28,8 +28,8 @@ impl HandoffHandler<'_> {
 }
 
 impl Deliverer {
-    /// Asks ServiceNow once for every queue, and again for those without an answer. `queues`: the settings key and the
-    /// Queue ID.
+    /// Asks ServiceNow once about each queue, and repeats the questions that got no answer. `queues`: the settings key
+    /// and the Queue ID.
     pub async fn check_queues(
         self: Arc<Self>,
         mut queues: Vec<(String, String)>,

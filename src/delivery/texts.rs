@@ -18,13 +18,13 @@ pub struct BotKitSettings {
     pub texts: LanguageTexts,
     /// The shortest interval between two texts about the wait.
     pub wait_updates: Duration,
-    /// When an agent's message is shown in the agent style.
+    /// The condition under which an agent's message is shown in the agent style.
     pub agent_template: AgentTemplate,
     /// Whether XO is notified when an agent session starts.
     pub start_agent_session: bool,
     /// The interval at which the reply handle of a live conversation is extended.
     pub extend_every: Duration,
-    /// `xo.transcript`: the most messages between user and bot that the agent sees.
+    /// `xo.transcript`: the maximum number of messages between user and bot that the agent sees.
     pub transcript: usize,
 }
 

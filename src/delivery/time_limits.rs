@@ -1,5 +1,6 @@
 //! Enforces the time limits of a conversation: how long a user waits for an agent, and how long a chat may be silent.
-//! ServiceNow may route without end, and Connect Support ends no idle chat (`src/platform/servicenow/FACTS.md`).
+//! ServiceNow may look for an agent without a limit, and Connect Support never ends an idle chat
+//! (`src/platform/servicenow/FACTS.md`).
 //!
 //! Guarantees: a user who waited too long is notified at the next poll, also while ServiceNow is down (polls may then
 //! be ten seconds apart, see `poll.rs`). A message in the conversation's lane leaves the chat, so a failure to leave is

@@ -2,8 +2,8 @@
 //! open.
 //!
 //! Guarantees: a chat opens without the transcript if XO does not answer within [`BUDGET`], or if XO's breaker is not
-//! passing. The transcript is bounded and loses its oldest lines first. A start whose answer was lost is still
-//! recognised although each attempt reads the transcript anew: a mark of the text is recorded before the text is sent.
+//! passing. The transcript is bounded and loses its oldest lines first. Each attempt reads the transcript anew. A start
+//! whose answer was lost is still recognised, because a mark of the text is recorded before the text is sent.
 //!
 //! Not responsible for: reading XO's answer (`platform/xo/history.rs`), the search for a lost start (`handoff.rs`).
 
@@ -17,11 +17,11 @@ use crate::message::handoff::{HandoffStart, TranscriptLine};
 use crate::platform::HistoryEntry;
 use crate::platform::servicenow::{OpeningMessage, recognisable};
 
-/// How long a chat waits for XO's answer.
+/// The time limit for XO's answer. The chat waits meanwhile.
 const BUDGET: Duration = Duration::from_secs(2);
 /// A longer line is truncated.
 const LINE_CHARS_MAX: usize = 2_000;
-/// The most bytes of all lines: ServiceNow's columns are limited, and an agent reads the last lines.
+/// The maximum size of all lines in bytes: ServiceNow's columns are limited, and an agent reads the last lines.
 const TRANSCRIPT_BYTES_MAX: usize = 12 << 10;
 
 impl HandoffHandler<'_> {

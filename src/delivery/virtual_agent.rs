@@ -31,7 +31,7 @@ use crate::platform::{CallError, ChatApi, ServiceNow};
 use crate::trace;
 
 const ENDPOINT: Endpoint = Endpoint::ServiceNow;
-/// The most best-effort calls that run at the same time.
+/// The maximum number of concurrent best-effort calls.
 const BEST_EFFORT_MAX: usize = 8;
 /// The time limit of a best-effort call. A longer call would delay the other calls of the same chat.
 const BEST_EFFORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ pub struct VirtualAgentOptions {
     pub queue_variable: String,
     /// `servicenow.receipts`: whether the agent sees what the user received.
     pub receipts: bool,
-    /// `servicenow.tell_topics`: whether the user is told what comes in an agent's chat and is not marked as the agent's.
+    /// `servicenow.tell_topics`: whether items of an agent's chat that are not marked as the agent's are relayed.
     pub tell_topics: bool,
     /// `servicenow.end_without_flag`: whether a bot's words without the flag of an agent's chat end that chat.
     pub end_without_flag: bool,
@@ -104,7 +104,7 @@ fn chat_name(start: &Message) -> String {
     MessageId::derived_from("chat", &[&start.id.to_string(), &start.replays.to_string()]).to_string()
 }
 
-/// Whether the bot side has been told already that no agent comes for this start.
+/// Whether the bot side has already received the notice that no agent comes for this start.
 pub(super) fn has_failed(known: Option<&Conversation>, start: &Message) -> bool {
     known.is_some_and(|known| {
         known.state == ConversationState::Failed && known.group.as_deref() == Some(chat_name(start).as_str())
@@ -141,8 +141,8 @@ impl HandoffHandler<'_> {
                 _ => {}
             }
         }
-        // The chat of this start was opened and has ended. The end is stored under a key of its own, because a new
-        // start of the same conversation may have changed the conversation's state before this start is tried again.
+        // The chat of this start was opened and has ended. The end is stored under a separate key. A new start of the
+        // same conversation may change the conversation's state before this start is tried again.
         if known.is_some() && self.directory.is_done(DedupKey::closed_chat(&group)).await? {
             return Ok(Attempt::of(ENDPOINT, Outcome::Declined, "its chat is over already"));
         }
@@ -224,7 +224,7 @@ impl HandoffHandler<'_> {
         let id = &text.conversation_id;
         let (words, file) = self.in_one_message(text);
         let file = file.as_ref().map(OwnedFile::as_file);
-        // No call tells whether ServiceNow accepted an earlier attempt. A repeated text is better than a lost text
+        // No call shows whether ServiceNow accepted an earlier attempt. A repeated text is better than a lost text
         // (`src/platform/servicenow/FACTS.md`).
         match self.servicenow.send_to_agent(id, group, self.message.id, &words, file.as_ref()).await {
             Ok(()) => {

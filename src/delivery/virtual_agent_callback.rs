@@ -2,8 +2,8 @@
 //!
 //! Guarantees: flags and actions decide the state of the chat before any text is relayed; a sentence never decides.
 //! Each item is relayed once, even if the callback is tried again after some items, or arrives twice. The end is
-//! relayed after everything that was said. Before there is a sign of an agent, texts of ServiceNow's own bot are not
-//! relayed, because the user asked for a person.
+//! relayed after all messages. Before there is a sign of an agent, texts of ServiceNow's own bot are not relayed,
+//! because the user asked for a human agent.
 //!
 //! Not responsible for: reading the JSON (`platform/servicenow`), the calls to the bot side (`relay.rs`).
 
@@ -201,14 +201,14 @@ impl CallbackContext<'_> {
         self.conversation.state != ConversationState::Active && !self.callback.agent_came()
     }
 
-    /// Whether only the text of the callback says what the callback is about, so that no notice of ours will say the
-    /// same.
+    /// Whether the text is the only sign of what the callback reports, so that no notice of ours will report the same.
     fn says_only_that(&self) -> bool {
         !self.is_over() && matches!(self.callback.sign(), None | Some(ChatSign::AgentChat))
     }
 
-    /// Whether words that are not marked as the agent's are for the user all the same: an agent can have a topic of the Virtual
-    /// Agent ask questions in the chat, and writes nothing until the user has answered (FACTS.md).
+    /// Whether items that are not marked as the agent's are relayed. An agent can start a topic of the Virtual Agent
+    /// that asks the user questions. The agent then writes nothing until the user has answered
+    /// (`src/platform/servicenow/FACTS.md`).
     fn is_topic(&self) -> bool {
         self.deliverer.settings.virtual_agent.tell_topics
             && self.is_current()
@@ -229,9 +229,9 @@ impl CallbackContext<'_> {
         self.deliverer.confirms_end(self.directory, self.message, self.callback, self.group).await
     }
 
-    /// Whether words of a bot in an agent's chat, without `agentChat` and without `agentInfo`, show its end. No source says which
-    /// flags the topics have that an agent starts. So the words count behind a sentence that announced the end; without one
-    /// a setting decides.
+    /// Whether a bot's text without `agentChat` and without `agentInfo` shows that the agent's chat has ended. No
+    /// source documents the flags of the topics that an agent starts. So such a text counts after a sentence that
+    /// announced the end. Without such a sentence the setting `servicenow.end_without_flag` decides.
     fn ends_without_flag(&self) -> bool {
         let says =
             |item: &CallbackItem| matches!(item.meaning, ItemMeaning::Text(_) | ItemMeaning::Question(_));
@@ -249,12 +249,13 @@ impl CallbackContext<'_> {
         let no_agent = self.is_over() && self.had_no_agent();
         let text = match &item.meaning {
             ItemMeaning::Text(text) | ItemMeaning::Unknown(Some(text)) => text,
-            // After its end the chat is the bot's again, whose questions nobody will answer.
+            // After the end the chat belongs to ServiceNow's bot again, and no answer of the user will reach that bot.
             ItemMeaning::Question(question) if item.from_agent || !self.is_over() => &question.text,
             ItemMeaning::Notice(text) => text,
             _ => return None,
         };
-        // What an agent said is not withheld, however late it comes. What no agent was there for is told as the reason.
+        // An agent's message is always relayed, even if it is late. If no agent came, the text becomes the reason of
+        // the end.
         let is_of_the_bot = !matches!(item.meaning, ItemMeaning::Notice(_)) && self.ends_without_flag();
         if !item.from_agent && (!self.is_human() || no_agent || is_of_the_bot) {
             return None;
@@ -293,7 +294,7 @@ impl CallbackContext<'_> {
         Some((said, once))
     }
 
-    /// Whether the callback shows an agent of whom the bot side has not been told.
+    /// Whether the callback shows an agent whose arrival has not been relayed yet.
     fn has_new_agent(&self) -> bool {
         let known = &self.conversation;
         let agent = self.callback.agent().or(known.agent.as_deref());
@@ -322,7 +323,7 @@ impl CallbackContext<'_> {
                 && self.callback.agent_came()
                 && known.group.as_deref() == Some(group)
             {
-                // An agent came after the user had been told that no agent comes.
+                // An agent came after the user had received the notice that no agent comes.
                 self.deliverer.give_up_virtual_agent(&known.id, Some(known));
             }
             return Ok(());
@@ -424,7 +425,7 @@ impl CallbackContext<'_> {
         for item in &self.callback.items {
             if matches!(item.meaning, ItemMeaning::Unknown(_)) {
                 self.deliverer.metrics.unknown_items.inc();
-                tracing::debug!(ui_type = item.ui_type, "an item of an unknown type");
+                tracing::debug!(ui_type = item.ui_type, "unknown item type in a callback");
             }
         }
     }

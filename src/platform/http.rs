@@ -37,10 +37,10 @@ pub use transfer::{BodyError, StreamedBody};
 use super::error::{NoAnswer, NoAnswerKind, SentState};
 use crate::trace;
 
-/// The largest answer in bytes that is read.
+/// The maximum size in bytes of an answer that is read.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The upper limit for the delay that a platform asks for.
+/// The upper limit of `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// A connection that was idle longer is not used again, because load balancers drop idle connections silently.
@@ -49,14 +49,15 @@ const POOL_IDLE: Duration = Duration::from_secs(20);
 /// The longest time for establishing a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// After this time of silence an HTTP/2 connection is pinged. It is closed if the answer to the ping is late.
+/// An HTTP/2 connection without traffic for this time is pinged, and closed if the answer to the ping is late.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest number of header fields in an answer over HTTP/1.1. The parser's own limit is 100.
+/// The maximum number of header fields in an answer over HTTP/1.1. The parser's own limit is 100.
 pub const HEADERS_MAX: usize = 1000;
 
-/// The same for HTTP/2, in bytes as RFC 9113 counts them. The library's own limit is 16 KiB.
+/// The limit of an answer's header fields over HTTP/2, in bytes as RFC 9113 counts them. The library's own limit is 16
+/// KiB.
 const HEADER_BYTES_MAX: u32 = 256 * 1024;
 
 /// The header of W3C Trace Context.
@@ -65,27 +66,28 @@ const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The settings of the client.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
-    /// From opening the connection to the last byte of the answer.
+    /// The time limit of a call, from opening the connection to the last byte of the answer.
     pub timeout: Duration,
     /// The `User-Agent` header.
     pub user_agent: String,
-    /// The way to the destination.
+    /// The network path to the destination.
     pub network: NetworkSettings,
 }
 
-/// The way from this machine to a destination. The default is the direct way, with the authorities of the system.
+/// The network path from this machine to a destination. The default is a direct connection with the system's
+/// certificate authorities.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// The proxies.
     pub proxy: ProxyRules,
-    /// Authorities and our own certificate.
+    /// Certificate authorities, and our own certificate.
     pub tls: TlsFiles,
 }
 
-/// Why the client could not be built.
+/// The reason why the client could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpProblem {
-    /// The settings or the system do not allow it.
+    /// The settings or the system do not allow a client.
     #[error("the HTTP client cannot be built: {0}")]
     Unusable(String),
     /// A file for TLS cannot be used.
@@ -110,7 +112,7 @@ struct CallPermission(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl fmt::Debug for CallPermission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Right")
+        f.write_str("CallPermission")
     }
 }
 
@@ -126,7 +128,7 @@ pub(crate) struct HttpCall {
 pub(crate) struct HttpReply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// The body. An error if it broke off or was too large.
+    /// The body, or an error if the body ended early or was too large.
     pub(crate) body: Result<Bytes, NoAnswer>,
 }
 
@@ -141,7 +143,7 @@ pub(crate) enum MediaType {
 impl HttpClient {
     /// Builds the pool.
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
-        // Fails only if a provider is installed already, which is sufficient.
+        // The call fails only if a provider is already installed. That provider is sufficient.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let tls = tls::config(&settings.network.tls).map_err(HttpProblem::TlsFile)?;
         let (proxy, settings_of_pool) = (Arc::new(settings.network.proxy.clone()), settings.clone());
@@ -157,8 +159,8 @@ impl HttpClient {
         })
     }
 
-    /// The same pool with a precondition: a call is made only if `right` returns true. The check comes last, so that
-    /// a process that was suspended on its way to a call does not make the call after it resumes.
+    /// The same pool with a precondition: a call is made only if `right` returns true. The check is the last step
+    /// before the request. So a process that was suspended before a call does not make the call after it resumes.
     #[must_use]
     pub fn allowed_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { right: CallPermission(Arc::new(right)), ..self }

@@ -1,6 +1,6 @@
-//! Why the queue did not do what it was asked for.
+//! The errors of queue operations.
 
-/// Why a queue operation failed. In all cases the caller may try again later.
+/// The reason why a queue operation failed. The caller may always try again later.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// The broker is unreachable, blocked or too slow, or the disk fails.
@@ -15,10 +15,11 @@ pub enum QueueError {
     /// The queue does not fit the settings or the version of this program: an operator must act.
     #[error("{0}")]
     Mismatch(String),
-    /// The user of the broker lacks a right, or an exchange or a queue is missing. This heals when an operator has acted.
+    /// The broker's user lacks a right, or an exchange or a queue is missing. The queue works again after an operator
+    /// has fixed this.
     #[error("{0}")]
     Refused(String),
-    /// The message is larger than the broker takes. The same message is refused again.
+    /// The message is larger than the broker's limit. A repeat of the same message is refused again.
     #[error("the message is larger than {0} bytes, the limit of the broker (max_message_size)")]
     TooLarge(usize),
 }

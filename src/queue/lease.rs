@@ -9,15 +9,16 @@ use tokio::time::Instant;
 
 /// The right to start a request to a platform.
 ///
-/// RabbitMQ's single active consumer is not a lock: a worker that the broker has lost sight of continues for seconds while the
-/// next worker has started. So a worker starts a request only if the broker answered within the last heartbeat.
+/// RabbitMQ's single active consumer is not a lock. A worker that the broker takes for dead continues for seconds,
+/// while the next worker has already started. So a worker starts a request only if the broker answered within the last
+/// heartbeat.
 #[derive(Debug, Clone)]
 pub enum BrokerLease {
     /// Always valid: no other process can have the partitions.
     Always,
-    /// Valid for `term` after the newest question that the broker answered.
+    /// Valid for `term` after the newest request that the broker answered.
     For {
-        /// When the newest answered question was sent.
+        /// The time at which the newest answered request was sent.
         answered: watch::Receiver<Option<Instant>>,
         /// One heartbeat.
         term: Duration,
@@ -25,7 +26,7 @@ pub enum BrokerLease {
 }
 
 impl BrokerLease {
-    /// Whether a request may start at `now`.
+    /// Whether the lease is valid at `now`.
     pub fn holds(&self, now: Instant) -> bool {
         match self {
             Self::Always => true,

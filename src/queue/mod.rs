@@ -1,19 +1,21 @@
 //! The durable queue between ingress and workers. Each engine keeps the numbered clauses below; `tests/it/queue_contract.rs`
 //! tests each clause on each engine.
 //!
-//! 1. **Durable.** When [`Queue::publish`] or [`Queue::dead_letter`] returns `Ok`, the message survives a crash of any process. After an
-//!    error the message may or may not be there.
+//! 1. **Durable.** When [`Queue::publish`] or [`Queue::dead_letter`] returns `Ok`, the message survives a crash of any
+//!    process. After an error the message may or may not be stored.
 //! 2. **In order.** Messages of one lane are delivered in the order in which their publishes returned.
 //! 3. **One consumer.** A partition delivers to one [`Subscription`] at a time (with RabbitMQ: see clause 10).
-//! 4. **Redelivered until acked.** A received message without [`ReceivedMessage::ack`] is redelivered in its original position, after
-//!    [`Subscription::close`] and after a crash of the worker, the broker or the machine.
+//! 4. **Redelivered until acked.** A received message without [`ReceivedMessage::ack`] is redelivered in its original
+//!    position, after [`Subscription::close`] and after a crash of the worker, the broker or the machine.
 //! 5. **Bounded.** No subscription has more than `prefetch` unacked messages.
-//! 6. **Redeliveries are marked.** A message that may have been delivered before says so ([`ReceivedMessage::redeliveries`]).
+//! 6. **Redeliveries are marked.** A message that may have been delivered before is marked
+//!    ([`ReceivedMessage::redeliveries`]).
 //! 7. **Refuses instead of losing.** A full or missing queue is an error, at once or within the publish timeout.
 //! 8. **Unreadable is not lost.** An unreadable message is delivered with its raw bytes and the reason.
-//! 9. **Dead letters.** Dead letters keep the order in which they were dead-lettered. Reading does not change them. Only
-//!    [`DeadLetterEntry::remove`] removes a letter.
-//! 10. **Lease.** [`BrokerLease::holds`] is true only while the queue certainly has not given our partitions to another worker.
+//! 9. **Dead letters.** Dead letters keep the order in which they were dead-lettered. Reading does not change them.
+//!    Only [`DeadLetterEntry::remove`] removes a letter.
+//! 10. **Lease.** [`BrokerLease::holds`] is true only while the queue has certainly not given our partitions to another
+//!     worker.
 //!
 //! Not responsible for: processing a message (`worker/`), the content of a dead letter (`message/dead_letter.rs`).
 
@@ -42,7 +44,7 @@ pub use tuning::QueueTuning;
 use waiting_body::WaitingBody;
 pub use waiting_body::keep_bodies_in;
 
-/// How long a reader of dead letters waits for another session on RabbitMQ.
+/// The time limit for waiting until another session has closed its dead-letter reader (RabbitMQ only).
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
 const READER_RETRY: Duration = Duration::from_millis(200);
 
@@ -94,8 +96,8 @@ impl Queue {
         }
     }
 
-    /// The destinations that have partitions and a dead-letter queue. An operator's tool also reaches destinations that its
-    /// settings do not name, if the engine knows them.
+    /// The destinations that have partitions and a dead-letter queue. If the engine knows them, an operator's tool also
+    /// reaches destinations that its settings do not name.
     pub fn destinations(&self) -> &Destinations {
         match self {
             Self::Embedded(queue) => queue.destinations(),
@@ -127,7 +129,8 @@ impl Queue {
         }
     }
 
-    /// Whether the dead letters of a destination have a queue. A broker would keep other ones as unroutable messages.
+    /// Whether a destination has a dead-letter queue. The broker would treat dead letters without a queue as
+    /// unroutable.
     pub async fn keeps_dead_letters(&self, destination: Destination) -> Result<bool, QueueError> {
         match self {
             _ if self.knows(destination).is_err() => Ok(false),
@@ -166,9 +169,10 @@ impl Queue {
         }
     }
 
-    /// Opens the dead letters of a destination for reading only. On the embedded engine several readers work at once, also beside
-    /// the exclusive reader of [`Self::dead_letter_reader`]. RabbitMQ delivers a dead letter to one consumer at a time: a reader waits for
-    /// another session at most [`READER_TIMEOUT`], then returns [`QueueError::Busy`].
+    /// Opens the dead letters of a destination for reading only. The embedded engine allows several readers at once,
+    /// also beside the exclusive reader of [`Self::dead_letter_reader`]. RabbitMQ delivers a dead letter to one
+    /// consumer at a time: a reader waits for another session at most [`READER_TIMEOUT`], then returns
+    /// [`QueueError::Busy`].
     pub async fn read_dead_letters(&self, destination: Destination) -> Result<DeadLetterReader, QueueError> {
         if let Self::Embedded(queue) = self {
             return queue.read_dead_letters(destination).await.map(DeadLetterReader::Embedded);
@@ -184,7 +188,7 @@ impl Queue {
         }
     }
 
-    /// Why the engine is not usable now; `None` if it is.
+    /// The reason why the engine is not usable now; `None` if it is usable.
     pub fn unready(&self) -> Option<String> {
         match self {
             Self::Rabbit(queue) => queue.unready(),
@@ -203,7 +207,7 @@ impl Queue {
         }
     }
 
-    /// Waits for an error that cannot heal by itself. The process should end with this error.
+    /// Waits for an error that needs an operator. The process should end with this error.
     pub async fn broken(&self) -> QueueError {
         match self {
             Self::Embedded(_) => std::future::pending().await,
@@ -243,8 +247,8 @@ impl Queue {
         }
     }
 
-    /// The number of workers that announce themselves to the broker; takes about three seconds. `None` for the embedded
-    /// engine, where one process serves.
+    /// The number of workers that announce themselves to the broker. This takes about three seconds. `None` for the
+    /// embedded engine, which only one process serves.
     pub async fn count_workers(&self) -> Result<Option<u64>, QueueError> {
         match self {
             Self::Rabbit(queue) => queue.count_workers().await.map(Some),
@@ -252,7 +256,7 @@ impl Queue {
         }
     }
 
-    /// Checks that published messages are routed, without touching a queue of ours. For operators.
+    /// Checks that published messages are routed, without using a queue of the deployment. For operators.
     pub async fn routes(&self) -> Result<bool, QueueError> {
         match self {
             Self::Embedded(_) => Ok(true),
@@ -262,7 +266,7 @@ impl Queue {
         }
     }
 
-    /// Closes the engine. The owners of subscriptions close them before.
+    /// Closes the engine. The owners of subscriptions must close their subscriptions before.
     pub async fn close(&self) {
         match self {
             Self::Embedded(queue) => queue.close().await,
@@ -298,7 +302,7 @@ pub(crate) enum AckToken {
 }
 
 impl ReceivedMessage {
-    /// The size of the body in bytes, wherever the body is.
+    /// The size of the body in bytes, in memory or not.
     pub(crate) fn body_bytes(&self) -> usize {
         self.message.body.len().max(self.waiting.bytes())
     }
@@ -375,14 +379,15 @@ impl Subscription {
         }
     }
 
-    /// Tells other workers that this one wants the partition permanently, so that a less preferred owner releases it.
+    /// Announces that this worker wants the partition permanently, so that a less preferred owner releases it.
     pub fn announce(&mut self) {
         if let Self::Rabbit(subscription) = self {
             subscription.announce();
         }
     }
 
-    /// Whether messages have arrived that [`Self::next`] may not hand out yet. A window of large bodies takes a while.
+    /// Whether messages have arrived that [`Self::next`] does not hand out yet. A prefetch window of large bodies takes
+    /// a while.
     pub fn is_arriving(&self) -> bool {
         match self {
             Self::Rabbit(subscription) => subscription.is_arriving(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::message::Destinations;
 
-/// Tuning shared by both engines.
+/// The settings that both engines share.
 #[derive(Debug, Clone)]
 pub struct QueueTuning {
     /// The destinations that have partitions and a dead-letter queue.

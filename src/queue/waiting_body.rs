@@ -1,12 +1,13 @@
 //! The bodies of messages that wait for their attempt, bounded in bytes for any number and size of messages.
 //!
-//! A subscription has up to `prefetch` messages of each partition, and RabbitMQ knows no limit in bytes. So a larger body
-//! leaves the memory while its message waits, and is loaded right before the attempt. On the embedded engine the body stays
-//! in its row. With RabbitMQ the body is written to an unnamed file on arrival, once [`MEMORY_BYTES`] are taken.
-//! Guarantees: bodies up to [`SMALL_BYTES`] stay in memory and cost nothing. A body that cannot be written stays in memory,
-//! so that nothing is lost. The space of a file is free when none of its messages waits, and after the end of the process
-//! in any case.
-//! Not responsible for: how many bodies are in memory for their attempts (`delivery/gate.rs`).
+//! A subscription has up to `prefetch` messages of each partition, and RabbitMQ has no limit in bytes. A larger body
+//! therefore leaves the memory while its message waits, and is loaded right before the attempt. On the embedded engine
+//! the body stays in its row. With RabbitMQ the body is written to an unnamed file on arrival, if more than
+//! [`MEMORY_BYTES`] are in use.
+//! Guarantees: bodies up to [`SMALL_BYTES`] stay in memory and do not count. A body that cannot be written stays in
+//! memory, so that nothing is lost. The space of a file becomes free when none of its messages waits, and at the end of
+//! the process.
+//! Not responsible for: the number of bodies in memory during their attempts (`delivery/gate.rs`).
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -22,11 +23,11 @@ use super::embedded::RowBody;
 
 /// Most bodies are smaller. 4,096 bodies of this size, the windows of 16 partitions, take 16 MiB.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
-/// A larger body waits for a memory permit before its attempt, wherever the body is stored.
+/// A larger body waits for a memory permit before its attempt, on both engines.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// The limit for the larger bodies of all subscriptions of the process.
 const MEMORY_BYTES: usize = 24 << 20;
-/// A file of this size takes no more bodies, so that its space becomes free some time.
+/// A file of this size takes no more bodies, so that its space can become free.
 const FILE_BYTES: u64 = 64 << 20;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);

@@ -1,6 +1,6 @@
 //! The middleware for every request to a simulated platform: reads the request, records it in the ledger, matches it
-//! against the script, and then serves it. A background task performs the action, so that a caller who gives up does
-//! not undo it. A fault before the effect prevents the action.
+//! against the script, and then serves it. A background task performs the action, so that the action also completes if
+//! the caller gives up. A fault before the effect prevents the action.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -174,10 +174,10 @@ pub struct FaultRule {
     /// The conversation: its group, its conversation id, or a part of the text; `None`: any.
     #[serde(default)]
     pub conversation: Option<String>,
-    /// The number of requests; `None`: all of them.
+    /// The number of requests; `None`: no limit.
     #[serde(default)]
     pub times: Option<u64>,
-    /// The share of the matching requests; `None`: all of them.
+    /// The share of the matching requests; `None`: every matching request.
     #[serde(default)]
     pub probability: Option<f64>,
     /// Seed of the random decisions.
@@ -443,8 +443,8 @@ impl ActiveRule {
             seen.names.into_iter().flatten().any(|name| name == wanted)
                 || seen.text.is_some_and(|text| text.contains(wanted))
         });
-        // A rule for a failing instance does not stop the instance's callbacks. A rule must name the operation
-        // `callback` for that.
+        // A rule for a failing instance does not stop the callbacks of the instance. To stop callbacks, a rule must
+        // name the operation `callback`.
         let lost_callback = seen.side == Side::ServiceNow && seen.operation == Operation::Callback;
         rule.side == seen.side
             && rule.operation.map_or(!lost_callback, |wanted| wanted == seen.operation)

@@ -50,17 +50,17 @@ pub struct LedgerEntry {
     pub applied: bool,
     /// Its number in the order of effects.
     pub effect: Option<u64>,
-    /// The fault that a rule applied to it.
+    /// The fault that a rule applied to the request.
     pub fault: Option<&'static str>,
     /// Start of the processing.
     #[serde(skip)]
     pub started: Instant,
-    /// When the request was answered or given up; `None` while it is in flight.
+    /// The time at which the request was answered or given up; `None` while it is in flight.
     #[serde(skip)]
     pub finished: Option<Instant>,
     /// Duration in milliseconds.
     pub took_ms: Option<u64>,
-    /// Whether the sandbox sent it: an outgoing callback.
+    /// Whether the sandbox itself sent the request: an outgoing callback.
     pub outbound: bool,
 }
 

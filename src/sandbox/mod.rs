@@ -44,7 +44,7 @@ pub use servicenow::files::UploadedFile;
 use servicenow::workspace::{AgentWorkspace, MessageRow, RefusedAction};
 use state::SandboxState;
 
-/// Why the simulated agent could not perform an action.
+/// The reason why the simulated agent could not perform an action.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// There is no chat with this group.
@@ -242,8 +242,8 @@ impl Sandbox {
         self.action(|workspace| workspace.agent_whispers(group, text)).await
     }
 
-    /// A clone of the instance has this chat, too. Somebody writes in the clone, and its Business Rule posts here: this
-    /// instance has no such row. Returns the row's `sys_id`.
+    /// An agent writes in a clone of the instance, which has the same chat. The Business Rule of the clone posts to our
+    /// endpoint, and this instance has no such row. Returns the row's `sys_id`.
     pub async fn clone_says(&self, group: &str, text: &str) -> Result<String, AgentError> {
         let row = servicenow::callback_sender::row_of_a_clone(&self.world.workspace(), group, text)?;
         let sys_id = row.sys_id.clone();

@@ -21,7 +21,7 @@ pub struct SandboxSettings {
     pub queues: Vec<SandboxQueue>,
     /// The only agent, who works every queue.
     pub agent: AgentSettings,
-    /// How `live_message` rows are posted; `None`: not at all.
+    /// The way in which `live_message` rows are posted; `None`: rows are not posted.
     pub callback: Option<CallbackSettings>,
     /// Options that can also be changed while the sandbox runs.
     pub switches: SandboxSwitches,
@@ -31,9 +31,10 @@ pub struct SandboxSettings {
     pub session_queue: usize,
     /// The bearer token that `/xo/events` requires; `None`: no token is required.
     pub events_token: Option<String>,
-    /// The address of the sandbox as Causeway reaches it; none: where the sandbox listens. XO's reply URLs begin with it.
+    /// The address of the sandbox as Causeway reaches it, the prefix of XO's reply URLs. `None`: the address of the
+    /// listener.
     pub public_url: Option<String>,
-    /// Where the BotKit server of users stands that are played over HTTP; none: they cannot be.
+    /// The BotKit server for users that are simulated over HTTP. `None`: no such users.
     pub botkit_url: Option<String>,
     /// The bots of XO.
     pub bots: Vec<BotSettings>,
@@ -171,14 +172,14 @@ impl Default for SandboxQueue {
     }
 }
 
-/// How the simulated agent behaves.
+/// The behaviour of the simulated agent.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
     /// The user name, as in `sys_created_by`.
     pub user: String,
     /// The display name, as in system messages.
     pub name: String,
-    /// When the agent accepts a waiting chat.
+    /// The condition under which the agent accepts a waiting chat.
     pub accept: AgentAcceptance,
     /// The queue's initial agent response, posted when the agent accepts.
     pub greeting: String,
@@ -190,7 +191,7 @@ pub struct AgentSettings {
     pub closes_after: Option<u32>,
 }
 
-/// When the agent accepts a chat.
+/// The condition under which the agent accepts a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentAcceptance {
     /// This long after the chat was opened.
@@ -216,14 +217,14 @@ impl Default for AgentSettings {
     }
 }
 
-/// Where and how the instance posts `live_message` rows.
+/// The endpoint for `live_message` rows, and the form of the posts.
 #[derive(Clone)]
 pub struct CallbackSettings {
     /// The Endpoint of the REST message.
     pub url: String,
     /// The credential that authenticates the instance to the receiver.
     pub credential: CallbackCredential,
-    /// How the Business Rule writes the body.
+    /// The way in which the Business Rule writes the body.
     pub style: BodyStyle,
     /// `glide.http.timeout`.
     pub timeout: Duration,
@@ -284,7 +285,7 @@ impl fmt::Debug for CallbackCredential {
     }
 }
 
-/// How the Business Rule writes the body of a callback.
+/// The way in which the Business Rule writes the body of a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyStyle {
     /// With `JSON.stringify`: always valid JSON.
@@ -315,9 +316,9 @@ pub struct SandboxSwitches {
     pub escalation_renames: bool,
     /// Options of Connect Support.
     pub connect: ConnectSwitches,
-    /// Of the rows of `live_message`.
+    /// Options of the rows of `live_message`.
     pub rows: RowSwitches,
-    /// Of the Virtual Agent API.
+    /// Options of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSwitches,
 }
 
@@ -333,25 +334,26 @@ pub struct ConnectSwitches {
     pub twice: bool,
     /// A chat ends by itself (state 7 or 8) after this many milliseconds without a message; 0: never.
     pub idle_end_ms: u64,
-    /// `RESTMessageV2` replaces each `${…}` in the body of a callback by nothing, after the Business Rule signed the body.
+    /// `RESTMessageV2` removes each `${…}` from the body of a callback, after the Business Rule has signed the body.
     pub substitutes_variables: bool,
 }
 
-/// What is not known of the rows of `live_message`, and of reading them back.
+/// Undocumented behaviour of the rows of `live_message`, and of reading them back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RowSwitches {
     /// The query `before` is ignored: each page is the newest one.
     pub ignores_before: bool,
-    /// A message that is read back does not say that it is internal.
+    /// The flag `internal` is absent when a message is read back.
     pub hides_internal: bool,
-    /// A row is shown only so many milliseconds after its callback: the rule runs inside of the agent's transaction.
+    /// A row is shown only this many milliseconds after its callback: the rule runs inside the agent's transaction.
     pub shown_after_ms: u64,
-    /// What agents write is stored as an HTML sanitizer writes it: `@ = + ' " &` and the backtick as decimal character references.
+    /// Texts of agents are stored as an HTML sanitizer writes them: `@ = + ' " &` and the backtick become decimal
+    /// character references.
     pub sanitizes: bool,
 }
 
-/// What `current.last_message` is in the Business Rule.
+/// The value of `current.last_message` in the Business Rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LastMessage {
@@ -436,15 +438,16 @@ pub struct VirtualAgentSwitches {
     pub suffixed: bool,
     /// Callbacks do not contain `clientVariables`.
     pub forgets_variables: bool,
-    /// The REST step of newer apps posts everything twice, as if the first answer had been lost.
+    /// The REST step of newer apps posts every callback twice, as if the first answer had been lost.
     pub twice: bool,
     /// The agent's end is only the flag `completed`, without `SwitchToVirtualAgent`.
     pub ends_by_flag: bool,
-    /// The agent's end comes as a sentence alone: neither a flag nor `SwitchToVirtualAgent`.
+    /// The agent's end is only a sentence, without a flag and without `SwitchToVirtualAgent`.
     pub ends_by_sentence: bool,
     /// Agents' names and avatars are not shown.
     pub hides_names: bool,
-    /// Items that no agent wrote come without `agentChat`, in an agent's chat too. Which flags they carry is not documented.
+    /// Items that no agent wrote have no `agentChat` in an agent's chat. The real flags of these items are not
+    /// documented.
     pub unflagged: bool,
 }
 

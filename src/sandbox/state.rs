@@ -1,6 +1,6 @@
-//! The state that the simulators share: the desk, the script, the ledger, the callback sender, and the background
-//! tasks. One lock covers both writing a `live_message` row and queueing its callback. Callbacks of one chat
-//! therefore leave in the order of its rows.
+//! The state that the simulators share: the chats of the instance, the fault script, the ledger, the callback sender,
+//! and the background tasks. One lock covers both writing a `live_message` row and queueing its callback. Callbacks of
+//! one chat therefore leave in the order of its rows.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -40,7 +40,7 @@ pub(super) struct SandboxState {
 
 impl fmt::Debug for SandboxState {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("World").finish_non_exhaustive()
+        out.debug_struct("SandboxState").finish_non_exhaustive()
     }
 }
 
@@ -83,7 +83,7 @@ impl SandboxState {
         }
     }
 
-    /// The desk, for reading or for changes that write no row.
+    /// The chats of the instance, for reading or for changes that write no row.
     pub(super) fn workspace(&self) -> MutexGuard<'_, AgentWorkspace> {
         self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
     }

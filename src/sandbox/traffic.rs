@@ -1,5 +1,5 @@
-//! Simulated users for the shipped compose file: every few seconds a user runs a handoff through Causeway's public
-//! API, so that new dashboards show data. Now and then a platform fails for a short time.
+//! Simulated users for the shipped compose file: every few seconds a user runs a handoff through Causeway's public API,
+//! so that new dashboards show data. From time to time a platform fails for a short time.
 
 use std::fmt;
 use std::future::Future;
@@ -21,9 +21,9 @@ pub struct TrafficSettings {
     pub token: String,
     /// Conversations per minute.
     pub per_minute: u32,
-    /// Whether platforms fail by schedule.
+    /// Whether platforms fail on a schedule.
     pub faults: bool,
-    /// The sandbox's own address. Scheduled faults are requested there.
+    /// The sandbox's own address, to which scheduled faults are posted.
     pub sandbox_url: String,
     /// Whether every second user talks to XO's bot first, and is handed over by the bot.
     pub bot_users: bool,
@@ -38,7 +38,7 @@ impl fmt::Debug for TrafficSettings {
     }
 }
 
-/// Maximum number of concurrent conversations. If Causeway is slow or away, no new conversation starts.
+/// Maximum number of concurrent conversations. If Causeway is slow or unavailable, no new conversation starts.
 const MOST_AT_ONCE: usize = 200;
 const FAULT_EVERY: Duration = Duration::from_secs(90);
 
@@ -51,11 +51,11 @@ const WORDS: [&str; 6] = [
     "That worked, thank you",
 ];
 
-/// The bot's script knows the first three; the bot hands over at the third.
+/// The bot's script knows the first three texts; the bot hands over at the third.
 const BOT_WORDS: [&str; 5] =
     ["menu", "password", "an agent, please", "My laptop is on fire", "That worked, thank you"];
 
-/// Plays until told to stop.
+/// Runs until cancellation.
 pub async fn run(settings: TrafficSettings, stop: impl Future<Output = ()>) {
     let Some(client) = super::http::client("causeway-sandbox") else { return };
     let period = Duration::from_secs(60) / settings.per_minute.max(1);
@@ -98,7 +98,7 @@ async fn act(client: &Client, url: &str, body: &Value) -> bool {
     answer.is_ok_and(|answer| answer.status().is_success())
 }
 
-/// One user: asks for a human, says a few things, goes.
+/// One user: asks for an agent, writes some messages, and leaves.
 async fn ask_for_human(client: &Client, settings: &TrafficSettings) {
     let conversation = format!("trickle-{}", uuid::Uuid::now_v7());
     let user = json!({ "id": format!("u-{conversation}"), "name": "Ada", "language": "en" });
@@ -125,7 +125,7 @@ async fn pause() {
     sleep(Duration::from_millis(ms)).await;
 }
 
-/// Posts until the request is accepted, as a bot would. All attempts have the same key, so that they are one message.
+/// Posts until the request is accepted, as a bot would. All attempts have the same key, so they count as one message.
 async fn post(client: &Client, settings: &TrafficSettings, body: &Value) -> bool {
     let key = uuid::Uuid::now_v7().to_string();
     for _ in 0..5 {
@@ -170,8 +170,8 @@ async fn arrange(client: &Client, settings: &TrafficSettings, turn: usize, last:
         json!({ "side": "servicenow", "times": 2, "fault": { "kind": "html_page" } }),
     ];
     let rules = format!("{}/sandbox/rules", settings.sandbox_url);
-    // The previous rule is removed first, so that rules do not accumulate. Rules of others stay, because a person may
-    // use them.
+    // The previous rule is removed first, so that rules do not accumulate. Other rules stay, because a person may use
+    // them.
     if let Some(last) = last {
         let _ = client.delete(format!("{rules}/{last}")).send().await;
     }

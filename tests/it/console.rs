@@ -278,7 +278,7 @@ async fn in_a_browser() {
     browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
     browser.write("input[name=token]", "guess").await;
     browser.button("Log in").await;
-    browser.reads("That is not the token").await;
+    browser.reads("The token is wrong").await;
     browser.picture("desk-login").await;
     browser.write("input[name=token]", TOKEN).await;
     browser.button("Log in").await;
@@ -292,19 +292,19 @@ async fn in_a_browser() {
     browser.follow("handoff.message").await;
     browser.reads("bytes, hidden").await;
     assert!(browser.text().await.contains("400"), "the story tells its attempt");
-    browser.follow("Show what was written").await;
+    browser.follow("Show the text").await;
     browser.reads("document.title = 'owned'").await;
     assert_eq!(browser.in_the_dark().await, "\"rgb(22, 24, 27)\"", "whoever asks for the dark gets it");
     browser.picture("desk-letter").await;
     assert_eq!(browser.title().await, "handoff.message · Causeway", "hostile text is only text");
 
-    browser.follow("all of it").await;
+    browser.follow("all its dead letters").await;
     browser.follow("Replay 2 dead letters").await;
-    browser.reads("Nothing has been done yet").await;
+    browser.reads("Nothing has been changed yet").await;
     browser.picture("desk-plan").await;
     assert_eq!(said(&relay, &one).len(), 0);
     browser.button("Replay 2 dead letters").await;
-    browser.reads("done, 2 of 2 went again: delivered 2, died again 0").await;
+    browser.reads("done, 2 of 2 replayed: delivered 2, died again 0").await;
     browser.picture("desk-progress").await;
     relay
         .until("both, in their order", |relay| match said(relay, &one).as_slice() {
@@ -323,7 +323,7 @@ async fn in_a_browser() {
     browser.button("Remove 1 dead letter").await;
     browser.reads("Removed 1 dead letter.").await;
     browser.follow("Back to the dead letters").await;
-    browser.reads("Nothing is dead").await;
+    browser.reads("There are no dead letters").await;
     assert_eq!(said(&relay, &two).len(), 0);
     browser.button("Log out").await;
     browser.reads("Token").await;

@@ -49,7 +49,8 @@ fn code(file: &Path) -> String {
 fn names(code: &str) -> impl Iterator<Item = &str> {
     let is_name = |text: &&str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:#*/".contains(c);
-        text.len() > 1 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
+        let begins = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        text.len() > 1 && begins && text.chars().all(plain)
     };
     code.lines().flat_map(|line| line.split('"').skip(1).step_by(2)).filter(is_name)
 }

@@ -2,11 +2,11 @@
 //! of `causeway dead` (`destination`, `conversation`, `reason`, `since`, `until`, `id`): in the query of a GET, as
 //! JSON in a POST. `reason` and `id` may be given several times, in JSON as a list.
 //!
-//! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without stories.
-//! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with stories, one for each time that it was dead-lettered.
+//! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without histories.
+//! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with histories, one for each dead letter.
 //! - `GET /dead-letters/export?F`: JSON Lines with the texts.
 //! - `POST /dead-letters/replay {F, "dry_run", "rate", "wait"}`: 200 with the plan, or 202 with the plan and the progress.
-//!   `wait` (`"60s"`): how long the replay then waits for the outcomes of its messages.
+//!   `wait` (`"60s"`): the time limit for the outcomes of its messages.
 //! - `GET /dead-letters/replay`: the progress of the newest replay of this process. `state` is `running`, `waiting` (all
 //!   messages are published, and some outcomes are unknown), `done` or `stopped`. `outcomes` counts `delivered`,
 //!   `died_again`, `answered`, `nothing_to_send` and `on_the_way`.

@@ -36,12 +36,12 @@ use crate::queue::Queue;
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{Act, Ending, Operator, audit};
 
-/// How long a request waits for the session of another one, such as a second browser tab. It does not wait for a
-/// replay.
+/// The time limit for waiting until another session ends, such as that of a second browser tab. A request does not wait
+/// for a replay.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The name of the operator in the audit log: the setting with the token.
 const OPERATOR: &str = "admin.token";
-/// The number of export lines that are read ahead of the client.
+/// The maximum number of export lines that are read ahead of the client.
 const EXPORT_AHEAD: usize = 16;
 
 /// The components that a session needs.
@@ -49,7 +49,7 @@ const EXPORT_AHEAD: usize = 16;
 pub struct ConsoleParts {
     /// The queue, opened for an operator.
     pub queue: Queue,
-    /// The directory, which knows later deliveries and ended chats.
+    /// The directory, which has the records of later deliveries and ended chats.
     pub directory: Directory,
 }
 
@@ -66,7 +66,7 @@ pub struct AdminConsole {
 
 impl std::fmt::Debug for AdminConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Desk").finish_non_exhaustive()
+        f.debug_struct("AdminConsole").finish_non_exhaustive()
     }
 }
 
@@ -130,7 +130,7 @@ impl AdminConsole {
         Ok(ConsoleTurn { parts: (self.open)().await?, turn })
     }
 
-    /// Finds all matching dead letters, the first `limit` of them complete. Works during a replay if the engine
+    /// Finds all matching dead letters, with the details of the first `limit`. Works during a replay if the engine
     /// supports it.
     async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
         let parts = (self.open)().await?;
@@ -150,7 +150,7 @@ impl AdminConsole {
         Ok(plan?)
     }
 
-    /// Plans and starts a replay. [`Self::progress`] reports the rest. `wait`: how long to wait for the outcomes of
+    /// Plans and starts a replay. [`Self::progress`] reports its progress. `wait`: the time limit for the outcomes of
     /// the messages.
     async fn replay(
         &self,

@@ -27,7 +27,7 @@ pub(super) struct DeadLetterQuery {
     pub(super) dry_run: bool,
     /// The rate of a replay in messages a second.
     pub(super) rate: Option<f64>,
-    /// How long a replay waits for the outcomes of its messages.
+    /// The time limit for the outcomes of a replay's messages.
     pub(super) wait: Duration,
     /// The number of dead letters that the caller confirmed.
     pub(super) confirm: Option<u64>,

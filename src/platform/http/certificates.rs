@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 /// The longest part of a certificate that an error repeats.
 const NAME_MAX: usize = 100;
 
-/// A certificate and its key, which show a server who calls it.
+/// A certificate and its key, which prove our identity to a server.
 pub(super) struct ClientIdentity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
@@ -48,7 +48,7 @@ fn short(name: &str) -> String {
     if name.is_empty() { "a certificate without a name".to_owned() } else { name }
 }
 
-/// Reads the certificates of authorities, in PEM. At least one of them is valid now.
+/// Reads certificate authorities in PEM. Fails if every certificate has expired.
 pub(super) fn authorities(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = certificates(path)?;
     let (expired, valid): (Vec<_>, Vec<_>) = found.iter().partition(|(_, facts)| facts.not_after < now);
@@ -106,7 +106,7 @@ pub(super) fn facts(path: &Path) -> Option<CertificateFacts> {
     certificates(path).ok()?.into_iter().next().map(|(_, facts)| facts)
 }
 
-/// Which of the two files is wrong, and why.
+/// The file that is wrong, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum IdentityProblem {
     Certificate(String),

@@ -1,8 +1,8 @@
-//! Says what a failed request means: whether it may have left, and why it failed.
+//! Classifies a failed request: whether the request may have left, and the reason of the failure.
 //!
-//! Guarantees: only a failure to connect, a refusal by a proxy or an HTTP/2 refusal counts as proof that the platform did
-//! not read the request. No text of the remote side is repeated, except the names in its certificate.
-//! Not responsible for: what to do about it (`delivery/classify.rs`).
+//! Guarantees: only a failure to connect, a refusal by a proxy or an HTTP/2 refusal counts as proof that the platform
+//! did not read the request. No text of the remote side is repeated, except the names in its certificate.
+//! Not responsible for: the reaction to a failure (`delivery/classify.rs`).
 
 use std::error::Error;
 use std::io;
@@ -46,7 +46,7 @@ pub(super) fn refused_by_proxy() -> NoAnswer {
     NoAnswer { sent: SentState::No, kind: NoAnswerKind::Proxy, detail }
 }
 
-/// The reason if the request failed on its way to the proxy or in it. `None` if the platform was reached.
+/// The reason if the request failed before or at the proxy. `None` if the platform was reached.
 fn of_proxy(error: &reqwest::Error, proxied: bool) -> Option<String> {
     if !proxied || !error.is_connect() {
         return None;

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A pool that is older is replaced. TLS sessions are resumed, so that new connections stay cheap.
+/// The maximum age of a pool. TLS sessions are resumed, so that new connections stay cheap.
 pub(super) const POOL_AGE_MAX: Duration = Duration::from_secs(30);
 
-/// The same after a failure: the old address may be the reason.
+/// The maximum age after a failure: the old address may be the reason.
 pub(super) const POOL_AGE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 type Build = Box<dyn Fn() -> Result<reqwest::Client, reqwest::Error> + Send + Sync>;
@@ -61,7 +61,7 @@ impl ConnectionPool {
         current.0.clone()
     }
 
-    /// Remembers that a request failed in a way that another address may heal.
+    /// Records a failure that a connection to another address may heal.
     pub(super) fn note_failure(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }

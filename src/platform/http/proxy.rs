@@ -81,7 +81,7 @@ impl ProxyAddress {
         format!("{host}:{}", self.url.port_or_known_default().unwrap_or_default())
     }
 
-    /// The setting or the variable that names the proxy.
+    /// The setting or the environment variable that names the proxy.
     pub fn origin(&self) -> &str {
         &self.origin
     }
@@ -128,7 +128,7 @@ impl fmt::Debug for ProxyAddress {
 }
 
 impl ProxyRules {
-    /// The same proxy for both schemes.
+    /// The rules with one proxy for both schemes.
     pub fn all(proxy: ProxyAddress, except: Vec<HostPattern>) -> Self {
         Self { http: Some(proxy.clone()), https: Some(proxy), except }
     }
@@ -139,7 +139,7 @@ impl ProxyRules {
         proxy.filter(|_| !self.except.iter().any(|pattern| pattern.matches(url)))
     }
 
-    /// The rules as reqwest takes them.
+    /// The rules in the form that reqwest needs.
     pub(super) fn to_reqwest(&self) -> Vec<reqwest::Proxy> {
         let of_scheme = |scheme: &'static str, proxy: &ProxyAddress| {
             let (rules, address) = (self.clone(), proxy.url.clone());
@@ -157,7 +157,7 @@ impl ProxyRules {
 }
 
 impl HostPattern {
-    /// The addresses and the name of this machine.
+    /// The patterns of this machine: its name and its loopback addresses.
     pub fn loopback() -> Vec<Self> {
         let parsed = ["localhost", "127.0.0.0/8", "::1"].map(Self::parse);
         parsed.into_iter().flatten().collect()

@@ -1,4 +1,4 @@
-//! TLS toward the platforms: the authorities that are trusted, our own certificate, and the reason of a failure.
+//! TLS toward the platforms: the trusted certificate authorities, our own certificate, and the reason of a failure.
 //!
 //! Guarantees: the authorities of the system are always trusted, those of the settings in addition. A server without a
 //! trusted, valid certificate for its name is refused. The reason names the certificate. Not responsible for: reading
@@ -22,7 +22,7 @@ use super::certificates::{self, CertificateFacts, IdentityProblem, day};
 /// The files for TLS that the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates of authorities in PEM, trusted in addition to those of the system.
+    /// Certificate authorities in PEM, trusted in addition to the system's authorities.
     pub authorities: Vec<PathBuf>,
     /// Our own certificate with its chain, and its key. One file may hold both.
     pub client: Option<(PathBuf, PathBuf)>,
@@ -49,7 +49,7 @@ impl fmt::Display for TlsFileProblem {
     }
 }
 
-/// Why TLS failed.
+/// The reason why TLS failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFault {
     /// No trusted authority issued the certificate.
@@ -68,7 +68,7 @@ pub enum TlsFault {
     Other,
 }
 
-/// A fault of a certificate with its words. It travels inside of rustls' error.
+/// A fault of a certificate with its description. rustls carries it inside its own error.
 #[derive(Debug)]
 struct CertificateFault {
     fault: TlsFault,
@@ -83,17 +83,17 @@ impl fmt::Display for CertificateFault {
 
 impl std::error::Error for CertificateFault {}
 
-/// The end of our own certificate.
+/// The expiry of our own certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateExpiry {
     /// The name in the certificate.
     pub subject: String,
-    /// Its last moment.
+    /// The end of its validity.
     pub not_after: Timestamp,
 }
 
 impl CertificateExpiry {
-    /// A certificate with less time than this is reported.
+    /// A certificate that expires within this time is reported.
     const WARNING: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
 
     /// Whether the certificate must be renewed soon.
@@ -101,14 +101,14 @@ impl CertificateExpiry {
         self.not_after.duration_since(now) < Self::WARNING
     }
 
-    /// The last day.
+    /// The last day of its validity.
     pub fn day(&self) -> String {
         day(self.not_after)
     }
 }
 
 impl TlsFiles {
-    /// The end of the client certificate. `None` without one, or if the file is unreadable.
+    /// The expiry of the client certificate. `None` without a client certificate, or if the file is unreadable.
     pub fn client_expiry(&self) -> Option<CertificateExpiry> {
         let facts = certificates::facts(&self.client.as_ref()?.0)?;
         Some(CertificateExpiry { subject: facts.subject, not_after: facts.not_after })
@@ -268,7 +268,7 @@ fn wrong_name(error: &CertificateError, subject: &str) -> String {
     format!("the certificate ({subject}) is for {names}, not for {}", expected.to_str())
 }
 
-/// The fault in an error of rustls, with words for an operator.
+/// Finds the fault in an error of rustls, with a description for an operator.
 pub(super) fn fault(error: &Error) -> (TlsFault, String) {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: only a few pieces are in memory at a time. A body that exceeds the limit ends with
 //! [`BodyError::TooLarge`] before its end. No redirect is followed.
-//! Not responsible for: what a status means (`xo/files.rs`, `servicenow/attachments.rs`).
+//! Not responsible for: the meaning of a status (`xo/files.rs`, `servicenow/attachments.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,12 +46,12 @@ pub struct StreamedBody {
 
 impl std::fmt::Debug for StreamedBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Content").field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("StreamedBody").field("length", &self.length).finish_non_exhaustive()
     }
 }
 
 impl StreamedBody {
-    /// The same content, which ends with an error beyond `most` bytes.
+    /// The same content, which ends with an error if it exceeds `most` bytes.
     #[must_use]
     pub fn limited(self, most: u64) -> Self {
         let (mut passed, too_large) = (0_u64, self.too_large.clone());
@@ -67,7 +67,7 @@ impl StreamedBody {
         Self { body: body.boxed(), ..self }
     }
 
-    /// Whether the content has no byte at all. Waits for the first byte.
+    /// Whether the content is empty. Waits for the first byte.
     pub async fn is_empty(&mut self) -> bool {
         if self.length == Some(0) {
             return true;
@@ -85,7 +85,7 @@ impl StreamedBody {
         }
     }
 
-    /// Returns a function that tells later whether the content exceeded the limit.
+    /// Returns a function that reports whether the content has exceeded the limit.
     pub fn was_too_large(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let too_large = self.too_large.clone();
         move || too_large.load(Ordering::Relaxed)

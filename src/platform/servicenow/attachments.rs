@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a repeated upload leaves at most an orphaned file. A download calls only the instance, with the usual
 //! login, and follows no redirect.
-//! Not responsible for: the limit of a file's size, the message that shows the file.
+//! Not responsible for: the size limit of files, the message that shows the file.
 //! Source: `src/platform/servicenow/FACTS.md`.
 
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Adds the login to each call.
 //!
-//! Guarantees: credentials go only into a header that is marked sensitive. Basic credentials go with each call. If
-//! only the session cookie were sent, an expired session would look like a refused message.
-//! Not responsible for: what a refused login means; how a token is obtained and kept (`oauth.rs`).
+//! Guarantees: credentials go only into a header that is marked sensitive. Basic credentials go with each call. If only
+//! the session cookie were sent, an expired session would look like a refused message.
+//! Not responsible for: the meaning of a refused login; getting and keeping a token (`oauth.rs`).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

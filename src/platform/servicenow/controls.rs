@@ -1,9 +1,11 @@
-//! The controls of the Virtual Agent API, turned into what a person reads and can choose.
+//! Turns the controls of the Virtual Agent API into text that a person reads, and into choices.
 //!
-//! Guarantees: the words and every address of a control are in its text; relative addresses belong to the instance. A control
-//! that nobody knows is its words. What is told twice by its own documentation (pieces of a stream, progress) is told once.
-//! Not responsible for: actions and signs (`virtual_agent_callback.rs`), what is told of it (`delivery/virtual_agent_callback.rs`).
-//! Sources: "Controls in Virtual Agent API" (va-api-controls.md) and bot-api.md, as FACTS.md cites them.
+//! Guarantees: the text of a control contains its words and every address. Relative addresses belong to the instance. A
+//! control of an unknown type becomes the words that it contains. ServiceNow sends streamed text and progress twice;
+//! the user gets them once.
+//! Not responsible for: actions and signs (`virtual_agent_callback.rs`), relaying
+//! (`delivery/virtual_agent_callback.rs`).
+//! Sources: "Controls in Virtual Agent API" (va-api-controls.md) and bot-api.md; `FACTS.md` has their addresses.
 
 use std::collections::HashSet;
 
@@ -14,7 +16,7 @@ use super::virtual_agent_callback::{Choice, ItemMeaning};
 use crate::message::json;
 use crate::message::rich_text::{html, html_text, message_text, resolve};
 
-/// What `MultiPartOutput` waits for before it shows its next part.
+/// The answer that makes `MultiPartOutput` show its next part.
 const NEXT_PART: &str = "click_for_more";
 /// Fields that hold words, in the order of reading.
 const WORDS: [&str; 11] = [
@@ -41,7 +43,7 @@ pub(super) struct Controls<'a> {
 }
 
 impl Controls<'_> {
-    /// What a control says.
+    /// Returns the meaning of a control.
     pub(super) fn parse(self, ui_type: &str, part: &Value) -> ItemMeaning {
         let text = |found: Option<String>| found.map_or(ItemMeaning::Nothing, ItemMeaning::Text);
         let asks = |found: Option<String>| {
@@ -61,14 +63,14 @@ impl Controls<'_> {
             "InputText" | "Date" | "Time" | "DateTime" | "FileUpload" => {
                 asks(self.words(part, &["promptMsg", "label", "value"]))
             }
-            // The last callback of a stream brings the whole text as OutputText.
+            // The last callback of a stream contains the whole text as OutputText.
             "StreamStart" | "StreamChunk" | "StreamEnd" => ItemMeaning::Nothing,
             _ if part.get("options").is_some_and(Value::is_array) => self.picker(part),
             _ => ItemMeaning::Unknown(self.anything(part)),
         }
     }
 
-    /// The first of these fields that says something, as a person reads it.
+    /// Returns the first of these fields that has a text, as plain text.
     pub(super) fn words(self, part: &Value, keys: &[&str]) -> Option<String> {
         let found = keys.iter().find_map(|key| some(part.get(key)))?;
         Some(message_text(&found, self.instance)).filter(|text| !text.trim().is_empty())
@@ -78,7 +80,7 @@ impl Controls<'_> {
         resolve(&some(value)?, self.instance)
     }
 
-    /// The words of a page, and the addresses that the control names beside it.
+    /// Returns the text of a page, and the addresses that the control names in addition.
     fn page(self, part: &Value) -> Option<String> {
         let page = html(&["value", "label"].iter().find_map(|key| some(part.get(key)))?, self.instance);
         let mut known: HashSet<String> = page.addresses.into_iter().collect();
@@ -108,7 +110,7 @@ impl Controls<'_> {
         lines([header, named(label, self.address(target))])
     }
 
-    /// The card's own JSON is a text; what stands in it depends on its template.
+    /// The JSON of the card is a text. Its fields depend on the card's template.
     fn card(self, part: &Value) -> Option<String> {
         self.card_data(part.get("data")).or_else(|| self.words(part, &["label", "value"]))
     }
@@ -136,7 +138,7 @@ impl Controls<'_> {
         lines(known.into_iter().chain(fields).chain([image, links])).or_else(|| self.anything(&data))
     }
 
-    /// One part of several: the next one is asked for.
+    /// Shows one part of several. A question asks for the next part.
     fn parts(self, part: &Value) -> ItemMeaning {
         let content = part.get("content").or_else(|| part.get("value")).filter(|content| content.is_object());
         let shown = content.and_then(|content| {
@@ -158,7 +160,7 @@ impl Controls<'_> {
         }
     }
 
-    /// The texts of the parts that a control is put together from, wherever they stand.
+    /// Returns the texts of the parts of a composed control, in any of the known lists.
     fn inside(self, part: &Value) -> Option<String> {
         let lists = ["values", "parts", "groupPartsOutput", "outputs", "items", "value", "data"];
         let parts = lists.iter().filter_map(|key| part.get(key)?.as_array()).flatten();
@@ -194,7 +196,7 @@ impl Controls<'_> {
         lines(shown).map_or(ItemMeaning::Nothing, |text| ItemMeaning::question(text, choices))
     }
 
-    /// All words and addresses of a control that nobody knows, wherever they stand.
+    /// Returns all words and addresses of a control of an unknown type, at any depth.
     fn anything(self, part: &Value) -> Option<String> {
         let mut found = Vec::new();
         self.gather(part, &mut found);
@@ -223,7 +225,7 @@ impl Controls<'_> {
     }
 }
 
-/// Words, and on a line of its own the address that they are about: there a channel shows it as a link.
+/// Joins words and their address. The address is on a line of its own, so that a channel shows the address as a link.
 fn named(words: Option<String>, address: Option<String>) -> Option<String> {
     match (words, address) {
         (Some(words), Some(address)) if words != address => Some(format!("{words}\n{address}")),
@@ -236,7 +238,7 @@ fn lines(parts: impl IntoIterator<Item = Option<String>>) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
-/// A text or a number that says something.
+/// Returns a text that is not empty, or a number as text.
 pub(super) fn some(value: Option<&Value>) -> Option<String> {
     match value? {
         Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),

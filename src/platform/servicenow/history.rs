@@ -19,9 +19,9 @@ pub struct RemoteMessage {
     pub created_by: Option<String>,
     /// The text as ServiceNow stores it, with Connect's mark-up.
     pub text: String,
-    /// Visible to agents only. No user may read it.
+    /// Visible to agents only, so not relayed to any user.
     pub internal: bool,
-    /// Files that came with it.
+    /// The files of the message.
     pub files: Vec<AgentFile>,
 }
 
@@ -55,19 +55,19 @@ fn file(wire: WireFile) -> Option<AgentFile> {
     })
 }
 
-/// What was read of a chat.
+/// The messages that were read from a chat.
 #[derive(Debug)]
 pub struct History {
-    /// What others said, oldest first.
+    /// The messages of others, oldest first.
     pub messages: Vec<RemoteMessage>,
-    /// Nothing is missing from the place where the reading was to begin; of a very long chat, nothing of its newest pages. An
-    /// instance may show the newest page alone, or no row of a chat: then this is false.
+    /// Whether all messages after `since` were read; in a very long chat, all messages of the newest pages. It is false
+    /// if the instance shows only the newest page, or no row at all.
     pub is_complete: bool,
 }
 
 impl std::fmt::Debug for RemoteMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Heard").field("sys_id", &self.sys_id).finish_non_exhaustive()
+        f.debug_struct("RemoteMessage").field("sys_id", &self.sys_id).finish_non_exhaustive()
     }
 }
 
@@ -108,10 +108,10 @@ impl ServiceNow {
         Ok(History { messages: heard, is_complete: is_complete || pages.is_complete() })
     }
 
-    /// Finds the chat in which an escalated chat (state 4) continues under another group: an open chat of our user
-    /// with the same text, in the queue to which its own queue escalates. ServiceNow does not document whether the
-    /// group stays the same (`src/platform/servicenow/FACTS.md`). If it does, [`ServiceNow::state`] finds the open
-    /// entry.
+    /// Finds the chat in which an escalated chat (state 4) continues under another group. This is an open chat of our
+    /// user with the same text, in the queue to which the queue of the old chat escalates. ServiceNow does not document
+    /// whether the group stays the same (`src/platform/servicenow/FACTS.md`). If it does, [`ServiceNow::state`] finds
+    /// the open entry.
     pub async fn find_escalated(
         &self,
         conversation: &ConversationId,

@@ -1,8 +1,8 @@
 //! The client of ServiceNow's REST APIs.
 //!
-//! Guarantees: each call carries the login (`auth.rs`; tokens: `oauth.rs`), `Accept` and `StreamedBody-Type` (ServiceNow
+//! Guarantees: each call carries the login (`auth.rs`; tokens: `oauth.rs`), `Accept` and `Content-Type` (ServiceNow
 //! answers 400 without them). At most one call is in flight for each conversation.
-//! Not responsible for: what an error means for a message (`delivery/classify.rs`).
+//! Not responsible for: the effect of an error on a message (`delivery/classify.rs`).
 //!
 //! ServiceNow has two chat APIs. `connect_support.rs` and `readback.rs` use the older one, `virtual_agent.rs` the
 //! newer one. All calls go through [`ServiceNow::converse`].
@@ -330,8 +330,8 @@ impl ServiceNow {
         wire::read(self.converse(guard, &request).await?, request.sent_text, self.instance())
     }
 
-    /// Makes one call. A 401 to a call with session cookies or a token is retried once, without the cookies and with
-    /// a new token: the session or the token may have expired, and ServiceNow did not act on a refused call.
+    /// Makes one call. After a 401, a call with session cookies or a token is retried once, without the cookies and
+    /// with a new token. The session or the token may have expired, and ServiceNow did not act on the refused call.
     async fn converse(
         &self,
         mut guard: Option<&mut SessionGuard>,

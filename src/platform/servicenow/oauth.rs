@@ -127,7 +127,7 @@ impl OAuth {
             shared.ended.fetch_add(1, Ordering::Release);
             renewed
         });
-        renewal.await.unwrap_or_else(|_| Err(CallError::not_made("the request for a token broke off")))
+        renewal.await.unwrap_or_else(|_| Err(CallError::not_made("the token request ended without a result")))
     }
 }
 

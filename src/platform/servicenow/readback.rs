@@ -16,20 +16,21 @@ use crate::message::{ConversationId, rich_text};
 use crate::platform::error::CallError;
 use crate::telemetry::logged_conversation;
 
-/// How many pages of a conversation are read at most.
+/// The maximum number of pages of a conversation that are read.
 const PAGES_MAX: usize = 5;
-/// Rows of a full page (FACTS.md). A shorter one that brings nothing new is the end.
+/// The number of rows of a full page (`FACTS.md`). A shorter page without new rows is the last one.
 const PAGE_ROWS: usize = 30;
-/// From here on a stored text that is the beginning of ours counts as ours, cut off by its column.
+/// The minimum length in characters of a truncated text. A stored text of at least this length counts as ours if our
+/// text begins with it.
 const CUT_CHARS_MIN: usize = 1000;
 
 /// An open chat of our user that may be the one whose start was not answered.
 ///
 /// The list is sorted newest first. The caller skips groups that the directory knows. The caller takes a chat that is
-/// [`StartedChat::certain`]; it asks [`ServiceNow::opening_of`] about any other chat (at most [`StartedChat::LOOKS_MAX`]
-/// chats), and claims the first that remains. Two conversations with the same text may get each other's chat. This
-/// makes no difference, because neither has received any other message yet. A start whose claim fails afterwards has
-/// lost its chat to the other conversation, and opens another one.
+/// [`StartedChat::certain`]. It checks any other chat with [`ServiceNow::opening_of`], at most
+/// [`StartedChat::LOOKS_MAX`] chats, and claims the first match. Two conversations with the same text may get each
+/// other's chat. This makes no difference, because neither has received any other message yet. A start whose claim
+/// fails afterwards has lost its chat to the other conversation, and opens another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartedChat {
     /// The chat.
@@ -73,7 +74,7 @@ pub struct OpeningMessage(WireMessage);
 
 impl std::fmt::Debug for OpeningMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opening").finish_non_exhaustive()
+        f.debug_struct("OpeningMessage").finish_non_exhaustive()
     }
 }
 
@@ -90,8 +91,8 @@ impl OpeningMessage {
     }
 }
 
-/// The forms of a text that survive ServiceNow's changes: white space may change, tags may be stripped, and a column
-/// may cut the text off beyond this length.
+/// The forms of a text that survive ServiceNow's changes. White space may change, tags may be stripped, and a column
+/// may truncate the text beyond this length.
 pub fn recognisable(text: &str) -> [String; 2] {
     [normal(text), normal(&rich_text::html_text(text, None))]
         .map(|text| text.chars().take(CUT_CHARS_MIN).collect())
@@ -224,22 +225,23 @@ impl ServiceNow {
     }
 }
 
-/// The messages of a conversation, page by page, newest first, at most [`PAGES_MAX`] pages.
+/// Reads the messages of a conversation page by page, newest first, at most [`PAGES_MAX`] pages.
 ///
-/// Pages are asked for with `before`, which only ServiceNow's own browser client is known to use (FACTS.md). So the order
-/// does not depend on it: a row of a later page counts only if it stands behind all rows that were shown before and is not newer
-/// than those. An instance that ignores `before` shows the newest page again, perhaps with rows that were written since.
+/// Pages after the first are requested with `before`. Only ServiceNow's own browser client is known to use `before`
+/// (`FACTS.md`), so the order must not depend on the parameter. A row of a later page counts only if it comes after all
+/// rows shown before and is not newer than those rows. An instance that ignores `before` shows the newest page again,
+/// perhaps with rows that were written since.
 pub(super) struct Pages<'a> {
     servicenow: &'a ServiceNow,
     conversation: &'a ConversationId,
     group: &'a str,
     seen: HashSet<String>,
-    /// When the oldest row so far was written.
+    /// The time of the oldest row so far.
     oldest: Option<Written>,
     left: usize,
-    /// The last page brought nothing more.
+    /// Whether the last page had no new row.
     is_over: bool,
-    /// Everything was read: not a page is missing.
+    /// Whether the pages so far cover the whole chat.
     is_complete: bool,
 }
 
@@ -257,10 +259,10 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// The next page; `None` if there is none, or none that is worth asking for.
+    /// Returns the new rows of the next page. `None` if no further page can be read.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<WireMessage>>, CallError> {
         let before = self.oldest.as_ref().map(|oldest| oldest.timestamp.as_deref());
-        // Without a time there is nothing to ask the next page by.
+        // The next page is requested by the time of the oldest row, so a row without a time ends the reading.
         let is_asked = !matches!(before, Some(None));
         if self.is_over || self.left == 0 || !is_asked {
             return Ok(None);
@@ -274,13 +276,13 @@ impl<'a> Pages<'a> {
             return Ok(Some(fresh));
         }
         self.is_over = true;
-        // A full page that brings nothing new may hide others: an instance that ignores `before`. A chat that shows no row at all
-        // hides all of its rows.
+        // A full page without new rows may come from an instance that ignores `before`, and then older rows are hidden.
+        // A chat without any row hides all of its rows.
         self.is_complete = rows < PAGE_ROWS && self.oldest.is_some();
         Ok(None)
     }
 
-    /// The rows of a page, newest first, that are older than what was shown before.
+    /// Returns the rows of a page that are older than all rows shown before, newest first.
     fn older(&mut self, mut page: Vec<WireMessage>) -> Vec<WireMessage> {
         let was_seen =
             |message: &WireMessage| message.sys_id.as_ref().is_some_and(|id| self.seen.contains(id));
@@ -294,14 +296,14 @@ impl<'a> Pages<'a> {
         page
     }
 
-    /// Whether a row that was not shown is no row of the newest [`PAGES_MAX`] pages. Known only after [`Pages::next`] has said that
-    /// there is no more.
+    /// Whether the pages cover the whole chat, or its newest [`PAGES_MAX`] pages. Only valid after [`Pages::next`] has
+    /// returned `None`.
     pub(super) const fn is_complete(&self) -> bool {
         self.is_complete || (self.left == 0 && !self.is_over)
     }
 }
 
-/// When a row was written, as far as it says so.
+/// The time of a row, as far as the row states it.
 #[derive(Debug, Clone)]
 struct Written {
     timestamp: Option<String>,
@@ -325,13 +327,13 @@ fn newest(own: &[WireMessage], text: &str) -> Option<PostedMessage> {
     Some(PostedMessage { sys_id: found.sys_id.clone() })
 }
 
-/// The age of a chat by its number, because numbers only grow.
+/// Orders chats by number, because later chats have higher numbers.
 pub(super) fn age(entry: &QueueEntry) -> (usize, &str) {
     let number = entry.number.as_deref().unwrap_or_default();
     (number.len(), number)
 }
 
-/// Times are epoch numbers or sortable text; [`Ordering::Equal`] where they cannot be compared.
+/// Compares two times, which are epoch numbers or sortable text. [`Ordering::Equal`] if the times cannot be compared.
 fn time_order(left: &Written, right: &Written) -> Ordering {
     let pairs = [(&left.timestamp, &right.timestamp), (&left.created_on, &right.created_on)];
     for (left, right) in pairs {
@@ -348,8 +350,8 @@ fn time_order(left: &Written, right: &Written) -> Ordering {
     Ordering::Equal
 }
 
-/// ServiceNow strips tags from users' texts and adds references and mark-up of its own. The stored text counts as
-/// ours if any of its readings is ours.
+/// Whether a stored message is our text. ServiceNow strips tags from users' texts and adds references and mark-up of
+/// its own, so each reading of the stored text is compared.
 fn carries(message: &WireMessage, text: &str) -> bool {
     let wanted = [normal(text), normal(&rich_text::html_text(text, None))];
     readings(message).any(|stored| {
@@ -358,7 +360,7 @@ fn carries(message: &WireMessage, text: &str) -> bool {
     })
 }
 
-/// The texts that a stored message may stand for.
+/// Returns the possible readings of a stored message.
 fn readings(message: &WireMessage) -> impl Iterator<Item = String> {
     let plain = [&message.message, &message.formatted_message].into_iter().flatten();
     plain.flat_map(|stored| {
@@ -372,7 +374,7 @@ fn readings(message: &WireMessage) -> impl Iterator<Item = String> {
     })
 }
 
-/// ServiceNow trims texts, and replaces line breaks by blanks and blanks by line breaks.
+/// Replaces each run of white space by one blank. ServiceNow trims texts and exchanges line breaks and blanks.
 fn normal(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -4,7 +4,8 @@
 //! afterwards, and only its callbacks show the result (`virtual_agent_callback.rs`). Each chat is a separate user,
 //! because ServiceNow keeps one open conversation for each `userId`. Our ids of the chat are sent in
 //! `clientVariables`, which every callback returns.
-//! Not responsible for: what proves that an agent is present, and when to ask again (`delivery/virtual_agent.rs`).
+//! Not responsible for: the proof that an agent is present, and the time of the next request
+//! (`delivery/virtual_agent.rs`).
 //! Source: ServiceNow documentation, "Virtual Agent Bot Integration API" and "Message authentication".
 
 use std::collections::BTreeMap;
@@ -273,7 +274,7 @@ impl MessageAuth {
         }
         if let Some(key) = &self.hmac {
             let mac = Hmac::<Sha1>::new_from_slice(key.expose_secret().as_bytes());
-            let mut mac = mac.map_err(|_| CallError::not_made("servicenow.message_hmac is no key"))?;
+            let mut mac = mac.map_err(|_| CallError::not_made("servicenow.message_hmac is not a key"))?;
             mac.update(body.as_bytes());
             let mut hex = String::with_capacity(40);
             for byte in mac.finalize().into_bytes() {
@@ -317,7 +318,7 @@ fn taken(reply: HttpReply, sent_text: &str) -> Result<(), CallError> {
         return if plain {
             Ok(())
         } else {
-            Err(CallError::bad_body("neither JSON nor the documented words"))
+            Err(CallError::bad_body("neither JSON nor the documented reply"))
         };
     };
     // Scripted REST wraps a script's return value in `result`, unless the script writes the answer itself.

@@ -1,9 +1,10 @@
 //! Parses the callbacks of a Virtual Agent conversation.
 //!
-//! Guarantees: an item of a type that nobody knows is no error: it goes on as the words that it carries, and is counted.
-//! Older and newer versions of the app are read alike: flags that are false may be missing, a text may stand in `label`,
-//! an action may be named with the suffix `ActionMsg`. Where the chat stands is never read from a sentence.
-//! Leaves to others: what a control says (`controls.rs`), whose conversation it is and what is told of it (`delivery/virtual_agent_callback.rs`).
+//! Guarantees: an item of an unknown type is not an error: its words are relayed, and it is counted. Older and newer
+//! versions of the app are read alike. Flags that are false may be missing, a text may be in `label`, and an action may
+//! have the suffix `ActionMsg`. The state of a chat is never read from a sentence.
+//! Not responsible for: the meaning of a control (`controls.rs`), the conversation of a callback and relaying
+//! (`delivery/virtual_agent_callback.rs`).
 
 use serde_json::Value;
 use url::Url;
@@ -38,7 +39,8 @@ pub(crate) struct CallbackItem {
     pub(crate) agent: Option<String>,
     /// The meaning of the item.
     pub(crate) meaning: ItemMeaning,
-    /// The header of Conversation Autopilot: the agent had a topic of the Virtual Agent begin, or it is completed.
+    /// The item is the header of Conversation Autopilot: the agent started a topic of the Virtual Agent, or the topic
+    /// is completed.
     pub(crate) is_topic_header: bool,
 }
 
@@ -47,9 +49,9 @@ pub(crate) struct CallbackItem {
 pub(crate) enum ItemMeaning {
     /// A message.
     Text(String),
-    /// Something to choose or to fill in.
+    /// A choice or an input field.
     Question(Question),
-    /// ServiceNow itself says this.
+    /// A text by ServiceNow itself.
     Notice(String),
     /// The state of the chat.
     Sign(ChatSign),
@@ -67,25 +69,25 @@ impl ItemMeaning {
     }
 }
 
-/// What is asked.
+/// A question to the user.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Question {
     /// The question with its choices, for people.
     pub(crate) text: String,
-    /// What can be answered; none if the user writes freely.
+    /// The possible answers. Empty if the user writes freely.
     pub(crate) choices: Vec<Choice>,
 }
 
 /// One possible answer.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
-    /// What the user sees.
+    /// The text for the user.
     pub(crate) title: String,
-    /// What ServiceNow wants to get.
+    /// The value that ServiceNow expects as the answer.
     pub(crate) value: String,
 }
 
-/// Where the chat stands, as an action says it.
+/// The state of the chat that an action reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ChatSign {
     /// The chat waits in an agent queue.
@@ -102,10 +104,11 @@ pub(crate) enum ChatSign {
 }
 
 impl VirtualAgentCallback {
-    /// Reads a callback of the instance; `None` for what is no callback of this API.
+    /// Reads a callback of the instance. `None` if the body is not a callback of this API.
     pub(crate) fn read(body: &[u8], instance: Option<&Url>) -> Option<Self> {
         let controls = Controls { instance };
-        // A body of very many values is no callback of this API, and would take a hundred times its size.
+        // A body with too many values is not a callback of this API. Parsing it would take a hundred times its size in
+        // memory.
         let Ok(Value::Object(fields)) = json::bounded(body) else { return None };
         let ours = ["clientSessionId", "requestId", "body"].iter().any(|key| fields.contains_key(*key));
         if fields.contains_key("group") || !ours {
@@ -120,7 +123,7 @@ impl VirtualAgentCallback {
             Some(one @ Value::Object(_)) => vec![one],
             _ => Vec::new(),
         };
-        // Both of our own variables are present, or none.
+        // A callback has both of our variables, or none.
         let named = variable(CONVERSATION_VARIABLE).and_then(|_| variable(GROUP_VARIABLE));
         Some(Self {
             group: named.or_else(|| text("clientSessionId")).or_else(|| text("userId")),
@@ -192,7 +195,8 @@ fn action(part: &Value, controls: Controls<'_>) -> ItemMeaning {
             ItemMeaning::Sign(ChatSign::Queued { wait: controls.words(part, &["waitTime"]) })
         }
         "StartTypingIndicator" => ItemMeaning::Typing,
-        // The header of Conversation Autopilot is for the user, too: an agent has a topic ask questions.
+        // The header of Conversation Autopilot is relayed too, because an agent has started a topic that asks the user
+        // questions.
         "System" | "ChatSubHeader" => {
             let words = controls.words(part, &["message", "value", "label"]);
             words.map_or(ItemMeaning::Nothing, ItemMeaning::Notice)

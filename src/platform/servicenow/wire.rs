@@ -20,7 +20,7 @@ use crate::platform::http::{HttpReply, MediaType};
 /// The longest sentence in characters that is relayed to a user.
 const SENTENCE_CHARS_MAX: usize = 1000;
 
-/// Reads the `result` of an answer. `carried` is the chat text of the call, which is redacted from errors.
+/// Reads the `result` of an answer. `sent_text` is the chat text of the call, which is redacted from errors.
 pub(super) fn read<T: DeserializeOwned>(
     reply: HttpReply,
     sent_text: &str,

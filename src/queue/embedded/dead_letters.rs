@@ -2,7 +2,7 @@
 //!
 //! Guarantees: one exclusive reader at a time, across all processes, may remove letters; others only read beside it. A
 //! session sees the letters that existed when it began, oldest first. Reading changes nothing.
-//! Not responsible for: which dead letters are removed, and why (`dead/`).
+//! Not responsible for: the choice of the dead letters to remove (`dead_letters/`).
 
 use super::lock::FileLock;
 use super::stream::SequenceNumber;

@@ -17,7 +17,7 @@ pub(super) struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock. If another process has it, the error is `busy` applied to that process, such as `process 4711`.
+    /// Takes the lock. If another process holds the lock, `busy` makes the error from its name, such as `process 4711`.
     pub(super) fn take(path: &Path, busy: impl FnOnce(&str) -> String) -> Result<Self, QueueError> {
         let unavailable = |error: std::io::Error| {
             QueueError::Unavailable(format!("cannot use the lock file {}: {error}", path.display()))

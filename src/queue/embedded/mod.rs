@@ -8,7 +8,7 @@
 //! | 6 redeliveries | a clean stop records the delivered messages; after a crash the first `prefetch` of each partition count |
 //! | 7 errors | a failed write and too many messages are errors; the thread tries again by itself, without a restart |
 //! | 8 unreadable | `row.rs` |
-//! | 9 dead letters | a table like that of the messages; a lock file for the exclusive reader (`dead_letter_reader.rs`, `lock.rs`) |
+//! | 9 dead letters | a table like that of the messages; a lock file for the exclusive reader (`dead_letters.rs`, `lock.rs`) |
 //! | 10 lease | always valid: the lock file keeps other serving processes out |
 //!
 //! Memory holds the unacked messages without their larger bodies (`../waiting_body.rs`), and 16 MiB of SQLite's cache,
@@ -45,7 +45,7 @@ pub use subscription::EmbeddedSubscription;
 pub(crate) use subscription::{EmbeddedAck, RowBody};
 use writer::{ControlRequest, StoreWriter, WriteRequest, WriterCommand, WriterHandle};
 
-/// Publishes that may wait for the disk at once. More callers wait for a permit.
+/// The number of publishes that may wait for the disk at once. Further callers wait for a permit.
 const PUBLISHES_MAX: usize = 4_096;
 
 /// The settings of the embedded engine.
@@ -53,7 +53,7 @@ const PUBLISHES_MAX: usize = 4_096;
 pub struct EmbeddedSettings {
     /// The folder of the queue's files, created if it is missing.
     pub data_dir: PathBuf,
-    /// Shared with the other engine.
+    /// The settings that both engines share.
     pub tuning: QueueTuning,
     /// The limit of messages: more are refused ([`QueueError::Full`]). Dead letters do not count and are never refused.
     pub max_messages: Option<u64>,

@@ -1,7 +1,7 @@
 //! Reads rows of the file as messages and dead letters.
 //!
-//! Guarantees: every row gives an entry. An unreadable row keeps its raw body and gets a reason. Such a row was written by
-//! a newer version of this program, or by hand.
+//! Guarantees: every row gives an entry. An unreadable row keeps its raw body and gets a reason. Such a row comes
+//! from a newer version of this program or from a manual change.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! The lanes of the messages in the file, for the spool, which must know them before it accepts a message.
+//! Reads the lanes of the messages in the file. The spool must know these lanes before it accepts a message.
 //!
 //! Not responsible for: later messages (`../spool/lanes.rs`).
 

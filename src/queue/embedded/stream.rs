@@ -1,5 +1,5 @@
-//! The position of an entry in the file: the number of its line (a partition or a dead-letter queue) and its number within
-//! the line, in one integer, the primary key.
+//! The position of an entry in the file, the primary key. One integer holds the number of the entry's line (a partition
+//! or a dead-letter queue) and the number of the entry within the line.
 //!
 //! Guarantees: a later entry of a line has a greater [`SequenceNumber`]. The entries of a line form one range of the key. The file
 //! itself assigns the numbers of the destinations (`destination` in `schema.sql`): [`StreamNumbers`].
@@ -12,7 +12,7 @@ use crate::message::Destination;
 
 /// Bits of a [`SequenceNumber`] for the number within its line, enough for 10^12 entries.
 const COUNTER_BITS: u32 = 40;
-/// Bits for the lines of one destination: partitions are below [`DEAD_LETTER_STREAM`], the dead-letter queue is at [`DEAD_LETTER_STREAM`].
+/// Bits for the lines of one destination: partitions are below [`DEAD_LETTER_STREAM`], which is the dead-letter queue.
 const STREAM_BITS: u32 = 17;
 const DEAD_LETTER_STREAM: i64 = 1 << 16;
 
@@ -31,7 +31,7 @@ pub(super) struct StreamNumbers {
 }
 
 impl StreamNumbers {
-    /// How many destinations fit into one file.
+    /// The maximum number of destinations in one file.
     pub(super) const MAX: i64 = 63;
 
     pub(super) fn new(numbers: BTreeMap<Destination, i64>) -> Self {

@@ -19,7 +19,8 @@ use super::stream::{SequenceNumber, StreamId};
 use crate::message::{DeadLetter, Message};
 use crate::queue::{PartitionId, QueueDepth, QueueError};
 
-/// How often the thread checks for changes without a command: rows of another process, or space on a full disk.
+/// The interval at which the thread checks for changes without a command: rows of another process, or space on a full
+/// disk.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long after the last write the write-ahead log is emptied; with steady writes, after [`EMPTY_LOG_EVERY`].
 const EMPTY_LOG_AFTER: Duration = Duration::from_secs(1);
@@ -131,7 +132,7 @@ pub(super) struct StoreWriter {
     pub(super) acking: HashMap<SequenceNumber, u64>,
 }
 
-/// When to empty the write-ahead log, which holds the texts of messages that have left the queue.
+/// The time at which the write-ahead log is emptied, because it holds the texts of messages that have left the queue.
 #[derive(Debug, Default)]
 struct LogState {
     /// The first and the newest write since the log was emptied.

@@ -1,9 +1,9 @@
 //! The in-memory queue of the simulation (`worker/simulation`): the clauses of [`super`], on the clock of the test.
 //!
-//! On request it does everything that the clauses allow to a broker. It ends a subscription, is unreachable for a while,
-//! leaves a publish unconfirmed, or loses acks on their way. It also loses sight of a worker and gives its partitions to
-//! another one.
-//! Not responsible for: when this happens, and what must hold in every case (`worker/simulation`).
+//! On request the model shows every fault that the clauses allow to a broker. It ends a subscription, is unreachable
+//! for a while, leaves a publish unconfirmed, or loses acks on their way. It also takes a worker for dead and gives the
+//! partitions of the worker to another one.
+//! Not responsible for: the time of these faults, and the invariants (`worker/simulation`).
 
 mod subscription;
 
@@ -28,7 +28,7 @@ const LEASE_ASKS: u32 = 3;
 /// How often random faults happen, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FaultPlan {
-    /// A publish or a dead letter ends with an error; half of them are stored all the same.
+    /// A publish or a dead letter ends with an error; half of these messages are stored nevertheless.
     pub(crate) unconfirmed: u32,
     /// A subscribe is refused.
     pub(crate) refused: u32,
@@ -189,7 +189,7 @@ impl ModelBroker {
         self.rank();
     }
 
-    /// Tells every worker which partitions a preferred worker wants, as `rabbit/membership.rs` does.
+    /// Shows every worker the partitions that a preferred worker wants, as `rabbit/membership.rs` does.
     fn rank(&self) {
         let state = self.state();
         let all = || {

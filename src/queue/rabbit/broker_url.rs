@@ -1,7 +1,7 @@
 //! `queue.url`: one URL with one or several hosts, or several URLs.
 //!
-//! lapin's own parser takes one host only. It takes an IPv6 address for localhost, and a list of hosts for a part of the
-//! vhost, which the broker then repeats in its errors.
+//! lapin's own parser takes one host only. It treats an IPv6 address as localhost, and a list of hosts as a part of the
+//! vhost. The broker then repeats this vhost in its errors.
 //! Guarantees: every host of the URL is used or the URL is refused. A refusal repeats no part of the URL.
 //! Not responsible for: the addresses of a host (`connect.rs`).
 

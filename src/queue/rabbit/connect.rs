@@ -1,8 +1,8 @@
 //! One attempt to reach the broker.
 //!
 //! Guarantees: every host of the URL and every address of a host is tried. An address that does not answer within
-//! [`STAGGER`] no longer delays the next one. An attempt that is given up leaves no thread and no socket behind: lapin's
-//! `connect` has no time limit of its own, but its thread ends if the socket is shut down.
+//! [`STAGGER`] no longer delays the next one. An attempt that is given up leaves no thread and no socket. lapin's
+//! `connect` has no time limit of its own, but its thread ends when the socket is shut down.
 //! Not responsible for: trying again (`connections.rs`).
 
 use std::net::{Shutdown, SocketAddr};
@@ -25,7 +25,7 @@ use crate::queue::QueueError;
 pub(super) const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time limit for one address: TCP, TLS and login. The login is slow if the broker asks a directory service.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this time the next address is tried, while the attempt at this one goes on.
+/// After this time the next address is tried, in parallel with this one.
 const STAGGER: Duration = Duration::from_secs(3);
 /// lapin reserves 64 frames of this size for each connection: half of the default size saves 4 MiB for each of two
 /// connections. The largest headers, the history of a dead letter, must fit into one frame (`wire.rs`).

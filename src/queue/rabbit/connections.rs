@@ -1,4 +1,4 @@
-//! The supervisor of both connections: it rebuilds them with backoff and runs the tasks that use them.
+//! Supervises both connections: rebuilds a connection with backoff, and runs the tasks that use the connections.
 //!
 //! Guarantees: the watch channels are at most one second behind the state of the connections. The tasks run until
 //! [`BrokerConnections::close`].
@@ -28,7 +28,7 @@ use crate::tasks::{self, CancellationToken};
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the broker's limit for a message is believed. An operator may raise it.
+/// The time for which the broker's reported message limit is trusted. An operator may raise the limit.
 const LIMIT_KEPT: Duration = Duration::from_secs(60);
 
 pub(super) type ConnectionSlot = watch::Sender<Option<Arc<Connection>>>;
@@ -40,20 +40,20 @@ pub(super) struct BrokerConnections {
     publish: ConnectionSlot,
     consume: ConnectionSlot,
     pub(super) connected: watch::Sender<bool>,
-    /// When the newest question that the broker answered was sent.
+    /// The time at which the newest request was sent that the broker answered.
     pub(super) answered: watch::Sender<Option<Instant>>,
-    /// Partitions that a preferred worker is waiting for, each with a number for that worker and its subscription.
+    /// The partitions for which a preferred worker waits, each with a number for the worker and its subscription.
     pub(super) preferred_elsewhere: watch::Sender<BTreeMap<PartitionId, u64>>,
-    /// Whether another worker was heard lately.
+    /// Whether announcements of another worker arrived lately.
     pub(super) has_peers: AtomicBool,
     pub(super) waiting_partitions: WaitingPartitions,
     broken: watch::Sender<Option<String>>,
-    /// Why the broker refuses the exchanges and queues of this process at present.
+    /// The reason why the broker refuses the exchanges and queues of this process at present.
     refused: watch::Sender<Option<String>>,
     pub(super) refusals: watch::Sender<Refusals>,
-    /// The partitions that this user may not read, each with the broker's words.
+    /// The partitions that this user may not read, each with the broker's error text.
     unreadable: Mutex<BTreeMap<PartitionId, String>>,
-    /// The broker once had all exchanges and queues. What is wrong later heals without a restart.
+    /// Whether the broker has had all exchanges and queues before. Later errors then heal without a restart.
     was_ready: AtomicBool,
     last_address: Mutex<Option<SocketAddr>>,
     /// The largest message that the broker takes, and when the broker said so.
@@ -129,7 +129,7 @@ impl BrokerConnections {
         until(&self.consume).await
     }
 
-    /// Why a publish of this size to this exchange would fail now.
+    /// The error that a publish of this size to this exchange would get now.
     pub(super) fn may_publish(&self, exchange: &str, bytes: usize) -> Result<(), QueueError> {
         let connection = self.publishing().ok_or_else(|| {
             QueueError::Unavailable(format!("no connection to the broker: {}", self.trouble()))
@@ -162,7 +162,7 @@ impl BrokerConnections {
         *limit = Some((bytes, Instant::now()));
     }
 
-    /// Records that the user may not publish to this exchange. `rights.rs` finds out when this is over.
+    /// Records that the user may not publish to this exchange. `rights.rs` detects when the right is back.
     pub(super) fn refuses(&self, exchange: &'static str, reason: &str) {
         let is_new = self.refusals.borrow().get(exchange).is_none_or(|known| known != reason);
         if is_new {
@@ -195,7 +195,7 @@ impl BrokerConnections {
         self.update_connected();
     }
 
-    /// Why this process cannot work at present; `None` if it can.
+    /// The reason why this process cannot work at present; `None` if it can.
     pub(super) fn unready(&self) -> Option<String> {
         if let Some(refusal) = self.own_refusal() {
             return Some(format!("the broker refuses messages: {refusal}"));
@@ -203,7 +203,7 @@ impl BrokerConnections {
         if *self.connected.borrow() { None } else { Some(self.trouble()) }
     }
 
-    /// An ingress rarely writes a dead letter, so only its messages count.
+    /// An ingress rarely writes a dead letter, so only the exchange for messages counts.
     fn own_refusal(&self) -> Option<String> {
         let refusals = self.refusals.borrow();
         if self.settings.usage == RabbitUse::Publish {
@@ -235,7 +235,7 @@ impl BrokerConnections {
         }
     }
 
-    /// Forgets all trouble of the connection before: its reasons must be logged again if they come back.
+    /// Clears the errors of the previous connection, so that they are logged again if they come back.
     fn well(&self, purpose: ConnectionPurpose) {
         if purpose == ConnectionPurpose::Publish {
             self.was_ready.store(true, Ordering::Relaxed);
@@ -347,7 +347,7 @@ async fn establish(
         ConnectionPurpose::Publish => {
             let last = &connections.last_address;
             let connection = connect::connect(&connections.settings, "publish", last).await?;
-            // An operator waits for a tool, and each declaration costs two round trips for a queue.
+            // An operator waits for the tool, and each declaration costs two round trips for each queue.
             let is_there = connections.settings.usage == RabbitUse::Admin
                 && topology::check_partitions(&connection, &connections.settings.reachable()).await?;
             if !is_there {

@@ -22,16 +22,16 @@ use crate::message::Destination;
 use crate::queue::{DeadLetterEntry, QueueError};
 use crate::tasks;
 
-/// The largest prefetch of one consumer. Without a bound, with 0, a quorum queue gives a consumer at most 2,000 messages.
+/// The largest prefetch of one consumer. With 0 (no limit) a quorum queue gives a consumer at most 2,000 messages.
 ///
 /// The reader keeps every letter unacked until it closes. RabbitMQ requeues returned messages behind those returned
-/// earlier, so returning only some letters would change the order. When a consumer is full, the next one continues on the
-/// same channel. RabbitMQ requeues the letters of up to 32 such consumers in the order of their tags. If there are more
-/// letters than this and the process is killed before the reader has all of them, the order of the list changes, but not
-/// the order of a replay.
+/// earlier, so returning only some letters would change the order. When a consumer is full, the next one continues on
+/// the same channel. RabbitMQ requeues the letters of up to 32 such consumers in the order of their tags. With more
+/// letters than this, the order of the list changes if the process is killed before the reader has all of them. The
+/// order of a replay does not change.
 const UNACKED_MAX: u16 = u16::MAX;
 const RECHECK_DELAY: Duration = Duration::from_millis(20);
-/// A count that came sooner than this is real: the broker gives up a silent queue only after 250 ms.
+/// A count that arrives sooner than this is real: the broker gives up an unresponsive queue only after 250 ms.
 const PROMPT_ANSWER: Duration = Duration::from_millis(200);
 
 /// The dead letters that existed when the session began.
@@ -57,7 +57,7 @@ struct ReadSession {
 
 impl std::fmt::Debug for RabbitReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Siding({}, {} left)", self.destination, self.left)
+        write!(f, "DeadLetterReader({}, {} left)", self.destination, self.left)
     }
 }
 
@@ -232,7 +232,7 @@ impl ReaderLock {
 /// The letters that a new reader finds.
 struct QueueHead {
     waiting: u64,
-    /// A letter in front of the waiting ones, which this reader already has.
+    /// A letter that this reader already has, in front of the waiting ones.
     first: Option<BrokerDelivery>,
 }
 
@@ -240,10 +240,10 @@ struct QueueHead {
 /// consumer and requeues its letters in one step, but some time after it reported the end of the channel.
 ///
 /// A count of 0 messages and 0 consumers is not reliable: the broker reports the same if a quorum queue does not answer
-/// within 250 ms. A queue is silent while it takes back thousands of letters, or while it has no leader, as right after the
-/// start of a broker. Only the leader knows whether the queue is empty, so this function asks for one letter. The reader
-/// keeps that letter, because a returned letter would become the last one. Its unacked letter makes the reader a counted
-/// consumer. So from then on a count of 0 for both is known to be no answer.
+/// within 250 ms. A queue does not answer while it takes back thousands of letters, or while it has no leader, as right
+/// after the start of a broker. Only the leader knows whether the queue is empty, so this function asks for one letter.
+/// The reader keeps that letter, because a returned letter would become the last one. The unacked letter makes the
+/// reader a counted consumer. From then on, a count of 0 messages and 0 consumers is known to be wrong.
 async fn look(
     connection: &Connection,
     consumer: &mut OrderedConsumer,

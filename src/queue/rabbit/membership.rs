@@ -1,11 +1,13 @@
 //! Membership: workers announce themselves, and each worker learns which of its partitions a preferred worker is waiting
 //! for.
 //!
-//! The consumer priorities of the broker are not used: 3.10 ignores them, and later versions silently delay a takeover
-//! until the old owner has no unacked messages (see also `subscription.rs`). So the owner itself must know when to release
-//! a partition. `worker/pump.rs` releases it by closing the channel, which puts this worker behind the waiting consumers.
-//! Guarantees: [`BrokerConnections::preferred_elsewhere`] names a partition only while a preferred worker waits among its consumers and was heard
-//! within [`PEER_TIMEOUT`]. Without a waiting consumer the owner would get a released partition straight back.
+//! The consumer priorities of the broker are not used. RabbitMQ 3.10 ignores priorities, and later versions silently
+//! delay a takeover until the old owner has no unacked messages (see also `subscription.rs`). So the owner itself must
+//! know when to release a partition. `worker/pump.rs` releases it by closing the channel, which puts this worker behind
+//! the waiting consumers.
+//! Guarantees: [`BrokerConnections::preferred_elsewhere`] names a partition only while a preferred worker waits among
+//! its consumers and was heard within [`PEER_TIMEOUT`]. Without a waiting consumer the owner would get a released
+//! partition straight back.
 //! Correctness does not depend on announcements: a lost announcement only delays the move of a partition.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -95,7 +97,7 @@ impl PeerWorker {
         Self { at: Instant::now(), waiting_partitions }
     }
 
-    /// The number of its subscription to this partition, if it waits there.
+    /// The number of its subscription to this partition, if it waits for the partition.
     fn waiting_position(&self, partition: PartitionId) -> Option<&str> {
         match &self.waiting_partitions {
             Some(places) => places.get(&partition.to_string()).map(String::as_str),

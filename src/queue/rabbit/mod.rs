@@ -4,7 +4,7 @@
 //! the connection of a blocked publisher. lapin's auto-recovery stays off, so that lanes see every failover. Every await on
 //! the broker has a timeout. Messages go back to a queue by closing a channel, because `nack`, `reject` and `basic.cancel`
 //! change the order. There are two exceptions: the takeover guard uses `nack` to restore the order (`takeover.rs`), and the
-//! dead-letter reader cancels a full consumer and keeps its messages (`dead_letter_reader.rs`).
+//! dead-letter reader cancels a full consumer and keeps its messages (`dead_letters.rs`).
 //! Not responsible for: which messages stay unacked and for how long (`worker/`).
 
 mod ack_batch;
@@ -55,16 +55,16 @@ pub enum RabbitUse {
     Admin,
 }
 
-/// How to reach the broker.
+/// The settings of the connection to the broker.
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
     /// The hosts, with user and vhost.
     pub url: BrokerUrl,
-    /// Whether this process makes exchanges and queues.
+    /// Whether this process declares exchanges and queues.
     pub declare: QueueDeclare,
     /// The heartbeat that we request. The lower of this value and the broker's applies.
     pub heartbeat: Duration,
-    /// Tuning shared by both engines.
+    /// The settings that both engines share.
     pub tuning: QueueTuning,
     /// The role of this process.
     pub usage: RabbitUse,
@@ -83,7 +83,7 @@ impl RabbitSettings {
     }
 }
 
-/// Why an exchange with the broker failed. Used only inside this engine.
+/// The reason why an exchange with the broker failed. Used only inside this engine.
 #[derive(Debug, thiserror::Error)]
 enum RabbitError {
     #[error(transparent)]
@@ -152,7 +152,7 @@ impl RabbitQueue {
         }
     }
 
-    /// Waits for an error that cannot heal by itself. The process should end with this error.
+    /// Waits for an error that needs an operator. The process should end with this error.
     pub async fn broken(&self) -> QueueError {
         self.connections.broken().await
     }
@@ -169,7 +169,7 @@ impl RabbitQueue {
         self.connections.connected.subscribe()
     }
 
-    /// Why this process cannot work at present; `None` if it can.
+    /// The reason why this process cannot work at present; `None` if it can.
     pub(super) fn unready(&self) -> Option<String> {
         self.connections.unready()
     }

@@ -1,8 +1,8 @@
-//! Why a publishing channel ended, and which of its messages are to blame.
+//! Finds out why a publishing channel ended, and which messages caused the end.
 //!
 //! The broker refuses a message by closing its channel, without saying which message.
-//! Guarantees: only the refused messages get the refusal. All others are published again, under their ids: the broker may
-//! already have some of them, and workers suppress the repeats.
+//! Guarantees: only the refused messages get the refusal. All other messages are published again under their ids. The
+//! broker may already have some of these, and workers suppress the repeats.
 
 use lapin::{Error, ErrorKind};
 
@@ -18,7 +18,7 @@ pub(super) enum ChannelEnd {
     TooLarge(usize),
     /// The user may not publish to this exchange, or it does not exist.
     Refused(&'static str, String),
-    /// Anything else: the outcome of its messages is unknown.
+    /// Any other reason: the outcome of the channel's messages is unknown.
     Lost(String),
 }
 
@@ -42,7 +42,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Refuses the messages to blame, and returns those to publish again, each lane in its order.
+    /// Refuses the messages that caused the end, and returns the others, to be published again, each lane in its order.
     pub(super) fn sort_out(self, left: LeftRequests, connections: &BrokerConnections) -> Vec<PublishRequest> {
         let LeftRequests { in_doubt, unsent } = left;
         match self {
@@ -58,7 +58,7 @@ impl ChannelEnd {
                 refuse(in_doubt.into_iter().chain(unsent), to_blame, || QueueError::Refused(reason.clone()))
             }
             Self::TooLarge(_) | Self::Lost(_) => {
-                // The requests that were not sent are dropped, which tells their callers that the connection broke.
+                // Dropping the unsent requests reports to their callers that the connection broke.
                 let reason = match self {
                     Self::Lost(reason) => reason,
                     _ => "the broker closed the channel".to_owned(),

@@ -3,8 +3,8 @@
 //! A queue that confirms nothing, such as one without a majority of its replicas, would hold up all other queues. It would
 //! fill the window of the publisher. Before that, the broker would stop reading from a connection with 32 unconfirmed
 //! commands at one quorum queue (`quorum_commands_soft_limit`).
-//! Guarantees: requests for one queue leave in the order in which they came. A request waits only while other requests for
-//! its queue are unconfirmed; the end of one of these lets the next one leave.
+//! Guarantees: requests for one queue leave in their order of arrival. A request waits only while other requests for
+//! its queue are unconfirmed; each confirm lets the next request leave.
 //! Not responsible for: the content of a request (`publisher.rs`).
 
 use std::collections::{HashMap, VecDeque};

@@ -3,10 +3,10 @@
 //! Guarantees: a publish request is answered `Ok` only after the broker's confirm. At most one message of a lane is
 //! unconfirmed, so that no later message overtakes a failed publish. A request whose caller has given up is not published.
 //! A queue that confirms nothing does not hold up other queues (`publish_limit.rs`).
-//! A message that the broker refuses, because it is too large or a right is missing, is refused alone: the broker closes the
-//! channel, and all other messages of the channel are published again on a new one, under their ids.
-//! Each channel has one task, because lapin swaps the confirms of several tasks on one channel. The task does not wait for
-//! a write: requests that arrive meanwhile go into the same write.
+//! If the broker refuses a message, because it is too large or a right is missing, only this message is refused. The
+//! broker closes the channel, and all other messages of the channel are published again on a new channel, under their
+//! ids. Each channel has one task, because lapin swaps the confirms of several tasks on one channel. The task does not
+//! wait for a write: requests that arrive meanwhile go into the same write.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,19 +29,20 @@ use super::{RabbitError, within};
 use crate::message::{LaneKey, Message};
 use crate::queue::QueueError;
 
-/// Publish requests that may wait for the publisher.
+/// The number of publish requests that may wait for the publisher.
 pub(super) const CAPACITY: usize = 1024;
 /// The largest number of unconfirmed publishes.
 const MAX_UNCONFIRMED: usize = 256;
-/// Requests for one queue that may wait for its in-flight limit. More are refused, before they fill the line for all
-/// queues.
+/// The number of requests for one queue that may wait for its in-flight limit. Further requests are refused, so that
+/// they do not fill the channel of requests for all queues.
 const QUEUE_CAPACITY: usize = CAPACITY / 4 * 3;
-/// Above this number of unconfirmed publishes, new requests wait until half of them are confirmed, and then leave as one
-/// batch. The broker writes and confirms a batch at once, which costs it half as much as single messages.
+/// The limit of unconfirmed publishes for immediate publishing. Above it, new requests wait until half of the publishes
+/// are confirmed, and then leave as one batch. The broker writes and confirms a batch at once, at half the cost of
+/// single messages.
 const MIN_BATCH: usize = 8;
-/// The longest wait for a batch: a partition that confirms nothing must not hold up the others.
+/// The longest wait for a batch: a partition that confirms nothing must not hold up other partitions.
 const MAX_BATCH_DELAY: Duration = Duration::from_millis(5);
-/// How long the results of a closed channel may take. They are there at once.
+/// The time limit for the results of a closed channel. They are available at once.
 const RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A request to publish one message.
@@ -91,7 +92,7 @@ struct ConfirmedPublish {
 
 /// Publishes until cancellation. Without a connection every request is refused at once.
 pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc::Receiver<PublishRequest>) {
-    // What the next channel publishes first.
+    // The requests that the next channel publishes first.
     let mut again: Vec<PublishRequest> = Vec::new();
     loop {
         let connection = tokio::select! {
@@ -135,11 +136,12 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
     Ok(channel)
 }
 
-/// The unconfirmed publishes of one channel. Dropping it tells all waiting callers that the outcome is unknown.
+/// The unconfirmed publishes of one channel. When it is dropped, all waiting callers learn that the outcome is unknown.
 struct PublishWindow {
     channel: Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
-    /// Requests behind an earlier request of their lane, which is unconfirmed or waits in `limits`.
+    /// Requests that wait for an earlier request of their lane. The earlier request is unconfirmed or waits in
+    /// `limits`.
     blocked: HashMap<LaneKey, VecDeque<PublishRequest>>,
     limits: PerQueueLimit<PublishRequest>,
     /// The number of requests in `blocked` and in `limits`.
@@ -219,7 +221,7 @@ impl PublishWindow {
             return;
         }
         if let Some(line) = self.blocked.get_mut(&request.lane) {
-            // Requests without a caller must not fill the line for all: their callers send new requests.
+            // Requests without a caller must not take the places of others: their callers send new requests.
             while line.front().is_some_and(|request| request.answer.is_closed()) {
                 line.pop_front();
                 self.waiting -= 1;

@@ -1,6 +1,6 @@
-//! The rights of the broker's user: which of them is missing, and whether it has come back.
+//! Tracks the missing rights of the broker's user, and detects when a right is granted again.
 //!
-//! Guarantees: an exchange that refuses a publish is asked again every second until the user may write to it. The question
+//! Guarantees: an exchange that refuses a publish is tested every second until the user may write to it. The test
 //! stores nothing.
 //! Not responsible for: the answer to the sender of the refused message (`publisher.rs`).
 
@@ -66,7 +66,7 @@ pub(super) async fn missing(
     Ok(missing)
 }
 
-/// Asks the exchanges that refused a publish, until cancellation.
+/// Tests the exchanges that refused a publish, until cancellation.
 pub(super) async fn watch_refusals(connections: Arc<BrokerConnections>) {
     let mut refusals = connections.refusals.subscribe();
     loop {
@@ -89,8 +89,8 @@ pub(super) async fn watch_refusals(connections: Arc<BrokerConnections>) {
     }
 }
 
-/// Why the broker refuses messages to this exchange; `None` if it takes them. The message of this question has an invalid
-/// expiration: after the check of the rights, the broker refuses it with 406.
+/// Tests a publish to this exchange. Returns the broker's error text, or `None` if the user may publish. The test
+/// message has an invalid expiration: after the check of the rights, the broker refuses the message with 406.
 pub(super) async fn refusal(connection: &Connection, exchange: &str) -> Result<Option<String>, RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     match within(ANSWER_TIMEOUT, ask(&channel, exchange)).await {

@@ -3,9 +3,9 @@
 //! Guarantees: every consumer of every worker has the same prefetch, and received messages go back only by closing the
 //! channel. With both, the broker redelivers messages in order; otherwise it does not (measured on 3.10, 4.0 and 4.3). No
 //! message is handed out while another consumer has unacked messages of the partition (`takeover.rs`).
-//! No consumer has a priority: `membership.rs` moves partitions without priorities. With priorities, 4.3.6 may keep a consumer
-//! that closed its channel while a better one waited, make it active later, and deliver the messages of the partition to no
-//! consumer (`scale_out.rs`).
+//! No consumer has a priority: `membership.rs` moves partitions without priorities. With priorities, RabbitMQ 4.3.6 may
+//! keep a consumer that closed its channel while a better one waited. It may make this consumer active later, so that
+//! no worker gets the messages of the partition (`scale_out.rs`).
 
 use std::fmt::Display;
 use std::sync::Arc;

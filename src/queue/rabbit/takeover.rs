@@ -1,10 +1,10 @@
 //! The takeover guard: hands out no message until the broker reports that no other consumer has unacked messages of this
 //! partition.
 //!
-//! A single active consumer is a selection, not a lock: a cancelled consumer keeps its unacked messages, and the next
-//! consumer gets the later ones at once (measured on 3.10, 4.0 and 4.3). Causeway's workers never cancel a consumer that
-//! has unacked messages. The guard protects against other versions of the worker, and against the ways in which a broker
-//! ends a broken connection.
+//! A single active consumer is a selection, not a lock. A cancelled consumer keeps its unacked messages, and the next
+//! consumer gets later messages at once (measured on 3.10, 4.0 and 4.3). Causeway's workers never cancel a consumer
+//! that has unacked messages. The guard protects against other versions of the worker, and against the ways in which a
+//! broker ends a broken connection.
 //! Guarantees: a subscription hands out its first message only after the broker has requeued all unacked messages of other
 //! consumers. The requeued messages come first. If this subscription ends, its messages go back in the same order.
 //! If the broker does not redeliver a returned message in time, the subscription ends ([`TakeoverGuard::gives_up_at`]).

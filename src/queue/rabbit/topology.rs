@@ -1,13 +1,14 @@
 //! The broker's exchanges and queues. A serving process declares and checks them; a tool declares them only if they are
 //! missing. A user without the right to configure finds them made by an administrator.
 //!
-//! Guarantees: after [`ensure`] every exchange and every queue exists, and the number of partitions is that of the first
-//! start. If this process declared them, they and their bindings have exactly these arguments. Everything is declared before any traffic: a quorum queue younger than about one
-//! second loses confirmed messages if the broker is killed.
-//! Reasons for the arguments: the delivery limit is a million, because -1 destroys messages on 3.10 and the default of 4.x
-//! dead-letters a message after 20 returns. With `reject-publish` a full queue refuses messages instead of dropping them.
-//! The broker's own dead-letter exchange is a safety net that should never be used: its dead letters have no history, and
-//! their detail says so.
+//! Guarantees: after [`ensure`] every exchange and every queue exists, and the number of partitions is that of the
+//! first start. If this process declared them, they and their bindings have exactly these arguments. Everything is
+//! declared before any traffic: a quorum queue younger than about one second loses confirmed messages if the broker is
+//! killed.
+//! Reasons for the arguments: the delivery limit is a million. The value -1 destroys messages on 3.10, and the default
+//! of 4.x dead-letters a message after 20 returns. With `reject-publish` a full queue refuses messages instead of
+//! dropping them. The broker's own dead-letter exchange is a safety net that should never be used: its dead letters
+//! have no history, and their detail says so.
 
 use std::time::Duration;
 
@@ -77,9 +78,9 @@ fn partition_arguments(destination: Destination) -> FieldTable {
 /// `queue.declare`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueDeclare {
-    /// Exchanges, queues and bindings are declared. A user without the right to configure only looks for them.
+    /// Exchanges, queues and bindings are declared. A user without the right to configure only checks that they exist.
     Make,
-    /// Exchanges and queues are only looked for: an administrator has made them and their bindings.
+    /// Exchanges and queues are only checked: an administrator has made them and their bindings.
     Check,
 }
 
@@ -145,8 +146,8 @@ async fn make(connection: &Connection, tuning: &QueueTuning) -> Result<(), Rabbi
         queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
         for destination in destinations.iter() {
             queue(&channel, &dead_queue(destination), quorum(&[]), DLX, destination.as_str()).await?;
-            // The first partition is declared last: if it exists, all of them exist. So another process counts them
-            // correctly meanwhile, and also after an interrupted start.
+            // The first partition is declared last, so its existence proves that all partitions exist. Another process
+            // then counts them correctly meanwhile, and also after an interrupted start.
             for partition in PartitionId::all(destination, partitions).collect::<Vec<_>>().into_iter().rev() {
                 let name = partition_queue(partition);
                 queue(&channel, &name, partition_arguments(destination), IN, &partition.to_string()).await?;
@@ -272,8 +273,8 @@ pub(super) async fn count(channel: &Channel, name: &str) -> Result<QueueCount, R
     Ok(QueueCount { waiting: queue.message_count().into(), consumers: queue.consumer_count() })
 }
 
-/// The statistics of a queue. If both are 0, this may be no answer: the broker reports the same for a queue that has no
-/// leader or does not answer within 250 ms (`rabbit_quorum_queue:stat` of 3.10 to 4.3).
+/// The statistics of a queue. If both are 0, the statistics may be missing. The broker also reports 0 for a queue that
+/// has no leader or does not answer within 250 ms (`rabbit_quorum_queue:stat` of 3.10 to 4.3).
 pub(super) struct QueueCount {
     /// Messages that no consumer has.
     pub(super) waiting: u64,
@@ -286,7 +287,7 @@ pub(super) struct QueueCount {
 pub(super) enum Presence {
     There,
     Missing,
-    /// The broker does not tell this user.
+    /// The broker hides the answer from this user.
     Unknown,
 }
 

@@ -55,8 +55,8 @@ pub(super) fn encode_dead(dead: &DeadLetter, frame: usize) -> BasicProperties {
     properties(&dead.message, headers)
 }
 
-/// The record of the death in at most this number of bytes. Attempts in the middle are left out first, then the texts of
-/// the others, then the end of the detail.
+/// Encodes the record of the death in at most this number of bytes. Attempts in the middle are left out first, then the
+/// texts of the other attempts, then the end of the detail.
 fn death_json(dead: &DeadLetter, limit: usize) -> String {
     let mut death = DeathRecord {
         reason: dead.reason,
@@ -96,7 +96,7 @@ fn headers(message: &Message) -> FieldTable {
     headers.insert(H_VERSION.into(), AMQPValue::LongLongInt(VERSION));
     headers.insert(H_LANE.into(), AMQPValue::LongString(message.lane.as_str().into()));
     headers.insert(H_ACCEPTED.into(), AMQPValue::LongLongInt(message.accepted_at.as_millisecond()));
-    // An absent header means 0: most messages are never replayed, and every header costs both sides.
+    // An absent header means 0: most messages are never replayed, and every header costs both sides time.
     if message.replays > 0 {
         headers.insert(H_REPLAYS.into(), AMQPValue::LongLongInt(i64::from(message.replays)));
     }

@@ -75,7 +75,8 @@ impl Spool {
     }
 }
 
-/// The messages of one partition that are being published: one of each lane, the others behind it.
+/// The messages of one partition that are being published: one message of each lane, and the later messages of these
+/// lanes.
 struct PartitionDrain {
     state: Arc<SpoolState>,
     publishing: FuturesUnordered<BoxFuture<'static, ReceivedMessage>>,
@@ -138,7 +139,8 @@ impl SpoolState {
         received
     }
 
-    /// Keeps a message that the broker never takes among the dead letters of the spool, where it holds up no other.
+    /// Moves a message that the broker will never take to the dead letters of the spool, so that the message does not
+    /// delay others.
     async fn set_aside(&self, received: &ReceivedMessage, why: &QueueError) -> Result<(), QueueError> {
         let (message, story) = (received.message.clone(), AttemptHistory::default());
         let dead = DeadLetter::new(message, DeadReason::Rejected, why.to_string(), story);

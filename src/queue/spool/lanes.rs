@@ -1,12 +1,12 @@
 //! Counts the spooled messages of each lane.
 //!
-//! Guarantees: a lane counts from before its first message is written until after its last message is deleted.
+//! Guarantees: a lane is counted before its first message is written, and until its last message has been deleted.
 
 use std::collections::HashMap;
 
 use crate::message::{Destination, LaneKey, Message};
 
-/// The space of a row beside its body: ids, lane, and its part of the pages.
+/// The size of a row without its body: ids, lane, and its share of the pages.
 const ROW_BYTES: u64 = 512;
 
 /// The spooled messages, by destination and lane.

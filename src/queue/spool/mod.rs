@@ -1,11 +1,12 @@
 //! The spool: keeps messages on the disk of the ingress while the broker does not confirm.
 //!
-//! ServiceNow posts each callback once, and XO is not known to repeat an event. A refused callback of theirs is lost. So the
-//! ingress accepts it although the broker is away, and publishes it later.
-//! Guarantees: a message is durable before [`Spool::publish`] returns `Ok`, at the broker or on this disk. A lane that has
-//! anything in the spool publishes behind it, so the messages of a sender that waits for each answer keep their order. A crash
-//! loses nothing. A crash between the broker's confirm and the deletion repeats a message under the same id, which the
-//! worker recognises. At most `max_bytes` are kept; then messages are refused ([`QueueError::Full`]).
+//! ServiceNow posts each callback once, and no source says that XO repeats an event. A refused callback is therefore
+//! lost. So the ingress accepts callbacks although the broker is unavailable, and publishes them later.
+//! Guarantees: a message is durable before [`Spool::publish`] returns `Ok`, at the broker or on this disk. New messages
+//! of a lane are published after the spooled messages of the lane. So the messages of a sender that waits for each
+//! answer keep their order. A crash loses nothing. A crash between the broker's confirm and the deletion repeats a
+//! message under the same id, which the worker recognises. The spool keeps at most `max_bytes`; further messages are
+//! refused ([`QueueError::Full`]).
 //! Not responsible for: the order across several ingresses, the messages of senders that repeat a refused request.
 //!
 //! The store is the embedded engine in a folder of its own, so the clauses of the queue hold for the spool, too.
@@ -27,15 +28,17 @@ use super::{Queue, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destinations, Message};
 use lanes::SpooledLanes;
 
-/// Partitions for each destination, fixed by the file. Each is drained by a task of its own.
+/// The number of partitions for each destination, fixed by the file. Each partition has a task that publishes its
+/// messages.
 const PARTITIONS: u16 = 8;
-/// Messages of one partition that are published at once, if they are of different lanes.
+/// The number of messages of one partition that are published at once, if they are of different lanes.
 const WINDOW: u16 = 64;
-/// The bodies that all draining tasks hold at once, in KiB.
+/// The limit for the bodies that all publishing tasks hold at once, in KiB.
 const BODIES_KIB: usize = 16 << 10;
-/// Processes that may share a `data_dir`, each with a folder of its own.
+/// The maximum number of processes that share a `data_dir`, each with a folder of its own.
 const FOLDERS_MAX: u32 = 16;
-/// How long a request waits for the spooled messages of its lane. Its sender expects an answer within a second.
+/// The time limit for waiting until the spooled messages of the lane are published. The sender expects an answer within
+/// a second.
 const LANE_WAIT: Duration = Duration::from_millis(500);
 /// The time limit of a write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,11 +67,11 @@ pub struct SpoolDepth {
     pub oldest: Option<Timestamp>,
 }
 
-/// Where a new message goes.
+/// The destination of a new message.
 enum LanePlace {
     /// To the broker.
     Free,
-    /// Behind the spooled messages of its lane, which are being published.
+    /// After the spooled messages of its lane, which are being published.
     Behind,
     /// Into the spool: the broker does not confirm.
     Away,
@@ -139,7 +142,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Whether one more small message would be kept.
+    /// Whether the spool has room for one more small message.
     pub fn has_room(&self) -> bool {
         self.0.lanes().bytes_with(0) <= self.0.max_bytes && *self.0.store.connected().borrow()
     }
@@ -162,7 +165,7 @@ impl SpoolState {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the message may go to the broker at once. `false`: the message must go behind spooled ones.
+    /// Whether the message may go to the broker at once. `false`: the message must follow spooled messages.
     ///
     /// While the broker confirms, the message first waits for the end of its lane's spooled messages. Otherwise a sender
     /// that is faster than the broker would keep its lane in the spool for ever.
@@ -186,7 +189,7 @@ impl SpoolState {
     fn place_of(&self, message: &Message) -> LanePlace {
         let lanes = self.lanes();
         match self.is_away.load(Ordering::Relaxed) {
-            // An empty spool has no message to probe the broker with, so the new message does.
+            // An empty spool has no message to probe the broker with, so the new message is the probe.
             _ if lanes.messages() == 0 => LanePlace::Free,
             true => LanePlace::Away,
             false if lanes.has(message) => LanePlace::Behind,
@@ -202,7 +205,8 @@ impl SpoolState {
             if lanes.bytes_with(bytes) > self.max_bytes {
                 return Err(QueueError::Full);
             }
-            // Counted before the write: a later message of the lane must not pass by while this one is written.
+            // The message is counted before the write: a later message of the lane must not overtake it during the
+            // write.
             lanes.add(destination, lane, bytes);
         }
         let kept = self.store.publish(message).await;

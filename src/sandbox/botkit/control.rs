@@ -81,7 +81,7 @@ struct UserAction {
 async fn act(State(world): Shared, Path((user, action)): Path<(String, String)>, body: Bytes) -> Response {
     let said: UserAction = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
         Ok(said) => said,
-        Err(error) => return wrong(&format!("not a deed of a user: {error}; see GET /sandbox")),
+        Err(error) => return wrong(&format!("not an action of a user: {error}; see GET /sandbox")),
     };
     let user = match player(&world, &user, &said) {
         Ok(user) => user,

@@ -57,8 +57,8 @@ pub struct BotScript {
 }
 
 impl BotScript {
-    /// A small help desk: shows a menu, sends an empty message, answers in two messages, hands over, and repeats
-    /// other texts.
+    /// A small script: shows a menu, sends an empty message, answers in two messages, hands over, and repeats other
+    /// texts.
     pub fn help_desk() -> Self {
         let menu = BotStep::buttons("What is it about?", &["Laptop", "Password", "An agent"]);
         Self { echoes: true, ..Self::default() }

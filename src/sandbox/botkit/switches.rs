@@ -133,12 +133,12 @@ impl Default for BotKitSwitches {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WantsContext {
-    /// None of it.
+    /// No part of the context.
     #[default]
     None,
     /// The names of user and session.
     Trimmed,
-    /// All of it.
+    /// The whole context.
     Full,
 }
 

@@ -164,7 +164,7 @@ fn next_steps(world: &Arc<SandboxState>, key: &SessionKey) {
         };
         world.botkit.notify();
         let Some((event, body)) = posting else { continue };
-        // The event is recorded before the next step begins, because that step may have to wait for it.
+        // The event is recorded before the next step begins, because the next step may have to wait for this event.
         let posting = post(world, key, event, body);
         world.task_group.start(async move { drop(posting.await) });
     }

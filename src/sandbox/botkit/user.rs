@@ -1,7 +1,7 @@
 //! A user of a bot, for tests and the demo. The user's actions become events of XO, and the messages that the user
 //! has read can be queried.
 //!
-//! Guarantees: in bot mode a turn continues only after the calls that XO waits for. Nothing in this file answers for
+//! Guarantees: in bot mode a turn continues only after the calls that XO waits for. This file makes no call in place of
 //! the BotKit server.
 
 use std::fmt;

@@ -84,7 +84,8 @@ impl CallbackSender {
     }
 }
 
-/// What an agent writes in a clone of this instance. The clone has the same chat, and this instance never gets the row.
+/// Posts the callback of a text that an agent wrote in a clone of this instance. The clone has the same chat, and this
+/// instance never gets the row.
 pub(crate) fn row_of_a_clone(
     workspace: &AgentWorkspace,
     group: &str,

@@ -1,4 +1,4 @@
-//! The Connect Support REST API: routes that call the desk and answer in ServiceNow's shapes.
+//! The Connect Support REST API: routes that call the workspace and answer in ServiceNow's shapes.
 
 use std::sync::Arc;
 
@@ -154,7 +154,7 @@ async fn transfer(State(world): Shared, Path((group, step)): Path<(String, Strin
     entry_now(&world, &workspace, &group, done)
 }
 
-/// The agent accepts the chat that has waited longest.
+/// The agent accepts the chat that has waited for the longest time.
 async fn accept(State(world): Shared, Path(queue): Path<String>) -> Response {
     let done = world.write(|workspace| {
         let next = workspace.waiting(&queue).first().map(|group| (*group).to_owned());

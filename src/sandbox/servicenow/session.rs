@@ -18,7 +18,7 @@ use super::workspace::record_id;
 use crate::sandbox::settings::{BasicLogin, SandboxSettings};
 use crate::sandbox::state::SandboxState;
 
-/// Maximum number of sessions. The oldest sessions are forgotten first; their cookies then open new ones.
+/// Maximum number of sessions. The oldest sessions are forgotten first; their cookies then open new sessions.
 const MOST_SESSIONS: usize = 20_000;
 const SESSION_COOKIE: &str = "JSESSIONID";
 

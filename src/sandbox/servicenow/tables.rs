@@ -21,7 +21,7 @@ use crate::sandbox::state::SandboxState;
 type Shared = State<Arc<SandboxState>>;
 type TableRow = BTreeMap<String, String>;
 
-/// The tables of this instance. The rows of `chat_queue` come from the desk.
+/// The tables of this instance. The rows of `chat_queue` come from the workspace.
 const KNOWN: [&str; 9] = [
     "awa_queue",
     "chat_queue",

@@ -1,7 +1,7 @@
 //! The Virtual Agent Bot Integration API: one path with an `action` in the body; everything else comes by callback.
 //!
 //! Like the real API, the sandbox answers 200 before it checks a request: with a wrong credential or a missing field
-//! the answer is a success without any effect. The chats of this API are ordinary chats of the desk, with the
+//! the answer is a success without any effect. The chats of this API are ordinary chats of the workspace, with the
 //! caller's session id as group. The agent's actions are posted in the shapes of this API. Undocumented facts are
 //! switches ([`VirtualAgentSwitches`]).
 
@@ -79,7 +79,7 @@ async fn integration(State(world): State<Arc<SandboxState>>, headers: HeaderMap,
                     world.agent_hears(user, text.unwrap_or_default());
                     CallEffect::on(success, user, None)
                 }
-                // The real bot would treat it as the begin of a new topic. No agent gets it.
+                // The real bot would treat the text as the start of a new topic. No agent gets the text.
                 Err(_) => success,
             }
         }

@@ -299,7 +299,7 @@ impl AgentWorkspace {
         self.insert(group, SYSTEM.to_owned(), &format!("{} has left the support session", self.user))
     }
 
-    /// Ends a chat without recent messages, if the switch for idle chats is on.
+    /// Ends a chat without recent messages, if the switch `idle_end_ms` is set.
     pub(crate) fn idles_out(&mut self, group: &str) -> Result<MessageRow, RefusedAction> {
         let chat = self.chat(group)?;
         let limit = i64::try_from(self.switches.connect.idle_end_ms).unwrap_or(i64::MAX);
@@ -380,8 +380,8 @@ impl AgentWorkspace {
         self.insert(group, SYSTEM.to_owned(), &words)
     }
 
-    /// Moves the chat to another queue: this entry ends with state 4, and a new entry waits there, in the same group
-    /// or, depending on the switch, in another one.
+    /// Moves the chat to another queue. This entry ends with state 4, and a new entry waits in the other queue. A
+    /// switch decides whether the group stays the same.
     pub(crate) fn escalates(&mut self, group: &str, queue: Option<&str>) -> Result<(), RefusedAction> {
         let entry = self.chat(group)?.entry().ok_or(RefusedAction::NotFound)?;
         if !entry.state.open() {
@@ -484,7 +484,7 @@ impl AgentWorkspace {
         Ok(row)
     }
 
-    /// The current time in milliseconds. Each call returns a later time, because `?before=` pages by it.
+    /// The current time in milliseconds. Each call returns a later time, because `?before=` pages by time.
     fn tick(&mut self) -> Timestamp {
         let next = self.last_instant.as_millisecond() + 1;
         let now = crate::clock::now().as_millisecond().max(next);

@@ -12,11 +12,11 @@ pub(in super::super) fn plan(form: &str, filter: &DeadLetterFilter, plan: &Repla
     let content = html! {
         (meant(filter))
         @if plan.steps().is_empty() { p.good { "There is nothing to replay." } } @else {
-            p { "Nothing has been done yet. This is what a replay would do, each conversation in its original order:" }
+            p { "Nothing has been changed yet. A replay would do the following, each conversation in its original order:" }
             table {
-                caption { (to_replay) " go again, " (to_clear) " are taken out, " (to_leave) " stay" }
-                thead { tr { th scope="col" { "What happens" } th scope="col" { "To" } th scope="col" { "Reason" }
-                    th.number scope="col" { "Dead" } th.number scope="col" { "Conversations" } } }
+                caption { (to_replay) " replayed, " (to_clear) " removed, " (to_leave) " kept" }
+                thead { tr { th scope="col" { "Action" } th scope="col" { "To" } th scope="col" { "Reason" }
+                    th.number scope="col" { "Dead letters" } th.number scope="col" { "Conversations" } } }
                 tbody { @for ((action, destination, reason), (count, lanes)) in plan.summary() { tr {
                     th scope="row" { (what_happens(action)) } td { (destination) } td { (reason) }
                     td.number { (count) } td.number { (lanes) }
@@ -26,33 +26,33 @@ pub(in super::super) fn plan(form: &str, filter: &DeadLetterFilter, plan: &Repla
         @if to_replay + to_clear > 0 {
             form.narrow method="post" action="/desk/replay" {
                 (hidden(form, filter))
-                label for="rate" { "At most so many in a second (empty: as fast as it goes)" }
+                label for="rate" { "Maximum rate in messages a second (empty: no limit)" }
                 input id="rate" name="rate" inputmode="decimal" placeholder="20";
-                button.main { "Replay " (counted(to_replay)) } " " a href=(link("/desk", filter)) { "Not now" }
+                button.main { "Replay " (counted(to_replay)) } " " a href=(link("/desk", filter)) { "Cancel" }
             }
         } @else { p { a href=(link("/desk", filter)) { "Back" } } }
     };
-    page("Replay: the plan", Some(form), None, &content)
+    page("Replay plan", Some(form), None, &content)
 }
 
 pub(in super::super) fn progress(form: &str, run: Option<&ReplayRun>) -> Markup {
     let running = run.is_some_and(|run| run.ended.is_none());
     let content = html! {
         @match run {
-            None => p { "This process has replayed nothing since it started." },
+            None => p { "This process has run no replay since its start." },
             Some(run) => {
                 p class=(if running { "note" } else if trouble(run).is_some() { "bad" } else { "good" }) role="status" { (told(run)) }
                 progress max=((run.to_replay + run.to_clear).max(1)) value=(run.replay_counts.replayed + run.replay_counts.cleared) { (run.replay_counts.replayed) }
                 dl {
                     dt { "Began" } dd { (moment(run.began)) }
                     @if let Some((ended, _)) = run.ended { dt { "Ended" } dd { (moment(ended)) } }
-                    dt { "Went again" } dd { (run.replay_counts.replayed) " of " (run.to_replay) }
+                    dt { "Replayed" } dd { (run.replay_counts.replayed) " of " (run.to_replay) }
                     dt { "Delivered" } dd { (run.outcomes.delivered) }
                     dt { "Died again" } dd { (run.outcomes.died_again) }
                     @if run.outcomes.answered > 0 { dt { "No agent came" } dd { (run.outcomes.answered) } }
-                    @if run.outcomes.nothing_to_send > 0 { dt { "Needed no sending" } dd { (run.outcomes.nothing_to_send) } }
+                    @if run.outcomes.nothing_to_send > 0 { dt { "Nothing to send" } dd { (run.outcomes.nothing_to_send) } }
                     @if run.published && run.outcomes.on_the_way > 0 { dt { "Still on their way" } dd { (run.outcomes.on_the_way) } }
-                    dt { "Taken out" } dd { (run.replay_counts.cleared) " of " (run.to_clear) }
+                    dt { "Removed" } dd { (run.replay_counts.cleared) " of " (run.to_clear) }
                 }
             }
         }
@@ -71,7 +71,7 @@ pub(in super::super) fn question(
         @if count == 0 { p.good { "There is nothing to discard." } p { a href="/desk" { "Back" } } } @else {
             (meant(filter))
             (groups(filter, entries))
-            p.bad role="alert" { "Remove " strong { (counted(count)) } " for good? Nobody will read what they say, and nothing brings it back." }
+            p.bad role="alert" { "Remove " strong { (counted(count)) } " for good? Removed dead letters cannot be restored." }
             form.actions method="post" action="/desk/discard" {
                 (hidden(form, filter))
                 input type="hidden" name="confirm" value=(count);
@@ -94,7 +94,7 @@ pub(in super::super) fn discarded(form: &str, gone: u64) -> Markup {
 /// Shows the filters on a page that asks for a decision.
 fn meant(filter: &DeadLetterFilter) -> Markup {
     let asked = filter.written();
-    html! { p { "Meant: " @if asked.is_empty() { strong { "all of them" } } @else {
+    html! { p { "Selected: " @if asked.is_empty() { strong { "all dead letters" } } @else {
         @for (index, (name, value)) in asked.iter().enumerate() {
             @if index > 0 { ", " } (name) " " strong.wrap { (value) }
         }
@@ -103,11 +103,11 @@ fn meant(filter: &DeadLetterFilter) -> Markup {
 
 const fn what_happens(action: ReplayAction) -> &'static str {
     match action {
-        ReplayAction::Replay => "Goes again",
-        ReplayAction::Delivered => "Taken out: it was delivered since",
-        ReplayAction::Superseded => "Taken out: it died again later, and that one goes",
-        ReplayAction::Unreadable => "Stays: it cannot be read, and would only die again",
-        ReplayAction::Over => "Stays: its chat has ended",
-        ReplayAction::OtherPayload => "Stays: another request was delivered under its key",
+        ReplayAction::Replay => "Replayed",
+        ReplayAction::Delivered => "Removed: delivered meanwhile",
+        ReplayAction::Superseded => "Removed: a later dead letter of the same message is replayed",
+        ReplayAction::Unreadable => "Kept: unreadable, so a replay would fail again",
+        ReplayAction::Over => "Kept: its chat has ended",
+        ReplayAction::OtherPayload => "Kept: another request was delivered under its key",
     }
 }

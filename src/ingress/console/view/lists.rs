@@ -19,7 +19,7 @@ pub(in super::super) fn home(
         (filters(filter, &found.destinations))
         @if found.entries.is_empty() {
             p.good {
-                @if *filter == DeadLetterFilter::default() { "Nothing is dead. Nothing to do." } @else { "No dead letter is meant by these filters." }
+                @if *filter == DeadLetterFilter::default() { "There are no dead letters." } @else { "No dead letter matches these filters." }
             }
         } @else {
             (groups(filter, &found.entries))
@@ -27,8 +27,8 @@ pub(in super::super) fn home(
             table {
                 caption { @if shown < all { "The oldest " (shown) " of " (all) } @else { (counted(all as u64)) } }
                 thead { tr {
-                    th scope="col" { "Died" } th scope="col" { "What" } th scope="col" { "Conversation" }
-                    th scope="col" { "Why" } th.number scope="col" { "Attempts" }
+                    th scope="col" { "Died" } th scope="col" { "Kind" } th scope="col" { "Conversation" }
+                    th scope="col" { "Reason" } th.number scope="col" { "Attempts" }
                 } }
                 tbody { @for dead in &found.letters { (row(dead)) } }
             }
@@ -90,7 +90,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
             dl {
                 dt { "Id" } dd { code { (message.id) } }
                 dt { "To" } dd { (message.destination) }
-                dt { "Conversation" } dd.wrap { (conversation) " (" a href=(link("/desk", &same)) { "all of it" } ")" }
+                dt { "Conversation" } dd.wrap { (conversation) " (" a href=(link("/desk", &same)) { "all its dead letters" } ")" }
                 dt { "Accepted" } dd { (moment(message.accepted_at)) }
                 dt { "Died" } dd { (moment(dead.died_at)) }
                 @if message.replays > 0 { dt { "Replayed before" } dd { (message.replays) " times" } }
@@ -101,7 +101,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
                 pre dir="auto" { (String::from_utf8_lossy(&message.body)) }
             } @else {
                 p { (message.body.len()) " bytes, hidden. "
-                    a.button href={ "/desk/letters/" (message.id) "?reveal=true" } { "Show what was written" } }
+                    a.button href={ "/desk/letters/" (message.id) "?reveal=true" } { "Show the text" } }
             }
         }
     }
@@ -111,10 +111,10 @@ fn story(dead: &DeadLetter, reveal: bool) -> Markup {
     let (count, left_out) = (dead.story.count(), dead.story.left_out());
     html! {
         h2 { "Attempts" }
-        @if count == 0 { p { "None: it died before anything was sent." } } @else {
+        @if count == 0 { p { "None: the message was dead-lettered before anything was sent." } } @else {
             table {
-                caption { (count) " in all" @if left_out > 0 { ", of which " (left_out) " in the middle are only counted" } }
-                thead { tr { th scope="col" { "When" } th.number scope="col" { "Status" } th scope="col" { "Outcome" } th scope="col" { "What went wrong" } } }
+                caption { (count) " in total" @if left_out > 0 { ", of which " (left_out) " in the middle are only counted" } }
+                thead { tr { th scope="col" { "When" } th.number scope="col" { "Status" } th scope="col" { "Outcome" } th scope="col" { "Error" } } }
                 tbody { @for attempt in dead.story.attempts() { tr {
                     td { (moment(attempt.at)) }
                     td.number { @match attempt.status { Some(status) => (status), None => "–" } }

@@ -47,7 +47,7 @@ fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup)
 
 pub(super) fn login(back: &str, refused: bool) -> Markup {
     let content = html! {
-        @if refused { p.bad role="alert" { "That is not the token." } }
+        @if refused { p.bad role="alert" { "The token is wrong." } }
         form.narrow method="post" action="/desk/login" {
             input type="hidden" name="back" value=(back);
             label for="token" { "Token" }
@@ -72,7 +72,7 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
         table {
             caption { "By reason and destination" }
             thead { tr {
-                th scope="col" { "Reason" } th scope="col" { "To" } th.number scope="col" { "Dead" }
+                th scope="col" { "Reason" } th scope="col" { "To" } th.number scope="col" { "Dead letters" }
                 th.number scope="col" { "Conversations" } th scope="col" { "First" } th scope="col" { "Last" }
             } }
             tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
@@ -93,7 +93,7 @@ fn actions(form: &str, filter: &DeadLetterFilter, count: usize) -> Markup {
             a.button.main href=(link("/desk/replay", filter)) { "Replay " (counted(count as u64)) "…" }
             form method="post" action="/desk/export" {
                 (hidden(form, filter))
-                button title="With what people wrote, as JSON Lines" { "Export with texts" }
+                button title="JSON Lines with the texts of the messages" { "Export with texts" }
             }
             a.button.danger href=(link("/desk/discard", filter)) { "Discard…" }
         }
@@ -109,13 +109,13 @@ fn told(run: &ReplayRun) -> String {
     let became = run.outcomes.describe();
     match (&run.ended, trouble(run)) {
         (None, _) if run.published => {
-            format!("{done} of {of} went again, waiting for news of them: {became}.")
+            format!("{done} of {of} replayed, waiting for their outcomes: {became}.")
         }
         (None, _) => format!("running, {done} of {of}."),
-        (Some(_), None) => format!("done, {done} of {of} went again: {became}."),
+        (Some(_), None) => format!("done, {done} of {of} replayed: {became}."),
         (Some(_), Some(why)) => {
             format!(
-                "stopped at {done} of {of} ({became}): {why}. The rest is where it was: replay again to go on."
+                "stopped at {done} of {of} ({became}): {why}. The rest was not changed: replay again to continue."
             )
         }
     }
@@ -151,11 +151,11 @@ const fn meaning(reason: DeadReason) -> &'static str {
     match reason {
         DeadReason::Rejected => "the platform refused it for good",
         DeadReason::Expired => "its deadline passed",
-        DeadReason::Unreadable => "no code could read it",
+        DeadReason::Unreadable => "it could not be read",
         DeadReason::ConversationFailed => "its chat never opened",
         DeadReason::ConversationOver => "its chat was over",
-        DeadReason::UnknownConversation => "nobody knows its chat",
-        DeadReason::Exhausted => "it kept failing while others got through",
+        DeadReason::UnknownConversation => "its chat is unknown",
+        DeadReason::Exhausted => "it kept failing while other messages were delivered",
     }
 }
 
