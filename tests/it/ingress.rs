@@ -285,6 +285,7 @@ async fn without_the_broker_nothing_is_promised() {
         .set("data_dir", folder.path().to_str().unwrap())
         .set("queue.url", format!("amqp://guest:guest@127.0.0.1:{broker}/%2f"))
         .set("queue.publish_timeout", "500ms")
+        .set("ingress.spool", "off")
         .set("ingress.listen", format!("127.0.0.1:{public}"))
         .set("admin.listen", format!("127.0.0.1:{admin}"))
         .set("ingress.servicenow.token", "callback-token")
