@@ -106,7 +106,7 @@ on_every_rabbit! {
         vhost.forbid_writing_to("in");
         let shut = ask().await;
         assert_eq!(shut.code, Some(1), "{}", shut.stdout);
-        assert!(shut.stdout.contains("does not route") && shut.stdout.contains("configure, write and read"), "{}", shut.stdout);
+        assert!(shut.stdout.contains("the right to write") && shut.stdout.contains("configure, write and read"), "{}", shut.stdout);
     }
 }
 
