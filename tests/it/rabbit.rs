@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::harness::amqp::Amqp;
 use super::harness::binary::{Causeway, Finished};
 use super::harness::broker::Broker;
-use super::harness::matrix::Bench;
+use super::harness::matrix::{Bench, Engine};
 use super::harness::proxy::Proxy;
 use super::harness::wait::eventually;
 use super::queue_contract::{
@@ -51,6 +51,7 @@ async fn all_lent(amqp: &Amqp, queue: &str) {
 
 /// More than one consumer of the broker can hold, which is 65,535.
 const MORE_THAN_ONE_CONSUMER_HOLDS: usize = 66_000;
+const A_FEW_WINDOWS: usize = 3_000;
 
 async fn bury_many(queue: &Queue, count: usize) {
     let letter = |number: usize| {
@@ -293,10 +294,13 @@ on_every_rabbit! {
     }
 
     async fn a_visitor_sees_more_dead_letters_than_any_window(bench: Bench) {
+        // The full size on the broker that every machine has: it takes two minutes.
+        let full = bench.engine() == Engine::Rabbit310;
+        let count = if full { MORE_THAN_ONE_CONSUMER_HOLDS } else { A_FEW_WINDOWS };
         let queue = open_rabbit(&url(&bench)).await;
-        bury_many(&queue, MORE_THAN_ONE_CONSUMER_HOLDS).await;
+        bury_many(&queue, count).await;
         let seen = dead_numbers(&queue).await;
-        assert_eq!(seen.len(), MORE_THAN_ONE_CONSUMER_HOLDS);
+        assert_eq!(seen.len(), count);
         assert!(dead_numbers(&queue).await == seen, "looking changes nothing");
 
         // A dead-letter reader loses its connection while it holds all dead letters.
@@ -307,7 +311,7 @@ on_every_rabbit! {
         while dead_letter_reader.next().await.unwrap().is_some() {
             held += 1;
         }
-        assert_eq!(held, MORE_THAN_ONE_CONSUMER_HOLDS);
+        assert_eq!(held, count);
         proxy.refuse().await;
         // A dead-letter reader that reads only a part meanwhile changes nothing either.
         assert!(numbers_once_free(&queue).await == seen, "the broker gives them back in their order");
@@ -323,7 +327,7 @@ on_every_rabbit! {
         assert!(dead_numbers(&queue).await == kept, "what was not taken out stays in its order");
         let mut all = seen;
         all.sort_unstable();
-        assert!(all.into_iter().eq(0..MORE_THAN_ONE_CONSUMER_HOLDS));
+        assert!(all.into_iter().eq(0..count));
     }
 
     async fn a_visitor_that_vanishes_leaves_everything_in_its_place(bench: Bench) {
