@@ -163,8 +163,9 @@ on_every_rabbit! {
         lock.release().await;
         // The lease has expired and is not renewed after the freeze, and the query to the directory has not timed out.
         proxy.black_hole();
+        // A process on a busy machine may run for a moment after the signal.
         eventually("its lease to be over", 2 * heartbeat, async || match frozen.elapsed() {
-            passed if passed > heartbeat => Ok(()),
+            passed if passed > heartbeat + heartbeat / 4 => Ok(()),
             passed => Err(format!("{passed:?}")),
         })
         .await;
