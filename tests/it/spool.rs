@@ -176,6 +176,18 @@ on_every_rabbit! {
         arrive(&relay, "g-2", &others).await;
     }
 
+    async fn the_other_ingress_publishes_the_spool_of_one_that_is_gone(bench: Bench) {
+        let (mut relay, proxy) = relay(&bench, &[]).await;
+        relay.add("ingress").await;
+        proxy.refuse().await;
+        let texts = posts(&relay, "g-1", 0..3).await;
+        relay.processes[0].running.kill9();
+        relay.processes.remove(0);
+        proxy.heal().await;
+        arrive(&relay, "g-1", &texts).await;
+        spooled(&relay, |messages| messages == 0.0).await;
+    }
+
     async fn without_a_spool_everybody_is_refused(bench: Bench) {
         let (relay, proxy) = relay(&bench, &[("ingress.spool", "off")]).await;
         proxy.refuse().await;

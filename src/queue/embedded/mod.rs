@@ -27,7 +27,7 @@ mod subscription;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -227,6 +227,12 @@ impl EmbeddedQueue {
     /// `waiting` counts all messages that are not acked: a tool cannot know which ones the server has handed out.
     pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
         self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Depth { reply })).await
+    }
+
+    /// Whether the folder has a queue that no process serves.
+    pub(super) fn is_left(folder: &Path) -> bool {
+        let lock = || FileLock::take(&folder.join("causeway.lock"), str::to_owned);
+        folder.join("queue.sqlite").exists() && lock().is_ok()
     }
 
     /// The lane of each message. Reads all rows.

@@ -21,6 +21,8 @@ use crate::tasks::{CancellationToken, TaskSet};
 /// The pause after a failed publish, doubled up to the longest pause. A new connection ends the pause.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long a stop waits for confirms. A message whose confirm is missed is published again after the next start.
+const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(1);
 
 impl Spool {
@@ -32,9 +34,10 @@ impl Spool {
             }
         }
         tasks.start("spool", self.clone().drain_dead_letters(stop.clone()));
+        tasks.start("spool", self.clone().adopt(stop.clone()));
     }
 
-    async fn drain_partition(
+    pub(super) async fn drain_partition(
         self,
         partition: PartitionId,
         stop: CancellationToken,
@@ -53,8 +56,7 @@ impl Spool {
                 },
             }
         }
-        // The unconfirmed messages stay in the file.
-        while drain.deleting.next().await.is_some() {}
+        drain.finish().await;
         subscription.close().await;
         Ok(())
     }
@@ -98,6 +100,21 @@ impl PartitionDrain {
                 self.publish(received);
             }
         }
+    }
+
+    /// Waits a moment for the messages that are being published. An unconfirmed message stays in the file.
+    async fn finish(mut self) {
+        let mut confirmed = Vec::new();
+        let all = async {
+            while let Some(received) = self.publishing.next().await {
+                confirmed.push(received);
+            }
+        };
+        let _ = timeout(CONFIRM_WAIT, all).await;
+        for received in confirmed {
+            Arc::clone(&self.state).delete(received).await;
+        }
+        while self.deleting.next().await.is_some() {}
     }
 
     fn publish(&self, received: ReceivedMessage) {
@@ -164,22 +181,27 @@ impl SpoolState {
     async fn delete(self: Arc<Self>, received: ReceivedMessage) {
         let bytes = received.body_bytes() as u64;
         let (destination, lane) = (received.message.destination, received.message.lane.clone());
-        match received.ack().await {
-            Ok(()) => {
-                self.lanes().remove(destination, &lane, bytes);
-                self.shrunk.notify_waiters();
-            }
-            // The message is published again after the next start.
-            Err(error) => tracing::warn!(%error, "cannot delete a published message from the spool"),
+        // The store repeats a failed deletion. If the process ends before, the message is published again under its id.
+        if let Err(error) = received.ack().await {
+            tracing::warn!(%error, "cannot delete a published message from the spool yet");
         }
+        self.lanes().remove(destination, &lane, bytes);
+        self.shrunk.notify_waiters();
     }
 
-    async fn move_dead_letters(&self) -> Result<(), QueueError> {
+    pub(super) async fn move_dead_letters(&self) -> Result<(), QueueError> {
         for destination in self.store.destinations().iter() {
             let mut reader = self.store.dead_letter_reader(destination).await?;
             while let Some(entry) = reader.next().await? {
-                self.broker.dead_letter(&entry.dead).await?;
+                match self.broker.dead_letter(&entry.dead).await {
+                    // It stays, and the others go on.
+                    Err(QueueError::TooLarge(_)) => continue,
+                    moved => moved?,
+                }
+                let bytes = entry.dead.message.body.len() as u64;
                 entry.remove().await?;
+                let less = |dead: u64| Some(dead.saturating_sub(bytes));
+                let _ = self.dead_bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, less);
             }
             reader.close().await;
         }

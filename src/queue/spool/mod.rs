@@ -11,11 +11,12 @@
 //!
 //! The store is the embedded engine in a folder of its own, so the clauses of the queue hold for the spool, too.
 
+mod adopt;
 mod drain;
 mod lanes;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tokio::time::timeout;
 use super::embedded::{EmbeddedQueue, EmbeddedSettings};
 use super::{Queue, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destinations, Message};
+use crate::tasks;
 use lanes::SpooledLanes;
 
 /// The number of partitions for each destination, fixed by the file. Each partition has a task that publishes its
@@ -40,14 +42,16 @@ const FOLDERS_MAX: u32 = 16;
 /// The time limit for waiting until the spooled messages of the lane are published. The sender expects an answer within
 /// a second.
 const LANE_WAIT: Duration = Duration::from_millis(500);
-/// The time limit of a write.
+/// The time limit of a write for its sender. A later write still counts: its message is in the file.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit of a write for the spool.
+const WRITE_GIVEN_UP: Duration = Duration::from_secs(3600);
 
 /// `ingress.spool*`
 #[derive(Debug, Clone)]
 pub struct SpoolSettings {
     /// The folder with one folder for each process.
-    pub folder: std::path::PathBuf,
+    pub folder: PathBuf,
     /// `ingress.spool_max`
     pub max_bytes: u64,
     /// The destinations of the broker's queues.
@@ -79,10 +83,12 @@ enum LanePlace {
 
 #[derive(Debug)]
 struct SpoolState {
+    settings: SpoolSettings,
     store: Queue,
     broker: Queue,
-    max_bytes: u64,
     lanes: Mutex<SpooledLanes>,
+    /// The bodies of the dead letters that this process has spooled.
+    dead_bytes: AtomicU64,
     /// The last publish failed, and no spooled message was published since.
     is_away: AtomicBool,
     has_dead: AtomicBool,
@@ -94,7 +100,24 @@ struct SpoolState {
 impl Spool {
     /// Opens the first folder that no other process uses, with the messages that are left there.
     pub async fn open(settings: SpoolSettings, broker: Queue) -> Result<Self, QueueError> {
-        let store = open_store(&settings.folder, &settings.destinations).await?;
+        let mut number = 1;
+        loop {
+            match Self::open_folder(number, settings.clone(), broker.clone()).await {
+                Err(QueueError::Busy(_)) if number < FOLDERS_MAX => number += 1,
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn open_folder(number: u32, settings: SpoolSettings, broker: Queue) -> Result<Self, QueueError> {
+        let tuning = QueueTuning {
+            destinations: settings.destinations.clone(),
+            partitions: PARTITIONS,
+            prefetch: WINDOW,
+            publish_timeout: WRITE_GIVEN_UP,
+        };
+        let data_dir = place(&settings.folder, number);
+        let store = EmbeddedQueue::open(EmbeddedSettings { data_dir, tuning, max_messages: None }).await?;
         let mut lanes = SpooledLanes::default();
         for stored in store.stored_lanes().await? {
             lanes.add(stored.destination, &stored.lane, stored.body_bytes);
@@ -102,14 +125,14 @@ impl Spool {
         let store = Queue::Embedded(store);
         let has_dead = store.depth().await?.dead > 0;
         if lanes.messages() > 0 {
-            tracing::info!(messages = lanes.messages(), "the spool has messages of an earlier run");
+            tracing::info!(number, messages = lanes.messages(), "the spool has messages of an earlier run");
         }
-        let max_bytes = settings.max_bytes;
         Ok(Self(Arc::new(SpoolState {
+            settings,
             store,
             broker,
-            max_bytes,
             lanes: Mutex::new(lanes),
+            dead_bytes: AtomicU64::new(0),
             is_away: AtomicBool::new(false),
             has_dead: AtomicBool::new(has_dead),
             bodies: Semaphore::new(BODIES_KIB),
@@ -127,7 +150,12 @@ impl Spool {
                 Err(error) => return Err(error),
             }
         }
-        state.keep(message).await
+        let keep = tasks::spawn(Arc::clone(state).keep(message.clone()));
+        match timeout(WRITE_TIMEOUT, keep).await {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(_)) => Err(QueueError::Unavailable("it is closed".to_owned())),
+            Err(_) => Err(slow_disk()),
+        }
     }
 
     /// Writes the dead letter, or keeps it until the broker is back.
@@ -137,14 +165,20 @@ impl Spool {
             Err(error) if is_passing(&error) => {}
             written => return written,
         }
-        state.store.dead_letter(dead).await?;
+        let bytes = dead.message.body.len() as u64;
+        if !state.has_room_for(bytes) {
+            return Err(QueueError::Full);
+        }
+        state.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let kept = timeout(WRITE_TIMEOUT, state.store.dead_letter(dead)).await;
+        kept.unwrap_or_else(|_| Err(slow_disk()))?;
         state.has_dead.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Whether the spool has room for one more small message.
     pub fn has_room(&self) -> bool {
-        self.0.lanes().bytes_with(0) <= self.0.max_bytes && *self.0.store.connected().borrow()
+        self.0.has_room_for(0) && *self.0.store.connected().borrow()
     }
 
     /// The contents, for metrics.
@@ -197,19 +231,21 @@ impl SpoolState {
         }
     }
 
-    async fn keep(&self, message: &Message) -> Result<(), QueueError> {
+    fn has_room_for(&self, bytes: u64) -> bool {
+        let dead = self.dead_bytes.load(Ordering::Relaxed);
+        self.lanes().bytes_with(bytes) + dead <= self.settings.max_bytes
+    }
+
+    /// Writes the message. The caller may give up, but the count of the lane must follow the file.
+    async fn keep(self: Arc<Self>, message: Message) -> Result<(), QueueError> {
         let (destination, lane) = (message.destination, &message.lane);
         let bytes = message.body.len() as u64;
-        {
-            let mut lanes = self.lanes();
-            if lanes.bytes_with(bytes) > self.max_bytes {
-                return Err(QueueError::Full);
-            }
-            // The message is counted before the write: a later message of the lane must not overtake it during the
-            // write.
-            lanes.add(destination, lane, bytes);
+        if !self.has_room_for(bytes) {
+            return Err(QueueError::Full);
         }
-        let kept = self.store.publish(message).await;
+        // The message is counted before the write: a later message of the lane must not overtake it during the write.
+        self.lanes().add(destination, lane, bytes);
+        let kept = self.store.publish(&message).await;
         if kept.is_err() {
             self.lanes().remove(destination, lane, bytes);
         }
@@ -234,21 +270,11 @@ const fn is_passing(error: &QueueError) -> bool {
     matches!(error, QueueError::Unavailable(_) | QueueError::Full | QueueError::Refused(_))
 }
 
-/// Opens the first folder below `folder` that no other process uses.
-async fn open_store(folder: &Path, destinations: &Destinations) -> Result<EmbeddedQueue, QueueError> {
-    let tuning = QueueTuning {
-        destinations: destinations.clone(),
-        partitions: PARTITIONS,
-        prefetch: WINDOW,
-        publish_timeout: WRITE_TIMEOUT,
-    };
-    let mut number = 1;
-    loop {
-        let data_dir = folder.join(number.to_string());
-        let settings = EmbeddedSettings { data_dir, tuning: tuning.clone(), max_messages: None };
-        match EmbeddedQueue::open(settings).await {
-            Err(QueueError::Busy(_)) if number < FOLDERS_MAX => number += 1,
-            opened => return opened,
-        }
-    }
+/// The folder with this number.
+fn place(folder: &Path, number: u32) -> PathBuf {
+    folder.join(number.to_string())
+}
+
+fn slow_disk() -> QueueError {
+    QueueError::Unavailable(format!("the disk did not answer within {WRITE_TIMEOUT:?}"))
 }
