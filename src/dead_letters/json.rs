@@ -111,30 +111,11 @@ pub(crate) fn outcomes(outcomes: &ReplayOutcomes) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{AttemptHistory, Kind, LaneKey, Message, MessageId, PlatformWords};
-
-    fn dead(body: &'static [u8]) -> DeadLetter {
-        let message = Message::new(
-            MessageId::fresh(),
-            Kind::HandoffMessage,
-            Destination::ServiceNow,
-            LaneKey::parse("c-1").unwrap(),
-            body,
-        );
-        let mut story = AttemptHistory::default();
-        story.add(AttemptRecord {
-            at: crate::clock::now(),
-            status: Some(400),
-            outcome: "dead".into(),
-            error: "refused (status 400)".into(),
-            said: PlatformWords::new("Bad value: echoed words", ""),
-        });
-        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", story)
-    }
 
     #[test]
     fn text_is_hidden_until_asked_for() {
-        let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
+        let dead =
+            DeadLetter::refused(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
         assert!(!letter(&dead, false).to_string().contains("private"));
         assert!(!letter(&dead, false).to_string().contains("echoed"));
         assert_eq!(letter(&dead, false)["story"][0]["status"], 400);
@@ -145,7 +126,7 @@ mod tests {
 
     #[test]
     fn raw_bytes_are_exported_as_they_are() {
-        let document = letter(&dead(&[0xff, 0x00]), true);
+        let document = letter(&DeadLetter::refused(&[0xff, 0x00]), true);
         assert_eq!(document["body_base64"], "/wA=");
         assert!(document.get("body").is_none());
     }

@@ -126,6 +126,25 @@ impl DeadLetter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Destination, Kind, LaneKey, MessageId};
+
+    impl DeadLetter {
+        /// A message of a user that ServiceNow refused with 400, in words that repeat the user's.
+        pub(crate) fn refused(body: &'static [u8]) -> Self {
+            let lane = LaneKey::parse("c-1").unwrap();
+            let id = MessageId::fresh();
+            let message = Message::new(id, Kind::HandoffMessage, Destination::ServiceNow, lane, body);
+            let mut story = AttemptHistory::default();
+            story.add(AttemptRecord {
+                at: crate::clock::now(),
+                status: Some(400),
+                outcome: "dead".into(),
+                error: "refused (status 400)".into(),
+                said: PlatformWords::new("Bad value: echoed words", ""),
+            });
+            Self::new(message, DeadReason::Rejected, "ServiceNow said no", story)
+        }
+    }
 
     #[test]
     fn a_long_story_keeps_its_beginning_and_its_end() {

@@ -41,47 +41,44 @@ impl Settled<'_> {
     }
 }
 
+/// One line about a message: the fields of every line, then the given ones.
+macro_rules! log_message {
+    ($words:literal, $message:ident, $($field:tt)*) => {{
+        let Names { conversation, group } = names($message);
+        tracing::info!(
+            target: TARGET,
+            id = %$message.id,
+            kind = $message.kind.as_str(),
+            destination = $message.destination.as_str(),
+            conversation_id = conversation.and_then(logged_conversation),
+            group = group.and_then(logged_conversation),
+            request_id = $message.trace.request_id.as_deref(),
+            trace_id = $message.trace.parent.as_ref().map(|parent| parent.trace_id()),
+            $($field)*,
+            $words
+        );
+    }};
+}
+
 /// Logs that the queue has stored a message of a caller. `took`: the time until the queue confirmed.
 pub fn log_accepted(message: &Message, took: Duration) {
-    if !tracing::enabled!(target: TARGET, Level::INFO) {
-        return;
+    if tracing::enabled!(target: TARGET, Level::INFO) {
+        log_message!("message accepted", message, duration_ms = milliseconds(took));
     }
-    let Names { conversation, group } = names(message);
-    tracing::info!(
-        target: TARGET,
-        id = %message.id,
-        kind = message.kind.as_str(),
-        destination = message.destination.as_str(),
-        conversation_id = conversation.and_then(logged_conversation),
-        group = group.and_then(logged_conversation),
-        request_id = message.trace.request_id.as_deref(),
-        trace_id = message.trace.parent.as_ref().map(|parent| parent.trace_id()),
-        duration_ms = milliseconds(took),
-        "message accepted"
-    );
 }
 
 /// Logs that a message leaves the queue. The duration counts from the time of acceptance.
 pub fn log_settled(message: &Message, settled: Settled<'_>, attempts: u32) {
-    if !tracing::enabled!(target: TARGET, Level::INFO) {
-        return;
+    if tracing::enabled!(target: TARGET, Level::INFO) {
+        log_message!(
+            "message settled",
+            message,
+            attempts,
+            duration_ms = milliseconds(clock::since(message.accepted_at)),
+            outcome = settled.outcome(),
+            reason = settled.reason()
+        );
     }
-    let Names { conversation, group } = names(message);
-    tracing::info!(
-        target: TARGET,
-        id = %message.id,
-        kind = message.kind.as_str(),
-        destination = message.destination.as_str(),
-        conversation_id = conversation.and_then(logged_conversation),
-        group = group.and_then(logged_conversation),
-        request_id = message.trace.request_id.as_deref(),
-        trace_id = message.trace.parent.as_ref().map(|parent| parent.trace_id()),
-        attempts,
-        duration_ms = milliseconds(clock::since(message.accepted_at)),
-        outcome = settled.outcome(),
-        reason = settled.reason(),
-        "message settled"
-    );
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -83,33 +83,11 @@ fn story(dead: &DeadLetter, reveal: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{
-        AttemptHistory, AttemptRecord, DeadReason, Destination, Kind, LaneKey, Message, MessageId,
-        PlatformWords,
-    };
-
-    fn dead(body: &'static [u8]) -> DeadLetter {
-        let message = Message::new(
-            MessageId::fresh(),
-            Kind::HandoffMessage,
-            Destination::ServiceNow,
-            LaneKey::parse("c-1").unwrap(),
-            body,
-        );
-        let mut story = AttemptHistory::default();
-        story.add(AttemptRecord {
-            at: crate::clock::now(),
-            status: Some(400),
-            outcome: "dead".into(),
-            error: "refused (status 400)".into(),
-            said: PlatformWords::new("Bad value: echoed words", ""),
-        });
-        DeadLetter::new(message, DeadReason::Rejected, "ServiceNow said no", story)
-    }
 
     #[test]
     fn text_is_hidden_until_asked_for() {
-        let dead = dead(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
+        let dead =
+            DeadLetter::refused(br#"{"type":"message","conversation_id":"c-1","message":"private words"}"#);
         assert!(!story(&dead, false).contains("private") && !story(&dead, false).contains("echoed"));
         assert!(story(&dead, true).contains("echoed words"));
         assert!(story(&dead, true).contains("private words"));

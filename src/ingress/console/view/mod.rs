@@ -216,22 +216,7 @@ mod tests {
 
     #[test]
     fn text_is_hidden_until_asked_for() {
-        let message = Message::new(
-            MessageId::fresh(),
-            Kind::HandoffMessage,
-            Destination::ServiceNow,
-            LaneKey::parse("c").unwrap(),
-            "private words",
-        );
-        let mut story = AttemptHistory::default();
-        story.add(AttemptRecord {
-            at: crate::clock::now(),
-            status: Some(400),
-            outcome: "dead".into(),
-            error: "refused (status 400)".into(),
-            said: PlatformWords::new("Bad value: echoed words", ""),
-        });
-        let dead = [DeadLetter::new(message, DeadReason::Rejected, "", story)];
+        let dead = [DeadLetter::refused(b"private words")];
         let shown = |reveal| letter("f", dead[0].message.id, &dead, reveal).into_string();
         for words in ["private words", "echoed words"] {
             assert!(!shown(false).contains(words));
