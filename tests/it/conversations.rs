@@ -247,6 +247,7 @@ on_every_engine! {
         relay.processes[0].restart();
         relay.ready().await;
         relay.reaches("c-1", "waiting").await;
+        hears(&relay, "c-1", "waiting", 1).await;
         relay.sandbox.script().fail(message_rule().after().delay(late));
         relay.say("c-1", "exactly once").await;
         says(&relay, &group, &["hello from c-1", "exactly once"]).await;
@@ -257,8 +258,9 @@ on_every_engine! {
         relay.say("c-1", "and on").await;
         says(&relay, &group, &["hello from c-1", "exactly once", "and on"]).await;
         assert_eq!(relay.sandbox.groups(), [group]);
-        hears(&relay, "c-1", "waiting", 1).await;
-        assert_eq!(count(&relay, "c-1", "waiting"), 1);
+        // A kill may come between the answer to an event and its note. Then the event is sent again, under its id.
+        let waiting = hears(&relay, "c-1", "waiting", 1).await;
+        assert!(waiting.iter().all(|event| event["id"] == waiting[0]["id"]), "{waiting:?}");
     }
 
     async fn a_greeting_may_be_faster_than_the_answer(bench: Bench) {
