@@ -15,15 +15,15 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use crate::admin::{self, AdminConsole, AdminState, ConsoleParts};
 use crate::clock;
 use crate::config::{self, Settings, SpooledSenders};
 use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
 use crate::dead_letters::{DeadLetterError, retention};
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
-use crate::ingress::{
-    self, AdminConsole, AdminState, ConsoleParts, IdempotencyKeys, IngressState, ReadBudget,
-};
+use crate::http_server::{self, ReadBudget};
+use crate::ingress::{self, IdempotencyKeys, IngressState};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, BrokerUrl, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::spool::{Spool, SpoolSettings};
@@ -114,7 +114,7 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
     let mut signals = SignalHandler::hear().context("cannot listen for signals")?;
     let routes = file_server(settings)?.context("files.public_url is not set, so no links exist")?;
     let stop = CancellationToken::default();
-    let admin = bind(settings.admin_listen, "admin.listen").await?;
+    let admin_listener = bind(settings.admin_listen, "admin.listen").await?;
     let (address, key) = match settings.files.listen {
         Some(listen) => (listen, "files.listen"),
         None => (settings.ingress.listen, "ingress.listen"),
@@ -122,11 +122,11 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
     let listener = bind(address, key).await?;
     let metrics = Arc::new(Metrics::new("none")?);
     let state = AdminState { metrics, ready: Arc::new(|| Ok(())), console: None };
-    tracing::info!(files = ?listener.local_addr()?, admin = ?admin.local_addr()?, "causeway serves files");
+    tracing::info!(files = ?listener.local_addr()?, admin = ?admin_listener.local_addr()?, "causeway serves files");
     let mut tasks = TaskSet::new(stop.clone());
-    tasks.start("admin", ingress::serve_admin(admin, state, stop.clone()));
+    tasks.start("admin", admin::serve_admin(admin_listener, state, stop.clone()));
     let time = settings.ingress.read_timeout;
-    tasks.start("files", ingress::serve_beside(listener, routes, time, stop.clone()));
+    tasks.start("files", http_server::serve_routes(listener, routes, time, stop.clone()));
     let mut ended = std::pin::pin!(tasks.finish(settings.drain));
     tokio::select! {
         ended = &mut ended => return ended.map_err(anyhow::Error::from),
@@ -256,7 +256,7 @@ impl App {
             worker.as_ref().map_or(Ok(()), Worker::ready)
         };
         let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };
-        self.tasks.start("admin", ingress::serve_admin(listener, state, stop.clone()));
+        self.tasks.start("admin", admin::serve_admin(listener, state, stop.clone()));
     }
 
     async fn start_ingress(
@@ -272,7 +272,7 @@ impl App {
             (Some(files), Some(listen)) => {
                 let own = bind(listen, "files.listen").await?;
                 let time = settings.ingress.read_timeout;
-                self.tasks.start("files", ingress::serve_beside(own, files, time, stop.clone()));
+                self.tasks.start("files", http_server::serve_routes(own, files, time, stop.clone()));
                 None
             }
             (files, _) => files,

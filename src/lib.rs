@@ -2,9 +2,11 @@
 
 pub mod message;
 
+pub mod admin;
 pub mod dead_letters;
 pub mod delivery;
 pub mod files;
+pub mod http_server;
 pub mod ingress;
 pub mod platform;
 pub mod queue;
@@ -17,7 +19,6 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_files;
-pub mod request_id;
 #[cfg(feature = "tools")]
 pub mod sandbox;
 pub mod tasks;

@@ -16,8 +16,9 @@ use crate::delivery::{
     LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions, backoff::RetrySettings,
 };
 use crate::files::{self, FileLinks, FileServer};
+use crate::http_server::AcceptedSecrets;
 use crate::ingress::{
-    AcceptedSecrets, BotCredential, BotKitIngress, CallbackAuth, IngressSettings, ReplyContextMode, UserPaths,
+    BotCredential, BotKitIngress, CallbackAuth, IngressSettings, ReplyContextMode, UserPaths,
 };
 use crate::message::routing::{QueueRoute, QueueRoutes, RouteCondition};
 use crate::message::{AllowedHosts, Destination};

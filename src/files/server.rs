@@ -1,7 +1,7 @@
 //! The route `GET /v1/files/{token}`: streams one file from ServiceNow or from XO.
 //!
 //! Guarantees: every token that is not ours gets the same answer. A browser saves a file and never shows it as a page
-//! of this origin (`StreamedBody-Disposition: attachment`, `nosniff`, and a content type derived from the name). A file that
+//! of this origin (`Content-Disposition: attachment`, `nosniff`, and a content type derived from the name). A file that
 //! exceeds the limit is cut off. Neither a credential nor a platform's words reach the caller. Every answer carries
 //! `x-request-id`.
 //!
@@ -24,10 +24,10 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::{FileLinks, FileSource, LinkProblem, content_type_of};
+use crate::http_server::request_id::{self, request_id};
 use crate::message::safe_file_name;
 use crate::platform::servicenow::StoredFile;
 use crate::platform::{AnswerKind, CallError, ServiceNow, StreamedBody, Xo};
-use crate::request_id::{self, request_id};
 use crate::telemetry::logged_conversation;
 
 /// The most files that are streamed at the same time. Each file holds a connection on both sides.

@@ -17,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use sha2::{Sha256, Sha512};
 
-use super::credentials;
+use crate::http_server::credentials;
 
 /// The tolerated difference between XO's clock and ours, in seconds.
 const LEEWAY: f64 = 60.0;

@@ -10,9 +10,9 @@ use axum::extract::{Path, Request};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::problem::{self, ApiError};
 use super::{IngressState, handoffs};
 use crate::conversation::{Conversation, Origin};
+use crate::http_server::problem::{self, ApiError};
 use crate::message::ConversationId;
 
 /// Answers with the state of one conversation.

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::problem::{FIELD_ERRORS_MAX, FieldError};
+use crate::http_server::problem::{FIELD_ERRORS_MAX, FieldError};
 use crate::message::json::SkippedValue;
 
 /// The faults found so far.

@@ -14,12 +14,13 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::credentials;
 use super::fields::{self, FieldErrors, JsonFields, TextBounds};
 use super::idempotency::KeyUse;
-use super::problem::{self, ApiError, FieldError};
-use super::{IngressState, SenderRepeats, body};
+use super::{IngressState, SenderRepeats};
 use crate::conversation::{DedupKey, DirectoryError, Origin};
+use crate::http_server::body;
+use crate::http_server::credentials;
+use crate::http_server::problem::{self, ApiError, FieldError};
 use crate::message::handoff::{
     Attachment, ChatUser, EndReason, Handoff, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
     TypingSignal,

@@ -4,28 +4,20 @@
 //! Guarantees: a 2xx is sent only after the queue has the message. A request that was received completely is
 //! published even if its caller disconnects. Each answer carries `x-request-id`. Each refusal is counted, and is
 //! logged without content.
-//! Not responsible for: authentication (`verify`), the meaning of a body (the routes), the delivery (`worker/`).
+//! Not responsible for: connections, limits and the format of a refusal (`http_server/`), the meaning of a body (the
+//! routes), the delivery (`worker/`).
 //!
 //! A new route needs a variant of [`IngressRoute`] with its paths, and a file in this folder.
 
-mod admin;
-mod body;
 mod bot_token;
 mod botkit;
+mod callback_credentials;
 mod callback_fields;
-mod connection_slots;
-mod console;
 mod conversations;
-mod credentials;
 mod fields;
 mod handoffs;
 mod idempotency;
 mod lenient;
-mod problem;
-mod read_budget;
-mod refusal_log;
-mod secrets;
-mod server;
 mod servicenow;
 #[cfg(test)]
 mod tests;
@@ -42,22 +34,20 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-pub use admin::{AdminState, serve_admin};
 pub use bot_token::BotCredential;
 pub use botkit::{BotKitIngress, ReplyContextMode, UserPaths};
-pub use console::{AdminConsole, ConsoleParts};
 pub use idempotency::IdempotencyKeys;
-use problem::ApiError;
-pub use read_budget::ReadBudget;
-use read_budget::SenderTrust;
-use refusal_log::RefusalEntry;
-pub use secrets::AcceptedSecrets;
 
 use crate::conversation::Directory;
+use crate::http_server::problem::ApiError;
+use crate::http_server::read_budget::{ReadBudget, SenderTrust};
+use crate::http_server::refusal_log::{self, RefusalEntry};
+use crate::http_server::request_id::{self, request_id};
+use crate::http_server::secrets::AcceptedSecrets;
+use crate::http_server::{body, server};
 use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
 use crate::queue::spool::Spool;
 use crate::queue::{Queue, QueueError};
-use crate::request_id::{self, request_id};
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{self, Metrics, Settled};
 use crate::trace;
@@ -250,23 +240,6 @@ pub async fn serve_public(
     let read_timeout = state.settings.read_timeout;
     let routes = beside.into_iter().fold(router(state), Router::merge);
     server::serve(listener, routes, read_timeout, stop).await
-}
-
-/// Serves the routes of another component on a listener of their own, with the limits of the public listener. Every
-/// other address is answered as on the public listener.
-pub async fn serve_beside(
-    listener: TcpListener,
-    routes: Router,
-    read_timeout: Duration,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let unknown = async |request: Request| {
-        let id = request_id(Some(request.headers()));
-        let mut response = ApiError::UnknownRoute.into_response(&id);
-        request_id::add_to(response.headers_mut(), &id);
-        response
-    };
-    server::serve(listener, routes.fallback(unknown), read_timeout, stop).await
 }
 
 fn router(state: Arc<IngressState>) -> Router {

@@ -12,13 +12,14 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::callback_credentials::{self, AuthResult};
 use super::callback_fields::CallbackFields;
-use super::credentials::{self, AuthResult};
 use super::lenient;
-use super::problem::{self, ApiError};
-use super::read_budget::SenderTrust;
-use super::{IngressState, SenderRepeats, body};
+use super::{IngressState, SenderRepeats};
 use crate::clock;
+use crate::http_server::body;
+use crate::http_server::problem::{self, ApiError};
+use crate::http_server::read_budget::SenderTrust;
 use crate::message::callback::is_set;
 use crate::message::{
     AttemptHistory, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId,
@@ -27,7 +28,8 @@ use crate::message::{
 /// Answers a callback.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
     let auth = &state.settings.servicenow;
-    let verdict = credentials::callback(auth, request.headers(), request.uri().query(), clock::now());
+    let verdict =
+        callback_credentials::callback(auth, request.headers(), request.uri().query(), clock::now());
     if verdict == AuthResult::Refused {
         return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
     }

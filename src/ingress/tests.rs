@@ -338,7 +338,7 @@ async fn idle_connections_lock_nobody_out() {
     proven.write_all(post(CALLBACKS, JSON, ECHO).as_bytes()).await.unwrap();
     assert_eq!(answer_on(&mut proven).await.status, 202);
     let mut idle = Vec::new();
-    for _ in 0..connection_slots::STRANGERS_MAX {
+    for _ in 0..crate::http_server::connection_slots::STRANGERS_MAX {
         idle.push(TcpStream::connect(relay.address).await.unwrap());
     }
     assert_eq!(idle[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one made room");
@@ -427,38 +427,6 @@ async fn every_answer_is_counted() {
         let duration = relay.metrics.ingress_duration.with_label_values(&labels[..1]);
         assert_eq!(duration.get_sample_count(), 1);
     }
-}
-
-#[tokio::test]
-async fn the_admin_listener_tells_metrics_and_health() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let asked = Arc::clone(&ready);
-    let state = AdminState {
-        metrics: Arc::new(Metrics::new("embedded").unwrap()),
-        ready: Arc::new(move || {
-            let ready = asked.load(std::sync::atomic::Ordering::Relaxed);
-            if ready { Ok(()) } else { Err("the queue is not connected".into()) }
-        }),
-        console: None,
-    };
-    let stop = CancellationToken::default();
-    let server = tasks::spawn(serve_admin(listener, state, stop.clone()));
-    let get = async |path: &str| exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-
-    assert_eq!(get("/livez").await.status, 200);
-    let answer = get("/readyz").await;
-    assert_eq!((answer.status, answer.body.as_str()), (503, "the queue is not connected\n"));
-    ready.store(true, std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(get("/readyz").await.status, 200);
-    let metrics = get("/metrics").await;
-    assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
-    assert!(metrics.body.contains("causeway_build_info"));
-    assert_eq!(get(CALLBACKS).await.status, 404);
-    assert_eq!(exchange(address, &post("/metrics", "", "")).await.status, 405);
-    stop.cancel();
-    server.await.unwrap().unwrap();
 }
 
 /// If the user ends the chat, the user is notified at once and the chat is left in its turn. If the queue has room

@@ -8,15 +8,24 @@
 mod parts;
 
 // The source files refer to other modules by `crate::`. Their unit tests are compiled, too, but no harness runs them.
-use causeway::ingress::{AcceptedSecrets, CallbackAuth};
+use causeway::ingress::CallbackAuth;
 use causeway::message;
 
+#[path = "../../src/ingress/callback_credentials.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
+mod callback_credentials;
 #[path = "../../src/ingress/callback_fields.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod callback_fields;
-#[path = "../../src/ingress/credentials.rs"]
-#[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
-mod credentials;
+/// The part of the room that `callback_credentials` uses.
+#[path = "hot_path"]
+mod http_server {
+    pub(crate) use causeway::http_server as secrets;
+
+    #[path = "../../../src/http_server/credentials.rs"]
+    #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
+    pub(crate) mod credentials;
+}
 #[path = "../../src/ingress/lenient.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of its room, with its tests")]
 mod lenient;

@@ -267,7 +267,7 @@ fn texts_after<'a>(code: &'a str, before: &str) -> Vec<&'a str> {
 /// Every route of both listeners. The console at `/desk` is for browsers.
 fn routes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for code in sources("src/ingress").into_iter().chain(sources("src/files")) {
+    for code in ["src/ingress", "src/admin", "src/files"].into_iter().flat_map(sources) {
         found.extend(texts_after(&code, ".route(").into_iter().map(str::to_owned));
         if let Some((_, rest)) = code.split_once("fn paths(") {
             let paths = rest.split("\n    }\n").next().unwrap_or_default();
@@ -286,7 +286,7 @@ fn routes() -> BTreeSet<String> {
 
 /// The codes of `problem.rs` with their status.
 fn refusals() -> BTreeSet<(u16, String)> {
-    let code = code(&file("src/ingress/problem.rs"));
+    let code = code(&file("src/http_server/problem.rs"));
     let rows = code.split('(').skip(1).filter_map(|rest| rest.split_once(", \""));
     let row = |(status, rest): (&str, &str)| {
         Some((status.parse::<u16>().ok()?, rest.split('"').next()?.to_owned()))

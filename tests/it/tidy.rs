@@ -11,19 +11,70 @@ use std::path::{Path, PathBuf};
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     (
         "message",
-        &["ingress", "queue", "worker", "delivery", "conversation", "platform", "dead_letters", "sandbox"],
+        &[
+            "admin",
+            "http_server",
+            "ingress",
+            "queue",
+            "worker",
+            "delivery",
+            "conversation",
+            "platform",
+            "dead_letters",
+            "sandbox",
+        ],
     ),
-    ("queue", &["ingress", "worker", "delivery", "conversation", "platform", "dead_letters", "sandbox"]),
-    ("conversation", &["ingress", "worker", "delivery", "platform", "dead_letters", "sandbox"]),
-    ("platform", &["ingress", "queue", "worker", "delivery", "dead_letters", "sandbox"]),
-    ("delivery", &["ingress", "worker", "dead_letters", "sandbox"]),
-    ("files", &["ingress", "queue", "worker", "delivery", "conversation", "dead_letters", "sandbox"]),
-    ("worker", &["ingress", "sandbox"]),
-    ("ingress", &["worker", "delivery", "platform", "sandbox"]),
-    ("dead_letters", &["ingress", "worker", "delivery", "platform", "sandbox"]),
+    (
+        "queue",
+        &[
+            "admin",
+            "http_server",
+            "ingress",
+            "worker",
+            "delivery",
+            "conversation",
+            "platform",
+            "dead_letters",
+            "sandbox",
+        ],
+    ),
+    (
+        "conversation",
+        &["admin", "http_server", "ingress", "worker", "delivery", "platform", "dead_letters", "sandbox"],
+    ),
+    (
+        "platform",
+        &["admin", "http_server", "ingress", "queue", "worker", "delivery", "dead_letters", "sandbox"],
+    ),
+    ("delivery", &["admin", "http_server", "ingress", "worker", "dead_letters", "sandbox"]),
+    (
+        "files",
+        &["admin", "ingress", "queue", "worker", "delivery", "conversation", "dead_letters", "sandbox"],
+    ),
+    ("worker", &["admin", "http_server", "ingress", "sandbox"]),
+    (
+        "http_server",
+        &["admin", "ingress", "files", "worker", "delivery", "platform", "dead_letters", "sandbox"],
+    ),
+    ("admin", &["ingress", "worker", "delivery", "platform", "sandbox"]),
+    ("ingress", &["admin", "worker", "delivery", "platform", "sandbox"]),
+    ("dead_letters", &["admin", "ingress", "worker", "delivery", "platform", "sandbox"]),
     // A simulator must not share the misunderstandings of the client.
     ("sandbox", &["platform"]),
-    ("telemetry", &["ingress", "queue", "worker", "delivery", "platform", "dead_letters", "sandbox"]),
+    (
+        "telemetry",
+        &[
+            "admin",
+            "http_server",
+            "ingress",
+            "queue",
+            "worker",
+            "delivery",
+            "platform",
+            "dead_letters",
+            "sandbox",
+        ],
+    ),
 ];
 
 /// The rooms that may import neither the settings nor their assembler.
@@ -35,7 +86,9 @@ const STAGES: &[&str] = &[
     "files",
     "delivery",
     "worker",
+    "http_server",
     "ingress",
+    "admin",
     "dead_letters",
     "sandbox",
 ];

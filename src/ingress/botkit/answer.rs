@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::ingress::problem::ApiError;
+use crate::http_server::problem::ApiError;
 
 const SUPPORTS_ACK: HeaderName = HeaderName::from_static("supportsmessageack");
 const ERROR_DESCRIPTION: HeaderName = HeaderName::from_static("response-error-description");

@@ -11,7 +11,7 @@
 use serde_json::value::RawValue;
 
 use super::event::{EventPayload, digest};
-use crate::ingress::problem::ApiError;
+use crate::http_server::problem::ApiError;
 use crate::message::{Kind, LaneKey, Message, MessageId, bot_turn};
 
 /// The BotKit class of an event, with the keys that the class writes.

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::attachments;
 use super::json_paths::{self, EntryLimit, entries, pick, written};
 use super::{BotKitIngress, BotKitRoute, ReplyContextMode, UserPaths};
-use crate::ingress::problem::{ApiError, FieldError};
+use crate::http_server::problem::{ApiError, FieldError};
 use crate::message::handoff::{Attachment, ChatUser, TranscriptLine};
 use crate::message::ids::ID_BYTES_MAX;
 use crate::message::{AllowedHosts, ConversationId, MessageId, ReplyHandle};

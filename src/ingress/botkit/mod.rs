@@ -23,10 +23,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::bot_token::{self, BotCredential};
-use super::problem::ApiError;
-use super::{IngressState, SenderRepeats, body};
+use super::{IngressState, SenderRepeats};
 use crate::clock;
 use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, DirectoryError, Origin};
+use crate::http_server::body;
+use crate::http_server::problem::ApiError;
 use crate::message::handoff::{EndCause, Handoff, HandoffEnd, HandoffStart, HandoffText, TypingSignal};
 use crate::message::{
     AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,

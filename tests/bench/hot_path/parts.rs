@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 
 use super::callback_fields::CallbackFields;
 use super::policy::RetryContext;
-use super::{credentials, lenient, wire};
+use super::{callback_credentials, lenient, wire};
 
 type Part = Box<dyn FnMut()>;
 
@@ -58,7 +58,12 @@ fn look() -> Part {
     let door = CallbackAuth { token: "0a1b2c3d4e5f60718293a4b5".into(), ..CallbackAuth::default() };
     let (headers, now) = (HeaderMap::new(), Timestamp::UNIX_EPOCH);
     part(move || {
-        credentials::callback(&door, &headers, black_box(Some("token=0a1b2c3d4e5f60718293a4b5")), now)
+        callback_credentials::callback(
+            &door,
+            &headers,
+            black_box(Some("token=0a1b2c3d4e5f60718293a4b5")),
+            now,
+        )
     })
 }
 

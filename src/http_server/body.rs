@@ -25,15 +25,15 @@ const DRAIN_BYTES_MAX: usize = 64 << 20;
 
 /// The limits of one listener.
 #[derive(Debug, Clone)]
-pub(super) struct BodyLimits {
-    pub(super) bytes: usize,
-    pub(super) time: Duration,
+pub(crate) struct BodyLimits {
+    pub(crate) bytes: usize,
+    pub(crate) time: Duration,
     /// The budget that all bodies of the listener share, and whether this sender is authenticated already.
-    pub(super) budget: Option<(Arc<ReadBudget>, SenderTrust)>,
+    pub(crate) budget: Option<(Arc<ReadBudget>, SenderTrust)>,
 }
 
 /// Accepts JSON in UTF-8. A missing `Content-Type` counts as JSON.
-pub(super) fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(crate) fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers
         .get(CONTENT_ENCODING)
         .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
@@ -52,7 +52,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Reads the whole body.
-pub(super) async fn read(
+pub(crate) async fn read(
     headers: &HeaderMap,
     body: &mut Body,
     limits: BodyLimits,
@@ -87,7 +87,7 @@ pub(super) async fn read(
 }
 
 /// Drains the body of a refused request. A socket that is closed with unread bytes would lose the answer.
-pub(super) fn drain_body(request: Request<Body>) {
+pub(crate) fn drain_body(request: Request<Body>) {
     // A sender with `Expect: 100-continue` has sent no body yet, and reading would ask it to send the body.
     if request.headers().contains_key(EXPECT) {
         return;

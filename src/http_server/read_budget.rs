@@ -29,7 +29,7 @@ const UNPROVEN_WAIT: Duration = Duration::from_secs(2);
 
 /// Whether the sender is known before its body is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SenderTrust {
+pub(crate) enum SenderTrust {
     /// A credential in the head of the request is valid.
     Proven,
     /// Only the body can prove the credential.
@@ -83,7 +83,7 @@ impl ReadBudget {
     }
 
     /// Reserves room for a body of at most `bytes` bytes.
-    pub(super) async fn reserve(&self, sender: SenderTrust, bytes: usize) -> Result<ReservedBytes, ApiError> {
+    pub(crate) async fn reserve(&self, sender: SenderTrust, bytes: usize) -> Result<ReservedBytes, ApiError> {
         match sender {
             SenderTrust::Proven => self.proven.reserve(bytes, PROVEN_WAIT).await,
             SenderTrust::Unproven if bytes <= SMALL_BYTES => {
@@ -96,11 +96,11 @@ impl ReadBudget {
 
 /// Reserved bytes. Dropping them frees the reservation.
 #[derive(Debug)]
-pub(super) struct ReservedBytes(OwnedSemaphorePermit);
+pub(crate) struct ReservedBytes(OwnedSemaphorePermit);
 
 impl ReservedBytes {
     /// Returns the body. Dropping its last copy frees the reservation.
-    pub(super) fn hold(mut self, body: Vec<u8>) -> Bytes {
+    pub(crate) fn hold(mut self, body: Vec<u8>) -> Bytes {
         let surplus = self.0.num_permits().saturating_sub(kib(body.len()));
         drop(self.0.split(surplus));
         Bytes::from_owner(ReservedBody { body, _reserved: self })

@@ -33,7 +33,7 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves `router` on `listener` until `stop`.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     read_timeout: Duration,
@@ -71,7 +71,7 @@ pub(super) async fn serve(
 
 /// The remote address of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PeerAddress(pub(super) IpAddr);
+pub(crate) struct PeerAddress(pub(crate) IpAddr);
 
 async fn answer(
     router: Router,

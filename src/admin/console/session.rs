@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use super::super::credentials;
+use crate::http_server::credentials;
 
 const COOKIE_NAME: &str = "causeway_desk";
 /// The lifetime of a session, long enough for a night on call.

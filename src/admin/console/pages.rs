@@ -13,16 +13,16 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use maud::Markup;
 
-use super::super::problem::{self, ApiError};
-use super::super::refusal_log::{self, RefusalEntry};
-use super::super::server::PeerAddress;
-use super::super::{body, request_id};
 use super::query::{DeadLetterQuery, fault};
 use super::session::ConsoleSession;
 use super::{AdminConsole, operator, view};
 use crate::clock;
 use crate::dead_letters::{DeadLetterFilter, filter};
-use crate::request_id::REQUEST_ID;
+use crate::http_server::body;
+use crate::http_server::problem::{self, ApiError};
+use crate::http_server::refusal_log::{self, RefusalEntry};
+use crate::http_server::request_id::{REQUEST_ID, request_id};
+use crate::http_server::server::PeerAddress;
 use crate::telemetry::{Act, Ending, Operator, audit};
 
 const HTML: &str = "text/html; charset=utf-8";

@@ -12,24 +12,23 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::conversation::DirectoryError;
-use crate::dead_letters::DeadLetterError;
 use crate::queue::QueueError;
 
 /// The maximum number of faults in one answer, so that a large wrong body does not cause a large answer.
-pub(super) const FIELD_ERRORS_MAX: usize = 100;
+pub(crate) const FIELD_ERRORS_MAX: usize = 100;
 
 /// One fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct FieldError {
+pub(crate) struct FieldError {
     /// The path of the field, such as `transcript[2].text`.
-    pub(super) field: String,
+    pub(crate) field: String,
     /// The reason, which also tells how to correct the field.
-    pub(super) reason: String,
+    pub(crate) reason: String,
 }
 
 /// Why a request is refused. The text tells the caller how to proceed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// The challenge is the same with any configuration, so that it reveals nothing.
     #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
     Unauthorized(&'static str),
@@ -160,13 +159,13 @@ impl ApiError {
     }
 
     /// The status and the title, for an HTML page.
-    pub(super) const fn status_and_title(&self) -> (StatusCode, &'static str) {
+    pub(crate) const fn status_and_title(&self) -> (StatusCode, &'static str) {
         let facts = self.facts();
         (facts.status, facts.title)
     }
 
     /// The name for the log and for the problem type.
-    pub(super) const fn slug(&self) -> &'static str {
+    pub(crate) const fn slug(&self) -> &'static str {
         self.facts().slug
     }
 
@@ -185,7 +184,7 @@ impl ApiError {
     }
 
     /// Builds the answer.
-    pub(super) fn into_response(self, request_id: &str) -> Response {
+    pub(crate) fn into_response(self, request_id: &str) -> Response {
         let facts = self.facts();
         let header = self.header();
         let detail = self.to_string();
@@ -226,23 +225,6 @@ impl From<QueueError> for ApiError {
     }
 }
 
-impl From<DeadLetterError> for ApiError {
-    fn from(error: DeadLetterError) -> Self {
-        match error {
-            DeadLetterError::Queue(QueueError::Busy(why)) => Self::Busy(why),
-            // The answer does not contain the cause, so the log does.
-            DeadLetterError::Queue(error) => {
-                tracing::warn!(%error, "could not read the dead-letter queue");
-                error.into()
-            }
-            DeadLetterError::Directory(error) => {
-                tracing::warn!(%error, "could not reach the directory, which is needed to work on dead letters");
-                Self::DirectoryAway
-            }
-        }
-    }
-}
-
 impl From<DirectoryError> for ApiError {
     fn from(_: DirectoryError) -> Self {
         Self::DirectoryAway
@@ -250,7 +232,7 @@ impl From<DirectoryError> for ApiError {
 }
 
 /// Builds any answer: the JSON of a route or a page of the admin console.
-pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -260,22 +242,22 @@ pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl 
 }
 
 /// The queue has the message, or the message is not needed.
-pub(super) fn accepted(body: &serde_json::Value) -> Response {
+pub(crate) fn accepted(body: &serde_json::Value) -> Response {
     answer(StatusCode::ACCEPTED, "application/json", body.to_string())
 }
 
 /// The requested data.
-pub(super) fn found(body: &serde_json::Value) -> Response {
+pub(crate) fn found(body: &serde_json::Value) -> Response {
     answer(StatusCode::OK, "application/json", body.to_string())
 }
 
 /// A success of the admin listener.
-pub(super) fn healthy(content_type: &'static str, body: String) -> Response {
+pub(crate) fn healthy(content_type: &'static str, body: String) -> Response {
     answer(StatusCode::OK, content_type, body)
 }
 
 /// A failure of the admin listener.
-pub(super) fn unhealthy(reason: &str) -> Response {
+pub(crate) fn unhealthy(reason: &str) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{reason}\n"))
 }
 

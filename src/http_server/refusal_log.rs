@@ -16,16 +16,16 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// The data of a refused request that is logged.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RefusalEntry<'a> {
-    pub(super) route: &'static str,
-    pub(super) reason: &'static str,
-    pub(super) status: u16,
-    pub(super) request_id: &'a str,
-    pub(super) from: Option<IpAddr>,
+pub(crate) struct RefusalEntry<'a> {
+    pub(crate) route: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) status: u16,
+    pub(crate) request_id: &'a str,
+    pub(crate) from: Option<IpAddr>,
 }
 
 /// Writes the line, or counts it as suppressed.
-pub(super) fn write(refused: RefusalEntry<'_>) {
+pub(crate) fn write(refused: RefusalEntry<'_>) {
     static PERIODS: Mutex<Option<LogPeriods>> = Mutex::new(None);
     let mut periods = PERIODS.lock().unwrap_or_else(PoisonError::into_inner);
     let left_out = periods.get_or_insert_default().line(refused.route, refused.reason, Instant::now());

@@ -9,16 +9,16 @@ use axum::http::{HeaderMap, HeaderValue};
 use crate::message::RequestId;
 
 /// The header with the id.
-pub const REQUEST_ID: &str = "x-request-id";
+pub(crate) const REQUEST_ID: &str = "x-request-id";
 
 /// The caller's request id if it is safe in a log line, and a new one otherwise.
-pub fn request_id(headers: Option<&HeaderMap>) -> RequestId {
+pub(crate) fn request_id(headers: Option<&HeaderMap>) -> RequestId {
     let given = headers.and_then(|headers| headers.get(REQUEST_ID)?.to_str().ok());
     given.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
 }
 
 /// Adds the id to an answer.
-pub fn add_to(headers: &mut HeaderMap, id: &str) {
+pub(crate) fn add_to(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }

@@ -26,12 +26,13 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
-use super::problem::ApiError;
-use super::server::PeerAddress;
 use crate::conversation::Directory;
 use crate::dead_letters::outcome::{self, ReplayOutcomes};
 use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
+use crate::http_server::problem::ApiError;
+use crate::http_server::request_id::request_id;
+use crate::http_server::server::PeerAddress;
 use crate::queue::Queue;
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{Act, Ending, Operator, audit};
@@ -300,16 +301,16 @@ async fn discard(
 /// The routes of the admin console. Without a console they answer which setting enables it.
 pub(super) fn router(console: Option<AdminConsole>) -> Router {
     let Some(console) = console else {
-        let off = async || ApiError::NotEnabled("admin.token").into_response(&super::request_id(None));
+        let off = async || ApiError::NotEnabled("admin.token").into_response(&request_id(None));
         let paths = ["/dead-letters", "/dead-letters/{*rest}", "/desk", "/desk/{*rest}"];
         return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
     };
     let api = any(async |State(console): State<AdminConsole>, request: Request| {
-        let id = super::request_id(Some(request.headers()));
+        let id = request_id(Some(request.headers()));
         run_to_completion(&id, async move { api::answer(&console, request).await }).await
     });
     let page = any(async |State(console): State<AdminConsole>, request: Request| {
-        let id = super::request_id(Some(request.headers()));
+        let id = request_id(Some(request.headers()));
         run_to_completion(&id, async move { pages::answer(&console, request).await }).await
     });
     Router::new()

@@ -21,20 +21,21 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::super::problem::{self, ApiError};
-use super::super::refusal_log::{self, RefusalEntry};
-use super::super::server::PeerAddress;
-use super::super::{body, credentials};
 use super::query::{DeadLetterQuery, fault};
 use super::{AdminConsole, ReplayRun, operator};
 use crate::dead_letters::{DeadLetterFilter, filter, json};
+use crate::http_server::problem::{self, ApiError};
+use crate::http_server::refusal_log::{self, RefusalEntry};
+use crate::http_server::request_id::request_id;
+use crate::http_server::server::PeerAddress;
+use crate::http_server::{body, credentials};
 use crate::telemetry::{Act, Ending, audit};
 
 const LIMITS: body::BodyLimits =
     body::BodyLimits { bytes: 1 << 20, time: std::time::Duration::from_secs(10), budget: None };
 
 pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Response {
-    let id = super::super::request_id(Some(request.headers()));
+    let id = request_id(Some(request.headers()));
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     match dispatch(console, &mut request).await {
         Ok(response) => response,

@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// The number of places for connections that are not proven.
-pub(super) const STRANGERS_MAX: usize = 1_024;
+pub(crate) const STRANGERS_MAX: usize = 1_024;
 /// The number of places for proven connections.
 const PROVEN_MAX: usize = 4_096;
 
 /// All places of one listener.
 #[derive(Debug, Default)]
-pub(super) struct ConnectionSlots(Mutex<OccupiedSlots>);
+pub(crate) struct ConnectionSlots(Mutex<OccupiedSlots>);
 
 #[derive(Debug, Default)]
 struct OccupiedSlots {
@@ -40,7 +40,7 @@ struct SlotState {
 
 /// The place of one connection. Dropping it frees the place.
 #[derive(Debug)]
-pub(super) struct ConnectionSlot {
+pub(crate) struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     number: u64,
     slot_state: Arc<SlotState>,
@@ -50,7 +50,7 @@ pub(super) struct ConnectionSlot {
 impl ConnectionSlots {
     /// A place for a new connection. `None` if all places are taken and all their connections have a request in
     /// progress.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
         let mut taken = self.taken();
         let of_address = taken.strangers.values().filter(|slot_state| slot_state.address == address).count();
         if of_address >= STRANGERS_MAX / 2 {
@@ -72,7 +72,7 @@ impl ConnectionSlots {
     }
 
     /// Closes the oldest idle stranger, because the system has no free socket.
-    pub(super) fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         let _ = self.taken().send_away(|_| true);
     }
 
@@ -94,22 +94,22 @@ impl OccupiedSlots {
 
 impl ConnectionSlot {
     /// The remote address of the connection.
-    pub(super) fn address(&self) -> IpAddr {
+    pub(crate) fn address(&self) -> IpAddr {
         self.slot_state.address
     }
 
     /// Waits until the connection has to close.
-    pub(super) async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         self.slot_state.leave.notified().await;
     }
 
     /// Marks the start of a request.
-    pub(super) fn answering(&self) {
+    pub(crate) fn answering(&self) {
         self.slot_state.is_answered.store(true, Ordering::Relaxed);
     }
 
     /// Marks the end of a request. Returns whether the connection is proven, by this request or an earlier one.
-    pub(super) fn answered(&self, with_success: bool) -> bool {
+    pub(crate) fn answered(&self, with_success: bool) -> bool {
         self.slot_state.is_answered.store(false, Ordering::Relaxed);
         if with_success && !self.is_proven.load(Ordering::Relaxed) {
             let mut taken = self.slots.taken();

@@ -1,21 +1,19 @@
-//! Authenticates callers: HTTP Basic, token (header or URL), HMAC signature, bearer token.
+//! Authenticates ServiceNow's callbacks: HTTP Basic, token (header or URL), HMAC signature, bearer token.
 //!
-//! Guarantees: each comparison takes the same time for all inputs, including inputs of different length, because
-//! digests are compared instead of secrets. All configured methods are tried before the verdict. An empty secret is
-//! never accepted.
+//! Guarantees: all configured methods are tried before the verdict. Comparisons are those of
+//! `http_server/credentials.rs`.
 //! Not responsible for: refusing to start without a credential (`config/`).
 
 use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use sha2::Sha256;
 
-use super::{AcceptedSecrets, CallbackAuth};
+use super::CallbackAuth;
+use crate::http_server::credentials::{authorization, bearer_of, holds, same};
+use crate::http_server::secrets::AcceptedSecrets;
 
 /// The tolerated difference between a signature's time and ours, in seconds.
 const SIGNATURE_TOLERANCE: i64 = 300;
@@ -57,29 +55,6 @@ pub(super) fn callback(
     }
 }
 
-/// `Authorization: Bearer <token>` with one of the accepted tokens.
-pub(super) fn bearer_of(tokens: &AcceptedSecrets, headers: &HeaderMap) -> bool {
-    authorization(headers, "bearer").is_some_and(|given| holds(tokens, given.as_bytes()))
-}
-
-/// Whether `given` is one of the accepted values. All values are compared.
-fn holds(accepted: &AcceptedSecrets, given: &[u8]) -> bool {
-    let given = Sha256::digest(given);
-    let is_given = |secret: &str| bool::from(Sha256::digest(secret).as_slice().ct_eq(given.as_slice()));
-    accepted.usable().fold(false, |known, secret| known | is_given(secret))
-}
-
-/// `Authorization: Bearer <token>`.
-pub(super) fn bearer(token: &SecretString, headers: &HeaderMap) -> bool {
-    let given = authorization(headers, "bearer").unwrap_or_default();
-    usable(Some(token)).is_some_and(|token| same(token.as_bytes(), given.as_bytes()))
-}
-
-/// The secret if it is set and not empty.
-pub(super) fn usable(secret: Option<&SecretString>) -> Option<&str> {
-    secret.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty())
-}
-
 fn basic(auth: &CallbackAuth, headers: &HeaderMap) -> bool {
     let given = authorization(headers, "basic").and_then(|given| STANDARD.decode(given).ok());
     let (Some(username), given) = (&auth.username, given.unwrap_or_default()) else { return false };
@@ -102,21 +77,6 @@ fn token_in_url(auth: &CallbackAuth, query: Option<&str>) -> bool {
             .fold(false, |known, (_, given)| known | holds(&auth.token, given.as_bytes()))
     };
     is_in(query) | (query.contains('+') && is_in(&query.replace('+', "%2B")))
-}
-
-fn authorization<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
-    let (scheme, given) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case(wanted).then(|| given.trim())
-}
-
-/// Compares two texts in constant time.
-pub(super) fn same_text(ours: &str, given: &str) -> bool {
-    same(ours.as_bytes(), given.as_bytes())
-}
-
-/// Compares two values in constant time.
-pub(super) fn same(ours: &[u8], given: &[u8]) -> bool {
-    Sha256::digest(ours).as_slice().ct_eq(Sha256::digest(given).as_slice()).into()
 }
 
 /// `t=<unix seconds>,v1=<base64 of HMAC-SHA256("<t>.<raw body>")>`.
@@ -295,8 +255,6 @@ mod tests {
         let head = headers("x-causeway-signature", &signed(NOW, "{}"));
         let AuthResult::AfterBody(signature) = callback(&auth, &head, None, now()) else { panic!("refused") };
         assert!(signature.holds(&auth.hmac_secret, b"{}"));
-        assert!(bearer_of(&next("old", "new"), &headers("authorization", "Bearer new")));
-        assert!(!bearer_of(&next("old", ""), &headers("authorization", "Bearer ")));
         // The next value alone is a credential, too.
         let only_next = CallbackAuth {
             token: AcceptedSecrets { current: None, next: Some("new".into()) },
@@ -306,15 +264,5 @@ mod tests {
             callback(&only_next, &headers("x-causeway-token", "new"), None, now()),
             AuthResult::Authorised
         );
-    }
-
-    #[test]
-    fn the_bearer_is_compared_whole() {
-        let token = SecretString::from("secret");
-        assert!(bearer(&token, &headers("authorization", "bearer secret")));
-        assert!(!bearer(&token, &headers("authorization", "Bearer secre")));
-        assert!(!bearer(&token, &headers("authorization", "secret")));
-        assert!(!bearer(&token, &HeaderMap::new()));
-        assert!(!bearer(&SecretString::from(""), &headers("authorization", "Bearer ")));
     }
 }

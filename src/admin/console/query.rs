@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::problem::{ApiError, FieldError};
 use crate::dead_letters::DeadLetterFilter;
 use crate::dead_letters::filter::{FILTERS, rate, wait};
 use crate::dead_letters::outcome::WAIT;
+use crate::http_server::problem::{ApiError, FieldError};
 
 /// The number of dead letters that are shown, by default and at most.
 const LIMIT: usize = 100;
