@@ -191,16 +191,12 @@ impl RabbitQueue {
 
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let partition = PartitionId::of(message.destination, &message.lane, self.partitions());
-        let request =
-            PublishRequest::new(topology::IN, partition.to_string(), message, wire::encode(message));
-        self.place(request).await
+        self.place(PublishRequest::of_message(partition.to_string(), message)).await
     }
 
     pub(super) async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
-        let key = dead.message.destination.as_str().to_owned();
         let frame = self.connections.frame_bytes().unwrap_or(wire::FRAME_BYTES_MIN);
-        let request = PublishRequest::new(topology::DLX, key, &dead.message, wire::encode_dead(dead, frame));
-        self.place(request).await
+        self.place(PublishRequest::of_dead_letter(dead, frame)).await
     }
 
     async fn place(

@@ -12,7 +12,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -24,9 +23,9 @@ use tokio::time::Instant;
 use super::connections::BrokerConnections;
 use super::publish_end::ChannelEnd;
 use super::publish_limit::PerQueueLimit;
-use super::topology::ANSWER_TIMEOUT;
-use super::{RabbitError, within};
-use crate::message::{LaneKey, Message};
+use super::topology::{self, ANSWER_TIMEOUT};
+use super::{RabbitError, wire, within};
+use crate::message::{DeadLetter, LaneKey, Message};
 use crate::queue::QueueError;
 
 /// The number of publish requests that may wait for the publisher.
@@ -49,25 +48,41 @@ const RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct PublishRequest {
     exchange: &'static str,
-    key: String,
-    lane: LaneKey,
-    properties: BasicProperties,
-    body: Bytes,
+    key: Arc<str>,
+    message: Message,
+    /// The properties of a dead letter. Those of a message are encoded when the message is published.
+    dead_letter: Option<Box<BasicProperties>>,
     answer: oneshot::Sender<Result<(), QueueError>>,
 }
 
 pub(super) type ConfirmReceiver = oneshot::Receiver<Result<(), QueueError>>;
 
 impl PublishRequest {
-    pub(super) fn new(
-        exchange: &'static str,
-        key: String,
-        message: &Message,
-        properties: BasicProperties,
-    ) -> (Self, ConfirmReceiver) {
+    /// A request for a partition.
+    pub(super) fn of_message(key: String, message: &Message) -> (Self, ConfirmReceiver) {
         let (answer, answered) = oneshot::channel();
-        let (lane, body) = (message.lane.clone(), message.body.clone());
-        (Self { exchange, key, lane, properties, body, answer }, answered)
+        let (key, message) = (key.into(), message.clone());
+        (Self { exchange: topology::IN, key, message, dead_letter: None, answer }, answered)
+    }
+
+    /// A request for the dead letters of a destination.
+    pub(super) fn of_dead_letter(dead: &DeadLetter, frame: usize) -> (Self, ConfirmReceiver) {
+        let (answer, answered) = oneshot::channel();
+        let (key, message) = (dead.message.destination.as_str().into(), dead.message.clone());
+        let dead_letter = Some(Box::new(wire::encode_dead(dead, frame)));
+        (Self { exchange: topology::DLX, key, message, dead_letter, answer }, answered)
+    }
+
+    fn lane(&self) -> &LaneKey {
+        &self.message.lane
+    }
+
+    /// The properties. The request keeps what they are made of, because it may have to be published again.
+    fn properties(&self) -> BasicProperties {
+        match &self.dead_letter {
+            Some(properties) => (**properties).clone(),
+            None => wire::encode(&self.message),
+        }
     }
 
     pub(super) const fn exchange(&self) -> &'static str {
@@ -75,7 +90,7 @@ impl PublishRequest {
     }
 
     pub(super) const fn body_bytes(&self) -> usize {
-        self.body.len()
+        self.message.body.len()
     }
 
     pub(super) fn refuse(self, error: QueueError) {
@@ -220,7 +235,7 @@ impl PublishWindow {
         if request.answer.is_closed() {
             return;
         }
-        if let Some(line) = self.blocked.get_mut(&request.lane) {
+        if let Some(line) = self.blocked.get_mut(request.lane()) {
             // Requests without a caller must not take the places of others: their callers send new requests.
             while line.front().is_some_and(|request| request.answer.is_closed()) {
                 line.pop_front();
@@ -230,7 +245,7 @@ impl PublishWindow {
             self.waiting += 1;
             return;
         }
-        let lane = request.lane.clone();
+        let lane = request.lane().clone();
         self.blocked.insert(lane.clone(), VecDeque::new());
         if !self.enter(request) {
             self.blocked.remove(&lane);
@@ -242,7 +257,7 @@ impl PublishWindow {
     fn enter(&mut self, request: PublishRequest) -> bool {
         for gone in self.limits.give_up(&request.key, |request| request.answer.is_closed()) {
             self.waiting -= 1;
-            self.next_of(&gone.lane);
+            self.next_of(gone.lane());
         }
         if self.limits.waiting(&request.key) >= QUEUE_CAPACITY {
             request
@@ -259,7 +274,7 @@ impl PublishWindow {
 
     fn confirmed(&mut self, confirmed: ConfirmedPublish) {
         let ConfirmedPublish { request, result } = confirmed;
-        let (key, lane) = (request.key.clone(), request.lane.clone());
+        let (key, lane) = (request.key.clone(), request.lane().clone());
         answer(request, result);
         self.next_at(&key);
         self.next_of(&lane);
@@ -272,7 +287,7 @@ impl PublishWindow {
             if !request.answer.is_closed() {
                 return self.publish(request);
             }
-            self.next_of(&request.lane);
+            self.next_of(request.lane());
         }
     }
 
@@ -294,11 +309,9 @@ impl PublishWindow {
         let channel = self.channel.clone();
         let mut publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let (exchange, key) = (request.exchange.into(), request.key.as_str().into());
-            // The request keeps its properties: it may have to be published again.
-            let properties = request.properties.clone();
-            let result = match channel.basic_publish(exchange, key, options, &request.body, properties).await
-            {
+            let (exchange, key) = (request.exchange.into(), (&*request.key).into());
+            let (body, properties) = (&request.message.body, request.properties());
+            let result = match channel.basic_publish(exchange, key, options, body, properties).await {
                 Ok(confirm) => confirm.await,
                 Err(error) => Err(error),
             };
