@@ -38,7 +38,7 @@ on_every_engine! {
         let run = prove(bench.folder(), &args).await;
         assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
         let ledger = ledger(&run);
-        for promise in ["lost", "overtaken", "unexplained_repeats", "refused", "taken_on_a_full_disk"] {
+        for promise in ["lost", "overtaken", "unexplained_repeats", "refused", "told_to_repeat", "taken_on_a_full_disk"] {
             assert_eq!(ledger[promise], 0, "{promise}: {ledger:#}");
         }
         for direction in ["servicenow", "xo"] {
@@ -54,6 +54,18 @@ on_every_engine! {
             assert_eq!(count["made"], count["planned"], "{kind}");
         }
         assert_eq!(left_behind(bench.folder()), 0);
+    }
+}
+
+on_every_rabbit! {
+    async fn a_callback_that_is_told_to_repeat_is_found_out(bench: Bench) {
+        let url = bench.vhost().unwrap().url();
+        let faults = "cut-ingress-broker,hole-ingress-broker";
+        let args = ["--seed", "5", "--duration", "8s", "--rate", "60", "--faults", faults, "--no-spool"];
+        let run = prove(bench.folder(), &[&args[..], &["--queue-url", &url]].concat()).await;
+        assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
+        assert!(run.stdout.contains("told to repeat"), "{}", run.stdout);
+        assert!(run.stdout.contains("Broken: 0 lost, 0 overtaken"), "{}", run.stdout);
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum BrokenPromise {
     Unexplained,
     /// A correct request was rejected.
     Refused,
+    /// ServiceNow, which never repeats a callback, was told to repeat one.
+    TurnedAway,
     /// The message was accepted while no file could be written.
     Unwritten,
 }
@@ -36,6 +38,7 @@ impl BrokenPromise {
             Self::Overtaken => "overtaken",
             Self::Unexplained => "repeated without a reason",
             Self::Refused => "refused",
+            Self::TurnedAway => "told to repeat",
             Self::Unwritten => "taken on a full disk",
         }
     }
@@ -57,6 +60,8 @@ pub(super) struct CheckResult {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CheckContext<'a> {
     pub(super) happened: &'a [FaultRecord],
+    /// Whether the ingress has a spool, so that it accepts callbacks without the broker.
+    pub(super) has_spool: bool,
     /// Causeway's timeout for a call to a platform.
     pub(super) call_timeout: Micros,
 }
@@ -68,6 +73,9 @@ pub(super) fn check(chat: &ProveChat, dead: impl Fn(usize) -> bool, known: Check
         let effect = trace.effect();
         if trace.refused.is_some() {
             judgement.breaches.push((n, BrokenPromise::Refused));
+        }
+        if known.has_spool && chat.destination == Destination::Xo && trace.turned_away.is_some() {
+            judgement.breaches.push((n, BrokenPromise::TurnedAway));
         }
         if trace.accepted.is_some() {
             judgement.accepted += 1;
@@ -298,7 +306,11 @@ mod tests {
     }
 
     fn judged(messages: &[MessageTrace], happened: &[FaultRecord]) -> CheckResult {
-        check(&chat(messages), |_| false, CheckContext { happened, call_timeout: CALL_TIMEOUT })
+        check(
+            &chat(messages),
+            |_| false,
+            CheckContext { happened, has_spool: true, call_timeout: CALL_TIMEOUT },
+        )
     }
 
     fn fault(fault_kind: FaultKind, from: Micros, until: Micros) -> FaultRecord {
@@ -320,15 +332,27 @@ mod tests {
     }
 
     #[test]
+    fn a_callback_may_not_be_told_to_repeat_if_there_is_a_spool() {
+        let messages = [MessageTrace { turned_away: Some(1), posts: 2, ..taken(&[call(10_000, 1)]) }];
+        assert_eq!(judged(&messages, &[]).breaches, [(0, BrokenPromise::TurnedAway)]);
+        let known = CheckContext { happened: &[], has_spool: false, call_timeout: CALL_TIMEOUT };
+        assert_eq!(check(&chat(&messages), |_| false, known).breaches, []);
+        // A caller of the handoff API repeats.
+        let handoffs = ProveChat { destination: Destination::ServiceNow, ..chat(&messages) };
+        let known = CheckContext { has_spool: true, ..known };
+        assert_eq!(check(&handoffs, |_| false, known).breaches, []);
+    }
+
+    #[test]
     fn a_dead_letter_is_an_end() {
-        let known = CheckContext { happened: &[], call_timeout: CALL_TIMEOUT };
+        let known = CheckContext { happened: &[], has_spool: true, call_timeout: CALL_TIMEOUT };
         let seen = check(&chat(&[taken(&[failed(10_000)]), taken(&[call(20_000, 1)])]), |n| n == 0, known);
         assert_eq!((seen.delivered, seen.dead, seen.breaches), (1, 1, vec![]));
     }
 
     #[test]
     fn a_dead_letter_that_is_tried_again_was_overtaken() {
-        let known = CheckContext { happened: &[], call_timeout: CALL_TIMEOUT };
+        let known = CheckContext { happened: &[], has_spool: true, call_timeout: CALL_TIMEOUT };
         let messages = [taken(&[failed(10_000), failed(30_000)]), taken(&[call(20_000, 1)])];
         assert_eq!(check(&chat(&messages), |n| n == 0, known).breaches, [(0, BrokenPromise::Overtaken)]);
     }

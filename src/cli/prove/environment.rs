@@ -216,6 +216,7 @@ fn shared(
         // counts.
         ("SERVICENOW__WAIT_LIMIT", "30d".to_owned()),
         ("XO__CALLBACK_URL", format!("http://{}/xo/callback", wires.xo.address())),
+        ("INGRESS__SPOOL", if args.no_spool { "off" } else { "callbacks" }.to_owned()),
         ("INGRESS__LISTEN", public.to_string()),
         ("INGRESS__SERVICENOW__TOKEN", TOKEN.to_owned()),
         ("INGRESS__HANDOFFS__TOKEN", TOKEN.to_owned()),

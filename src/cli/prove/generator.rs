@@ -108,6 +108,7 @@ impl LoadGenerator {
                 Ok(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429) => {
                     return self.observer.refused(talk.number, n, status.as_u16());
                 }
+                Ok(status) if status.is_server_error() => self.observer.turned_away(talk.number, n),
                 Ok(_) | Err(_) => {}
             }
             if stop.is_cancelled() {

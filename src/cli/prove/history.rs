@@ -34,6 +34,8 @@ pub(super) struct MessageTrace {
     pub(super) posts: u32,
     /// When the caller received the 2xx.
     pub(super) accepted: Option<Micros>,
+    /// When the caller was first told to repeat, with a status of 500 or more.
+    pub(super) turned_away: Option<Micros>,
     /// A status after which a correct caller does not retry.
     pub(super) refused: Option<u16>,
     pub(super) calls: Vec<DeliveryCall>,
@@ -43,6 +45,12 @@ impl MessageTrace {
     /// Time and position of the first effect.
     pub(super) fn effect(&self) -> Option<(Micros, u64)> {
         self.calls.iter().filter_map(|call| call.effect).min_by_key(|(_, place)| *place)
+    }
+
+    /// The time from the first post to its 2xx, if the message was posted once.
+    pub(super) fn answer_time(&self) -> Option<Micros> {
+        let accepted = self.accepted.filter(|_| self.posts == 1)?;
+        Some(accepted.saturating_sub(self.posted?))
     }
 }
 

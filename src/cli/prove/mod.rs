@@ -89,6 +89,9 @@ pub(super) struct ProveArgs {
     /// Stop waiting for quiet after this time without progress; messages still in flight then count as lost
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     give_up_after: Duration,
+    /// Switch the spool of the ingress off, so that a run without its broker must fail
+    #[arg(long, hide = true)]
+    no_spool: bool,
     /// Make the destination accept a message without keeping it, so that the run must fail
     #[arg(long, hide = true)]
     swallow_one: bool,

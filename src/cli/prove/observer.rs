@@ -131,6 +131,13 @@ impl HistoryObserver {
         book.counts.delivered += u64::from(arrived);
     }
 
+    pub(super) fn turned_away(&self, chat: usize, n: usize) {
+        let now = self.now();
+        if let Some(trace) = self.lock().trace(chat, n) {
+            trace.turned_away.get_or_insert(now);
+        }
+    }
+
     pub(super) fn refused(&self, chat: usize, n: usize, status: u16) {
         if let Some(trace) = self.lock().trace(chat, n) {
             trace.refused = Some(status);

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::checker::{BrokenPromise, CheckContext, check};
 use super::environment::{CALL_TIMEOUT, ProveEnvironment};
 use super::fault_plan::{FaultKind, PlannedFault};
-use super::history::{FaultRecord, Micros, ProveChat, SECOND};
+use super::history::{FaultRecord, MessageTrace, Micros, ProveChat, SECOND};
 use super::nemesis::{FaultLog, WorkerKill};
 use super::phases::{RunPhase, RunPhases};
 use super::run::MemoryUse;
 use crate::cli::output::{self, AnsiPaint};
-use crate::message::MessageId;
+use crate::message::{Destination, MessageId};
 
 /// Maximum number of broken conversations that are printed in full.
 const LISTED_MAX: usize = 5;
@@ -52,11 +52,15 @@ pub(super) struct ProveReport {
     overtaken: u64,
     unexplained_repeats: u64,
     refused: u64,
+    /// Callbacks that were answered with 500 or more although the ingress has a spool.
+    told_to_repeat: u64,
     /// Messages accepted while the disk was full.
     taken_on_a_full_disk: u64,
     faults: BTreeMap<&'static str, FaultCount>,
     /// Milliseconds from the scheduled time of a message to its effect. Only healthy conversations count.
     latency_ms: BTreeMap<&'static str, LatencySummary>,
+    /// Milliseconds from the only post of a callback to its 2xx.
+    callback_answer_ms: LatencySummary,
     /// p99 of healthy conversations: with poisoned conversations around, divided by without.
     poisoned_p99_ratio: Option<f64>,
     /// Milliseconds from kill -9 of a worker until every partition with messages to deliver was served again.
@@ -114,10 +118,12 @@ pub(super) fn draw(
     dead: &HashSet<MessageId>,
 ) -> ProveReport {
     let call_timeout = u64::try_from(CALL_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
-    let known = CheckContext { happened: &fault_log.happened, call_timeout };
+    let has_spool = from.environment.scope.broker;
+    let known = CheckContext { happened: &fault_log.happened, has_spool, call_timeout };
     let mut directions: BTreeMap<&'static str, DirectionCounts> = BTreeMap::new();
     let (mut histories, mut unexplained, mut refused, mut unwritten) = (Vec::new(), 0, 0, 0);
-    let (latency_ms, ratio) = from.environment.observer.look(|chats| {
+    let mut turned_away = 0;
+    let (latency_ms, ratio, callback_answer_ms) = from.environment.observer.look(|chats| {
         for chat in chats {
             let judged = check(chat, |n| dead.contains(&chat.id_of(n)), known);
             let sum = directions.entry(chat.destination.as_str()).or_default();
@@ -134,6 +140,7 @@ pub(super) fn draw(
                     BrokenPromise::Overtaken => sum.overtaken += 1,
                     BrokenPromise::Unexplained => unexplained += 1,
                     BrokenPromise::Refused => refused += 1,
+                    BrokenPromise::TurnedAway => turned_away += 1,
                     BrokenPromise::Unwritten => unwritten += 1,
                 }
                 if histories.len() < LISTED_MAX {
@@ -141,11 +148,12 @@ pub(super) fn draw(
                 }
             }
         }
-        latencies(from, chats)
+        let (latency_ms, ratio) = latencies(from, chats);
+        (latency_ms, ratio, answer_times(chats))
     });
     let sum = |pick: fn(&DirectionCounts) -> u64| directions.values().map(pick).sum::<u64>();
     let (lost, overtaken, delivered) = (sum(|of| of.lost), sum(|of| of.overtaken), sum(|of| of.delivered));
-    let kept = lost + overtaken + unexplained + refused + unwritten == 0 && delivered > 0;
+    let kept = lost + overtaken + unexplained + refused + turned_away + unwritten == 0 && delivered > 0;
     let broker = from.environment.scope.broker;
     ProveReport {
         kept,
@@ -161,9 +169,11 @@ pub(super) fn draw(
         overtaken,
         unexplained_repeats: unexplained,
         refused,
+        told_to_repeat: turned_away,
         taken_on_a_full_disk: unwritten,
         faults: counts(from.planned, &fault_log.happened),
         latency_ms,
+        callback_answer_ms,
         poisoned_p99_ratio: ratio,
         kill_to_next_delivery_ms: kills(from.environment, fault_log),
         memory_bytes: memory.most,
@@ -204,6 +214,11 @@ fn latencies(
     let compared = clean.count > 0 && poisoned.count > 0 && clean.p99 > 0.0;
     let ratio = compared.then(|| poisoned.p99 / clean.p99);
     (BTreeMap::from([("clean", clean), ("poisoned", poisoned), ("faults", faults)]), ratio)
+}
+
+fn answer_times(chats: &[ProveChat]) -> LatencySummary {
+    let callbacks = chats.iter().filter(|chat| chat.destination == Destination::Xo);
+    summary(callbacks.flat_map(|chat| &chat.messages).filter_map(MessageTrace::answer_time).collect())
 }
 
 fn summary(mut waits: Vec<Micros>) -> LatencySummary {
@@ -304,6 +319,11 @@ pub(super) fn print(report: &ProveReport, paint: AnsiPaint) -> std::io::Result<(
     if let Some(ratio) = report.poisoned_p99_ratio {
         output::line(format_args!("p99 with poisoned conversations: {ratio:.2} times the p99 without"))?;
     }
+    let answers = &report.callback_answer_ms;
+    output::line(format_args!(
+        "a callback was answered within {:.1} ms (p99), at most {:.1} ms",
+        answers.p99, answers.max
+    ))?;
     output::line(format_args!("\nfaults: {}", made(&report.faults)))?;
     let kills = &report.kill_to_next_delivery_ms;
     if let (Some(middle), Some(most)) = (kills.all.get(kills.all.len() / 2), kills.all.last()) {
@@ -345,9 +365,10 @@ fn verdict(report: &ProveReport, paint: AnsiPaint) -> String {
         let repeats = output::counted(repeats, "repeat");
         return paint.green(&format!("Nothing was lost, nothing was overtaken, {repeats} explained."));
     }
-    let ProveReport { lost, overtaken, unexplained_repeats, refused, .. } = report;
+    let ProveReport { lost, overtaken, unexplained_repeats, refused, told_to_repeat, .. } = report;
     paint.red(&format!(
-        "Broken: {lost} lost, {overtaken} overtaken, {unexplained_repeats} repeated without a reason, {refused} refused."
+        "Broken: {lost} lost, {overtaken} overtaken, {unexplained_repeats} repeated without a reason, {refused} refused, \
+         {told_to_repeat} callbacks told to be repeated."
     ))
 }
 
@@ -385,7 +406,6 @@ fn made(counts: &BTreeMap<&'static str, FaultCount>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Destination;
 
     #[test]
     fn quantiles_are_of_what_was_measured() {
@@ -396,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_history_tells_what_happened_around_it() {
-        use super::super::history::{DeliveryCall, MessageTrace};
+        use super::super::history::DeliveryCall;
         let call = DeliveryCall {
             began: 2 * SECOND,
             ended: Some(3 * SECOND),
