@@ -4,6 +4,7 @@
 //! supervisor restarts it. A shutdown takes at most `drain`. Not responsible for: the work of the parts.
 
 mod components;
+mod console;
 mod signals;
 
 use std::net::SocketAddr;
@@ -15,11 +16,11 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::admin::{self, AdminConsole, AdminState, ConsoleParts};
+use crate::admin::{self, AdminConsole, AdminState};
 use crate::clock;
 use crate::config::{self, Settings, SpooledSenders};
 use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
-use crate::dead_letters::{DeadLetterError, retention};
+use crate::dead_letters::retention;
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
 use crate::http_server::{self, ReadBudget};
@@ -176,7 +177,7 @@ impl App {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
         };
-        app.start_admin(admin, worker, console(&settings), stop);
+        app.start_admin(admin, worker, console::build(&settings), stop);
         if let Some(public) = public {
             app.start_ingress(public, &settings, roles, stop).await?;
         }
@@ -390,31 +391,6 @@ async fn run_housekeeping(
 /// Opens the engine for an operator, beside the processes that serve it: to publish and to read dead letters.
 pub async fn open_admin(settings: &Settings) -> anyhow::Result<Queue> {
     ready(open(settings, RabbitUse::Admin).await?).await
-}
-
-/// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
-/// one code path, and a session uses none of the connections that deliver.
-fn console(settings: &Settings) -> Option<AdminConsole> {
-    let token = settings.admin_token.clone()?;
-    let settings = Arc::new(settings.clone());
-    let open = move || -> futures_util::future::BoxFuture<'static, Result<ConsoleParts, DeadLetterError>> {
-        let settings = settings.clone();
-        Box::pin(async move {
-            let queue =
-                open_admin(&settings).await.map_err(|error| match error.downcast::<QueueError>() {
-                    Ok(error) => DeadLetterError::Queue(error),
-                    Err(error) => DeadLetterError::Queue(QueueError::Unavailable(format!("{error:#}"))),
-                })?;
-            match open_directory(&settings).await {
-                Ok(directory) => Ok(ConsoleParts { queue, directory }),
-                Err(error) => {
-                    queue.close().await;
-                    Err(DeadLetterError::Directory(format!("{error:#}")))
-                }
-            }
-        })
-    };
-    Some(AdminConsole::new(token, Arc::new(open)))
 }
 
 /// The place of a deployment for a person: the data folder of the embedded engine, or host and vhost of the broker, without

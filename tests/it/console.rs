@@ -298,6 +298,19 @@ async fn in_a_browser() {
     browser.picture("desk-letter").await;
     assert_eq!(browser.title().await, "handoff.message · Causeway", "hostile text is only text");
 
+    browser.follow("c-1").await;
+    browser.reads("Its dead letters, in both directions").await;
+    assert!(browser.text().await.contains(&one), "the conversation shows its chat");
+    browser.picture("desk-conversation").await;
+    browser.follow("Conversations").await;
+    browser.reads("2 found").await;
+    browser.picture("desk-conversations").await;
+    browser.write("input[name=name]", &two).await;
+    browser.button("Search").await;
+    browser.reads("1 found").await;
+    assert!(!browser.text().await.contains("c-1"), "the search leaves the others out");
+    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    browser.follow("handoff.message").await;
     browser.follow("all its dead letters").await;
     browser.follow("Replay 2 dead letters").await;
     browser.reads("Nothing has been changed yet").await;

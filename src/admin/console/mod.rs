@@ -1,4 +1,4 @@
-//! The admin console for dead letters: the functions of `causeway dead` as an API (`api`) and in a browser (`page`).
+//! The admin console: dead letters as an API (`api`) and in a browser (`pages`), conversations in a browser.
 //!
 //! Guarantees: the work is done by [`crate::dead_letters`], as on the command line. Only one session at a time runs in this
 //! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
@@ -26,13 +26,14 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
-use crate::conversation::Directory;
+use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError, ListFilter};
 use crate::dead_letters::outcome::{self, ReplayOutcomes};
 use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
 use crate::http_server::problem::ApiError;
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
+use crate::message::ConversationId;
 use crate::queue::Queue;
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{Act, Ending, Operator, audit};
@@ -54,13 +55,30 @@ pub struct ConsoleParts {
     pub directory: Directory,
 }
 
-type OpenQueue = Arc<dyn Fn() -> BoxFuture<'static, Result<ConsoleParts, DeadLetterError>> + Send + Sync>;
+type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, DeadLetterError>> + Send + Sync>;
+
+/// Opens what a session needs.
+#[derive(Clone)]
+pub struct ConsoleOpeners {
+    /// Opens the queue and the directory.
+    pub parts: Open<ConsoleParts>,
+    /// Opens the directory alone, which works without the broker.
+    pub directory: Open<Directory>,
+}
+
+impl std::fmt::Debug for ConsoleOpeners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsoleOpeners").finish_non_exhaustive()
+    }
+}
 
 /// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminConsole {
     token: SecretString,
-    open: OpenQueue,
+    /// The place of the deployment, for a person.
+    place: Arc<str>,
+    open: ConsoleOpeners,
     turn: Arc<tokio::sync::Mutex<()>>,
     run: Arc<Mutex<Option<ReplayRun>>>,
 }
@@ -116,8 +134,8 @@ impl ConsoleTurn {
 
 impl AdminConsole {
     /// Creates the admin console. Each session opens its components anew.
-    pub fn new(token: SecretString, open: OpenQueue) -> Self {
-        Self { token, open, turn: Arc::default(), run: Arc::default() }
+    pub fn new(token: SecretString, place: &str, open: ConsoleOpeners) -> Self {
+        Self { token, place: place.into(), open, turn: Arc::default(), run: Arc::default() }
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {
@@ -128,19 +146,39 @@ impl AdminConsole {
         let busy =
             |_| ApiError::Busy("another session is reading the dead letters: wait until it ends".to_owned());
         let turn = turn.map_err(busy)?;
-        Ok(ConsoleTurn { parts: (self.open)().await?, turn })
+        Ok(ConsoleTurn { parts: (self.open.parts)().await?, turn })
     }
 
     /// Finds all matching dead letters, with the details of the first `limit`. Works during a replay if the engine
     /// supports it.
     async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
-        let parts = (self.open)().await?;
+        let parts = (self.open.parts)().await?;
         let found = match named(filter, &parts).await {
             Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
             Err(error) => Err(error),
         };
         parts.directory.close().await;
         parts.queue.close().await;
+        Ok(found?)
+    }
+
+    /// The conversations with the newest change.
+    async fn newest_conversations(
+        &self,
+        state: Option<ConversationState>,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, ApiError> {
+        let directory = (self.open.directory)().await?;
+        let found = directory.list(&ListFilter { state, limit }).await;
+        directory.close().await;
+        Ok(found?)
+    }
+
+    /// The conversations with this id, group or CHAT number.
+    async fn conversations_named(&self, name: &str) -> Result<Vec<Conversation>, ApiError> {
+        let directory = (self.open.directory)().await?;
+        let found = conversations_named(&directory, name).await;
+        directory.close().await;
         Ok(found?)
     }
 
@@ -259,6 +297,16 @@ impl AdminConsole {
         let next = async |mut taken: mpsc::Receiver<_>| taken.recv().await.map(|line| (line, taken));
         Ok(Body::from_stream(futures_util::stream::unfold(taken, next)))
     }
+}
+
+async fn conversations_named(directory: &Directory, name: &str) -> Result<Vec<Conversation>, DirectoryError> {
+    let mut found = Vec::new();
+    for name in directory.names(name).await? {
+        if let Ok(id) = ConversationId::parse(&name) {
+            found.extend(directory.find(&id).await?);
+        }
+    }
+    Ok(found)
 }
 
 /// The operator of a request.

@@ -15,8 +15,10 @@ use maud::Markup;
 
 use super::query::{DeadLetterQuery, fault};
 use super::session::ConsoleSession;
-use super::{AdminConsole, operator, view};
+use super::view::{self, PageFrame};
+use super::{AdminConsole, operator};
 use crate::clock;
+use crate::conversation::ConversationState;
 use crate::dead_letters::{DeadLetterFilter, filter};
 use crate::http_server::body;
 use crate::http_server::problem::{self, ApiError};
@@ -29,6 +31,8 @@ const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+/// The number of conversations that the list shows.
+const CONVERSATIONS_SHOWN: u32 = 100;
 /// The largest form of an authenticated session in bytes. It may list many dead letters.
 const FORM_BYTES_MAX: usize = 1 << 20;
 /// The largest login form in bytes. Unauthenticated callers may send it.
@@ -51,7 +55,8 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
                 request_id: &id,
                 from,
             });
-            html(status, view::refusal(form.as_deref(), title, &refusal))
+            let frame = PageFrame { form: form.as_deref(), place: &console.place };
+            html(status, view::refusal(frame, title, &refusal))
         }
     };
     body::drain_body(request);
@@ -108,10 +113,7 @@ async fn dispatch(
 async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
     let from = request.extensions().get::<PeerAddress>().map(|peer| tracing::field::display(peer.0));
     let fields = form(request, LOGIN_BYTES_MAX).await?;
-    let field = |wanted: &str| {
-        let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
-        pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned()).unwrap_or_default()
-    };
+    let field = |wanted: &str| value_of(&fields, wanted);
     let back = field("back");
     let Some(session) = ConsoleSession::begin(&console.token, field("token").trim(), clock::now()) else {
         tracing::info!(from, "a login to the admin console was refused");
@@ -122,29 +124,65 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
 }
 
 impl PageHandler<'_> {
+    fn frame(&self) -> PageFrame<'_> {
+        PageFrame { form: Some(&self.form), place: &self.console.place }
+    }
+
     async fn show_page(&self, path: &str, query: &str) -> Result<Response, ApiError> {
         let page = match path {
             "" => {
                 let asked = DeadLetterQuery::of_form(query, &["limit"])?;
                 let found = self.console.find(&asked.filter, asked.limit).await?;
-                view::home(&self.form, &asked.filter, &found, self.console.progress().as_ref())
+                view::home(self.frame(), &asked.filter, &found, self.console.progress().as_ref())
             }
             "replay" => {
                 let asked = DeadLetterQuery::of_form(query, &[])?;
                 let plan = self.console.plan(&asked.filter).await?;
-                view::plan(&self.form, &asked.filter, &plan)
+                view::plan(self.frame(), &asked.filter, &plan)
             }
             "discard" => {
                 let asked = DeadLetterQuery::of_form(query, &[])?;
                 let found = self.console.find(&asked.filter, 0).await?;
-                view::question(&self.form, &asked.filter, &found.entries)
+                view::question(self.frame(), &asked.filter, &found.entries)
             }
-            "progress" => view::progress(&self.form, self.console.progress().as_ref()),
+            "conversations" => self.conversations(query).await?,
+            "conversation" => self.conversation(query).await?,
+            "progress" => view::progress(self.frame(), self.console.progress().as_ref()),
             letter => {
                 self.letter(letter.strip_prefix("letters/").ok_or(ApiError::UnknownRoute)?, query).await?
             }
         };
         Ok(html(StatusCode::OK, page))
+    }
+
+    async fn conversations(&self, query: &str) -> Result<Markup, ApiError> {
+        let (name, state) = (value_of(query, "name"), value_of(query, "state"));
+        let state = match state.as_str() {
+            "" => None,
+            text => Some(ConversationState::parse(text).ok_or_else(|| {
+                ApiError::Invalid(vec![fault("state", "is not a state of a conversation")])
+            })?),
+        };
+        let found = match name.trim() {
+            "" => self.console.newest_conversations(state, CONVERSATIONS_SHOWN).await?,
+            name => {
+                let mut found = self.console.conversations_named(name).await?;
+                found.retain(|it| state.is_none_or(|state| it.state == state));
+                found
+            }
+        };
+        Ok(view::conversations(self.frame(), name.trim(), state, &found, CONVERSATIONS_SHOWN))
+    }
+
+    async fn conversation(&self, query: &str) -> Result<Markup, ApiError> {
+        let name = value_of(query, "name");
+        let found = self.console.conversations_named(&name).await?;
+        Ok(match found.as_slice() {
+            [only] => view::conversation(self.frame(), only),
+            none_or_several => {
+                view::conversations(self.frame(), &name, None, none_or_several, CONVERSATIONS_SHOWN)
+            }
+        })
     }
 
     async fn letter(&self, id: &str, query: &str) -> Result<Markup, ApiError> {
@@ -161,7 +199,7 @@ impl PageHandler<'_> {
             let shown = found.letters.len() as u64;
             audit(Act::Reveal, &self.operator, format_args!("id={id}"), shown, Ending::Done(None));
         }
-        Ok(view::letter(&self.form, id, &found.letters, reveal))
+        Ok(view::letter(self.frame(), id, &found.letters, reveal))
     }
 
     async fn run_action(&self, path: &str, request: &mut Request) -> Result<Response, ApiError> {
@@ -184,7 +222,7 @@ impl PageHandler<'_> {
                     || ApiError::Invalid(vec![fault("confirm", "is missing: the number that was shown")]);
                 let confirmed = asked.confirm.ok_or_else(missing)?;
                 let gone = self.console.discard(&asked.filter, confirmed, &self.operator).await?;
-                Ok(html(StatusCode::OK, view::discarded(&self.form, gone)))
+                Ok(html(StatusCode::OK, view::discarded(self.frame(), gone)))
             }
             "export" => {
                 let asked = DeadLetterQuery::of_form(&fields, &["form"])?;
@@ -204,6 +242,12 @@ async fn form(request: &mut Request, bytes: usize) -> Result<String, ApiError> {
     let limits = body::BodyLimits { bytes, time: std::time::Duration::from_secs(10), budget: None };
     let read = body::read(&headers, request.body_mut(), limits).await?;
     Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// The first value of this name in a query, and an empty text if there is none.
+fn value_of(query: &str, name: &str) -> String {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 
 /// Accepts only a path inside the admin console, so that a link cannot redirect the user to another site.

@@ -3,11 +3,11 @@
 use maud::{Markup, html};
 
 use super::super::ReplayRun;
-use super::{counted, groups, hidden, link, moment, page, told, trouble};
+use super::{PageFrame, counted, groups, hidden, link, moment, page, told, trouble};
 use crate::dead_letters::replay::{ReplayAction, ReplayPlan};
 use crate::dead_letters::{DeadLetterFilter, DeadLetterSummary};
 
-pub(in super::super) fn plan(form: &str, filter: &DeadLetterFilter, plan: &ReplayPlan) -> Markup {
+pub(in super::super) fn plan(frame: PageFrame<'_>, filter: &DeadLetterFilter, plan: &ReplayPlan) -> Markup {
     let (to_replay, to_clear, to_leave) = (plan.to_replay(), plan.to_clear(), plan.to_leave());
     let content = html! {
         (meant(filter))
@@ -25,17 +25,17 @@ pub(in super::super) fn plan(form: &str, filter: &DeadLetterFilter, plan: &Repla
         }
         @if to_replay + to_clear > 0 {
             form.narrow method="post" action="/desk/replay" {
-                (hidden(form, filter))
+                (hidden(frame, filter))
                 label for="rate" { "Maximum rate in messages a second (empty: no limit)" }
                 input id="rate" name="rate" inputmode="decimal" placeholder="20";
                 button.main { "Replay " (counted(to_replay)) } " " a href=(link("/desk", filter)) { "Cancel" }
             }
         } @else { p { a href=(link("/desk", filter)) { "Back" } } }
     };
-    page("Replay plan", Some(form), None, &content)
+    page("Replay plan", frame, None, &content)
 }
 
-pub(in super::super) fn progress(form: &str, run: Option<&ReplayRun>) -> Markup {
+pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) -> Markup {
     let running = run.is_some_and(|run| run.ended.is_none());
     let content = html! {
         @match run {
@@ -58,11 +58,11 @@ pub(in super::super) fn progress(form: &str, run: Option<&ReplayRun>) -> Markup 
         }
         p { a href="/desk" { "Back to the dead letters" } }
     };
-    page("Replay", Some(form), running.then_some(1), &content)
+    page("Replay", frame, running.then_some(1), &content)
 }
 
 pub(in super::super) fn question(
-    form: &str,
+    frame: PageFrame<'_>,
     filter: &DeadLetterFilter,
     entries: &[DeadLetterSummary],
 ) -> Markup {
@@ -73,22 +73,22 @@ pub(in super::super) fn question(
             (groups(filter, entries))
             p.bad role="alert" { "Remove " strong { (counted(count)) } " for good? Removed dead letters cannot be restored." }
             form.actions method="post" action="/desk/discard" {
-                (hidden(form, filter))
+                (hidden(frame, filter))
                 input type="hidden" name="confirm" value=(count);
                 a.button.main href=(link("/desk", filter)) { "Keep them" }
                 button.danger { "Remove " (counted(count)) }
             }
         }
     };
-    page("Discard", Some(form), None, &content)
+    page("Discard", frame, None, &content)
 }
 
-pub(in super::super) fn discarded(form: &str, gone: u64) -> Markup {
+pub(in super::super) fn discarded(frame: PageFrame<'_>, gone: u64) -> Markup {
     let content = html! {
         p.good role="status" { "Removed " (counted(gone)) "." }
         p { a href="/desk" { "Back to the dead letters" } }
     };
-    page("Discarded", Some(form), None, &content)
+    page("Discarded", frame, None, &content)
 }
 
 /// Shows the filters on a page that asks for a decision.

@@ -3,12 +3,12 @@
 use maud::{Markup, html};
 
 use super::super::ReplayRun;
-use super::{actions, counted, groups, link, moment, page, told};
+use super::{PageFrame, actions, counted, groups, link, moment, page, to_conversation, told};
 use crate::dead_letters::{DeadLetterFilter, SearchResult, conversation_of};
 use crate::message::{DeadLetter, DeadReason, Destination, MessageId};
 
 pub(in super::super) fn home(
-    form: &str,
+    frame: PageFrame<'_>,
     filter: &DeadLetterFilter,
     found: &SearchResult,
     run: Option<&ReplayRun>,
@@ -23,7 +23,7 @@ pub(in super::super) fn home(
             }
         } @else {
             (groups(filter, &found.entries))
-            (actions(form, filter, all))
+            (actions(frame, filter, all))
             table {
                 caption { @if shown < all { "The oldest " (shown) " of " (all) } @else { (counted(all as u64)) } }
                 thead { tr {
@@ -34,7 +34,7 @@ pub(in super::super) fn home(
             }
         }
     };
-    page("Dead letters", Some(form), None, &content)
+    page("Dead letters", frame, None, &content)
 }
 
 fn filters(filter: &DeadLetterFilter, destinations: &[Destination]) -> Markup {
@@ -64,20 +64,25 @@ fn row(dead: &DeadLetter) -> Markup {
     html! { tr {
         td { (moment(dead.died_at)) }
         td { a href={ "/desk/letters/" (message.id) } { (message.kind) } }
-        td.wrap { (conversation_of(dead).unwrap_or_else(|| message.lane.to_string())) }
+        td.wrap { (to_conversation(&conversation_of(dead).unwrap_or_else(|| message.lane.to_string()))) }
         td.wrap { (dead.reason) p.hint { (dead.detail) } }
         td.number { (dead.story.count()) }
     } }
 }
 
-pub(in super::super) fn letter(form: &str, id: MessageId, deaths: &[DeadLetter], reveal: bool) -> Markup {
+pub(in super::super) fn letter(
+    frame: PageFrame<'_>,
+    id: MessageId,
+    deaths: &[DeadLetter],
+    reveal: bool,
+) -> Markup {
     let filter = DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() };
     let content = html! {
         @for dead in deaths { (death(dead, reveal)) }
-        (actions(form, &filter, deaths.len()))
+        (actions(frame, &filter, deaths.len()))
     };
     let kind = deaths.first().map_or("message", |dead| dead.message.kind.as_str());
-    page(kind, Some(form), None, &content)
+    page(kind, frame, None, &content)
 }
 
 fn death(dead: &DeadLetter, reveal: bool) -> Markup {
@@ -90,7 +95,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
             dl {
                 dt { "Id" } dd { code { (message.id) } }
                 dt { "To" } dd { (message.destination) }
-                dt { "Conversation" } dd.wrap { (conversation) " (" a href=(link("/desk", &same)) { "all its dead letters" } ")" }
+                dt { "Conversation" } dd.wrap { (to_conversation(&conversation)) " (" a href=(link("/desk", &same)) { "all its dead letters" } ")" }
                 dt { "Accepted" } dd { (moment(message.accepted_at)) }
                 dt { "Died" } dd { (moment(dead.died_at)) }
                 @if message.replays > 0 { dt { "Replayed before" } dd { (message.replays) " times" } }

@@ -4,9 +4,11 @@
 //! colour, because each state is shown as a word.
 
 mod actions;
+mod conversations;
 mod lists;
 
 pub(super) use actions::{discarded, plan, progress, question};
+pub(super) use conversations::{conversation, conversations};
 use jiff::Timestamp;
 pub(super) use lists::{home, letter};
 use maud::{DOCTYPE, Markup, html};
@@ -15,8 +17,17 @@ use super::ReplayRun;
 use crate::dead_letters::{self, DeadLetterFilter, DeadLetterSummary};
 use crate::message::DeadReason;
 
-/// The frame of each page. `form` is set if the user is logged in.
-fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup) -> Markup {
+/// The data of the frame of each page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageFrame<'a> {
+    /// The form token if the user is logged in.
+    pub(super) form: Option<&'a str>,
+    /// The place of the deployment: a folder, or host and vhost of the broker.
+    pub(super) place: &'a str,
+}
+
+/// The frame of each page.
+fn page(title: &str, frame: PageFrame<'_>, refresh: Option<u32>, content: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -30,8 +41,11 @@ fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup)
             }
             body {
                 header {
-                    a.home href="/desk" { "Dead letters" }
-                    @if let Some(form) = form {
+                    nav aria-label="Pages" {
+                        a href="/desk" { "Dead letters" }
+                        a href="/desk/conversations" { "Conversations" }
+                    }
+                    @if let Some(form) = frame.form {
                         form method="post" action="/desk/logout" {
                             input type="hidden" name="form" value=(form);
                             button.quiet { "Log out" }
@@ -39,7 +53,10 @@ fn page(title: &str, form: Option<&str>, refresh: Option<u32>, content: &Markup)
                     }
                 }
                 main { h1 { (title) } (content) }
-                footer { "All times are UTC." }
+                footer {
+                    @if frame.form.is_some() { "Causeway " (env!("CARGO_PKG_VERSION")) " on " span.wrap { (frame.place) } ". " }
+                    "All times are UTC."
+                }
             }
         }
     }
@@ -56,15 +73,15 @@ pub(super) fn login(back: &str, refused: bool) -> Markup {
             button.main { "Log in" }
         }
     };
-    page("Log in", None, None, &content)
+    page("Log in", PageFrame { form: None, place: "" }, None, &content)
 }
 
-pub(super) fn refusal(form: Option<&str>, title: &str, why: &dyn std::fmt::Display) -> Markup {
+pub(super) fn refusal(frame: PageFrame<'_>, title: &str, why: &dyn std::fmt::Display) -> Markup {
     let content = html! {
         p.bad role="alert" { (why) }
         p { a href="/desk" { "Back to the dead letters" } }
     };
-    page(title, form, None, &content)
+    page(title, frame, None, &content)
 }
 
 fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
@@ -87,12 +104,12 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
     }
 }
 
-fn actions(form: &str, filter: &DeadLetterFilter, count: usize) -> Markup {
+fn actions(frame: PageFrame<'_>, filter: &DeadLetterFilter, count: usize) -> Markup {
     html! {
         div.actions {
             a.button.main href=(link("/desk/replay", filter)) { "Replay " (counted(count as u64)) "…" }
             form method="post" action="/desk/export" {
-                (hidden(form, filter))
+                (hidden(frame, filter))
                 button title="JSON Lines with the texts of the messages" { "Export with texts" }
             }
             a.button.danger href=(link("/desk/discard", filter)) { "Discard…" }
@@ -121,9 +138,9 @@ fn told(run: &ReplayRun) -> String {
     }
 }
 
-fn hidden(form: &str, filter: &DeadLetterFilter) -> Markup {
+fn hidden(frame: PageFrame<'_>, filter: &DeadLetterFilter) -> Markup {
     html! {
-        input type="hidden" name="form" value=(form);
+        input type="hidden" name="form" value=(frame.form.unwrap_or_default());
         @for (name, value) in filter.written() { input type="hidden" name=(name) value=(value); }
     }
 }
@@ -133,6 +150,13 @@ fn link(path: &str, filter: &DeadLetterFilter) -> String {
     query.extend_pairs(filter.written());
     let query = query.finish();
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+/// A link to the page of a conversation. `name`: its id, or a chat of ServiceNow.
+fn to_conversation(name: &str) -> Markup {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    let query = query.append_pair("name", name).finish();
+    html! { a href={ "/desk/conversation?" (query) } { (name) } }
 }
 
 fn moment(at: Timestamp) -> Markup {
@@ -169,6 +193,8 @@ mod tests {
         PlatformWords,
     };
 
+    const FRAME: PageFrame<'_> = PageFrame { form: Some("f"), place: "broker/vhost" };
+
     #[test]
     fn hostile_words_stay_words() {
         let hostile = r#"</pre><script>alert(1)</script>"><img src=x onerror=alert(1)>"#;
@@ -197,12 +223,12 @@ mod tests {
         };
         let known = KnownOutcomes::default();
         let pages = [
-            home("f", &filter, &found, None),
-            letter("f", dead.message.id, std::slice::from_ref(&dead), true),
-            plan("f", &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
-            question("f", &filter, &found.entries),
+            home(FRAME, &filter, &found, None),
+            letter(FRAME, dead.message.id, std::slice::from_ref(&dead), true),
+            plan(FRAME, &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
+            question(FRAME, &filter, &found.entries),
             login(hostile, true),
-            refusal(None, "Refused", &hostile),
+            refusal(FRAME, "Refused", &hostile),
         ];
         for page in pages {
             let text = page.into_string();
@@ -217,7 +243,7 @@ mod tests {
     #[test]
     fn text_is_hidden_until_asked_for() {
         let dead = [DeadLetter::refused(b"private words")];
-        let shown = |reveal| letter("f", dead[0].message.id, &dead, reveal).into_string();
+        let shown = |reveal| letter(FRAME, dead[0].message.id, &dead, reveal).into_string();
         for words in ["private words", "echoed words"] {
             assert!(!shown(false).contains(words));
             assert!(shown(true).contains(words));
