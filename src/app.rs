@@ -3,6 +3,7 @@
 //! Guarantees: every address is bound before any request is accepted. A failed part stops the process, so that its
 //! supervisor restarts it. A shutdown takes at most `drain`. Not responsible for: the work of the parts.
 
+mod availability;
 mod components;
 mod console;
 mod signals;
@@ -291,6 +292,7 @@ impl App {
                 .directory
                 .clone()
                 .filter(|_| settings.ingress.handoffs_token.is_set() || !settings.xo.bots.is_empty()),
+            availability: availability::availability(settings)?,
             idempotency_keys: IdempotencyKeys::default(),
             metrics: self.metrics.clone(),
             settings: ingress_settings(settings),

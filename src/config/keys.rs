@@ -59,6 +59,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("servicenow.poll_waiting", Open),
     ("servicenow.poll_active", Open),
     ("servicenow.read_back", Open),
+    ("servicenow.availability_kept", Open),
     ("servicenow.wait_limit", Open),
     ("servicenow.idle_limit", Open),
     ("xo.callback_url", Secret),

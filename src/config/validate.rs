@@ -28,7 +28,9 @@ pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut Setti
     if purpose.takes() {
         ingress_credentials(settings, reader);
     }
-    if purpose.delivers() || purpose == RunPurpose::Files {
+    // An ingress with a login for ServiceNow asks for the availability of queues.
+    let asks = purpose == RunPurpose::Ingress && settings.servicenow.is_some();
+    if purpose.delivers() || purpose == RunPurpose::Files || asks {
         network::check(reader);
     }
     if purpose == RunPurpose::Files {

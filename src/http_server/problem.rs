@@ -48,6 +48,18 @@ pub(crate) enum ApiError {
          just accepted may take a moment to appear."
     )]
     UnknownConversation,
+    #[error(
+        "ServiceNow has no queue of this id, or does not show it to Causeway's user. `causeway servicenow queues` lists \
+         the ids."
+    )]
+    UnknownQueue,
+    #[error(
+        "This process has no login for ServiceNow, so it cannot ask about a queue. Give the ingress the settings \
+         servicenow.host_url and its login, or ask a process that runs `causeway serve`."
+    )]
+    NoServiceNowLogin,
+    #[error("ServiceNow does not answer. Ask again after the time in Retry-After.")]
+    ServiceNowAway,
     #[error("This address does not take this method. Use {0}.")]
     WrongMethod(&'static str),
     #[error("The body must be JSON in UTF-8. Send Content-Type: application/json.")]
@@ -128,6 +140,9 @@ impl ApiError {
             Self::UnknownConversation => {
                 (404, "unknown_conversation", "conversation_id", "Unknown conversation")
             }
+            Self::UnknownQueue => (404, "unknown_queue", "queue", "Unknown queue"),
+            Self::NoServiceNowLogin => (404, "no_servicenow_login", "path", "No login for ServiceNow"),
+            Self::ServiceNowAway => (503, "servicenow_away", "servicenow", "ServiceNow not reachable"),
             Self::UnknownDeadLetter => (404, "unknown_dead_letter", "id", "Unknown dead letter"),
             Self::Busy(_) => (409, "busy", "dead-letters", "Dead letters are in use"),
             Self::Recounted { .. } => (409, "recounted", "confirm", "Not the number that was confirmed"),
@@ -174,7 +189,7 @@ impl ApiError {
         match self {
             Self::Unauthorized(challenge) => fixed(WWW_AUTHENTICATE, challenge),
             Self::WrongMethod(allow) => fixed(ALLOW, allow),
-            Self::QueueAway | Self::DirectoryAway => fixed(RETRY_AFTER, "2"),
+            Self::QueueAway | Self::DirectoryAway | Self::ServiceNowAway => fixed(RETRY_AFTER, "2"),
             Self::QueueFull | Self::Overloaded => fixed(RETRY_AFTER, "5"),
             Self::QueueUnfit => fixed(RETRY_AFTER, "10"),
             // The rest of the body is not read, so the connection cannot be used again.

@@ -9,6 +9,7 @@
 //!
 //! A new route needs a variant of [`IngressRoute`] with its paths, and a file in this folder.
 
+mod availability;
 mod bot_token;
 mod botkit;
 mod callback_credentials;
@@ -34,6 +35,7 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+pub use availability::{AskError, AskQueue, AvailabilitySettings, QueueAvailability, QueueFacts};
 pub use bot_token::BotCredential;
 pub use botkit::{BotKitIngress, ReplyContextMode, UserPaths};
 pub use idempotency::IdempotencyKeys;
@@ -119,6 +121,8 @@ pub struct IngressState {
     pub spools_handoffs: bool,
     /// The directory of conversations. The callback relay needs none.
     pub directory: Option<Directory>,
+    /// The answers about ServiceNow's queues; `None` in a process without a login for ServiceNow.
+    pub availability: Option<Arc<QueueAvailability>>,
     /// The idempotency keys that were used recently.
     pub idempotency_keys: IdempotencyKeys,
     /// The metrics of the process.
@@ -189,17 +193,20 @@ enum IngressRoute {
     ServiceNow,
     Handoffs,
     Conversations,
+    Availability,
     BotKit,
 }
 
 impl IngressRoute {
-    const ALL: &'static [Self] = &[Self::ServiceNow, Self::Handoffs, Self::Conversations, Self::BotKit];
+    const ALL: &'static [Self] =
+        &[Self::ServiceNow, Self::Handoffs, Self::Conversations, Self::Availability, Self::BotKit];
 
     const fn paths(self) -> &'static [&'static str] {
         match self {
             Self::ServiceNow => &["/v1/callbacks/servicenow"],
             Self::Handoffs => &["/v1/handoffs"],
             Self::Conversations => &["/v1/conversations/{conversation_id}"],
+            Self::Availability => &["/v1/availability"],
             Self::BotKit => {
                 &["/sdk/bots/{bot_id}/{event}", "/sdk/bots/{bot_id}/components/{component_id}/{event}"]
             }
@@ -209,7 +216,7 @@ impl IngressRoute {
     const fn allow(self) -> &'static str {
         match self {
             Self::ServiceNow | Self::Handoffs | Self::BotKit => "POST",
-            Self::Conversations => "GET, HEAD",
+            Self::Conversations | Self::Availability => "GET, HEAD",
         }
     }
 
@@ -223,6 +230,7 @@ impl IngressRoute {
             Some(Self::ServiceNow) => "servicenow",
             Some(Self::Handoffs) => "handoffs",
             Some(Self::Conversations) => "conversations",
+            Some(Self::Availability) => "availability",
             Some(Self::BotKit) => "botkit",
             None => "other",
         }
@@ -294,6 +302,7 @@ async fn dispatch(
         // Boxed, because otherwise each request of the busiest route would use the memory of the largest future.
         IngressRoute::Handoffs => Box::pin(handoffs::answer(state, request)).await,
         IngressRoute::Conversations => Box::pin(conversations::answer(state, request)).await,
+        IngressRoute::Availability => Box::pin(availability::answer(state, request)).await,
         IngressRoute::BotKit => Box::pin(botkit::answer(state, request)).await,
     }
 }

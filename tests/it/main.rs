@@ -12,6 +12,7 @@
 mod harness;
 
 mod audit;
+mod availability;
 mod bot_conversation;
 mod bot_mode;
 mod botkit;

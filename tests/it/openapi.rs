@@ -496,6 +496,7 @@ impl Live {
 const CALLBACKS: &str = "/v1/callbacks/servicenow";
 const HANDOFFS: &str = "/v1/handoffs";
 const CONVERSATION: &str = "/v1/conversations/{conversation_id}";
+const AVAILABILITY: &str = "/v1/availability";
 const EVENT: &str = "/sdk/bots/{bot_id}/{event}";
 const COMPONENT_EVENT: &str = "/sdk/bots/{bot_id}/components/{component_id}/{event}";
 const FILES: &str = "/v1/files/{token}";
@@ -540,6 +541,10 @@ fn handoffs() -> Vec<HttpCall> {
         get("/v1/conversations/c-1", "handoffs", 200),
         get("/v1/conversations/c-1", "", 401),
         get("/v1/conversations/nobody", "handoffs", 404),
+        HttpCall::new(Method::GET, AVAILABILITY, "handoffs", 200),
+        HttpCall::new(Method::GET, AVAILABILITY, "", 401),
+        HttpCall::new(Method::GET, AVAILABILITY, "handoffs", 404).at("/v1/availability?queue=none"),
+        HttpCall::new(Method::GET, AVAILABILITY, "handoffs", 422).at("/v1/availability?queue=a/b"),
     ]
 }
 
@@ -699,6 +704,7 @@ async fn an_interface_that_is_off_answers_as_described() {
     live.ask_all(vec![
         HttpCall::new(Method::POST, HANDOFFS, "handoffs", 404).json(&json!({})),
         HttpCall::new(Method::GET, CONVERSATION, "handoffs", 404).at("/v1/conversations/c-1"),
+        HttpCall::new(Method::GET, AVAILABILITY, "handoffs", 404),
         HttpCall::new(Method::GET, "/dead-letters", "admin", 404),
         HttpCall::new(Method::GET, "/dead-letters/{id}", "admin", 404).at("/dead-letters/x"),
         HttpCall::new(Method::GET, FILES, "", 404).at("/v1/files/x"),

@@ -249,6 +249,12 @@ impl Relay {
         answer(self.client.get(url).bearer_auth(HANDOFFS_TOKEN)).await.expect("an answer")
     }
 
+    /// `GET /v1/availability` with this query.
+    pub(crate) async fn availability(&self, query: &str) -> Answer {
+        let url = format!("{}/v1/availability{query}", self.processes[0].public_url());
+        answer(self.client.get(url).bearer_auth(HANDOFFS_TOKEN)).await.expect("an answer")
+    }
+
     /// Waits until a conversation has this state.
     pub(crate) async fn reaches(&self, conversation: &str, state: &str) {
         eventually(&format!("{conversation} to be {state}"), PATIENCE, async || {
