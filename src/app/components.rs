@@ -13,7 +13,8 @@ use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
 use crate::delivery::{
     AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings, GateSettings,
-    LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions, backoff::RetrySettings,
+    IncidentSettings, LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
+    backoff::RetrySettings,
 };
 use crate::files::{self, FileLinks, FileServer};
 use crate::http_server::AcceptedSecrets;
@@ -70,6 +71,14 @@ fn virtual_agent_options(settings: &config::VirtualAgentConfig) -> VirtualAgentO
         tell_topics: settings.tell_topics,
         end_without_flag: settings.end_without_flag,
         end_sentences: settings.end_sentences.clone(),
+    }
+}
+
+fn incident_settings(settings: &config::IncidentConfig) -> IncidentSettings {
+    IncidentSettings {
+        table: settings.table.clone(),
+        caller_field: settings.caller_field.clone(),
+        fields: settings.fields.clone(),
     }
 }
 
@@ -240,6 +249,11 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
             .as_ref()
             .map(|servicenow| virtual_agent_options(&servicenow.virtual_agent))
             .unwrap_or_default(),
+        incident: settings
+            .servicenow
+            .as_ref()
+            .and_then(|servicenow| servicenow.incident.as_ref())
+            .map(incident_settings),
     };
     let gate = |limits: &config::LimitConfig| GateSettings {
         concurrency: usize::from(limits.concurrency),

@@ -24,9 +24,9 @@ pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
-    HandoffsConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings, ReadBack,
-    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
-    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings,
+    ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
+    SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
 
 /// Every key with its default and its description, as TOML.

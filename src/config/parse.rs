@@ -13,9 +13,9 @@ use super::network;
 use super::reader::SettingsReader;
 use super::settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
-    HandoffsConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings, ReadBack,
-    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
-    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings,
+    ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
+    SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
@@ -119,6 +119,7 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
     let availability_kept = reader.duration("servicenow.availability_kept");
     let virtual_agent = virtual_agent(reader);
+    let incident = incident(reader);
     let login = login(reader);
     Some(ServiceNowConfig {
         host_url: host_url?,
@@ -132,6 +133,7 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
         wait_limit,
         idle_limit,
         virtual_agent,
+        incident,
     })
 }
 
@@ -158,6 +160,21 @@ fn route(reader: &mut SettingsReader, place: &str) -> RouteConfig {
         reader.wrong(place, "has no effect: give it queue_id or context_variables");
     }
     RouteConfig { when: conditions, queue_id: queue, context_variables }
+}
+
+/// The record of a handoff that found no agent.
+fn incident(reader: &mut SettingsReader) -> Option<IncidentConfig> {
+    let is_on = reader.flag("servicenow.incident");
+    let mut name = |key: &str| {
+        reader.parsed(key, "the name of a table or a field, such as caller_id", |text| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if !text.is_empty() && text.chars().all(plain) { Ok(text.to_owned()) } else { Err(String::new()) }
+        })
+    };
+    let (table, caller) = (name("servicenow.incident_table"), name("servicenow.incident_caller_field"));
+    let fields = reader.pairs("servicenow.incident_fields");
+    let caller_field = caller.filter(|field| field != "none");
+    Some(IncidentConfig { table: table?, caller_field, fields }).filter(|_| is_on)
 }
 
 fn virtual_agent(reader: &mut SettingsReader) -> VirtualAgentConfig {

@@ -105,6 +105,18 @@ pub struct ServiceNowConfig {
     pub wait_limit: Duration,
     pub idle_limit: Duration,
     pub virtual_agent: VirtualAgentConfig,
+    /// Present if `servicenow.incident` is true.
+    pub incident: Option<IncidentConfig>,
+}
+
+/// `servicenow.incident_*`
+#[derive(Debug, Clone)]
+pub struct IncidentConfig {
+    pub table: String,
+    /// `None` if the setting is `none`.
+    pub caller_field: Option<String>,
+    /// Names of fields and their values with placeholders.
+    pub fields: Vec<(String, String)>,
 }
 
 /// `[[servicenow.routes]]`

@@ -11,6 +11,7 @@ mod dedup;
 mod directory;
 mod erase;
 mod error;
+mod incidents;
 mod relay_progress;
 mod reply_handles;
 mod row;

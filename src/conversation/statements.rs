@@ -120,6 +120,14 @@ pub(super) const SAVE_REPLY_HANDLE: &str =
          heard_at = excluded.heard_at, extended_at = excluded.extended_at, expired = 0
      WHERE reply_handles.heard_at <= excluded.heard_at";
 
+/// Does nothing for an unknown conversation.
+pub(super) const SAVE_INCIDENT: &str =
+    "INSERT INTO incidents (incident_id, conversation_id, number, created_at)
+     SELECT $1, id, $3, $4 FROM conversations WHERE id = $2
+     ON CONFLICT (incident_id) DO UPDATE SET number = excluded.number";
+
+pub(super) const INCIDENT_NUMBER: &str = "SELECT number FROM incidents WHERE incident_id = $1";
+
 pub(super) const READ_REPLY_HANDLE: &str =
     "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
 

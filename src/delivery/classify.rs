@@ -16,6 +16,8 @@ named! {
         Send = "send",
         /// Leaves a chat.
         Leave = "leave",
+        /// Creates a record over the Table API.
+        Record = "record",
         /// Reads the state of a chat.
         State = "state",
         /// Posts ServiceNow's callback to XO.

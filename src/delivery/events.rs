@@ -95,6 +95,7 @@ impl Deliverer {
         let mut fields = value.as_object().cloned().unwrap_or_default();
         fields.remove("conversation_id");
         fields.remove("group");
+        fields.remove("incident");
         let event = EventBody {
             id: message.id,
             kind: message.kind,

@@ -18,7 +18,9 @@ use crate::delivery::poll::ended_by;
 use crate::message::handoff::{
     Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
 };
-use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
+use crate::message::{
+    ConversationId, DeadReason, Endpoint, Handoff, Kind, Message, Notice, NoticeEvent, Outcome,
+};
 use crate::platform::servicenow::{PostedMessage, ReadSince, StartText};
 use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, StartedChat};
 use crate::telemetry::logged_conversation;
@@ -36,23 +38,21 @@ pub(super) struct HandoffHandler<'a> {
 
 impl Deliverer {
     pub(super) async fn to_servicenow(&self, message: &Message, possibly_delivered: bool) -> Attempt {
-        let Ok(handoff) = serde_json::from_slice::<Handoff>(&message.body) else {
-            return Attempt::dead(
-                ENDPOINT,
-                DeadReason::Unreadable,
-                "its body is not a handoff request of this version",
-            );
-        };
+        let handoff = serde_json::from_slice::<Handoff>(&message.body);
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else {
-            return Attempt::dead(
-                ENDPOINT,
-                DeadReason::Rejected,
-                "servicenow.host_url is not set on this worker",
-            );
+            let why = "servicenow.host_url is not set on this worker";
+            return Attempt::dead(ENDPOINT, DeadReason::Rejected, why);
         };
         let desk = HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered };
         // The request may have been sent already, so the next attempt reads back before it sends.
-        let done = desk.deliver(&handoff).await;
+        let done = match (message.kind, handoff) {
+            (Kind::HandoffIncident, _) => desk.create_incident().await,
+            (_, Ok(handoff)) => desk.deliver(&handoff).await,
+            (_, Err(_)) => {
+                let why = "its body is not a handoff request of this version";
+                return Attempt::dead(ENDPOINT, DeadReason::Unreadable, why);
+            }
+        };
         done.unwrap_or_else(|error| Attempt::internal(ENDPOINT, true, error))
     }
 
@@ -141,7 +141,7 @@ impl HandoffHandler<'_> {
                     Outcome::Declined => {
                         let words = error.business().map(str::to_owned);
                         let instance = instance_of(self.message);
-                        self.deliverer.fail(id, "no_agent", words.as_deref(), &instance).await?;
+                        self.deliverer.fail(id, "no_agent", words.as_deref(), &instance, Some(start)).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),

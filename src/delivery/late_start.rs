@@ -36,7 +36,9 @@ impl HandoffHandler<'_> {
         text: &HandoffText,
         known: Option<&Conversation>,
     ) -> Result<Option<HandoffStart>, InternalError> {
-        let Some(reply) = &text.reply else { return Ok(None) };
+        if text.reply.is_none() {
+            return Ok(None);
+        }
         let begun = self.possibly_delivered && self.deliverer.is_late_start(self.message).await?;
         if !begun && !needs_chat(known, self.message) {
             return Ok(None);
@@ -44,15 +46,7 @@ impl HandoffHandler<'_> {
         // The late start is recorded before the chat is opened. Otherwise a repeat would take the new chat for an
         // existing one and send the text again.
         self.directory.mark_done(late_start(self.message), None, crate::clock::now()).await?;
-        Ok(Some(HandoffStart {
-            conversation_id: text.conversation_id.clone(),
-            queue_id: None,
-            message: super::handoff::with_attachments(text),
-            user: None,
-            transcript: Vec::new(),
-            metadata: [("streamId".to_owned(), reply.bot_id.clone())].into(),
-            reply: Some(reply.clone()),
-        }))
+        Ok(Some(start_of(text)))
     }
 
     /// Ends a conversation without a chat. If the bot side has not been notified of an end, the bot gets its user back.
@@ -84,6 +78,20 @@ impl Deliverer {
     pub(super) async fn is_late_start(&self, message: &Message) -> Result<bool, InternalError> {
         let Some(directory) = &self.directory else { return Ok(false) };
         Ok(message.kind == Kind::HandoffMessage && directory.is_done(late_start(message)).await?)
+    }
+}
+
+/// The start that a message of the user implies.
+pub(super) fn start_of(text: &HandoffText) -> HandoffStart {
+    let stream = text.reply.iter().map(|reply| ("streamId".to_owned(), reply.bot_id.clone()));
+    HandoffStart {
+        conversation_id: text.conversation_id.clone(),
+        queue_id: None,
+        message: super::handoff::with_attachments(text),
+        user: None,
+        transcript: Vec::new(),
+        metadata: stream.collect(),
+        reply: text.reply.clone(),
     }
 }
 

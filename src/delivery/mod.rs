@@ -24,6 +24,7 @@ mod events;
 mod gaps;
 mod gate;
 mod handoff;
+mod incident;
 mod late_start;
 mod lifecycle_metrics;
 mod notices;
@@ -63,6 +64,7 @@ pub(crate) use deduplication::{settled_by, settling_keys};
 use gaps::MissedHistories;
 pub use gaps::ReadBack;
 pub use gate::{Gate, GateSettings};
+pub use incident::IncidentSettings;
 use notices::instance_of;
 pub(crate) use recent_keys::RecentKeys;
 pub use texts::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts};
@@ -115,6 +117,8 @@ pub struct DeliverySettings {
     pub files: FileSettings,
     /// Settings of chats over the Virtual Agent API.
     pub virtual_agent: VirtualAgentOptions,
+    /// `servicenow.incident`: the record of a handoff that found no agent; `None` creates none.
+    pub incident: Option<IncidentSettings>,
 }
 
 /// The clients and the shared state of delivery attempts; one for each worker.
@@ -421,14 +425,14 @@ impl Deliverer {
 
     async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
-        let reply = match handoff {
-            Handoff::Start(start) => start.reply.as_deref(),
+        let start = match handoff {
+            Handoff::Start(start) => start.clone(),
             // A late start: this message was to open a chat.
-            Handoff::Message(text) if self.is_late_start(&dead.message).await? => text.reply.as_deref(),
+            Handoff::Message(text) if self.is_late_start(&dead.message).await? => late_start::start_of(text),
             _ => return Ok(()),
         };
         let id = handoff.conversation();
-        if let Some(reply) = reply {
+        if let Some(reply) = &start.reply {
             // The ingress may not have reached the directory, and no attempt may have been made.
             if directory.find(id).await?.is_none() {
                 directory.mark_requested(id, Origin::BotKit, None).await?;
@@ -446,10 +450,12 @@ impl Deliverer {
         {
             return Ok(());
         }
+        let (reason, instance) = (dead.reason.as_str(), instance_of(&dead.message));
         if virtual_agent::has_failed(open.as_ref(), &dead.message) {
+            self.request_incident(id, reason, &instance, Some(&start)).await?;
             return Ok(());
         }
-        let told = self.fail(id, dead.reason.as_str(), None, &instance_of(&dead.message)).await;
+        let told = self.fail(id, reason, None, &instance, Some(&start)).await;
         self.give_up_virtual_agent(id, open.as_ref());
         told
     }

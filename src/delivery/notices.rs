@@ -7,6 +7,7 @@
 
 use super::{Deliverer, InternalError};
 use crate::conversation::Origin;
+use crate::message::handoff::HandoffStart;
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
 impl Deliverer {
@@ -90,18 +91,20 @@ impl Deliverer {
     }
 
     /// Fails a handoff: no agent will come. The bot side is notified, so that the bot takes over. `instance`
-    /// distinguishes two failures of one conversation.
+    /// distinguishes two failures of one conversation. `start`: the start that failed, for the record.
     pub(super) async fn fail(
         &self,
         id: &ConversationId,
         reason: &str,
         detail: Option<&str>,
         instance: &str,
+        start: Option<&HandoffStart>,
     ) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             reason: Some(reason.to_owned()),
             detail: detail.map(str::to_owned),
+            incident: self.request_incident(id, reason, instance, start).await?,
             ..Notice::about(id.clone())
         };
         self.publish_notice(Kind::HandoffFailed, &notice, instance).await?;

@@ -80,6 +80,10 @@ impl Deliverer {
         let Some(directory) = &self.directory else {
             return Ok(Attempt::of(Endpoint::Events, Outcome::Dropped, "this worker has no directory"));
         };
+        let notice = match self.with_number(directory, message, notice).await? {
+            Ok(notice) => notice,
+            Err(attempt) => return Ok(attempt),
+        };
         match directory.find(&notice.conversation_id).await? {
             Some(conversation) if conversation.origin == Origin::BotKit => {
                 self.botkit_notice(message, &conversation, &notice).await

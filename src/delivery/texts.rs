@@ -148,6 +148,7 @@ impl NoticeTexts {
             ("{agent}", notice.agent.as_deref().filter(|agent| !is_record_id(agent) && is_public(agent))),
             ("{position}", position.as_deref()),
             ("{wait}", notice.wait.as_deref()),
+            ("{number}", notice.number.as_deref()),
             ("{detail}", notice.detail.as_deref().filter(|detail| is_public(detail))),
         ];
         let said: String = sentences(text).filter_map(|sentence| filled(sentence, &values)).collect();

@@ -55,7 +55,7 @@ impl Deliverer {
     /// same id either way.
     pub(super) async fn give_up_waiting(&self, conversation: &Conversation) -> Result<(), InternalError> {
         let instance = conversation.opened_at.as_millisecond().to_string();
-        self.fail(&conversation.id, EndCause::WaitedTooLong.as_str(), None, &instance).await
+        self.fail(&conversation.id, EndCause::WaitedTooLong.as_str(), None, &instance, None).await
     }
 
     /// Publishes the end in the conversation's lane. The id follows from the chat, so the same chat is left once.

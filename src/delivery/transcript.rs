@@ -74,6 +74,12 @@ impl HandoffHandler<'_> {
 }
 
 impl Deliverer {
+    /// The last messages between user and bot, oldest first; empty if XO does not answer.
+    pub(super) async fn transcript_of(&self, handle: &ReplyHandle) -> Vec<TranscriptLine> {
+        let read = self.history(handle).await.unwrap_or_default();
+        bounded(read.iter().map(line).collect(), "")
+    }
+
     /// Reads the history from XO. `None` if XO does not answer.
     async fn history(&self, handle: &ReplyHandle) -> Option<Vec<HistoryEntry>> {
         let destination = self.settings.bot_side.bot(&handle.bot_id)?;

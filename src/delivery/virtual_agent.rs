@@ -125,6 +125,8 @@ impl HandoffHandler<'_> {
                     return Ok(Attempt::delivered(ENDPOINT));
                 }
                 ConversationState::Failed if ours => {
+                    // The callback that failed the handoff did not have the words of the start.
+                    self.deliverer.request_incident(id, "no_agent", "", Some(start)).await?;
                     return Ok(Attempt::of(ENDPOINT, Outcome::Declined, "no agent"));
                 }
                 ConversationState::Ended if ours => {

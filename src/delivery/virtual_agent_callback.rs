@@ -396,6 +396,8 @@ impl CallbackContext<'_> {
             group: Some(self.group.to_owned()),
             reason: Some("no_agent".to_owned()),
             detail: Some(words).filter(|words| !words.is_empty()),
+            // The start is still on the queue. Its next attempt requests the record, because it has the user's words.
+            incident: self.deliverer.incident_to_come(&self.conversation),
             ..Notice::about(id.clone())
         };
         self.deliverer.publish_notice(Kind::HandoffFailed, &notice, "").await?;

@@ -129,6 +129,12 @@ pub struct Notice {
     /// ServiceNow's text for the user about the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// The message that creates the record of a failed handoff. Causeway only; no receiver gets this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<MessageId>,
+    /// The number of this record, filled in when the notice is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<String>,
 }
 
 impl Notice {
@@ -152,6 +158,8 @@ impl Notice {
             wait: None,
             reason: None,
             detail: None,
+            incident: None,
+            number: None,
         }
     }
 }

@@ -79,6 +79,8 @@ named! {
         HandoffTyping = "handoff.typing",
         /// The user left.
         HandoffEnd = "handoff.end",
+        /// Creates a record for a handoff that found no agent.
+        HandoffIncident = "handoff.incident",
         /// A message that ServiceNow posted.
         CallbackMessage = "callback.message",
         /// The agent joined, left or is typing, or the user waits.
@@ -101,7 +103,14 @@ named! {
 impl Kind {
     /// Whether messages of this kind go to ServiceNow. All others go to the bot side.
     pub const fn is_for_servicenow(self) -> bool {
-        matches!(self, Self::HandoffStart | Self::HandoffMessage | Self::HandoffTyping | Self::HandoffEnd)
+        matches!(
+            self,
+            Self::HandoffStart
+                | Self::HandoffMessage
+                | Self::HandoffTyping
+                | Self::HandoffEnd
+                | Self::HandoffIncident
+        )
     }
 
     /// Whether messages of this kind report something that happened in ServiceNow. A callback, a poll and gap repair may

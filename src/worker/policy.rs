@@ -17,7 +17,7 @@ pub struct MessageDeadlines {
     pub message: Duration,
     /// `handoff.typing`
     pub typing: Duration,
-    /// `handoff.end`, `callback.ended` and `handoff.failed`
+    /// `handoff.end`, `handoff.incident`, `callback.ended` and `handoff.failed`
     pub end: Duration,
     /// `bot.*`: a user waits for each of these messages.
     pub bot: Duration,
@@ -42,7 +42,7 @@ impl MessageDeadlines {
             Kind::HandoffStart => self.start,
             Kind::HandoffMessage | Kind::CallbackMessage | Kind::CallbackEvent => self.message,
             Kind::HandoffTyping => self.typing,
-            Kind::HandoffEnd | Kind::CallbackEnded | Kind::HandoffFailed => self.end,
+            Kind::HandoffEnd | Kind::HandoffIncident | Kind::CallbackEnded | Kind::HandoffFailed => self.end,
             Kind::BotUserMessage | Kind::BotBotMessage | Kind::BotAlert | Kind::BotClientEvent => self.bot,
         }
     }

@@ -430,6 +430,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         relays_callbacks: false,
         tells_events: true,
         virtual_agent: VirtualAgentOptions::default(),
+        incident: None,
         serves_bots: false,
         read_back: ReadBack::Always,
         botkit: BotKitSettings::default(),

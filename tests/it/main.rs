@@ -35,6 +35,7 @@ mod files;
 mod gaps;
 mod handoff_scope;
 mod idempotency;
+mod incidents;
 mod ingress;
 mod memory;
 mod metrics;

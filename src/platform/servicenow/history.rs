@@ -108,6 +108,25 @@ impl ServiceNow {
         Ok(History { messages: heard, is_complete: is_complete || pages.is_complete() })
     }
 
+    /// Returns the author and the text of every message that the user may see, oldest first. The author of our own
+    /// messages is `None`.
+    pub async fn transcript(
+        &self,
+        conversation: &ConversationId,
+        group: &str,
+    ) -> Result<Vec<(Option<String>, String)>, CallError> {
+        let mut said = Vec::new();
+        let mut pages = Pages::of(self, conversation, group);
+        while let Some(page) = pages.next().await? {
+            for message in page.into_iter().filter(|message| !message.internal && !message.private_message) {
+                let author = if self.is_own(&message) { None } else { message.created_by };
+                said.push((author, message.formatted_message.or(message.message).unwrap_or_default()));
+            }
+        }
+        said.reverse();
+        Ok(said)
+    }
+
     /// Finds the chat in which an escalated chat (state 4) continues under another group. This is an open chat of our
     /// user with the same text, in the queue to which the queue of the old chat escalates. ServiceNow does not document
     /// whether the group stays the same (`src/platform/servicenow/FACTS.md`). If it does, [`ServiceNow::state`] finds

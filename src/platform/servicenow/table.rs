@@ -1,4 +1,5 @@
-//! The Table API: reads and writes the instance's own records, for the CLI verbs that set it up and inspect it.
+//! The Table API: reads and writes the instance's own records, for the CLI verbs that set it up and inspect it,
+//! and for the record of a handoff that found no agent.
 //!
 //! Guarantees: each value is text, as the instance stores it (a reference as a sys_id, a flag as `true` or `false`).
 //! Not responsible for: which records should exist (`cli/servicenow/`), the reason of a refusal. An access rule can
@@ -41,6 +42,16 @@ impl ServiceNow {
     pub(crate) async fn insert(&self, table: &str, row: &TableRow) -> Result<TableRow, CallError> {
         let path = ["api", "now", "table", table];
         Ok(parse(self.exchange(None, ApiRequest::post(&path, &json!(row), "")).await?))
+    }
+
+    /// Inserts a record for people, and returns its sys_id and its number. Not idempotent.
+    pub(crate) async fn create(&self, table: &str, row: &TableRow) -> Result<TableRow, CallError> {
+        let path = ["api", "now", "table", table];
+        let query = [("sysparm_fields", "sys_id,number"), ("sysparm_exclude_reference_link", "true")];
+        // The fields hold words of a user. An error must not repeat them.
+        let words = row.values().max_by_key(|value| value.len()).map(String::as_str).unwrap_or_default();
+        let request = ApiRequest { query: &query, ..ApiRequest::post(&path, &json!(row), words) };
+        Ok(parse(self.exchange(None, request).await?))
     }
 
     /// Changes fields of a row and returns the row as the instance stored it.

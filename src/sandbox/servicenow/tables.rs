@@ -22,17 +22,22 @@ type Shared = State<Arc<SandboxState>>;
 type TableRow = BTreeMap<String, String>;
 
 /// The tables of this instance. The rows of `chat_queue` come from the workspace.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 11] = [
     "awa_queue",
     "chat_queue",
+    "incident",
     "sys_properties",
     "sys_rest_message",
     "sys_rest_message_fn",
     "sys_rest_message_fn_headers",
     "sys_script",
+    "sys_user",
     "sysevent_register",
     "sysevent_script_action",
 ];
+
+/// The table whose rows get a number.
+const TASKS: &str = "incident";
 
 #[derive(Debug)]
 pub(crate) struct RecordTables {
@@ -58,7 +63,12 @@ impl RecordTables {
     pub(crate) fn insert(&self, table: &str, user: &str, mut row: TableRow) -> TableRow {
         row.insert("sys_id".to_owned(), record_id());
         row.insert("sys_created_by".to_owned(), user.to_owned());
-        self.lock().entry(table.to_owned()).or_default().push(row.clone());
+        let mut tables = self.lock();
+        let rows = tables.entry(table.to_owned()).or_default();
+        if table == TASKS {
+            row.insert("number".to_owned(), format!("INC{:07}", rows.len() + 10_001));
+        }
+        rows.push(row.clone());
         row
     }
 

@@ -370,6 +370,7 @@ pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
         serves_bots: false,
         read_back: ReadBack::default(),
         virtual_agent: VirtualAgentOptions::default(),
+        incident: None,
         botkit: BotKitSettings::default(),
     }
 }

@@ -1,0 +1,40 @@
+//! The numbers of the records that failed handoffs created at ServiceNow.
+//!
+//! Guarantees: a number is deleted with its conversation. Not responsible for: creating records (`delivery/incident.rs`).
+
+use jiff::Timestamp;
+
+use super::directory::{Directory, SqliteDirectory, run};
+use super::row::storable;
+use super::{DirectoryError, statements};
+use crate::message::{ConversationId, MessageId};
+
+impl Directory {
+    /// Records that the message `incident` created a record with this number. An unknown conversation is ignored.
+    pub async fn save_incident(
+        &self,
+        incident: MessageId,
+        conversation: &ConversationId,
+        number: &str,
+        at: Timestamp,
+    ) -> Result<(), DirectoryError> {
+        run!(self, state, changed by |pool| {
+            sqlx::query(statements::SAVE_INCIDENT)
+                .bind(incident.to_string())
+                .bind(conversation.as_str())
+                .bind(storable(number))
+                .bind(at.as_millisecond())
+                .execute(pool)
+        })
+        .map(|_| ())
+    }
+
+    /// The number of the record that this message created; empty if ServiceNow returned no number. `None` if there is no
+    /// record yet.
+    pub async fn incident_number(&self, incident: MessageId) -> Result<Option<String>, DirectoryError> {
+        let row: Option<(String,)> = run!(self, |pool| {
+            sqlx::query_as(statements::INCIDENT_NUMBER).bind(incident.to_string()).fetch_optional(pool)
+        })?;
+        Ok(row.map(|(number,)| number))
+    }
+}

@@ -1,0 +1,12 @@
+-- Version 6: records of failed handoffs. Runs as it stands on SQLite and on PostgreSQL; never edited once released.
+
+-- The numbers of the records that were created at ServiceNow.
+CREATE TABLE incidents (
+    -- The id of the message that created the record.
+    incident_id      TEXT PRIMARY KEY,
+    conversation_id  TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    -- Empty if ServiceNow returned no number.
+    number           TEXT NOT NULL,
+    created_at       BIGINT NOT NULL
+);
+CREATE INDEX incidents_by_conversation ON incidents (conversation_id);
