@@ -7,6 +7,7 @@ mod availability;
 mod components;
 mod console;
 mod signals;
+mod token_store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use url::Url;
 
+use super::token_store::DirectoryTokenStore;
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
 use crate::delivery::{
@@ -41,11 +42,18 @@ pub fn servicenow(http: HttpClient, settings: &Settings) -> anyhow::Result<Optio
         login: servicenow_login(&named.login),
         queue_id: named.queue_id.clone(),
     };
-    Ok(Some(match named.api {
+    let client = match named.api {
         config::Api::ConnectSupport => ServiceNow::new(http, client),
         config::Api::VirtualAgent => {
             ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.virtual_agent))
         }
+    };
+    Ok(Some(match &named.login {
+        config::LoginConfig::OAuth { client_id, refresh_token: Some(configured), .. } => {
+            let store = DirectoryTokenStore::new(settings, &named.host_url, client_id, configured);
+            client.keeping_tokens_in(Arc::new(store))
+        }
+        _ => client,
     }))
 }
 

@@ -12,6 +12,7 @@ mod directory;
 mod erase;
 mod error;
 mod incidents;
+mod oauth_tokens;
 mod relay_progress;
 mod reply_handles;
 mod row;

@@ -1,4 +1,4 @@
--- Version 6: records of failed handoffs. Runs as it stands on SQLite and on PostgreSQL; never edited once released.
+-- Version 6: records of failed handoffs, and OAuth tokens. Runs as it stands on SQLite and on PostgreSQL; never edited once released.
 
 -- The numbers of the records that were created at ServiceNow.
 CREATE TABLE incidents (
@@ -10,3 +10,11 @@ CREATE TABLE incidents (
     created_at       BIGINT NOT NULL
 );
 CREATE INDEX incidents_by_conversation ON incidents (conversation_id);
+
+-- The newest refresh token of each configured login at ServiceNow.
+CREATE TABLE oauth_tokens (
+    -- A digest of instance, client and configured token.
+    token_name     TEXT PRIMARY KEY,
+    refresh_token  TEXT NOT NULL,
+    changed_at     BIGINT NOT NULL
+);

@@ -128,6 +128,12 @@ pub(super) const SAVE_INCIDENT: &str =
 
 pub(super) const INCIDENT_NUMBER: &str = "SELECT number FROM incidents WHERE incident_id = $1";
 
+pub(super) const REFRESH_TOKEN: &str = "SELECT refresh_token FROM oauth_tokens WHERE token_name = $1";
+
+pub(super) const SAVE_REFRESH_TOKEN: &str =
+    "INSERT INTO oauth_tokens (token_name, refresh_token, changed_at) VALUES ($1, $2, $3)
+     ON CONFLICT (token_name) DO UPDATE SET refresh_token = excluded.refresh_token, changed_at = excluded.changed_at";
+
 pub(super) const READ_REPLY_HANDLE: &str =
     "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
 

@@ -21,7 +21,7 @@ pub use http::{
     ProxyAddress, ProxyRules, StreamedBody, TlsFault, TlsFileProblem, TlsFiles,
 };
 pub use servicenow::{
-    ChatApi, ChatState, EndedBy, QueueEntry, QueueState, ServiceNow, ServiceNowLogin, ServiceNowSettings,
-    StartedChat, TableRow,
+    ChatApi, ChatState, EndedBy, QueueEntry, QueueState, RefreshTokenStore, ServiceNow, ServiceNowLogin,
+    ServiceNowSettings, StartedChat, TableRow,
 };
 pub use xo::{BotKitText, HistoryEntry, SessionStep, TokenAlgorithm, WebhookKey, Xo, XoBot, XoSettings};

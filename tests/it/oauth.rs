@@ -104,6 +104,28 @@ async fn a_burst_of_refusals_makes_one_renewal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_newest_refresh_token_outlives_a_restart() {
+    let Some(bench) = crate::harness::matrix::Engine::Embedded.bench() else { return };
+    let oauth = OAuthSwitches { rotate: true, ..OAuthSwitches::default() };
+    let plan = with_oauth(Plan::on(&bench), true).sandbox(|sandbox| sandbox.switches = switches(oauth));
+    let mut relay = plan.start().await;
+    let opened = chats(&relay, 1).await;
+    relay.stop().await;
+    relay.sandbox.revoke_tokens();
+    relay.processes[0].restart();
+    relay.ready().await;
+    relay.messages(&["c-0".to_owned()], 2, 1).await;
+    all_arrive_in_order(&relay, &opened, 2).await;
+    // Another program with the same settings uses the newest token, too, and leaves the newest one behind.
+    let check = relay.tool(["check"]).run(PATIENCE).await;
+    assert!(check.stdout.contains("ok   ServiceNow answers"), "{}", check.stdout);
+    relay.sandbox.revoke_tokens();
+    relay.say("c-0", &numbered("c-0", 2)).await;
+    all_arrive_in_order(&relay, &opened, 3).await;
+    assert!(relay.dead_letters().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_refresh_token_keeps_every_message_until_it_is_taken_again() {
     // The form of a refusal is unknown: this test has the observed form and the form of the standard.
     for standard_refusal in [false, true] {

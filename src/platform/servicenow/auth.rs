@@ -4,13 +4,15 @@
 //! the session cookie were sent, an expired session would look like a refused message.
 //! Not responsible for: the meaning of a refused login; getting and keeping a token (`oauth.rs`).
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::oauth::{OAuth, TokenSerial};
+use super::oauth::{OAuth, RefreshTokenStore, TokenSerial};
 use crate::platform::error::CallError;
 use crate::platform::http::HttpClient;
 
@@ -101,6 +103,13 @@ impl LoginAuth {
                 let (header, serial) = oauth.token(http, refused.and_then(|pass| pass.serial)).await?;
                 Ok(RequestCredential { header, serial: Some(serial) })
             }
+        }
+    }
+
+    /// Keeps OAuth's refresh tokens in this store. Basic logins have none.
+    pub(super) fn keep_tokens_in(&self, store: Arc<dyn RefreshTokenStore>) {
+        if let AuthMethod::OAuth(oauth) = &self.auth_method {
+            oauth.keep_tokens_in(store);
         }
     }
 

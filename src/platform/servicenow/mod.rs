@@ -37,6 +37,7 @@ pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
 use auth::{LoginAuth, RequestCredential};
 pub use history::{AgentFile, History, RemoteMessage};
+pub use oauth::RefreshTokenStore;
 pub use readback::{OpeningMessage, PostedMessage, ReadSince, StartText, StartedChat, recognisable};
 use session::{SessionGuard, SessionTable};
 pub use table::TableRow;
@@ -259,6 +260,13 @@ impl ServiceNow {
                 sessions,
             }),
         }
+    }
+
+    /// Keeps OAuth's refresh tokens in this store.
+    #[must_use]
+    pub fn keeping_tokens_in(self, store: Arc<dyn RefreshTokenStore>) -> Self {
+        self.inner.auth.keep_tokens_in(store);
+        self
     }
 
     /// The chat API that the client uses.

@@ -3,14 +3,17 @@
 //! Guarantees: only one request for a token is in flight at a time. All waiting calls share its result, a token or a
 //! refusal. A refused token is replaced only while it is the current one, so a burst of 401s leads to one renewal. A
 //! renewal continues if its caller is dropped: the instance may have just exchanged the refresh token, and the new
-//! one must not be lost. Each error says that the call itself was not made. No error holds a secret.
+//! one must not be lost. With a [`RefreshTokenStore`] the newest refresh token is used, whichever process received it.
+//! If two processes use one refresh token at once, the process that is refused reads the store and asks once more. Each
+//! error says that the call itself was not made. No error holds a secret.
 //! Not responsible for: retrying later (`delivery/`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -39,6 +42,19 @@ const LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// lifetime.
 const AHEAD_MAX: Duration = Duration::from_secs(30);
 
+/// Keeps the newest refresh token for all processes and for the next start.
+pub trait RefreshTokenStore: Send + Sync {
+    /// The newest token; `None` if none was kept yet.
+    fn newest(&self) -> BoxFuture<'_, Option<SecretString>>;
+
+    /// The newest token, if it is another one than this one, which was refused. Another process may have used the refused
+    /// token a moment ago, so the store waits a short time for its result.
+    fn other_than<'a>(&'a self, refused: &'a SecretString) -> BoxFuture<'a, Option<SecretString>>;
+
+    /// Keeps a new token. Returns false if it could not be kept.
+    fn keep(&self, token: SecretString) -> BoxFuture<'_, bool>;
+}
+
 /// The number of a token, counting up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TokenSerial(u64);
@@ -53,12 +69,16 @@ struct TokenSource {
     client_id: String,
     client_secret: SecretString,
     held: Arc<Mutex<TokenStore>>,
+    /// The store for refresh tokens, if there is one.
+    kept: OnceLock<Arc<dyn RefreshTokenStore>>,
     /// The number of token requests that have ended.
     ended: AtomicU64,
 }
 
 struct TokenStore {
     refresh_token: Option<SecretString>,
+    /// The refresh token is new and could not be kept yet.
+    is_unkept: bool,
     token: Option<AccessToken>,
     /// The error of the last request, if it failed.
     failure: Option<CallError>,
@@ -83,15 +103,21 @@ impl OAuth {
             path.pop_if_empty().push("oauth_token.do");
         });
         let by_refresh_token = refresh_token.is_some();
-        let held = TokenStore { refresh_token, token: None, failure: None, next: 0 };
+        let held = TokenStore { refresh_token, is_unkept: false, token: None, failure: None, next: 0 };
         let shared = TokenSource {
             address: named.is_ok().then_some(address),
             client_id,
             client_secret,
             held: Arc::new(Mutex::new(held)),
+            kept: OnceLock::new(),
             ended: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), by_refresh_token }
+    }
+
+    /// Uses this store for refresh tokens. Only the first call has an effect.
+    pub(super) fn keep_tokens_in(&self, store: Arc<dyn RefreshTokenStore>) {
+        let _ = self.shared.kept.set(store);
     }
 
     pub(super) const fn has_refresh_token(&self) -> bool {
@@ -138,20 +164,49 @@ impl TokenSource {
         held: &mut TokenStore,
     ) -> Result<(HeaderValue, TokenSerial), CallError> {
         held.token = None;
-        let asked_at = Instant::now();
-        let granted = self.ask(http, held.refresh_token.as_ref()).await?;
+        let store = self.kept.get().filter(|_| held.refresh_token.is_some());
+        if let Some(store) = store {
+            self.exchange_with(store.as_ref(), held).await;
+        }
+        let mut asked_at = Instant::now();
+        let mut granted = self.ask(http, held.refresh_token.as_ref()).await;
+        if let (Err(error), Some(store), Some(used)) = (&granted, store, &held.refresh_token)
+            && is_refusal(error)
+            && let Some(newer) = store.other_than(used).await
+        {
+            held.refresh_token = Some(newer);
+            asked_at = Instant::now();
+            granted = self.ask(http, held.refresh_token.as_ref()).await;
+        }
+        let granted = granted?;
         let life = granted.expires_in.map_or(LIFE, Duration::from_secs).clamp(LIFE_MIN, LIFE_MAX);
         let header = sensitive("Bearer", granted.access_token.expose_secret())?;
         if let Some(rotated) = granted.refresh_token
-            && held.refresh_token.is_some()
+            && let Some(used) = &held.refresh_token
         {
+            held.is_unkept |= rotated.expose_secret() != used.expose_secret();
             held.refresh_token = Some(rotated);
+            if let Some(store) = store {
+                self.exchange_with(store.as_ref(), held).await;
+            }
         }
         held.next += 1;
         let serial = TokenSerial(held.next);
         let renew_at = asked_at + life.saturating_sub(AHEAD_MAX.min(life / 10));
         held.token = Some(AccessToken { header: header.clone(), serial, renew_at });
         Ok((header, serial))
+    }
+
+    /// Keeps a new token that is not kept yet. Otherwise takes the newest token from the store.
+    async fn exchange_with(&self, store: &dyn RefreshTokenStore, held: &mut TokenStore) {
+        match &held.refresh_token {
+            Some(token) if held.is_unkept => held.is_unkept = !store.keep(token.clone()).await,
+            _ => {
+                if let Some(newest) = store.newest().await {
+                    held.refresh_token = Some(newest);
+                }
+            }
+        }
     }
 
     fn form(&self, refresh_token: Option<&SecretString>) -> Bytes {
@@ -201,6 +256,11 @@ struct TokenGrant {
 fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()))
+}
+
+/// Whether the instance refused the refresh token.
+fn is_refusal(error: &CallError) -> bool {
+    matches!(error, CallError::Answer(ErrorAnswer { kind: AnswerKind::Credentials, .. }))
 }
 
 /// The call that needed the token was not made, even if the request for the token was.

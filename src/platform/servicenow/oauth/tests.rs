@@ -26,6 +26,85 @@ fn client(url: &Url, refresh_token: Option<&str>) -> ServiceNow {
 
 type Asked = Vec<std::collections::BTreeMap<String, String>>;
 
+/// A store in memory, as two processes share it.
+#[derive(Default)]
+struct MemoryStore(StdMutex<Option<String>>);
+
+impl MemoryStore {
+    fn token(&self) -> Option<SecretString> {
+        self.0.lock().unwrap().clone().map(SecretString::from)
+    }
+}
+
+impl RefreshTokenStore for MemoryStore {
+    fn newest(&self) -> BoxFuture<'_, Option<SecretString>> {
+        Box::pin(async { self.token() })
+    }
+
+    fn other_than<'a>(&'a self, refused: &'a SecretString) -> BoxFuture<'a, Option<SecretString>> {
+        Box::pin(async {
+            for _ in 0..100 {
+                if let Some(token) = self.token()
+                    && token.expose_secret() != refused.expose_secret()
+                {
+                    return Some(token);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            None
+        })
+    }
+
+    fn keep(&self, token: SecretString) -> BoxFuture<'_, bool> {
+        *self.0.lock().unwrap() = Some(token.expose_secret().to_owned());
+        Box::pin(async { true })
+    }
+}
+
+/// An instance that replaces the refresh token at each use and refuses the old ones.
+async fn rotating_instance() -> (Peer, Arc<StdMutex<Vec<bool>>>) {
+    let granted = Arc::<StdMutex<Vec<bool>>>::default();
+    let (log, current) = (granted.clone(), StdMutex::new((SECRETS[1].to_owned(), 0)));
+    let current = Arc::new(current);
+    let token = post(async move |body: String| {
+        let form: std::collections::BTreeMap<String, String> =
+            url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+        let mut current = current.lock().unwrap();
+        let fits = form["refresh_token"] == current.0;
+        log.lock().unwrap().push(fits);
+        let json = [("content-type", "application/json")];
+        if !fits {
+            return (StatusCode::BAD_REQUEST, json, r#"{"error":"invalid_grant"}"#.to_owned());
+        }
+        current.1 += 1;
+        current.0 = format!("hush-rotated-{}", current.1);
+        let body =
+            format!(r#"{{"access_token":"hush-access","refresh_token":"{}","expires_in":1800}}"#, current.0);
+        (StatusCode::OK, json, body)
+    });
+    let queues = get(async || ([("content-type", "application/json")], r#"{"result":[]}"#));
+    let router =
+        Router::new().route("/oauth_token.do", token).route("/api/now/connect/support/queues", queues);
+    (Peer::serving(router).await, granted)
+}
+
+#[tokio::test]
+async fn processes_share_the_newest_refresh_token() {
+    let (peer, granted) = rotating_instance().await;
+    let store = Arc::new(MemoryStore::default());
+    let process = || client(&peer.url, Some(SECRETS[1])).keeping_tokens_in(store.clone());
+    // At once: one of them is refused, takes the token of the other one, and asks once more.
+    let (one, other) = (process(), process());
+    let (first, second) = tokio::join!(one.queues(), other.queues());
+    first.unwrap();
+    second.unwrap();
+    // After a restart the configured token is old, and the kept one is used.
+    let before = granted.lock().unwrap().len();
+    process().queues().await.unwrap();
+    let granted = granted.lock().unwrap();
+    assert_eq!((granted.len(), granted[before]), (before + 1, true), "{granted:?}");
+}
+
 /// An instance that accepts only the newest token that it issued. `life` is its `expires_in`.
 struct Instance {
     peer: Peer,
