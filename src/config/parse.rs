@@ -117,6 +117,7 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
     let (wait_limit, idle_limit) =
         (reader.duration("servicenow.wait_limit"), reader.duration("servicenow.idle_limit"));
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
+    let read_rate = reader.rate("servicenow.read_rate");
     let availability_kept = reader.duration("servicenow.availability_kept");
     let virtual_agent = virtual_agent(reader);
     let incident = incident(reader);
@@ -129,6 +130,7 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
         poll_waiting,
         poll_active,
         read_back: read_back?,
+        read_rate: read_rate?,
         availability_kept,
         wait_limit,
         idle_limit,

@@ -100,6 +100,8 @@ pub struct ServiceNowConfig {
     pub poll_waiting: Duration,
     pub poll_active: Duration,
     pub read_back: ReadBack,
+    /// Polling requests in one second.
+    pub read_rate: f64,
     /// How long the ingress keeps an answer about a queue.
     pub availability_kept: Duration,
     pub wait_limit: Duration,

@@ -55,6 +55,12 @@ impl Directory {
         self.listed(statements::FIND_OVERDUE, since, limit).await
     }
 
+    /// The time of the oldest poll of an open chat. A chat whose next poll is due at once is left out.
+    pub async fn oldest_poll(&self) -> Result<Option<Timestamp>, DirectoryError> {
+        let row: (Option<i64>,) = run!(self, |pool| sqlx::query_as(statements::OLDEST_POLL).fetch_one(pool))?;
+        Ok(row.0.and_then(|at| Timestamp::from_millisecond(at).ok()))
+    }
+
     async fn listed(
         &self,
         sql: &'static str,

@@ -164,6 +164,10 @@ pub(super) const WAS_SENT: &str =
 /// Makes the next poll of its session state due at once.
 pub(super) const POLL_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE id = $1";
 
+/// The index on state and poll finds the row of each state.
+pub(super) const OLDEST_POLL: &str =
+    "SELECT MIN(polled_at) FROM conversations WHERE state IN ('waiting', 'active') AND polled_at > 0";
+
 pub(super) const MARK_RELAYED: &str =
     "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
 

@@ -21,9 +21,13 @@ use crate::platform::QueueEntry;
 /// The grace period in which the other queue must show the chat, or in which a missing chat must reappear in
 /// ServiceNow's answers.
 const GRACE: Duration = Duration::from_secs(15);
+/// The requests of one search for the next chat. They delay the next polls.
+const REQUESTS: u64 = 3;
 
 impl PollContext<'_> {
     pub(super) async fn escalated(&self, from: &QueueEntry) -> PollResult {
+        self.deliverer.metrics.servicenow_reads.with_label_values(&["escalation"]).inc_by(REQUESTS);
+        self.deliverer.reads.spend(REQUESTS);
         let found = match self.servicenow.find_escalated(&self.conversation.id, from).await {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),

@@ -133,7 +133,9 @@ impl Deliverer {
         // The text of a system message is translated and differs between versions, so it only triggers the next poll.
         let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         let is_news = writer == Some("system") || conversation.agent.is_none();
-        if is_news {
+        // Messages may be missing before this one: the chat is polled before the chats without a gap.
+        let may_have_gap = matches!(before, GapCheck::Unknown) && self.settings.read_back == ReadBack::Always;
+        if is_news || may_have_gap {
             directory.poll_soon(&conversation.id).await?;
         }
         if callback.repaired {
@@ -227,9 +229,18 @@ impl Deliverer {
             return Ok(Ok(()));
         }
         let since = directory.last_relayed(group).await?;
+        let reads = self.metrics.servicenow_reads.with_label_values(&["messages"]);
         let remote = match servicenow.messages_since(&conversation.id, group, since.as_deref()).await {
-            Ok(history) => history.messages,
-            Err(error) => return Ok(Err(error)),
+            Ok(history) => {
+                reads.inc_by(history.pages);
+                // The caller waited for one request. Further pages delay the next polls.
+                self.reads.spend(history.pages - 1);
+                history.messages
+            }
+            Err(error) => {
+                reads.inc();
+                return Ok(Err(error));
+            }
         };
         for remote in remote.iter().filter(|remote| !remote.internal) {
             let lane = LaneKey::parse(group).map_err(InternalError::temporary)?;

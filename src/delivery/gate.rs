@@ -118,21 +118,29 @@ impl Gate {
 
 /// Spreads requests evenly over time.
 #[derive(Debug)]
-struct RateLimiter {
+pub(super) struct RateLimiter {
     interval: Duration,
     next: Mutex<Option<Instant>>,
 }
 
 impl RateLimiter {
-    fn new(rate: f64) -> Self {
+    pub(super) fn new(rate: f64) -> Self {
         Self { interval: Duration::from_secs_f64(1.0 / rate.max(0.001)), next: Mutex::new(None) }
     }
 
-    fn next_slot(&self) -> Instant {
+    /// Reserves the next request, and returns the time at which it may start.
+    pub(super) fn next_slot(&self) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
         *next = Some(slot + self.interval);
         slot
+    }
+
+    /// Counts requests that were made without a reservation: the next reservations are later.
+    pub(super) fn spend(&self, requests: u64) {
+        for _ in 0..requests {
+            self.next_slot();
+        }
     }
 }
 

@@ -63,6 +63,7 @@ pub use deduplication::SettledBefore;
 pub(crate) use deduplication::{settled_by, settling_keys};
 use gaps::MissedHistories;
 pub use gaps::ReadBack;
+use gate::RateLimiter;
 pub use gate::{Gate, GateSettings};
 pub use incident::IncidentSettings;
 use notices::instance_of;
@@ -111,6 +112,8 @@ pub struct DeliverySettings {
     pub serves_bots: bool,
     /// `servicenow.read_back`
     pub read_back: ReadBack,
+    /// `servicenow.read_rate`: the limit of requests in a second that poll the chats.
+    pub read_rate: f64,
     /// Settings of the texts and calls for a bot's users.
     pub botkit: BotKitSettings,
     /// Settings of the transfer of files.
@@ -134,6 +137,8 @@ pub struct Deliverer {
     metrics: Arc<Metrics>,
     gates: BTreeMap<Destination, Gate>,
     virtual_agent_starts: VirtualAgentStarts,
+    /// Limits the polls of all chats together.
+    reads: RateLimiter,
     transfers: attachments::TransferSlots,
     /// The gate of a destination that the settings do not know. No message is sent there.
     no_gate: Gate,
@@ -279,6 +284,7 @@ impl Deliverer {
                 .collect(),
             no_gate: gate(Destination::Callbacks),
             virtual_agent_starts: VirtualAgentStarts::default(),
+            reads: RateLimiter::new(settings.read_rate),
             transfers: attachments::TransferSlots::default(),
             settings,
             servicenow: parts.servicenow,

@@ -4,7 +4,8 @@
 //! (`src/platform/servicenow/FACTS.md`). The state is therefore the only reliable source.
 //!
 //! Guarantees: one worker at a time polls a conversation, because the directory assigns it. No poll runs while a
-//! message of the conversation is in flight. While the breaker is tripped, a poll runs only as the probe. A notice is
+//! message of the conversation is in flight. The polls of this worker make at most `servicenow.read_rate` requests in a
+//! second, whatever the number of chats: chats with a possible gap first, then the chats with the oldest poll. While the breaker is tripped, a poll runs only as the probe. A notice is
 //! published before the new state is recorded, under an id that makes a repeat harmless. An agent's messages are on the
 //! queue before the end is.
 //!
@@ -12,6 +13,8 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::agent_joins::joined_instance;
 use super::breaker::BreakerSignal;
@@ -34,9 +37,15 @@ pub struct PollSettings {
     pub time_limits: TimeLimits,
 }
 
+/// The limit of chats that are taken from the directory at once.
 const BATCH_SIZE: u32 = 32;
+/// How often the age of the oldest unread chat is measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// How long a poll waits for the probe permit before the time limits are checked again.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The requests of one poll: the state and the messages.
+const REQUESTS: u32 = 2;
 
 /// The poll of one chat.
 pub(super) struct PollContext<'a> {
@@ -59,7 +68,11 @@ impl Deliverer {
     ) -> Result<(), String> {
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else { return Ok(()) };
         let pause = settings.waiting.min(settings.active).min(Duration::from_secs(1));
+        let (mut was_full, mut measured) = (false, None::<Instant>);
         loop {
+            // After a full batch more chats may be due, and the rate is the only limit.
+            let pause = if was_full { Duration::ZERO } else { pause };
+            was_full = false;
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
@@ -74,6 +87,10 @@ impl Deliverer {
             if !can_be_asked {
                 continue;
             }
+            if measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
+                measured = Some(Instant::now());
+                self.measure_oldest(directory).await;
+            }
             // If no message waits to be the probe, only this poll can find out that ServiceNow works again.
             let permit = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -83,15 +100,34 @@ impl Deliverer {
             let probing = permit.is_some();
             let often = |every| if probing { Duration::ZERO } else { every };
             let (waiting, active) = (often(settings.waiting), often(settings.active));
-            let at_once = if probing { 1 } else { BATCH_SIZE };
+            let at_once = if probing { 1 } else { self.batch_size() };
             match directory.find_due(clock::now(), waiting, active, at_once).await {
                 Ok(due) => {
-                    let look = |conversation| self.poll_one(servicenow, directory, conversation, probing);
+                    was_full = !probing && due.len() >= at_once as usize;
+                    let look =
+                        |conversation| self.poll_one(servicenow, directory, conversation, probing, &stop);
                     futures_util::future::join_all(due.iter().map(look)).await;
                 }
                 Err(error) => tracing::debug!(%error, "cannot read which conversations to poll"),
             }
             drop(permit);
+        }
+    }
+
+    /// The number of chats that can be polled in about a second. A larger batch would delay a chat with a gap.
+    fn batch_size(&self) -> u32 {
+        let chats = (self.settings.read_rate / f64::from(REQUESTS)).ceil();
+        // A conversion of a float saturates.
+        (chats as u32).clamp(1, BATCH_SIZE)
+    }
+
+    async fn measure_oldest(&self, directory: &Directory) {
+        match directory.oldest_poll().await {
+            Ok(oldest) => {
+                let age = oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
+                self.metrics.oldest_unread.set(age);
+            }
+            Err(error) => tracing::debug!(%error, "cannot read the time of the oldest poll"),
         }
     }
 
@@ -101,11 +137,19 @@ impl Deliverer {
         directory: &Directory,
         conversation: &Conversation,
         probing: bool,
+        stop: &CancellationToken,
     ) {
         let Some(group) = &conversation.group else { return };
         // The Virtual Agent API has no state to read; its callbacks carry the state.
         if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
             return;
+        }
+        let turn = (0..REQUESTS).map(|_| self.reads.next_slot()).last();
+        if let Some(turn) = turn {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(turn) => {}
+            }
         }
         let Some(_pass) = self.gate(Destination::ServiceNow).enter(probing).await else { return };
         let look = PollContext { deliverer: self, servicenow, directory, conversation, group };
@@ -125,6 +169,7 @@ impl Deliverer {
 
 impl PollContext<'_> {
     async fn run(&self) -> PollResult {
+        self.deliverer.metrics.servicenow_reads.with_label_values(&["state"]).inc();
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
             // A single empty list among good answers is a temporary error of the instance.

@@ -38,6 +38,7 @@ const ENDS: [&str; 13] = [
     OTHER,
 ];
 const OTHER: &str = "other";
+const READS: [&str; 4] = ["state", "messages", "row", "escalation"];
 
 /// All metrics of one process.
 #[derive(Debug)]
@@ -89,6 +90,10 @@ pub struct Metrics {
     pub unconfirmed: IntCounter,
     /// `causeway_unconfirmed_ends_total`
     pub unconfirmed_ends: IntCounter,
+    /// `{what}`: `state`, `messages`, `row` (before an agent's message), `escalation`
+    pub servicenow_reads: IntCounterVec,
+    /// `causeway_servicenow_oldest_unread_seconds`
+    pub oldest_unread: Gauge,
     /// What gap repair found.
     pub repaired: IntCounter,
     /// `{reason}`, by [`Metrics::count_end`]
@@ -130,6 +135,8 @@ impl Metrics {
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
             unconfirmed: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED))?)?,
             unconfirmed_ends: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED_ENDS))?)?,
+            servicenow_reads: counters(&r, names::READS, &["what"])?,
+            oldest_unread: registered(&r, Gauge::with_opts(opts(names::OLDEST_UNREAD))?)?,
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
             ended: counters(&r, names::ENDED, &["reason"])?,
             agent_wait: histogram_of_people(&r, names::AGENT_WAIT)?,
@@ -152,6 +159,9 @@ impl Metrics {
     fn start_at_zero(&self) {
         for reason in ENDS {
             self.ended.with_label_values(&[reason]);
+        }
+        for what in READS {
+            self.servicenow_reads.with_label_values(&[what]);
         }
     }
 

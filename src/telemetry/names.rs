@@ -31,6 +31,8 @@ names! {
     ASTRAY = "causeway_unroutable_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
     UNCONFIRMED = "causeway_unconfirmed_callbacks_total", "Callbacks that were dropped because ServiceNow has no such message: sent by a clone, or forged.";
     UNCONFIRMED_ENDS = "causeway_unconfirmed_ends_total", "Chats that the idle limit ended although a sentence of ServiceNow announced their end: no state and no callback confirmed the end.";
+    READS = "causeway_servicenow_reads_total", "Requests that read chats back at ServiceNow, by what was read.";
+    OLDEST_UNREAD = "causeway_servicenow_oldest_unread_seconds", "Time since the last poll of the open chat that was not polled for the longest time.";
     REPAIRED = "causeway_repaired_messages_total", "Agents' messages that were read back because their callback was lost.";
     ENDED = "causeway_conversations_ended_total", "Ended conversations, by reason.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";

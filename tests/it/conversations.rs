@@ -433,6 +433,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         incident: None,
         serves_bots: false,
         read_back: ReadBack::Always,
+        read_rate: 1000.0,
         botkit: BotKitSettings::default(),
     };
     let deliverer = Deliverer::new(parts, delivery, &BTreeMap::new());

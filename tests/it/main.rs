@@ -50,6 +50,7 @@ mod prove;
 mod queue_contract;
 mod queue_embedded;
 mod rabbit;
+mod read_rate;
 mod replay;
 mod replay_outcomes;
 mod retention;

@@ -87,6 +87,8 @@ impl Plan {
             ("handoffs.events_url", sandbox.events_url()),
             ("ingress.handoffs.token", HANDOFFS_TOKEN.to_owned()),
             ("ingress.servicenow.token", CALLBACK_TOKEN.to_owned()),
+            // Tests poll many chats often.
+            ("servicenow.read_rate", "1000".to_owned()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
