@@ -59,7 +59,7 @@ pub enum DedupKey {
     OpeningText(MessageId),
     /// The message is one among agents: its callback said so. Reading the chat back may not show it.
     Internal(MessageId),
-    /// A sentence of ServiceNow's announced the end of this chat.
+    /// A sentence of ServiceNow's announced the end of this chat, and was the last event of the chat at that time.
     ClosingSentence(MessageId),
     /// Written by `causeway check`, to see whether it can be written.
     SelfTest(MessageId),
@@ -86,9 +86,9 @@ impl DedupKey {
         Self::ClosedChat(MessageId::derived_from("closed-chat", &[group]))
     }
 
-    /// See [`Self::ClosingSentence`].
-    pub fn closing_sentence(group: &str) -> Self {
-        Self::ClosingSentence(MessageId::derived_from("closing-sentence", &[group]))
+    /// See [`Self::ClosingSentence`]. `last`: the last relayed message of the chat, which is the sentence.
+    pub fn closing_sentence(group: &str, last: &str) -> Self {
+        Self::ClosingSentence(MessageId::derived_from("closing-sentence", &[group, last]))
     }
 
     /// See [`Self::BotKitStep`]: a step of telling one notice.
@@ -238,7 +238,10 @@ mod tests {
                 "opening-text:d13d5f68-623e-5e84-a6ce-b40acdb27b6b",
             ),
             (DedupKey::Internal(message), "internal:{m}"),
-            (DedupKey::closing_sentence("g-1"), "closing-sentence:07a28f25-8b07-5d6c-ac0a-fe83254c4383"),
+            (
+                DedupKey::closing_sentence("g-1", "m-1"),
+                "closing-sentence:fbbe86ff-ca96-5215-9927-c3f01e0a045f",
+            ),
             (DedupKey::SelfTest(message), "self-test:{m}"),
         ];
         for (key, stored) in table {

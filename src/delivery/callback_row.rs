@@ -6,7 +6,8 @@
 //! cannot be read delays a callback for at most [`UNREAD_DELAY`].
 //! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`gaps.rs`).
 
-use std::sync::PoisonError;
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ const UNREAD_DELAY: Duration = Duration::from_secs(30);
 /// An outage of ServiceNow that is longer than this does not delay the bot side. During a shorter one the callbacks
 /// wait, so that no later message overtakes a missing one.
 const OUTAGE: Duration = Duration::from_secs(15);
-/// The worker forgets a chat that it could not read after this time.
+/// The worker forgets a chat that it could not read if no callback used the entry for this time.
 pub(super) const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// The Business Rule runs inside the agent's transaction, so its callback can arrive before the row is visible.
 const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
@@ -137,38 +138,36 @@ impl Deliverer {
         Ok(self.row_was_unseen(sys_id))
     }
 
+    fn unread(&self) -> MutexGuard<'_, UnreadSince> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn chat_was_read(&self, group: &str, row: Option<&str>) {
-        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        unread.remove(group);
+        let mut unread = self.unread();
+        unread.forget(group);
         if let Some(sys_id) = row {
-            unread.remove(&row_key(sys_id));
+            unread.forget(&row_key(sys_id));
         }
     }
 
     /// Whether a reading less than [`ROW_VISIBLE_WITHIN`] ago did not show the row. The next reading would not show it
     /// either.
     fn waits_for_row(&self, sys_id: &str) -> bool {
-        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        unread.get(&row_key(sys_id)).is_some_and(|since| since.elapsed() < ROW_VISIBLE_WITHIN)
+        self.unread().since(&row_key(sys_id)).is_some_and(|since| since.elapsed() < ROW_VISIBLE_WITHIN)
     }
 
     fn row_was_unseen(&self, sys_id: &str) -> GapCheck {
-        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
-        match unread.remove(&row_key(sys_id)) {
-            Some(_) => GapCheck::Absent,
-            None => {
-                unread.insert(row_key(sys_id), Instant::now());
-                GapCheck::Unseen
-            }
+        let mut unread = self.unread();
+        if unread.forget(&row_key(sys_id)) {
+            return GapCheck::Absent;
         }
+        unread.first_failure(&row_key(sys_id));
+        GapCheck::Unseen
     }
 
     /// Whether the callbacks of a chat that could not be read should still wait.
     fn waits_for(&self, group: &str) -> bool {
-        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        unread.retain(|_, since| since.elapsed() < FORGET_AFTER);
-        let since = *unread.entry(group.to_owned()).or_insert_with(Instant::now);
+        let since = self.unread().first_failure(group);
         since.elapsed() < UNREAD_DELAY && self.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
     }
 
@@ -201,6 +200,41 @@ impl Deliverer {
         let attempt = Attempt::called(Endpoint::ServiceNow, error, Operation::State);
         self.record_in_breaker(Destination::ServiceNow, None, &attempt);
         tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
+    }
+}
+
+/// The first failed reading of each chat, and of each row that a reading did not show. An entry that no callback used for
+/// [`FORGET_AFTER`] is removed. A chat that stays unreadable keeps its entry as long as callbacks come, so that it delays
+/// callbacks once and not again every [`FORGET_AFTER`].
+#[derive(Debug, Default)]
+pub(super) struct UnreadSince(HashMap<String, UnreadEntry>);
+
+#[derive(Debug, Clone, Copy)]
+struct UnreadEntry {
+    since: Instant,
+    used: Instant,
+}
+
+impl UnreadSince {
+    /// The time of the first failure, which is now for a new entry.
+    fn first_failure(&mut self, key: &str) -> Instant {
+        let now = Instant::now();
+        self.0.retain(|name, entry| name == key || now.duration_since(entry.used) < FORGET_AFTER);
+        let entry = self.0.entry(key.to_owned()).or_insert(UnreadEntry { since: now, used: now });
+        if now.duration_since(entry.used) >= FORGET_AFTER {
+            entry.since = now;
+        }
+        entry.used = now;
+        entry.since
+    }
+
+    fn since(&self, key: &str) -> Option<Instant> {
+        self.0.get(key).map(|entry| entry.since)
+    }
+
+    /// Removes an entry. Returns whether there was one.
+    fn forget(&mut self, key: &str) -> bool {
+        self.0.remove(key).is_some()
     }
 }
 
@@ -253,6 +287,21 @@ mod tests {
             Some(GapCheck::Internal) => "internal".to_owned(),
             _ => "not there".to_owned(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chat_that_stays_unreadable_delays_its_callbacks_once() {
+        let mut unread = UnreadSince::default();
+        let first = unread.first_failure("g");
+        for _ in 0..100 {
+            tokio::time::advance(FORGET_AFTER / 10).await;
+            assert_eq!(unread.first_failure("g"), first, "callbacks keep coming");
+        }
+        unread.first_failure("other");
+        tokio::time::advance(FORGET_AFTER).await;
+        assert_ne!(unread.first_failure("g"), first, "a new trouble after a long silence");
+        assert_eq!(unread.0.len(), 1, "unused entries are removed");
+        assert!(unread.forget("g") && !unread.forget("g"));
     }
 
     #[test]

@@ -26,14 +26,26 @@ impl Deliverer {
         sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
     }
 
-    /// Records that the end of a chat was announced. The metrics count an announced end that nothing confirms.
+    /// Records that the end of a chat was announced by the message `last`. The metrics count an announced end that
+    /// nothing confirms. A later message of the chat makes the record void, because the chat goes on.
     pub(super) async fn note_closing_sentence(
         &self,
         directory: &Directory,
         group: &str,
+        last: &str,
     ) -> Result<(), InternalError> {
-        directory.mark_done(DedupKey::closing_sentence(group), None, clock::now()).await?;
+        directory.mark_done(DedupKey::closing_sentence(group, last), None, clock::now()).await?;
         Ok(())
+    }
+
+    /// Whether the last event of a chat was a sentence that announced its end.
+    pub(super) async fn is_announced(
+        &self,
+        directory: &Directory,
+        group: &str,
+    ) -> Result<bool, InternalError> {
+        let Some(last) = directory.last_relayed(group).await? else { return Ok(false) };
+        Ok(directory.is_done(DedupKey::closing_sentence(group, &last)).await?)
     }
 
     /// Whether this callback confirms the announced end of a chat with an agent.
@@ -57,7 +69,7 @@ impl Deliverer {
             return Ok(false);
         }
         if seen.is_announced {
-            self.note_closing_sentence(directory, group).await?;
+            self.note_closing_sentence(directory, group, ANNOUNCED).await?;
             directory.mark_relayed(group, ANNOUNCED, clock::now()).await?;
         } else if !seen.confirms {
             directory.mark_relayed(group, &message.id.to_string(), clock::now()).await?;

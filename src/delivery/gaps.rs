@@ -100,8 +100,11 @@ impl Deliverer {
         };
         let attempt = self.relay(message, conversation, &said).await?;
         if matches!(attempt.outcome, Outcome::Delivered | Outcome::Dropped) {
-            if said.author == MessageAuthor::System && self.is_closing_sentence(&said.text) {
-                self.note_closing_sentence(directory, &callback.group).await?;
+            if let Some(sys_id) = &callback.sys_id
+                && said.author == MessageAuthor::System
+                && self.is_closing_sentence(&said.text)
+            {
+                self.note_closing_sentence(directory, &callback.group, sys_id).await?;
             }
             self.mark_relayed(directory, message, callback, conversation, &before).await?;
         }

@@ -151,7 +151,7 @@ pub struct Deliverer {
     /// The failed attempts of missing messages.
     missed_histories: Mutex<MissedHistories>,
     /// The first failed reading of each chat that could not be read back since then.
-    unread: Mutex<HashMap<String, Instant>>,
+    unread: Mutex<callback_row::UnreadSince>,
     /// The time of the last text about the wait, for each waiting user.
     wait_updates: WaitUpdates,
     /// The closing texts that failed.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory};
+use crate::conversation::{Conversation, Directory};
 use crate::message::handoff::{EndCause, HandoffEnd};
 use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
@@ -41,7 +41,7 @@ impl Deliverer {
         for silent in directory.find_silent(ago(time_limits.idle)?, BATCH_SIZE).await? {
             self.leave_later(&silent, EndCause::Idle).await?;
             if let Some(group) = &silent.group {
-                if directory.is_done(DedupKey::closing_sentence(group)).await? {
+                if self.is_announced(directory, group).await? {
                     self.metrics.unconfirmed_ends.inc();
                 }
                 // Otherwise each poll would find the chat again until the end is delivered.

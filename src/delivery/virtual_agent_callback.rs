@@ -388,7 +388,11 @@ impl CallbackContext<'_> {
             return self.deliverer.end(id, Some(self.group), "agent").await;
         }
         let words = self.callback.items.iter().filter_map(|item| match &item.meaning {
-            ItemMeaning::Text(text) | ItemMeaning::Notice(text) => Some(text.as_str()),
+            ItemMeaning::Text(text) | ItemMeaning::Notice(text) | ItemMeaning::Unknown(Some(text)) => {
+                Some(text.as_str())
+            }
+            // ServiceNow's bot asks, but the user is back with the other bot.
+            ItemMeaning::Question(question) => Some(question.words()),
             _ => None,
         });
         let words = words.collect::<Vec<_>>().join("\n");

@@ -112,6 +112,16 @@ on_every_engine! {
         relay.metric_is("causeway_unconfirmed_ends_total", &[], |count| count >= 1.0).await;
     }
 
+    async fn an_announced_end_is_forgotten_when_the_chat_goes_on(bench: Bench) {
+        let (relay, user, group) = in_an_agents_chat(&bench, &[("servicenow.idle_limit", "4s")]).await;
+        let closed = json!({ "uiType": "ActionMsg", "actionType": "System", "message": "Beth has closed the support session." });
+        posts(&relay, &group, closed).await;
+        relay.sandbox.agent_says(&group, "wrong button").await.unwrap();
+        heard(&relay, &user, "wrong button").await;
+        cleared(&relay, &user).await;
+        assert_eq!(relay.metric("causeway_unconfirmed_ends_total", &[]).await, 0.0);
+    }
+
     async fn an_end_is_guessed_only_on_purpose(bench: Bench) {
         let (relay, user, group) = in_an_agents_chat(&bench, &[("servicenow.end_without_flag", "true")]).await;
         let unflagged = VirtualAgentSwitches { unflagged: true, ..VirtualAgentSwitches::default() };

@@ -225,6 +225,21 @@ on_every_engine! {
         }
     }
 
+    async fn what_ends_a_chat_without_an_agent_is_told_also_as_a_question(bench: Bench) {
+        let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
+        relay.start("c-1").await;
+        relay.reaches("c-1", "waiting").await;
+        let group = group_of(&relay, "c-1").await;
+        let picker = json!({
+            "uiType": "Picker", "label": "Nobody is here. Shall I open a ticket?", "messageId": "p-1",
+            "options": [{ "label": "Yes", "value": "y" }, { "label": "No", "value": "n" }],
+        });
+        let gone = json!({ "uiType": "ActionMsg", "actionType": "SwitchToVirtualAgent" });
+        relay.sandbox.virtual_agent_posts(&group, vec![picker, gone]).await.unwrap();
+        let failed = hears(&relay, "c-1", "handoff.failed").await;
+        assert_eq!(failed["detail"], "Nobody is here. Shall I open a ticket?");
+    }
+
     async fn every_item_is_told_once_although_the_bot_side_fails_between(bench: Bench) {
         let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
         let group = with_agent(&relay, "c-1").await;

@@ -78,6 +78,16 @@ pub(crate) struct Question {
     pub(crate) choices: Vec<Choice>,
 }
 
+impl Question {
+    /// The question without its choices, for a user who cannot answer any more.
+    pub(crate) fn words(&self) -> &str {
+        match self.text.split_once("\n1. ") {
+            Some((words, _)) if !self.choices.is_empty() => words,
+            _ => &self.text,
+        }
+    }
+}
+
 /// One possible answer.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
