@@ -28,7 +28,7 @@ use crate::delivery::poll::PollSettings;
 use crate::http_server::{self, ReadBudget};
 use crate::ingress::{self, IdempotencyKeys, IngressState};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{self, BrokerUrl, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::rabbit::{self, BrokerUrl, GreetingError, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::spool::{Spool, SpoolSettings};
 use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
@@ -403,7 +403,7 @@ pub fn place(settings: &Settings) -> String {
 }
 
 /// The version of the configured broker, if the broker reports one; `None` for the embedded engine.
-pub async fn broker_version(settings: &Settings) -> Result<Option<String>, QueueError> {
+pub async fn broker_version(settings: &Settings) -> Result<Option<String>, GreetingError> {
     let Some(url) = settings.queue.url.clone() else { return Ok(None) };
     rabbit::version(&rabbit_settings(url, settings, RabbitUse::Publish)).await
 }
@@ -436,6 +436,7 @@ fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> Rab
     let worker = uuid::Uuid::new_v4().simple().to_string();
     RabbitSettings {
         url,
+        tls: settings.queue.tls.clone(),
         declare: settings.queue.declare,
         heartbeat: settings.queue.heartbeat,
         tuning: tuning(settings),

@@ -23,4 +23,5 @@ pub mod data_files;
 pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;

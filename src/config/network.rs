@@ -1,12 +1,16 @@
-//! The settings of the way to the platforms: proxies, certificate authorities and the client certificate.
+//! The settings of the way to the platforms, the broker and the database: proxies, certificate authorities and client
+//! certificates.
 //!
 //! Guarantees: a proxy in Causeway's own settings wins over the variables of the machine. A file that cannot be used is
-//! reported before a process starts. Not responsible for: using proxies and certificates (`platform/http/`).
+//! reported before a process starts. Not responsible for: using proxies (`platform/http/`) and certificates (`tls/`).
 
 use std::path::PathBuf;
 
+use url::Url;
+
 use super::reader::SettingsReader;
-use crate::platform::{HostPattern, NetworkSettings, ProxyAddress, ProxyRules, TlsFileProblem, TlsFiles};
+use crate::platform::{HostPattern, NetworkSettings, ProxyAddress, ProxyRules};
+use crate::tls::{TlsFileProblem, TlsFiles};
 
 /// The way to each side.
 #[derive(Debug, Clone, Default)]
@@ -27,8 +31,11 @@ enum ProxyChoice {
 }
 
 const CA_FILES: [&str; 4] = ["http.ca_file", "servicenow.ca_file", "xo.ca_file", "handoffs.events_ca_file"];
-const CLIENT_CERTIFICATE: &str = "servicenow.client_cert_file";
-const CLIENT_KEY: &str = "servicenow.client_key_file";
+/// The keys of a client certificate and its private key.
+type IdentityKeys = [&'static str; 2];
+const SERVICENOW_IDENTITY: IdentityKeys = ["servicenow.client_cert_file", "servicenow.client_key_file"];
+const BROKER_IDENTITY: IdentityKeys = ["queue.client_cert_file", "queue.client_key_file"];
+const DIRECTORY_IDENTITY: IdentityKeys = ["directory.client_cert_file", "directory.client_key_file"];
 
 /// The variables of the machine for each scheme, in the order in which they apply.
 const HTTP_VARIABLES: [&str; 2] = ["HTTP_PROXY", "ALL_PROXY"];
@@ -45,9 +52,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> NetworkConfig {
     };
     let [servicenow, xo, events] = ["servicenow.proxy", "xo.proxy", "handoffs.events_proxy"].map(&mut rules);
     let [general, for_servicenow, for_xo, for_events] = CA_FILES.map(|key| path(reader, key));
-    let certificate = path(reader, CLIENT_CERTIFICATE);
-    let key = path(reader, CLIENT_KEY);
-    let client = certificate.map(|certificate| (certificate.clone(), key.unwrap_or(certificate)));
+    let client = client_files(reader, SERVICENOW_IDENTITY);
     let tls = |own: Option<PathBuf>, client| {
         let authorities = general.iter().cloned().chain(own).collect();
         TlsFiles { authorities, client }
@@ -57,6 +62,63 @@ pub(super) fn settings(reader: &mut SettingsReader) -> NetworkConfig {
         xo: NetworkSettings { proxy: xo, tls: tls(for_xo, None) },
         events: NetworkSettings { proxy: events, tls: tls(for_events, None) },
     }
+}
+
+/// `queue.ca_file` and the client certificate for the broker.
+pub(super) fn broker(reader: &mut SettingsReader) -> TlsFiles {
+    store(reader, "queue.ca_file", BROKER_IDENTITY)
+}
+
+/// `directory.ca_file` and the client certificate for PostgreSQL.
+pub(super) fn directory(reader: &mut SettingsReader) -> TlsFiles {
+    store(reader, "directory.ca_file", DIRECTORY_IDENTITY)
+}
+
+fn store(reader: &mut SettingsReader, ca_file: &str, identity: IdentityKeys) -> TlsFiles {
+    let authorities = path(reader, ca_file).into_iter().collect();
+    TlsFiles { authorities, client: client_files(reader, identity) }
+}
+
+/// Without a file of its own, the key is in the file of the certificate.
+fn client_files(reader: &mut SettingsReader, [certificate, key]: IdentityKeys) -> Option<(PathBuf, PathBuf)> {
+    let (certificate, key) = (path(reader, certificate)?, path(reader, key));
+    Some((certificate.clone(), key.unwrap_or(certificate)))
+}
+
+/// Adds the files of the settings as parameters of PostgreSQL. With an authority the server is verified:
+/// `sslmode` becomes `verify-full` unless it is `verify-ca`.
+pub(super) fn with_certificates(text: &str, url: &Url, files: &TlsFiles) -> Result<String, String> {
+    if *files == TlsFiles::default() {
+        return Ok(text.to_owned());
+    }
+    let is_mode = |name: &str| matches!(name, "sslmode" | "ssl-mode");
+    let mode = url.query_pairs().find(|(name, _)| is_mode(name)).map(|(_, mode)| mode.into_owned());
+    let mode = mode.unwrap_or_default();
+    if mode == "disable" {
+        return Err(
+            "has sslmode=disable, but directory.ca_file or directory.client_cert_file is set".to_owned()
+        );
+    }
+    let others: Vec<(String, String)> = url
+        .query_pairs()
+        .filter(|(name, _)| !is_mode(name))
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let mut url = url.clone();
+    let mut query = url.query_pairs_mut();
+    query.clear().extend_pairs(others);
+    if let Some(authority) = files.authorities.first() {
+        query.append_pair("sslrootcert", &authority.display().to_string());
+        query.append_pair("sslmode", if mode == "verify-ca" { &mode } else { "verify-full" });
+    } else {
+        query.append_pair("sslmode", if mode.starts_with("verify-") { &mode } else { "require" });
+    }
+    if let Some((certificate, key)) = &files.client {
+        query.append_pair("sslcert", &certificate.display().to_string());
+        query.append_pair("sslkey", &key.display().to_string());
+    }
+    drop(query);
+    Ok(url.into())
 }
 
 fn path(reader: &mut SettingsReader, key: &str) -> Option<PathBuf> {
@@ -114,40 +176,53 @@ fn machine_proxy(value: &str, name: &str) -> Result<ProxyAddress, String> {
 /// Reports files and variables that cannot be used. Only for a role that calls the platforms.
 pub(super) fn check(reader: &mut SettingsReader) {
     for key in CA_FILES {
-        let Some(path) = path(reader, key) else { continue };
-        let files = TlsFiles { authorities: vec![path], client: None };
-        for problem in files.check() {
-            reader.wrong(key, problem.to_string());
-        }
+        ca_file(reader, key);
     }
-    client_certificate(reader);
+    client_certificate(reader, SERVICENOW_IDENTITY);
     // A destination without a proxy of its own takes the variables only if http.proxy is not set.
     if !reader.is_set("http.proxy") {
         machine_variables(reader);
     }
 }
 
-fn client_certificate(reader: &mut SettingsReader) {
-    let (certificate, key) = (path(reader, CLIENT_CERTIFICATE), path(reader, CLIENT_KEY));
-    let Some(certificate) = certificate else {
-        if key.is_some() {
-            let why = format!("is missing: {CLIENT_KEY} is set, and the two belong together");
-            reader.wrong(CLIENT_CERTIFICATE, why);
+/// Reports files for the broker and the database that cannot be used.
+pub(super) fn check_stores(reader: &mut SettingsReader) {
+    for (url, ca_key, identity) in [
+        ("queue.url", "queue.ca_file", BROKER_IDENTITY),
+        ("directory.url", "directory.ca_file", DIRECTORY_IDENTITY),
+    ] {
+        if reader.is_set(url) {
+            ca_file(reader, ca_key);
+            client_certificate(reader, identity);
+        }
+    }
+}
+
+fn ca_file(reader: &mut SettingsReader, key: &'static str) {
+    let Some(path) = path(reader, key) else { return };
+    let files = TlsFiles { authorities: vec![path], client: None };
+    for problem in files.check() {
+        reader.wrong(key, problem.to_string());
+    }
+}
+
+fn client_certificate(reader: &mut SettingsReader, keys: IdentityKeys) {
+    let [certificate, key] = keys;
+    let has_own_key = reader.is_set(key);
+    let Some(client) = client_files(reader, keys) else {
+        if has_own_key {
+            let why = format!("is missing: {key} is set, and the two belong together");
+            reader.wrong(certificate, why);
         }
         return;
     };
-    // Without a file of its own, the key is in the file of the certificate.
-    let key_setting = if key.is_some() { CLIENT_KEY } else { CLIENT_CERTIFICATE };
-    let client = Some((certificate.clone(), key.unwrap_or(certificate)));
-    for problem in (TlsFiles { authorities: Vec::new(), client }).check() {
-        let hint = if key_setting == CLIENT_KEY {
-            ""
-        } else {
-            "; or name the file of the key with servicenow.client_key_file"
-        };
+    for problem in (TlsFiles { authorities: Vec::new(), client: Some(client) }).check() {
         match problem {
-            TlsFileProblem::ClientKey(reason) => reader.wrong(key_setting, format!("{reason}{hint}")),
-            other => reader.wrong(CLIENT_CERTIFICATE, other.to_string()),
+            TlsFileProblem::ClientKey(reason) if has_own_key => reader.wrong(key, reason),
+            TlsFileProblem::ClientKey(reason) => {
+                reader.wrong(certificate, format!("{reason}; or name the file of the key with {key}"));
+            }
+            other => reader.wrong(certificate, other.to_string()),
         }
     }
 }
@@ -174,8 +249,6 @@ fn machine_variables(reader: &mut SettingsReader) {
 
 #[cfg(test)]
 mod tests {
-    use url::Url;
-
     use super::super::{Environment, RunPurpose, SettingProblems, Settings};
     use super::*;
 
@@ -281,6 +354,49 @@ mod tests {
             let found = &problems.0[0];
             assert!(found.key == key && found.reason.contains(says), "{found}");
             assert!(!problems.to_string().contains("hidden"), "{problems}");
+        }
+    }
+
+    #[test]
+    fn the_files_for_postgresql_become_parameters_of_its_url() {
+        let files = TlsFiles {
+            authorities: vec!["/etc/c a.pem".into()],
+            client: Some(("/etc/c.pem".into(), "/etc/c.key".into())),
+        };
+        let own = TlsFiles { authorities: Vec::new(), ..files.clone() };
+        let with = |text: &str, files: &TlsFiles| with_certificates(text, &Url::parse(text).unwrap(), files);
+        let url = "postgres://u:p%40q@db/causeway";
+        assert_eq!(with(url, &TlsFiles::default()).unwrap(), url);
+        let both = format!(
+            "{url}?application_name=x&sslrootcert=%2Fetc%2Fc+a.pem&sslmode=verify-full&sslcert=%2Fetc%2Fc.pem&sslkey=%2Fetc%2Fc.key"
+        );
+        assert_eq!(with(&format!("{url}?sslmode=require&application_name=x"), &files).unwrap(), both);
+        for (mode, files, expected) in [
+            ("verify-ca", &files, "sslmode=verify-ca"),
+            ("prefer", &files, "sslmode=verify-full"),
+            ("prefer", &own, "sslmode=require"),
+            ("verify-full", &own, "sslmode=verify-full"),
+        ] {
+            let found = with(&format!("{url}?sslmode={mode}"), files).unwrap();
+            assert!(found.contains(expected), "{found}");
+        }
+        assert!(with(&format!("{url}?sslmode=disable"), &files).unwrap_err().contains("directory.ca_file"));
+    }
+
+    #[test]
+    fn files_for_the_broker_and_the_database_are_checked_for_every_role() {
+        for (name, url, key) in [
+            ("QUEUE__CA_FILE", ("QUEUE__URL", "amqps://u:p@host"), "queue.ca_file"),
+            ("DIRECTORY__CA_FILE", ("DIRECTORY__URL", "postgres://u:p@host/d"), "directory.ca_file"),
+            ("QUEUE__CLIENT_CERT_FILE", ("QUEUE__URL", "amqps://u:p@host"), "queue.client_cert_file"),
+        ] {
+            let (name, url_name) = (format!("CAUSEWAY_{name}"), format!("CAUSEWAY_{}", url.0));
+            let more = [(name.as_str(), "/nowhere/ca.pem"), (url_name.as_str(), url.1)];
+            let environment: Environment = RELAY.iter().chain(&more).copied().collect();
+            for purpose in [RunPurpose::Ingress, RunPurpose::Worker] {
+                let problems = Settings::load(None, &environment, purpose).unwrap_err();
+                assert!(problems.0.iter().any(|found| found.key == key), "{problems}");
+            }
         }
     }
 

@@ -70,10 +70,12 @@ fn queue(reader: &mut SettingsReader) -> QueueSettings {
         prefetch: reader.whole("queue.prefetch", 4, u16::MAX),
         heartbeat: reader.duration("queue.heartbeat"),
         publish_timeout: reader.duration("queue.publish_timeout"),
+        tls: network::broker(reader),
     }
 }
 
 fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
+    let tls = network::directory(reader);
     reader.parsed("directory.url", "sqlite:<path> or postgres://user:password@host/database", |text| {
         if let Some(path) = text.strip_prefix("sqlite:") {
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -87,7 +89,8 @@ fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         match (url.scheme(), url.host_str()) {
             ("postgres" | "postgresql", Some(host)) if !host.is_empty() => {
-                Ok(DirectoryConfig::Postgres(SecretString::from(text.to_owned())))
+                let url = network::with_certificates(text, &url, &tls)?;
+                Ok(DirectoryConfig::Postgres(SecretString::from(url)))
             }
             ("postgres" | "postgresql", _) => Err("names no host".to_owned()),
             _ => Err(String::new()),

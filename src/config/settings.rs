@@ -16,6 +16,7 @@ use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, name
 use crate::platform::WebhookKey;
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
 use crate::telemetry::LogSettings;
+use crate::tls::TlsFiles;
 
 impl Settings {
     /// The rules for the destination of a conversation.
@@ -79,6 +80,8 @@ pub struct QueueSettings {
     pub prefetch: u16,
     pub heartbeat: Duration,
     pub publish_timeout: Duration,
+    /// `queue.ca_file` and the client certificate.
+    pub tls: TlsFiles,
 }
 
 /// `directory.url`

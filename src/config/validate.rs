@@ -33,6 +33,9 @@ pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut Setti
     if purpose.delivers() || purpose == RunPurpose::Files || asks {
         network::check(reader);
     }
+    if purpose != RunPurpose::Files {
+        network::check_stores(reader);
+    }
     if purpose == RunPurpose::Files {
         servicenow(settings, reader);
         if settings.servicenow.is_none() && !reader.is_set("servicenow.host_url") {

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::message::PlatformWords;
     use crate::platform::NotReady;
-    use crate::platform::TlsFault;
+    use crate::tls::TlsFault;
     use Operation::{Callback, Event, Leave, Send, Session, Start, State, Tell};
 
     const FLOOR: Option<Duration> = Some(Duration::from_secs(17));

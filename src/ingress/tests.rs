@@ -12,6 +12,7 @@ use crate::message::{Destination, Destinations, KnownBot};
 use crate::queue::QueueTuning;
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::tls::TlsFiles;
 
 const LIMIT: usize = 1 << 20;
 const CALLBACKS: &str = "/v1/callbacks/servicenow";
@@ -23,6 +24,7 @@ fn absent_queue() -> Queue {
     // No process listens on port 1.
     Queue::Rabbit(RabbitQueue::open(RabbitSettings {
         url: BrokerUrl::parse("amqp://guest:guest@127.0.0.1:1/%2f").unwrap(),
+        tls: TlsFiles::default(),
         declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(15),
         tuning: QueueTuning {

@@ -7,10 +7,10 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use url::Url;
 
-use super::TlsFault;
 use super::error::{AnswerKind, CallError, ErrorAnswer, NoAnswerKind, NotReady};
 use super::servicenow::LoginKind;
 use super::{ChatApi, QueueState, ServiceNow, Xo, XoBot};
+use crate::tls::TlsFault;
 
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -325,6 +325,7 @@ const fn tls_hint(fault: TlsFault) -> &'static str {
         TlsFault::NotYetValid => "set this machine's clock by NTP",
         TlsFault::WrongName => "the address must be a name of the certificate: check the address",
         TlsFault::NotTls => "the address does not speak TLS: check the port, or does it need http://?",
+        TlsFault::TlsNeeded => "the address speaks TLS: does it need https://?",
         TlsFault::ClientCertificate => {
             "the server wants a client certificate that it trusts: see servicenow.client_cert_file and \
              servicenow.client_key_file"

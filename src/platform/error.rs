@@ -8,8 +8,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::http::TlsFault;
 use crate::message::PlatformWords;
+use crate::tls::TlsFault;
 
 /// ServiceNow's message for an API that is not installed.
 const NO_SUCH_RESOURCE: &str = "requested uri does not represent any resource";

@@ -21,20 +21,18 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RE
 use reqwest::{Method, StatusCode};
 use url::Url;
 
-mod certificates;
 mod failure;
 mod pool;
 mod proxy;
-mod tls;
 mod transfer;
 
 use failure::{failure, refused_by_proxy};
 use pool::ConnectionPool;
 pub use proxy::{HostPattern, ProxyAddress, ProxyRules};
-pub use tls::{CertificateExpiry, TlsFault, TlsFileProblem, TlsFiles};
 pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};
+use crate::tls::{self, TlsFileProblem, TlsFiles};
 use crate::trace;
 
 /// The maximum size in bytes of an answer that is read.
@@ -145,7 +143,8 @@ impl HttpClient {
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
         // The call fails only if a provider is already installed. That provider is sufficient.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let tls = tls::config(&settings.network.tls).map_err(HttpProblem::TlsFile)?;
+        let mut tls = tls::config(&settings.network.tls).map_err(HttpProblem::TlsFile)?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let (proxy, settings_of_pool) = (Arc::new(settings.network.proxy.clone()), settings.clone());
         let pool = ConnectionPool::new(move || build(&settings_of_pool, tls.clone()));
         let pool = pool.map_err(|error| HttpProblem::Unusable(failure(&error, false).detail))?;

@@ -17,8 +17,8 @@ mod peer;
 
 pub use error::{AnswerKind, CallError, ErrorAnswer, NoAnswer, NoAnswerKind, NotReady, SentState};
 pub use http::{
-    BodyError, CertificateExpiry, HostPattern, HttpClient, HttpProblem, HttpSettings, NetworkSettings,
-    ProxyAddress, ProxyRules, StreamedBody, TlsFault, TlsFileProblem, TlsFiles,
+    BodyError, HostPattern, HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, ProxyRules,
+    StreamedBody,
 };
 pub use servicenow::{
     ChatApi, ChatState, EndedBy, QueueEntry, QueueState, RefreshTokenStore, ServiceNow, ServiceNowLogin,

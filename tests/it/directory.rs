@@ -690,7 +690,7 @@ async fn a_server_without_our_database_needs_an_operator() {
     url.set_path("no_such_database");
     url.set_password(Some("hunter2")).unwrap();
     let error = cannot_open(DirectoryUrl::Postgres(url.as_str().to_owned().into())).await;
-    assert!(matches!(&error, DirectoryError::Mismatch(why) if why.contains("no_such_database")), "{error}");
+    assert!(matches!(&error, DirectoryError::Refused(why) if why.contains("no_such_database")), "{error}");
     place.remove().await;
 }
 

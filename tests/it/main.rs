@@ -66,6 +66,7 @@ mod shutdown;
 mod soak;
 mod spool;
 mod status;
+mod stores_tls;
 mod tidy;
 mod trace;
 mod transcript;

@@ -1,14 +1,11 @@
 //! Tests of the networks of companies: the only way out is a proxy with a password, or a server has a certificate of a private
 //! authority.
 
-use std::sync::Arc;
-
 use causeway::sandbox::{OAuthClient, Side};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
+use crate::harness::authority::Authority;
 use crate::harness::binary::{Causeway, Finished};
 use crate::harness::forward_proxy::{ForwardProxy, PASSWORD};
 use crate::harness::matrix::Engine;
@@ -93,23 +90,8 @@ async fn a_proxy_that_refuses_loses_nothing_and_is_named() {
 
 /// A server with a certificate of a private authority for one name and one period. Returns its port and the authority in PEM.
 async fn private_server(name: &str, years: std::ops::Range<i32>) -> (u16, String) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "Corporate CA");
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-    params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
-    params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &authority).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let authority = Authority::new();
+    let acceptor = authority.server(name, years, false);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     crate::harness::spawn(async move {

@@ -16,6 +16,7 @@ use causeway::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettin
 use causeway::queue::{
     DeadLetterReader, PartitionId, Queue, QueueError, QueueTuning, ReceivedMessage, Subscription,
 };
+use causeway::tls::TlsFiles;
 use tokio::time::{Instant, timeout};
 
 use super::harness::amqp::Amqp;
@@ -59,6 +60,7 @@ pub(super) async fn open_rabbit(url: &str) -> Queue {
 pub(super) fn rabbit_settings(url: &str, tuning: QueueTuning) -> RabbitSettings {
     RabbitSettings {
         url: BrokerUrl::parse(url).unwrap(),
+        tls: TlsFiles::default(),
         declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(4),
         tuning,

@@ -7,9 +7,9 @@
 use std::error::Error;
 use std::io;
 
-use super::tls::{self, TlsFault};
 use crate::message::platform_words::one_line;
 use crate::platform::error::{NoAnswer, NoAnswerKind, SentState};
+use crate::tls::{self, TlsFault};
 
 /// hyper-util does not export the error of a tunnel, so its text identifies it.
 const TUNNEL: &str = "tunnel error";
@@ -71,7 +71,7 @@ fn of_tls(error: &reqwest::Error) -> Option<(TlsFault, String)> {
         cause.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
     };
     let closed = error.is_connect() && causes(error).any(is_end);
-    closed.then(|| (TlsFault::Other, "the remote side closed the connection during the handshake".to_owned()))
+    closed.then(|| (TlsFault::Other, tls::CLOSED.to_owned()))
 }
 
 /// True if the remote side closed its connection gracefully without taking this request, or refused the stream (RFC

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::pool::{POOL_AGE_AFTER_FAILURE, POOL_AGE_MAX};
 use super::*;
+use crate::tls::TlsFault;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 

@@ -8,18 +8,23 @@
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use lapin::tcp::{AsyncTcpStream, TLSConfig};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{RabbitError, RabbitSettings, within};
 use crate::queue::QueueError;
+use crate::tls::{self, TlsFault, TlsFiles};
 
 /// The time limit for one TCP connection, and for the addresses of one name.
 pub(super) const TCP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,7 +59,9 @@ pub(super) async fn connect(
     loop {
         if let Some(BrokerAddress { uri, address }) = waiting.next() {
             let name = &name;
-            attempts.push(async move { (place(&uri, address), address, login(uri, address, name).await) });
+            attempts.push(async move {
+                (place(&uri, address), address, login(uri, address, name, &settings.tls).await)
+            });
         }
         let next = tokio::select! {
             next = attempts.next() => next,
@@ -115,40 +122,88 @@ fn place(uri: &AMQPUri, address: SocketAddr) -> String {
     format!("{host}:{} ({})", address.port(), address.ip())
 }
 
-async fn login(uri: AMQPUri, address: SocketAddr, name: &str) -> Result<Connection, String> {
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = async {
-        let runtime = lapin::runtime::default_runtime()?;
-        let open = AsyncTcpStream::connect(&runtime, address);
-        let stream = match tokio::time::timeout(TCP_TIMEOUT, open).await {
-            Ok(stream) => stream?,
-            Err(_) => return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-        };
-        let abort = match &stream {
-            AsyncTcpStream::Plain(socket) => {
-                ShutdownOnDrop(Some(socket.get_ref().as_fd().try_clone_to_owned()?))
-            }
-            _ => ShutdownOnDrop(None),
-        };
-        let stream = match uri.scheme {
-            AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, TLSConfig::default()).await?,
-        };
-        let stream = Mutex::new(Some(stream));
-        let open = async move |_: AMQPUri, _| {
-            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-            stream.ok_or_else(|| {
-                lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
-            })
-        };
-        let connection = Connection::connector(uri, runtime, open, properties).await?;
-        abort.disarm();
-        Ok(connection)
+async fn login(
+    uri: AMQPUri,
+    address: SocketAddr,
+    name: &str,
+    files: &TlsFiles,
+) -> Result<Connection, String> {
+    let (scheme, host) = (uri.scheme.clone(), uri.authority.host.clone());
+    let reason = match within(CONNECT_TIMEOUT, pin!(open(uri, address, name, files))).await {
+        Ok(connection) => return Ok(connection),
+        Err(RabbitError::Silent(limit)) => format!("nothing speaks AMQP there within {limit:?}"),
+        Err(RabbitError::Lapin(error)) => match error.kind() {
+            lapin::ErrorKind::IOError(inner) if scheme == AMQPScheme::AMQPS => match tls::fault_of(inner) {
+                Some((_, detail)) => return Err(format!("TLS failed: {detail}")),
+                None => return Err(error.to_string()),
+            },
+            lapin::ErrorKind::ProtocolError(_) => return Err(error.to_string()),
+            _ => error.to_string(),
+        },
+        Err(error) => error.to_string(),
     };
-    match within(CONNECT_TIMEOUT, pin!(connecting)).await {
-        Ok(connection) => Ok(connection),
-        Err(RabbitError::Silent(limit)) => Err(format!("nothing speaks AMQP there within {limit:?}")),
-        Err(error) => Err(error.to_string()),
+    if scheme == AMQPScheme::AMQP && speaks_tls(address, &host).await {
+        return Err("the address speaks TLS: it needs amqps://".to_owned());
+    }
+    Err(reason)
+}
+
+/// Connects over TCP and TLS, then logs in.
+async fn open(uri: AMQPUri, address: SocketAddr, name: &str, files: &TlsFiles) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let runtime = lapin::runtime::default_runtime()?;
+    let open = AsyncTcpStream::connect(&runtime, address);
+    let stream = match tokio::time::timeout(TCP_TIMEOUT, open).await {
+        Ok(stream) => stream?,
+        Err(_) => return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    };
+    let abort = match &stream {
+        AsyncTcpStream::Plain(socket) => ShutdownOnDrop(Some(socket.get_ref().as_fd().try_clone_to_owned()?)),
+        _ => ShutdownOnDrop(None),
+    };
+    let stream = match uri.scheme {
+        AMQPScheme::AMQP => stream,
+        // The files are read for each connection, so a renewed certificate needs no restart.
+        AMQPScheme::AMQPS => {
+            let connector = RustlsConnector::from(client_config(files)?);
+            stream.into_rustls(&connector, &uri.authority.host).await?
+        }
+    };
+    let stream = Mutex::new(Some(stream));
+    let open = async move |_: AMQPUri, _| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        stream.ok_or_else(|| lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted)))
+    };
+    let connection = Connection::connector(uri, runtime, open, properties).await?;
+    abort.disarm();
+    Ok(connection)
+}
+
+fn client_config(files: &TlsFiles) -> std::io::Result<rustls::ClientConfig> {
+    // Another library may have chosen the provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::config(files).map_err(|problem| std::io::Error::other(problem.to_string()))
+}
+
+/// A TLS connection without a login.
+pub(super) async fn handshake(
+    address: SocketAddr,
+    host: &str,
+    files: &TlsFiles,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let connector = TlsConnector::from(Arc::new(client_config(files)?));
+    let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+    connector.connect(name, TcpStream::connect(address).await?).await
+}
+
+/// Whether a TLS server answers at this address. Its certificate does not matter.
+pub(super) async fn speaks_tls(address: SocketAddr, host: &str) -> bool {
+    let files = TlsFiles::default();
+    let tried = handshake(address, host, &files);
+    match tokio::time::timeout(TCP_TIMEOUT, tried).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => tls::fault_of(&error).is_some_and(|(fault, _)| fault != TlsFault::NotTls),
+        Err(_) => false,
     }
 }
 

@@ -34,11 +34,12 @@ use tokio::time::Instant;
 
 use super::{BrokerLease, PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::tls::TlsFiles;
 pub use broker_url::BrokerUrl;
 use connections::BrokerConnections;
 pub use dead_letters::RabbitReader;
 use publisher::PublishRequest;
-pub use self_test::version;
+pub use self_test::{GreetingError, version};
 pub(crate) use subscription::RabbitAck;
 pub use subscription::RabbitSubscription;
 pub use topology::QueueDeclare;
@@ -60,6 +61,8 @@ pub enum RabbitUse {
 pub struct RabbitSettings {
     /// The hosts, with user and vhost.
     pub url: BrokerUrl,
+    /// The authorities and the client certificate for `amqps://`.
+    pub tls: TlsFiles,
     /// Whether this process declares exchanges and queues.
     pub declare: QueueDeclare,
     /// The heartbeat that we request. The lower of this value and the broker's applies.

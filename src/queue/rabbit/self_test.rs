@@ -2,7 +2,7 @@
 //!
 //! Guarantees: no message enters a queue of Causeway. The probe messages go to a temporary queue that is deleted after the
 //! check; in any other queue they would expire. lapin does not show the server properties of the broker, so this file reads
-//! the first frame itself, on a plain TCP connection.
+//! the first frame itself.
 //! Not responsible for: judging the results (`cli/check.rs`).
 
 use std::net::SocketAddr;
@@ -11,9 +11,9 @@ use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use lapin::uri::AMQPScheme;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::connect::BrokerAddress;
@@ -21,34 +21,91 @@ use super::rights::{self, RIGHTS};
 use super::topology::{ANSWER_TIMEOUT, DLX, IN, code};
 use super::{RabbitError, RabbitQueue, RabbitSettings, connect, within};
 use crate::queue::QueueError;
+use crate::tls::{self, TlsFault, TlsFiles};
 
 /// The largest first frame that is read. A broker sends little before the login.
 const GREETING_MAX: u32 = 16 * 1024;
+const METHOD_FRAME: u8 = 1;
 
-/// The version that the broker reports, such as `4.3.6`; `None` over TLS, or if the broker reports none.
-pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, QueueError> {
-    let (addresses, _) = connect::addresses(settings).await;
-    let mut trouble = "the host has no address".to_owned();
-    for BrokerAddress { uri, address } in addresses {
-        if uri.scheme != AMQPScheme::AMQP {
-            return Ok(None);
-        }
-        match tokio::time::timeout(connect::TCP_TIMEOUT, greeting(address)).await {
-            Ok(Ok(frame)) => return Ok(property(&frame, b"version")),
-            Ok(Err(error)) => trouble = error.to_string(),
-            Err(_) => "nothing speaks AMQP there".clone_into(&mut trouble),
-        }
-    }
-    Err(QueueError::Unavailable(trouble))
+/// The reason why a broker did not greet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GreetingError {
+    /// The reason for a person.
+    pub reason: String,
+    /// The fault if TLS was the reason.
+    pub tls: Option<TlsFault>,
 }
 
-/// The server properties of `connection.start`, the first frame of a broker.
-async fn greeting(target: SocketAddr) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(target).await?;
+/// The version that the broker reports, such as `4.3.6`; `None` if the broker reports none. The first address that
+/// greets counts.
+pub async fn version(settings: &RabbitSettings) -> Result<Option<String>, GreetingError> {
+    let (addresses, mut failures) = connect::addresses(settings).await;
+    let mut fault = None;
+    for BrokerAddress { uri, address } in addresses {
+        let place = format!("{}:{}", uri.authority.host, address.port());
+        match tokio::time::timeout(2 * connect::TCP_TIMEOUT, greeting(&uri, address, &settings.tls)).await {
+            Ok(Ok(frame)) => return Ok(property(&frame, b"version")),
+            Ok(Err(error)) => {
+                failures.push(format!("{place}: {}", error.reason));
+                fault = fault.or(error.tls);
+            }
+            Err(_) => failures.push(format!("{place}: nothing speaks AMQP there")),
+        }
+    }
+    let reason = if failures.is_empty() { "the host has no address".to_owned() } else { failures.join("; ") };
+    Err(GreetingError { reason, tls: fault })
+}
+
+/// The server properties of `connection.start`, the first frame of a broker. A fault says whether the other scheme would
+/// have been right.
+async fn greeting(uri: &AMQPUri, address: SocketAddr, files: &TlsFiles) -> Result<Vec<u8>, GreetingError> {
+    let host = &uri.authority.host;
+    if uri.scheme == AMQPScheme::AMQP {
+        let error = match plain(address).await {
+            Ok(frame) => return Ok(frame),
+            Err(error) => error,
+        };
+        let is_refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+        if !is_refused && connect::speaks_tls(address, host).await {
+            let reason = "the address speaks TLS".to_owned();
+            return Err(GreetingError { reason, tls: Some(TlsFault::TlsNeeded) });
+        }
+        return Err(GreetingError { reason: error.to_string(), tls: None });
+    }
+    let answer = match connect::handshake(address, host, files).await {
+        Ok(mut stream) => first_frame(&mut stream).await,
+        Err(error) => Err(error),
+    };
+    let error = match answer {
+        Ok(frame) => return Ok(frame),
+        Err(error) => error,
+    };
+    match tls::handshake_fault(&error) {
+        // RabbitMQ closes a connection that begins with TLS on its plain port, sometimes without an answer.
+        Some((TlsFault::NotTls | TlsFault::Other, _)) if plain(address).await.is_ok() => {
+            let reason = "the address speaks AMQP without TLS".to_owned();
+            Err(GreetingError { reason, tls: Some(TlsFault::NotTls) })
+        }
+        Some((fault, detail)) => {
+            Err(GreetingError { reason: format!("TLS failed: {detail}"), tls: Some(fault) })
+        }
+        None => Err(GreetingError { reason: error.to_string(), tls: None }),
+    }
+}
+
+async fn plain(address: SocketAddr) -> std::io::Result<Vec<u8>> {
+    first_frame(&mut TcpStream::connect(address).await?).await
+}
+
+async fn first_frame(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<Vec<u8>> {
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    stream.flush().await?;
     // Frame type, channel and frame length; class, method and protocol version; then the length of the table.
     let mut head = [0; 17];
     stream.read_exact(&mut head).await?;
+    if head[0] != METHOD_FRAME {
+        return Err(std::io::Error::other("the answer is not AMQP"));
+    }
     let length = u32::from_be_bytes([head[13], head[14], head[15], head[16]]).min(GREETING_MAX);
     let mut table = vec![0; usize::try_from(length).unwrap_or(0)];
     stream.read_exact(&mut table).await?;

@@ -11,6 +11,7 @@
 #![allow(dead_code, reason = "tools wait here until a test picks them up")]
 
 pub(crate) mod amqp;
+pub(crate) mod authority;
 pub(crate) mod binary;
 pub(crate) mod broker;
 pub(crate) mod browser;

@@ -1,7 +1,7 @@
 //! Reads the certificates and the private key that the settings name.
 //!
 //! Guarantees: each reason names the file and the action to take. No reason contains a part of a private key.
-//! Not responsible for: the certificates of a remote side (`tls.rs`).
+//! Not responsible for: the certificates of a remote side (`mod.rs`).
 
 use std::path::Path;
 
@@ -14,23 +14,23 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 const NAME_MAX: usize = 100;
 
 /// A certificate and its key, which prove our identity to a server.
-pub(super) struct ClientIdentity {
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
+pub(crate) struct ClientIdentity {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
 }
 
 /// The names and the period of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CertificateFacts {
-    pub(super) subject: String,
-    pub(super) issuer: String,
-    pub(super) not_before: Timestamp,
-    pub(super) not_after: Timestamp,
+pub(crate) struct CertificateFacts {
+    pub(crate) subject: String,
+    pub(crate) issuer: String,
+    pub(crate) not_before: Timestamp,
+    pub(crate) not_after: Timestamp,
 }
 
 impl CertificateFacts {
     /// `None` if the certificate is unreadable.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).ok();
         Some(Self {
@@ -49,7 +49,7 @@ fn short(name: &str) -> String {
 }
 
 /// Reads certificate authorities in PEM. Fails if every certificate has expired.
-pub(super) fn authorities(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn authorities(path: &Path, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = certificates(path)?;
     let (expired, valid): (Vec<_>, Vec<_>) = found.iter().partition(|(_, facts)| facts.not_after < now);
     if let (Some((_, newest)), true) =
@@ -66,7 +66,7 @@ pub(super) fn authorities(path: &Path, now: Timestamp) -> Result<Vec<Certificate
 }
 
 /// Reads a client certificate with its chain, and its private key, both in PEM. One file may hold both.
-pub(super) fn identity(
+pub(crate) fn identity(
     certificate: &Path,
     key: &Path,
     now: Timestamp,
@@ -102,13 +102,13 @@ pub(super) fn identity(
 }
 
 /// The facts of the first certificate of a file.
-pub(super) fn facts(path: &Path) -> Option<CertificateFacts> {
+pub(crate) fn facts(path: &Path) -> Option<CertificateFacts> {
     certificates(path).ok()?.into_iter().next().map(|(_, facts)| facts)
 }
 
 /// The file that is wrong, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum IdentityProblem {
+pub(crate) enum IdentityProblem {
     Certificate(String),
     Key(String),
 }
@@ -151,6 +151,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// A date without its time.
-pub(super) fn day(time: Timestamp) -> String {
+pub(crate) fn day(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d").to_string()
 }

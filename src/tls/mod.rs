@@ -1,10 +1,14 @@
-//! TLS toward the platforms: the trusted certificate authorities, our own certificate, and the reason of a failure.
+//! TLS toward the platforms, the broker and the database: the trusted certificate authorities, our own certificate, and the
+//! reason of a failure.
 //!
 //! Guarantees: the authorities of the system are always trusted, those of the settings in addition. A server without a
-//! trusted, valid certificate for its name is refused. The reason names the certificate. Not responsible for: reading
-//! files (`certificates.rs`).
+//! trusted, valid certificate for its name is refused. The reason names the certificate, except for PostgreSQL, whose client
+//! verifies by itself. Not responsible for: reading files (`certificates.rs`).
+
+mod certificates;
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +21,7 @@ use rustls::{
     RootCertStore, SignatureScheme,
 };
 
-use super::certificates::{self, CertificateFacts, IdentityProblem, day};
+use certificates::{CertificateFacts, IdentityProblem, day};
 
 /// The files for TLS that the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,6 +53,9 @@ impl fmt::Display for TlsFileProblem {
     }
 }
 
+/// What a failed handshake says if the remote side closed the connection.
+pub const CLOSED: &str = "the remote side closed the connection during the handshake";
+
 /// The reason why TLS failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFault {
@@ -62,6 +69,8 @@ pub enum TlsFault {
     WrongName,
     /// The remote side does not speak TLS.
     NotTls,
+    /// The remote side speaks TLS, and the settings ask for a connection without TLS.
+    TlsNeeded,
     /// The remote side wants a client certificate, or another one.
     ClientCertificate,
     /// Anything else.
@@ -136,8 +145,8 @@ impl From<IdentityProblem> for TlsFileProblem {
     }
 }
 
-/// The configuration of all connections of a client. TLS sessions are resumed across its connection pools.
-pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
+/// The configuration of the connections of a client. TLS sessions are resumed between connections that share it.
+pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
     let now = crate::clock::now();
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -160,16 +169,14 @@ pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
         }
         None => builder.with_root_certificates(roots),
     };
-    let mut config = match &files.client {
+    match &files.client {
         Some((certificate, key)) => {
             let identity = certificates::identity(certificate, key, now)?;
             let failed = |error: Error| TlsFileProblem::ClientKey(format!("{}: {error}", key.display()));
-            builder.with_client_auth_cert(identity.chain, identity.key).map_err(failed)?
+            builder.with_client_auth_cert(identity.chain, identity.key).map_err(failed)
         }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+        None => Ok(builder.with_no_client_auth()),
+    }
 }
 
 /// The usual verifier, with errors that name the certificate.
@@ -228,7 +235,7 @@ fn named(error: &CertificateError, chain: &[&CertificateDer<'_>], now: UnixTime)
     let now = i64::try_from(now.as_secs()).ok().and_then(|now| Timestamp::from_second(now).ok());
     let outdated = facts.iter().find(|facts| now.is_some_and(|now| facts.not_after < now));
     let early = facts.iter().find(|facts| now.is_some_and(|now| facts.not_before > now));
-    let subject = facts.first().map_or("unknown", |facts| facts.subject.as_str());
+    let subject = facts.first().map_or("name unknown", |facts| facts.subject.as_str());
     let (fault, detail) = match (error, outdated, early) {
         (CertificateError::Expired | CertificateError::ExpiredContext { .. }, outdated, _) => {
             let which = outdated.map_or_else(
@@ -247,8 +254,15 @@ fn named(error: &CertificateError, chain: &[&CertificateDer<'_>], now: UnixTime)
             (TlsFault::WrongName, wrong_name(error, subject))
         }
         (CertificateError::UnknownIssuer | CertificateError::BadSignature, ..) => {
-            let issuer = facts.last().map_or("unknown", |facts| facts.issuer.as_str());
-            let words = format!("the certificate ({subject}) is issued by ({issuer}), which is not trusted");
+            let words = match facts.last() {
+                Some(last) => {
+                    format!(
+                        "the certificate ({subject}) is issued by ({}), which is not trusted",
+                        last.issuer
+                    )
+                }
+                None => "the certificate is issued by an authority that is not trusted".to_owned(),
+            };
             (TlsFault::UnknownIssuer, words)
         }
         (other, ..) => (TlsFault::Other, format!("the certificate ({subject}) is not acceptable: {other}")),
@@ -268,14 +282,30 @@ fn wrong_name(error: &CertificateError, subject: &str) -> String {
     format!("the certificate ({subject}) is for {names}, not for {}", expected.to_str())
 }
 
+/// Finds the fault in an error of a connection. `None` if TLS did not cause the error.
+pub fn fault_of(error: &io::Error) -> Option<(TlsFault, String)> {
+    error.get_ref()?.downcast_ref::<Error>().map(fault)
+}
+
+/// As [`fault_of`], for an error of a handshake: the remote side may have closed the connection.
+pub fn handshake_fault(error: &io::Error) -> Option<(TlsFault, String)> {
+    let is_end = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+    fault_of(error).or_else(|| is_end.then(|| (TlsFault::Other, CLOSED.to_owned())))
+}
+
 /// Finds the fault in an error of rustls, with a description for an operator.
-pub(super) fn fault(error: &Error) -> (TlsFault, String) {
+pub fn fault(error: &Error) -> (TlsFault, String) {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
             match inner.downcast_ref::<CertificateFault>() {
                 Some(found) => (found.fault, found.detail.clone()),
                 None => (TlsFault::Other, "the certificate is not acceptable".to_owned()),
             }
+        }
+        // A client with its own verifier does not show the certificate.
+        Error::InvalidCertificate(error) => {
+            let fault = named(error, &[], UnixTime::now());
+            (fault.fault, fault.detail)
         }
         Error::InvalidMessage(_) => (TlsFault::NotTls, "the answer is not TLS".to_owned()),
         Error::AlertReceived(
