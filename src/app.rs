@@ -4,10 +4,13 @@
 //! supervisor restarts it. A shutdown takes at most `drain`. Not responsible for: the work of the parts.
 
 mod availability;
+mod broker_policies;
 mod components;
 mod console;
+mod housekeeping;
 mod signals;
 mod token_store;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,9 +22,8 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
-use crate::clock;
 use crate::config::{self, Settings, SpooledSenders};
-use crate::conversation::{ConversationState, Directory, DirectorySettings, DirectoryUrl};
+use crate::conversation::{Directory, DirectorySettings, DirectoryUrl};
 use crate::dead_letters::retention;
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
@@ -30,28 +32,24 @@ use crate::ingress::{self, IdempotencyKeys, IngressState};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::rabbit::{self, BrokerUrl, GreetingError, RabbitQueue, RabbitSettings, RabbitUse};
 use crate::queue::spool::{Spool, SpoolSettings};
-use crate::queue::{Queue, QueueError, QueueTuning, keep_bodies_in};
+use crate::queue::{Queue, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
+pub use broker_policies::{BrokerPolicies, UnsafeQueue};
 pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
 pub use signals::ShutdownReason;
 use signals::SignalHandler;
+use watch::DirectoryHealth;
 
 /// How long a callback waits for a start that may open its group.
 const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
-/// How often the write-ahead log of the directory is emptied, which still contains deleted rows.
-const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
 /// How long a process that starts is not ready because it has not reached the broker yet. Later an ingress with room in its
 /// spool is ready without the broker.
 const FIRST_CONNECT: Duration = Duration::from_secs(5);
-const SPOOL_MEASURED_EVERY: Duration = Duration::from_secs(1);
-const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long commands of the CLI wait for the broker.
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
-/// How long ids of delivered messages are kept to recognise repeats.
-const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,11 +173,12 @@ impl App {
             drain: settings.drain,
         };
         app.watch_queue(stop);
+        let health = app.watch_parts(&settings, roles, stop)?;
         let worker = match roles.delivers() {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
         };
-        app.start_admin(admin, worker, console::build(&settings), stop);
+        app.start_admin(admin, worker, health, console::build(&settings), stop);
         if let Some(public) = public {
             app.start_ingress(public, &settings, roles, stop).await?;
         }
@@ -215,7 +214,7 @@ impl App {
             }
             self.tasks.start(
                 "housekeeping",
-                run_housekeeping(
+                housekeeping::run(
                     directory.clone(),
                     settings.directory_kept,
                     self.metrics.clone(),
@@ -238,11 +237,13 @@ impl App {
         &mut self,
         listener: TcpListener,
         worker: Option<Worker>,
+        health: DirectoryHealth,
         console: Option<AdminConsole>,
         stop: &CancellationToken,
     ) {
         let (queue, spool) = (self.queue.clone(), self.spool.clone());
         let (began, was_connected) = (Instant::now(), AtomicBool::new(false));
+        let takes = self.public.is_some();
         let ready = move || {
             if let Some(reason) = queue.unready() {
                 if !was_connected.load(Ordering::Relaxed) && began.elapsed() < FIRST_CONNECT {
@@ -256,7 +257,12 @@ impl App {
                 };
             }
             was_connected.store(true, Ordering::Relaxed);
-            worker.as_ref().map_or(Ok(()), Worker::ready)
+            let Some(worker) = &worker else { return Ok(()) };
+            // A process that also takes messages stays ready: their senders do not repeat them.
+            match health.trouble().filter(|_| !takes) {
+                Some(trouble) => Err(format!("the directory is not usable: {trouble}")),
+                None => worker.ready(),
+            }
         };
         let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };
         self.tasks.start("admin", admin::serve_admin(listener, state, stop.clone()));
@@ -282,7 +288,7 @@ impl App {
         };
         if let Some(spool) = &self.spool {
             spool.drain(&mut self.tasks, stop);
-            let measure = measure_spool(spool.clone(), self.metrics.clone(), stop.clone());
+            let measure = watch::measure_spool(spool.clone(), self.metrics.clone(), stop.clone());
             self.tasks.start("spool metrics", measure);
         }
         let state = IngressState {
@@ -301,6 +307,30 @@ impl App {
         };
         self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), beside, stop.clone()));
         Ok(())
+    }
+
+    /// Watches everything that an operator should know before messages are late.
+    fn watch_parts(
+        &mut self,
+        settings: &Settings,
+        roles: ServiceRoles,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<DirectoryHealth> {
+        let health = DirectoryHealth::default();
+        let metrics = &self.metrics;
+        metrics.directory_up.set(1);
+        if let Some(directory) = &self.directory {
+            let watch = watch::directory(directory.clone(), health.clone(), metrics.clone(), stop.clone());
+            self.tasks.start("directory", watch);
+        }
+        if settings.queue.url.is_some() {
+            self.tasks.start("clock", watch::clock(metrics.clone(), stop.clone()));
+        }
+        if let Some(policies) = BrokerPolicies::new(settings)?.filter(|_| roles.delivers()) {
+            let watch = watch::policies(policies, metrics.clone(), stop.clone());
+            self.tasks.start("policies", watch);
+        }
+        Ok(health)
     }
 
     /// Keeps the gauge up to date, and ends the process on an error that cannot heal by itself.
@@ -337,58 +367,6 @@ async fn open_spool(settings: &Settings, queue: &Queue) -> anyhow::Result<Option
     let opened = Spool::open(spool, queue.clone()).await;
     let hint = "ingress.spool: cannot open the spool. Mount a data_dir that can be written, or set ingress.spool = \"off\"";
     Ok(Some(opened.context(hint)?))
-}
-
-async fn measure_spool(spool: Spool, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), String> {
-    loop {
-        if let Ok(depth) = spool.depth().await {
-            metrics.spool_messages.set(i64::try_from(depth.messages).unwrap_or(i64::MAX));
-            let age = depth.oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
-            metrics.spool_oldest_age.set(age);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(SPOOL_MEASURED_EVERY) => {}
-        }
-    }
-}
-
-/// Counts conversations for the metrics and deletes old records.
-async fn run_housekeeping(
-    directory: Directory,
-    kept: Duration,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) -> Result<(), String> {
-    let mut emptied = Instant::now();
-    loop {
-        if let Ok(counts) = directory.counts().await {
-            for state in ConversationState::ALL {
-                let count = counts.get(state).copied().unwrap_or(0);
-                metrics
-                    .conversations
-                    .with_label_values(&[state.as_str()])
-                    .set(i64::try_from(count).unwrap_or(0));
-            }
-        }
-        let now = clock::now();
-        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(kept)) else {
-            return Err("the clock is before 1970".into());
-        };
-        if let Err(error) = directory.forget(delivered, closed).await {
-            tracing::debug!(%error, "cannot delete old records of the directory");
-        }
-        if emptied.elapsed() >= EMPTY_LOG_EVERY {
-            emptied = Instant::now();
-            if let Err(error) = directory.empty_log().await {
-                tracing::debug!(%error, "cannot empty the write-ahead log of the directory");
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
-        }
-    }
 }
 
 /// Opens the engine for an operator, beside the processes that serve it: to publish and to read dead letters.

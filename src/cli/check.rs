@@ -190,8 +190,11 @@ fn proxies(settings: &Settings) -> Vec<CheckFinding> {
 
 fn client_certificate(expiry: &CertificateExpiry) -> CheckFinding {
     let what = format!("servicenow.client_cert_file: ({}) is valid until {}", expiry.subject, expiry.day());
-    let hint =
-        if expiry.is_near(crate::clock::now()) { "renew it: ServiceNow refuses it afterwards" } else { "" };
+    let hint = if expiry.is_near(crate::clock::machine()) {
+        "renew it: ServiceNow refuses it afterwards"
+    } else {
+        ""
+    };
     CheckFinding { ok: true, what, hint: hint.to_owned() }
 }
 

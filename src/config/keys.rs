@@ -23,6 +23,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("queue.prefetch", Open),
     ("queue.heartbeat", Open),
     ("queue.publish_timeout", Open),
+    ("queue.management_url", Secret),
     ("queue.ca_file", Open),
     ("queue.client_cert_file", Open),
     ("queue.client_key_file", Open),

@@ -70,8 +70,23 @@ fn queue(reader: &mut SettingsReader) -> QueueSettings {
         prefetch: reader.whole("queue.prefetch", 4, u16::MAX),
         heartbeat: reader.duration("queue.heartbeat"),
         publish_timeout: reader.duration("queue.publish_timeout"),
+        management_url: management_url(reader),
         tls: network::broker(reader),
     }
+}
+
+fn management_url(reader: &mut SettingsReader) -> Option<SecretString> {
+    let expected = "the address of RabbitMQ's management API, such as http://user:password@host:15672";
+    reader.parsed("queue.management_url", expected, |text| {
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(String::new());
+        }
+        if url.username().is_empty() {
+            return Err("names no user".to_owned());
+        }
+        Ok(SecretString::from(text.to_owned()))
+    })
 }
 
 fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {

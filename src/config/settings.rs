@@ -80,6 +80,8 @@ pub struct QueueSettings {
     pub prefetch: u16,
     pub heartbeat: Duration,
     pub publish_timeout: Duration,
+    /// `queue.management_url`, with user and password.
+    pub management_url: Option<SecretString>,
     /// `queue.ca_file` and the client certificate.
     pub tls: TlsFiles,
 }

@@ -61,7 +61,7 @@ pub enum DedupKey {
     Internal(MessageId),
     /// A sentence of ServiceNow's announced the end of this chat, and was the last event of the chat at that time.
     ClosingSentence(MessageId),
-    /// Written by `causeway check`, to see whether it can be written.
+    /// Written by `causeway check` and by the health test of a process, to see whether the directory can be written.
     SelfTest(MessageId),
 }
 
@@ -131,7 +131,7 @@ impl DedupKey {
     }
 
     /// The form in the database.
-    fn stored(self) -> String {
+    pub(super) fn stored(self) -> String {
         let (kind, id) = match self {
             Self::Delivered(id) => ("delivered", id),
             Self::Forwarded(id) => ("forwarded", id),

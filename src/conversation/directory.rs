@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
 
+use super::postgres::PostgresDirectory;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
 use super::schema::{self, SqlitePools};
 use super::state::{self, StateEvent};
@@ -33,7 +33,7 @@ pub enum Directory {
     /// A file.
     Sqlite(SqliteDirectory),
     /// A server.
-    Postgres(PgPool),
+    Postgres(PostgresDirectory),
 }
 
 /// The directory in a file.
@@ -71,12 +71,15 @@ macro_rules! run {
                 )
                 .await
             }
-            Directory::Postgres($pool) => {
-                $crate::conversation::schema::within(
+            Directory::Postgres(server) => {
+                let $pool = server.pool();
+                let answer = $crate::conversation::schema::within(
                     $crate::conversation::directory::STATEMENT_TIMEOUT,
                     $query,
                 )
-                .await
+                .await;
+                server.judge(&answer);
+                answer
             }
         }
     };
@@ -96,7 +99,7 @@ impl Directory {
                 schema::open_sqlite(path).await.map(|pools| Self::Sqlite(SqliteDirectory(pools)))
             }
             DirectoryUrl::Postgres(url) => {
-                schema::open_postgres(url.expose_secret()).await.map(Self::Postgres)
+                PostgresDirectory::open(url.expose_secret()).await.map(Self::Postgres)
             }
         }
     }
@@ -335,7 +338,7 @@ impl Directory {
                 pools.done.close().await;
                 pools.state.close().await;
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(server) => server.pool().close().await,
         }
     }
 

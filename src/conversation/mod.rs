@@ -13,6 +13,8 @@ mod erase;
 mod error;
 mod incidents;
 mod oauth_tokens;
+mod postgres;
+mod probe;
 mod relay_progress;
 mod reply_handles;
 mod row;
@@ -30,6 +32,7 @@ pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use erase::ConversationRows;
 pub use error::DirectoryError;
+pub use postgres::PostgresDirectory;
 
 /// The settings of the directory.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::pool::PoolOptions;
-use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
 
@@ -83,14 +83,18 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     })
 }
 
-/// Connects to a server. The first connection is made outside of the pool, because the pool would hide the cause of a
-/// failure.
-pub(super) async fn open_postgres(url: &str) -> Result<PgPool, DirectoryError> {
+/// Migrates the tables of a server. The first connection is made outside of the pool, because the pool would hide the cause
+/// of a failure.
+pub(super) async fn open_postgres(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let options = postgres_options(url)?;
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
     let migrating = migrate_postgres(&options);
     within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
-    Ok(pool(POSTGRES_CONNECTIONS).connect_lazy_with(options))
+    Ok(options)
+}
+
+pub(super) fn postgres_pool() -> PgPoolOptions {
+    pool(POSTGRES_CONNECTIONS)
 }
 
 fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {

@@ -95,6 +95,14 @@ pub(super) const FIND_DONE_MANY: &str = "SELECT dedup_key, digest FROM dedup_key
 
 pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES ($1, $2, $3) ON CONFLICT (dedup_key) DO NOTHING";
 
+/// Fails if a table is missing, and returns no row.
+pub(super) const READ_TABLES: &str = "SELECT 1 FROM conversations, conversation_groups, reply_handles
+     WHERE conversations.id = '' AND conversation_groups.chat_group = '' AND reply_handles.conversation_id = ''";
+
+/// Writes each time.
+pub(super) const WRITE_TEST: &str = "INSERT INTO dedup_keys (dedup_key, done_at) VALUES ($1, $2)
+     ON CONFLICT (dedup_key) DO UPDATE SET done_at = excluded.done_at";
+
 /// Deletes in small batches, so that other writers do not wait long.
 pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
          SELECT dedup_key FROM dedup_keys WHERE done_at < $1 LIMIT $2)";

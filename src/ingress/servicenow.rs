@@ -29,7 +29,7 @@ use crate::message::{
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
     let auth = &state.settings.servicenow;
     let verdict =
-        callback_credentials::callback(auth, request.headers(), request.uri().query(), clock::now());
+        callback_credentials::callback(auth, request.headers(), request.uri().query(), clock::machine());
     if verdict == AuthResult::Refused {
         return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
     }

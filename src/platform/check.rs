@@ -39,7 +39,7 @@ pub async fn servicenow(servicenow: &ServiceNow, queues: &[(String, String)]) ->
     let (mut findings, clock) = tokio::join!(login_and_queue(servicenow, queues), servicenow.time());
     // If the instance does not answer, `login_and_queue` reports it already.
     if let Ok(Some(theirs)) = clock {
-        findings.extend(clocks("ServiceNow", theirs, crate::clock::now()));
+        findings.extend(clocks("ServiceNow", theirs, crate::clock::machine()));
     }
     findings
 }
@@ -407,7 +407,7 @@ async fn knocked(xo: &Xo, key: &str, url: &Url, takes_posts: bool) -> Vec<Platfo
         }
         Ok((status, theirs)) => {
             let there = PlatformFinding::good(format!("{key}: {host} answers (status {status} to a GET)"));
-            let clocks = theirs.and_then(|theirs| clocks(host, theirs, crate::clock::now()));
+            let clocks = theirs.and_then(|theirs| clocks(host, theirs, crate::clock::machine()));
             std::iter::once(there).chain(clocks).collect()
         }
         Err(error) => vec![PlatformFinding::bad(format!("{key}: {host}: {error}"), unreachable(&error))],

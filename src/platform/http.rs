@@ -304,7 +304,7 @@ impl HttpReply {
     /// `X-RateLimit-Reset` (unix time).
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         let header = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
-        let now = crate::clock::now();
+        let now = crate::clock::machine();
         header(RETRY_AFTER.as_str()).and_then(|value| retry_after(value, now)).or_else(|| {
             let reset =
                 header("x-ratelimit-reset").filter(|_| self.status == StatusCode::TOO_MANY_REQUESTS)?;

@@ -78,6 +78,12 @@ pub struct Metrics {
     pub breaker_trips: IntCounterVec,
     /// 0 or 1
     pub broker_connected: IntGauge,
+    /// 0 or 1
+    pub directory_up: IntGauge,
+    /// `causeway_clock_ahead_seconds`
+    pub clock_ahead: Gauge,
+    /// `causeway_queues_with_unsafe_policy`
+    pub unsafe_queues: IntGauge,
     /// `causeway_spool_messages`
     pub spool_messages: IntGauge,
     /// `causeway_spool_oldest_age_seconds`
@@ -129,6 +135,9 @@ impl Metrics {
             breaker_state: gauges(&r, names::BREAKER_STATE, &["destination"])?,
             breaker_trips: counters(&r, names::BREAKER_TRIPS, &["destination", "reason"])?,
             broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
+            directory_up: gauge(&r, names::DIRECTORY_UP)?,
+            clock_ahead: registered(&r, Gauge::with_opts(opts(names::CLOCK_AHEAD))?)?,
+            unsafe_queues: gauge(&r, names::UNSAFE_QUEUES)?,
             spool_messages: gauge(&r, names::SPOOL_MESSAGES)?,
             spool_oldest_age: registered(&r, Gauge::with_opts(opts(names::SPOOL_OLDEST_AGE))?)?,
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,

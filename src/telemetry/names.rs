@@ -24,6 +24,9 @@ names! {
     BREAKER_STATE = "causeway_breaker_state", "0 passing, 1 tripped, 2 probing.";
     BREAKER_TRIPS = "causeway_breaker_trips_total", "How often the breaker tripped, by reason.";
     BROKER_CONNECTED = "causeway_broker_connected", "1 while the queue can be used.";
+    DIRECTORY_UP = "causeway_directory_up", "1 while the directory can be read and written.";
+    CLOCK_AHEAD = "causeway_clock_ahead_seconds", "How far the clock of this machine is ahead of the broker's. From 5 s on, either way, messages are timed by the broker's clock.";
+    UNSAFE_QUEUES = "causeway_queues_with_unsafe_policy", "Queues whose policy deletes messages, as queue.management_url shows.";
     SPOOL_MESSAGES = "causeway_spool_messages", "Messages that this ingress keeps on its disk until the broker confirms them.";
     SPOOL_OLDEST_AGE = "causeway_spool_oldest_age_seconds", "Age of the oldest message in the spool of this ingress.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";

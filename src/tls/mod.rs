@@ -125,7 +125,7 @@ impl TlsFiles {
 
     /// Reads every file. Returns all problems.
     pub fn check(&self) -> Vec<TlsFileProblem> {
-        let now = crate::clock::now();
+        let now = crate::clock::machine();
         let authorities =
             self.authorities.iter().filter_map(|path| certificates::authorities(path, now).err());
         let mut problems: Vec<_> = authorities.map(TlsFileProblem::Authorities).collect();
@@ -147,7 +147,7 @@ impl From<IdentityProblem> for TlsFileProblem {
 
 /// The configuration of the connections of a client. TLS sessions are resumed between connections that share it.
 pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
-    let now = crate::clock::now();
+    let now = crate::clock::machine();
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);

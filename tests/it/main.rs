@@ -67,6 +67,7 @@ mod soak;
 mod spool;
 mod status;
 mod stores_tls;
+mod surroundings;
 mod tidy;
 mod trace;
 mod transcript;

@@ -11,6 +11,7 @@ use rustix::fs::Access;
 use super::super::output;
 use super::CheckFinding;
 use crate::app;
+use crate::clock;
 use crate::config::{DirectoryConfig, Settings, SpooledSenders};
 use crate::conversation::{DedupKey, DirectoryError};
 use crate::message::MessageId;
@@ -75,8 +76,62 @@ pub(super) async fn queue(settings: &Settings) -> Vec<CheckFinding> {
         }
     }
     queue.close().await;
+    if settings.queue.url.is_some() {
+        findings.extend(clock::ahead().and_then(clocks));
+        findings.extend(policies(settings).await);
+    }
     findings.extend(spool(settings));
     findings
+}
+
+/// Reports the difference from the broker's clock if messages are timed by the broker's clock because of it.
+fn clocks(ahead: jiff::SignedDuration) -> Option<CheckFinding> {
+    let seconds = ahead.as_secs();
+    (seconds.saturating_mul(1_000).abs() >= clock::CORRECTED_MIN_MS).then(|| CheckFinding {
+        ok: true,
+        what: format!(
+            "queue: this machine's clock is {} s {} the broker's",
+            seconds.abs(),
+            if seconds > 0 { "ahead of" } else { "behind" }
+        ),
+        hint: "set both clocks by NTP; until then messages are timed by the broker's clock".to_owned(),
+    })
+}
+
+/// Reports policies of the broker that delete messages.
+async fn policies(settings: &Settings) -> Vec<CheckFinding> {
+    let policies = match app::BrokerPolicies::new(settings) {
+        Ok(Some(policies)) => policies,
+        Ok(None) => {
+            return vec![CheckFinding {
+                ok: true,
+                what: "queue: the policies of the broker were not read".to_owned(),
+                hint: "a policy for all queues (max-length, message-ttl, expires) deletes dead letters: set queue.management_url, \
+                       or compare `rabbitmqctl list_policies` with deploy/rabbitmq/definitions.json"
+                    .to_owned(),
+            }];
+        }
+        Err(error) => return vec![CheckFinding::wrong(format!("queue.management_url: {error}"), "")],
+    };
+    match policies.unsafe_queues().await {
+        Ok(found) if found.is_empty() => {
+            vec![CheckFinding::well("queue: no policy of the broker deletes messages")]
+        }
+        Ok(found) => found
+            .iter()
+            .map(|queue| {
+                CheckFinding::wrong(
+                    format!("queue: a policy deletes messages: {queue}"),
+                    "take Causeway's queues out of that policy, and set both policies of deploy/rabbitmq/definitions.json; an \
+                     operator policy overrides them, so change it (rabbitmqctl list_operator_policies)",
+                )
+            })
+            .collect(),
+        Err(reason) => {
+            let hint = "is queue.management_url right, and has its user the tag management and a right on the vhost?";
+            vec![CheckFinding::wrong(format!("queue: the policies of the broker cannot be read: {reason}"), hint)]
+        }
+    }
 }
 
 /// Whether an ingress could keep messages while the broker is away.
@@ -262,6 +317,14 @@ const fn tls_hint(fault: TlsFault, words: &TlsWords) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_is_reported_from_five_seconds_on() {
+        let found = |seconds| clocks(jiff::SignedDuration::from_secs(seconds)).map(|found| found.what);
+        assert_eq!((found(4), found(-4)), (None, None));
+        assert!(found(3_600).unwrap().contains("3600 s ahead of"));
+        assert!(found(-5).unwrap().contains("5 s behind"));
+    }
 
     #[test]
     fn the_age_of_a_broker_is_judged_by_numbers() {

@@ -51,13 +51,15 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
     });
     let (mut process, samples) = process;
     process.address = settings.admin_listen.to_string();
+    let mut queue_status = answers.status;
+    queue_status.unsafe_policies = unsafe_policies(settings).await;
     let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
     let mut status = DeploymentStatus {
         engine: Some(engine.to_owned()),
         deployment: app::place(settings),
         destinations: destination::local(settings, &samples, answers.depth.as_ref()),
         process,
-        queue: answers.status,
+        queue: queue_status,
         spool: spool(&samples),
         directory,
         dead_letters: answers.dead_letters,
@@ -81,13 +83,17 @@ pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentSta
     let directory = DirectoryStatus {
         kind: None,
         conversations: samples.by_label("causeway_conversations", "state"),
-        error: None,
+        error: (count("causeway_directory_up") == Some(0)).then(|| "its process cannot use it".to_owned()),
     };
     let mut status = DeploymentStatus {
         engine: samples.label("causeway_build_info", "engine").map(str::to_owned),
         deployment: process.address.clone(),
         destinations: destination::remote(&samples),
-        queue: QueueStatus { unroutable: count("causeway_unroutable_messages"), ..QueueStatus::default() },
+        queue: QueueStatus {
+            unroutable: count("causeway_unroutable_messages"),
+            unsafe_policies: count("causeway_queues_with_unsafe_policy"),
+            ..QueueStatus::default()
+        },
         spool: spool(&samples),
         directory,
         dead_letters,
@@ -144,7 +150,14 @@ async fn process(listener: &Url) -> (ProcessStatus, MetricSamples) {
         Err(error) => (ProcessState::NotReachable, Some(format!("{error:#}"))),
     };
     let version = samples.label("causeway_build_info", "version").map(str::to_owned);
-    (ProcessStatus { address: listener.to_string(), state, version, error }, samples)
+    let clock_ahead_seconds = samples.sum("causeway_clock_ahead_seconds");
+    (ProcessStatus { address: listener.to_string(), state, version, error, clock_ahead_seconds }, samples)
+}
+
+/// The number of queues whose policy deletes messages; `None` if it is not known.
+async fn unsafe_policies(settings: &Settings) -> Option<u64> {
+    let policies = app::BrokerPolicies::new(settings).ok()??;
+    u64::try_from(policies.unsafe_queues().await.ok()?.len()).ok()
 }
 
 fn not_reachable(error: String) -> ProcessStatus {
@@ -194,7 +207,8 @@ async fn ask(queue: &Queue, is_rabbit: bool, is_first: bool) -> anyhow::Result<Q
             Err(error) => dead.error = Some(error.to_string()),
         }
     }
-    let status = QueueStatus { workers: workers?, unroutable: Some(depth.unroutable), error: None };
+    let status =
+        QueueStatus { workers: workers?, unroutable: Some(depth.unroutable), ..QueueStatus::default() };
     Ok(QueueAnswers { depth: Some(depth), status, dead_letters: dead })
 }
 

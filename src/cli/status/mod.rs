@@ -27,8 +27,9 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 const JSON: &str = r#"JSON (an unknown value is null):
   {"at", "version", "engine": "embedded"|"rabbitmq", "deployment": folder, host/vhost or URL,
    "needs_attention": [sentence, ..],
-   "process": {"address", "state": "ready"|"not_ready"|"not_reachable", "version", "error"},
-   "queue": {"workers", "unroutable", "error"}, "spool": {"messages", "oldest_age_seconds"},
+   "process": {"address", "state": "ready"|"not_ready"|"not_reachable", "version", "error",
+               "clock_ahead_seconds"},
+   "queue": {"workers", "unroutable", "unsafe_policies", "error"}, "spool": {"messages", "oldest_age_seconds"},
    "destinations": [{"destination", "breaker": "passing"|"tripped"|"probing", "waiting", "in_flight",
                      "oldest_age_seconds", "partitions", "consumed", "dead_letters"}],
    "directory": {"kind", "conversations": {state: N}, "error"},

@@ -11,6 +11,8 @@ use super::super::output;
 
 /// The age in seconds of a spooled message that needs a person, as in the alert `CausewaySpoolNotDraining`.
 const SPOOL_LATE: u64 = 120;
+/// The difference of the clocks in seconds that needs a person, as in the alert `CausewayClockWrong`.
+const CLOCK_WRONG: f64 = 5.0;
 
 /// The whole state. `JSON` in `mod.rs` describes the fields.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -39,6 +41,8 @@ pub(super) struct ProcessStatus {
     pub(super) version: Option<String>,
     /// Why the process is not ready or not reachable.
     pub(super) error: Option<String>,
+    /// How far its clock is ahead of the broker's.
+    pub(super) clock_ahead_seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -54,6 +58,8 @@ pub(super) enum ProcessState {
 pub(super) struct QueueStatus {
     pub(super) workers: Option<u64>,
     pub(super) unroutable: Option<u64>,
+    /// The queues whose policy deletes messages.
+    pub(super) unsafe_policies: Option<u64>,
     pub(super) error: Option<String>,
 }
 
@@ -104,6 +110,12 @@ impl DeploymentStatus {
             let what = output::counted(unroutable, "message");
             found.push(format!("{what} found no queue: `causeway check` says why"));
         }
+        if let Some(count) = self.queue.unsafe_policies.filter(|count| *count > 0) {
+            let what = output::counted(count, "queue");
+            found.push(format!(
+                "a policy of the broker deletes messages of {what}: `causeway check` names it"
+            ));
+        }
         if let Some(age) = self.spool.oldest_age_seconds.filter(|age| *age > SPOOL_LATE) {
             found.push(format!("the broker has not confirmed a spooled message for {}", output::age(age)));
         }
@@ -122,6 +134,10 @@ impl DeploymentStatus {
 
     fn check_process(&self, is_remote: bool, found: &mut Vec<String>) {
         let ProcessStatus { address, state, error, .. } = &self.process;
+        if let Some(ahead) = self.process.clock_ahead_seconds.filter(|ahead| ahead.abs() >= CLOCK_WRONG) {
+            let way = if ahead > 0.0 { "ahead of" } else { "behind" };
+            found.push(format!("the clock of the process is {:.0} s {way} the broker's", ahead.abs()));
+        }
         let error = error.as_deref().unwrap_or_default();
         match state {
             ProcessState::Ready => {}
@@ -166,7 +182,7 @@ mod tests {
         DeploymentStatus {
             engine: Some("rabbitmq".into()),
             process: ProcessStatus { state: ProcessState::Ready, ..ProcessStatus::default() },
-            queue: QueueStatus { workers: Some(2), unroutable: Some(0), error: None },
+            queue: QueueStatus { workers: Some(2), unroutable: Some(0), ..QueueStatus::default() },
             destinations: vec![DestinationStatus {
                 destination: "xo".into(),
                 breaker: Some("passing"),
@@ -210,6 +226,8 @@ mod tests {
         for (change, words) in [
             ((|report| report.queue.error = Some("away".into())) as fn(&mut DeploymentStatus), "away"),
             (|report| report.queue.unroutable = Some(1), "1 message found no queue"),
+            (|report| report.queue.unsafe_policies = Some(2), "deletes messages of 2 queues"),
+            (|report| report.process.clock_ahead_seconds = Some(-3600.2), "3600 s behind the broker's"),
             (|report| report.spool.oldest_age_seconds = Some(180), "a spooled message for 3m"),
             (|report| report.destinations[0].breaker = Some("tripped"), "the breaker of xo is tripped"),
             (|report| report.destinations[0].oldest_age_seconds = Some(500), "has waited for 8m"),

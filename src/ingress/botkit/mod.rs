@@ -153,7 +153,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     let settings = &state.settings.botkit;
     let route = BotKitRoute::read(request.uri().path()).ok_or(ApiError::UnknownRoute)?;
     let bot = settings.bots.iter().find(|bot| bot.bot_id == route.bot_id).ok_or(ApiError::UnknownRoute)?;
-    if !bot_token::holds(bot, request.headers(), settings.allow_apikey, clock::now()) {
+    if !bot_token::holds(bot, request.headers(), settings.allow_apikey, clock::machine()) {
         return Err(ApiError::Unauthorized(r#"BotKit realm="causeway""#));
     }
     body::is_json(request.headers())?;

@@ -207,7 +207,7 @@ impl CookieJar {
 fn life(cookie: &Cookie<'_>) -> Result<Option<Duration>, ()> {
     let seconds = match (cookie.max_age(), cookie.expires_datetime()) {
         (Some(age), _) => age.whole_seconds(),
-        (None, Some(date)) => date.unix_timestamp().saturating_sub(crate::clock::now().as_second()),
+        (None, Some(date)) => date.unix_timestamp().saturating_sub(crate::clock::machine().as_second()),
         (None, None) => return Ok(None),
     };
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(|s| Some(Duration::from_secs(s))).ok_or(())

@@ -228,7 +228,7 @@ fn payload(handle: &ReplyHandle) -> Value {
 
 pub(super) fn signed(bot: &XoBot) -> Result<HeaderMap, CallError> {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let exp = clock::now().as_second() + TOKEN_SECONDS;
+    let exp = clock::machine().as_second() + TOKEN_SECONDS;
     let claims = json!({ "appId": bot.app_id, "exp": exp });
     let header = json!({ "typ": "JWT", "alg": bot.algorithm.as_str() });
     let token = format!("{}.{}", part(&header), part(&claims));

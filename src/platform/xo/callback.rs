@@ -45,7 +45,7 @@ impl Xo {
         if keys.is_empty() {
             return Ok(());
         }
-        let at = crate::clock::now().as_second();
+        let at = crate::clock::machine().as_second();
         let signatures: Vec<String> = keys.iter().map(|key| key.sign(id, at, body)).collect();
         for (name, value) in [
             ("webhook-id", id.to_owned()),

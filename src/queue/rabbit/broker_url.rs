@@ -28,6 +28,11 @@ impl BrokerUrl {
         format!("{}/{}", hosts.iter().map(of).collect::<Vec<_>>().join(","), vhost.trim_start_matches('/'))
     }
 
+    /// The vhost of the first host.
+    pub fn vhost(&self) -> String {
+        self.hosts().first().map(|uri| uri.vhost.clone()).unwrap_or_default()
+    }
+
     /// The hosts in their order, each with user, vhost and parameters.
     pub(super) fn hosts(&self) -> Vec<AMQPUri> {
         hosts(self.0.expose_secret()).unwrap_or_default()

@@ -21,7 +21,7 @@ use super::membership::WaitingPartitions;
 use super::publisher::{self, PublishRequest};
 use super::rights::{self, Refusals};
 use super::topology::IN;
-use super::{RabbitError, RabbitSettings, RabbitUse, connect, membership, topology, within};
+use super::{RabbitError, RabbitSettings, RabbitUse, broker_clock, connect, membership, topology, within};
 use crate::queue::{PartitionId, QueueError};
 use crate::tasks::{self, CancellationToken};
 
@@ -96,6 +96,7 @@ impl BrokerConnections {
         connections.task(keep(connections.clone(), ConnectionPurpose::Publish));
         connections.task(publisher::run(connections.clone(), requests));
         connections.task(rights::watch_refusals(connections.clone()));
+        connections.task(broker_clock::watch(connections.clone()));
         if usage != RabbitUse::Publish {
             connections.task(keep(connections.clone(), ConnectionPurpose::Consume));
         }
@@ -354,6 +355,8 @@ async fn establish(
                 let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
                 topology::ensure(&connection, tuning, declare).await?;
             }
+            // A worker compares before it receives the first message.
+            broker_clock::compare_first(connections, &connection).await;
             Ok(Arc::new(connection))
         }
         // The queues must exist before a consumer starts.

@@ -8,6 +8,7 @@
 //! Not responsible for: which messages stay unacked and for how long (`worker/`).
 
 mod ack_batch;
+mod broker_clock;
 mod broker_url;
 mod connect;
 mod connections;

@@ -22,7 +22,7 @@ use crate::queue::{PartitionId, QueueTuning};
 
 /// The names that a user needs rights on, as RabbitMQ takes them.
 pub(super) const RIGHTS: &str =
-    r"^(in|in\.unrouted|unrouted|dlx|workers|dlq\..+|w\..+|visit\..+|amq\.gen.*)$";
+    r"^(in|in\.unrouted|unrouted|dlx|workers|clock|dlq\..+|w\..+|visit\..+|amq\.gen.*)$";
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// The exchanges that refuse publishes, each with the broker's words.

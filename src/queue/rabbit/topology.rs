@@ -30,6 +30,8 @@ pub(super) const UNROUTED: &str = "unrouted";
 pub(super) const DLX: &str = "dlx";
 /// The exchange on which workers announce themselves.
 pub(super) const WORKERS: &str = "workers";
+/// The exchange that shows the broker's clock (`broker_clock.rs`). Everything but the comparison works without it.
+pub(super) const CLOCK: &str = "clock";
 
 /// The time limit for one answer of the broker.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -196,6 +196,11 @@ impl Vhost {
         self.url_through(self.amqp)
     }
 
+    /// The management API, with user and password.
+    pub(crate) fn management_url(&self) -> String {
+        format!("http://guest:guest@{}", self.management)
+    }
+
     /// The AMQP address of the broker, for a proxy.
     pub(crate) fn broker(&self) -> SocketAddr {
         self.amqp

@@ -1,0 +1,212 @@
+//! Watches the directory, the clock, the policies of the broker and the spool, for the metrics, `/readyz` and the log.
+//!
+//! Guarantees: a lasting trouble is logged once at level WARN, again every [`REMIND_EVERY`], and its end once. It is known
+//! within 20 s. Nothing here ends a process.
+//! Not responsible for: the broker's connection (`queue/rabbit/connections.rs`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::broker_policies::{BrokerPolicies, UnsafeQueue};
+use crate::clock;
+use crate::conversation::{DedupKey, Directory, DirectoryError};
+use crate::message::MessageId;
+use crate::queue::spool::Spool;
+use crate::tasks::CancellationToken;
+use crate::telemetry::Metrics;
+
+const SPOOL_EVERY: Duration = Duration::from_secs(1);
+const CLOCK_EVERY: Duration = Duration::from_secs(2);
+const POLICIES_EVERY: Duration = Duration::from_secs(10);
+const DIRECTORY_EVERY: Duration = Duration::from_secs(4);
+/// The pause after a failed test. A single slow answer is no trouble yet.
+const DIRECTORY_AGAIN: Duration = Duration::from_secs(1);
+const REMIND_EVERY: Duration = Duration::from_secs(600);
+
+/// The state of the directory, shared with `/readyz`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DirectoryHealth(Arc<Mutex<Option<String>>>);
+
+impl DirectoryHealth {
+    /// Why the directory cannot be used; `None` if it can.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, trouble: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}
+
+/// Whether a trouble is logged now: if it is new or different, and every [`REMIND_EVERY`].
+#[derive(Debug, Default)]
+struct LogLimit(Option<(String, Instant)>);
+
+impl LogLimit {
+    fn allows(&mut self, trouble: &str) -> bool {
+        let is_known =
+            self.0.as_ref().is_some_and(|(known, at)| known == trouble && at.elapsed() < REMIND_EVERY);
+        if !is_known {
+            self.0 = Some((trouble.to_owned(), Instant::now()));
+        }
+        !is_known
+    }
+
+    /// Forgets the trouble. Returns whether there was one.
+    fn end(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
+async fn pause(stop: &CancellationToken, time: Duration) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(time) => true,
+    }
+}
+
+/// The state of a database, in one word for a log line.
+const fn state(error: &DirectoryError) -> &'static str {
+    match error {
+        DirectoryError::Unavailable(_) => "away",
+        DirectoryError::Full(_) => "full",
+        DirectoryError::ReadOnly(_) => "read-only",
+        DirectoryError::Refused(_) => "refused",
+        DirectoryError::Tables(_) => "tables",
+        DirectoryError::Tls(..) => "tls",
+        DirectoryError::Mismatch(_) => "unfit",
+    }
+}
+
+/// Tests the directory again and again. An unreachable one counts after two failed tests, any other trouble at once.
+pub(super) async fn directory(
+    directory: Directory,
+    health: DirectoryHealth,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let key = DedupKey::SelfTest(MessageId::fresh());
+    let (mut failures, mut log) = (0_u32, LogLimit::default());
+    loop {
+        let tested = tokio::select! {
+            tested = directory.probe(key) => tested,
+            () = stop.cancelled() => return Ok(()),
+        };
+        match tested {
+            Ok(()) => {
+                failures = 0;
+                health.set(None);
+                metrics.directory_up.set(1);
+                if log.end() {
+                    tracing::info!("the directory can be used again");
+                }
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if failures > 1 || !matches!(error, DirectoryError::Unavailable(_)) {
+                    let reason = error.to_string();
+                    metrics.directory_up.set(0);
+                    if log.allows(state(&error)) {
+                        tracing::warn!(state = state(&error), reason, "the directory cannot be used");
+                    }
+                    health.set(Some(reason));
+                }
+            }
+        }
+        let time = if failures == 0 { DIRECTORY_EVERY } else { DIRECTORY_AGAIN };
+        if !pause(&stop, time).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows the difference of the clocks, which the engine measures and logs.
+pub(super) async fn clock(metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), String> {
+    loop {
+        if let Some(ahead) = clock::ahead() {
+            metrics.clock_ahead.set(ahead.as_secs_f64());
+        }
+        if !pause(&stop, CLOCK_EVERY).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the policies of the queues.
+pub(super) async fn policies(
+    policies: BrokerPolicies,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let (mut unsafe_log, mut failure_log) = (LogLimit::default(), LogLimit::default());
+    loop {
+        let read = tokio::select! {
+            read = policies.unsafe_queues() => read,
+            () = stop.cancelled() => return Ok(()),
+        };
+        match read {
+            Ok(found) => {
+                if failure_log.end() {
+                    tracing::info!("the policies of the broker can be read again");
+                }
+                metrics.unsafe_queues.set(i64::try_from(found.len()).unwrap_or(i64::MAX));
+                if found.is_empty() {
+                    if unsafe_log.end() {
+                        tracing::info!("no policy of the broker deletes messages any more");
+                    }
+                } else {
+                    let queues: Vec<_> = found.iter().map(UnsafeQueue::to_string).collect();
+                    let queues = queues.join("; ");
+                    if unsafe_log.allows(&queues) {
+                        tracing::warn!(queues, "a policy of the broker deletes messages");
+                    }
+                }
+            }
+            Err(reason) => {
+                if failure_log.allows(&reason) {
+                    tracing::warn!(reason, "queue.management_url: the policies of the broker cannot be read");
+                }
+            }
+        }
+        if !pause(&stop, POLICIES_EVERY).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows the depth of the spool.
+pub(super) async fn measure_spool(
+    spool: Spool,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        if let Ok(depth) = spool.depth().await {
+            metrics.spool_messages.set(i64::try_from(depth.messages).unwrap_or(i64::MAX));
+            let age = depth.oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
+            metrics.spool_oldest_age.set(age);
+        }
+        if !pause(&stop, SPOOL_EVERY).await {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lasting_trouble_is_logged_once_and_then_seldom() {
+        let mut log = LogLimit::default();
+        assert!(!log.end());
+        assert!(log.allows("away"));
+        assert!(!log.allows("away"));
+        assert!(log.allows("full"), "another trouble is news");
+        tokio::time::advance(REMIND_EVERY).await;
+        assert!(log.allows("full"));
+        assert!(log.end() && log.allows("full"), "a trouble that comes back is news");
+    }
+}
