@@ -423,7 +423,8 @@ fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> Rab
     }
 }
 
-fn tuning(settings: &Settings) -> QueueTuning {
+/// The settings of the queue that both engines share.
+pub fn tuning(settings: &Settings) -> QueueTuning {
     QueueTuning {
         destinations: settings.destinations(),
         partitions: settings.queue.partitions,

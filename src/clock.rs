@@ -1,7 +1,7 @@
 //! Wall-clock time. Only this file reads the wall clock; durations are measured with `tokio::time::Instant`.
 //!
-//! Processes on several machines compare times: one stamps a message, another one computes its age. So all of them
-//! follow the broker's clock ([`follow`]) if their own clock differs from it by [`CORRECTED_MIN_MS`] or more.
+//! Processes on several machines compare times: one stamps a message, another one computes its age. So each process
+//! follows the broker's clock ([`follow`]) if its own clock differs by [`CORRECTED_MIN_MS`] or more.
 //! Guarantees: millisecond precision, so that a time survives every engine and wire format unchanged. A process that has
 //! not compared its clock uses the clock of the machine.
 //! Not responsible for: reading the broker's clock (`queue/rabbit/broker_clock.rs`).

@@ -1,7 +1,7 @@
 //! Watches the directory, the clock, the policies of the broker and the spool, for the metrics, `/readyz` and the log.
 //!
 //! Guarantees: a lasting trouble is logged once at level WARN, again every [`REMIND_EVERY`], and its end once. It is known
-//! within 20 s. Nothing here ends a process.
+//! within 20 s. A trouble never ends the process.
 //! Not responsible for: the broker's connection (`queue/rabbit/connections.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};

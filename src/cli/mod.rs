@@ -5,6 +5,7 @@
 //! Not responsible for: the exit code (`main.rs`) and the work itself.
 
 mod admin_listener;
+mod broker;
 mod check;
 mod confirm;
 mod conversations;
@@ -77,6 +78,8 @@ enum CliVerb {
     Dead(dead::DeadArgs),
     /// Inspect conversations, or erase one
     Conversations(conversations::ConversationsArgs),
+    /// Print what an administrator of RabbitMQ imports: exchanges, queues, policies, and a user for each role
+    Broker(broker::BrokerArgs),
     /// Configure ServiceNow: REST Message, Business Rule, queues
     #[command(name = "servicenow")]
     ServiceNow(Box<servicenow::ServiceNowArgs>),
@@ -174,6 +177,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
+        CliVerb::Broker(args) => broker::run(args, &sources),
         CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
         CliVerb::Completions(args) => manual::completions(&args),
         CliVerb::Man(args) => manual::man(&args),

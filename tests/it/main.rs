@@ -37,6 +37,7 @@ mod handoff_scope;
 mod idempotency;
 mod incidents;
 mod ingress;
+mod least_privilege;
 mod memory;
 mod metrics;
 mod network;

@@ -80,8 +80,12 @@ pub(super) async fn watch(connections: Arc<BrokerConnections>) {
 
 async fn watch_on(connections: &BrokerConnections, connection: &Connection) -> Result<(), RabbitError> {
     let mut queues = ClockQueues::open(connection, connections.settings.declare).await?;
+    // Only a tool has not compared before.
+    let is_first = connections.settings.usage == RabbitUse::Admin;
+    let mut pause = if is_first { Duration::ZERO } else { ASK_EVERY };
     loop {
-        tokio::time::sleep(ASK_EVERY).await;
+        tokio::time::sleep(pause).await;
+        pause = ASK_EVERY;
         // A blocked connection writes nothing, and the answer would be late.
         if connection.status().blocked() {
             continue;

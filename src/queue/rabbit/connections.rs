@@ -355,8 +355,10 @@ async fn establish(
                 let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
                 topology::ensure(&connection, tuning, declare).await?;
             }
-            // A worker compares before it receives the first message.
-            broker_clock::compare_first(connections, &connection).await;
+            // A worker compares before it receives the first message. A tool does not wait for the comparison.
+            if connections.settings.usage != RabbitUse::Admin {
+                broker_clock::compare_first(connections, &connection).await;
+            }
             Ok(Arc::new(connection))
         }
         // The queues must exist before a consumer starts.

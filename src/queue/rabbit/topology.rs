@@ -139,48 +139,74 @@ pub(super) async fn ensure(
     ))))
 }
 
+/// A queue with its binding.
+pub(super) struct DeclaredQueue {
+    pub(super) name: String,
+    pub(super) arguments: FieldTable,
+    /// The exchange and the routing key of the binding.
+    pub(super) exchange: &'static str,
+    pub(super) key: String,
+}
+
+/// All exchanges, in the order of their declaration.
+pub(super) fn exchanges() -> [(&'static str, ExchangeKind, FieldTable); 4] {
+    let alternate = arguments(&[("alternate-exchange", text(UNROUTED_EXCHANGE))]);
+    [
+        (UNROUTED_EXCHANGE, ExchangeKind::Fanout, FieldTable::default()),
+        (IN, ExchangeKind::Direct, alternate.clone()),
+        (DLX, ExchangeKind::Direct, alternate),
+        (WORKERS, ExchangeKind::Fanout, FieldTable::default()),
+    ]
+}
+
+/// All queues, in the order of their declaration. The first partition of a destination is the last one, so its existence
+/// proves that all partitions exist. Another process then counts them correctly meanwhile, and also after an interrupted
+/// start.
+pub(super) fn queues(tuning: &QueueTuning) -> Vec<DeclaredQueue> {
+    let unrouted = DeclaredQueue {
+        name: UNROUTED.to_owned(),
+        arguments: quorum(&[]),
+        exchange: UNROUTED_EXCHANGE,
+        key: String::new(),
+    };
+    let mut queues = vec![unrouted];
+    for destination in tuning.destinations.iter() {
+        queues.push(DeclaredQueue {
+            name: dead_queue(destination),
+            arguments: quorum(&[]),
+            exchange: DLX,
+            key: destination.as_str().to_owned(),
+        });
+        let partitions: Vec<_> = PartitionId::all(destination, tuning.partitions).collect();
+        queues.extend(partitions.into_iter().rev().map(|partition| DeclaredQueue {
+            name: partition_queue(partition),
+            arguments: partition_arguments(destination),
+            exchange: IN,
+            key: partition.to_string(),
+        }));
+    }
+    queues
+}
+
 /// Declares all exchanges, queues and bindings.
 async fn make(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
-    let (destinations, partitions) = (&tuning.destinations, tuning.partitions);
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
-        exchanges(&channel).await?;
-        queue(&channel, UNROUTED, quorum(&[]), UNROUTED_EXCHANGE, "").await?;
-        for destination in destinations.iter() {
-            queue(&channel, &dead_queue(destination), quorum(&[]), DLX, destination.as_str()).await?;
-            // The first partition is declared last, so its existence proves that all partitions exist. Another process
-            // then counts them correctly meanwhile, and also after an interrupted start.
-            for partition in PartitionId::all(destination, partitions).collect::<Vec<_>>().into_iter().rev() {
-                let name = partition_queue(partition);
-                queue(&channel, &name, partition_arguments(destination), IN, &partition.to_string()).await?;
-            }
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        for (name, kind, arguments) in exchanges() {
+            channel.exchange_declare(name.into(), kind, durable, arguments).await?;
+        }
+        for queue in queues(tuning) {
+            let DeclaredQueue { name, arguments, exchange, key } = queue;
+            let (options, bind) = (QueueDeclareOptions::durable(), QueueBindOptions::default());
+            channel.queue_declare(name.as_str().into(), options, arguments).await?;
+            let none = FieldTable::default();
+            channel.queue_bind(name.into(), exchange.into(), key.into(), bind, none).await?;
         }
         Ok(())
     })
     .await?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await
-}
-
-async fn exchanges(channel: &Channel) -> lapin::Result<()> {
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let none = FieldTable::default();
-    channel.exchange_declare(UNROUTED_EXCHANGE.into(), ExchangeKind::Fanout, durable, none.clone()).await?;
-    let alternate = arguments(&[("alternate-exchange", text(UNROUTED_EXCHANGE))]);
-    channel.exchange_declare(IN.into(), ExchangeKind::Direct, durable, alternate.clone()).await?;
-    channel.exchange_declare(DLX.into(), ExchangeKind::Direct, durable, alternate).await?;
-    channel.exchange_declare(WORKERS.into(), ExchangeKind::Fanout, durable, none).await
-}
-
-async fn queue(
-    channel: &Channel,
-    name: &str,
-    arguments: FieldTable,
-    exchange: &str,
-    key: &str,
-) -> lapin::Result<()> {
-    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await?;
-    let bind = QueueBindOptions::default();
-    channel.queue_bind(name.into(), exchange.into(), key.into(), bind, FieldTable::default()).await
 }
 
 /// Checks the number of partitions. The hash of a lane selects its partition, so with another number later messages of a

@@ -196,6 +196,20 @@ impl Vhost {
         self.url_through(self.amqp)
     }
 
+    /// The name of the vhost.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Imports definitions, as an administrator does. Their users are deleted with the vhost.
+    pub(crate) fn import(&self, definitions: &Value) {
+        let text = definitions.to_string();
+        management::ask(self.management, "POST", "/api/definitions", &text).expect("definitions");
+        let users = definitions["users"].as_array().into_iter().flatten();
+        let users = users.filter_map(|user| user["name"].as_str().map(str::to_owned));
+        self.users.lock().expect("no test panics here").extend(users);
+    }
+
     /// The management API, with user and password.
     pub(crate) fn management_url(&self) -> String {
         format!("http://guest:guest@{}", self.management)

@@ -1,0 +1,157 @@
+//! The exchanges, queues, bindings, policies and users of a deployment, in RabbitMQ's format of definitions.
+//!
+//! Guarantees: the output holds exactly what [`super::topology`] declares, so a process finds all of it with
+//! `queue.declare = "check"`. Each user has the rights of its role and no more, and no password.
+//! Not responsible for: importing the output.
+
+use lapin::ExchangeKind;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Map, Value, json};
+
+use super::topology::{self, CLOCK};
+use crate::queue::QueueTuning;
+
+/// The time in ms after which a lost node gives its messages back: `deploy/README.md` has the reasons.
+const CONSUMER_DISCONNECTED_MS: u64 = 20_000;
+const LENGTH_MAX: u64 = 1 << 30;
+
+/// What the definitions are made for.
+#[derive(Debug, Clone)]
+pub struct DefinitionSettings {
+    /// The vhost.
+    pub vhost: String,
+    /// The begin of the names of the users.
+    pub users: String,
+    /// Major and minor version of the broker.
+    pub version: (u32, u32),
+}
+
+/// The rights of a role: its name, and regular expressions to configure, write and read.
+const ROLES: [(&str, &str, &str, &str); 3] = [
+    ("ingress", r"^amq\.gen.*", r"^(in|dlx|clock|amq\.gen.*)$", r"^(clock|amq\.gen.*)$"),
+    (
+        "worker",
+        r"^amq\.gen.*",
+        r"^(in|dlx|workers|clock|amq\.gen.*)$",
+        // The right to read dead letters lets the worker count them on 4.3.
+        r"^(w\..+|dlq\..+|unrouted|workers|clock|amq\.gen.*)$",
+    ),
+    (
+        "operator",
+        r"^(visit\..+|amq\.gen.*)$",
+        r"^(in|dlx|visit\..+|clock|amq\.gen.*)$",
+        r"^(w\..+|dlq\..+|unrouted|visit\..+|workers|clock|amq\.gen.*)$",
+    ),
+];
+
+/// The definitions as one JSON object.
+pub fn definitions(tuning: &QueueTuning, settings: &DefinitionSettings) -> Value {
+    let vhost = &settings.vhost;
+    let user = |role: &str| format!("{}-{role}", settings.users);
+    let users = ROLES.map(|(role, ..)| {
+        // Without a hash the broker refuses every password.
+        let hashing = "rabbit_password_hashing_sha256";
+        json!({ "name": user(role), "password_hash": "", "hashing_algorithm": hashing, "tags": [] })
+    });
+    let permissions = ROLES.map(|(role, configure, write, read)| {
+        json!({ "user": user(role), "vhost": vhost, "configure": configure, "write": write, "read": read })
+    });
+    let mut exchanges: Vec<_> = topology::exchanges().into_iter().collect();
+    exchanges.push((CLOCK, ExchangeKind::Direct, FieldTable::default()));
+    let exchanges: Vec<_> = exchanges
+        .into_iter()
+        .map(|(name, kind, arguments)| {
+            json!({ "name": name, "vhost": vhost, "type": kind_name(&kind), "durable": true, "auto_delete": false,
+                    "internal": false, "arguments": object(&arguments) })
+        })
+        .collect();
+    let (mut queues, mut bindings) = (Vec::new(), Vec::new());
+    for queue in topology::queues(tuning) {
+        bindings.push(json!({ "source": queue.exchange, "vhost": vhost, "destination": queue.name,
+            "destination_type": "queue", "routing_key": queue.key, "arguments": {} }));
+        queues.push(json!({ "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
+                            "arguments": object(&queue.arguments) }));
+    }
+    json!({ "vhosts": [{ "name": vhost }], "users": users, "permissions": permissions,
+            "policies": policies(settings), "exchanges": exchanges, "queues": queues, "bindings": bindings })
+}
+
+const fn kind_name(kind: &ExchangeKind) -> &'static str {
+    match kind {
+        ExchangeKind::Fanout => "fanout",
+        _ => "direct",
+    }
+}
+
+/// The policies of `deploy/rabbitmq/definitions.json`, as far as this version of the broker knows their entries.
+fn policies(settings: &DefinitionSettings) -> Value {
+    let kind = if settings.version >= (4, 0) { "quorum_queues" } else { "queues" };
+    let mut partitions = json!({ "max-length-bytes": LENGTH_MAX, "overflow": "reject-publish" });
+    let dead_letters = partitions.clone();
+    if settings.version >= (4, 3) {
+        partitions["consumer-disconnected-timeout"] = json!(CONSUMER_DISCONNECTED_MS);
+    }
+    let policy = |name: &str, pattern: &str, definition: Value| {
+        json!({ "vhost": settings.vhost, "name": name, "pattern": pattern, "apply-to": kind, "priority": 10,
+                "definition": definition })
+    };
+    json!([
+        policy("partitions", r"^w\.", partitions),
+        policy("dead-letters", r"^(dlq\.|unrouted)", dead_letters),
+    ])
+}
+
+fn object(arguments: &FieldTable) -> Value {
+    let value = |value: &AMQPValue| match value {
+        AMQPValue::LongString(text) => Value::from(text.to_string()),
+        AMQPValue::LongInt(number) => Value::from(*number),
+        AMQPValue::Boolean(flag) => Value::from(*flag),
+        _ => Value::Null,
+    };
+    let pairs = arguments.inner().iter().map(|(name, found)| (name.to_string(), value(found)));
+    Value::Object(pairs.collect::<Map<_, _>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::{Destination, Destinations};
+
+    fn made(version: (u32, u32)) -> Value {
+        let destinations = Destinations::new([Destination::Xo]);
+        let publish_timeout = Duration::from_secs(5);
+        let tuning = QueueTuning { destinations, partitions: 2, prefetch: 4, publish_timeout };
+        definitions(&tuning, &DefinitionSettings { vhost: "v".into(), users: "c".into(), version })
+    }
+
+    #[test]
+    fn everything_that_is_declared_is_defined() {
+        let made = made((4, 3));
+        let names = |what: &str| -> Vec<String> {
+            let all = made[what].as_array().unwrap().iter();
+            let mut names: Vec<_> = all.map(|one| one["name"].as_str().unwrap().to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names("queues"), ["dlq.xo", "unrouted", "w.xo.0", "w.xo.1"]);
+        assert_eq!(names("exchanges"), ["clock", "dlx", "in", "in.unrouted", "workers"]);
+        assert_eq!(names("users"), ["c-ingress", "c-operator", "c-worker"]);
+        assert_eq!(made["bindings"].as_array().unwrap().len(), 4);
+        assert!(!made.to_string().contains("null"), "{made}");
+    }
+
+    #[test]
+    fn the_policies_are_those_of_the_shipped_stack() {
+        let shipped = std::fs::read_to_string("deploy/rabbitmq/definitions.json").unwrap();
+        let shipped: Value = serde_json::from_str(&shipped).unwrap();
+        let mut ours = made((4, 3))["policies"].clone();
+        for policy in ours.as_array_mut().unwrap() {
+            policy["vhost"] = json!("causeway");
+        }
+        assert_eq!(ours, shipped["policies"]);
+        let older = made((3, 10)).to_string();
+        assert!(!older.contains("quorum_queues") && !older.contains("disconnected"), "{older}");
+    }
+}
