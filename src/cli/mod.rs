@@ -23,6 +23,7 @@ mod prove;
 #[cfg(feature = "tools")]
 mod sandbox;
 mod servicenow;
+mod spool;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ enum CliVerb {
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Inspect, replay, export, import or discard dead letters
     Dead(dead::DeadArgs),
+    /// Hand the spool of an ingress that never sees its broker again to another ingress
+    Spool(spool::SpoolArgs),
     /// Inspect conversations, or erase one
     Conversations(conversations::ConversationsArgs),
     /// Print what an administrator of RabbitMQ imports: exchanges, queues, policies, and a user for each role
@@ -177,6 +180,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
+        CliVerb::Spool(args) => spool::run(args, &sources),
         CliVerb::Broker(args) => broker::run(args, &sources),
         CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
         CliVerb::Completions(args) => manual::completions(&args),

@@ -57,6 +57,30 @@ async fn posts(relay: &Relay, group: &str, numbers: std::ops::Range<usize>) -> V
 }
 
 on_every_rabbit! {
+    async fn a_spool_is_handed_to_another_ingress(bench: Bench) {
+        let (mut relay, proxy) = relay(&bench, &[]).await;
+        proxy.refuse().await;
+        let texts = posts(&relay, "g-1", 0..5).await;
+        spooled(&relay, |messages| messages == 5.0).await;
+        let (file, other) = (bench.folder().join("spool.export"), bench.folder().join("other"));
+        let (file, other) = (file.to_str().unwrap(), other.to_str().unwrap());
+        let refused = relay.tool(["spool", "export", file]).run(SOON).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains("stop it first"), "{}", refused.stderr);
+        relay.processes[0].running.kill9();
+        let exported = relay.tool(["spool", "export", file]).run(SOON).await;
+        assert!(exported.stdout.contains("exported 5 messages"), "{}{}", exported.stdout, exported.stderr);
+        let imported = relay.tool(["spool", "import", file]).set("data_dir", other).run(SOON).await;
+        assert!(imported.stdout.contains("imported 5 messages"), "{}{}", imported.stdout, imported.stderr);
+        for (run, act) in [(&exported, "export"), (&imported, "import")] {
+            let is_audited = run.stderr.contains("causeway::audit") && run.stderr.contains(act);
+            assert!(is_audited && run.stderr.contains("spool.export"), "{}", run.stderr);
+        }
+        relay.processes[0].set("data_dir", other);
+        relay.processes[0].set("queue.url", &bench.vhost().unwrap().url());
+        relay.processes[0].restart();
+        arrive(&relay, "g-1", &texts).await;
+    }
+
     async fn nobody_is_refused_while_the_broker_is_away(bench: Bench) {
         let (relay, proxy) = relay(&bench, &[]).await;
         let load = Load::bounded(&relay, LINES);

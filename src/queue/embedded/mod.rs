@@ -24,6 +24,7 @@ mod store;
 mod stored_lanes;
 mod stream;
 mod subscription;
+pub(in crate::queue) mod transfer;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,6 +44,7 @@ use stored_lanes::StoredLane;
 use stream::StreamNumbers;
 pub use subscription::EmbeddedSubscription;
 pub(crate) use subscription::{EmbeddedAck, RowBody};
+pub use transfer::StoredCount;
 use writer::{ControlRequest, StoreWriter, WriteRequest, WriterCommand, WriterHandle};
 
 /// The number of publishes that may wait for the disk at once. Further callers wait for a permit.

@@ -19,7 +19,7 @@ use crate::queue::waiting_body::SMALL_BYTES;
 use crate::queue::{PartitionId, QueueDepth, QueueError, QueueTuning};
 
 /// The schema version of `schema.sql`.
-const SCHEMA: i64 = 3;
+pub(super) const SCHEMA: i64 = 3;
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

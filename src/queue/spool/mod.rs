@@ -14,6 +14,7 @@
 mod adopt;
 mod drain;
 mod lanes;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use super::{Queue, QueueError, QueueTuning};
 use crate::message::{DeadLetter, Destinations, Message};
 use crate::tasks;
 use lanes::SpooledLanes;
+pub use transfer::{TransferredSpool, export_spools, import_spool};
 
 /// The number of partitions for each destination, fixed by the file. Each partition has a task that publishes its
 /// messages.
