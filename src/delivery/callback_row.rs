@@ -183,7 +183,7 @@ impl Deliverer {
         let reading = servicenow.messages_since(&conversation.id, &callback.group, since);
         match tokio::time::timeout(READ_TIMEOUT, reading).await {
             Ok(Ok(history)) => {
-                self.metrics.servicenow_reads.with_label_values(&["row"]).inc_by(history.pages);
+                self.metrics.servicenow_reads.with_label_values(&["row"]).inc_by(history.requests);
                 gate.breaker().record(breaker::BreakerSignal::Alive);
                 return Some(history);
             }

@@ -235,9 +235,9 @@ impl Deliverer {
         let reads = self.metrics.servicenow_reads.with_label_values(&["messages"]);
         let remote = match servicenow.messages_since(&conversation.id, group, since.as_deref()).await {
             Ok(history) => {
-                reads.inc_by(history.pages);
+                reads.inc_by(history.requests);
                 // The caller waited for one request. Further pages delay the next polls.
-                self.reads.spend(history.pages - 1);
+                self.reads.spend(history.requests.saturating_sub(1));
                 history.messages
             }
             Err(error) => {

@@ -64,7 +64,7 @@ pub struct History {
     /// if the instance shows only the newest page, or no row at all.
     pub is_complete: bool,
     /// The number of requests.
-    pub pages: u64,
+    pub requests: u64,
 }
 
 impl std::fmt::Debug for RemoteMessage {
@@ -84,9 +84,8 @@ impl ServiceNow {
     ) -> Result<History, CallError> {
         let mut heard = Vec::new();
         let mut pages = Pages::of(self, conversation, group);
-        let (mut is_complete, mut read) = (false, 0);
+        let mut is_complete = false;
         'pages: while let Some(page) = pages.next().await? {
-            read += 1;
             for message in page {
                 let Some(sys_id) = message.sys_id.clone() else { continue };
                 if since == Some(sys_id.as_str()) {
@@ -108,7 +107,11 @@ impl ServiceNow {
             }
         }
         heard.reverse();
-        Ok(History { messages: heard, is_complete: is_complete || pages.is_complete(), pages: read.max(1) })
+        Ok(History {
+            messages: heard,
+            is_complete: is_complete || pages.is_complete(),
+            requests: pages.requests(),
+        })
     }
 
     /// Returns the author and the text of every message that the user may see, oldest first. The author of our own

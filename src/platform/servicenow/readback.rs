@@ -296,6 +296,11 @@ impl<'a> Pages<'a> {
         page
     }
 
+    /// The number of requests so far.
+    pub(super) const fn requests(&self) -> u64 {
+        (PAGES_MAX - self.left) as u64
+    }
+
     /// Whether the pages cover the whole chat, or its newest [`PAGES_MAX`] pages. Only valid after [`Pages::next`] has
     /// returned `None`.
     pub(super) const fn is_complete(&self) -> bool {
