@@ -212,6 +212,13 @@ impl App {
                 let every = settings.xo.extend_every;
                 self.tasks.start("keep-alive", deliverer.clone().keep_alive(every, stop.clone()));
             }
+            if settings.queue.url.is_some()
+                && let Some(client) =
+                    components::servicenow(HttpClients::new(settings)?.servicenow, settings)?
+            {
+                let answering = availability::answer_questions(client, directory.clone(), stop.clone());
+                self.tasks.start("availability", answering);
+            }
             self.tasks.start(
                 "housekeeping",
                 housekeeping::run(
@@ -299,7 +306,7 @@ impl App {
                 .directory
                 .clone()
                 .filter(|_| settings.ingress.handoffs_token.is_set() || !settings.xo.bots.is_empty()),
-            availability: availability::availability(settings)?,
+            availability: availability::availability(settings, self.directory.as_ref())?,
             idempotency_keys: IdempotencyKeys::default(),
             metrics: self.metrics.clone(),
             settings: ingress_settings(settings),

@@ -24,6 +24,7 @@ use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
 pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
+    let queue_id = reader.text("servicenow.queue_id");
     let data_dir = PathBuf::from(reader.text("data_dir").unwrap_or_default());
     Settings {
         drain: reader.duration("drain"),
@@ -34,8 +35,10 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         dead_kept: reader.is_set("dead.kept").then(|| reader.duration("dead.kept")),
         data_dir,
         network: network::settings(reader),
-        servicenow: servicenow(reader),
+        servicenow: servicenow(reader, queue_id.clone()),
         names_servicenow: reader.is_set("servicenow.host_url"),
+        availability_kept: reader.duration("servicenow.availability_kept"),
+        default_queue_id: queue_id.clone(),
         routes: reader.entries_of("servicenow.routes").iter().map(|place| route(reader, place)).collect(),
         xo: xo(reader),
         handoffs: HandoffsConfig {
@@ -126,9 +129,8 @@ fn one_host(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
+fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<ServiceNowConfig> {
     let host_url = reader.host_url("servicenow.host_url");
-    let queue_id = reader.text("servicenow.queue_id");
     let api = choice_of(reader, "servicenow.api", Api::ALL, Api::as_str);
     let (poll_waiting, poll_active) =
         (reader.duration("servicenow.poll_waiting"), reader.duration("servicenow.poll_active"));
@@ -136,7 +138,6 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
         (reader.duration("servicenow.wait_limit"), reader.duration("servicenow.idle_limit"));
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
     let read_rate = reader.rate("servicenow.read_rate");
-    let availability_kept = reader.duration("servicenow.availability_kept");
     let virtual_agent = virtual_agent(reader);
     let incident = incident(reader);
     let login = login(reader);
@@ -149,7 +150,6 @@ fn servicenow(reader: &mut SettingsReader) -> Option<ServiceNowConfig> {
         poll_active,
         read_back: read_back?,
         read_rate: read_rate?,
-        availability_kept,
         wait_limit,
         idle_limit,
         virtual_agent,

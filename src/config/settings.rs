@@ -58,6 +58,10 @@ pub struct Settings {
     pub servicenow: Option<ServiceNowConfig>,
     /// Whether an instance is named. The ingress has no credentials for the instance.
     pub names_servicenow: bool,
+    /// `servicenow.availability_kept`: how long the ingress keeps an answer about a queue.
+    pub availability_kept: Duration,
+    /// `servicenow.queue_id`, which a process without a login for ServiceNow has, too.
+    pub default_queue_id: Option<String>,
     /// `servicenow.routes`, in order. The ingress reads the values of their conditions, even without a login to ServiceNow.
     pub routes: Vec<RouteConfig>,
     pub xo: XoConfig,
@@ -107,8 +111,6 @@ pub struct ServiceNowConfig {
     pub read_back: ReadBack,
     /// Polling requests in one second.
     pub read_rate: f64,
-    /// How long the ingress keeps an answer about a queue.
-    pub availability_kept: Duration,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
     pub virtual_agent: VirtualAgentConfig,

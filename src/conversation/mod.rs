@@ -15,6 +15,7 @@ mod incidents;
 mod oauth_tokens;
 mod postgres;
 mod probe;
+mod queue_checks;
 mod relay_progress;
 mod reply_handles;
 mod row;

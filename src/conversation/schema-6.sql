@@ -1,4 +1,4 @@
--- Version 6: records of failed handoffs, and OAuth tokens. Runs as it stands on SQLite and on PostgreSQL; never edited once released.
+-- Version 6: records of failed handoffs, OAuth tokens, and questions about queues. Runs as it stands on SQLite and on PostgreSQL; never edited once released.
 
 -- The numbers of the records that were created at ServiceNow.
 CREATE TABLE incidents (
@@ -17,4 +17,16 @@ CREATE TABLE oauth_tokens (
     token_name     TEXT PRIMARY KEY,
     refresh_token  TEXT NOT NULL,
     changed_at     BIGINT NOT NULL
+);
+
+-- Questions of an ingress about queues of ServiceNow, and the answers of the workers.
+CREATE TABLE queue_checks (
+    queue_id  TEXT PRIMARY KEY,
+    -- The number of the last question, of the last question that a worker claimed, and of the last answered question.
+    asked     BIGINT NOT NULL,
+    claimed   BIGINT NOT NULL,
+    answered  BIGINT NOT NULL,
+    -- JSON.
+    answer    TEXT,
+    asked_at  BIGINT NOT NULL
 );

@@ -142,6 +142,26 @@ pub(super) const SAVE_REFRESH_TOKEN: &str =
     "INSERT INTO oauth_tokens (token_name, refresh_token, changed_at) VALUES ($1, $2, $3)
      ON CONFLICT (token_name) DO UPDATE SET refresh_token = excluded.refresh_token, changed_at = excluded.changed_at";
 
+pub(super) const FORGET_QUEUE_CHECKS: &str = "DELETE FROM queue_checks WHERE asked_at < $1";
+
+pub(super) const ASK_ABOUT_QUEUE: &str =
+    "INSERT INTO queue_checks (queue_id, asked, claimed, answered, asked_at) VALUES ($1, 1, 0, 0, $2)
+     ON CONFLICT (queue_id) DO UPDATE SET asked = queue_checks.asked + 1, asked_at = excluded.asked_at
+     RETURNING asked";
+
+pub(super) const OPEN_QUEUE_QUESTIONS: &str =
+    "SELECT queue_id, asked FROM queue_checks WHERE claimed < asked ORDER BY asked_at LIMIT $1";
+
+/// Changes nothing if another worker was first.
+pub(super) const CLAIM_QUEUE_QUESTION: &str =
+    "UPDATE queue_checks SET claimed = $2 WHERE queue_id = $1 AND claimed < $2";
+
+pub(super) const ANSWER_QUEUE_QUESTION: &str =
+    "UPDATE queue_checks SET answered = $2, answer = $3 WHERE queue_id = $1 AND answered < $2";
+
+pub(super) const QUEUE_ANSWER: &str =
+    "SELECT answer FROM queue_checks WHERE queue_id = $1 AND answered >= $2";
+
 pub(super) const READ_REPLY_HANDLE: &str =
     "SELECT handle, expired FROM reply_handles WHERE conversation_id = $1";
 

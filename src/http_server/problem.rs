@@ -54,8 +54,8 @@ pub(crate) enum ApiError {
     )]
     UnknownQueue,
     #[error(
-        "This process has no login for ServiceNow, so it cannot ask about a queue. Give the ingress the settings \
-         servicenow.host_url and its login, or ask a process that runs `causeway serve`."
+        "This deployment has no login for ServiceNow, so it cannot ask about a queue. Set servicenow.host_url and its \
+         login."
     )]
     NoServiceNowLogin,
     #[error("ServiceNow does not answer. Ask again after the time in Retry-After.")]

@@ -13,6 +13,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -40,7 +41,7 @@ const QUEUES_MAX: usize = 256;
 const QUEUE_ID_MAX: usize = 256;
 
 /// What ServiceNow reports about a queue. `None`: ServiceNow does not report the value.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueFacts {
     /// The name of the queue.
     pub name: Option<String>,
@@ -55,7 +56,8 @@ pub struct QueueFacts {
 }
 
 /// Why there are no facts about a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AskError {
     /// ServiceNow has no such queue, or does not show the queue to Causeway's user.
     UnknownQueue,

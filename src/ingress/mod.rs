@@ -121,7 +121,7 @@ pub struct IngressState {
     pub spools_handoffs: bool,
     /// The directory of conversations. The callback relay needs none.
     pub directory: Option<Directory>,
-    /// The answers about ServiceNow's queues; `None` in a process without a login for ServiceNow.
+    /// The answers about ServiceNow's queues; `None` in a deployment without a login for ServiceNow.
     pub availability: Option<Arc<QueueAvailability>>,
     /// The idempotency keys that were used recently.
     pub idempotency_keys: IdempotencyKeys,

@@ -113,3 +113,20 @@ async fn the_virtual_agent_api_reports_only_what_a_row_says() {
         }
     }
 }
+
+on_every_rabbit! {
+    async fn a_separate_ingress_without_the_login_lets_a_worker_ask(bench: Bench) {
+        // The first process has the ingress, and no worker runs yet.
+        let password = SandboxSettings::default().password;
+        let plan = Plan::on(&bench).apart(0).set("servicenow.password", "").set("servicenow.availability_kept", "1ms");
+        let mut relay = plan.start().await;
+        assert_eq!(problem(&relay, "").await, (503, "servicenow_away".into(), "servicenow".into()));
+        relay.add_with("worker", &[("servicenow.password", password)]).await;
+        eventually("an answer of the worker", PATIENCE, async || {
+            let answer = relay.availability("").await;
+            if answer.status == 200 && answer.body["open"] == true { Ok(()) } else { Err(answer.body.to_string()) }
+        })
+        .await;
+        assert_eq!(problem(&relay, "?queue=none").await, (404, "unknown_queue".into(), "queue".into()));
+    }
+}

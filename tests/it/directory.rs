@@ -126,6 +126,7 @@ on_each_database! {
     a_conversation_is_reopened_after_its_end,
     one_request_of_many_begins_the_conversation,
     each_conversation_is_due_to_one_caller,
+    a_question_about_a_queue_has_one_answer,
     polling_has_two_rhythms,
     who_loses_the_agent_waits_anew,
     due_takes_the_longest_waiting_first,
@@ -407,6 +408,26 @@ async fn each_conversation_is_due_to_one_caller(place: &Place) {
     assert_eq!(again.len(), CONVERSATIONS, "the next interval");
 }
 
+async fn a_question_about_a_queue_has_one_answer(place: &Place) {
+    let (ingress, worker) = (place.open().await, place.open().await);
+    let ask = async || ingress.ask_about_queue("q", later(0), later(-60)).await.unwrap();
+    let first = ask().await;
+    assert_eq!(worker.claim_queue_questions().await.unwrap(), [("q".to_owned(), first)]);
+    assert!(worker.claim_queue_questions().await.unwrap().is_empty(), "claimed already");
+    assert_eq!(ingress.queue_answer("q", first).await.unwrap(), None);
+    worker.answer_queue_question("q", first, "one").await.unwrap();
+    assert_eq!(ingress.queue_answer("q", first).await.unwrap().as_deref(), Some("one"));
+    // The same queue again: the old answer is no answer.
+    let second = ask().await;
+    assert_eq!(ingress.queue_answer("q", second).await.unwrap(), None);
+    assert_eq!(worker.claim_queue_questions().await.unwrap(), [("q".to_owned(), second)]);
+    worker.answer_queue_question("q", second, "two").await.unwrap();
+    worker.answer_queue_question("q", first, "late").await.unwrap();
+    assert_eq!(ingress.queue_answer("q", first).await.unwrap().as_deref(), Some("two"));
+    ingress.ask_about_queue("other", later(0), later(60)).await.unwrap();
+    assert_eq!(ingress.queue_answer("q", first).await.unwrap(), None, "forgotten");
+}
+
 async fn polling_has_two_rhythms(place: &Place) {
     let directory = place.open().await;
     waiting(&directory, "waits", "g-1").await;
@@ -512,6 +533,7 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
         .await;
     place.execute("DROP TABLE incidents").await;
     place.execute("DROP TABLE oauth_tokens").await;
+    place.execute("DROP TABLE queue_checks").await;
     place.execute("DELETE FROM directory_version WHERE version >= 4").await;
     let message = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
     place
