@@ -7,12 +7,12 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
+use super::directory::{Directory, run};
 use super::{DirectoryError, statements};
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 
 /// The numbers of keys in one statement: the keys of one message, and those of many messages.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 const MANY: usize = 60;
 
 /// One fact. Some variants hold one [`MessageId`] that is derived from several texts by the functions below.
@@ -131,7 +131,7 @@ impl DedupKey {
     }
 
     /// The form in the database.
-    fn stored(self) -> String {
+    pub(super) fn stored(self) -> String {
         let (kind, id) = match self {
             Self::Delivered(id) => ("delivered", id),
             Self::Forwarded(id) => ("forwarded", id),
@@ -168,9 +168,9 @@ impl Directory {
         let mut found = Vec::new();
         for keys in keys.chunks(size) {
             let stored: Vec<(String, DedupKey)> = keys.iter().map(|key| (key.stored(), *key)).collect();
-            let rows: Vec<(String, Option<String>)> = run!(self, done, |pool| {
+            let rows: Vec<(String, Option<String>)> = run!(self, |pool| {
                 let places = stored.iter().map(|(stored, _)| stored).cycle().take(size);
-                places.fold(sqlx::query_as(sql), |query, stored| query.bind(stored)).fetch_all(pool)
+                places.fold(self.query_as(sql), |query, stored| query.bind(stored)).fetch_all(pool)
             })?;
             for (row, digest) in rows {
                 let digest = digest.as_deref().and_then(PayloadDigest::parse);
@@ -188,13 +188,9 @@ impl Directory {
         digest: Option<PayloadDigest>,
         at: Timestamp,
     ) -> Result<bool, DirectoryError> {
-        let added = run!(self, done, changed by |pool| {
-            sqlx::query(statements::MARK_DONE)
-                .bind(key.stored())
-                .bind(at.as_millisecond())
-                .bind(digest.map(|digest| digest.to_string()))
-                .execute(pool)
-        })?;
+        let digest = digest.map(|digest| digest.to_string());
+        let values = [key.stored().as_str().into(), at.into(), digest.as_deref().into()];
+        let added = self.execute(statements::MARK_DONE, values).await?;
         Ok(added > 0)
     }
 }

@@ -5,7 +5,7 @@
 use sqlx::error::ErrorKind;
 
 /// Why the directory could not answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DirectoryError {
     /// The database is unreachable or too busy, or the disk is full: the caller tries again later.
     #[error("the directory cannot be reached: {0}")]

@@ -15,8 +15,11 @@ mod relay_progress;
 mod reply_handles;
 mod row;
 mod schema;
+mod snapshot;
 mod state;
 mod statements;
+mod write;
+mod writer;
 
 use std::path::PathBuf;
 
@@ -28,6 +31,8 @@ pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use erase::ConversationRows;
 pub use error::DirectoryError;
+pub use snapshot::{LookupName, Snapshot};
+pub use write::Changes;
 
 /// The settings of the directory.
 #[derive(Debug, Clone)]

@@ -17,6 +17,30 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
+/// The facts of a message, the conversation, its chat and its reply handle, in the order of `snapshot::LookupRow`. The row
+/// exists even if nothing is known. `$2` is 1 if the reply handle is needed, because a handle may be large.
+macro_rules! look_up {
+    ($id:literal, $chat:literal) => {
+        concat!(
+            "SELECT (SELECT string_agg(dedup_key || ' ' || COALESCE(digest, ''), ',') FROM dedup_keys
+                     WHERE dedup_key IN ($3, $4, $5, $6)),
+                 chat.chat_group, chat.last_told,
+                 CASE WHEN CAST($2 AS BIGINT) = 1 THEN reply.handle END, reply.request_id, reply.heard_at,
+                 reply.expired, one, c.id, c.origin, c.state, c.chat_group, c.number, c.queue_id, c.position, c.wait,
+                 c.agent, c.reason, c.opened_at, c.updated_at, c.revision, c.released_at, c.waiting_since
+             FROM (SELECT 1 AS one) AS message
+             LEFT JOIN conversations AS c ON c.id = ",
+            $id,
+            " LEFT JOIN conversation_groups AS chat ON chat.chat_group = ",
+            $chat,
+            " LEFT JOIN reply_handles AS reply ON reply.conversation_id = c.id"
+        )
+    };
+}
+pub(super) const LOOK_UP: &str = look_up!("$1", "c.chat_group");
+pub(super) const LOOK_UP_BY_GROUP: &str =
+    look_up!("(SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)", "$1");
+
 /// Every id and every chat of the conversations with this id, chat or number.
 pub(super) const NAMES: &str = "WITH meant AS (
          SELECT id FROM conversations WHERE id = $1 OR number = $1 OR number = UPPER($1)
@@ -61,6 +85,12 @@ pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_g
 
 pub(super) const MARK_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
 
+/// As [`MARK_SENT`] for many rows, on PostgreSQL only.
+pub(super) const MARK_SENT_MANY: &str =
+    "UPDATE conversation_groups SET last_sent = sent.sys_id, last_sent_message = sent.message, active_at = sent.at
+     FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[]) AS sent (chat, sys_id, message, at)
+     WHERE chat_group = sent.chat";
+
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
 /// Takes the conversations whose last poll is older than `$2` (waiting) or `$3` (active). On SQLite one statement excludes
@@ -94,6 +124,10 @@ pub(super) const FIND_DONE_MANY: &str = "SELECT dedup_key, digest FROM dedup_key
          $57, $58, $59, $60)";
 
 pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES ($1, $2, $3) ON CONFLICT (dedup_key) DO NOTHING";
+
+/// As [`MARK_DONE`] for many rows, on PostgreSQL only.
+pub(super) const MARK_DONE_MANY: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest)
+     SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING";
 
 /// Deletes in small batches, so that other writers do not wait long.
 pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
@@ -152,6 +186,12 @@ pub(super) const POLL_SOON: &str = "UPDATE conversations SET polled_at = 0 WHERE
 
 pub(super) const MARK_RELAYED: &str =
     "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
+
+/// As [`MARK_RELAYED`] for many rows, on PostgreSQL only.
+pub(super) const MARK_RELAYED_MANY: &str =
+    "UPDATE conversation_groups SET last_told = relayed.sys_id, active_at = relayed.at
+     FROM UNNEST($1::text[], $2::text[], $3::bigint[]) AS relayed (chat, sys_id, at)
+     WHERE chat_group = relayed.chat";
 
 pub(super) const LAST_RELAYED: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
 

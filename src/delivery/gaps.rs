@@ -22,7 +22,7 @@ use super::callback_row::{FORGET_AFTER, GapCheck};
 use super::relay::{MessageAuthor, RelayedMessage};
 use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory};
+use crate::conversation::{Changes, Conversation, DedupKey, Directory};
 use crate::message::{
     AttemptHistory, AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey,
     Message, MessageId, Outcome,
@@ -103,7 +103,8 @@ impl Deliverer {
             if said.author == MessageAuthor::System && self.is_closing_sentence(&said.text) {
                 self.note_closing_sentence(directory, &callback.group).await?;
             }
-            self.mark_relayed(directory, message, callback, conversation, &before).await?;
+            self.mark_relayed(directory, message, callback, conversation, &before, &attempt).await?;
+            return Ok(attempt.recorded());
         }
         Ok(attempt)
     }
@@ -113,8 +114,8 @@ impl Deliverer {
         self.servicenow.as_ref().map(ServiceNow::instance)
     }
 
-    /// Records how far the chat was relayed. If the message may announce a change of state, the next poll of the state
-    /// is made soon.
+    /// Records how far the chat was relayed, and the outcome of the message. If the message may announce a change of state,
+    /// the next poll of the state is made soon.
     async fn mark_relayed(
         &self,
         directory: &Directory,
@@ -122,20 +123,26 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
         before: &GapCheck,
+        attempt: &Attempt,
     ) -> Result<(), InternalError> {
-        match &callback.sys_id {
+        let changes = Changes::default();
+        let mut changes = match &callback.sys_id {
             // A replayed message is old: the messages after it were relayed or dead-lettered long ago.
             Some(sys_id) if message.replays == 0 && before.moves_on() => {
-                directory.mark_relayed(&callback.group, sys_id, clock::now()).await?;
+                changes.relayed(&callback.group, sys_id)
             }
-            _ => directory.touch(&callback.group, clock::now()).await?,
-        }
+            _ => changes.touched(&callback.group),
+        };
         // The text of a system message is translated and differs between versions, so it only triggers the next poll.
         let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         let is_news = writer == Some("system") || conversation.agent.is_none();
         if is_news {
-            directory.poll_soon(&conversation.id).await?;
+            changes = changes.poll_soon(&conversation.id);
         }
+        if let Some(fact) = Self::fact_of(message, &attempt.outcome) {
+            changes = changes.done(fact, message.digest);
+        }
+        directory.record(changes).await?;
         if callback.repaired {
             self.metrics.repaired.inc();
         }
@@ -176,9 +183,10 @@ impl Deliverer {
         let at = clock::now();
         let attempt = self.relay(message, conversation, &said).await?;
         let story = self.missed_histories().add(lost.id, at, &attempt);
+        let mut changes = Changes::default().relayed(&callback.group, &remote.sys_id);
         match attempt.outcome {
             Outcome::Delivered => {
-                directory.mark_done(DedupKey::Delivered(lost.id), None, clock::now()).await?;
+                changes = changes.done(DedupKey::Delivered(lost.id), None);
                 self.metrics.repaired.inc();
             }
             Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
@@ -190,7 +198,7 @@ impl Deliverer {
             }
         }
         self.missed_histories().forget(lost.id);
-        directory.mark_relayed(&callback.group, &remote.sys_id, clock::now()).await?;
+        directory.record(changes).await?;
         Ok(None)
     }
 

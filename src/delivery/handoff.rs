@@ -10,7 +10,7 @@
 use super::late_start::origin;
 use super::{Attempt, Deliverer, InternalError};
 use crate::conversation::{
-    Claim, Conversation, ConversationState, DedupKey, Directory, LastSent, OpenedChat, Origin,
+    Changes, Claim, Conversation, ConversationState, DedupKey, Directory, LastSent, OpenedChat, Origin,
 };
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
@@ -103,11 +103,7 @@ impl HandoffHandler<'_> {
             return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation is open already"));
         }
         if gone && !self.possibly_delivered {
-            return Ok(Attempt::of(
-                ENDPOINT,
-                Outcome::Repeated,
-                "the user left before an agent was requested",
-            ));
+            return Ok(user_left());
         }
         let Some(queue_id) = self.queue_of(start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
@@ -123,11 +119,7 @@ impl HandoffHandler<'_> {
             }
         }
         if gone {
-            return Ok(Attempt::of(
-                ENDPOINT,
-                Outcome::Repeated,
-                "the user left before an agent was requested",
-            ));
+            return Ok(user_left());
         }
         let text = first_words(start, &self.read_transcript(start).await);
         self.note_opening(start, &text).await?;
@@ -301,7 +293,7 @@ impl HandoffHandler<'_> {
         if self.possibly_delivered {
             for words in self.texts_with_files(text) {
                 match self.taken_message(id, group, &words).await? {
-                    Ok(Some(posted)) => return self.sent(group, &posted).await,
+                    Ok(Some(posted)) => return self.sent(group, posted.sys_id.as_deref()).await,
                     Ok(None) => {}
                     Err(error) => return self.or_over(id, group, &error, Operation::State).await,
                 }
@@ -312,7 +304,7 @@ impl HandoffHandler<'_> {
             Err(attempt) => return Ok(attempt),
         };
         match self.servicenow.send(id, group, &carried.words, &carried.files).await {
-            Ok(posted) => self.sent(group, &posted).await,
+            Ok(posted) => self.sent(group, posted.sys_id.as_deref()).await,
             Err(error) => self.or_over(id, group, &error, Operation::Send).await,
         }
     }
@@ -335,10 +327,13 @@ impl HandoffHandler<'_> {
         Ok(self.servicenow.find_sent(id, group, words, since).await)
     }
 
-    /// Records the message as the last one of its chat, from which a later search starts.
-    async fn sent(&self, group: &str, posted: &PostedMessage) -> HandlerResult {
-        self.directory.mark_sent(group, self.message.id, posted.sys_id.as_deref()).await?;
-        Ok(Attempt::delivered(ENDPOINT))
+    /// Records the message as the last one of its chat, from which a later search starts, and as delivered.
+    pub(super) async fn sent(&self, group: &str, sys_id: Option<&str>) -> HandlerResult {
+        let delivered = DedupKey::Delivered(self.message.id);
+        let changes =
+            Changes::default().sent(group, self.message.id, sys_id).done(delivered, self.message.digest);
+        self.directory.record(changes).await?;
+        Ok(Attempt::delivered(ENDPOINT).recorded())
     }
 
     /// Ends the conversation if ServiceNow answers 404, 410 or "you are not a member": the chat is over.
@@ -420,6 +415,10 @@ impl HandoffHandler<'_> {
         self.deliverer.end_as(id, Some(group), end.reason_text(), end.metric_label()).await?;
         Ok(Attempt::delivered(ENDPOINT))
     }
+}
+
+fn user_left() -> Attempt {
+    Attempt::of(ENDPOINT, Outcome::Repeated, "the user left before an agent was requested")
 }
 
 pub(super) fn is_open(conversation: &Conversation) -> bool {

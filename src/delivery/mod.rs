@@ -164,15 +164,22 @@ pub struct Attempt {
     pub said: PlatformWords,
     /// The endpoint that was called.
     pub endpoint: Endpoint,
+    /// The attempt has recorded its outcome in the directory, together with its other changes.
+    pub is_recorded: bool,
 }
 
 impl Attempt {
     fn of(endpoint: Endpoint, outcome: Outcome, error: impl Into<String>) -> Self {
-        Self { outcome, status: None, error: error.into(), said: PlatformWords::default(), endpoint }
+        let (error, said) = (error.into(), PlatformWords::default());
+        Self { outcome, status: None, error, said, endpoint, is_recorded: false }
     }
 
     fn delivered(endpoint: Endpoint) -> Self {
         Self::of(endpoint, Outcome::Delivered, "")
+    }
+
+    fn recorded(self) -> Self {
+        Self { is_recorded: true, ..self }
     }
 
     /// The destination that answered or failed in an attempt of a message to `destination`.
@@ -191,6 +198,7 @@ impl Attempt {
             error: error.to_string(),
             said: error.said(),
             endpoint,
+            is_recorded: false,
         }
     }
 

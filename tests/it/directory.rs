@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use causeway::conversation::{
-    Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
-    DirectoryUrl, ListFilter, Observation, OpenedChat, Origin,
+    Changes, Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
+    DirectoryUrl, ListFilter, LookupName, Observation, OpenedChat, Origin,
 };
 use causeway::message::{ConversationId, MessageId, PayloadDigest, ReplyHandle};
 use jiff::{SignedDuration, Timestamp};
@@ -138,6 +138,10 @@ on_each_database! {
     odd_texts_are_kept,
     a_newer_schema_is_refused,
     a_closed_directory_is_unavailable,
+    writes_at_the_same_time_share_commits,
+    an_answered_write_is_committed,
+    a_refused_write_fails_alone,
+    an_attempt_reads_its_rows_once,
 }
 
 fn id(name: &str) -> ConversationId {
@@ -614,6 +618,128 @@ async fn a_closed_directory_is_unavailable(place: &Place) {
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
 }
 
+/// As many writes as there are lanes: far fewer commits.
+async fn writes_at_the_same_time_share_commits(place: &Place) {
+    const WRITES: usize = 400;
+    let directory = place.open().await;
+    let before = directory.commits();
+    let messages: Vec<MessageId> = (0..WRITES).map(|_| MessageId::fresh()).collect();
+    waiting(&directory, "c-1", "g-1").await;
+    let opened = directory.commits();
+    assert!((1..=3).contains(&(opened - before)), "a write without company does not wait for others");
+    at_once(WRITES, |number| {
+        let (directory, message) = (directory.clone(), messages[number]);
+        async move {
+            let changes = Changes::default()
+                .relayed("g-1", &format!("m-{number}"))
+                .done(DedupKey::Delivered(message), None)
+                .poll_soon(&id("c-1"));
+            directory.record(changes).await.unwrap();
+        }
+    })
+    .await;
+    let commits = directory.commits() - opened;
+    assert!(commits <= 20, "{commits} commits for {WRITES} writes");
+    let keys: Vec<DedupKey> = messages.into_iter().map(DedupKey::Delivered).collect();
+    assert_eq!(directory.find_done(&keys).await.unwrap().len(), WRITES);
+    assert!(directory.last_relayed("g-1").await.unwrap().is_some());
+}
+
+/// What a crash leaves: each answered write is visible to another process at once.
+async fn an_answered_write_is_committed(place: &Place) {
+    let (writer, other) = (place.open().await, place.open().await);
+    at_once(50, |_| {
+        let (writer, other) = (writer.clone(), other.clone());
+        async move {
+            let key = DedupKey::Delivered(MessageId::fresh());
+            assert!(writer.mark_done(key, None, later(0)).await.unwrap(), "it is new");
+            assert!(other.is_done(key).await.unwrap(), "answered before its commit");
+        }
+    })
+    .await;
+}
+
+async fn a_refused_write_fails_alone(place: &Place) {
+    let directory = place.open().await;
+    let refused = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+    match place {
+        Place::Sqlite(_) => {
+            place
+                .execute(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON dedup_keys
+                     WHEN NEW.dedup_key LIKE '%018f0000-0000-7000-8000-000000000001'
+                     BEGIN SELECT RAISE(ABORT, 'refused'); END",
+                )
+                .await;
+        }
+        Place::Postgres { .. } => {
+            place
+                .execute(
+                    "ALTER TABLE dedup_keys ADD CONSTRAINT refuse
+                     CHECK (dedup_key NOT LIKE '%018f0000-0000-7000-8000-000000000001')",
+                )
+                .await;
+        }
+    }
+    let written = at_once(60, |number| {
+        let directory = directory.clone();
+        let message = if number == 30 { refused } else { MessageId::fresh() };
+        async move {
+            let changes = Changes::default().done(DedupKey::Internal(message), None).touched("g-1");
+            (message, directory.record(changes).await.is_ok())
+        }
+    })
+    .await;
+    for (message, is_written) in written {
+        assert_eq!(is_written, message != refused);
+        assert_eq!(directory.is_done(DedupKey::Internal(message)).await.unwrap(), is_written);
+    }
+}
+
+async fn an_attempt_reads_its_rows_once(place: &Place) {
+    let (directory, other) = (place.open().await, place.open().await);
+    let id = waiting(&directory, "c-1", "g-1").await;
+    directory.mark_relayed("g-1", "m-1").await.unwrap();
+    let (one, two) = (MessageId::derived("test", "1"), MessageId::derived("test", "2"));
+    let digest = PayloadDigest::of(b"first");
+    directory.mark_done(DedupKey::Delivered(one), Some(digest), later(0)).await.unwrap();
+    directory.mark_done(DedupKey::Answered(one), None, later(0)).await.unwrap();
+    let keys = [DedupKey::Delivered(one), DedupKey::Answered(one), DedupKey::Delivered(two)];
+    let before = found(&directory, &id).await;
+
+    for name in [LookupName::Conversation { id: "c-1", with_reply: true }, LookupName::Group("g-1")] {
+        let (done, known) = directory.look_up(name, &keys).await.unwrap();
+        let mut done: Vec<_> = done.into_iter().map(|done| (done.key, done.digest)).collect();
+        done.sort();
+        assert_eq!(done, [(keys[0], Some(digest)), (keys[1], None)]);
+        known
+            .within(async {
+                let seen = Observation { position: Some(9), ..Observation::default() };
+                other.record_observation(&id, "g-1", &seen).await.unwrap();
+                other.mark_relayed("g-1", "m-2").await.unwrap();
+            })
+            .await;
+        // The other process outdated the snapshot only inside of the attempt that wrote.
+        let (_, known) = directory.look_up(name, &[]).await.unwrap();
+        let seen = |position| Observation { position: Some(position), ..Observation::default() };
+        other.record_observation(&id, "g-1", &seen(7)).await.unwrap();
+        known
+            .within(async {
+                assert_eq!(found(&directory, &id).await.position, Some(9), "read with the lookup");
+                assert_eq!(directory.find_by_group("g-1").await.unwrap().unwrap().position, Some(9));
+                assert_eq!(directory.last_relayed("g-1").await.unwrap().as_deref(), Some("m-2"));
+                // A decision is made on the newest row.
+                directory.record_observation(&id, "g-1", &seen(5)).await.unwrap();
+                assert_eq!(found(&directory, &id).await.position, Some(5), "the attempt itself wrote");
+            })
+            .await;
+    }
+    let (done, known) = directory.look_up(LookupName::Group("g-unknown"), &keys[2..]).await.unwrap();
+    assert_eq!(done, []);
+    assert_eq!(known.within(directory.find_by_group("g-unknown")).await.unwrap(), None);
+    assert_ne!(found(&directory, &id).await, before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: tests/run starts it"]
 async fn a_lost_server_is_unavailable_until_it_is_back() {
@@ -628,12 +754,17 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
         ConversationState::Waiting,
         "a lost connection is replaced in silence"
     );
+    place.execute(throw_out).await;
+    directory.poll_soon(&id).await.unwrap();
 
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS false").await;
     place.on_server("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'").await;
     let error = directory.find(&id).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
+    let error = directory.poll_soon(&id).await.unwrap_err();
+    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS true").await;
+    directory.poll_soon(&id).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
     place.remove().await;
 }
