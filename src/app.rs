@@ -47,8 +47,8 @@ const SPOOL_MEASURED_EVERY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// How long commands of the CLI wait for the broker.
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
-/// How long ids of delivered messages are kept to recognise repeats.
-const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+/// How long a deduplication key is kept, which is no row of the journal.
+const KEYS_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,7 +217,7 @@ impl App {
                 "housekeeping",
                 run_housekeeping(
                     directory.clone(),
-                    settings.directory_kept,
+                    (settings.journal_kept, settings.directory_kept),
                     self.metrics.clone(),
                     stop.clone(),
                 ),
@@ -355,7 +355,7 @@ async fn measure_spool(spool: Spool, metrics: Arc<Metrics>, stop: CancellationTo
 /// Counts conversations for the metrics and deletes old records.
 async fn run_housekeeping(
     directory: Directory,
-    kept: Duration,
+    (journal_kept, closed_kept): (Duration, Duration),
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
@@ -371,10 +371,9 @@ async fn run_housekeeping(
             }
         }
         let now = clock::now();
-        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(kept)) else {
-            return Err("the clock is before 1970".into());
-        };
-        if let Err(error) = directory.forget(delivered, closed).await {
+        let before = |kept: Duration| now.checked_sub(kept).map_err(|_| "the clock is before 1970");
+        let (keys, settled, closed) = (before(KEYS_KEPT)?, before(journal_kept)?, before(closed_kept)?);
+        if let Err(error) = directory.forget(keys, settled, closed).await {
             tracing::debug!(%error, "cannot delete old records of the directory");
         }
         if emptied.elapsed() >= EMPTY_LOG_EVERY {

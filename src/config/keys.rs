@@ -25,6 +25,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("queue.publish_timeout", Open),
     ("directory.url", Secret),
     ("directory.kept", Open),
+    ("journal.kept", Open),
     ("dead.kept", Open),
     ("http.proxy", Secret),
     ("http.no_proxy", Open),

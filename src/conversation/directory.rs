@@ -28,8 +28,6 @@ use crate::message::{ConversationId, MessageId};
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each lost race means that another change succeeded. A working database never loses this many in a row.
 const RACES_MAX: u32 = 256;
-/// Rows that [`Directory::forget`] deletes with one statement.
-const BITE: i64 = 1_000;
 
 /// The open directory. Cheap to clone; all clones share their connections and their writer.
 #[derive(Clone)]
@@ -168,7 +166,7 @@ impl Directory {
         self.write(vec![Statement::new(sql, values)]).await
     }
 
-    async fn write(&self, statements: Vec<Statement>) -> Result<u64, DirectoryError> {
+    pub(super) async fn write(&self, statements: Vec<Statement>) -> Result<u64, DirectoryError> {
         let written = self.writer.write(statements).await;
         snapshot::outdate();
         written
@@ -355,25 +353,6 @@ impl Directory {
         self.record(Changes::default().poll_soon(id)).await
     }
 
-    /// Deletes facts of [`Self::mark_done`], and closed conversations whose last change is older than the given times.
-    /// Returns the number of deleted rows.
-    pub async fn forget(
-        &self,
-        done_before: Timestamp,
-        closed_before: Timestamp,
-    ) -> Result<u64, DirectoryError> {
-        let done = self.delete(statements::FORGET_DONE, done_before).await?;
-        let closed = self.delete(statements::FORGET_CLOSED, closed_before).await?;
-        Ok(done + closed)
-    }
-
-    /// Empties the write-ahead log of a SQLite file, which still contains deleted rows. Does nothing for PostgreSQL.
-    pub async fn empty_log(&self) -> Result<(), DirectoryError> {
-        let Database::Sqlite(pools) = &self.database else { return Ok(()) };
-        let emptied = sqlx::query(statements::EMPTY_LOG_SQLITE).execute(&pools.writer);
-        schema::within(STATEMENT_TIMEOUT, emptied).await.map(|_| ())
-    }
-
     /// The number of conversations in each state; every state is present.
     pub async fn counts(&self) -> Result<BTreeMap<ConversationState, u64>, DirectoryError> {
         let rows: Vec<(String, i64)> = run!(self, |pool| self.query_as(statements::COUNTS).fetch_all(pool))?;
@@ -477,17 +456,6 @@ impl Directory {
             self.query_as(statements::GROUP_OWNER).bind(storable(group)).fetch_optional(pool)
         })?;
         Ok(row.map(|(owner,)| owner))
-    }
-
-    async fn delete(&self, sql: &'static str, before: Timestamp) -> Result<u64, DirectoryError> {
-        let mut all = 0;
-        loop {
-            let bite = self.execute(sql, [before.into(), BITE.into()]).await?;
-            if bite == 0 {
-                return Ok(all);
-            }
-            all += bite;
-        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Erases one conversation from the directory.
 //!
-//! Guarantees: the conversation is erased with its chats and its reply handle, in one statement. An open conversation is erased only on
+//! Guarantees: the conversation is erased with its chats and its reply handle, in one transaction. The rows of the journal stay, without
+//! the name of the conversation. An open conversation is erased only on
 //! request. The free space of a SQLite file keeps no copy of the rows.
 //! Not responsible for: deduplication keys. A key contains only digests and ids of messages, and [`Directory::forget`] deletes
 //! the key.
 
 use super::directory::{Directory, run};
 use super::row::storable;
+use super::write::Statement;
 use super::{DirectoryError, statements};
 
 /// The rows of one conversation.
@@ -46,7 +48,12 @@ impl Directory {
     /// false.
     pub async fn erase(&self, id: &str, also_open: bool) -> Result<bool, DirectoryError> {
         let sql = if also_open { statements::ERASE } else { statements::ERASE_CLOSED };
-        let erased = self.execute(sql, [id.into()]).await?;
+        let rows = self.rows(id).await?;
+        let names = std::iter::once(id).chain(rows.groups.iter().map(String::as_str));
+        let from_journal =
+            names.map(|name| Statement::new(statements::ERASE_FROM_JOURNAL, [name.into(), id.into()]));
+        let statements = std::iter::once(Statement::new(sql, [id.into()])).chain(from_journal).collect();
+        let erased = self.write(statements).await?;
         self.empty_log().await?;
         Ok(erased > 0)
     }

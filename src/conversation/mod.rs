@@ -11,8 +11,10 @@ mod dedup;
 mod directory;
 mod erase;
 mod error;
+mod journal;
 mod relay_progress;
 mod reply_handles;
+mod retention;
 mod row;
 mod schema;
 mod snapshot;
@@ -31,6 +33,7 @@ pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use erase::ConversationRows;
 pub use error::DirectoryError;
+pub use journal::{JournalEntry, JournalOutcome, SettledAfter};
 pub use snapshot::{LookupName, Snapshot};
 pub use write::Changes;
 

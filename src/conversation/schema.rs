@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 /// The longest wait for a connection, or for another writer of the file.
@@ -137,7 +138,7 @@ pub(super) async fn within<T, E: Into<DirectoryError>>(
 
 macro_rules! migrate {
     ($transaction:ident) => {{
-        // No statement runs twice, so none of them keeps a name on the server.
+        // Each statement runs once, so it needs no name on the server.
         sqlx::query(statements::CREATE_VERSION).persistent(false).execute(&mut *$transaction).await?;
         let found: Option<i64> = sqlx::query_scalar(statements::READ_VERSION)
             .persistent(false)

@@ -16,12 +16,12 @@ use jiff::Timestamp;
 use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 use tokio::time::Instant;
 
-use super::dedup::{DedupKey, DoneBefore, FEW};
+use super::dedup::{DedupKey, DoneBefore};
 use super::directory::{Directory, run};
 use super::reply_handles::handle;
 use super::row::{RowColumns, conversation, storable};
 use super::{Conversation, DirectoryError, StoredReply, statements};
-use crate::message::{ConversationId, PayloadDigest, ReplyHandle};
+use crate::message::{ConversationId, MessageId, PayloadDigest, ReplyHandle};
 
 /// An attempt usually starts at once after the lookup. It starts later if its destination is slow.
 const FRESH_FOR: Duration = Duration::from_millis(500);
@@ -194,10 +194,11 @@ where
 }
 
 impl Directory {
-    /// Reads which of these facts are recorded, at most four, and the rows of the conversation of a message.
+    /// Reads which of these facts settled the message, and the rows of its conversation.
     pub async fn look_up(
         &self,
         name: LookupName<'_>,
+        message: MessageId,
         keys: &[DedupKey],
     ) -> Result<(Vec<DoneBefore>, Arc<Snapshot>), DirectoryError> {
         let (sql, asked, with_reply) = match name {
@@ -205,17 +206,15 @@ impl Directory {
             LookupName::Group(group) => (statements::LOOK_UP_BY_GROUP, group, false),
         };
         let (read_at, before) = (Instant::now(), self.changes.count(asked));
-        let stored: Vec<(String, DedupKey)> = keys.iter().take(FEW).map(|key| (key.stored(), *key)).collect();
-        let padding = stored.last().map(|(stored, _)| stored.as_str()).unwrap_or_default();
         let row: LookupRow = run!(self, |pool| {
             let query = self.query_as(sql).bind(storable(asked)).bind(i64::from(with_reply));
-            let texts = stored.iter().map(|(stored, _)| stored.as_str());
-            let texts = texts.chain(std::iter::repeat(padding)).take(FEW);
-            texts.fold(query, |query, stored| query.bind(stored)).fetch_one(pool)
+            query.bind(message.to_string()).fetch_one(pool)
         })?;
         let done = row.done.as_deref().unwrap_or_default().split(',').filter_map(|entry| {
-            let (key, digest) = entry.split_once(' ')?;
-            let (_, key) = stored.iter().find(|(stored, _)| stored == key)?;
+            let mut parts = entry.split(' ');
+            let (outcome, replays) = (parts.next()?, parts.next()?.parse().ok()?);
+            let key = keys.iter().find(|key| key.is_settled_as(outcome, replays))?;
+            let digest = parts.next()?;
             Some(DoneBefore { key: *key, digest: PayloadDigest::parse(digest) })
         });
         let done = done.collect();

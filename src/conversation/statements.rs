@@ -17,13 +17,13 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
-/// The facts of a message, the conversation, its chat and its reply handle, in the order of `snapshot::LookupRow`. The row
+/// How a message was settled, the conversation, its chat and its reply handle, in the order of `snapshot::LookupRow`. The row
 /// exists even if nothing is known. `$2` is 1 if the reply handle is needed, because a handle may be large.
 macro_rules! look_up {
     ($id:literal, $chat:literal) => {
         concat!(
-            "SELECT (SELECT string_agg(dedup_key || ' ' || COALESCE(digest, ''), ',') FROM dedup_keys
-                     WHERE dedup_key IN ($3, $4, $5, $6)),
+            "SELECT (SELECT string_agg(outcome || ' ' || replays || ' ' || COALESCE(digest, ''), ',') FROM journal
+                     WHERE message_id = $3),
                  chat.chat_group, chat.last_told,
                  CASE WHEN CAST($2 AS BIGINT) = 1 THEN reply.handle END, reply.request_id, reply.heard_at,
                  reply.expired, one, c.id, c.origin, c.state, c.chat_group, c.number, c.queue_id, c.position, c.wait,
@@ -129,9 +129,73 @@ pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, 
 pub(super) const MARK_DONE_MANY: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest)
      SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING";
 
+/// In the order of `journal::JournalColumns`.
+macro_rules! journal_columns {
+    () => {
+        "message_id, outcome, replays, settled_at, conversation, kind, destination, accepted_at, attempts, status, \
+         reason, request_id, trace_id, digest"
+    };
+}
+
+pub(super) const JOURNAL: &str = concat!(
+    "INSERT INTO journal (",
+    journal_columns!(),
+    ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+     ON CONFLICT (message_id, outcome, replays) DO NOTHING"
+);
+
+/// As [`JOURNAL`] for many rows, on PostgreSQL only.
+pub(super) const JOURNAL_MANY: &str = concat!(
+    "INSERT INTO journal (",
+    journal_columns!(),
+    ") SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+         $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[])
+     ON CONFLICT (message_id, outcome, replays) DO NOTHING"
+);
+
+pub(super) const JOURNAL_OF_MESSAGE: &str = concat!(
+    "SELECT ",
+    journal_columns!(),
+    " FROM journal WHERE message_id = $1 ORDER BY settled_at DESC LIMIT $2"
+);
+
+pub(super) const JOURNAL_OF_CHAT: &str = concat!(
+    "SELECT ",
+    journal_columns!(),
+    " FROM journal WHERE conversation = $1 ORDER BY settled_at DESC LIMIT $2"
+);
+
+/// How some messages were settled. A caller with fewer messages repeats one.
+pub(super) const FIND_SETTLED_FEW: &str =
+    "SELECT message_id, outcome, replays, digest FROM journal WHERE message_id IN ($1, $2, $3, $4)";
+
+/// The same for many messages.
+pub(super) const FIND_SETTLED_MANY: &str =
+    "SELECT message_id, outcome, replays, digest FROM journal WHERE message_id IN (
+         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+         $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38,
+         $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56,
+         $57, $58, $59, $60)";
+
+/// Removes what names a conversation from the journal. The rows stay, so that a repeat of a message is still recognised.
+/// Changes nothing while the conversation exists.
+pub(super) const ERASE_FROM_JOURNAL: &str =
+    "UPDATE journal SET conversation = NULL, request_id = NULL, trace_id = NULL WHERE conversation = $1
+     AND NOT EXISTS (SELECT 1 FROM conversations WHERE id = $2)";
+
+/// Deletes in small batches, as [`FORGET_DONE`].
+pub(super) const FORGET_JOURNAL: &str = "DELETE FROM journal WHERE (message_id, outcome, replays) IN (
+         SELECT message_id, outcome, replays FROM journal WHERE settled_at < $1 LIMIT $2)";
+
 /// Deletes in small batches, so that other writers do not wait long.
 pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
          SELECT dedup_key FROM dedup_keys WHERE done_at < $1 LIMIT $2)";
+
+/// Whether a row is old enough for [`FORGET_DONE`].
+pub(super) const OLD_DONE: &str = "SELECT 1 FROM dedup_keys WHERE done_at < $1 LIMIT 1";
+pub(super) const OLD_JOURNAL: &str = "SELECT 1 FROM journal WHERE settled_at < $1 LIMIT 1";
+pub(super) const OLD_CLOSED: &str =
+    "SELECT 1 FROM conversations WHERE state IN ('ended', 'failed') AND updated_at < $1 LIMIT 1";
 
 /// Checks the condition twice: between the selection and the deletion the conversation may be requested again.
 pub(super) const FORGET_CLOSED: &str = "DELETE FROM conversations WHERE id IN (

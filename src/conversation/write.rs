@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::dedup::DedupKey;
 use super::row::storable;
-use super::statements;
+use super::{JournalEntry, statements};
 use crate::clock;
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 
@@ -75,14 +75,24 @@ impl Statement {
     }
 }
 
-/// The changes that one message makes. They are written in one transaction: all of them, or none.
+/// The changes that one message makes. All changes are written in one transaction, or no change is written.
 #[derive(Debug, Default)]
 pub struct Changes(Vec<Statement>);
 
 impl Changes {
+    /// Writes a row of the journal.
+    #[must_use]
+    pub fn settled(self, entry: &JournalEntry) -> Self {
+        let statement = Statement::new(statements::JOURNAL, entry.values());
+        self.with(statement.with_many(ManyRows::Insert(statements::JOURNAL_MANY)))
+    }
+
     /// Records a fact, as [`super::Directory::mark_done`] does.
     #[must_use]
     pub fn done(self, key: DedupKey, digest: Option<PayloadDigest>) -> Self {
+        if let Some(entry) = JournalEntry::bare(key, digest, clock::now()) {
+            return self.settled(&entry);
+        }
         let digest = digest.map(|digest| digest.to_string());
         let values = [key.stored().as_str().into(), clock::now().into(), digest.as_deref().into()];
         self.with(

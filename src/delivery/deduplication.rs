@@ -13,7 +13,8 @@ use tokio::sync::OnceCell;
 
 use super::Deliverer;
 use crate::conversation::{
-    Changes, DedupKey, Directory, DirectorySettings, DoneBefore, LookupName, Snapshot,
+    Changes, DedupKey, Directory, DirectorySettings, DoneBefore, JournalEntry, LookupName, SettledAfter,
+    Snapshot,
 };
 use crate::message::{Destination, Kind, Message, Outcome};
 
@@ -111,7 +112,10 @@ impl Deliverer {
         let keys: Vec<DedupKey> = settling_keys(message, may_be_dead).collect();
         let read = async {
             match lookup_name(message) {
-                Some(name) => directory.look_up(name, &keys).await.map(|(found, known)| (found, Some(known))),
+                Some(name) => directory
+                    .look_up(name, message.id, &keys)
+                    .await
+                    .map(|(found, known)| (found, Some(known))),
                 None => directory.find_done(&keys).await.map(|found| (found, None)),
             }
         };
@@ -128,20 +132,32 @@ impl Deliverer {
 
     /// The key to record for the outcome of a message that is not dead-lettered; `None` if no record is needed.
     pub(crate) fn fact_of(message: &Message, outcome: &Outcome) -> Option<DedupKey> {
+        let nothing = DedupKey::NothingToSend { message: message.id, replays: message.replays };
         match outcome {
             Outcome::Delivered => Some(delivery_of(message)),
             Outcome::Declined => Some(DedupKey::Answered(message.id)),
+            // Typing is frequent, and its row would tell nothing.
+            Outcome::Dropped if message.kind == Kind::HandoffTyping && message.replays == 0 => None,
+            Outcome::Dropped => Some(nothing),
             // The operator who replayed the message waits for its result.
-            Outcome::Repeated | Outcome::Dropped if message.replays > 0 => {
-                Some(DedupKey::NothingToSend { message: message.id, replays: message.replays })
-            }
+            Outcome::Repeated if message.replays > 0 => Some(nothing),
             _ => None,
         }
     }
 
-    /// Records a fact about a message, so that every worker knows the fact after every restart. If the record fails,
-    /// the message may be sent again.
-    pub async fn note(&self, message: &Message, fact: DedupKey) {
+    /// Adds the row of the journal, if the outcome needs a row.
+    pub(super) fn settled(changes: Changes, message: &Message, outcome: &Outcome, attempts: u32) -> Changes {
+        let after = SettledAfter { attempts, ..SettledAfter::default() };
+        let entry = Self::fact_of(message, outcome).and_then(|fact| JournalEntry::of(message, fact, after));
+        match entry {
+            Some(entry) => changes.settled(&entry),
+            None => changes,
+        }
+    }
+
+    /// Writes how a message was settled into the journal, so that every worker knows it after every restart. If the record
+    /// fails, the message may be sent again.
+    pub async fn note(&self, message: &Message, fact: DedupKey, after: SettledAfter) {
         let directory = match &self.directory {
             None if message.replays > 0 => Box::pin(self.replay_notes.directory()).await,
             known => known.as_ref(),
@@ -150,7 +166,8 @@ impl Deliverer {
         let dead = matches!(fact, DedupKey::DeadLettered { .. });
         // Gap repair asks for the first dead letter only, without a count of replays.
         let first = DedupKey::DeadLettered { message: message.id, replays: 0 };
-        let mut changes = Changes::default().done(fact, message.digest);
+        let Some(entry) = JournalEntry::of(message, fact, after) else { return };
+        let mut changes = Changes::default().settled(&entry);
         if dead && message.replays > 0 {
             changes = changes.done(first, message.digest);
         }

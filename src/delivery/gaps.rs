@@ -20,9 +20,9 @@ use tokio::time::Instant;
 use super::attachments::with_names;
 use super::callback_row::{FORGET_AFTER, GapCheck};
 use super::relay::{MessageAuthor, RelayedMessage};
-use super::{Attempt, Deliverer, InternalError};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
 use crate::clock;
-use crate::conversation::{Changes, Conversation, DedupKey, Directory};
+use crate::conversation::{Changes, Conversation, DedupKey, Directory, JournalEntry, SettledAfter};
 use crate::message::{
     AttemptHistory, AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey,
     Message, MessageId, Outcome,
@@ -46,6 +46,7 @@ impl Deliverer {
         &self,
         directory: &Directory,
         message: &Message,
+        past: PriorAttempts,
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Attempt, InternalError> {
@@ -103,7 +104,9 @@ impl Deliverer {
             if said.author == MessageAuthor::System && self.is_closing_sentence(&said.text) {
                 self.note_closing_sentence(directory, &callback.group).await?;
             }
-            self.mark_relayed(directory, message, callback, conversation, &before, &attempt).await?;
+            let attempts = past.count.saturating_add(1);
+            let changes = Self::settled(Changes::default(), message, &attempt.outcome, attempts);
+            self.mark_relayed(directory, message, callback, conversation, &before, changes).await?;
             return Ok(attempt.recorded());
         }
         Ok(attempt)
@@ -123,9 +126,8 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
         before: &GapCheck,
-        attempt: &Attempt,
+        changes: Changes,
     ) -> Result<(), InternalError> {
-        let changes = Changes::default();
         let mut changes = match &callback.sys_id {
             // A replayed message is old: the messages after it were relayed or dead-lettered long ago.
             Some(sys_id) if message.replays == 0 && before.moves_on() => {
@@ -138,9 +140,6 @@ impl Deliverer {
         let is_news = writer == Some("system") || conversation.agent.is_none();
         if is_news {
             changes = changes.poll_soon(&conversation.id);
-        }
-        if let Some(fact) = Self::fact_of(message, &attempt.outcome) {
-            changes = changes.done(fact, message.digest);
         }
         directory.record(changes).await?;
         if callback.repaired {
@@ -186,7 +185,7 @@ impl Deliverer {
         let mut changes = Changes::default().relayed(&callback.group, &remote.sys_id);
         match attempt.outcome {
             Outcome::Delivered => {
-                changes = changes.done(DedupKey::Delivered(lost.id), None);
+                changes = Self::settled(changes, &lost, &attempt.outcome, story.count());
                 self.metrics.repaired.inc();
             }
             Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
@@ -216,8 +215,14 @@ impl Deliverer {
         story: AttemptHistory,
     ) -> Result<(), InternalError> {
         let (id, destination, attempts) = (lost.id, lost.destination.as_str(), story.count());
+        let status = story.attempts().last().and_then(|attempt| attempt.status);
+        let after = SettledAfter { attempts, status, reason: Some(reason) };
+        let fact = DedupKey::DeadLettered { message: id, replays: 0 };
+        let entry = JournalEntry::of(&lost, fact, after);
         self.queue.dead_letter(&DeadLetter::new(lost, reason, why, story)).await?;
-        directory.mark_done(DedupKey::DeadLettered { message: id, replays: 0 }, None, clock::now()).await?;
+        if let Some(entry) = entry {
+            directory.record(Changes::default().settled(&entry)).await?;
+        }
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
         tracing::warn!(%id, destination, %reason, attempts, "a missing message was dead-lettered");
         Ok(())

@@ -8,16 +8,15 @@
 //! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
 use super::late_start::origin;
-use super::{Attempt, Deliverer, InternalError};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
 use crate::conversation::{
-    Changes, Claim, Conversation, ConversationState, DedupKey, Directory, LastSent, OpenedChat, Origin,
+    Changes, Claim, Conversation, ConversationState, Directory, LastSent, OpenedChat, Origin,
 };
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::poll::ended_by;
-use crate::message::handoff::{
-    Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
-};
+use crate::delivery::transcript::{begins_with, first_words};
+use crate::message::handoff::{Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText};
 use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Message, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{PostedMessage, ReadSince, StartText};
 use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, StartedChat};
@@ -32,10 +31,12 @@ pub(super) struct HandoffHandler<'a> {
     pub(super) directory: &'a Directory,
     pub(super) message: &'a Message,
     pub(super) possibly_delivered: bool,
+    /// The number of attempts, with this one.
+    pub(super) attempts: u32,
 }
 
 impl Deliverer {
-    pub(super) async fn to_servicenow(&self, message: &Message, possibly_delivered: bool) -> Attempt {
+    pub(super) async fn to_servicenow(&self, message: &Message, past: PriorAttempts) -> Attempt {
         let Ok(handoff) = serde_json::from_slice::<Handoff>(&message.body) else {
             return Attempt::dead(
                 ENDPOINT,
@@ -50,7 +51,9 @@ impl Deliverer {
                 "servicenow.host_url is not set on this worker",
             );
         };
-        let desk = HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered };
+        let (possibly_delivered, attempts) = (past.possibly_delivered, past.count.saturating_add(1));
+        let desk =
+            HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered, attempts };
         // The request may have been sent already, so the next attempt reads back before it sends.
         let done = desk.deliver(&handoff).await;
         done.unwrap_or_else(|error| Attempt::internal(ENDPOINT, true, error))
@@ -284,7 +287,7 @@ impl HandoffHandler<'_> {
             Err(reason) => return Ok(Attempt::dead(ENDPOINT, reason, not_open(reason))),
         };
         if self.possibly_delivered && self.directory.was_sent(group, self.message.id).await? {
-            self.deliverer.note(self.message, DedupKey::Delivered(self.message.id)).await;
+            self.delivered(Changes::default()).await?;
             return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "it was sent before and not recorded"));
         }
         if self.servicenow.api() == ChatApi::VirtualAgent {
@@ -329,9 +332,11 @@ impl HandoffHandler<'_> {
 
     /// Records the message as the last one of its chat, from which a later search starts, and as delivered.
     pub(super) async fn sent(&self, group: &str, sys_id: Option<&str>) -> HandlerResult {
-        let delivered = DedupKey::Delivered(self.message.id);
-        let changes =
-            Changes::default().sent(group, self.message.id, sys_id).done(delivered, self.message.digest);
+        self.delivered(Changes::default().sent(group, self.message.id, sys_id)).await
+    }
+
+    async fn delivered(&self, changes: Changes) -> HandlerResult {
+        let changes = Deliverer::settled(changes, self.message, &Outcome::Delivered, self.attempts);
         self.directory.record(changes).await?;
         Ok(Attempt::delivered(ENDPOINT).recorded())
     }
@@ -447,38 +452,6 @@ pub(super) fn not_open(reason: DeadReason) -> &'static str {
         DeadReason::ConversationOver => "its conversation is over",
         _ => "no start has opened its conversation",
     }
-}
-
-/// The text between the user's message and the transcript in the first message of a chat.
-const BEFORE: &str = "\n\nBefore:";
-
-/// The beginning of a chat's first message: the user's message and the user's name.
-fn head(start: &HandoffStart) -> String {
-    let mut text = start.message.clone();
-    let user = start.user.clone().unwrap_or_default();
-    let who: Vec<String> =
-        [user.name, user.email.map(|email| format!("<{email}>"))].into_iter().flatten().collect();
-    if !who.is_empty() {
-        text.push_str(&format!("\n\nFrom: {}", who.join(" ")));
-    }
-    text
-}
-
-/// The beginning of a first message that has a transcript.
-fn begins_with(start: &HandoffStart) -> String {
-    head(start) + BEFORE
-}
-
-/// The first message of a chat, for the agent: the user's message, the user's name and the transcript.
-fn first_words(start: &HandoffStart, before: &[TranscriptLine]) -> String {
-    let mut text = head(start);
-    if !before.is_empty() {
-        text.push_str(BEFORE);
-        for line in before {
-            text.push_str(&format!("\n{}: {}", line.from, line.text));
-        }
-    }
-    text
 }
 
 pub(super) fn with_attachments(text: &HandoffText) -> String {

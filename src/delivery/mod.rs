@@ -318,9 +318,9 @@ impl Deliverer {
         // Boxed, so that the future of a pure relay message stays small.
         let attempt = match message.destination {
             Destination::Xo => self.forward(message).await,
-            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.possibly_delivered)).await,
-            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message)).await),
-            Destination::Callbacks => own(Box::pin(self.route(message)).await),
+            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past)).await,
+            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message, past)).await),
+            Destination::Callbacks => own(Box::pin(self.route(message, past)).await),
         };
         let attempt = self.check_credentials(message, attempt);
         self.record(message, past, &attempt, started.elapsed());
@@ -397,6 +397,8 @@ impl Deliverer {
 /// The history of a message before this attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PriorAttempts {
+    /// The number of earlier attempts of this worker.
+    pub count: u32,
     /// An earlier attempt may have reached the destination, so the message is possibly delivered: look before sending.
     pub possibly_delivered: bool,
     /// The message failed while other messages succeeded. Another failure says nothing about the destination.

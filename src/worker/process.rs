@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::WorkerSettings;
 use super::policy::{PolicyDecision, RetryContext};
 use crate::clock;
-use crate::conversation::{DedupKey, DoneBefore, Snapshot};
+use crate::conversation::{DedupKey, DoneBefore, SettledAfter, Snapshot};
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbePermit;
 use crate::delivery::{
@@ -209,7 +209,11 @@ impl MessageProcessor {
         let at = clock::now();
         let fails_alone =
             permit.is_none() && retry_state.fails_alone(|destination| self.deliverer.served(destination));
-        let past = PriorAttempts { possibly_delivered: retry_state.possibly_delivered, fails_alone };
+        let past = PriorAttempts {
+            count: retry_state.story.count(),
+            possibly_delivered: retry_state.possibly_delivered,
+            fails_alone,
+        };
         let attempt =
             trace::within(received.message.trace.clone(), self.deliverer.attempt(&received.message, past));
         let attempt = match known {
@@ -325,9 +329,17 @@ impl MessageProcessor {
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(fact, message.digest);
     }
 
-    async fn note(&self, message: &Message, fact: DedupKey) {
+    async fn note(
+        &self,
+        message: &Message,
+        fact: DedupKey,
+        story: &AttemptHistory,
+        reason: Option<DeadReason>,
+    ) {
         self.remember(message, fact);
-        self.deliverer.note(message, fact).await;
+        let status = story.attempts().last().and_then(|attempt| attempt.status);
+        let after = SettledAfter { attempts: story.count(), status, reason };
+        self.deliverer.note(message, fact, after).await;
     }
 
     async fn ack(
@@ -341,7 +353,7 @@ impl MessageProcessor {
         let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
         match Deliverer::fact_of(message, outcome) {
             Some(fact) if is_recorded => self.remember(message, fact),
-            Some(fact) => self.note(message, fact).await,
+            Some(fact) => self.note(message, fact, &retry_state.story, None).await,
             None => {}
         }
         if matches!(outcome, Outcome::Delivered | Outcome::Declined) {
@@ -393,7 +405,8 @@ impl MessageProcessor {
             }
         }
         let (message, replays) = (dead.message.id, dead.message.replays);
-        self.note(&dead.message, DedupKey::DeadLettered { message, replays }).await;
+        let fact = DedupKey::DeadLettered { message, replays };
+        self.note(&dead.message, fact, &dead.story, Some(reason)).await;
         let destination = dead.message.destination;
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         let lane = logged_conversation(&dead.message.lane);
