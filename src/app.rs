@@ -161,6 +161,9 @@ impl App {
             || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();
         let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
+        if let Some(directory) = &directory {
+            directory.measure_commits(metrics.directory_commit.clone());
+        }
         let spool = if roles.takes() { open_spool(&settings, &queue).await? } else { None };
         let mut app = Self {
             public: public.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -223,7 +226,7 @@ impl App {
                 "housekeeping",
                 housekeeping::run(
                     directory.clone(),
-                    settings.directory_kept,
+                    (settings.journal_kept, settings.directory_kept),
                     self.metrics.clone(),
                     stop.clone(),
                 ),

@@ -1,6 +1,6 @@
 //! Counts conversations for the metrics, and deletes old records of the directory.
 //!
-//! Guarantees: an error only delays the work. Not responsible for: what is old (`directory.kept`).
+//! Guarantees: an error only delays the work. Not responsible for: what is old (`directory.kept`, `journal.kept`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::telemetry::Metrics;
 /// How often the write-ahead log of the directory is emptied, which still contains deleted rows.
 const EMPTY_LOG_EVERY: Duration = Duration::from_secs(60);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
-/// How long ids of delivered messages are kept to recognise repeats.
-const DELIVERED_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+/// How long a deduplication key is kept, which is no row of the journal.
+const KEYS_KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// Counts conversations for the metrics and deletes old records.
 pub(super) async fn run(
     directory: Directory,
-    kept: Duration,
+    (journal_kept, closed_kept): (Duration, Duration),
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
@@ -37,10 +37,9 @@ pub(super) async fn run(
             }
         }
         let now = clock::now();
-        let (Ok(delivered), Ok(closed)) = (now.checked_sub(DELIVERED_KEPT), now.checked_sub(kept)) else {
-            return Err("the clock is before 1970".into());
-        };
-        if let Err(error) = directory.forget(delivered, closed).await {
+        let before = |kept: Duration| now.checked_sub(kept).map_err(|_| "the clock is before 1970");
+        let (keys, settled, closed) = (before(KEYS_KEPT)?, before(journal_kept)?, before(closed_kept)?);
+        if let Err(error) = directory.forget(keys, settled, closed).await {
             tracing::debug!(%error, "cannot delete old records of the directory");
         }
         if emptied.elapsed() >= EMPTY_LOG_EVERY {

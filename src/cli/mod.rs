@@ -25,6 +25,7 @@ mod sandbox;
 mod servicenow;
 mod spool;
 mod status;
+mod trace;
 
 use std::path::{Path, PathBuf};
 
@@ -73,6 +74,8 @@ enum CliVerb {
     /// Show the state of a deployment on one page: breakers, waiting messages, workers, dead letters; exit 1 if it needs a
     /// person
     Status(status::StatusArgs),
+    /// Show the course of one message or one conversation, both directions: accepted, attempts, delivered, dead
+    Trace(trace::TraceArgs),
     /// Ask a running process whether it is ready (for container health checks)
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Inspect, replay, export, import or discard dead letters
@@ -177,6 +180,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
         CliVerb::Check(args) => Box::pin(check::run(&args, &sources)).await,
         CliVerb::Status(args) => Box::pin(status::run(&args, &sources)).await,
+        CliVerb::Trace(args) => Box::pin(trace::run(&args, &sources)).await,
         CliVerb::Healthcheck(args) => healthcheck::run(&args, &sources).await,
         CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,

@@ -32,6 +32,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("directory.client_cert_file", Open),
     ("directory.client_key_file", Open),
     ("directory.kept", Open),
+    ("journal.kept", Open),
     ("dead.kept", Open),
     ("http.proxy", Secret),
     ("http.no_proxy", Open),

@@ -32,6 +32,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         directory: directory(reader)
             .unwrap_or_else(|| DirectoryConfig::Sqlite(data_dir.join("directory.sqlite"))),
         directory_kept: reader.duration("directory.kept"),
+        journal_kept: reader.duration("journal.kept"),
         dead_kept: reader.is_set("dead.kept").then(|| reader.duration("dead.kept")),
         data_dir,
         network: network::settings(reader),

@@ -50,6 +50,8 @@ pub struct Settings {
     pub directory: DirectoryConfig,
     /// `directory.kept`: how long closed conversations stay in the directory.
     pub directory_kept: Duration,
+    /// `journal.kept`: how long the rows of settled messages stay in the directory.
+    pub journal_kept: Duration,
     /// `dead.kept`: how long dead letters stay; `None` keeps all.
     pub dead_kept: Option<Duration>,
     /// The way to each side.

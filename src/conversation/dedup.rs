@@ -1,14 +1,15 @@
 //! Deduplication keys: facts that happened once and must not happen again, one variant for each kind of fact.
 //!
 //! Guarantees: only [`DedupKey::Delivered`] and [`DedupKey::Forwarded`] mean that a destination answered 2xx. Two different
-//! facts never share a stored form, whatever ids and names they contain. A key is `Copy`, and its stored form is shorter
+//! facts never share a stored form, whatever ids and names they contain. A fact that settles a message is a row of the journal
+//! (`journal.rs`); every other fact is a row of the table of keys. A key is `Copy`, and its stored form is shorter
 //! than 80 bytes. The stored forms are on disk in every deployment: a test below pins them.
 //! Not responsible for: when a fact is recorded or looked up (`worker/process.rs`, `delivery/`, `dead_letters/replay.rs`).
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
-use super::{DirectoryError, statements};
+use super::directory::{Directory, run};
+use super::{DirectoryError, JournalEntry, JournalOutcome, statements};
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 
 /// The numbers of keys in one statement: the keys of one message, and those of many messages.
@@ -130,7 +131,25 @@ impl DedupKey {
         matches!(self, Self::Delivered(_) | Self::Forwarded(_))
     }
 
-    /// The form in the database.
+    /// The row of the journal that records this fact: the message, its outcome and its number of replays. `None` for a fact
+    /// that does not settle a message.
+    pub(super) const fn settled(self) -> Option<(MessageId, JournalOutcome, u32)> {
+        Some(match self {
+            Self::Delivered(id) => (id, JournalOutcome::Delivered, 0),
+            Self::Forwarded(id) => (id, JournalOutcome::Forwarded, 0),
+            Self::Answered(id) => (id, JournalOutcome::Answered, 0),
+            Self::DeadLettered { message, replays } => (message, JournalOutcome::DeadLettered, replays),
+            Self::NothingToSend { message, replays } => (message, JournalOutcome::Dropped, replays),
+            _ => return None,
+        })
+    }
+
+    /// Whether a row of the journal with this outcome records the fact.
+    pub(super) fn is_settled_as(self, outcome: &str, replays: i64) -> bool {
+        self.settled().is_some_and(|(_, our, number)| our.as_str() == outcome && i64::from(number) == replays)
+    }
+
+    /// The form in the table of keys. A fact that settles a message is a row of the journal instead.
     pub(super) fn stored(self) -> String {
         let (kind, id) = match self {
             Self::Delivered(id) => ("delivered", id),
@@ -163,22 +182,56 @@ impl Directory {
 
     /// Returns those of these facts that [`Self::mark_done`] recorded.
     pub async fn find_done(&self, keys: &[DedupKey]) -> Result<Vec<DoneBefore>, DirectoryError> {
-        let size = if keys.len() <= FEW { FEW } else { MANY };
-        let sql = if size == FEW { statements::FIND_DONE_FEW } else { statements::FIND_DONE_MANY };
+        let (settling, other): (Vec<DedupKey>, Vec<DedupKey>) =
+            keys.iter().partition(|key| key.settled().is_some());
         let mut found = Vec::new();
-        for keys in keys.chunks(size) {
-            let stored: Vec<(String, DedupKey)> = keys.iter().map(|key| (key.stored(), *key)).collect();
-            let rows: Vec<(String, Option<String>)> = run!(self, done, |pool| {
-                let places = stored.iter().map(|(stored, _)| stored).cycle().take(size);
-                places.fold(sqlx::query_as(sql), |query, stored| query.bind(stored)).fetch_all(pool)
-            })?;
-            for (row, digest) in rows {
-                let digest = digest.as_deref().and_then(PayloadDigest::parse);
-                let known = stored.iter().find(|(stored, _)| *stored == row);
-                found.extend(known.map(|(_, key)| DoneBefore { key: *key, digest }));
-            }
+        for keys in other.chunks(size(other.len())) {
+            self.find_keys(keys, &mut found).await?;
+        }
+        for keys in settling.chunks(size(settling.len())) {
+            self.find_settled(keys, &mut found).await?;
         }
         Ok(found)
+    }
+
+    async fn find_keys(&self, keys: &[DedupKey], found: &mut Vec<DoneBefore>) -> Result<(), DirectoryError> {
+        let stored: Vec<(String, DedupKey)> = keys.iter().map(|key| (key.stored(), *key)).collect();
+        let size = size(keys.len());
+        let sql = if size == FEW { statements::FIND_DONE_FEW } else { statements::FIND_DONE_MANY };
+        let rows: Vec<(String, Option<String>)> = run!(self, |pool| {
+            let places = stored.iter().map(|(stored, _)| stored).cycle().take(size);
+            places.fold(self.query_as(sql), |query, stored| query.bind(stored)).fetch_all(pool)
+        })?;
+        for (row, digest) in rows {
+            let digest = digest.as_deref().and_then(PayloadDigest::parse);
+            let known = stored.iter().find(|(stored, _)| *stored == row);
+            found.extend(known.map(|(_, key)| DoneBefore { key: *key, digest }));
+        }
+        Ok(())
+    }
+
+    async fn find_settled(
+        &self,
+        keys: &[DedupKey],
+        found: &mut Vec<DoneBefore>,
+    ) -> Result<(), DirectoryError> {
+        let messages: Vec<String> =
+            keys.iter().filter_map(|key| Some(key.settled()?.0.to_string())).collect();
+        let size = size(messages.len());
+        let sql = if size == FEW { statements::FIND_SETTLED_FEW } else { statements::FIND_SETTLED_MANY };
+        let rows: Vec<(String, String, i64, Option<String>)> = run!(self, |pool| {
+            let places = messages.iter().cycle().take(size);
+            places.fold(self.query_as(sql), |query, message| query.bind(message)).fetch_all(pool)
+        })?;
+        for (message, outcome, replays, digest) in rows {
+            let digest = digest.as_deref().and_then(PayloadDigest::parse);
+            let known = keys
+                .iter()
+                .zip(&messages)
+                .find(|(key, id)| **id == message && key.is_settled_as(&outcome, replays));
+            found.extend(known.map(|(key, _)| DoneBefore { key: *key, digest }));
+        }
+        Ok(())
     }
 
     /// Records a fact until [`Self::forget`], and returns whether the fact is new. If a fact is recorded twice, the first record stays.
@@ -188,15 +241,21 @@ impl Directory {
         digest: Option<PayloadDigest>,
         at: Timestamp,
     ) -> Result<bool, DirectoryError> {
-        let added = run!(self, done, changed by |pool| {
-            sqlx::query(statements::MARK_DONE)
-                .bind(key.stored())
-                .bind(at.as_millisecond())
-                .bind(digest.map(|digest| digest.to_string()))
-                .execute(pool)
-        })?;
+        let added = match JournalEntry::bare(key, digest, at) {
+            Some(entry) => self.execute(statements::JOURNAL, entry.values()).await?,
+            None => {
+                let digest = digest.map(|digest| digest.to_string());
+                let values = [key.stored().as_str().into(), at.into(), digest.as_deref().into()];
+                self.execute(statements::MARK_DONE, values).await?
+            }
+        };
         Ok(added > 0)
     }
+}
+
+/// The number of keys in one statement.
+const fn size(keys: usize) -> usize {
+    if keys <= FEW { FEW } else { MANY }
 }
 
 #[cfg(test)]

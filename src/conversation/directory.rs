@@ -9,12 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus::Histogram;
 use secrecy::ExposeSecret;
 
 use super::postgres::PostgresDirectory;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
 use super::schema::{self, SqlitePools};
+use super::snapshot::{self, ChangeCounters};
 use super::state::{self, StateEvent};
+use super::write::{Changes, SqlValue, Statement};
+use super::writer::DirectoryWriter;
 use super::{Claim, Conversation, DirectoryError, DirectorySettings, DirectoryUrl, LastSent};
 use super::{ConversationState, ListFilter, Observation, OpenedChat, Origin, statements};
 use crate::clock;
@@ -24,46 +28,49 @@ use crate::message::{ConversationId, MessageId};
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each lost race means that another change succeeded. A working database never loses this many in a row.
 const RACES_MAX: u32 = 256;
-/// Rows that [`Directory::forget`] deletes with one statement.
-const BITE: i64 = 1_000;
 
-/// The open directory. Cheap to clone; all clones share their connections.
+/// The open directory. Cheap to clone; all clones share their connections and their writer.
 #[derive(Clone)]
-pub enum Directory {
+pub struct Directory {
+    pub(super) database: Database,
+    pub(super) writer: DirectoryWriter,
+    pub(super) changes: ChangeCounters,
+}
+
+/// The connections to the database.
+#[derive(Clone)]
+pub(super) enum Database {
     /// A file.
-    Sqlite(SqliteDirectory),
+    Sqlite(SqlitePools),
     /// A server.
     Postgres(PostgresDirectory),
 }
 
-/// The directory in a file.
-#[derive(Clone)]
-pub struct SqliteDirectory(pub(super) SqlitePools);
+impl Database {
+    /// Whether statements keep a name on the server, so that they are prepared once for each connection.
+    pub(super) fn prepares(&self) -> bool {
+        !matches!(self, Self::Postgres(server) if server.is_pooled())
+    }
+}
 
 impl std::fmt::Debug for Directory {
     /// Prints only the kind of database: connections contain passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Sqlite(_) => "Directory::Sqlite",
-            Self::Postgres(_) => "Directory::Postgres",
+        f.write_str(match self.database {
+            Database::Sqlite(_) => "Directory::Sqlite",
+            Database::Postgres(_) => "Directory::Postgres",
         })
     }
 }
 
-impl std::fmt::Debug for SqliteDirectory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SqliteDirectory")
-    }
-}
-
-/// Runs one query on the configured database. `done` names a pool, since SQLite has two.
+/// Runs one query on the configured database. SQLite has a pool for queries, `reader`, and one for writes, `writer`.
 macro_rules! run {
     ($directory:expr, |$pool:ident| $query:expr) => {
-        run!($directory, state, |$pool| $query)
+        run!($directory, reader, |$pool| $query)
     };
     ($directory:expr, $which:ident, |$pool:ident| $query:expr) => {
-        match $directory {
-            Directory::Sqlite(SqliteDirectory(pools)) => {
+        match &$directory.database {
+            $crate::conversation::directory::Database::Sqlite(pools) => {
                 let $pool = &pools.$which;
                 $crate::conversation::schema::within(
                     $crate::conversation::directory::STATEMENT_TIMEOUT,
@@ -71,7 +78,23 @@ macro_rules! run {
                 )
                 .await
             }
-            Directory::Postgres(server) => {
+            $crate::conversation::directory::Database::Postgres(server) if server.is_pooled() => {
+                let transaction = async {
+                    let mut transaction = server.pool().begin().await?;
+                    let $pool = &mut *transaction;
+                    let answer = $query.await?;
+                    transaction.commit().await?;
+                    Ok::<_, sqlx::Error>(answer)
+                };
+                let answer = $crate::conversation::schema::within(
+                    $crate::conversation::directory::STATEMENT_TIMEOUT,
+                    transaction,
+                )
+                .await;
+                server.judge(&answer);
+                answer
+            }
+            $crate::conversation::directory::Database::Postgres(server) => {
                 let $pool = server.pool();
                 let answer = $crate::conversation::schema::within(
                     $crate::conversation::directory::STATEMENT_TIMEOUT,
@@ -83,10 +106,6 @@ macro_rules! run {
             }
         }
     };
-    // The number of changed rows: each of the two databases has its own type for this number.
-    ($directory:expr, $which:ident, changed by |$pool:ident| $query:expr) => {
-        run!($directory, $which, |$pool| async { Ok::<u64, sqlx::Error>($query.await?.rows_affected()) })
-    };
 }
 
 pub(super) use run;
@@ -94,14 +113,59 @@ pub(super) use run;
 impl Directory {
     /// Opens the directory and migrates its tables. Several processes may open it at once.
     pub async fn open(settings: &DirectorySettings) -> Result<Self, DirectoryError> {
-        match &settings.url {
-            DirectoryUrl::Sqlite(path) => {
-                schema::open_sqlite(path).await.map(|pools| Self::Sqlite(SqliteDirectory(pools)))
-            }
+        let database = match &settings.url {
+            DirectoryUrl::Sqlite(path) => Database::Sqlite(schema::open_sqlite(path).await?),
             DirectoryUrl::Postgres(url) => {
-                PostgresDirectory::open(url.expose_secret()).await.map(Self::Postgres)
+                Database::Postgres(PostgresDirectory::open(url.expose_secret()).await?)
             }
-        }
+        };
+        Ok(Self {
+            writer: DirectoryWriter::start(database.clone()),
+            database,
+            changes: ChangeCounters::default(),
+        })
+    }
+
+    /// A query that is prepared once for each connection, unless a connection pooler forbids this.
+    pub(super) fn query_as<'q, DB, O>(
+        &self,
+        sql: &'static str,
+    ) -> sqlx::query::QueryAs<'q, DB, O, <DB as sqlx::Database>::Arguments>
+    where
+        DB: sqlx::Database + sqlx::database::HasStatementCache,
+        O: for<'r> sqlx::FromRow<'r, DB::Row>,
+    {
+        sqlx::query_as(sql).persistent(self.database.prepares())
+    }
+
+    /// Measures every later commit with this histogram.
+    pub fn measure_commits(&self, seconds: Histogram) {
+        self.writer.measure(seconds);
+    }
+
+    /// The number of transactions that this process has committed.
+    pub fn commits(&self) -> u64 {
+        self.writer.commits()
+    }
+
+    /// Writes all changes of a message in one transaction.
+    pub async fn record(&self, changes: Changes) -> Result<(), DirectoryError> {
+        self.write(changes.into_statements()).await.map(|_| ())
+    }
+
+    /// Runs one statement. Returns the number of changed rows.
+    pub(super) async fn execute<const N: usize>(
+        &self,
+        sql: &'static str,
+        values: [SqlValue; N],
+    ) -> Result<u64, DirectoryError> {
+        self.write(vec![Statement::new(sql, values)]).await
+    }
+
+    pub(super) async fn write(&self, statements: Vec<Statement>) -> Result<u64, DirectoryError> {
+        let written = self.writer.write(statements).await;
+        snapshot::outdate();
+        written
     }
 
     /// A handoff was requested: creates a conversation, or starts a new episode of a closed one. An open conversation does
@@ -129,13 +193,19 @@ impl Directory {
 
     /// Returns the stored conversation.
     pub async fn find(&self, id: &ConversationId) -> Result<Option<Conversation>, DirectoryError> {
+        if let Some(known) = snapshot::find(id) {
+            return Ok(known);
+        }
         Ok(self.read(id).await?.map(|stored| stored.conversation))
     }
 
     /// The conversation of a chat. The chat may belong to an earlier episode: the current chat is [`Conversation::group`].
     pub async fn find_by_group(&self, group: &str) -> Result<Option<Conversation>, DirectoryError> {
+        if let Some(known) = snapshot::find_by_group(group) {
+            return Ok(known);
+        }
         let row: Option<RowColumns> = run!(self, |pool| {
-            sqlx::query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
+            self.query_as(statements::FIND_BY_GROUP).bind(storable(group)).fetch_optional(pool)
         })?;
         row.map(conversation).transpose()
     }
@@ -144,7 +214,7 @@ impl Directory {
     /// had. Empty if the directory knows none.
     pub async fn names(&self, name: &str) -> Result<BTreeSet<String>, DirectoryError> {
         let rows: Vec<(String,)> =
-            run!(self, |pool| { sqlx::query_as(statements::NAMES).bind(storable(name)).fetch_all(pool) })?;
+            run!(self, |pool| { self.query_as(statements::NAMES).bind(storable(name)).fetch_all(pool) })?;
         Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 
@@ -160,22 +230,14 @@ impl Directory {
         message: MessageId,
         sys_id: Option<&str>,
     ) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::MARK_SENT)
-                .bind(storable(group))
-                .bind(storable(sys_id.unwrap_or_default()))
-                .bind(message.to_string())
-                .bind(clock::now().as_millisecond())
-                .execute(pool)
-        })
-        .map(|_| ())
+        self.record(Changes::default().sent(group, message, sys_id)).await
     }
 
     /// Whether this message was the last one recorded by [`Self::mark_sent`]. If so, a crash prevented only the record of its
     /// delivery.
     pub async fn was_sent(&self, group: &str, message: MessageId) -> Result<bool, DirectoryError> {
         let row: Option<(i32,)> = run!(self, |pool| {
-            sqlx::query_as(statements::WAS_SENT)
+            self.query_as(statements::WAS_SENT)
                 .bind(storable(group))
                 .bind(message.to_string())
                 .fetch_optional(pool)
@@ -186,7 +248,7 @@ impl Directory {
     /// The last message that was delivered into a chat.
     pub async fn last_sent(&self, group: &str) -> Result<LastSent, DirectoryError> {
         let row: Option<(Option<String>,)> = run!(self, |pool| {
-            sqlx::query_as(statements::LAST_SENT).bind(storable(group)).fetch_optional(pool)
+            self.query_as(statements::LAST_SENT).bind(storable(group)).fetch_optional(pool)
         })?;
         Ok(match row {
             None => LastSent::Unknown,
@@ -267,12 +329,12 @@ impl Directory {
         active_every: Duration,
         limit: u32,
     ) -> Result<Vec<Conversation>, DirectoryError> {
-        let sql = match self {
-            Self::Sqlite(_) => statements::FIND_DUE_SQLITE,
-            Self::Postgres(_) => statements::FIND_DUE_POSTGRES,
+        let sql = match self.database {
+            Database::Sqlite(_) => statements::FIND_DUE_SQLITE,
+            Database::Postgres(_) => statements::FIND_DUE_POSTGRES,
         };
-        let rows: Vec<RowColumns> = run!(self, |pool| {
-            sqlx::query_as(sql)
+        let rows: Vec<RowColumns> = run!(self, writer, |pool| {
+            self.query_as(sql)
                 .bind(now.as_millisecond())
                 .bind(before(now, waiting_every))
                 .bind(before(now, active_every))
@@ -284,34 +346,12 @@ impl Directory {
 
     /// Makes the next poll of this conversation due at once, because an event happened in the conversation.
     pub async fn poll_soon(&self, id: &ConversationId) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::POLL_SOON).bind(id.as_str()).execute(pool)
-        })
-        .map(|_| ())
-    }
-
-    /// Deletes facts of [`Self::mark_done`], and closed conversations whose last change is older than the given times.
-    /// Returns the number of deleted rows.
-    pub async fn forget(
-        &self,
-        done_before: Timestamp,
-        closed_before: Timestamp,
-    ) -> Result<u64, DirectoryError> {
-        let done = self.delete(statements::FORGET_DONE, done_before).await?;
-        let closed = self.delete(statements::FORGET_CLOSED, closed_before).await?;
-        Ok(done + closed)
-    }
-
-    /// Empties the write-ahead log of a SQLite file, which still contains deleted rows. Does nothing for PostgreSQL.
-    pub async fn empty_log(&self) -> Result<(), DirectoryError> {
-        let Self::Sqlite(SqliteDirectory(pools)) = self else { return Ok(()) };
-        let emptied = sqlx::query(statements::EMPTY_LOG_SQLITE).execute(&pools.state);
-        schema::within(STATEMENT_TIMEOUT, emptied).await.map(|_| ())
+        self.record(Changes::default().poll_soon(id)).await
     }
 
     /// The number of conversations in each state; every state is present.
     pub async fn counts(&self) -> Result<BTreeMap<ConversationState, u64>, DirectoryError> {
-        let rows: Vec<(String, i64)> = run!(self, |pool| sqlx::query_as(statements::COUNTS).fetch_all(pool))?;
+        let rows: Vec<(String, i64)> = run!(self, |pool| self.query_as(statements::COUNTS).fetch_all(pool))?;
         let mut counts: BTreeMap<ConversationState, u64> =
             ConversationState::ALL.iter().map(|state| (*state, 0)).collect();
         for (state, count) in rows {
@@ -323,7 +363,7 @@ impl Directory {
     /// The conversations with the newest change first.
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Conversation>, DirectoryError> {
         let rows: Vec<RowColumns> = run!(self, |pool| {
-            sqlx::query_as(statements::LIST)
+            self.query_as(statements::LIST)
                 .bind(filter.state.map(ConversationState::as_str))
                 .bind(i64::from(filter.limit))
                 .fetch_all(pool)
@@ -331,14 +371,15 @@ impl Directory {
         rows.into_iter().map(conversation).collect()
     }
 
-    /// Closes the database. Every later call returns [`DirectoryError::Unavailable`].
+    /// Commits the writes that wait, and closes the database. Every later call returns [`DirectoryError::Unavailable`].
     pub async fn close(&self) {
-        match self {
-            Self::Sqlite(SqliteDirectory(pools)) => {
-                pools.done.close().await;
-                pools.state.close().await;
+        self.writer.close().await;
+        match &self.database {
+            Database::Sqlite(pools) => {
+                pools.reader.close().await;
+                pools.writer.close().await;
             }
-            Self::Postgres(server) => server.pool().close().await,
+            Database::Postgres(server) => server.pool().close().await,
         }
     }
 
@@ -354,7 +395,8 @@ impl Directory {
                 Some(stored) => (statements::UPDATE, stored.revision),
                 None => (statements::INSERT, 0),
             };
-            if self.write(sql, &after, revision).await? {
+            if self.save(sql, &after, revision).await? {
+                self.changes.changed(id.as_str());
                 return Ok(true);
             }
         }
@@ -363,37 +405,34 @@ impl Directory {
 
     async fn read(&self, id: &ConversationId) -> Result<Option<StoredConversation>, DirectoryError> {
         let row: Option<RowColumns> =
-            run!(self, |pool| sqlx::query_as(statements::FIND).bind(id.as_str()).fetch_optional(pool))?;
+            run!(self, |pool| self.query_as(statements::FIND).bind(id.as_str()).fetch_optional(pool))?;
         row.map(stored).transpose()
     }
 
-    async fn write(
+    async fn save(
         &self,
         sql: &'static str,
         after: &Conversation,
         revision: i64,
     ) -> Result<bool, DirectoryError> {
-        let text = |value: &Option<String>| value.as_deref().map(|value| storable(value).into_owned());
-        let changed = run!(self, state, changed by |pool| {
-            sqlx::query(sql)
-                .bind(after.id.as_str())
-                .bind(after.origin.as_str())
-                .bind(after.state.as_str())
-                .bind(text(&after.group))
-                .bind(text(&after.number))
-                .bind(text(&after.queue_id))
-                .bind(after.position.map(i64::from))
-                .bind(text(&after.wait))
-                .bind(text(&after.agent))
-                .bind(text(&after.reason))
-                .bind(after.opened_at.as_millisecond())
-                .bind(after.updated_at.as_millisecond())
-                .bind(revision)
-                .bind(after.released_at.map(Timestamp::as_millisecond))
-                .bind(after.waiting_since.as_millisecond())
-                .execute(pool)
-        })?;
-        Ok(changed > 0)
+        let values = [
+            after.id.as_str().into(),
+            after.origin.as_str().into(),
+            after.state.as_str().into(),
+            after.group.as_deref().into(),
+            after.number.as_deref().into(),
+            after.queue_id.as_deref().into(),
+            after.position.map(i64::from).into(),
+            after.wait.as_deref().into(),
+            after.agent.as_deref().into(),
+            after.reason.as_deref().into(),
+            after.opened_at.into(),
+            after.updated_at.into(),
+            revision.into(),
+            after.released_at.map(Timestamp::as_millisecond).into(),
+            after.waiting_since.into(),
+        ];
+        Ok(self.execute(sql, values).await? > 0)
     }
 
     /// Assigns this chat to this conversation, before it becomes the current chat.
@@ -403,31 +442,16 @@ impl Directory {
                 "conversation {id:?} has a chat but was never requested"
             )));
         }
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::CLAIM_GROUP).bind(storable(group)).bind(id.as_str()).execute(pool)
-        })?;
+        self.execute(statements::CLAIM_GROUP, [group.into(), id.as_str().into()]).await?;
         let ours = self.owner(group).await?.as_deref() == Some(id.as_str());
         Ok(if ours { Claim::Ours } else { Claim::TakenByAnother })
     }
 
     async fn owner(&self, group: &str) -> Result<Option<String>, DirectoryError> {
         let row: Option<(String,)> = run!(self, |pool| {
-            sqlx::query_as(statements::GROUP_OWNER).bind(storable(group)).fetch_optional(pool)
+            self.query_as(statements::GROUP_OWNER).bind(storable(group)).fetch_optional(pool)
         })?;
         Ok(row.map(|(owner,)| owner))
-    }
-
-    async fn delete(&self, sql: &'static str, before: Timestamp) -> Result<u64, DirectoryError> {
-        let mut all = 0;
-        loop {
-            let bite = run!(self, state, changed by |pool| {
-                sqlx::query(sql).bind(before.as_millisecond()).bind(BITE).execute(pool)
-            })?;
-            if bite == 0 {
-                return Ok(all);
-            }
-            all += bite;
-        }
     }
 }
 

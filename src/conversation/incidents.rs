@@ -4,8 +4,7 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
-use super::row::storable;
+use super::directory::{Directory, run};
 use super::{DirectoryError, statements};
 use crate::message::{ConversationId, MessageId};
 
@@ -18,22 +17,16 @@ impl Directory {
         number: &str,
         at: Timestamp,
     ) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::SAVE_INCIDENT)
-                .bind(incident.to_string())
-                .bind(conversation.as_str())
-                .bind(storable(number))
-                .bind(at.as_millisecond())
-                .execute(pool)
-        })
-        .map(|_| ())
+        let incident = incident.to_string();
+        let values = [incident.as_str().into(), conversation.as_str().into(), number.into(), at.into()];
+        self.execute(statements::SAVE_INCIDENT, values).await.map(|_| ())
     }
 
     /// The number of the record that this message created; empty if ServiceNow returned no number. `None` if there is no
     /// record yet.
     pub async fn incident_number(&self, incident: MessageId) -> Result<Option<String>, DirectoryError> {
         let row: Option<(String,)> = run!(self, |pool| {
-            sqlx::query_as(statements::INCIDENT_NUMBER).bind(incident.to_string()).fetch_optional(pool)
+            self.query_as(statements::INCIDENT_NUMBER).bind(incident.to_string()).fetch_optional(pool)
         })?;
         Ok(row.map(|(number,)| number))
     }

@@ -12,16 +12,21 @@ mod directory;
 mod erase;
 mod error;
 mod incidents;
+mod journal;
 mod oauth_tokens;
 mod postgres;
 mod probe;
 mod queue_checks;
 mod relay_progress;
 mod reply_handles;
+mod retention;
 mod row;
 mod schema;
+mod snapshot;
 mod state;
 mod statements;
+mod write;
+mod writer;
 
 use std::path::PathBuf;
 
@@ -33,7 +38,10 @@ pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
 pub use erase::ConversationRows;
 pub use error::DirectoryError;
+pub use journal::{JournalEntry, JournalOutcome, SettledAfter};
 pub use postgres::PostgresDirectory;
+pub use snapshot::{LookupName, Snapshot};
+pub use write::Changes;
 
 /// The settings of the directory.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::directory::{Directory, SqliteDirectory, run};
+use super::directory::{Directory, run};
 use super::{DirectoryError, statements};
 use crate::message::MessageId;
 
@@ -14,7 +14,7 @@ impl Directory {
     /// The token that was stored last under this name.
     pub async fn refresh_token(&self, name: MessageId) -> Result<Option<SecretString>, DirectoryError> {
         let row: Option<(String,)> = run!(self, |pool| {
-            sqlx::query_as(statements::REFRESH_TOKEN).bind(name.to_string()).fetch_optional(pool)
+            self.query_as(statements::REFRESH_TOKEN).bind(name.to_string()).fetch_optional(pool)
         })?;
         Ok(row.map(|(token,)| SecretString::from(token)))
     }
@@ -26,13 +26,8 @@ impl Directory {
         token: &SecretString,
         at: Timestamp,
     ) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::SAVE_REFRESH_TOKEN)
-                .bind(name.to_string())
-                .bind(token.expose_secret())
-                .bind(at.as_millisecond())
-                .execute(pool)
-        })
-        .map(|_| ())
+        let name = name.to_string();
+        let values = [name.as_str().into(), token.expose_secret().into(), at.into()];
+        self.execute(statements::SAVE_REFRESH_TOKEN, values).await.map(|_| ())
     }
 }

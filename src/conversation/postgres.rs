@@ -25,6 +25,8 @@ pub struct PostgresDirectory {
     pool: PgPool,
     options: Arc<PgConnectOptions>,
     read_only_at: Arc<Mutex<Option<Instant>>>,
+    /// Each query runs in a transaction and has no name on the server, as a connection pooler in transaction mode demands.
+    is_pooled: bool,
 }
 
 impl std::fmt::Debug for PostgresDirectory {
@@ -44,16 +46,27 @@ impl PostgresDirectory {
             Box::pin(std::future::ready(Ok(is_newer)))
         });
         let pool = pool.connect_lazy_with(options.clone());
-        Ok(Self { pool, options: Arc::new(options), read_only_at })
+        Ok(Self { pool, options: Arc::new(options), read_only_at, is_pooled: schema::is_pooled(url) })
     }
 
     pub(super) const fn pool(&self) -> &PgPool {
         &self.pool
     }
 
+    pub(super) const fn is_pooled(&self) -> bool {
+        self.is_pooled
+    }
+
     /// Notes an answer that the server is read-only.
     pub(super) fn judge<T>(&self, answer: &Result<T, DirectoryError>) {
-        if matches!(answer, Err(DirectoryError::ReadOnly(_))) {
+        if let Err(error) = answer {
+            self.note(error);
+        }
+    }
+
+    /// As [`Self::judge`], for an error.
+    pub(super) fn note(&self, error: &DirectoryError) {
+        if matches!(error, DirectoryError::ReadOnly(_)) {
             *self.read_only_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
     }

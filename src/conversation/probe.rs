@@ -4,16 +4,16 @@
 //! server away, login refused, disk full, read-only, a table gone. The row is the same for the life of a process.
 //! Not responsible for: the reaction (`app/watch.rs`).
 
-use super::directory::{Directory, SqliteDirectory, run};
+use super::directory::{Database, Directory, run};
 use super::{DedupKey, DirectoryError, statements};
 use crate::clock;
 
 impl Directory {
     /// Reads and writes. `key` must be a [`DedupKey::SelfTest`].
     pub async fn probe(&self, key: DedupKey) -> Result<(), DirectoryError> {
-        match (self.read_and_write(key).await, self) {
+        match (self.read_and_write(key).await, &self.database) {
             // The pool waits for a connection and does not say why it gets none.
-            (Err(error @ DirectoryError::Unavailable(_)), Self::Postgres(server)) => {
+            (Err(error @ DirectoryError::Unavailable(_)), Database::Postgres(server)) => {
                 Err(server.cause(error).await)
             }
             (answer, _) => answer,
@@ -21,13 +21,9 @@ impl Directory {
     }
 
     async fn read_and_write(&self, key: DedupKey) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| sqlx::query(statements::READ_TABLES).execute(pool))?;
-        run!(self, done, changed by |pool| {
-            sqlx::query(statements::WRITE_TEST)
-                .bind(key.stored())
-                .bind(clock::now().as_millisecond())
-                .execute(pool)
-        })?;
-        Ok(())
+        let _: Option<(i32,)> =
+            run!(self, |pool| self.query_as(statements::READ_TABLES).fetch_optional(pool))?;
+        let key = key.stored();
+        self.execute(statements::WRITE_TEST, [key.as_str().into(), clock::now().into()]).await.map(|_| ())
     }
 }

@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
+use super::directory::{Directory, run};
 use super::{DirectoryError, statements};
 
 /// The number of questions that a worker claims at once.
@@ -22,26 +22,23 @@ impl Directory {
         at: Timestamp,
         forget: Timestamp,
     ) -> Result<i64, DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::FORGET_QUEUE_CHECKS).bind(forget.as_millisecond()).execute(pool)
-        })?;
-        let row: (i64,) = run!(self, |pool| {
-            sqlx::query_as(statements::ASK_ABOUT_QUEUE).bind(queue).bind(at.as_millisecond()).fetch_one(pool)
-        })?;
+        self.execute(statements::FORGET_QUEUE_CHECKS, [forget.into()]).await?;
+        self.execute(statements::ASK_ABOUT_QUEUE, [queue.into(), at.into()]).await?;
+        // Another ingress may have asked meanwhile. The answer to its question is the answer to this one, too.
+        let row: (i64,) =
+            run!(self, |pool| self.query_as(statements::QUEUE_QUESTION).bind(queue).fetch_one(pool))?;
         Ok(row.0)
     }
 
     /// Claims questions that no worker has claimed: the queue and the number of the question.
     pub async fn claim_queue_questions(&self) -> Result<Vec<(String, i64)>, DirectoryError> {
         let open: Vec<(String, i64)> = run!(self, |pool| {
-            sqlx::query_as(statements::OPEN_QUEUE_QUESTIONS).bind(AT_ONCE).fetch_all(pool)
+            self.query_as(statements::OPEN_QUEUE_QUESTIONS).bind(AT_ONCE).fetch_all(pool)
         })?;
         let mut claimed = Vec::new();
         for (queue, number) in open {
-            let changed = run!(self, state, changed by |pool| {
-                sqlx::query(statements::CLAIM_QUEUE_QUESTION).bind(&queue).bind(number).execute(pool)
-            })?;
-            if changed > 0 {
+            let values = [queue.as_str().into(), number.into()];
+            if self.execute(statements::CLAIM_QUEUE_QUESTION, values).await? > 0 {
                 claimed.push((queue, number));
             }
         }
@@ -55,16 +52,14 @@ impl Directory {
         number: i64,
         answer: &str,
     ) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::ANSWER_QUEUE_QUESTION).bind(queue).bind(number).bind(answer).execute(pool)
-        })
-        .map(|_| ())
+        let values = [queue.into(), number.into(), answer.into()];
+        self.execute(statements::ANSWER_QUEUE_QUESTION, values).await.map(|_| ())
     }
 
     /// The answer to this question or to a later one.
     pub async fn queue_answer(&self, queue: &str, number: i64) -> Result<Option<String>, DirectoryError> {
         let row: Option<(Option<String>,)> = run!(self, |pool| {
-            sqlx::query_as(statements::QUEUE_ANSWER).bind(queue).bind(number).fetch_optional(pool)
+            self.query_as(statements::QUEUE_ANSWER).bind(queue).bind(number).fetch_optional(pool)
         })?;
         Ok(row.and_then(|(answer,)| answer))
     }

@@ -4,37 +4,31 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
+use super::directory::{Directory, run};
 use super::row::{RowColumns, conversation, storable};
-use super::{Conversation, DirectoryError, statements};
+use super::write::Changes;
+use super::{Conversation, DirectoryError, snapshot, statements};
 
 impl Directory {
     /// Records that the other side's message `sys_id` and all messages before it were relayed.
-    pub async fn mark_relayed(&self, group: &str, sys_id: &str, at: Timestamp) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::MARK_RELAYED)
-                .bind(storable(group))
-                .bind(storable(sys_id))
-                .bind(at.as_millisecond())
-                .execute(pool)
-        })
-        .map(|_| ())
+    pub async fn mark_relayed(&self, group: &str, sys_id: &str) -> Result<(), DirectoryError> {
+        self.record(Changes::default().relayed(group, sys_id)).await
     }
 
     /// The newest relayed message; `None` before the first one.
     pub async fn last_relayed(&self, group: &str) -> Result<Option<String>, DirectoryError> {
+        if let Some(known) = snapshot::last_relayed(group) {
+            return Ok(known);
+        }
         let row: Option<(Option<String>,)> = run!(self, |pool| {
-            sqlx::query_as(statements::LAST_RELAYED).bind(storable(group)).fetch_optional(pool)
+            self.query_as(statements::LAST_RELAYED).bind(storable(group)).fetch_optional(pool)
         })?;
         Ok(row.and_then(|(sys_id,)| sys_id))
     }
 
     /// Records a message in this chat, without a position for the relay progress.
-    pub async fn touch(&self, group: &str, at: Timestamp) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::TOUCH).bind(storable(group)).bind(at.as_millisecond()).execute(pool)
-        })
-        .map(|_| ())
+    pub async fn touch(&self, group: &str) -> Result<(), DirectoryError> {
+        self.record(Changes::default().touched(group)).await
     }
 
     /// Conversations with an agent that have had no message and no change since then.
@@ -68,7 +62,7 @@ impl Directory {
         limit: u32,
     ) -> Result<Vec<Conversation>, DirectoryError> {
         let rows: Vec<RowColumns> = run!(self, |pool| {
-            sqlx::query_as(sql).bind(since.as_millisecond()).bind(i64::from(limit)).fetch_all(pool)
+            self.query_as(sql).bind(since.as_millisecond()).bind(i64::from(limit)).fetch_all(pool)
         })?;
         rows.into_iter().map(conversation).collect()
     }

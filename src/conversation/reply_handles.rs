@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, SqliteDirectory, run};
-use super::row::{named, storable};
-use super::{DirectoryError, StoredReply, statements};
+use super::directory::{Database, Directory, run};
+use super::row::named;
+use super::{DirectoryError, StoredReply, snapshot, statements};
 use crate::message::{ConversationId, ReplyHandle};
 
 impl Directory {
@@ -20,24 +20,23 @@ impl Directory {
         handle: &ReplyHandle,
         at: Timestamp,
     ) -> Result<(), DirectoryError> {
+        if snapshot::has_reply_handle(id, handle, at) {
+            return Ok(());
+        }
         let text = serde_json::to_string(handle).map_err(|error| {
             DirectoryError::Mismatch(format!("a reply handle cannot be written: {error}"))
         })?;
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::SAVE_REPLY_HANDLE)
-                .bind(id.as_str())
-                .bind(storable(&text))
-                .bind(storable(&handle.request_id))
-                .bind(at.as_millisecond())
-                .execute(pool)
-        })
-        .map(|_| ())
+        let values = [id.as_str().into(), text.as_str().into(), handle.request_id.as_str().into(), at.into()];
+        self.execute(statements::SAVE_REPLY_HANDLE, values).await.map(|_| ())
     }
 
     /// The newest handle of a conversation.
     pub async fn reply_handle(&self, id: &ConversationId) -> Result<Option<StoredReply>, DirectoryError> {
+        if let Some(known) = snapshot::reply_handle(id) {
+            return Ok(known);
+        }
         let row: Option<(String, i64)> = run!(self, |pool| {
-            sqlx::query_as(statements::READ_REPLY_HANDLE).bind(id.as_str()).fetch_optional(pool)
+            self.query_as(statements::READ_REPLY_HANDLE).bind(id.as_str()).fetch_optional(pool)
         })?;
         row.map(|(text, expired)| Ok(StoredReply { handle: handle(&text)?, expired: expired != 0 }))
             .transpose()
@@ -49,10 +48,9 @@ impl Directory {
         id: &ConversationId,
         request_id: &str,
     ) -> Result<(), DirectoryError> {
-        run!(self, state, changed by |pool| {
-            sqlx::query(statements::MARK_REPLY_EXPIRED).bind(id.as_str()).bind(storable(request_id)).execute(pool)
-        })
-        .map(|_| ())
+        self.execute(statements::MARK_REPLY_EXPIRED, [id.as_str().into(), request_id.into()])
+            .await
+            .map(|_| ())
     }
 
     /// The handles of open conversations that were neither saved nor extended within `every`.
@@ -62,14 +60,14 @@ impl Directory {
         every: Duration,
         limit: u32,
     ) -> Result<Vec<(ConversationId, ReplyHandle)>, DirectoryError> {
-        let sql = match self {
-            Self::Sqlite(_) => statements::FIND_TO_EXTEND_SQLITE,
-            Self::Postgres(_) => statements::FIND_TO_EXTEND_POSTGRES,
+        let sql = match self.database {
+            Database::Sqlite(_) => statements::FIND_TO_EXTEND_SQLITE,
+            Database::Postgres(_) => statements::FIND_TO_EXTEND_POSTGRES,
         };
         let before =
             now.as_millisecond().saturating_sub(i64::try_from(every.as_millis()).unwrap_or(i64::MAX));
-        let rows: Vec<(String, String)> = run!(self, |pool| {
-            sqlx::query_as(sql).bind(now.as_millisecond()).bind(before).bind(i64::from(limit)).fetch_all(pool)
+        let rows: Vec<(String, String)> = run!(self, writer, |pool| {
+            self.query_as(sql).bind(now.as_millisecond()).bind(before).bind(i64::from(limit)).fetch_all(pool)
         })?;
         let read = |(id, text): (String, String)| {
             Ok((named(&id, |id| ConversationId::parse(id).ok())?, handle(&text)?))
@@ -78,7 +76,7 @@ impl Directory {
     }
 }
 
-fn handle(text: &str) -> Result<ReplyHandle, DirectoryError> {
+pub(super) fn handle(text: &str) -> Result<ReplyHandle, DirectoryError> {
     serde_json::from_str(text).map_err(|_| {
         DirectoryError::Mismatch("the directory holds a reply handle that cannot be read".to_owned())
     })

@@ -86,7 +86,7 @@ pub(super) fn named<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Res
         .ok_or_else(|| DirectoryError::Mismatch(format!("the directory holds {text:?}, which is invalid")))
 }
 
-fn time(milliseconds: i64) -> Result<Timestamp, DirectoryError> {
+pub(super) fn time(milliseconds: i64) -> Result<Timestamp, DirectoryError> {
     Timestamp::from_millisecond(milliseconds).map_err(|_| {
         DirectoryError::Mismatch(format!("the directory holds the time {milliseconds}, out of range"))
     })

@@ -3,12 +3,10 @@
 //! Guarantees: if several processes start at once, one migrates and the others wait. A migration happens completely or not
 //! at all. The database of a newer Causeway is refused. An error names the file or the host, never a password.
 //!
-//! Durability: SQLite runs with `synchronous = FULL`. With `NORMAL` a power failure may undo the last commits. The
-//! assignment of chats to conversations would then be lost after the message that brought it was acked, and no message
-//! would bring it again. Only the deduplication keys use a connection of their own with `NORMAL`: a power failure may cause
-//! a repeat, which is allowed, while a sync for each message would slow down every message. A crash of the process loses no
-//! commit of either connection.
+//! Durability: SQLite runs with `synchronous = FULL`, so a power failure undoes no commit. The assignment of chats to
+//! conversations would otherwise be lost after the message that brought it was acked, and no message would bring it again.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +15,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
+use url::Url;
 
 use super::{DirectoryError, statements};
 use crate::data_files;
@@ -27,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
     include_str!("schema-6.sql"),
 ];
 
@@ -43,10 +43,10 @@ const POSTGRES_CONNECTIONS: u32 = 8;
 /// The pools of one file.
 #[derive(Debug, Clone)]
 pub(super) struct SqlitePools {
-    /// For data that must survive a power failure.
-    pub(super) state: SqlitePool,
-    /// For the deduplication keys.
-    pub(super) done: SqlitePool,
+    /// For queries.
+    pub(super) reader: SqlitePool,
+    /// The only connection that writes.
+    pub(super) writer: SqlitePool,
 }
 
 fn pool<DB: sqlx::Database>(connections: u32) -> PoolOptions<DB> {
@@ -77,9 +77,8 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     // Connections to a file do not wear out, and closing the last one causes a checkpoint.
     let kept = |connections| pool(connections).idle_timeout(None).max_lifetime(None);
     Ok(SqlitePools {
-        state: kept(SQLITE_CONNECTIONS)
-            .connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
-        done: kept(1).connect_lazy_with(options.synchronous(SqliteSynchronous::Normal)),
+        reader: kept(SQLITE_CONNECTIONS).connect_lazy_with(options.clone().pragma("query_only", "ON")),
+        writer: kept(1).connect_lazy_with(options.synchronous(SqliteSynchronous::Full)),
     })
 }
 
@@ -95,6 +94,15 @@ pub(super) async fn open_postgres(url: &str) -> Result<PgConnectOptions, Directo
 
 pub(super) fn postgres_pool() -> PgPoolOptions {
     pool(POSTGRES_CONNECTIONS)
+}
+
+/// Whether the URL forbids prepared statements with names. A pooler in transaction mode, such as PgBouncer before 1.21,
+/// gives each transaction another connection, where such a name is unknown.
+pub(super) fn is_pooled(url: &str) -> bool {
+    let no_statements = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
+        name == "statement-cache-capacity" && value.parse() == Ok(0_u32)
+    };
+    Url::parse(url).is_ok_and(|url| url.query_pairs().any(no_statements))
 }
 
 fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
@@ -116,6 +124,8 @@ fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
         Some(address) => options.host(&address),
         None => options,
     };
+    // A pooler refuses this startup parameter, and the directory stores no floating-point number.
+    let options = options.extra_float_digits(None);
     Ok(options.application_name("causeway").disable_statement_logging())
 }
 
@@ -131,12 +141,19 @@ pub(super) async fn within<T, E: Into<DirectoryError>>(
 
 macro_rules! migrate {
     ($transaction:ident) => {{
-        sqlx::query(statements::CREATE_VERSION).execute(&mut *$transaction).await?;
-        let found: Option<i64> =
-            sqlx::query_scalar(statements::READ_VERSION).fetch_one(&mut *$transaction).await?;
+        // Each statement runs once, so it needs no name on the server.
+        sqlx::query(statements::CREATE_VERSION).persistent(false).execute(&mut *$transaction).await?;
+        let found: Option<i64> = sqlx::query_scalar(statements::READ_VERSION)
+            .persistent(false)
+            .fetch_one(&mut *$transaction)
+            .await?;
         for (version, sql) in missing(found.unwrap_or(0))? {
             sqlx::raw_sql(sql).execute(&mut *$transaction).await?;
-            sqlx::query(statements::WRITE_VERSION).bind(version).execute(&mut *$transaction).await?;
+            sqlx::query(statements::WRITE_VERSION)
+                .bind(version)
+                .persistent(false)
+                .execute(&mut *$transaction)
+                .await?;
         }
         $transaction.commit().await?;
     }};
@@ -171,7 +188,7 @@ async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryE
 async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), DirectoryError> {
     let mut connection: PgConnection = within(CONNECT_TIMEOUT, options.connect()).await?;
     let mut transaction = connection.begin().await?;
-    sqlx::query(statements::LOCK_SCHEMA_POSTGRES).execute(&mut *transaction).await?;
+    sqlx::query(statements::LOCK_SCHEMA_POSTGRES).persistent(false).execute(&mut *transaction).await?;
     migrate!(transaction);
     connection.close().await?;
     Ok(())

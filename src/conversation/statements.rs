@@ -17,6 +17,30 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
+/// How a message was settled, the conversation, its chat and its reply handle, in the order of `snapshot::LookupRow`. The row
+/// exists even if nothing is known. `$2` is 1 if the reply handle is needed, because a handle may be large.
+macro_rules! look_up {
+    ($id:literal, $chat:literal) => {
+        concat!(
+            "SELECT (SELECT string_agg(outcome || ' ' || replays || ' ' || COALESCE(digest, ''), ',') FROM journal
+                     WHERE message_id = $3),
+                 chat.chat_group, chat.last_told,
+                 CASE WHEN CAST($2 AS BIGINT) = 1 THEN reply.handle END, reply.request_id, reply.heard_at,
+                 reply.expired, one, c.id, c.origin, c.state, c.chat_group, c.number, c.queue_id, c.position, c.wait,
+                 c.agent, c.reason, c.opened_at, c.updated_at, c.revision, c.released_at, c.waiting_since
+             FROM (SELECT 1 AS one) AS message
+             LEFT JOIN conversations AS c ON c.id = ",
+            $id,
+            " LEFT JOIN conversation_groups AS chat ON chat.chat_group = ",
+            $chat,
+            " LEFT JOIN reply_handles AS reply ON reply.conversation_id = c.id"
+        )
+    };
+}
+pub(super) const LOOK_UP: &str = look_up!("$1", "c.chat_group");
+pub(super) const LOOK_UP_BY_GROUP: &str =
+    look_up!("(SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)", "$1");
+
 /// Every id and every chat of the conversations with this id, chat or number.
 pub(super) const NAMES: &str = "WITH meant AS (
          SELECT id FROM conversations WHERE id = $1 OR number = $1 OR number = UPPER($1)
@@ -61,6 +85,12 @@ pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_g
 
 pub(super) const MARK_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
 
+/// As [`MARK_SENT`] for many rows, on PostgreSQL only.
+pub(super) const MARK_SENT_MANY: &str =
+    "UPDATE conversation_groups SET last_sent = sent.sys_id, last_sent_message = sent.message, active_at = sent.at
+     FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[]) AS sent (chat, sys_id, message, at)
+     WHERE chat_group = sent.chat";
+
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
 /// Takes the conversations whose last poll is older than `$2` (waiting) or `$3` (active). On SQLite one statement excludes
@@ -96,16 +126,83 @@ pub(super) const FIND_DONE_MANY: &str = "SELECT dedup_key, digest FROM dedup_key
 pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES ($1, $2, $3) ON CONFLICT (dedup_key) DO NOTHING";
 
 /// Fails if a table is missing, and returns no row.
-pub(super) const READ_TABLES: &str = "SELECT 1 FROM conversations, conversation_groups, reply_handles
-     WHERE conversations.id = '' AND conversation_groups.chat_group = '' AND reply_handles.conversation_id = ''";
+pub(super) const READ_TABLES: &str = "SELECT 1 FROM conversations, conversation_groups, reply_handles, journal
+     WHERE journal.message_id = '' AND conversations.id = '' AND conversation_groups.chat_group = '' AND reply_handles.conversation_id = ''";
 
 /// Writes each time.
 pub(super) const WRITE_TEST: &str = "INSERT INTO dedup_keys (dedup_key, done_at) VALUES ($1, $2)
      ON CONFLICT (dedup_key) DO UPDATE SET done_at = excluded.done_at";
+/// As [`MARK_DONE`] for many rows, on PostgreSQL only.
+pub(super) const MARK_DONE_MANY: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest)
+     SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING";
+
+/// In the order of `journal::JournalColumns`.
+macro_rules! journal_columns {
+    () => {
+        "message_id, outcome, replays, settled_at, conversation, kind, destination, accepted_at, attempts, status, \
+         reason, request_id, trace_id, digest"
+    };
+}
+
+pub(super) const JOURNAL: &str = concat!(
+    "INSERT INTO journal (",
+    journal_columns!(),
+    ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+     ON CONFLICT (message_id, outcome, replays) DO NOTHING"
+);
+
+/// As [`JOURNAL`] for many rows, on PostgreSQL only.
+pub(super) const JOURNAL_MANY: &str = concat!(
+    "INSERT INTO journal (",
+    journal_columns!(),
+    ") SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+         $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[])
+     ON CONFLICT (message_id, outcome, replays) DO NOTHING"
+);
+
+pub(super) const JOURNAL_OF_MESSAGE: &str = concat!(
+    "SELECT ",
+    journal_columns!(),
+    " FROM journal WHERE message_id = $1 ORDER BY settled_at DESC LIMIT $2"
+);
+
+pub(super) const JOURNAL_OF_CHAT: &str = concat!(
+    "SELECT ",
+    journal_columns!(),
+    " FROM journal WHERE conversation = $1 ORDER BY settled_at DESC LIMIT $2"
+);
+
+/// How some messages were settled. A caller with fewer messages repeats one.
+pub(super) const FIND_SETTLED_FEW: &str =
+    "SELECT message_id, outcome, replays, digest FROM journal WHERE message_id IN ($1, $2, $3, $4)";
+
+/// The same for many messages.
+pub(super) const FIND_SETTLED_MANY: &str =
+    "SELECT message_id, outcome, replays, digest FROM journal WHERE message_id IN (
+         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+         $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38,
+         $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56,
+         $57, $58, $59, $60)";
+
+/// Removes what names a conversation from the journal. The rows stay, so that a repeat of a message is still recognised.
+/// Changes nothing while the conversation exists.
+pub(super) const ERASE_FROM_JOURNAL: &str =
+    "UPDATE journal SET conversation = NULL, request_id = NULL, trace_id = NULL WHERE conversation = $1
+     AND NOT EXISTS (SELECT 1 FROM conversations WHERE id = $2)";
+
+/// Deletes in small batches, as [`FORGET_DONE`].
+pub(super) const FORGET_JOURNAL: &str = "DELETE FROM journal WHERE (message_id, outcome, replays) IN (
+         SELECT message_id, outcome, replays FROM journal WHERE settled_at < $1 LIMIT $2)";
 
 /// Deletes in small batches, so that other writers do not wait long.
 pub(super) const FORGET_DONE: &str = "DELETE FROM dedup_keys WHERE dedup_key IN (
          SELECT dedup_key FROM dedup_keys WHERE done_at < $1 LIMIT $2)";
+
+/// Whether a row is old enough for [`FORGET_DONE`].
+pub(super) const OLD_DONE: &str = "SELECT 1 FROM dedup_keys WHERE done_at < $1 LIMIT 1";
+pub(super) const OLD_JOURNAL: &str = "SELECT 1 FROM journal WHERE settled_at < $1 LIMIT 1";
+pub(super) const OLD_CLOSED: &str =
+    "SELECT 1 FROM conversations WHERE state IN ('ended', 'failed') AND updated_at < $1 LIMIT 1";
 
 /// Checks the condition twice: between the selection and the deletion the conversation may be requested again.
 pub(super) const FORGET_CLOSED: &str = "DELETE FROM conversations WHERE id IN (
@@ -146,8 +243,9 @@ pub(super) const FORGET_QUEUE_CHECKS: &str = "DELETE FROM queue_checks WHERE ask
 
 pub(super) const ASK_ABOUT_QUEUE: &str =
     "INSERT INTO queue_checks (queue_id, asked, claimed, answered, asked_at) VALUES ($1, 1, 0, 0, $2)
-     ON CONFLICT (queue_id) DO UPDATE SET asked = queue_checks.asked + 1, asked_at = excluded.asked_at
-     RETURNING asked";
+     ON CONFLICT (queue_id) DO UPDATE SET asked = queue_checks.asked + 1, asked_at = excluded.asked_at";
+
+pub(super) const QUEUE_QUESTION: &str = "SELECT asked FROM queue_checks WHERE queue_id = $1";
 
 pub(super) const OPEN_QUEUE_QUESTIONS: &str =
     "SELECT queue_id, asked FROM queue_checks WHERE claimed < asked ORDER BY asked_at LIMIT $1";
@@ -198,6 +296,12 @@ pub(super) const OLDEST_POLL: &str =
 
 pub(super) const MARK_RELAYED: &str =
     "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
+
+/// As [`MARK_RELAYED`] for many rows, on PostgreSQL only.
+pub(super) const MARK_RELAYED_MANY: &str =
+    "UPDATE conversation_groups SET last_told = relayed.sys_id, active_at = relayed.at
+     FROM UNNEST($1::text[], $2::text[], $3::bigint[]) AS relayed (chat, sys_id, at)
+     WHERE chat_group = relayed.chat";
 
 pub(super) const LAST_RELAYED: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, Observation};
+use crate::conversation::{Changes, Conversation, ConversationState, DedupKey, Directory, Observation};
 use crate::message::{Callback, Destination, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::{ChatApi, ChatState};
 
@@ -97,11 +97,10 @@ impl Deliverer {
                     self.missed_histories().forget(id);
                 }
                 Outcome::Delivered => {
-                    directory.mark_done(DedupKey::Delivered(id), None, clock::now()).await?;
+                    directory.record(Self::settled(Changes::default(), &news, &attempt.outcome, 1)).await?;
                 }
                 Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
-                    let nothing = DedupKey::NothingToSend { message: id, replays: 0 };
-                    directory.mark_done(nothing, None, clock::now()).await?;
+                    directory.record(Self::settled(Changes::default(), &news, &Outcome::Dropped, 1)).await?;
                 }
             }
         }

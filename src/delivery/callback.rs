@@ -4,7 +4,7 @@
 //!
 //! Not responsible for: relaying the messages of our chats (`relay.rs`), HTTP (`platform/xo`).
 
-use super::{Attempt, Deliverer, InternalError, UnknownGroup};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts, UnknownGroup};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Origin};
 use crate::delivery::classify::Operation;
@@ -13,16 +13,25 @@ use crate::platform::servicenow::VirtualAgentCallback;
 
 impl Deliverer {
     /// Makes one attempt toward the events URL or a bot.
-    pub(super) async fn to_bot_side(&self, message: &Message) -> Result<Attempt, InternalError> {
+    pub(super) async fn to_bot_side(
+        &self,
+        message: &Message,
+        past: PriorAttempts,
+    ) -> Result<Attempt, InternalError> {
         match (message.kind, &self.directory) {
             (kind, _) if kind.is_bot_turn() => Ok(self.bot_turn(message).await),
-            (Kind::CallbackMessage, Some(directory)) => self.callback(message, directory).await,
+            (Kind::CallbackMessage, Some(directory)) => self.callback(message, directory, past).await,
             (Kind::CallbackMessage, None) => Ok(self.unknown(message)),
             _ => self.notice(message).await,
         }
     }
 
-    async fn callback(&self, message: &Message, directory: &Directory) -> Result<Attempt, InternalError> {
+    async fn callback(
+        &self,
+        message: &Message,
+        directory: &Directory,
+        past: PriorAttempts,
+    ) -> Result<Attempt, InternalError> {
         if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
             return self.virtual_agent_callback(message, directory, &callback).await;
         }
@@ -34,7 +43,7 @@ impl Deliverer {
             // The callback's chat may be an earlier chat of the conversation: a late message of an agent is still
             // relayed. The message is in the lane of its own group, so it precedes the `ended` of the same chat.
             Some(conversation) if self.is_heard(&conversation) => {
-                self.relay_callback(directory, message, &callback, &conversation).await
+                self.relay_callback(directory, message, past, &callback, &conversation).await
             }
             Some(_) => {
                 let why = "handoffs.events_url is not set: no receiver";

@@ -6,9 +6,8 @@
 //!
 //! Not responsible for: delivery (`callback.rs`, `relay.rs`), the list of destinations (`message/destination.rs`).
 
-use super::{Attempt, Deliverer, InternalError};
-use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
+use crate::conversation::{Changes, Conversation, DedupKey, Directory};
 use crate::message::{
     Callback, ConversationId, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, Notice, Outcome,
 };
@@ -29,13 +28,17 @@ enum ChatGroup {
 
 impl Deliverer {
     /// Makes one attempt to find the destination of a message that only names a ServiceNow chat.
-    pub(super) async fn route(&self, message: &Message) -> Result<Attempt, InternalError> {
+    pub(super) async fn route(
+        &self,
+        message: &Message,
+        past: PriorAttempts,
+    ) -> Result<Attempt, InternalError> {
         if message.kind != Kind::CallbackMessage {
             return self.route_notice(message).await;
         }
         let group = match chat_of(message) {
             ChatGroup::Group(group) => group,
-            ChatGroup::Internal(group) => return self.note_internal(message, &group).await,
+            ChatGroup::Internal(group) => return self.note_internal(message, past, &group).await,
             ChatGroup::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
                 let why = "its body is not a callback of this version";
                 return Ok(Attempt::dead(ENDPOINT, DeadReason::Unreadable, why));
@@ -56,13 +59,22 @@ impl Deliverer {
     }
 
     /// Records that the message is internal, so that gap repair does not relay it. The message is dropped.
-    async fn note_internal(&self, message: &Message, group: &str) -> Result<Attempt, InternalError> {
+    async fn note_internal(
+        &self,
+        message: &Message,
+        past: PriorAttempts,
+        group: &str,
+    ) -> Result<Attempt, InternalError> {
+        let dropped = Attempt::of(ENDPOINT, Outcome::Dropped, "it is an internal message");
         if let Some(directory) = &self.directory
             && directory.find_by_group(group).await?.is_some()
         {
-            directory.mark_done(DedupKey::Internal(message.id), None, clock::now()).await?;
+            let changes = Changes::default().done(DedupKey::Internal(message.id), None);
+            let attempts = past.count.saturating_add(1);
+            directory.record(Self::settled(changes, message, &dropped.outcome, attempts)).await?;
+            return Ok(dropped.recorded());
         }
-        Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "it is an internal message"))
+        Ok(dropped)
     }
 
     async fn route_notice(&self, message: &Message) -> Result<Attempt, InternalError> {

@@ -70,9 +70,9 @@ impl Deliverer {
         }
         if seen.is_announced {
             self.note_closing_sentence(directory, group, ANNOUNCED).await?;
-            directory.mark_relayed(group, ANNOUNCED, clock::now()).await?;
+            directory.mark_relayed(group, ANNOUNCED).await?;
         } else if !seen.confirms {
-            directory.mark_relayed(group, &message.id.to_string(), clock::now()).await?;
+            directory.mark_relayed(group, &message.id.to_string()).await?;
         }
         Ok(seen.confirms)
     }

@@ -7,11 +7,16 @@
 //!
 //! Not responsible for: deciding and settling (`worker/process.rs`).
 
+use std::sync::Arc;
+
 use tokio::sync::OnceCell;
 
 use super::Deliverer;
-use crate::conversation::{DedupKey, Directory, DirectorySettings, DoneBefore};
-use crate::message::{Destination, Kind, Message, Outcome, PayloadDigest};
+use crate::conversation::{
+    Changes, DedupKey, Directory, DirectorySettings, DoneBefore, JournalEntry, LookupName, SettledAfter,
+    Snapshot,
+};
+use crate::message::{Destination, Kind, Message, Outcome};
 
 /// Whether a message was settled before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +54,24 @@ impl ReplayNotes {
 
 /// The key of a 2xx answer of the destination. A message to XO's Callback URL was not relayed to a user of ours, so it
 /// has a key of its own.
-const fn delivery_of(message: &Message) -> DedupKey {
+pub(super) const fn delivery_of(message: &Message) -> DedupKey {
     match message.destination {
         Destination::Xo => DedupKey::Forwarded(message.id),
         _ => DedupKey::Delivered(message.id),
+    }
+}
+
+/// The conversation or the chat that the attempt of this message will ask for; `None` if the attempt needs neither.
+fn lookup_name(message: &Message) -> Option<LookupName<'_>> {
+    let lane = message.lane.as_str();
+    match message.destination {
+        Destination::Xo => None,
+        Destination::Callbacks => (message.kind == Kind::CallbackMessage).then_some(LookupName::Group(lane)),
+        Destination::Events | Destination::Bot(_) if message.kind.is_bot_turn() => None,
+        Destination::ServiceNow | Destination::Events => {
+            Some(LookupName::Conversation { id: lane, with_reply: false })
+        }
+        Destination::Bot(_) => Some(LookupName::Conversation { id: lane, with_reply: true }),
     }
 }
 
@@ -80,38 +99,65 @@ pub(crate) fn settled_by(message: &Message, done: DoneBefore) -> SettledBefore {
 }
 
 impl Deliverer {
-    /// Whether an earlier attempt of this message, perhaps by another worker, settled it.
-    pub async fn settled_before(&self, message: &Message, redelivered: bool) -> SettledBefore {
-        let Some(directory) = &self.directory else { return SettledBefore::No };
+    /// Whether an earlier attempt of this message, perhaps by another worker, settled it. The same query reads what the
+    /// attempt needs to know.
+    pub async fn settled_before(
+        &self,
+        message: &Message,
+        redelivered: bool,
+    ) -> (SettledBefore, Option<Arc<Snapshot>>) {
+        let Some(directory) = &self.directory else { return (SettledBefore::No, None) };
         // The first copy may have been dead-lettered.
         let may_be_dead = redelivered || message.kind.may_be_queued_twice();
         let keys: Vec<DedupKey> = settling_keys(message, may_be_dead).collect();
-        let found = Box::pin(directory.find_done(&keys)).await.unwrap_or_else(|error| {
+        let read = async {
+            match lookup_name(message) {
+                Some(name) => directory
+                    .look_up(name, message.id, &keys)
+                    .await
+                    .map(|(found, known)| (found, Some(known))),
+                None => directory.find_done(&keys).await.map(|found| (found, None)),
+            }
+        };
+        let (found, known) = Box::pin(read).await.unwrap_or_else(|error| {
             tracing::debug!(id = %message.id, %error, "cannot read whether the message was settled before");
-            Vec::new()
+            (Vec::new(), None)
         });
         let answers = found.into_iter().map(|done| settled_by(message, done));
-        answers
+        let settled = answers
             .reduce(|one, other| if one == SettledBefore::No { other } else { one })
-            .unwrap_or(SettledBefore::No)
+            .unwrap_or(SettledBefore::No);
+        (settled, known)
     }
 
     /// The key to record for the outcome of a message that is not dead-lettered; `None` if no record is needed.
     pub(crate) fn fact_of(message: &Message, outcome: &Outcome) -> Option<DedupKey> {
+        let nothing = DedupKey::NothingToSend { message: message.id, replays: message.replays };
         match outcome {
             Outcome::Delivered => Some(delivery_of(message)),
             Outcome::Declined => Some(DedupKey::Answered(message.id)),
+            // Typing is frequent, and its row would tell nothing.
+            Outcome::Dropped if message.kind == Kind::HandoffTyping && message.replays == 0 => None,
+            Outcome::Dropped => Some(nothing),
             // The operator who replayed the message waits for its result.
-            Outcome::Repeated | Outcome::Dropped if message.replays > 0 => {
-                Some(DedupKey::NothingToSend { message: message.id, replays: message.replays })
-            }
+            Outcome::Repeated if message.replays > 0 => Some(nothing),
             _ => None,
         }
     }
 
-    /// Records a fact about a message, so that every worker knows the fact after every restart. If the record fails,
-    /// the message may be sent again.
-    pub async fn note(&self, message: &Message, fact: DedupKey) {
+    /// Adds the row of the journal, if the outcome needs a row.
+    pub(super) fn settled(changes: Changes, message: &Message, outcome: &Outcome, attempts: u32) -> Changes {
+        let after = SettledAfter { attempts, ..SettledAfter::default() };
+        let entry = Self::fact_of(message, outcome).and_then(|fact| JournalEntry::of(message, fact, after));
+        match entry {
+            Some(entry) => changes.settled(&entry),
+            None => changes,
+        }
+    }
+
+    /// Writes how a message was settled into the journal, so that every worker knows it after every restart. If the record
+    /// fails, the message may be sent again.
+    pub async fn note(&self, message: &Message, fact: DedupKey, after: SettledAfter) {
         let directory = match &self.directory {
             None if message.replays > 0 => Box::pin(self.replay_notes.directory()).await,
             known => known.as_ref(),
@@ -120,13 +166,12 @@ impl Deliverer {
         let dead = matches!(fact, DedupKey::DeadLettered { .. });
         // Gap repair asks for the first dead letter only, without a count of replays.
         let first = DedupKey::DeadLettered { message: message.id, replays: 0 };
-        for fact in std::iter::once(fact).chain((dead && message.replays > 0).then_some(first)) {
-            self.mark_done(directory, fact, message.digest).await;
+        let Some(entry) = JournalEntry::of(message, fact, after) else { return };
+        let mut changes = Changes::default().settled(&entry);
+        if dead && message.replays > 0 {
+            changes = changes.done(first, message.digest);
         }
-    }
-
-    async fn mark_done(&self, directory: &Directory, fact: DedupKey, digest: Option<PayloadDigest>) {
-        if let Err(error) = Box::pin(directory.mark_done(fact, digest, crate::clock::now())).await {
+        if let Err(error) = Box::pin(directory.record(changes)).await {
             tracing::debug!(?fact, %error, "cannot record that this is done; it may be done again");
         }
     }
@@ -135,7 +180,7 @@ impl Deliverer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{LaneKey, MessageId};
+    use crate::message::{LaneKey, MessageId, PayloadDigest};
 
     fn message(kind: Kind) -> Message {
         let destination = if kind.is_for_servicenow() { Destination::ServiceNow } else { Destination::Xo };

@@ -20,9 +20,9 @@ use tokio::time::Instant;
 use super::attachments::with_names;
 use super::callback_row::{FORGET_AFTER, GapCheck};
 use super::relay::{MessageAuthor, RelayedMessage};
-use super::{Attempt, Deliverer, InternalError};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory};
+use crate::conversation::{Changes, Conversation, DedupKey, Directory, JournalEntry, SettledAfter};
 use crate::message::{
     AttemptHistory, AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey,
     Message, MessageId, Outcome,
@@ -46,6 +46,7 @@ impl Deliverer {
         &self,
         directory: &Directory,
         message: &Message,
+        past: PriorAttempts,
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<Attempt, InternalError> {
@@ -106,7 +107,10 @@ impl Deliverer {
             {
                 self.note_closing_sentence(directory, &callback.group, sys_id).await?;
             }
-            self.mark_relayed(directory, message, callback, conversation, &before).await?;
+            let attempts = past.count.saturating_add(1);
+            let changes = Self::settled(Changes::default(), message, &attempt.outcome, attempts);
+            self.mark_relayed(directory, message, callback, conversation, &before, changes).await?;
+            return Ok(attempt.recorded());
         }
         Ok(attempt)
     }
@@ -116,8 +120,8 @@ impl Deliverer {
         self.servicenow.as_ref().map(ServiceNow::instance)
     }
 
-    /// Records how far the chat was relayed. If the message may announce a change of state, the next poll of the state
-    /// is made soon.
+    /// Records how far the chat was relayed, and the outcome of the message. If the message may announce a change of state,
+    /// the next poll of the state is made soon.
     async fn mark_relayed(
         &self,
         directory: &Directory,
@@ -125,22 +129,24 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
         before: &GapCheck,
+        changes: Changes,
     ) -> Result<(), InternalError> {
-        match &callback.sys_id {
+        let mut changes = match &callback.sys_id {
             // A replayed message is old: the messages after it were relayed or dead-lettered long ago.
             Some(sys_id) if message.replays == 0 && before.moves_on() => {
-                directory.mark_relayed(&callback.group, sys_id, clock::now()).await?;
+                changes.relayed(&callback.group, sys_id)
             }
-            _ => directory.touch(&callback.group, clock::now()).await?,
-        }
+            _ => changes.touched(&callback.group),
+        };
         // The text of a system message is translated and differs between versions, so it only triggers the next poll.
         let writer = before.row().map_or(callback.sys_created_by.as_deref(), |row| row.created_by.as_deref());
         let is_news = writer == Some("system") || conversation.agent.is_none();
         // Messages may be missing before this one: the chat is polled before the chats without a gap.
         let may_have_gap = matches!(before, GapCheck::Unknown) && self.settings.read_back == ReadBack::Always;
         if is_news || may_have_gap {
-            directory.poll_soon(&conversation.id).await?;
+            changes = changes.poll_soon(&conversation.id);
         }
+        directory.record(changes).await?;
         if callback.repaired {
             self.metrics.repaired.inc();
         }
@@ -181,9 +187,10 @@ impl Deliverer {
         let at = clock::now();
         let attempt = self.relay(message, conversation, &said).await?;
         let story = self.missed_histories().add(lost.id, at, &attempt);
+        let mut changes = Changes::default().relayed(&callback.group, &remote.sys_id);
         match attempt.outcome {
             Outcome::Delivered => {
-                directory.mark_done(DedupKey::Delivered(lost.id), None, clock::now()).await?;
+                changes = Self::settled(changes, &lost, &attempt.outcome, story.count());
                 self.metrics.repaired.inc();
             }
             Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}
@@ -195,7 +202,7 @@ impl Deliverer {
             }
         }
         self.missed_histories().forget(lost.id);
-        directory.mark_relayed(&callback.group, &remote.sys_id, clock::now()).await?;
+        directory.record(changes).await?;
         Ok(None)
     }
 
@@ -213,8 +220,14 @@ impl Deliverer {
         story: AttemptHistory,
     ) -> Result<(), InternalError> {
         let (id, destination, attempts) = (lost.id, lost.destination.as_str(), story.count());
+        let status = story.attempts().last().and_then(|attempt| attempt.status);
+        let after = SettledAfter { attempts, status, reason: Some(reason) };
+        let fact = DedupKey::DeadLettered { message: id, replays: 0 };
+        let entry = JournalEntry::of(&lost, fact, after);
         self.queue.dead_letter(&DeadLetter::new(lost, reason, why, story)).await?;
-        directory.mark_done(DedupKey::DeadLettered { message: id, replays: 0 }, None, clock::now()).await?;
+        if let Some(entry) = entry {
+            directory.record(Changes::default().settled(&entry)).await?;
+        }
         self.metrics.dead_letters.with_label_values(&[destination, reason.as_str()]).inc();
         tracing::warn!(%id, destination, %reason, attempts, "a missing message was dead-lettered");
         Ok(())

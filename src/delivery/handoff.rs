@@ -8,16 +8,15 @@
 //! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
 use super::late_start::origin;
-use super::{Attempt, Deliverer, InternalError};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
 use crate::conversation::{
-    Claim, Conversation, ConversationState, DedupKey, Directory, LastSent, OpenedChat, Origin,
+    Changes, Claim, Conversation, ConversationState, Directory, LastSent, OpenedChat, Origin,
 };
 use crate::delivery::classify::Operation;
 use crate::delivery::notices::instance_of;
 use crate::delivery::poll::ended_by;
-use crate::message::handoff::{
-    Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText, TranscriptLine,
-};
+use crate::delivery::transcript::{begins_with, first_words};
+use crate::message::handoff::{Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText};
 use crate::message::{
     ConversationId, DeadReason, Endpoint, Handoff, Kind, Message, Notice, NoticeEvent, Outcome,
 };
@@ -34,16 +33,20 @@ pub(super) struct HandoffHandler<'a> {
     pub(super) directory: &'a Directory,
     pub(super) message: &'a Message,
     pub(super) possibly_delivered: bool,
+    /// The number of attempts, with this one.
+    pub(super) attempts: u32,
 }
 
 impl Deliverer {
-    pub(super) async fn to_servicenow(&self, message: &Message, possibly_delivered: bool) -> Attempt {
+    pub(super) async fn to_servicenow(&self, message: &Message, past: PriorAttempts) -> Attempt {
         let handoff = serde_json::from_slice::<Handoff>(&message.body);
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else {
             let why = "servicenow.host_url is not set on this worker";
             return Attempt::dead(ENDPOINT, DeadReason::Rejected, why);
         };
-        let desk = HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered };
+        let (possibly_delivered, attempts) = (past.possibly_delivered, past.count.saturating_add(1));
+        let desk =
+            HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered, attempts };
         // The request may have been sent already, so the next attempt reads back before it sends.
         let done = match (message.kind, handoff) {
             (Kind::HandoffIncident, _) => desk.create_incident().await,
@@ -103,11 +106,7 @@ impl HandoffHandler<'_> {
             return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the conversation is open already"));
         }
         if gone && !self.possibly_delivered {
-            return Ok(Attempt::of(
-                ENDPOINT,
-                Outcome::Repeated,
-                "the user left before an agent was requested",
-            ));
+            return Ok(user_left());
         }
         let Some(queue_id) = self.queue_of(start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
@@ -123,11 +122,7 @@ impl HandoffHandler<'_> {
             }
         }
         if gone {
-            return Ok(Attempt::of(
-                ENDPOINT,
-                Outcome::Repeated,
-                "the user left before an agent was requested",
-            ));
+            return Ok(user_left());
         }
         let text = first_words(start, &self.read_transcript(start).await);
         self.note_opening(start, &text).await?;
@@ -292,7 +287,7 @@ impl HandoffHandler<'_> {
             Err(reason) => return Ok(Attempt::dead(ENDPOINT, reason, not_open(reason))),
         };
         if self.possibly_delivered && self.directory.was_sent(group, self.message.id).await? {
-            self.deliverer.note(self.message, DedupKey::Delivered(self.message.id)).await;
+            self.delivered(Changes::default()).await?;
             return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "it was sent before and not recorded"));
         }
         if self.servicenow.api() == ChatApi::VirtualAgent {
@@ -301,7 +296,7 @@ impl HandoffHandler<'_> {
         if self.possibly_delivered {
             for words in self.texts_with_files(text) {
                 match self.taken_message(id, group, &words).await? {
-                    Ok(Some(posted)) => return self.sent(group, &posted).await,
+                    Ok(Some(posted)) => return self.sent(group, posted.sys_id.as_deref()).await,
                     Ok(None) => {}
                     Err(error) => return self.or_over(id, group, &error, Operation::State).await,
                 }
@@ -312,7 +307,7 @@ impl HandoffHandler<'_> {
             Err(attempt) => return Ok(attempt),
         };
         match self.servicenow.send(id, group, &carried.words, &carried.files).await {
-            Ok(posted) => self.sent(group, &posted).await,
+            Ok(posted) => self.sent(group, posted.sys_id.as_deref()).await,
             Err(error) => self.or_over(id, group, &error, Operation::Send).await,
         }
     }
@@ -335,10 +330,15 @@ impl HandoffHandler<'_> {
         Ok(self.servicenow.find_sent(id, group, words, since).await)
     }
 
-    /// Records the message as the last one of its chat, from which a later search starts.
-    async fn sent(&self, group: &str, posted: &PostedMessage) -> HandlerResult {
-        self.directory.mark_sent(group, self.message.id, posted.sys_id.as_deref()).await?;
-        Ok(Attempt::delivered(ENDPOINT))
+    /// Records the message as the last one of its chat, from which a later search starts, and as delivered.
+    pub(super) async fn sent(&self, group: &str, sys_id: Option<&str>) -> HandlerResult {
+        self.delivered(Changes::default().sent(group, self.message.id, sys_id)).await
+    }
+
+    async fn delivered(&self, changes: Changes) -> HandlerResult {
+        let changes = Deliverer::settled(changes, self.message, &Outcome::Delivered, self.attempts);
+        self.directory.record(changes).await?;
+        Ok(Attempt::delivered(ENDPOINT).recorded())
     }
 
     /// Ends the conversation if ServiceNow answers 404, 410 or "you are not a member": the chat is over.
@@ -422,6 +422,10 @@ impl HandoffHandler<'_> {
     }
 }
 
+fn user_left() -> Attempt {
+    Attempt::of(ENDPOINT, Outcome::Repeated, "the user left before an agent was requested")
+}
+
 pub(super) fn is_open(conversation: &Conversation) -> bool {
     open_group(Some(conversation)).is_ok()
 }
@@ -448,38 +452,6 @@ pub(super) fn not_open(reason: DeadReason) -> &'static str {
         DeadReason::ConversationOver => "its conversation is over",
         _ => "no start has opened its conversation",
     }
-}
-
-/// The text between the user's message and the transcript in the first message of a chat.
-const BEFORE: &str = "\n\nBefore:";
-
-/// The beginning of a chat's first message: the user's message and the user's name.
-fn head(start: &HandoffStart) -> String {
-    let mut text = start.message.clone();
-    let user = start.user.clone().unwrap_or_default();
-    let who: Vec<String> =
-        [user.name, user.email.map(|email| format!("<{email}>"))].into_iter().flatten().collect();
-    if !who.is_empty() {
-        text.push_str(&format!("\n\nFrom: {}", who.join(" ")));
-    }
-    text
-}
-
-/// The beginning of a first message that has a transcript.
-fn begins_with(start: &HandoffStart) -> String {
-    head(start) + BEFORE
-}
-
-/// The first message of a chat, for the agent: the user's message, the user's name and the transcript.
-fn first_words(start: &HandoffStart, before: &[TranscriptLine]) -> String {
-    let mut text = head(start);
-    if !before.is_empty() {
-        text.push_str(BEFORE);
-        for line in before {
-            text.push_str(&format!("\n{}: {}", line.from, line.text));
-        }
-    }
-    text
 }
 
 pub(super) fn with_attachments(text: &HandoffText) -> String {

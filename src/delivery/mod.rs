@@ -173,15 +173,22 @@ pub struct Attempt {
     pub said: PlatformWords,
     /// The endpoint that was called.
     pub endpoint: Endpoint,
+    /// The attempt has recorded its outcome in the directory, together with its other changes.
+    pub is_recorded: bool,
 }
 
 impl Attempt {
     fn of(endpoint: Endpoint, outcome: Outcome, error: impl Into<String>) -> Self {
-        Self { outcome, status: None, error: error.into(), said: PlatformWords::default(), endpoint }
+        let (error, said) = (error.into(), PlatformWords::default());
+        Self { outcome, status: None, error, said, endpoint, is_recorded: false }
     }
 
     fn delivered(endpoint: Endpoint) -> Self {
         Self::of(endpoint, Outcome::Delivered, "")
+    }
+
+    fn recorded(self) -> Self {
+        Self { is_recorded: true, ..self }
     }
 
     /// The destination that answered or failed in an attempt of a message to `destination`.
@@ -200,6 +207,7 @@ impl Attempt {
             error: error.to_string(),
             said: error.said(),
             endpoint,
+            is_recorded: false,
         }
     }
 
@@ -320,9 +328,9 @@ impl Deliverer {
         // Boxed, so that the future of a pure relay message stays small.
         let attempt = match message.destination {
             Destination::Xo => self.forward(message).await,
-            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past.possibly_delivered)).await,
-            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message)).await),
-            Destination::Callbacks => own(Box::pin(self.route(message)).await),
+            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past)).await,
+            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message, past)).await),
+            Destination::Callbacks => own(Box::pin(self.route(message, past)).await),
         };
         let attempt = self.check_credentials(message, attempt);
         self.record(message, past, &attempt, started.elapsed());
@@ -399,6 +407,8 @@ impl Deliverer {
 /// The history of a message before this attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PriorAttempts {
+    /// The number of earlier attempts of this worker.
+    pub count: u32,
     /// An earlier attempt may have reached the destination, so the message is possibly delivered: look before sending.
     pub possibly_delivered: bool,
     /// The message failed while other messages succeeded. Another failure says nothing about the destination.

@@ -45,7 +45,7 @@ impl Deliverer {
                     self.metrics.unconfirmed_ends.inc();
                 }
                 // Otherwise each poll would find the chat again until the end is delivered.
-                directory.touch(group, clock::now()).await?;
+                directory.touch(group).await?;
             }
         }
         Ok(())

@@ -127,6 +127,38 @@ fn bounded(mut lines: Vec<TranscriptLine>, first_words: &str) -> Vec<TranscriptL
     lines.split_off(lines.len() - kept)
 }
 
+/// The text between the user's message and the transcript in the first message of a chat.
+const BEFORE: &str = "\n\nBefore:";
+
+/// The beginning of a chat's first message: the user's message and the user's name.
+fn head(start: &HandoffStart) -> String {
+    let mut text = start.message.clone();
+    let user = start.user.clone().unwrap_or_default();
+    let who: Vec<String> =
+        [user.name, user.email.map(|email| format!("<{email}>"))].into_iter().flatten().collect();
+    if !who.is_empty() {
+        text.push_str(&format!("\n\nFrom: {}", who.join(" ")));
+    }
+    text
+}
+
+/// The beginning of a first message that has a transcript.
+pub(super) fn begins_with(start: &HandoffStart) -> String {
+    head(start) + BEFORE
+}
+
+/// The first message of a chat, for the agent: the user's message, the user's name and the transcript.
+pub(super) fn first_words(start: &HandoffStart, before: &[TranscriptLine]) -> String {
+    let mut text = head(start);
+    if !before.is_empty() {
+        text.push_str(BEFORE);
+        for line in before {
+            text.push_str(&format!("\n{}: {}", line.from, line.text));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

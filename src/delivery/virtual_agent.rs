@@ -229,10 +229,7 @@ impl HandoffHandler<'_> {
         // No call shows whether ServiceNow accepted an earlier attempt. A repeated text is better than a lost text
         // (`src/platform/servicenow/FACTS.md`).
         match self.servicenow.send_to_agent(id, group, self.message.id, &words, file.as_ref()).await {
-            Ok(()) => {
-                self.directory.mark_sent(group, self.message.id, None).await?;
-                Ok(Attempt::delivered(ENDPOINT))
-            }
+            Ok(()) => self.sent(group, None).await,
             Err(error) => {
                 let attempt = Attempt::called(ENDPOINT, &error, Operation::Send);
                 if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {

@@ -147,7 +147,7 @@ impl CallbackContext<'_> {
             }
         }
         if agent_spoke {
-            self.directory.touch(self.group, clock::now()).await?;
+            self.directory.touch(self.group).await?;
         }
         self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
         self.typing().await?;

@@ -180,6 +180,16 @@ impl Message {
         Self { id, kind, destination, lane, accepted_at, replays: 0, digest: None, trace, body }
     }
 
+    /// The conversation of the message, or ServiceNow's chat if only the chat is known. `None` if the message is alone in its
+    /// lane.
+    pub fn chat_name(&self) -> Option<&str> {
+        let lane = self.lane.as_str();
+        if MessageId::parse(lane) == Ok(self.id) {
+            return None;
+        }
+        Some(if self.kind.is_bot_turn() { bot_turn::conversation_of(&self.lane) } else { lane })
+    }
+
     /// The same message with the digest of its body.
     #[must_use]
     pub fn with_digest(self) -> Self {

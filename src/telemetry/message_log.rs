@@ -12,7 +12,7 @@ use tracing::Level;
 
 use super::logs::logged_conversation;
 use crate::clock;
-use crate::message::{DeadReason, Destination, LaneKey, Message, MessageId, Outcome, bot_turn};
+use crate::message::{DeadReason, Destination, Message, Outcome};
 
 const TARGET: &str = "causeway::message";
 
@@ -92,28 +92,17 @@ struct Names<'a> {
 }
 
 fn names(message: &Message) -> Names<'_> {
-    let lane = &message.lane;
-    if is_alone(lane, message.id) {
-        return Names { conversation: None, group: None };
-    }
+    let name = message.chat_name();
     match message.destination {
-        Destination::Xo | Destination::Callbacks => Names { conversation: None, group: Some(lane.as_str()) },
-        _ if message.kind.is_bot_turn() => {
-            Names { conversation: Some(bot_turn::conversation_of(lane)), group: None }
-        }
-        _ => Names { conversation: Some(lane.as_str()), group: None },
+        Destination::Xo | Destination::Callbacks => Names { conversation: None, group: name },
+        _ => Names { conversation: name, group: None },
     }
-}
-
-/// Whether the message has a lane of its own ([`LaneKey::alone`]), which names no conversation.
-fn is_alone(lane: &LaneKey, id: MessageId) -> bool {
-    MessageId::parse(lane.as_str()) == Ok(id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{ConversationId, Kind};
+    use crate::message::{ConversationId, Kind, LaneKey, MessageId, bot_turn};
 
     fn named(kind: Kind, destination: &str, lane: LaneKey) -> (Option<String>, Option<String>) {
         let destination = Destination::parse(destination).unwrap();

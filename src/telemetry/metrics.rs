@@ -90,6 +90,8 @@ pub struct Metrics {
     pub spool_oldest_age: Gauge,
     /// `{destination}`
     pub partitions_owned: IntGaugeVec,
+    /// `causeway_directory_commit_seconds`
+    pub directory_commit: Histogram,
     /// `{state}`
     pub conversations: IntGaugeVec,
     /// `causeway_unconfirmed_callbacks_total`
@@ -141,6 +143,7 @@ impl Metrics {
             spool_messages: gauge(&r, names::SPOOL_MESSAGES)?,
             spool_oldest_age: registered(&r, Gauge::with_opts(opts(names::SPOOL_OLDEST_AGE))?)?,
             partitions_owned: gauges(&r, names::PARTITIONS_OWNED, &["destination"])?,
+            directory_commit: histogram(&r, names::DIRECTORY_COMMIT, SECONDS)?,
             conversations: gauges(&r, names::CONVERSATIONS, &["state"])?,
             unconfirmed: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED))?)?,
             unconfirmed_ends: registered(&r, IntCounter::with_opts(opts(names::UNCONFIRMED_ENDS))?)?,
@@ -148,7 +151,7 @@ impl Metrics {
             oldest_unread: registered(&r, Gauge::with_opts(opts(names::OLDEST_UNREAD))?)?,
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
             ended: counters(&r, names::ENDED, &["reason"])?,
-            agent_wait: histogram_of_people(&r, names::AGENT_WAIT)?,
+            agent_wait: histogram(&r, names::AGENT_WAIT, SECONDS_OF_PEOPLE)?,
             unroutable: gauge(&r, names::ASTRAY)?,
             unknown_items: registered(&r, IntCounter::with_opts(opts(names::UNKNOWN_ITEMS))?)?,
             registry: r,
@@ -251,7 +254,11 @@ fn histograms(
     registered(registry, HistogramVec::new(options, labels)?)
 }
 
-fn histogram_of_people(registry: &Registry, name: (&str, &str)) -> Result<Histogram, prometheus::Error> {
-    let options = HistogramOpts::new(name.0, name.1).buckets(SECONDS_OF_PEOPLE.to_vec());
+fn histogram(
+    registry: &Registry,
+    name: (&str, &str),
+    buckets: &[f64],
+) -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(name.0, name.1).buckets(buckets.to_vec());
     registered(registry, Histogram::with_opts(options)?)
 }

@@ -30,6 +30,7 @@ names! {
     SPOOL_MESSAGES = "causeway_spool_messages", "Messages that this ingress keeps on its disk until the broker confirms them.";
     SPOOL_OLDEST_AGE = "causeway_spool_oldest_age_seconds", "Age of the oldest message in the spool of this ingress.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
+    DIRECTORY_COMMIT = "causeway_directory_commit_seconds", "Time of one transaction of the directory, which holds the writes of many messages.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";
     ASTRAY = "causeway_unroutable_messages", "Unroutable messages: no queue took them. Any value but 0 is an alarm.";
     UNCONFIRMED = "causeway_unconfirmed_callbacks_total", "Callbacks that were dropped because ServiceNow has no such message: sent by a clone, or forged.";

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::WorkerSettings;
 use super::policy::{PolicyDecision, RetryContext};
 use crate::clock;
-use crate::conversation::{DedupKey, DoneBefore};
+use crate::conversation::{DedupKey, DoneBefore, SettledAfter, Snapshot};
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbePermit;
 use crate::delivery::{
@@ -170,9 +170,10 @@ impl MessageProcessor {
         if self.is_too_late(&received, &retry_state) {
             return Box::pin(self.expire(received, retry_state, &mut over)).await;
         }
-        match self.settled_before(&received).await {
+        let (settled, known) = self.settled_before(&received).await;
+        match settled {
             SettledBefore::No => {}
-            SettledBefore::Yes => return self.ack(received, &retry_state, &Outcome::Repeated).await,
+            SettledBefore::Yes => return self.ack(received, &retry_state, &Outcome::Repeated, false).await,
             SettledBefore::OtherPayload => {
                 let bury = self.dead_letter(
                     received,
@@ -208,10 +209,17 @@ impl MessageProcessor {
         let at = clock::now();
         let fails_alone =
             permit.is_none() && retry_state.fails_alone(|destination| self.deliverer.served(destination));
-        let past = PriorAttempts { possibly_delivered: retry_state.possibly_delivered, fails_alone };
+        let past = PriorAttempts {
+            count: retry_state.story.count(),
+            possibly_delivered: retry_state.possibly_delivered,
+            fails_alone,
+        };
         let attempt =
-            trace::within(received.message.trace.clone(), self.deliverer.attempt(&received.message, past))
-                .await;
+            trace::within(received.message.trace.clone(), self.deliverer.attempt(&received.message, past));
+        let attempt = match known {
+            Some(known) => Box::pin(known.within(attempt)).await,
+            None => attempt.await,
+        };
         // The breaker has recorded the result of the probe before the permit is released.
         drop((pass, permit));
         self.finish(received, retry_state, at, attempt, &mut over).await
@@ -226,7 +234,7 @@ impl MessageProcessor {
         over: &mut watch::Receiver<bool>,
     ) -> ProcessResult {
         let remote = attempt.remote(received.message.destination);
-        let Attempt { outcome, status, error, said, .. } = attempt;
+        let Attempt { outcome, status, error, said, is_recorded, .. } = attempt;
         if !matches!(outcome, Outcome::Deferred { .. }) || retry_state.story.count() == 0 {
             let outcome = outcome.as_str().to_owned();
             retry_state.story.add(AttemptRecord { at, status, outcome, error: error.clone(), said });
@@ -240,7 +248,7 @@ impl MessageProcessor {
         let step = retry_state.backoff.next(&mut backoff::rng());
         let message = &received.message;
         match self.retry_context(message, &retry_state, step).decide(&outcome) {
-            PolicyDecision::Done => self.ack(received, &retry_state, &outcome).await,
+            PolicyDecision::Done => self.ack(received, &retry_state, &outcome, is_recorded).await,
             PolicyDecision::WaitForBreaker => ProcessResult::Blocked { received, retry_state },
             PolicyDecision::RetryIn(wait) => {
                 let waits = matches!(outcome, Outcome::Deferred { .. });
@@ -289,7 +297,7 @@ impl MessageProcessor {
             Some(PolicyDecision::Dead(reason)) => {
                 self.dead_letter(received, retry_state, reason, "its deadline passed".into(), over).await
             }
-            _ => self.ack(received, &retry_state, &Outcome::Dropped).await,
+            _ => self.ack(received, &retry_state, &Outcome::Dropped, false).await,
         }
     }
 
@@ -304,21 +312,34 @@ impl MessageProcessor {
         }
     }
 
-    async fn settled_before(&self, received: &ReceivedMessage) -> SettledBefore {
+    /// Whether the message was settled, and the rows that its attempt needs.
+    async fn settled_before(&self, received: &ReceivedMessage) -> (SettledBefore, Option<Arc<Snapshot>>) {
         let (message, redelivered) = (&received.message, received.redeliveries > 0);
         for key in settling_keys(message, redelivered) {
             let known = self.repeats.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
             match known.map(|digest| settled_by(message, DoneBefore { key, digest })) {
                 None | Some(SettledBefore::No) => {}
-                Some(settled) => return settled,
+                Some(settled) => return (settled, None),
             }
         }
         self.deliverer.settled_before(message, redelivered).await
     }
 
-    async fn note(&self, message: &Message, fact: DedupKey) {
+    fn remember(&self, message: &Message, fact: DedupKey) {
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(fact, message.digest);
-        self.deliverer.note(message, fact).await;
+    }
+
+    async fn note(
+        &self,
+        message: &Message,
+        fact: DedupKey,
+        story: &AttemptHistory,
+        reason: Option<DeadReason>,
+    ) {
+        self.remember(message, fact);
+        let status = story.attempts().last().and_then(|attempt| attempt.status);
+        let after = SettledAfter { attempts: story.count(), status, reason };
+        self.deliverer.note(message, fact, after).await;
     }
 
     async fn ack(
@@ -326,11 +347,14 @@ impl MessageProcessor {
         received: ReceivedMessage,
         retry_state: &RetryState,
         outcome: &Outcome,
+        is_recorded: bool,
     ) -> ProcessResult {
         let message = &received.message;
         let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
-        if let Some(fact) = Deliverer::fact_of(message, outcome) {
-            self.note(message, fact).await;
+        match Deliverer::fact_of(message, outcome) {
+            Some(fact) if is_recorded => self.remember(message, fact),
+            Some(fact) => self.note(message, fact, &retry_state.story, None).await,
+            None => {}
         }
         if matches!(outcome, Outcome::Delivered | Outcome::Declined) {
             let latency = clock::since(message.accepted_at).as_secs_f64();
@@ -381,7 +405,8 @@ impl MessageProcessor {
             }
         }
         let (message, replays) = (dead.message.id, dead.message.replays);
-        self.note(&dead.message, DedupKey::DeadLettered { message, replays }).await;
+        let fact = DedupKey::DeadLettered { message, replays };
+        self.note(&dead.message, fact, &dead.story, Some(reason)).await;
         let destination = dead.message.destination;
         self.metrics.dead_letters.with_label_values(&[destination.as_str(), reason.as_str()]).inc();
         let lane = logged_conversation(&dead.message.lane);

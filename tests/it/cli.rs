@@ -26,7 +26,8 @@ fn help_is_enough_to_work_from() {
     let output = causeway(&["--help"]).output().unwrap();
     assert_eq!(code(&output), 0);
     let help = stdout(&output);
-    let verbs = ["serve", "ingress", "worker", "sandbox", "check", "healthcheck", "dead", "conversations"];
+    let verbs =
+        ["serve", "ingress", "worker", "sandbox", "check", "healthcheck", "dead", "conversations", "trace"];
     for word in verbs.iter().chain(&["--config", "CAUSEWAY_CONFIG", "--print-defaults", "78 settings"]) {
         assert!(help.contains(word), "{word} is missing from:\n{help}");
     }

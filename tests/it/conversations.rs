@@ -302,6 +302,33 @@ on_every_engine! {
     }
 }
 
+/// The state of the chat, the relay progress and the delivery are written together.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_message_costs_one_commit() {
+    const COMMITS: &str = "causeway_directory_commit_seconds_count";
+    let bench = Engine::Embedded.bench().unwrap();
+    let relay = started(plan(&bench)).await;
+    let group = relay.open("c-1").await;
+    relay.sandbox.agent_accept(&group).await.unwrap();
+    hears(&relay, "c-1", "joined", 1).await;
+    relay.reaches("c-1", "active").await;
+    // The latency is measured after the commit.
+    let settled = async |kind: &str, count: f64| {
+        let labels = [("kind", kind)];
+        relay.metric_is("causeway_delivery_latency_seconds_count", &labels, |seen| seen == count).await;
+    };
+    settled("handoff.start", 1.0).await;
+    let before = relay.metric(COMMITS, &[]).await;
+    for number in 1..=5_u8 {
+        relay.say("c-1", "ordinary").await;
+        settled("handoff.message", f64::from(number)).await;
+        relay.sandbox.agent_says(&group, "ordinary").await.unwrap();
+        settled("callback.message", f64::from(number)).await;
+    }
+    let commits = relay.metric(COMMITS, &[]).await - before;
+    assert_eq!(commits, 10.0, "five messages each way");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_moves_and_an_agent_may_leave() {
     let bench = Engine::Embedded.bench().unwrap();

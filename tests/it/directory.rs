@@ -8,10 +8,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use causeway::conversation::{
-    Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
-    DirectoryUrl, ListFilter, Observation, OpenedChat, Origin,
+    Changes, Claim, Conversation, ConversationState, DedupKey, Directory, DirectoryError, DirectorySettings,
+    DirectoryUrl, JournalEntry, JournalOutcome, ListFilter, LookupName, Observation, OpenedChat, Origin,
+    SettledAfter,
 };
-use causeway::message::{ConversationId, MessageId, PayloadDigest, ReplyHandle};
+use causeway::message::{
+    ConversationId, DeadReason, Destination, Kind, LaneKey, Message, MessageId, PayloadDigest, ReplyHandle,
+    RequestId, Trace, TraceParent,
+};
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -133,12 +137,17 @@ on_each_database! {
     delivered_messages_are_remembered,
     each_fact_is_remembered_by_itself,
     an_older_directory_is_brought_up_to_date,
+    the_journal_keeps_how_a_message_was_settled,
     only_what_is_over_is_forgotten,
     one_conversation_is_erased_with_its_rows,
     counts_and_lists,
     odd_texts_are_kept,
     a_newer_schema_is_refused,
     a_closed_directory_is_unavailable,
+    writes_at_the_same_time_share_commits,
+    an_answered_write_is_committed,
+    a_refused_write_fails_alone,
+    an_attempt_reads_its_rows_once,
 }
 
 fn id(name: &str) -> ConversationId {
@@ -522,7 +531,7 @@ async fn each_fact_is_remembered_by_itself(place: &Place) {
     assert_eq!(directory.find_done(&keys).await.unwrap().len(), 150);
 }
 
-/// A directory of version 3.
+/// A directory of version 3, and one of version 4.
 async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     place.open().await.close().await;
     place.execute("DROP TABLE dedup_keys").await;
@@ -534,6 +543,7 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     place.execute("DROP TABLE incidents").await;
     place.execute("DROP TABLE oauth_tokens").await;
     place.execute("DROP TABLE queue_checks").await;
+    place.execute("DROP TABLE journal").await;
     place.execute("DELETE FROM directory_version WHERE version >= 4").await;
     let message = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
     place
@@ -544,6 +554,90 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     let directory = place.open().await;
     assert!(directory.is_done(DedupKey::Delivered(message)).await.unwrap());
     assert!(!directory.is_done(DedupKey::Forwarded(message)).await.unwrap());
+    directory.close().await;
+
+    place.execute("DROP TABLE journal").await;
+    place.execute("DELETE FROM directory_version WHERE version >= 5").await;
+    place
+        .execute(
+            "INSERT INTO dedup_keys (dedup_key, done_at, digest) VALUES
+             ('delivered:018f0000-0000-7000-8000-000000000001', 1700000000000, NULL),
+             ('forwarded:018f0000-0000-7000-8000-000000000001', 1700000000000, NULL),
+             ('answered:018f0000-0000-7000-8000-000000000001', 1700000000000, NULL),
+             ('dead-lettered:018f0000-0000-7000-8000-000000000001:12', 1700000000000, NULL),
+             ('nothing-to-send:018f0000-0000-7000-8000-000000000001:3', 1700000000000, NULL),
+             ('internal:018f0000-0000-7000-8000-000000000001', 1700000000000, NULL)",
+        )
+        .await;
+    let directory = place.open().await;
+    let keys = [
+        DedupKey::Delivered(message),
+        DedupKey::Forwarded(message),
+        DedupKey::Answered(message),
+        DedupKey::DeadLettered { message, replays: 12 },
+        DedupKey::NothingToSend { message, replays: 3 },
+        DedupKey::Internal(message),
+    ];
+    for key in keys {
+        assert!(directory.is_done(key).await.unwrap(), "{key:?}");
+    }
+    assert_eq!(directory.find_done(&keys).await.unwrap().len(), keys.len());
+    assert!(!directory.is_done(DedupKey::DeadLettered { message, replays: 1 }).await.unwrap());
+    let journal = directory.journal_of_message(message).await.unwrap();
+    assert_eq!(journal.len(), 5, "{journal:?}");
+    assert!(
+        journal.iter().all(|entry| entry.kind.is_none() && entry.settled_at.as_second() == 1_700_000_000)
+    );
+}
+
+async fn the_journal_keeps_how_a_message_was_settled(place: &Place) {
+    let directory = place.open().await;
+    let conversation = waiting(&directory, "c-1", "g-1").await;
+    let trace = Trace {
+        request_id: RequestId::parse("r-1"),
+        parent: TraceParent::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    };
+    let message = |number: &str, kind, destination, lane: &str| Message {
+        trace: trace.clone(),
+        ..Message::new(
+            MessageId::derived("test", number),
+            kind,
+            Destination::parse(destination).unwrap(),
+            LaneKey::parse(lane).unwrap(),
+            "{\"message\":\"private words\"}",
+        )
+    };
+    let sent = message("1", Kind::HandoffMessage, "servicenow", "c-1").with_digest();
+    let heard = message("2", Kind::CallbackMessage, "xo", "g-1");
+    let after = SettledAfter { attempts: 3, status: Some(503), reason: Some(DeadReason::Exhausted) };
+    let died = DedupKey::DeadLettered { message: sent.id, replays: 0 };
+    for (message, fact, after) in [
+        (&sent, died, after),
+        (&sent, DedupKey::Delivered(sent.id), SettledAfter { attempts: 1, ..SettledAfter::default() }),
+        (&heard, DedupKey::Forwarded(heard.id), SettledAfter::default()),
+    ] {
+        let entry = JournalEntry::of(message, fact, after).unwrap();
+        directory.record(Changes::default().settled(&entry)).await.unwrap();
+    }
+    assert!(JournalEntry::of(&sent, DedupKey::Internal(sent.id), after).is_none());
+    let rows = directory.journal_of_message(sent.id).await.unwrap();
+    assert_eq!(rows, directory.journal_of_chat("c-1").await.unwrap());
+    let died = rows.iter().find(|row| row.outcome == JournalOutcome::DeadLettered).unwrap();
+    assert_eq!((died.kind, died.destination.as_deref()), (Some(Kind::HandoffMessage), Some("servicenow")));
+    assert_eq!((died.attempts, died.status, died.reason), (Some(3), Some(503), Some(DeadReason::Exhausted)));
+    assert_eq!((died.accepted_at, died.request_id.as_deref()), (Some(sent.accepted_at), Some("r-1")));
+    assert_eq!(died.trace_id.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
+    assert_eq!(died.digest, sent.digest);
+    assert_eq!(directory.journal_of_chat("g-1").await.unwrap().len(), 1);
+
+    // An erased conversation leaves the rows, by which repeats are recognised, and no name.
+    assert!(directory.erase("c-1", true).await.unwrap());
+    for name in ["c-1", "g-1"] {
+        assert_eq!(directory.journal_of_chat(name).await.unwrap(), []);
+    }
+    assert!(directory.is_done(DedupKey::Delivered(sent.id)).await.unwrap());
+    assert_eq!(directory.journal_of_message(sent.id).await.unwrap()[0].request_id, None);
+    assert_eq!(directory.find(&conversation).await.unwrap(), None);
 }
 
 async fn one_conversation_is_erased_with_its_rows(place: &Place) {
@@ -584,12 +678,16 @@ async fn only_what_is_over_is_forgotten(place: &Place) {
     let over = waiting(&directory, "over", "g-2").await;
     directory.mark_ended(&over, None, "user").await.unwrap();
 
-    assert_eq!(directory.forget(later(-50), later(-50)).await.unwrap(), 1_500);
+    directory.mark_done(DedupKey::Internal(recent), None, later(-100)).await.unwrap();
+    assert_eq!(directory.forget(later(-50), later(-50), later(-50)).await.unwrap(), 1_501);
+    let before = directory.commits();
+    assert_eq!(directory.forget(later(-50), later(-50), later(-50)).await.unwrap(), 0);
+    assert_eq!(directory.commits(), before, "nothing is old, so nothing is written");
     assert!(!directory.is_done(DedupKey::Delivered(messages[0])).await.unwrap());
     assert!(directory.is_done(DedupKey::Delivered(recent)).await.unwrap());
     assert!(directory.find(&over).await.unwrap().is_some(), "over, but not for long enough");
 
-    assert_eq!(directory.forget(later(-50), later(50)).await.unwrap(), 1);
+    assert_eq!(directory.forget(later(-50), later(-50), later(50)).await.unwrap(), 1);
     assert_eq!(directory.find(&over).await.unwrap(), None);
     assert!(!directory.group_known("g-2").await.unwrap());
     assert!(directory.find(&open).await.unwrap().is_some());
@@ -638,6 +736,128 @@ async fn a_closed_directory_is_unavailable(place: &Place) {
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
 }
 
+/// As many writes as there are lanes: far fewer commits.
+async fn writes_at_the_same_time_share_commits(place: &Place) {
+    const WRITES: usize = 400;
+    let directory = place.open().await;
+    let before = directory.commits();
+    let messages: Vec<MessageId> = (0..WRITES).map(|_| MessageId::fresh()).collect();
+    waiting(&directory, "c-1", "g-1").await;
+    let opened = directory.commits();
+    assert!((1..=3).contains(&(opened - before)), "a write without company does not wait for others");
+    at_once(WRITES, |number| {
+        let (directory, message) = (directory.clone(), messages[number]);
+        async move {
+            let changes = Changes::default()
+                .relayed("g-1", &format!("m-{number}"))
+                .done(DedupKey::Delivered(message), None)
+                .poll_soon(&id("c-1"));
+            directory.record(changes).await.unwrap();
+        }
+    })
+    .await;
+    let commits = directory.commits() - opened;
+    assert!(commits <= 20, "{commits} commits for {WRITES} writes");
+    let keys: Vec<DedupKey> = messages.into_iter().map(DedupKey::Delivered).collect();
+    assert_eq!(directory.find_done(&keys).await.unwrap().len(), WRITES);
+    assert!(directory.last_relayed("g-1").await.unwrap().is_some());
+}
+
+/// What a crash leaves: each answered write is visible to another process at once.
+async fn an_answered_write_is_committed(place: &Place) {
+    let (writer, other) = (place.open().await, place.open().await);
+    at_once(50, |_| {
+        let (writer, other) = (writer.clone(), other.clone());
+        async move {
+            let key = DedupKey::Delivered(MessageId::fresh());
+            assert!(writer.mark_done(key, None, later(0)).await.unwrap(), "it is new");
+            assert!(other.is_done(key).await.unwrap(), "answered before its commit");
+        }
+    })
+    .await;
+}
+
+async fn a_refused_write_fails_alone(place: &Place) {
+    let directory = place.open().await;
+    let refused = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+    match place {
+        Place::Sqlite(_) => {
+            place
+                .execute(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON dedup_keys
+                     WHEN NEW.dedup_key LIKE '%018f0000-0000-7000-8000-000000000001'
+                     BEGIN SELECT RAISE(ABORT, 'refused'); END",
+                )
+                .await;
+        }
+        Place::Postgres { .. } => {
+            place
+                .execute(
+                    "ALTER TABLE dedup_keys ADD CONSTRAINT refuse
+                     CHECK (dedup_key NOT LIKE '%018f0000-0000-7000-8000-000000000001')",
+                )
+                .await;
+        }
+    }
+    let written = at_once(60, |number| {
+        let directory = directory.clone();
+        let message = if number == 30 { refused } else { MessageId::fresh() };
+        async move {
+            let changes = Changes::default().done(DedupKey::Internal(message), None).touched("g-1");
+            (message, directory.record(changes).await.is_ok())
+        }
+    })
+    .await;
+    for (message, is_written) in written {
+        assert_eq!(is_written, message != refused);
+        assert_eq!(directory.is_done(DedupKey::Internal(message)).await.unwrap(), is_written);
+    }
+}
+
+async fn an_attempt_reads_its_rows_once(place: &Place) {
+    let (directory, other) = (place.open().await, place.open().await);
+    let id = waiting(&directory, "c-1", "g-1").await;
+    directory.mark_relayed("g-1", "m-1").await.unwrap();
+    let (one, two) = (MessageId::derived("test", "1"), MessageId::derived("test", "2"));
+    let digest = PayloadDigest::of(b"first");
+    directory.mark_done(DedupKey::Delivered(one), Some(digest), later(0)).await.unwrap();
+    directory.mark_done(DedupKey::Answered(one), None, later(0)).await.unwrap();
+    let keys = [DedupKey::Delivered(one), DedupKey::Answered(one), DedupKey::Delivered(two)];
+    let before = found(&directory, &id).await;
+
+    for name in [LookupName::Conversation { id: "c-1", with_reply: true }, LookupName::Group("g-1")] {
+        let (done, known) = directory.look_up(name, one, &keys).await.unwrap();
+        let mut done: Vec<_> = done.into_iter().map(|done| (done.key, done.digest)).collect();
+        done.sort();
+        assert_eq!(done, [(keys[0], Some(digest)), (keys[1], None)]);
+        known
+            .within(async {
+                let seen = Observation { position: Some(9), ..Observation::default() };
+                other.record_observation(&id, "g-1", &seen).await.unwrap();
+                other.mark_relayed("g-1", "m-2").await.unwrap();
+            })
+            .await;
+        // The other process outdated the snapshot only inside of the attempt that wrote.
+        let (_, known) = directory.look_up(name, one, &[]).await.unwrap();
+        let seen = |position| Observation { position: Some(position), ..Observation::default() };
+        other.record_observation(&id, "g-1", &seen(7)).await.unwrap();
+        known
+            .within(async {
+                assert_eq!(found(&directory, &id).await.position, Some(9), "read with the lookup");
+                assert_eq!(directory.find_by_group("g-1").await.unwrap().unwrap().position, Some(9));
+                assert_eq!(directory.last_relayed("g-1").await.unwrap().as_deref(), Some("m-2"));
+                // A decision is made on the newest row.
+                directory.record_observation(&id, "g-1", &seen(5)).await.unwrap();
+                assert_eq!(found(&directory, &id).await.position, Some(5), "the attempt itself wrote");
+            })
+            .await;
+    }
+    let (done, known) = directory.look_up(LookupName::Group("g-unknown"), two, &keys[2..]).await.unwrap();
+    assert_eq!(done, []);
+    assert_eq!(known.within(directory.find_by_group("g-unknown")).await.unwrap(), None);
+    assert_ne!(found(&directory, &id).await, before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: tests/run starts it"]
 async fn a_lost_server_is_unavailable_until_it_is_back() {
@@ -652,12 +872,17 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
         ConversationState::Waiting,
         "a lost connection is replaced in silence"
     );
+    place.execute(throw_out).await;
+    directory.poll_soon(&id).await.unwrap();
 
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS false").await;
     place.on_server("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'").await;
     let error = directory.find(&id).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
+    let error = directory.poll_soon(&id).await.unwrap_err();
+    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS true").await;
+    directory.poll_soon(&id).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
     place.remove().await;
 }

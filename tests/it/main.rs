@@ -25,6 +25,7 @@ mod compose;
 mod config;
 mod console;
 mod conversations;
+mod course;
 mod dead_letter;
 mod demo;
 mod destinations;

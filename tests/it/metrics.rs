@@ -28,6 +28,7 @@ const DOCUMENTED: &[(&str, &[&str])] = &[
     ("causeway_breaker_state", &["destination"]),
     ("causeway_broker_connected", &[]),
     ("causeway_partitions_owned", &["destination"]),
+    ("causeway_directory_commit_seconds", &[]),
     ("causeway_conversations", &["state"]),
     ("causeway_build_info", &["engine", "version"]),
     ("process_cpu_seconds_total", &[]),

@@ -256,7 +256,7 @@ fn reads_settings(args: &[String]) -> bool {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["check", rest @ ..] => !rest.contains(&"--print-defaults"),
         ["servicenow", verb, ..] => ["install", "queues"].contains(verb),
-        [verb, ..] => ["serve", "ingress", "worker", "dead", "conversations"].contains(verb),
+        [verb, ..] => ["serve", "ingress", "worker", "dead", "conversations", "trace"].contains(verb),
         [] => false,
     }
 }

@@ -130,8 +130,8 @@ async fn the_second_copy_of_a_dead_event_is_a_repeat() {
         let dead = DedupKey::DeadLettered { message: message.id, replays: 0 };
         let deliverer = &bench.processor.deliverer;
         async move {
-            deliverer.note(&message, dead).await;
-            deliverer.settled_before(&message, false).await
+            deliverer.note(&message, dead, SettledAfter::default()).await;
+            deliverer.settled_before(&message, false).await.0
         }
     };
     for kind in [Kind::CallbackMessage, Kind::CallbackEvent, Kind::CallbackEnded, Kind::HandoffFailed] {
