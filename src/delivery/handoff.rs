@@ -136,7 +136,13 @@ impl HandoffHandler<'_> {
                     Outcome::Declined => {
                         let words = error.business().map(str::to_owned);
                         let instance = instance_of(self.message);
-                        self.deliverer.fail(id, "no_agent", words.as_deref(), &instance).await?;
+                        let answered = Deliverer::settled(
+                            Changes::default(),
+                            self.message,
+                            &attempt.outcome,
+                            self.attempts,
+                        );
+                        self.deliverer.decline(id, "no_agent", words.as_deref(), &instance, answered).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),

@@ -6,7 +6,7 @@
 //! Not responsible for: delivery (`callback.rs`).
 
 use super::{Deliverer, InternalError};
-use crate::conversation::Origin;
+use crate::conversation::{Changes, Origin};
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
 impl Deliverer {
@@ -98,6 +98,18 @@ impl Deliverer {
         detail: Option<&str>,
         instance: &str,
     ) -> Result<(), InternalError> {
+        self.decline(id, reason, detail, instance, Changes::default()).await
+    }
+
+    /// Fails a handoff after the answer to its start, as [`Self::fail`]. `answered` is the journal row of the start.
+    pub(super) async fn decline(
+        &self,
+        id: &ConversationId,
+        reason: &str,
+        detail: Option<&str>,
+        instance: &str,
+        answered: Changes,
+    ) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             reason: Some(reason.to_owned()),
@@ -105,7 +117,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.publish_notice(Kind::HandoffFailed, &notice, instance).await?;
-        self.count_end(directory.mark_failed(id, reason).await?, reason);
+        self.count_end(directory.mark_declined(id, reason, answered).await?, reason);
         Ok(())
     }
 }
