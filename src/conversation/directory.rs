@@ -314,6 +314,17 @@ impl Directory {
         self.change(id, StateEvent::Failed { reason }).await
     }
 
+    /// As [`Self::mark_failed`] after the answer to a start. `answered` is the journal row of the start, written in the same
+    /// transaction: a repeat of the start can otherwise arrive in between and begin the conversation again.
+    pub async fn mark_declined(
+        &self,
+        id: &ConversationId,
+        reason: &str,
+        answered: Changes,
+    ) -> Result<bool, DirectoryError> {
+        self.change_with(id, StateEvent::Failed { reason }, answered.into_statements()).await
+    }
+
     /// The bot side took its user back: the user gets no more messages in this episode. Returns true to the one caller that
     /// recorded it.
     pub async fn mark_released(&self, id: &ConversationId) -> Result<bool, DirectoryError> {
@@ -385,6 +396,15 @@ impl Directory {
 
     /// Read, step, write; repeated if another change came in between. Returns true if the row changed.
     async fn change(&self, id: &ConversationId, event: StateEvent<'_>) -> Result<bool, DirectoryError> {
+        self.change_with(id, event, Vec::new()).await
+    }
+
+    async fn change_with(
+        &self,
+        id: &ConversationId,
+        event: StateEvent<'_>,
+        more: Vec<Statement>,
+    ) -> Result<bool, DirectoryError> {
         for _ in 0..RACES_MAX {
             let stored = self.read(id).await?;
             let before = stored.as_ref().map(|stored| &stored.conversation);
@@ -395,7 +415,7 @@ impl Directory {
                 Some(stored) => (statements::UPDATE, stored.revision),
                 None => (statements::INSERT, 0),
             };
-            if self.save(sql, &after, revision).await? {
+            if self.save(sql, &after, revision, &more).await? {
                 self.changes.changed(id.as_str());
                 return Ok(true);
             }
@@ -414,6 +434,7 @@ impl Directory {
         sql: &'static str,
         after: &Conversation,
         revision: i64,
+        more: &[Statement],
     ) -> Result<bool, DirectoryError> {
         let values = [
             after.id.as_str().into(),
@@ -432,7 +453,8 @@ impl Directory {
             after.released_at.map(Timestamp::as_millisecond).into(),
             after.waiting_since.into(),
         ];
-        Ok(self.execute(sql, values).await? > 0)
+        let statements = std::iter::once(Statement::new(sql, values)).chain(more.iter().cloned()).collect();
+        Ok(self.write(statements).await? > 0)
     }
 
     /// Assigns this chat to this conversation, before it becomes the current chat.

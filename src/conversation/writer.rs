@@ -33,7 +33,7 @@ const BATCH_MAX: usize = 256;
 /// The largest number of writes that wait for a batch.
 const WAITING_MAX: usize = 1_024;
 
-/// The number of changed rows, without the rows of statements that a batch runs together.
+/// The number of rows that the first statement of a write changed; 0 if a batch runs the statement together for all rows.
 type Changed = Result<u64, DirectoryError>;
 
 /// A write and its caller.
@@ -265,11 +265,11 @@ impl Database {
                 let mut transaction = connection.begin_with(statements::BEGIN_SQLITE).await?;
                 let mut changed = Vec::with_capacity(writes.len());
                 for write in writes {
-                    let mut rows = 0;
+                    let mut rows = Vec::with_capacity(write.len());
                     for statement in *write {
-                        rows += execute!(&mut *transaction, statement, prepared)?;
+                        rows.push(execute!(&mut *transaction, statement, prepared)?);
                     }
-                    changed.push(rows);
+                    changed.push(rows.first().copied().unwrap_or(0));
                 }
                 transaction.commit().await?;
                 Ok(changed)
@@ -282,11 +282,11 @@ impl Database {
                 let mut transaction = connection.begin().await?;
                 let mut changed = Vec::with_capacity(writes.len());
                 for write in writes {
-                    let mut rows = 0;
+                    let mut rows = Vec::with_capacity(write.len());
                     for statement in write.iter().filter(|statement| statement.many.is_none()) {
-                        rows += execute!(&mut *transaction, statement, prepared)?;
+                        rows.push(execute!(&mut *transaction, statement, prepared)?);
                     }
-                    changed.push(rows);
+                    changed.push(rows.first().copied().unwrap_or(0));
                 }
                 for (ManyRows::Insert(sql) | ManyRows::Update(sql), rows) in together(writes) {
                     execute_many(&mut transaction, sql, &rows, prepared).await?;

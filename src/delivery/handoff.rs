@@ -136,7 +136,14 @@ impl HandoffHandler<'_> {
                     Outcome::Declined => {
                         let words = error.business().map(str::to_owned);
                         let instance = instance_of(self.message);
-                        self.deliverer.fail(id, "no_agent", words.as_deref(), &instance, Some(start)).await?;
+                        let answered = Deliverer::settled(
+                            Changes::default(),
+                            self.message,
+                            &attempt.outcome,
+                            self.attempts,
+                        );
+                        let (words, start) = (words.as_deref(), Some(start));
+                        self.deliverer.decline(id, "no_agent", words, &instance, start, answered).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),

@@ -6,7 +6,7 @@
 //! Not responsible for: delivery (`callback.rs`).
 
 use super::{Deliverer, InternalError};
-use crate::conversation::Origin;
+use crate::conversation::{Changes, Origin};
 use crate::message::handoff::HandoffStart;
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
@@ -100,6 +100,19 @@ impl Deliverer {
         instance: &str,
         start: Option<&HandoffStart>,
     ) -> Result<(), InternalError> {
+        self.decline(id, reason, detail, instance, start, Changes::default()).await
+    }
+
+    /// Fails a handoff after the answer to its start, as [`Self::fail`]. `answered` is the journal row of the start.
+    pub(super) async fn decline(
+        &self,
+        id: &ConversationId,
+        reason: &str,
+        detail: Option<&str>,
+        instance: &str,
+        start: Option<&HandoffStart>,
+        answered: Changes,
+    ) -> Result<(), InternalError> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let notice = Notice {
             reason: Some(reason.to_owned()),
@@ -108,7 +121,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.publish_notice(Kind::HandoffFailed, &notice, instance).await?;
-        self.count_end(directory.mark_failed(id, reason).await?, reason);
+        self.count_end(directory.mark_declined(id, reason, answered).await?, reason);
         Ok(())
     }
 }
