@@ -110,11 +110,14 @@ on_every_engine! {
         }
         relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
         relay.messages(&names, 1, 4).await;
-        let tripped = |shown: &Value| problems(shown).contains("the breaker of servicenow is ");
+        // A probing worker holds the messages of one partition for a moment; they do not count as waiting.
+        let tripped = |shown: &Value| {
+            let waits = servicenow(shown)["waiting"].as_u64().is_some_and(|waiting| waiting >= 4);
+            waits && problems(shown).contains("the breaker of servicenow is ")
+        };
         let (code, shown) = until(&relay, "a tripped breaker", tripped).await;
         assert_eq!(code, Some(1));
         assert!(["tripped", "probing"].contains(&servicenow(&shown)["breaker"].as_str().unwrap()), "{shown:#}");
-        assert!(servicenow(&shown)["waiting"].as_u64().unwrap() >= 4, "{shown:#}");
     }
 }
 

@@ -108,9 +108,10 @@ pub(in crate::queue) fn copy_out(folder: &Path, file: &Path) -> Result<Option<Co
     let lock = lock(folder)?;
     let path = folder.join("queue.sqlite");
     let broken = |error: rusqlite::Error| failed(&path, &error);
-    // What a crash left in the write-ahead log goes into the file.
+    // What a crash left in the write-ahead log goes into the file. A copy without such a log needs no files beside it. The
+    // engine turns the log on again.
     let connection = Connection::open(&path).map_err(broken)?;
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(broken)?;
+    connection.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(())).map_err(broken)?;
     connection.close().map_err(|(_, error)| broken(error))?;
     let found = count(&path, None)?;
     if found.is_empty() {

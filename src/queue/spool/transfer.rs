@@ -128,6 +128,8 @@ mod tests {
         assert_eq!(exported.iter().map(|one| one.count.messages).collect::<Vec<_>>(), [20, 20]);
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(export_spools(old.path(), &file).unwrap(), [], "nothing is exported twice");
+        let beside = std::fs::read_dir(old.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(beside.filter(|name| name.to_string_lossy().starts_with("spool.export")).count(), 2);
 
         // The folder 1 is in use by the other ingress.
         let own = store(new.path(), 1).await;
