@@ -531,6 +531,13 @@ async fn each_fact_is_remembered_by_itself(place: &Place) {
     assert_eq!(directory.find_done(&keys).await.unwrap().len(), 150);
 }
 
+/// The tables of the versions 5 and 6.
+async fn drop_later_tables(place: &Place) {
+    for table in ["incidents", "oauth_tokens", "queue_checks", "journal"] {
+        place.execute(&format!("DROP TABLE {table}")).await;
+    }
+}
+
 /// A directory of version 3, and one of version 4.
 async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     place.open().await.close().await;
@@ -540,10 +547,7 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
             "CREATE TABLE delivered_messages (message_id TEXT PRIMARY KEY, delivered_at BIGINT NOT NULL)",
         )
         .await;
-    place.execute("DROP TABLE incidents").await;
-    place.execute("DROP TABLE oauth_tokens").await;
-    place.execute("DROP TABLE queue_checks").await;
-    place.execute("DROP TABLE journal").await;
+    drop_later_tables(place).await;
     place.execute("DELETE FROM directory_version WHERE version >= 4").await;
     let message = MessageId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
     place
@@ -556,7 +560,7 @@ async fn an_older_directory_is_brought_up_to_date(place: &Place) {
     assert!(!directory.is_done(DedupKey::Forwarded(message)).await.unwrap());
     directory.close().await;
 
-    place.execute("DROP TABLE journal").await;
+    drop_later_tables(place).await;
     place.execute("DELETE FROM directory_version WHERE version >= 5").await;
     place
         .execute(
