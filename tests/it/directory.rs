@@ -533,8 +533,10 @@ async fn each_fact_is_remembered_by_itself(place: &Place) {
 
 /// The tables of the versions 5 and 6.
 async fn drop_later_tables(place: &Place) {
-    for table in ["incidents", "oauth_tokens", "queue_checks", "journal"] {
-        place.execute(&format!("DROP TABLE {table}")).await;
+    for statement in
+        ["DROP TABLE incidents", "DROP TABLE oauth_tokens", "DROP TABLE queue_checks", "DROP TABLE journal"]
+    {
+        place.execute(statement).await;
     }
 }
 
