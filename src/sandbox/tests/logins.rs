@@ -63,7 +63,7 @@ async fn records_are_written_found_and_guarded() {
     let found = bench.get(&format!("{table}?sysparm_query=name=a^script=1&sysparm_fields=name")).send().await;
     let found: Value = serde_json::from_str(&found.unwrap().text().await.unwrap()).unwrap();
     assert_eq!(found, serde_json::json!({ "result": [{ "name": "a" }] }));
-    assert_eq!(bench.get("/api/now/table/incident").send().await.unwrap().status(), 400);
+    assert_eq!(bench.get("/api/now/table/no_such_table").send().await.unwrap().status(), 400);
     for (tables, read, write) in
         [(TableAccess::Refused, 403, 403), (TableAccess::ReadOnly, 200, 403), (TableAccess::Hidden, 404, 201)]
     {
