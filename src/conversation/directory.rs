@@ -310,13 +310,9 @@ impl Directory {
     }
 
     /// No agent will come. Returns true to the one caller that was first. A conversation with an agent does not fail.
-    pub async fn mark_failed(&self, id: &ConversationId, reason: &str) -> Result<bool, DirectoryError> {
-        self.change(id, StateEvent::Failed { reason }).await
-    }
-
-    /// As [`Self::mark_failed`] after the answer to a start. `answered` is the journal row of the start, written in the same
-    /// transaction: a repeat of the start can otherwise arrive in between and begin the conversation again.
-    pub async fn mark_declined(
+    /// `answered`: the journal row of a start that ServiceNow answered. It is written only together with the failure: a
+    /// repeat of the start can otherwise arrive in between and begin the conversation again.
+    pub async fn mark_failed(
         &self,
         id: &ConversationId,
         reason: &str,
@@ -453,7 +449,8 @@ impl Directory {
             after.released_at.map(Timestamp::as_millisecond).into(),
             after.waiting_since.into(),
         ];
-        let statements = std::iter::once(Statement::new(sql, values)).chain(more.iter().cloned()).collect();
+        let more = more.iter().cloned().map(Statement::after_change);
+        let statements = std::iter::once(Statement::new(sql, values)).chain(more).collect();
         Ok(self.write(statements).await? > 0)
     }
 

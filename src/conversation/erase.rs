@@ -51,7 +51,7 @@ impl Directory {
         let rows = self.rows(id).await?;
         let names = std::iter::once(id).chain(rows.groups.iter().map(String::as_str));
         let from_journal =
-            names.map(|name| Statement::new(statements::ERASE_FROM_JOURNAL, [name.into(), id.into()]));
+            names.map(|name| Statement::new(statements::ERASE_FROM_JOURNAL, [name.into()]).after_change());
         let statements = std::iter::once(Statement::new(sql, [id.into()])).chain(from_journal).collect();
         let erased = self.write(statements).await?;
         self.empty_log().await?;

@@ -127,11 +127,13 @@ pub(super) const MARK_DONE: &str = "INSERT INTO dedup_keys (dedup_key, done_at, 
 
 /// Fails if a table is missing, and returns no row.
 pub(super) const READ_TABLES: &str = "SELECT 1 FROM conversations, conversation_groups, reply_handles, journal
-     WHERE journal.message_id = '' AND conversations.id = '' AND conversation_groups.chat_group = '' AND reply_handles.conversation_id = ''";
+     WHERE conversations.id = '' AND conversation_groups.chat_group = '' AND reply_handles.conversation_id = ''
+     AND journal.message_id = ''";
 
 /// Writes each time.
 pub(super) const WRITE_TEST: &str = "INSERT INTO dedup_keys (dedup_key, done_at) VALUES ($1, $2)
      ON CONFLICT (dedup_key) DO UPDATE SET done_at = excluded.done_at";
+
 /// As [`MARK_DONE`] for many rows, on PostgreSQL only.
 pub(super) const MARK_DONE_MANY: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest)
      SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING";
@@ -185,10 +187,8 @@ pub(super) const FIND_SETTLED_MANY: &str =
          $57, $58, $59, $60)";
 
 /// Removes what names a conversation from the journal. The rows stay, so that a repeat of a message is still recognised.
-/// Changes nothing while the conversation exists.
 pub(super) const ERASE_FROM_JOURNAL: &str =
-    "UPDATE journal SET conversation = NULL, request_id = NULL, trace_id = NULL WHERE conversation = $1
-     AND NOT EXISTS (SELECT 1 FROM conversations WHERE id = $2)";
+    "UPDATE journal SET conversation = NULL, request_id = NULL, trace_id = NULL WHERE conversation = $1";
 
 /// Deletes in small batches, as [`FORGET_DONE`].
 pub(super) const FORGET_JOURNAL: &str = "DELETE FROM journal WHERE (message_id, outcome, replays) IN (

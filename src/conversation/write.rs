@@ -53,6 +53,8 @@ pub(super) struct Statement {
     pub(super) sql: &'static str,
     pub(super) many: Option<ManyRows>,
     pub(super) values: Vec<SqlValue>,
+    /// Runs only if the first statement of the write has changed a row.
+    pub(super) needs_change: bool,
 }
 
 /// The same statement for many rows, with one array for each column. PostgreSQL runs the statement once for a whole batch,
@@ -67,7 +69,16 @@ pub(super) enum ManyRows {
 
 impl Statement {
     pub(super) fn new<const N: usize>(sql: &'static str, values: [SqlValue; N]) -> Self {
-        Self { sql, many: None, values: values.into() }
+        Self { sql, many: None, values: values.into(), needs_change: false }
+    }
+
+    pub(super) fn after_change(self) -> Self {
+        Self { needs_change: true, ..self }
+    }
+
+    /// Whether the statement runs in a write whose first statement changed this number of rows.
+    pub(super) const fn applies(&self, changed: u64) -> bool {
+        changed > 0 || !self.needs_change
     }
 
     fn with_many(self, many: ManyRows) -> Self {

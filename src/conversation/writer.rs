@@ -252,6 +252,20 @@ macro_rules! execute {
     }};
 }
 
+/// Runs the statements of one write. The value is the number of rows that the first one changed.
+macro_rules! execute_write {
+    ($transaction:expr, $statements:expr, $is_prepared:expr) => {{
+        let mut first = None;
+        for statement in $statements {
+            if statement.applies(first.unwrap_or(0)) {
+                let rows = execute!(&mut *$transaction, statement, $is_prepared)?;
+                first.get_or_insert(rows);
+            }
+        }
+        first.unwrap_or(0)
+    }};
+}
+
 impl Database {
     /// Commits these writes together. Returns the number of changed rows of each write.
     async fn commit(&self, writes: &[&[Statement]]) -> Result<Vec<u64>, BatchError> {
@@ -265,11 +279,7 @@ impl Database {
                 let mut transaction = connection.begin_with(statements::BEGIN_SQLITE).await?;
                 let mut changed = Vec::with_capacity(writes.len());
                 for write in writes {
-                    let mut rows = Vec::with_capacity(write.len());
-                    for statement in *write {
-                        rows.push(execute!(&mut *transaction, statement, prepared)?);
-                    }
-                    changed.push(rows.first().copied().unwrap_or(0));
+                    changed.push(execute_write!(transaction, write.iter(), prepared));
                 }
                 transaction.commit().await?;
                 Ok(changed)
@@ -282,13 +292,10 @@ impl Database {
                 let mut transaction = connection.begin().await?;
                 let mut changed = Vec::with_capacity(writes.len());
                 for write in writes {
-                    let mut rows = Vec::with_capacity(write.len());
-                    for statement in write.iter().filter(|statement| statement.many.is_none()) {
-                        rows.push(execute!(&mut *transaction, statement, prepared)?);
-                    }
-                    changed.push(rows.first().copied().unwrap_or(0));
+                    let single = write.iter().filter(|statement| statement.many.is_none());
+                    changed.push(execute_write!(transaction, single, prepared));
                 }
-                for (ManyRows::Insert(sql) | ManyRows::Update(sql), rows) in together(writes) {
+                for (ManyRows::Insert(sql) | ManyRows::Update(sql), rows) in together(writes, &changed) {
                     execute_many(&mut transaction, sql, &rows, prepared).await?;
                 }
                 transaction.commit().await?;
@@ -300,9 +307,13 @@ impl Database {
 
 /// The rows of each statement that runs once for all rows, in the order of their keys. The order is the same in every
 /// process, so that two transactions do not wait for each other.
-fn together<'a>(writes: &[&'a [Statement]]) -> BTreeMap<ManyRows, Vec<&'a [SqlValue]>> {
+fn together<'a>(writes: &[&'a [Statement]], changed: &[u64]) -> BTreeMap<ManyRows, Vec<&'a [SqlValue]>> {
     let mut found: BTreeMap<ManyRows, BTreeMap<&str, Vec<&'a [SqlValue]>>> = BTreeMap::new();
-    for statement in writes.iter().copied().flatten() {
+    let of_write = |(write, changed): (&&'a [Statement], &u64)| {
+        let changed = *changed;
+        write.iter().filter(move |statement| statement.applies(changed))
+    };
+    for statement in writes.iter().zip(changed).flat_map(of_write) {
         let (Some(many), Some(SqlValue::Text(Some(key)))) = (statement.many, statement.values.first()) else {
             continue;
         };

@@ -143,7 +143,7 @@ impl HandoffHandler<'_> {
                             self.attempts,
                         );
                         let (words, start) = (words.as_deref(), Some(start));
-                        self.deliverer.decline(id, "no_agent", words, &instance, start, answered).await?;
+                        self.deliverer.fail(id, "no_agent", words, &instance, start, answered).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),

@@ -46,7 +46,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{ConversationState, Directory, DirectoryError, DirectorySettings, Origin};
+use crate::conversation::{Changes, ConversationState, Directory, DirectoryError, DirectorySettings, Origin};
 use crate::message::routing::QueueRoutes;
 use crate::message::{
     BotSide, ConversationId, DeadLetter, DeadReason, Destination, Endpoint, Handoff, Kind, Message,
@@ -471,7 +471,7 @@ impl Deliverer {
             self.request_incident(id, reason, &instance, Some(&start)).await?;
             return Ok(());
         }
-        let told = self.fail(id, reason, None, &instance, Some(&start)).await;
+        let told = self.fail(id, reason, None, &instance, Some(&start), Changes::default()).await;
         self.give_up_virtual_agent(id, open.as_ref());
         told
     }

@@ -91,20 +91,9 @@ impl Deliverer {
     }
 
     /// Fails a handoff: no agent will come. The bot side is notified, so that the bot takes over. `instance`
-    /// distinguishes two failures of one conversation. `start`: the start that failed, for the record.
+    /// distinguishes two failures of one conversation. `start`: the start that failed, for the record. `answered`: the
+    /// journal row of the start, if ServiceNow answered the start.
     pub(super) async fn fail(
-        &self,
-        id: &ConversationId,
-        reason: &str,
-        detail: Option<&str>,
-        instance: &str,
-        start: Option<&HandoffStart>,
-    ) -> Result<(), InternalError> {
-        self.decline(id, reason, detail, instance, start, Changes::default()).await
-    }
-
-    /// Fails a handoff after the answer to its start, as [`Self::fail`]. `answered` is the journal row of the start.
-    pub(super) async fn decline(
         &self,
         id: &ConversationId,
         reason: &str,
@@ -121,7 +110,7 @@ impl Deliverer {
             ..Notice::about(id.clone())
         };
         self.publish_notice(Kind::HandoffFailed, &notice, instance).await?;
-        self.count_end(directory.mark_declined(id, reason, answered).await?, reason);
+        self.count_end(directory.mark_failed(id, reason, answered).await?, reason);
         Ok(())
     }
 }

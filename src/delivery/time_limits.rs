@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, Directory};
+use crate::conversation::{Changes, Conversation, Directory};
 use crate::message::handoff::{EndCause, HandoffEnd};
 use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
@@ -55,7 +55,15 @@ impl Deliverer {
     /// same id either way.
     pub(super) async fn give_up_waiting(&self, conversation: &Conversation) -> Result<(), InternalError> {
         let instance = conversation.opened_at.as_millisecond().to_string();
-        self.fail(&conversation.id, EndCause::WaitedTooLong.as_str(), None, &instance, None).await
+        self.fail(
+            &conversation.id,
+            EndCause::WaitedTooLong.as_str(),
+            None,
+            &instance,
+            None,
+            Changes::default(),
+        )
+        .await
     }
 
     /// Publishes the end in the conversation's lane. The id follows from the chat, so the same chat is left once.

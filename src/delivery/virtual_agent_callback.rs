@@ -11,7 +11,7 @@ use super::agent_joins::{is_settled, joined_instance};
 use super::relay::{MessageAuthor, RelayedMessage, TYPING_LASTS};
 use super::{Attempt, Deliverer, InternalError};
 use crate::clock;
-use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, Observation};
+use crate::conversation::{Changes, Conversation, ConversationState, DedupKey, Directory, Observation};
 use crate::message::{Endpoint, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{
     CallbackItem, ChatSign, ItemMeaning, Receipt, VirtualAgentCallback, end_request,
@@ -405,7 +405,7 @@ impl CallbackContext<'_> {
             ..Notice::about(id.clone())
         };
         self.deliverer.publish_notice(Kind::HandoffFailed, &notice, "").await?;
-        let is_first = self.directory.mark_failed(id, "no_agent").await?;
+        let is_first = self.directory.mark_failed(id, "no_agent", Changes::default()).await?;
         self.deliverer.count_end(is_first, "no_agent");
         if let Some(servicenow) = &self.deliverer.servicenow {
             servicenow.forget(id);

@@ -219,7 +219,7 @@ async fn a_conversation_lives_from_request_to_end(place: &Place) {
     assert_eq!(active.opened_at, requested.opened_at);
     directory.record_observation(&id, "g-1", &seen).await.unwrap();
     assert_eq!(found(&directory, &id).await, active, "seeing the same again is no update");
-    assert!(!directory.mark_failed(&id, "no_agent").await.unwrap(), "it has an agent");
+    assert!(!directory.mark_failed(&id, "no_agent", Changes::default()).await.unwrap(), "it has an agent");
 
     assert!(directory.mark_ended(&id, Some("g-1"), "agent").await.unwrap());
     let ended = found(&directory, &id).await;
@@ -325,7 +325,7 @@ async fn ending_and_failing_cross_once(place: &Place) {
                 if caller % 2 == 0 {
                     directory.mark_ended(&id, None, "user").await.unwrap()
                 } else {
-                    directory.mark_failed(&id, "no_agent").await.unwrap()
+                    directory.mark_failed(&id, "no_agent", Changes::default()).await.unwrap()
                 }
             }
         })
@@ -364,7 +364,7 @@ async fn a_conversation_is_reopened_after_its_end(place: &Place) {
         let owner = directory.find_by_group(group).await.unwrap().unwrap();
         assert_eq!((owner.id, owner.group.as_deref()), (id.clone(), Some("g-2")));
     }
-    assert!(directory.mark_failed(&id, "no_agent").await.unwrap());
+    assert!(directory.mark_failed(&id, "no_agent", Changes::default()).await.unwrap());
     // A request over the handoff API never reopens a conversation of a bot.
     directory.mark_requested(&id, Origin::Api, None).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, ConversationState::Failed);
@@ -635,6 +635,10 @@ async fn the_journal_keeps_how_a_message_was_settled(place: &Place) {
     assert_eq!(died.trace_id.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
     assert_eq!(died.digest, sent.digest);
     assert_eq!(directory.journal_of_chat("g-1").await.unwrap().len(), 1);
+
+    // What belongs to a change is written only with the change.
+    assert!(!directory.erase("c-1", false).await.unwrap(), "the conversation is open");
+    assert_eq!(directory.journal_of_chat("c-1").await.unwrap(), rows);
 
     // An erased conversation leaves the rows, by which repeats are recognised, and no name.
     assert!(directory.erase("c-1", true).await.unwrap());
