@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::harness::amqp::Amqp;
 use super::harness::broker::Broker;
-use super::harness::matrix::{Bench, Engine};
+use super::harness::matrix::Bench;
 use super::harness::proxy::Proxy;
 use super::harness::wait::eventually;
 use super::queue_contract::{SOON, dead, home, open_rabbit, rabbit_settings, text, tuning, visit};
@@ -79,11 +79,10 @@ async fn a_private_broker_that_refuses_a_large_message_refuses_it_alone() {
     one_large_message_among_many(open_rabbit(&vhost.url()).await, 65_536).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs RabbitMQ 4.3: tests/run starts it"]
-async fn a_message_above_the_limit_of_4_3_is_refused_alone() {
-    let bench = Engine::Rabbit43.bench().unwrap();
-    one_large_message_among_many(open_rabbit(&url(&bench)).await, 16 * 1024 * 1024).await;
+on_newest_rabbit! {
+    async fn a_message_above_the_limit_of_the_newest_broker_is_refused_alone(bench: Bench) {
+        one_large_message_among_many(open_rabbit(&url(&bench)).await, 16 * 1024 * 1024).await;
+    }
 }
 
 on_every_rabbit! {

@@ -9,7 +9,6 @@ use serde_json::json;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::harness::http;
-use crate::harness::matrix::{Bench, Engine};
 use crate::harness::postgres::Database;
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 use crate::harness::wait::eventually;
@@ -128,73 +127,72 @@ async fn becomes(relay: &Relay, status: u16) -> String {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs RabbitMQ 4.3: tests/run starts it"]
-async fn each_state_of_postgresql_is_named_and_heals() {
-    let bench: Bench = Engine::Rabbit43.bench().unwrap();
-    let database = Database::create().await.unwrap();
-    let (url, name) = (database.url(), database.url().rsplit('/').next().unwrap().to_owned());
-    let admin = url.replace(&name, "postgres");
-    let relay = Plan::on(&bench).apart(1).set("directory.url", url.as_str()).start().await;
-    let group = relay.open("c-1").await;
-    let end_sessions = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
-    );
-    for (number, (state, begin, end)) in [
-        (
-            "read-only",
-            format!("ALTER DATABASE {name} SET default_transaction_read_only = on; {end_sessions}"),
-            // The sessions stay read-only, as those with a demoted server do. Causeway has to leave them.
-            format!("ALTER DATABASE {name} RESET default_transaction_read_only"),
-        ),
-        (
-            "refused",
-            format!("{end_sessions}; ALTER DATABASE {name} RENAME TO {name}_away"),
-            format!("ALTER DATABASE {name}_away RENAME TO {name}"),
-        ),
-        ("tables", String::new(), String::new()),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let of_table = state == "tables";
-        // A session that comes in between makes the new name impossible, so the attempt is repeated.
-        if of_table {
-            sql(&url, "ALTER TABLE conversations RENAME TO elsewhere".to_owned()).await;
-        } else {
-            eventually("the change of the database", PATIENCE, async || {
-                let mut connection =
-                    PgConnection::connect(&admin).await.map_err(|error| error.to_string())?;
-                for part in begin.split("; ") {
-                    let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(part.to_owned()));
-                    connection.execute(statement).await.map_err(|error| error.to_string())?;
-                }
-                Ok(())
+on_newest_rabbit! {
+    async fn each_state_of_postgresql_is_named_and_heals(bench: Bench) {
+        let database = Database::create().await.unwrap();
+        let (url, name) = (database.url(), database.url().rsplit('/').next().unwrap().to_owned());
+        let admin = url.replace(&name, "postgres");
+        let relay = Plan::on(&bench).apart(1).set("directory.url", url.as_str()).start().await;
+        let group = relay.open("c-1").await;
+        let end_sessions = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        );
+        for (number, (state, begin, end)) in [
+            (
+                "read-only",
+                format!("ALTER DATABASE {name} SET default_transaction_read_only = on; {end_sessions}"),
+                // The sessions stay read-only, as those with a demoted server do. Causeway has to leave them.
+                format!("ALTER DATABASE {name} RESET default_transaction_read_only"),
+            ),
+            (
+                "refused",
+                format!("{end_sessions}; ALTER DATABASE {name} RENAME TO {name}_away"),
+                format!("ALTER DATABASE {name}_away RENAME TO {name}"),
+            ),
+            ("tables", String::new(), String::new()),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let of_table = state == "tables";
+            // A session that comes in between makes the new name impossible, so the attempt is repeated.
+            if of_table {
+                sql(&url, "ALTER TABLE conversations RENAME TO elsewhere".to_owned()).await;
+            } else {
+                eventually("the change of the database", PATIENCE, async || {
+                    let mut connection =
+                        PgConnection::connect(&admin).await.map_err(|error| error.to_string())?;
+                    for part in begin.split("; ") {
+                        let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(part.to_owned()));
+                        connection.execute(statement).await.map_err(|error| error.to_string())?;
+                    }
+                    Ok(())
+                })
+                .await;
+            }
+            let text = becomes(&relay, 503).await;
+            assert!(text.contains("the directory is not usable"), "{state}: {text}");
+            eventually("one line for each state", PATIENCE, async || {
+                let log = relay.processes[1].running.stderr();
+                let warned = |line: &&str| line.contains("WARN") && line.contains("the directory cannot be used");
+                let lines: Vec<_> = log.lines().filter(warned).collect();
+                let is_new = lines.len() == number + 1 && lines[number].contains(state);
+                if is_new { Ok(()) } else { Err(format!("{state}: {lines:#?}")) }
             })
             .await;
+            if of_table {
+                sql(&url, "ALTER TABLE elsewhere RENAME TO conversations".to_owned()).await;
+            } else {
+                sql(&admin, end).await;
+            }
+            becomes(&relay, 200).await;
+            relay.say("c-1", &format!("after {state}")).await;
         }
-        let text = becomes(&relay, 503).await;
-        assert!(text.contains("the directory is not usable"), "{state}: {text}");
-        eventually("one line for each state", PATIENCE, async || {
-            let log = relay.processes[1].running.stderr();
-            let warned = |line: &&str| line.contains("WARN") && line.contains("the directory cannot be used");
-            let lines: Vec<_> = log.lines().filter(warned).collect();
-            let is_new = lines.len() == number + 1 && lines[number].contains(state);
-            if is_new { Ok(()) } else { Err(format!("{state}: {lines:#?}")) }
-        })
-        .await;
-        if of_table {
-            sql(&url, "ALTER TABLE elsewhere RENAME TO conversations".to_owned()).await;
-        } else {
-            sql(&admin, end).await;
-        }
-        becomes(&relay, 200).await;
-        relay.say("c-1", &format!("after {state}")).await;
+        relay
+            .until("every text", |relay| {
+                let said = relay.said(&group);
+                if said.len() == 4 { Ok(()) } else { Err(format!("{said:?}")) }
+            })
+            .await;
     }
-    relay
-        .until("every text", |relay| {
-            let said = relay.said(&group);
-            if said.len() == 4 { Ok(()) } else { Err(format!("{said:?}")) }
-        })
-        .await;
 }

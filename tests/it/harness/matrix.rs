@@ -7,7 +7,8 @@
 //! ```
 //! makes `keeps_order::embedded`, `keeps_order::rabbit_3_10` and `keeps_order::rabbit_4_3`. The tests on RabbitMQ are
 //! ignored unless `tests/run` or `--run-ignored all` selects them. A selected test fails if its engine is missing, so
-//! no test passes without having run. `on_every_rabbit!` is the same without the embedded engine.
+//! no test passes without having run. `on_every_rabbit!` is the same without the embedded engine, `on_newest_rabbit!` has
+//! only RabbitMQ 4.3. `tests/run` leaves tests out by these names, if an engine is missing.
 
 use tempfile::TempDir;
 
@@ -87,6 +88,18 @@ macro_rules! on_every_rabbit {
             use super::*;
             on_engines!(@body ($bench) $body);
             on_engines!(@test #[ignore = "needs RabbitMQ: tests/run starts it"] rabbit_3_10 => Rabbit310);
+            on_engines!(@test #[ignore = "needs RabbitMQ 4.3: tests/run starts it"] rabbit_4_3 => Rabbit43);
+        }
+    )+ };
+}
+
+/// One `#[tokio::test]` on the newest RabbitMQ, for a test whose subject is not the broker.
+macro_rules! on_newest_rabbit {
+    ($(async fn $name:ident($bench:ident: Bench) $body:block)+) => { $(
+        mod $name {
+            #[allow(unused_imports, reason = "a body may need nothing from around it")]
+            use super::*;
+            on_engines!(@body ($bench) $body);
             on_engines!(@test #[ignore = "needs RabbitMQ 4.3: tests/run starts it"] rabbit_4_3 => Rabbit43);
         }
     )+ };

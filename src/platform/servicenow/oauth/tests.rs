@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use axum::Router;
 use axum::http::header::AUTHORIZATION;
 use axum::routing::{get, post};
+use tokio::sync::watch;
 
 use super::super::{ServiceNow, ServiceNowLogin, ServiceNowSettings};
 use super::*;
@@ -28,35 +29,26 @@ type Asked = Vec<std::collections::BTreeMap<String, String>>;
 
 /// A store in memory, as two processes share it.
 #[derive(Default)]
-struct MemoryStore(StdMutex<Option<String>>);
-
-impl MemoryStore {
-    fn token(&self) -> Option<SecretString> {
-        self.0.lock().unwrap().clone().map(SecretString::from)
-    }
-}
+struct MemoryStore(watch::Sender<Option<String>>);
 
 impl RefreshTokenStore for MemoryStore {
     fn newest(&self) -> BoxFuture<'_, Option<SecretString>> {
-        Box::pin(async { self.token() })
+        let newest = self.0.borrow().clone().map(SecretString::from);
+        Box::pin(async { newest })
     }
 
     fn other_than<'a>(&'a self, refused: &'a SecretString) -> BoxFuture<'a, Option<SecretString>> {
         Box::pin(async {
-            for _ in 0..100 {
-                if let Some(token) = self.token()
-                    && token.expose_secret() != refused.expose_secret()
-                {
-                    return Some(token);
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            None
+            let mut kept = self.0.subscribe();
+            let is_other =
+                |token: &Option<String>| token.as_ref().is_some_and(|it| it != refused.expose_secret());
+            let other = tokio::time::timeout(Duration::from_secs(1), kept.wait_for(is_other)).await;
+            other.ok()?.ok()?.clone().map(SecretString::from)
         })
     }
 
     fn keep(&self, token: SecretString) -> BoxFuture<'_, bool> {
-        *self.0.lock().unwrap() = Some(token.expose_secret().to_owned());
+        self.0.send_replace(Some(token.expose_secret().to_owned()));
         Box::pin(async { true })
     }
 }
