@@ -195,7 +195,7 @@ pub fn proxies(settings: &Settings) -> Vec<(&'static str, ProxyAddress)> {
 
 fn log_network(settings: &Settings) {
     let expiry = settings.network.servicenow.tls.client_expiry();
-    if let Some(expiry) = expiry.filter(|expiry| expiry.is_near(crate::clock::now())) {
+    if let Some(expiry) = expiry.filter(|expiry| expiry.is_near(crate::clock::machine())) {
         tracing::warn!(subject = %expiry.subject, until = %expiry.day(), "renew servicenow.client_cert_file");
     }
     for (destination, proxy) in proxies(settings) {

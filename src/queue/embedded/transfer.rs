@@ -118,7 +118,8 @@ pub(in crate::queue) fn copy_out(folder: &Path, file: &Path) -> Result<Option<Co
         return Ok(None);
     }
     install(&path, file).map_err(|error| failed(file, &error))?;
-    if count(file, None)? != found {
+    if !count(file, None).is_ok_and(|copy| copy == found) {
+        let _ = std::fs::remove_file(file);
         return Err(failed(file, &"the copy is not complete"));
     }
     Ok(Some(CopiedQueue { count: found, folder: folder.to_owned(), _lock: lock }))
