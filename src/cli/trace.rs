@@ -9,7 +9,7 @@
 //! dead letters, and standard error says so.
 //! Not responsible for: messages that wait in a queue. They have no row in the journal yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use jiff::Timestamp;
@@ -334,11 +334,11 @@ fn text(events: &[CourseEvent], columns: usize) -> String {
     };
     let head = ["AT (UTC)", "EVENT", "MESSAGE", "TO", "DETAIL"];
     let table = output::table_within(columns, 4, &head, events.iter().map(row).collect(), &[]);
-    let mut messages: BTreeMap<MessageId, &str> = BTreeMap::new();
+    let mut messages = BTreeSet::new();
     let mut lines = vec![table, String::new()];
     for event in events {
         let Some(id) = event.message else { continue };
-        if messages.insert(id, "").is_none() {
+        if messages.insert(id) {
             let kind = event.kind.as_deref().unwrap_or("of an older version");
             lines.push(format!("{id}  {kind}"));
         }
