@@ -425,6 +425,7 @@ fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> Rab
     RabbitSettings {
         url,
         tls: settings.queue.tls.clone(),
+        names: settings.queue.names.clone(),
         declare: settings.queue.declare,
         heartbeat: settings.queue.heartbeat,
         tuning: tuning(settings),

@@ -17,6 +17,7 @@ use url::Url;
 use crate::config::Settings;
 use crate::platform::http::HttpCall;
 use crate::platform::{HttpClient, HttpProblem, HttpSettings, NetworkSettings};
+use crate::queue::rabbit::TopologyNames;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The delivery limit of Causeway's partitions (`queue/rabbit/topology.rs`). The smaller of two limits applies.
@@ -46,6 +47,7 @@ impl fmt::Display for UnsafeQueue {
 pub struct BrokerPolicies {
     http: HttpClient,
     url: Url,
+    names: TopologyNames,
 }
 
 #[derive(Deserialize)]
@@ -80,13 +82,13 @@ impl BrokerPolicies {
             ("page", "1"),
             ("page_size", PAGE),
             ("use_regex", "true"),
-            ("name", r"^(w\.|dlq\.|unrouted$)"),
+            ("name", &settings.queue.names.keeping()),
             ("columns", "name,policy,operator_policy,effective_policy_definition"),
         ]);
         let network = NetworkSettings { tls: settings.queue.tls.clone(), ..NetworkSettings::default() };
         let user_agent = concat!("causeway/", env!("CARGO_PKG_VERSION")).to_owned();
         let http = HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent, network })?;
-        Ok(Some(Self { http, url }))
+        Ok(Some(Self { http, url, names: settings.queue.names.clone() }))
     }
 
     /// The queues whose policies delete messages now.
@@ -106,12 +108,12 @@ impl BrokerPolicies {
         let body = reply.body.map_err(|error| error.detail)?;
         let page: Page =
             serde_json::from_slice(&body).map_err(|_| "the answer is not that of RabbitMQ".to_owned())?;
-        Ok(page.items.iter().filter_map(QueueRow::judge).collect())
+        Ok(page.items.iter().filter_map(|row| row.judge(&self.names)).collect())
     }
 }
 
 impl QueueRow {
-    fn judge(&self) -> Option<UnsafeQueue> {
+    fn judge(&self, names: &TopologyNames) -> Option<UnsafeQueue> {
         let definition = &self.effective_policy_definition;
         let has = |name: &str| definition.get(name).is_some_and(|value| !value.is_null());
         let mut entries = Vec::new();
@@ -120,18 +122,18 @@ impl QueueRow {
                 entries.push(name);
             }
         }
-        if self.name.starts_with("w.") {
-            // The partitions have the argument x-overflow, so a length only makes them refuse messages.
-            let limit = definition.get("delivery-limit").and_then(serde_json::Value::as_u64);
-            if limit.is_some_and(|limit| limit < DELIVERY_LIMIT) {
-                entries.push("delivery-limit");
-            }
-        } else if definition.get("overflow").and_then(serde_json::Value::as_str) != Some("reject-publish") {
+        // Without an overflow of the policy that of the queue applies: a full queue refuses messages.
+        let overflow = definition.get("overflow").and_then(serde_json::Value::as_str);
+        if overflow.is_some_and(|overflow| overflow != "reject-publish") {
             for name in ["max-length", "max-length-bytes"] {
                 if has(name) {
                     entries.push(name);
                 }
             }
+        }
+        let limit = definition.get("delivery-limit").and_then(serde_json::Value::as_u64);
+        if names.is_partition(&self.name) && limit.is_some_and(|limit| limit < DELIVERY_LIMIT) {
+            entries.push("delivery-limit");
         }
         if entries.is_empty() {
             return None;
@@ -154,36 +156,49 @@ mod tests {
 
     use super::*;
 
+    fn names() -> TopologyNames {
+        TopologyNames::parse("causeway.").unwrap()
+    }
+
     fn judged(name: &str, definition: serde_json::Value) -> Vec<&'static str> {
         let row = json!({ "name": name, "policy": "theirs", "effective_policy_definition": definition });
         let row: QueueRow = serde_json::from_value(row).unwrap();
-        row.judge().map(|found| found.entries).unwrap_or_default()
+        row.judge(&names()).map(|found| found.entries).unwrap_or_default()
     }
 
     #[test]
     fn what_deletes_messages_is_told_from_what_refuses_them() {
         let ours = json!({ "max-length-bytes": 1_073_741_824, "overflow": "reject-publish" });
         for (name, definition, entries) in [
-            ("dlq.xo", ours.clone(), vec![]),
-            ("w.xo.0", ours, vec![]),
-            ("dlq.xo", json!([]), vec![]),
-            ("dlq.xo", json!({ "max-length": 10 }), vec!["max-length"]),
+            ("causeway.dlq.xo", ours.clone(), vec![]),
+            ("causeway.w.xo.0", ours, vec![]),
+            ("causeway.dlq.xo", json!([]), vec![]),
+            ("causeway.dlq.xo", json!({ "max-length": 10 }), vec![]),
+            ("causeway.dlq.xo", json!({ "max-length": 10, "overflow": "drop-head" }), vec!["max-length"]),
             (
-                "unrouted",
+                "causeway.unrouted",
                 json!({ "max-length-bytes": 10, "overflow": "drop-head" }),
                 vec!["max-length-bytes"],
             ),
-            ("dlq.xo", json!({ "message-ttl": 2000, "expires": 3000 }), vec!["message-ttl", "expires"]),
-            ("w.xo.0", json!({ "max-length": 10 }), vec![]),
-            ("w.xo.0", json!({ "message-ttl": 2000 }), vec!["message-ttl"]),
-            ("w.xo.0", json!({ "delivery-limit": 20 }), vec!["delivery-limit"]),
-            ("w.xo.0", json!({ "delivery-limit": 2_000_000 }), vec![]),
+            (
+                "causeway.dlq.xo",
+                json!({ "message-ttl": 2000, "expires": 3000 }),
+                vec!["message-ttl", "expires"],
+            ),
+            ("causeway.w.xo.0", json!({ "max-length": 10 }), vec![]),
+            ("causeway.w.xo.0", json!({ "max-length": 10, "overflow": "drop-head" }), vec!["max-length"]),
+            ("causeway.w.xo.0", json!({ "message-ttl": 2000 }), vec!["message-ttl"]),
+            ("causeway.w.xo.0", json!({ "delivery-limit": 20 }), vec!["delivery-limit"]),
+            ("causeway.w.xo.0", json!({ "delivery-limit": 2_000_000 }), vec![]),
         ] {
             assert_eq!(judged(name, definition.clone()), entries, "{name} {definition}");
         }
-        let row = json!({ "name": "dlq.xo", "policy": "", "operator_policy": "theirs",
+        let row = json!({ "name": "causeway.dlq.xo", "policy": "", "operator_policy": "theirs",
                           "effective_policy_definition": { "message-ttl": 1 } });
         let row: QueueRow = serde_json::from_value(row).unwrap();
-        assert_eq!(row.judge().unwrap().to_string(), "dlq.xo: message-ttl of the operator policy theirs");
+        assert_eq!(
+            row.judge(&names()).unwrap().to_string(),
+            "causeway.dlq.xo: message-ttl of the operator policy theirs"
+        );
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn run(args: BrokerArgs, sources: &SettingFiles) -> Result<(), CliFai
     let of_url = settings.queue.url.as_ref().map(BrokerUrl::vhost);
     let vhost = args.vhost.or(of_url).unwrap_or_else(|| "causeway".to_owned());
     let made = DefinitionSettings { vhost, users: args.users, version: args.broker_version };
-    Ok(output::json(&definitions(&app::tuning(&settings), &made))?)
+    Ok(output::json(&definitions(&settings.queue.names, &app::tuning(&settings), &made))?)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("data_dir", Open),
     ("drain", Open),
     ("queue.url", Secret),
+    ("queue.prefix", Open),
     ("queue.declare", Open),
     ("queue.partitions", Open),
     ("queue.prefetch", Open),

@@ -19,7 +19,7 @@ use super::settings::{
 };
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
-use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
@@ -66,8 +66,12 @@ fn events_keys(reader: &mut SettingsReader) -> Vec<WebhookKey> {
 fn queue(reader: &mut SettingsReader) -> QueueSettings {
     let expected = "an address such as amqp://user:password@host:5672/%2f, or with several hosts: amqp://user:password@host1,host2/%2f";
     let url = reader.parsed("queue.url", expected, BrokerUrl::parse);
+    let expected = "at most 100 letters, digits and -_.:, such as causeway.";
+    let names = reader.parsed("queue.prefix", expected, TopologyNames::parse);
     QueueSettings {
         url,
+        // With a mistake no process starts.
+        names: names.unwrap_or_default(),
         declare: choice_of(reader, "queue.declare", QueueDeclare::ALL, QueueDeclare::as_str)
             .unwrap_or(QueueDeclare::Make),
         partitions: reader.whole("queue.partitions", 1, 256),

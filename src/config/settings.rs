@@ -14,7 +14,7 @@ use url::Url;
 use super::network::NetworkConfig;
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::platform::WebhookKey;
-use crate::queue::rabbit::{BrokerUrl, QueueDeclare};
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
 use crate::telemetry::LogSettings;
 use crate::tls::TlsFiles;
 
@@ -81,6 +81,8 @@ pub struct Settings {
 pub struct QueueSettings {
     /// RabbitMQ; `None` for the embedded engine.
     pub url: Option<BrokerUrl>,
+    /// `queue.prefix`
+    pub names: TopologyNames,
     pub declare: QueueDeclare,
     pub partitions: u16,
     pub prefetch: u16,

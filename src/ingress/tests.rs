@@ -11,7 +11,7 @@ use super::*;
 use crate::message::{Destination, Destinations, KnownBot};
 use crate::queue::QueueTuning;
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
+use crate::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse, TopologyNames};
 use crate::tls::TlsFiles;
 
 const LIMIT: usize = 1 << 20;
@@ -25,6 +25,7 @@ fn absent_queue() -> Queue {
     Queue::Rabbit(RabbitQueue::open(RabbitSettings {
         url: BrokerUrl::parse("amqp://guest:guest@127.0.0.1:1/%2f").unwrap(),
         tls: TlsFiles::default(),
+        names: TopologyNames::default(),
         declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(15),
         tuning: QueueTuning {

@@ -111,7 +111,7 @@ on_every_rabbit! {
         let proxy = Proxy::start(vhost.broker()).await;
         let queue = open_rabbit(&vhost.url_through(proxy.addr())).await;
         queue.publish(&text("before", 0)).await.unwrap();
-        vhost.set_rights("guest", ALL, "^(?!in$).*", ALL);
+        vhost.set_rights("guest", ALL, r"^(?!causeway\.in$).*", ALL);
         // A channel remembers a right for a while, so it has to be a new one.
         proxy.cut();
         eventually("the refusal", PATIENCE, async || match queue.publish(&text("meanwhile", 0)).await {
@@ -120,7 +120,7 @@ on_every_rabbit! {
         })
         .await;
         let reason = queue.unready().expect("a process that cannot publish is not ready");
-        assert!(reason.contains("exchange 'in'"), "{reason}");
+        assert!(reason.contains("exchange 'causeway.in'"), "{reason}");
         queue.dead_letter(&dead(1)).await.expect("the other exchange takes its messages");
         vhost.set_rights("guest", ALL, ALL, ALL);
         publishes(&queue).await;
@@ -136,7 +136,7 @@ on_every_rabbit! {
         let queue = Queue::Rabbit(queue);
         queue.subscribe(home()).await.expect_err("a queue that may not be read");
         let reason = queue.unready().expect("a worker that receives nothing is not ready");
-        assert!(reason.contains(&format!("queue 'w.{}'", home())), "{reason}");
+        assert!(reason.contains(&format!("queue 'causeway.w.{}'", home())), "{reason}");
         let user = user.strip_prefix("amqp://").and_then(|user| user.split(':').next()).unwrap();
         vhost.set_rights(user, ALL, ALL, ALL);
         queue.subscribe(home()).await.unwrap().close().await;
@@ -148,15 +148,15 @@ on_every_rabbit! {
         let vhost = bench.vhost().unwrap();
         let proxy = Proxy::start(vhost.broker()).await;
         let queue = open_rabbit(&vhost.url_through(proxy.addr())).await;
-        vhost.delete_queue("dlq.xo");
-        Amqp::open(&vhost.url()).await.declare("dlq.xo", "classic").await;
+        vhost.delete_queue("causeway.dlq.xo");
+        Amqp::open(&vhost.url()).await.declare("causeway.dlq.xo", "classic").await;
         proxy.cut();
         eventually("the reason", PATIENCE, async || match queue.unready() {
-            Some(reason) if reason.contains("dlq.xo") => Ok(()),
+            Some(reason) if reason.contains("causeway.dlq.xo") => Ok(()),
             other => Err(format!("{other:?}")),
         })
         .await;
-        vhost.delete_queue("dlq.xo");
+        vhost.delete_queue("causeway.dlq.xo");
         publishes(&queue).await;
         queue.close().await;
     }
@@ -168,7 +168,7 @@ on_every_rabbit! {
             let queue = open(&user, declare);
             let refused = queue.ready(SOON).await.expect_err("there is no queue yet");
             assert!(matches!(refused, QueueError::Refused(_)), "{refused}");
-            assert!(refused.to_string().contains("in, dlx, in.unrouted"), "{refused}");
+            assert!(refused.to_string().contains("(causeway.in.unrouted, causeway.in, "), "{refused}");
             Queue::Rabbit(queue).close().await;
         }
         let waiting = open(&user, QueueDeclare::Check);
@@ -186,7 +186,7 @@ on_every_rabbit! {
     async fn each_role_has_enough_rights_with_those_of_the_documentation(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         open_rabbit(&vhost.url()).await.close().await;
-        let ingress = vhost.url_with_rights("ingress", NONE, "^(in|dlx)$", NONE);
+        let ingress = vhost.url_with_rights("ingress", NONE, r"^causeway\.(in|dlx)$", NONE);
         let settings = |url: &str, usage| RabbitSettings {
             usage,
             declare: QueueDeclare::Check,
@@ -204,8 +204,8 @@ on_every_rabbit! {
         let worker = vhost.url_with_rights(
             "worker",
             OWN,
-            r"^(in|dlx|workers|amq\.gen.*)$",
-            r"^(w\..+|workers|amq\.gen.*)$",
+            r"^(causeway\.(in|dlx|workers)|amq\.gen.*)$",
+            r"^(causeway\.(w\..+|workers)|amq\.gen.*)$",
         );
         let queue = RabbitQueue::open(settings(&worker, RabbitUse::Work));
         queue.ready(SOON).await.unwrap();
@@ -220,9 +220,9 @@ on_every_rabbit! {
         queue.close().await;
         let operator = vhost.url_with_rights(
             "operator",
-            r"^visit\..+",
-            r"^(in|dlx|visit\..+)$",
-            r"^(dlq\..+|unrouted|visit\..+)$",
+            r"^causeway\.reader\..+",
+            r"^causeway\.(in|dlx|reader\..+)$",
+            r"^causeway\.(dlq\..+|unrouted|reader\..+)$",
         );
         let queue = RabbitQueue::open(settings(&operator, RabbitUse::Admin));
         queue.ready(SOON).await.unwrap();

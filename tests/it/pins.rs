@@ -14,6 +14,7 @@ const PINS: &str = "tests/fixtures/pins.txt";
 
 /// Files whose plain literals are names on the wire or on disk.
 const FILES: &[(&str, &str)] = &[
+    ("amqp", "src/queue/rabbit/names.rs"),
     ("amqp", "src/queue/rabbit/topology.rs"),
     ("amqp", "src/queue/rabbit/wire.rs"),
     ("amqp", "src/queue/rabbit/membership.rs"),

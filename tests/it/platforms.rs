@@ -96,14 +96,14 @@ on_every_rabbit! {
         assert_eq!(vhost.queues().iter().map(held).sum::<u64>(), 0);
 
         let other = Amqp::open(&vhost.url()).await;
-        other.publish("in", "a.way.to.nowhere", b"{}", BasicProperties::default()).await;
+        other.publish("causeway.in", "a.way.to.nowhere", b"{}", BasicProperties::default()).await;
         let astray = ask().await;
         assert_eq!(astray.code, Some(1), "{}", astray.stdout);
         assert!(astray.stdout.contains("FAIL queue: 1 message found no partition"), "{}", astray.stdout);
         assert!(astray.stdout.contains("shovel"), "{}", astray.stdout);
-        other.take("unrouted").await;
+        other.take("causeway.unrouted").await;
 
-        vhost.forbid_writing_to("in");
+        vhost.forbid_writing_to("causeway.in");
         let shut = ask().await;
         assert_eq!(shut.code, Some(1), "{}", shut.stdout);
         assert!(shut.stdout.contains("the right to write") && shut.stdout.contains("configure, write and read"), "{}", shut.stdout);

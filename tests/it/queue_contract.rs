@@ -12,7 +12,9 @@ use causeway::message::{
     MessageId, PlatformWords,
 };
 use causeway::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use causeway::queue::rabbit::{BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse};
+use causeway::queue::rabbit::{
+    BrokerUrl, QueueDeclare, RabbitQueue, RabbitSettings, RabbitUse, TopologyNames,
+};
 use causeway::queue::{
     DeadLetterReader, PartitionId, Queue, QueueError, QueueTuning, ReceivedMessage, Subscription,
 };
@@ -61,6 +63,7 @@ pub(super) fn rabbit_settings(url: &str, tuning: QueueTuning) -> RabbitSettings 
     RabbitSettings {
         url: BrokerUrl::parse(url).unwrap(),
         tls: TlsFiles::default(),
+        names: TopologyNames::parse("causeway.").unwrap(),
         declare: QueueDeclare::Make,
         heartbeat: Duration::from_secs(4),
         tuning,
@@ -77,9 +80,9 @@ async fn make_unreadable(bench: &Bench) {
         return;
     };
     let amqp = Amqp::open(&vhost.url()).await;
-    let taken = amqp.take(&format!("w.{}", home())).await;
+    let taken = amqp.take(&format!("causeway.w.{}", home())).await;
     let properties = taken.properties.with_type("handoff.hologram".into());
-    amqp.publish("in", &home().to_string(), &taken.data, properties).await;
+    amqp.publish("causeway.in", &home().to_string(), &taken.data, properties).await;
 }
 
 pub(super) fn text(lane: &str, number: usize) -> Message {

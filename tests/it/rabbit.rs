@@ -142,7 +142,7 @@ on_every_rabbit! {
         let queue = open_rabbit(&url(&bench)).await;
         fill(&queue, 0..5).await;
         let amqp = Amqp::open(&url(&bench)).await;
-        let partition = format!("w.{}", home());
+        let partition = format!("causeway.w.{}", home());
         let holding = amqp.hold(&partition, 2).await;
         let mut subscription = borrow(&queue).await;
         holding.cancel().await;
@@ -160,9 +160,9 @@ on_every_rabbit! {
 
     async fn what_a_policy_takes_away_while_the_order_is_mended_does_not_stop_its_partition(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
-        let (vhost, partition) = (bench.vhost().unwrap(), format!("w.{}", home()));
+        let (vhost, partition) = (bench.vhost().unwrap(), format!("causeway.w.{}", home()));
         // If a return counts (any return on 3.10, a closed channel on 4.3), no message is delivered twice.
-        vhost.set_policy("^w\\.", json!({ "delivery-limit": 0 }));
+        vhost.set_policy("^causeway.w\\.", json!({ "delivery-limit": 0 }));
         eventually("the policy to hold", SOON, async || {
             let queues = vhost.queues();
             let held = queues.iter().find(|queue| queue["name"] == partition.as_str());
@@ -249,20 +249,20 @@ on_every_rabbit! {
     async fn what_no_partition_takes_is_counted_and_kept(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let amqp = Amqp::open(&url(&bench)).await;
-        amqp.publish("in", "xo.99", b"lost?", BasicProperties::default()).await;
-        amqp.publish("dlx", "nowhere", b"lost?", BasicProperties::default()).await;
+        amqp.publish("causeway.in", "xo.99", b"lost?", BasicProperties::default()).await;
+        amqp.publish("causeway.dlx", "nowhere", b"lost?", BasicProperties::default()).await;
         eventually("both to be counted", SOON, async || match queue.depth().await {
             Ok(depth) if depth.unroutable == 2 => Ok(()),
             other => Err(format!("{other:?}")),
         })
         .await;
-        assert_eq!(amqp.take("unrouted").await.data, b"lost?");
+        assert_eq!(amqp.take("causeway.unrouted").await.data, b"lost?");
     }
 
     async fn a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let mut subscription = borrow(&queue).await;
-        bench.vhost().unwrap().delete_queue(&format!("w.{}", home()));
+        bench.vhost().unwrap().delete_queue(&format!("causeway.w.{}", home()));
         assert!(timeout(SOON, subscription.next()).await.unwrap().is_none(), "its end is told");
         subscription.close().await;
         assert!(queue.subscribe(home()).await.is_err(), "and nobody borrows from what is not there");
@@ -283,13 +283,13 @@ on_every_rabbit! {
     async fn a_first_start_that_broke_off_is_completed(bench: Bench) {
         open_rabbit(&url(&bench)).await.close().await;
         for index in [0, 1] {
-            bench.vhost().unwrap().delete_queue(&format!("w.servicenow.{index}"));
+            bench.vhost().unwrap().delete_queue(&format!("causeway.w.servicenow.{index}"));
         }
         open_rabbit(&url(&bench)).await;
         let names: Vec<String> =
             bench.vhost().unwrap().queues().iter().map(|queue| queue["name"].to_string()).collect();
         for partition in PartitionId::all(Destination::ServiceNow, PARTITIONS) {
-            assert!(names.contains(&format!("\"w.{partition}\"")), "{partition} of {names:?}");
+            assert!(names.contains(&format!("\"causeway.w.{partition}\"")), "{partition} of {names:?}");
         }
     }
 
@@ -356,17 +356,17 @@ on_every_rabbit! {
     }
 
     async fn a_queue_of_another_kind_is_refused(bench: Bench) {
-        Amqp::open(&url(&bench)).await.declare("dlq.xo", "classic").await;
+        Amqp::open(&url(&bench)).await.declare("causeway.dlq.xo", "classic").await;
         let told = ingress(&bench, PARTITIONS).await;
         assert_eq!(told.code, Some(1), "{told:?}");
-        assert!(told.stderr.contains("dlq.xo") && told.stderr.contains("x-queue-type"), "{told:?}");
+        assert!(told.stderr.contains("causeway.dlq.xo") && told.stderr.contains("inequivalent arg"), "{told:?}");
     }
 
     async fn what_a_worker_cannot_read_is_a_dead_letter_with_its_bytes(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let garbage = b"\xff\x00 not one of ours";
         let amqp = Amqp::open(&url(&bench)).await;
-        amqp.publish("in", "xo.1", garbage, BasicProperties::default()).await;
+        amqp.publish("causeway.in", "xo.1", garbage, BasicProperties::default()).await;
         let _worker = causeway(["worker"], &bench, PARTITIONS).spawn();
         let letter = eventually("the dead letter", PATIENCE, async || {
             let mut dead_letter_reader = queue.dead_letter_reader(Destination::Xo).await.map_err(|error| error.to_string())?;
@@ -487,7 +487,7 @@ async fn a_private_broker_whose_one_partition_confirms_nothing_takes_the_others_
     let queue = Queue::Rabbit(rabbit);
     queue.publish(&text("home", 0)).await.unwrap();
     // A queue without a majority of its replicas behaves like this: a publish is neither confirmed nor refused.
-    let name = format!("whereis(binary_to_atom(<<\"%2F_w.{}\">>, utf8))", home());
+    let name = format!("whereis(binary_to_atom(<<\"%2F_causeway.w.{}\">>, utf8))", home());
     broker.ctl(&["eval", &format!("sys:suspend({name}).")]).await;
     let lanes = |at_home: bool| {
         let there = move |lane: &String| {
@@ -528,7 +528,7 @@ async fn a_private_broker_that_cannot_count_in_time_shows_every_dead_letter_in_i
     // The broker itself resumes the queue after a query for its count and for a dead letter, because a command takes
     // seconds here.
     let suspend = r#"
-        Queue = whereis(binary_to_atom(<<"%2F_dlq.xo">>, utf8)),
+        Queue = whereis(binary_to_atom(<<"%2F_causeway.dlq.xo">>, utf8)),
         sys:suspend(Queue),
         spawn(fun Watch() ->
             case erlang:process_info(Queue, message_queue_len) of

@@ -94,7 +94,7 @@ on_every_rabbit! {
         .await;
         eventually("the other one to own all partitions of XO", SOON, async || {
             let owners = owners(&bench)?;
-            let of_xo = owners.iter().filter(|(queue, _)| queue.starts_with("w.xo."));
+            let of_xo = owners.iter().filter(|(queue, _)| queue.starts_with("causeway.w.xo."));
             let names: BTreeSet<&String> = of_xo.map(|(_, (owner, _))| owner).collect();
             if names.len() == 1 { Ok(()) } else { Err(format!("{names:?}")) }
         })
@@ -240,7 +240,7 @@ async fn shared_by(relay: &Relay, bench: &Bench, workers: usize) {
             for partition in PartitionId::all(destination, PARTITIONS) {
                 let best = names.iter().copied().max_by_key(|name| rendezvous_weight(name, partition));
                 let best = best.ok_or("nobody consumes")?;
-                let owner = owners.get(&format!("w.{partition}")).map(|(owner, _)| owner);
+                let owner = owners.get(&format!("causeway.w.{partition}")).map(|(owner, _)| owner);
                 if owner != Some(best) {
                     return Err(format!("{partition} is borrowed by {owner:?}, and should be by {best}"));
                 }
@@ -265,7 +265,9 @@ fn owners(bench: &Bench) -> Result<BTreeMap<String, (String, BTreeSet<String>)>,
     for consumer in bench.vhost().ok_or("no broker")?.consumers() {
         let queue = consumer["queue"]["name"].as_str().unwrap_or_default();
         let tag = consumer["consumer_tag"].as_str().unwrap_or_default();
-        let Some((worker, _)) = tag.rsplit_once('-').filter(|_| queue.starts_with("w.")) else { continue };
+        let Some((worker, _)) = tag.rsplit_once('-').filter(|_| queue.starts_with("causeway.w.")) else {
+            continue;
+        };
         let (owner, all) = owners.entry(queue.to_owned()).or_default();
         all.insert(worker.to_owned());
         if consumer["activity_status"] == "single_active" {

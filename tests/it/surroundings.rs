@@ -78,7 +78,7 @@ on_every_rabbit! {
     async fn without_the_right_to_compare_the_clock_everything_else_works(bench: Bench) {
         let everything = Plan::on(&bench).apart(0).start().await;
         drop(everything);
-        let url = bench.vhost().unwrap().url_with_rights("ingress", "^$", "^(in|dlx)$", "^$");
+        let url = bench.vhost().unwrap().url_with_rights("ingress", "^$", r"^causeway\.(in|dlx)$", "^$");
         let mut relay = Plan::on(&bench).apart(0).set("queue.url", url).set("queue.declare", "check").start().await;
         relay.callback("a-group", "words", "m-1").await;
         assert_eq!(relay.stop().await, [Some(0)]);
@@ -91,18 +91,18 @@ on_every_rabbit! {
         relay.metric_is(count, &[], |count| count == 0.0).await;
         let well = relay.tool(["check"]).run(PATIENCE).await;
         assert!(well.stdout.contains("no policy of the broker deletes messages"), "{}", well.stdout);
-        vhost.set_policy("^dlq", json!({ "max-length": 10 }));
+        vhost.set_policy("^causeway.dlq", json!({ "max-length": 10, "overflow": "drop-head" }));
         relay.metric_is(count, &[], |count| count > 0.0).await;
         let log = relay.processes[0].running.stderr();
         assert!(log.contains("a policy of the broker deletes messages"), "{log}");
         let checked = relay.tool(["check"]).run(PATIENCE).await;
         assert_eq!(checked.code, Some(1), "{}", checked.stdout);
-        for part in ["a policy deletes messages: dlq.xo: max-length of the policy of-a-test", "operator policy"] {
+        for part in ["a policy deletes messages: causeway.dlq.xo: max-length of the policy of-a-test", "operator policy"] {
             assert!(checked.stdout.contains(part), "{part}: {}", checked.stdout);
         }
         let status = relay.tool(["status"]).run(PATIENCE).await;
         assert!(status.stdout.contains("a policy of the broker deletes messages"), "{}", status.stdout);
-        vhost.set_policy("^dlq", json!({ "max-length": 10, "overflow": "reject-publish" }));
+        vhost.set_policy("^causeway.dlq", json!({ "max-length": 10 }));
         relay.metric_is(count, &[], |count| count == 0.0).await;
     }
 }

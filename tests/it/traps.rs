@@ -60,21 +60,23 @@ on_every_rabbit! {
             let found = queues.iter().find(|queue| queue["name"] == name);
             found.unwrap_or_else(|| panic!("no {name}"))["arguments"].clone()
         };
-        let kept = json!({ "x-queue-type": "quorum", "x-delivery-limit": 1_000_000 });
-        assert_eq!(arguments("unrouted"), kept);
+        let kept = json!({
+            "x-queue-type": "quorum", "x-delivery-limit": 1_000_000, "x-overflow": "reject-publish",
+        });
+        assert_eq!(arguments("causeway.unrouted"), kept);
         for destination in [Destination::ServiceNow, Destination::Xo] {
-            assert_eq!(arguments(&format!("dlq.{destination}")), kept);
+            assert_eq!(arguments(&format!("causeway.dlq.{destination}")), kept);
             for partition in PartitionId::all(destination, PARTITIONS) {
                 let expected = json!({
                     "x-queue-type": "quorum",
                     "x-delivery-limit": 1_000_000,
                     "x-single-active-consumer": true,
                     "x-overflow": "reject-publish",
-                    "x-dead-letter-exchange": "dlx",
+                    "x-dead-letter-exchange": "causeway.dlx",
                     "x-dead-letter-routing-key": destination.as_str(),
                     "x-dead-letter-strategy": "at-least-once",
                 });
-                assert_eq!(arguments(&format!("w.{partition}")), expected);
+                assert_eq!(arguments(&format!("causeway.w.{partition}")), expected);
             }
         }
     }
@@ -82,7 +84,7 @@ on_every_rabbit! {
     async fn nothing_on_a_message_lets_it_overtake_or_vanish(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         fill(&queue, 0..1).await;
-        let taken = Amqp::open(&url(&bench)).await.take(&format!("w.{}", home())).await;
+        let taken = Amqp::open(&url(&bench)).await.take(&format!("causeway.w.{}", home())).await;
         assert_eq!(*taken.properties.delivery_mode(), Some(2), "on disk");
         assert_eq!((taken.properties.priority(), taken.properties.expiration()), (&None, &None));
         let headers = taken.properties.headers().clone().unwrap_or_default();
@@ -102,7 +104,7 @@ on_every_rabbit! {
         let all = held.len();
         let windows = eventually("all consumers to be shown", SOON, async || {
             let shown = vhost.consumers();
-            let of = |consumer: &&Value| consumer["queue"]["name"].as_str().is_some_and(|it| it.starts_with("w."));
+            let of = |consumer: &&Value| consumer["queue"]["name"].as_str().is_some_and(|it| it.starts_with("causeway.w."));
             let windows: Vec<u64> =
                 shown.iter().filter(of).filter_map(|consumer| consumer["prefetch_count"].as_u64()).collect();
             if windows.len() == all { Ok(windows) } else { Err(format!("{windows:?} of {all}")) }
@@ -115,7 +117,7 @@ on_every_rabbit! {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
         // An operator's policy for all queues: the smaller limit overrides our argument.
-        vhost.set_policy("^w\\.", json!({ "delivery-limit": 2 }));
+        vhost.set_policy("^causeway.w\\.", json!({ "delivery-limit": 2 }));
         fill(&queue, 0..1).await;
         eventually("the broker to have killed it", SOON, async || {
             let mut subscription = borrow(&queue).await;
@@ -138,7 +140,7 @@ on_every_rabbit! {
     async fn what_a_vanished_partition_should_have_taken_is_kept(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
-        vhost.delete_queue(&format!("w.{}", home()));
+        vhost.delete_queue(&format!("causeway.w.{}", home()));
         for published in join_all((0..50).map(|n| async move { text("home", n) }).map(|it| async {
             queue.publish(&it.await).await
         }))
@@ -157,7 +159,7 @@ on_every_rabbit! {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
         // One partition accepts a few messages and refuses the rest. The others accept every message.
-        vhost.set_policy(&format!("^w\\.{}$", home().to_string().replace('.', "\\.")), json!({
+        vhost.set_policy(&format!("^causeway.w\\.{}$", home().to_string().replace('.', "\\.")), json!({
             "max-length": 5, "overflow": "reject-publish",
         }));
         eventually("the limit to hold", SOON, async || {

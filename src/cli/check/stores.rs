@@ -71,7 +71,7 @@ pub(super) async fn queue(settings: &Settings) -> Vec<CheckFinding> {
         Err(error @ QueueError::Refused(_)) => findings.push(queue_trouble(engine, &error.into())),
         Err(error) => {
             let hint = "messages would not reach their queues: does the user of queue.url have the rights to configure, write \
-                        and read, and is there a policy on the exchanges in, dlx and in.unrouted?";
+                        and read, and is there a policy on the exchanges of queue.prefix?";
             findings.push(CheckFinding::wrong(format!("queue: {engine} does not route: {error}"), hint));
         }
     }

@@ -20,8 +20,9 @@ use lapin::{BasicProperties, Channel, Connection, Consumer, ExchangeKind};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
-use super::topology::{ANSWER_TIMEOUT, CLOCK, QueueDeclare, code};
-use super::{RabbitError, RabbitUse, within};
+use super::names::Exchange;
+use super::topology::{ANSWER_TIMEOUT, QueueDeclare, code};
+use super::{RabbitError, RabbitSettings, RabbitUse, within};
 use crate::clock;
 
 const ASK_EVERY: Duration = Duration::from_secs(10);
@@ -35,6 +36,8 @@ const FIRST_TIMEOUT: Duration = Duration::from_secs(3);
 /// The two temporary queues of one connection.
 struct ClockQueues {
     channel: Channel,
+    /// The exchange.
+    clock: String,
     answers: Consumer,
     /// The queue whose messages expire at once.
     expiring: ShortString,
@@ -43,7 +46,7 @@ struct ClockQueues {
 /// Compares the clocks once, before a new connection is used. An error has no effect.
 pub(super) async fn compare_first(connections: &BrokerConnections, connection: &Connection) {
     let compared = tokio::time::timeout(FIRST_TIMEOUT, async {
-        let mut queues = ClockQueues::open(connection, connections.settings.declare).await?;
+        let mut queues = ClockQueues::open(connection, &connections.settings).await?;
         record(queues.milliseconds_ahead().await?);
         queues.close().await
     });
@@ -79,7 +82,7 @@ pub(super) async fn watch(connections: Arc<BrokerConnections>) {
 }
 
 async fn watch_on(connections: &BrokerConnections, connection: &Connection) -> Result<(), RabbitError> {
-    let mut queues = ClockQueues::open(connection, connections.settings.declare).await?;
+    let mut queues = ClockQueues::open(connection, &connections.settings).await?;
     // Only a tool has not compared before.
     let is_first = connections.settings.usage == RabbitUse::Admin;
     let mut pause = if is_first { Duration::ZERO } else { ASK_EVERY };
@@ -118,9 +121,10 @@ fn record(ahead_ms: i64) {
 }
 
 impl ClockQueues {
-    async fn open(connection: &Connection, declare: QueueDeclare) -> Result<Self, RabbitError> {
-        if declare == QueueDeclare::Make {
-            exchange(connection).await?;
+    async fn open(connection: &Connection, settings: &RabbitSettings) -> Result<Self, RabbitError> {
+        let clock = settings.names.exchange(Exchange::Clock);
+        if settings.declare == QueueDeclare::Make {
+            declare(connection, &clock).await?;
         }
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let own = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
@@ -130,19 +134,19 @@ impl ClockQueues {
         let declared = channel.queue_declare("".into(), own, arguments.clone());
         let receiving = within(ANSWER_TIMEOUT, declared).await?.name().clone();
         arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));
-        arguments.insert("x-dead-letter-exchange".into(), text(CLOCK));
+        arguments.insert("x-dead-letter-exchange".into(), text(&clock));
         arguments.insert("x-dead-letter-routing-key".into(), text(receiving.as_str()));
         let declared = channel.queue_declare("".into(), own, arguments);
         let expiring = within(ANSWER_TIMEOUT, declared).await?.name().clone();
         for queue in [&receiving, &expiring] {
             let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-            let bound = channel.queue_bind(queue.clone(), CLOCK.into(), queue.clone(), bind, none);
+            let bound = channel.queue_bind(queue.clone(), clock.as_str().into(), queue.clone(), bind, none);
             within(ANSWER_TIMEOUT, bound).await?;
         }
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(receiving, "clock".into(), options, FieldTable::default());
         let answers = within(ANSWER_TIMEOUT, consume).await?;
-        Ok(Self { channel, answers, expiring })
+        Ok(Self { channel, clock, answers, expiring })
     }
 
     /// How far this machine is ahead of the broker. The precision is about a second.
@@ -150,8 +154,13 @@ impl ClockQueues {
         let (sent, began) = (clock::machine(), Instant::now());
         let options = BasicPublishOptions::default();
         let properties = BasicProperties::default();
-        let publish =
-            self.channel.basic_publish(CLOCK.into(), self.expiring.clone(), options, b"", properties);
+        let publish = self.channel.basic_publish(
+            self.clock.as_str().into(),
+            self.expiring.clone(),
+            options,
+            b"",
+            properties,
+        );
         within(COMPARE_TIMEOUT, publish).await?;
         let Ok(Some(answer)) = tokio::time::timeout(COMPARE_TIMEOUT, self.answers.next()).await else {
             return Err(RabbitError::Silent(COMPARE_TIMEOUT));
@@ -174,11 +183,11 @@ impl ClockQueues {
 
 /// Declares the exchange on a channel of its own, because a refusal ends the channel. A user without the right to declare
 /// it may use it if an administrator has made it.
-async fn exchange(connection: &Connection) -> Result<(), RabbitError> {
+async fn declare(connection: &Connection, clock: &str) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declare =
-        channel.exchange_declare(CLOCK.into(), ExchangeKind::Direct, durable, FieldTable::default());
+        channel.exchange_declare(clock.into(), ExchangeKind::Direct, durable, FieldTable::default());
     match within(ANSWER_TIMEOUT, declare).await {
         Ok(()) => within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await,
         Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Ok(()),

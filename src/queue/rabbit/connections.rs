@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::membership::WaitingPartitions;
+use super::names::Exchange;
 use super::publisher::{self, PublishRequest};
 use super::rights::{self, Refusals};
-use super::topology::IN;
 use super::{RabbitError, RabbitSettings, RabbitUse, broker_clock, connect, membership, topology, within};
 use crate::queue::{PartitionId, QueueError};
 use crate::tasks::{self, CancellationToken};
@@ -131,7 +131,7 @@ impl BrokerConnections {
     }
 
     /// The error that a publish of this size to this exchange would get now.
-    pub(super) fn may_publish(&self, exchange: &str, bytes: usize) -> Result<(), QueueError> {
+    pub(super) fn may_publish(&self, exchange: Exchange, bytes: usize) -> Result<(), QueueError> {
         let connection = self.publishing().ok_or_else(|| {
             QueueError::Unavailable(format!("no connection to the broker: {}", self.trouble()))
         })?;
@@ -139,7 +139,7 @@ impl BrokerConnections {
             let alarm = "the broker blocks publishers: its memory or disk alarm is on";
             return Err(QueueError::Unavailable(alarm.into()));
         }
-        if let Some(reason) = self.refusals.borrow().get(exchange) {
+        if let Some(reason) = self.refusals.borrow().get(&exchange) {
             return Err(QueueError::Refused(reason.clone()));
         }
         let limit = *self.message_limit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,18 +164,19 @@ impl BrokerConnections {
     }
 
     /// Records that the user may not publish to this exchange. `rights.rs` detects when the right is back.
-    pub(super) fn refuses(&self, exchange: &'static str, reason: &str) {
-        let is_new = self.refusals.borrow().get(exchange).is_none_or(|known| known != reason);
+    pub(super) fn refuses(&self, exchange: Exchange, reason: &str) {
+        let is_new = self.refusals.borrow().get(&exchange).is_none_or(|known| known != reason);
         if is_new {
-            tracing::warn!(exchange, reason, "the broker refuses messages");
+            let name = self.settings.names.exchange(exchange);
+            tracing::warn!(exchange = name, reason, "the broker refuses messages");
             self.refusals.send_modify(|refusals| drop(refusals.insert(exchange, reason.to_owned())));
             self.update_connected();
         }
     }
 
     /// Records that the user may publish to this exchange again.
-    pub(super) fn accepted(&self, exchange: &str) {
-        self.refusals.send_modify(|refusals| drop(refusals.remove(exchange)));
+    pub(super) fn accepted(&self, exchange: Exchange) {
+        self.refusals.send_modify(|refusals| drop(refusals.remove(&exchange)));
         self.update_connected();
     }
 
@@ -208,7 +209,7 @@ impl BrokerConnections {
     fn own_refusal(&self) -> Option<String> {
         let refusals = self.refusals.borrow();
         if self.settings.usage == RabbitUse::Publish {
-            return refusals.get(IN).cloned();
+            return refusals.get(&Exchange::Messages).cloned();
         }
         let unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.values().chain(unreadable.values()).next().cloned()
@@ -346,14 +347,14 @@ async fn establish(
 ) -> Result<Arc<Connection>, RabbitError> {
     match purpose {
         ConnectionPurpose::Publish => {
-            let last = &connections.last_address;
+            let (last, names) = (&connections.last_address, &connections.settings.names);
             let connection = connect::connect(&connections.settings, "publish", last).await?;
             // An operator waits for the tool, and each declaration costs two round trips for each queue.
             let is_there = connections.settings.usage == RabbitUse::Admin
-                && topology::check_partitions(&connection, &connections.settings.reachable()).await?;
+                && topology::check_partitions(&connection, names, &connections.settings.reachable()).await?;
             if !is_there {
                 let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
-                topology::ensure(&connection, tuning, declare).await?;
+                topology::ensure(&connection, names, tuning, declare).await?;
             }
             // A worker compares before it receives the first message. A tool does not wait for the comparison.
             if connections.settings.usage != RabbitUse::Admin {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::connections::BrokerConnections;
 use super::consumer::{BrokerDelivery, OrderedConsumer};
 use super::subscription::RabbitAck;
-use super::topology::{ANSWER_TIMEOUT, QueueCount, QueueStats, dead_queue, reader_lock};
+use super::topology::{ANSWER_TIMEOUT, QueueCount, QueueStats};
 use super::{RabbitError, wire, within};
 use crate::message::Destination;
 use crate::queue::{DeadLetterEntry, QueueError};
@@ -43,6 +43,7 @@ pub struct RabbitReader {
 }
 
 struct ReadSession {
+    queue: String,
     consumer: OrderedConsumer,
     lock: ReaderLock,
     /// The first letter, if it was taken to find out whether the queue is empty.
@@ -70,19 +71,28 @@ impl RabbitReader {
         let connection = tokio::time::timeout(limit, connections.until_consuming())
             .await
             .map_err(|_| QueueError::Unavailable(format!("no connection to the broker within {limit:?}")))?;
+        let names = &connections.settings.names;
+        let (queue, lock) = (names.dead_letters(destination), names.reader_lock(destination));
         // The task goes on if the caller stops waiting, so that a started session is ended properly.
         let opened = tasks::spawn(async move {
             // An operator may name a destination that this deployment never had.
-            if QueueStats::new(&connection).waiting(&dead_queue(destination)).await?.is_none() {
+            if QueueStats::new(&connection).waiting(&queue).await?.is_none() {
                 return Ok(Self { destination, session: None, left: 0 });
             }
-            let lock = ReaderLock::take(&connection, destination).await?;
-            match begin(connection, destination).await {
+            let lock = ReaderLock::take(&connection, lock, destination).await?;
+            match begin(connection, &queue).await {
                 Ok((consumer, QueueHead { waiting, first })) => {
                     let left = waiting + u64::from(first.is_some());
                     let takes_several = waiting > u64::from(UNACKED_MAX);
-                    let session =
-                        ReadSession { consumer, lock, first, takes_several, full: 0, room: UNACKED_MAX };
+                    let session = ReadSession {
+                        queue,
+                        consumer,
+                        lock,
+                        first,
+                        takes_several,
+                        full: 0,
+                        room: UNACKED_MAX,
+                    };
                     Ok(Self { destination, session: Some(session), left })
                 }
                 Err(error) => {
@@ -97,7 +107,7 @@ impl RabbitReader {
     pub(in crate::queue) async fn next(&mut self) -> Result<Option<DeadLetterEntry>, QueueError> {
         let Some(session) = self.session.as_mut().filter(|_| self.left > 0) else { return Ok(None) };
         // Memory holds the body of the current letter only, not of all unacked ones.
-        let BrokerDelivery { mut delivery, waiting } = session.next(self.destination).await?;
+        let BrokerDelivery { mut delivery, waiting } = session.next().await?;
         if let Some(body) = waiting.read().await? {
             delivery.data = body.into();
         }
@@ -110,7 +120,7 @@ impl RabbitReader {
     pub(in crate::queue) async fn close(mut self) {
         if let Some(session) = self.session.take() {
             // The task goes on if the caller stops waiting.
-            let _ = tasks::spawn(session.end(self.destination, self.left)).await;
+            let _ = tasks::spawn(session.end(self.left)).await;
         }
     }
 }
@@ -120,24 +130,21 @@ impl Drop for RabbitReader {
         if let Some(session) = self.session.take()
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            tasks::spawn(session.end(self.destination, self.left));
+            tasks::spawn(session.end(self.left));
         }
     }
 }
 
 /// Opens a channel that receives all letters, and counts the letters.
-async fn begin(
-    connection: Arc<Connection>,
-    destination: Destination,
-) -> Result<(OrderedConsumer, QueueHead), QueueError> {
+async fn begin(connection: Arc<Connection>, queue: &str) -> Result<(OrderedConsumer, QueueHead), QueueError> {
     let mut consumer = OrderedConsumer::without_consumer(connection.clone(), UNACKED_MAX).await?;
-    let found = look(&connection, &mut consumer, destination).await?;
-    consumer.resume(dead_queue(destination).into(), consumer_tag(0)).await?;
+    let found = look(&connection, &mut consumer, queue).await?;
+    consumer.resume(queue.into(), consumer_tag(0)).await?;
     Ok((consumer, found))
 }
 
 impl ReadSession {
-    async fn next(&mut self, destination: Destination) -> Result<BrokerDelivery, QueueError> {
+    async fn next(&mut self) -> Result<BrokerDelivery, QueueError> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
@@ -155,7 +162,7 @@ impl ReadSession {
                 }
                 Ok(None) if self.room == 0 => {
                     self.full += 1;
-                    self.consumer.resume(dead_queue(destination).into(), consumer_tag(self.full)).await?;
+                    self.consumer.resume(self.queue.as_str().into(), consumer_tag(self.full)).await?;
                     self.room = UNACKED_MAX;
                 }
                 Ok(Some(Err(error))) => return Err(QueueError::Unavailable(error.to_string())),
@@ -169,9 +176,9 @@ impl ReadSession {
     }
 
     /// Ends the session; `unseen` is the number of letters that were not read.
-    async fn end(mut self, destination: Destination, unseen: u64) {
+    async fn end(mut self, unseen: u64) {
         let mut unseen = if self.takes_several { unseen } else { 0 };
-        while unseen > 0 && self.next(destination).await.is_ok() {
+        while unseen > 0 && self.next().await.is_ok() {
             unseen -= 1;
         }
         self.consumer.close().await;
@@ -180,19 +187,23 @@ impl ReadSession {
 }
 
 fn consumer_tag(number: u32) -> ShortString {
-    format!("siding-{number:03}").into()
+    format!("dead-letters-{number:03}").into()
 }
 
 /// The right to be the only reader of a destination.
 struct ReaderLock {
-    destination: Destination,
+    name: String,
     channel: Channel,
     // Dropping the consumer releases the lock.
     consumer: Consumer,
 }
 
 impl ReaderLock {
-    async fn take(connection: &Arc<Connection>, destination: Destination) -> Result<Self, QueueError> {
+    async fn take(
+        connection: &Arc<Connection>,
+        name: String,
+        destination: Destination,
+    ) -> Result<Self, QueueError> {
         let busy = |error| match error {
             RabbitError::Lapin(error) if error.is_amqp_soft_error() => QueueError::Busy(format!(
                 "another session is reading the dead letters of {destination} (dead list, replay, ...): wait until it is done"
@@ -200,25 +211,21 @@ impl ReaderLock {
             other => other.into(),
         };
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await.map_err(QueueError::from)?;
-        let name = reader_lock(destination);
         // A reader on another connection is refused here, ...
-        let declare = channel.queue_declare(
-            name.clone().into(),
-            QueueDeclareOptions::exclusive(),
-            FieldTable::default(),
-        );
+        let (exclusive, none) = (QueueDeclareOptions::exclusive(), FieldTable::default());
+        let declare = channel.queue_declare(name.as_str().into(), exclusive, none);
         within(ANSWER_TIMEOUT, declare).await.map_err(busy)?;
         // ... and another reader on the same connection here.
         let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-        let consume = channel.basic_consume(name.into(), "visitor".into(), options, FieldTable::default());
+        let consume =
+            channel.basic_consume(name.as_str().into(), "reader".into(), options, FieldTable::default());
         let consumer = within(ANSWER_TIMEOUT, consume).await.map_err(busy)?;
-        Ok(Self { destination, channel, consumer })
+        Ok(Self { name, channel, consumer })
     }
 
     async fn release(mut self) {
         // The broker itself would delete the queue only some time after it reported the end of the channel.
-        let delete =
-            self.channel.queue_delete(reader_lock(self.destination).into(), QueueDeleteOptions::default());
+        let delete = self.channel.queue_delete(self.name.as_str().into(), QueueDeleteOptions::default());
         if let Err(error) = within(ANSWER_TIMEOUT, delete).await {
             tracing::debug!(%error, "could not release the lock of the dead-letter reader; it ends with its connection");
             return;
@@ -247,15 +254,14 @@ struct QueueHead {
 async fn look(
     connection: &Connection,
     consumer: &mut OrderedConsumer,
-    destination: Destination,
+    queue: &str,
 ) -> Result<QueueHead, QueueError> {
-    let queue = dead_queue(destination);
     let begun = Instant::now();
     let mut stats = QueueStats::new(connection);
     let (mut first, mut none_found) = (None, false);
     loop {
         let asked = Instant::now();
-        let Some(QueueCount { waiting, consumers }) = stats.count_of(&queue).await? else {
+        let Some(QueueCount { waiting, consumers }) = stats.count_of(queue).await? else {
             return Ok(QueueHead { waiting: 0, first });
         };
         let too_long = begun.elapsed() > ANSWER_TIMEOUT;
@@ -264,7 +270,7 @@ async fn look(
             (Some(_), 1, _) | (None, 0, 1..) => return Ok(QueueHead { waiting, first }),
             (None, 0, 0) if none_found && (prompt || too_long) => return Ok(QueueHead { waiting, first }),
             (None, 0, 0) => {
-                first = consumer.get(&queue).await?;
+                first = consumer.get(queue).await?;
                 none_found = first.is_none();
             }
             _ if too_long => return Err(QueueError::Busy(format!("{queue} has another consumer"))),

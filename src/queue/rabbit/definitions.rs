@@ -8,7 +8,8 @@ use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
 
-use super::topology::{self, CLOCK};
+use super::names::{Exchange, TopologyNames};
+use super::topology;
 use crate::queue::QueueTuning;
 
 /// The time in ms after which a lost node gives its messages back: `deploy/README.md` has the reasons.
@@ -26,54 +27,66 @@ pub struct DefinitionSettings {
     pub version: (u32, u32),
 }
 
-/// The rights of a role: its name, and regular expressions to configure, write and read.
-const ROLES: [(&str, &str, &str, &str); 3] = [
-    ("ingress", r"^amq\.gen.*", r"^(in|dlx|clock|amq\.gen.*)$", r"^(clock|amq\.gen.*)$"),
-    (
-        "worker",
-        r"^amq\.gen.*",
-        r"^(in|dlx|workers|clock|amq\.gen.*)$",
+/// The rights of a role: patterns of the names, behind the prefix, that it configures, writes and reads. Each role also
+/// uses temporary queues.
+struct Role {
+    name: &'static str,
+    configure: &'static [&'static str],
+    write: &'static [&'static str],
+    read: &'static [&'static str],
+}
+
+const ROLES: [Role; 3] = [
+    Role { name: "ingress", configure: &[], write: &["in", "dlx", "clock"], read: &["clock"] },
+    Role {
+        name: "worker",
+        configure: &[],
+        write: &["in", "dlx", "workers", "clock"],
         // The right to read dead letters lets the worker count them on 4.3.
-        r"^(w\..+|dlq\..+|unrouted|workers|clock|amq\.gen.*)$",
-    ),
-    (
-        "operator",
-        r"^(visit\..+|amq\.gen.*)$",
-        r"^(in|dlx|visit\..+|clock|amq\.gen.*)$",
-        r"^(w\..+|dlq\..+|unrouted|visit\..+|workers|clock|amq\.gen.*)$",
-    ),
+        read: &[r"w\..+", r"dlq\..+", "unrouted", "workers", "clock"],
+    },
+    Role {
+        name: "operator",
+        configure: &[r"reader\..+"],
+        write: &["in", "dlx", r"reader\..+", "clock"],
+        read: &[r"w\..+", r"dlq\..+", "unrouted", r"reader\..+", "workers", "clock"],
+    },
 ];
 
 /// The definitions as one JSON object.
-pub fn definitions(tuning: &QueueTuning, settings: &DefinitionSettings) -> Value {
+pub fn definitions(names: &TopologyNames, tuning: &QueueTuning, settings: &DefinitionSettings) -> Value {
     let vhost = &settings.vhost;
     let user = |role: &str| format!("{}-{role}", settings.users);
-    let users = ROLES.map(|(role, ..)| {
+    let users = ROLES.each_ref().map(|role| {
         // Without a hash the broker refuses every password.
         let hashing = "rabbit_password_hashing_sha256";
-        json!({ "name": user(role), "password_hash": "", "hashing_algorithm": hashing, "tags": [] })
+        json!({ "name": user(role.name), "password_hash": "", "hashing_algorithm": hashing, "tags": [] })
     });
-    let permissions = ROLES.map(|(role, configure, write, read)| {
-        json!({ "user": user(role), "vhost": vhost, "configure": configure, "write": write, "read": read })
+    let permissions = ROLES.map(|role| {
+        let [configure, write, read] =
+            [role.configure, role.write, role.read].map(|patterns| names.permission(patterns));
+        json!({ "user": user(role.name), "vhost": vhost, "configure": configure, "write": write, "read": read })
     });
-    let mut exchanges: Vec<_> = topology::exchanges().into_iter().collect();
-    exchanges.push((CLOCK, ExchangeKind::Direct, FieldTable::default()));
+    let mut exchanges: Vec<_> = topology::exchanges(names).into_iter().collect();
+    exchanges.push((Exchange::Clock, ExchangeKind::Direct, FieldTable::default()));
     let exchanges: Vec<_> = exchanges
         .into_iter()
-        .map(|(name, kind, arguments)| {
-            json!({ "name": name, "vhost": vhost, "type": kind_name(&kind), "durable": true, "auto_delete": false,
+        .map(|(exchange, kind, arguments)| {
+            json!({ "name": names.exchange(exchange), "vhost": vhost, "type": kind_name(&kind), "durable": true, "auto_delete": false,
                     "internal": false, "arguments": object(&arguments) })
         })
         .collect();
     let (mut queues, mut bindings) = (Vec::new(), Vec::new());
-    for queue in topology::queues(tuning) {
-        bindings.push(json!({ "source": queue.exchange, "vhost": vhost, "destination": queue.name,
-            "destination_type": "queue", "routing_key": queue.key, "arguments": {} }));
+    for queue in topology::queues(names, tuning) {
+        bindings.push(
+            json!({ "source": names.exchange(queue.exchange), "vhost": vhost, "destination": queue.name,
+            "destination_type": "queue", "routing_key": queue.key, "arguments": {} }),
+        );
         queues.push(json!({ "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
                             "arguments": object(&queue.arguments) }));
     }
     json!({ "vhosts": [{ "name": vhost }], "users": users, "permissions": permissions,
-            "policies": policies(settings), "exchanges": exchanges, "queues": queues, "bindings": bindings })
+            "policies": policies(names, settings), "exchanges": exchanges, "queues": queues, "bindings": bindings })
 }
 
 const fn kind_name(kind: &ExchangeKind) -> &'static str {
@@ -84,20 +97,20 @@ const fn kind_name(kind: &ExchangeKind) -> &'static str {
 }
 
 /// The policies of `deploy/rabbitmq/definitions.json`, as far as this version of the broker knows their entries.
-fn policies(settings: &DefinitionSettings) -> Value {
+fn policies(names: &TopologyNames, settings: &DefinitionSettings) -> Value {
     let kind = if settings.version >= (4, 0) { "quorum_queues" } else { "queues" };
     let mut partitions = json!({ "max-length-bytes": LENGTH_MAX, "overflow": "reject-publish" });
     let dead_letters = partitions.clone();
     if settings.version >= (4, 3) {
         partitions["consumer-disconnected-timeout"] = json!(CONSUMER_DISCONNECTED_MS);
     }
-    let policy = |name: &str, pattern: &str, definition: Value| {
+    let policy = |name: &str, pattern: String, definition: Value| {
         json!({ "vhost": settings.vhost, "name": name, "pattern": pattern, "apply-to": kind, "priority": 10,
                 "definition": definition })
     };
     json!([
-        policy("partitions", r"^w\.", partitions),
-        policy("dead-letters", r"^(dlq\.|unrouted)", dead_letters),
+        policy("partitions", names.pattern(r"w\."), partitions),
+        policy("dead-letters", names.pattern(r"(dlq\.|unrouted)"), dead_letters),
     ])
 }
 
@@ -123,7 +136,8 @@ mod tests {
         let destinations = Destinations::new([Destination::Xo]);
         let publish_timeout = Duration::from_secs(5);
         let tuning = QueueTuning { destinations, partitions: 2, prefetch: 4, publish_timeout };
-        definitions(&tuning, &DefinitionSettings { vhost: "v".into(), users: "c".into(), version })
+        let names = TopologyNames::parse("causeway.").unwrap();
+        definitions(&names, &tuning, &DefinitionSettings { vhost: "v".into(), users: "c".into(), version })
     }
 
     #[test]
@@ -135,8 +149,14 @@ mod tests {
             names.sort();
             names
         };
-        assert_eq!(names("queues"), ["dlq.xo", "unrouted", "w.xo.0", "w.xo.1"]);
-        assert_eq!(names("exchanges"), ["clock", "dlx", "in", "in.unrouted", "workers"]);
+        assert_eq!(
+            names("queues"),
+            ["causeway.dlq.xo", "causeway.unrouted", "causeway.w.xo.0", "causeway.w.xo.1"]
+        );
+        assert_eq!(
+            names("exchanges"),
+            ["causeway.clock", "causeway.dlx", "causeway.in", "causeway.in.unrouted", "causeway.workers"]
+        );
         assert_eq!(names("users"), ["c-ingress", "c-operator", "c-worker"]);
         assert_eq!(made["bindings"].as_array().unwrap().len(), 4);
         assert!(!made.to_string().contains("null"), "{made}");

@@ -22,7 +22,8 @@ use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
-use super::topology::{ANSWER_TIMEOUT, WORKERS};
+use super::names::{Exchange, TopologyNames};
+use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, within};
 use crate::queue::partition::{consumer_position, rendezvous_weight};
 use crate::queue::{PartitionId, QueueTuning};
@@ -130,7 +131,8 @@ async fn announce_on(connections: &BrokerConnections, connection: &Connection) -
             let name = connections.settings.worker.as_bytes();
             let (options, properties) =
                 (BasicPublishOptions::default(), connections.waiting_partitions.announcement());
-            let publish = channel.basic_publish(WORKERS.into(), "".into(), options, name, properties);
+            let exchange = connections.settings.names.exchange(Exchange::Workers).into();
+            let publish = channel.basic_publish(exchange, "".into(), options, name, properties);
             within(ANSWER_TIMEOUT, publish).await?;
         }
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
@@ -158,7 +160,7 @@ pub(super) async fn listen(connections: Arc<BrokerConnections>) {
 
 async fn listen_on(connections: &BrokerConnections, connection: &Connection) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    let mut heard = announcements(&channel).await?;
+    let mut heard = announcements(&channel, &connections.settings.names).await?;
     let mut peers: HashMap<String, PeerWorker> = HashMap::new();
     let mut tick = tokio::time::interval(ANNOUNCE_INTERVAL);
     loop {
@@ -188,9 +190,9 @@ async fn listen_on(connections: &BrokerConnections, connection: &Connection) -> 
 }
 
 /// The number of workers that announce themselves within a bit more than [`ANNOUNCE_INTERVAL`].
-pub(super) async fn count(connection: &Connection) -> Result<u64, RabbitError> {
+pub(super) async fn count(connection: &Connection, topology: &TopologyNames) -> Result<u64, RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    let mut heard = announcements(&channel).await?;
+    let mut heard = announcements(&channel, topology).await?;
     let mut names = HashSet::new();
     let end = Instant::now() + ANNOUNCE_INTERVAL + ANNOUNCE_INTERVAL / 4;
     while let Ok(Some(delivery)) = tokio::time::timeout_at(end, heard.next()).await {
@@ -202,14 +204,14 @@ pub(super) async fn count(connection: &Connection) -> Result<u64, RabbitError> {
 }
 
 /// Subscribes to the announcements of all workers.
-async fn announcements(channel: &Channel) -> Result<Consumer, RabbitError> {
+async fn announcements(channel: &Channel, names: &TopologyNames) -> Result<Consumer, RabbitError> {
     let none = FieldTable::default;
     // The queue is deleted with its consumer, so that a second attempt on the same connection leaves none behind.
     let ears = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
     let own = within(ANSWER_TIMEOUT, channel.queue_declare("".into(), ears, none())).await?;
     let name = own.name().clone();
-    let bind =
-        channel.queue_bind(name.clone(), WORKERS.into(), "".into(), QueueBindOptions::default(), none());
+    let exchange = names.exchange(Exchange::Workers).into();
+    let bind = channel.queue_bind(name.clone(), exchange, "".into(), QueueBindOptions::default(), none());
     within(ANSWER_TIMEOUT, bind).await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     within(ANSWER_TIMEOUT, channel.basic_consume(name, "peers".into(), options, none())).await

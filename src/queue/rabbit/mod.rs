@@ -16,6 +16,7 @@ mod consumer;
 mod dead_letters;
 mod definitions;
 mod membership;
+mod names;
 mod publish_end;
 mod publish_limit;
 mod publisher;
@@ -41,6 +42,7 @@ pub use broker_url::BrokerUrl;
 use connections::BrokerConnections;
 pub use dead_letters::RabbitReader;
 pub use definitions::{DefinitionSettings, definitions};
+pub use names::TopologyNames;
 use publisher::PublishRequest;
 pub use self_test::{GreetingError, version};
 pub(crate) use subscription::RabbitAck;
@@ -66,6 +68,8 @@ pub struct RabbitSettings {
     pub url: BrokerUrl,
     /// The authorities and the client certificate for `amqps://`.
     pub tls: TlsFiles,
+    /// The names of exchanges and queues.
+    pub names: TopologyNames,
     /// Whether this process declares exchanges and queues.
     pub declare: QueueDeclare,
     /// The heartbeat that we request. The lower of this value and the broker's applies.
@@ -163,6 +167,10 @@ impl RabbitQueue {
         self.connections.broken().await
     }
 
+    fn names(&self) -> &TopologyNames {
+        &self.connections.settings.names
+    }
+
     pub(super) fn partitions(&self) -> u16 {
         self.connections.settings.tuning.partitions
     }
@@ -239,7 +247,7 @@ impl RabbitQueue {
         let connection = self.connections.publishing();
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
-        Ok(QueueStats::new(&connection).waiting(&topology::dead_queue(destination)).await?.is_some())
+        Ok(QueueStats::new(&connection).waiting(&self.names().dead_letters(destination)).await?.is_some())
     }
 
     pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
@@ -247,15 +255,17 @@ impl RabbitQueue {
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
         let mut stats = QueueStats::new(&connection);
-        let mut depth =
-            QueueDepth { unroutable: count(&mut stats, topology::UNROUTED).await?, ..QueueDepth::default() };
+        let mut depth = QueueDepth {
+            unroutable: count(&mut stats, &self.names().unroutable()).await?,
+            ..QueueDepth::default()
+        };
         for destination in self.destinations().iter() {
-            let dead = count(&mut stats, &topology::dead_queue(destination)).await?;
+            let dead = count(&mut stats, &self.names().dead_letters(destination)).await?;
             depth.dead += dead;
             depth.dead_of.insert(destination, dead);
             let mut sum = 0;
             for partition in PartitionId::all(destination, self.partitions()) {
-                if let Some(queue) = visible(stats.count_of(&topology::partition_queue(partition)).await)? {
+                if let Some(queue) = visible(stats.count_of(&self.names().partition(partition)).await)? {
                     sum += queue.waiting;
                     *depth.consumed.entry(destination).or_default() += u64::from(queue.consumers > 0);
                 }
@@ -270,7 +280,7 @@ impl RabbitQueue {
         let connection = self.connections.publishing();
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
-        Ok(membership::count(&connection).await?)
+        Ok(membership::count(&connection, self.names()).await?)
     }
 
     pub(super) async fn close(&self) {

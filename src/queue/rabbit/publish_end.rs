@@ -7,8 +7,9 @@
 use lapin::{Error, ErrorKind};
 
 use super::connections::BrokerConnections;
+use super::names::{Exchange, TopologyNames};
 use super::publisher::{LeftRequests, PublishRequest};
-use super::topology::{DLX, IN, code};
+use super::topology::code;
 use crate::queue::QueueError;
 
 /// The reason of the end of a channel.
@@ -17,13 +18,13 @@ pub(super) enum ChannelEnd {
     /// A message was larger than this number of bytes.
     TooLarge(usize),
     /// The user may not publish to this exchange, or it does not exist.
-    Refused(&'static str, String),
+    Refused(Exchange, String),
     /// Any other reason: the outcome of the channel's messages is unknown.
     Lost(String),
 }
 
 impl ChannelEnd {
-    pub(super) fn of(error: &Error) -> Self {
+    pub(super) fn of(error: &Error, names: &TopologyNames) -> Self {
         let reason = error.to_string();
         let (ErrorKind::ProtocolError(told), Some(code)) = (error.kind(), code(error)) else {
             return Self::Lost(reason);
@@ -32,8 +33,9 @@ impl ChannelEnd {
         match code {
             406 => most_bytes(text).map_or(Self::Lost(reason), Self::TooLarge),
             403 | 404 => {
-                let named = |exchange: &&'static str| text.contains(&format!("exchange '{exchange}'"));
-                match [IN, DLX].into_iter().find(named) {
+                let named =
+                    |exchange: &Exchange| text.contains(&format!("exchange '{}'", names.exchange(*exchange)));
+                match [Exchange::Messages, Exchange::DeadLetters].into_iter().find(named) {
                     Some(exchange) => Self::Refused(exchange, reason),
                     None => Self::Lost(reason),
                 }
@@ -99,7 +101,8 @@ mod tests {
     use super::*;
 
     fn end(kind: AMQPSoftError, text: &str) -> ChannelEnd {
-        ChannelEnd::of(&ErrorKind::ProtocolError(AMQPError::new(kind.into(), text.into())).into())
+        let names = TopologyNames::parse("c.").unwrap();
+        ChannelEnd::of(&ErrorKind::ProtocolError(AMQPError::new(kind.into(), text.into())).into(), &names)
     }
 
     #[test]
@@ -109,15 +112,18 @@ mod tests {
         let text = "PRECONDITION_FAILED - invalid expiration";
         assert!(matches!(end(AMQPSoftError::PRECONDITIONFAILED, text), ChannelEnd::Lost(_)));
         for text in [
-            "ACCESS_REFUSED - access to exchange 'dlx' in vhost 'v' refused for user 'u'",
-            "ACCESS_REFUSED - write access to exchange 'dlx' in vhost 'v' refused for user 'u'",
+            "ACCESS_REFUSED - access to exchange 'c.dlx' in vhost 'v' refused for user 'u'",
+            "ACCESS_REFUSED - write access to exchange 'c.dlx' in vhost 'v' refused for user 'u'",
         ] {
             assert!(
-                matches!(end(AMQPSoftError::ACCESSREFUSED, text), ChannelEnd::Refused("dlx", _)),
+                matches!(
+                    end(AMQPSoftError::ACCESSREFUSED, text),
+                    ChannelEnd::Refused(Exchange::DeadLetters, _)
+                ),
                 "{text}"
             );
         }
-        let text = "NOT_FOUND - no exchange 'in' in vhost 'v'";
-        assert!(matches!(end(AMQPSoftError::NOTFOUND, text), ChannelEnd::Refused("in", _)));
+        let text = "NOT_FOUND - no exchange 'c.in' in vhost 'v'";
+        assert!(matches!(end(AMQPSoftError::NOTFOUND, text), ChannelEnd::Refused(Exchange::Messages, _)));
     }
 }

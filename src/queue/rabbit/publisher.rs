@@ -21,9 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
+use super::names::{Exchange, TopologyNames};
 use super::publish_end::ChannelEnd;
 use super::publish_limit::PerQueueLimit;
-use super::topology::{self, ANSWER_TIMEOUT};
+use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, wire, within};
 use crate::message::{DeadLetter, LaneKey, Message};
 use crate::queue::QueueError;
@@ -47,7 +48,7 @@ const RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request to publish one message.
 #[derive(Debug)]
 pub(super) struct PublishRequest {
-    exchange: &'static str,
+    exchange: Exchange,
     key: Arc<str>,
     message: Message,
     /// The properties of a dead letter. Those of a message are encoded when the message is published.
@@ -62,7 +63,7 @@ impl PublishRequest {
     pub(super) fn of_message(key: String, message: &Message) -> (Self, ConfirmReceiver) {
         let (answer, answered) = oneshot::channel();
         let (key, message) = (key.into(), message.clone());
-        (Self { exchange: topology::IN, key, message, dead_letter: None, answer }, answered)
+        (Self { exchange: Exchange::Messages, key, message, dead_letter: None, answer }, answered)
     }
 
     /// A request for the dead letters of a destination.
@@ -70,7 +71,7 @@ impl PublishRequest {
         let (answer, answered) = oneshot::channel();
         let (key, message) = (dead.message.destination.as_str().into(), dead.message.clone());
         let dead_letter = Some(Box::new(wire::encode_dead(dead, frame)));
-        (Self { exchange: topology::DLX, key, message, dead_letter, answer }, answered)
+        (Self { exchange: Exchange::DeadLetters, key, message, dead_letter, answer }, answered)
     }
 
     fn lane(&self) -> &LaneKey {
@@ -85,7 +86,7 @@ impl PublishRequest {
         }
     }
 
-    pub(super) const fn exchange(&self) -> &'static str {
+    pub(super) const fn exchange(&self) -> Exchange {
         self.exchange
     }
 
@@ -124,7 +125,7 @@ pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc:
         };
         match open(&connection).await {
             Ok(channel) => {
-                let mut window = PublishWindow::new(channel);
+                let mut window = PublishWindow::new(channel, connections.settings.names.clone());
                 again.drain(..).for_each(|request| window.take(request));
                 let (end, failed) = tokio::select! {
                     () = connections.stop.cancelled() => return,
@@ -154,6 +155,7 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 /// The unconfirmed publishes of one channel. When it is dropped, all waiting callers learn that the outcome is unknown.
 struct PublishWindow {
     channel: Channel,
+    names: TopologyNames,
     unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
     /// Requests that wait for an earlier request of their lane. The earlier request is unconfirmed or waits in
     /// `limits`.
@@ -168,9 +170,10 @@ struct PublishWindow {
 }
 
 impl PublishWindow {
-    fn new(channel: Channel) -> Self {
+    fn new(channel: Channel, names: TopologyNames) -> Self {
         Self {
             channel,
+            names,
             unconfirmed: FuturesUnordered::new(),
             blocked: HashMap::new(),
             limits: PerQueueLimit::new(),
@@ -192,7 +195,7 @@ impl PublishWindow {
                 Some(confirmed) = self.unconfirmed.next() => {
                     match confirmed.result {
                         Err(error) if !self.channel.status().connected() => {
-                            return (ChannelEnd::of(&error), Some(confirmed.request));
+                            return (ChannelEnd::of(&error, &self.names), Some(confirmed.request));
                         }
                         _ => self.confirmed(confirmed),
                     }
@@ -307,9 +310,10 @@ impl PublishWindow {
 
     fn publish(&mut self, request: PublishRequest) {
         let channel = self.channel.clone();
+        let exchange = self.names.exchange(request.exchange).into();
         let mut publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let (exchange, key) = (request.exchange.into(), (&*request.key).into());
+            let key = (&*request.key).into();
             let (body, properties) = (&request.message.body, request.properties());
             let result = match channel.basic_publish(exchange, key, options, body, properties).await {
                 Ok(confirm) => confirm.await,

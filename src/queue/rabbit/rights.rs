@@ -10,55 +10,47 @@ use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
+use lapin::{BasicProperties, Channel, Connection};
 
 use super::connections::BrokerConnections;
-use super::topology::{
-    ANSWER_TIMEOUT, DLX, IN, Presence, QueueStats, UNROUTED, UNROUTED_EXCHANGE, WORKERS, code, dead_queue,
-    partition_queue,
-};
+use super::names::{Exchange, TopologyNames};
+use super::topology::{self, ANSWER_TIMEOUT, Presence, QueueStats, code};
 use super::{RabbitError, within};
 use crate::queue::{PartitionId, QueueTuning};
 
-/// The names that a user needs rights on, as RabbitMQ takes them.
-pub(super) const RIGHTS: &str =
-    r"^(in|in\.unrouted|unrouted|dlx|workers|clock|dlq\..+|w\..+|visit\..+|amq\.gen.*)$";
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// The exchanges that refuse publishes, each with the broker's words.
-pub(super) type Refusals = BTreeMap<&'static str, String>;
+pub(super) type Refusals = BTreeMap<Exchange, String>;
 
 /// The exchanges and queues that do not exist. The broker may not tell a user about a name without any right on it; such
 /// names are left out.
 pub(super) async fn missing(
     connection: &Connection,
+    names: &TopologyNames,
     tuning: &QueueTuning,
 ) -> Result<Vec<String>, RabbitError> {
     let mut missing = Vec::new();
-    for (name, kind) in [
-        (IN, ExchangeKind::Direct),
-        (DLX, ExchangeKind::Direct),
-        (UNROUTED_EXCHANGE, ExchangeKind::Fanout),
-        (WORKERS, ExchangeKind::Fanout),
-    ] {
+    for (exchange, kind, _) in topology::exchanges(names) {
+        let name = names.exchange(exchange);
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let passive =
             ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
-        let ask = channel.exchange_declare(name.into(), kind, passive, FieldTable::default());
+        let ask = channel.exchange_declare(name.as_str().into(), kind, passive, FieldTable::default());
         match within(ANSWER_TIMEOUT, ask).await {
             Ok(()) => within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await?,
-            Err(RabbitError::Lapin(error)) if code(&error) == Some(404) => missing.push(name.to_owned()),
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(404) => missing.push(name),
             Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => {}
             Err(error) => return Err(error),
         }
     }
     let mut stats = QueueStats::new(connection);
-    let mut names = vec![UNROUTED.to_owned()];
+    let mut queues = vec![names.unroutable()];
     for destination in tuning.destinations.iter() {
-        names.push(dead_queue(destination));
-        names.extend(PartitionId::all(destination, tuning.partitions).map(partition_queue));
+        queues.push(names.dead_letters(destination));
+        queues.extend(PartitionId::all(destination, tuning.partitions).map(|it| names.partition(it)));
     }
-    for name in names {
+    for name in queues {
         if stats.presence(&name).await? == Presence::Missing {
             missing.push(name);
         }
@@ -78,11 +70,12 @@ pub(super) async fn watch_refusals(connections: Arc<BrokerConnections>) {
             () = tokio::time::sleep(ASK_EVERY) => {}
             () = connections.stop.cancelled() => return,
         }
-        let refused: Vec<&'static str> = connections.refusals.borrow().keys().copied().collect();
+        let refused: Vec<Exchange> = connections.refusals.borrow().keys().copied().collect();
         for exchange in refused {
             let Some(connection) = connections.publishing() else { break };
-            if matches!(refusal(&connection, exchange).await, Ok(None)) {
-                tracing::info!(exchange, "the broker takes messages again");
+            let name = connections.settings.names.exchange(exchange);
+            if matches!(refusal(&connection, &name).await, Ok(None)) {
+                tracing::info!(exchange = name, "the broker takes messages again");
                 connections.accepted(exchange);
             }
         }

@@ -17,9 +17,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::connect::BrokerAddress;
-use super::rights::{self, RIGHTS};
-use super::topology::{ANSWER_TIMEOUT, DLX, IN, code};
-use super::{RabbitError, RabbitQueue, RabbitSettings, connect, within};
+use super::names::Exchange;
+use super::topology::{ANSWER_TIMEOUT, code};
+use super::{RabbitError, RabbitQueue, RabbitSettings, connect, rights, within};
 use crate::queue::QueueError;
 use crate::tls::{self, TlsFault, TlsFiles};
 
@@ -141,15 +141,17 @@ impl RabbitQueue {
         let connection = self.connections.publishing();
         let connection =
             connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
-        for exchange in [IN, DLX] {
+        let exchanges =
+            [Exchange::Messages, Exchange::DeadLetters].map(|exchange| self.names().exchange(exchange));
+        for exchange in &exchanges {
             if let Some(reason) = rights::refusal(&connection, exchange).await? {
-                let reason = format!("{reason}: the user needs the right to write to {RIGHTS}");
+                let reason = format!("{reason}: the user needs the right to write to {}", self.names().any());
                 return Err(QueueError::Refused(reason));
             }
         }
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let routed = match temporary(&channel).await {
-            Ok(queue) => through(&channel, queue).await.map(|()| true),
+            Ok(queue) => through(&channel, queue, &exchanges).await.map(|()| true),
             Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Ok(false),
             Err(error) => Err(error.into()),
         };
@@ -167,12 +169,12 @@ async fn temporary(channel: &Channel) -> Result<ShortString, RabbitError> {
     Ok(within(ANSWER_TIMEOUT, declare).await?.name().clone())
 }
 
-async fn through(channel: &Channel, queue: ShortString) -> Result<(), QueueError> {
+async fn through(channel: &Channel, queue: ShortString, exchanges: &[String; 2]) -> Result<(), QueueError> {
     let key = format!("check.{}", uuid::Uuid::new_v4().simple());
-    for exchange in [IN, DLX] {
+    for exchange in exchanges {
         let bind = channel.queue_bind(
             queue.clone(),
-            exchange.into(),
+            exchange.as_str().into(),
             key.as_str().into(),
             QueueBindOptions::default(),
             FieldTable::default(),

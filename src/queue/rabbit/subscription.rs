@@ -20,7 +20,7 @@ use super::connections::BrokerConnections;
 use super::consumer::{BrokerDelivery, ConsumerOptions, OrderedConsumer};
 use super::membership::WaitingEntry;
 use super::takeover::TakeoverGuard;
-use super::topology::{ANSWER_TIMEOUT, partition_queue};
+use super::topology::ANSWER_TIMEOUT;
 use super::{RabbitError, wire, within};
 use crate::queue::{PartitionId, QueueError, ReceivedMessage};
 
@@ -51,7 +51,8 @@ impl RabbitSubscription {
     ) -> Result<Self, RabbitError> {
         let connection = connections.until_consuming().await;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let (queue, prefetch) = (partition_queue(partition), connections.settings.tuning.prefetch);
+        let settings = &connections.settings;
+        let (queue, prefetch) = (settings.names.partition(partition), settings.tuning.prefetch);
         let tag = format!("{}-{number}", connections.settings.worker).into();
         let options = ConsumerOptions { queue: queue.as_str().into(), tag, prefetch };
         let consumer = OrderedConsumer::open(connection, options).await;

@@ -16,38 +16,13 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::rights::{self, RIGHTS};
-use super::{RabbitError, within};
+use super::names::{Exchange, TopologyNames};
+use super::{RabbitError, rights, within};
 use crate::message::Destination;
 use crate::queue::{PartitionId, QueueError, QueueTuning};
 
-/// The exchange for messages; the routing key is the partition.
-pub(super) const IN: &str = "in";
-/// The exchange for unroutable messages.
-pub(super) const UNROUTED_EXCHANGE: &str = "in.unrouted";
-pub(super) const UNROUTED: &str = "unrouted";
-/// The exchange for dead letters; the routing key is the destination.
-pub(super) const DLX: &str = "dlx";
-/// The exchange on which workers announce themselves.
-pub(super) const WORKERS: &str = "workers";
-/// The exchange that shows the broker's clock (`broker_clock.rs`). Everything but the comparison works without it.
-pub(super) const CLOCK: &str = "clock";
-
 /// The time limit for one answer of the broker.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-pub(super) fn partition_queue(partition: PartitionId) -> String {
-    format!("w.{}.{}", partition.destination, partition.index)
-}
-
-pub(super) fn dead_queue(destination: Destination) -> String {
-    format!("dlq.{destination}")
-}
-
-/// The lock of the dead-letter reader of a destination; not part of the topology.
-pub(super) fn reader_lock(destination: Destination) -> String {
-    format!("visit.{destination}")
-}
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
@@ -67,11 +42,16 @@ fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
     arguments(&all)
 }
 
-fn partition_arguments(destination: Destination) -> FieldTable {
+/// Every queue refuses messages when it is full, also under a policy of another administrator that sets only a length.
+fn keeping() -> FieldTable {
+    quorum(&[("x-overflow", text("reject-publish"))])
+}
+
+fn partition_arguments(names: &TopologyNames, destination: Destination) -> FieldTable {
     quorum(&[
         ("x-single-active-consumer", AMQPValue::Boolean(true)),
         ("x-overflow", text("reject-publish")),
-        ("x-dead-letter-exchange", text(DLX)),
+        ("x-dead-letter-exchange", text(&names.exchange(Exchange::DeadLetters))),
         ("x-dead-letter-routing-key", text(destination.as_str())),
         ("x-dead-letter-strategy", text("at-least-once")),
     ])
@@ -102,20 +82,21 @@ impl QueueDeclare {
 /// Makes sure that all exchanges and queues exist. Fails if the deployment has another number of partitions.
 pub(super) async fn ensure(
     connection: &Connection,
+    names: &TopologyNames,
     tuning: &QueueTuning,
     declare: QueueDeclare,
 ) -> Result<(), RabbitError> {
-    check_partitions(connection, tuning).await?;
+    check_partitions(connection, names, tuning).await?;
     let refused = match declare {
         QueueDeclare::Check => None,
-        QueueDeclare::Make => match make(connection, tuning).await {
+        QueueDeclare::Make => match make(connection, names, tuning).await {
             // Another process with another number may have started at the same time.
-            Ok(()) => return check_partitions(connection, tuning).await.map(drop),
+            Ok(()) => return check_partitions(connection, names, tuning).await.map(drop),
             Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Some(error),
             Err(error) => return Err(explain(error)),
         },
     };
-    let missing = rights::missing(connection, tuning).await?;
+    let missing = rights::missing(connection, names, tuning).await?;
     if missing.is_empty() {
         if let Some(error) = refused {
             let reason = error.to_string();
@@ -128,7 +109,8 @@ pub(super) async fn ensure(
     }
     let why = match refused {
         Some(error) => {
-            format!("its user may not make them ({error}): it needs the right to configure {RIGHTS}")
+            let any = names.any();
+            format!("its user may not make them ({error}): it needs the right to configure {any}")
         }
         None => "queue.declare is check, so an administrator makes them".to_owned(),
     };
@@ -144,44 +126,44 @@ pub(super) struct DeclaredQueue {
     pub(super) name: String,
     pub(super) arguments: FieldTable,
     /// The exchange and the routing key of the binding.
-    pub(super) exchange: &'static str,
+    pub(super) exchange: Exchange,
     pub(super) key: String,
 }
 
 /// All exchanges, in the order of their declaration.
-pub(super) fn exchanges() -> [(&'static str, ExchangeKind, FieldTable); 4] {
-    let alternate = arguments(&[("alternate-exchange", text(UNROUTED_EXCHANGE))]);
+pub(super) fn exchanges(names: &TopologyNames) -> [(Exchange, ExchangeKind, FieldTable); 4] {
+    let alternate = arguments(&[("alternate-exchange", text(&names.exchange(Exchange::Unroutable)))]);
     [
-        (UNROUTED_EXCHANGE, ExchangeKind::Fanout, FieldTable::default()),
-        (IN, ExchangeKind::Direct, alternate.clone()),
-        (DLX, ExchangeKind::Direct, alternate),
-        (WORKERS, ExchangeKind::Fanout, FieldTable::default()),
+        (Exchange::Unroutable, ExchangeKind::Fanout, FieldTable::default()),
+        (Exchange::Messages, ExchangeKind::Direct, alternate.clone()),
+        (Exchange::DeadLetters, ExchangeKind::Direct, alternate),
+        (Exchange::Workers, ExchangeKind::Fanout, FieldTable::default()),
     ]
 }
 
 /// All queues, in the order of their declaration. The first partition of a destination is the last one, so its existence
 /// proves that all partitions exist. Another process then counts them correctly meanwhile, and also after an interrupted
 /// start.
-pub(super) fn queues(tuning: &QueueTuning) -> Vec<DeclaredQueue> {
-    let unrouted = DeclaredQueue {
-        name: UNROUTED.to_owned(),
-        arguments: quorum(&[]),
-        exchange: UNROUTED_EXCHANGE,
+pub(super) fn queues(names: &TopologyNames, tuning: &QueueTuning) -> Vec<DeclaredQueue> {
+    let unroutable = DeclaredQueue {
+        name: names.unroutable(),
+        arguments: keeping(),
+        exchange: Exchange::Unroutable,
         key: String::new(),
     };
-    let mut queues = vec![unrouted];
+    let mut queues = vec![unroutable];
     for destination in tuning.destinations.iter() {
         queues.push(DeclaredQueue {
-            name: dead_queue(destination),
-            arguments: quorum(&[]),
-            exchange: DLX,
+            name: names.dead_letters(destination),
+            arguments: keeping(),
+            exchange: Exchange::DeadLetters,
             key: destination.as_str().to_owned(),
         });
         let partitions: Vec<_> = PartitionId::all(destination, tuning.partitions).collect();
         queues.extend(partitions.into_iter().rev().map(|partition| DeclaredQueue {
-            name: partition_queue(partition),
-            arguments: partition_arguments(destination),
-            exchange: IN,
+            name: names.partition(partition),
+            arguments: partition_arguments(names, destination),
+            exchange: Exchange::Messages,
             key: partition.to_string(),
         }));
     }
@@ -189,19 +171,23 @@ pub(super) fn queues(tuning: &QueueTuning) -> Vec<DeclaredQueue> {
 }
 
 /// Declares all exchanges, queues and bindings.
-async fn make(connection: &Connection, tuning: &QueueTuning) -> Result<(), RabbitError> {
+async fn make(
+    connection: &Connection,
+    names: &TopologyNames,
+    tuning: &QueueTuning,
+) -> Result<(), RabbitError> {
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     within(Duration::from_secs(60), async {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        for (name, kind, arguments) in exchanges() {
-            channel.exchange_declare(name.into(), kind, durable, arguments).await?;
+        for (exchange, kind, arguments) in exchanges(names) {
+            channel.exchange_declare(names.exchange(exchange).into(), kind, durable, arguments).await?;
         }
-        for queue in queues(tuning) {
+        for queue in queues(names, tuning) {
             let DeclaredQueue { name, arguments, exchange, key } = queue;
             let (options, bind) = (QueueDeclareOptions::durable(), QueueBindOptions::default());
             channel.queue_declare(name.as_str().into(), options, arguments).await?;
             let none = FieldTable::default();
-            channel.queue_bind(name.into(), exchange.into(), key.into(), bind, none).await?;
+            channel.queue_bind(name.into(), names.exchange(exchange).into(), key.into(), bind, none).await?;
         }
         Ok(())
     })
@@ -213,31 +199,33 @@ async fn make(connection: &Connection, tuning: &QueueTuning) -> Result<(), Rabbi
 /// conversation would go to another queue. The existing queues show the number; returns `false` if there are none.
 pub(super) async fn check_partitions(
     connection: &Connection,
+    names: &TopologyNames,
     tuning: &QueueTuning,
 ) -> Result<bool, RabbitError> {
     let mut stats = QueueStats::new(connection);
     let mut found = false;
     for destination in tuning.destinations.iter() {
-        found |= check_destination(&mut stats, destination, tuning.partitions).await?;
+        found |= check_destination(&mut stats, names, destination, tuning.partitions).await?;
     }
     Ok(found)
 }
 
 async fn check_destination(
     stats: &mut QueueStats<'_>,
+    names: &TopologyNames,
     destination: Destination,
     partitions: u16,
 ) -> Result<bool, RabbitError> {
     let first = PartitionId { destination, index: 0 };
-    match stats.presence(&partition_queue(first)).await? {
+    match stats.presence(&names.partition(first)).await? {
         Presence::There => {}
         Presence::Missing => return Ok(false),
         Presence::Unknown => return Ok(true),
     }
     let last = PartitionId { index: partitions.saturating_sub(1), ..first };
     let beyond = PartitionId { index: partitions, ..first };
-    let missing = stats.presence(&partition_queue(last)).await? == Presence::Missing;
-    let more = stats.presence(&partition_queue(beyond)).await? == Presence::There;
+    let missing = stats.presence(&names.partition(last)).await? == Presence::Missing;
+    let more = stats.presence(&names.partition(beyond)).await? == Presence::There;
     if !missing && !more {
         return Ok(true);
     }
