@@ -29,6 +29,8 @@ fn main() -> ExitCode {
     let ended = runtime.block_on(Box::pin(causeway::cli::run(cli, Environment::of_process())));
     // A thread that hangs in a system call must not delay the end.
     runtime.shutdown_background();
+    // The log ends before the reason of a failure is printed.
+    causeway::telemetry::flush_logs();
     ended.map_or_else(|failure| code(&failure), |()| ExitCode::SUCCESS)
 }
 

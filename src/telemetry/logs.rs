@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::Level;
 use tracing::field::DisplayValue;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, filter, fmt};
+
+use super::log_writer;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +61,8 @@ fn is_harmless(target: &str, level: &Level) -> bool {
     }
 }
 
-/// Sets up logging to standard error for the life of the process. A second call has no effect.
+/// Sets up logging to standard error for the life of the process. A second call has no effect. The process calls
+/// [`log_writer::flush`] at its end.
 pub fn start_logging(settings: &LogSettings) {
     CONVERSATION_IDS.store(settings.conversation_ids, Ordering::Relaxed);
     // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
@@ -69,7 +73,10 @@ pub fn start_logging(settings: &LogSettings) {
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    // A person at a terminal sees lines in the order of all other output.
+    let writer =
+        if terminal { BoxMakeWriter::new(std::io::stderr) } else { BoxMakeWriter::new(log_writer::writer()) };
+    let lines = fmt::layer().with_writer(writer).log_internal_errors(false);
     let harmless = filter::filter_fn(|event| is_harmless(event.target(), event.level()));
     let lines = match format {
         LogFormat::Text => lines.with_ansi(terminal).with_filter(harmless).boxed(),

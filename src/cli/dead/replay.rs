@@ -23,7 +23,7 @@ use crate::dead_letters::replay::{self, ReplayAction, ReplayPlan, ReplayResult};
 use crate::dead_letters::{DeadLetterFilter, filter, json};
 use crate::queue::Queue;
 use crate::tasks::{self, CancellationToken};
-use crate::telemetry::{Act, Ending, audit};
+use crate::telemetry::{self, Act, Ending, audit};
 
 /// The exit code that a shell shows for a process ended by SIGINT.
 const INTERRUPTED: i32 = 130;
@@ -132,7 +132,12 @@ async fn stop_on_signal(stop: CancellationToken) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if is_first { stop.cancel() } else { std::process::exit(INTERRUPTED) }
+        if is_first {
+            stop.cancel();
+        } else {
+            telemetry::flush_logs();
+            std::process::exit(INTERRUPTED)
+        }
     }
 }
 
