@@ -24,6 +24,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use reqwest::Client;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 const WINDOW: usize = 256;
@@ -45,6 +47,9 @@ pub(crate) struct BareArgs {
     /// The number of queues.
     #[arg(long, default_value_t = 1)]
     queues: usize,
+    /// A database for one select and one insert for each message.
+    #[arg(long)]
+    postgres: Option<String>,
 }
 
 /// Runs until it is killed or loses the broker.
@@ -59,7 +64,7 @@ pub(crate) fn run(args: BareArgs) -> anyhow::Result<()> {
         };
         let worker = async {
             match &args.sink {
-                Some(sink) => deliver(&args.amqp, &queues, sink, args.in_flight).await,
+                Some(sink) => deliver(&args, &queues, sink).await,
                 None => std::future::pending().await,
             }
         };
@@ -136,8 +141,13 @@ async fn publish(
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark has no task book: its tasks end with its runtime")]
-async fn deliver(amqp: &str, queues: &[String], sink: &str, in_flight: usize) -> anyhow::Result<()> {
-    let (_connection, channel) = channel(amqp, queues).await?;
+async fn deliver(args: &BareArgs, queues: &[String], sink: &str) -> anyhow::Result<()> {
+    let in_flight = args.in_flight;
+    let (_connection, channel) = channel(&args.amqp, queues).await?;
+    let directory = match &args.postgres {
+        Some(url) => Some(directory(url).await?),
+        None => None,
+    };
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let mut consumers = Vec::new();
     for queue in queues {
@@ -147,7 +157,7 @@ async fn deliver(amqp: &str, queues: &[String], sink: &str, in_flight: usize) ->
     }
     let mut lent = futures_util::stream::select_all(consumers);
     let client = Client::builder().no_proxy().http1_only().pool_max_idle_per_host(in_flight).build()?;
-    let worker = Arc::new(Worker { channel, client, sink: sink.to_owned() });
+    let worker = Arc::new(Worker { channel, client, sink: sink.to_owned(), directory });
     let seats = Arc::new(Semaphore::new(in_flight));
     while let Some(delivery) = lent.next().await {
         let delivery = delivery?;
@@ -166,10 +176,35 @@ struct Worker {
     channel: Channel,
     client: Client,
     sink: String,
+    directory: Option<PgPool>,
+}
+
+/// The least that a two-way worker remembers: the state of each chat, and which messages it has delivered.
+async fn directory(url: &str) -> anyhow::Result<PgPool> {
+    let pool = PgPoolOptions::new().max_connections(16).connect(url).await?;
+    let tables = "CREATE TABLE IF NOT EXISTS chat (id text PRIMARY KEY, state text NOT NULL);
+        CREATE TABLE IF NOT EXISTS delivered (id text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())";
+    sqlx::raw_sql(tables).execute(&pool).await?;
+    Ok(pool)
 }
 
 impl Worker {
+    async fn look_up(&self) {
+        let Some(pool) = &self.directory else { return };
+        let select =
+            sqlx::query("SELECT state FROM chat WHERE id = $1").bind("5f1c4ac4c0a8010e01d3e7a1a5b0c111");
+        let _ = select.fetch_optional(pool).await;
+    }
+
+    async fn note(&self) {
+        let Some(pool) = &self.directory else { return };
+        let insert =
+            sqlx::query("INSERT INTO delivered (id) VALUES ($1)").bind(uuid::Uuid::now_v7().to_string());
+        let _ = insert.execute(pool).await;
+    }
+
     async fn post(&self, delivery: Delivery) -> lapin::Result<bool> {
+        self.look_up().await;
         let post =
             self.client.post(&self.sink).header("content-type", "application/json").body(delivery.data);
         let taken = match post.send().await {
@@ -178,6 +213,7 @@ impl Worker {
             Err(_) => false,
         };
         if taken {
+            self.note().await;
             self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
         } else {
             let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };

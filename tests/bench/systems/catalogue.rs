@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::running::Recipe;
+use super::shape::Shape;
 
 /// The number of parallel requests to the destination, for each system.
 pub(crate) const IN_FLIGHT: usize = 64;
@@ -67,6 +68,8 @@ pub(crate) struct Place {
     pub(crate) worker: usize,
     /// The folder of this job.
     pub(crate) folder: PathBuf,
+    /// The database of a two-way run; without it messages are relayed only.
+    pub(crate) postgres: Option<String>,
     /// Additional settings of Causeway for this run.
     pub(crate) settings: Vec<(String, String)>,
 }
@@ -86,10 +89,14 @@ impl System {
         ALL.iter().copied().find(|system| system.name == name)
     }
 
+    pub(crate) const fn is_causeway(&self) -> bool {
+        matches!(self.kind, Kind::Causeway { .. })
+    }
+
     /// The URL that accepts posts. `{group}` stands for the conversation.
-    pub(crate) fn path(&self) -> &'static str {
+    pub(crate) fn path(&self, shape: Shape) -> &'static str {
         match (self.kind, self.name) {
-            (Kind::Causeway { .. }, _) => "/v1/callbacks/servicenow?token=bench",
+            (Kind::Causeway { .. }, _) => shape.path(),
             (_, "restate") => "/Conversation/{group}/deliver/send",
             _ => "/",
         }
@@ -173,6 +180,9 @@ fn bare(role: Role, queues: usize, place: &Place) -> Recipe {
     if role != Role::Worker {
         args.extend(["--listen".to_owned(), place.listen().to_string()]);
     }
+    if let Some(postgres) = &place.postgres {
+        args.extend(["--postgres".to_owned(), postgres.clone()]);
+    }
     if role != Role::Front {
         args.extend(["--sink".to_owned(), format!("http://{}/", place.sink)]);
         args.extend(["--in-flight".to_owned(), IN_FLIGHT.to_string()]);
@@ -224,6 +234,7 @@ fn peer(name: &str, role: Role, place: &Place) -> Recipe {
         (text("BENCH_PORT"), place.ports[0].to_string()),
         (text("BENCH_SINK"), format!("http://{}/", place.sink)),
         (text("BENCH_IN_FLIGHT"), IN_FLIGHT.to_string()),
+        (text("BENCH_POSTGRES"), place.postgres.clone().unwrap_or_default()),
     ];
     let program = folder.join("start").to_string_lossy().into_owned();
     let ready = (role == Role::Front).then(|| place.listen());

@@ -118,17 +118,17 @@ async fn measure(bench: &Bench, system: System, point: &mut Point) -> anyhow::Re
                 stage.place.worker = worker;
                 stage.start(Role::Worker).await?;
             }
-            flows(&stage, point, 0).await?;
+            flows(&mut stage, point, 0).await?;
         }
         curve => {
             stage.start(Role::Whole).await?;
-            flows(&stage, point, if curve == "conversations" { point.size } else { 0 }).await?;
+            flows(&mut stage, point, if curve == "conversations" { point.size } else { 0 }).await?;
         }
     }
     stage.leave().await
 }
 
-async fn flows(stage: &Stage<'_>, point: &mut Point, first: u32) -> anyhow::Result<()> {
+async fn flows(stage: &mut Stage<'_>, point: &mut Point, first: u32) -> anyhow::Result<()> {
     let through = stage.through_after(first).await?;
     point.through = Some(through);
     point.half = Some(stage.steady(through.rate / 2.0).await?);

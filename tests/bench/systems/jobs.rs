@@ -19,7 +19,9 @@ use super::catalogue::{IN_FLIGHT, Place, Role, System, target};
 use super::driver::{Driver, Posting, pass, until};
 use super::ledger::{Counts, Ledger};
 use super::load::{Pace, Target};
+use super::postgres::Postgres;
 use super::running::Running;
+use super::shape::Shape;
 
 /// The time limit of a start. Some peers need several seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +45,8 @@ pub(crate) struct Bench {
     pub(crate) body: usize,
     /// Additional settings of Causeway for this run.
     pub(crate) settings: Vec<(String, String)>,
+    /// PostgreSQL of a two-way run.
+    pub(crate) postgres: Option<Postgres>,
     pub(crate) nonce: AtomicU32,
 }
 
@@ -54,6 +58,7 @@ pub(crate) struct Flow {
     /// Processor seconds for 1,000 messages: the system, the broker, load and sink.
     pub(crate) cpu: f64,
     pub(crate) broker_cpu: f64,
+    pub(crate) postgres_cpu: f64,
     pub(crate) driver_cpu: f64,
     /// Memory of the system at the end of the window.
     pub(crate) megabytes: f64,
@@ -113,6 +118,7 @@ struct Snapshot {
     counts: Counts,
     system: Usage,
     broker: Usage,
+    postgres: Usage,
     driver: Usage,
     machine: f64,
 }
@@ -124,7 +130,7 @@ impl Bench {
         std::fs::create_dir_all(&folder)?;
         let settings = self.settings.clone();
         let (sink, ports) = (self.driver.sink_address, free_ports()?);
-        Ok(Place { amqp, sink, ports, worker: 0, folder, settings })
+        Ok(Place { amqp, sink, ports, worker: 0, folder, postgres: None, settings })
     }
 
     pub(crate) async fn stage(&self, system: System) -> anyhow::Result<Stage<'_>> {
@@ -135,12 +141,16 @@ impl Bench {
         let place = self.place(&name, amqp)?;
         let log = target().join("logs").join(format!("{}.log", system.name));
         std::fs::create_dir_all(target().join("logs"))?;
-        Ok(Stage { bench: self, system, place, name, log, processes: Vec::new() })
+        let (shape, nonce) = (Shape::Relay, None);
+        Ok(Stage { bench: self, system, place, name, log, shape, nonce, first: 0, processes: Vec::new() })
     }
 
     pub(crate) fn ledger(&self, room: usize) -> Arc<Ledger> {
-        let nonce = self.nonce.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Ledger::new(nonce, self.conversations, room))
+        Arc::new(Ledger::new(self.next_nonce(), self.conversations, 0, room))
+    }
+
+    pub(crate) fn next_nonce(&self) -> u32 {
+        self.nonce.fetch_add(1, Ordering::Relaxed)
     }
 
     fn room(&self) -> usize {
@@ -173,10 +183,29 @@ pub(crate) struct Stage<'a> {
     pub(crate) place: Place,
     name: String,
     log: PathBuf,
+    /// The road of the messages.
+    pub(crate) shape: Shape,
+    /// The conversations of all jobs; without it each job has conversations of its own.
+    pub(crate) nonce: Option<u32>,
+    /// The number of the next message of these conversations.
+    pub(crate) first: u32,
     pub(crate) processes: Vec<Running>,
 }
 
 impl Stage<'_> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A ledger for the next job.
+    pub(crate) fn ledger(&mut self, room: usize) -> Arc<Ledger> {
+        let Some(nonce) = self.nonce else { return self.bench.ledger(room) };
+        let (conversations, first) = (self.bench.conversations, self.first);
+        let rounds = u32::try_from(room).unwrap_or(u32::MAX).div_ceil(conversations);
+        self.first += rounds * conversations;
+        Arc::new(Ledger::new(nonce, conversations, first, room))
+    }
+
     /// Whether ingress and worker can run apart at the same time.
     pub(crate) const fn comes_apart(&self) -> bool {
         self.system.comes_apart()
@@ -227,7 +256,8 @@ impl Stage<'_> {
     pub(crate) fn post(&self, ledger: &Arc<Ledger>, pace: Pace) -> Posting {
         let target = Target {
             address: self.place.listen(),
-            path: self.system.path().to_owned(),
+            path: self.system.path(self.shape).to_owned(),
+            shape: self.shape,
             body_length: self.bench.body,
             connections: self.bench.connections.min(self.bench.conversations),
         };
@@ -241,25 +271,28 @@ impl Stage<'_> {
         // The system's processes are also children of this process.
         let driver = Usage { cpu: own.cpu - system.cpu, ..own };
         let (broker, counts) = (self.bench.broker.usage(), ledger.counts());
-        Snapshot { at: Instant::now(), counts, system, broker, driver, machine: account::machine() }
+        let postgres = self.bench.postgres.as_ref().map(Postgres::usage).unwrap_or_default();
+        Snapshot { at: Instant::now(), counts, system, broker, postgres, driver, machine: account::machine() }
     }
 
     fn flow(&self, from: &Snapshot, to: &Snapshot, counted: impl Fn(&Counts) -> u64) -> Flow {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let messages = (counted(&to.counts) - counted(&from.counts)) as f64;
         let (thousands, seconds) = (messages / 1000.0, (to.at - from.at).as_secs_f64());
-        let [system, broker, driver] = [
+        let [system, broker, postgres, driver] = [
             to.system.cpu - from.system.cpu,
             to.broker.cpu - from.broker.cpu,
+            to.postgres.cpu - from.postgres.cpu,
             to.driver.cpu - from.driver.cpu,
         ];
         Flow {
             rate: messages / seconds,
             cpu: system / thousands,
             broker_cpu: broker / thousands,
+            postgres_cpu: postgres / thousands,
             driver_cpu: driver / thousands,
             megabytes: to.system.megabytes,
-            others: ((to.machine - from.machine - system - broker - driver) / seconds).max(0.0),
+            others: ((to.machine - from.machine - system - broker - postgres - driver) / seconds).max(0.0),
             peak: self.bench.driver.sink.peak(),
         }
     }
@@ -304,13 +337,13 @@ impl Stage<'_> {
     }
 
     /// Measures the highest rate. The processes are running.
-    pub(crate) async fn through(&self) -> anyhow::Result<Flow> {
+    pub(crate) async fn through(&mut self) -> anyhow::Result<Flow> {
         self.through_after(0).await
     }
 
     /// The same measurement, started after the given number of messages.
-    pub(crate) async fn through_after(&self, first: u32) -> anyhow::Result<Flow> {
-        let ledger = self.bench.ledger(self.bench.room() + first as usize);
+    pub(crate) async fn through_after(&mut self, first: u32) -> anyhow::Result<Flow> {
+        let ledger = self.ledger(self.bench.room() + first as usize);
         let posting = self.post(&ledger, Pace::Closed(self.bench.outstanding));
         self.warm_up(&ledger).await?;
         self.after(&ledger, u64::from(first)).await?;
@@ -324,8 +357,8 @@ impl Stage<'_> {
     }
 
     /// Measures at a steady rate. The processes are running.
-    pub(crate) async fn steady(&self, rate: f64) -> anyhow::Result<Half> {
-        let ledger = self.bench.ledger(self.bench.room());
+    pub(crate) async fn steady(&mut self, rate: f64) -> anyhow::Result<Half> {
+        let ledger = self.ledger(self.bench.room());
         let posting = self.post(&ledger, Pace::Open(rate));
         self.warm_up(&ledger).await?;
         let (from, began) = (self.snapshot(&ledger), ledger.now());
@@ -354,7 +387,7 @@ impl Stage<'_> {
         most: usize,
         limit: Duration,
     ) -> anyhow::Result<(Flow, Arc<Ledger>)> {
-        let ledger = self.bench.ledger(most);
+        let ledger = self.ledger(most);
         self.start(Role::Front).await?;
         let posting = self.post(&ledger, Pace::Closed(usize::MAX));
         let flows = until(PATIENCE, || ledger.counts().accepted >= 100.min(most as u64)).await;
@@ -394,7 +427,7 @@ impl Stage<'_> {
             Role::Whole
         };
         self.start(role).await?;
-        let ledger = self.bench.ledger(self.bench.room());
+        let ledger = self.ledger(self.bench.room());
         let posting = self.post(&ledger, Pace::Open(rate));
         self.warm_up(&ledger).await?;
         drop(self.processes.pop());

@@ -23,6 +23,8 @@ pub(crate) struct Ledger {
     /// Separates the messages of this ledger from the messages of an earlier job.
     pub(crate) nonce: u32,
     conversations: u32,
+    /// The number of the first message. Earlier numbers belong to an earlier ledger of the same conversations.
+    pub(crate) first: u32,
     marks: Vec<Mark>,
     /// For each conversation: one more than the highest number that has arrived.
     reached: Vec<AtomicU32>,
@@ -56,12 +58,13 @@ pub(crate) struct Times {
 }
 
 impl Ledger {
-    /// Creates a ledger for the given number of messages.
-    pub(crate) fn new(nonce: u32, conversations: u32, room: usize) -> Self {
+    /// Creates a ledger for the given number of messages, from `first` on.
+    pub(crate) fn new(nonce: u32, conversations: u32, first: u32, room: usize) -> Self {
         Self {
             opened: Instant::now(),
             nonce,
             conversations,
+            first,
             marks: (0..room).map(|_| Mark::default()).collect(),
             reached: (0..conversations).map(|_| AtomicU32::new(0)).collect(),
             accepted: AtomicU64::new(0),
@@ -77,8 +80,17 @@ impl Ledger {
         self.marks.len()
     }
 
+    fn mark(&self, message: u32) -> Option<&Mark> {
+        self.marks.get(message.checked_sub(self.first)? as usize)
+    }
+
     pub(crate) fn conversation(&self, message: u32) -> u32 {
         message % self.conversations
+    }
+
+    /// Whether this is the first message of its conversation.
+    pub(crate) fn is_first(&self, message: u32) -> bool {
+        message < self.conversations
     }
 
     /// Microseconds since the ledger was opened, never 0.
@@ -92,13 +104,13 @@ impl Ledger {
     }
 
     pub(crate) fn sent(&self, message: u32, at: u32) {
-        if let Some(mark) = self.marks.get(message as usize) {
+        if let Some(mark) = self.mark(message) {
             mark.sent.store(at, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn accepted(&self, message: u32) {
-        if let Some(mark) = self.marks.get(message as usize) {
+        if let Some(mark) = self.mark(message) {
             mark.accepted.store(self.now(), Ordering::Relaxed);
             self.accepted.fetch_add(1, Ordering::Relaxed);
         }
@@ -110,7 +122,7 @@ impl Ledger {
 
     /// Marks the message as arrived. Returns true for its first arrival.
     pub(crate) fn arrived(&self, nonce: u32, message: u32) -> bool {
-        let mark = self.marks.get(message as usize).filter(|_| nonce == self.nonce);
+        let mark = self.mark(message).filter(|_| nonce == self.nonce);
         let Some(mark) = mark else {
             self.strangers.fetch_add(1, Ordering::Relaxed);
             return false;

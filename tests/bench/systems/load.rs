@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::ledger::Ledger;
-use super::sink;
+use super::shape::{Shape, TOKEN};
 use super::wire::Client;
 
 /// The pause between a refusal and the next attempt.
@@ -39,6 +39,7 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// `{group}` stands for the conversation.
     pub(crate) path: String,
+    pub(crate) shape: Shape,
     pub(crate) body_length: usize,
     pub(crate) connections: u32,
 }
@@ -77,9 +78,10 @@ impl Load {
     async fn line(self: Arc<Self>, line: u32) {
         let mut client = Client::new(self.target.address);
         let mut request = Vec::new();
-        let messages = (line..).step_by(self.target.connections as usize);
-        for message in messages.take_while(|message| (*message as usize) < self.ledger.room()) {
-            let Some(due) = self.turn(message).await else { return };
+        let numbers = (line..).step_by(self.target.connections as usize);
+        for number in numbers.take_while(|number| (*number as usize) < self.ledger.room()) {
+            let message = self.ledger.first + number;
+            let Some(due) = self.turn(number).await else { return };
             self.write_request(message, &mut request);
             self.ledger.sent(message, due);
             if !self.post(&mut client, message, &request).await {
@@ -89,11 +91,11 @@ impl Load {
     }
 
     /// Waits for the message's time and returns the start of the measurement. `None` when the load is stopped.
-    async fn turn(&self, message: u32) -> Option<u32> {
+    async fn turn(&self, number: u32) -> Option<u32> {
         match self.pace {
             Pace::Closed(_) => self.room.acquire().await.ok()?.forget(),
             Pace::Open(rate) => {
-                let due = self.began + Duration::from_secs_f64(f64::from(message) / rate);
+                let due = self.began + Duration::from_secs_f64(f64::from(number) / rate);
                 if due < Instant::now() {
                     return (!self.is_over()).then(|| self.ledger.at(due));
                 }
@@ -129,12 +131,12 @@ impl Load {
 
     fn write_request(&self, message: u32, request: &mut Vec<u8>) {
         let (conversation, nonce) = (self.ledger.conversation(message), self.ledger.nonce);
-        let body = sink::body(nonce, message, conversation, self.target.body_length);
+        let body = self.target.shape.body(&self.ledger, message, self.target.body_length);
         let path = self.target.path.replace("{group}", &format!("{nonce:x}-{conversation:x}"));
         let mut head = String::with_capacity(256);
         let _ = write!(
             head,
-            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             self.target.address,
             body.len()
         );

@@ -19,10 +19,13 @@ mod load;
 mod machine;
 mod options;
 mod plot;
+mod postgres;
 mod report;
 mod running;
+mod shape;
 mod sink;
 mod turns;
+mod two_way;
 mod wire;
 
 use std::sync::atomic::AtomicU32;
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         match verb {
             Verb::Compare(args) => Box::pin(compare::run(args)).await,
             Verb::Curves(args) => Box::pin(curves::run(args)).await,
+            Verb::TwoWay(args) => Box::pin(two_way::run(args)).await,
             Verb::Turns(args) => Box::pin(turns::run(args)).await,
             Verb::Bare(_) => Ok(()),
         }
@@ -69,6 +73,7 @@ async fn bench(broker: &BrokerArgs, shape: &ShapeArgs, window: Duration) -> anyh
         outstanding: shape.outstanding,
         body: shape.body,
         settings: shape.settings.clone(),
+        postgres: None,
         nonce: AtomicU32::new(std::process::id() << 8),
     })
 }

@@ -21,6 +21,8 @@ pub(crate) enum Verb {
     Compare(CompareArgs),
     /// Measure Causeway alone with growing sizes.
     Curves(CurvesArgs),
+    /// Two-way: a message of the handoff API into a chat, and an agent's message to the events URL.
+    TwoWay(TwoWayArgs),
     /// Bot mode: what is added to each turn between a user and XO's bot
     Turns(TurnsArgs),
     /// The bare loop itself (a part of the comparison).
@@ -103,6 +105,29 @@ pub(crate) struct CurvesArgs {
     /// The largest size: 1000000 takes about an hour, 10000 minutes
     #[arg(long, default_value_t = 100_000)]
     pub(crate) most: u32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TwoWayArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    /// PostgreSQL, as postgres://user@host:port
+    #[arg(long)]
+    pub(crate) postgres: String,
+    /// The systems; a name with -sqlite keeps the directory of conversations in a file
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "bare,causeway,causeway-sqlite,embedded,amqplib,faststream"
+    )]
+    pub(crate) systems: Vec<String>,
+    /// Length of each measurement in seconds
+    #[arg(long, default_value_t = 8)]
+    pub(crate) seconds: u64,
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -12,9 +12,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::ledger::Ledger;
-use super::wire::{Peer, find};
-
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+use super::shape;
+use super::wire::Peer;
 
 const REFUSAL: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
@@ -86,14 +85,20 @@ impl Sink {
     async fn serve(&self, mut peer: Peer) {
         while let Ok(Some(request)) = peer.next().await {
             self.peak.fetch_max(self.flying.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-            self.arrived(&peer.buffer[request.body]);
+            self.arrived(&peer.buffer[request.body.clone()]);
             let delay = self.delay_us.load(Ordering::Relaxed);
             if delay > 0 {
                 tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_micros(delay)).await;
             }
             self.flying.fetch_sub(1, Ordering::Relaxed);
-            let answer = if self.refuses.load(Ordering::Relaxed) { REFUSAL } else { ANSWER };
-            if peer.write(answer).await.is_err() {
+            let written = if self.refuses.load(Ordering::Relaxed) {
+                peer.write(REFUSAL).await
+            } else {
+                let (head, body) = peer.buffer[..request.body.end].split_at(request.body.start);
+                let answer = shape::answer(head, body);
+                peer.write(answer.as_bytes()).await
+            };
+            if written.is_err() {
                 return;
             }
         }
@@ -101,33 +106,10 @@ impl Sink {
 
     fn arrived(&self, body: &[u8]) {
         let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let (Some(job), Some((nonce, message))) = (job, named(body))
+        if let (Some(job), Some((nonce, message))) = (job, shape::named(body))
             && job.ledger.arrived(nonce, message)
         {
             job.room.add_permits(1);
         }
     }
-}
-
-/// The body of a message: ServiceNow's callback for a line of a chat, padded to a length.
-pub(crate) fn body(nonce: u32, message: u32, conversation: u32, length: usize) -> Vec<u8> {
-    let mut body = format!(
-        r#"{{"group":"{conversation:08x}{nonce:08x}c0ffee00c0ffee00","sys_id":"{nonce:08x}{message:08x}0123456789abcdef","sys_created_by":"beth.anglin","last_message":"","formatted_message":""#,
-    )
-    .into_bytes();
-    let padding = length.saturating_sub(body.len() + 2).max(1);
-    body.extend(b"Have you tried turning it off and on again? ".iter().cycle().take(padding));
-    body.extend(br#""}"#);
-    body
-}
-
-/// The numbers in the `sys_id` of a body, which a system may have serialized again.
-fn named(body: &[u8]) -> Option<(u32, u32)> {
-    let key = find(body, br#""sys_id""#)?;
-    let value = key + 8 + body.get(key + 8..)?.iter().position(|byte| *byte == b'"')? + 1;
-    let digits = |from: usize| {
-        let digits = std::str::from_utf8(body.get(value + from..value + from + 8)?).ok()?;
-        u32::from_str_radix(digits, 16).ok()
-    };
-    Some((digits(0)?, digits(8)?))
 }
