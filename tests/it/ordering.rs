@@ -100,7 +100,7 @@ fn nothing_overlapped(relay: &Relay) {
 /// The full size on one engine of each kind, which every machine has. The other engines use a smaller size.
 fn lines_for(bench: &Bench) -> usize {
     match bench.engine() {
-        Engine::Embedded => 1000,
+        Engine::Embedded => 600,
         Engine::Rabbit310 => 500,
         Engine::Rabbit43 => 200,
     }
