@@ -250,6 +250,7 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
             Some(config::ReadBack::Gaps) => ReadBack::Gaps,
             Some(config::ReadBack::Always) | None => ReadBack::Always,
         },
+        bulk_read: settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.bulk_read),
         read_rate: settings.servicenow.as_ref().map_or(1.0, |servicenow| servicenow.read_rate),
         botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
         files: FileSettings { links: file_links(settings), max_size: settings.files.max_size as u64 },

@@ -14,7 +14,7 @@ use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles};
 use crate::app;
 use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
-use crate::platform::{HttpClient, check};
+use crate::platform::{ChatApi, HttpClient, ServiceNow, check};
 use crate::tls::CertificateExpiry;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -200,13 +200,34 @@ fn client_certificate(expiry: &CertificateExpiry) -> CheckFinding {
 
 async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {
     match app::servicenow(http, settings) {
-        Ok(Some(servicenow)) => check::servicenow(&servicenow, &settings.queues())
-            .await
-            .into_iter()
-            .map(CheckFinding::from)
-            .collect(),
+        Ok(Some(servicenow)) => {
+            let found = check::servicenow(&servicenow, &settings.queues()).await;
+            let mut findings: Vec<CheckFinding> = found.into_iter().map(CheckFinding::from).collect();
+            let reads_tables = settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.bulk_read);
+            if reads_tables
+                && servicenow.api() == ChatApi::ConnectSupport
+                && findings.iter().all(|finding| finding.ok)
+            {
+                findings.push(reading_back(&servicenow).await);
+            }
+            findings
+        }
         Ok(None) => vec![CheckFinding::well("ServiceNow: not configured")],
         Err(error) => vec![CheckFinding::wrong(format!("ServiceNow: {error:#}"), "")],
+    }
+}
+
+/// How open chats are read back: many with one request, or one by one.
+async fn reading_back(servicenow: &ServiceNow) -> CheckFinding {
+    match servicenow.shows_chat_tables().await {
+        Ok(true) => CheckFinding::well("ServiceNow shows which of many chats changed (bulk_read)"),
+        Ok(false) | Err(_) => CheckFinding {
+            ok: true,
+            what: "ServiceNow: chats are read back one by one, within servicenow.read_rate".to_owned(),
+            hint: "with thousands of chats, let the user read the rows of live_message and chat_queue_entry (role live_feed_admin, or \
+                   read rules of your own)"
+                .to_owned(),
+        },
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("servicenow.poll_active", Open),
     ("servicenow.read_back", Open),
     ("servicenow.read_rate", Open),
+    ("servicenow.bulk_read", Open),
     ("servicenow.availability_kept", Open),
     ("servicenow.incident", Open),
     ("servicenow.incident_table", Open),

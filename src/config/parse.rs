@@ -143,6 +143,7 @@ fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<S
         (reader.duration("servicenow.wait_limit"), reader.duration("servicenow.idle_limit"));
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
     let read_rate = reader.rate("servicenow.read_rate");
+    let bulk_read = reader.choice("servicenow.bulk_read", &[("auto", true), ("off", false)]);
     let virtual_agent = virtual_agent(reader);
     let incident = incident(reader);
     let login = login(reader);
@@ -155,6 +156,7 @@ fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<S
         poll_active,
         read_back: read_back?,
         read_rate: read_rate?,
+        bulk_read: bulk_read?,
         wait_limit,
         idle_limit,
         virtual_agent,

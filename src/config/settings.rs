@@ -115,6 +115,8 @@ pub struct ServiceNowConfig {
     pub read_back: ReadBack,
     /// Polling requests in one second.
     pub read_rate: f64,
+    /// `servicenow.bulk_read`: "auto".
+    pub bulk_read: bool,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
     pub virtual_agent: VirtualAgentConfig,

@@ -4,12 +4,22 @@
 //!
 //! Not responsible for: relaying the messages of our chats (`relay.rs`), HTTP (`platform/xo`).
 
-use super::{Attempt, Deliverer, InternalError, PriorAttempts, UnknownGroup};
+use super::{Attempt, Deliverer, InternalError, PriorAttempts};
 use crate::clock;
 use crate::conversation::{Conversation, Directory, Origin};
 use crate::delivery::classify::Operation;
 use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
 use crate::platform::servicenow::VirtualAgentCallback;
+
+/// The treatment of a callback whose `group` no conversation opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownGroup {
+    /// The callback is dead-lettered as `unknown_conversation`.
+    #[default]
+    DeadLetter,
+    /// The callback is dropped and counted, because feeds and private chats are not ours.
+    Drop,
+}
 
 impl Deliverer {
     /// Makes one attempt toward the events URL or a bot.

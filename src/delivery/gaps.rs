@@ -291,10 +291,15 @@ async fn unrelayed(
     if known.iter().any(|done| matches!(done.key, DedupKey::Forwarded(_)))
         && !known.iter().any(|done| matches!(done.key, DedupKey::Delivered(_)))
     {
-        lost.id = MessageId::derived("told", &lost.id.to_string());
+        lost.id = second_id(lost.id);
         known = directory.find_done(&dealt_with(lost.id)).await?;
     }
     Ok(known.is_empty().then_some(lost))
+}
+
+/// The id of a message whose callback went to XO's Callback URL before its chat was known.
+pub(super) fn second_id(message: MessageId) -> MessageId {
+    MessageId::derived("told", &message.to_string())
 }
 
 fn dealt_with(message: MessageId) -> [DedupKey; 4] {

@@ -13,6 +13,7 @@ pub mod backoff;
 mod bot_turn;
 mod botkit;
 pub mod breaker;
+mod bulk_read;
 mod callback;
 mod callback_routing;
 mod callback_row;
@@ -57,6 +58,7 @@ use crate::queue::{BrokerLease, Queue, QueueError};
 use crate::telemetry::Metrics;
 pub use attachments::FileSettings;
 use breaker::{BreakerSignal, CircuitBreaker};
+pub use callback::UnknownGroup;
 use classify::{Operation, classify};
 use deduplication::ReplayNotes;
 pub use deduplication::SettledBefore;
@@ -81,16 +83,6 @@ const CREDENTIAL_WORKED: Duration = Duration::from_secs(60);
 /// If this many conversations are refused without a success between them, the credential itself is wrong.
 const UNAUTHORIZED_LANES: usize = 3;
 
-/// The treatment of a callback whose `group` no conversation opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownGroup {
-    /// The callback is dead-lettered as `unknown_conversation`.
-    #[default]
-    DeadLetter,
-    /// The callback is dropped and counted, because feeds and private chats are not ours.
-    Drop,
-}
-
 /// Settings of delivery attempts.
 #[derive(Debug, Clone)]
 pub struct DeliverySettings {
@@ -112,6 +104,8 @@ pub struct DeliverySettings {
     pub serves_bots: bool,
     /// `servicenow.read_back`
     pub read_back: ReadBack,
+    /// `servicenow.bulk_read`: tables show which of many chats need a poll, if the user may read them.
+    pub bulk_read: bool,
     /// `servicenow.read_rate`: the limit of requests in a second that poll the chats.
     pub read_rate: f64,
     /// Settings of the texts and calls for a bot's users.

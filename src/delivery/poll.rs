@@ -9,7 +9,8 @@
 //! published before the new state is recorded, under an id that makes a repeat harmless. An agent's messages are on the
 //! queue before the end is.
 //!
-//! Not responsible for: chats passed on to another queue (`escalation.rs`), lost callbacks (`gaps.rs`).
+//! Not responsible for: which of many chats need a poll (`bulk_read.rs`), chats passed on to another queue
+//! (`escalation.rs`), lost callbacks (`gaps.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use tokio::time::Instant;
 
 use super::agent_joins::joined_instance;
 use super::breaker::BreakerSignal;
+use super::bulk_read::BulkReader;
+use super::gate::GatePermit;
 use super::{Attempt, Deliverer, InternalError, TimeLimits};
 use crate::clock;
 use crate::conversation::{Conversation, ConversationState, Directory, Observation};
@@ -69,6 +72,7 @@ impl Deliverer {
         let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else { return Ok(()) };
         let pause = settings.waiting.min(settings.active).min(Duration::from_secs(1));
         let (mut was_full, mut measured) = (false, None::<Instant>);
+        let mut bulk = BulkReader::new(self.settings.bulk_read);
         loop {
             // After a full batch more chats may be due, and the rate is the only limit.
             let pause = if was_full { Duration::ZERO } else { pause };
@@ -100,13 +104,18 @@ impl Deliverer {
             let probing = permit.is_some();
             let often = |every| if probing { Duration::ZERO } else { every };
             let (waiting, active) = (often(settings.waiting), often(settings.active));
-            let at_once = if probing { 1 } else { self.batch_size() };
+            let at_once = if probing { 1 } else { bulk.batch_size().unwrap_or_else(|| self.batch_size()) };
             match directory.find_due(clock::now(), waiting, active, at_once).await {
                 Ok(due) => {
                     was_full = !probing && due.len() >= at_once as usize;
+                    let chosen = tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        chosen = bulk.select(&self, servicenow, directory, &due), if !probing => chosen,
+                        () = std::future::ready(()), if probing => due.iter().collect(),
+                    };
                     let look =
                         |conversation| self.poll_one(servicenow, directory, conversation, probing, &stop);
-                    futures_util::future::join_all(due.iter().map(look)).await;
+                    futures_util::future::join_all(chosen.into_iter().map(look)).await;
                 }
                 Err(error) => tracing::debug!(%error, "cannot read which conversations to poll"),
             }
@@ -119,6 +128,14 @@ impl Deliverer {
         let chats = (self.settings.read_rate / f64::from(REQUESTS)).ceil();
         // A conversion of a float saturates.
         (chats as u32).clamp(1, BATCH_SIZE)
+    }
+
+    /// Waits for the turn of this number of requests. `None` if ServiceNow may not be called now.
+    pub(super) async fn enter_for_reading(&self, requests: u64) -> Option<GatePermit<'_>> {
+        let turn = self.reads.next_slot();
+        self.reads.spend(requests.saturating_sub(1));
+        tokio::time::sleep_until(turn).await;
+        self.gate(Destination::ServiceNow).enter(false).await
     }
 
     async fn measure_oldest(&self, directory: &Directory) {

@@ -36,8 +36,8 @@ pub use fault_rules::{ActiveRule, FaultRule, FaultScript, InjectedFault, Operati
 pub use ledger::{CallCount, LedgerEntry, LedgerMoment, RequestLedger};
 pub use settings::{
     AgentAcceptance, AgentSettings, BasicLogin, BodyStyle, BotSettings, CallbackCredential, CallbackSettings,
-    ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, RowSwitches, SandboxQueue,
-    SandboxSettings, SandboxSwitches, TableAccess, VirtualAgentSwitches,
+    ChatTableAccess, ConnectSwitches, LastMessage, MessageProof, OAuthClient, OAuthSwitches, RowSwitches,
+    SandboxQueue, SandboxSettings, SandboxSwitches, TableAccess, VirtualAgentSwitches,
 };
 
 pub use servicenow::files::UploadedFile;

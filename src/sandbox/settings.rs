@@ -308,6 +308,8 @@ pub struct SandboxSwitches {
     pub oauth: OAuthSwitches,
     /// The user's rights in the Table API.
     pub tables: TableAccess,
+    /// The user's rights to the rows of `chat_queue_entry` and `live_message`.
+    pub chat_tables: ChatTableAccess,
     /// Connect Support is not installed: all of its paths answer 400.
     pub plugin_missing: bool,
     /// The Business Rule does not filter our user's messages, so that they come back as callbacks.
@@ -409,6 +411,20 @@ pub enum TableAccess {
     Hidden,
     /// Writes succeed, but the script is silently left out, as by an access rule on a single field.
     NoScripts,
+}
+
+/// The rights to the tables of Connect Support. It is not documented which of these answers a user without the role
+/// `live_feed_admin` gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatTableAccess {
+    /// All requests answer 403.
+    #[default]
+    Refused,
+    /// Only the rows that the user wrote are shown.
+    Own,
+    /// All rows are shown.
+    All,
 }
 
 /// Behaviour of the Virtual Agent API that is undocumented, or that differs between instances and versions of its

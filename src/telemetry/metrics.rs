@@ -38,7 +38,7 @@ const ENDS: [&str; 13] = [
     OTHER,
 ];
 const OTHER: &str = "other";
-const READS: [&str; 4] = ["state", "messages", "row", "escalation"];
+const READS: [&str; 5] = ["state", "messages", "bulk", "row", "escalation"];
 
 /// All metrics of one process.
 #[derive(Debug)]

@@ -462,6 +462,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         virtual_agent: VirtualAgentOptions::default(),
         incident: None,
         serves_bots: false,
+        bulk_read: false,
         read_back: ReadBack::Always,
         read_rate: 1000.0,
         botkit: BotKitSettings::default(),

@@ -20,6 +20,7 @@ mod botkit_ends;
 mod botkit_topics;
 mod breaker;
 mod broker_refusals;
+mod bulk_read;
 mod cli;
 mod compose;
 mod config;

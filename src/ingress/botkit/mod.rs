@@ -32,6 +32,7 @@ use crate::message::handoff::{EndCause, Handoff, HandoffEnd, HandoffStart, Hando
 use crate::message::{
     AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
 };
+use crate::tasks;
 pub(super) use answer::refused;
 use event::EventPayload;
 
@@ -258,10 +259,15 @@ async fn handle_message(state: &Arc<IngressState>, payload: &EventPayload<'_>) -
         reply: Some(Box::new(reply.clone())),
     };
     let at = publish(state, id, &Handoff::Message(text)).await?;
-    query_directory(state, |directory| async move {
-        directory.save_reply_handle(&conversation_id, &reply, at).await
-    })
-    .await;
+    // The worker saves the handle, too. If the message has to wait, agents are answered with this handle meanwhile. XO does
+    // not wait for the directory.
+    let state = Arc::clone(state);
+    drop(tasks::spawn(async move {
+        let save = |directory: Directory| async move {
+            directory.save_reply_handle(&conversation_id, &reply, at).await
+        };
+        query_directory(&state, save).await;
+    }));
     Ok(())
 }
 

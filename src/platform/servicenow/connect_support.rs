@@ -77,9 +77,7 @@ impl ServiceNow {
         let found: OneOrMany<WireSession> =
             self.in_session(conversation, ApiRequest::get(&path, &query)).await?;
         let entries = found.into_vec().into_iter().filter_map(|session| session.entry().parse());
-        Ok(entries.filter(|entry| entry.group == group).max_by(|left, right| {
-            (left.is_open(), super::readback::age(left)).cmp(&(right.is_open(), super::readback::age(right)))
-        }))
+        Ok(newest_open(entries.filter(|entry| entry.group == group)))
     }
 
     /// Returns a queue with its name and whether it is open.
@@ -95,4 +93,11 @@ impl ServiceNow {
         let found: OneOrMany<WireQueue> = self.exchange(None, ApiRequest::get(&QUEUES, &[])).await?;
         Ok(found.into_vec().into_iter().filter_map(|queue| queue.parse(self.instance())).collect())
     }
+}
+
+/// The entry that counts among those of one chat: an open one, then the newest.
+pub(super) fn newest_open(entries: impl IntoIterator<Item = QueueEntry>) -> Option<QueueEntry> {
+    entries.into_iter().max_by(|left, right| {
+        (left.is_open(), super::readback::age(left)).cmp(&(right.is_open(), super::readback::age(right)))
+    })
 }

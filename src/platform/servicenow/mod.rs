@@ -9,6 +9,7 @@
 
 mod attachments;
 mod auth;
+mod bulk;
 mod connect_support;
 mod controls;
 mod history;
@@ -36,6 +37,7 @@ pub use attachments::StoredFile;
 pub(crate) use auth::LoginKind;
 pub use auth::ServiceNowLogin;
 use auth::{LoginAuth, RequestCredential};
+pub use bulk::MessageRow;
 pub use history::{AgentFile, History, RemoteMessage};
 pub use oauth::RefreshTokenStore;
 pub use readback::{OpeningMessage, PostedMessage, ReadSince, StartText, StartedChat, recognisable};

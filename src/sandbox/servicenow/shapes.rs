@@ -142,6 +142,14 @@ pub(crate) fn message(row: &MessageRow) -> Value {
     })
 }
 
+/// A row of `live_message` as the Table API shows it: the columns have their own names.
+pub(crate) fn table_message(row: &MessageRow) -> Value {
+    json!({
+        "sys_id": row.sys_id, "group": row.group, "formatted_message": row.text, "sys_created_by": row.created_by,
+        "sys_created_on": stamp(row.created), "internal": row.internal,
+    })
+}
+
 pub(crate) fn conversation(workspace: &AgentWorkspace, chat: &AgentChat, user: &str) -> Value {
     let entry = chat.entry();
     let members: Vec<Value> = std::iter::once(user)

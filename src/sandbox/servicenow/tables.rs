@@ -14,18 +14,20 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::shapes;
-use super::workspace::{RefusedAction, record_id};
-use crate::sandbox::settings::TableAccess;
+use super::workspace::{AgentWorkspace, RefusedAction, record_id};
+use crate::sandbox::settings::{ChatTableAccess, TableAccess};
 use crate::sandbox::state::SandboxState;
 
 type Shared = State<Arc<SandboxState>>;
 type TableRow = BTreeMap<String, String>;
 
 /// The tables of this instance. The rows of `chat_queue` come from the workspace.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "awa_queue",
     "chat_queue",
+    ENTRIES,
     "incident",
+    MESSAGES,
     "sys_properties",
     "sys_rest_message",
     "sys_rest_message_fn",
@@ -35,6 +37,10 @@ const KNOWN: [&str; 11] = [
     "sysevent_register",
     "sysevent_script_action",
 ];
+
+/// The tables of Connect Support. Their rows come from the workspace.
+const ENTRIES: &str = "chat_queue_entry";
+const MESSAGES: &str = "live_message";
 
 /// The table whose rows get a number.
 const TASKS: &str = "incident";
@@ -106,7 +112,7 @@ async fn list(State(world): Shared, Path(table): Path<String>, Query(asked): Que
     };
     let hidden = access(&world) == TableAccess::Hidden;
     let rows = if hidden { Vec::new() } else { rows(&world, &table) };
-    let fits = |row: &TableRow| terms.iter().all(|(name, value)| row.get(name) == Some(value));
+    let fits = |row: &TableRow| terms.iter().all(|term| term.fits(row));
     let fields = asked.sysparm_fields.unwrap_or_default();
     let wanted: Vec<&str> = fields.split(',').filter(|name| !name.is_empty()).collect();
     let shown = rows.into_iter().filter(fits).take(asked.sysparm_limit.unwrap_or(10_000)).map(|row| {
@@ -170,17 +176,44 @@ fn written(world: &SandboxState, table: &str, body: &Bytes) -> Result<TableRow, 
 }
 
 fn rows(world: &SandboxState, table: &str) -> Vec<TableRow> {
-    if table != "chat_queue" {
-        return world.tables.all(table);
-    }
     let row = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let workspace = world.workspace();
+    match table {
+        "chat_queue" => {}
+        ENTRIES | MESSAGES => return chat_rows(&workspace, table),
+        _ => return world.tables.all(table),
+    }
     let queues = workspace.queues.values().map(|queue| {
         [("sys_id", queue.settings.id.as_str()), ("name", &queue.settings.name), ("active", "true")]
             .map(row)
             .into()
     });
     queues.collect()
+}
+
+/// The rows of a table of Connect Support, oldest first, each value as text.
+fn chat_rows(workspace: &AgentWorkspace, table: &str) -> Vec<TableRow> {
+    let user = workspace.user.as_str();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut rows: Vec<TableRow> = Vec::new();
+    for chat in workspace.chats() {
+        let shown: Vec<Value> = if table == ENTRIES {
+            chat.entries
+                .iter()
+                .map(|entry| shapes::queue_entry(workspace, &chat.group, entry, user))
+                .collect()
+        } else {
+            chat.rows.iter().map(shapes::table_message).collect()
+        };
+        let named = shown.iter().filter_map(Value::as_object);
+        rows.extend(named.map(|row| row.iter().map(|(name, value)| (name.clone(), text(value))).collect()));
+    }
+    if workspace.switches.chat_tables == ChatTableAccess::Own {
+        rows.retain(|row| row.get("sys_created_by").is_some_and(|by| by == user));
+    }
+    let age = |row: &TableRow| row.get("sys_created_on").cloned();
+    rows.sort_by_key(age);
+    rows
 }
 
 fn access(world: &SandboxState) -> TableAccess {
@@ -192,7 +225,11 @@ fn refuse(world: &SandboxState, table: &str, writes: bool) -> Option<Response> {
         let words = format!("Invalid table {table}");
         return Some(shapes::error(StatusCode::BAD_REQUEST, &words, None));
     }
+    let chats_refused = world.workspace().switches.chat_tables == ChatTableAccess::Refused;
     match access(world) {
+        _ if chats_refused && [ENTRIES, MESSAGES].contains(&table) => {
+            Some(shapes::error(StatusCode::FORBIDDEN, "Insufficient rights to query records", None))
+        }
         TableAccess::Refused => {
             Some(shapes::error(StatusCode::FORBIDDEN, "Insufficient rights to query records", None))
         }
@@ -204,14 +241,35 @@ fn refuse(world: &SandboxState, table: &str, writes: bool) -> Option<Response> {
     }
 }
 
-/// Parses `name=value^name=value`. `None` for any other query, because this instance does not support it.
-fn terms(query: &str) -> Option<Vec<(String, String)>> {
+/// One condition of a query.
+struct QueryTerm {
+    name: String,
+    operator: &'static str,
+    value: String,
+}
+
+impl QueryTerm {
+    fn parse(term: &str) -> Option<Self> {
+        let end = term.bytes().position(|byte| !byte.is_ascii_lowercase() && byte != b'_')?;
+        let (name, rest) = term.split_at(end);
+        let with = |operator: &'static str| Some((operator, rest.strip_prefix(operator)?));
+        let (operator, value) = [">=", "<=", "=", "IN"].into_iter().find_map(with)?;
+        Some(Self { name: name.to_owned(), operator, value: value.to_owned() })
+    }
+
+    fn fits(&self, row: &TableRow) -> bool {
+        let Some(found) = row.get(&self.name) else { return false };
+        match self.operator {
+            ">=" => *found >= self.value,
+            "<=" => *found <= self.value,
+            "IN" => self.value.split(',').any(|value| value == found),
+            _ => *found == self.value,
+        }
+    }
+}
+
+/// Parses conditions with `^` between them. `None` for any other query, because this instance does not support it.
+fn terms(query: &str) -> Option<Vec<QueryTerm>> {
     let terms = query.split('^').filter(|term| !term.is_empty() && *term != "EQ");
-    terms
-        .map(|term| {
-            let (name, value) = term.split_once('=')?;
-            let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-            plain.then(|| (name.to_owned(), value.to_owned()))
-        })
-        .collect()
+    terms.filter(|term| !term.starts_with("ORDERBY")).map(QueryTerm::parse).collect()
 }

@@ -143,7 +143,8 @@ pub(crate) struct AgentWorkspace {
     pub(super) chats: BTreeMap<String, AgentChat>,
     ended: VecDeque<String>,
     keep: Option<usize>,
-    user: String,
+    /// The user of the integration.
+    pub(super) user: String,
     agent: (String, String),
     greeting: String,
     last_number: u32,

@@ -369,6 +369,7 @@ pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
         tells_events: false,
         serves_bots: false,
         read_back: ReadBack::default(),
+        bulk_read: false,
         read_rate: 1000.0,
         virtual_agent: VirtualAgentOptions::default(),
         incident: None,
