@@ -70,7 +70,7 @@ async fn pause(stop: &CancellationToken, time: Duration) -> bool {
 /// The state of a database, in one word for a log line.
 const fn state(error: &DirectoryError) -> &'static str {
     match error {
-        DirectoryError::Unavailable(_) => "away",
+        DirectoryError::Unavailable(_) | DirectoryError::Pooled(_) => "away",
         DirectoryError::Full(_) => "full",
         DirectoryError::ReadOnly(_) => "read-only",
         DirectoryError::Refused(_) => "refused",

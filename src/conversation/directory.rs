@@ -47,7 +47,8 @@ pub(super) enum Database {
 }
 
 impl Database {
-    /// Whether statements keep a name on the server, so that they are prepared once for each connection.
+    /// Whether statements keep a name on the server, so that they are prepared once for each connection. The connection
+    /// must be acquired before.
     pub(super) fn prepares(&self) -> bool {
         !matches!(self, Self::Postgres(server) if server.is_pooled())
     }
@@ -65,6 +66,22 @@ impl std::fmt::Debug for Directory {
 
 /// Runs one query on the configured database. SQLite has a pool for queries, `reader`, and one for writes, `writer`.
 macro_rules! run {
+    (@server $server:ident, |$pool:ident| $query:expr) => {{
+        let statement = async {
+            let mut connection = $server.pool().acquire().await?;
+            if !$server.is_pooled() {
+                let $pool = &mut *connection;
+                return $query.await;
+            }
+            let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+            let $pool = &mut *transaction;
+            let answer = $query.await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(answer)
+        };
+        $crate::conversation::schema::within($crate::conversation::directory::STATEMENT_TIMEOUT, statement)
+            .await
+    }};
     ($directory:expr, |$pool:ident| $query:expr) => {
         run!($directory, reader, |$pool| $query)
     };
@@ -78,30 +95,11 @@ macro_rules! run {
                 )
                 .await
             }
-            $crate::conversation::directory::Database::Postgres(server) if server.is_pooled() => {
-                let transaction = async {
-                    let mut transaction = server.pool().begin().await?;
-                    let $pool = &mut *transaction;
-                    let answer = $query.await?;
-                    transaction.commit().await?;
-                    Ok::<_, sqlx::Error>(answer)
-                };
-                let answer = $crate::conversation::schema::within(
-                    $crate::conversation::directory::STATEMENT_TIMEOUT,
-                    transaction,
-                )
-                .await;
-                server.judge(&answer);
-                answer
-            }
             $crate::conversation::directory::Database::Postgres(server) => {
-                let $pool = server.pool();
-                let answer = $crate::conversation::schema::within(
-                    $crate::conversation::directory::STATEMENT_TIMEOUT,
-                    $query,
-                )
-                .await;
-                server.judge(&answer);
+                let mut answer = run!(@server server, |$pool| $query);
+                if server.judge(&answer) {
+                    answer = run!(@server server, |$pool| $query);
+                }
                 answer
             }
         }
@@ -136,6 +134,11 @@ impl Directory {
         O: for<'r> sqlx::FromRow<'r, DB::Row>,
     {
         sqlx::query_as(sql).persistent(self.database.prepares())
+    }
+
+    /// Whether a connection pooler stands before the server.
+    pub fn is_pooled(&self) -> bool {
+        matches!(&self.database, Database::Postgres(server) if server.is_pooled())
     }
 
     /// Measures every later commit with this histogram.

@@ -14,6 +14,7 @@ mod error;
 mod incidents;
 mod journal;
 mod oauth_tokens;
+mod pooler;
 mod postgres;
 mod probe;
 mod queue_checks;

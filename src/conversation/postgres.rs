@@ -1,9 +1,10 @@
 //! The connections to PostgreSQL.
 //!
 //! Guarantees: after an answer that the server is read-only, no connection that existed then is used again. The address of
-//! the database may lead to the new primary by now, but a connection stays with the demoted one. Every connection ends
-//! after [`LIFE_MAX`] anyway.
-//! Not responsible for: the statements (`directory.rs`).
+//! the database may lead to the new primary by now, but a connection stays with the demoted one. The same holds after an
+//! answer that shows a connection pooler, because an older connection may have statements with names. Every connection
+//! ends after [`LIFE_MAX`] anyway.
+//! Not responsible for: the statements (`directory.rs`), finding a pooler (`pooler.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
+use super::pooler::PoolerDetection;
 use super::{DirectoryError, schema};
 
 /// The longest life of a connection.
@@ -24,9 +26,9 @@ const CAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct PostgresDirectory {
     pool: PgPool,
     options: Arc<PgConnectOptions>,
-    read_only_at: Arc<Mutex<Option<Instant>>>,
-    /// Each query runs in a transaction and has no name on the server, as a connection pooler in transaction mode demands.
-    is_pooled: bool,
+    /// No connection that was opened before this time is used again.
+    outdated_before: Arc<Mutex<Option<Instant>>>,
+    pooler: PoolerDetection,
 }
 
 impl std::fmt::Debug for PostgresDirectory {
@@ -37,38 +39,57 @@ impl std::fmt::Debug for PostgresDirectory {
 
 impl PostgresDirectory {
     pub(super) async fn open(url: &str) -> Result<Self, DirectoryError> {
-        let options = schema::open_postgres(url).await?;
-        let read_only_at = Arc::new(Mutex::new(None::<Instant>));
-        let known = Arc::clone(&read_only_at);
-        let pool = schema::postgres_pool().max_lifetime(LIFE_MAX).before_acquire(move |_, connection| {
-            let refused = *known.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_newer = refused.is_none_or(|at| connection.age < at.elapsed());
-            Box::pin(std::future::ready(Ok(is_newer)))
-        });
-        let pool = pool.connect_lazy_with(options.clone());
-        Ok(Self { pool, options: Arc::new(options), read_only_at, is_pooled: schema::is_pooled(url) })
+        let pooler = PoolerDetection::new(url);
+        let options = schema::open_postgres(url, &pooler).await?;
+        let outdated_before = Arc::new(Mutex::new(None::<Instant>));
+        let (known, examined) = (Arc::clone(&outdated_before), pooler.clone());
+        let pool = schema::postgres_pool()
+            .max_lifetime(LIFE_MAX)
+            .after_connect(move |connection, _| {
+                let pooler = examined.clone();
+                Box::pin(async move { pooler.examine(connection).await })
+            })
+            .before_acquire(move |_, connection| {
+                let outdated = *known.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_newer = outdated.is_none_or(|at| connection.age < at.elapsed());
+                Box::pin(std::future::ready(Ok(is_newer)))
+            });
+        let pool = pool.connect_lazy_with(pooler.options(options.clone()));
+        Ok(Self { pool, options: Arc::new(options), outdated_before, pooler })
     }
 
     pub(super) const fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    pub(super) const fn is_pooled(&self) -> bool {
-        self.is_pooled
+    /// Whether each query runs in a transaction and has no name on the server. A connection must be acquired before:
+    /// opening one may find the pooler.
+    pub(super) fn is_pooled(&self) -> bool {
+        self.pooler.is_pooled()
     }
 
-    /// Notes an answer that the server is read-only.
-    pub(super) fn judge<T>(&self, answer: &Result<T, DirectoryError>) {
-        if let Err(error) = answer {
-            self.note(error);
-        }
+    /// Notes an answer that ends the connections. Returns whether the statement was not run and has to be tried again.
+    pub(super) fn judge<T>(&self, answer: &Result<T, DirectoryError>) -> bool {
+        answer.as_ref().is_err_and(|error| self.note(error))
     }
 
     /// As [`Self::judge`], for an error.
-    pub(super) fn note(&self, error: &DirectoryError) {
-        if matches!(error, DirectoryError::ReadOnly(_)) {
-            *self.read_only_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    pub(super) fn note(&self, error: &DirectoryError) -> bool {
+        match error {
+            DirectoryError::ReadOnly(_) => self.end_connections(),
+            DirectoryError::Pooled(_) => {
+                self.pooler.found();
+                self.pool.set_connect_options((*self.options).clone());
+                self.end_connections();
+                return true;
+            }
+            _ => {}
         }
+        false
+    }
+
+    fn end_connections(&self) {
+        *self.outdated_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Replaces the error of a pool without a connection by the reason that the server gives.

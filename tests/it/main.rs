@@ -47,6 +47,7 @@ mod openapi;
 mod ordering;
 mod pins;
 mod platforms;
+mod pooler;
 mod private;
 mod prove;
 mod queue_contract;
