@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
 use crate::config::{self, Settings, SpooledSenders};
-use crate::conversation::{Directory, DirectorySettings, DirectoryUrl};
+use crate::conversation::{Directory, DirectoryError, DirectorySettings, DirectoryUrl};
 use crate::dead_letters::retention;
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
@@ -48,6 +48,9 @@ const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
 /// How long a process that starts is not ready because it has not reached the broker yet. Later an ingress with room in its
 /// spool is ready without the broker.
 const FIRST_CONNECT: Duration = Duration::from_secs(5);
+/// How long an ingress that starts is not ready because it has not reached the directory yet. An orchestrator that replaces
+/// processes one after another keeps the older ones meanwhile. Later the ingress is ready: callbacks need no directory.
+const FIRST_DIRECTORY: Duration = Duration::from_secs(60);
 /// How long commands of the CLI wait for the broker.
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
 
@@ -160,7 +163,7 @@ impl App {
         let remembers = settings.servicenow.is_some()
             || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();
-        let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
+        let (directory, trouble) = if remembers { start_directory(&settings).await? } else { (None, None) };
         if let Some(directory) = &directory {
             directory.measure_commits(metrics.directory_commit.clone());
         }
@@ -176,7 +179,7 @@ impl App {
             drain: settings.drain,
         };
         app.watch_queue(stop);
-        let health = app.watch_parts(&settings, roles, stop)?;
+        let health = app.watch_parts(&settings, roles, trouble, stop)?;
         let worker = match roles.delivers() {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
@@ -267,11 +270,12 @@ impl App {
                 };
             }
             was_connected.store(true, Ordering::Relaxed);
-            let Some(worker) = &worker else { return Ok(()) };
             // A process that also takes messages stays ready: their senders do not repeat them.
-            match health.trouble().filter(|_| !takes) {
-                Some(trouble) => Err(format!("the directory is not usable: {trouble}")),
-                None => worker.ready(),
+            let may_wait = !takes || (!health.was_usable() && began.elapsed() < FIRST_DIRECTORY);
+            match (health.trouble().filter(|_| may_wait), &worker) {
+                (Some(trouble), _) => Err(format!("the directory is not usable: {trouble}")),
+                (None, Some(worker)) => worker.ready(),
+                (None, None) => Ok(()),
             }
         };
         let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };
@@ -324,13 +328,17 @@ impl App {
         &mut self,
         settings: &Settings,
         roles: ServiceRoles,
+        trouble: Option<DirectoryError>,
         stop: &CancellationToken,
     ) -> anyhow::Result<DirectoryHealth> {
         let health = DirectoryHealth::default();
         let metrics = &self.metrics;
         metrics.directory_up.set(1);
         if let Some(directory) = &self.directory {
-            let watch = watch::directory(directory.clone(), health.clone(), metrics.clone(), stop.clone());
+            // `/readyz` must not be earlier than the first test.
+            health.set(trouble.as_ref().map(DirectoryError::to_string));
+            let started = (directory.clone(), trouble);
+            let watch = watch::directory(started, health.clone(), metrics.clone(), stop.clone());
             self.tasks.start("directory", watch);
         }
         if settings.queue.url.is_some() {
@@ -446,6 +454,13 @@ pub fn tuning(settings: &Settings) -> QueueTuning {
 /// Opens the configured directory.
 pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
     Directory::open(&directory_settings(settings)).await.context("directory.url")
+}
+
+/// Opens the directory for a process that stays while the server is away.
+async fn start_directory(settings: &Settings) -> anyhow::Result<(Option<Directory>, Option<DirectoryError>)> {
+    let (directory, trouble) =
+        Directory::start(&directory_settings(settings)).await.context("directory.url")?;
+    Ok((Some(directory), trouble))
 }
 
 fn directory_settings(settings: &Settings) -> DirectorySettings {

@@ -4,7 +4,7 @@
 //! within 20 s. A trouble never ends the process.
 //! Not responsible for: the broker's connection (`queue/rabbit/connections.rs`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,17 +27,44 @@ const REMIND_EVERY: Duration = Duration::from_secs(600);
 
 /// The state of the directory, shared with `/readyz`.
 #[derive(Debug, Clone, Default)]
-pub(super) struct DirectoryHealth(Arc<Mutex<Option<String>>>);
+pub(super) struct DirectoryHealth(Arc<Mutex<DirectoryState>>);
+
+#[derive(Debug, Default)]
+struct DirectoryState {
+    trouble: Option<String>,
+    was_usable: bool,
+}
 
 impl DirectoryHealth {
     /// Why the directory cannot be used; `None` if it can.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().trouble.clone()
     }
 
-    fn set(&self, trouble: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Whether this process could use the directory before.
+    pub(super) fn was_usable(&self) -> bool {
+        self.state().was_usable
     }
+
+    pub(super) fn set(&self, trouble: Option<String>) {
+        let mut state = self.state();
+        state.was_usable |= trouble.is_none();
+        state.trouble = trouble;
+    }
+
+    fn state(&self) -> MutexGuard<'_, DirectoryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shows that the directory cannot be used.
+fn show(error: &DirectoryError, health: &DirectoryHealth, metrics: &Metrics, log: &mut LogLimit) {
+    let reason = error.to_string();
+    metrics.directory_up.set(0);
+    if log.allows(state(error)) {
+        tracing::warn!(state = state(error), reason, "the directory cannot be used");
+    }
+    health.set(Some(reason));
 }
 
 /// Whether a trouble is logged now: if it is new or different, and every [`REMIND_EVERY`].
@@ -80,15 +107,23 @@ const fn state(error: &DirectoryError) -> &'static str {
     }
 }
 
-/// Tests the directory again and again. An unreachable one counts after two failed tests, any other trouble at once.
+/// Tests the directory again and again. An unreachable one counts after two failed tests, any other trouble at once. `error`
+/// is the trouble at the start.
 pub(super) async fn directory(
-    directory: Directory,
+    (directory, error): (Directory, Option<DirectoryError>),
     health: DirectoryHealth,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let key = DedupKey::SelfTest(MessageId::fresh());
     let (mut failures, mut log) = (0_u32, LogLimit::default());
+    match error {
+        Some(error) => {
+            failures = 1;
+            show(&error, &health, &metrics, &mut log);
+        }
+        None => health.set(None),
+    }
     loop {
         let tested = tokio::select! {
             tested = directory.probe(key) => tested,
@@ -106,12 +141,7 @@ pub(super) async fn directory(
             Err(error) => {
                 failures = failures.saturating_add(1);
                 if failures > 1 || !matches!(error, DirectoryError::Unavailable(_)) {
-                    let reason = error.to_string();
-                    metrics.directory_up.set(0);
-                    if log.allows(state(&error)) {
-                        tracing::warn!(state = state(&error), reason, "the directory cannot be used");
-                    }
-                    health.set(Some(reason));
+                    show(&error, &health, &metrics, &mut log);
                 }
             }
         }

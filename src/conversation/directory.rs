@@ -95,13 +95,16 @@ macro_rules! run {
                 )
                 .await
             }
-            $crate::conversation::directory::Database::Postgres(server) => {
-                let mut answer = run!(@server server, |$pool| $query);
-                if server.judge(&answer) {
-                    answer = run!(@server server, |$pool| $query);
+            $crate::conversation::directory::Database::Postgres(server) => match server.has_tables() {
+                Ok(()) => {
+                    let mut answer = run!(@server server, |$pool| $query);
+                    if server.judge(&answer) {
+                        answer = run!(@server server, |$pool| $query);
+                    }
+                    answer
                 }
-                answer
-            }
+                Err(error) => Err(error),
+            },
         }
     };
 }
@@ -117,11 +120,27 @@ impl Directory {
                 Database::Postgres(PostgresDirectory::open(url.expose_secret()).await?)
             }
         };
-        Ok(Self {
+        Ok(Self::of(database))
+    }
+
+    /// As [`Self::open`], for a process that must not end because a server is away. The error says why the directory
+    /// cannot be used yet. [`Self::probe`] opens it when the server is back.
+    pub async fn start(
+        settings: &DirectorySettings,
+    ) -> Result<(Self, Option<DirectoryError>), DirectoryError> {
+        let DirectoryUrl::Postgres(url) = &settings.url else {
+            return Ok((Self::open(settings).await?, None));
+        };
+        let (server, trouble) = PostgresDirectory::start(url.expose_secret()).await?;
+        Ok((Self::of(Database::Postgres(server)), trouble))
+    }
+
+    fn of(database: Database) -> Self {
+        Self {
             writer: DirectoryWriter::start(database.clone()),
             database,
             changes: ChangeCounters::default(),
-        })
+        }
     }
 
     /// A query that is prepared once for each connection, unless a connection pooler forbids this.

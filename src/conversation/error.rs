@@ -38,6 +38,11 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
+    /// Whether the error can end without a change of the settings or of the program.
+    pub(super) const fn can_heal(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Pooled(_) | Self::Full(_) | Self::ReadOnly(_))
+    }
+
     /// The same error with the name of the directory in its text.
     pub(super) fn at(self, place: &str) -> Self {
         let at = |why: String| format!("{place}: {why}");

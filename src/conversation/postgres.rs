@@ -3,9 +3,11 @@
 //! Guarantees: after an answer that the server is read-only, no connection that existed then is used again. The address of
 //! the database may lead to the new primary by now, but a connection stays with the demoted one. The same holds after an
 //! answer that shows a connection pooler, because an older connection may have statements with names. Every connection
-//! ends after [`LIFE_MAX`] anyway.
+//! ends after [`LIFE_MAX`] anyway. A server that is away when the process starts prepares its tables when it is back; until
+//! then every call fails at once.
 //! Not responsible for: the statements (`directory.rs`), finding a pooler (`pooler.rs`).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ use super::{DirectoryError, schema};
 
 /// The longest life of a connection.
 const LIFE_MAX: Duration = Duration::from_secs(300);
+/// The longest wait of a start for the tables. After this time the process starts without the directory.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit of the connection that shows why the pool gets none.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -29,6 +33,14 @@ pub struct PostgresDirectory {
     /// No connection that was opened before this time is used again.
     outdated_before: Arc<Mutex<Option<Instant>>>,
     pooler: PoolerDetection,
+    tables: Arc<TablesState>,
+}
+
+/// Whether the tables have been migrated by this process.
+#[derive(Debug, Default)]
+struct TablesState {
+    are_ready: AtomicBool,
+    failure: Mutex<Option<DirectoryError>>,
 }
 
 impl std::fmt::Debug for PostgresDirectory {
@@ -38,9 +50,25 @@ impl std::fmt::Debug for PostgresDirectory {
 }
 
 impl PostgresDirectory {
+    /// Connects and migrates the tables.
     pub(super) async fn open(url: &str) -> Result<Self, DirectoryError> {
-        let pooler = PoolerDetection::new(url);
-        let options = schema::open_postgres(url, &pooler).await?;
+        let server = Self::new(url)?;
+        server.migrate(schema::OPEN_TIMEOUT).await?;
+        Ok(server)
+    }
+
+    /// As [`Self::open`], but an error that can heal without a change of the settings is returned beside the server.
+    pub(super) async fn start(url: &str) -> Result<(Self, Option<DirectoryError>), DirectoryError> {
+        let server = Self::new(url)?;
+        match server.migrate(START_TIMEOUT).await {
+            Ok(()) => Ok((server, None)),
+            Err(error) if error.can_heal() => Ok((server, Some(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn new(url: &str) -> Result<Self, DirectoryError> {
+        let (options, pooler) = (schema::postgres_options(url)?, PoolerDetection::new(url));
         let outdated_before = Arc::new(Mutex::new(None::<Instant>));
         let (known, examined) = (Arc::clone(&outdated_before), pooler.clone());
         let pool = schema::postgres_pool()
@@ -55,7 +83,33 @@ impl PostgresDirectory {
                 Box::pin(std::future::ready(Ok(is_newer)))
             });
         let pool = pool.connect_lazy_with(pooler.options(options.clone()));
-        Ok(Self { pool, options: Arc::new(options), outdated_before, pooler })
+        Ok(Self { pool, options: Arc::new(options), outdated_before, pooler, tables: Arc::default() })
+    }
+
+    /// Migrates the tables, unless this process has done so.
+    pub(super) async fn migrate(&self, limit: Duration) -> Result<(), DirectoryError> {
+        if self.tables.are_ready.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let migrated = schema::migrate_postgres(&self.options, &self.pooler, limit).await;
+        let failure = migrated.as_ref().err().cloned();
+        *self.tables.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        migrated?;
+        if self.pooler.is_pooled() {
+            self.pool.set_connect_options((*self.options).clone());
+        }
+        self.tables.are_ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Fails until the tables are migrated, with the reason.
+    pub(super) fn has_tables(&self) -> Result<(), DirectoryError> {
+        if self.tables.are_ready.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let failure = self.tables.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Err(failure
+            .unwrap_or_else(|| DirectoryError::Unavailable("its tables are being prepared".to_owned())))
     }
 
     pub(super) const fn pool(&self) -> &PgPool {

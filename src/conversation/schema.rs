@@ -33,8 +33,8 @@ const MIGRATIONS: &[&str] = &[
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time limit of the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait at start for another process that migrates.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest wait for another process that migrates.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_AHEAD_RETRY: Duration = Duration::from_millis(20);
 const SQLITE_CONNECTIONS: u32 = 4;
 const POSTGRES_CONNECTIONS: u32 = 8;
@@ -81,24 +81,22 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     })
 }
 
-/// Migrates the tables of a server. The first connection is made outside of the pool, because the pool would hide the cause
-/// of a failure.
-pub(super) async fn open_postgres(
-    url: &str,
+/// Migrates the tables of a server. This connection is made outside of the pool, because the pool would hide the cause of
+/// a failure.
+pub(super) async fn migrate_postgres(
+    options: &PgConnectOptions,
     pooler: &PoolerDetection,
-) -> Result<PgConnectOptions, DirectoryError> {
-    let options = postgres_options(url)?;
+    limit: Duration,
+) -> Result<(), DirectoryError> {
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
-    let migrating = migrate_postgres(&options, pooler);
-    within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
-    Ok(options)
+    within(limit, migrate_server(options, pooler)).await.map_err(|error| error.at(&place))
 }
 
 pub(super) fn postgres_pool() -> PgPoolOptions {
     pool(POSTGRES_CONNECTIONS)
 }
 
-fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
+pub(super) fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let form = "expected postgres://user:password@host:port/database";
     // A password with `/`, `?` or `#` would end up in parts of the URL that are not secret.
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -178,10 +176,7 @@ async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryE
     }
 }
 
-async fn migrate_postgres(
-    options: &PgConnectOptions,
-    pooler: &PoolerDetection,
-) -> Result<(), DirectoryError> {
+async fn migrate_server(options: &PgConnectOptions, pooler: &PoolerDetection) -> Result<(), DirectoryError> {
     let mut connection = within(CONNECT_TIMEOUT, pooler.connect(options)).await?;
     let mut transaction = connection.begin().await?;
     sqlx::query(statements::LOCK_SCHEMA_POSTGRES).persistent(false).execute(&mut *transaction).await?;

@@ -173,6 +173,11 @@ impl WriterTask {
         if batch.is_empty() {
             return;
         }
+        if let Database::Postgres(server) = &self.database
+            && let Err(error) = server.has_tables()
+        {
+            return answer_all(batch, &error);
+        }
         let until = Instant::now() + STATEMENT_TIMEOUT;
         let together: Vec<&[Statement]> = batch.iter().map(|write| write.statements.as_slice()).collect();
         match self.transaction(&together, until).await {
