@@ -36,7 +36,7 @@ use crate::queue::{Queue, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
-pub use broker_policies::{BrokerPolicies, UnsafeQueue};
+pub use broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
 pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
 pub use signals::ShutdownReason;
@@ -270,6 +270,11 @@ impl App {
                 };
             }
             was_connected.store(true, Ordering::Relaxed);
+            if let Some(silent) =
+                silence(&queue).filter(|_| spool.as_ref().map_or(!takes, |it| !it.has_room()))
+            {
+                return Err(silent);
+            }
             // A process that also takes messages stays ready: their senders do not repeat them.
             let may_wait = !takes || (!health.was_usable() && began.elapsed() < FIRST_DIRECTORY);
             match (health.trouble().filter(|_| may_wait), &worker) {
@@ -343,9 +348,11 @@ impl App {
         }
         if settings.queue.url.is_some() {
             self.tasks.start("clock", watch::clock(metrics.clone(), stop.clone()));
+            let watch = watch::majority(self.queue.clone(), metrics.clone(), stop.clone());
+            self.tasks.start("majority", watch);
         }
         if let Some(policies) = BrokerPolicies::new(settings)?.filter(|_| roles.delivers()) {
-            let watch = watch::policies(policies, metrics.clone(), stop.clone());
+            let watch = watch::policies(policies, self.queue.clone(), metrics.clone(), stop.clone());
             self.tasks.start("policies", watch);
         }
         Ok(health)
@@ -366,6 +373,16 @@ impl App {
             }
         });
     }
+}
+
+/// The queues that confirm nothing, for `/readyz`.
+fn silence(queue: &Queue) -> Option<String> {
+    let silent = queue.without_majority();
+    let first = silent.first()?;
+    Some(format!(
+        "{} queues of the broker confirm nothing: too few of their nodes run ({first}, ...)",
+        silent.len()
+    ))
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -1,4 +1,4 @@
-//! Watches the directory, the clock, the policies of the broker and the spool, for the metrics, `/readyz` and the log.
+//! Watches the directory, the clock, the queues of the broker and the spool, for the metrics, `/readyz` and the log.
 //!
 //! Guarantees: a lasting trouble is logged once at level WARN, again every [`REMIND_EVERY`], and its end once. It is known
 //! within 20 s. A trouble never ends the process.
@@ -9,16 +9,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::broker_policies::{BrokerPolicies, UnsafeQueue};
+use super::broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
 use crate::clock;
 use crate::conversation::{DedupKey, Directory, DirectoryError};
 use crate::message::MessageId;
+use crate::queue::Queue;
 use crate::queue::spool::Spool;
 use crate::tasks::CancellationToken;
 use crate::telemetry::Metrics;
 
 const SPOOL_EVERY: Duration = Duration::from_secs(1);
 const CLOCK_EVERY: Duration = Duration::from_secs(2);
+const MAJORITY_EVERY: Duration = Duration::from_secs(1);
+/// The most queues that one line of the log names.
+const NAMED_MAX: usize = 5;
 const POLICIES_EVERY: Duration = Duration::from_secs(10);
 const DIRECTORY_EVERY: Duration = Duration::from_secs(4);
 /// The pause after a failed test. A single slow answer is no trouble yet.
@@ -167,17 +171,19 @@ pub(super) async fn clock(metrics: Arc<Metrics>, stop: CancellationToken) -> Res
 /// Reads the policies of the queues.
 pub(super) async fn policies(
     policies: BrokerPolicies,
+    queue: Queue,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let (mut unsafe_log, mut failure_log) = (LogLimit::default(), LogLimit::default());
     loop {
         let read = tokio::select! {
-            read = policies.unsafe_queues() => read,
+            read = policies.findings() => read,
             () = stop.cancelled() => return Ok(()),
         };
         match read {
-            Ok(found) => {
+            Ok(QueueFindings { unsafe_queues: found, without_majority }) => {
+                queue.note_without_majority(&without_majority);
                 if failure_log.end() {
                     tracing::info!("the policies of the broker can be read again");
                 }
@@ -195,12 +201,38 @@ pub(super) async fn policies(
                 }
             }
             Err(reason) => {
+                queue.note_without_majority(&[]);
                 if failure_log.allows(&reason) {
                     tracing::warn!(reason, "queue.management_url: the policies of the broker cannot be read");
                 }
             }
         }
         if !pause(&stop, POLICIES_EVERY).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows the queues that confirm nothing because too few of their nodes run.
+pub(super) async fn majority(
+    queue: Queue,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let mut log = LogLimit::default();
+    loop {
+        let silent = queue.without_majority();
+        metrics.silent_queues.set(i64::try_from(silent.len()).unwrap_or(i64::MAX));
+        if silent.is_empty() {
+            if log.end() {
+                tracing::info!("every queue of the broker confirms again");
+            }
+        } else if log.allows("silent") {
+            let queues: Vec<_> = silent.iter().take(NAMED_MAX).map(String::as_str).collect();
+            let (count, queues) = (silent.len(), queues.join(", "));
+            tracing::warn!(count, queues, "queues of the broker confirm nothing: too few of their nodes run");
+        }
+        if !pause(&stop, MAJORITY_EVERY).await {
             return Ok(());
         }
     }

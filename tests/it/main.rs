@@ -39,6 +39,7 @@ mod idempotency;
 mod incidents;
 mod ingress;
 mod least_privilege;
+mod majority;
 mod memory;
 mod metrics;
 mod network;

@@ -140,8 +140,11 @@ on_newest_rabbit! {
         relay.stop().await;
         proxy.refuse().await;
         relay.processes.iter_mut().for_each(Process::restart);
-        let text = becomes(&relay, 503).await;
-        assert!(text.contains("the directory is not usable"), "{text}");
+        eventually("/readyz of the worker to say why", PATIENCE, async || match readiness(&relay).await {
+            (503, text) if text.contains("the directory is not usable") => Ok(()),
+            (status, text) => Err(format!("{status} {text}")),
+        })
+        .await;
         eventually("the ingress to take a callback", PATIENCE, async || {
             let answer = relay.try_callback("a-group", "words", "m-1").await?;
             if answer.status == 202 { Ok(()) } else { Err(format!("{answer:?}")) }

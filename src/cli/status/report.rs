@@ -60,6 +60,8 @@ pub(super) struct QueueStatus {
     pub(super) unroutable: Option<u64>,
     /// The queues whose policy deletes messages.
     pub(super) unsafe_policies: Option<u64>,
+    /// The queues of which too few nodes run.
+    pub(super) without_majority: Option<u64>,
     pub(super) error: Option<String>,
 }
 
@@ -109,6 +111,10 @@ impl DeploymentStatus {
         if let Some(unroutable) = self.queue.unroutable.filter(|count| *count > 0) {
             let what = output::counted(unroutable, "message");
             found.push(format!("{what} found no queue: `causeway check` says why"));
+        }
+        if let Some(count) = self.queue.without_majority.filter(|count| *count > 0) {
+            let what = output::counted(count, "queue");
+            found.push(format!("too few nodes of the broker run for {what}: start the other nodes"));
         }
         if let Some(count) = self.queue.unsafe_policies.filter(|count| *count > 0) {
             let what = output::counted(count, "queue");
@@ -226,6 +232,10 @@ mod tests {
         for (change, words) in [
             ((|report| report.queue.error = Some("away".into())) as fn(&mut DeploymentStatus), "away"),
             (|report| report.queue.unroutable = Some(1), "1 message found no queue"),
+            (
+                |report| report.queue.without_majority = Some(3),
+                "too few nodes of the broker run for 3 queues",
+            ),
             (|report| report.queue.unsafe_policies = Some(2), "deletes messages of 2 queues"),
             (|report| report.process.clock_ahead_seconds = Some(-3600.2), "3600 s behind the broker's"),
             (|report| report.spool.oldest_age_seconds = Some(180), "a spooled message for 3m"),

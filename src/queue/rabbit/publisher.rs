@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
+use super::majority::SilentQueues;
 use super::publish_end::ChannelEnd;
 use super::publish_limit::PerQueueLimit;
 use super::topology::{self, ANSWER_TIMEOUT};
@@ -89,6 +90,10 @@ impl PublishRequest {
         self.exchange
     }
 
+    pub(super) fn key(&self) -> Arc<str> {
+        self.key.clone()
+    }
+
     pub(super) const fn body_bytes(&self) -> usize {
         self.message.body.len()
     }
@@ -124,7 +129,8 @@ pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc:
         };
         match open(&connection).await {
             Ok(channel) => {
-                let mut window = PublishWindow::new(channel);
+                connections.silent_queues.forget_unconfirmed();
+                let mut window = PublishWindow::new(channel, connections.silent_queues.clone());
                 again.drain(..).for_each(|request| window.take(request));
                 let (end, failed) = tokio::select! {
                     () = connections.stop.cancelled() => return,
@@ -154,6 +160,7 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 /// The unconfirmed publishes of one channel. When it is dropped, all waiting callers learn that the outcome is unknown.
 struct PublishWindow {
     channel: Channel,
+    silent_queues: Arc<SilentQueues>,
     unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
     /// Requests that wait for an earlier request of their lane. The earlier request is unconfirmed or waits in
     /// `limits`.
@@ -168,9 +175,10 @@ struct PublishWindow {
 }
 
 impl PublishWindow {
-    fn new(channel: Channel) -> Self {
+    fn new(channel: Channel, silent_queues: Arc<SilentQueues>) -> Self {
         Self {
             channel,
+            silent_queues,
             unconfirmed: FuturesUnordered::new(),
             blocked: HashMap::new(),
             limits: PerQueueLimit::new(),
@@ -275,6 +283,9 @@ impl PublishWindow {
     fn confirmed(&mut self, confirmed: ConfirmedPublish) {
         let ConfirmedPublish { request, result } = confirmed;
         let (key, lane) = (request.key.clone(), request.lane().clone());
+        if result.is_ok() {
+            self.silent_queues.confirmed(request.exchange, &key);
+        }
         answer(request, result);
         self.next_at(&key);
         self.next_of(&lane);
