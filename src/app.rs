@@ -5,6 +5,7 @@
 
 mod availability;
 mod broker_policies;
+mod certificates;
 mod components;
 mod console;
 mod housekeeping;
@@ -37,6 +38,7 @@ use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
 pub use broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
+pub use certificates::{KnownCertificate, certificates};
 pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
 pub use signals::ShutdownReason;
@@ -346,6 +348,13 @@ impl App {
             let watch = watch::directory(started, health.clone(), metrics.clone(), stop.clone());
             self.tasks.start("directory", watch);
         }
+        let watch = certificates::watch(
+            Arc::new(settings.clone()),
+            self.directory.clone(),
+            metrics.clone(),
+            stop.clone(),
+        );
+        self.tasks.start("certificates", watch);
         if settings.queue.url.is_some() {
             self.tasks.start("clock", watch::clock(metrics.clone(), stop.clone()));
             let watch = watch::majority(self.queue.clone(), metrics.clone(), stop.clone());

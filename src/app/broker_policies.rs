@@ -17,6 +17,7 @@ use url::Url;
 use crate::config::Settings;
 use crate::platform::http::HttpCall;
 use crate::platform::{HttpClient, HttpProblem, HttpSettings, NetworkSettings};
+use crate::tls::TlsPeer;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The delivery limit of Causeway's partitions (`queue/rabbit/topology.rs`). The smaller of two limits applies.
@@ -97,7 +98,11 @@ impl BrokerPolicies {
             ("name", r"^(w\.|dlq\.|unrouted$)"),
             ("columns", "name,policy,operator_policy,effective_policy_definition,members,online"),
         ]);
-        let network = NetworkSettings { tls: settings.queue.tls.clone(), ..NetworkSettings::default() };
+        let network = NetworkSettings {
+            tls: settings.queue.tls.clone(),
+            peer: TlsPeer::Management,
+            ..NetworkSettings::default()
+        };
         let user_agent = concat!("causeway/", env!("CARGO_PKG_VERSION")).to_owned();
         let http = HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent, network })?;
         Ok(Some(Self { http, url }))

@@ -155,11 +155,6 @@ impl Directory {
         sqlx::query_as(sql).persistent(self.database.prepares())
     }
 
-    /// Whether a connection pooler stands before the server.
-    pub fn is_pooled(&self) -> bool {
-        matches!(&self.database, Database::Postgres(server) if server.is_pooled())
-    }
-
     /// Measures every later commit with this histogram.
     pub fn measure_commits(&self, seconds: Histogram) {
         self.writer.measure(seconds);

@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
 use super::pooler::PoolerDetection;
 use super::{DirectoryError, schema};
+use crate::tls;
 
 /// The longest life of a connection.
 const LIFE_MAX: Duration = Duration::from_secs(300);
@@ -140,6 +141,21 @@ impl PostgresDirectory {
             _ => {}
         }
         false
+    }
+
+    /// Reads the certificate of the server, unless the URL forbids TLS or names a socket.
+    pub(super) async fn look_at_certificate(&self) {
+        let options = &self.options;
+        if options.get_socket().is_some()
+            || matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow)
+        {
+            return;
+        }
+        let look = tls::look_at_postgres(options.get_host(), options.get_port());
+        match tokio::time::timeout(CAUSE_TIMEOUT, look).await {
+            Ok(Err(error)) => tracing::debug!(%error, "cannot read the certificate of PostgreSQL"),
+            Ok(Ok(())) | Err(_) => {}
+        }
     }
 
     fn end_connections(&self) {

@@ -270,6 +270,7 @@ pub(super) async fn directory(settings: &Settings) -> Vec<CheckFinding> {
     // A key of a message that never existed. It expires like any other.
     let written =
         directory.mark_done(DedupKey::SelfTest(MessageId::fresh()), None, crate::clock::now()).await;
+    directory.look_at_certificate().await;
     let is_pooled = directory.is_pooled();
     directory.close().await;
     match written {

@@ -16,8 +16,8 @@ use super::super::admin_listener;
 use super::destination;
 use super::metrics::MetricSamples;
 use super::report::{
-    DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus, QueueStatus,
-    SpoolStatus,
+    CertificateStatus, DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus,
+    QueueStatus, SpoolStatus,
 };
 use crate::app;
 use crate::clock;
@@ -67,6 +67,7 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
         process,
         queue: queue_status,
         spool: spool(&samples),
+        certificates: certificates(&samples),
         directory,
         dead_letters: answers.dead_letters,
         ..empty()
@@ -102,6 +103,7 @@ pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentSta
             ..QueueStatus::default()
         },
         spool: spool(&samples),
+        certificates: certificates(&samples),
         directory,
         dead_letters,
         process,
@@ -119,6 +121,16 @@ fn spool(samples: &MetricSamples) -> SpoolStatus {
     let messages = count("causeway_spool_messages");
     let oldest = count("causeway_spool_oldest_age_seconds");
     SpoolStatus { messages, oldest_age_seconds: oldest.filter(|_| messages.is_some_and(|count| count > 0)) }
+}
+
+fn certificates(samples: &MetricSamples) -> Vec<CertificateStatus> {
+    let labels = ["peer", "kind", "subject"];
+    let found = samples.with_labels("causeway_certificate_expiry_timestamp_seconds", labels).into_iter();
+    let status = |([peer, kind, subject], seconds): ([String; 3], f64)| {
+        let expires = jiff::Timestamp::from_second(destination::whole(seconds).try_into().ok()?).ok()?;
+        Some(CertificateStatus { peer, kind, subject, expires })
+    };
+    found.filter_map(status).collect()
 }
 
 fn empty() -> DeploymentStatus {

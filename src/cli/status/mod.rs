@@ -31,6 +31,7 @@ const JSON: &str = r#"JSON (an unknown value is null):
                "clock_ahead_seconds"},
    "queue": {"workers", "unroutable", "unsafe_policies", "without_majority", "error"},
    "spool": {"messages", "oldest_age_seconds"},
+   "certificates": [{"peer", "kind": "server"|"client", "subject", "expires"}],
    "destinations": [{"destination", "breaker": "passing"|"tripped"|"probing", "waiting", "in_flight",
                      "oldest_age_seconds", "partitions", "consumed", "dead_letters"}],
    "directory": {"kind", "conversations": {state: N}, "error"},

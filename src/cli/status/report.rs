@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::super::output;
+use crate::clock;
 
 /// The age in seconds of a spooled message that needs a person, as in the alert `CausewaySpoolNotDraining`.
 const SPOOL_LATE: u64 = 120;
+/// The time before the expiry of a certificate that needs a person, as in the alert `CausewayCertificateExpires`.
+const CERTIFICATE_LATE: jiff::SignedDuration = jiff::SignedDuration::from_hours(14 * 24);
 /// The difference of the clocks in seconds that needs a person, as in the alert `CausewayClockWrong`.
 const CLOCK_WRONG: f64 = 5.0;
 
@@ -29,6 +32,8 @@ pub(super) struct DeploymentStatus {
     /// The spool of this process, which must be an ingress.
     pub(super) spool: SpoolStatus,
     pub(super) destinations: Vec<DestinationStatus>,
+    /// The certificates that the process knows.
+    pub(super) certificates: Vec<CertificateStatus>,
     pub(super) directory: DirectoryStatus,
     pub(super) dead_letters: DeadLetterStatus,
 }
@@ -84,6 +89,27 @@ pub(super) struct DestinationStatus {
     pub(super) dead_letters: Option<u64>,
 }
 
+/// Of several hosts of a peer the certificate that expires first.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct CertificateStatus {
+    pub(super) peer: String,
+    /// `server`, or `client` for our own certificate.
+    pub(super) kind: String,
+    pub(super) subject: String,
+    pub(super) expires: jiff::Timestamp,
+}
+
+impl CertificateStatus {
+    fn find_problems(&self, found: &mut Vec<String>) {
+        if self.expires.duration_since(clock::now()) < CERTIFICATE_LATE {
+            let Self { peer, kind, subject, expires } = self;
+            let day = expires.strftime("%Y-%m-%d");
+            let whose = if kind == "server" { "of" } else { "of Causeway for" };
+            found.push(format!("the certificate {whose} {peer} ({subject}) expires on {day}: renew it"));
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct DirectoryStatus {
     pub(super) kind: Option<String>,
@@ -128,6 +154,7 @@ impl DeploymentStatus {
         for one in &self.destinations {
             one.find_problems(late, &mut found);
         }
+        self.certificates.iter().for_each(|one| one.find_problems(&mut found));
         if let Some(error) = &self.directory.error {
             found.push(format!("the directory cannot be asked: {error}"));
         }
@@ -242,6 +269,17 @@ mod tests {
             (|report| report.destinations[0].breaker = Some("tripped"), "the breaker of xo is tripped"),
             (|report| report.destinations[0].oldest_age_seconds = Some(500), "has waited for 8m"),
             (|report| report.destinations[0].consumed = Some(6), "2 of 8 partitions of xo"),
+            (
+                |report| {
+                    report.certificates.push(CertificateStatus {
+                        peer: "broker".into(),
+                        kind: "server".into(),
+                        subject: "CN=rabbit".into(),
+                        expires: clock::now() + jiff::SignedDuration::from_hours(24),
+                    });
+                },
+                "the certificate of broker (CN=rabbit) expires on",
+            ),
             (|report| report.directory.error = Some("gone".into()), "gone"),
             (|report| report.dead_letters.total = Some(2), "2 dead letters"),
         ] {
