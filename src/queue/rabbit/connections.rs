@@ -365,9 +365,9 @@ async fn establish(
             let is_there = connections.settings.usage == RabbitUse::Admin
                 && topology::check_partitions(&connection, &connections.settings.reachable()).await?;
             if !is_there {
-                let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
+                let RabbitSettings { tuning, declare, heartbeat, .. } = &connections.settings;
                 connections.is_declaring.store(true, Ordering::Relaxed);
-                let ensured = topology::ensure(&connection, tuning, declare).await;
+                let ensured = topology::ensure(&connection, tuning, *declare, *heartbeat).await;
                 connections.is_declaring.store(false, Ordering::Relaxed);
                 ensured?;
             }
