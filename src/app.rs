@@ -5,6 +5,7 @@
 
 mod availability;
 mod broker_policies;
+mod certificates;
 mod components;
 mod console;
 mod housekeeping;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
 use crate::config::{self, Settings, SpooledSenders};
-use crate::conversation::{Directory, DirectorySettings, DirectoryUrl};
+use crate::conversation::{Directory, DirectoryError, DirectorySettings, DirectoryUrl};
 use crate::dead_letters::retention;
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
@@ -36,7 +37,8 @@ use crate::queue::{Queue, QueueTuning, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
 use crate::worker::Worker;
-pub use broker_policies::{BrokerPolicies, UnsafeQueue};
+pub use broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
+pub use certificates::{KnownCertificate, certificates};
 pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
 pub use signals::ShutdownReason;
@@ -48,6 +50,9 @@ const UNKNOWN_GROUP_WAIT: Duration = Duration::from_secs(30);
 /// How long a process that starts is not ready because it has not reached the broker yet. Later an ingress with room in its
 /// spool is ready without the broker.
 const FIRST_CONNECT: Duration = Duration::from_secs(5);
+/// How long an ingress that starts is not ready because it has not reached the directory yet. An orchestrator that replaces
+/// processes one after another keeps the older ones meanwhile. Later the ingress is ready: callbacks need no directory.
+const FIRST_DIRECTORY: Duration = Duration::from_secs(60);
 /// How long commands of the CLI wait for the broker.
 const CONSOLE_WAIT: Duration = Duration::from_secs(10);
 
@@ -160,7 +165,7 @@ impl App {
         let remembers = settings.servicenow.is_some()
             || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();
-        let directory = if remembers { Some(open_directory(&settings).await?) } else { None };
+        let (directory, trouble) = if remembers { start_directory(&settings).await? } else { (None, None) };
         if let Some(directory) = &directory {
             directory.measure_commits(metrics.directory_commit.clone());
         }
@@ -176,7 +181,7 @@ impl App {
             drain: settings.drain,
         };
         app.watch_queue(stop);
-        let health = app.watch_parts(&settings, roles, stop)?;
+        let health = app.watch_parts(&settings, roles, trouble, stop)?;
         let worker = match roles.delivers() {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
@@ -267,11 +272,17 @@ impl App {
                 };
             }
             was_connected.store(true, Ordering::Relaxed);
-            let Some(worker) = &worker else { return Ok(()) };
+            if let Some(silent) =
+                silence(&queue).filter(|_| spool.as_ref().map_or(!takes, |it| !it.has_room()))
+            {
+                return Err(silent);
+            }
             // A process that also takes messages stays ready: their senders do not repeat them.
-            match health.trouble().filter(|_| !takes) {
-                Some(trouble) => Err(format!("the directory is not usable: {trouble}")),
-                None => worker.ready(),
+            let may_wait = !takes || (!health.was_usable() && began.elapsed() < FIRST_DIRECTORY);
+            match (health.trouble().filter(|_| may_wait), &worker) {
+                (Some(trouble), _) => Err(format!("the directory is not usable: {trouble}")),
+                (None, Some(worker)) => worker.ready(),
+                (None, None) => Ok(()),
             }
         };
         let state = AdminState { metrics: self.metrics.clone(), ready: Arc::new(ready), console };
@@ -324,20 +335,33 @@ impl App {
         &mut self,
         settings: &Settings,
         roles: ServiceRoles,
+        trouble: Option<DirectoryError>,
         stop: &CancellationToken,
     ) -> anyhow::Result<DirectoryHealth> {
         let health = DirectoryHealth::default();
         let metrics = &self.metrics;
         metrics.directory_up.set(1);
         if let Some(directory) = &self.directory {
-            let watch = watch::directory(directory.clone(), health.clone(), metrics.clone(), stop.clone());
+            // `/readyz` must not be earlier than the first test.
+            health.set(trouble.as_ref().map(DirectoryError::to_string));
+            let started = (directory.clone(), trouble);
+            let watch = watch::directory(started, health.clone(), metrics.clone(), stop.clone());
             self.tasks.start("directory", watch);
         }
+        let watch = certificates::watch(
+            Arc::new(settings.clone()),
+            self.directory.clone(),
+            metrics.clone(),
+            stop.clone(),
+        );
+        self.tasks.start("certificates", watch);
         if settings.queue.url.is_some() {
             self.tasks.start("clock", watch::clock(metrics.clone(), stop.clone()));
+            let watch = watch::majority(self.queue.clone(), metrics.clone(), stop.clone());
+            self.tasks.start("majority", watch);
         }
         if let Some(policies) = BrokerPolicies::new(settings)?.filter(|_| roles.delivers()) {
-            let watch = watch::policies(policies, metrics.clone(), stop.clone());
+            let watch = watch::policies(policies, self.queue.clone(), metrics.clone(), stop.clone());
             self.tasks.start("policies", watch);
         }
         Ok(health)
@@ -358,6 +382,16 @@ impl App {
             }
         });
     }
+}
+
+/// The queues that confirm nothing, for `/readyz`.
+fn silence(queue: &Queue) -> Option<String> {
+    let silent = queue.without_majority();
+    let first = silent.first()?;
+    Some(format!(
+        "{} queues of the broker confirm nothing: too few of their nodes run ({first}, ...)",
+        silent.len()
+    ))
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
@@ -447,6 +481,13 @@ pub fn tuning(settings: &Settings) -> QueueTuning {
 /// Opens the configured directory.
 pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
     Directory::open(&directory_settings(settings)).await.context("directory.url")
+}
+
+/// Opens the directory for a process that stays while the server is away.
+async fn start_directory(settings: &Settings) -> anyhow::Result<(Option<Directory>, Option<DirectoryError>)> {
+    let (directory, trouble) =
+        Directory::start(&directory_settings(settings)).await.context("directory.url")?;
+    Ok((Some(directory), trouble))
 }
 
 fn directory_settings(settings: &Settings) -> DirectorySettings {

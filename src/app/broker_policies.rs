@@ -1,7 +1,7 @@
-//! Reads the policies that the broker applies to the queues, through its management API.
+//! Reads the policies that the broker applies to the queues, and the nodes of the queues, through its management API.
 //!
 //! Guarantees: a queue is reported if its effective policy, with the operator policy merged in, can delete messages or
-//! move them without their history. AMQP shows no policies, so without `queue.management_url` nothing is known. Neither
+//! move them without their history, or if no majority of its nodes runs. AMQP shows neither, so without `queue.management_url` nothing is known. Neither
 //! the address nor an answer is repeated in an error.
 //! Not responsible for: the reaction (`watch.rs`, `cli/check/stores.rs`).
 
@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::platform::http::HttpCall;
 use crate::platform::{HttpClient, HttpProblem, HttpSettings, NetworkSettings};
 use crate::queue::rabbit::TopologyNames;
+use crate::tls::TlsPeer;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The delivery limit of Causeway's partitions (`queue/rabbit/topology.rs`). The smaller of two limits applies.
@@ -42,6 +43,15 @@ impl fmt::Display for UnsafeQueue {
     }
 }
 
+/// What the management API shows about the queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueFindings {
+    /// The queues whose policies delete messages now.
+    pub unsafe_queues: Vec<UnsafeQueue>,
+    /// The queues of which no majority of nodes runs.
+    pub without_majority: Vec<String>,
+}
+
 /// A client of the management API for one vhost.
 #[derive(Debug, Clone)]
 pub struct BrokerPolicies {
@@ -62,6 +72,11 @@ struct QueueRow {
     operator_policy: Option<String>,
     #[serde(default)]
     effective_policy_definition: serde_json::Value,
+    /// The nodes of a quorum queue, and those of them that run.
+    #[serde(default)]
+    members: Vec<serde_json::Value>,
+    #[serde(default)]
+    online: Vec<serde_json::Value>,
 }
 
 impl BrokerPolicies {
@@ -83,16 +98,20 @@ impl BrokerPolicies {
             ("page_size", PAGE),
             ("use_regex", "true"),
             ("name", &settings.queue.names.keeping()),
-            ("columns", "name,policy,operator_policy,effective_policy_definition"),
+            ("columns", "name,policy,operator_policy,effective_policy_definition,members,online"),
         ]);
-        let network = NetworkSettings { tls: settings.queue.tls.clone(), ..NetworkSettings::default() };
+        let network = NetworkSettings {
+            tls: settings.queue.tls.clone(),
+            peer: TlsPeer::Management,
+            ..NetworkSettings::default()
+        };
         let user_agent = concat!("causeway/", env!("CARGO_PKG_VERSION")).to_owned();
         let http = HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent, network })?;
         Ok(Some(Self { http, url, names: settings.queue.names.clone() }))
     }
 
-    /// The queues whose policies delete messages now.
-    pub async fn unsafe_queues(&self) -> Result<Vec<UnsafeQueue>, String> {
+    /// Asks for all queues.
+    pub async fn findings(&self) -> Result<QueueFindings, String> {
         // User and password of the URL become a header of HTTP Basic.
         let (method, url) = (Method::GET, self.url.clone());
         let call = HttpCall { method, url, headers: HeaderMap::new(), body: None };
@@ -108,11 +127,25 @@ impl BrokerPolicies {
         let body = reply.body.map_err(|error| error.detail)?;
         let page: Page =
             serde_json::from_slice(&body).map_err(|_| "the answer is not that of RabbitMQ".to_owned())?;
-        Ok(page.items.iter().filter_map(|row| row.judge(&self.names)).collect())
+        let silent = page.items.iter().filter(|row| row.has_no_majority()).map(|row| clean(&row.name));
+        Ok(QueueFindings {
+            unsafe_queues: page.items.iter().filter_map(|row| row.judge(&self.names)).collect(),
+            without_majority: silent.collect(),
+        })
     }
 }
 
+/// A name of the broker for a person.
+fn clean(name: &str) -> String {
+    name.chars().filter(|letter| !letter.is_control()).take(100).collect()
+}
+
 impl QueueRow {
+    /// A queue of another type has no members.
+    fn has_no_majority(&self) -> bool {
+        !self.members.is_empty() && self.online.len() * 2 <= self.members.len()
+    }
+
     fn judge(&self, names: &TopologyNames) -> Option<UnsafeQueue> {
         let definition = &self.effective_policy_definition;
         let has = |name: &str| definition.get(name).is_some_and(|value| !value.is_null());
@@ -140,8 +173,7 @@ impl QueueRow {
         }
         let named = |kind: &str, name: &Option<String>| {
             let name = name.as_ref().filter(|name| !name.is_empty())?;
-            let name: String = name.chars().filter(|letter| !letter.is_control()).take(100).collect();
-            Some(format!("{kind} {name}"))
+            Some(format!("{kind} {}", clean(name)))
         };
         let policies =
             [named("the policy", &self.policy), named("the operator policy", &self.operator_policy)];
@@ -200,5 +232,23 @@ mod tests {
             row.judge(&names()).unwrap().to_string(),
             "causeway.dlq.xo: message-ttl of the operator policy theirs"
         );
+    }
+
+    #[test]
+    fn a_majority_is_more_than_half() {
+        for (members, online, lacks) in [
+            (0, 0, false),
+            (1, 1, false),
+            (1, 0, true),
+            (3, 2, false),
+            (3, 1, true),
+            (4, 2, true),
+            (5, 3, false),
+        ] {
+            let nodes = |count| (0..count).map(|node| format!("rabbit@{node}")).collect::<Vec<_>>();
+            let row = json!({ "name": "w.xo.0", "members": nodes(members), "online": nodes(online) });
+            let row: QueueRow = serde_json::from_value(row).unwrap();
+            assert_eq!(row.has_no_majority(), lacks, "{online} of {members}");
+        }
     }
 }

@@ -194,10 +194,6 @@ pub fn proxies(settings: &Settings) -> Vec<(&'static str, ProxyAddress)> {
 }
 
 fn log_network(settings: &Settings) {
-    let expiry = settings.network.servicenow.tls.client_expiry();
-    if let Some(expiry) = expiry.filter(|expiry| expiry.is_near(crate::clock::machine())) {
-        tracing::warn!(subject = %expiry.subject, until = %expiry.day(), "renew servicenow.client_cert_file");
-    }
     for (destination, proxy) in proxies(settings) {
         let (address, origin) = (proxy.host_and_port(), proxy.origin());
         tracing::info!(destination, proxy = %address, setting = origin, "calls go through a proxy");

@@ -1,24 +1,28 @@
-//! Watches the directory, the clock, the policies of the broker and the spool, for the metrics, `/readyz` and the log.
+//! Watches the directory, the clock, the queues of the broker and the spool, for the metrics, `/readyz` and the log.
 //!
 //! Guarantees: a lasting trouble is logged once at level WARN, again every [`REMIND_EVERY`], and its end once. It is known
 //! within 20 s. A trouble never ends the process.
 //! Not responsible for: the broker's connection (`queue/rabbit/connections.rs`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::broker_policies::{BrokerPolicies, UnsafeQueue};
+use super::broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
 use crate::clock;
 use crate::conversation::{DedupKey, Directory, DirectoryError};
 use crate::message::MessageId;
+use crate::queue::Queue;
 use crate::queue::spool::Spool;
 use crate::tasks::CancellationToken;
 use crate::telemetry::Metrics;
 
 const SPOOL_EVERY: Duration = Duration::from_secs(1);
 const CLOCK_EVERY: Duration = Duration::from_secs(2);
+const MAJORITY_EVERY: Duration = Duration::from_secs(1);
+/// The most queues that one line of the log names.
+const NAMED_MAX: usize = 5;
 const POLICIES_EVERY: Duration = Duration::from_secs(10);
 const DIRECTORY_EVERY: Duration = Duration::from_secs(4);
 /// The pause after a failed test. A single slow answer is no trouble yet.
@@ -27,17 +31,44 @@ const REMIND_EVERY: Duration = Duration::from_secs(600);
 
 /// The state of the directory, shared with `/readyz`.
 #[derive(Debug, Clone, Default)]
-pub(super) struct DirectoryHealth(Arc<Mutex<Option<String>>>);
+pub(super) struct DirectoryHealth(Arc<Mutex<DirectoryState>>);
+
+#[derive(Debug, Default)]
+struct DirectoryState {
+    trouble: Option<String>,
+    was_usable: bool,
+}
 
 impl DirectoryHealth {
     /// Why the directory cannot be used; `None` if it can.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().trouble.clone()
     }
 
-    fn set(&self, trouble: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Whether this process could use the directory before.
+    pub(super) fn was_usable(&self) -> bool {
+        self.state().was_usable
     }
+
+    pub(super) fn set(&self, trouble: Option<String>) {
+        let mut state = self.state();
+        state.was_usable |= trouble.is_none();
+        state.trouble = trouble;
+    }
+
+    fn state(&self) -> MutexGuard<'_, DirectoryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shows that the directory cannot be used.
+fn show(error: &DirectoryError, health: &DirectoryHealth, metrics: &Metrics, log: &mut LogLimit) {
+    let reason = error.to_string();
+    metrics.directory_up.set(0);
+    if log.allows(state(error)) {
+        tracing::warn!(state = state(error), reason, "the directory cannot be used");
+    }
+    health.set(Some(reason));
 }
 
 /// Whether a trouble is logged now: if it is new or different, and every [`REMIND_EVERY`].
@@ -70,7 +101,7 @@ async fn pause(stop: &CancellationToken, time: Duration) -> bool {
 /// The state of a database, in one word for a log line.
 const fn state(error: &DirectoryError) -> &'static str {
     match error {
-        DirectoryError::Unavailable(_) => "away",
+        DirectoryError::Unavailable(_) | DirectoryError::Pooled(_) => "away",
         DirectoryError::Full(_) => "full",
         DirectoryError::ReadOnly(_) => "read-only",
         DirectoryError::Refused(_) => "refused",
@@ -80,15 +111,23 @@ const fn state(error: &DirectoryError) -> &'static str {
     }
 }
 
-/// Tests the directory again and again. An unreachable one counts after two failed tests, any other trouble at once.
+/// Tests the directory again and again. An unreachable one counts after two failed tests, any other trouble at once. `error`
+/// is the trouble at the start.
 pub(super) async fn directory(
-    directory: Directory,
+    (directory, error): (Directory, Option<DirectoryError>),
     health: DirectoryHealth,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let key = DedupKey::SelfTest(MessageId::fresh());
     let (mut failures, mut log) = (0_u32, LogLimit::default());
+    match error {
+        Some(error) => {
+            failures = 1;
+            show(&error, &health, &metrics, &mut log);
+        }
+        None => health.set(None),
+    }
     loop {
         let tested = tokio::select! {
             tested = directory.probe(key) => tested,
@@ -106,12 +145,7 @@ pub(super) async fn directory(
             Err(error) => {
                 failures = failures.saturating_add(1);
                 if failures > 1 || !matches!(error, DirectoryError::Unavailable(_)) {
-                    let reason = error.to_string();
-                    metrics.directory_up.set(0);
-                    if log.allows(state(&error)) {
-                        tracing::warn!(state = state(&error), reason, "the directory cannot be used");
-                    }
-                    health.set(Some(reason));
+                    show(&error, &health, &metrics, &mut log);
                 }
             }
         }
@@ -137,17 +171,19 @@ pub(super) async fn clock(metrics: Arc<Metrics>, stop: CancellationToken) -> Res
 /// Reads the policies of the queues.
 pub(super) async fn policies(
     policies: BrokerPolicies,
+    queue: Queue,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let (mut unsafe_log, mut failure_log) = (LogLimit::default(), LogLimit::default());
     loop {
         let read = tokio::select! {
-            read = policies.unsafe_queues() => read,
+            read = policies.findings() => read,
             () = stop.cancelled() => return Ok(()),
         };
         match read {
-            Ok(found) => {
+            Ok(QueueFindings { unsafe_queues: found, without_majority }) => {
+                queue.note_without_majority(&without_majority);
                 if failure_log.end() {
                     tracing::info!("the policies of the broker can be read again");
                 }
@@ -165,12 +201,38 @@ pub(super) async fn policies(
                 }
             }
             Err(reason) => {
+                queue.note_without_majority(&[]);
                 if failure_log.allows(&reason) {
                     tracing::warn!(reason, "queue.management_url: the policies of the broker cannot be read");
                 }
             }
         }
         if !pause(&stop, POLICIES_EVERY).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows the queues that confirm nothing because too few of their nodes run.
+pub(super) async fn majority(
+    queue: Queue,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let mut log = LogLimit::default();
+    loop {
+        let silent = queue.without_majority();
+        metrics.silent_queues.set(i64::try_from(silent.len()).unwrap_or(i64::MAX));
+        if silent.is_empty() {
+            if log.end() {
+                tracing::info!("every queue of the broker confirms again");
+            }
+        } else if log.allows("silent") {
+            let queues: Vec<_> = silent.iter().take(NAMED_MAX).map(String::as_str).collect();
+            let (count, queues) = (silent.len(), queues.join(", "));
+            tracing::warn!(count, queues, "queues of the broker confirm nothing: too few of their nodes run");
+        }
+        if !pause(&stop, MAJORITY_EVERY).await {
             return Ok(());
         }
     }

@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles};
-use crate::app;
+use crate::app::{self, KnownCertificate};
 use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
 use crate::platform::{ChatApi, HttpClient, ServiceNow, check};
-use crate::tls::CertificateExpiry;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -88,7 +87,8 @@ pub(super) async fn run(args: &CheckArgs, sources: &SettingFiles) -> Result<(), 
         within("platforms", platforms(&settings)),
     );
     let mut well = true;
-    for finding in roles.iter().chain(&queue).chain(&directory).chain(&platforms) {
+    let certificates = certificates(&settings);
+    for finding in roles.iter().chain(&queue).chain(&directory).chain(&platforms).chain(&certificates) {
         well &= finding.ok;
         tell(paint, finding)?;
     }
@@ -172,8 +172,6 @@ async fn platforms(settings: &Settings) -> Vec<CheckFinding> {
     let xo = app::xo(&clients, settings);
     let (servicenow, xo) = tokio::join!(servicenow(clients.servicenow, settings), check::xo(&xo));
     let mut findings = proxies(settings);
-    findings
-        .extend(settings.network.servicenow.tls.client_expiry().map(|expiry| client_certificate(&expiry)));
     findings.extend(servicenow);
     findings.extend(xo.into_iter().map(CheckFinding::from));
     findings
@@ -188,14 +186,23 @@ fn proxies(settings: &Settings) -> Vec<CheckFinding> {
     found.collect()
 }
 
-fn client_certificate(expiry: &CertificateExpiry) -> CheckFinding {
-    let what = format!("servicenow.client_cert_file: ({}) is valid until {}", expiry.subject, expiry.day());
-    let hint = if expiry.is_near(crate::clock::machine()) {
-        "renew it: ServiceNow refuses it afterwards"
-    } else {
-        ""
+/// The certificates of the servers that the other checks reached, and our own ones.
+fn certificates(settings: &Settings) -> Vec<CheckFinding> {
+    app::certificates(settings).iter().map(certificate).collect()
+}
+
+fn certificate(known: &KnownCertificate) -> CheckFinding {
+    let (peer, subject, day) = (known.peer.as_str(), &known.expiry.subject, known.expiry.day());
+    let (whose, remedy) = match &known.host {
+        Some(host) => (format!("of {peer} at {host}"), "tell the operator of that server to renew it"),
+        None => (format!("of Causeway for {peer}"), "renew it: the server refuses it afterwards"),
     };
-    CheckFinding { ok: true, what, hint: hint.to_owned() }
+    let is_near = known.expiry.is_near(crate::clock::machine());
+    CheckFinding {
+        ok: true,
+        what: format!("certificate {whose}: ({subject}) is valid until {day}"),
+        hint: if is_near { remedy.to_owned() } else { String::new() },
+    }
 }
 
 async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {
@@ -240,14 +247,19 @@ impl From<check::PlatformFinding> for CheckFinding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::{CertificateExpiry, TlsPeer};
 
     #[test]
-    fn a_client_certificate_is_reported_a_month_before_its_end() {
+    fn a_certificate_is_reported_a_month_before_its_end() {
         for (days, hinted) in [(29, true), (31, false)] {
-            let not_after = crate::clock::now() + jiff::SignedDuration::from_hours(days * 24);
-            let found =
-                client_certificate(&CertificateExpiry { subject: "CN=causeway".to_owned(), not_after });
-            assert_eq!((found.ok, !found.hint.is_empty()), (true, hinted), "{found:?}");
+            let not_after = crate::clock::machine() + jiff::SignedDuration::from_hours(days * 24);
+            let expiry = CertificateExpiry { subject: "CN=causeway".to_owned(), not_after };
+            for host in [None, Some("a.example".to_owned())] {
+                let found =
+                    certificate(&KnownCertificate { peer: TlsPeer::Xo, host, expiry: expiry.clone() });
+                assert_eq!((found.ok, !found.hint.is_empty()), (true, hinted), "{found:?}");
+                assert!(found.what.contains("CN=causeway"), "{found:?}");
+            }
         }
     }
 }

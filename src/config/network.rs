@@ -10,7 +10,7 @@ use url::Url;
 
 use super::reader::SettingsReader;
 use crate::platform::{HostPattern, NetworkSettings, ProxyAddress, ProxyRules};
-use crate::tls::{TlsFileProblem, TlsFiles};
+use crate::tls::{TlsFileProblem, TlsFiles, TlsPeer};
 
 /// The way to each side.
 #[derive(Debug, Clone, Default)]
@@ -58,9 +58,13 @@ pub(super) fn settings(reader: &mut SettingsReader) -> NetworkConfig {
         TlsFiles { authorities, client }
     };
     NetworkConfig {
-        servicenow: NetworkSettings { proxy: servicenow, tls: tls(for_servicenow, client) },
-        xo: NetworkSettings { proxy: xo, tls: tls(for_xo, None) },
-        events: NetworkSettings { proxy: events, tls: tls(for_events, None) },
+        servicenow: NetworkSettings {
+            proxy: servicenow,
+            tls: tls(for_servicenow, client),
+            peer: TlsPeer::ServiceNow,
+        },
+        xo: NetworkSettings { proxy: xo, tls: tls(for_xo, None), peer: TlsPeer::Xo },
+        events: NetworkSettings { proxy: events, tls: tls(for_events, None), peer: TlsPeer::Events },
     }
 }
 

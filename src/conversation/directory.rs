@@ -47,7 +47,8 @@ pub(super) enum Database {
 }
 
 impl Database {
-    /// Whether statements keep a name on the server, so that they are prepared once for each connection.
+    /// Whether statements keep a name on the server, so that they are prepared once for each connection. The connection
+    /// must be acquired before.
     pub(super) fn prepares(&self) -> bool {
         !matches!(self, Self::Postgres(server) if server.is_pooled())
     }
@@ -65,6 +66,22 @@ impl std::fmt::Debug for Directory {
 
 /// Runs one query on the configured database. SQLite has a pool for queries, `reader`, and one for writes, `writer`.
 macro_rules! run {
+    (@server $server:ident, |$pool:ident| $query:expr) => {{
+        let statement = async {
+            let mut connection = $server.pool().acquire().await?;
+            if !$server.is_pooled() {
+                let $pool = &mut *connection;
+                return $query.await;
+            }
+            let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+            let $pool = &mut *transaction;
+            let answer = $query.await?;
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(answer)
+        };
+        $crate::conversation::schema::within($crate::conversation::directory::STATEMENT_TIMEOUT, statement)
+            .await
+    }};
     ($directory:expr, |$pool:ident| $query:expr) => {
         run!($directory, reader, |$pool| $query)
     };
@@ -78,32 +95,16 @@ macro_rules! run {
                 )
                 .await
             }
-            $crate::conversation::directory::Database::Postgres(server) if server.is_pooled() => {
-                let transaction = async {
-                    let mut transaction = server.pool().begin().await?;
-                    let $pool = &mut *transaction;
-                    let answer = $query.await?;
-                    transaction.commit().await?;
-                    Ok::<_, sqlx::Error>(answer)
-                };
-                let answer = $crate::conversation::schema::within(
-                    $crate::conversation::directory::STATEMENT_TIMEOUT,
-                    transaction,
-                )
-                .await;
-                server.judge(&answer);
-                answer
-            }
-            $crate::conversation::directory::Database::Postgres(server) => {
-                let $pool = server.pool();
-                let answer = $crate::conversation::schema::within(
-                    $crate::conversation::directory::STATEMENT_TIMEOUT,
-                    $query,
-                )
-                .await;
-                server.judge(&answer);
-                answer
-            }
+            $crate::conversation::directory::Database::Postgres(server) => match server.has_tables() {
+                Ok(()) => {
+                    let mut answer = run!(@server server, |$pool| $query);
+                    if server.judge(&answer) {
+                        answer = run!(@server server, |$pool| $query);
+                    }
+                    answer
+                }
+                Err(error) => Err(error),
+            },
         }
     };
 }
@@ -119,11 +120,27 @@ impl Directory {
                 Database::Postgres(PostgresDirectory::open(url.expose_secret()).await?)
             }
         };
-        Ok(Self {
+        Ok(Self::of(database))
+    }
+
+    /// As [`Self::open`], for a process that must not end because a server is away. The error says why the directory
+    /// cannot be used yet. [`Self::probe`] opens it when the server is back.
+    pub async fn start(
+        settings: &DirectorySettings,
+    ) -> Result<(Self, Option<DirectoryError>), DirectoryError> {
+        let DirectoryUrl::Postgres(url) = &settings.url else {
+            return Ok((Self::open(settings).await?, None));
+        };
+        let (server, trouble) = PostgresDirectory::start(url.expose_secret()).await?;
+        Ok((Self::of(Database::Postgres(server)), trouble))
+    }
+
+    fn of(database: Database) -> Self {
+        Self {
             writer: DirectoryWriter::start(database.clone()),
             database,
             changes: ChangeCounters::default(),
-        })
+        }
     }
 
     /// A query that is prepared once for each connection, unless a connection pooler forbids this.

@@ -5,6 +5,7 @@
 
 use sqlx::error::ErrorKind;
 
+use super::pooler;
 use crate::tls::{self, TlsFault};
 
 /// Why the directory could not answer.
@@ -13,6 +14,9 @@ pub enum DirectoryError {
     /// The database is unreachable or too busy: the caller tries again later.
     #[error("the directory cannot be reached: {0}")]
     Unavailable(String),
+    /// The session of the server is not our own, so it does not know our prepared statement. The statement was not run.
+    #[error("the directory cannot be reached: {0}")]
+    Pooled(String),
     /// The disk of the database is full.
     #[error("the directory is full: {0}")]
     Full(String),
@@ -34,11 +38,17 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
+    /// Whether the error can end without a change of the settings or of the program.
+    pub(super) const fn can_heal(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Pooled(_) | Self::Full(_) | Self::ReadOnly(_))
+    }
+
     /// The same error with the name of the directory in its text.
     pub(super) fn at(self, place: &str) -> Self {
         let at = |why: String| format!("{place}: {why}");
         match self {
             Self::Unavailable(why) => Self::Unavailable(at(why)),
+            Self::Pooled(why) => Self::Pooled(at(why)),
             Self::Full(why) => Self::Full(at(why)),
             Self::ReadOnly(why) => Self::ReadOnly(at(why)),
             Self::Refused(why) => Self::Refused(at(why)),
@@ -52,6 +62,9 @@ impl DirectoryError {
 impl From<sqlx::Error> for DirectoryError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
+            sqlx::Error::Database(answer) if pooler::is_lost_session(&**answer) => {
+                Self::Pooled(answer.message().to_owned())
+            }
             sqlx::Error::Database(answer) => {
                 of_answer(answer.code().as_deref(), answer.kind(), answer.message().to_owned())
             }

@@ -4,7 +4,7 @@
 //! Guarantees: after a call returned `Ok`, its data survives any crash. Several processes may use one directory at once.
 //! The state of a conversation changes only as [`state`] says, and each change happens exactly once. A chat (ServiceNow's
 //! `group`) belongs to one conversation for ever. While the database is unreachable, every call fails within seconds; it
-//! works again without a restart.
+//! works again without a restart. A process may also start while it is unreachable ([`Directory::start`]).
 //! Not responsible for: notices to the two sides about a change (`delivery/notices.rs`), when to poll and when to forget.
 
 mod dedup;
@@ -14,6 +14,7 @@ mod error;
 mod incidents;
 mod journal;
 mod oauth_tokens;
+mod pooler;
 mod postgres;
 mod probe;
 mod queue_checks;

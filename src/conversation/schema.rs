@@ -6,7 +6,6 @@
 //! Durability: SQLite runs with `synchronous = FULL`, so a power failure undoes no commit. The assignment of chats to
 //! conversations would otherwise be lost after the message that brought it was acked, and no message would bring it again.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,9 +13,9 @@ use std::time::Duration;
 use sqlx::pool::PoolOptions;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
-use url::Url;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
+use super::pooler::PoolerDetection;
 use super::{DirectoryError, statements};
 use crate::data_files;
 
@@ -34,8 +33,8 @@ const MIGRATIONS: &[&str] = &[
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time limit of the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait at start for another process that migrates.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest wait for another process that migrates.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_AHEAD_RETRY: Duration = Duration::from_millis(20);
 const SQLITE_CONNECTIONS: u32 = 4;
 const POSTGRES_CONNECTIONS: u32 = 8;
@@ -82,30 +81,22 @@ pub(super) async fn open_sqlite(path: &Path) -> Result<SqlitePools, DirectoryErr
     })
 }
 
-/// Migrates the tables of a server. The first connection is made outside of the pool, because the pool would hide the cause
-/// of a failure.
-pub(super) async fn open_postgres(url: &str) -> Result<PgConnectOptions, DirectoryError> {
-    let options = postgres_options(url)?;
+/// Migrates the tables of a server. This connection is made outside of the pool, because the pool would hide the cause of
+/// a failure.
+pub(super) async fn migrate_postgres(
+    options: &PgConnectOptions,
+    pooler: &PoolerDetection,
+    limit: Duration,
+) -> Result<(), DirectoryError> {
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
-    let migrating = migrate_postgres(&options);
-    within(OPEN_TIMEOUT, migrating).await.map_err(|error| error.at(&place))?;
-    Ok(options)
+    within(limit, migrate_server(options, pooler)).await.map_err(|error| error.at(&place))
 }
 
 pub(super) fn postgres_pool() -> PgPoolOptions {
     pool(POSTGRES_CONNECTIONS)
 }
 
-/// Whether the URL forbids prepared statements with names. A pooler in transaction mode, such as PgBouncer before 1.21,
-/// gives each transaction another connection, where such a name is unknown.
-pub(super) fn is_pooled(url: &str) -> bool {
-    let no_statements = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
-        name == "statement-cache-capacity" && value.parse() == Ok(0_u32)
-    };
-    Url::parse(url).is_ok_and(|url| url.query_pairs().any(no_statements))
-}
-
-fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
+pub(super) fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let form = "expected postgres://user:password@host:port/database";
     // A password with `/`, `?` or `#` would end up in parts of the URL that are not secret.
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -185,8 +176,8 @@ async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryE
     }
 }
 
-async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), DirectoryError> {
-    let mut connection: PgConnection = within(CONNECT_TIMEOUT, options.connect()).await?;
+async fn migrate_server(options: &PgConnectOptions, pooler: &PoolerDetection) -> Result<(), DirectoryError> {
+    let mut connection = within(CONNECT_TIMEOUT, pooler.connect(options)).await?;
     let mut transaction = connection.begin().await?;
     sqlx::query(statements::LOCK_SCHEMA_POSTGRES).persistent(false).execute(&mut *transaction).await?;
     migrate!(transaction);

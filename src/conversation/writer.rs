@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::directory::{Database, STATEMENT_TIMEOUT};
 use super::schema::within;
 use super::write::{ManyRows, SqlValue, Statement};
-use super::{DirectoryError, statements};
+use super::{DirectoryError, pooler, statements};
 use crate::tasks::{self, CancellationToken};
 
 /// How long a batch collects further writes, counted from its first write. The first write after a pause does not wait.
@@ -173,6 +173,11 @@ impl WriterTask {
         if batch.is_empty() {
             return;
         }
+        if let Database::Postgres(server) = &self.database
+            && let Err(error) = server.has_tables()
+        {
+            return answer_all(batch, &error);
+        }
         let until = Instant::now() + STATEMENT_TIMEOUT;
         let together: Vec<&[Statement]> = batch.iter().map(|write| write.statements.as_slice()).collect();
         match self.transaction(&together, until).await {
@@ -221,13 +226,25 @@ impl WriterTask {
 
     async fn transaction(&self, writes: &[&[Statement]], until: Instant) -> Result<Vec<u64>, BatchError> {
         let started = Instant::now();
-        let committed = tokio::time::timeout_at(until, self.database.commit(writes)).await;
-        let changed = committed.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))?;
+        let mut committed = self.commit_until(writes, until).await;
+        if let (Err(BatchError { error: sqlx::Error::Database(answer), .. }), Database::Postgres(server)) =
+            (&committed, &self.database)
+            && pooler::is_lost_session(&**answer)
+        {
+            server.note(&DirectoryError::Pooled(String::new()));
+            committed = self.commit_until(writes, until).await;
+        }
+        let changed = committed?;
         self.statistics.commits.fetch_add(1, Ordering::Relaxed);
         if let Some(seconds) = self.statistics.seconds.get() {
             seconds.observe(started.elapsed().as_secs_f64());
         }
         Ok(changed)
+    }
+
+    async fn commit_until(&self, writes: &[&[Statement]], until: Instant) -> Result<Vec<u64>, BatchError> {
+        let committed = tokio::time::timeout_at(until, self.database.commit(writes)).await;
+        committed.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))
     }
 }
 
@@ -269,9 +286,9 @@ macro_rules! execute_write {
 impl Database {
     /// Commits these writes together. Returns the number of changed rows of each write.
     async fn commit(&self, writes: &[&[Statement]]) -> Result<Vec<u64>, BatchError> {
-        let prepared = self.prepares();
         match self {
             Self::Sqlite(pools) => {
+                let prepared = self.prepares();
                 let mut connection = pools.writer.acquire().await?;
                 if let [[statement]] = writes {
                     return Ok(vec![execute!(&mut *connection, statement, prepared)?]);
@@ -286,6 +303,7 @@ impl Database {
             }
             Self::Postgres(server) => {
                 let mut connection = server.pool().acquire().await?;
+                let prepared = self.prepares();
                 if let ([[statement]], true) = (writes, prepared) {
                     return Ok(vec![execute!(&mut *connection, statement, prepared)?]);
                 }

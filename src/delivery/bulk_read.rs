@@ -277,9 +277,16 @@ mod tests {
     }
 
     fn entry(state: ChatState, agent: Option<&str>, position: Option<u32>) -> QueueEntry {
-        let (group, sys_id) = ("g".to_owned(), "e".to_owned());
-        let assigned_to = agent.map(str::to_owned);
-        QueueEntry { group, sys_id, state: Some(state), assigned_to, position, ..QueueEntry::default() }
+        QueueEntry {
+            sys_id: "e".to_owned(),
+            group: "g".to_owned(),
+            number: None,
+            queue: None,
+            position,
+            wait: None,
+            assigned_to: agent.map(str::to_owned),
+            state: Some(state),
+        }
     }
 
     #[test]

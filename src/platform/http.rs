@@ -32,7 +32,7 @@ pub use proxy::{HostPattern, ProxyAddress, ProxyRules};
 pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};
-use crate::tls::{self, TlsFileProblem, TlsFiles};
+use crate::tls::{self, TlsFileProblem, TlsFiles, TlsPeer};
 use crate::trace;
 
 /// The maximum size in bytes of an answer that is read.
@@ -80,6 +80,8 @@ pub struct NetworkSettings {
     pub proxy: ProxyRules,
     /// Certificate authorities, and our own certificate.
     pub tls: TlsFiles,
+    /// The destination, for the expiry of its certificate.
+    pub peer: TlsPeer,
 }
 
 /// The reason why the client could not be built.
@@ -143,7 +145,8 @@ impl HttpClient {
     pub fn new(settings: &HttpSettings) -> Result<Self, HttpProblem> {
         // The call fails only if a provider is already installed. That provider is sufficient.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut tls = tls::config(&settings.network.tls).map_err(HttpProblem::TlsFile)?;
+        let mut tls =
+            tls::config(&settings.network.tls, settings.network.peer).map_err(HttpProblem::TlsFile)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let (proxy, settings_of_pool) = (Arc::new(settings.network.proxy.clone()), settings.clone());
         let pool = ConnectionPool::new(move || build(&settings_of_pool, tls.clone()));

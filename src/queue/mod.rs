@@ -22,6 +22,7 @@
 pub mod embedded;
 mod error;
 mod lease;
+mod majority;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod partition;

@@ -82,6 +82,10 @@ pub struct Metrics {
     pub directory_up: IntGauge,
     /// `causeway_clock_ahead_seconds`
     pub clock_ahead: Gauge,
+    /// `{peer,kind,subject}`
+    pub certificate_expiry: IntGaugeVec,
+    /// `causeway_queues_without_majority`
+    pub silent_queues: IntGauge,
     /// `causeway_queues_with_unsafe_policy`
     pub unsafe_queues: IntGauge,
     /// `causeway_spool_messages`
@@ -139,6 +143,8 @@ impl Metrics {
             broker_connected: gauge(&r, names::BROKER_CONNECTED)?,
             directory_up: gauge(&r, names::DIRECTORY_UP)?,
             clock_ahead: registered(&r, Gauge::with_opts(opts(names::CLOCK_AHEAD))?)?,
+            certificate_expiry: gauges(&r, names::CERTIFICATE_EXPIRY, &["peer", "kind", "subject"])?,
+            silent_queues: gauge(&r, names::SILENT_QUEUES)?,
             unsafe_queues: gauge(&r, names::UNSAFE_QUEUES)?,
             spool_messages: gauge(&r, names::SPOOL_MESSAGES)?,
             spool_oldest_age: registered(&r, Gauge::with_opts(opts(names::SPOOL_OLDEST_AGE))?)?,

@@ -27,6 +27,8 @@ names! {
     DIRECTORY_UP = "causeway_directory_up", "1 while the directory can be read and written.";
     CLOCK_AHEAD = "causeway_clock_ahead_seconds", "How far the clock of this machine is ahead of the broker's. From 5 s on, either way, messages are timed by the broker's clock.";
     UNSAFE_QUEUES = "causeway_queues_with_unsafe_policy", "Queues whose policy deletes messages, as queue.management_url shows.";
+    SILENT_QUEUES = "causeway_queues_without_majority", "Queues that confirm nothing because too few of their nodes run.";
+    CERTIFICATE_EXPIRY = "causeway_certificate_expiry_timestamp_seconds", "When a certificate expires, by peer: of the server, or our own (client). Of several hosts the first one.";
     SPOOL_MESSAGES = "causeway_spool_messages", "Messages that this ingress keeps on its disk until the broker confirms them.";
     SPOOL_OLDEST_AGE = "causeway_spool_oldest_age_seconds", "Age of the oldest message in the spool of this ingress.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";

@@ -6,6 +6,7 @@
 //! verifies by itself. Not responsible for: reading files (`certificates.rs`).
 
 mod certificates;
+mod peers;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,8 @@ use rustls::{
 };
 
 use certificates::{CertificateFacts, IdentityProblem, day};
+pub(crate) use peers::look_at_postgres;
+pub use peers::{PeerCertificate, TlsPeer, seen};
 
 /// The files for TLS that the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,7 +95,7 @@ impl fmt::Display for CertificateFault {
 
 impl std::error::Error for CertificateFault {}
 
-/// The expiry of our own certificate.
+/// The expiry of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateExpiry {
     /// The name in the certificate.
@@ -145,8 +148,9 @@ impl From<IdentityProblem> for TlsFileProblem {
     }
 }
 
-/// The configuration of the connections of a client. TLS sessions are resumed between connections that share it.
-pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
+/// The configuration of the connections of a client to this peer. TLS sessions are resumed between connections that share
+/// it.
+pub fn config(files: &TlsFiles, peer: TlsPeer) -> Result<ClientConfig, TlsFileProblem> {
     let now = crate::clock::machine();
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -165,7 +169,7 @@ pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
     let verifier = WebPkiServerVerifier::builder(Arc::clone(&roots)).build().ok();
     let builder = match verifier {
         Some(inner) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamingVerifier { inner }))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamingVerifier { inner, peer }))
         }
         None => builder.with_root_certificates(roots),
     };
@@ -179,10 +183,11 @@ pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
     }
 }
 
-/// The usual verifier, with errors that name the certificate.
+/// The usual verifier, with errors that name the certificate. It records each certificate that it accepts.
 #[derive(Debug)]
 struct NamingVerifier {
     inner: Arc<WebPkiServerVerifier>,
+    peer: TlsPeer,
 }
 
 impl ServerCertVerifier for NamingVerifier {
@@ -196,6 +201,9 @@ impl ServerCertVerifier for NamingVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let verified =
             self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if verified.is_ok() {
+            peers::saw(self.peer, server_name, end_entity);
+        }
         verified.map_err(|error| match error {
             Error::InvalidCertificate(error) => {
                 let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).collect();

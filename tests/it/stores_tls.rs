@@ -146,8 +146,19 @@ on_every_rabbit! {
             if relay.said(&group).len() > 1 { Ok(()) } else { Err("not yet".to_owned()) }
         }).await;
         let checked = relay.tool(["check"]).run(PATIENCE).await;
-        for part in ["queue: RabbitMQ ", "directory: PostgreSQL, can be written"] {
+        for part in [
+            "queue: RabbitMQ ",
+            "directory: PostgreSQL, can be written",
+            "certificate of broker at localhost: (CN=localhost) is valid until 2090-01-01",
+            "certificate of directory at localhost: (CN=localhost) is valid until 2090-01-01",
+            "certificate of Causeway for broker: (CN=causeway-client) is valid until 2090-01-01",
+            "certificate of Causeway for directory: (CN=causeway-client) is valid until 2090-01-01",
+        ] {
             assert!(checked.stdout.contains(part), "{part}: {}", checked.stdout);
+        }
+        for (peer, kind) in [("broker", "server"), ("directory", "server"), ("broker", "client"), ("directory", "client")] {
+            let labels = [("peer", peer), ("kind", kind)];
+            relay.metric_is("causeway_certificate_expiry_timestamp_seconds", &labels, |at| at > 3.7e9).await;
         }
         let plain = secure.replace(&format!("localhost:{}", port_of(&secure)), &vhost.broker().to_string());
         let run = check(bench.folder(), &[("queue.url", &plain), ("queue.ca_file", &ca)]).await;

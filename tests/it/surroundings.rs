@@ -10,7 +10,8 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::harness::http;
 use crate::harness::postgres::Database;
-use crate::harness::relay::{PATIENCE, Plan, Relay};
+use crate::harness::proxy::Proxy;
+use crate::harness::relay::{PATIENCE, Plan, Process, Relay};
 use crate::harness::wait::eventually;
 
 /// A library that moves the wall clock of a process.
@@ -115,8 +116,11 @@ async fn sql(url: &str, text: String) {
 
 async fn readiness(relay: &Relay) -> (u16, String) {
     let url = format!("{}/readyz", relay.processes[1].admin_url());
-    let answer = http::client().get(url).send().await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    match http::client().get(url).send().await {
+        Ok(answer) => (answer.status().as_u16(), answer.text().await.unwrap()),
+        // The process has just been started.
+        Err(error) => (0, error.to_string()),
+    }
 }
 
 async fn becomes(relay: &Relay, status: u16) -> String {
@@ -128,6 +132,34 @@ async fn becomes(relay: &Relay, status: u16) -> String {
 }
 
 on_newest_rabbit! {
+    async fn a_start_without_postgresql_waits_for_it(bench: Bench) {
+        let database = Database::create().await.unwrap();
+        let proxy = Proxy::start(database.address()).await;
+        let url = database.url_through(proxy.addr());
+        let mut relay = Plan::on(&bench).apart(1).set("directory.url", url).start().await;
+        relay.stop().await;
+        proxy.refuse().await;
+        relay.processes.iter_mut().for_each(Process::restart);
+        eventually("/readyz of the worker to say why", PATIENCE, async || match readiness(&relay).await {
+            (503, text) if text.contains("the directory is not usable") => Ok(()),
+            (status, text) => Err(format!("{status} {text}")),
+        })
+        .await;
+        eventually("the ingress to take a callback", PATIENCE, async || {
+            let answer = relay.try_callback("a-group", "words", "m-1").await?;
+            if answer.status == 202 { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+        for process in &relay.processes {
+            let log = process.running.stderr();
+            let warned = log.lines().any(|line| line.contains("WARN") && line.contains("the directory cannot be used"));
+            assert!(warned, "{log}");
+        }
+        proxy.heal().await;
+        relay.ready().await;
+        relay.open("c-1").await;
+    }
+
     async fn each_state_of_postgresql_is_named_and_heals(bench: Bench) {
         let database = Database::create().await.unwrap();
         let (url, name) = (database.url(), database.url().rsplit('/').next().unwrap().to_owned());

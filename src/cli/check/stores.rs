@@ -16,7 +16,7 @@ use crate::config::{DirectoryConfig, Settings, SpooledSenders};
 use crate::conversation::{DedupKey, DirectoryError};
 use crate::message::MessageId;
 use crate::queue::rabbit::GreetingError;
-use crate::queue::{QueueDepth, QueueError};
+use crate::queue::{Queue, QueueDepth, QueueError};
 use crate::tls::TlsFault;
 
 /// The oldest RabbitMQ that Causeway is tested with, and the first version of the maintained generation.
@@ -51,7 +51,10 @@ pub(super) async fn queue(settings: &Settings) -> Vec<CheckFinding> {
     };
     let queue = match opened {
         Ok(queue) => queue,
-        Err(error) => return vec![queue_trouble(engine, &error)],
+        Err(error) => {
+            let no_majority = if version.is_some() { majority_of_existing(settings).await } else { None };
+            return no_majority.into_iter().chain([queue_trouble(engine, &error)]).collect();
+        }
     };
     let name = version.map_or_else(|| engine.to_owned(), |version| format!("{engine} {version}"));
     let mut findings = match queue.depth().await {
@@ -74,6 +77,10 @@ pub(super) async fn queue(settings: &Settings) -> Vec<CheckFinding> {
                         and read, and is there a policy on the exchanges of queue.prefix?";
             findings.push(CheckFinding::wrong(format!("queue: {engine} does not route: {error}"), hint));
         }
+    }
+    if settings.queue.url.is_some() {
+        // The broker may close the connection because of this question, so it is the last one.
+        findings.extend(majority(&queue).await);
     }
     queue.close().await;
     if settings.queue.url.is_some() {
@@ -98,7 +105,32 @@ fn clocks(ahead: jiff::SignedDuration) -> Option<CheckFinding> {
     })
 }
 
-/// Reports policies of the broker that delete messages.
+const NO_MAJORITY: &str = "a quorum queue needs a majority of its nodes: start the other nodes of the broker \
+                           (rabbitmq-queues quorum_status QUEUE shows them)";
+
+/// Reports a broker that answers and stores nothing.
+async fn majority(queue: &Queue) -> Option<CheckFinding> {
+    matches!(queue.commits().await, Ok(Some(false)))
+        .then(|| CheckFinding::wrong("queue: RabbitMQ answers, but its queues store nothing", NO_MAJORITY))
+}
+
+/// A broker without a majority may not even confirm the declaration of queues that exist.
+async fn majority_of_existing(settings: &Settings) -> Option<CheckFinding> {
+    let queue = app::open_admin(settings).await.ok()?;
+    let finding = majority(&queue).await;
+    queue.close().await;
+    finding
+}
+
+fn unsafe_queue(queue: &app::UnsafeQueue) -> CheckFinding {
+    CheckFinding::wrong(
+        format!("queue: a policy deletes messages: {queue}"),
+        "take Causeway's queues out of that policy, and set both policies of deploy/rabbitmq/definitions.json; an \
+         operator policy overrides them, so change it (rabbitmqctl list_operator_policies)",
+    )
+}
+
+/// Reports policies of the broker that delete messages, and queues of which too few nodes run.
 async fn policies(settings: &Settings) -> Vec<CheckFinding> {
     let policies = match app::BrokerPolicies::new(settings) {
         Ok(Some(policies)) => policies,
@@ -113,23 +145,26 @@ async fn policies(settings: &Settings) -> Vec<CheckFinding> {
         }
         Err(error) => return vec![CheckFinding::wrong(format!("queue.management_url: {error}"), "")],
     };
-    match policies.unsafe_queues().await {
-        Ok(found) if found.is_empty() => {
-            vec![CheckFinding::well("queue: no policy of the broker deletes messages")]
+    match policies.findings().await {
+        Ok(found) => {
+            let mut findings: Vec<_> = found.unsafe_queues.iter().map(unsafe_queue).collect();
+            if findings.is_empty() {
+                findings.push(CheckFinding::well("queue: no policy of the broker deletes messages"));
+            }
+            let without = found.without_majority.iter();
+            findings.extend(
+                without.map(|name| {
+                    CheckFinding::wrong(format!("queue: too few nodes of {name} run"), NO_MAJORITY)
+                }),
+            );
+            findings
         }
-        Ok(found) => found
-            .iter()
-            .map(|queue| {
-                CheckFinding::wrong(
-                    format!("queue: a policy deletes messages: {queue}"),
-                    "take Causeway's queues out of that policy, and set both policies of deploy/rabbitmq/definitions.json; an \
-                     operator policy overrides them, so change it (rabbitmqctl list_operator_policies)",
-                )
-            })
-            .collect(),
         Err(reason) => {
             let hint = "is queue.management_url right, and has its user the tag management and a right on the vhost?";
-            vec![CheckFinding::wrong(format!("queue: the policies of the broker cannot be read: {reason}"), hint)]
+            vec![CheckFinding::wrong(
+                format!("queue: the policies of the broker cannot be read: {reason}"),
+                hint,
+            )]
         }
     }
 }
@@ -235,10 +270,26 @@ pub(super) async fn directory(settings: &Settings) -> Vec<CheckFinding> {
     // A key of a message that never existed. It expires like any other.
     let written =
         directory.mark_done(DedupKey::SelfTest(MessageId::fresh()), None, crate::clock::now()).await;
+    directory.look_at_certificate().await;
+    let is_pooled = directory.is_pooled();
     directory.close().await;
     match written {
-        Ok(_) => vec![CheckFinding::well(format!("directory: {name}, can be written"))],
+        Ok(_) => {
+            let mut findings = vec![CheckFinding::well(format!("directory: {name}, can be written"))];
+            findings.extend(is_pooled.then(pooler));
+            findings
+        }
         Err(error) => wrong(&error.into()),
+    }
+}
+
+fn pooler() -> CheckFinding {
+    CheckFinding {
+        ok: true,
+        what: "directory: a connection pooler stands before PostgreSQL, so statements have no names there".to_owned(),
+        hint: "this works in session and in transaction mode. A direct address saves round trips, as does ?statement-cache-capacity=100 in \
+               directory.url if PgBouncer is 1.21 or newer and has max_prepared_statements"
+            .to_owned(),
     }
 }
 
@@ -250,7 +301,7 @@ fn directory_hint(error: &DirectoryError, name: &str) -> &'static str {
         };
     }
     match error {
-        DirectoryError::Unavailable(_) => {
+        DirectoryError::Unavailable(_) | DirectoryError::Pooled(_) => {
             "is PostgreSQL running, are host and port of directory.url right, and does it take more connections \
              (max_connections)?"
         }

@@ -16,8 +16,8 @@ use super::super::admin_listener;
 use super::destination;
 use super::metrics::MetricSamples;
 use super::report::{
-    DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus, QueueStatus,
-    SpoolStatus,
+    CertificateStatus, DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus,
+    QueueStatus, SpoolStatus,
 };
 use crate::app;
 use crate::clock;
@@ -29,6 +29,7 @@ use crate::queue::{Queue, QueueDepth};
 
 /// The time limit of one part.
 const TIMEOUT: Duration = Duration::from_secs(15);
+const WITHOUT_MAJORITY: &str = "causeway_queues_without_majority";
 /// The most dead letters that are read from RabbitMQ.
 const READ_MAX: u64 = 10_000;
 
@@ -52,7 +53,12 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
     let (mut process, samples) = process;
     process.address = settings.admin_listen.to_string();
     let mut queue_status = answers.status;
-    queue_status.unsafe_policies = unsafe_policies(settings).await;
+    let findings = findings(settings).await;
+    let count = |queues: usize| u64::try_from(queues).unwrap_or(u64::MAX);
+    queue_status.unsafe_policies = findings.as_ref().map(|found| count(found.unsafe_queues.len()));
+    let shown = samples.sum(WITHOUT_MAJORITY).map(destination::whole);
+    queue_status.without_majority =
+        shown.max(findings.as_ref().map(|found| count(found.without_majority.len())));
     let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
     let mut status = DeploymentStatus {
         engine: Some(engine.to_owned()),
@@ -61,6 +67,7 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
         process,
         queue: queue_status,
         spool: spool(&samples),
+        certificates: certificates(&samples),
         directory,
         dead_letters: answers.dead_letters,
         ..empty()
@@ -92,9 +99,11 @@ pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentSta
         queue: QueueStatus {
             unroutable: count("causeway_unroutable_messages"),
             unsafe_policies: count("causeway_queues_with_unsafe_policy"),
+            without_majority: count(WITHOUT_MAJORITY),
             ..QueueStatus::default()
         },
         spool: spool(&samples),
+        certificates: certificates(&samples),
         directory,
         dead_letters,
         process,
@@ -112,6 +121,16 @@ fn spool(samples: &MetricSamples) -> SpoolStatus {
     let messages = count("causeway_spool_messages");
     let oldest = count("causeway_spool_oldest_age_seconds");
     SpoolStatus { messages, oldest_age_seconds: oldest.filter(|_| messages.is_some_and(|count| count > 0)) }
+}
+
+fn certificates(samples: &MetricSamples) -> Vec<CertificateStatus> {
+    let labels = ["peer", "kind", "subject"];
+    let found = samples.with_labels("causeway_certificate_expiry_timestamp_seconds", labels).into_iter();
+    let status = |([peer, kind, subject], seconds): ([String; 3], f64)| {
+        let expires = jiff::Timestamp::from_second(destination::whole(seconds).try_into().ok()?).ok()?;
+        Some(CertificateStatus { peer, kind, subject, expires })
+    };
+    found.filter_map(status).collect()
 }
 
 fn empty() -> DeploymentStatus {
@@ -154,10 +173,9 @@ async fn process(listener: &Url) -> (ProcessStatus, MetricSamples) {
     (ProcessStatus { address: listener.to_string(), state, version, error, clock_ahead_seconds }, samples)
 }
 
-/// The number of queues whose policy deletes messages; `None` if it is not known.
-async fn unsafe_policies(settings: &Settings) -> Option<u64> {
-    let policies = app::BrokerPolicies::new(settings).ok()??;
-    u64::try_from(policies.unsafe_queues().await.ok()?.len()).ok()
+/// What the management API of the broker shows; `None` if it is not known.
+async fn findings(settings: &Settings) -> Option<app::QueueFindings> {
+    app::BrokerPolicies::new(settings).ok()??.findings().await.ok()
 }
 
 fn not_reachable(error: String) -> ProcessStatus {

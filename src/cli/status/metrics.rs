@@ -49,6 +49,19 @@ impl MetricSamples {
         self.0.iter().find(|sample| sample.name == name)?.label(label)
     }
 
+    /// The samples of a metric with the values of these labels.
+    pub(super) fn with_labels<const N: usize>(
+        &self,
+        name: &str,
+        labels: [&str; N],
+    ) -> Vec<([String; N], f64)> {
+        let samples = self.0.iter().filter(|sample| sample.name == name);
+        let values = |sample: &MetricSample| {
+            (labels.map(|label| sample.label(label).unwrap_or_default().to_owned()), sample.value)
+        };
+        samples.map(values).collect()
+    }
+
     /// All values of a label of a metric.
     pub(super) fn labels(&self, name: &str, label: &str) -> BTreeSet<String> {
         let samples = self.0.iter().filter(|sample| sample.name == name);
@@ -57,18 +70,37 @@ impl MetricSamples {
 }
 
 impl MetricSample {
-    /// The labels that are read here contain neither commas nor quotes.
     fn parse(line: &str) -> Option<Self> {
         let (series, value) = line.rsplit_once(' ')?;
-        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-        let pairs = labels.trim_end_matches('}').split(',').filter_map(|pair| pair.split_once('='));
-        let labels = pairs.map(|(label, value)| (label.to_owned(), value.trim_matches('"').to_owned()));
-        Some(Self { name: name.to_owned(), labels: labels.collect(), value: value.parse().ok()? })
+        let (name, rest) = series.split_once('{').unwrap_or((series, ""));
+        let (mut labels, mut rest) = (Vec::new(), rest);
+        while let Some((label, after)) = rest.split_once("=\"") {
+            let (text, after) = quoted(after)?;
+            labels.push((label.trim_start_matches(',').to_owned(), text));
+            rest = after;
+        }
+        Some(Self { name: name.to_owned(), labels, value: value.parse().ok()? })
     }
 
     fn label(&self, wanted: &str) -> Option<&str> {
         self.labels.iter().find(|(label, _)| label == wanted).map(|(_, value)| value.as_str())
     }
+}
+
+/// The value of a label up to its closing quote, and the text behind the quote.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let (mut value, mut letters) = (String::new(), text.char_indices());
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match letters.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            _ => value.push(letter),
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -92,5 +124,14 @@ mod tests {
         assert_eq!(by_reason, [("a".to_owned(), 2), ("b".to_owned(), 3)].into());
         assert_eq!(samples.label("causeway_build_info", "version"), Some("1.2"));
         assert_eq!(samples.labels("causeway_in_flight", "destination").len(), 2);
+    }
+
+    #[test]
+    fn a_label_may_hold_any_character() {
+        let samples = MetricSamples::parse(
+            r#"causeway_x{peer="broker",subject="CN=a, O=\"b\" {c} \\ d=e"} 1700000000"#,
+        );
+        let found = samples.with_labels("causeway_x", ["peer", "subject"]);
+        assert_eq!(found, [(["broker".to_owned(), r#"CN=a, O="b" {c} \ d=e"#.to_owned()], 1_700_000_000.0)]);
     }
 }

@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::super::output;
+use crate::clock;
 
 /// The age in seconds of a spooled message that needs a person, as in the alert `CausewaySpoolNotDraining`.
 const SPOOL_LATE: u64 = 120;
+/// The time before the expiry of a certificate that needs a person, as in the alert `CausewayCertificateExpires`.
+const CERTIFICATE_LATE: jiff::SignedDuration = jiff::SignedDuration::from_hours(14 * 24);
 /// The difference of the clocks in seconds that needs a person, as in the alert `CausewayClockWrong`.
 const CLOCK_WRONG: f64 = 5.0;
 
@@ -29,6 +32,8 @@ pub(super) struct DeploymentStatus {
     /// The spool of this process, which must be an ingress.
     pub(super) spool: SpoolStatus,
     pub(super) destinations: Vec<DestinationStatus>,
+    /// The certificates that the process knows.
+    pub(super) certificates: Vec<CertificateStatus>,
     pub(super) directory: DirectoryStatus,
     pub(super) dead_letters: DeadLetterStatus,
 }
@@ -60,6 +65,8 @@ pub(super) struct QueueStatus {
     pub(super) unroutable: Option<u64>,
     /// The queues whose policy deletes messages.
     pub(super) unsafe_policies: Option<u64>,
+    /// The queues of which too few nodes run.
+    pub(super) without_majority: Option<u64>,
     pub(super) error: Option<String>,
 }
 
@@ -80,6 +87,27 @@ pub(super) struct DestinationStatus {
     /// Partitions with a worker. With `--admin`: the partitions of this process.
     pub(super) consumed: Option<u64>,
     pub(super) dead_letters: Option<u64>,
+}
+
+/// Of several hosts of a peer the certificate that expires first.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct CertificateStatus {
+    pub(super) peer: String,
+    /// `server`, or `client` for our own certificate.
+    pub(super) kind: String,
+    pub(super) subject: String,
+    pub(super) expires: jiff::Timestamp,
+}
+
+impl CertificateStatus {
+    fn find_problems(&self, found: &mut Vec<String>) {
+        if self.expires.duration_since(clock::now()) < CERTIFICATE_LATE {
+            let Self { peer, kind, subject, expires } = self;
+            let day = expires.strftime("%Y-%m-%d");
+            let whose = if kind == "server" { "of" } else { "of Causeway for" };
+            found.push(format!("the certificate {whose} {peer} ({subject}) expires on {day}: renew it"));
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -110,6 +138,10 @@ impl DeploymentStatus {
             let what = output::counted(unroutable, "message");
             found.push(format!("{what} found no queue: `causeway check` says why"));
         }
+        if let Some(count) = self.queue.without_majority.filter(|count| *count > 0) {
+            let what = output::counted(count, "queue");
+            found.push(format!("too few nodes of the broker run for {what}: start the other nodes"));
+        }
         if let Some(count) = self.queue.unsafe_policies.filter(|count| *count > 0) {
             let what = output::counted(count, "queue");
             found.push(format!(
@@ -122,6 +154,7 @@ impl DeploymentStatus {
         for one in &self.destinations {
             one.find_problems(late, &mut found);
         }
+        self.certificates.iter().for_each(|one| one.find_problems(&mut found));
         if let Some(error) = &self.directory.error {
             found.push(format!("the directory cannot be asked: {error}"));
         }
@@ -226,12 +259,27 @@ mod tests {
         for (change, words) in [
             ((|report| report.queue.error = Some("away".into())) as fn(&mut DeploymentStatus), "away"),
             (|report| report.queue.unroutable = Some(1), "1 message found no queue"),
+            (
+                |report| report.queue.without_majority = Some(3),
+                "too few nodes of the broker run for 3 queues",
+            ),
             (|report| report.queue.unsafe_policies = Some(2), "deletes messages of 2 queues"),
             (|report| report.process.clock_ahead_seconds = Some(-3600.2), "3600 s behind the broker's"),
             (|report| report.spool.oldest_age_seconds = Some(180), "a spooled message for 3m"),
             (|report| report.destinations[0].breaker = Some("tripped"), "the breaker of xo is tripped"),
             (|report| report.destinations[0].oldest_age_seconds = Some(500), "has waited for 8m"),
             (|report| report.destinations[0].consumed = Some(6), "2 of 8 partitions of xo"),
+            (
+                |report| {
+                    report.certificates.push(CertificateStatus {
+                        peer: "broker".into(),
+                        kind: "server".into(),
+                        subject: "CN=rabbit".into(),
+                        expires: clock::now() + jiff::SignedDuration::from_hours(24),
+                    });
+                },
+                "the certificate of broker (CN=rabbit) expires on",
+            ),
             (|report| report.directory.error = Some("gone".into()), "gone"),
             (|report| report.dead_letters.total = Some(2), "2 dead letters"),
         ] {

@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{RabbitError, RabbitSettings, within};
 use crate::queue::QueueError;
-use crate::tls::{self, TlsFault, TlsFiles};
+use crate::tls::{self, TlsFault, TlsFiles, TlsPeer};
 
 /// The time limit for one TCP connection, and for the addresses of one name.
 pub(super) const TCP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -182,7 +182,7 @@ async fn open(uri: AMQPUri, address: SocketAddr, name: &str, files: &TlsFiles) -
 fn client_config(files: &TlsFiles) -> std::io::Result<rustls::ClientConfig> {
     // Another library may have chosen the provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    tls::config(files).map_err(|problem| std::io::Error::other(problem.to_string()))
+    tls::config(files, TlsPeer::Broker).map_err(|problem| std::io::Error::other(problem.to_string()))
 }
 
 /// A TLS connection without a login.

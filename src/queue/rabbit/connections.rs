@@ -17,16 +17,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::majority::SilentQueues;
 use super::membership::WaitingPartitions;
 use super::names::Exchange;
 use super::publisher::{self, PublishRequest};
 use super::rights::{self, Refusals};
-use super::{RabbitError, RabbitSettings, RabbitUse, broker_clock, connect, membership, topology, within};
+use super::{
+    RabbitError, RabbitSettings, RabbitUse, broker_clock, connect, majority, membership, topology, within,
+};
 use crate::queue::{PartitionId, QueueError};
 use crate::tasks::{self, CancellationToken};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const STILL_CONNECTING: &str = "still connecting";
+const STILL_DECLARING: &str = "connected, but the broker has not confirmed the exchanges and queues yet: does a majority of its nodes run?";
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time for which the broker's reported message limit is trusted. An operator may raise the limit.
 const LIMIT_KEPT: Duration = Duration::from_secs(60);
@@ -47,6 +52,7 @@ pub(super) struct BrokerConnections {
     /// Whether announcements of another worker arrived lately.
     pub(super) has_peers: AtomicBool,
     pub(super) waiting_partitions: WaitingPartitions,
+    pub(super) silent_queues: Arc<SilentQueues>,
     broken: watch::Sender<Option<String>>,
     /// The reason why the broker refuses the exchanges and queues of this process at present.
     refused: watch::Sender<Option<String>>,
@@ -55,6 +61,8 @@ pub(super) struct BrokerConnections {
     unreadable: Mutex<BTreeMap<PartitionId, String>>,
     /// Whether the broker has had all exchanges and queues before. Later errors then heal without a restart.
     was_ready: AtomicBool,
+    /// Whether the broker is asked for the exchanges and queues now.
+    is_declaring: AtomicBool,
     last_address: Mutex<Option<SocketAddr>>,
     /// The largest message that the broker takes, and when the broker said so.
     message_limit: Mutex<Option<(usize, Instant)>>,
@@ -82,14 +90,16 @@ impl BrokerConnections {
             preferred_elsewhere: watch::Sender::new(BTreeMap::new()),
             has_peers: AtomicBool::new(false),
             waiting_partitions: WaitingPartitions::default(),
+            silent_queues: Arc::default(),
             broken: watch::Sender::new(None),
             refused: watch::Sender::new(None),
             refusals: watch::Sender::new(Refusals::new()),
             unreadable: Mutex::default(),
             was_ready: AtomicBool::new(false),
+            is_declaring: AtomicBool::new(false),
             last_address: Mutex::default(),
             message_limit: Mutex::default(),
-            trouble: Mutex::new("still connecting".into()),
+            trouble: Mutex::new(STILL_CONNECTING.into()),
             stop: CancellationToken::default(),
             tasks: Mutex::default(),
         });
@@ -97,6 +107,7 @@ impl BrokerConnections {
         connections.task(publisher::run(connections.clone(), requests));
         connections.task(rights::watch_refusals(connections.clone()));
         connections.task(broker_clock::watch(connections.clone()));
+        connections.task(majority::watch(connections.clone()));
         if usage != RabbitUse::Publish {
             connections.task(keep(connections.clone(), ConnectionPurpose::Consume));
         }
@@ -226,7 +237,9 @@ impl BrokerConnections {
 
     /// The latest connection error.
     pub(super) fn trouble(&self) -> String {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_declaring = trouble == STILL_CONNECTING && self.is_declaring.load(Ordering::Relaxed);
+        if is_declaring { STILL_DECLARING.to_owned() } else { trouble }
     }
 
     pub(super) async fn broken(&self) -> QueueError {
@@ -245,7 +258,7 @@ impl BrokerConnections {
             self.refusals.send_replace(Refusals::new());
             *self.message_limit.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        "still connecting".clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+        STILL_CONNECTING.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn slot(&self, purpose: ConnectionPurpose) -> &ConnectionSlot {
@@ -353,8 +366,11 @@ async fn establish(
             let is_there = connections.settings.usage == RabbitUse::Admin
                 && topology::check_partitions(&connection, names, &connections.settings.reachable()).await?;
             if !is_there {
-                let (tuning, declare) = (&connections.settings.tuning, connections.settings.declare);
-                topology::ensure(&connection, names, tuning, declare).await?;
+                let RabbitSettings { tuning, declare, heartbeat, .. } = &connections.settings;
+                connections.is_declaring.store(true, Ordering::Relaxed);
+                let ensured = topology::ensure(&connection, names, tuning, *declare, *heartbeat).await;
+                connections.is_declaring.store(false, Ordering::Relaxed);
+                ensured?;
             }
             // A worker compares before it receives the first message. A tool does not wait for the comparison.
             if connections.settings.usage != RabbitUse::Admin {

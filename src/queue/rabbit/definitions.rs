@@ -4,6 +4,8 @@
 //! `queue.declare = "check"`. Each user has the rights of its role and no more, and no password.
 //! Not responsible for: importing the output.
 
+use std::time::Duration;
+
 use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
@@ -12,8 +14,9 @@ use super::names::{Exchange, TopologyNames};
 use super::topology;
 use crate::queue::QueueTuning;
 
-/// The time in ms after which a lost node gives its messages back: `deploy/README.md` has the reasons.
-const CONSUMER_DISCONNECTED_MS: u64 = 20_000;
+/// The time after which a lost node gives its messages back, for the shipped `queue.heartbeat`: `deploy/README.md` has the
+/// reasons.
+const CONSUMER_DISCONNECTED: Duration = Duration::from_secs(20);
 const LENGTH_MAX: u64 = 1 << 30;
 
 /// What the definitions are made for.
@@ -77,7 +80,7 @@ pub fn definitions(names: &TopologyNames, tuning: &QueueTuning, settings: &Defin
         })
         .collect();
     let (mut queues, mut bindings) = (Vec::new(), Vec::new());
-    for queue in topology::queues(names, tuning) {
+    for queue in topology::queues(names, tuning, CONSUMER_DISCONNECTED) {
         bindings.push(
             json!({ "source": names.exchange(queue.exchange), "vhost": vhost, "destination": queue.name,
             "destination_type": "queue", "routing_key": queue.key, "arguments": {} }),
@@ -102,7 +105,7 @@ fn policies(names: &TopologyNames, settings: &DefinitionSettings) -> Value {
     let mut partitions = json!({ "max-length-bytes": LENGTH_MAX, "overflow": "reject-publish" });
     let dead_letters = partitions.clone();
     if settings.version >= (4, 3) {
-        partitions["consumer-disconnected-timeout"] = json!(CONSUMER_DISCONNECTED_MS);
+        partitions["consumer-disconnected-timeout"] = json!(CONSUMER_DISCONNECTED.as_secs() * 1_000);
     }
     let policy = |name: &str, pattern: String, definition: Value| {
         json!({ "vhost": settings.vhost, "name": name, "pattern": pattern, "apply-to": kind, "priority": 10,

@@ -15,6 +15,7 @@ mod connections;
 mod consumer;
 mod dead_letters;
 mod definitions;
+mod majority;
 mod membership;
 mod names;
 mod publish_end;
@@ -27,7 +28,7 @@ mod takeover;
 mod topology;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -219,6 +220,7 @@ impl RabbitQueue {
     ) -> Result<(), QueueError> {
         self.connections.may_publish(request.exchange(), request.body_bytes())?;
         let limit = self.connections.settings.tuning.publish_timeout;
+        let (exchange, key) = (request.exchange(), request.key());
         let deadline = Instant::now() + limit;
         let late = || QueueError::Unavailable(format!("the broker did not confirm within {limit:?}"));
         tokio::time::timeout_at(deadline, self.requests.send(request))
@@ -230,8 +232,21 @@ impl RabbitQueue {
             Ok(Err(_)) => {
                 Err(QueueError::Unavailable("the connection broke before the broker confirmed".into()))
             }
-            Err(_) => Err(late()),
+            Err(_) => {
+                self.connections.silent_queues.late(exchange, &key);
+                Err(late())
+            }
         }
+    }
+
+    /// The queues of which too few nodes run.
+    pub(super) fn without_majority(&self) -> BTreeSet<String> {
+        self.connections.silent_queues.names()
+    }
+
+    /// Records the queues without a majority that the management API shows.
+    pub(super) fn note_without_majority(&self, queues: &[String]) {
+        self.connections.silent_queues.set_managed(queues.iter().cloned());
     }
 
     pub(super) async fn subscribe(&self, partition: PartitionId) -> Result<RabbitSubscription, QueueError> {
@@ -267,6 +282,7 @@ impl RabbitQueue {
             for partition in PartitionId::all(destination, self.partitions()) {
                 if let Some(queue) = visible(stats.count_of(&self.names().partition(partition)).await)? {
                     sum += queue.waiting;
+                    self.connections.silent_queues.counted(partition, queue.consumers.into());
                     *depth.consumed.entry(destination).or_default() += u64::from(queue.consumers > 0);
                 }
             }

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
+use super::majority::SilentQueues;
 use super::names::{Exchange, TopologyNames};
 use super::publish_end::ChannelEnd;
 use super::publish_limit::PerQueueLimit;
@@ -90,6 +91,10 @@ impl PublishRequest {
         self.exchange
     }
 
+    pub(super) fn key(&self) -> Arc<str> {
+        self.key.clone()
+    }
+
     pub(super) const fn body_bytes(&self) -> usize {
         self.message.body.len()
     }
@@ -125,7 +130,8 @@ pub(super) async fn run(connections: Arc<BrokerConnections>, mut requests: mpsc:
         };
         match open(&connection).await {
             Ok(channel) => {
-                let mut window = PublishWindow::new(channel, connections.settings.names.clone());
+                connections.silent_queues.forget_unconfirmed();
+                let mut window = PublishWindow::new(channel, &connections);
                 again.drain(..).for_each(|request| window.take(request));
                 let (end, failed) = tokio::select! {
                     () = connections.stop.cancelled() => return,
@@ -156,6 +162,7 @@ async fn open(connection: &lapin::Connection) -> Result<Channel, RabbitError> {
 struct PublishWindow {
     channel: Channel,
     names: TopologyNames,
+    silent_queues: Arc<SilentQueues>,
     unconfirmed: FuturesUnordered<BoxFuture<'static, ConfirmedPublish>>,
     /// Requests that wait for an earlier request of their lane. The earlier request is unconfirmed or waits in
     /// `limits`.
@@ -170,10 +177,11 @@ struct PublishWindow {
 }
 
 impl PublishWindow {
-    fn new(channel: Channel, names: TopologyNames) -> Self {
+    fn new(channel: Channel, connections: &BrokerConnections) -> Self {
         Self {
             channel,
-            names,
+            names: connections.settings.names.clone(),
+            silent_queues: connections.silent_queues.clone(),
             unconfirmed: FuturesUnordered::new(),
             blocked: HashMap::new(),
             limits: PerQueueLimit::new(),
@@ -278,6 +286,9 @@ impl PublishWindow {
     fn confirmed(&mut self, confirmed: ConfirmedPublish) {
         let ConfirmedPublish { request, result } = confirmed;
         let (key, lane) = (request.key.clone(), request.lane().clone());
+        if result.is_ok() {
+            self.silent_queues.confirmed(request.exchange, &key);
+        }
         answer(request, result);
         self.next_at(&key);
         self.next_of(&lane);

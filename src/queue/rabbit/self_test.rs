@@ -8,7 +8,8 @@
 use std::net::SocketAddr;
 
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -26,6 +27,8 @@ use crate::tls::{self, TlsFault, TlsFiles};
 /// The largest first frame that is read. A broker sends little before the login.
 const GREETING_MAX: u32 = 16 * 1024;
 const METHOD_FRAME: u8 = 1;
+/// A running majority records a change within milliseconds; a broker under load may take a second.
+const COMMIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// The reason why a broker did not greet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +161,28 @@ impl RabbitQueue {
         // If the broker has closed the channel, this call fails without harm.
         let _ = within(ANSWER_TIMEOUT, channel.close(200, "looked".into())).await;
         routed
+    }
+}
+
+impl RabbitQueue {
+    /// Takes a message from the queue of unroutable messages, which is normally empty, and gives it back. A quorum queue
+    /// answers only after a majority of its nodes has recorded this. The broker may close the connection later if no
+    /// majority runs, so only a tool may ask. `None` if the user may not read the queue.
+    pub(in crate::queue) async fn commits(&self) -> Result<Option<bool>, QueueError> {
+        let connection = self.connections.publishing();
+        let connection =
+            connection.ok_or_else(|| QueueError::Unavailable("no connection to the broker".into()))?;
+        let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
+        let get = channel.basic_get(self.names().unroutable().into(), BasicGetOptions { no_ack: false });
+        let committed = match within(COMMIT_TIMEOUT, get).await {
+            Ok(_) => Some(true),
+            Err(RabbitError::Silent(_)) => return Ok(Some(false)),
+            Err(RabbitError::Lapin(error)) if matches!(code(&error), Some(403 | 404)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Closing the channel gives the message back.
+        within(ANSWER_TIMEOUT, channel.close(200, "asked".into())).await?;
+        Ok(committed)
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::ack_batch::{AckBatcher, FlushOnDrop};
 use super::connections::BrokerConnections;
 use super::consumer::{BrokerDelivery, ConsumerOptions, OrderedConsumer};
+use super::majority::SubscribedPartition;
 use super::membership::WaitingEntry;
 use super::takeover::TakeoverGuard;
 use super::topology::ANSWER_TIMEOUT;
@@ -36,6 +37,7 @@ pub struct RabbitSubscription {
     connections: Arc<BrokerConnections>,
     number: u64,
     waiting: Option<WaitingEntry>,
+    _subscribed: SubscribedPartition,
 }
 
 impl std::fmt::Debug for RabbitSubscription {
@@ -69,6 +71,7 @@ impl RabbitSubscription {
             connections: connections.clone(),
             number,
             waiting: None,
+            _subscribed: connections.silent_queues.subscribed(partition),
         })
     }
 

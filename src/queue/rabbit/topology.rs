@@ -5,6 +5,7 @@
 //! first start. If this process declared them, they and their bindings have exactly these arguments. Everything is
 //! declared before any traffic: a quorum queue younger than about one second loses confirmed messages if the broker is
 //! killed.
+//! An existing partition may have another [`DISCONNECTED_TIMEOUT`], because this argument only shortens a wait.
 //! Reasons for the arguments: the delivery limit is a million. The value -1 destroys messages on 3.10, and the default
 //! of 4.x dead-letters a message after 20 returns. With `reject-publish` a full queue refuses messages instead of
 //! dropping them. The broker's own dead-letter exchange is a safety net that should never be used: its dead letters
@@ -47,13 +48,30 @@ fn keeping() -> FieldTable {
     quorum(&[("x-overflow", text("reject-publish"))])
 }
 
-fn partition_arguments(names: &TopologyNames, destination: Destination) -> FieldTable {
+/// The argument for the time in ms for which RabbitMQ 4.3 keeps the unacked messages of consumers on a lost node. The
+/// partition waits for this time. Older versions do not know the argument and wait less than a second.
+const DISCONNECTED_TIMEOUT: &str = "x-consumer-disconnected-timeout";
+
+/// The value of [`DISCONNECTED_TIMEOUT`]. A worker that lost its node sends nothing after one heartbeat, so the next
+/// worker repeats nothing if it gets the messages later than that. The broker's default is a minute.
+pub(super) fn disconnected_timeout(heartbeat: Duration) -> Duration {
+    const LEAST: Duration = Duration::from_secs(20);
+    LEAST.max(heartbeat + Duration::from_secs(5))
+}
+
+fn partition_arguments(
+    names: &TopologyNames,
+    destination: Destination,
+    disconnected: Duration,
+) -> FieldTable {
+    let disconnected = i32::try_from(disconnected.as_millis()).unwrap_or(i32::MAX);
     quorum(&[
         ("x-single-active-consumer", AMQPValue::Boolean(true)),
         ("x-overflow", text("reject-publish")),
         ("x-dead-letter-exchange", text(&names.exchange(Exchange::DeadLetters))),
         ("x-dead-letter-routing-key", text(destination.as_str())),
         ("x-dead-letter-strategy", text("at-least-once")),
+        (DISCONNECTED_TIMEOUT, AMQPValue::LongInt(disconnected)),
     ])
 }
 
@@ -85,11 +103,12 @@ pub(super) async fn ensure(
     names: &TopologyNames,
     tuning: &QueueTuning,
     declare: QueueDeclare,
+    heartbeat: Duration,
 ) -> Result<(), RabbitError> {
     check_partitions(connection, names, tuning).await?;
     let refused = match declare {
         QueueDeclare::Check => None,
-        QueueDeclare::Make => match make(connection, names, tuning).await {
+        QueueDeclare::Make => match make(connection, names, tuning, disconnected_timeout(heartbeat)).await {
             // Another process with another number may have started at the same time.
             Ok(()) => return check_partitions(connection, names, tuning).await.map(drop),
             Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Some(error),
@@ -144,7 +163,11 @@ pub(super) fn exchanges(names: &TopologyNames) -> [(Exchange, ExchangeKind, Fiel
 /// All queues, in the order of their declaration. The first partition of a destination is the last one, so its existence
 /// proves that all partitions exist. Another process then counts them correctly meanwhile, and also after an interrupted
 /// start.
-pub(super) fn queues(names: &TopologyNames, tuning: &QueueTuning) -> Vec<DeclaredQueue> {
+pub(super) fn queues(
+    names: &TopologyNames,
+    tuning: &QueueTuning,
+    disconnected: Duration,
+) -> Vec<DeclaredQueue> {
     let unroutable = DeclaredQueue {
         name: names.unroutable(),
         arguments: keeping(),
@@ -162,7 +185,7 @@ pub(super) fn queues(names: &TopologyNames, tuning: &QueueTuning) -> Vec<Declare
         let partitions: Vec<_> = PartitionId::all(destination, tuning.partitions).collect();
         queues.extend(partitions.into_iter().rev().map(|partition| DeclaredQueue {
             name: names.partition(partition),
-            arguments: partition_arguments(names, destination),
+            arguments: partition_arguments(names, destination, disconnected),
             exchange: Exchange::Messages,
             key: partition.to_string(),
         }));
@@ -175,24 +198,69 @@ async fn make(
     connection: &Connection,
     names: &TopologyNames,
     tuning: &QueueTuning,
+    disconnected: Duration,
 ) -> Result<(), RabbitError> {
-    let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
-    within(Duration::from_secs(60), async {
+    let channel = within(Duration::from_secs(60), async {
+        let mut channel = connection.create_channel().await?;
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         for (exchange, kind, arguments) in exchanges(names) {
             channel.exchange_declare(names.exchange(exchange).into(), kind, durable, arguments).await?;
         }
-        for queue in queues(names, tuning) {
-            let DeclaredQueue { name, arguments, exchange, key } = queue;
-            let (options, bind) = (QueueDeclareOptions::durable(), QueueBindOptions::default());
-            channel.queue_declare(name.as_str().into(), options, arguments).await?;
-            let none = FieldTable::default();
+        let mut has_timeout = true;
+        for queue in queues(names, tuning, disconnected) {
+            // The dead letters come before the partitions of their destination.
+            has_timeout |= !queue.arguments.contains_key(DISCONNECTED_TIMEOUT);
+            channel = declare_queue(connection, channel, &queue, &mut has_timeout).await?;
+            let DeclaredQueue { name, exchange, key, .. } = queue;
+            let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
             channel.queue_bind(name.into(), names.exchange(exchange).into(), key.into(), bind, none).await?;
         }
-        Ok(())
+        Ok(channel)
     })
     .await?;
     within(ANSWER_TIMEOUT, channel.close(200, "declared".into())).await
+}
+
+/// Declares one queue. If the existing queue has another [`DISCONNECTED_TIMEOUT`] or none, it stays as it is. Returns the
+/// channel for the next queue, because the broker closes the channel with its refusal. `has_timeout` is false if a queue of
+/// this destination has no such argument: the others have none either.
+async fn declare_queue(
+    connection: &Connection,
+    mut channel: Channel,
+    queue: &DeclaredQueue,
+    has_timeout: &mut bool,
+) -> lapin::Result<Channel> {
+    let name = || queue.name.as_str().into();
+    let durable = QueueDeclareOptions::durable();
+    if *has_timeout {
+        match channel.queue_declare(name(), durable, queue.arguments.clone()).await {
+            Ok(_) => return Ok(channel),
+            Err(error) if !has_other_timeout(&error) => return Err(error),
+            Err(_) => channel = connection.create_channel().await?,
+        }
+    }
+    let mut arguments = FieldTable::default();
+    for (name, value) in
+        queue.arguments.inner().iter().filter(|(name, _)| name.as_str() != DISCONNECTED_TIMEOUT)
+    {
+        arguments.insert(name.clone(), value.clone());
+    }
+    match channel.queue_declare(name(), durable, arguments).await {
+        Ok(_) => *has_timeout = false,
+        Err(error) if !has_other_timeout(&error) => return Err(error),
+        Err(error) => {
+            let queue = &queue.name;
+            tracing::info!(queue, %error, "the queue stays as it is: queue.heartbeat was changed after it was made");
+            channel = connection.create_channel().await?;
+            channel.queue_declare(name(), durable.passive(), FieldTable::default()).await?;
+        }
+    }
+    Ok(channel)
+}
+
+/// Whether the broker refused a queue because of [`DISCONNECTED_TIMEOUT`].
+fn has_other_timeout(error: &lapin::Error) -> bool {
+    code(error) == Some(406) && error.to_string().contains(DISCONNECTED_TIMEOUT)
 }
 
 /// Checks the number of partitions. The hash of a lane selects its partition, so with another number later messages of a
@@ -322,5 +390,19 @@ fn explain(error: RabbitError) -> RabbitError {
             RabbitError::Fatal(QueueError::Mismatch(format!("the broker refuses Causeway's queues: {error}")))
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_node_gives_its_messages_back_after_the_lease_of_its_worker() {
+        for (heartbeat, expected) in [(2, 20), (15, 20), (16, 21), (600, 605)] {
+            let found = disconnected_timeout(Duration::from_secs(heartbeat));
+            assert_eq!(found, Duration::from_secs(expected));
+            assert!(found.as_secs() > heartbeat);
+        }
     }
 }
