@@ -13,6 +13,7 @@ pub mod queue;
 pub mod worker;
 
 pub mod conversation;
+pub mod course;
 
 pub mod app;
 pub mod cli;

@@ -15,7 +15,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-pub use console::{AdminConsole, ConsoleOpeners, ConsoleParts};
+pub use console::{AdminConsole, ConsoleOpeners};
 
 use crate::dead_letters::DeadLetterError;
 use crate::http_server::problem::{self, ApiError};

@@ -1,4 +1,4 @@
-//! The admin API for dead letters. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
+//! The admin API for dead letters and for the course of a message. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
 //! of `causeway dead` (`destination`, `conversation`, `reason`, `since`, `until`, `id`): in the query of a GET, as
 //! JSON in a POST. `reason` and `id` may be given several times, in JSON as a list.
 //!
@@ -10,6 +10,7 @@
 //! - `GET /dead-letters/replay`: the progress of the newest replay of this process. `state` is `running`, `waiting` (all
 //!   messages are published, and some outcomes are unknown), `done` or `stopped`. `outcomes` counts `delivered`,
 //!   `died_again`, `answered`, `nothing_to_send` and `on_the_way`.
+//! - `GET /trace?name=NAME`: the course of a message or of a conversation, as `course.rs` describes it.
 //! - `POST /dead-letters/discard {F, "confirm": N}`: removes the dead letters permanently, if N is their number.
 //!
 //! Refusals are problems as everywhere else. The status is 409 while another session reads the dead-letter queue.
@@ -34,15 +35,19 @@ use crate::telemetry::{Act, Ending, audit};
 const LIMITS: body::BodyLimits =
     body::BodyLimits { bytes: 1 << 20, time: std::time::Duration::from_secs(10), budget: None };
 
+/// The route of a course.
+const TRACE: &str = "/trace";
+
 pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Response {
     let id = request_id(Some(request.headers()));
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
+    let route = if request.uri().path() == TRACE { "trace" } else { "dead-letters" };
     match dispatch(console, &mut request).await {
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();
             let response = refusal.into_response(&id);
-            let (route, status) = ("dead-letters", response.status().as_u16());
+            let status = response.status().as_u16();
             refusal_log::write(RefusalEntry { route, reason, status, request_id: &id, from });
             body::drain_body(request);
             response
@@ -53,6 +58,9 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
 async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
     if !credentials::bearer(&console.token, request.headers()) {
         return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
+    }
+    if request.uri().path() == TRACE {
+        return trace(console, request).await;
     }
     let path = request.uri().path().trim_start_matches("/dead-letters").trim_start_matches('/').to_owned();
     let method = match request.method().as_str() {
@@ -72,6 +80,25 @@ async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Respo
         ("GET", id) => show(console, id, request).await,
         _ => Err(ApiError::WrongMethod("GET, HEAD")),
     }
+}
+
+async fn trace(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
+    if !matches!(request.method().as_str(), "GET" | "HEAD") {
+        return Err(ApiError::WrongMethod("GET, HEAD"));
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let mut name = None;
+    for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        if key != "name" {
+            return Err(ApiError::Invalid(vec![fault(&key, "is not known here: use name")]));
+        }
+        name = Some(value.trim().to_owned());
+    }
+    let missing =
+        "is missing: the id of a message, a conversation_id, or ServiceNow's group or number of a chat";
+    let name = name.filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| ApiError::Invalid(vec![fault("name", missing)]))?;
+    Ok(problem::found(&json!(console.course(&name).await?)))
 }
 
 fn in_address(request: &Request, also: &[&str]) -> Result<DeadLetterQuery, ApiError> {

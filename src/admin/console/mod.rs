@@ -27,6 +27,7 @@ use secrecy::SecretString;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError, ListFilter};
+use crate::course::{Course, CourseReader, DEAD_LETTERS_MISSING};
 use crate::dead_letters::outcome::{self, ReplayOutcomes};
 use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
@@ -48,11 +49,10 @@ const EXPORT_AHEAD: usize = 16;
 
 /// The components that a session needs.
 #[derive(Debug)]
-pub struct ConsoleParts {
-    /// The queue, opened for an operator.
-    pub queue: Queue,
-    /// The directory, which has the records of later deliveries and ended chats.
-    pub directory: Directory,
+struct ConsoleParts {
+    queue: Queue,
+    /// It has the records of later deliveries and ended chats.
+    directory: Directory,
 }
 
 type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, DeadLetterError>> + Send + Sync>;
@@ -60,8 +60,8 @@ type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, DeadLetterError>> + 
 /// Opens what a session needs.
 #[derive(Clone)]
 pub struct ConsoleOpeners {
-    /// Opens the queue and the directory.
-    pub parts: Open<ConsoleParts>,
+    /// Opens the queue for an operator.
+    pub queue: Open<Queue>,
     /// Opens the directory alone, which works without the broker.
     pub directory: Open<Directory>,
 }
@@ -69,6 +69,19 @@ pub struct ConsoleOpeners {
 impl std::fmt::Debug for ConsoleOpeners {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConsoleOpeners").finish_non_exhaustive()
+    }
+}
+
+impl ConsoleOpeners {
+    async fn parts(&self) -> Result<ConsoleParts, DeadLetterError> {
+        let queue = (self.queue)().await?;
+        match (self.directory)().await {
+            Ok(directory) => Ok(ConsoleParts { queue, directory }),
+            Err(error) => {
+                queue.close().await;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -146,13 +159,13 @@ impl AdminConsole {
         let busy =
             |_| ApiError::Busy("another session is reading the dead letters: wait until it ends".to_owned());
         let turn = turn.map_err(busy)?;
-        Ok(ConsoleTurn { parts: (self.open.parts)().await?, turn })
+        Ok(ConsoleTurn { parts: self.open.parts().await?, turn })
     }
 
     /// Finds all matching dead letters, with the details of the first `limit`. Works during a replay if the engine
     /// supports it.
     async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
-        let parts = (self.open.parts)().await?;
+        let parts = self.open.parts().await?;
         let found = match named(filter, &parts).await {
             Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
             Err(error) => Err(error),
@@ -180,6 +193,31 @@ impl AdminConsole {
         let found = conversations_named(&directory, name).await;
         directory.close().await;
         Ok(found?)
+    }
+
+    /// The course of a message or of a conversation. Without the broker the course lacks the attempts of dead letters.
+    async fn course(&self, name: &str) -> Result<Course, ApiError> {
+        let mut reader = CourseReader::new(name);
+        self.read_directory(&mut reader).await?;
+        let dead_letters = async {
+            let queue = (self.open.queue)().await?;
+            let read = reader.read_dead_letters(&queue).await;
+            queue.close().await;
+            read
+        };
+        let incomplete = dead_letters.await.err().map(|error| {
+            // The answer does not contain the cause, so the log does.
+            tracing::warn!(%error, "could not read the dead-letter queue");
+            DEAD_LETTERS_MISSING.to_owned()
+        });
+        Ok(Course { incomplete, ..reader.course() })
+    }
+
+    async fn read_directory(&self, reader: &mut CourseReader) -> Result<(), ApiError> {
+        let directory = (self.open.directory)().await?;
+        let read = reader.read_directory(&directory).await;
+        directory.close().await;
+        Ok(read?)
     }
 
     async fn plan(&self, filter: &DeadLetterFilter) -> Result<ReplayPlan, ApiError> {
@@ -350,7 +388,7 @@ async fn discard(
 pub(super) fn router(console: Option<AdminConsole>) -> Router {
     let Some(console) = console else {
         let off = async || ApiError::NotEnabled("admin.token").into_response(&request_id(None));
-        let paths = ["/dead-letters", "/dead-letters/{*rest}", "/desk", "/desk/{*rest}"];
+        let paths = ["/dead-letters", "/dead-letters/{*rest}", "/trace", "/desk", "/desk/{*rest}"];
         return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
     };
     let api = any(async |State(console): State<AdminConsole>, request: Request| {
@@ -363,7 +401,8 @@ pub(super) fn router(console: Option<AdminConsole>) -> Router {
     });
     Router::new()
         .route("/dead-letters", api.clone())
-        .route("/dead-letters/{*rest}", api)
+        .route("/dead-letters/{*rest}", api.clone())
+        .route("/trace", api)
         .route("/desk", page.clone())
         .route("/desk/{*rest}", page)
         .with_state(console)
