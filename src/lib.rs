@@ -14,6 +14,7 @@ pub mod worker;
 
 pub mod conversation;
 pub mod course;
+mod status;
 
 pub mod app;
 pub mod cli;

@@ -9,17 +9,23 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::{open_admin, open_directory, place};
-use crate::admin::{AdminConsole, ConsoleOpeners};
+use crate::admin::{AdminConsole, ConsoleFacts, ConsoleOpeners};
 use crate::config::Settings;
 use crate::conversation::Directory;
 use crate::dead_letters::DeadLetterError;
 use crate::queue::{Queue, QueueError};
 
 /// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
-/// one code path, and a session uses none of the connections that deliver.
-pub(super) fn build(settings: &Settings) -> Option<AdminConsole> {
+/// one code path. `queue` is the queue of the process, which only counts for the console.
+pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
     let token = settings.admin_token.clone()?;
-    let (place, settings) = (place(settings), Arc::new(settings.clone()));
+    let facts = ConsoleFacts {
+        place: place(settings),
+        address: settings.admin_listen.to_string(),
+        partitions: settings.queue.partitions,
+        late: settings.delivery.deadline.message / 2,
+    };
+    let settings = Arc::new(settings.clone());
     let of_directory = Arc::clone(&settings);
     let open_queue = move || -> BoxFuture<'static, Result<Queue, DeadLetterError>> {
         let settings = settings.clone();
@@ -35,7 +41,7 @@ pub(super) fn build(settings: &Settings) -> Option<AdminConsole> {
         Box::pin(async move { directory_of_session(&settings).await })
     };
     let open = ConsoleOpeners { queue: Arc::new(open_queue), directory: Arc::new(open_directory) };
-    Some(AdminConsole::new(token, &place, open))
+    Some(AdminConsole::new(token, facts, queue, open))
 }
 
 async fn directory_of_session(settings: &Settings) -> Result<Directory, DeadLetterError> {

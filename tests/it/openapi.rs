@@ -457,8 +457,9 @@ struct Live {
 impl Live {
     async fn ask(&mut self, call: HttpCall) -> Value {
         let process = &self.relay.processes[0];
-        let is_admin =
-            ["/metrics", "/livez", "/readyz", "/dead-letters", "/trace"].iter().any(|path| call.path.starts_with(path));
+        let is_admin = ["/metrics", "/livez", "/readyz", "/dead-letters", "/trace"]
+            .iter()
+            .any(|path| call.path.starts_with(path));
         let base = if is_admin { process.admin_url() } else { process.public_url() };
         let mut request = self.client.request(call.method.clone(), format!("{base}{}", call.called));
         request = match call.credential {

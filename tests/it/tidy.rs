@@ -49,6 +49,7 @@ const STAGES: &[&str] = &[
     "admin",
     "dead_letters",
     "course",
+    "status",
     "sandbox",
 ];
 const ASSEMBLY: &[&str] = &["config", "cli", "app"];

@@ -23,7 +23,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::query::{DeadLetterQuery, fault};
-use super::{AdminConsole, ReplayRun, operator};
+use super::runs::ReplayRun;
+use super::{AdminConsole, operator};
 use crate::dead_letters::{DeadLetterFilter, filter, json};
 use crate::http_server::problem::{self, ApiError};
 use crate::http_server::refusal_log::{self, RefusalEntry};

@@ -1,4 +1,5 @@
-//! The admin console: dead letters as an API (`api`) and in a browser (`pages`), conversations in a browser.
+//! The admin console: dead letters and courses as an API (`api`) and in a browser (`pages`); the state of the deployment and
+//! conversations in a browser.
 //!
 //! Guarantees: the work is done by [`crate::dead_letters`], as on the command line. Only one session at a time runs in this
 //! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
@@ -7,8 +8,10 @@
 //! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
 
 mod api;
+mod overview;
 mod pages;
 mod query;
+mod runs;
 mod session;
 mod view;
 
@@ -22,22 +25,23 @@ use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
+use overview::CountedReasons;
+use runs::ReplayRun;
 use secrecy::SecretString;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
+use super::{AdminState, Readiness};
 use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError, ListFilter};
 use crate::course::{Course, CourseReader, DEAD_LETTERS_MISSING};
-use crate::dead_letters::outcome::{self, ReplayOutcomes};
-use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
+use crate::dead_letters::replay::{self, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
 use crate::http_server::problem::ApiError;
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
 use crate::message::ConversationId;
 use crate::queue::Queue;
-use crate::tasks::{self, CancellationToken};
-use crate::telemetry::{Act, Ending, Operator, audit};
+use crate::tasks;
+use crate::telemetry::{Act, Ending, Metrics, Operator, audit};
 
 /// The time limit for waiting until another session ends, such as that of a second browser tab. A request does not wait
 /// for a replay.
@@ -89,45 +93,39 @@ impl ConsoleOpeners {
 #[derive(Clone)]
 pub struct AdminConsole {
     token: SecretString,
-    /// The place of the deployment, for a person.
-    place: Arc<str>,
+    facts: Arc<ConsoleFacts>,
+    /// The queue of this process, which only counts for the console.
+    queue: Queue,
     open: ConsoleOpeners,
     turn: Arc<tokio::sync::Mutex<()>>,
     run: Arc<Mutex<Option<ReplayRun>>>,
+    counted: Arc<Mutex<Option<CountedReasons>>>,
+}
+
+/// The settings that the pages show.
+#[derive(Debug)]
+pub struct ConsoleFacts {
+    /// The place of the deployment: a folder, or host and vhost of the broker.
+    pub place: String,
+    /// The address of the admin listener.
+    pub address: String,
+    /// The partitions of each destination.
+    pub partitions: u16,
+    /// The age at which a waiting message is half-way to its deadline.
+    pub late: Duration,
+}
+
+/// The console, with the parts of the process that it shows.
+#[derive(Clone)]
+struct ConsoleSite {
+    console: AdminConsole,
+    metrics: Arc<Metrics>,
+    ready: Readiness,
 }
 
 impl std::fmt::Debug for AdminConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AdminConsole").finish_non_exhaustive()
-    }
-}
-
-/// The progress of the newest replay.
-#[derive(Debug, Clone)]
-struct ReplayRun {
-    to_replay: u64,
-    to_clear: u64,
-    replay_counts: ReplayCounts,
-    began: Timestamp,
-    /// All messages of the plan are published, so the dead letters can be read again.
-    published: bool,
-    /// The outcomes of the published messages.
-    outcomes: ReplayOutcomes,
-    /// The time at which it ended, and the error if it stopped early.
-    ended: Option<(Timestamp, Option<String>)>,
-}
-
-impl ReplayRun {
-    fn of(plan: &ReplayPlan) -> Self {
-        Self {
-            to_replay: plan.to_replay(),
-            to_clear: plan.to_clear(),
-            replay_counts: ReplayCounts::default(),
-            began: crate::clock::now(),
-            published: false,
-            outcomes: ReplayOutcomes::default(),
-            ended: None,
-        }
     }
 }
 
@@ -147,8 +145,9 @@ impl ConsoleTurn {
 
 impl AdminConsole {
     /// Creates the admin console. Each session opens its components anew.
-    pub fn new(token: SecretString, place: &str, open: ConsoleOpeners) -> Self {
-        Self { token, place: place.into(), open, turn: Arc::default(), run: Arc::default() }
+    pub fn new(token: SecretString, facts: ConsoleFacts, queue: Queue, open: ConsoleOpeners) -> Self {
+        let (turn, run, counted) = (Arc::default(), Arc::default(), Arc::default());
+        Self { token, facts: Arc::new(facts), queue, open, turn, run, counted }
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {
@@ -172,7 +171,17 @@ impl AdminConsole {
         };
         parts.directory.close().await;
         parts.queue.close().await;
-        Ok(found?)
+        let found = found?;
+        if *filter == DeadLetterFilter::default() {
+            let counted = CountedReasons::of(&found.entries);
+            *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Some(counted);
+        }
+        Ok(found)
+    }
+
+    /// The reasons of all dead letters when they were last listed.
+    fn counted(&self) -> Option<CountedReasons> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The conversations with the newest change.
@@ -213,6 +222,13 @@ impl AdminConsole {
         Ok(Course { incomplete, ..reader.course() })
     }
 
+    /// The course of a message or of a conversation as the directory knows it, without the attempts of dead letters.
+    async fn course_of_directory(&self, name: &str) -> Result<Course, ApiError> {
+        let mut reader = CourseReader::new(name);
+        self.read_directory(&mut reader).await?;
+        Ok(reader.course())
+    }
+
     async fn read_directory(&self, reader: &mut CourseReader) -> Result<(), ApiError> {
         let directory = (self.open.directory)().await?;
         let read = reader.read_directory(&directory).await;
@@ -225,77 +241,6 @@ impl AdminConsole {
         let plan = plan(filter, &turn_guard.parts).await.map(|(plan, _)| plan);
         turn_guard.end().await;
         Ok(plan?)
-    }
-
-    /// Plans and starts a replay. [`Self::progress`] reports its progress. `wait`: the time limit for the outcomes of
-    /// the messages.
-    async fn replay(
-        &self,
-        filter: DeadLetterFilter,
-        rate: Option<f64>,
-        wait: Duration,
-        by: Operator,
-    ) -> Result<ReplayPlan, ApiError> {
-        let turn_guard = self.take_turn().await?;
-        let (plan, filter) = match plan(&filter, &turn_guard.parts).await {
-            Ok(planned) => planned,
-            Err(error) => {
-                turn_guard.end().await;
-                return Err(error.into());
-            }
-        };
-        let run = ReplayRun::of(&plan);
-        let meant = run.to_replay + run.to_clear;
-        audit(Act::Replay, &by, filter.for_audit(), meant, Ending::Started);
-        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        let (console, planned) = (self.clone(), plan.clone());
-        drop(tasks::spawn(async move {
-            console.carry_out(run, turn_guard, &filter, &planned, (rate, wait), &by).await
-        }));
-        Ok(plan)
-    }
-
-    async fn carry_out(
-        &self,
-        run: ReplayRun,
-        turn_guard: ConsoleTurn,
-        filter: &DeadLetterFilter,
-        plan: &ReplayPlan,
-        (rate, wait): (Option<f64>, Duration),
-        by: &Operator,
-    ) {
-        let ConsoleTurn { parts: ConsoleParts { queue, directory }, turn } = turn_guard;
-        let (stop, began) = (CancellationToken::default(), run.began);
-        let told = |replay_counts| self.note(began, |run| run.replay_counts = replay_counts);
-        let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
-        // Other sessions may read the dead letters while this replay waits for outcomes.
-        drop(turn);
-        self.note(began, |run| run.published = true);
-        let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
-        let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
-        directory.close().await;
-        queue.close().await;
-        let done = replayed.replay_counts.replayed + replayed.replay_counts.cleared;
-        let trouble = replayed.trouble.map(|error| error.to_string());
-        let told = outcomes.describe();
-        let ending = trouble.as_deref().map_or(Ending::Done(Some(&told)), Ending::Failed);
-        audit(Act::Replay, by, filter.for_audit(), done, ending);
-        self.note(began, |run| {
-            run.outcomes = outcomes;
-            run.ended = Some((crate::clock::now(), trouble));
-        });
-    }
-
-    fn progress(&self) -> Option<ReplayRun> {
-        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Changes the state of the replay that began at `began`, unless a newer replay has replaced it.
-    fn note(&self, began: Timestamp, change: impl FnOnce(&mut ReplayRun)) {
-        let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
-            change(run);
-        }
     }
 
     /// Removes all matching dead letters, if their number equals the confirmed number.
@@ -385,19 +330,20 @@ async fn discard(
 }
 
 /// The routes of the admin console. Without a console they answer which setting enables it.
-pub(super) fn router(console: Option<AdminConsole>) -> Router {
-    let Some(console) = console else {
+pub(super) fn router(state: &AdminState) -> Router {
+    let Some(console) = state.console.clone() else {
         let off = async || ApiError::NotEnabled("admin.token").into_response(&request_id(None));
         let paths = ["/dead-letters", "/dead-letters/{*rest}", "/trace", "/desk", "/desk/{*rest}"];
         return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
     };
-    let api = any(async |State(console): State<AdminConsole>, request: Request| {
+    let site = ConsoleSite { console, metrics: state.metrics.clone(), ready: state.ready.clone() };
+    let api = any(async |State(site): State<ConsoleSite>, request: Request| {
         let id = request_id(Some(request.headers()));
-        run_to_completion(&id, async move { api::answer(&console, request).await }).await
+        run_to_completion(&id, async move { api::answer(&site.console, request).await }).await
     });
-    let page = any(async |State(console): State<AdminConsole>, request: Request| {
+    let page = any(async |State(site): State<ConsoleSite>, request: Request| {
         let id = request_id(Some(request.headers()));
-        run_to_completion(&id, async move { pages::answer(&console, request).await }).await
+        run_to_completion(&id, async move { pages::answer(&site, request).await }).await
     });
     Router::new()
         .route("/dead-letters", api.clone())
@@ -405,7 +351,7 @@ pub(super) fn router(console: Option<AdminConsole>) -> Router {
         .route("/trace", api)
         .route("/desk", page.clone())
         .route("/desk/{*rest}", page)
-        .with_state(console)
+        .with_state(site)
 }
 
 /// Finishes the work even if the caller disconnects, so that no action stops half-way and no session stays open.

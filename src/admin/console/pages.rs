@@ -1,7 +1,7 @@
-//! The admin console in a browser: plain forms and links, without scripts and external content.
+//! The admin console in a browser: plain forms and links, without external content. No act needs a script.
 //!
 //! Guarantees: each page except the login needs a session. Each change is a POST with the form token of the same
-//! session. Each answer forbids scripts, frames, other origins and caching.
+//! session. Each answer forbids inline scripts, frames, other origins and caching. The only script is `local-time.js`.
 //! Not responsible for: the layout (`view`), the actions (`mod.rs`).
 
 use axum::extract::Request;
@@ -15,8 +15,8 @@ use maud::Markup;
 
 use super::query::{DeadLetterQuery, fault};
 use super::session::ConsoleSession;
-use super::view::{self, PageFrame};
-use super::{AdminConsole, operator};
+use super::view::{self, PageFrame, PageRefresh};
+use super::{AdminConsole, ConsoleSite, operator};
 use crate::clock;
 use crate::conversation::ConversationState;
 use crate::dead_letters::{DeadLetterFilter, filter};
@@ -29,8 +29,10 @@ use crate::telemetry::{Act, Ending, Operator, audit};
 
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
-const POLICY: &str =
-    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const LOCAL_TIME: &str = include_str!("local-time.js");
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+/// The parameter by which a user turns the repeated loading of a page on and off.
+const REFRESH: &str = "refresh";
 /// The number of conversations that the list shows.
 const CONVERSATIONS_SHOWN: u32 = 100;
 /// The largest form of an authenticated session in bytes. It may list many dead letters.
@@ -38,12 +40,12 @@ const FORM_BYTES_MAX: usize = 1 << 20;
 /// The largest login form in bytes. Unauthenticated callers may send it.
 const LOGIN_BYTES_MAX: usize = 16 << 10;
 
-pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Response {
-    let id = request_id(Some(request.headers()));
+pub(super) async fn answer(site: &ConsoleSite, mut request: Request) -> Response {
+    let (console, id) = (&site.console, request_id(Some(request.headers())));
     let session = ConsoleSession::of(&console.token, request.headers(), clock::now());
     let form = session.as_ref().map(|session| session.form_token(&console.token));
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
-    let mut response = match dispatch(console, session, &mut request).await {
+    let mut response = match dispatch(site, session, &mut request).await {
         Ok(response) => response,
         Err(refusal) => {
             let (status, title) = refusal.status_and_title();
@@ -55,7 +57,7 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
                 request_id: &id,
                 from,
             });
-            let frame = PageFrame { form: form.as_deref(), place: &console.place };
+            let frame = PageFrame { form: form.as_deref(), place: &console.facts.place, refresh: None };
             html(status, view::refusal(frame, title, &refusal))
         }
     };
@@ -74,6 +76,7 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
 
 /// An authenticated session and its form token.
 struct PageHandler<'a> {
+    site: &'a ConsoleSite,
     console: &'a AdminConsole,
     session: ConsoleSession,
     form: String,
@@ -81,14 +84,18 @@ struct PageHandler<'a> {
 }
 
 async fn dispatch(
-    console: &AdminConsole,
+    site: &ConsoleSite,
     session: Option<ConsoleSession>,
     request: &mut Request,
 ) -> Result<Response, ApiError> {
+    let console = &site.console;
     let path = request.uri().path().trim_start_matches("/desk").trim_matches('/').to_owned();
     let method = if request.method() == "HEAD" { "GET".to_owned() } else { request.method().to_string() };
     match (method.as_str(), path.as_str()) {
         ("GET", "style.css") => Ok(problem::answer(StatusCode::OK, "text/css; charset=utf-8", STYLE)),
+        ("GET", "local-time.js") => {
+            Ok(problem::answer(StatusCode::OK, "text/javascript; charset=utf-8", LOCAL_TIME))
+        }
         ("POST", "login") => login(console, request).await,
         ("GET", _) if session.is_none() => {
             let back = request.uri().path_and_query().map(|it| it.as_str()).unwrap_or_default();
@@ -97,7 +104,7 @@ async fn dispatch(
         _ => {
             let session = session.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
             let form = session.form_token(&console.token);
-            let visitor = PageHandler { console, session, form, operator: operator(request) };
+            let visitor = PageHandler { site, console, session, form, operator: operator(request) };
             match method.as_str() {
                 "GET" => {
                     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -125,37 +132,73 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
 
 impl PageHandler<'_> {
     fn frame(&self) -> PageFrame<'_> {
-        PageFrame { form: Some(&self.form), place: &self.console.place }
+        PageFrame { form: Some(&self.form), place: &self.console.facts.place, refresh: None }
     }
 
     async fn show_page(&self, path: &str, query: &str) -> Result<Response, ApiError> {
-        let page = match path {
-            "" => {
-                let asked = DeadLetterQuery::of_form(query, &["limit"])?;
+        // The list of dead letters was at this address in earlier versions.
+        if path.is_empty() && url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name != REFRESH) {
+            return Ok(see(&format!("/desk/letters?{query}")));
+        }
+        let refresh = self.refresh(path, query)?;
+        let frame = PageFrame { refresh: refresh.as_ref(), ..self.frame() };
+        let page = self.page(frame, path, query).await?;
+        let mut response = html(StatusCode::OK, page);
+        if let Some(refresh) = refresh.filter(|refresh| refresh.is_on) {
+            response.headers_mut().insert("refresh", HeaderValue::from(refresh.seconds));
+        }
+        Ok(response)
+    }
+
+    /// Whether this page is loaded again and again. A page with fields is loaded again only if the user wants it.
+    fn refresh(&self, path: &str, query: &str) -> Result<Option<PageRefresh>, ApiError> {
+        let (seconds, by_default) = match path {
+            "" => (10, true),
+            "progress" => (2, self.console.progress().is_some_and(|run| run.ended.is_none())),
+            "letters" | "conversation" => (10, false),
+            _ => return Ok(None),
+        };
+        let is_on = match value_of(query, REFRESH).as_str() {
+            "" => by_default,
+            "on" => true,
+            "off" => false,
+            _ => return Err(ApiError::Invalid(vec![fault(REFRESH, "must be on or off")])),
+        };
+        let mut other = url::form_urlencoded::Serializer::new(String::new());
+        other.extend_pairs(url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != REFRESH));
+        other.append_pair(REFRESH, if is_on { "off" } else { "on" });
+        let place = if path.is_empty() { "/desk".to_owned() } else { format!("/desk/{path}") };
+        Ok(Some(PageRefresh { seconds, is_on, other: format!("{place}?{}", other.finish()) }))
+    }
+
+    async fn page(&self, frame: PageFrame<'_>, path: &str, query: &str) -> Result<Markup, ApiError> {
+        Ok(match path {
+            "" => view::overview(frame, &self.site.overview().await, self.console.progress().as_ref()),
+            "letters" => {
+                let asked = DeadLetterQuery::of_form(query, &["limit", REFRESH])?;
                 let found = self.console.find(&asked.filter, asked.limit).await?;
-                view::home(self.frame(), &asked.filter, &found, self.console.progress().as_ref())
+                view::home(frame, &asked.filter, &found, self.console.progress().as_ref())
             }
             "replay" => {
                 let asked = DeadLetterQuery::of_form(query, &[])?;
                 let plan = self.console.plan(&asked.filter).await?;
-                view::plan(self.frame(), &asked.filter, &plan)
+                view::plan(frame, &asked.filter, &plan)
             }
             "discard" => {
                 let asked = DeadLetterQuery::of_form(query, &[])?;
                 let found = self.console.find(&asked.filter, 0).await?;
-                view::question(self.frame(), &asked.filter, &found.entries)
+                view::question(frame, &asked.filter, &found.entries)
             }
-            "conversations" => self.conversations(query).await?,
-            "conversation" => self.conversation(query).await?,
-            "progress" => view::progress(self.frame(), self.console.progress().as_ref()),
+            "conversations" => self.conversations(frame, query).await?,
+            "conversation" => self.conversation(frame, query).await?,
+            "progress" => view::progress(frame, self.console.progress().as_ref()),
             letter => {
                 self.letter(letter.strip_prefix("letters/").ok_or(ApiError::UnknownRoute)?, query).await?
             }
-        };
-        Ok(html(StatusCode::OK, page))
+        })
     }
 
-    async fn conversations(&self, query: &str) -> Result<Markup, ApiError> {
+    async fn conversations(&self, frame: PageFrame<'_>, query: &str) -> Result<Markup, ApiError> {
         let (name, state) = (value_of(query, "name"), value_of(query, "state"));
         let state = match state.as_str() {
             "" => None,
@@ -171,17 +214,22 @@ impl PageHandler<'_> {
                 found
             }
         };
-        Ok(view::conversations(self.frame(), name.trim(), state, &found, CONVERSATIONS_SHOWN))
+        Ok(view::conversations(frame, name.trim(), state, &found, CONVERSATIONS_SHOWN))
     }
 
-    async fn conversation(&self, query: &str) -> Result<Markup, ApiError> {
+    /// The conversation of this name with its course, or the course of a message.
+    async fn conversation(&self, frame: PageFrame<'_>, query: &str) -> Result<Markup, ApiError> {
         let name = value_of(query, "name");
-        let found = self.console.conversations_named(&name).await?;
+        let name = name.trim();
+        let found = self.console.conversations_named(name).await?;
+        if found.len() > 1 {
+            return Ok(view::conversations(frame, name, None, &found, CONVERSATIONS_SHOWN));
+        }
+        let course = self.console.course_of_directory(name).await?;
         Ok(match found.as_slice() {
-            [only] => view::conversation(self.frame(), only),
-            none_or_several => {
-                view::conversations(self.frame(), &name, None, none_or_several, CONVERSATIONS_SHOWN)
-            }
+            [only] => view::conversation(frame, only, &course),
+            _ if !course.events.is_empty() => view::course(frame, &course),
+            none => view::conversations(frame, name, None, none, CONVERSATIONS_SHOWN),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::super::ReplayRun;
+use super::super::runs::ReplayRun;
 use super::{PageFrame, counted, groups, hidden, link, moment, page, told, trouble};
 use crate::dead_letters::replay::{ReplayAction, ReplayPlan};
 use crate::dead_letters::{DeadLetterFilter, DeadLetterSummary};
@@ -28,11 +28,11 @@ pub(in super::super) fn plan(frame: PageFrame<'_>, filter: &DeadLetterFilter, pl
                 (hidden(frame, filter))
                 label for="rate" { "Maximum rate in messages a second (empty: no limit)" }
                 input id="rate" name="rate" inputmode="decimal" placeholder="20";
-                button.main { "Replay " (counted(to_replay)) } " " a href=(link("/desk", filter)) { "Cancel" }
+                button.main { "Replay " (counted(to_replay)) } " " a href=(link("/desk/letters", filter)) { "Cancel" }
             }
-        } @else { p { a href=(link("/desk", filter)) { "Back" } } }
+        } @else { p { a href=(link("/desk/letters", filter)) { "Back" } } }
     };
-    page("Replay plan", frame, None, &content)
+    page("Replay plan", frame, &content)
 }
 
 pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) -> Markup {
@@ -56,9 +56,9 @@ pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) 
                 }
             }
         }
-        p { a href="/desk" { "Back to the dead letters" } }
+        p { a href="/desk/letters" { "Back to the dead letters" } }
     };
-    page("Replay", frame, running.then_some(1), &content)
+    page("Replay", frame, &content)
 }
 
 pub(in super::super) fn question(
@@ -68,27 +68,27 @@ pub(in super::super) fn question(
 ) -> Markup {
     let count = entries.len() as u64;
     let content = html! {
-        @if count == 0 { p.good { "There is nothing to discard." } p { a href="/desk" { "Back" } } } @else {
+        @if count == 0 { p.good { "There is nothing to discard." } p { a href="/desk/letters" { "Back" } } } @else {
             (meant(filter))
             (groups(filter, entries))
             p.bad role="alert" { "Remove " strong { (counted(count)) } " for good? Removed dead letters cannot be restored." }
             form.actions method="post" action="/desk/discard" {
                 (hidden(frame, filter))
                 input type="hidden" name="confirm" value=(count);
-                a.button.main href=(link("/desk", filter)) { "Keep them" }
+                a.button.main href=(link("/desk/letters", filter)) { "Keep them" }
                 button.danger { "Remove " (counted(count)) }
             }
         }
     };
-    page("Discard", frame, None, &content)
+    page("Discard", frame, &content)
 }
 
 pub(in super::super) fn discarded(frame: PageFrame<'_>, gone: u64) -> Markup {
     let content = html! {
         p.good role="status" { "Removed " (counted(gone)) "." }
-        p { a href="/desk" { "Back to the dead letters" } }
+        p { a href="/desk/letters" { "Back to the dead letters" } }
     };
-    page("Discarded", frame, None, &content)
+    page("Discarded", frame, &content)
 }
 
 /// Shows the filters on a page that asks for a decision.

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::super::ReplayRun;
+use super::super::runs::ReplayRun;
 use super::{PageFrame, actions, counted, groups, link, moment, page, to_conversation, told};
 use crate::dead_letters::{DeadLetterFilter, SearchResult, conversation_of};
 use crate::message::{DeadLetter, DeadReason, Destination, MessageId};
@@ -34,14 +34,14 @@ pub(in super::super) fn home(
             }
         }
     };
-    page("Dead letters", frame, None, &content)
+    page("Dead letters", frame, &content)
 }
 
 fn filters(filter: &DeadLetterFilter, destinations: &[Destination]) -> Markup {
     let since = filter.since.map(|it| it.to_string()).unwrap_or_default();
     let until = filter.until.map(|it| it.to_string()).unwrap_or_default();
     html! {
-        form.filters method="get" action="/desk" {
+        form.filters method="get" action="/desk/letters" {
             div { label for="destination" { "Destination" } select id="destination" name="destination" {
                 option value="" { "all" }
                 @for it in destinations { option value=(it) selected[filter.destination == Some(*it)] { (it) } }
@@ -54,7 +54,7 @@ fn filters(filter: &DeadLetterFilter, destinations: &[Destination]) -> Markup {
                 input id="conversation" name="conversation" value=(filter.conversation.as_deref().unwrap_or_default()); }
             div { label for="since" { "Died since" } input id="since" name="since" placeholder="2h, or 2026-11-22 10:03" value=(since); }
             div { label for="until" { "and before" } input id="until" name="until" placeholder="15m, or 2026-11-22 10:03" value=(until); }
-            div.go { button { "Filter" } " " a.button.quiet href="/desk" { "All" } }
+            div.go { button { "Filter" } " " a.button.quiet href="/desk/letters" { "All" } }
         }
     }
 }
@@ -82,7 +82,7 @@ pub(in super::super) fn letter(
         (actions(frame, &filter, deaths.len()))
     };
     let kind = deaths.first().map_or("message", |dead| dead.message.kind.as_str());
-    page(kind, frame, None, &content)
+    page(kind, frame, &content)
 }
 
 fn death(dead: &DeadLetter, reveal: bool) -> Markup {
@@ -95,7 +95,7 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
             dl {
                 dt { "Id" } dd { code { (message.id) } }
                 dt { "To" } dd { (message.destination) }
-                dt { "Conversation" } dd.wrap { (to_conversation(&conversation)) " (" a href=(link("/desk", &same)) { "all its dead letters" } ")" }
+                dt { "Conversation" } dd.wrap { (to_conversation(&conversation)) " (" a href=(link("/desk/letters", &same)) { "all its dead letters" } ")" }
                 dt { "Accepted" } dd { (moment(message.accepted_at)) }
                 dt { "Died" } dd { (moment(dead.died_at)) }
                 @if message.replays > 0 { dt { "Replayed before" } dd { (message.replays) " times" } }

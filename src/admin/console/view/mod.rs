@@ -1,33 +1,49 @@
 //! The pages of the admin console.
 //!
 //! Guarantees: the template escapes all texts of users and platforms. The pages work without scripts and without
-//! colour, because each state is shown as a word.
+//! colour, because each state is shown as a word. The only script adds the local time.
 
 mod actions;
 mod conversations;
+mod course;
 mod lists;
+mod overview;
 
 pub(super) use actions::{discarded, plan, progress, question};
 pub(super) use conversations::{conversation, conversations};
+pub(super) use course::course;
 use jiff::Timestamp;
 pub(super) use lists::{home, letter};
 use maud::{DOCTYPE, Markup, html};
+pub(super) use overview::overview;
 
-use super::ReplayRun;
+use super::runs::ReplayRun;
 use crate::dead_letters::{self, DeadLetterFilter, DeadLetterSummary};
 use crate::message::DeadReason;
 
 /// The data of the frame of each page.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PageFrame<'a> {
     /// The form token if the user is logged in.
     pub(super) form: Option<&'a str>,
     /// The place of the deployment: a folder, or host and vhost of the broker.
     pub(super) place: &'a str,
+    /// Whether the browser loads the page again and again.
+    pub(super) refresh: Option<&'a PageRefresh>,
+}
+
+/// The repeated loading of a page, which a user can turn on and off.
+#[derive(Debug)]
+pub(super) struct PageRefresh {
+    /// The time between two loads.
+    pub(super) seconds: u32,
+    pub(super) is_on: bool,
+    /// The address of the page with the other choice.
+    pub(super) other: String,
 }
 
 /// The frame of each page.
-fn page(title: &str, frame: PageFrame<'_>, refresh: Option<u32>, content: &Markup) -> Markup {
+fn page(title: &str, frame: PageFrame<'_>, content: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,30 +51,41 @@ fn page(title: &str, frame: PageFrame<'_>, refresh: Option<u32>, content: &Marku
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                @if let Some(seconds) = refresh { meta http-equiv="refresh" content=(seconds); }
                 title { (title) " · Causeway" }
                 link rel="stylesheet" href="/desk/style.css";
+                @if frame.form.is_some() { script src="/desk/local-time.js" defer {} }
             }
             body {
+                a.skip href="#content" { "Skip to the content" }
                 header {
                     nav aria-label="Pages" {
-                        a href="/desk" { "Dead letters" }
+                        a href="/desk" { "Status" }
+                        a href="/desk/letters" { "Dead letters" }
                         a href="/desk/conversations" { "Conversations" }
                     }
                     @if let Some(form) = frame.form {
+                        p.hint { "Causeway " (env!("CARGO_PKG_VERSION")) " on " span.wrap { (frame.place) } }
                         form method="post" action="/desk/logout" {
                             input type="hidden" name="form" value=(form);
                             button.quiet { "Log out" }
                         }
                     }
                 }
-                main { h1 { (title) } (content) }
+                main #content { h1 { (title) } (content) }
                 footer {
-                    @if frame.form.is_some() { "Causeway " (env!("CARGO_PKG_VERSION")) " on " span.wrap { (frame.place) } ". " }
                     "All times are UTC."
+                    @if let Some(refresh) = frame.refresh { " " (again(refresh)) }
                 }
             }
         }
+    }
+}
+
+fn again(refresh: &PageRefresh) -> Markup {
+    let seconds = plural(refresh.seconds as usize, "second");
+    html! {
+        @if refresh.is_on { "This page is loaded again every " (seconds) ". " a href=(refresh.other) { "Stop loading it again" } }
+        @else { a href=(refresh.other) { "Load this page again every " (seconds) } }
     }
 }
 
@@ -73,15 +100,15 @@ pub(super) fn login(back: &str, refused: bool) -> Markup {
             button.main { "Log in" }
         }
     };
-    page("Log in", PageFrame { form: None, place: "" }, None, &content)
+    page("Log in", PageFrame::default(), &content)
 }
 
 pub(super) fn refusal(frame: PageFrame<'_>, title: &str, why: &dyn std::fmt::Display) -> Markup {
     let content = html! {
         p.bad role="alert" { (why) }
-        p { a href="/desk" { "Back to the dead letters" } }
+        p { a href="/desk" { "To the status" } " " a href="/desk/letters" { "To the dead letters" } }
     };
-    page(title, frame, None, &content)
+    page(title, frame, &content)
 }
 
 fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
@@ -95,7 +122,7 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
             tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
                 @let inner = DeadLetterFilter { destination: Some(destination), reasons: [reason].into(), ..filter.clone() };
                 tr {
-                    th scope="row" { a href=(link("/desk", &inner)) { (reason) } p.hint { (meaning(reason)) } }
+                    th scope="row" { a href=(link("/desk/letters", &inner)) { (reason) } p.hint { (meaning(reason)) } }
                     td { (destination) } td.number { (group.count) } td.number { (group.lanes) }
                     td { (moment(group.first)) } td { (moment(group.last)) }
                 }
@@ -168,7 +195,11 @@ fn moment(at: Timestamp) -> Markup {
 }
 
 fn counted(count: u64) -> String {
-    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+    crate::status::counted(count, "dead letter")
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    crate::status::counted(count as u64, noun)
 }
 
 const fn meaning(reason: DeadReason) -> &'static str {
@@ -193,7 +224,7 @@ mod tests {
         PlatformWords,
     };
 
-    const FRAME: PageFrame<'_> = PageFrame { form: Some("f"), place: "broker/vhost" };
+    const FRAME: PageFrame<'_> = PageFrame { form: Some("f"), place: "broker/vhost", refresh: None };
 
     #[test]
     fn hostile_words_stay_words() {
@@ -232,7 +263,8 @@ mod tests {
         ];
         for page in pages {
             let text = page.into_string();
-            assert!(!text.contains("<script") && !text.contains("<img"), "{text}");
+            let own = text.replace("<script src=\"/desk/local-time.js\" defer>", "");
+            assert!(!own.contains("<script") && !text.contains("<img"), "{text}");
             assert!(
                 !text.contains("alert") || text.contains("&quot;&gt;&lt;img"),
                 "an attribute ends where it ends: {text}"
