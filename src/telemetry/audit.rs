@@ -17,6 +17,8 @@ named! {
     Act {
         /// Dead letters are published again. One line when the replay starts, and one when it ends.
         Replay = "replay",
+        /// A running replay is stopped.
+        Stop = "stop",
         /// Dead letters are removed for good.
         Discard = "discard",
         /// Dead letters are written to a file or to a client, with their texts.

@@ -10,6 +10,7 @@ use crate::harness::http;
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 use crate::harness::wait::eventually;
+use crate::trace::{lines, log_of};
 
 const TOKEN: &str = "a-long-admin-token";
 
@@ -193,7 +194,22 @@ async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
         let beside = relay.tool(["dead", verb]).run(PATIENCE).await;
         assert_eq!(beside.code, Some(0), "{verb}: {}", beside.stderr);
     }
-    assert_eq!(console.get("/dead-letters/replay").await.1["replay"]["state"], "running");
+    let (status, stopped) = console.post("/dead-letters/replay/stop", json!({})).await;
+    assert_eq!(status, 200, "{stopped}");
+    let replay = eventually("the end of the replay", PATIENCE, async || {
+        let replay = console.get("/dead-letters/replay").await.1["replay"].clone();
+        if replay["state"] == "stopped" { Ok(replay) } else { Err(replay.to_string()) }
+    })
+    .await;
+    assert_eq!(replay["error"], "an operator stopped it");
+    let replayed = replay["replayed"].as_u64().unwrap();
+    assert!(replayed < 30, "{replay}");
+    console.lists(30 - usize::try_from(replayed).unwrap()).await;
+    let audited = lines(&log_of(&relay), "operator");
+    let told: Vec<_> =
+        audited.iter().map(|line| format!("{} {} {}", line["who"], line["act"], line["outcome"])).collect();
+    let expected = ["replay\" \"started", "stop\" \"done", "replay\" \"interrupted"];
+    assert_eq!(told, expected.map(|act| format!("\"admin.token\" \"{act}\"")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +220,9 @@ async fn nobody_comes_in_without_the_token() {
         (Method::GET, "/dead-letters"),
         (Method::GET, "/dead-letters/replay"),
         (Method::GET, "/dead-letters/export"),
+        (Method::GET, "/trace?name=c-1"),
         (Method::POST, "/dead-letters/replay"),
+        (Method::POST, "/dead-letters/replay/stop"),
         (Method::POST, "/dead-letters/discard"),
     ];
     let stranger = ConsoleClient { token: "a-long-admin-tokem", ..ConsoleClient::of(&relay) };
@@ -231,10 +249,17 @@ async fn nobody_comes_in_without_the_token() {
     let cookie = inside.headers()["set-cookie"].to_str().unwrap().to_owned();
     assert!(cookie.contains("HttpOnly; SameSite=Strict") && !cookie.contains(TOKEN), "{cookie}");
     let cookie = cookie.split(';').next().unwrap();
+    let old = client.get(page("/desk?reason=expired")).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(old.headers()["location"], "/desk/letters?reason=expired", "a link of an earlier version");
     let home = client.get(page("/desk")).header("cookie", cookie).send().await.unwrap();
     assert_eq!(home.status(), StatusCode::OK);
     assert!(home.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
     assert_eq!(home.headers()["cache-control"], "no-store");
+    assert_eq!(home.headers()["refresh"], "10");
+    let calm = client.get(page("/desk?refresh=off")).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(calm.headers().get("refresh"), None, "a user turns it off");
+    let none = client.get(page("/desk/replay?selected=true")).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(none.status(), StatusCode::UNPROCESSABLE_ENTITY, "no box means nothing, and not everything");
     let forged =
         form("/desk/discard", "confirm=0&form=guessed").header("cookie", cookie).send().await.unwrap();
     assert_eq!(forged.status(), StatusCode::UNAUTHORIZED);

@@ -615,6 +615,7 @@ async fn dead_letters(live: &mut Live) {
     let nobody = "00000000-0000-4000-8000-000000000001";
     let calls = vec![
         get(list, 200).at("/dead-letters?reason=unreadable&limit=1&since=1h"),
+        get(list, 200).at("/dead-letters?answer=not%20sent"),
         get(list, 422).at("/dead-letters?color=red"),
         HttpCall::new(Method::GET, list, "", 401),
         get(one, 200).at(format!("/dead-letters/{id}?reveal=true")),
@@ -630,6 +631,7 @@ async fn dead_letters(live: &mut Live) {
         post(replay, 400).body("{"),
         post(replay, 415).header("content-type", "text/plain"),
         post(replay, 422).json(&json!({"rate": "fast"})),
+        post("/dead-letters/replay/stop", 200),
         post(discard, 422).json(&json!({})),
         post(discard, 409).json(&json!({"confirm": 99})),
         post(discard, 200).json(&json!({"reason": "expired", "confirm": 0})),

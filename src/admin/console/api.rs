@@ -1,6 +1,6 @@
 //! The admin API for dead letters and for the course of a message. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
-//! of `causeway dead` (`destination`, `conversation`, `reason`, `since`, `until`, `id`): in the query of a GET, as
-//! JSON in a POST. `reason` and `id` may be given several times, in JSON as a list.
+//! of `causeway dead` (`destination`, `conversation`, `reason`, `answer`, `since`, `until`, `id`): in the query of a GET, as
+//! JSON in a POST. `answer` is the platform's answer to the last attempt: an HTTP status, `no answer` or `not sent`. `reason` and `id` may be given several times, in JSON as a list.
 //!
 //! - `GET /dead-letters?F&limit=100`: `{"matching", "groups": [..], "dead_letters": [..]}`, without histories.
 //! - `GET /dead-letters/{id}?reveal=true`: `{"dead_letters": [..]}` with histories, one for each dead letter.
@@ -10,6 +10,7 @@
 //! - `GET /dead-letters/replay`: the progress of the newest replay of this process. `state` is `running`, `waiting` (all
 //!   messages are published, and some outcomes are unknown), `done` or `stopped`. `outcomes` counts `delivered`,
 //!   `died_again`, `answered`, `nothing_to_send` and `on_the_way`.
+//! - `POST /dead-letters/replay/stop`: stops the running replay, and answers the progress.
 //! - `GET /trace?name=NAME`: the course of a message or of a conversation, as `course.rs` describes it.
 //! - `POST /dead-letters/discard {F, "confirm": N}`: removes the dead letters permanently, if N is their number.
 //!
@@ -75,9 +76,13 @@ async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Respo
         }
         ("GET", "export") => export(console, request).await,
         ("POST", "replay") => replay(console, request).await,
+        ("POST", "replay/stop") => {
+            console.stop(&operator(request));
+            Ok(problem::found(&json!({ "replay": console.progress().map(|run| progress(&run)) })))
+        }
         ("POST", "discard") => discard(console, request).await,
         (_, "replay") => Err(ApiError::WrongMethod("GET, HEAD, POST")),
-        (_, "discard") => Err(ApiError::WrongMethod("POST")),
+        (_, "discard" | "replay/stop") => Err(ApiError::WrongMethod("POST")),
         ("GET", id) => show(console, id, request).await,
         _ => Err(ApiError::WrongMethod("GET, HEAD")),
     }

@@ -15,6 +15,7 @@ mod runs;
 mod session;
 mod view;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 use super::{AdminState, Readiness};
 use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError, ListFilter};
 use crate::course::{Course, CourseReader, DEAD_LETTERS_MISSING};
+use crate::dead_letters::brief::{self, BriefPage};
 use crate::dead_letters::replay::{self, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
 use crate::http_server::problem::ApiError;
@@ -167,6 +169,23 @@ impl AdminConsole {
         let parts = self.open.parts().await?;
         let found = match named(filter, &parts).await {
             Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
+            Err(error) => Err(error),
+        };
+        parts.directory.close().await;
+        parts.queue.close().await;
+        Ok(found?)
+    }
+
+    /// Finds all matching dead letters, and the lines at these positions of the list.
+    async fn list(
+        &self,
+        filter: &DeadLetterFilter,
+        positions: Range<usize>,
+        newest_first: bool,
+    ) -> Result<BriefPage, ApiError> {
+        let parts = self.open.parts().await?;
+        let found = match named(filter, &parts).await {
+            Ok(filter) => brief::page(&parts.queue, &filter, positions, newest_first).await,
             Err(error) => Err(error),
         };
         parts.directory.close().await;

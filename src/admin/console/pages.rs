@@ -15,7 +15,7 @@ use maud::Markup;
 
 use super::query::{DeadLetterQuery, fault};
 use super::session::ConsoleSession;
-use super::view::{self, PageFrame, PageRefresh};
+use super::view::{self, ListPage, PageFrame, PageRefresh};
 use super::{AdminConsole, ConsoleSite, operator};
 use crate::clock;
 use crate::conversation::ConversationState;
@@ -33,6 +33,8 @@ const LOCAL_TIME: &str = include_str!("local-time.js");
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 /// The parameter by which a user turns the repeated loading of a page on and off.
 const REFRESH: &str = "refresh";
+/// The most dead letters on one page.
+const LETTERS_MAX: usize = 100;
 /// The number of conversations that the list shows.
 const CONVERSATIONS_SHOWN: u32 = 100;
 /// The largest form of an authenticated session in bytes. It may list many dead letters.
@@ -57,7 +59,12 @@ pub(super) async fn answer(site: &ConsoleSite, mut request: Request) -> Response
                 request_id: &id,
                 from,
             });
-            let frame = PageFrame { form: form.as_deref(), place: &console.facts.place, refresh: None };
+            let frame = PageFrame {
+                form: form.as_deref(),
+                place: &console.facts.place,
+                may_act: true,
+                refresh: None,
+            };
             html(status, view::refusal(frame, title, &refusal))
         }
     };
@@ -132,7 +139,7 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
 
 impl PageHandler<'_> {
     fn frame(&self) -> PageFrame<'_> {
-        PageFrame { form: Some(&self.form), place: &self.console.facts.place, refresh: None }
+        PageFrame { form: Some(&self.form), place: &self.console.facts.place, may_act: true, refresh: None }
     }
 
     async fn show_page(&self, path: &str, query: &str) -> Result<Response, ApiError> {
@@ -174,18 +181,14 @@ impl PageHandler<'_> {
     async fn page(&self, frame: PageFrame<'_>, path: &str, query: &str) -> Result<Markup, ApiError> {
         Ok(match path {
             "" => view::overview(frame, &self.site.overview().await, self.console.progress().as_ref()),
-            "letters" => {
-                let asked = DeadLetterQuery::of_form(query, &["limit", REFRESH])?;
-                let found = self.console.find(&asked.filter, asked.limit).await?;
-                view::home(frame, &asked.filter, &found, self.console.progress().as_ref())
-            }
+            "letters" => self.letters(frame, query).await?,
             "replay" => {
-                let asked = DeadLetterQuery::of_form(query, &[])?;
+                let asked = selection(query)?;
                 let plan = self.console.plan(&asked.filter).await?;
                 view::plan(frame, &asked.filter, &plan)
             }
             "discard" => {
-                let asked = DeadLetterQuery::of_form(query, &[])?;
+                let asked = selection(query)?;
                 let found = self.console.find(&asked.filter, 0).await?;
                 view::question(frame, &asked.filter, &found.entries)
             }
@@ -196,6 +199,15 @@ impl PageHandler<'_> {
                 self.letter(letter.strip_prefix("letters/").ok_or(ApiError::UnknownRoute)?, query).await?
             }
         })
+    }
+
+    async fn letters(&self, frame: PageFrame<'_>, query: &str) -> Result<Markup, ApiError> {
+        let asked = DeadLetterQuery::of_form(query, &["limit", "before", "sort", REFRESH])?;
+        let size = asked.limit.clamp(1, LETTERS_MAX);
+        let list = ListPage { before: asked.before, size, newest_first: asked.newest_first };
+        let positions = list.before..list.before.saturating_add(size);
+        let found = self.console.list(&asked.filter, positions, list.newest_first).await?;
+        Ok(view::letters(frame, &asked.filter, &found, list, self.console.progress().as_ref()))
     }
 
     async fn conversations(&self, frame: PageFrame<'_>, query: &str) -> Result<Markup, ApiError> {
@@ -258,6 +270,10 @@ impl PageHandler<'_> {
             return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
         }
         match path {
+            "stop" => {
+                self.console.stop(&self.operator);
+                Ok(see("/desk/progress"))
+            }
             "logout" => Ok(with_cookie(see("/desk"), &ConsoleSession::no_cookie())),
             "replay" => {
                 let asked = DeadLetterQuery::of_form(&fields, &["form", "rate"])?;
@@ -283,6 +299,15 @@ impl PageHandler<'_> {
             _ => Err(ApiError::UnknownRoute),
         }
     }
+}
+
+/// The filters of a page that asks for a decision. A form of boxes without a checked box would mean all dead letters.
+fn selection(query: &str) -> Result<DeadLetterQuery, ApiError> {
+    let asked = DeadLetterQuery::of_form(query, &["selected"])?;
+    if asked.selected && asked.filter.ids.is_empty() {
+        return Err(ApiError::Invalid(vec![fault("id", "is missing: select at least one dead letter")]));
+    }
+    Ok(asked)
 }
 
 async fn form(request: &mut Request, bytes: usize) -> Result<String, ApiError> {

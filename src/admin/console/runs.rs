@@ -16,6 +16,9 @@ use crate::http_server::problem::ApiError;
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{Act, Ending, Operator, audit};
 
+/// Why a replay ended early.
+const STOPPED: &str = "an operator stopped it";
+
 /// The progress of the newest replay.
 #[derive(Debug, Clone)]
 pub(super) struct ReplayRun {
@@ -27,6 +30,8 @@ pub(super) struct ReplayRun {
     pub(super) published: bool,
     /// The outcomes of the published messages.
     pub(super) outcomes: ReplayOutcomes,
+    /// Stops the replay.
+    stop: CancellationToken,
     /// The time at which it ended, and the error if it stopped early.
     pub(super) ended: Option<(Timestamp, Option<String>)>,
 }
@@ -40,6 +45,7 @@ impl ReplayRun {
             began: crate::clock::now(),
             published: false,
             outcomes: ReplayOutcomes::default(),
+            stop: CancellationToken::default(),
             ended: None,
         }
     }
@@ -84,7 +90,7 @@ impl AdminConsole {
         by: &Operator,
     ) {
         let ConsoleTurn { parts: ConsoleParts { queue, directory }, turn } = turn_guard;
-        let (stop, began) = (CancellationToken::default(), run.began);
+        let (stop, began) = (run.stop, run.began);
         let told = |replay_counts| self.note(began, |run| run.replay_counts = replay_counts);
         let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
         // Other sessions may read the dead letters while this replay waits for outcomes.
@@ -95,14 +101,27 @@ impl AdminConsole {
         directory.close().await;
         queue.close().await;
         let done = replayed.replay_counts.replayed + replayed.replay_counts.cleared;
+        let stopped = stop.is_cancelled() && done < run.to_replay + run.to_clear;
         let trouble = replayed.trouble.map(|error| error.to_string());
+        let trouble = trouble.or_else(|| stopped.then(|| STOPPED.to_owned()));
         let told = outcomes.describe();
-        let ending = trouble.as_deref().map_or(Ending::Done(Some(&told)), Ending::Failed);
+        let ending = match &trouble {
+            _ if stopped => Ending::Interrupted,
+            Some(trouble) => Ending::Failed(trouble),
+            None => Ending::Done(Some(&told)),
+        };
         audit(Act::Replay, by, filter.for_audit(), done, ending);
         self.note(began, |run| {
             run.outcomes = outcomes;
             run.ended = Some((crate::clock::now(), trouble));
         });
+    }
+
+    /// Stops the running replay. The messages that are published already take their course.
+    pub(super) fn stop(&self, by: &Operator) {
+        let Some(run) = self.progress().filter(|run| run.ended.is_none()) else { return };
+        audit(Act::Stop, by, "the running replay", run.replay_counts.replayed, Ending::Done(None));
+        run.stop.cancel();
     }
 
     pub(super) fn progress(&self) -> Option<ReplayRun> {

@@ -18,8 +18,8 @@ pub(in super::super) fn plan(frame: PageFrame<'_>, filter: &DeadLetterFilter, pl
                 thead { tr { th scope="col" { "Action" } th scope="col" { "To" } th scope="col" { "Reason" }
                     th.number scope="col" { "Dead letters" } th.number scope="col" { "Conversations" } } }
                 tbody { @for ((action, destination, reason), (count, lanes)) in plan.summary() { tr {
-                    th scope="row" { (what_happens(action)) } td { (destination) } td { (reason) }
-                    td.number { (count) } td.number { (lanes) }
+                    th scope="row" { (what_happens(action)) } td data-label="To" { (destination) } td data-label="Reason" { (reason) }
+                    td.number data-label="Dead letters" { (count) } td.number data-label="Conversations" { (lanes) }
                 } } }
             }
         }
@@ -42,7 +42,7 @@ pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) 
             None => p { "This process has run no replay since its start." },
             Some(run) => {
                 p class=(if running { "note" } else if trouble(run).is_some() { "bad" } else { "good" }) role="status" { (told(run)) }
-                progress max=((run.to_replay + run.to_clear).max(1)) value=(run.replay_counts.replayed + run.replay_counts.cleared) { (run.replay_counts.replayed) }
+                progress aria-label="Progress" max=((run.to_replay + run.to_clear).max(1)) value=(run.replay_counts.replayed + run.replay_counts.cleared) { (run.replay_counts.replayed) }
                 dl {
                     dt { "Began" } dd { (moment(run.began)) }
                     @if let Some((ended, _)) = run.ended { dt { "Ended" } dd { (moment(ended)) } }
@@ -54,6 +54,12 @@ pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) 
                     @if run.published && run.outcomes.on_the_way > 0 { dt { "Still on their way" } dd { (run.outcomes.on_the_way) } }
                     dt { "Removed" } dd { (run.replay_counts.cleared) " of " (run.to_clear) }
                 }
+            }
+        }
+        @if running && frame.may_act {
+            form.actions method="post" action="/desk/stop" {
+                input type="hidden" name="form" value=(frame.form.unwrap_or_default());
+                button.danger { "Stop" }
             }
         }
         p { a href="/desk/letters" { "Back to the dead letters" } }

@@ -40,9 +40,9 @@ pub(in super::super) fn conversations(
                 } }
                 tbody { @for it in found { tr {
                     th.wrap scope="row" { (to_conversation(it.id.as_str())) }
-                    td { (it.state) }
-                    td.wrap { (it.number.as_deref().or(it.group.as_deref()).unwrap_or("–")) }
-                    td { (moment(it.opened_at)) } td { (moment(it.updated_at)) }
+                    td data-label="State" { (it.state) }
+                    td.wrap data-label="ServiceNow" { (it.number.as_deref().or(it.group.as_deref()).unwrap_or("–")) }
+                    td data-label="Opened" { (moment(it.opened_at)) } td data-label="Changed" { (moment(it.updated_at)) }
                 } } }
             }
         }

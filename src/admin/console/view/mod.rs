@@ -13,7 +13,7 @@ pub(super) use actions::{discarded, plan, progress, question};
 pub(super) use conversations::{conversation, conversations};
 pub(super) use course::course;
 use jiff::Timestamp;
-pub(super) use lists::{home, letter};
+pub(super) use lists::{ListPage, letter, letters};
 use maud::{DOCTYPE, Markup, html};
 pub(super) use overview::overview;
 
@@ -28,6 +28,8 @@ pub(super) struct PageFrame<'a> {
     pub(super) form: Option<&'a str>,
     /// The place of the deployment: a folder, or host and vhost of the broker.
     pub(super) place: &'a str,
+    /// Whether the user may change something, and not only look.
+    pub(super) may_act: bool,
     /// Whether the browser loads the page again and again.
     pub(super) refresh: Option<&'a PageRefresh>,
 }
@@ -111,20 +113,25 @@ pub(super) fn refusal(frame: PageFrame<'_>, title: &str, why: &dyn std::fmt::Dis
     page(title, frame, &content)
 }
 
+/// The dead letters by reason, destination and the platform's answer.
 fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
+    let key = |entry: &DeadLetterSummary| (entry.destination, entry.reason, entry.answer);
     html! {
-        table {
-            caption { "By reason and destination" }
+        table.list {
+            caption { "By reason, destination and the platform's answer" }
             thead { tr {
-                th scope="col" { "Reason" } th scope="col" { "To" } th.number scope="col" { "Dead letters" }
+                th scope="col" { "Reason" } th scope="col" { "To" } th scope="col" { "Answer" } th.number scope="col" { "Dead letters" }
                 th.number scope="col" { "Conversations" } th scope="col" { "First" } th scope="col" { "Last" }
             } }
-            tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
-                @let inner = DeadLetterFilter { destination: Some(destination), reasons: [reason].into(), ..filter.clone() };
+            tbody { @for ((destination, reason, answer), group) in dead_letters::summary_by(entries, key) {
+                @let inner = DeadLetterFilter {
+                    destination: Some(destination), reasons: [reason].into(), answer: Some(answer), ..filter.clone()
+                };
                 tr {
                     th scope="row" { a href=(link("/desk/letters", &inner)) { (reason) } p.hint { (meaning(reason)) } }
-                    td { (destination) } td.number { (group.count) } td.number { (group.lanes) }
-                    td { (moment(group.first)) } td { (moment(group.last)) }
+                    td data-label="To" { (destination) } td data-label="Answer" { (answer) }
+                    td.number data-label="Dead letters" { (group.count) } td.number data-label="Conversations" { (group.lanes) }
+                    td data-label="First" { (moment(group.first)) } td data-label="Last" { (moment(group.last)) }
                 }
             } }
         }
@@ -133,14 +140,14 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
 
 fn actions(frame: PageFrame<'_>, filter: &DeadLetterFilter, count: usize) -> Markup {
     html! {
-        div.actions {
+        @if frame.may_act { div.actions {
             a.button.main href=(link("/desk/replay", filter)) { "Replay " (counted(count as u64)) "…" }
             form method="post" action="/desk/export" {
                 (hidden(frame, filter))
                 button title="JSON Lines with the texts of the messages" { "Export with texts" }
             }
             a.button.danger href=(link("/desk/discard", filter)) { "Discard…" }
-        }
+        } }
     }
 }
 
@@ -173,8 +180,13 @@ fn hidden(frame: PageFrame<'_>, filter: &DeadLetterFilter) -> Markup {
 }
 
 fn link(path: &str, filter: &DeadLetterFilter) -> String {
+    link_with(path, filter, [])
+}
+
+fn link_with<const N: usize>(path: &str, filter: &DeadLetterFilter, more: [(&str, String); N]) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(filter.written());
+    query.extend_pairs(more);
     let query = query.finish();
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
@@ -191,7 +203,11 @@ fn moment(at: Timestamp) -> Markup {
     // The two largest units are sufficient.
     let ago = humantime::format_duration(ago).to_string();
     let ago: Vec<&str> = ago.split(' ').take(2).collect();
-    html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } p.hint { (ago.join(" ")) " ago" } }
+    html! { (time(at)) span.hint { " " (ago.join(" ")) " ago" } }
+}
+
+fn time(at: Timestamp) -> Markup {
+    html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } }
 }
 
 fn counted(count: u64) -> String {
@@ -217,14 +233,15 @@ const fn meaning(reason: DeadReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letters::SearchResult;
+    use crate::dead_letters::brief::{Brief, BriefPage};
     use crate::dead_letters::replay::{KnownOutcomes, ReplayPlan};
     use crate::message::{
         AttemptHistory, AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId,
         PlatformWords,
     };
 
-    const FRAME: PageFrame<'_> = PageFrame { form: Some("f"), place: "broker/vhost", refresh: None };
+    const FRAME: PageFrame<'_> =
+        PageFrame { form: Some("f"), place: "broker/vhost", may_act: true, refresh: None };
 
     #[test]
     fn hostile_words_stay_words() {
@@ -247,14 +264,15 @@ mod tests {
         });
         let dead = DeadLetter::new(message, DeadReason::Rejected, hostile, story);
         let filter = DeadLetterFilter { conversation: Some(hostile.into()), ..DeadLetterFilter::default() };
-        let found = SearchResult {
+        let found = BriefPage {
             entries: vec![DeadLetterSummary::from(&dead)],
-            letters: vec![dead.clone()],
+            briefs: vec![Brief::from(&dead)],
             destinations: vec![Destination::ServiceNow],
         };
+        let list = ListPage { before: 0, size: 100, newest_first: true };
         let known = KnownOutcomes::default();
         let pages = [
-            home(FRAME, &filter, &found, None),
+            letters(FRAME, &filter, &found, list, None),
             letter(FRAME, dead.message.id, std::slice::from_ref(&dead), true),
             plan(FRAME, &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
             question(FRAME, &filter, &found.entries),
