@@ -15,7 +15,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-pub use console::{AdminConsole, ConsoleFacts, ConsoleOpeners};
+pub use console::{AdminConsole, AdminRole, AdminToken, ConsoleFacts, ConsoleOpeners};
 
 use crate::dead_letters::DeadLetterError;
 use crate::http_server::problem::{self, ApiError};
@@ -38,7 +38,7 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// Whether the process is ready.
     pub ready: Readiness,
-    /// The admin console, if `admin.token` is set.
+    /// The admin console, if there is a token for it.
     pub console: Option<AdminConsole>,
 }
 

@@ -18,7 +18,10 @@ use crate::queue::{Queue, QueueError};
 /// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
 /// one code path. `queue` is the queue of the process, which only counts for the console.
 pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
-    let token = settings.admin_token.clone()?;
+    let tokens = settings.admin_tokens.clone();
+    if tokens.is_empty() {
+        return None;
+    }
     let facts = ConsoleFacts {
         place: place(settings),
         address: settings.admin_listen.to_string(),
@@ -41,7 +44,7 @@ pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
         Box::pin(async move { directory_of_session(&settings).await })
     };
     let open = ConsoleOpeners { queue: Arc::new(open_queue), directory: Arc::new(open_directory) };
-    Some(AdminConsole::new(token, facts, queue, open))
+    Some(AdminConsole::new(tokens, facts, queue, open))
 }
 
 async fn directory_of_session(settings: &Settings) -> Result<Directory, DeadLetterError> {

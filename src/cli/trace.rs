@@ -109,7 +109,7 @@ async fn remote(settings: &Settings, listener: &Url, args: &TraceArgs) -> anyhow
         let text = text.with_context(|| format!("--token-file: cannot read {}", path.display()))?;
         anyhow::Ok(SecretString::from(text.trim()))
     });
-    let token = of_file.transpose()?.or_else(|| settings.admin_token.clone());
+    let token = of_file.transpose()?.or_else(|| settings.admin_tokens.first().map(|one| one.token.clone()));
     let Some(token) = token else {
         bail!("the admin API needs a token: set admin.token (CAUSEWAY_ADMIN__TOKEN), or give --token-file");
     };

@@ -42,10 +42,10 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// An operator of the admin console or of its API, who knows the token of this setting.
-    pub fn with_token(setting: &str, from: Option<IpAddr>) -> Self {
+    /// An operator of the admin console or of its API, who has the token of this name.
+    pub fn with_token(name: &str, from: Option<IpAddr>) -> Self {
         let from = from.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        Self { name: setting.to_owned(), from }
+        Self { name: name.to_owned(), from }
     }
 }
 

@@ -1,4 +1,6 @@
-//! The admin API for dead letters and for the course of a message. Each call needs `Authorization: Bearer <admin.token>`. `F` stands for the filters
+//! The admin API for dead letters and for the course of a message. Each call needs `Authorization: Bearer <token>` with
+//! `admin.token` or one of `admin.tokens`. A token with the role `view` gets lists, histories, courses and the progress, and 403
+//! for every other call. `F` stands for the filters
 //! of `causeway dead` (`destination`, `conversation`, `reason`, `answer`, `since`, `until`, `id`): in the query of a GET, as
 //! JSON in a POST. `answer` is the platform's answer to the last attempt: an HTTP status, `no answer` or `not sent`. `reason` and `id` may be given several times, in JSON as a list.
 //!
@@ -25,14 +27,15 @@ use serde_json::{Value, json};
 
 use super::query::{DeadLetterQuery, fault};
 use super::runs::ReplayRun;
+use super::tokens::{self, AdminToken};
 use super::{AdminConsole, operator};
 use crate::dead_letters::{DeadLetterFilter, filter, json};
+use crate::http_server::body;
 use crate::http_server::problem::{self, ApiError};
 use crate::http_server::refusal_log::{self, RefusalEntry};
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
-use crate::http_server::{body, credentials};
-use crate::telemetry::{Act, Ending, audit};
+use crate::telemetry::{Act, Ending, Operator, audit};
 
 const LIMITS: body::BodyLimits =
     body::BodyLimits { bytes: 1 << 20, time: std::time::Duration::from_secs(10), budget: None };
@@ -58,9 +61,9 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
 }
 
 async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
-    if !credentials::bearer(&console.token, request.headers()) {
-        return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
-    }
+    let token = tokens::bearer(&console.tokens, request.headers());
+    let token = token.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
+    let by = operator(token, request);
     if request.uri().path() == TRACE {
         return trace(console, request).await;
     }
@@ -74,18 +77,23 @@ async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Respo
         ("GET", "replay") => {
             Ok(problem::found(&json!({ "replay": console.progress().map(|run| progress(&run)) })))
         }
-        ("GET", "export") => export(console, request).await,
-        ("POST", "replay") => replay(console, request).await,
+        ("GET", "export") => export(console, act(token, by)?, request).await,
+        ("POST", "replay") => replay(console, act(token, by)?, request).await,
         ("POST", "replay/stop") => {
-            console.stop(&operator(request));
+            console.stop(&act(token, by)?);
             Ok(problem::found(&json!({ "replay": console.progress().map(|run| progress(&run)) })))
         }
-        ("POST", "discard") => discard(console, request).await,
+        ("POST", "discard") => discard(console, act(token, by)?, request).await,
         (_, "replay") => Err(ApiError::WrongMethod("GET, HEAD, POST")),
         (_, "discard" | "replay/stop") => Err(ApiError::WrongMethod("POST")),
-        ("GET", id) => show(console, id, request).await,
+        ("GET", id) => show(console, id, (token, by), request).await,
         _ => Err(ApiError::WrongMethod("GET, HEAD")),
     }
+}
+
+/// The operator, if the token allows acts.
+fn act(token: &AdminToken, by: Operator) -> Result<Operator, ApiError> {
+    token.may_act().map(|()| by)
 }
 
 async fn trace(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
@@ -135,9 +143,17 @@ async fn list(console: &AdminConsole, request: &mut Request) -> Result<Response,
     })))
 }
 
-async fn show(console: &AdminConsole, id: &str, request: &mut Request) -> Result<Response, ApiError> {
+async fn show(
+    console: &AdminConsole,
+    id: &str,
+    (token, by): (&AdminToken, Operator),
+    request: &mut Request,
+) -> Result<Response, ApiError> {
     let id = filter::id(id).map_err(|_| ApiError::UnknownDeadLetter)?;
     let DeadLetterQuery { reveal, .. } = only(in_address(request, &["reveal"])?)?;
+    if reveal {
+        token.may_act()?;
+    }
     let found = console
         .find(&DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() }, usize::MAX)
         .await?;
@@ -145,7 +161,7 @@ async fn show(console: &AdminConsole, id: &str, request: &mut Request) -> Result
         return Err(ApiError::UnknownDeadLetter);
     }
     if reveal {
-        let (by, shown) = (operator(request), found.letters.len() as u64);
+        let shown = found.letters.len() as u64;
         audit(Act::Reveal, &by, format_args!("id={id}"), shown, Ending::Done(None));
     }
     let letters = found.letters.iter().map(|dead| json::letter(dead, reveal));
@@ -162,22 +178,18 @@ fn only(asked: DeadLetterQuery) -> Result<DeadLetterQuery, ApiError> {
     }
 }
 
-async fn export(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
+async fn export(console: &AdminConsole, by: Operator, request: &mut Request) -> Result<Response, ApiError> {
     let asked = in_address(request, &[])?;
-    Ok(problem::answer(
-        StatusCode::OK,
-        "application/x-ndjson",
-        console.export(asked.filter, operator(request)).await?,
-    ))
+    Ok(problem::answer(StatusCode::OK, "application/x-ndjson", console.export(asked.filter, by).await?))
 }
 
-async fn replay(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
+async fn replay(console: &AdminConsole, by: Operator, request: &mut Request) -> Result<Response, ApiError> {
     let asked = in_body(request, &["dry_run", "rate", "wait"]).await?;
     if asked.dry_run {
         let plan = console.plan(&asked.filter).await?;
         return Ok(problem::found(&json!({ "plan": json::plan(&plan) })));
     }
-    let plan = console.replay(asked.filter, asked.rate, asked.wait, operator(request)).await?;
+    let plan = console.replay(asked.filter, asked.rate, asked.wait, by).await?;
     let run = console.progress().map(|run| progress(&run));
     let mut response = problem::accepted(&json!({ "plan": json::plan(&plan), "replay": run }));
     response.headers_mut().insert(LOCATION, HeaderValue::from_static("/dead-letters/replay"));
@@ -204,12 +216,12 @@ fn progress(run: &ReplayRun) -> Value {
     })
 }
 
-async fn discard(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
+async fn discard(console: &AdminConsole, by: Operator, request: &mut Request) -> Result<Response, ApiError> {
     let asked = in_body(request, &["confirm"]).await?;
     let Some(confirmed) = asked.confirm else {
         let why = "is missing: the number of dead letters to remove, as GET /dead-letters with the same filters counts them";
         return Err(ApiError::Invalid(vec![fault("confirm", why)]));
     };
-    let gone = console.discard(&asked.filter, confirmed, &operator(request)).await?;
+    let gone = console.discard(&asked.filter, confirmed, &by).await?;
     Ok(problem::found(&json!({ "discarded": gone })))
 }

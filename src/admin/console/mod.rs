@@ -13,6 +13,7 @@ mod pages;
 mod query;
 mod runs;
 mod session;
+mod tokens;
 mod view;
 
 use std::ops::Range;
@@ -28,7 +29,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use overview::CountedReasons;
 use runs::ReplayRun;
-use secrecy::SecretString;
+pub use tokens::{AdminRole, AdminToken};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::{AdminState, Readiness};
@@ -48,8 +49,6 @@ use crate::telemetry::{Act, Ending, Metrics, Operator, audit};
 /// The time limit for waiting until another session ends, such as that of a second browser tab. A request does not wait
 /// for a replay.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The name of the operator in the audit log: the setting with the token.
-const OPERATOR: &str = "admin.token";
 /// The maximum number of export lines that are read ahead of the client.
 const EXPORT_AHEAD: usize = 16;
 
@@ -94,7 +93,7 @@ impl ConsoleOpeners {
 /// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminConsole {
-    token: SecretString,
+    tokens: Arc<[AdminToken]>,
     facts: Arc<ConsoleFacts>,
     /// The queue of this process, which only counts for the console.
     queue: Queue,
@@ -147,9 +146,9 @@ impl ConsoleTurn {
 
 impl AdminConsole {
     /// Creates the admin console. Each session opens its components anew.
-    pub fn new(token: SecretString, facts: ConsoleFacts, queue: Queue, open: ConsoleOpeners) -> Self {
+    pub fn new(tokens: Vec<AdminToken>, facts: ConsoleFacts, queue: Queue, open: ConsoleOpeners) -> Self {
         let (turn, run, counted) = (Arc::default(), Arc::default(), Arc::default());
-        Self { token, facts: Arc::new(facts), queue, open, turn, run, counted }
+        Self { tokens: tokens.into(), facts: Arc::new(facts), queue, open, turn, run, counted }
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {
@@ -312,8 +311,8 @@ async fn conversations_named(directory: &Directory, name: &str) -> Result<Vec<Co
 }
 
 /// The operator of a request.
-fn operator(request: &Request) -> Operator {
-    Operator::with_token(OPERATOR, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
+fn operator(token: &AdminToken, request: &Request) -> Operator {
+    Operator::with_token(&token.name, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
 }
 
 /// The filter with all names of its conversation.

@@ -44,8 +44,8 @@ const LOGIN_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn answer(site: &ConsoleSite, mut request: Request) -> Response {
     let (console, id) = (&site.console, request_id(Some(request.headers())));
-    let session = ConsoleSession::of(&console.token, request.headers(), clock::now());
-    let form = session.as_ref().map(|session| session.form_token(&console.token));
+    let session = ConsoleSession::of(&console.tokens, request.headers(), clock::now());
+    let form = session.as_ref().map(|session| session.form_token());
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     let mut response = match dispatch(site, session, &mut request).await {
         Ok(response) => response,
@@ -110,8 +110,9 @@ async fn dispatch(
         }
         _ => {
             let session = session.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
-            let form = session.form_token(&console.token);
-            let visitor = PageHandler { site, console, session, form, operator: operator(request) };
+            let form = session.form_token();
+            let operator = operator(session.token(), request);
+            let visitor = PageHandler { site, console, session, form, operator };
             match method.as_str() {
                 "GET" => {
                     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -129,17 +130,22 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
     let fields = form(request, LOGIN_BYTES_MAX).await?;
     let field = |wanted: &str| value_of(&fields, wanted);
     let back = field("back");
-    let Some(session) = ConsoleSession::begin(&console.token, field("token").trim(), clock::now()) else {
+    let Some(session) = ConsoleSession::begin(&console.tokens, field("token").trim(), clock::now()) else {
         tracing::info!(from, "a login to the admin console was refused");
         return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
     };
-    tracing::info!("a user logged in to the admin console");
+    tracing::info!(name = session.token().name, "a user logged in to the admin console");
     Ok(with_cookie(see(inside(&back)), &session.cookie()))
 }
 
 impl PageHandler<'_> {
     fn frame(&self) -> PageFrame<'_> {
-        PageFrame { form: Some(&self.form), place: &self.console.facts.place, may_act: true, refresh: None }
+        PageFrame {
+            form: Some(&self.form),
+            place: &self.console.facts.place,
+            may_act: self.session.token().may_act().is_ok(),
+            refresh: None,
+        }
     }
 
     async fn show_page(&self, path: &str, query: &str) -> Result<Response, ApiError> {
@@ -183,11 +189,13 @@ impl PageHandler<'_> {
             "" => view::overview(frame, &self.site.overview().await, self.console.progress().as_ref()),
             "letters" => self.letters(frame, query).await?,
             "replay" => {
+                self.session.token().may_act()?;
                 let asked = selection(query)?;
                 let plan = self.console.plan(&asked.filter).await?;
                 view::plan(frame, &asked.filter, &plan)
             }
             "discard" => {
+                self.session.token().may_act()?;
                 let asked = selection(query)?;
                 let found = self.console.find(&asked.filter, 0).await?;
                 view::question(frame, &asked.filter, &found.entries)
@@ -248,6 +256,9 @@ impl PageHandler<'_> {
     async fn letter(&self, id: &str, query: &str) -> Result<Markup, ApiError> {
         let id = filter::id(id).map_err(|_| ApiError::UnknownDeadLetter)?;
         let reveal = DeadLetterQuery::of_form(query, &["reveal"])?.reveal;
+        if reveal {
+            self.session.token().may_act()?;
+        }
         let found = self
             .console
             .find(&DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() }, usize::MAX)
@@ -266,8 +277,11 @@ impl PageHandler<'_> {
         let fields = form(request, FORM_BYTES_MAX).await?;
         let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
         let given = pairs.find(|(name, _)| name == "form").map(|(_, value)| value.into_owned());
-        if !self.session.sent(&self.console.token, &given.unwrap_or_default()) {
+        if !self.session.sent(&given.unwrap_or_default()) {
             return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
+        }
+        if path != "logout" {
+            self.session.token().may_act()?;
         }
         match path {
             "stop" => {

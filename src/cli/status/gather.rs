@@ -187,7 +187,7 @@ async fn reasons(settings: &Settings, listener: &Url, total: u64) -> DeadLetterS
     if total == 0 {
         return known(BTreeMap::new());
     }
-    let Some(token) = &settings.admin_token else {
+    let Some(token) = settings.admin_tokens.first().map(|one| &one.token) else {
         return unknown("set admin.token, the token of that process".to_owned());
     };
     let mut url = admin_listener::path(listener, "/dead-letters");

@@ -142,14 +142,14 @@ pub(in super::super) fn letter(
 ) -> Markup {
     let filter = DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() };
     let content = html! {
-        @for dead in deaths { (death(dead, reveal)) }
+        @for dead in deaths { (death(frame, dead, reveal)) }
         (actions(frame, &filter, deaths.len()))
     };
     let kind = deaths.first().map_or("message", |dead| dead.message.kind.as_str());
     page(kind, frame, &content)
 }
 
-fn death(dead: &DeadLetter, reveal: bool) -> Markup {
+fn death(frame: PageFrame<'_>, dead: &DeadLetter, reveal: bool) -> Markup {
     let message = &dead.message;
     let conversation = conversation_of(dead).unwrap_or_else(|| message.lane.to_string());
     let same = DeadLetterFilter { conversation: Some(conversation.clone()), ..DeadLetterFilter::default() };
@@ -170,7 +170,8 @@ fn death(dead: &DeadLetter, reveal: bool) -> Markup {
                 pre dir="auto" { (String::from_utf8_lossy(&message.body)) }
             } @else {
                 p { (message.body.len()) " bytes, hidden. "
-                    a.button href={ "/desk/letters/" (message.id) "?reveal=true" } { "Show the text" } }
+                    @if frame.may_act { a.button href={ "/desk/letters/" (message.id) "?reveal=true" } { "Show the text" } }
+                }
             }
         }
     }

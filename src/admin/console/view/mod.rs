@@ -98,7 +98,7 @@ pub(super) fn login(back: &str, refused: bool) -> Markup {
             input type="hidden" name="back" value=(back);
             label for="token" { "Token" }
             input id="token" type="password" name="token" autocomplete="current-password" required autofocus;
-            p.hint { "The value of " code { "admin.token" } " in the settings of this process." }
+            p.hint { "The value of " code { "admin.token" } ", or of one of " code { "admin.tokens" } ", in the settings of this process." }
             button.main { "Log in" }
         }
     };
