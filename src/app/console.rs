@@ -26,6 +26,7 @@ pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
         place: place(settings),
         address: settings.admin_listen.to_string(),
         partitions: settings.queue.partitions,
+        edit: settings.admin_edit,
         late: settings.delivery.deadline.message / 2,
     };
     let settings = Arc::new(settings.clone());

@@ -146,6 +146,7 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("ingress.handoffs.token_next", Secret),
     ("admin.listen", Open),
     ("admin.token", Secret),
+    ("admin.edit", Open),
     ("admin.tokens.*.name", Open),
     ("admin.tokens.*.token", Secret),
     ("admin.tokens.*.role", Open),

@@ -51,6 +51,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         ingress: ingress(reader),
         admin_listen: reader.address("admin.listen"),
         admin_tokens: admin::tokens(reader),
+        admin_edit: reader.flag("admin.edit"),
         delivery: delivery(reader),
         log: log(reader),
     }

@@ -74,6 +74,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// `admin.token` with the name `admin` and the role `act`, then `admin.tokens`. Without a token the admin console is off.
     pub admin_tokens: Vec<AdminToken>,
+    /// `admin.edit`
+    pub admin_edit: bool,
     pub delivery: DeliveryConfig,
     pub log: LogSettings,
 }

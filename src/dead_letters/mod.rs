@@ -7,6 +7,7 @@
 //! (`worker/policy.rs`).
 
 pub(crate) mod brief;
+pub(crate) mod edit;
 mod export;
 pub(crate) mod filter;
 pub(crate) mod import;

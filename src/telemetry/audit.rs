@@ -19,6 +19,8 @@ named! {
         Replay = "replay",
         /// A running replay is stopped.
         Stop = "stop",
+        /// The message of a dead letter is edited and sent as a new message. One line when it is sent, and one when it ends.
+        Edit = "edit",
         /// Dead letters are removed for good.
         Discard = "discard",
         /// Dead letters are written to a file or to a client, with their texts.

@@ -223,6 +223,7 @@ async fn nobody_comes_in_without_the_token() {
         (Method::GET, "/trace?name=c-1"),
         (Method::POST, "/dead-letters/replay"),
         (Method::POST, "/dead-letters/replay/stop"),
+        (Method::POST, "/dead-letters/edit"),
         (Method::POST, "/dead-letters/discard"),
     ];
     let stranger = ConsoleClient { token: "a-long-admin-tokem", ..ConsoleClient::of(&relay) };
@@ -314,7 +315,7 @@ async fn a_token_with_the_role_view_only_looks() {
     for path in [format!("/dead-letters/{id}?reveal=true"), "/dead-letters/export".to_owned()] {
         refused(ada.raw(Method::GET, &path, None).await);
     }
-    for path in ["replay", "replay/stop", "discard"] {
+    for path in ["replay", "replay/stop", "discard", "edit"] {
         refused(ada.raw(Method::POST, &format!("/dead-letters/{path}"), Some(json!({"confirm": 1}))).await);
     }
     // The same in a browser.
@@ -335,11 +336,11 @@ async fn a_token_with_the_role_view_only_looks() {
     for path in ["/desk/replay", "/desk/discard"] {
         assert_eq!(get(path).await.0, 403, "{path}");
     }
-    for path in [format!("/desk/letters/{id}?reveal=true")] {
+    for path in [format!("/desk/letters/{id}?reveal=true"), format!("/desk/letters/{id}/edit")] {
         let (status, text) = get(&path).await;
         assert!(status == 403 && !text.contains("secret words"), "{path}");
     }
-    for path in ["replay", "discard", "export", "stop"] {
+    for path in ["replay", "discard", "export", "edit", "stop"] {
         let body = format!("form={form}&confirm=1&id={id}");
         let answer = post(&format!("/desk/{path}"), body).header("cookie", &cookie).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
@@ -353,6 +354,55 @@ async fn a_token_with_the_role_view_only_looks() {
     let audited = lines(&log_of(&relay), "operator");
     assert_eq!(audited.len(), 1, "what was refused is no act: {audited:?}");
     assert_eq!((&audited[0]["who"], &audited[0]["act"]), (&json!("bob"), &json!("discard")));
+}
+
+on_every_engine! {
+    async fn an_edited_message_takes_the_place_of_its_dead_letter(bench: Bench) {
+        let relay = Plan::on(&bench).set("admin.token", TOKEN).set("admin.edit", "true").start().await;
+        let console = ConsoleClient::of(&relay);
+        let group = relay.open("c-1").await;
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(2).status(400));
+        say(&relay, "c-1", "secret words").await;
+        let list = console.lists(1).await;
+        let id = list["dead_letters"][0]["id"].as_str().unwrap();
+        let (_, shown) = console.get(&format!("/dead-letters/{id}?reveal=true")).await;
+        let body = shown["dead_letters"][0]["body"].as_str().unwrap().replace("secret words", "other words");
+        for (wrong, field) in [(json!({"id": id, "body": "{"}), "body"), (json!({"id": id}), "body"), (json!({"body": "{}"}), "id")] {
+            let (status, refused) = console.post("/dead-letters/edit", wrong).await;
+            assert_eq!((status, refused["field"].as_str()), (422, Some(field)), "{refused}");
+        }
+        // The first edited message is refused again: the dead letter is kept, and the new message has one of its own.
+        let edit = json!({"id": id, "body": body});
+        let (status, begun) = console.post("/dead-letters/edit", edit.clone()).await;
+        assert_eq!(status, 202, "{begun}");
+        assert_ne!(begun["id"], *id);
+        let ended = |state: &'static str| {
+            let console = &console;
+            async move {
+                eventually("the end of the edit", PATIENCE, async || {
+                    let replay = console.get("/dead-letters/replay").await.1["replay"].clone();
+                    if replay["state"] == state { Ok(replay) } else { Err(replay.to_string()) }
+                }).await
+            }
+        };
+        let replay = ended("stopped").await;
+        assert_eq!((&replay["outcomes"]["died_again"], &replay["error"]), (&json!(1), &json!("not delivered, so the dead letter stays")));
+        console.lists(2).await;
+        // The next one is delivered, and only the edited dead letter goes.
+        let (status, begun) = console.post("/dead-letters/edit", edit).await;
+        assert_eq!(status, 202, "{begun}");
+        let replay = ended("done").await;
+        assert_eq!(replay["outcomes"]["delivered"], 1, "{replay}");
+        assert_eq!(said(&relay, &group), ["other words"]);
+        let left = console.lists(1).await;
+        assert_ne!(left["dead_letters"][0]["id"], *id);
+        let log = log_of(&relay);
+        let audited: Vec<Value> = lines(&log, "operator").into_iter().filter(|line| line["act"] == "edit").collect();
+        let outcomes: Vec<_> = audited.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["started", "failed", "started", "done"]);
+        assert!(audited.iter().all(|line| line["filter"].as_str().unwrap().starts_with(&format!("id={id} new_id="))), "{audited:?}");
+        assert!(!log.contains("words"), "the log contains no text");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

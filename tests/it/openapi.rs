@@ -632,6 +632,7 @@ async fn dead_letters(live: &mut Live) {
         post(replay, 415).header("content-type", "text/plain"),
         post(replay, 422).json(&json!({"rate": "fast"})),
         post("/dead-letters/replay/stop", 200),
+        post("/dead-letters/edit", 404).json(&json!({"id": id, "body": "{}"})),
         post(discard, 422).json(&json!({})),
         post(discard, 409).json(&json!({"confirm": 99})),
         post(discard, 200).json(&json!({"reason": "expired", "confirm": 0})),

@@ -13,6 +13,8 @@
 //!   messages are published, and some outcomes are unknown), `done` or `stopped`. `outcomes` counts `delivered`,
 //!   `died_again`, `answered`, `nothing_to_send` and `on_the_way`.
 //! - `POST /dead-letters/replay/stop`: stops the running replay, and answers the progress.
+//! - `POST /dead-letters/edit {"id", "died_at", "body"}`: sends the message with another body under a new id, and removes the dead
+//!   letter after the delivery: 202 `{"id": new id, "replay": progress}`. Needs `admin.edit`, and the reason `unreadable` or `rejected`.
 //! - `GET /trace?name=NAME`: the course of a message or of a conversation, as `course.rs` describes it.
 //! - `POST /dead-letters/discard {F, "confirm": N}`: removes the dead letters permanently, if N is their number.
 //!
@@ -83,9 +85,10 @@ async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Respo
             console.stop(&act(token, by)?);
             Ok(problem::found(&json!({ "replay": console.progress().map(|run| progress(&run)) })))
         }
+        ("POST", "edit") => edit(console, act(token, by)?, request).await,
         ("POST", "discard") => discard(console, act(token, by)?, request).await,
         (_, "replay") => Err(ApiError::WrongMethod("GET, HEAD, POST")),
-        (_, "discard" | "replay/stop") => Err(ApiError::WrongMethod("POST")),
+        (_, "discard" | "edit" | "replay/stop") => Err(ApiError::WrongMethod("POST")),
         ("GET", id) => show(console, id, (token, by), request).await,
         _ => Err(ApiError::WrongMethod("GET, HEAD")),
     }
@@ -224,4 +227,26 @@ async fn discard(console: &AdminConsole, by: Operator, request: &mut Request) ->
     };
     let gone = console.discard(&asked.filter, confirmed, &by).await?;
     Ok(problem::found(&json!({ "discarded": gone })))
+}
+
+async fn edit(console: &AdminConsole, by: Operator, request: &mut Request) -> Result<Response, ApiError> {
+    console.may_edit()?;
+    body::is_json(request.headers())?;
+    let headers = request.headers().clone();
+    let read: Bytes = body::read(&headers, request.body_mut(), LIMITS).await?;
+    let asked: Value = serde_json::from_slice(&read)
+        .map_err(|error| ApiError::NotJson { line: error.line(), column: error.column() })?;
+    let text = |name: &str| {
+        let missing = || ApiError::Invalid(vec![fault(name, "is missing, or is not a text")]);
+        asked[name].as_str().ok_or_else(missing)
+    };
+    let wrong = |name: &str, why: String| ApiError::Invalid(vec![fault(name, &why)]);
+    let id = filter::id(text("id")?).map_err(|why| wrong("id", why))?;
+    let died_at = match &asked["died_at"] {
+        Value::Null => None,
+        _ => Some(filter::moment(text("died_at")?).map_err(|why| wrong("died_at", why))?),
+    };
+    let id = console.edit((id, died_at), text("body")?, by).await?;
+    let run = console.progress().map(|run| progress(&run));
+    Ok(problem::accepted(&json!({ "id": id.to_string(), "replay": run })))
 }

@@ -8,6 +8,7 @@
 //! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
 
 mod api;
+mod edit;
 mod overview;
 mod pages;
 mod query;
@@ -112,6 +113,8 @@ pub struct ConsoleFacts {
     pub address: String,
     /// The partitions of each destination.
     pub partitions: u16,
+    /// Whether the messages of dead letters may be edited.
+    pub edit: bool,
     /// The age at which a waiting message is half-way to its deadline.
     pub late: Duration,
 }
@@ -136,11 +139,23 @@ struct ConsoleTurn {
     turn: OwnedMutexGuard<()>,
 }
 
+impl ConsoleParts {
+    async fn end(self) {
+        self.directory.close().await;
+        self.queue.close().await;
+    }
+}
+
 impl ConsoleTurn {
     async fn end(self) {
-        self.parts.directory.close().await;
-        self.parts.queue.close().await;
+        self.parts.end().await;
         drop(self.turn);
+    }
+
+    /// Lets other sessions change dead letters, and keeps the components.
+    fn give_turn_back(self) -> ConsoleParts {
+        drop(self.turn);
+        self.parts
     }
 }
 
@@ -170,8 +185,7 @@ impl AdminConsole {
             Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
             Err(error) => Err(error),
         };
-        parts.directory.close().await;
-        parts.queue.close().await;
+        parts.end().await;
         Ok(found?)
     }
 
@@ -187,8 +201,7 @@ impl AdminConsole {
             Ok(filter) => brief::page(&parts.queue, &filter, positions, newest_first).await,
             Err(error) => Err(error),
         };
-        parts.directory.close().await;
-        parts.queue.close().await;
+        parts.end().await;
         let found = found?;
         if *filter == DeadLetterFilter::default() {
             let counted = CountedReasons::of(&found.entries);

@@ -203,6 +203,7 @@ impl PageHandler<'_> {
             "conversations" => self.conversations(frame, query).await?,
             "conversation" => self.conversation(frame, query).await?,
             "progress" => view::progress(frame, self.console.progress().as_ref()),
+            letter if letter.ends_with("/edit") => self.edit(frame, letter).await?,
             letter => {
                 self.letter(letter.strip_prefix("letters/").ok_or(ApiError::UnknownRoute)?, query).await?
             }
@@ -270,7 +271,21 @@ impl PageHandler<'_> {
             let shown = found.letters.len() as u64;
             audit(Act::Reveal, &self.operator, format_args!("id={id}"), shown, Ending::Done(None));
         }
-        Ok(view::letter(self.frame(), id, &found.letters, reveal))
+        let may_edit = self.console.may_edit().is_ok() && self.session.token().may_act().is_ok();
+        Ok(view::letter(self.frame(), id, &found.letters, (reveal, may_edit)))
+    }
+
+    /// The form with the text of a message, which a user may change.
+    async fn edit(&self, frame: PageFrame<'_>, path: &str) -> Result<Markup, ApiError> {
+        self.session.token().may_act()?;
+        self.console.may_edit()?;
+        let id = path.strip_prefix("letters/").and_then(|rest| rest.strip_suffix("/edit"));
+        let id = filter::id(id.ok_or(ApiError::UnknownRoute)?).map_err(|_| ApiError::UnknownDeadLetter)?;
+        let filter = DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() };
+        let found = self.console.find(&filter, usize::MAX).await?;
+        let dead = found.letters.last().ok_or(ApiError::UnknownDeadLetter)?;
+        audit(Act::Reveal, &self.operator, format_args!("id={id}"), 1, Ending::Done(None));
+        Ok(view::edit(frame, dead))
     }
 
     async fn run_action(&self, path: &str, request: &mut Request) -> Result<Response, ApiError> {
@@ -292,6 +307,15 @@ impl PageHandler<'_> {
             "replay" => {
                 let asked = DeadLetterQuery::of_form(&fields, &["form", "rate"])?;
                 self.console.replay(asked.filter, asked.rate, asked.wait, self.operator.clone()).await?;
+                Ok(see("/desk/progress"))
+            }
+            "edit" => {
+                let wrong = |name: &str, why: String| ApiError::Invalid(vec![fault(name, &why)]);
+                let id = filter::id(&value_of(&fields, "id")).map_err(|why| wrong("id", why))?;
+                let died_at = value_of(&fields, "died_at");
+                let died_at = filter::moment(&died_at).map_err(|why| wrong("died_at", why))?;
+                let body = value_of(&fields, "body");
+                self.console.edit((id, Some(died_at)), &body, self.operator.clone()).await?;
                 Ok(see("/desk/progress"))
             }
             "discard" => {

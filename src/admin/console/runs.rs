@@ -31,16 +31,26 @@ pub(super) struct ReplayRun {
     /// The outcomes of the published messages.
     pub(super) outcomes: ReplayOutcomes,
     /// Stops the replay.
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     /// The time at which it ended, and the error if it stopped early.
     pub(super) ended: Option<(Timestamp, Option<String>)>,
 }
 
 impl ReplayRun {
     fn of(plan: &ReplayPlan) -> Self {
+        Self { to_replay: plan.to_replay(), to_clear: plan.to_clear(), ..Self::new() }
+    }
+
+    /// A replay whose messages are published already.
+    pub(super) fn published_now(count: u64) -> Self {
+        let replay_counts = ReplayCounts { replayed: count, ..ReplayCounts::default() };
+        Self { to_replay: count, replay_counts, published: true, ..Self::new() }
+    }
+
+    fn new() -> Self {
         Self {
-            to_replay: plan.to_replay(),
-            to_clear: plan.to_clear(),
+            to_replay: 0,
+            to_clear: 0,
             replay_counts: ReplayCounts::default(),
             began: crate::clock::now(),
             published: false,
@@ -72,7 +82,7 @@ impl AdminConsole {
         let run = ReplayRun::of(&plan);
         let meant = run.to_replay + run.to_clear;
         audit(Act::Replay, &by, filter.for_audit(), meant, Ending::Started);
-        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
+        self.remember(&run);
         let (console, planned) = (self.clone(), plan.clone());
         drop(tasks::spawn(async move {
             console.carry_out(run, turn_guard, &filter, &planned, (rate, wait), &by).await
@@ -89,17 +99,17 @@ impl AdminConsole {
         (rate, wait): (Option<f64>, Duration),
         by: &Operator,
     ) {
-        let ConsoleTurn { parts: ConsoleParts { queue, directory }, turn } = turn_guard;
+        let ConsoleTurn { parts, turn } = turn_guard;
+        let ConsoleParts { queue, directory } = &parts;
         let (stop, began) = (run.stop, run.began);
         let told = |replay_counts| self.note(began, |run| run.replay_counts = replay_counts);
-        let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
+        let replayed = replay::run(queue, filter, plan, rate, &stop, told).await;
         // Other sessions may read the dead letters while this replay waits for outcomes.
         drop(turn);
         self.note(began, |run| run.published = true);
         let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
-        let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
-        directory.close().await;
-        queue.close().await;
+        let outcomes = outcome::wait(queue, directory, replayed.messages, wait, &stop, told).await;
+        parts.end().await;
         let done = replayed.replay_counts.replayed + replayed.replay_counts.cleared;
         let stopped = stop.is_cancelled() && done < run.to_replay + run.to_clear;
         let trouble = replayed.trouble.map(|error| error.to_string());
@@ -111,10 +121,18 @@ impl AdminConsole {
             None => Ending::Done(Some(&told)),
         };
         audit(Act::Replay, by, filter.for_audit(), done, ending);
+        self.finish(began, outcomes, trouble);
+    }
+
+    pub(super) fn finish(&self, began: Timestamp, outcomes: ReplayOutcomes, trouble: Option<String>) {
         self.note(began, |run| {
             run.outcomes = outcomes;
             run.ended = Some((crate::clock::now(), trouble));
         });
+    }
+
+    pub(super) fn remember(&self, run: &ReplayRun) {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
     }
 
     /// Stops the running replay. The messages that are published already take their course.
@@ -129,7 +147,7 @@ impl AdminConsole {
     }
 
     /// Changes the state of the replay that began at `began`, unless a newer replay has replaced it.
-    fn note(&self, began: Timestamp, change: impl FnOnce(&mut ReplayRun)) {
+    pub(super) fn note(&self, began: Timestamp, change: impl FnOnce(&mut ReplayRun)) {
         let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
             change(run);

@@ -6,6 +6,7 @@ use super::super::runs::ReplayRun;
 use super::{PageFrame, counted, groups, hidden, link, moment, page, told, trouble};
 use crate::dead_letters::replay::{ReplayAction, ReplayPlan};
 use crate::dead_letters::{DeadLetterFilter, DeadLetterSummary};
+use crate::message::DeadLetter;
 
 pub(in super::super) fn plan(frame: PageFrame<'_>, filter: &DeadLetterFilter, plan: &ReplayPlan) -> Markup {
     let (to_replay, to_clear, to_leave) = (plan.to_replay(), plan.to_clear(), plan.to_leave());
@@ -65,6 +66,25 @@ pub(in super::super) fn progress(frame: PageFrame<'_>, run: Option<&ReplayRun>) 
         p { a href="/desk/letters" { "Back to the dead letters" } }
     };
     page("Replay", frame, &content)
+}
+
+/// The form with the text of a message.
+pub(in super::super) fn edit(frame: PageFrame<'_>, dead: &DeadLetter) -> Markup {
+    let id = dead.message.id;
+    let content = html! {
+        p.note { strong { (dead.reason) } ": " (dead.detail) }
+        p { "The changed message is sent under a new id. This dead letter is kept until the new message is delivered." }
+        form.narrow.wide method="post" action="/desk/edit" {
+            input type="hidden" name="form" value=(frame.form.unwrap_or_default());
+            input type="hidden" name="id" value=(id);
+            input type="hidden" name="died_at" value=(dead.died_at);
+            label for="body" { "The message as JSON" }
+            // The browser removes a line break at the beginning of a text area.
+            textarea id="body" name="body" dir="auto" spellcheck="false" { "\n" (String::from_utf8_lossy(&dead.message.body)) }
+            div.actions { button.main { "Send the changed message" } a href={ "/desk/letters/" (id) } { "Cancel" } }
+        }
+    };
+    page("Edit and replay", frame, &content)
 }
 
 pub(in super::super) fn question(

@@ -7,6 +7,7 @@ use super::{
     PageFrame, actions, counted, groups, link, link_with, moment, page, time, to_conversation, told,
 };
 use crate::dead_letters::brief::{Brief, BriefPage};
+use crate::dead_letters::edit::is_editable;
 use crate::dead_letters::{DeadLetterFilter, conversation_of};
 use crate::message::{DeadLetter, DeadReason, Destination, MessageId};
 
@@ -138,12 +139,15 @@ pub(in super::super) fn letter(
     frame: PageFrame<'_>,
     id: MessageId,
     deaths: &[DeadLetter],
-    reveal: bool,
+    (reveal, may_edit): (bool, bool),
 ) -> Markup {
     let filter = DeadLetterFilter { ids: [id].into(), ..DeadLetterFilter::default() };
     let content = html! {
         @for dead in deaths { (death(frame, dead, reveal)) }
         (actions(frame, &filter, deaths.len()))
+        @if may_edit && deaths.last().is_some_and(|dead| is_editable(dead.reason)) {
+            p { a.button href={ "/desk/letters/" (id) "/edit" } { "Edit and replay…" } }
+        }
     };
     let kind = deaths.first().map_or("message", |dead| dead.message.kind.as_str());
     page(kind, frame, &content)

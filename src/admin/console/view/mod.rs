@@ -9,7 +9,7 @@ mod course;
 mod lists;
 mod overview;
 
-pub(super) use actions::{discarded, plan, progress, question};
+pub(super) use actions::{discarded, edit, plan, progress, question};
 pub(super) use conversations::{conversation, conversations};
 pub(super) use course::course;
 use jiff::Timestamp;
@@ -273,7 +273,8 @@ mod tests {
         let known = KnownOutcomes::default();
         let pages = [
             letters(FRAME, &filter, &found, list, None),
-            letter(FRAME, dead.message.id, std::slice::from_ref(&dead), true),
+            letter(FRAME, dead.message.id, std::slice::from_ref(&dead), (true, true)),
+            edit(FRAME, &dead),
             plan(FRAME, &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
             question(FRAME, &filter, &found.entries),
             login(hostile, true),
@@ -293,7 +294,7 @@ mod tests {
     #[test]
     fn text_is_hidden_until_asked_for() {
         let dead = [DeadLetter::refused(b"private words")];
-        let shown = |reveal| letter(FRAME, dead[0].message.id, &dead, reveal).into_string();
+        let shown = |reveal| letter(FRAME, dead[0].message.id, &dead, (reveal, true)).into_string();
         for words in ["private words", "echoed words"] {
             assert!(!shown(false).contains(words));
             assert!(shown(true).contains(words));
