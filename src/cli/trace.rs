@@ -47,7 +47,7 @@ pub(super) struct TraceArgs {
     /// Ask only the process with this admin listener, for example http://worker-1:9464; neither broker nor directory
     #[arg(long, value_name = "URL", value_parser = admin_listener::address)]
     admin: Option<Url>,
-    /// The file with the token of that process, instead of the setting admin.token
+    /// The file with the token of the process, instead of the setting admin.token
     #[arg(long, value_name = "FILE", requires = "admin")]
     token_file: Option<PathBuf>,
 }

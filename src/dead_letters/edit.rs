@@ -34,7 +34,7 @@ pub(crate) fn edited(dead: &DeadLetter, body: &str) -> Result<Message, String> {
         body: body.to_owned().into(),
         ..dead.message.clone()
     };
-    // An unreadable callback was alone in its lane, because nobody could read its chat.
+    // An unreadable callback was alone in its lane, because its chat could not be read.
     if dead.message.lane != LaneKey::alone(dead.message.id) {
         return Ok(message);
     }

@@ -405,12 +405,21 @@ on_every_engine! {
     }
 }
 
+/// Tests and pictures a page as wide as a phone and as wide as a desk.
+async fn seen(browser: &Browser, name: &str) {
+    for (width, device) in [(390, "phone"), (1280, "desk")] {
+        browser.width(width).await;
+        browser.is_accessible(&format!("{name} on a {device}")).await;
+        browser.picture(&format!("{name}-{device}")).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Chromium: tests/run installs it"]
 async fn in_a_browser() {
     let Some(browser) = Browser::start().await else { return };
     let bench = Engine::Embedded.bench().unwrap();
-    let relay = relay(&bench).await;
+    let relay = Plan::on(&bench).set("admin.token", TOKEN).set("admin.edit", "true").start().await;
     let console = ConsoleClient::of(&relay);
     let (one, two) = (relay.open("c-1").await, relay.open("c-2").await);
     refuse(&relay);
@@ -422,50 +431,87 @@ async fn in_a_browser() {
     console.lists(3).await;
     relay.sandbox.script().clear();
 
-    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    browser.open(&format!("{}/desk/letters?conversation=c-1", console.url)).await;
     browser.write("input[name=token]", "guess").await;
     browser.button("Log in").await;
     browser.reads("The token is wrong").await;
-    browser.picture("desk-login").await;
+    seen(&browser, "login").await;
     browser.write("input[name=token]", TOKEN).await;
     browser.button("Log in").await;
     browser.reads("2 dead letters").await;
     browser.follow("All").await;
     browser.reads("3 dead letters").await;
     assert!(browser.text().await.contains("the platform refused it for good"));
-    browser.picture("desk-list").await;
+    seen(&browser, "letters").await;
+    // Two pages of two lines, in both directions.
+    browser.open(&format!("{}/desk/letters?limit=2", console.url)).await;
+    browser.reads("The newest 1 to 2: 3 dead letters").await;
+    browser.follow("Next page").await;
+    browser.reads("The newest 3 to 3").await;
+    browser.follow("Previous page").await;
+    browser.reads("The newest 1 to 2").await;
+    browser.follow("Oldest first").await;
+    browser.reads("The oldest 1 to 2").await;
 
-    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    browser.in_zone("Asia/Kolkata").await;
+    browser.follow("Newest first").await;
+    browser.reads("GMT+5:30").await;
+    assert!(browser.text().await.contains("All times are UTC"), "the local time is an addition");
+    browser.in_zone("UTC").await;
+
+    browser.follow("Status").await;
+    browser.reads("rejected 3").await;
+    assert!(
+        browser.text().await.contains("Stop loading it again"),
+        "the page is loaded again until a user stops it"
+    );
+    browser.follow("Stop loading it again").await;
+    browser.reads("Load this page again every 10 seconds").await;
+    assert!(browser.text().await.contains(&bench.folder().display().to_string()), "the deployment is named");
+    seen(&browser, "status").await;
+    browser.write("input[name=name]", "c-1").await;
+    browser.button("Find").await;
+    browser.reads("dead_lettered").await;
+
+    browser.open(&format!("{}/desk/letters?conversation=c-1&sort=oldest", console.url)).await;
     browser.follow("handoff.message").await;
     browser.reads("bytes, hidden").await;
     assert!(browser.text().await.contains("400"), "the story tells its attempt");
     browser.follow("Show the text").await;
     browser.reads("document.title = 'owned'").await;
     assert_eq!(browser.in_the_dark().await, "\"rgb(22, 24, 27)\"", "whoever asks for the dark gets it");
-    browser.picture("desk-letter").await;
+    seen(&browser, "letter").await;
     assert_eq!(browser.title().await, "handoff.message · Causeway", "hostile text is only text");
 
     browser.follow("c-1").await;
     browser.reads("Its dead letters, in both directions").await;
     assert!(browser.text().await.contains(&one), "the conversation shows its chat");
-    browser.picture("desk-conversation").await;
+    assert!(browser.text().await.contains("to the agent (servicenow)"), "the conversation shows its course");
+    seen(&browser, "conversation").await;
     browser.follow("Conversations").await;
     browser.reads("2 found").await;
-    browser.picture("desk-conversations").await;
+    seen(&browser, "conversations").await;
     browser.write("input[name=name]", &two).await;
     browser.button("Search").await;
     browser.reads("1 found").await;
     assert!(!browser.text().await.contains("c-1"), "the search leaves the others out");
-    browser.open(&format!("{}/desk?conversation=c-1", console.url)).await;
+    // The message of c-2 is selected by keyboard, and the plan names it alone.
+    browser.open(&format!("{}/desk/letters?conversation=c-2", console.url)).await;
+    browser.press("input[type=checkbox]").await;
+    browser.keys("  ").await;
+    browser.button("Replay the selected").await;
+    browser.reads("1 replayed, 0 removed, 0 kept").await;
+    browser.follow("Cancel").await;
+    browser.open(&format!("{}/desk/letters?conversation=c-1", console.url)).await;
     browser.follow("handoff.message").await;
     browser.follow("all its dead letters").await;
     browser.follow("Replay 2 dead letters").await;
     browser.reads("Nothing has been changed yet").await;
-    browser.picture("desk-plan").await;
+    seen(&browser, "plan").await;
     assert_eq!(said(&relay, &one).len(), 0);
     browser.button("Replay 2 dead letters").await;
     browser.reads("done, 2 of 2 replayed: delivered 2, died again 0").await;
-    browser.picture("desk-progress").await;
+    seen(&browser, "progress").await;
     relay
         .until("both, in their order", |relay| match said(relay, &one).as_slice() {
             [first, second] if first.contains("script") && second == "the second" => Ok(()),
@@ -476,9 +522,14 @@ async fn in_a_browser() {
     browser.follow("Back to the dead letters").await;
     browser.follow("Discard").await;
     browser.reads("Remove 1 dead letter for good?").await;
-    browser.picture("desk-discard").await;
+    seen(&browser, "discard").await;
     browser.follow("Keep them").await;
     browser.reads("1 dead letter").await;
+    browser.follow("handoff.message").await;
+    browser.follow("Edit and replay").await;
+    browser.reads("is sent under a new id").await;
+    seen(&browser, "edit").await;
+    browser.follow("Dead letters").await;
     browser.follow("Discard").await;
     browser.button("Remove 1 dead letter").await;
     browser.reads("Removed 1 dead letter.").await;

@@ -167,7 +167,7 @@ impl PageHandler<'_> {
     fn refresh(&self, path: &str, query: &str) -> Result<Option<PageRefresh>, ApiError> {
         let (seconds, by_default) = match path {
             "" => (10, true),
-            "progress" => (2, self.console.progress().is_some_and(|run| run.ended.is_none())),
+            "progress" if self.console.progress().is_some_and(|run| run.ended.is_none()) => (2, true),
             "letters" | "conversation" => (10, false),
             _ => return Ok(None),
         };

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{PageFrame, moment, page, plural};
+use super::{PageFrame, page, plural};
 use crate::conversation::JournalOutcome;
 use crate::course::{Course, CourseEvent};
 use crate::message::Destination;
@@ -21,7 +21,7 @@ pub(super) fn events(known: &Course) -> Markup {
     let left_out = known.events.len().saturating_sub(SHOWN);
     html! {
         h2 { "Course" }
-        @if known.events.is_empty() { p { "No message of it was settled within journal.kept." } } @else {
+        @if known.events.is_empty() { p { "None of its messages was settled within journal.kept." } } @else {
             table.list {
                 caption {
                     (plural(known.events.len(), "event"))
@@ -42,7 +42,7 @@ fn row(event: &CourseEvent) -> Markup {
     let died = event.event == JournalOutcome::DeadLettered.as_str();
     let detail = event.detail();
     html! { tr {
-        td { (moment(event.at)) }
+        td { time datetime=(event.at) { (event.at.strftime("%Y-%m-%d %H:%M:%S%.3f")) } }
         td data-label="Event" { strong { (event.event) } }
         td data-label="Way" { (way(event)) }
         td data-label="Kind" { (event.kind.as_deref().unwrap_or("–")) }

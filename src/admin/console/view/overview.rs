@@ -73,8 +73,9 @@ fn dead_letters(shown: &Overview) -> Markup {
     html! {
         a href="/desk/letters" { @if state.total.is_some() { (total) } @else { "unknown" } }
         @if total > 0 {
-            @for (reason, count) in state.by_reason.iter().flatten() {
-                ", " a href=(link("/desk/letters", &of(reason))) { (reason) } " " (count)
+            @for (index, (reason, count)) in state.by_reason.iter().flatten().enumerate() {
+                @if index == 0 { ": " } @else { ", " }
+                a href=(link("/desk/letters", &of(reason))) { (reason) } " " (count)
             }
             @if let Some(at) = shown.counted_at { " (the reasons as of " (moment(at)) ")" }
             @if state.by_reason.is_none() { " (the list tells the reasons)" }
