@@ -186,7 +186,7 @@ impl App {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
         };
-        app.start_admin(admin, worker, health, console::build(&settings), stop);
+        app.start_admin(admin, worker, health, console::build(&settings, app.queue.clone()), stop);
         if let Some(public) = public {
             app.start_ingress(public, &settings, roles, stop).await?;
         }

@@ -13,6 +13,8 @@ pub mod queue;
 pub mod worker;
 
 pub mod conversation;
+pub mod course;
+mod status;
 
 pub mod app;
 pub mod cli;

@@ -15,7 +15,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-pub use console::{AdminConsole, ConsoleOpeners, ConsoleParts};
+pub use console::{AdminConsole, AdminRole, AdminToken, ConsoleFacts, ConsoleOpeners};
 
 use crate::dead_letters::DeadLetterError;
 use crate::http_server::problem::{self, ApiError};
@@ -28,14 +28,17 @@ use crate::telemetry::Metrics;
 /// The time limit for the head of a request.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The result of `/readyz`. The error is a sentence for the operator.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// The data that the admin listener shows.
 #[derive(Clone)]
 pub struct AdminState {
     /// The metrics of `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// The result of `/readyz`. The error is a sentence for the operator.
-    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// The admin console, if `admin.token` is set.
+    /// Whether the process is ready.
+    pub ready: Readiness,
+    /// The admin console, if there is a token for it.
     pub console: Option<AdminConsole>,
 }
 
@@ -55,7 +58,7 @@ pub async fn serve_admin(
 }
 
 fn router(state: AdminState) -> Router {
-    let console = console::router(state.console.clone());
+    let console = console::router(&state);
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || problem::healthy(TEXT, "alive\n".to_owned())))

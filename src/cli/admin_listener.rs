@@ -1,6 +1,6 @@
 //! Requests to the admin listener of a running process: plain HTTP over one connection, without redirects and retries.
 //!
-//! Guarantees: an answer or an error comes within four seconds. An answer above 8 MiB is cut.
+//! Guarantees: an answer or an error comes within the time limit, usually four seconds. An answer above 8 MiB is cut.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -40,13 +40,27 @@ pub(super) fn path(base: &Url, path: &str) -> Url {
 
 /// The status and the body of the answer. `token`: sent as a bearer token.
 pub(super) async fn get(url: &Url, token: Option<&SecretString>) -> anyhow::Result<(u16, String)> {
-    let answer = tokio::time::timeout(TIMEOUT, request(url, token)).await;
-    answer.with_context(|| format!("{url} did not answer within {TIMEOUT:?}"))?
+    get_within(url, token, TIMEOUT).await
+}
+
+/// [`get`] with another time limit.
+pub(super) async fn get_within(
+    url: &Url,
+    token: Option<&SecretString>,
+    limit: Duration,
+) -> anyhow::Result<(u16, String)> {
+    let answer = tokio::time::timeout(limit, request(url, token)).await;
+    answer.with_context(|| format!("{} did not answer within {limit:?}", place(url)))?
+}
+
+/// The listener and the path. The query is left out, because it may name a conversation.
+fn place(url: &Url) -> &str {
+    &url[..url::Position::AfterPath]
 }
 
 async fn request(url: &Url, token: Option<&SecretString>) -> anyhow::Result<(u16, String)> {
     if url.scheme() != "http" {
-        bail!("{url} does not begin with http://: the admin listener speaks plain HTTP");
+        bail!("{} does not begin with http://: the admin listener speaks plain HTTP", place(url));
     }
     let host = url.host_str().context("the address names no host")?;
     let port = url.port_or_known_default().unwrap_or(80);

@@ -7,6 +7,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::clock;
 use crate::config::Environment;
+pub(super) use crate::status::{age, counted};
 
 /// The width of a table if standard output is not a terminal.
 const COLUMNS: usize = 80;
@@ -95,16 +96,6 @@ pub(super) fn short_time(at: Timestamp) -> String {
     at.strftime(if is_near { "%m-%d %H:%M" } else { "%Y-%m-%d" }).to_string()
 }
 
-/// A duration in its largest unit: `42s`, `15m`, `3h`, `12d`.
-pub(super) fn age(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
 /// Escapes the control characters of foreign text, also those that change the direction of writing, so that the text cannot
 /// control the terminal.
 pub(super) fn harmless(text: &str) -> String {
@@ -117,11 +108,6 @@ pub(super) fn harmless(text: &str) -> String {
         }
     };
     text.chars().map(spell).collect()
-}
-
-/// A count with its noun: `1 message`, `2 messages`.
-pub(super) fn counted(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// Colours for a terminal. Text for a file or a pipe stays unchanged.

@@ -6,6 +6,7 @@
 //! Not responsible for: the settings of the stages. Each stage declares its own, and no stage imports this room (`app.rs`
 //! converts the settings).
 
+mod admin;
 mod keys;
 mod network;
 mod parse;

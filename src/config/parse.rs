@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use super::network;
 use super::reader::SettingsReader;
 use super::settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
@@ -17,6 +16,7 @@ use super::settings::{
     ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
     SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
+use super::{admin, network};
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
@@ -50,7 +50,8 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         files: files(reader),
         ingress: ingress(reader),
         admin_listen: reader.address("admin.listen"),
-        admin_token: reader.secret("admin.token").filter(|token| !token.expose_secret().is_empty()),
+        admin_tokens: admin::tokens(reader),
+        admin_edit: reader.flag("admin.edit"),
         delivery: delivery(reader),
         log: log(reader),
     }

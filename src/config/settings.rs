@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::network::NetworkConfig;
+use crate::admin::AdminToken;
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::platform::WebhookKey;
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
@@ -71,7 +72,10 @@ pub struct Settings {
     pub files: FilesConfig,
     pub ingress: IngressConfig,
     pub admin_listen: SocketAddr,
-    pub admin_token: Option<SecretString>,
+    /// `admin.token` with the name `admin` and the role `act`, then `admin.tokens`. Without a token the admin console is off.
+    pub admin_tokens: Vec<AdminToken>,
+    /// `admin.edit`
+    pub admin_edit: bool,
     pub delivery: DeliveryConfig,
     pub log: LogSettings,
 }

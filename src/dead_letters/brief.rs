@@ -3,10 +3,12 @@
 //! Guarantees: the list has the newest dead letter at its end, over all destinations. Memory holds no text.
 //! Not responsible for: the layout (`cli/dead/list.rs`).
 
+use std::ops::Range;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{DeadLetterError, DeadLetterFilter, conversation_of, group_of, look};
+use super::{Answer, DeadLetterError, DeadLetterFilter, DeadLetterSummary, conversation_of, group_of, look};
 use crate::message::{DeadLetter, DeadReason, Destination, Kind, MessageId};
 use crate::queue::Queue;
 
@@ -24,6 +26,8 @@ pub(crate) struct Brief {
     pub(crate) detail: String,
     pub(crate) died_at: Timestamp,
     pub(crate) attempts: u32,
+    /// The platform's answer to the last attempt.
+    pub(crate) answer: Answer,
     lane: String,
 }
 
@@ -43,6 +47,7 @@ impl From<&DeadLetter> for Brief {
             detail: dead.detail.clone(),
             died_at: dead.died_at,
             attempts: dead.story.count(),
+            answer: Answer::from(dead),
             lane,
         }
     }
@@ -83,6 +88,50 @@ pub(crate) async fn briefs(queue: &Queue, filter: &DeadLetterFilter) -> Result<V
     Ok(briefs)
 }
 
+/// One page of a list.
+#[derive(Debug, Default)]
+pub(crate) struct BriefPage {
+    /// All matching dead letters.
+    pub(crate) entries: Vec<DeadLetterSummary>,
+    /// Those of the page, in the order of the list.
+    pub(crate) briefs: Vec<Brief>,
+    /// The destinations that the queue is configured for.
+    pub(crate) destinations: Vec<Destination>,
+}
+
+/// Reads all matching dead letters, and keeps the lines at these positions of the list.
+pub(crate) async fn page(
+    queue: &Queue,
+    filter: &DeadLetterFilter,
+    positions: Range<usize>,
+    newest_first: bool,
+) -> Result<BriefPage, DeadLetterError> {
+    let mut found = BriefPage { destinations: queue.destinations().iter().collect(), ..BriefPage::default() };
+    look::<DeadLetterError>(queue, filter, |dead| {
+        found.entries.push(DeadLetterSummary::from(dead));
+        found.briefs.push(Brief::from(dead));
+        // Lines behind the page need no memory.
+        if found.briefs.len() >= positions.end.saturating_mul(2).max(64) {
+            cut(&mut found.briefs, positions.end, newest_first);
+        }
+        Ok(())
+    })
+    .await?;
+    cut(&mut found.briefs, positions.end, newest_first);
+    found.briefs.drain(..positions.start.min(found.briefs.len()));
+    Ok(found)
+}
+
+/// Sorts the lines and keeps the first ones. The sort is stable, so that each line stays on one page.
+fn cut(briefs: &mut Vec<Brief>, end: usize, newest_first: bool) {
+    if newest_first {
+        briefs.sort_by_key(|brief| std::cmp::Reverse(brief.died_at));
+    } else {
+        briefs.sort_by_key(|brief| brief.died_at);
+    }
+    briefs.truncate(end);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +152,19 @@ mod tests {
         let alone = brief(Kind::CallbackMessage, Destination::Xo, "alone", "no json");
         let shown = [&unreadable, &callback, &alone].map(Brief::conversation);
         assert_eq!(shown, ["c-1", "g-1", "alone"]);
+    }
+
+    #[test]
+    fn a_page_keeps_the_lines_that_it_shows() {
+        let at = |second: i64| Brief {
+            died_at: Timestamp::from_second(second).unwrap(),
+            ..brief(Kind::HandoffMessage, Destination::ServiceNow, "c-1", "")
+        };
+        let seconds = |newest_first| {
+            let mut briefs: Vec<Brief> = [3, 1, 4, 2].map(at).into();
+            cut(&mut briefs, 3, newest_first);
+            briefs.iter().map(|brief| brief.died_at.as_second()).collect::<Vec<_>>()
+        };
+        assert_eq!((seconds(true), seconds(false)), (vec![4, 3, 2], vec![1, 2, 3]));
     }
 }

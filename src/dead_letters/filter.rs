@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::DeadLetterFilter;
+use super::{Answer, DeadLetterFilter};
 use crate::message::{DeadReason, Destination, MessageId};
 use crate::telemetry::logged_conversation;
 
@@ -14,7 +14,8 @@ use crate::telemetry::logged_conversation;
 const AUDITED_IDS: usize = 20;
 
 /// The names of the filter parameters.
-pub(crate) const FILTERS: &[&str] = &["destination", "conversation", "reason", "since", "until", "id"];
+pub(crate) const FILTERS: &[&str] =
+    &["destination", "conversation", "reason", "answer", "since", "until", "id"];
 
 impl DeadLetterFilter {
     /// Adds a condition to the filter; `Ok(false)` if `name` is not one of [`FILTERS`].
@@ -26,6 +27,7 @@ impl DeadLetterFilter {
             "reason" => {
                 self.reasons.insert(reason(value)?);
             }
+            "answer" => once(&mut self.answer, answer(value)?)?,
             "since" => once(&mut self.since, moment(value)?)?,
             "until" => once(&mut self.until, moment(value)?)?,
             "id" => {
@@ -42,6 +44,7 @@ impl DeadLetterFilter {
         let one = [
             ("destination", self.destination.map(|it| it.to_string())),
             ("conversation", self.conversation.clone()),
+            ("answer", self.answer.map(|it| it.to_string())),
             ("since", self.since.map(|it| it.to_string())),
             ("until", self.until.map(|it| it.to_string())),
         ];
@@ -85,6 +88,10 @@ pub(crate) fn destination(text: &str) -> Result<Destination, String> {
 pub(crate) fn reason(text: &str) -> Result<DeadReason, String> {
     let names = || DeadReason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
     DeadReason::parse(text).ok_or_else(|| format!("must be one of: {}", names()))
+}
+
+pub(crate) fn answer(text: &str) -> Result<Answer, String> {
+    Answer::parse(text).ok_or_else(|| "must be an HTTP status, \"no answer\" or \"not sent\"".to_owned())
 }
 
 pub(crate) fn id(text: &str) -> Result<MessageId, String> {
@@ -162,6 +169,7 @@ mod tests {
             ("conversation", "c-1"),
             ("reason", "expired"),
             ("reason", "rejected"),
+            ("answer", "400"),
             ("since", "2026-11-22T10:00:00Z"),
             ("until", "1h"),
             ("id", &one),
@@ -196,9 +204,14 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_for_everything() {
-        for (name, value) in
-            [("destination", "x"), ("conversation", ""), ("reason", ""), ("since", "noon"), ("id", "7")]
-        {
+        for (name, value) in [
+            ("destination", "x"),
+            ("conversation", ""),
+            ("reason", ""),
+            ("since", "noon"),
+            ("answer", "4"),
+            ("id", "7"),
+        ] {
             assert!(DeadLetterFilter::default().narrow(name, value).is_err(), "{name}");
         }
         let mut filter =

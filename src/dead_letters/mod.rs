@@ -7,6 +7,7 @@
 //! (`worker/policy.rs`).
 
 pub(crate) mod brief;
+pub(crate) mod edit;
 mod export;
 pub(crate) mod filter;
 pub(crate) mod import;
@@ -57,6 +58,8 @@ pub struct DeadLetterFilter {
     pub names: BTreeSet<String>,
     /// The reasons; empty matches all.
     pub reasons: BTreeSet<DeadReason>,
+    /// The platform's answer to the last attempt.
+    pub answer: Option<Answer>,
     /// The dead letter was written at this time or later.
     pub since: Option<Timestamp>,
     /// The dead letter was written before this time.
@@ -70,6 +73,7 @@ impl DeadLetterFilter {
     pub fn matches(&self, dead: &DeadLetter) -> bool {
         self.destination.is_none_or(|wanted| wanted == dead.message.destination)
             && (self.reasons.is_empty() || self.reasons.contains(&dead.reason))
+            && self.answer.is_none_or(|wanted| wanted == Answer::from(dead))
             && self.since.is_none_or(|since| since <= dead.died_at)
             && self.until.is_none_or(|until| dead.died_at < until)
             && (self.ids.is_empty() || self.ids.contains(&dead.message.id))
@@ -149,6 +153,17 @@ impl From<&DeadLetter> for Answer {
             .attempts()
             .last()
             .map_or(Self::NotSent, |attempt| attempt.status.map_or(Self::None, Self::Status))
+    }
+}
+
+impl Answer {
+    /// Parses what [`Display`](std::fmt::Display) writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "no answer" => Some(Self::None),
+            "not sent" => Some(Self::NotSent),
+            status => status.parse().ok().filter(|status| (100..1000).contains(status)).map(Self::Status),
+        }
     }
 }
 
@@ -298,8 +313,6 @@ pub(crate) struct SearchResult {
     pub(crate) entries: Vec<DeadLetterSummary>,
     /// The first matching dead letters, up to the requested limit.
     pub(crate) letters: Vec<DeadLetter>,
-    /// The destinations that the queue is configured for.
-    pub(crate) destinations: Vec<Destination>,
 }
 
 /// The most bytes of bodies in memory. The list is shorter if the dead letters are very large.
@@ -312,8 +325,7 @@ pub(crate) async fn find(
     filter: &DeadLetterFilter,
     limit: usize,
 ) -> Result<SearchResult, DeadLetterError> {
-    let mut found =
-        SearchResult { destinations: queue.destinations().iter().collect(), ..SearchResult::default() };
+    let mut found = SearchResult::default();
     let mut bytes = 0_usize;
     look::<DeadLetterError>(queue, filter, |dead| {
         found.entries.push(DeadLetterSummary::from(dead));

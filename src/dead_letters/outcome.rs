@@ -37,6 +37,13 @@ pub struct RepublishedMessage {
     digest: Option<PayloadDigest>,
 }
 
+impl RepublishedMessage {
+    /// The message.
+    pub const fn id(&self) -> MessageId {
+        self.id
+    }
+}
+
 impl From<&Message> for RepublishedMessage {
     fn from(message: &Message) -> Self {
         Self { id: message.id, replays: message.replays, digest: message.digest }

@@ -32,6 +32,8 @@ pub(crate) enum ApiError {
     /// The challenge is the same with any configuration, so that it reveals nothing.
     #[error("The credentials are missing or wrong. Send the credentials that were set up for this address.")]
     Unauthorized(&'static str),
+    #[error("Nothing was done: the token may only view. Use a token with the role {0}.")]
+    NeedsRole(&'static str),
     #[error(
         "The callback comes from another ServiceNow instance than servicenow.instance names, so nothing was accepted. \
          If that instance is a clone, remove the address from its REST Message; else correct servicenow.instance."
@@ -134,6 +136,7 @@ impl ApiError {
     const fn facts(&self) -> ProblemFacts {
         let (status, slug, field, title) = match self {
             Self::Unauthorized(_) => (401, "unauthorized", "credentials", "Missing or wrong credentials"),
+            Self::NeedsRole(_) => (403, "needs_role", "credentials", "Another role is needed"),
             Self::OtherInstance => (403, "other_instance", "instance", "Another instance"),
             Self::UnknownRoute => (404, "unknown_route", "path", "Unknown route"),
             Self::NotEnabled(_) => (404, "not_enabled", "path", "Not enabled"),

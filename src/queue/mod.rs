@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::message::{DeadLetter, DeadReason, Destination, Destinations, Message};
 use embedded::EmbeddedQueue;
 pub use error::QueueError;
 pub use lease::BrokerLease;
@@ -245,6 +245,16 @@ impl Queue {
             Self::Rabbit(queue) => queue.depth().await,
             #[cfg(test)]
             Self::Model(queue) => queue.depth().await,
+        }
+    }
+
+    /// The number of dead letters by reason, without reading them. `None` for RabbitMQ, which counts only the total.
+    pub async fn dead_reasons(
+        &self,
+    ) -> Result<Option<std::collections::BTreeMap<DeadReason, u64>>, QueueError> {
+        match self {
+            Self::Embedded(queue) => queue.dead_reasons().await.map(Some),
+            _ => Ok(None),
         }
     }
 

@@ -17,6 +17,10 @@ named! {
     Act {
         /// Dead letters are published again. One line when the replay starts, and one when it ends.
         Replay = "replay",
+        /// A running replay is stopped.
+        Stop = "stop",
+        /// The message of a dead letter is edited and sent as a new message. One line when it is sent, and one when it ends.
+        Edit = "edit",
         /// Dead letters are removed for good.
         Discard = "discard",
         /// Dead letters are written to a file or to a client, with their texts.
@@ -40,10 +44,10 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// An operator of the admin console or of its API, who knows the token of this setting.
-    pub fn with_token(setting: &str, from: Option<IpAddr>) -> Self {
+    /// An operator of the admin console or of its API, who has the token of this name.
+    pub fn with_token(name: &str, from: Option<IpAddr>) -> Self {
         let from = from.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        Self { name: setting.to_owned(), from }
+        Self { name: name.to_owned(), from }
     }
 }
 

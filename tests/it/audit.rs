@@ -59,7 +59,7 @@ on_every_engine! {
             format!("replay id={} 1 done", dead[2]["id"].as_str().unwrap()),
         ]);
         for line in &audited {
-            assert_eq!((&line["who"], &line["from"]), (&json!("admin.token"), &json!("127.0.0.1")), "{line}");
+            assert_eq!((&line["who"], &line["from"]), (&json!("admin"), &json!("127.0.0.1")), "{line}");
             assert_eq!(line["target"], "causeway::audit");
         }
         assert_eq!(lines(&log_of(&relay), "message settled").len(), 0, "log.level = warn");

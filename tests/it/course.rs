@@ -3,9 +3,11 @@
 use causeway::sandbox::{CallbackSettings, FaultRule, Operation, Side};
 use serde_json::Value;
 
-use crate::harness::binary::Finished;
+use crate::harness::binary::{Causeway, Finished};
 use crate::harness::matrix::{Bench, Engine};
 use crate::harness::relay::{PATIENCE, Plan, Relay};
+
+const ADMIN_TOKEN: &str = "a-long-admin-token";
 
 async fn trace(relay: &Relay, args: &[&str]) -> Finished {
     let args: Vec<&str> = std::iter::once("trace").chain(args.iter().copied()).collect();
@@ -16,6 +18,13 @@ async fn course(relay: &Relay, name: &str) -> Value {
     let shown = trace(relay, &[name, "--json"]).await;
     assert_eq!(shown.code, Some(0), "{}{}", shown.stdout, shown.stderr);
     serde_json::from_str(&shown.stdout).unwrap()
+}
+
+/// The course as a process tells it over its admin API, asked from a folder without a deployment.
+fn elsewhere(folder: &tempfile::TempDir, relay: &Relay, args: &[&str]) -> Causeway {
+    let nowhere = folder.path().join("data").display().to_string();
+    let admin = relay.processes[0].admin_url();
+    Causeway::new(["trace", "--admin", &admin]).args(args).set("data_dir", nowhere)
 }
 
 /// The events of a kind of message as `event destination`, in order.
@@ -30,9 +39,10 @@ fn events(course: &Value, kind: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sees_where_a_message_went() {
     let bench: Bench = Engine::Embedded.bench().unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let plan =
         Plan::on(&bench).set("servicenow.poll_waiting", "200ms").set("servicenow.poll_active", "200ms");
-    let relay = plan.start().await;
+    let relay = plan.set("admin.token", ADMIN_TOKEN).start().await;
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
     relay.sandbox.set_callback(Some(CallbackSettings::to(url)));
     let group = relay.open("c-1").await;
@@ -74,6 +84,25 @@ async fn an_operator_sees_where_a_message_went() {
     for name in [group.as_str(), number.as_str()] {
         assert_eq!(course(&relay, name).await["events"], by_id["events"], "{name}");
     }
+
+    // A process elsewhere is asked over its admin API alone, and it tells the same.
+    for name in ["c-1", number.as_str(), dead.as_str()] {
+        let far =
+            elsewhere(&folder, &relay, &[name, "--json"]).set("admin.token", ADMIN_TOKEN).run(PATIENCE).await;
+        assert_eq!(far.code, Some(0), "{}{}", far.stdout, far.stderr);
+        let far: Value = serde_json::from_str(&far.stdout).unwrap();
+        assert_eq!(far, course(&relay, name).await, "{name}");
+    }
+    let file = folder.path().join("token");
+    std::fs::write(&file, format!("{ADMIN_TOKEN}\n")).unwrap();
+    let with_file = ["c-1", "--token-file", file.to_str().unwrap()];
+    let far = elsewhere(&folder, &relay, &with_file).run(PATIENCE).await;
+    assert_eq!(far.stdout, trace(&relay, &["c-1"]).await.stdout, "{}", far.stderr);
+    for (token, words) in [("", "the admin API needs a token"), ("wrong", "has another token")] {
+        let refused = elsewhere(&folder, &relay, &["c-1"]).set("admin.token", token).run(PATIENCE).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains(words), "{}", refused.stderr);
+    }
+    assert!(!folder.path().join("data").exists(), "nothing is created");
 
     let one = course(&relay, &dead).await;
     assert_eq!(

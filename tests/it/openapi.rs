@@ -457,8 +457,9 @@ struct Live {
 impl Live {
     async fn ask(&mut self, call: HttpCall) -> Value {
         let process = &self.relay.processes[0];
-        let is_admin =
-            ["/metrics", "/livez", "/readyz", "/dead-letters"].iter().any(|path| call.path.starts_with(path));
+        let is_admin = ["/metrics", "/livez", "/readyz", "/dead-letters", "/trace"]
+            .iter()
+            .any(|path| call.path.starts_with(path));
         let base = if is_admin { process.admin_url() } else { process.public_url() };
         let mut request = self.client.request(call.method.clone(), format!("{base}{}", call.called));
         request = match call.credential {
@@ -614,16 +615,24 @@ async fn dead_letters(live: &mut Live) {
     let nobody = "00000000-0000-4000-8000-000000000001";
     let calls = vec![
         get(list, 200).at("/dead-letters?reason=unreadable&limit=1&since=1h"),
+        get(list, 200).at("/dead-letters?answer=not%20sent"),
         get(list, 422).at("/dead-letters?color=red"),
         HttpCall::new(Method::GET, list, "", 401),
         get(one, 200).at(format!("/dead-letters/{id}?reveal=true")),
         get(one, 422).at(format!("/dead-letters/{id}?destination=xo")),
         get(one, 404).at(format!("/dead-letters/{nobody}")),
         get("/dead-letters/export", 200),
+        get("/trace", 200).at(format!("/trace?name={id}")),
+        get("/trace", 200).at("/trace?name=c-1"),
+        get("/trace", 200).at("/trace?name=c-unknown"),
+        get("/trace", 422),
+        HttpCall::new(Method::GET, "/trace", "", 401),
         post(replay, 200).json(&json!({"dry_run": true})),
         post(replay, 400).body("{"),
         post(replay, 415).header("content-type", "text/plain"),
         post(replay, 422).json(&json!({"rate": "fast"})),
+        post("/dead-letters/replay/stop", 200),
+        post("/dead-letters/edit", 404).json(&json!({"id": id, "body": "{}"})),
         post(discard, 422).json(&json!({})),
         post(discard, 409).json(&json!({"confirm": 99})),
         post(discard, 200).json(&json!({"reason": "expired", "confirm": 0})),
@@ -707,6 +716,7 @@ async fn an_interface_that_is_off_answers_as_described() {
         HttpCall::new(Method::GET, AVAILABILITY, "handoffs", 404),
         HttpCall::new(Method::GET, "/dead-letters", "admin", 404),
         HttpCall::new(Method::GET, "/dead-letters/{id}", "admin", 404).at("/dead-letters/x"),
+        HttpCall::new(Method::GET, "/trace", "admin", 404).at("/trace?name=c-1"),
         HttpCall::new(Method::GET, FILES, "", 404).at("/v1/files/x"),
     ])
     .await;

@@ -15,7 +15,7 @@ const MUST_NOT_KNOW: &[(&str, &str)] = &[
     ),
     ("message", "admin http_server ingress queue worker delivery conversation platform dead_letters sandbox"),
     ("queue", "admin http_server ingress worker delivery conversation platform dead_letters sandbox"),
-    ("conversation", "admin http_server ingress worker delivery platform dead_letters sandbox"),
+    ("conversation", "admin course http_server ingress worker delivery platform dead_letters sandbox"),
     ("platform", "admin http_server ingress queue worker delivery dead_letters sandbox"),
     ("delivery", "admin http_server ingress worker dead_letters sandbox"),
     ("files", "admin ingress queue worker delivery conversation dead_letters sandbox"),
@@ -23,7 +23,12 @@ const MUST_NOT_KNOW: &[(&str, &str)] = &[
     ("http_server", "admin ingress files worker delivery platform dead_letters sandbox"),
     ("ingress", "admin worker delivery platform sandbox"),
     ("admin", "ingress worker delivery platform sandbox"),
-    ("dead_letters", "admin http_server ingress worker delivery platform sandbox"),
+    ("dead_letters", "admin course http_server ingress worker delivery platform sandbox"),
+    (
+        "status",
+        "admin http_server ingress queue worker delivery conversation platform dead_letters course sandbox",
+    ),
+    ("course", "admin http_server ingress worker delivery platform sandbox"),
     // A simulator must not share the misunderstandings of the client.
     ("sandbox", "platform"),
     ("telemetry", "admin http_server ingress queue worker delivery platform dead_letters sandbox"),
@@ -43,6 +48,8 @@ const STAGES: &[&str] = &[
     "ingress",
     "admin",
     "dead_letters",
+    "course",
+    "status",
     "sandbox",
 ];
 const ASSEMBLY: &[&str] = &["config", "cli", "app"];

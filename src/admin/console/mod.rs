@@ -1,4 +1,5 @@
-//! The admin console: dead letters as an API (`api`) and in a browser (`pages`), conversations in a browser.
+//! The admin console: dead letters and courses as an API (`api`) and in a browser (`pages`); the state of the deployment and
+//! conversations in a browser.
 //!
 //! Guarantees: the work is done by [`crate::dead_letters`], as on the command line. Only one session at a time runs in this
 //! process. If another process reads the dead-letter queue, the answer is 409. A request that has begun is finished
@@ -7,11 +8,16 @@
 //! Not responsible for: authentication (`session`), opening the queue and the directory (`app.rs`).
 
 mod api;
+mod edit;
+mod overview;
 mod pages;
 mod query;
+mod runs;
 mod session;
+mod tokens;
 mod view;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,37 +28,37 @@ use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
-use secrecy::SecretString;
+use overview::CountedReasons;
+use runs::ReplayRun;
+pub use tokens::{AdminRole, AdminToken};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
+use super::{AdminState, Readiness};
 use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError, ListFilter};
-use crate::dead_letters::outcome::{self, ReplayOutcomes};
-use crate::dead_letters::replay::{self, ReplayCounts, ReplayPlan};
+use crate::course::{Course, CourseReader, DEAD_LETTERS_MISSING};
+use crate::dead_letters::brief::{self, BriefPage};
+use crate::dead_letters::replay::{self, ReplayPlan};
 use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult};
 use crate::http_server::problem::ApiError;
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
 use crate::message::ConversationId;
 use crate::queue::Queue;
-use crate::tasks::{self, CancellationToken};
-use crate::telemetry::{Act, Ending, Operator, audit};
+use crate::tasks;
+use crate::telemetry::{Act, Ending, Metrics, Operator, audit};
 
 /// The time limit for waiting until another session ends, such as that of a second browser tab. A request does not wait
 /// for a replay.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The name of the operator in the audit log: the setting with the token.
-const OPERATOR: &str = "admin.token";
 /// The maximum number of export lines that are read ahead of the client.
 const EXPORT_AHEAD: usize = 16;
 
 /// The components that a session needs.
 #[derive(Debug)]
-pub struct ConsoleParts {
-    /// The queue, opened for an operator.
-    pub queue: Queue,
-    /// The directory, which has the records of later deliveries and ended chats.
-    pub directory: Directory,
+struct ConsoleParts {
+    queue: Queue,
+    /// It has the records of later deliveries and ended chats.
+    directory: Directory,
 }
 
 type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, DeadLetterError>> + Send + Sync>;
@@ -60,8 +66,8 @@ type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, DeadLetterError>> + 
 /// Opens what a session needs.
 #[derive(Clone)]
 pub struct ConsoleOpeners {
-    /// Opens the queue and the directory.
-    pub parts: Open<ConsoleParts>,
+    /// Opens the queue for an operator.
+    pub queue: Open<Queue>,
     /// Opens the directory alone, which works without the broker.
     pub directory: Open<Directory>,
 }
@@ -72,49 +78,58 @@ impl std::fmt::Debug for ConsoleOpeners {
     }
 }
 
+impl ConsoleOpeners {
+    async fn parts(&self) -> Result<ConsoleParts, DeadLetterError> {
+        let queue = (self.queue)().await?;
+        match (self.directory)().await {
+            Ok(directory) => Ok(ConsoleParts { queue, directory }),
+            Err(error) => {
+                queue.close().await;
+                Err(error)
+            }
+        }
+    }
+}
+
 /// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminConsole {
-    token: SecretString,
-    /// The place of the deployment, for a person.
-    place: Arc<str>,
+    tokens: Arc<[AdminToken]>,
+    facts: Arc<ConsoleFacts>,
+    /// The queue of this process, which only counts for the console.
+    queue: Queue,
     open: ConsoleOpeners,
     turn: Arc<tokio::sync::Mutex<()>>,
     run: Arc<Mutex<Option<ReplayRun>>>,
+    counted: Arc<Mutex<Option<CountedReasons>>>,
+}
+
+/// The settings that the pages show.
+#[derive(Debug)]
+pub struct ConsoleFacts {
+    /// The place of the deployment: a folder, or host and vhost of the broker.
+    pub place: String,
+    /// The address of the admin listener.
+    pub address: String,
+    /// The partitions of each destination.
+    pub partitions: u16,
+    /// Whether the messages of dead letters may be edited.
+    pub edit: bool,
+    /// The age at which a waiting message is half-way to its deadline.
+    pub late: Duration,
+}
+
+/// The console, with the parts of the process that it shows.
+#[derive(Clone)]
+struct ConsoleSite {
+    console: AdminConsole,
+    metrics: Arc<Metrics>,
+    ready: Readiness,
 }
 
 impl std::fmt::Debug for AdminConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AdminConsole").finish_non_exhaustive()
-    }
-}
-
-/// The progress of the newest replay.
-#[derive(Debug, Clone)]
-struct ReplayRun {
-    to_replay: u64,
-    to_clear: u64,
-    replay_counts: ReplayCounts,
-    began: Timestamp,
-    /// All messages of the plan are published, so the dead letters can be read again.
-    published: bool,
-    /// The outcomes of the published messages.
-    outcomes: ReplayOutcomes,
-    /// The time at which it ended, and the error if it stopped early.
-    ended: Option<(Timestamp, Option<String>)>,
-}
-
-impl ReplayRun {
-    fn of(plan: &ReplayPlan) -> Self {
-        Self {
-            to_replay: plan.to_replay(),
-            to_clear: plan.to_clear(),
-            replay_counts: ReplayCounts::default(),
-            began: crate::clock::now(),
-            published: false,
-            outcomes: ReplayOutcomes::default(),
-            ended: None,
-        }
     }
 }
 
@@ -124,18 +139,31 @@ struct ConsoleTurn {
     turn: OwnedMutexGuard<()>,
 }
 
+impl ConsoleParts {
+    async fn end(self) {
+        self.directory.close().await;
+        self.queue.close().await;
+    }
+}
+
 impl ConsoleTurn {
     async fn end(self) {
-        self.parts.directory.close().await;
-        self.parts.queue.close().await;
+        self.parts.end().await;
         drop(self.turn);
+    }
+
+    /// Lets other sessions change dead letters, and keeps the components.
+    fn give_turn_back(self) -> ConsoleParts {
+        drop(self.turn);
+        self.parts
     }
 }
 
 impl AdminConsole {
     /// Creates the admin console. Each session opens its components anew.
-    pub fn new(token: SecretString, place: &str, open: ConsoleOpeners) -> Self {
-        Self { token, place: place.into(), open, turn: Arc::default(), run: Arc::default() }
+    pub fn new(tokens: Vec<AdminToken>, facts: ConsoleFacts, queue: Queue, open: ConsoleOpeners) -> Self {
+        let (turn, run, counted) = (Arc::default(), Arc::default(), Arc::default());
+        Self { tokens: tokens.into(), facts: Arc::new(facts), queue, open, turn, run, counted }
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {
@@ -146,20 +174,45 @@ impl AdminConsole {
         let busy =
             |_| ApiError::Busy("another session is reading the dead letters: wait until it ends".to_owned());
         let turn = turn.map_err(busy)?;
-        Ok(ConsoleTurn { parts: (self.open.parts)().await?, turn })
+        Ok(ConsoleTurn { parts: self.open.parts().await?, turn })
     }
 
     /// Finds all matching dead letters, with the details of the first `limit`. Works during a replay if the engine
     /// supports it.
     async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<SearchResult, ApiError> {
-        let parts = (self.open.parts)().await?;
+        let parts = self.open.parts().await?;
         let found = match named(filter, &parts).await {
             Ok(filter) => dead_letters::find(&parts.queue, &filter, limit).await,
             Err(error) => Err(error),
         };
-        parts.directory.close().await;
-        parts.queue.close().await;
+        parts.end().await;
         Ok(found?)
+    }
+
+    /// Finds all matching dead letters, and the lines at these positions of the list.
+    async fn list(
+        &self,
+        filter: &DeadLetterFilter,
+        positions: Range<usize>,
+        newest_first: bool,
+    ) -> Result<BriefPage, ApiError> {
+        let parts = self.open.parts().await?;
+        let found = match named(filter, &parts).await {
+            Ok(filter) => brief::page(&parts.queue, &filter, positions, newest_first).await,
+            Err(error) => Err(error),
+        };
+        parts.end().await;
+        let found = found?;
+        if *filter == DeadLetterFilter::default() {
+            let counted = CountedReasons::of(&found.entries);
+            *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Some(counted);
+        }
+        Ok(found)
+    }
+
+    /// The reasons of all dead letters when they were last listed.
+    fn counted(&self) -> Option<CountedReasons> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The conversations with the newest change.
@@ -182,82 +235,43 @@ impl AdminConsole {
         Ok(found?)
     }
 
+    /// The course of a message or of a conversation. Without the broker the course lacks the attempts of dead letters.
+    async fn course(&self, name: &str) -> Result<Course, ApiError> {
+        let mut reader = CourseReader::new(name);
+        self.read_directory(&mut reader).await?;
+        let dead_letters = async {
+            let queue = (self.open.queue)().await?;
+            let read = reader.read_dead_letters(&queue).await;
+            queue.close().await;
+            read
+        };
+        let incomplete = dead_letters.await.err().map(|error| {
+            // The answer does not contain the cause, so the log does.
+            tracing::warn!(%error, "could not read the dead-letter queue");
+            DEAD_LETTERS_MISSING.to_owned()
+        });
+        Ok(Course { incomplete, ..reader.course() })
+    }
+
+    /// The course of a message or of a conversation as the directory knows it, without the attempts of dead letters.
+    async fn course_of_directory(&self, name: &str) -> Result<Course, ApiError> {
+        let mut reader = CourseReader::new(name);
+        self.read_directory(&mut reader).await?;
+        Ok(reader.course())
+    }
+
+    async fn read_directory(&self, reader: &mut CourseReader) -> Result<(), ApiError> {
+        let directory = (self.open.directory)().await?;
+        let read = reader.read_directory(&directory).await;
+        directory.close().await;
+        Ok(read?)
+    }
+
     async fn plan(&self, filter: &DeadLetterFilter) -> Result<ReplayPlan, ApiError> {
         let turn_guard = self.take_turn().await?;
         let plan = plan(filter, &turn_guard.parts).await.map(|(plan, _)| plan);
         turn_guard.end().await;
         Ok(plan?)
-    }
-
-    /// Plans and starts a replay. [`Self::progress`] reports its progress. `wait`: the time limit for the outcomes of
-    /// the messages.
-    async fn replay(
-        &self,
-        filter: DeadLetterFilter,
-        rate: Option<f64>,
-        wait: Duration,
-        by: Operator,
-    ) -> Result<ReplayPlan, ApiError> {
-        let turn_guard = self.take_turn().await?;
-        let (plan, filter) = match plan(&filter, &turn_guard.parts).await {
-            Ok(planned) => planned,
-            Err(error) => {
-                turn_guard.end().await;
-                return Err(error.into());
-            }
-        };
-        let run = ReplayRun::of(&plan);
-        let meant = run.to_replay + run.to_clear;
-        audit(Act::Replay, &by, filter.for_audit(), meant, Ending::Started);
-        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        let (console, planned) = (self.clone(), plan.clone());
-        drop(tasks::spawn(async move {
-            console.carry_out(run, turn_guard, &filter, &planned, (rate, wait), &by).await
-        }));
-        Ok(plan)
-    }
-
-    async fn carry_out(
-        &self,
-        run: ReplayRun,
-        turn_guard: ConsoleTurn,
-        filter: &DeadLetterFilter,
-        plan: &ReplayPlan,
-        (rate, wait): (Option<f64>, Duration),
-        by: &Operator,
-    ) {
-        let ConsoleTurn { parts: ConsoleParts { queue, directory }, turn } = turn_guard;
-        let (stop, began) = (CancellationToken::default(), run.began);
-        let told = |replay_counts| self.note(began, |run| run.replay_counts = replay_counts);
-        let replayed = replay::run(&queue, filter, plan, rate, &stop, told).await;
-        // Other sessions may read the dead letters while this replay waits for outcomes.
-        drop(turn);
-        self.note(began, |run| run.published = true);
-        let told = |outcomes| self.note(began, |run| run.outcomes = outcomes);
-        let outcomes = outcome::wait(&queue, &directory, replayed.messages, wait, &stop, told).await;
-        directory.close().await;
-        queue.close().await;
-        let done = replayed.replay_counts.replayed + replayed.replay_counts.cleared;
-        let trouble = replayed.trouble.map(|error| error.to_string());
-        let told = outcomes.describe();
-        let ending = trouble.as_deref().map_or(Ending::Done(Some(&told)), Ending::Failed);
-        audit(Act::Replay, by, filter.for_audit(), done, ending);
-        self.note(began, |run| {
-            run.outcomes = outcomes;
-            run.ended = Some((crate::clock::now(), trouble));
-        });
-    }
-
-    fn progress(&self) -> Option<ReplayRun> {
-        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Changes the state of the replay that began at `began`, unless a newer replay has replaced it.
-    fn note(&self, began: Timestamp, change: impl FnOnce(&mut ReplayRun)) {
-        let mut newest = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(run) = newest.as_mut().filter(|run| run.began == began) {
-            change(run);
-        }
     }
 
     /// Removes all matching dead letters, if their number equals the confirmed number.
@@ -310,8 +324,8 @@ async fn conversations_named(directory: &Directory, name: &str) -> Result<Vec<Co
 }
 
 /// The operator of a request.
-fn operator(request: &Request) -> Operator {
-    Operator::with_token(OPERATOR, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
+fn operator(token: &AdminToken, request: &Request) -> Operator {
+    Operator::with_token(&token.name, request.extensions().get::<PeerAddress>().map(|peer| peer.0))
 }
 
 /// The filter with all names of its conversation.
@@ -347,26 +361,28 @@ async fn discard(
 }
 
 /// The routes of the admin console. Without a console they answer which setting enables it.
-pub(super) fn router(console: Option<AdminConsole>) -> Router {
-    let Some(console) = console else {
+pub(super) fn router(state: &AdminState) -> Router {
+    let Some(console) = state.console.clone() else {
         let off = async || ApiError::NotEnabled("admin.token").into_response(&request_id(None));
-        let paths = ["/dead-letters", "/dead-letters/{*rest}", "/desk", "/desk/{*rest}"];
+        let paths = ["/dead-letters", "/dead-letters/{*rest}", "/trace", "/desk", "/desk/{*rest}"];
         return paths.iter().fold(Router::new(), |router, path| router.route(path, any(off)));
     };
-    let api = any(async |State(console): State<AdminConsole>, request: Request| {
+    let site = ConsoleSite { console, metrics: state.metrics.clone(), ready: state.ready.clone() };
+    let api = any(async |State(site): State<ConsoleSite>, request: Request| {
         let id = request_id(Some(request.headers()));
-        run_to_completion(&id, async move { api::answer(&console, request).await }).await
+        run_to_completion(&id, async move { api::answer(&site.console, request).await }).await
     });
-    let page = any(async |State(console): State<AdminConsole>, request: Request| {
+    let page = any(async |State(site): State<ConsoleSite>, request: Request| {
         let id = request_id(Some(request.headers()));
-        run_to_completion(&id, async move { pages::answer(&console, request).await }).await
+        run_to_completion(&id, async move { pages::answer(&site, request).await }).await
     });
     Router::new()
         .route("/dead-letters", api.clone())
-        .route("/dead-letters/{*rest}", api)
+        .route("/dead-letters/{*rest}", api.clone())
+        .route("/trace", api)
         .route("/desk", page.clone())
         .route("/desk/{*rest}", page)
-        .with_state(console)
+        .with_state(site)
 }
 
 /// Finishes the work even if the caller disconnects, so that no action stops half-way and no session stays open.

@@ -21,6 +21,12 @@ pub(super) struct DeadLetterQuery {
     pub(super) filter: DeadLetterFilter,
     /// The maximum number of dead letters to show.
     pub(super) limit: usize,
+    /// The number of dead letters before the page.
+    pub(super) before: usize,
+    /// Whether the list begins with the newest dead letter.
+    pub(super) newest_first: bool,
+    /// Whether the ids are the whole selection.
+    pub(super) selected: bool,
     /// Whether to show the texts.
     pub(super) reveal: bool,
     /// Whether to return only the plan.
@@ -65,7 +71,7 @@ impl DeadLetterQuery {
         pairs: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>,
         also: &[&str],
     ) -> Result<Self, ApiError> {
-        let mut asked = Self { limit: LIMIT, wait: WAIT, ..Self::default() };
+        let mut asked = Self { limit: LIMIT, wait: WAIT, newest_first: true, ..Self::default() };
         let mut errors = Vec::new();
         for (name, value) in pairs {
             let (name, value) = (name.as_ref(), value.as_ref());
@@ -95,6 +101,15 @@ impl DeadLetterQuery {
                 let limit = usize::try_from(number("a number")?).unwrap_or(LIMIT_MAX);
                 self.limit = limit.min(LIMIT_MAX);
             }
+            "before" => self.before = usize::try_from(number("a number")?).unwrap_or(usize::MAX),
+            "sort" => {
+                self.newest_first = match value {
+                    "newest" => true,
+                    "oldest" => false,
+                    _ => return Err("must be newest or oldest".to_owned()),
+                }
+            }
+            "selected" => self.selected = flag()?,
             "reveal" => self.reveal = flag()?,
             "dry_run" => self.dry_run = flag()?,
             "confirm" => self.confirm = Some(number("the number of dead letters that you saw")?),

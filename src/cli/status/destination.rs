@@ -1,4 +1,4 @@
-//! The state of each destination, from the metrics of a process and from the queue.
+//! The state of each destination, from the metrics of a process, from the queue and from the settings.
 //!
 //! Guarantees: an unknown value is `None`. On RabbitMQ, breakers and messages in flight are values of one worker; a worker
 //! without a partition of a destination reports nothing about the destination.
@@ -6,45 +6,11 @@
 use std::collections::BTreeSet;
 
 use super::super::output;
-use super::metrics::MetricSamples;
-use super::report::DestinationStatus;
 use crate::clock;
 use crate::config::Settings;
 use crate::message::Destination;
 use crate::queue::QueueDepth;
-
-/// The names of the values of `causeway_breaker_state`.
-const BREAKER_STATES: [&str; 3] = ["passing", "tripped", "probing"];
-
-/// The value of a gauge that counts.
-pub(super) fn whole(value: f64) -> u64 {
-    if value.is_finite() && value > 0.0 { value.round() as u64 } else { 0 }
-}
-
-/// Every destination that this process has a gauge for.
-pub(super) fn remote(samples: &MetricSamples) -> Vec<DestinationStatus> {
-    let names = samples.labels("causeway_queue_messages", "destination").into_iter();
-    let status = |name: String| {
-        let sample = |metric: &str| samples.of(metric, &name).map(whole);
-        let waiting = sample("causeway_queue_messages");
-        let oldest = sample("causeway_oldest_message_age_seconds");
-        DestinationStatus {
-            breaker: sample("causeway_breaker_state").and_then(breaker),
-            waiting,
-            in_flight: sample("causeway_in_flight"),
-            oldest_age_seconds: oldest.filter(|_| waiting.is_some_and(|count| count > 0)),
-            partitions: None,
-            consumed: sample("causeway_partitions_owned"),
-            dead_letters: None,
-            destination: output::harmless(&name),
-        }
-    };
-    names.map(status).collect()
-}
-
-fn breaker(state: u64) -> Option<&'static str> {
-    BREAKER_STATES.get(usize::try_from(state).ok()?).copied()
-}
+use crate::status::{DestinationStatus, MetricSamples, breaker, whole};
 
 /// Every destination of the settings, of the queue and of the running process.
 pub(super) fn local(
@@ -96,24 +62,5 @@ fn one(
         consumed: if is_rabbit { in_depth(|depth, it| depth.consumed.get(&it).copied()) } else { owned },
         dead_letters: in_depth(|depth, it| Some(depth.dead_of.get(&it).copied().unwrap_or(0))),
         destination: output::harmless(name),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_elsewhere_is_known_by_its_metrics() {
-        let samples = MetricSamples::parse(
-            "causeway_queue_messages{destination=\"xo\"} 3\ncauseway_breaker_state{destination=\"xo\"} 1\n\
-             causeway_in_flight{destination=\"xo\"} 0\ncauseway_partitions_owned{destination=\"xo\"} 8\n\
-             causeway_oldest_message_age_seconds{destination=\"xo\"} 12.4",
-        );
-        let all = remote(&samples);
-        let [one] = all.as_slice() else { panic!("{all:?}") };
-        assert_eq!((one.destination.as_str(), one.breaker, one.waiting), ("xo", Some("tripped"), Some(3)));
-        assert_eq!((one.in_flight, one.consumed, one.oldest_age_seconds), (Some(0), Some(8), Some(12)));
-        assert_eq!((one.partitions, one.dead_letters), (None, None));
     }
 }

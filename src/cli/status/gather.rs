@@ -4,7 +4,7 @@
 //! Guarantees: the parts are asked at the same time, each with a time limit, and the failure of one part hides no other part.
 //! The verb creates no file; a file that does not exist yet is shown as empty. On RabbitMQ the dead letters are read only once and
 //! only if there are few, because a reader of dead letters delays a replay.
-//! Not responsible for: one destination (`destination.rs`), the decision whether the state needs a person (`report.rs`).
+//! Not responsible for: one destination (`destination.rs`), what a process knows and whether it needs a person (`status/`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,24 +12,21 @@ use std::time::Duration;
 use serde_json::Value;
 use url::Url;
 
-use super::super::admin_listener;
+use super::super::{admin_listener, output};
 use super::destination;
-use super::metrics::MetricSamples;
-use super::report::{
-    CertificateStatus, DeadLetterStatus, DeploymentStatus, DirectoryStatus, ProcessState, ProcessStatus,
-    QueueStatus, SpoolStatus,
-};
 use crate::app;
-use crate::clock;
 use crate::config::{DirectoryConfig, Settings};
 use crate::conversation::ConversationState;
 use crate::dead_letters::{self, DeadLetterFilter};
 use crate::message::DeadReason;
 use crate::queue::{Queue, QueueDepth};
+use crate::status::{
+    self, DeadLetterStatus, DeploymentStatus, DirectoryStatus, MetricSamples, ProcessState, ProcessStatus,
+    QueueStatus,
+};
 
 /// The time limit of one part.
 const TIMEOUT: Duration = Duration::from_secs(15);
-const WITHOUT_MAJORITY: &str = "causeway_queues_without_majority";
 /// The most dead letters that are read from RabbitMQ.
 const READ_MAX: u64 = 10_000;
 
@@ -56,24 +53,25 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
     let findings = findings(settings).await;
     let count = |queues: usize| u64::try_from(queues).unwrap_or(u64::MAX);
     queue_status.unsafe_policies = findings.as_ref().map(|found| count(found.unsafe_queues.len()));
-    let shown = samples.sum(WITHOUT_MAJORITY).map(destination::whole);
+    let shown = samples.sum(status::WITHOUT_MAJORITY).map(status::whole);
     queue_status.without_majority =
         shown.max(findings.as_ref().map(|found| count(found.without_majority.len())));
     let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
+    let known = status::of_process(process, &samples);
     let mut status = DeploymentStatus {
         engine: Some(engine.to_owned()),
         deployment: app::place(settings),
         destinations: destination::local(settings, &samples, answers.depth.as_ref()),
-        process,
         queue: queue_status,
-        spool: spool(&samples),
-        certificates: certificates(&samples),
         directory,
         dead_letters: answers.dead_letters,
-        ..empty()
+        ..known
     };
     if engine == "embedded" {
-        status.queue.workers = one_worker(&status);
+        // On the embedded engine one process is the worker.
+        let owns = status.destinations.iter().any(|one| one.consumed.is_some_and(|count| count > 0));
+        let runs = status.process.state != ProcessState::NotReachable;
+        status.queue.workers = runs.then_some(u64::from(owns));
     }
     status.find_problems(late(settings), false);
     status
@@ -82,69 +80,15 @@ pub(super) async fn local(settings: &Settings, is_first: bool) -> DeploymentStat
 /// The state that the process behind this admin listener knows.
 pub(super) async fn remote(settings: &Settings, listener: &Url) -> DeploymentStatus {
     let (process, samples) = process(listener).await;
-    let count = |name: &str| samples.sum(name).map(destination::whole);
-    let dead_letters = match count("causeway_dead_letter_messages") {
-        Some(total) => reasons(settings, listener, total).await,
-        None => DeadLetterStatus::default(),
-    };
-    let directory = DirectoryStatus {
-        kind: None,
-        conversations: samples.by_label("causeway_conversations", "state"),
-        error: (count("causeway_directory_up") == Some(0)).then(|| "its process cannot use it".to_owned()),
-    };
-    let mut status = DeploymentStatus {
-        engine: samples.label("causeway_build_info", "engine").map(str::to_owned),
-        deployment: process.address.clone(),
-        destinations: destination::remote(&samples),
-        queue: QueueStatus {
-            unroutable: count("causeway_unroutable_messages"),
-            unsafe_policies: count("causeway_queues_with_unsafe_policy"),
-            without_majority: count(WITHOUT_MAJORITY),
-            ..QueueStatus::default()
-        },
-        spool: spool(&samples),
-        certificates: certificates(&samples),
-        directory,
-        dead_letters,
-        process,
-        ..empty()
-    };
-    if status.engine.as_deref() == Some("embedded") {
-        status.queue.workers = one_worker(&status);
+    let mut status = status::of_process(process, &samples);
+    for one in &mut status.destinations {
+        one.destination = output::harmless(&one.destination);
+    }
+    if let Some(total) = status.dead_letters.total {
+        status.dead_letters = reasons(settings, listener, total).await;
     }
     status.find_problems(late(settings), true);
     status
-}
-
-fn spool(samples: &MetricSamples) -> SpoolStatus {
-    let count = |name: &str| samples.sum(name).map(destination::whole);
-    let messages = count("causeway_spool_messages");
-    let oldest = count("causeway_spool_oldest_age_seconds");
-    SpoolStatus { messages, oldest_age_seconds: oldest.filter(|_| messages.is_some_and(|count| count > 0)) }
-}
-
-fn certificates(samples: &MetricSamples) -> Vec<CertificateStatus> {
-    let labels = ["peer", "kind", "subject"];
-    let found = samples.with_labels("causeway_certificate_expiry_timestamp_seconds", labels).into_iter();
-    let status = |([peer, kind, subject], seconds): ([String; 3], f64)| {
-        let expires = jiff::Timestamp::from_second(destination::whole(seconds).try_into().ok()?).ok()?;
-        Some(CertificateStatus { peer, kind, subject, expires })
-    };
-    found.filter_map(status).collect()
-}
-
-fn empty() -> DeploymentStatus {
-    DeploymentStatus {
-        at: clock::now().to_string(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..DeploymentStatus::default()
-    }
-}
-
-/// On the embedded engine one process is the worker.
-fn one_worker(status: &DeploymentStatus) -> Option<u64> {
-    let owns = status.destinations.iter().any(|one| one.consumed.is_some_and(|count| count > 0));
-    (status.process.state != ProcessState::NotReachable).then_some(u64::from(owns))
 }
 
 /// The age in seconds at which a waiting message is half-way to its deadline.
@@ -211,16 +155,21 @@ async fn ask(queue: &Queue, is_rabbit: bool, is_first: bool) -> anyhow::Result<Q
     let mut dead = DeadLetterStatus { total: Some(depth.dead), ..DeadLetterStatus::default() };
     if depth.dead == 0 {
         dead.by_reason = Some(BTreeMap::new());
-    } else if is_rabbit && !is_first {
+    } else if !is_rabbit {
+        match queue.dead_reasons().await {
+            Ok(reasons) => dead.by_reason = reasons.map(named),
+            Err(error) => dead.error = Some(error.to_string()),
+        }
+    } else if !is_first {
         dead.error = Some("read only once with --watch".to_owned());
-    } else if is_rabbit && depth.dead > READ_MAX {
+    } else if depth.dead > READ_MAX {
         dead.error = Some(format!("more than {READ_MAX}: use `causeway dead count`"));
     } else {
         match dead_letters::list(queue, &DeadLetterFilter::default()).await {
             Ok(entries) => {
                 let reasons = dead_letters::summary_by(&entries, |entry| entry.reason);
-                let reasons = reasons.into_iter();
-                dead.by_reason = Some(reasons.map(|(it, group)| (it.to_string(), group.count)).collect());
+                dead.by_reason =
+                    Some(named(reasons.into_iter().map(|(it, group)| (it, group.count)).collect()));
             }
             Err(error) => dead.error = Some(error.to_string()),
         }
@@ -228,6 +177,10 @@ async fn ask(queue: &Queue, is_rabbit: bool, is_first: bool) -> anyhow::Result<Q
     let status =
         QueueStatus { workers: workers?, unroutable: Some(depth.unroutable), ..QueueStatus::default() };
     Ok(QueueAnswers { depth: Some(depth), status, dead_letters: dead })
+}
+
+fn named(reasons: BTreeMap<DeadReason, u64>) -> BTreeMap<String, u64> {
+    reasons.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect()
 }
 
 /// The reasons of the dead letters, from the admin API. The metrics contain only the total.
@@ -238,7 +191,7 @@ async fn reasons(settings: &Settings, listener: &Url, total: u64) -> DeadLetterS
     if total == 0 {
         return known(BTreeMap::new());
     }
-    let Some(token) = &settings.admin_token else {
+    let Some(token) = settings.admin_tokens.first().map(|one| &one.token) else {
         return unknown("set admin.token, the token of that process".to_owned());
     };
     let mut url = admin_listener::path(listener, "/dead-letters");

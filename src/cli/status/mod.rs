@@ -5,8 +5,6 @@
 
 mod destination;
 mod gather;
-mod metrics;
-mod report;
 mod text;
 
 use std::io::IsTerminal;
@@ -17,7 +15,7 @@ use url::Url;
 use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles, admin_listener};
 use crate::config::{RunPurpose, Settings};
-use report::DeploymentStatus;
+use crate::status::DeploymentStatus;
 
 /// The time between two pages of `--watch`.
 const EVERY: Duration = Duration::from_secs(3);

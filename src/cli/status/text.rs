@@ -3,7 +3,7 @@
 //! Guarantees: no line of the table and of the lists is wider than the terminal. Only the sentences about problems may be.
 
 use super::super::output::{self, AnsiPaint};
-use super::report::{DeploymentStatus, DestinationStatus, ProcessState};
+use crate::status::{DeploymentStatus, DestinationStatus, ProcessState};
 
 /// The report as lines of at most `columns` columns, except for the sentences about problems.
 pub(super) fn page(report: &DeploymentStatus, columns: usize, paint: AnsiPaint) -> String {
@@ -101,8 +101,8 @@ fn row(state: &DestinationStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::status::report::ProcessStatus;
     use crate::config::Environment;
+    use crate::status::ProcessStatus;
 
     #[test]
     fn a_page_fits_and_tells_what_is_unknown() {

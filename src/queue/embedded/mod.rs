@@ -17,6 +17,7 @@
 //! second.
 
 mod dead_letters;
+mod dead_reasons;
 mod dispatcher;
 mod lock;
 mod row;
@@ -35,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::{PartitionId, QueueDepth, QueueError, QueueTuning};
 use crate::data_files;
-use crate::message::{DeadLetter, Destination, Destinations, Message};
+use crate::message::{DeadLetter, DeadReason, Destination, Destinations, Message};
 pub use dead_letters::EmbeddedReader;
 use dispatcher::MessageDispatcher;
 use lock::FileLock;
@@ -229,6 +230,11 @@ impl EmbeddedQueue {
     /// `waiting` counts all messages that are not acked: a tool cannot know which ones the server has handed out.
     pub(super) async fn depth(&self) -> Result<QueueDepth, QueueError> {
         self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Depth { reply })).await
+    }
+
+    /// The number of dead letters by reason, from an index.
+    pub(super) async fn dead_reasons(&self) -> Result<BTreeMap<DeadReason, u64>, QueueError> {
+        self.inner.writer_handle.ask(|reply| WriterCommand::Ask(ControlRequest::Reasons { reply })).await
     }
 
     /// Whether the folder has a queue that no process serves.

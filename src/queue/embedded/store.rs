@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, named_params, params};
 
+use super::dead_reasons;
 use super::row::{self, StoredRow};
 use super::stream::{SequenceNumber, StreamId, StreamNumbers};
 use crate::data_files;
@@ -94,6 +95,9 @@ impl MessageStore {
         } else if version == 2 {
             tx.execute_batch(include_str!("schema_2_to_3.sql"))?;
             tx.pragma_update(None, "user_version", SCHEMA)?;
+        }
+        if version == 0 || version == 2 || version == SCHEMA {
+            tx.execute_batch(dead_reasons::INDEX)?;
         }
         tx.commit()
     }

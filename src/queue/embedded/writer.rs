@@ -5,7 +5,7 @@
 //! message again and repeats the write until it succeeds.
 //! Not responsible for: SQL (`store.rs`), which consumer has which message (`dispatcher.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::row::StoredRow;
 use super::store::{MessageStore, WriteTransaction};
 use super::stored_lanes::StoredLane;
 use super::stream::{SequenceNumber, StreamId};
-use crate::message::{DeadLetter, Message};
+use crate::message::{DeadLetter, DeadReason, Message};
 use crate::queue::{PartitionId, QueueDepth, QueueError};
 
 /// The interval at which the thread checks for changes without a command: rows of another process, or space on a full
@@ -81,6 +81,10 @@ pub(super) enum ControlRequest {
     },
     Depth {
         reply: ReplySender<QueueDepth>,
+    },
+    /// Asks for the number of dead letters by reason.
+    Reasons {
+        reply: ReplySender<BTreeMap<DeadReason, u64>>,
     },
     /// Asks for the lane of each message.
     Lanes {
@@ -307,6 +311,9 @@ impl StoreWriter {
             }
             (ControlRequest::Depth { reply }, _) => {
                 drop(reply.send(self.store.depth(self.partitions).map_err(failed)))
+            }
+            (ControlRequest::Reasons { reply }, _) => {
+                drop(reply.send(self.store.dead_reasons().map_err(failed)))
             }
             (ControlRequest::Lanes { reply }, _) => {
                 drop(reply.send(self.store.stored_lanes().map_err(failed)))

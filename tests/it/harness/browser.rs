@@ -99,6 +99,46 @@ impl Browser {
         text.as_str().unwrap_or_default().to_owned()
     }
 
+    /// Shows pages as wide as this from now on, as on a phone or on a desk.
+    pub(crate) async fn width(&self, width: u32) {
+        let size = json!({ "width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600 });
+        let wide = json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": size });
+        self.post("goog/cdp/execute", wide).await.expect("the width");
+    }
+
+    /// Fails the test if axe-core finds a violation of accessibility on the page, or if the page is wider than the window.
+    pub(crate) async fn is_accessible(&self, what: &str) {
+        const AXE: &str = include_str!("../../fixtures/axe/axe.min.js");
+        let run = "const done = arguments[arguments.length - 1]; axe.run().then(found => done(found.violations.map(one => \
+                   one.id + ': ' + one.nodes.map(node => node.html).join(' '))), error => done([String(error)]))";
+        let is_there = json!({ "script": "return typeof axe === 'object'", "args": [] });
+        if self.post("execute/sync", is_there).await.expect("an answer") == false {
+            self.post("execute/sync", json!({ "script": AXE, "args": [] })).await.expect("axe-core");
+        }
+        let found = self.post("execute/async", json!({ "script": run, "args": [] })).await.expect("a result");
+        assert_eq!(found, json!([]), "{what}");
+        let script = "return [document.documentElement.scrollWidth, window.innerWidth]";
+        let widths =
+            self.post("execute/sync", json!({ "script": script, "args": [] })).await.expect("widths");
+        assert!(widths[0].as_u64() <= widths[1].as_u64(), "{what} is wider than the window: {widths}");
+    }
+
+    /// Presses keys, one after another, as a person does who has no mouse. Tab is `\u{e004}`, Enter is `\u{e007}`, space is a space.
+    pub(crate) async fn keys(&self, keys: &str) {
+        let press = |key: char| {
+            [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })]
+        };
+        let actions: Vec<Value> = keys.chars().flat_map(press).collect();
+        let actions = json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] });
+        self.post("actions", actions).await.expect("keys");
+    }
+
+    /// Moves the browser into a time zone.
+    pub(crate) async fn in_zone(&self, zone: &str) {
+        let zone = json!({ "cmd": "Emulation.setTimezoneOverride", "params": { "timezoneId": zone } });
+        self.post("goog/cdp/execute", zone).await.expect("the time zone");
+    }
+
     /// Requests the dark colours from now on, and returns the background colour of the page.
     pub(crate) async fn in_the_dark(&self) -> String {
         let features = [json!({ "name": "prefers-color-scheme", "value": "dark" })];

@@ -1,11 +1,13 @@
-//! Pages about conversations: the list with its search, and one conversation.
+//! Pages about conversations: the list with its search, and one conversation with its course.
 //!
 //! The pages show what the directory knows, and no text of a message.
 
 use maud::{Markup, html};
 
+use super::course::events;
 use super::{PageFrame, link, moment, page, to_conversation};
 use crate::conversation::{Conversation, ConversationState};
+use crate::course::Course;
 use crate::dead_letters::DeadLetterFilter;
 
 /// The list. `asked`: the name that was searched for.
@@ -28,7 +30,7 @@ pub(in super::super) fn conversations(
         }
         @if found.is_empty() {
             p.note { "The directory knows no such conversation. The callback relay keeps none." }
-            @if !asked.is_empty() { p { a href=(link("/desk", &letters_of(asked))) { "Dead letters of this name" } } }
+            @if !asked.is_empty() { p { a href=(link("/desk/letters", &letters_of(asked))) { "Dead letters of this name" } } }
         } @else {
             table {
                 caption { @if is_full { "The " (limit) " with the newest change" } @else { (found.len()) " found" } }
@@ -38,18 +40,18 @@ pub(in super::super) fn conversations(
                 } }
                 tbody { @for it in found { tr {
                     th.wrap scope="row" { (to_conversation(it.id.as_str())) }
-                    td { (it.state) }
-                    td.wrap { (it.number.as_deref().or(it.group.as_deref()).unwrap_or("–")) }
-                    td { (moment(it.opened_at)) } td { (moment(it.updated_at)) }
+                    td data-label="State" { (it.state) }
+                    td.wrap data-label="ServiceNow" { (it.number.as_deref().or(it.group.as_deref()).unwrap_or("–")) }
+                    td data-label="Opened" { (moment(it.opened_at)) } td data-label="Changed" { (moment(it.updated_at)) }
                 } } }
             }
         }
     };
-    page("Conversations", frame, None, &content)
+    page("Conversations", frame, &content)
 }
 
 /// One conversation.
-pub(in super::super) fn conversation(frame: PageFrame<'_>, known: &Conversation) -> Markup {
+pub(in super::super) fn conversation(frame: PageFrame<'_>, known: &Conversation, course: &Course) -> Markup {
     let letters = letters_of(known.id.as_str());
     let content = html! {
         p.note { strong { (known.state) } @if let Some(reason) = &known.reason { ": " (reason) } }
@@ -62,9 +64,10 @@ pub(in super::super) fn conversation(frame: PageFrame<'_>, known: &Conversation)
             dt { "Changed" } dd { (moment(known.updated_at)) }
             @if let Some(at) = known.released_at { dt { "User back at the bot" } dd { (moment(at)) } }
         }
-        p { a href=(link("/desk", &letters)) { "Its dead letters, in both directions" } }
+        p { a href=(link("/desk/letters", &letters)) { "Its dead letters, in both directions" } }
+        (events(course))
     };
-    page("Conversation", frame, None, &content)
+    page("Conversation", frame, &content)
 }
 
 fn letters_of(name: &str) -> DeadLetterFilter {

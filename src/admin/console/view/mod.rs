@@ -1,33 +1,51 @@
 //! The pages of the admin console.
 //!
 //! Guarantees: the template escapes all texts of users and platforms. The pages work without scripts and without
-//! colour, because each state is shown as a word.
+//! colour, because each state is shown as a word. The only script adds the local time.
 
 mod actions;
 mod conversations;
+mod course;
 mod lists;
+mod overview;
 
-pub(super) use actions::{discarded, plan, progress, question};
+pub(super) use actions::{discarded, edit, plan, progress, question};
 pub(super) use conversations::{conversation, conversations};
+pub(super) use course::course;
 use jiff::Timestamp;
-pub(super) use lists::{home, letter};
+pub(super) use lists::{ListPage, letter, letters};
 use maud::{DOCTYPE, Markup, html};
+pub(super) use overview::overview;
 
-use super::ReplayRun;
+use super::runs::ReplayRun;
 use crate::dead_letters::{self, DeadLetterFilter, DeadLetterSummary};
 use crate::message::DeadReason;
 
 /// The data of the frame of each page.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PageFrame<'a> {
     /// The form token if the user is logged in.
     pub(super) form: Option<&'a str>,
     /// The place of the deployment: a folder, or host and vhost of the broker.
     pub(super) place: &'a str,
+    /// Whether the user may change something, and not only look.
+    pub(super) may_act: bool,
+    /// Whether the browser loads the page again and again.
+    pub(super) refresh: Option<&'a PageRefresh>,
+}
+
+/// The repeated loading of a page, which a user can turn on and off.
+#[derive(Debug)]
+pub(super) struct PageRefresh {
+    /// The time between two loads.
+    pub(super) seconds: u32,
+    pub(super) is_on: bool,
+    /// The address of the page with the other choice.
+    pub(super) other: String,
 }
 
 /// The frame of each page.
-fn page(title: &str, frame: PageFrame<'_>, refresh: Option<u32>, content: &Markup) -> Markup {
+fn page(title: &str, frame: PageFrame<'_>, content: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,30 +53,41 @@ fn page(title: &str, frame: PageFrame<'_>, refresh: Option<u32>, content: &Marku
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                @if let Some(seconds) = refresh { meta http-equiv="refresh" content=(seconds); }
                 title { (title) " · Causeway" }
                 link rel="stylesheet" href="/desk/style.css";
+                @if frame.form.is_some() { script src="/desk/local-time.js" defer {} }
             }
             body {
+                a.skip href="#content" { "Skip to the content" }
                 header {
                     nav aria-label="Pages" {
-                        a href="/desk" { "Dead letters" }
+                        a href="/desk" { "Status" }
+                        a href="/desk/letters" { "Dead letters" }
                         a href="/desk/conversations" { "Conversations" }
                     }
                     @if let Some(form) = frame.form {
+                        p.hint { "Causeway " (env!("CARGO_PKG_VERSION")) " on " span.wrap { (frame.place) } }
                         form method="post" action="/desk/logout" {
                             input type="hidden" name="form" value=(form);
                             button.quiet { "Log out" }
                         }
                     }
                 }
-                main { h1 { (title) } (content) }
+                main #content { h1 { (title) } (content) }
                 footer {
-                    @if frame.form.is_some() { "Causeway " (env!("CARGO_PKG_VERSION")) " on " span.wrap { (frame.place) } ". " }
                     "All times are UTC."
+                    @if let Some(refresh) = frame.refresh { " " (again(refresh)) }
                 }
             }
         }
+    }
+}
+
+fn again(refresh: &PageRefresh) -> Markup {
+    let seconds = plural(refresh.seconds as usize, "second");
+    html! {
+        @if refresh.is_on { "This page is loaded again every " (seconds) ". " a href=(refresh.other) { "Stop loading it again" } }
+        @else { a href=(refresh.other) { "Load this page again every " (seconds) } }
     }
 }
 
@@ -69,35 +98,40 @@ pub(super) fn login(back: &str, refused: bool) -> Markup {
             input type="hidden" name="back" value=(back);
             label for="token" { "Token" }
             input id="token" type="password" name="token" autocomplete="current-password" required autofocus;
-            p.hint { "The value of " code { "admin.token" } " in the settings of this process." }
+            p.hint { "The value of " code { "admin.token" } ", or of one of " code { "admin.tokens" } ", in the settings of this process." }
             button.main { "Log in" }
         }
     };
-    page("Log in", PageFrame { form: None, place: "" }, None, &content)
+    page("Log in", PageFrame::default(), &content)
 }
 
 pub(super) fn refusal(frame: PageFrame<'_>, title: &str, why: &dyn std::fmt::Display) -> Markup {
     let content = html! {
         p.bad role="alert" { (why) }
-        p { a href="/desk" { "Back to the dead letters" } }
+        p { a href="/desk" { "To the status" } " " a href="/desk/letters" { "To the dead letters" } }
     };
-    page(title, frame, None, &content)
+    page(title, frame, &content)
 }
 
+/// The dead letters by reason, destination and the platform's answer.
 fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
+    let key = |entry: &DeadLetterSummary| (entry.destination, entry.reason, entry.answer);
     html! {
-        table {
-            caption { "By reason and destination" }
+        table.list {
+            caption { "By reason, destination and the platform's answer" }
             thead { tr {
-                th scope="col" { "Reason" } th scope="col" { "To" } th.number scope="col" { "Dead letters" }
+                th scope="col" { "Reason" } th scope="col" { "To" } th scope="col" { "Answer" } th.number scope="col" { "Dead letters" }
                 th.number scope="col" { "Conversations" } th scope="col" { "First" } th scope="col" { "Last" }
             } }
-            tbody { @for ((destination, reason), group) in dead_letters::summary(entries) {
-                @let inner = DeadLetterFilter { destination: Some(destination), reasons: [reason].into(), ..filter.clone() };
+            tbody { @for ((destination, reason, answer), group) in dead_letters::summary_by(entries, key) {
+                @let inner = DeadLetterFilter {
+                    destination: Some(destination), reasons: [reason].into(), answer: Some(answer), ..filter.clone()
+                };
                 tr {
-                    th scope="row" { a href=(link("/desk", &inner)) { (reason) } p.hint { (meaning(reason)) } }
-                    td { (destination) } td.number { (group.count) } td.number { (group.lanes) }
-                    td { (moment(group.first)) } td { (moment(group.last)) }
+                    th scope="row" { a href=(link("/desk/letters", &inner)) { (reason) } p.hint { (meaning(reason)) } }
+                    td data-label="To" { (destination) } td data-label="Answer" { (answer) }
+                    td.number data-label="Dead letters" { (group.count) } td.number data-label="Conversations" { (group.lanes) }
+                    td data-label="First" { (moment(group.first)) } td data-label="Last" { (moment(group.last)) }
                 }
             } }
         }
@@ -106,14 +140,14 @@ fn groups(filter: &DeadLetterFilter, entries: &[DeadLetterSummary]) -> Markup {
 
 fn actions(frame: PageFrame<'_>, filter: &DeadLetterFilter, count: usize) -> Markup {
     html! {
-        div.actions {
+        @if frame.may_act { div.actions {
             a.button.main href=(link("/desk/replay", filter)) { "Replay " (counted(count as u64)) "…" }
             form method="post" action="/desk/export" {
                 (hidden(frame, filter))
                 button title="JSON Lines with the texts of the messages" { "Export with texts" }
             }
             a.button.danger href=(link("/desk/discard", filter)) { "Discard…" }
-        }
+        } }
     }
 }
 
@@ -146,8 +180,13 @@ fn hidden(frame: PageFrame<'_>, filter: &DeadLetterFilter) -> Markup {
 }
 
 fn link(path: &str, filter: &DeadLetterFilter) -> String {
+    link_with(path, filter, [])
+}
+
+fn link_with<const N: usize>(path: &str, filter: &DeadLetterFilter, more: [(&str, String); N]) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(filter.written());
+    query.extend_pairs(more);
     let query = query.finish();
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
@@ -164,11 +203,19 @@ fn moment(at: Timestamp) -> Markup {
     // The two largest units are sufficient.
     let ago = humantime::format_duration(ago).to_string();
     let ago: Vec<&str> = ago.split(' ').take(2).collect();
-    html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } p.hint { (ago.join(" ")) " ago" } }
+    html! { (time(at)) span.hint { " " (ago.join(" ")) " ago" } }
+}
+
+fn time(at: Timestamp) -> Markup {
+    html! { time datetime=(at) { (at.strftime("%Y-%m-%d %H:%M:%S")) } }
 }
 
 fn counted(count: u64) -> String {
-    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+    crate::status::counted(count, "dead letter")
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    crate::status::counted(count as u64, noun)
 }
 
 const fn meaning(reason: DeadReason) -> &'static str {
@@ -186,14 +233,15 @@ const fn meaning(reason: DeadReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letters::SearchResult;
+    use crate::dead_letters::brief::{Brief, BriefPage};
     use crate::dead_letters::replay::{KnownOutcomes, ReplayPlan};
     use crate::message::{
         AttemptHistory, AttemptRecord, DeadLetter, Destination, Kind, LaneKey, Message, MessageId,
         PlatformWords,
     };
 
-    const FRAME: PageFrame<'_> = PageFrame { form: Some("f"), place: "broker/vhost" };
+    const FRAME: PageFrame<'_> =
+        PageFrame { form: Some("f"), place: "broker/vhost", may_act: true, refresh: None };
 
     #[test]
     fn hostile_words_stay_words() {
@@ -216,15 +264,17 @@ mod tests {
         });
         let dead = DeadLetter::new(message, DeadReason::Rejected, hostile, story);
         let filter = DeadLetterFilter { conversation: Some(hostile.into()), ..DeadLetterFilter::default() };
-        let found = SearchResult {
+        let found = BriefPage {
             entries: vec![DeadLetterSummary::from(&dead)],
-            letters: vec![dead.clone()],
+            briefs: vec![Brief::from(&dead)],
             destinations: vec![Destination::ServiceNow],
         };
+        let list = ListPage { before: 0, size: 100, newest_first: true };
         let known = KnownOutcomes::default();
         let pages = [
-            home(FRAME, &filter, &found, None),
-            letter(FRAME, dead.message.id, std::slice::from_ref(&dead), true),
+            letters(FRAME, &filter, &found, list, None),
+            letter(FRAME, dead.message.id, std::slice::from_ref(&dead), (true, true)),
+            edit(FRAME, &dead),
             plan(FRAME, &filter, &ReplayPlan::new(found.entries.clone(), &filter, &known)),
             question(FRAME, &filter, &found.entries),
             login(hostile, true),
@@ -232,7 +282,8 @@ mod tests {
         ];
         for page in pages {
             let text = page.into_string();
-            assert!(!text.contains("<script") && !text.contains("<img"), "{text}");
+            let own = text.replace("<script src=\"/desk/local-time.js\" defer>", "");
+            assert!(!own.contains("<script") && !text.contains("<img"), "{text}");
             assert!(
                 !text.contains("alert") || text.contains("&quot;&gt;&lt;img"),
                 "an attribute ends where it ends: {text}"
@@ -243,7 +294,7 @@ mod tests {
     #[test]
     fn text_is_hidden_until_asked_for() {
         let dead = [DeadLetter::refused(b"private words")];
-        let shown = |reveal| letter(FRAME, dead[0].message.id, &dead, reveal).into_string();
+        let shown = |reveal| letter(FRAME, dead[0].message.id, &dead, (reveal, true)).into_string();
         for words in ["private words", "echoed words"] {
             assert!(!shown(false).contains(words));
             assert!(shown(true).contains(words));

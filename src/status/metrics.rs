@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::destination::whole;
+use super::whole;
 
 /// The samples of one process, without histograms.
 #[derive(Debug, Default)]
-pub(super) struct MetricSamples(Vec<MetricSample>);
+pub(crate) struct MetricSamples(Vec<MetricSample>);
 
 #[derive(Debug)]
 struct MetricSample {
@@ -17,26 +17,26 @@ struct MetricSample {
 
 impl MetricSamples {
     /// Unreadable lines are left out.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let is_wanted = |line: &&str| line.starts_with("causeway_") && !line.contains("_bucket{");
         Self(text.lines().filter(is_wanted).filter_map(MetricSample::parse).collect())
     }
 
     /// The sum of the samples with this name and this destination; `None` if there is none.
-    pub(super) fn of(&self, name: &str, destination: &str) -> Option<f64> {
+    pub(crate) fn of(&self, name: &str, destination: &str) -> Option<f64> {
         let is_meant =
             |sample: &&MetricSample| sample.name == name && sample.label("destination") == Some(destination);
         self.0.iter().filter(is_meant).map(|sample| sample.value).reduce(|sum, value| sum + value)
     }
 
     /// The sum of all samples with this name; `None` if there is none.
-    pub(super) fn sum(&self, name: &str) -> Option<f64> {
+    pub(crate) fn sum(&self, name: &str) -> Option<f64> {
         let samples = self.0.iter().filter(|sample| sample.name == name);
         samples.map(|sample| sample.value).reduce(|sum, value| sum + value)
     }
 
     /// The whole numbers of a metric, by one of its labels; `None` if there is no sample.
-    pub(super) fn by_label(&self, name: &str, label: &str) -> Option<BTreeMap<String, u64>> {
+    pub(crate) fn by_label(&self, name: &str, label: &str) -> Option<BTreeMap<String, u64>> {
         let samples = self.0.iter().filter(|sample| sample.name == name);
         let counts: BTreeMap<_, _> = samples
             .filter_map(|sample| Some((sample.label(label)?.to_owned(), whole(sample.value))))
@@ -45,7 +45,7 @@ impl MetricSamples {
     }
 
     /// The label of the first sample with this name.
-    pub(super) fn label(&self, name: &str, label: &str) -> Option<&str> {
+    pub(crate) fn label(&self, name: &str, label: &str) -> Option<&str> {
         self.0.iter().find(|sample| sample.name == name)?.label(label)
     }
 
@@ -63,7 +63,7 @@ impl MetricSamples {
     }
 
     /// All values of a label of a metric.
-    pub(super) fn labels(&self, name: &str, label: &str) -> BTreeSet<String> {
+    pub(crate) fn labels(&self, name: &str, label: &str) -> BTreeSet<String> {
         let samples = self.0.iter().filter(|sample| sample.name == name);
         samples.filter_map(|sample| sample.label(label)).map(str::to_owned).collect()
     }

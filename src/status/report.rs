@@ -1,13 +1,13 @@
-//! The state of a deployment as `causeway status` shows it, and the decision whether the state needs a person.
+//! The state of a deployment as `causeway status` and the start page of the console show it, and the decision whether the state needs a person.
 //!
 //! Guarantees: an unknown value is `null`, never 0. Each part has its own error.
-//! Not responsible for: reading the state (`gather.rs`), layout (`text.rs`).
+//! Not responsible for: reading the state (`process.rs`, `cli/status/gather.rs`), layout (`cli/status/text.rs`, the console).
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::super::output;
+use super::{age, counted};
 use crate::clock;
 
 /// The age in seconds of a spooled message that needs a person, as in the alert `CausewaySpoolNotDraining`.
@@ -17,42 +17,42 @@ const CERTIFICATE_LATE: jiff::SignedDuration = jiff::SignedDuration::from_hours(
 /// The difference of the clocks in seconds that needs a person, as in the alert `CausewayClockWrong`.
 const CLOCK_WRONG: f64 = 5.0;
 
-/// The whole state. `JSON` in `mod.rs` describes the fields.
+/// The whole state. `JSON` in `cli/status/mod.rs` describes the fields.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct DeploymentStatus {
-    pub(super) at: String,
-    pub(super) version: String,
-    pub(super) engine: Option<String>,
+pub(crate) struct DeploymentStatus {
+    pub(crate) at: String,
+    pub(crate) version: String,
+    pub(crate) engine: Option<String>,
     /// The data folder, or host and vhost of the broker, or the address of `--admin`.
-    pub(super) deployment: String,
+    pub(crate) deployment: String,
     /// Sentences for a person; empty if all is well.
-    pub(super) needs_attention: Vec<String>,
-    pub(super) process: ProcessStatus,
-    pub(super) queue: QueueStatus,
+    pub(crate) needs_attention: Vec<String>,
+    pub(crate) process: ProcessStatus,
+    pub(crate) queue: QueueStatus,
     /// The spool of this process, which must be an ingress.
-    pub(super) spool: SpoolStatus,
-    pub(super) destinations: Vec<DestinationStatus>,
+    pub(crate) spool: SpoolStatus,
+    pub(crate) destinations: Vec<DestinationStatus>,
     /// The certificates that the process knows.
-    pub(super) certificates: Vec<CertificateStatus>,
-    pub(super) directory: DirectoryStatus,
-    pub(super) dead_letters: DeadLetterStatus,
+    pub(crate) certificates: Vec<CertificateStatus>,
+    pub(crate) directory: DirectoryStatus,
+    pub(crate) dead_letters: DeadLetterStatus,
 }
 
 /// The process behind `admin.listen`.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct ProcessStatus {
-    pub(super) address: String,
-    pub(super) state: ProcessState,
-    pub(super) version: Option<String>,
+pub(crate) struct ProcessStatus {
+    pub(crate) address: String,
+    pub(crate) state: ProcessState,
+    pub(crate) version: Option<String>,
     /// Why the process is not ready or not reachable.
-    pub(super) error: Option<String>,
+    pub(crate) error: Option<String>,
     /// How far its clock is ahead of the broker's.
-    pub(super) clock_ahead_seconds: Option<f64>,
+    pub(crate) clock_ahead_seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ProcessState {
+pub(crate) enum ProcessState {
     Ready,
     NotReady,
     #[default]
@@ -60,43 +60,43 @@ pub(super) enum ProcessState {
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct QueueStatus {
-    pub(super) workers: Option<u64>,
-    pub(super) unroutable: Option<u64>,
+pub(crate) struct QueueStatus {
+    pub(crate) workers: Option<u64>,
+    pub(crate) unroutable: Option<u64>,
     /// The queues whose policy deletes messages.
-    pub(super) unsafe_policies: Option<u64>,
+    pub(crate) unsafe_policies: Option<u64>,
     /// The queues of which too few nodes run.
-    pub(super) without_majority: Option<u64>,
-    pub(super) error: Option<String>,
+    pub(crate) without_majority: Option<u64>,
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct SpoolStatus {
-    pub(super) messages: Option<u64>,
-    pub(super) oldest_age_seconds: Option<u64>,
+pub(crate) struct SpoolStatus {
+    pub(crate) messages: Option<u64>,
+    pub(crate) oldest_age_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct DestinationStatus {
-    pub(super) destination: String,
-    pub(super) breaker: Option<&'static str>,
-    pub(super) waiting: Option<u64>,
-    pub(super) in_flight: Option<u64>,
-    pub(super) oldest_age_seconds: Option<u64>,
-    pub(super) partitions: Option<u16>,
+pub(crate) struct DestinationStatus {
+    pub(crate) destination: String,
+    pub(crate) breaker: Option<&'static str>,
+    pub(crate) waiting: Option<u64>,
+    pub(crate) in_flight: Option<u64>,
+    pub(crate) oldest_age_seconds: Option<u64>,
+    pub(crate) partitions: Option<u16>,
     /// Partitions with a worker. With `--admin`: the partitions of this process.
-    pub(super) consumed: Option<u64>,
-    pub(super) dead_letters: Option<u64>,
+    pub(crate) consumed: Option<u64>,
+    pub(crate) dead_letters: Option<u64>,
 }
 
 /// Of several hosts of a peer the certificate that expires first.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct CertificateStatus {
-    pub(super) peer: String,
+pub(crate) struct CertificateStatus {
+    pub(crate) peer: String,
     /// `server`, or `client` for our own certificate.
-    pub(super) kind: String,
-    pub(super) subject: String,
-    pub(super) expires: jiff::Timestamp,
+    pub(crate) kind: String,
+    pub(crate) subject: String,
+    pub(crate) expires: jiff::Timestamp,
 }
 
 impl CertificateStatus {
@@ -111,45 +111,45 @@ impl CertificateStatus {
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct DirectoryStatus {
-    pub(super) kind: Option<String>,
-    pub(super) conversations: Option<BTreeMap<String, u64>>,
-    pub(super) error: Option<String>,
+pub(crate) struct DirectoryStatus {
+    pub(crate) kind: Option<String>,
+    pub(crate) conversations: Option<BTreeMap<String, u64>>,
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct DeadLetterStatus {
-    pub(super) total: Option<u64>,
-    pub(super) by_reason: Option<BTreeMap<String, u64>>,
+pub(crate) struct DeadLetterStatus {
+    pub(crate) total: Option<u64>,
+    pub(crate) by_reason: Option<BTreeMap<String, u64>>,
     /// Why the reasons are unknown.
-    pub(super) error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 impl DeploymentStatus {
     /// Fills `needs_attention`. `late` is the age in seconds at which a waiting message is half-way to its deadline.
     /// `is_remote`: the process alone was asked.
-    pub(super) fn find_problems(&mut self, late: u64, is_remote: bool) {
+    pub(crate) fn find_problems(&mut self, late: u64, is_remote: bool) {
         let mut found = Vec::new();
         self.check_process(is_remote, &mut found);
         if let Some(error) = &self.queue.error {
             found.push(format!("the queue cannot be asked: {error}"));
         }
         if let Some(unroutable) = self.queue.unroutable.filter(|count| *count > 0) {
-            let what = output::counted(unroutable, "message");
+            let what = counted(unroutable, "message");
             found.push(format!("{what} found no queue: `causeway check` says why"));
         }
         if let Some(count) = self.queue.without_majority.filter(|count| *count > 0) {
-            let what = output::counted(count, "queue");
+            let what = counted(count, "queue");
             found.push(format!("too few nodes of the broker run for {what}: start the other nodes"));
         }
         if let Some(count) = self.queue.unsafe_policies.filter(|count| *count > 0) {
-            let what = output::counted(count, "queue");
+            let what = counted(count, "queue");
             found.push(format!(
                 "a policy of the broker deletes messages of {what}: `causeway check` names it"
             ));
         }
-        if let Some(age) = self.spool.oldest_age_seconds.filter(|age| *age > SPOOL_LATE) {
-            found.push(format!("the broker has not confirmed a spooled message for {}", output::age(age)));
+        if let Some(seconds) = self.spool.oldest_age_seconds.filter(|age| *age > SPOOL_LATE) {
+            found.push(format!("the broker has not confirmed a spooled message for {}", age(seconds)));
         }
         for one in &self.destinations {
             one.find_problems(late, &mut found);
@@ -159,7 +159,7 @@ impl DeploymentStatus {
             found.push(format!("the directory cannot be asked: {error}"));
         }
         if let Some(total) = self.dead_letters.total.filter(|total| *total > 0) {
-            let what = output::counted(total, "dead letter");
+            let what = counted(total, "dead letter");
             found.push(format!("{what} to replay or to discard: `causeway dead count`"));
         }
         self.needs_attention = found;
@@ -196,8 +196,8 @@ impl DestinationStatus {
         if let Some(state) = self.breaker.filter(|state| *state != "passing") {
             found.push(format!("the breaker of {name} is {state}: `causeway check` asks {name}"));
         }
-        if let Some(age) = self.oldest_age_seconds.filter(|age| *age > late) {
-            found.push(format!("a message to {name} has waited for {}", output::age(age)));
+        if let Some(seconds) = self.oldest_age_seconds.filter(|age| *age > late) {
+            found.push(format!("a message to {name} has waited for {}", age(seconds)));
         }
         if let (Some(consumed), Some(of)) = (self.consumed, self.partitions)
             && let Some(missing) = u64::from(of).checked_sub(consumed).filter(|missing| *missing > 0)
