@@ -409,12 +409,21 @@ impl Stage<'_> {
     /// Starts the worker on a filled queue and measures from 5 % delivered to 95 %, or to the end of the window. If a
     /// front must run, too, its cost is negligible.
     pub(crate) async fn drain(&mut self, ledger: &Arc<Ledger>) -> anyhow::Result<Flow> {
+        self.drain_within(ledger, self.bench.window).await
+    }
+
+    /// The same with a given limit.
+    pub(crate) async fn drain_within(
+        &mut self,
+        ledger: &Arc<Ledger>,
+        limit: Duration,
+    ) -> anyhow::Result<Flow> {
         let goal = ledger.counts().accepted;
         self.start(Role::Worker).await?;
         let begun = until(PATIENCE, || ledger.counts().arrived >= goal / 20).await;
         ensure!(begun, "{} drains nothing; see {}", self.name, self.log.display());
         let from = self.snapshot(ledger);
-        until(self.bench.window, || ledger.counts().arrived >= goal / 20 * 19).await;
+        until(limit, || ledger.counts().arrived >= goal / 20 * 19).await;
         Ok(self.flow(&from, &self.snapshot(ledger), |counts| counts.arrived))
     }
 

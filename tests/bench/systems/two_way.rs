@@ -21,7 +21,10 @@ use super::report::spread;
 use super::shape::{Shape, TOKEN};
 use super::{machine, say};
 
-const OPENING: Duration = Duration::from_secs(300);
+/// The time limit for opening all chats, for filling and for draining.
+const LIMIT: Duration = Duration::from_secs(300);
+/// The messages that are drained, for each second of a measurement.
+const DRAINED: usize = 2_000;
 /// A name with this suffix keeps the directory in a file.
 const SQLITE: &str = "-sqlite";
 
@@ -111,15 +114,17 @@ async fn measure(
     let through = stage.through().await?;
     let half = stage.steady(through.rate / 2.0).await?;
     stage.stop().await;
-    let (_, ledger) = stage.fill(usize::try_from(bench.window.as_secs())? * 10_000).await?;
+    let (_, ledger) = stage.fill_within(usize::try_from(bench.window.as_secs())? * DRAINED, LIMIT).await?;
     let has_database = stage.place.postgres.is_some();
     let before = if has_database { postgres.commits(stage.name()).await? } else { 0 };
-    let (arrived, drain) = (ledger.counts().arrived, stage.drain(&ledger).await?);
-    let drained = ledger.counts().arrived - arrived;
+    // A message to the bot passes two queues. Only at the end has each message passed both.
+    let drain = stage.drain_within(&ledger, LIMIT).await?;
+    let left = stage.settled(&ledger).await;
+    ensure!(left == 0, "{left} messages were lost");
     stage.stop().await;
     let after = if has_database { postgres.commits(stage.name()).await? } else { 0 };
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let commits = (after - before) as f64 / drained.max(1) as f64;
+    let commits = (after - before) as f64 / ledger.counts().accepted.max(1) as f64;
     Ok(Outcome { through, half, drain, commits, ..Outcome::default() })
 }
 
@@ -128,7 +133,7 @@ async fn open_chats(bench: &Bench, stage: &mut Stage<'_>) -> anyhow::Result<()> 
     stage.shape = Shape::ToAgent;
     let ledger = stage.ledger(bench.conversations as usize);
     let posting = stage.post(&ledger, Pace::Closed(bench.outstanding));
-    let open = until(OPENING, || ledger.counts().arrived >= u64::from(bench.conversations)).await;
+    let open = until(LIMIT, || ledger.counts().arrived >= u64::from(bench.conversations)).await;
     posting.end().await;
     ensure!(open, "the chats do not open: {:?}", ledger.counts());
     Ok(())
