@@ -267,7 +267,9 @@ impl App {
                 // An ingress that is not ready gets no more requests, and its senders do not repeat them.
                 return match &spool {
                     Some(spool) if spool.has_room() => Ok(()),
-                    Some(_) => Err(format!("the spool is full, and the queue is not usable: {reason}")),
+                    Some(_) => Err(format!(
+                        "the spool is full or cannot be written, and the queue is not usable: {reason}"
+                    )),
                     None => Err(format!("the queue is not usable: {reason}")),
                 };
             }
@@ -341,6 +343,7 @@ impl App {
         let health = DirectoryHealth::default();
         let metrics = &self.metrics;
         metrics.directory_up.set(1);
+        metrics.spool_has_room.set(1);
         if let Some(directory) = &self.directory {
             // `/readyz` must not be earlier than the first test.
             health.set(trouble.as_ref().map(DirectoryError::to_string));

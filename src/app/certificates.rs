@@ -1,7 +1,7 @@
 //! Watches the certificates of the servers and our own ones, for the metrics, the log, `check` and `status`.
 //!
-//! Guarantees: a certificate that expires within [`WARNING`] is logged at level WARN once, and again each day. Of several
-//! hosts of a peer the one that expires first counts in the metric. The watch never ends the process.
+//! Guarantees: a certificate that expires within [`WARNING`] is logged at level WARN once, and again each day. If a peer has
+//! several hosts, the metric shows the certificate that expires first. The watch never ends the process.
 //! Not responsible for: how a certificate becomes known (`tls/peers.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const REMIND_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// A certificate with the place where it is used.
+/// A certificate with its use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownCertificate {
     /// What the connections lead to.

@@ -245,6 +245,7 @@ pub(super) async fn measure_spool(
     stop: CancellationToken,
 ) -> Result<(), String> {
     loop {
+        metrics.spool_has_room.set(i64::from(spool.has_room()));
         if let Ok(depth) = spool.depth().await {
             metrics.spool_messages.set(i64::try_from(depth.messages).unwrap_or(i64::MAX));
             let age = depth.oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());

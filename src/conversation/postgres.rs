@@ -152,9 +152,8 @@ impl PostgresDirectory {
             return;
         }
         let look = tls::look_at_postgres(options.get_host(), options.get_port());
-        match tokio::time::timeout(CAUSE_TIMEOUT, look).await {
-            Ok(Err(error)) => tracing::debug!(%error, "cannot read the certificate of PostgreSQL"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::time::timeout(CAUSE_TIMEOUT, look).await {
+            tracing::debug!(%error, "cannot read the certificate of PostgreSQL");
         }
     }
 

@@ -89,7 +89,7 @@ pub(super) async fn migrate_postgres(
     limit: Duration,
 ) -> Result<(), DirectoryError> {
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
-    within(limit, migrate_server(options, pooler)).await.map_err(|error| error.at(&place))
+    within(limit, Box::pin(migrate_server(options, pooler))).await.map_err(|error| error.at(&place))
 }
 
 pub(super) fn postgres_pool() -> PgPoolOptions {

@@ -194,7 +194,7 @@ impl Queue {
         match self {
             Self::Rabbit(queue) => queue.unready(),
             _ if *self.connected().borrow() => None,
-            _ => Some("the engine is closed".to_owned()),
+            _ => Some("its file cannot be written: is the disk full?".to_owned()),
         }
     }
 

@@ -84,6 +84,8 @@ pub struct Metrics {
     pub clock_ahead: Gauge,
     /// `{peer,kind,subject}`
     pub certificate_expiry: IntGaugeVec,
+    /// `causeway_spool_has_room`
+    pub spool_has_room: IntGauge,
     /// `causeway_queues_without_majority`
     pub silent_queues: IntGauge,
     /// `causeway_queues_with_unsafe_policy`
@@ -144,6 +146,7 @@ impl Metrics {
             directory_up: gauge(&r, names::DIRECTORY_UP)?,
             clock_ahead: registered(&r, Gauge::with_opts(opts(names::CLOCK_AHEAD))?)?,
             certificate_expiry: gauges(&r, names::CERTIFICATE_EXPIRY, &["peer", "kind", "subject"])?,
+            spool_has_room: gauge(&r, names::SPOOL_HAS_ROOM)?,
             silent_queues: gauge(&r, names::SILENT_QUEUES)?,
             unsafe_queues: gauge(&r, names::UNSAFE_QUEUES)?,
             spool_messages: gauge(&r, names::SPOOL_MESSAGES)?,

@@ -31,6 +31,7 @@ names! {
     CERTIFICATE_EXPIRY = "causeway_certificate_expiry_timestamp_seconds", "When a certificate expires, by peer: of the server, or our own (client). Of several hosts the first one.";
     SPOOL_MESSAGES = "causeway_spool_messages", "Messages that this ingress keeps on its disk until the broker confirms them.";
     SPOOL_OLDEST_AGE = "causeway_spool_oldest_age_seconds", "Age of the oldest message in the spool of this ingress.";
+    SPOOL_HAS_ROOM = "causeway_spool_has_room", "1 while the spool of this ingress can take a message: below ingress.spool_max, on a disk that can be written.";
     PARTITIONS_OWNED = "causeway_partitions_owned", "Partitions that this worker should own and is subscribed to.";
     DIRECTORY_COMMIT = "causeway_directory_commit_seconds", "Time of one transaction of the directory, which holds the writes of many messages.";
     CONVERSATIONS = "causeway_conversations", "Conversations in the directory, by state.";

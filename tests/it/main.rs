@@ -34,6 +34,7 @@ mod directory;
 mod examples;
 mod faults;
 mod files;
+mod full_disk;
 mod gaps;
 mod handoff_scope;
 mod idempotency;

@@ -229,7 +229,7 @@ mod tests {
         let partition = PartitionId { destination: Destination::Xo, index: 1 };
         queues.counted(partition, 0);
         queues.counted(partition, 0);
-        assert!(names(&queues).is_empty(), "nobody has subscribed");
+        assert!(names(&queues).is_empty(), "this process has not subscribed");
         let subscription = queues.subscribed(partition);
         queues.counted(partition, 0);
         pass(SUBSCRIBED_TIME).await;

@@ -249,13 +249,35 @@ async fn declare_queue(
         Ok(_) => *has_timeout = false,
         Err(error) if !has_other_timeout(&error) => return Err(error),
         Err(error) => {
-            let queue = &queue.name;
-            tracing::info!(queue, %error, "the queue stays as it is: queue.heartbeat was changed after it was made");
+            tell_other_timeout(queue, &error);
             channel = connection.create_channel().await?;
             channel.queue_declare(name(), durable.passive(), FieldTable::default()).await?;
         }
     }
     Ok(channel)
+}
+
+/// A time below the wanted one may end before the lease of a lost worker.
+fn tell_other_timeout(queue: &DeclaredQueue, error: &lapin::Error) {
+    let Some(AMQPValue::LongInt(wanted)) = queue.arguments.inner().get(DISCONNECTED_TIMEOUT) else { return };
+    if existing_timeout(&error.to_string()).is_some_and(|existing| existing < i64::from(*wanted)) {
+        tracing::warn!(
+            queue = queue.name,
+            "the queue was made for a shorter queue.heartbeat: if a node of the broker is lost, its messages may be \
+             delivered twice. Delete the queue while it is empty, and restart the process"
+        );
+    }
+}
+
+/// The value in "received the value '45000' of type 'signedint' but current is the value '20000' of type 'signedint'".
+fn existing_timeout(text: &str) -> Option<i64> {
+    text.rsplit_once("current is the value '")
+        .or_else(|| text.rsplit_once("current is '"))?
+        .1
+        .split('\'')
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// Whether the broker refused a queue because of [`DISCONNECTED_TIMEOUT`].
@@ -404,5 +426,13 @@ mod tests {
             assert_eq!(found, Duration::from_secs(expected));
             assert!(found.as_secs() > heartbeat);
         }
+    }
+
+    #[test]
+    fn the_existing_timeout_is_read_from_the_refusal() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'x-consumer-disconnected-timeout' for queue 'w.xo.0' in vhost \
+                    'v': received the value '45000' of type 'signedint' but current is the value '20000' of type 'signedint'";
+        assert_eq!(existing_timeout(text), Some(20_000));
+        assert_eq!(existing_timeout("received the value '20000' but current is none"), None);
     }
 }
