@@ -67,17 +67,22 @@ impl ConsoleSite {
         let asked = tokio::time::timeout(QUEUE_TIMEOUT, async {
             Ok::<_, QueueError>((console.queue.depth().await?, console.queue.dead_reasons().await?))
         });
-        let (depth, reasons) = match asked.await {
-            Ok(Ok((depth, reasons))) => (Some(depth), reasons),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "cannot read the depth of the queue");
-                (None, None)
-            }
-            Err(_) => (None, None),
+        let answers = match asked.await {
+            Ok(answers) => answers.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", QUEUE_TIMEOUT.as_secs())),
         };
-        if let Some(depth) = &depth {
-            add_depth(&mut status, depth);
-        }
+        let reasons = match answers {
+            Ok((depth, reasons)) => {
+                add_depth(&mut status, &depth);
+                reasons
+            }
+            Err(error) => {
+                status.queue.error = Some(error);
+                // An ingress has no gauge of the dead letters, so its 0 means nothing.
+                status.dead_letters.total = status.dead_letters.total.filter(|total| *total > 0);
+                None
+            }
+        };
         let counted = console.counted().filter(|_| reasons.is_none());
         let counted_at = counted.as_ref().map(|counted| counted.at);
         let reasons = reasons.or_else(|| counted.map(|counted| counted.by_reason));
