@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use super::reload::ChangeHandlers;
 use super::{open_admin, open_directory, place};
 use crate::admin::{AdminConsole, ConsoleOpeners, ConsoleParts};
 use crate::config::Settings;
@@ -17,7 +18,7 @@ use crate::queue::QueueError;
 
 /// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
 /// one code path, and a session uses none of the connections that deliver.
-pub(super) fn build(settings: &Settings) -> Option<AdminConsole> {
+pub(super) fn build(settings: &Settings, handlers: &mut ChangeHandlers) -> Option<AdminConsole> {
     let token = settings.admin_token.clone()?;
     let (place, settings) = (place(settings), Arc::new(settings.clone()));
     let of_directory = Arc::clone(&settings);
@@ -43,7 +44,14 @@ pub(super) fn build(settings: &Settings) -> Option<AdminConsole> {
         Box::pin(async move { directory_of_session(&settings).await })
     };
     let open = ConsoleOpeners { parts: Arc::new(open_parts), directory: Arc::new(open_directory) };
-    Some(AdminConsole::new(token, &place, open))
+    let console = AdminConsole::new(token, &place, open);
+    let followed = console.clone();
+    handlers.add(move |settings| {
+        if let Some(token) = &settings.admin_token {
+            followed.replace_token(token.clone());
+        }
+    });
+    Some(console)
 }
 
 async fn directory_of_session(settings: &Settings) -> Result<Directory, DeadLetterError> {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::Histogram;
-use secrecy::ExposeSecret;
 
 use super::postgres::PostgresDirectory;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
@@ -115,9 +114,7 @@ impl Directory {
     pub async fn open(settings: &DirectorySettings) -> Result<Self, DirectoryError> {
         let database = match &settings.url {
             DirectoryUrl::Sqlite(path) => Database::Sqlite(schema::open_sqlite(path).await?),
-            DirectoryUrl::Postgres(url) => {
-                Database::Postgres(PostgresDirectory::open(url.expose_secret()).await?)
-            }
+            DirectoryUrl::Postgres(url) => Database::Postgres(PostgresDirectory::open(url.clone()).await?),
         };
         Ok(Self {
             writer: DirectoryWriter::start(database.clone()),

@@ -105,7 +105,7 @@ pub(super) fn is_pooled(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| url.query_pairs().any(no_statements))
 }
 
-fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
+pub(super) fn postgres_options(url: &str) -> Result<PgConnectOptions, DirectoryError> {
     let form = "expected postgres://user:password@host:port/database";
     // A password with `/`, `?` or `#` would end up in parts of the URL that are not secret.
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);

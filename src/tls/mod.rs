@@ -1,4 +1,4 @@
-//! TLS toward the platforms, the broker and the database: the trusted certificate authorities, our own certificate, and the
+//! TLS of the listeners (`server.rs`), and TLS toward the platforms, the broker and the database: the trusted certificate authorities, our own certificate, and the
 //! reason of a failure.
 //!
 //! Guarantees: the authorities of the system are always trusted, those of the settings in addition. A server without a
@@ -6,6 +6,7 @@
 //! verifies by itself. Not responsible for: reading files (`certificates.rs`).
 
 mod certificates;
+mod server;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use rustls::{
 };
 
 use certificates::{CertificateFacts, IdentityProblem, day};
+pub use server::{ServerTls, ServerTlsFiles};
 
 /// The files for TLS that the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,7 +132,8 @@ impl TlsFiles {
             self.authorities.iter().filter_map(|path| certificates::authorities(path, now).err());
         let mut problems: Vec<_> = authorities.map(TlsFileProblem::Authorities).collect();
         if let Some((certificate, key)) = &self.client {
-            problems.extend(certificates::identity(certificate, key, now).err().map(TlsFileProblem::from));
+            problems
+                .extend(certificates::identity(certificate, key, Some(now)).err().map(TlsFileProblem::from));
         }
         problems
     }
@@ -171,7 +174,7 @@ pub fn config(files: &TlsFiles) -> Result<ClientConfig, TlsFileProblem> {
     };
     match &files.client {
         Some((certificate, key)) => {
-            let identity = certificates::identity(certificate, key, now)?;
+            let identity = certificates::identity(certificate, key, Some(now))?;
             let failed = |error: Error| TlsFileProblem::ClientKey(format!("{}: {error}", key.display()));
             builder.with_client_auth_cert(identity.chain, identity.key).map_err(failed)
         }

@@ -51,7 +51,7 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
 }
 
 async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
-    if !credentials::bearer(&console.token, request.headers()) {
+    if !credentials::bearer(&console.token.get(), request.headers()) {
         return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
     }
     let path = request.uri().path().trim_start_matches("/dead-letters").trim_start_matches('/').to_owned();

@@ -33,6 +33,7 @@ use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult}
 use crate::http_server::problem::ApiError;
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
+use crate::live::Live;
 use crate::message::ConversationId;
 use crate::queue::Queue;
 use crate::tasks::{self, CancellationToken};
@@ -75,7 +76,7 @@ impl std::fmt::Debug for ConsoleOpeners {
 /// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminConsole {
-    token: SecretString,
+    token: Live<SecretString>,
     /// The place of the deployment, for a person.
     place: Arc<str>,
     open: ConsoleOpeners,
@@ -135,7 +136,12 @@ impl ConsoleTurn {
 impl AdminConsole {
     /// Creates the admin console. Each session opens its components anew.
     pub fn new(token: SecretString, place: &str, open: ConsoleOpeners) -> Self {
-        Self { token, place: place.into(), open, turn: Arc::default(), run: Arc::default() }
+        Self { token: token.into(), place: place.into(), open, turn: Arc::default(), run: Arc::default() }
+    }
+
+    /// Accepts this token from now on, and no longer the old one. Sessions of the old token end.
+    pub fn replace_token(&self, token: SecretString) {
+        self.token.set(token);
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {

@@ -40,8 +40,8 @@ const LOGIN_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Response {
     let id = request_id(Some(request.headers()));
-    let session = ConsoleSession::of(&console.token, request.headers(), clock::now());
-    let form = session.as_ref().map(|session| session.form_token(&console.token));
+    let session = ConsoleSession::of(&console.token.get(), request.headers(), clock::now());
+    let form = session.as_ref().map(|session| session.form_token(&console.token.get()));
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     let mut response = match dispatch(console, session, &mut request).await {
         Ok(response) => response,
@@ -96,7 +96,7 @@ async fn dispatch(
         }
         _ => {
             let session = session.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
-            let form = session.form_token(&console.token);
+            let form = session.form_token(&console.token.get());
             let visitor = PageHandler { console, session, form, operator: operator(request) };
             match method.as_str() {
                 "GET" => {
@@ -115,7 +115,8 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
     let fields = form(request, LOGIN_BYTES_MAX).await?;
     let field = |wanted: &str| value_of(&fields, wanted);
     let back = field("back");
-    let Some(session) = ConsoleSession::begin(&console.token, field("token").trim(), clock::now()) else {
+    let Some(session) = ConsoleSession::begin(&console.token.get(), field("token").trim(), clock::now())
+    else {
         tracing::info!(from, "a login to the admin console was refused");
         return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
     };
@@ -206,7 +207,7 @@ impl PageHandler<'_> {
         let fields = form(request, FORM_BYTES_MAX).await?;
         let mut pairs = url::form_urlencoded::parse(fields.as_bytes());
         let given = pairs.find(|(name, _)| name == "form").map(|(_, value)| value.into_owned());
-        if !self.session.sent(&self.console.token, &given.unwrap_or_default()) {
+        if !self.session.sent(&self.console.token.get(), &given.unwrap_or_default()) {
             return Err(ApiError::Unauthorized("Bearer realm=\"causeway\""));
         }
         match path {
