@@ -8,8 +8,13 @@ mod broker_policies;
 mod certificates;
 mod components;
 mod console;
+mod file_watch;
 mod housekeeping;
+mod reload;
 mod signals;
+mod stores;
+mod systemd;
+mod tls_watch;
 mod token_store;
 mod watch;
 
@@ -19,30 +24,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
-use crate::config::{self, Settings, SpooledSenders};
-use crate::conversation::{Directory, DirectoryError, DirectorySettings, DirectoryUrl};
+use crate::config::{self, ReloadableSettings, Settings, SpooledSenders};
+use crate::conversation::{Directory, DirectoryError};
 use crate::dead_letters::retention;
 use crate::delivery::TimeLimits;
 use crate::delivery::poll::PollSettings;
 use crate::http_server::{self, ReadBudget};
-use crate::ingress::{self, IdempotencyKeys, IngressState};
-use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
-use crate::queue::rabbit::{self, BrokerUrl, GreetingError, RabbitQueue, RabbitSettings, RabbitUse};
-use crate::queue::spool::{Spool, SpoolSettings};
-use crate::queue::{Queue, QueueTuning, keep_bodies_in};
+use crate::ingress::{self, IdempotencyKeys, IngressSettings, IngressState};
+use crate::live::Live;
+use crate::queue::rabbit::RabbitUse;
+use crate::queue::spool::Spool;
+use crate::queue::{Queue, keep_bodies_in};
 use crate::tasks::{CancellationToken, TaskSet};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, replace_log_settings};
+use crate::tls::ServerTls;
 use crate::worker::Worker;
 pub use broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
 pub use certificates::{KnownCertificate, certificates};
 pub use components::{HttpClients, proxies, servicenow, xo};
 use components::{deliverer, file_server, ingress_settings, worker_settings};
+use reload::ChangeHandlers;
 pub use signals::ShutdownReason;
 use signals::SignalHandler;
+pub use stores::{broker_version, open_admin, open_directory, open_queue, place, tuning};
+use stores::{directory_settings, open, open_spool, start_directory};
+use systemd::SystemdNotifier;
 use watch::DirectoryHealth;
 
 /// How long a callback waits for a start that may open its group.
@@ -53,8 +64,6 @@ const FIRST_CONNECT: Duration = Duration::from_secs(5);
 /// How long an ingress that starts is not ready because it has not reached the directory yet. An orchestrator that replaces
 /// processes one after another keeps the older ones meanwhile. Later the ingress is ready: callbacks need no directory.
 const FIRST_DIRECTORY: Duration = Duration::from_secs(60);
-/// How long commands of the CLI wait for the broker.
-const CONSOLE_WAIT: Duration = Duration::from_secs(10);
 
 /// The roles of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,17 +98,25 @@ pub struct App {
     directory: Option<Directory>,
     metrics: Arc<Metrics>,
     tasks: TaskSet,
+    /// The parts that take changed settings.
+    handlers: ChangeHandlers,
     drain: Duration,
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(settings: Settings, roles: ServiceRoles) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. `source` is where the settings are read again.
+pub async fn run(settings: Settings, source: ReloadableSettings, roles: ServiceRoles) -> anyhow::Result<()> {
     let mut signals = SignalHandler::hear().context("cannot listen for signals")?;
     let stop = CancellationToken::default();
-    let app = tokio::select! {
+    let mut app = tokio::select! {
         app = Box::pin(App::start(settings, roles, &stop)) => app?,
         interrupted = signals.stop() => return Err(interrupted.into()),
     };
+    let handlers = std::mem::take(&mut app.handlers);
+    let systemd = SystemdNotifier::new(source.environment());
+    let reload = reload::run(source, handlers, signals.take_hangup(), systemd.clone(), stop.clone());
+    app.tasks.start("settings", reload);
+    systemd.start_watchdog(&stop);
+    systemd.ready();
     let mut ended = std::pin::pin!(app.finish());
     tokio::select! {
         ended = &mut ended => return ended,
@@ -108,6 +125,7 @@ pub async fn run(settings: Settings, roles: ServiceRoles) -> anyhow::Result<()> 
     tracing::info!(
         "stopping: no new messages are taken, attempts in flight finish; a second signal ends it at once"
     );
+    systemd.stopping();
     stop.cancel();
     tokio::select! {
         ended = ended => ended,
@@ -116,9 +134,12 @@ pub async fn run(settings: Settings, roles: ServiceRoles) -> anyhow::Result<()> 
 }
 
 /// `causeway files`: serves file links only, without the broker and the directory.
-pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
+pub async fn run_files(settings: &Settings, source: ReloadableSettings) -> anyhow::Result<()> {
     let mut signals = SignalHandler::hear().context("cannot listen for signals")?;
-    let routes = file_server(settings)?.context("files.public_url is not set, so no links exist")?;
+    let mut handlers = ChangeHandlers::default();
+    log_changes(&mut handlers);
+    let routes =
+        file_server(settings, &mut handlers)?.context("files.public_url is not set, so no links exist")?;
     let stop = CancellationToken::default();
     let admin_listener = bind(settings.admin_listen, "admin.listen").await?;
     let (address, key) = match settings.files.listen {
@@ -132,12 +153,22 @@ pub async fn run_files(settings: &Settings) -> anyhow::Result<()> {
     let mut tasks = TaskSet::new(stop.clone());
     tasks.start("admin", admin::serve_admin(admin_listener, state, stop.clone()));
     let time = settings.ingress.read_timeout;
-    tasks.start("files", http_server::serve_routes(listener, routes, time, stop.clone()));
+    let tls = match settings.files.listen {
+        Some(_) => None,
+        None => ingress_tls(settings, &mut tasks, &stop)?,
+    };
+    tasks.start("files", http_server::serve_routes(listener, routes, time, tls, stop.clone()));
+    let systemd = SystemdNotifier::new(source.environment());
+    let reload = reload::run(source, handlers, signals.take_hangup(), systemd.clone(), stop.clone());
+    tasks.start("settings", reload);
+    systemd.start_watchdog(&stop);
+    systemd.ready();
     let mut ended = std::pin::pin!(tasks.finish(settings.drain));
     tokio::select! {
         ended = &mut ended => return ended.map_err(anyhow::Error::from),
-        _ = signals.stop() => stop.cancel(),
+        _ = signals.stop() => systemd.stopping(),
     }
+    stop.cancel();
     tokio::select! {
         ended = ended => ended.map_err(anyhow::Error::from),
         interrupted = signals.stop() => Err(interrupted.into()),
@@ -178,19 +209,24 @@ impl App {
             directory,
             metrics,
             tasks: TaskSet::new(stop.clone()),
+            handlers: ChangeHandlers::default(),
             drain: settings.drain,
         };
+        log_changes(&mut app.handlers);
+        app.follow_stores(&settings);
         app.watch_queue(stop);
         let health = app.watch_parts(&settings, roles, trouble, stop)?;
         let worker = match roles.delivers() {
             true => Some(app.start_worker(&settings, stop)?),
             false => None,
         };
-        app.start_admin(admin, worker, health, console::build(&settings, app.queue.clone()), stop);
+        let console = console::build(&settings, app.queue.clone(), &mut app.handlers);
+        app.start_admin(admin, worker, health, console, stop);
         if let Some(public) = public {
             app.start_ingress(public, &settings, roles, stop).await?;
         }
-        tracing::info!(engine, public = ?app.public, admin = %app.admin, ?roles, "causeway runs");
+        let public = app.public.map(tracing::field::display);
+        tracing::info!(engine, public, admin = %app.admin, ?roles, "causeway runs");
         Ok(app)
     }
 
@@ -221,8 +257,7 @@ impl App {
                 self.tasks.start("keep-alive", deliverer.clone().keep_alive(every, stop.clone()));
             }
             if settings.queue.url.is_some()
-                && let Some(client) =
-                    components::servicenow(HttpClients::new(settings)?.servicenow, settings)?
+                && let Some(client) = components::live_servicenow(settings, &mut self.handlers)?
             {
                 let answering = availability::answer_questions(client, directory.clone(), stop.clone());
                 self.tasks.start("availability", answering);
@@ -299,12 +334,13 @@ impl App {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         // A separate ingress has no login for ServiceNow: `causeway files` serves the files then.
-        let files = if roles == ServiceRoles::Serve { file_server(settings)? } else { None };
+        let files =
+            if roles == ServiceRoles::Serve { file_server(settings, &mut self.handlers)? } else { None };
         let beside = match (files, settings.files.listen) {
             (Some(files), Some(listen)) => {
                 let own = bind(listen, "files.listen").await?;
                 let time = settings.ingress.read_timeout;
-                self.tasks.start("files", http_server::serve_routes(own, files, time, stop.clone()));
+                self.tasks.start("files", http_server::serve_routes(own, files, time, None, stop.clone()));
                 None
             }
             (files, _) => files,
@@ -322,13 +358,15 @@ impl App {
                 .directory
                 .clone()
                 .filter(|_| settings.ingress.handoffs_token.is_set() || !settings.xo.bots.is_empty()),
-            availability: availability::availability(settings, self.directory.as_ref())?,
+            availability: availability::availability(settings, self.directory.as_ref(), &mut self.handlers)?,
             idempotency_keys: IdempotencyKeys::default(),
             metrics: self.metrics.clone(),
-            settings: ingress_settings(settings),
+            settings: self.live_ingress_settings(settings),
             budget: Arc::new(ReadBudget::new(settings.ingress.body_limit)),
         };
-        self.tasks.start("ingress", ingress::serve_public(listener, Arc::new(state), beside, stop.clone()));
+        let tls = ingress_tls(settings, &mut self.tasks, stop)?;
+        let serving = ingress::serve_public(listener, Arc::new(state), beside, tls, stop.clone());
+        self.tasks.start("ingress", serving);
         Ok(())
     }
 
@@ -364,10 +402,35 @@ impl App {
             self.tasks.start("majority", watch);
         }
         if let Some(policies) = BrokerPolicies::new(settings)?.filter(|_| roles.delivers()) {
+            let followed = policies.clone();
+            self.handlers.add(move |settings| followed.replace_address(settings));
             let watch = watch::policies(policies, self.queue.clone(), metrics.clone(), stop.clone());
             self.tasks.start("policies", watch);
         }
         Ok(health)
+    }
+
+    /// The passwords of the broker and the database: the next connection uses the new ones.
+    fn follow_stores(&mut self, settings: &Settings) {
+        let (broker, directory) = (settings.queue.url.clone(), settings.directory.clone());
+        self.handlers.add(move |settings| {
+            if let (Some(broker), Some(changed)) = (&broker, &settings.queue.url) {
+                broker.replace_login(changed);
+            }
+            if let (config::DirectoryConfig::Postgres(url), config::DirectoryConfig::Postgres(changed)) =
+                (&directory, &settings.directory)
+                && url.get().expose_secret() != changed.get().expose_secret()
+            {
+                url.set((*changed.get()).clone());
+            }
+        });
+    }
+
+    fn live_ingress_settings(&mut self, settings: &Settings) -> Live<IngressSettings> {
+        let live = Live::new(ingress_settings(settings));
+        let followed = live.clone();
+        self.handlers.add(move |settings| followed.set(ingress_settings(settings)));
+        live
     }
 
     /// Keeps the gauge up to date, and ends the process on an error that cannot heal by itself.
@@ -397,106 +460,22 @@ fn silence(queue: &Queue) -> Option<String> {
     ))
 }
 
+/// TLS of the public listener, which follows its files.
+fn ingress_tls(
+    settings: &Settings,
+    tasks: &mut TaskSet,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<ServerTls>> {
+    let Some(files) = settings.ingress.tls.clone() else { return Ok(None) };
+    let tls = ServerTls::open(files).map_err(|problem| anyhow::anyhow!("ingress.tls: {problem}"))?;
+    tasks.start("tls", tls_watch::run(tls.clone(), stop.clone()));
+    Ok(Some(tls))
+}
+
+fn log_changes(handlers: &mut ChangeHandlers) {
+    handlers.add(|settings| replace_log_settings(&settings.log));
+}
+
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
-}
-
-/// Opens the spool, unless the settings switch it off. The embedded engine needs none: its queue is on this disk.
-async fn open_spool(settings: &Settings, queue: &Queue) -> anyhow::Result<Option<Spool>> {
-    if settings.ingress.spool == SpooledSenders::Off || !queue.shared() {
-        return Ok(None);
-    }
-    let spool = SpoolSettings {
-        folder: settings.data_dir.join("spool"),
-        max_bytes: settings.ingress.spool_max as u64,
-        destinations: settings.destinations(),
-    };
-    let opened = Spool::open(spool, queue.clone()).await;
-    let hint = "ingress.spool: cannot open the spool. Mount a data_dir that can be written, or set ingress.spool = \"off\"";
-    Ok(Some(opened.context(hint)?))
-}
-
-/// Opens the engine for an operator, beside the processes that serve it: to publish and to read dead letters.
-pub async fn open_admin(settings: &Settings) -> anyhow::Result<Queue> {
-    ready(open(settings, RabbitUse::Admin).await?).await
-}
-
-/// The place of a deployment for a person: the data folder of the embedded engine, or host and vhost of the broker, without
-/// credentials.
-pub fn place(settings: &Settings) -> String {
-    settings.queue.url.as_ref().map_or_else(|| settings.data_dir.display().to_string(), BrokerUrl::place)
-}
-
-/// The version of the configured broker, if the broker reports one; `None` for the embedded engine.
-pub async fn broker_version(settings: &Settings) -> Result<Option<String>, GreetingError> {
-    let Some(url) = settings.queue.url.clone() else { return Ok(None) };
-    rabbit::version(&rabbit_settings(url, settings, RabbitUse::Publish)).await
-}
-
-/// Opens the engine as a serving process would, and waits until it is usable.
-pub async fn open_queue(settings: &Settings) -> anyhow::Result<Queue> {
-    ready(open(settings, RabbitUse::Publish).await?).await
-}
-
-async fn ready(queue: Queue) -> anyhow::Result<Queue> {
-    if let Queue::Rabbit(rabbit) = &queue {
-        rabbit.ready(CONSOLE_WAIT).await?;
-    }
-    Ok(queue)
-}
-
-async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
-    let Some(url) = settings.queue.url.clone() else {
-        let tuning = tuning(settings);
-        let embedded = EmbeddedSettings { data_dir: settings.data_dir.clone(), tuning, max_messages: None };
-        return Ok(Queue::Embedded(match usage {
-            RabbitUse::Admin => EmbeddedQueue::open_admin(embedded).await?,
-            RabbitUse::Publish | RabbitUse::Work => EmbeddedQueue::open(embedded).await?,
-        }));
-    };
-    Ok(Queue::Rabbit(RabbitQueue::open(rabbit_settings(url, settings, usage))))
-}
-
-fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> RabbitSettings {
-    let worker = uuid::Uuid::new_v4().simple().to_string();
-    RabbitSettings {
-        url,
-        tls: settings.queue.tls.clone(),
-        names: settings.queue.names.clone(),
-        declare: settings.queue.declare,
-        heartbeat: settings.queue.heartbeat,
-        tuning: tuning(settings),
-        usage,
-        worker,
-    }
-}
-
-/// The settings of the queue that both engines share.
-pub fn tuning(settings: &Settings) -> QueueTuning {
-    QueueTuning {
-        destinations: settings.destinations(),
-        partitions: settings.queue.partitions,
-        prefetch: settings.queue.prefetch,
-        publish_timeout: settings.queue.publish_timeout,
-    }
-}
-
-/// Opens the configured directory.
-pub async fn open_directory(settings: &Settings) -> anyhow::Result<Directory> {
-    Directory::open(&directory_settings(settings)).await.context("directory.url")
-}
-
-/// Opens the directory for a process that stays while the server is away.
-async fn start_directory(settings: &Settings) -> anyhow::Result<(Option<Directory>, Option<DirectoryError>)> {
-    let (directory, trouble) =
-        Directory::start(&directory_settings(settings)).await.context("directory.url")?;
-    Ok((Some(directory), trouble))
-}
-
-fn directory_settings(settings: &Settings) -> DirectorySettings {
-    let url = match &settings.directory {
-        config::DirectoryConfig::Sqlite(path) => DirectoryUrl::Sqlite(path.clone()),
-        config::DirectoryConfig::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
-    };
-    DirectorySettings { url }
 }

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_files;
+pub mod live;
 #[cfg(feature = "tools")]
 pub mod sandbox;
 pub mod tasks;

@@ -54,7 +54,7 @@ pub async fn serve_admin(
     state: AdminState,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    server::serve(listener, router(state), READ_TIMEOUT, stop).await
+    server::serve(listener, router(state), READ_TIMEOUT, None, stop).await
 }
 
 fn router(state: AdminState) -> Router {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::components::{HttpClients, servicenow};
+use super::components::live_servicenow;
+use super::reload::ChangeHandlers;
 use crate::clock;
 use crate::config::Settings;
 use crate::conversation::{Directory, DirectoryError};
@@ -33,6 +34,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn availability(
     settings: &Settings,
     directory: Option<&Directory>,
+    handlers: &mut ChangeHandlers,
 ) -> anyhow::Result<Option<Arc<QueueAvailability>>> {
     if !settings.ingress.handoffs_token.is_set() {
         return Ok(None);
@@ -43,8 +45,7 @@ pub(super) fn availability(
     };
     if settings.servicenow.is_some() {
         // The lease of the worker's client does not apply: this call changes nothing.
-        let clients = HttpClients::new(settings)?;
-        let Some(client) = servicenow(clients.servicenow, settings)? else { return Ok(None) };
+        let Some(client) = live_servicenow(settings, handlers)? else { return Ok(None) };
         let ask: AskQueue = Arc::new(move |queue| {
             let client = client.clone();
             async move { ask(&client, &queue).await }.boxed()

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::config::Settings;
+use crate::live::Live;
 use crate::platform::http::HttpCall;
 use crate::platform::{HttpClient, HttpProblem, HttpSettings, NetworkSettings};
 use crate::queue::rabbit::TopologyNames;
@@ -56,7 +57,7 @@ pub struct QueueFindings {
 #[derive(Debug, Clone)]
 pub struct BrokerPolicies {
     http: HttpClient,
-    url: Url,
+    url: Live<Url>,
     names: TopologyNames,
 }
 
@@ -82,24 +83,7 @@ struct QueueRow {
 impl BrokerPolicies {
     /// `None` without `queue.management_url`.
     pub fn new(settings: &Settings) -> Result<Option<Self>, HttpProblem> {
-        let (Some(address), Some(broker)) = (&settings.queue.management_url, &settings.queue.url) else {
-            return Ok(None);
-        };
-        let mut url = address
-            .expose_secret()
-            .parse::<Url>()
-            .map_err(|_| HttpProblem::Unusable("queue.management_url is not a URL".to_owned()))?;
-        let vhost = broker.vhost();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(["api", "queues", vhost.as_str()]);
-        }
-        url.query_pairs_mut().extend_pairs([
-            ("page", "1"),
-            ("page_size", PAGE),
-            ("use_regex", "true"),
-            ("name", &settings.queue.names.keeping()),
-            ("columns", "name,policy,operator_policy,effective_policy_definition,members,online"),
-        ]);
+        let Some(url) = address(settings)? else { return Ok(None) };
         let network = NetworkSettings {
             tls: settings.queue.tls.clone(),
             peer: TlsPeer::Management,
@@ -107,13 +91,20 @@ impl BrokerPolicies {
         };
         let user_agent = concat!("causeway/", env!("CARGO_PKG_VERSION")).to_owned();
         let http = HttpClient::new(&HttpSettings { timeout: TIMEOUT, user_agent, network })?;
-        Ok(Some(Self { http, url, names: settings.queue.names.clone() }))
+        Ok(Some(Self { http, url: url.into(), names: settings.queue.names.clone() }))
+    }
+
+    /// Uses the address of these settings from now on.
+    pub(super) fn replace_address(&self, settings: &Settings) {
+        if let Ok(Some(url)) = address(settings) {
+            self.url.set(url);
+        }
     }
 
     /// Asks for all queues.
     pub async fn findings(&self) -> Result<QueueFindings, String> {
         // User and password of the URL become a header of HTTP Basic.
-        let (method, url) = (Method::GET, self.url.clone());
+        let (method, url) = (Method::GET, (*self.url.get()).clone());
         let call = HttpCall { method, url, headers: HeaderMap::new(), body: None };
         let reply = self.http.call(call).await.map_err(|error| error.detail)?;
         match reply.status.as_u16() {
@@ -138,6 +129,29 @@ impl BrokerPolicies {
 /// A name of the broker for a person.
 fn clean(name: &str) -> String {
     name.chars().filter(|letter| !letter.is_control()).take(100).collect()
+}
+
+/// The address of the list of queues. `None` without `queue.management_url`.
+fn address(settings: &Settings) -> Result<Option<Url>, HttpProblem> {
+    let (Some(address), Some(broker)) = (&settings.queue.management_url, &settings.queue.url) else {
+        return Ok(None);
+    };
+    let mut url = address
+        .expose_secret()
+        .parse::<Url>()
+        .map_err(|_| HttpProblem::Unusable("queue.management_url is not a URL".to_owned()))?;
+    let vhost = broker.vhost();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(["api", "queues", vhost.as_str()]);
+    }
+    url.query_pairs_mut().extend_pairs([
+        ("page", "1"),
+        ("page_size", PAGE),
+        ("use_regex", "true"),
+        ("name", &settings.queue.names.keeping()),
+        ("columns", "name,policy,operator_policy,effective_policy_definition,members,online"),
+    ]);
+    Ok(Some(url))
 }
 
 impl QueueRow {

@@ -76,7 +76,7 @@ pub fn certificates(settings: &Settings) -> Vec<KnownCertificate> {
 /// The settings keep the client certificate for PostgreSQL in the URL.
 fn directory_identity(settings: &Settings) -> TlsFiles {
     let DirectoryConfig::Postgres(url) = &settings.directory else { return TlsFiles::default() };
-    let url = Url::parse(url.expose_secret()).ok();
+    let url = Url::parse(url.get().expose_secret()).ok();
     let path = url.and_then(|url| {
         let found = url.query_pairs().find(|(name, _)| name == "sslcert");
         found.map(|(_, path)| PathBuf::from(path.into_owned()))

@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use secrecy::SecretString;
 use tokio::time::Instant;
 use url::Url;
 
+use super::reload::ChangeHandlers;
 use super::token_store::DirectoryTokenStore;
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::config::{self, Settings};
+use crate::conversation::DirectorySettings;
 use crate::delivery::{
     AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings, GateSettings,
     IncidentSettings, LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
@@ -26,8 +29,8 @@ use crate::message::routing::{QueueRoute, QueueRoutes, RouteCondition};
 use crate::message::{AllowedHosts, Destination};
 use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
-    HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, ServiceNow, ServiceNowLogin,
-    ServiceNowSettings, TokenAlgorithm, Xo, XoBot, XoSettings,
+    HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, RefreshTokenStore, ServiceNow,
+    ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot, XoSettings,
 };
 use crate::worker::{MessageDeadlines, WorkerSettings};
 
@@ -48,13 +51,48 @@ pub fn servicenow(http: HttpClient, settings: &Settings) -> anyhow::Result<Optio
             ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.virtual_agent))
         }
     };
-    Ok(Some(match &named.login {
-        config::LoginConfig::OAuth { client_id, refresh_token: Some(configured), .. } => {
-            let store = DirectoryTokenStore::new(settings, &named.host_url, client_id, configured);
-            client.keeping_tokens_in(Arc::new(store))
-        }
-        _ => client,
+    Ok(Some(match token_store(named, super::directory_settings(settings)) {
+        Some(store) => client.keeping_tokens_in(store),
+        None => client,
     }))
+}
+
+/// The store for the refresh tokens of this login, if it has any.
+fn token_store(
+    named: &config::ServiceNowConfig,
+    directory: DirectorySettings,
+) -> Option<Arc<dyn RefreshTokenStore>> {
+    match &named.login {
+        config::LoginConfig::OAuth { client_id, refresh_token: Some(configured), .. } => {
+            Some(Arc::new(DirectoryTokenStore::new(directory, &named.host_url, client_id, configured)))
+        }
+        _ => None,
+    }
+}
+
+/// A client of ServiceNow with connections of its own, which follows the settings.
+pub(super) fn live_servicenow(
+    settings: &Settings,
+    handlers: &mut ChangeHandlers,
+) -> anyhow::Result<Option<ServiceNow>> {
+    let clients = HttpClients::new(settings)?;
+    clients.follow(handlers);
+    let client = servicenow(clients.servicenow, settings)?;
+    if let Some(client) = &client {
+        follow_login(client, settings, handlers);
+    }
+    Ok(client)
+}
+
+/// Replaces the login of the client when it changes.
+fn follow_login(client: &ServiceNow, settings: &Settings, handlers: &mut ChangeHandlers) {
+    // The directory of the start follows its own password.
+    let (client, directory) = (client.clone(), super::directory_settings(settings));
+    handlers.add(move |settings| {
+        let Some(named) = &settings.servicenow else { return };
+        client.replace_login(servicenow_login(&named.login), || token_store(named, directory.clone()));
+        client.replace_message_auth(virtual_agent(&named.virtual_agent).message_auth);
+    });
 }
 
 fn virtual_agent(settings: &config::VirtualAgentConfig) -> VirtualAgentSettings {
@@ -106,10 +144,9 @@ fn routes(settings: &Settings) -> QueueRoutes {
     QueueRoutes::new(settings.routes.iter().map(route).collect(), names.collect())
 }
 
-/// The file links. The secret is `files.secret`, or is derived from the login of ServiceNow, which worker and file route
-/// both have.
-fn file_links(settings: &Settings) -> Option<FileLinks> {
-    let files = &settings.files;
+/// The secret of the file links: `files.secret`, or derived from the login of ServiceNow, which worker and file route both
+/// have.
+fn links_secret(settings: &Settings) -> Option<SecretString> {
     let derived = || {
         let from = match &settings.servicenow.as_ref()?.login {
             config::LoginConfig::Basic { password, .. } => password,
@@ -117,18 +154,47 @@ fn file_links(settings: &Settings) -> Option<FileLinks> {
         };
         Some(FileLinks::derived_secret(from))
     };
-    let secret = files.secret.clone().or_else(derived)?;
-    Some(FileLinks::new(files.public_url.clone(), secret, files.expires))
+    settings.files.secret.clone().or_else(derived)
+}
+
+fn file_links(settings: &Settings, handlers: &mut ChangeHandlers) -> Option<FileLinks> {
+    let files = &settings.files;
+    let links = FileLinks::new(files.public_url.clone(), links_secret(settings)?, files.expires);
+    let followed = links.clone();
+    handlers.add(move |settings| {
+        if let Some(secret) = links_secret(settings) {
+            followed.replace_secret(secret);
+        }
+    });
+    Some(links)
 }
 
 /// The route for files, if links are made and the settings name a source of files.
-pub(super) fn file_server(settings: &Settings) -> anyhow::Result<Option<axum::Router>> {
-    let Some(links) = file_links(settings).filter(FileLinks::are_made) else { return Ok(None) };
-    let clients = HttpClients::new(settings)?;
-    let servicenow = servicenow(clients.servicenow.clone(), settings)?;
-    let xo = xo(&clients, settings);
+pub(super) fn file_server(
+    settings: &Settings,
+    handlers: &mut ChangeHandlers,
+) -> anyhow::Result<Option<axum::Router>> {
+    let Some(links) = file_links(settings, handlers).filter(FileLinks::are_made) else { return Ok(None) };
+    let (servicenow, xo) = live_clients(HttpClients::new(settings)?, settings, handlers)?;
     let door = FileServer { links, servicenow, xo, max_size: settings.files.max_size as u64 };
     Ok(Some(files::router(door)))
+}
+
+/// The clients of both sides, which follow the settings.
+fn live_clients(
+    clients: HttpClients,
+    settings: &Settings,
+    handlers: &mut ChangeHandlers,
+) -> anyhow::Result<(Option<ServiceNow>, Xo)> {
+    clients.follow(handlers);
+    let servicenow = servicenow(clients.servicenow.clone(), settings)?;
+    if let Some(client) = &servicenow {
+        follow_login(client, settings, handlers);
+    }
+    let xo = xo(&clients, settings);
+    let followed = xo.clone();
+    handlers.add(move |settings| followed.replace(xo_settings(settings)));
+    Ok((servicenow, xo))
 }
 
 fn servicenow_login(login: &config::LoginConfig) -> ServiceNowLogin {
@@ -162,6 +228,18 @@ impl HttpClients {
             xo: client(delivery.xo.timeout, &network.xo)?,
             events: client(delivery.events.timeout, &network.events)?,
         })
+    }
+
+    /// Uses the proxies of changed settings.
+    fn follow(&self, handlers: &mut ChangeHandlers) {
+        let clients = [self.servicenow.clone(), self.xo.clone(), self.events.clone()];
+        handlers.add(move |settings| {
+            let network = &settings.network;
+            let rules = [&network.servicenow, &network.xo, &network.events];
+            for (client, network) in clients.iter().zip(rules) {
+                client.replace_proxy(&network.proxy);
+            }
+        });
     }
 
     fn allowed_while(self, right: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Self {
@@ -202,7 +280,11 @@ fn log_network(settings: &Settings) {
 
 /// The client of XO.
 pub fn xo(clients: &HttpClients, settings: &Settings) -> Xo {
-    let client = XoSettings {
+    Xo::new(clients.xo.clone(), xo_settings(settings)).with_events_client(clients.events.clone())
+}
+
+fn xo_settings(settings: &Settings) -> XoSettings {
+    XoSettings {
         callback_url: settings.xo.callback_url.clone(),
         events_url: settings.handoffs.events_url.clone(),
         events_token: settings.handoffs.events_token.clone(),
@@ -210,16 +292,14 @@ pub fn xo(clients: &HttpClients, settings: &Settings) -> Xo {
         bots: settings.xo.bots.iter().map(bot).collect(),
         allowed_hosts: AllowedHosts::new(settings.xo.allowed_hosts.clone()),
         bots_timeout: Some(settings.delivery.bots.timeout),
-    };
-    Xo::new(clients.xo.clone(), client).with_events_client(clients.events.clone())
+    }
 }
 
-pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<Deliverer>> {
+pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Arc<Deliverer>> {
     let lease = app.queue.lease();
     let clients = HttpClients::new(settings)?.allowed_while(move || lease.holds(Instant::now()));
     log_network(settings);
-    let servicenow = servicenow(clients.servicenow.clone(), settings)?;
-    let xo = xo(&clients, settings);
+    let (servicenow, xo) = live_clients(clients, settings, &mut app.handlers)?;
     // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.
     let directory = app.directory.clone().filter(|_| servicenow.is_some());
     let parts = DelivererParts {
@@ -249,7 +329,10 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
         bulk_read: settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.bulk_read),
         read_rate: settings.servicenow.as_ref().map_or(1.0, |servicenow| servicenow.read_rate),
         botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
-        files: FileSettings { links: file_links(settings), max_size: settings.files.max_size as u64 },
+        files: FileSettings {
+            links: file_links(settings, &mut app.handlers),
+            max_size: settings.files.max_size as u64,
+        },
         virtual_agent: settings
             .servicenow
             .as_ref()
@@ -274,7 +357,12 @@ pub(super) fn deliverer(settings: &Settings, app: &App) -> anyhow::Result<Arc<De
     };
     let gates: BTreeMap<_, _> =
         settings.destinations().iter().map(|destination| (destination, limits(destination))).collect();
-    Ok(Deliverer::new(parts, delivery, &gates))
+    let deliverer = Deliverer::new(parts, delivery, &gates);
+    let followed = deliverer.clone();
+    // After the clients have the new credentials.
+    app.handlers
+        .add_for_keys(move |keys| followed.credentials_replaced(|destination| keys.concern(destination)));
+    Ok(deliverer)
 }
 
 fn bot(bot: &config::BotConfig) -> XoBot {
@@ -385,6 +473,7 @@ pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
             password: accepted(&ingress.password),
             token: accepted(&ingress.token),
             hmac_secret: accepted(&ingress.hmac_secret),
+            demands_certificate: ingress.tls.as_ref().is_some_and(|tls| tls.client_authorities.is_some()),
             allow_unauthenticated: ingress.allow_unauthenticated,
             own_user: ingress.own_user.clone(),
             instance: ingress.instance.clone(),

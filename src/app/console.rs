@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use super::reload::ChangeHandlers;
 use super::{open_admin, open_directory, place};
 use crate::admin::{AdminConsole, ConsoleFacts, ConsoleOpeners};
 use crate::config::Settings;
@@ -17,7 +18,11 @@ use crate::queue::{Queue, QueueError};
 
 /// The admin console of the admin listener. Each session opens the same parts as `causeway dead`, so that dead letters have
 /// one code path. `queue` is the queue of the process, which only counts for the console.
-pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
+pub(super) fn build(
+    settings: &Settings,
+    queue: Queue,
+    handlers: &mut ChangeHandlers,
+) -> Option<AdminConsole> {
     let tokens = settings.admin_tokens.clone();
     if tokens.is_empty() {
         return None;
@@ -45,7 +50,10 @@ pub(super) fn build(settings: &Settings, queue: Queue) -> Option<AdminConsole> {
         Box::pin(async move { directory_of_session(&settings).await })
     };
     let open = ConsoleOpeners { queue: Arc::new(open_queue), directory: Arc::new(open_directory) };
-    Some(AdminConsole::new(tokens, facts, queue, open))
+    let console = AdminConsole::new(tokens, facts, queue, open);
+    let followed = console.clone();
+    handlers.add(move |settings| followed.replace_tokens(settings.admin_tokens.clone()));
+    Some(console)
 }
 
 async fn directory_of_session(settings: &Settings) -> Result<Directory, DeadLetterError> {

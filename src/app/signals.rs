@@ -1,8 +1,8 @@
 //! The signals of a serving process.
 //!
-//! Guarantees: the first SIGTERM or SIGINT starts the drain, the second one ends the process at once. SIGHUP only writes a
-//! log line: a terminal sends it on closing, and some tools send it to reload settings. Not responsible for: the drain
-//! (`tasks.rs`), the exit code (`main.rs`).
+//! Guarantees: the first SIGTERM or SIGINT starts the drain, the second one ends the process at once. SIGHUP never ends the
+//! process, also while it starts. Not responsible for: the drain (`tasks.rs`), reading the settings again (`reload.rs`), the
+//! exit code (`main.rs`).
 
 use std::io;
 
@@ -21,7 +21,7 @@ pub struct ShutdownReason {
 pub(super) struct SignalHandler {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
+    hangup: Option<Signal>,
 }
 
 impl SignalHandler {
@@ -29,20 +29,20 @@ impl SignalHandler {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup: Some(signal(SignalKind::hangup())?),
         })
+    }
+
+    /// The signals to read the settings again, also those that came before this call.
+    pub(super) const fn take_hangup(&mut self) -> Option<Signal> {
+        self.hangup.take()
     }
 
     /// Waits for a signal to stop. Cancel-safe.
     pub(super) async fn stop(&mut self) -> ShutdownReason {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return ShutdownReason { exit_code: 143 },
-                _ = self.interrupt.recv() => return ShutdownReason { exit_code: 130 },
-                _ = self.hangup.recv() => {
-                    tracing::info!("ignoring SIGHUP: settings are read only at start");
-                }
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => ShutdownReason { exit_code: 143 },
+            _ = self.interrupt.recv() => ShutdownReason { exit_code: 130 },
         }
     }
 }

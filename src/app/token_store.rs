@@ -13,9 +13,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use url::Url;
 
-use super::directory_settings;
 use crate::clock;
-use crate::config::Settings;
 use crate::conversation::{Directory, DirectoryError, DirectorySettings};
 use crate::message::MessageId;
 use crate::platform::RefreshTokenStore;
@@ -35,10 +33,15 @@ pub(super) struct DirectoryTokenStore {
 
 impl DirectoryTokenStore {
     /// The store for the token that the settings configure.
-    pub(super) fn new(settings: &Settings, host: &Url, client_id: &str, configured: &SecretString) -> Self {
+    pub(super) fn new(
+        settings: DirectorySettings,
+        host: &Url,
+        client_id: &str,
+        configured: &SecretString,
+    ) -> Self {
         let parts = [host.as_str(), client_id, configured.expose_secret()];
         let name = MessageId::derived_from("oauth-token", &parts);
-        Self { settings: directory_settings(settings), directory: OnceCell::new(), name }
+        Self { settings, directory: OnceCell::new(), name }
     }
 
     async fn directory(&self) -> Result<&Directory, DirectoryError> {

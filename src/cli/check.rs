@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles};
 use crate::app::{self, KnownCertificate};
-use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, Settings};
+use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, SettingWarning, Settings};
 use crate::platform::{ChatApi, HttpClient, ServiceNow, check};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,6 +23,12 @@ pub(super) struct CheckArgs {
     /// Print every setting with its default and its meaning as a settings file, then exit
     #[arg(long)]
     print_defaults: bool,
+    /// Print every setting in use with the place of its value, secrets masked, then exit
+    #[arg(long)]
+    print: bool,
+    /// Read the settings and the files that they name, and contact nothing
+    #[arg(long)]
+    offline: bool,
     /// Fail if the settings are incomplete for this role; without --role, one complete role is enough
     #[arg(long)]
     role: Option<CheckRole>,
@@ -78,21 +84,38 @@ pub(super) async fn run(args: &CheckArgs, sources: &SettingFiles) -> Result<(), 
     if args.print_defaults {
         return Ok(output::line(REFERENCE.trim_end())?);
     }
+    if args.print {
+        return Ok(output::line(Settings::print(sources.file(), &sources.environment).trim_end())?);
+    }
     let settings = sources.settings_for_admin(RunPurpose::Check)?;
     let paint = AnsiPaint::stdout(&sources.environment);
     let roles = roles(args.role, &settings, sources);
-    let (queue, directory, platforms) = tokio::join!(
-        within("queue", stores::queue(&settings)),
-        within("directory", stores::directory(&settings)),
-        within("platforms", platforms(&settings)),
-    );
+    let warnings: Vec<_> = settings.warnings.iter().map(unsafe_setting).collect();
+    let listener = listener_certificate(&settings);
+    let contacted = if args.offline { Vec::new() } else { Box::pin(contact(&settings)).await };
     let mut well = true;
-    let certificates = certificates(&settings);
-    for finding in roles.iter().chain(&queue).chain(&directory).chain(&platforms).chain(&certificates) {
+    let certificates = if args.offline { Vec::new() } else { certificates(&settings) };
+    let parts = [roles, warnings, listener.into_iter().collect(), contacted, certificates];
+    for finding in parts.iter().flatten() {
         well &= finding.ok;
         tell(paint, finding)?;
     }
     if well { Ok(()) } else { Err(CliFailure::Told) }
+}
+
+/// Contacts each system, all at once.
+async fn contact(settings: &Settings) -> Vec<CheckFinding> {
+    let (queue, directory, platforms) = tokio::join!(
+        within("queue", stores::queue(settings)),
+        within("directory", stores::directory(settings)),
+        within("platforms", platforms(settings)),
+    );
+    [queue, directory, platforms].concat()
+}
+
+fn unsafe_setting(warning: &SettingWarning) -> CheckFinding {
+    let what = format!("settings: {} is not safe", warning.key);
+    CheckFinding { ok: true, what, hint: warning.reason.to_owned() }
 }
 
 /// Reports for each role whether a process could start with these settings. Settings that name the broker or the database
@@ -203,6 +226,17 @@ fn certificate(known: &KnownCertificate) -> CheckFinding {
         what: format!("certificate {whose}: ({subject}) is valid until {day}"),
         hint: if is_near { remedy.to_owned() } else { String::new() },
     }
+}
+
+/// The certificate of the public listener.
+fn listener_certificate(settings: &Settings) -> Option<CheckFinding> {
+    let expiry = settings.ingress.tls.as_ref()?.expiry()?;
+    let what = format!("ingress.tls.cert_file: ({}) is valid until {}", expiry.subject, expiry.day());
+    let now = crate::clock::machine();
+    Some(match (expiry.not_after < now, expiry.is_near(now)) {
+        (true, _) => CheckFinding::wrong(what, "it has expired, so callers refuse it: renew it"),
+        (_, near) => CheckFinding { ok: true, what, hint: if near { "renew it" } else { "" }.to_owned() },
+    })
 }
 
 async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> {

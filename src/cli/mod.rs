@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::app::{self, ServiceRoles};
-use crate::config::{Environment, RunPurpose, SettingProblems, Settings};
+use crate::config::{Environment, ReloadableSettings, RunPurpose, SettingProblems, Settings};
 use crate::telemetry::{LogSettings, start_logging};
 
 /// Carries chat conversations between Kore.ai's XO Platform and ServiceNow without losing a message.
@@ -138,10 +138,19 @@ struct SettingFiles {
 }
 
 impl SettingFiles {
-    fn settings(&self, purpose: RunPurpose) -> Result<Settings, CliFailure> {
+    /// The settings file, if one is named.
+    fn file(&self) -> Option<&Path> {
         // Docker Compose passes an empty CAUSEWAY_CONFIG if no settings file is configured.
-        let file: Option<&Path> = self.file.as_deref().filter(|path| !path.as_os_str().is_empty());
-        Ok(Settings::load(file, &self.environment, purpose)?)
+        self.file.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
+    fn settings(&self, purpose: RunPurpose) -> Result<Settings, CliFailure> {
+        Ok(Settings::load(self.file(), &self.environment, purpose)?)
+    }
+
+    /// The settings of a serving process, which reads them again while it runs.
+    fn reloadable(&self, purpose: RunPurpose) -> Result<(Settings, ReloadableSettings), CliFailure> {
+        Ok(ReloadableSettings::load(self.file(), &self.environment, purpose)?)
     }
 
     /// The settings for an operator's verb. The log level `info` becomes `warn`, so that log lines do not disturb the
@@ -172,9 +181,10 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Ingress => serve(&sources, RunPurpose::Ingress, ServiceRoles::Ingress).await,
         CliVerb::Worker => serve(&sources, RunPurpose::Worker, ServiceRoles::Worker).await,
         CliVerb::Files => {
-            let settings = sources.settings(RunPurpose::Files)?;
+            let (settings, source) = sources.reloadable(RunPurpose::Files)?;
             start_logging(&settings.log);
-            Ok(Box::pin(app::run_files(&settings)).await?)
+            warn(&settings);
+            Ok(Box::pin(app::run_files(&settings, source)).await?)
         }
         #[cfg(feature = "tools")]
         CliVerb::Sandbox(args) => Box::pin(sandbox::run(*args)).await,
@@ -194,9 +204,16 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
 
 /// `serve`, `ingress` and `worker`: the same process with different roles.
 async fn serve(sources: &SettingFiles, purpose: RunPurpose, roles: ServiceRoles) -> Result<(), CliFailure> {
-    let settings = sources.settings(purpose)?;
+    let (settings, source) = sources.reloadable(purpose)?;
     start_logging(&settings.log);
-    Ok(Box::pin(app::run(settings, roles)).await?)
+    warn(&settings);
+    Ok(Box::pin(app::run(settings, source, roles)).await?)
+}
+
+fn warn(settings: &Settings) {
+    for warning in &settings.warnings {
+        tracing::warn!(key = warning.key, reason = warning.reason, "this setting is not safe");
+    }
 }
 
 #[cfg(test)]

@@ -136,6 +136,9 @@ pub(super) const KEYS: &[(&str, KeyVisibility)] = &[
     ("ingress.spool", Open),
     ("ingress.spool_max", Open),
     ("ingress.read_timeout", Open),
+    ("ingress.tls.cert_file", Open),
+    ("ingress.tls.key_file", Open),
+    ("ingress.tls.client_ca_file", Open),
     ("ingress.allow_unauthenticated", Open),
     ("ingress.servicenow.username", Open),
     ("ingress.servicenow.password", Secret),
@@ -214,6 +217,13 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     if away <= (unknown.len() / 4).max(2) { Some(known) } else { misplaced() }
 }
 
+/// The value that was probably meant; `None` if no value is near.
+pub(super) fn nearest_value<'a>(written: &str, values: &[&'a str]) -> Option<&'a str> {
+    let written = written.to_lowercase();
+    let candidates = values.iter().map(|value| (distance(&written, &value.to_lowercase()), *value));
+    candidates.min().filter(|(away, _)| *away <= (written.len() / 3).max(1)).map(|(_, value)| value)
+}
+
 /// The number of characters to add, remove or replace to make `a` from `b` (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -252,6 +262,15 @@ mod tests {
         assert_eq!(nearest("delivery.retry.intial"), Some("delivery.retry.initial"));
         assert_eq!(nearest("host_url"), Some("servicenow.host_url"));
         assert_eq!(nearest("colour.of.the.bridge"), None);
+    }
+
+    #[test]
+    fn a_slip_finds_its_value() {
+        let values = ["connect_support", "virtual_agent"];
+        assert_eq!(nearest_value("virtual-agent", &values), Some("virtual_agent"));
+        assert_eq!(nearest_value("Connect_Suport", &values), Some("connect_support"));
+        assert_eq!(nearest_value("soap", &values), None);
+        assert_eq!(nearest_value("basc", &["basic", "oauth"]), Some("basic"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The settings: read once at start, from their written form (`raw`: defaults, file, environment) to typed values
-//! ([`Settings`]).
+//! The settings: read at start, and again while a process runs (`reload`), from their written form (`raw`: defaults, file,
+//! environment) to typed values ([`Settings`]).
 //!
 //! Guarantees: either every value is valid and the role has what it needs, or all mistakes are reported together
 //! ([`SettingProblems`]). `default.toml` contains every default. Secrets are never printed.
@@ -10,11 +10,14 @@ mod admin;
 mod keys;
 mod network;
 mod parse;
+mod print;
 mod problem;
 mod raw;
 mod reader;
+mod reload;
 mod settings;
 mod validate;
+mod warnings;
 
 use std::path::Path;
 
@@ -23,12 +26,14 @@ pub use problem::{SettingProblem, SettingProblems, SettingSource};
 pub use raw::Environment;
 #[cfg(feature = "tools")]
 pub(crate) use reader::parse_rate;
+pub use reload::{ReloadScope, ReloadableSettings, SettingsChange};
 pub use settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
     HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings,
     ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
     SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
+pub use warnings::SettingWarning;
 
 /// Every key with its default and its description, as TOML.
 pub const REFERENCE: &str = raw::DEFAULTS;
@@ -69,11 +74,29 @@ impl Settings {
         environment: &Environment,
         purpose: RunPurpose,
     ) -> Result<Self, SettingProblems> {
-        let mut reader = reader::SettingsReader::new(raw::RawSettings::read(file, environment));
-        let settings = parse::settings(&mut reader);
+        Self::of(raw::RawSettings::read(file, environment), purpose)
+    }
+
+    /// The values in use as a settings file, with secrets masked.
+    pub fn print(file: Option<&Path>, environment: &Environment) -> String {
+        print::print(&raw::RawSettings::read(file, environment))
+    }
+
+    /// Reads the written values.
+    fn of(raw: raw::RawSettings, purpose: RunPurpose) -> Result<Self, SettingProblems> {
+        if raw.is_broken {
+            return Err(SettingProblems(raw.problems));
+        }
+        let written = raw.clone();
+        let mut reader = reader::SettingsReader::new(raw);
+        let mut settings = parse::settings(&mut reader);
         validate::check(&settings, purpose, &mut reader);
         let problems = reader.into_problems();
-        if problems.is_empty() { Ok(settings) } else { Err(SettingProblems(problems)) }
+        if !problems.is_empty() {
+            return Err(SettingProblems(problems));
+        }
+        settings.warnings = warnings::of(&settings, &written);
+        Ok(settings)
     }
 }
 

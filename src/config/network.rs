@@ -10,7 +10,7 @@ use url::Url;
 
 use super::reader::SettingsReader;
 use crate::platform::{HostPattern, NetworkSettings, ProxyAddress, ProxyRules};
-use crate::tls::{TlsFileProblem, TlsFiles, TlsPeer};
+use crate::tls::{ServerTlsFiles, TlsFileProblem, TlsFiles, TlsPeer};
 
 /// The way to each side.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +31,9 @@ enum ProxyChoice {
 }
 
 const CA_FILES: [&str; 4] = ["http.ca_file", "servicenow.ca_file", "xo.ca_file", "handoffs.events_ca_file"];
+/// Certificate, key and authorities of client certificates of the public listener.
+const INGRESS_KEYS: [&str; 3] =
+    ["ingress.tls.cert_file", "ingress.tls.key_file", "ingress.tls.client_ca_file"];
 /// The keys of a client certificate and its private key.
 type IdentityKeys = [&'static str; 2];
 const SERVICENOW_IDENTITY: IdentityKeys = ["servicenow.client_cert_file", "servicenow.client_key_file"];
@@ -76,6 +79,32 @@ pub(super) fn broker(reader: &mut SettingsReader) -> TlsFiles {
 /// `directory.ca_file` and the client certificate for PostgreSQL.
 pub(super) fn directory(reader: &mut SettingsReader) -> TlsFiles {
     store(reader, "directory.ca_file", DIRECTORY_IDENTITY)
+}
+
+/// `ingress.tls.*`
+pub(super) fn ingress(reader: &mut SettingsReader) -> Option<ServerTlsFiles> {
+    let [certificate, key, client_authorities] = INGRESS_KEYS.map(|key| path(reader, key));
+    Some(ServerTlsFiles { certificate: certificate?, key: key?, client_authorities })
+}
+
+/// Reports files of the public listener that cannot be used. Each file that is missing is named, because plain HTTP would be
+/// served without it.
+pub(super) fn check_ingress(reader: &mut SettingsReader) {
+    let [certificate, key, authorities] = INGRESS_KEYS;
+    if let Some(set) = INGRESS_KEYS.into_iter().find(|key| reader.is_set(key)) {
+        for needed in [certificate, key] {
+            if !reader.is_set(needed) {
+                reader.wrong(needed, format!("is missing: {set} is set, and TLS needs certificate and key"));
+            }
+        }
+    }
+    let problem = ingress(reader).and_then(|files| files.check().err());
+    match problem {
+        Some(TlsFileProblem::Authorities(reason)) => reader.wrong(authorities, reason),
+        Some(TlsFileProblem::ClientCertificate(reason)) => reader.wrong(certificate, reason),
+        Some(TlsFileProblem::ClientKey(reason)) => reader.wrong(key, reason),
+        None => {}
+    }
 }
 
 fn store(reader: &mut SettingsReader, ca_file: &str, identity: IdentityKeys) -> TlsFiles {

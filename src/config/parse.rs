@@ -54,6 +54,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
         admin_edit: reader.flag("admin.edit"),
         delivery: delivery(reader),
         log: log(reader),
+        warnings: Vec::new(),
     }
 }
 
@@ -114,7 +115,7 @@ fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
         match (url.scheme(), url.host_str()) {
             ("postgres" | "postgresql", Some(host)) if !host.is_empty() => {
                 let url = network::with_certificates(text, &url, &tls)?;
-                Ok(DirectoryConfig::Postgres(SecretString::from(url)))
+                Ok(DirectoryConfig::Postgres(SecretString::from(url).into()))
             }
             ("postgres" | "postgresql", _) => Err("names no host".to_owned()),
             _ => Err(String::new()),
@@ -401,6 +402,7 @@ fn ingress(reader: &mut SettingsReader) -> IngressConfig {
             .unwrap_or(SpooledSenders::Off),
         spool_max: reader.bytes("ingress.spool_max"),
         read_timeout: reader.duration("ingress.read_timeout"),
+        tls: network::ingress(reader),
         allow_unauthenticated: reader.flag("ingress.allow_unauthenticated"),
         username: reader.text("ingress.servicenow.username"),
         password: now_and_next(reader, "ingress.servicenow.password"),

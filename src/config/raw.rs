@@ -4,7 +4,7 @@
 //! No value is printed. Not responsible for: the meaning of the values (`meant`).
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -13,6 +13,9 @@ use super::problem::{SettingProblem, SettingSource};
 
 /// The reference of all keys, which is also the lowest layer.
 pub(super) const DEFAULTS: &str = include_str!("default.toml");
+
+/// The place of a default.
+pub(super) const DEFAULTS_PLACE: &str = "the built-in defaults";
 
 const PREFIX: &str = "CAUSEWAY_";
 /// Variables with our prefix that are not keys: the settings file, and switches of the test suite.
@@ -48,9 +51,14 @@ impl Environment {
         named.collect()
     }
 
+    /// The value of a variable that is present and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
     /// Whether a variable is present and not empty.
     pub fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| !value.is_empty())
+        self.get(name).is_some()
     }
 }
 
@@ -73,6 +81,7 @@ impl std::fmt::Debug for Environment {
 }
 
 /// A value as it was written.
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum WrittenValue {
     /// A value that is not an array.
     One(String),
@@ -81,25 +90,38 @@ pub(super) enum WrittenValue {
 }
 
 /// A value and its place.
+#[derive(Clone)]
 pub(super) struct RawEntry {
     pub(super) written: WrittenValue,
     pub(super) place: SettingSource,
+    /// The file that contains the secret, if the setting names a file.
+    pub(super) secret_file: Option<PathBuf>,
+}
+
+impl RawEntry {
+    const fn new(written: WrittenValue, place: SettingSource) -> Self {
+        Self { written, place, secret_file: None }
+    }
 }
 
 /// All values by key, after all layers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct RawSettings {
     pub(super) entries: BTreeMap<String, RawEntry>,
+    /// The next values of credentials whose files are empty: there is no next value yet.
+    pub(super) unset: BTreeMap<String, RawEntry>,
     /// The proxy variables that all programs of the machine share, such as `HTTPS_PROXY`, by name.
     pub(super) proxies: BTreeMap<String, String>,
     pub(super) problems: Vec<SettingProblem>,
+    /// The settings file is not TOML, so nothing can be said about missing keys.
+    pub(super) is_broken: bool,
 }
 
 impl RawSettings {
     /// Reads the defaults, the file over the defaults, and the environment over both.
     pub(super) fn read(file: Option<&Path>, environment: &Environment) -> Self {
         let mut raw = Self::default();
-        raw.lay(|layer| layer.add_toml(Path::new("the built-in defaults"), DEFAULTS));
+        raw.lay(|layer| layer.add_toml(Path::new(DEFAULTS_PLACE), DEFAULTS));
         if let Some(path) = file {
             match std::fs::read_to_string(path) {
                 Ok(text) => raw.lay(|layer| layer.add_toml(path, &text)),
@@ -121,8 +143,11 @@ impl RawSettings {
         fill(&mut layer);
         layer.read_secret_files();
         layer.report_unknown();
+        self.unset.retain(|key, _| !layer.entries.contains_key(key));
         self.entries.append(&mut layer.entries);
+        self.unset.append(&mut layer.unset);
         self.problems.append(&mut layer.problems);
+        self.is_broken |= layer.is_broken;
     }
 
     fn add_toml(&mut self, path: &Path, text: &str) {
@@ -131,12 +156,17 @@ impl RawSettings {
             line: text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1,
         };
         let (table, errors) = DeTable::parse_recoverable(text);
-        // Only the message: the parser's full report quotes the line, which may contain a secret.
-        self.problems.extend(errors.iter().map(|error| SettingProblem {
-            key: "the file".to_owned(),
-            place: place(error.span().map_or(0, |span| span.start)),
-            reason: format!("is not TOML: {}", error.message()),
-        }));
+        // Only the message: the parser's full report quotes the line, which may contain a secret. Only the first error: the
+        // others, and the keys behind it, follow from it.
+        if let Some(error) = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start)) {
+            self.is_broken = true;
+            self.problems.push(SettingProblem {
+                key: "the file".to_owned(),
+                place: place(error.span().map_or(0, |span| span.start)),
+                reason: format!("is not TOML: {}", error.message()),
+            });
+            return;
+        }
         self.flatten("", table.get_ref(), &place);
     }
 
@@ -160,11 +190,10 @@ impl RawSettings {
                 DeValue::Array(items) => {
                     let written =
                         WrittenValue::Many(items.iter().map(|item| scalar(item.get_ref())).collect());
-                    self.entries.insert(key, RawEntry { written, place: at });
+                    self.entries.insert(key, RawEntry::new(written, at));
                 }
                 single => {
-                    self.entries
-                        .insert(key, RawEntry { written: WrittenValue::One(scalar(single)), place: at });
+                    self.entries.insert(key, RawEntry::new(WrittenValue::One(scalar(single)), at));
                 }
             }
         }
@@ -182,7 +211,7 @@ impl RawSettings {
             }
             let key = rest.to_ascii_lowercase().replace("__", ".");
             let place = SettingSource::Variable(name.clone());
-            self.entries.insert(key, RawEntry { written: WrittenValue::One(value.clone()), place });
+            self.entries.insert(key, RawEntry::new(WrittenValue::One(value.clone()), place));
         }
     }
 
@@ -196,9 +225,11 @@ impl RawSettings {
             let Some(entry) = self.entries.remove(&pointer) else { continue };
             let key = pointer.trim_end_matches("_file").to_owned();
             match self.read_secret(&key, &entry) {
-                Ok(secret) => {
-                    self.entries
-                        .insert(key, RawEntry { written: WrittenValue::One(secret), place: entry.place });
+                Ok((secret, file)) => {
+                    let is_unset = secret.is_empty();
+                    let written = WrittenValue::One(secret);
+                    let read = RawEntry { written, place: entry.place, secret_file: Some(file) };
+                    if is_unset { &mut self.unset } else { &mut self.entries }.insert(key, read);
                 }
                 Err(reason) => {
                     self.problems.push(SettingProblem { key: pointer, place: entry.place, reason })
@@ -207,17 +238,34 @@ impl RawSettings {
         }
     }
 
-    fn read_secret(&self, key: &str, entry: &RawEntry) -> Result<String, String> {
+    fn read_secret(&self, key: &str, entry: &RawEntry) -> Result<(String, PathBuf), String> {
         if let Some(other) = self.entries.get(key) {
             return Err(format!("{key} is also set ({}): keep one of the two", other.place));
         }
         let WrittenValue::One(path) = &entry.written else {
             return Err("must be the path of one file".to_owned());
         };
-        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-        // Editors and `echo` end a file with a line break that is not part of the secret.
-        let secret = text.trim_end_matches(['\r', '\n']);
-        if secret.is_empty() { Err(format!("{path} is empty")) } else { Ok(secret.to_owned()) }
+        let path = PathBuf::from(path);
+        Ok((secret_of(key, &path)?, path))
+    }
+
+    /// Reads every secret file again. A secret whose file cannot be read keeps its value, and the problem is returned.
+    pub(super) fn read_secret_files_again(&mut self) -> Vec<SettingProblem> {
+        let mut problems = Vec::new();
+        self.entries.append(&mut self.unset);
+        for (key, entry) in &mut self.entries {
+            let Some(file) = &entry.secret_file else { continue };
+            match secret_of(key, file) {
+                Ok(secret) => entry.written = WrittenValue::One(secret),
+                Err(reason) => {
+                    problems.push(SettingProblem { key: key.clone(), place: entry.place.clone(), reason })
+                }
+            }
+        }
+        let nothing = WrittenValue::One(String::new());
+        let is_unset = |entry: &RawEntry| entry.secret_file.is_some() && entry.written == nothing;
+        self.unset = self.entries.extract_if(.., |_, entry| is_unset(entry)).collect();
+        problems
     }
 
     fn report_unknown(&mut self) {
@@ -235,6 +283,18 @@ impl RawSettings {
         self.problems.extend(problems);
         self.entries.retain(|key, _| keys::shown(key).is_some());
     }
+}
+
+/// The secret in a file. It is empty only if the key is the next value of a credential.
+fn secret_of(key: &str, path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    // Editors and `echo` end a file with a line break that is not part of the secret.
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() && !key.ends_with("_next") {
+        return Err(format!("{shown} is empty"));
+    }
+    Ok(secret.to_owned())
 }
 
 /// The environment variable of a key.

@@ -214,7 +214,11 @@ impl SettingsReader {
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         self.parsed(key, &format!("one of: {}", names.join(", ")), |text| {
-            choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(String::new)
+            let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+            found.ok_or_else(|| {
+                let near = keys::nearest_value(text, &names);
+                near.map(|near| format!("did you mean {near}?")).unwrap_or_default()
+            })
         })
     }
 

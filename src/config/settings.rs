@@ -12,12 +12,14 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::network::NetworkConfig;
+use super::warnings::SettingWarning;
 use crate::admin::AdminToken;
+use crate::live::Live;
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
 use crate::platform::WebhookKey;
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
 use crate::telemetry::LogSettings;
-use crate::tls::TlsFiles;
+use crate::tls::{ServerTlsFiles, TlsFiles};
 
 impl Settings {
     /// The rules for the destination of a conversation.
@@ -78,6 +80,8 @@ pub struct Settings {
     pub admin_edit: bool,
     pub delivery: DeliveryConfig,
     pub log: LogSettings,
+    /// What works and is not safe.
+    pub warnings: Vec<SettingWarning>,
 }
 
 /// `queue.*`
@@ -103,8 +107,8 @@ pub struct QueueSettings {
 pub enum DirectoryConfig {
     /// A file on this machine.
     Sqlite(PathBuf),
-    /// The complete URL.
-    Postgres(SecretString),
+    /// The complete URL. Clones share the URL.
+    Postgres(Live<SecretString>),
 }
 
 /// `servicenow.*`
@@ -374,6 +378,8 @@ pub struct IngressConfig {
     pub spool: SpooledSenders,
     pub spool_max: usize,
     pub read_timeout: Duration,
+    /// `ingress.tls.*`: the public listener speaks TLS.
+    pub tls: Option<ServerTlsFiles>,
     pub allow_unauthenticated: bool,
     pub username: Option<String>,
     pub password: RotatingSecret,

@@ -25,6 +25,9 @@ pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut Setti
     if (purpose.takes() || purpose.delivers()) && !settings.xo.bots.is_empty() {
         reply_hosts(settings, reader);
     }
+    if purpose.takes() || purpose == RunPurpose::Files {
+        network::check_ingress(reader);
+    }
     if purpose.takes() {
         ingress_credentials(settings, reader);
     }

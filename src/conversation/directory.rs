@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::Histogram;
-use secrecy::ExposeSecret;
 
 use super::postgres::PostgresDirectory;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
@@ -116,9 +115,7 @@ impl Directory {
     pub async fn open(settings: &DirectorySettings) -> Result<Self, DirectoryError> {
         let database = match &settings.url {
             DirectoryUrl::Sqlite(path) => Database::Sqlite(schema::open_sqlite(path).await?),
-            DirectoryUrl::Postgres(url) => {
-                Database::Postgres(PostgresDirectory::open(url.expose_secret()).await?)
-            }
+            DirectoryUrl::Postgres(url) => Database::Postgres(PostgresDirectory::open(url.clone()).await?),
         };
         Ok(Self::of(database))
     }
@@ -131,7 +128,7 @@ impl Directory {
         let DirectoryUrl::Postgres(url) = &settings.url else {
             return Ok((Self::open(settings).await?, None));
         };
-        let (server, trouble) = PostgresDirectory::start(url.expose_secret()).await?;
+        let (server, trouble) = PostgresDirectory::start(url.clone()).await?;
         Ok((Self::of(Database::Postgres(server)), trouble))
     }
 

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+use crate::live::Live;
 use crate::message::{ConversationId, ReplyHandle, named};
 pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
@@ -56,8 +57,8 @@ pub struct DirectorySettings {
 pub enum DirectoryUrl {
     /// A file, for the processes of one machine.
     Sqlite(PathBuf),
-    /// `postgres://…`, for workers on several machines.
-    Postgres(SecretString),
+    /// `postgres://…`, for workers on several machines. A changed password is used at the next connection.
+    Postgres(Live<SecretString>),
 }
 
 named! {

@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
 use super::pooler::PoolerDetection;
 use super::{DirectoryError, schema};
+use crate::live::Live;
 use crate::tls;
 
 /// The longest life of a connection.
@@ -30,7 +32,9 @@ const CAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct PostgresDirectory {
     pool: PgPool,
-    options: Arc<PgConnectOptions>,
+    url: Live<SecretString>,
+    /// The URL of the pool's next connection, and its options.
+    used: Arc<Mutex<(Arc<SecretString>, Arc<PgConnectOptions>)>>,
     /// No connection that was opened before this time is used again.
     outdated_before: Arc<Mutex<Option<Instant>>>,
     pooler: PoolerDetection,
@@ -52,14 +56,16 @@ impl std::fmt::Debug for PostgresDirectory {
 
 impl PostgresDirectory {
     /// Connects and migrates the tables.
-    pub(super) async fn open(url: &str) -> Result<Self, DirectoryError> {
+    pub(super) async fn open(url: Live<SecretString>) -> Result<Self, DirectoryError> {
         let server = Self::new(url)?;
         server.migrate(schema::OPEN_TIMEOUT).await?;
         Ok(server)
     }
 
     /// As [`Self::open`], but an error that can heal without a change of the settings is returned beside the server.
-    pub(super) async fn start(url: &str) -> Result<(Self, Option<DirectoryError>), DirectoryError> {
+    pub(super) async fn start(
+        url: Live<SecretString>,
+    ) -> Result<(Self, Option<DirectoryError>), DirectoryError> {
         let server = Self::new(url)?;
         match server.migrate(START_TIMEOUT).await {
             Ok(()) => Ok((server, None)),
@@ -68,8 +74,10 @@ impl PostgresDirectory {
         }
     }
 
-    fn new(url: &str) -> Result<Self, DirectoryError> {
-        let (options, pooler) = (schema::postgres_options(url)?, PoolerDetection::new(url));
+    fn new(url: Live<SecretString>) -> Result<Self, DirectoryError> {
+        let first = url.get();
+        let options = schema::postgres_options(first.expose_secret())?;
+        let pooler = PoolerDetection::new(first.expose_secret());
         let outdated_before = Arc::new(Mutex::new(None::<Instant>));
         let (known, examined) = (Arc::clone(&outdated_before), pooler.clone());
         let pool = schema::postgres_pool()
@@ -84,7 +92,8 @@ impl PostgresDirectory {
                 Box::pin(std::future::ready(Ok(is_newer)))
             });
         let pool = pool.connect_lazy_with(pooler.options(options.clone()));
-        Ok(Self { pool, options: Arc::new(options), outdated_before, pooler, tables: Arc::default() })
+        let used = Arc::new(Mutex::new((first, Arc::new(options))));
+        Ok(Self { pool, url, used, outdated_before, pooler, tables: Arc::default() })
     }
 
     /// Migrates the tables, unless this process has done so.
@@ -92,12 +101,12 @@ impl PostgresDirectory {
         if self.tables.are_ready.load(Ordering::Acquire) {
             return Ok(());
         }
-        let migrated = schema::migrate_postgres(&self.options, &self.pooler, limit).await;
+        let migrated = schema::migrate_postgres(&self.options(), &self.pooler, limit).await;
         let failure = migrated.as_ref().err().cloned();
         *self.tables.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         migrated?;
         if self.pooler.is_pooled() {
-            self.pool.set_connect_options((*self.options).clone());
+            self.pool.set_connect_options((*self.options()).clone());
         }
         self.tables.are_ready.store(true, Ordering::Release);
         Ok(())
@@ -113,8 +122,23 @@ impl PostgresDirectory {
             .unwrap_or_else(|| DirectoryError::Unavailable("its tables are being prepared".to_owned())))
     }
 
-    pub(super) const fn pool(&self) -> &PgPool {
+    pub(super) fn pool(&self) -> &PgPool {
+        self.options();
         &self.pool
+    }
+
+    /// The options of the next connection. A URL that has changed is used from now on.
+    fn options(&self) -> Arc<PgConnectOptions> {
+        let current = self.url.get();
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&used.0, &current) {
+            if let Ok(options) = schema::postgres_options(current.expose_secret()) {
+                self.pool.set_connect_options(self.pooler.options(options.clone()));
+                used.1 = Arc::new(options);
+            }
+            used.0 = current;
+        }
+        Arc::clone(&used.1)
     }
 
     /// Whether each query runs in a transaction and has no name on the server. A connection must be acquired before:
@@ -134,7 +158,7 @@ impl PostgresDirectory {
             DirectoryError::ReadOnly(_) => self.end_connections(),
             DirectoryError::Pooled(_) => {
                 self.pooler.found();
-                self.pool.set_connect_options((*self.options).clone());
+                self.pool.set_connect_options((*self.options()).clone());
                 self.end_connections();
                 return true;
             }
@@ -145,7 +169,7 @@ impl PostgresDirectory {
 
     /// Reads the certificate of the server, unless the URL forbids TLS or names a socket.
     pub(super) async fn look_at_certificate(&self) {
-        let options = &self.options;
+        let options = self.options();
         if options.get_socket().is_some()
             || matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow)
         {
@@ -163,15 +187,33 @@ impl PostgresDirectory {
 
     /// Replaces the error of a pool without a connection by the reason that the server gives.
     pub(super) async fn cause(&self, error: DirectoryError) -> DirectoryError {
-        match schema::within(CAUSE_TIMEOUT, self.options.connect()).await {
+        let options = self.options();
+        match schema::within(CAUSE_TIMEOUT, options.connect()).await {
             Ok(connection) => {
                 let _ = connection.close().await;
                 error
             }
             Err(cause) => {
-                let place = format!("PostgreSQL at {}:{}", self.options.get_host(), self.options.get_port());
+                let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
                 cause.at(&place)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_next_connection_has_the_changed_login() {
+        let url: Live<SecretString> = "postgres://first:one@127.0.0.1:1/d".to_owned().into();
+        let directory = PostgresDirectory::new(url.clone()).unwrap();
+        assert_eq!(directory.pool().connect_options().get_username(), "first");
+        url.set("postgres://second:two@127.0.0.1:1/d".to_owned().into());
+        assert_eq!(directory.pool().connect_options().get_username(), "second");
+        assert_eq!(directory.options().get_username(), "second");
+        url.set("no address".to_owned().into());
+        assert_eq!(directory.options().get_username(), "second", "an unusable one changes nothing");
     }
 }

@@ -98,6 +98,8 @@ pub enum BreakerSignal {
     ProbeReturned,
     /// A round of probes found no message, because other workers own the partitions.
     NothingToProbe,
+    /// The credential of the destination was replaced.
+    CredentialReplaced,
 }
 
 impl BreakerState {
@@ -140,12 +142,21 @@ impl BreakerState {
             }
             // A late success of a request that was in flight when the breaker tripped: the destination works.
             (Self::Tripped { reason: TripReason::Failing, .. }, BreakerSignal::Alive) => Self::passing(),
+            // The next probe is due now, and the pauses begin anew.
+            (Self::Tripped { reason: TripReason::Credentials, .. }, BreakerSignal::CredentialReplaced) => {
+                Self::Tripped { until: now, reason: TripReason::Credentials, pauses: 0 }
+            }
+            // The probe in flight may have the old credential. The pause after its failure is the shortest one.
+            (Self::Probing { reason: TripReason::Credentials, .. }, BreakerSignal::CredentialReplaced) => {
+                Self::Probing { reason: TripReason::Credentials, pauses: 0 }
+            }
             (
                 tripped @ Self::Tripped { .. },
                 BreakerSignal::Alive
                 | BreakerSignal::Failed { .. }
                 | BreakerSignal::ProbeReturned
-                | BreakerSignal::NothingToProbe,
+                | BreakerSignal::NothingToProbe
+                | BreakerSignal::CredentialReplaced,
             ) => tripped,
             (Self::Tripped { reason, pauses, .. }, BreakerSignal::ProbeTaken) => {
                 Self::Probing { reason, pauses }
@@ -181,7 +192,10 @@ impl BreakerState {
             }
             (
                 same,
-                BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned | BreakerSignal::NothingToProbe,
+                BreakerSignal::ProbeTaken
+                | BreakerSignal::ProbeReturned
+                | BreakerSignal::NothingToProbe
+                | BreakerSignal::CredentialReplaced,
             ) => same,
         }
     }
@@ -236,7 +250,10 @@ impl EmptyProbes {
         match signal {
             BreakerSignal::Alive => *self = Self::default(),
             BreakerSignal::Failed { .. } | BreakerSignal::NotReady { .. } => self.in_a_row = 0,
-            BreakerSignal::ProbeTaken | BreakerSignal::ProbeReturned | BreakerSignal::NothingToProbe => {}
+            BreakerSignal::ProbeTaken
+            | BreakerSignal::ProbeReturned
+            | BreakerSignal::NothingToProbe
+            | BreakerSignal::CredentialReplaced => {}
         }
     }
 }
@@ -344,6 +361,13 @@ impl CircuitBreaker {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// Probes at once if the breaker tripped because of the credential, which was replaced.
+    pub fn credential_replaced(&self) {
+        self.record(BreakerSignal::CredentialReplaced);
+        // The state has the same name, but its next probe is due.
+        self.changed.send_modify(|n| *n += 1);
+    }
+
     /// Waits until the breaker passes.
     pub async fn until_passing(&self) {
         let mut changes = self.changes();
@@ -402,6 +426,29 @@ mod tests {
             probes += 1;
         }
         probes
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replaced_credential_is_probed_at_once() {
+        let breaker =
+            CircuitBreaker::new(Destination::ServiceNow, Arc::new(Metrics::new("embedded").unwrap()));
+        for reason in [TripReason::Credentials, TripReason::NotReady] {
+            breaker.record(BreakerSignal::Alive);
+            let floor = Some(Duration::from_secs(60));
+            breaker.record(BreakerSignal::NotReady { reason, floor });
+            let began = Instant::now();
+            let replaced = async { breaker.credential_replaced() };
+            let (permit, ()) = tokio::join!(breaker.probe_permit(), replaced);
+            assert!(permit.unwrap().is_first());
+            // Another reason keeps its pause.
+            assert_eq!(
+                began.elapsed() < Duration::from_secs(1),
+                reason == TripReason::Credentials,
+                "{reason}"
+            );
+            breaker.record(BreakerSignal::ProbeTaken);
+            breaker.record(BreakerSignal::Alive);
+        }
     }
 
     #[tokio::test(start_paused = true)]

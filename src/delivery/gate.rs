@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
+use super::Deliverer;
 use super::breaker::CircuitBreaker;
 use crate::message::Destination;
 use crate::queue::BrokerLease;
@@ -58,6 +59,14 @@ pub struct GatePermit<'a> {
 impl Drop for GatePermit<'_> {
     fn drop(&mut self) {
         self.gate.metrics.in_flight.with_label_values(&[self.gate.destination.as_str()]).dec();
+    }
+}
+
+impl Deliverer {
+    /// Probes these destinations at once if their breakers tripped because of the credentials, which were replaced.
+    pub fn credentials_replaced(&self, is_meant: impl Fn(Destination) -> bool) {
+        let gates = self.gates.iter().filter(|(destination, _)| is_meant(**destination));
+        gates.for_each(|(_, gate)| gate.breaker().credential_replaced());
     }
 }
 

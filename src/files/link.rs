@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use url::Url;
 
+use crate::live::Live;
 use crate::message::ConversationId;
 
 /// The longest token, in bytes. Some chat windows break longer links.
@@ -90,7 +91,7 @@ pub enum LinkProblem {
 #[derive(Clone)]
 pub struct FileLinks {
     public_url: Option<Url>,
-    secret: SecretString,
+    secret: Live<SecretString>,
     expires: Duration,
 }
 
@@ -103,8 +104,13 @@ impl std::fmt::Debug for FileLinks {
 impl FileLinks {
     /// Creates the signer. `public_url`: the address at which users and ServiceNow reach the route. Without an address
     /// no link is created.
-    pub const fn new(public_url: Option<Url>, secret: SecretString, expires: Duration) -> Self {
-        Self { public_url, secret, expires }
+    pub fn new(public_url: Option<Url>, secret: SecretString, expires: Duration) -> Self {
+        Self { public_url, secret: secret.into(), expires }
+    }
+
+    /// Signs and verifies links with this secret from now on. Older links end.
+    pub fn replace_secret(&self, secret: SecretString) {
+        self.secret.set(secret);
     }
 
     /// A secret derived from another secret, so that the worker and the route share it without a setting.
@@ -129,7 +135,7 @@ impl FileLinks {
         let life = i64::try_from(self.expires.as_secs()).unwrap_or(i64::MAX);
         let signed = SignedLink { file: file.clone(), ends: at.as_second().saturating_add(life) };
         let body = BASE64.encode(serde_json::to_vec(&signed).ok()?);
-        let token = format!("{body}.{}", BASE64.encode(mac(&self.secret, &body)));
+        let token = format!("{body}.{}", BASE64.encode(mac(&self.secret.get(), &body)));
         (token.len() <= TOKEN_BYTES_MAX).then_some(token)
     }
 
@@ -137,7 +143,7 @@ impl FileLinks {
     pub fn open(&self, token: &str, now: Timestamp) -> Result<LinkedFile, LinkProblem> {
         let (body, given) = token.split_once('.').ok_or(LinkProblem::Forged)?;
         let given = BASE64.decode(given).map_err(|_| LinkProblem::Forged)?;
-        let mac = Hmac::<Sha256>::new_from_slice(self.secret.expose_secret().as_bytes());
+        let mac = Hmac::<Sha256>::new_from_slice(self.secret.get().expose_secret().as_bytes());
         let mac = mac.map_err(|_| LinkProblem::Forged)?.chain_update(body);
         mac.verify_slice(&given).map_err(|_| LinkProblem::Forged)?;
         let body = BASE64.decode(body).map_err(|_| LinkProblem::Forged)?;

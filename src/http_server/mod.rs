@@ -28,12 +28,14 @@ use request_id::request_id;
 pub use secrets::AcceptedSecrets;
 
 use crate::tasks::CancellationToken;
+use crate::tls::ServerTls;
 
 /// Serves `routes` on a listener of their own until `stop`. Every other address is answered as on the public listener.
 pub async fn serve_routes(
     listener: TcpListener,
     routes: Router,
     read_timeout: Duration,
+    tls: Option<ServerTls>,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let unknown = async |request: Request| {
@@ -42,5 +44,5 @@ pub async fn serve_routes(
         request_id::add_to(response.headers_mut(), &id);
         response
     };
-    server::serve(listener, routes.fallback(unknown), read_timeout, stop).await
+    server::serve(listener, routes.fallback(unknown), read_timeout, tls, stop).await
 }

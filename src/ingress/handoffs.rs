@@ -43,7 +43,7 @@ const LABEL: TextBounds = TextBounds { bytes: 2048, may_be_empty: true };
 
 /// Checks the bearer token. Without a configured token the whole API is off.
 pub(super) fn admit(state: &IngressState, headers: &HeaderMap) -> Result<(), ApiError> {
-    let token = &state.settings.handoffs_token;
+    let token = &state.settings.get().handoffs_token;
     match token.is_set() {
         false => Err(ApiError::NotEnabled("ingress.handoffs.token")),
         true if credentials::bearer_of(token, headers) => Ok(()),
@@ -61,7 +61,7 @@ pub(super) async fn answer(
     let headers = request.headers().clone();
     let raw = body::read(&headers, request.body_mut(), state.limits()).await?;
     let HandoffRequest { key, handoff } = read(&raw, &headers)?;
-    if state.settings.bot_side.bot_of(handoff.conversation()).is_some() {
+    if state.settings.get().bot_side.bot_of(handoff.conversation()).is_some() {
         let reason =
             "must not begin with the id of a bot and a colon: such a conversation belongs to the bot";
         let field = "conversation_id".to_owned();

@@ -47,11 +47,13 @@ use crate::http_server::refusal_log::{self, RefusalEntry};
 use crate::http_server::request_id::{self, request_id};
 use crate::http_server::secrets::AcceptedSecrets;
 use crate::http_server::{body, server};
+use crate::live::Live;
 use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
 use crate::queue::spool::Spool;
 use crate::queue::{Queue, QueueError};
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{self, Metrics, Settled};
+use crate::tls::ServerTls;
 use crate::trace;
 
 /// The header of W3C Trace Context. Its trace id travels with the message to the outgoing call.
@@ -85,6 +87,8 @@ pub struct CallbackAuth {
     pub token: AcceptedSecrets,
     /// The secret for `x-causeway-signature`.
     pub hmac_secret: AcceptedSecrets,
+    /// Refuses a caller without a client certificate, whatever other credential it has.
+    pub demands_certificate: bool,
     /// Accepts all callers if no credential is set.
     pub allow_unauthenticated: bool,
     /// Our own user in ServiceNow. Callbacks with messages of this user are ignored.
@@ -127,8 +131,8 @@ pub struct IngressState {
     pub idempotency_keys: IdempotencyKeys,
     /// The metrics of the process.
     pub metrics: Arc<Metrics>,
-    /// The settings of the listener.
-    pub settings: IngressSettings,
+    /// The settings of the listener. A request uses the settings of the moment at which it is checked.
+    pub settings: Live<IngressSettings>,
     /// The budget for the bytes of all bodies.
     pub budget: Arc<ReadBudget>,
 }
@@ -144,8 +148,9 @@ impl IngressState {
     }
 
     fn limits_for(&self, sender: SenderTrust) -> body::BodyLimits {
+        let settings = self.settings.get();
         let budget = Some((Arc::clone(&self.budget), sender));
-        body::BodyLimits { bytes: self.settings.body_limit, time: self.settings.read_timeout, budget }
+        body::BodyLimits { bytes: settings.body_limit, time: settings.read_timeout, budget }
     }
 
     /// Publishes the message, even if the caller disconnects in the meantime, because ServiceNow does not repeat a
@@ -243,11 +248,12 @@ pub async fn serve_public(
     listener: TcpListener,
     state: Arc<IngressState>,
     beside: Option<Router>,
+    tls: Option<ServerTls>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let read_timeout = state.settings.read_timeout;
+    let read_timeout = state.settings.get().read_timeout;
     let routes = beside.into_iter().fold(router(state), Router::merge);
-    server::serve(listener, routes, read_timeout, stop).await
+    server::serve(listener, routes, read_timeout, tls, stop).await
 }
 
 fn router(state: Arc<IngressState>) -> Router {

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::http_server::body;
 use crate::http_server::problem::{self, ApiError};
 use crate::http_server::read_budget::SenderTrust;
+use crate::http_server::server::ClientCertificate;
 use crate::message::callback::is_set;
 use crate::message::{
     AttemptHistory, DeadLetter, DeadReason, Destination, Kind, LaneKey, Message, MessageId,
@@ -27,7 +28,12 @@ use crate::message::{
 
 /// Answers a callback.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
-    let auth = &state.settings.servicenow;
+    let settings = state.settings.get();
+    let auth = &settings.servicenow;
+    let certificate = request.extensions().get::<ClientCertificate>();
+    if auth.demands_certificate && certificate.is_none() {
+        return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
+    }
     let verdict =
         callback_credentials::callback(auth, request.headers(), request.uri().query(), clock::machine());
     if verdict == AuthResult::Refused {
@@ -42,7 +48,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
     {
         return Err(ApiError::Unauthorized(r#"Basic realm="causeway""#));
     }
-    let destination = state.settings.bot_side.of_chat();
+    let destination = settings.bot_side.of_chat();
     match read(raw, auth.own_user.as_deref(), auth.instance.as_deref(), destination) {
         ParsedCallback::Event(message) => {
             let id = message.id;
@@ -61,7 +67,7 @@ pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> 
         }
         ParsedCallback::Internal(message) => {
             // Whether reading a chat back shows that a row is internal is not known, so a worker has to remember what the callback says.
-            if state.settings.bot_side.two_way {
+            if settings.bot_side.two_way {
                 state.publish_to_completion(message, SenderRepeats::Never).await?;
             }
             Ok(problem::accepted(&json!({ "status": "ignored" })))

@@ -79,11 +79,11 @@ async fn relay_on(queue: Queue, settings: IngressSettings) -> Relay {
         availability: None,
         idempotency_keys: IdempotencyKeys::default(),
         metrics: Arc::clone(&metrics),
-        settings,
+        settings: settings.into(),
         budget,
     };
     let stop = CancellationToken::default();
-    let server = tasks::spawn(serve_public(listener, Arc::new(state), None, stop.clone()));
+    let server = tasks::spawn(serve_public(listener, Arc::new(state), None, None, stop.clone()));
     Relay { address, metrics, stop, server }
 }
 

@@ -342,7 +342,7 @@ pub async fn xo(xo: &Xo) -> Vec<PlatformFinding> {
     let mut findings = Vec::new();
     for (key, url) in [("xo.callback_url", xo.callback_url()), ("handoffs.events_url", xo.events_url())] {
         if let Some(url) = url {
-            findings.extend(knocked(xo, key, url, true).await);
+            findings.extend(knocked(xo, key, &url, true).await);
         }
     }
     let (bots, hosts) = xo.bots();

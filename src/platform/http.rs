@@ -32,6 +32,7 @@ pub use proxy::{HostPattern, ProxyAddress, ProxyRules};
 pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};
+use crate::live::Live;
 use crate::tls::{self, TlsFileProblem, TlsFiles, TlsPeer};
 use crate::trace;
 
@@ -99,7 +100,7 @@ pub enum HttpProblem {
 #[derive(Debug, Clone)]
 pub struct HttpClient {
     pool: Arc<ConnectionPool>,
-    proxy: Arc<ProxyRules>,
+    proxy: Live<ProxyRules>,
     timeout: Duration,
     right: CallPermission,
     #[cfg(test)]
@@ -148,8 +149,9 @@ impl HttpClient {
         let mut tls =
             tls::config(&settings.network.tls, settings.network.peer).map_err(HttpProblem::TlsFile)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let (proxy, settings_of_pool) = (Arc::new(settings.network.proxy.clone()), settings.clone());
-        let pool = ConnectionPool::new(move || build(&settings_of_pool, tls.clone()));
+        let (proxy, settings_of_pool) = (Live::new(settings.network.proxy.clone()), settings.clone());
+        let rules = proxy.clone();
+        let pool = ConnectionPool::new(move || build(&settings_of_pool, &rules.get(), tls.clone()));
         let pool = pool.map_err(|error| HttpProblem::Unusable(failure(&error, false).detail))?;
         Ok(Self {
             pool: Arc::new(pool),
@@ -166,6 +168,14 @@ impl HttpClient {
     #[must_use]
     pub fn allowed_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { right: CallPermission(Arc::new(right)), ..self }
+    }
+
+    /// Uses these proxies for the next requests. Equal ones change nothing.
+    pub fn replace_proxy(&self, rules: &ProxyRules) {
+        if *self.proxy.get() != *rules {
+            self.proxy.set(rules.clone());
+            self.pool.renew();
+        }
     }
 
     /// The same pool with another timeout.
@@ -198,7 +208,7 @@ impl HttpClient {
         headers: HeaderMap,
         body: Option<reqwest::Body>,
     ) -> Result<reqwest::Response, NoAnswer> {
-        let proxied = self.proxy.proxy_of(&url).is_some();
+        let proxied = self.proxy.get().proxy_of(&url).is_some();
         let request = self.pool.client().request(method, url).headers(headers).timeout(self.timeout);
         let request = match body {
             Some(body) => request.body(body),
@@ -232,7 +242,11 @@ fn traced(mut headers: HeaderMap) -> HeaderMap {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the one place that builds the HTTP client")]
-fn build(settings: &HttpSettings, tls: rustls::ClientConfig) -> Result<reqwest::Client, reqwest::Error> {
+fn build(
+    settings: &HttpSettings,
+    proxy: &ProxyRules,
+    tls: rustls::ClientConfig,
+) -> Result<reqwest::Client, reqwest::Error> {
     let builder = reqwest::Client::builder()
         .user_agent(&settings.user_agent)
         .no_proxy()
@@ -250,7 +264,7 @@ fn build(settings: &HttpSettings, tls: rustls::ClientConfig) -> Result<reqwest::
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .pool_idle_timeout(POOL_IDLE)
         .tls_backend_preconfigured(tls);
-    settings.network.proxy.to_reqwest().into_iter().fold(builder, reqwest::ClientBuilder::proxy).build()
+    proxy.to_reqwest().into_iter().fold(builder, reqwest::ClientBuilder::proxy).build()
 }
 
 async fn read(mut response: reqwest::Response) -> Result<Bytes, NoAnswer> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::header::HOST;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -23,9 +24,22 @@ type Shared = State<Arc<SandboxState>>;
 
 const HELP: &str = include_str!("help.txt");
 
+/// The address of the examples.
+const EXAMPLE: &str = "127.0.0.1:8090";
+
+/// The help, with the address at which the caller has reached the sandbox.
+async fn help(headers: HeaderMap) -> String {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let is_address = |host: &&str| {
+        host.chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | ':' | '-' | '[' | ']'))
+    };
+    HELP.replace(EXAMPLE, host.filter(is_address).unwrap_or(EXAMPLE))
+}
+
 pub(super) fn router() -> Router<Arc<SandboxState>> {
     Router::new()
-        .route("/sandbox", get(async || HELP))
+        .route("/sandbox", get(help))
         .route("/sandbox/rules", get(rules).post(add_rule).delete(clear_rules))
         .route("/sandbox/rules/{id}", delete(remove_rule))
         .route("/sandbox/ledger", get(ledger).delete(clear_ledger))

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::Level;
@@ -9,7 +10,7 @@ use tracing::field::DisplayValue;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, filter, fmt};
+use tracing_subscriber::{EnvFilter, Registry, filter, fmt, reload};
 
 use super::log_writer;
 
@@ -35,6 +36,9 @@ pub struct LogSettings {
 
 /// `log.conversation_ids`, for the whole process like the log itself.
 static CONVERSATION_IDS: AtomicBool = AtomicBool::new(true);
+
+/// The filter of the log, which can be replaced.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// The value of a log field that names a conversation or a chat of ServiceNow. `None`, which leaves the field out, if
 /// `log.conversation_ids` is off. Lines of the levels `info`, `warn` and `error` name a conversation only with this
@@ -65,12 +69,7 @@ fn is_harmless(target: &str, level: &Level) -> bool {
 /// [`log_writer::flush`] at its end.
 pub fn start_logging(settings: &LogSettings) {
     CONVERSATION_IDS.store(settings.conversation_ids, Ordering::Relaxed);
-    // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
-    // everything that matters.
-    // The audit is written at each level, unless the level names its target.
-    let quiet = "lapin=off,sqlx=warn,causeway::audit=info";
-    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.level));
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")));
+    let (filter, handle) = reload::Layer::new(filter_of(&settings.level));
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     // A person at a terminal sees lines in the order of all other output.
@@ -84,7 +83,27 @@ pub fn start_logging(settings: &LogSettings) {
     };
     let started = tracing_subscriber::registry().with(filter).with(lines).try_init();
     // A test that starts several relays in one process keeps the first subscriber.
-    drop(started);
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+/// Uses `log.level` and `log.conversation_ids` of these settings from now on. `log.format` stays.
+pub fn replace_log_settings(settings: &LogSettings) {
+    CONVERSATION_IDS.store(settings.conversation_ids, Ordering::Relaxed);
+    if let Some(filter) = FILTER.get() {
+        // This fails only if the subscriber is gone, and with it the log.
+        let _ = filter.reload(filter_of(&settings.level));
+    }
+}
+
+fn filter_of(level: &str) -> EnvFilter {
+    // lapin logs every expected refusal as an error, and sqlx logs every table that exists already. Their callers log
+    // everything that matters.
+    // The audit is written at each level, unless the level names its target.
+    let quiet = "lapin=off,sqlx=warn,causeway::audit=info";
+    let filter = EnvFilter::try_new(format!("{quiet},{level}"));
+    filter.unwrap_or_else(|_| EnvFilter::new(format!("{quiet},info")))
 }
 
 #[cfg(test)]

@@ -11,6 +11,6 @@ mod names;
 
 pub use audit::{Act, Ending, Operator, audit};
 pub use log_writer::flush as flush_logs;
-pub use logs::{LogFormat, LogSettings, logged_conversation, start_logging};
+pub use logs::{LogFormat, LogSettings, logged_conversation, replace_log_settings, start_logging};
 pub use message_log::{Settled, log_accepted, log_settled};
 pub use metrics::Metrics;

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 /// The longest part of a certificate that an error repeats.
 const NAME_MAX: usize = 100;
 
-/// A certificate and its key, which prove our identity to a server.
+/// A certificate and its key, which prove our identity.
 pub(crate) struct ClientIdentity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
@@ -65,15 +65,16 @@ pub(crate) fn authorities(path: &Path, now: Timestamp) -> Result<Vec<Certificate
     Ok(found.into_iter().map(|(certificate, _)| certificate).collect())
 }
 
-/// Reads a client certificate with its chain, and its private key, both in PEM. One file may hold both.
+/// Reads a certificate with its chain, and its private key, both in PEM. One file may hold both. With `now` the certificate
+/// must be valid at this time.
 pub(crate) fn identity(
     certificate: &Path,
     key: &Path,
-    now: Timestamp,
+    now: Option<Timestamp>,
 ) -> Result<ClientIdentity, IdentityProblem> {
     let chain = certificates(certificate).map_err(IdentityProblem::Certificate)?;
     let path = certificate.display();
-    if let Some((_, facts)) = chain.first() {
+    if let (Some((_, facts)), Some(now)) = (chain.first(), now) {
         let wrong = if facts.not_after < now {
             Some(format!("has expired on {}: renew it", day(facts.not_after)))
         } else if facts.not_before > now {

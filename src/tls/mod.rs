@@ -1,4 +1,4 @@
-//! TLS toward the platforms, the broker and the database: the trusted certificate authorities, our own certificate, and the
+//! TLS of the listeners (`server.rs`), and TLS toward the platforms, the broker and the database: the trusted certificate authorities, our own certificate, and the
 //! reason of a failure.
 //!
 //! Guarantees: the authorities of the system are always trusted, those of the settings in addition. A server without a
@@ -7,6 +7,7 @@
 
 mod certificates;
 mod peers;
+mod server;
 
 use std::fmt;
 use std::io;
@@ -25,6 +26,7 @@ use rustls::{
 use certificates::{CertificateFacts, IdentityProblem, day};
 pub(crate) use peers::look_at_postgres;
 pub use peers::{PeerCertificate, TlsPeer, seen};
+pub use server::{ServerTls, ServerTlsFiles};
 
 /// The files for TLS that the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,7 +135,8 @@ impl TlsFiles {
             self.authorities.iter().filter_map(|path| certificates::authorities(path, now).err());
         let mut problems: Vec<_> = authorities.map(TlsFileProblem::Authorities).collect();
         if let Some((certificate, key)) = &self.client {
-            problems.extend(certificates::identity(certificate, key, now).err().map(TlsFileProblem::from));
+            problems
+                .extend(certificates::identity(certificate, key, Some(now)).err().map(TlsFileProblem::from));
         }
         problems
     }
@@ -175,7 +178,7 @@ pub fn config(files: &TlsFiles, peer: TlsPeer) -> Result<ClientConfig, TlsFilePr
     };
     match &files.client {
         Some((certificate, key)) => {
-            let identity = certificates::identity(certificate, key, now)?;
+            let identity = certificates::identity(certificate, key, Some(now))?;
             let failed = |error: Error| TlsFileProblem::ClientKey(format!("{}: {error}", key.display()));
             builder.with_client_auth_cert(identity.chain, identity.key).map_err(failed)
         }

@@ -82,7 +82,7 @@ impl Place {
                 connection.close().await.unwrap();
             }
             DirectoryUrl::Postgres(url) => {
-                let url = secrecy::ExposeSecret::expose_secret(&url).to_owned();
+                let url = secrecy::ExposeSecret::expose_secret(&*url.get()).to_owned();
                 let mut connection = PgConnection::connect(&url).await.unwrap();
                 connection.execute(sql).await.unwrap();
                 connection.close().await.unwrap();

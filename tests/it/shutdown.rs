@@ -47,16 +47,6 @@ on_every_engine! {
         load.all_arrive(&relay.sandbox).await;
     }
 
-    async fn a_hangup_changes_nothing(bench: Bench) {
-        let mut relay = Plan::on(&bench).start().await;
-        relay.processes[0].running.sighup();
-        relay.processes[0].running.line("SIGHUP", IN_TIME).await;
-        let load = Load::start(&relay, LINES);
-        load.takes(20).await;
-        load.all_arrive(&relay.sandbox).await;
-        assert_eq!(relay.stop().await, [Some(0)]);
-    }
-
     async fn a_second_signal_ends_the_process_at_once(bench: Bench) {
         let mut relay = Plan::on(&bench).set("delivery.xo.timeout", "14s").start().await;
         let hangs = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_secs(60));

@@ -63,7 +63,8 @@ pub(super) async fn answer(console: &AdminConsole, mut request: Request) -> Resp
 }
 
 async fn dispatch(console: &AdminConsole, request: &mut Request) -> Result<Response, ApiError> {
-    let token = tokens::bearer(&console.tokens, request.headers());
+    let known = console.tokens.get();
+    let token = tokens::bearer(&known, request.headers());
     let token = token.ok_or(ApiError::Unauthorized("Bearer realm=\"causeway\""))?;
     let by = operator(token, request);
     if request.uri().path() == TRACE {

@@ -42,6 +42,7 @@ use crate::dead_letters::{self, DeadLetterError, DeadLetterFilter, SearchResult}
 use crate::http_server::problem::ApiError;
 use crate::http_server::request_id::request_id;
 use crate::http_server::server::PeerAddress;
+use crate::live::Live;
 use crate::message::ConversationId;
 use crate::queue::Queue;
 use crate::tasks;
@@ -94,7 +95,7 @@ impl ConsoleOpeners {
 /// The admin console. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminConsole {
-    tokens: Arc<[AdminToken]>,
+    tokens: Live<Vec<AdminToken>>,
     facts: Arc<ConsoleFacts>,
     /// The queue of this process, which only counts for the console.
     queue: Queue,
@@ -164,6 +165,11 @@ impl AdminConsole {
     pub fn new(tokens: Vec<AdminToken>, facts: ConsoleFacts, queue: Queue, open: ConsoleOpeners) -> Self {
         let (turn, run, counted) = (Arc::default(), Arc::default(), Arc::default());
         Self { tokens: tokens.into(), facts: Arc::new(facts), queue, open, turn, run, counted }
+    }
+
+    /// Accepts these tokens from now on, and no others. Sessions of a token that is gone end.
+    pub fn replace_tokens(&self, tokens: Vec<AdminToken>) {
+        self.tokens.set(tokens);
     }
 
     async fn take_turn(&self) -> Result<ConsoleTurn, ApiError> {

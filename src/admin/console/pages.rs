@@ -44,7 +44,7 @@ const LOGIN_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn answer(site: &ConsoleSite, mut request: Request) -> Response {
     let (console, id) = (&site.console, request_id(Some(request.headers())));
-    let session = ConsoleSession::of(&console.tokens, request.headers(), clock::now());
+    let session = ConsoleSession::of(&console.tokens.get(), request.headers(), clock::now());
     let form = session.as_ref().map(|session| session.form_token());
     let from = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     let mut response = match dispatch(site, session, &mut request).await {
@@ -130,7 +130,8 @@ async fn login(console: &AdminConsole, request: &mut Request) -> Result<Response
     let fields = form(request, LOGIN_BYTES_MAX).await?;
     let field = |wanted: &str| value_of(&fields, wanted);
     let back = field("back");
-    let Some(session) = ConsoleSession::begin(&console.tokens, field("token").trim(), clock::now()) else {
+    let Some(session) = ConsoleSession::begin(&console.tokens.get(), field("token").trim(), clock::now())
+    else {
         tracing::info!(from, "a login to the admin console was refused");
         return Ok(html(StatusCode::UNAUTHORIZED, view::login(inside(&back), true)));
     };

@@ -211,10 +211,15 @@ fn latencies(
         waits.extend(trace.effect().map(|(at, _)| at.saturating_sub(trace.due)));
     }
     let [clean, poisoned, faults] = waits.map(summary);
-    let compared = clean.count > 0 && poisoned.count > 0 && clean.p99 > 0.0;
+    // Below this number a percentile is one slow message.
+    let enough = clean.count >= RATIO_SAMPLES_MIN && poisoned.count >= RATIO_SAMPLES_MIN;
+    let compared = enough && clean.p99 > 0.0;
     let ratio = compared.then(|| poisoned.p99 / clean.p99);
     (BTreeMap::from([("clean", clean), ("poisoned", poisoned), ("faults", faults)]), ratio)
 }
+
+/// The fewest messages of each phase whose 99th percentiles are compared: ten above the percentile.
+const RATIO_SAMPLES_MIN: usize = 1_000;
 
 fn answer_times(chats: &[ProveChat]) -> LatencySummary {
     let callbacks = chats.iter().filter(|chat| chat.destination == Destination::Xo);

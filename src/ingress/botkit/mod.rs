@@ -151,7 +151,7 @@ impl BotKitRoute {
 
 /// Answers an event.
 pub(super) async fn answer(state: &Arc<IngressState>, request: &mut Request) -> Result<Response, ApiError> {
-    let settings = &state.settings.botkit;
+    let settings = &state.settings.get().botkit;
     let route = BotKitRoute::read(request.uri().path()).ok_or(ApiError::UnknownRoute)?;
     let bot = settings.bots.iter().find(|bot| bot.bot_id == route.bot_id).ok_or(ApiError::UnknownRoute)?;
     if !bot_token::holds(bot, request.headers(), settings.allow_apikey, clock::machine()) {
@@ -202,7 +202,7 @@ async fn keep_turn(
     payload: &EventPayload<'_>,
     turn: bot_mode::BotTurnMessage,
 ) -> Result<(), ApiError> {
-    let bot = state.settings.bot_side.bot(&payload.route.bot_id).ok_or(ApiError::UnknownRoute)?;
+    let bot = state.settings.get().bot_side.bot(&payload.route.bot_id).ok_or(ApiError::UnknownRoute)?;
     Ok(state.publish_to_completion(turn.into_message(bot), SenderRepeats::Never).await?)
 }
 
@@ -212,7 +212,7 @@ async fn handle_transfer(
     payload: &EventPayload<'_>,
     raw: &[u8],
 ) -> Result<(), ApiError> {
-    let settings = &state.settings.botkit;
+    let settings = &state.settings.get().botkit;
     let conversation_id = payload.conversation()?;
     let reply = payload.reply(settings)?;
     let id = payload.id(&conversation_id, "transfer");
@@ -241,7 +241,7 @@ async fn handle_transfer(
 
 /// Handles a message of a user in agent mode: publishes the text, or ends the chat after an end word.
 async fn handle_message(state: &Arc<IngressState>, payload: &EventPayload<'_>) -> Result<(), ApiError> {
-    let settings = &state.settings.botkit;
+    let settings = &state.settings.get().botkit;
     let conversation_id = payload.conversation()?;
     let (reply, message) = (payload.reply(settings)?, payload.message()?);
     let id = payload.id(&conversation_id, "message");
@@ -279,7 +279,7 @@ fn is_end_word(words: &[String], message: &str) -> bool {
 /// Handles "end chat" in XO's web widget: the user's session with the bot is over, and the chat with the agent ends,
 /// too. The event may not tell whether the user is with an agent, and users without an agent send it as well.
 async fn handle_closure(state: &Arc<IngressState>, payload: &EventPayload<'_>) -> Result<(), ApiError> {
-    let settings = &state.settings.botkit;
+    let settings = &state.settings.get().botkit;
     if !settings.end_on_session_closure {
         return Ok(());
     }
@@ -334,7 +334,7 @@ async fn publish_end(
     let reason = Some(cause.as_str().to_owned());
     let notice = Notice { group, reason, ..Notice::about(conversation_id.clone()) };
     let body = serde_json::to_vec(&notice).map_err(|_| ApiError::CutBody)?;
-    let side = &state.settings.bot_side;
+    let side = &state.settings.get().bot_side;
     // The notice is ordered after the callbacks of the chat, if there is a chat.
     let (destination, lane) = match chat {
         Some(lane) => (side.of_chat(), lane),

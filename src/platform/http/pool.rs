@@ -61,6 +61,16 @@ impl ConnectionPool {
         current.0.clone()
     }
 
+    /// Builds the client again. If this fails, the old one stays, and the next request tries again.
+    pub(super) fn renew(&self) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(client) = (self.build)() {
+            *current = (client, Instant::now());
+        } else {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Records a failure that a connection to another address may heal.
     pub(super) fn note_failure(&self) {
         self.failed.store(true, Ordering::Relaxed);

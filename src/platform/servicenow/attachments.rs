@@ -46,7 +46,7 @@ impl ServiceNow {
         let path = ["api", "now", "attachment", "file"];
         let query = [("table_name", RECORD_OF_A_CHAT), ("table_sys_id", group), ("file_name", name)];
         let url = self.address(&path, &query)?;
-        let pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let pass = self.inner.auth.get().pass(&self.inner.http, None).await?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, JSON);
         let kind = HeaderValue::try_from(content_type);
@@ -57,7 +57,7 @@ impl ServiceNow {
             http.pass_on(HttpCall { method: Method::POST, url, headers, body: None }, content).await?;
         if reply.status == StatusCode::UNAUTHORIZED && pass.renewable() {
             // The body is consumed. The next attempt uses the new token.
-            self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+            self.inner.auth.get().pass(&self.inner.http, Some(&pass)).await?;
             return Err(CallError::answered(401, None, AnswerKind::Temporary));
         }
         Ok(wire::read::<WireStored>(reply, name, &self.inner.base)?.sys_id)
@@ -72,7 +72,7 @@ impl ServiceNow {
             StoredFile::Media(token) => self.address(&["api", "now", "v1", "cs", "media", token], &[])?,
         };
         let http = self.inner.http.with_timeout(time);
-        let mut pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let mut pass = self.inner.auth.get().pass(&self.inner.http, None).await?;
         let mut renewed = false;
         loop {
             let mut headers = HeaderMap::new();
@@ -87,7 +87,7 @@ impl ServiceNow {
             }
             if status == 401 && pass.renewable() && !renewed {
                 renewed = true;
-                pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+                pass = self.inner.auth.get().pass(&self.inner.http, Some(&pass)).await?;
                 continue;
             }
             let kind = if status == 202 { AnswerKind::Temporary } else { AnswerKind::of_status(status) };

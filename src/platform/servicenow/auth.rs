@@ -50,7 +50,7 @@ pub(crate) enum LoginKind {
 
 /// Credentials that are ready to be sent.
 pub(super) struct LoginAuth {
-    username: Option<String>,
+    login: ServiceNowLogin,
     auth_method: AuthMethod,
 }
 
@@ -75,15 +75,33 @@ impl RequestCredential {
 
 impl LoginAuth {
     pub(super) fn new(login: ServiceNowLogin, base: &Url) -> Self {
-        match login {
-            ServiceNowLogin::Basic { username, password } => {
-                Self { username: Some(username), auth_method: AuthMethod::Basic(password) }
+        let auth_method = match login.clone() {
+            ServiceNowLogin::Basic { password, .. } => AuthMethod::Basic(password),
+            ServiceNowLogin::OAuth { client_id, client_secret, refresh_token, .. } => {
+                AuthMethod::OAuth(OAuth::new(base, client_id, client_secret, refresh_token))
             }
-            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token } => Self {
-                username,
-                auth_method: AuthMethod::OAuth(OAuth::new(base, client_id, client_secret, refresh_token)),
-            },
-        }
+        };
+        Self { login, auth_method }
+    }
+
+    /// Whether the credentials are the same as these.
+    pub(super) fn is_by(&self, login: &ServiceNowLogin) -> bool {
+        self.login.parts() == login.parts()
+    }
+
+    /// Takes the tokens of the login before this one, if both began with the same refresh token. The newest refresh token
+    /// may exist only there.
+    #[must_use]
+    pub(super) fn continuing(self, before: &Self) -> Self {
+        let auth_method = match (self.auth_method, &before.auth_method) {
+            (AuthMethod::OAuth(oauth), AuthMethod::OAuth(old))
+                if self.login.refresh_token() == before.login.refresh_token() =>
+            {
+                AuthMethod::OAuth(oauth.with_tokens_of(old))
+            }
+            (other, _) => other,
+        };
+        Self { auth_method, ..self }
     }
 
     /// Returns the credential for the next call. `refused` is the credential that the instance has just refused. If
@@ -95,8 +113,7 @@ impl LoginAuth {
     ) -> Result<RequestCredential, CallError> {
         match &self.auth_method {
             AuthMethod::Basic(password) => {
-                let pair =
-                    format!("{}:{}", self.username.as_deref().unwrap_or_default(), password.expose_secret());
+                let pair = format!("{}:{}", self.username(), password.expose_secret());
                 Ok(RequestCredential { header: sensitive("Basic", &STANDARD.encode(pair))?, serial: None })
             }
             AuthMethod::OAuth(oauth) => {
@@ -115,7 +132,7 @@ impl LoginAuth {
 
     /// The user whose messages are Causeway's own when a conversation is read back. Empty if not configured.
     pub(super) fn username(&self) -> &str {
-        self.username.as_deref().unwrap_or_default()
+        self.login.username().unwrap_or_default()
     }
 
     pub(super) fn kind(&self) -> LoginKind {
@@ -133,6 +150,31 @@ pub(super) fn sensitive(scheme: &str, proof: &str) -> Result<HeaderValue, CallEr
         .map_err(|_| CallError::not_made("the credentials do not fit into a header"))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+impl ServiceNowLogin {
+    fn username(&self) -> Option<&str> {
+        match self {
+            Self::Basic { username, .. } => Some(username),
+            Self::OAuth { username, .. } => username.as_deref(),
+        }
+    }
+
+    fn refresh_token(&self) -> Option<&str> {
+        match self {
+            Self::Basic { .. } => None,
+            Self::OAuth { refresh_token, .. } => refresh_token.as_ref().map(|token| token.expose_secret()),
+        }
+    }
+
+    /// The user name, the client id, the password or client secret, and the refresh token.
+    fn parts(&self) -> [Option<&str>; 4] {
+        let (client, secret) = match self {
+            Self::Basic { password, .. } => (None, password),
+            Self::OAuth { client_id, client_secret, .. } => (Some(client_id.as_str()), client_secret),
+        };
+        [self.username(), client, Some(secret.expose_secret()), self.refresh_token()]
+    }
 }
 
 /// Shows the kind of login, never the credentials.

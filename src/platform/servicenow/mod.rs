@@ -32,6 +32,7 @@ use url::Url;
 
 use super::error::CallError;
 use super::http::{HttpCall, HttpClient, HttpReply};
+use crate::live::Live;
 use crate::message::{ConversationId, named};
 pub use attachments::StoredFile;
 pub(crate) use auth::LoginKind;
@@ -73,10 +74,12 @@ pub struct ServiceNow {
 struct ClientState {
     http: HttpClient,
     base: Url,
-    auth: LoginAuth,
+    auth: Live<LoginAuth>,
+    /// The user of the login, which stays the same when the login is replaced.
+    username: String,
     queue_id: Option<String>,
     /// Set if chats use the Virtual Agent API.
-    virtual_agent: Option<VirtualAgentSettings>,
+    virtual_agent: Option<Live<VirtualAgentSettings>>,
     sessions: SessionTable,
 }
 
@@ -256,9 +259,10 @@ impl ServiceNow {
             inner: Arc::new(ClientState {
                 http,
                 base,
-                auth,
+                username: auth.username().to_owned(),
+                auth: auth.into(),
                 queue_id: settings.queue_id,
-                virtual_agent,
+                virtual_agent: virtual_agent.map(Live::new),
                 sessions,
             }),
         }
@@ -267,8 +271,33 @@ impl ServiceNow {
     /// Keeps OAuth's refresh tokens in this store.
     #[must_use]
     pub fn keeping_tokens_in(self, store: Arc<dyn RefreshTokenStore>) -> Self {
-        self.inner.auth.keep_tokens_in(store);
+        self.inner.auth.get().keep_tokens_in(store);
         self
+    }
+
+    /// Uses this login from now on, and `store` for its refresh tokens. A call that has begun finishes with the old login. An
+    /// equal login changes nothing.
+    pub fn replace_login(
+        &self,
+        login: ServiceNowLogin,
+        store: impl FnOnce() -> Option<Arc<dyn RefreshTokenStore>>,
+    ) {
+        let before = self.inner.auth.get();
+        if before.is_by(&login) {
+            return;
+        }
+        let auth = LoginAuth::new(login, &self.inner.base).continuing(&before);
+        if let Some(store) = store() {
+            auth.keep_tokens_in(store);
+        }
+        self.inner.auth.set(auth);
+    }
+
+    /// Uses this credential of Message Auth from now on.
+    pub fn replace_message_auth(&self, message_auth: MessageAuth) {
+        if let Some(known) = &self.inner.virtual_agent {
+            known.set(VirtualAgentSettings { message_auth, ..(*known.get()).clone() });
+        }
     }
 
     /// The chat API that the client uses.
@@ -291,16 +320,16 @@ impl ServiceNow {
 
     /// The user whose messages are our own. Empty if not configured.
     pub fn username(&self) -> &str {
-        self.inner.auth.username()
+        &self.inner.username
     }
 
     pub(crate) fn login_kind(&self) -> LoginKind {
-        self.inner.auth.kind()
+        self.inner.auth.get().kind()
     }
 
     /// Gets a token if one is needed, so that a refusal of the token shows before any other call.
     pub(crate) async fn log_in(&self) -> Result<(), CallError> {
-        self.inner.auth.pass(&self.inner.http, None).await.map(|_| ())
+        self.inner.auth.get().pass(&self.inner.http, None).await.map(|_| ())
     }
 
     /// Returns the instance's time, if its answer contains it. Sends no login.
@@ -348,10 +377,10 @@ impl ServiceNow {
         request: &ApiRequest<'_>,
     ) -> Result<HttpReply, CallError> {
         let url = self.address(request.path, request.query)?;
-        let pass = self.inner.auth.pass(&self.inner.http, None).await?;
+        let pass = self.inner.auth.get().pass(&self.inner.http, None).await?;
         let (mut reply, had_session) = self.try_once(guard.as_deref_mut(), &url, request, &pass).await?;
         if reply.status == StatusCode::UNAUTHORIZED && (had_session || pass.renewable()) {
-            let pass = self.inner.auth.pass(&self.inner.http, Some(&pass)).await?;
+            let pass = self.inner.auth.get().pass(&self.inner.http, Some(&pass)).await?;
             (reply, _) = self.try_once(guard, &url, request, &pass).await?;
         }
         Ok(reply)

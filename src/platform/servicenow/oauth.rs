@@ -115,6 +115,19 @@ impl OAuth {
         Self { shared: Arc::new(shared), by_refresh_token }
     }
 
+    /// The same client with the tokens of another one.
+    pub(super) fn with_tokens_of(self, other: &Self) -> Self {
+        let source = TokenSource {
+            address: self.shared.address.clone(),
+            client_id: self.shared.client_id.clone(),
+            client_secret: self.shared.client_secret.clone(),
+            held: Arc::clone(&other.shared.held),
+            kept: OnceLock::new(),
+            ended: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(source), ..self }
+    }
+
     /// Uses this store for refresh tokens. Only the first call has an effect.
     pub(super) fn keep_tokens_in(&self, store: Arc<dyn RefreshTokenStore>) {
         let _ = self.shared.kept.set(store);

@@ -218,10 +218,7 @@ impl ServiceNow {
     }
 
     pub(super) fn is_own(&self, message: &WireMessage) -> bool {
-        message
-            .created_by
-            .as_deref()
-            .is_some_and(|user| user.eq_ignore_ascii_case(self.inner.auth.username()))
+        message.created_by.as_deref().is_some_and(|user| user.eq_ignore_ascii_case(self.username()))
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value, json};
 use sha1::Sha1;
 
 use super::{ApiRequest, ServiceNow, wire};
+use crate::live::Live;
 use crate::message::callback::{CONVERSATION_VARIABLE, GROUP_VARIABLE};
 use crate::message::{ConversationId, MessageId, PlatformWords, json, named};
 use crate::platform::error::{AnswerKind, CallError, ErrorAnswer};
@@ -238,8 +240,8 @@ impl ServiceNow {
         wire::answered(reply, "", self.instance()).map(drop)
     }
 
-    fn virtual_agent(&self) -> Option<&super::VirtualAgentSettings> {
-        self.inner.virtual_agent.as_ref()
+    fn virtual_agent(&self) -> Option<Arc<super::VirtualAgentSettings>> {
+        self.inner.virtual_agent.as_ref().map(Live::get)
     }
 
     async fn request(

@@ -118,7 +118,7 @@ impl Xo {
         let begins = |bot: &XoBot| {
             conversation.as_str().strip_prefix(bot.bot_id.as_str()).is_some_and(|rest| rest.starts_with(':'))
         };
-        self.settings.bots.iter().any(begins)
+        self.settings.get().bots.iter().any(begins)
     }
 
     /// The reason why this handle cannot be used at all, if there is one.
@@ -126,10 +126,11 @@ impl Xo {
         if self.bot(handle).is_none() {
             return Some("no credentials are configured for its bot: see xo.bots".to_owned());
         }
+        let settings = self.settings.get();
         [("baseUrl", &handle.base_url), ("sendUserMessageUrl", &handle.send_user_message_url)]
             .iter()
             .find_map(|(name, address)| {
-                self.settings.allowed_hosts.admit(address).err().map(|why| format!("its {name} {why}"))
+                settings.allowed_hosts.admit(address).err().map(|why| format!("its {name} {why}"))
             })
     }
 
@@ -176,12 +177,13 @@ impl Xo {
 
     /// Posts a body unchanged. A refused token is replaced once, because it may have expired on the way.
     pub async fn pass_on(&self, bot_id: &str, address: &str, body: Bytes) -> Result<(), CallError> {
-        let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
+        let settings = self.settings.get();
+        let bot = settings.bots.iter().find(|bot| bot.bot_id == bot_id);
         let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
-        let url = self.settings.allowed_hosts.admit(address);
+        let url = settings.allowed_hosts.admit(address);
         let url: Url = url.map_err(|why| CallError::refused_here(format!("its reply address {why}")))?;
         let refused = |error: &CallError| matches!(error, CallError::Answer(answer) if answer.kind == AnswerKind::Credentials);
-        let client = self.timed(self.settings.bots_timeout);
+        let client = self.timed(settings.bots_timeout);
         match Self::post(&client.http, &url, signed(bot)?, body.clone()).await {
             Err(error) if refused(&error) => Self::post(&client.http, &url, signed(bot)?, body).await,
             done => done,
@@ -200,8 +202,8 @@ impl Xo {
         Ok(self.http.call(call).await?.status)
     }
 
-    pub(super) fn bot(&self, handle: &ReplyHandle) -> Option<&XoBot> {
-        self.settings.bots.iter().find(|bot| bot.bot_id == handle.bot_id)
+    pub(super) fn bot(&self, handle: &ReplyHandle) -> Option<XoBot> {
+        self.settings.get().bots.iter().find(|bot| bot.bot_id == handle.bot_id).cloned()
     }
 }
 
@@ -361,6 +363,6 @@ mod tests {
         let xo = xo(Vec::new());
         let of = |id: &str| xo.is_of_a_bot(&ConversationId::parse(id).unwrap());
         assert!(of("st-1:u-1:rtm") && !of("st-12:u-1:rtm") && !of("c-1"));
-        assert!(!format!("{xo:?} {:?}", xo.settings.bots).contains("shared-secret"));
+        assert!(!format!("{xo:?} {:?}", xo.settings.get().bots).contains("shared-secret"));
     }
 }

@@ -14,14 +14,16 @@ use crate::platform::error::CallError;
 impl Xo {
     /// Posts ServiceNow's JSON to XO's Callback URL. Any 2xx is success, unless its body is a web page.
     pub async fn forward_callback(&self, body: Bytes) -> Result<(), CallError> {
-        let url = self.settings.callback_url.as_ref();
+        let settings = self.settings.get();
+        let url = settings.callback_url.as_ref();
         let url = url.ok_or_else(|| CallError::not_made("xo.callback_url is not set"))?;
         Self::post(&self.http, url, HeaderMap::new(), body).await
     }
 
     /// Posts an event of an API conversation. A repeated post has the same `Idempotency-Key`.
     pub async fn post_event(&self, body: Vec<u8>, id: MessageId) -> Result<(), CallError> {
-        let url = self.settings.events_url.as_ref();
+        let settings = self.settings.get();
+        let url = settings.events_url.as_ref();
         let url = url.ok_or_else(|| CallError::not_made("handoffs.events_url is not set"))?;
         let mut headers = HeaderMap::new();
         let key = HeaderValue::try_from(id.to_string());
@@ -29,7 +31,7 @@ impl Xo {
             HeaderName::from_static("idempotency-key"),
             key.map_err(|_| CallError::not_made("the id does not fit into a header"))?,
         );
-        if let Some(token) = &self.settings.events_token {
+        if let Some(token) = &settings.events_token {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
                 .map_err(|_| CallError::not_made("handoffs.events_token does not fit into a header"))?;
             value.set_sensitive(true);
@@ -41,7 +43,7 @@ impl Xo {
 
     /// Adds the headers of Standard Webhooks, with one signature for each key. The time is that of this attempt.
     fn sign(&self, headers: &mut HeaderMap, id: &str, body: &[u8]) -> Result<(), CallError> {
-        let keys = &self.settings.events_keys;
+        let keys = &self.settings.get().events_keys;
         if keys.is_empty() {
             return Ok(());
         }

@@ -22,8 +22,8 @@ const REDIRECTS_MAX: u8 = 3;
 impl Xo {
     /// Whether this address may be fetched with the token of this bot.
     pub fn may_fetch(&self, bot_id: &str, address: &str) -> bool {
-        self.settings.bots.iter().any(|bot| bot.bot_id == bot_id)
-            && self.settings.allowed_hosts.admit(address).is_ok()
+        let settings = self.settings.get();
+        settings.bots.iter().any(|bot| bot.bot_id == bot_id) && settings.allowed_hosts.admit(address).is_ok()
     }
 
     /// Opens a file. The whole file must arrive within `time`.
@@ -33,7 +33,8 @@ impl Xo {
         address: &str,
         time: Duration,
     ) -> Result<StreamedBody, CallError> {
-        let bot = self.settings.bots.iter().find(|bot| bot.bot_id == bot_id);
+        let settings = self.settings.get();
+        let bot = settings.bots.iter().find(|bot| bot.bot_id == bot_id);
         let bot = bot.ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let http = self.http.with_timeout(time);
         let (mut url, mut redirects, mut renewed) = (self.fetchable(address)?, 0, false);
@@ -59,7 +60,7 @@ impl Xo {
     }
 
     fn fetchable(&self, address: &str) -> Result<Url, CallError> {
-        let url = self.settings.allowed_hosts.admit(address);
+        let url = self.settings.get().allowed_hosts.admit(address);
         url.map_err(|why| CallError::refused_here(format!("the file's address {why}")))
     }
 }

@@ -76,12 +76,12 @@ impl Xo {
         let bot = self.bot(handle).ok_or_else(|| CallError::refused_here("its bot is not configured"))?;
         let user = handle.user().ok_or_else(|| CallError::refused_here("its user is not named"))?;
         let address = format!("{}/getMessages", handle.base_url.trim_end_matches('/'));
-        let url = self.settings.allowed_hosts.admit(&address);
+        let url = self.settings.get().allowed_hosts.admit(&address);
         let mut url = url.map_err(|why| CallError::refused_here(format!("its baseUrl {why}")))?;
         let limit = most.to_string();
         url.query_pairs_mut().extend_pairs([("skip", "0"), ("limit", limit.as_str()), ("userId", user)]);
         let ask = async || {
-            let mut headers = signed(bot)?;
+            let mut headers = signed(&bot)?;
             headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
             let call = HttpCall { method: Method::GET, url: url.clone(), headers, body: None };
             Ok::<_, CallError>(self.http.call(call).await?)

@@ -11,7 +11,6 @@ mod history;
 mod template;
 mod webhook_key;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::SecretString;
 use url::Url;
 
+use crate::live::Live;
 use crate::message::{AllowedHosts, PlatformWords};
 
 pub use botkit::{BotKitText, SessionStep, TokenAlgorithm, XoBot};
@@ -55,13 +55,13 @@ pub struct Xo {
     http: HttpClient,
     /// The client for the events URL, which may have its own proxy and its own timeout.
     events: HttpClient,
-    settings: Arc<XoSettings>,
+    settings: Live<XoSettings>,
 }
 
 impl Xo {
     /// A client of the bot side.
     pub fn new(http: HttpClient, settings: XoSettings) -> Self {
-        Self { events: http.clone(), http, settings: Arc::new(settings) }
+        Self { events: http.clone(), http, settings: settings.into() }
     }
 
     /// The same client with another way to the events URL.
@@ -75,26 +75,32 @@ impl Xo {
         Self { http, ..self.clone() }
     }
 
+    /// Uses these addresses and credentials from now on. A call that has begun finishes with the old ones.
+    pub fn replace(&self, settings: XoSettings) {
+        self.settings.set(settings);
+    }
+
     /// XO's Callback URL.
-    pub fn callback_url(&self) -> Option<&Url> {
-        self.settings.callback_url.as_ref()
+    pub fn callback_url(&self) -> Option<Url> {
+        self.settings.get().callback_url.clone()
     }
 
     /// The address for events of API conversations.
-    pub fn events_url(&self) -> Option<&Url> {
-        self.settings.events_url.as_ref()
+    pub fn events_url(&self) -> Option<Url> {
+        self.settings.get().events_url.clone()
     }
 
     /// The bots, and the allowed hosts of their reply addresses.
-    pub fn bots(&self) -> (&[XoBot], Vec<String>) {
-        let hosts = self.settings.allowed_hosts.hosts().map(str::to_owned);
-        (&self.settings.bots, hosts.collect())
+    pub fn bots(&self) -> (Vec<XoBot>, Vec<String>) {
+        let settings = self.settings.get();
+        let hosts = settings.allowed_hosts.hosts().map(str::to_owned);
+        (settings.bots.clone(), hosts.collect())
     }
 
     /// Sends a GET without credentials. Returns the status and the time of the remote side.
     pub(crate) async fn probe_url(&self, url: &Url) -> Result<(u16, Option<Timestamp>), CallError> {
         let (method, headers) = (Method::GET, HeaderMap::new());
-        let http = if Some(url) == self.events_url() { &self.events } else { &self.http };
+        let http = if Some(url) == self.events_url().as_ref() { &self.events } else { &self.http };
         let reply = http.call(HttpCall { method, url: url.clone(), headers, body: None }).await?;
         Ok((reply.status.as_u16(), reply.date()))
     }
@@ -142,6 +148,6 @@ impl std::fmt::Debug for XoSettings {
 
 impl std::fmt::Debug for Xo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.settings.fmt(f)
+        self.settings.get().fmt(f)
     }
 }

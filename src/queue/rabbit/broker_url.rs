@@ -7,17 +7,36 @@
 
 use std::net::Ipv6Addr;
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use secrecy::{ExposeSecret, SecretString};
 
-/// A valid `queue.url`.
+use crate::live::Live;
+
+/// A valid `queue.url`. Clones share the URL.
 #[derive(Debug, Clone)]
-pub struct BrokerUrl(SecretString);
+pub struct BrokerUrl(Live<SecretString>);
 
 impl BrokerUrl {
     /// Checks the URL. The error says what is allowed, without any part of the URL.
     pub fn parse(text: &str) -> Result<Self, String> {
-        hosts(text).map(|_| Self(text.to_owned().into()))
+        hosts(text).map(|_| Self(Live::new(text.to_owned().into())))
+    }
+
+    /// Uses the user and the password of another URL at the next connection, for all clones.
+    pub fn replace_login(&self, other: &Self) {
+        self.0.set((*other.0.get()).clone());
+    }
+
+    /// Whether two texts differ at most in users and passwords.
+    pub fn differ_only_in_login(one: &str, other: &str) -> bool {
+        let without_login = |text: &str| {
+            let mut hosts = hosts(text).ok()?;
+            for uri in &mut hosts {
+                uri.authority.userinfo = AMQPUserInfo { username: String::new(), password: String::new() };
+            }
+            Some(hosts)
+        };
+        without_login(one).is_some_and(|one| Some(one) == without_login(other))
     }
 
     /// The hosts and the vhost for a person, without credentials: `host:5672,host:5672/vhost`.
@@ -28,6 +47,12 @@ impl BrokerUrl {
         format!("{}/{}", hosts.iter().map(of).collect::<Vec<_>>().join(","), vhost.trim_start_matches('/'))
     }
 
+    /// The names of the hosts that are reached without TLS.
+    pub fn plain_hosts(&self) -> Vec<String> {
+        let plain = self.hosts().into_iter().filter(|uri| uri.scheme == AMQPScheme::AMQP);
+        plain.map(|uri| uri.authority.host).collect()
+    }
+
     /// The vhost of the first host.
     pub fn vhost(&self) -> String {
         self.hosts().first().map(|uri| uri.vhost.clone()).unwrap_or_default()
@@ -35,7 +60,7 @@ impl BrokerUrl {
 
     /// The hosts in their order, each with user, vhost and parameters.
     pub(super) fn hosts(&self) -> Vec<AMQPUri> {
-        hosts(self.0.expose_secret()).unwrap_or_default()
+        hosts(self.0.get().expose_secret()).unwrap_or_default()
     }
 }
 
@@ -152,6 +177,22 @@ mod tests {
         uris.iter()
             .map(|uri| format!("{}@{}:{}", uri.vhost, uri.authority.host, uri.authority.port))
             .collect()
+    }
+
+    #[test]
+    fn a_replaced_login_is_that_of_every_clone() {
+        let url = BrokerUrl::parse("amqp://u:old@one,two/chat").unwrap();
+        let clone = url.clone();
+        url.replace_login(&BrokerUrl::parse("amqp://u:new@one,two/chat").unwrap());
+        let passwords: Vec<_> =
+            clone.hosts().into_iter().map(|uri| uri.authority.userinfo.password).collect();
+        assert_eq!(passwords, ["new", "new"]);
+        assert!(BrokerUrl::differ_only_in_login("amqp://u:a@one,two", "amqp://v:b@one,two"));
+        for other in
+            ["amqp://u:a@one", "amqps://u:a@one,two", "amqp://u:a@one,two/x", "amqp://u:a@two,one", "no"]
+        {
+            assert!(!BrokerUrl::differ_only_in_login("amqp://u:a@one,two", other), "{other}");
+        }
     }
 
     #[test]

@@ -45,6 +45,26 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
+    /// Writes a server's certificate and its key. Returns both paths.
+    pub(crate) fn server_files(&self, folder: &Path, name: &str, years: Range<i32>) -> [String; 2] {
+        let (certificate, key) = self.issue(name, years);
+        let files = [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())];
+        files.map(|(file, pem)| write(folder, file, &pem).to_str().unwrap().to_owned())
+    }
+
+    /// The settings of a client that trusts this authority, with or without a certificate of its own.
+    pub(crate) fn client_config(&self, with_certificate: bool) -> rustls::ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+        if !with_certificate {
+            return builder.with_no_client_auth();
+        }
+        let (certificate, key) = self.issue("servicenow", 2020..2090);
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+    }
+
     /// A client certificate with its key, in one file.
     pub(crate) fn client(&self, folder: &Path) -> String {
         let (certificate, key) = self.issue("causeway-client", 2020..2090);
