@@ -310,7 +310,7 @@ impl App {
             }
             was_connected.store(true, Ordering::Relaxed);
             if let Some(silent) =
-                silence(&queue).filter(|_| spool.as_ref().map_or(!takes, |it| !it.has_room()))
+                watch::silence(&queue).filter(|_| spool.as_ref().map_or(!takes, |it| !it.has_room()))
             {
                 return Err(silent);
             }
@@ -448,16 +448,6 @@ impl App {
             }
         });
     }
-}
-
-/// The queues that confirm nothing, for `/readyz`.
-fn silence(queue: &Queue) -> Option<String> {
-    let silent = queue.without_majority();
-    let first = silent.first()?;
-    Some(format!(
-        "{} queues of the broker confirm nothing: too few of their nodes run ({first}, ...)",
-        silent.len()
-    ))
 }
 
 /// TLS of the public listener, which follows its files.

@@ -213,6 +213,16 @@ pub(super) async fn policies(
     }
 }
 
+/// The queues that confirm nothing, for `/readyz`.
+pub(super) fn silence(queue: &Queue) -> Option<String> {
+    let silent = queue.without_majority();
+    let first = silent.first()?;
+    Some(format!(
+        "{} queues of the broker confirm nothing: too few of their nodes run ({first}, ...)",
+        silent.len()
+    ))
+}
+
 /// Shows the queues that confirm nothing because too few of their nodes run.
 pub(super) async fn majority(
     queue: Queue,
