@@ -18,6 +18,7 @@ mod healthcheck;
 mod manual;
 mod operator;
 mod output;
+mod pilot;
 #[cfg(feature = "tools")]
 mod prove;
 #[cfg(feature = "tools")]
@@ -93,6 +94,8 @@ enum CliVerb {
     /// report; exit 1 if a guarantee is broken
     #[cfg(feature = "tools")]
     Prove(Box<prove::ProveArgs>),
+    /// Lead a user and an agent through one real conversation, and report what no document says about the platforms
+    Pilot(pilot::PilotArgs),
     /// Print a completion script for a shell, for example: causeway completions bash > /etc/bash_completion.d/causeway
     Completions(manual::CompletionsArgs),
     /// Print the manual page of Causeway, or of one verb: causeway man dead replay | man -l -
@@ -197,6 +200,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Spool(args) => spool::run(args, &sources),
         CliVerb::Broker(args) => broker::run(args, &sources),
         CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
+        CliVerb::Pilot(args) => Box::pin(pilot::run(&args, &sources)).await,
         CliVerb::Completions(args) => manual::completions(&args),
         CliVerb::Man(args) => manual::man(&args),
     }

@@ -240,12 +240,14 @@ mod tests {
             ("SERVICENOW__PASSWORD", "password"),
             ("QUEUE__URL", "amqp://causeway:demo-only-broker@rabbitmq:5672/causeway"),
             ("QUEUE__URL", "amqp://causeway:password@rabbitmq:5672/%2f"),
-            ("XO__CLIENT_SECRET", "sandbox-bot-secret"),
         ] {
             let name = format!("CAUSEWAY_{key}");
             let found = warned(&[(&name, value)]);
             assert_eq!(found, [key.replace("__", ".").to_lowercase()], "{value}");
         }
+        let bot = [("CAUSEWAY_XO__BOT_ID", "st-1"), ("CAUSEWAY_XO__APP_ID", "cs-1")];
+        let secret = ("CAUSEWAY_XO__CLIENT_SECRET", "sandbox-bot-secret");
+        assert_eq!(warned(&[bot[0], bot[1], secret]), ["xo.client_secret"]);
         let events = ("CAUSEWAY_HANDOFFS__EVENTS_URL", "https://bot.example.com/");
         for key in
             ["whsec_ZGVtby1vbmx5LWtleS10aGF0LXNpZ25zLWV2ZW50cw==", "whsec_cmVwbGFjZSB0aGlzIGV4YW1wbGUga2V5"]

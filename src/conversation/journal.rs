@@ -203,6 +203,15 @@ impl Directory {
         self.entries(statements::JOURNAL_OF_CHAT, name).await
     }
 
+    /// The newest rows of messages that were settled since `at`, oldest first, at most 10,000.
+    pub async fn journal_since(&self, at: Timestamp) -> Result<Vec<JournalEntry>, DirectoryError> {
+        let rows: Vec<JournalColumns> = run!(self, |pool| {
+            let query = self.query_as(statements::JOURNAL_SINCE).bind(at.as_millisecond());
+            query.bind(ROWS_MAX).fetch_all(pool)
+        })?;
+        rows.into_iter().rev().map(entry).collect()
+    }
+
     async fn entries(&self, sql: &'static str, name: &str) -> Result<Vec<JournalEntry>, DirectoryError> {
         let rows: Vec<JournalColumns> =
             run!(self, |pool| { self.query_as(sql).bind(storable(name)).bind(ROWS_MAX).fetch_all(pool) })?;

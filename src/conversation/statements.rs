@@ -174,6 +174,12 @@ pub(super) const JOURNAL_OF_CHAT: &str = concat!(
     " FROM journal WHERE conversation = $1 ORDER BY settled_at DESC LIMIT $2"
 );
 
+pub(super) const JOURNAL_SINCE: &str = concat!(
+    "SELECT ",
+    journal_columns!(),
+    " FROM journal WHERE settled_at >= $1 ORDER BY settled_at DESC LIMIT $2"
+);
+
 /// How some messages were settled. A caller with fewer messages repeats one.
 pub(super) const FIND_SETTLED_FEW: &str =
     "SELECT message_id, outcome, replays, digest FROM journal WHERE message_id IN ($1, $2, $3, $4)";

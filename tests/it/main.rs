@@ -49,6 +49,7 @@ mod network;
 mod oauth;
 mod openapi;
 mod ordering;
+mod pilot;
 mod pins;
 mod platforms;
 mod pooler;
