@@ -142,7 +142,7 @@ impl BulkReader {
         let with_news: HashSet<&str> =
             rows.iter().zip(&unrelayed).filter(|(_, new)| **new).map(|(row, _)| row.group.as_str()).collect();
         self.batches = self.batches.wrapping_add(1);
-        let sample = (self.batches % POLLED_BATCHES == 0).then(|| due.first()).flatten();
+        let sample = (self.batches.is_multiple_of(POLLED_BATCHES)).then(|| due.first()).flatten();
         let mut changed = HashSet::new();
         for chat in due {
             let Some(group) = &chat.group else { continue };
