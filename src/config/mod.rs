@@ -12,6 +12,7 @@ mod network;
 mod parse;
 mod print;
 mod problem;
+mod queue;
 mod raw;
 mod reader;
 mod reload;

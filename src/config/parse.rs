@@ -12,14 +12,13 @@ use url::{Host, Url};
 use super::reader::SettingsReader;
 use super::settings::{
     AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
-    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings,
-    ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
-    SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, ReadBack,
+    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
+    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
 };
-use super::{admin, network};
+use super::{admin, network, queue};
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
-use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// Reads every key. If the reader found a problem, the value is a placeholder that is never used.
@@ -28,7 +27,7 @@ pub(super) fn settings(reader: &mut SettingsReader) -> Settings {
     let data_dir = PathBuf::from(reader.text("data_dir").unwrap_or_default());
     Settings {
         drain: reader.duration("drain"),
-        queue: queue(reader),
+        queue: queue::settings(reader),
         directory: directory(reader)
             .unwrap_or_else(|| DirectoryConfig::Sqlite(data_dir.join("directory.sqlite"))),
         directory_kept: reader.duration("directory.kept"),
@@ -63,40 +62,6 @@ fn events_keys(reader: &mut SettingsReader) -> Vec<WebhookKey> {
     let expected = "whsec_ and the base64 of 24 to 64 random bytes";
     let mut key = |key: &str| reader.parsed(key, expected, |text| Ok(WebhookKey::parse(text)?));
     [key("handoffs.events_secret"), key("handoffs.events_secret_next")].into_iter().flatten().collect()
-}
-
-fn queue(reader: &mut SettingsReader) -> QueueSettings {
-    let expected = "an address such as amqp://user:password@host:5672/%2f, or with several hosts: amqp://user:password@host1,host2/%2f";
-    let url = reader.parsed("queue.url", expected, BrokerUrl::parse);
-    let expected = "at most 100 letters, digits and -_.:, such as causeway.";
-    let names = reader.parsed("queue.prefix", expected, TopologyNames::parse);
-    QueueSettings {
-        url,
-        // With a mistake no process starts.
-        names: names.unwrap_or_default(),
-        declare: choice_of(reader, "queue.declare", QueueDeclare::ALL, QueueDeclare::as_str)
-            .unwrap_or(QueueDeclare::Make),
-        partitions: reader.whole("queue.partitions", 1, 256),
-        prefetch: reader.whole("queue.prefetch", 4, u16::MAX),
-        heartbeat: reader.duration("queue.heartbeat"),
-        publish_timeout: reader.duration("queue.publish_timeout"),
-        management_url: management_url(reader),
-        tls: network::broker(reader),
-    }
-}
-
-fn management_url(reader: &mut SettingsReader) -> Option<SecretString> {
-    let expected = "the address of RabbitMQ's management API, such as http://user:password@host:15672";
-    reader.parsed("queue.management_url", expected, |text| {
-        let url = Url::parse(text).map_err(|error| error.to_string())?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(String::new());
-        }
-        if url.username().is_empty() {
-            return Err("names no user".to_owned());
-        }
-        Ok(SecretString::from(text.to_owned()))
-    })
 }
 
 fn directory(reader: &mut SettingsReader) -> Option<DirectoryConfig> {
@@ -491,7 +456,7 @@ fn log(reader: &mut SettingsReader) -> LogSettings {
 }
 
 /// One value of a `named!` set.
-fn choice_of<T: Copy>(
+pub(super) fn choice_of<T: Copy>(
     reader: &mut SettingsReader,
     key: &str,
     all: &[T],
