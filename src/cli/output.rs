@@ -76,6 +76,10 @@ pub(super) fn table_within(
     mut rows: Vec<Vec<String>>,
     numbers: &[usize],
 ) -> String {
+    // The blanks at the end of a line are not printed, so they must not count.
+    for cell in rows.iter_mut().filter_map(|row| row.get_mut(flexible)) {
+        cell.truncate(cell.trim_end().len());
+    }
     let text = table(head, &rows, numbers);
     let excess = text.lines().map(width).max().unwrap_or(0).saturating_sub(columns);
     if excess == 0 {

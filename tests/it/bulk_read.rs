@@ -7,7 +7,7 @@ use causeway::sandbox::{BodyStyle, ChatTableAccess, Operation, SandboxSwitches};
 
 use crate::gaps::{heard, hears, lose_next, often, plan, started, talking};
 use crate::harness::matrix::{Bench, Engine};
-use crate::harness::relay::Relay;
+use crate::harness::relay::{PATIENCE, Relay};
 
 const CHATS: [&str; 3] = ["c-0", "c-1", "c-2"];
 
@@ -51,10 +51,10 @@ async fn a_quiet_chat_is_not_polled_and_a_lost_callback_is_repaired() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_hide_rows_are_not_used() {
     let bench = Engine::Embedded.bench().expect("it is always there");
-    let (relay, groups) = chats(&bench, ChatTableAccess::Own).await;
+    let (mut relay, groups) = chats(&bench, ChatTableAccess::Own).await;
     lose_next(&relay);
     relay.sandbox.agent_says(&groups[2], "Can you hear me?").await.unwrap();
     assert_eq!(heard(&relay, CHATS[2], 2).await, ["Can you hear me?"]);
     assert_eq!(bulk(&relay).await, 1.0, "the test of the rights");
-    assert!(relay.processes[0].running.stderr().contains("one by one"));
+    relay.processes[0].running.line("one by one", PATIENCE).await;
 }

@@ -86,7 +86,7 @@ on_newest_rabbit! {
     async fn a_queue_that_confirms_nothing_is_reported(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let gate = ConfirmGate::start(vhost.broker()).await;
-        let relay = Plan::on(&bench)
+        let mut relay = Plan::on(&bench)
             .apart(0)
             .set("queue.url", vhost.url_through(gate.address))
             .set("queue.publish_timeout", "1s")
@@ -99,9 +99,8 @@ on_newest_rabbit! {
         let silent = "causeway_queues_without_majority";
         relay.metric_is(silent, &[], |count| count > 0.0).await;
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-        let log = relay.processes[0].running.stderr();
-        let warned = |line: &str| line.contains("WARN") && line.contains("queues of the broker confirm nothing");
-        assert!(log.lines().any(warned), "{log}");
+        let warned = relay.processes[0].running.line("queues of the broker confirm nothing", PATIENCE).await;
+        assert!(warned.contains("WARN"), "{warned}");
         // The spool has room, so the ingress takes more.
         let ready = http::client().get(format!("{}/readyz", relay.processes[0].admin_url())).send().await.unwrap();
         assert_eq!(ready.status(), 200);

@@ -87,15 +87,14 @@ on_every_rabbit! {
 
     async fn a_policy_that_deletes_dead_letters_is_reported(bench: Bench) {
         let vhost = bench.vhost().unwrap();
-        let relay = Plan::on(&bench).set("queue.management_url", vhost.management_url()).start().await;
+        let mut relay = Plan::on(&bench).set("queue.management_url", vhost.management_url()).start().await;
         let count = "causeway_queues_with_unsafe_policy";
         relay.metric_is(count, &[], |count| count == 0.0).await;
         let well = relay.tool(["check"]).run(PATIENCE).await;
         assert!(well.stdout.contains("no policy of the broker deletes messages"), "{}", well.stdout);
         vhost.set_policy("^causeway.dlq", json!({ "max-length": 10, "overflow": "drop-head" }));
         relay.metric_is(count, &[], |count| count > 0.0).await;
-        let log = relay.processes[0].running.stderr();
-        assert!(log.contains("a policy of the broker deletes messages"), "{log}");
+        relay.processes[0].running.line("a policy of the broker deletes messages", PATIENCE).await;
         let checked = relay.tool(["check"]).run(PATIENCE).await;
         assert_eq!(checked.code, Some(1), "{}", checked.stdout);
         for part in ["a policy deletes messages: causeway.dlq.xo: max-length of the policy of-a-test", "operator policy"] {
@@ -150,10 +149,9 @@ on_newest_rabbit! {
             if answer.status == 202 { Ok(()) } else { Err(format!("{answer:?}")) }
         })
         .await;
-        for process in &relay.processes {
-            let log = process.running.stderr();
-            let warned = log.lines().any(|line| line.contains("WARN") && line.contains("the directory cannot be used"));
-            assert!(warned, "{log}");
+        for process in &mut relay.processes {
+            let warned = process.running.line("the directory cannot be used", PATIENCE).await;
+            assert!(warned.contains("WARN"), "{warned}");
         }
         proxy.heal().await;
         relay.ready().await;

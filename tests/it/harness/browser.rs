@@ -108,12 +108,13 @@ impl Browser {
 
     /// Fails the test if axe-core finds a violation of accessibility on the page, or if the page is wider than the window.
     pub(crate) async fn is_accessible(&self, what: &str) {
-        const AXE: &str = include_str!("../../fixtures/axe/axe.min.js");
+        let file = told("CAUSEWAY_TEST_AXE").expect("tests/run installs axe-core and sets CAUSEWAY_TEST_AXE");
+        let axe = std::fs::read_to_string(file).expect("axe-core");
         let run = "const done = arguments[arguments.length - 1]; axe.run().then(found => done(found.violations.map(one => \
                    one.id + ': ' + one.nodes.map(node => node.html).join(' '))), error => done([String(error)]))";
         let is_there = json!({ "script": "return typeof axe === 'object'", "args": [] });
         if self.post("execute/sync", is_there).await.expect("an answer") == false {
-            self.post("execute/sync", json!({ "script": AXE, "args": [] })).await.expect("axe-core");
+            self.post("execute/sync", json!({ "script": axe, "args": [] })).await.expect("axe-core");
         }
         let found = self.post("execute/async", json!({ "script": run, "args": [] })).await.expect("a result");
         assert_eq!(found, json!([]), "{what}");
