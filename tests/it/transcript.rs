@@ -26,11 +26,12 @@ fn history() -> Vec<Value> {
 const READ: &str = "Yes\n\nFrom: Ada Lovelace <ada@example.com>\n\nBefore:\nbot: Hello!\nuser: my laptop is broken\n\
                     bot: Shall I call an agent? [Yes] [No]";
 
+/// The only chat. The sandbox has it before its ledger has the request with the first words.
 async fn chat(relay: &Relay) -> String {
     relay
-        .until("a chat", |relay| match relay.sandbox.groups().len() {
-            1 => Ok(()),
-            some => Err(format!("{some} chats; {}", relay.processes[0].running.stderr())),
+        .until("a chat", |relay| match relay.sandbox.groups().as_slice() {
+            [group] if !relay.said(group).is_empty() => Ok(()),
+            some => Err(format!("{} chats; {}", some.len(), relay.processes[0].running.stderr())),
         })
         .await;
     relay.sandbox.groups().remove(0)

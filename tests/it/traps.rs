@@ -75,6 +75,7 @@ on_every_rabbit! {
                     "x-dead-letter-exchange": "causeway.dlx",
                     "x-dead-letter-routing-key": destination.as_str(),
                     "x-dead-letter-strategy": "at-least-once",
+                    "x-consumer-disconnected-timeout": 20_000,
                 });
                 assert_eq!(arguments(&format!("causeway.w.{partition}")), expected);
             }
