@@ -1,7 +1,7 @@
 //! The certificates by which TLS connections of this process live, so that an operator knows their expiry before they fail.
 //!
 //! Guarantees: each certificate of a server is taken from a handshake of this process that succeeded, so no connection is
-//! opened for it. PostgreSQL's client shows no certificate, so [`look`] reads that one with a handshake of its own. A
+//! opened for it. PostgreSQL's client shows no certificate, so [`look_at_postgres`] reads that one with a handshake of its own. A
 //! certificate that was renewed is known after the next full handshake; a resumed session shows none. A certificate that
 //! was not seen for [`FORGOTTEN_AFTER`] is left out.
 //! Not responsible for: the reaction (`app/certificates.rs`).
