@@ -5,8 +5,10 @@
 //! another author was not relayed yet. Only such a chat is polled.
 //!
 //! Guarantees: nothing that a table shows is relayed. A table only selects the chats for a poll, so a wrong row costs a poll and
-//! an omitted row delays one. A chat that a table does not show is polled. The tables are used only after a row of another author
-//! was seen in them; this is tested again every ten minutes. One chat of every fourth batch is polled in any case.
+//! an omitted row delays one. A chat that a table does not show is polled. A selected chat is selected again until a poll of this
+//! process succeeds, so a message does not leave the window of the reading while polls fail. The tables are used only after a row
+//! of another author was seen in them; this is tested again every ten minutes. One chat of every fourth batch is polled in any
+//! case.
 //! Not responsible for: the poll (`poll.rs`), the rate (`servicenow.read_rate`).
 
 use std::collections::{HashMap, HashSet};
@@ -22,6 +24,7 @@ use super::poll::ended_by;
 use crate::clock;
 use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, DirectoryError};
 use crate::message::MessageId;
+use crate::platform::servicenow::MessageRow;
 use crate::platform::{CallError, ChatState, QueueEntry, ServiceNow};
 
 /// How long a test of the user's rights counts.
@@ -58,6 +61,8 @@ pub(super) struct BulkReader {
     batches: u32,
     /// When each chat was read the last time.
     read_at: HashMap<String, Timestamp>,
+    /// The selected chats without a successful poll since.
+    unpolled: HashSet<String>,
 }
 
 /// The reason why a batch could not be read.
@@ -80,13 +85,19 @@ impl From<DirectoryError> for BulkError {
 
 impl BulkReader {
     pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, rights: TableRights::Unknown, tested: None, batches: 0, read_at: HashMap::new() }
+        let (read_at, unpolled) = (HashMap::new(), HashSet::new());
+        Self { is_on, rights: TableRights::Unknown, tested: None, batches: 0, read_at, unpolled }
     }
 
     /// The number of chats that one batch reads; `None` if each chat is polled.
     pub(super) fn batch_size(&self) -> Option<u32> {
         let granted = self.is_on && self.rights == TableRights::Granted;
         granted.then(|| u32::try_from(ServiceNow::CHATS_MAX).unwrap_or(1))
+    }
+
+    /// A poll of this chat succeeded.
+    pub(super) fn polled(&mut self, group: &str) {
+        self.unpolled.remove(group);
     }
 
     /// Returns those of the chats that need a poll.
@@ -102,7 +113,10 @@ impl BulkReader {
             return all();
         }
         match self.changed(deliverer, servicenow, directory, due).await {
-            Ok(Some(changed)) => due.iter().filter(|chat| changed.contains(chat.id.as_str())).collect(),
+            Ok(Some(changed)) => due
+                .iter()
+                .filter(|chat| chat.group.as_ref().is_some_and(|group| changed.contains(group)))
+                .collect(),
             Ok(None) => all(),
             Err(BulkError::Directory(error)) => {
                 tracing::debug!(%error, "cannot compare the chats with the directory");
@@ -116,7 +130,7 @@ impl BulkReader {
         }
     }
 
-    /// The ids of the chats that need a poll; `None` if the tables cannot tell.
+    /// The groups of the chats that need a poll; `None` if the tables cannot tell.
     async fn changed(
         &mut self,
         deliverer: &Deliverer,
@@ -133,31 +147,38 @@ impl BulkReader {
         let now = clock::now();
         let from = groups.iter().map(|group| self.read_from(group, now)).min().unwrap_or(now);
         let entries = servicenow.entries_of(&groups).await?;
-        let Some(rows) = servicenow.messages_between(&groups, from, before(now, MIN_AGE)).await? else {
-            return Ok(None);
-        };
+        let rows = servicenow.messages_between(&groups, from, before(now, MIN_AGE)).await?;
         deliverer.metrics.servicenow_reads.with_label_values(&["bulk"]).inc_by(REQUESTS);
-        let ids = rows.iter().map(|row| MessageId::derived("servicenow", &row.sys_id));
-        let unrelayed = deliverer.unrelayed_of(directory, ids.collect()).await?;
-        let with_news: HashSet<&str> =
-            rows.iter().zip(&unrelayed).filter(|(_, new)| **new).map(|(row, _)| row.group.as_str()).collect();
+        let with_news = match rows {
+            Some(rows) => deliverer.with_unrelayed(directory, rows).await?,
+            // The answer is incomplete, so each chat may have news.
+            None => groups.iter().map(|group| (*group).to_owned()).collect(),
+        };
         self.batches = self.batches.wrapping_add(1);
         let sample = (self.batches.is_multiple_of(POLLED_BATCHES)).then(|| due.first()).flatten();
-        let mut changed = HashSet::new();
         for chat in due {
             let Some(group) = &chat.group else { continue };
-            self.read_at.insert(group.clone(), now);
             let is_sample = sample.is_some_and(|sample| sample.id == chat.id);
-            let shown = entries.get(group);
-            if is_sample
-                || with_news.contains(group.as_str())
-                || shown.is_none_or(|entry| differs(chat, entry))
-            {
-                changed.insert(chat.id.as_str().to_owned());
-            }
+            let shows_change = entries.get(group).is_none_or(|entry| differs(chat, entry));
+            self.record(group, now, is_sample || shows_change || with_news.contains(group));
         }
+        self.forget_old(now);
+        Ok(Some(
+            groups.into_iter().filter(|group| self.unpolled.contains(*group)).map(str::to_owned).collect(),
+        ))
+    }
+
+    /// Records that the tables were read for this chat.
+    fn record(&mut self, group: &str, now: Timestamp, needs_poll: bool) {
+        self.read_at.insert(group.to_owned(), now);
+        if needs_poll {
+            self.unpolled.insert(group.to_owned());
+        }
+    }
+
+    fn forget_old(&mut self, now: Timestamp) {
         self.read_at.retain(|_, at| *at > before(now, READ_KEPT));
-        Ok(Some(changed))
+        self.unpolled.retain(|group| self.read_at.contains_key(group));
     }
 
     /// The time from which the messages of a chat are read.
@@ -208,17 +229,19 @@ impl BulkReader {
 }
 
 impl Deliverer {
-    /// For each message: whether it has to be relayed still.
-    async fn unrelayed_of(
+    /// The groups with a message that has to be relayed still.
+    async fn with_unrelayed(
         &self,
         directory: &Directory,
-        ids: Vec<MessageId>,
-    ) -> Result<Vec<bool>, DirectoryError> {
-        let keys: Vec<DedupKey> = ids.iter().flat_map(|id| settling(*id)).collect();
+        rows: Vec<MessageRow>,
+    ) -> Result<HashSet<String>, DirectoryError> {
+        let rows: Vec<(MessageId, String)> =
+            rows.into_iter().map(|row| (MessageId::derived("servicenow", &row.sys_id), row.group)).collect();
+        let keys: Vec<DedupKey> = rows.iter().flat_map(|(id, _)| settling(*id)).collect();
         let done: HashSet<DedupKey> = directory.find_done(&keys).await?.iter().map(|done| done.key).collect();
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = |id: MessageId| !settling(id).iter().any(|key| done.contains(key)) && !read.contains(id);
-        Ok(ids.into_iter().map(is_new).collect())
+        Ok(rows.into_iter().filter(|(id, _)| is_new(*id)).map(|(_, group)| group).collect())
     }
 }
 
@@ -302,5 +325,20 @@ mod tests {
         assert!(differs(&active, &entry(ChatState::Waiting, None, Some(1))));
         assert!(differs(&active, &entry(ChatState::ClosedComplete, Some("beth"), None)));
         assert!(differs(&active, &QueueEntry { state: None, ..entry(ChatState::Waiting, None, None) }));
+    }
+
+    #[test]
+    fn a_selected_chat_is_selected_until_a_poll_succeeds() {
+        let mut bulk = BulkReader::new(true);
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        bulk.record("g-1", at(0), true);
+        bulk.record("g-1", at(1000), false);
+        assert!(bulk.unpolled.contains("g-1"), "the message is older than the window now");
+        bulk.polled("g-1");
+        bulk.record("g-1", at(1001), false);
+        assert!(bulk.unpolled.is_empty());
+        bulk.record("g-2", at(1002), true);
+        bulk.forget_old(at(10_000));
+        assert!(bulk.unpolled.is_empty() && bulk.read_at.is_empty(), "the chat is not read any more");
     }
 }

@@ -5,9 +5,9 @@
 //!
 //! Guarantees: one worker at a time polls a conversation, because the directory assigns it. No poll runs while a
 //! message of the conversation is in flight. The polls of this worker make at most `servicenow.read_rate` requests in a
-//! second, whatever the number of chats: chats with a possible gap first, then the chats with the oldest poll. While the breaker is tripped, a poll runs only as the probe. A notice is
-//! published before the new state is recorded, under an id that makes a repeat harmless. An agent's messages are on the
-//! queue before the end is.
+//! second, whatever the number of chats: chats with a possible gap first, then the chats with the oldest poll. While the
+//! breaker is tripped, a poll runs only as the probe. A notice is published before the new state is recorded, under an id
+//! that makes a repeat harmless. An agent's messages are on the queue before the end is.
 //!
 //! Not responsible for: which of many chats need a poll (`bulk_read.rs`), chats passed on to another queue
 //! (`escalation.rs`), lost callbacks (`gaps.rs`).
@@ -108,14 +108,18 @@ impl Deliverer {
             match directory.find_due(clock::now(), waiting, active, at_once).await {
                 Ok(due) => {
                     was_full = !probing && due.len() >= at_once as usize;
-                    let chosen = tokio::select! {
-                        () = stop.cancelled() => return Ok(()),
-                        chosen = bulk.select(&self, servicenow, directory, &due), if !probing => chosen,
-                        () = std::future::ready(()), if probing => due.iter().collect(),
+                    let chosen: Vec<&Conversation> = if probing {
+                        due.iter().collect()
+                    } else {
+                        tokio::select! {
+                            () = stop.cancelled() => return Ok(()),
+                            chosen = bulk.select(&self, servicenow, directory, &due) => chosen,
+                        }
                     };
                     let look =
                         |conversation| self.poll_one(servicenow, directory, conversation, probing, &stop);
-                    futures_util::future::join_all(chosen.into_iter().map(look)).await;
+                    let polled = futures_util::future::join_all(chosen.into_iter().map(look)).await;
+                    polled.into_iter().flatten().for_each(|group| bulk.polled(group));
                 }
                 Err(error) => tracing::debug!(%error, "cannot read which conversations to poll"),
             }
@@ -148,30 +152,34 @@ impl Deliverer {
         }
     }
 
-    async fn poll_one(
+    /// Returns the group of the chat if the poll succeeded.
+    async fn poll_one<'a>(
         &self,
         servicenow: &ServiceNow,
         directory: &Directory,
-        conversation: &Conversation,
+        conversation: &'a Conversation,
         probing: bool,
         stop: &CancellationToken,
-    ) {
-        let Some(group) = &conversation.group else { return };
+    ) -> Option<&'a str> {
+        let group = conversation.group.as_deref()?;
         // The Virtual Agent API has no state to read; its callbacks carry the state.
         if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
-            return;
+            return None;
         }
         let turn = (0..REQUESTS).map(|_| self.reads.next_slot()).last();
         if let Some(turn) = turn {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return None,
                 () = tokio::time::sleep_until(turn) => {}
             }
         }
-        let Some(_pass) = self.gate(Destination::ServiceNow).enter(probing).await else { return };
+        let _pass = self.gate(Destination::ServiceNow).enter(probing).await?;
         let look = PollContext { deliverer: self, servicenow, directory, conversation, group };
         match look.run().await {
-            Ok(Ok(())) => self.gate(Destination::ServiceNow).breaker().record(BreakerSignal::Alive),
+            Ok(Ok(())) => {
+                self.gate(Destination::ServiceNow).breaker().record(BreakerSignal::Alive);
+                return Some(group);
+            }
             Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
                 self.record_in_breaker(Destination::ServiceNow, None, &attempt);
@@ -181,6 +189,7 @@ impl Deliverer {
                 tracing::debug!(conversation = %conversation.id, trouble, "cannot record the state of the chat; trying again at the next poll");
             }
         }
+        None
     }
 }
 

@@ -99,7 +99,7 @@ impl ServiceNow {
     fn others_message(&self, mut row: TableRow) -> Option<MessageRow> {
         let is_internal = row.get("internal").is_some_and(|internal| is_set(Some(&json!(internal))));
         let writer = row.get("sys_created_by")?;
-        if is_internal || writer.eq_ignore_ascii_case(self.inner.auth.get().username()) {
+        if is_internal || self.is_own_user(writer) {
             return None;
         }
         Some(MessageRow { group: row.remove("group")?, sys_id: row.remove("sys_id")? })

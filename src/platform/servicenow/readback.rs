@@ -218,7 +218,12 @@ impl ServiceNow {
     }
 
     pub(super) fn is_own(&self, message: &WireMessage) -> bool {
-        message.created_by.as_deref().is_some_and(|user| user.eq_ignore_ascii_case(self.username()))
+        message.created_by.as_deref().is_some_and(|user| self.is_own_user(user))
+    }
+
+    /// Whether this is the user of the login. ServiceNow ignores the case of user names.
+    pub(super) fn is_own_user(&self, user: &str) -> bool {
+        user.eq_ignore_ascii_case(self.username())
     }
 }
 
