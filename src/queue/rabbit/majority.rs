@@ -3,7 +3,8 @@
 //!
 //! Guarantees: a queue is reported in each of these cases, and no longer than the case lasts.
 //! - A publish was not confirmed within `queue.publish_timeout`, no other publish to the queue was confirmed since, and the
-//!   broker answered another request [`DOUBT_TIME`] later. So a broker that is slow or silent as a whole is not meant.
+//!   broker answered another request [`DOUBT_TIME`] later. So a broker that is slow or silent as a whole is not meant. If no
+//!   publish to the queue is late again, the report ends after [`LATE_COUNTS_FOR`].
 //! - This process has subscribed to the partition, and the broker counted no consumer [`COUNTS_NEEDED`] times in a row: the
 //!   queue has no leader.
 //! - The management API shows that no majority of the members is online.
@@ -29,6 +30,9 @@ const DOUBT_TIME: Duration = Duration::from_secs(3);
 const SUBSCRIBED_TIME: Duration = Duration::from_secs(5);
 /// The number of counts without a consumer. The broker also counts 0 if the queue does not answer within 250 ms.
 const COUNTS_NEEDED: u32 = 2;
+/// How long a late publish counts. A caller publishes again within seconds, so a queue without late publishes has no
+/// publishes or has recovered.
+const LATE_COUNTS_FOR: Duration = Duration::from_secs(300);
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -53,6 +57,7 @@ struct SilenceState {
 #[derive(Debug)]
 struct UnconfirmedQueue {
     since: Instant,
+    last_late: Instant,
     /// The broker answered another request long enough after the publish was late.
     is_certain: bool,
 }
@@ -69,8 +74,9 @@ impl SilentQueues {
 
     /// A publish with this exchange and key was not confirmed in time.
     pub(super) fn late(&self, exchange: Exchange, key: &str) {
-        let silence = UnconfirmedQueue { since: Instant::now(), is_certain: false };
-        self.state().unconfirmed.entry(name(exchange, key)).or_insert(silence);
+        let now = Instant::now();
+        let first = UnconfirmedQueue { since: now, last_late: now, is_certain: false };
+        self.state().unconfirmed.entry(name(exchange, key)).or_insert(first).last_late = now;
         self.has_unconfirmed.store(true, Ordering::Release);
     }
 
@@ -127,7 +133,8 @@ impl SilentQueues {
 
     /// The names of the silent queues. Partitions and dead letters have no name of the broker here.
     pub(super) fn names(&self) -> BTreeSet<String> {
-        let state = self.state();
+        let mut state = self.state();
+        state.unconfirmed.retain(|_, queue| queue.last_late.elapsed() < LATE_COUNTS_FOR);
         if !state.managed.is_empty() {
             return state.managed.clone();
         }
@@ -210,6 +217,19 @@ mod tests {
         assert_eq!(names(&queues), ["xo.3"]);
         queues.confirmed(Exchange::Messages, "xo.3");
         assert!(names(&queues).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_ends_if_no_publish_is_late_again() {
+        let queues = SilentQueues::default();
+        queues.late(Exchange::Messages, "xo.3");
+        pass(LATE_COUNTS_FOR / 2).await;
+        queues.answered(Instant::now());
+        queues.late(Exchange::Messages, "xo.3");
+        pass(LATE_COUNTS_FOR / 2).await;
+        assert_eq!(names(&queues), ["xo.3"], "the second publish still counts");
+        pass(LATE_COUNTS_FOR / 2).await;
+        assert!(names(&queues).is_empty() && !queues.has_doubt());
     }
 
     #[tokio::test(start_paused = true)]
