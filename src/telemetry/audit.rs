@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::message::named;
 
-const TARGET: &str = "causeway::audit";
+pub(super) const TARGET: &str = "causeway::audit";
 
 named! {
     /// An act of an operator.

@@ -1,8 +1,9 @@
 //! Writes log lines to standard error on a thread of its own.
 //!
-//! Guarantees: a task that logs makes no system call. A line is written within about [`PAUSE`]. If the reader of standard
-//! error stops, at most [`LINES_MAX`] lines wait in memory, then logging waits. [`flush`] writes all lines.
-//! Not responsible for: the lines of the last [`PAUSE`] before a kill -9.
+//! Guarantees: a task that logs a line for this thread makes no system call. A line is written within about [`PAUSE`]. If the
+//! reader of standard error stops, at most [`LINES_MAX`] lines wait in memory, then logging waits. [`flush`] writes all lines.
+//! Not responsible for: the lines of the last [`PAUSE`] before a kill -9; the lines that are written at once (`logs.rs`), which
+//! can stand before older lines of this thread.
 
 use std::io::{self, Write as _};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -60,6 +61,8 @@ impl io::Write for PacedStderr {
 
     fn flush(&mut self) -> io::Result<()> {
         let written = self.write_waiting();
+        // This is the pace of the thread and waits for no condition: each write to a disk or a pipe carries the lines of a
+        // whole pause.
         std::thread::sleep(PAUSE);
         written
     }

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::Level;
 use tracing::field::DisplayValue;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt as _};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, filter, fmt, reload};
 
+use super::audit::TARGET as AUDIT_TARGET;
 use super::log_writer;
 
 /// The format of log lines.
@@ -65,6 +66,11 @@ fn is_harmless(target: &str, level: &Level) -> bool {
     }
 }
 
+/// Whether a line may be lost at a kill -9. The audit, warnings and errors are written before the task continues.
+fn can_wait(target: &str, level: &Level) -> bool {
+    *level >= Level::INFO && target != AUDIT_TARGET
+}
+
 /// Sets up logging to standard error for the life of the process. A second call has no effect. The process calls
 /// [`log_writer::flush`] at its end.
 pub fn start_logging(settings: &LogSettings) {
@@ -73,8 +79,12 @@ pub fn start_logging(settings: &LogSettings) {
     let terminal = std::io::stderr().is_terminal();
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     // A person at a terminal sees lines in the order of all other output.
-    let writer =
-        if terminal { BoxMakeWriter::new(std::io::stderr) } else { BoxMakeWriter::new(log_writer::writer()) };
+    let writer = if terminal {
+        BoxMakeWriter::new(std::io::stderr)
+    } else {
+        let paced = log_writer::writer().with_filter(|line| can_wait(line.target(), line.level()));
+        BoxMakeWriter::new(paced.or_else(std::io::stderr))
+    };
     let lines = fmt::layer().with_writer(writer).log_internal_errors(false);
     let harmless = filter::filter_fn(|event| is_harmless(event.target(), event.level()));
     let lines = match format {
