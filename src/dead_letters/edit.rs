@@ -1,6 +1,7 @@
 //! Makes an edited copy of a dead letter's message.
 //!
-//! Guarantees: the copy has a new id, so that it counts as another message. The dead letter stays unchanged. Only an unreadable
+//! Guarantees: the copy has another id, so that it counts as another message. The same edit of the same dead letter has the same id
+//! until its message dies, so that a repeated edit is not a second message. The dead letter stays unchanged. Only an unreadable
 //! message and a message that the platform refused can be edited.
 //! Not responsible for: publishing the copy and removing the dead letter after its delivery (`admin/console/edit.rs`).
 
@@ -14,8 +15,9 @@ pub(crate) const fn is_editable(reason: DeadReason) -> bool {
     matches!(reason, DeadReason::Unreadable | DeadReason::Rejected)
 }
 
-/// The message with another body and a new id, accepted now. The error names the fault, without the text.
-pub(crate) fn edited(dead: &DeadLetter, body: &str) -> Result<Message, String> {
+/// The message with another body and another id, accepted now. `died` is the number of the messages of the same edit that
+/// died. The error names the fault, without the text.
+pub(crate) fn edited(dead: &DeadLetter, body: &str, died: u32) -> Result<Message, String> {
     if !is_editable(dead.reason) {
         return Err(format!("has the reason {}: replay it as it is", dead.reason));
     }
@@ -25,7 +27,8 @@ pub(crate) fn edited(dead: &DeadLetter, body: &str) -> Result<Message, String> {
     if body.as_bytes() == dead.message.body {
         return Err("is not changed: replay it as it is".to_owned());
     }
-    let id = MessageId::fresh();
+    let (original, died_at) = (dead.message.id.to_string(), dead.died_at.to_string());
+    let id = MessageId::derived_from("edited-dead-letter", &[&original, &died_at, &died.to_string(), body]);
     let message = Message {
         id,
         accepted_at: clock::now(),
@@ -83,22 +86,26 @@ mod tests {
     #[test]
     fn an_edited_message_is_another_message_in_the_lane_of_its_chat() {
         let refused = dead(DeadReason::Rejected, Some("g-1"));
-        let message = edited(&refused, r#"{"group":"g-2"}"#).unwrap();
+        let message = edited(&refused, r#"{"group":"g-2"}"#, 0).unwrap();
         assert_ne!(message.id, refused.message.id);
+        assert_eq!(edited(&refused, r#"{"group":"g-2"}"#, 0).unwrap().id, message.id, "it is the same edit");
+        for (body, died) in [(r#"{"group":"g-3"}"#, 0), (r#"{"group":"g-2"}"#, 1)] {
+            assert_ne!(edited(&refused, body, died).unwrap().id, message.id);
+        }
         assert_eq!((message.replays, message.lane.as_str(), message.digest), (0, "g-1", None));
         let unreadable = dead(DeadReason::Unreadable, None);
-        assert_eq!(edited(&unreadable, r#"{"group":"g-2"}"#).unwrap().lane.as_str(), "g-2");
-        let message = edited(&unreadable, "{}").unwrap();
+        assert_eq!(edited(&unreadable, r#"{"group":"g-2"}"#, 0).unwrap().lane.as_str(), "g-2");
+        let message = edited(&unreadable, "{}", 0).unwrap();
         assert_eq!(message.lane, LaneKey::alone(message.id));
     }
 
     #[test]
     fn what_would_die_again_is_refused() {
-        let why = |reason, body| edited(&dead(reason, Some("g-1")), body).unwrap_err();
+        let why = |reason, body| edited(&dead(reason, Some("g-1")), body, 0).unwrap_err();
         assert!(why(DeadReason::Expired, "{}").contains("expired"));
         assert!(why(DeadReason::Rejected, "{\n  private words").contains("line 2"));
         assert!(!why(DeadReason::Rejected, "{\n  private words").contains("private"));
         let same = DeadLetter::refused(b"{}");
-        assert!(edited(&same, "{}").unwrap_err().contains("not changed"));
+        assert!(edited(&same, "{}", 0).unwrap_err().contains("not changed"));
     }
 }

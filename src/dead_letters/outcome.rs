@@ -132,6 +132,15 @@ impl RepublishedMessage {
     }
 }
 
+/// Whether this message died and was not delivered.
+pub(crate) async fn has_died(
+    directory: &Directory,
+    message: &RepublishedMessage,
+) -> Result<bool, DirectoryError> {
+    let done = directory.find_done(&message.keys()).await?;
+    Ok(message.ended(&done) == Some(ReplayOutcome::DiedAgain))
+}
+
 /// Waits until the result of each message is known, at most `limit`, or until the cancellation. `told` gets the numbers
 /// after each query.
 pub async fn wait(

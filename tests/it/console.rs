@@ -403,6 +403,33 @@ on_every_engine! {
         assert!(audited.iter().all(|line| line["filter"].as_str().unwrap().starts_with(&format!("id={id} new_id="))), "{audited:?}");
         assert!(!log.contains("words"), "the log contains no text");
     }
+
+    async fn the_same_edit_twice_is_one_message(bench: Bench) {
+        let relay = Plan::on(&bench).set("admin.token", TOKEN).set("admin.edit", "true").start().await;
+        let console = ConsoleClient::of(&relay);
+        let group = relay.open("c-1").await;
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).times(1).status(400));
+        say(&relay, "c-1", "first words").await;
+        let list = console.lists(1).await;
+        let id = list["dead_letters"][0]["id"].as_str().unwrap();
+        let (_, shown) = console.get(&format!("/dead-letters/{id}?reveal=true")).await;
+        let body = shown["dead_letters"][0]["body"].as_str().unwrap().replace("first words", "other words");
+        // The first edited message is on its way until the second one is published.
+        relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(503));
+        let edit = json!({"id": id, "body": body});
+        let (status, first) = console.post("/dead-letters/edit", edit.clone()).await;
+        assert_eq!(status, 202, "{first}");
+        let (status, second) = console.post("/dead-letters/edit", edit).await;
+        assert_eq!((status, &second["id"]), (202, &first["id"]), "{second}");
+        relay.sandbox.script().clear();
+        console.lists(0).await;
+        relay.say("c-1", "later words").await;
+        eventually("the message after both", PATIENCE, async || {
+            let said = said(&relay, &group);
+            if said.last().is_some_and(|last| last == "later words") { Ok(()) } else { Err(format!("{said:?}")) }
+        }).await;
+        assert_eq!(said(&relay, &group), ["other words", "later words"]);
+    }
 }
 
 /// Tests and pictures a page as wide as a phone and as wide as a desk.

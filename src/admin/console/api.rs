@@ -247,7 +247,7 @@ async fn edit(console: &AdminConsole, by: Operator, request: &mut Request) -> Re
         Value::Null => None,
         _ => Some(filter::moment(text("died_at")?).map_err(|why| wrong("died_at", why))?),
     };
-    let id = console.edit((id, died_at), text("body")?, by).await?;
+    let id = console.edit((id, died_at), text("body")?.to_owned(), by).await?;
     let run = console.progress().map(|run| progress(&run));
     Ok(problem::accepted(&json!({ "id": id.to_string(), "replay": run })))
 }

@@ -25,14 +25,25 @@ impl AdminConsole {
         if self.facts.edit { Ok(()) } else { Err(ApiError::NotEnabled("admin.edit")) }
     }
 
-    /// Publishes the edited message, and removes the dead letter as soon as the message is delivered. Returns the new id.
+    /// Publishes the edited message, and removes the dead letter as soon as the message is delivered. Returns the new id. A caller
+    /// that goes away does not stop the edit.
     pub(super) async fn edit(
+        &self,
+        which: (MessageId, Option<jiff::Timestamp>),
+        body: String,
+        by: Operator,
+    ) -> Result<MessageId, ApiError> {
+        self.may_edit()?;
+        let console = self.clone();
+        tasks::run_to_completion(async move { console.start_edit(which, &body, by).await }).await
+    }
+
+    async fn start_edit(
         &self,
         (id, died_at): (MessageId, Option<jiff::Timestamp>),
         body: &str,
         by: Operator,
     ) -> Result<MessageId, ApiError> {
-        self.may_edit()?;
         let turn_guard = self.take_turn().await?;
         let published = publish(&turn_guard.parts, (id, died_at), body).await;
         let (dead, new) = match published {
@@ -101,7 +112,15 @@ async fn publish(
     let found = edit::one(&parts.queue, id, died_at).await.map_err(dead_letters::DeadLetterError::from)?;
     let dead = found.ok_or(ApiError::UnknownDeadLetter)?;
     let wrong = |reason| ApiError::Invalid(vec![FieldError { field: "body".to_owned(), reason }]);
-    let message = edit::edited(&dead, body).map_err(wrong)?;
-    parts.queue.publish(&message).await?;
-    Ok((dead, RepublishedMessage::from(&message)))
+    let mut died = 0;
+    loop {
+        let message = edit::edited(&dead, body, died).map_err(wrong)?;
+        let published = RepublishedMessage::from(&message);
+        if outcome::has_died(&parts.directory, &published).await? {
+            died += 1;
+            continue;
+        }
+        parts.queue.publish(&message).await?;
+        return Ok((dead, published));
+    }
 }

@@ -316,7 +316,7 @@ impl PageHandler<'_> {
                 let died_at = value_of(&fields, "died_at");
                 let died_at = filter::moment(&died_at).map_err(|why| wrong("died_at", why))?;
                 let body = value_of(&fields, "body");
-                self.console.edit((id, Some(died_at)), &body, self.operator.clone()).await?;
+                self.console.edit((id, Some(died_at)), body, self.operator.clone()).await?;
                 Ok(see("/desk/progress"))
             }
             "discard" => {
