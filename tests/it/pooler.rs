@@ -180,7 +180,7 @@ async fn write_and_read(directory: &Directory, name: &str) {
 #[ignore = "needs PostgreSQL: tests/run starts it"]
 async fn a_pooler_is_found_before_the_first_statement() {
     for options in [Options::Refused, Options::LeftOut] {
-        let Some(database) = Database::create().await else { return };
+        let database = Database::create().await;
         let pooler = Pooler::start(database.address(), options).await;
         let directory = open(&database, &pooler).await;
         assert!(directory.is_pooled(), "{options:?}");
@@ -193,7 +193,7 @@ async fn a_pooler_is_found_before_the_first_statement() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: tests/run starts it"]
 async fn a_pooler_that_appears_later_fails_no_statement() {
-    let Some(database) = Database::create().await else { return };
+    let database = Database::create().await;
     let pooler = Pooler::start(database.address(), Options::PassedOn).await;
     let directory = open(&database, &pooler).await;
     write_and_read(&directory, "c-1").await;

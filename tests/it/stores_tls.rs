@@ -127,7 +127,7 @@ on_every_rabbit! {
         let port = tls_in_front_of(vhost.broker(), authority.server("localhost", 2020..2090, true), false).await;
         let secure = vhost.url_through(vhost.broker());
         let secure = secure.replace("amqp://", "amqps://").replace(&vhost.broker().to_string(), &format!("localhost:{port}"));
-        let database = Database::create().await.unwrap();
+        let database = Database::create().await;
         let acceptor = authority.server("localhost", 2020..2090, true);
         let port = tls_in_front_of(database.address(), acceptor, true).await;
         let directory = database.url().replace(&database.address().to_string(), &format!("localhost:{port}"));

@@ -132,7 +132,7 @@ async fn becomes(relay: &Relay, status: u16) -> String {
 
 on_newest_rabbit! {
     async fn a_start_without_postgresql_waits_for_it(bench: Bench) {
-        let database = Database::create().await.unwrap();
+        let database = Database::create().await;
         let proxy = Proxy::start(database.address()).await;
         let url = database.url_through(proxy.addr());
         let mut relay = Plan::on(&bench).apart(1).set("directory.url", url).start().await;
@@ -159,7 +159,7 @@ on_newest_rabbit! {
     }
 
     async fn each_state_of_postgresql_is_named_and_heals(bench: Bench) {
-        let database = Database::create().await.unwrap();
+        let database = Database::create().await;
         let (url, name) = (database.url(), database.url().rsplit('/').next().unwrap().to_owned());
         let admin = url.replace(&name, "postgres");
         let relay = Plan::on(&bench).apart(1).set("directory.url", url.as_str()).start().await;

@@ -24,17 +24,17 @@ struct Server {
     _process: Option<Leash>,
 }
 
-fn server() -> Option<&'static Server> {
-    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
-    SERVER.get_or_init(|| told(LENT_AS).map(|url| Server { url, _process: None }).or_else(start)).as_ref()
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| told(LENT_AS).map_or_else(start, |url| Server { url, _process: None }))
 }
 
-fn start() -> Option<Server> {
+fn start() -> Server {
     let installed = Path::new("/usr/lib/postgresql").exists();
     assert!(installed, "PostgreSQL is not installed (tests/run installs it)");
     let address: SocketAddr = free_address();
     let process = Leash::start("private-postgres", "INT", &[address.port().to_string()]);
-    Some(Server { url: format!("postgres://causeway@{address}"), _process: Some(process) })
+    Server { url: format!("postgres://causeway@{address}"), _process: Some(process) }
 }
 
 /// A new, empty database. It is deleted when the value is dropped.
@@ -46,14 +46,14 @@ pub(crate) struct Database {
 
 impl Database {
     /// Creates a database. Fails the test if PostgreSQL is not installed.
-    pub(crate) async fn create() -> Option<Self> {
-        let server = &server()?.url;
+    pub(crate) async fn create() -> Self {
+        let server = &server().url;
         let name = format!("test_{}", Uuid::new_v4().simple());
         eventually("PostgreSQL to make a database", Duration::from_secs(60), async || {
             admin(server, &format!("CREATE DATABASE {name}")).await.map_err(|error| error.to_string())
         })
         .await;
-        Some(Self { server, name })
+        Self { server, name }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -134,8 +134,8 @@ async fn admin(server: &str, sql: &str) -> sqlx::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: tests/run starts it"]
 async fn databases_are_apart_and_go_with_their_test() {
-    let Some(one) = Database::create().await else { return };
-    let two = Database::create().await.expect("the server is there");
+    let one = Database::create().await;
+    let two = Database::create().await;
     let mut in_one = PgConnection::connect(&one.url()).await.unwrap();
     in_one.execute("CREATE TABLE only_here (id INT)").await.unwrap();
     let mut in_two = PgConnection::connect(&two.url()).await.unwrap();
