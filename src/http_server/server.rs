@@ -2,9 +2,9 @@
 //!
 //! Guarantees: a connection is closed if its head does not arrive in time, or if the connection is idle as long. The
 //! size of a head is bounded. The number of connections is bounded, and strangers cannot block proven connections
-//! (`slots.rs`). With TLS a handshake has a place of a connection and ends in time, so
-//! that slow handshakes delay nobody. A request that is refused because of its head closes its connection after the answer. On stop no
-//! new connection is accepted, and requests in progress are answered.
+//! (`slots.rs`). With TLS a handshake takes the place of a connection and ends in time, so that
+//! slow handshakes delay no other connection. A request that is refused because of its head closes its connection after
+//! the answer. On stop no new connection is accepted, and requests in progress are answered.
 //! Not responsible for: bodies (`body.rs`), the time limit of the shutdown (`tasks.rs`).
 
 use std::convert::Infallible;
