@@ -129,6 +129,12 @@ async fn a_demo_that_is_kept_can_be_tried_until_it_is_interrupted() {
     assert_eq!(status, 200);
     assert!(conversation.contains("\"state\":\"ended\""), "{conversation}");
 
+    let console = shown.lines().find(|line| line.contains("/desk")).unwrap();
+    let console = console.split_whitespace().next().unwrap();
+    assert_eq!(console, format!("{admin}/desk"));
+    let (status, page) = get(format!("{admin}/dead-letters")).await;
+    assert_eq!(status, 200, "the token of the console is the one that is shown: {page}");
+
     let start = r#"{"type": "start", "conversation_id": "mine", "message": "Hello?"}"#;
     let start = client.post(format!("{public}/v1/handoffs")).bearer_auth("demo").body(start);
     let answer = start.header("content-type", "application/json").send().await.unwrap();

@@ -36,7 +36,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const TOKEN: &str = "demo";
 /// The bot's app is subscribed to OnMessage: what the user and the bot say goes through Causeway, too.
 const ON_MESSAGE: bool = true;
-/// The sandbox forgets what is older, should somebody keep the demo for days.
+/// The sandbox forgets older entries, because a kept demo can run for days.
 const LEDGER_KEEPS: usize = 100_000;
 const CHATS_KEPT: usize = 1_000;
 
@@ -171,6 +171,8 @@ fn settings(folder: &PrivateFolder, sandbox: &Sandbox) -> Result<Settings, CliFa
         ("CAUSEWAY_INGRESS__SERVICENOW__TOKEN", TOKEN),
         ("CAUSEWAY_INGRESS__HANDOFFS__TOKEN", TOKEN),
         ("CAUSEWAY_ADMIN__LISTEN", "127.0.0.1:0"),
+        ("CAUSEWAY_ADMIN__TOKEN", TOKEN),
+        ("CAUSEWAY_ADMIN__EDIT", "true"),
     ];
     Ok(Settings::load(None, &Environment::from(pairs), RunPurpose::Serve)?)
 }
@@ -242,7 +244,9 @@ impl DemoClient {
         let (public, admin, sandbox) = (address(&self.public), address(&self.admin), self.sandbox.url());
         let data = self.settings.data_dir.display();
         format!(
-            r#"  C={public}   # Causeway: handoffs and callbacks
+            r#"  {admin}/desk   # the console, in a browser; its token is {TOKEN}
+
+  C={public}   # Causeway: handoffs and callbacks
   M={admin}   # Causeway: metrics and health
   S={sandbox}   # the sandbox: ServiceNow, the bot side, and faults for both
 
