@@ -29,11 +29,11 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
+use crate::bridge::PollSettings;
+use crate::bridge::TimeLimits;
 use crate::config::{self, ReloadableSettings, Settings, SpooledSenders};
 use crate::conversation::{Directory, DirectoryError};
 use crate::dead_letters::retention;
-use crate::delivery::TimeLimits;
-use crate::delivery::poll::PollSettings;
 use crate::http_server::{self, ReadBudget};
 use crate::ingress::{self, IdempotencyKeys, IngressSettings, IngressState};
 use crate::live::Live;

@@ -3,6 +3,7 @@
 pub mod message;
 
 pub mod admin;
+pub mod bridge;
 pub mod dead_letters;
 pub mod delivery;
 pub mod files;
@@ -27,4 +28,3 @@ pub mod sandbox;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
-pub mod trace;

@@ -13,13 +13,14 @@ use url::Url;
 use super::reload::ChangeHandlers;
 use super::token_store::DirectoryTokenStore;
 use super::{App, UNKNOWN_GROUP_WAIT};
+use crate::bridge::{
+    AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings,
+    IncidentSettings, LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
+};
 use crate::config::{self, Settings};
 use crate::conversation::DirectorySettings;
-use crate::delivery::{
-    AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings, GateSettings,
-    IncidentSettings, LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
-    backoff::RetrySettings,
-};
+use crate::delivery::GateSettings;
+use crate::delivery::backoff::RetrySettings;
 use crate::files::{self, FileLinks, FileServer};
 use crate::http_server::AcceptedSecrets;
 use crate::ingress::{

@@ -1,6 +1,6 @@
 //! The numbers of the records that failed handoffs created at ServiceNow.
 //!
-//! Guarantees: a number is deleted with its conversation. Not responsible for: creating records (`delivery/incident.rs`).
+//! Guarantees: a number is deleted with its conversation. Not responsible for: creating records (`bridge/to_agent/incident.rs`).
 
 use jiff::Timestamp;
 

@@ -1,6 +1,6 @@
 //! The relay progress of each chat: the last message that was relayed to the bot side, and the time of the last message.
 //!
-//! Not responsible for: reading a chat back (`delivery/gaps.rs`), ending silent chats (`delivery/time_limits.rs`).
+//! Not responsible for: reading a chat back (`bridge/watch/gaps.rs`), ending silent chats (`bridge/watch/time_limits.rs`).
 
 use jiff::Timestamp;
 

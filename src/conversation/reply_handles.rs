@@ -1,7 +1,7 @@
 //! XO's reply handles: the newest one of each conversation.
 //!
 //! Guarantees: an older event never replaces the handle of a newer one, in any order of arrival. Each handle is given to
-//! one caller in its interval for extension. Not responsible for: using the handles (`delivery/botkit.rs`).
+//! one caller in its interval for extension. Not responsible for: using the handles (`bridge/to_bot/botkit.rs`).
 
 use std::time::Duration;
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use super::Deliverer;
 use super::breaker::CircuitBreaker;
 use crate::message::Destination;
 use crate::queue::BrokerLease;
@@ -62,16 +61,8 @@ impl Drop for GatePermit<'_> {
     }
 }
 
-impl Deliverer {
-    /// Probes these destinations at once if their breakers tripped because of the credentials, which were replaced.
-    pub fn credentials_replaced(&self, is_meant: impl Fn(Destination) -> bool) {
-        let gates = self.gates.iter().filter(|(destination, _)| is_meant(**destination));
-        gates.for_each(|(_, gate)| gate.breaker().credential_replaced());
-    }
-}
-
 impl Gate {
-    pub(super) fn new(
+    pub(crate) fn new(
         destination: Destination,
         settings: &GateSettings,
         breaker: Arc<CircuitBreaker>,
@@ -127,18 +118,18 @@ impl Gate {
 
 /// Spreads requests evenly over time.
 #[derive(Debug)]
-pub(super) struct RateLimiter {
+pub(crate) struct RateLimiter {
     interval: Duration,
     next: Mutex<Option<Instant>>,
 }
 
 impl RateLimiter {
-    pub(super) fn new(rate: f64) -> Self {
+    pub(crate) fn new(rate: f64) -> Self {
         Self { interval: Duration::from_secs_f64(1.0 / rate.max(0.001)), next: Mutex::new(None) }
     }
 
     /// Reserves the next request, and returns the time at which it may start.
-    pub(super) fn next_slot(&self) -> Instant {
+    pub(crate) fn next_slot(&self) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
         *next = Some(slot + self.interval);
@@ -146,7 +137,7 @@ impl RateLimiter {
     }
 
     /// Counts requests that were made without a reservation: the next reservations are later.
-    pub(super) fn spend(&self, requests: u64) {
+    pub(crate) fn spend(&self, requests: u64) {
         for _ in 0..requests {
             self.next_slot();
         }

@@ -3,7 +3,7 @@
 //! Guarantees: a request is either accepted as a whole or refused with all its faults. Unknown fields are ignored, so
 //! that a newer caller can use an older Causeway. No request is accepted for a conversation whose id belongs to a bot.
 //! Not responsible for: the conversation's state (`conversation/`), everything after the queue has the message. The
-//! worker refuses requests for conversations that the directory knows as a bot's (`delivery/handoff.rs`).
+//! worker refuses requests for conversations that the directory knows as a bot's (`bridge/to_agent/handoff.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

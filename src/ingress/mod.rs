@@ -48,13 +48,13 @@ use crate::http_server::request_id::{self, request_id};
 use crate::http_server::secrets::AcceptedSecrets;
 use crate::http_server::{body, server};
 use crate::live::Live;
+use crate::message::current_trace;
 use crate::message::{BotSide, DeadLetter, Message, Trace, TraceParent};
 use crate::queue::spool::Spool;
 use crate::queue::{Queue, QueueError};
 use crate::tasks::{self, CancellationToken};
 use crate::telemetry::{self, Metrics, Settled};
 use crate::tls::ServerTls;
-use crate::trace;
 
 /// The header of W3C Trace Context. Its trace id travels with the message to the outgoing call.
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -273,7 +273,7 @@ async fn answer(state: Arc<IngressState>, route: Option<IngressRoute>, mut reque
     let source = IngressRoute::source(route);
     let from = request.extensions().get::<server::PeerAddress>().map(|peer| peer.0);
     let trace = Trace { request_id: Some(id.clone()), parent: trace_parent(request.headers()) };
-    let mut response = match trace::within(trace, dispatch(&state, route, &mut request)).await {
+    let mut response = match current_trace::within(trace, dispatch(&state, route, &mut request)).await {
         Ok(response) => response,
         Err(refusal) => {
             let reason = refusal.slug();

@@ -9,6 +9,7 @@
 mod attachment;
 pub mod bot_turn;
 pub mod callback;
+pub mod current_trace;
 pub mod dead_letter;
 pub mod destination;
 pub mod digest;
@@ -176,7 +177,7 @@ impl Message {
         lane: LaneKey,
         body: impl Into<Bytes>,
     ) -> Self {
-        let (accepted_at, trace, body) = (crate::clock::now(), crate::trace::current(), body.into());
+        let (accepted_at, trace, body) = (crate::clock::now(), current_trace::current(), body.into());
         Self { id, kind, destination, lane, accepted_at, replays: 0, digest: None, trace, body }
     }
 

@@ -3,7 +3,7 @@
 //! Guarantees: a [`RequestId`] is safe in a log line and in a header. A [`TraceParent`] is valid by W3C Trace Context,
 //! version 00. Any other text is no [`TraceParent`], and Causeway never makes one up.
 //!
-//! Not responsible for: the trace of the running task (`trace.rs`), the log lines (`telemetry/message_log.rs`).
+//! Not responsible for: the trace of the running task (`current_trace.rs`), the log lines (`telemetry/message_log.rs`).
 
 use std::fmt;
 use std::ops::Deref;

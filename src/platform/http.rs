@@ -33,8 +33,8 @@ pub use transfer::{BodyError, StreamedBody};
 
 use super::error::{NoAnswer, NoAnswerKind, SentState};
 use crate::live::Live;
+use crate::message::current_trace;
 use crate::tls::{self, TlsFileProblem, TlsFiles, TlsPeer};
-use crate::trace;
 
 /// The maximum size in bytes of an answer that is read.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -234,7 +234,8 @@ impl HttpClient {
 
 /// Adds the `traceparent` of the message that causes the call. The parent id stays, because Causeway records no spans.
 fn traced(mut headers: HeaderMap) -> HeaderMap {
-    let value = trace::with_current(|trace| HeaderValue::from_str(trace.parent.as_ref()?.as_str()).ok());
+    let value =
+        current_trace::with_current(|trace| HeaderValue::from_str(trace.parent.as_ref()?.as_str()).ok());
     if let Some(value) = value.flatten() {
         headers.insert(TRACE_PARENT, value);
     }

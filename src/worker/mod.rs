@@ -15,9 +15,10 @@ mod stats;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::bridge::Deliverer;
 use crate::clock;
+use crate::delivery::RecentKeys;
 use crate::delivery::backoff::RetrySettings;
-use crate::delivery::{Deliverer, RecentKeys};
 use crate::queue::{PartitionId, Queue, QueueDepth};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;

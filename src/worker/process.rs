@@ -14,19 +14,18 @@ use tokio::time::Instant;
 
 use super::WorkerSettings;
 use super::policy::{PolicyDecision, RetryContext};
+use crate::bridge::{Deliverer, SettledBefore, settled_by, settling_keys};
 use crate::clock;
 use crate::conversation::{DedupKey, DoneBefore, SettledAfter, Snapshot};
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbePermit;
-use crate::delivery::{
-    Attempt, Deliverer, PriorAttempts, RecentKeys, SettledBefore, settled_by, settling_keys,
-};
+use crate::delivery::{Attempt, PriorAttempts, RecentKeys};
+use crate::message::current_trace;
 use crate::message::{
     AttemptHistory, AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, Outcome,
 };
 use crate::queue::{Queue, QueueError, ReceivedMessage};
 use crate::telemetry::{self, Metrics, Settled, logged_conversation};
-use crate::trace;
 
 /// A lane is stuck once its first message has failed for this long while other messages were delivered.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -214,8 +213,10 @@ impl MessageProcessor {
             possibly_delivered: retry_state.possibly_delivered,
             fails_alone,
         };
-        let attempt =
-            trace::within(received.message.trace.clone(), self.deliverer.attempt(&received.message, past));
+        let attempt = current_trace::within(
+            received.message.trace.clone(),
+            self.deliverer.attempt(&received.message, past),
+        );
         let attempt = match known {
             Some(known) => Box::pin(known.within(attempt)).await,
             None => attempt.await,
@@ -420,7 +421,8 @@ impl MessageProcessor {
 
     async fn try_dead_letter(&self, dead: &DeadLetter) -> Result<(), QueueError> {
         // The bot side is notified first: after a crash between the two steps it is notified again with the same id.
-        let before = trace::within(dead.message.trace.clone(), self.deliverer.before_dead_letter(dead));
+        let before =
+            current_trace::within(dead.message.trace.clone(), self.deliverer.before_dead_letter(dead));
         before.await.map_err(QueueError::Unavailable)?;
         self.queue.dead_letter(dead).await
     }

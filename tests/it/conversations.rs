@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, OpenedChat, Origin};
-use causeway::delivery::{
-    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, PriorAttempts, ReadBack, UnknownGroup,
-    VirtualAgentOptions,
+use causeway::bridge::{
+    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, ReadBack, UnknownGroup, VirtualAgentOptions,
 };
+use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, OpenedChat, Origin};
+use causeway::delivery::PriorAttempts;
 use causeway::message::{
     BotName, BotSide, ConversationId, DeadReason, Destination, Destinations, Kind, KnownBot, LaneKey,
     Message, MessageId, Outcome,
@@ -452,7 +452,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
     };
     let delivery = DeliverySettings {
         routes: causeway::message::routing::QueueRoutes::default(),
-        files: causeway::delivery::FileSettings::default(),
+        files: causeway::bridge::FileSettings::default(),
         queue_id: Some(SandboxQueue::default().id),
         unknown_group,
         unknown_group_wait: Duration::from_secs(30),

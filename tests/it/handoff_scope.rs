@@ -1,8 +1,9 @@
 //! Tests that a caller of the handoff API reaches only conversations that were opened over this API, and that no text
 //! of a caller selects an internal branch.
 
+use causeway::bridge::UnknownGroup;
 use causeway::conversation::{ConversationState, OpenedChat, Origin};
-use causeway::delivery::{PriorAttempts, UnknownGroup};
+use causeway::delivery::PriorAttempts;
 use causeway::message::{
     ConversationId, DeadLetter, DeadReason, Destination, Kind, Outcome, dead_letter::AttemptHistory,
 };

@@ -11,27 +11,31 @@ use std::path::{Path, PathBuf};
 const MUST_NOT_KNOW: &[(&str, &str)] = &[
     (
         "tls",
-        "admin http_server ingress files queue worker delivery conversation platform dead_letters message sandbox",
+        "admin http_server ingress files queue worker bridge delivery conversation platform dead_letters message sandbox",
     ),
-    ("message", "admin http_server ingress queue worker delivery conversation platform dead_letters sandbox"),
-    ("queue", "admin http_server ingress worker delivery conversation platform dead_letters sandbox"),
-    ("conversation", "admin course http_server ingress worker delivery platform dead_letters sandbox"),
-    ("platform", "admin http_server ingress queue worker delivery dead_letters sandbox"),
-    ("delivery", "admin http_server ingress worker dead_letters sandbox"),
-    ("files", "admin ingress queue worker delivery conversation dead_letters sandbox"),
+    (
+        "message",
+        "admin http_server ingress queue worker bridge delivery conversation platform dead_letters sandbox",
+    ),
+    ("queue", "admin http_server ingress worker bridge delivery conversation platform dead_letters sandbox"),
+    ("conversation", "admin course http_server ingress worker bridge delivery platform dead_letters sandbox"),
+    ("platform", "admin http_server ingress queue worker bridge delivery dead_letters sandbox"),
+    ("delivery", "admin http_server ingress worker bridge dead_letters sandbox"),
+    ("bridge", "admin http_server ingress worker dead_letters sandbox"),
+    ("files", "admin ingress queue worker bridge delivery conversation dead_letters sandbox"),
     ("worker", "admin http_server ingress sandbox"),
-    ("http_server", "admin ingress files worker delivery platform dead_letters sandbox"),
-    ("ingress", "admin worker delivery platform sandbox"),
-    ("admin", "ingress worker delivery platform sandbox"),
-    ("dead_letters", "admin course http_server ingress worker delivery platform sandbox"),
+    ("http_server", "admin ingress files worker bridge delivery platform dead_letters sandbox"),
+    ("ingress", "admin worker bridge delivery platform sandbox"),
+    ("admin", "ingress worker bridge delivery platform sandbox"),
+    ("dead_letters", "admin course http_server ingress worker bridge delivery platform sandbox"),
     (
         "status",
-        "admin http_server ingress queue worker delivery conversation platform dead_letters course sandbox",
+        "admin http_server ingress queue worker bridge delivery conversation platform dead_letters course sandbox",
     ),
-    ("course", "admin http_server ingress worker delivery platform sandbox"),
+    ("course", "admin http_server ingress worker bridge delivery platform sandbox"),
     // A simulator must not share the misunderstandings of the client.
     ("sandbox", "platform"),
-    ("telemetry", "admin http_server ingress queue worker delivery platform dead_letters sandbox"),
+    ("telemetry", "admin http_server ingress queue worker bridge delivery platform dead_letters sandbox"),
 ];
 
 /// The rooms that may import neither the settings nor their assembler.
@@ -43,6 +47,7 @@ const STAGES: &[&str] = &[
     "platform",
     "files",
     "delivery",
+    "bridge",
     "worker",
     "http_server",
     "ingress",

@@ -6,7 +6,7 @@
 //! body that Kore's BotKit posts back (its keys, in the received spelling), so a worker posts it byte for byte. A
 //! repeat of the same post is the same message. Two posts that differ in any way are two messages. The directory is
 //! not read.
-//! Not responsible for: the call (`delivery/bot_turn.rs`), users who are with an agent (`mod.rs`).
+//! Not responsible for: the call (`bridge/to_bot/bot_turn.rs`), users who are with an agent (`mod.rs`).
 
 use serde_json::value::RawValue;
 

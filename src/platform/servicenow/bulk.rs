@@ -3,7 +3,7 @@
 //! Guarantees: only rows of the given chats are returned, because an instance drops an invalid part of a query and answers with
 //! rows of other chats. No text of a chat is requested.
 //! Not responsible for: whether the user may read the rows. An access rule can silently omit rows, so the absence of a row
-//! says nothing (`delivery/bulk_read.rs`).
+//! says nothing (`bridge/watch/bulk_read.rs`).
 //! Source: `FACTS.md`, the tables `chat_queue_entry` and `live_message`.
 
 use std::collections::{BTreeMap, HashMap};

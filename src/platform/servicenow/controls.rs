@@ -4,7 +4,7 @@
 //! control of an unknown type becomes the words that it contains. ServiceNow sends streamed text and progress twice;
 //! the user gets them once.
 //! Not responsible for: actions and signs (`virtual_agent_callback.rs`), relaying
-//! (`delivery/virtual_agent_callback.rs`).
+//! (`bridge/to_bot/virtual_agent_callback.rs`).
 //! Sources: "Controls in Virtual Agent API" (va-api-controls.md) and bot-api.md; `FACTS.md` has their addresses.
 
 use std::collections::HashSet;

@@ -5,7 +5,7 @@
 //! because ServiceNow keeps one open conversation for each `userId`. Our ids of the chat are sent in
 //! `clientVariables`, which every callback returns.
 //! Not responsible for: the proof that an agent is present, and the time of the next request
-//! (`delivery/virtual_agent.rs`).
+//! (`bridge/to_agent/virtual_agent.rs`).
 //! Source: ServiceNow documentation, "Virtual Agent Bot Integration API" and "Message authentication".
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! versions of the app are read alike. Flags that are false may be missing, a text may be in `label`, and an action may
 //! have the suffix `ActionMsg`. The state of a chat is never read from a sentence.
 //! Not responsible for: the meaning of a control (`controls.rs`), the conversation of a callback and relaying
-//! (`delivery/virtual_agent_callback.rs`).
+//! (`bridge/to_bot/virtual_agent_callback.rs`).
 
 use serde_json::Value;
 use url::Url;

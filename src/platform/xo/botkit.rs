@@ -4,7 +4,7 @@
 //! Guarantees: an address is called only if its host is allowed, and only with the credential of the handle's bot.
 //! Each attempt has a fresh token, valid for 60 s. A refused token is replaced once. No error holds chat text. The
 //! request body is the smallest one that is known to work.
-//! Not responsible for: which handle is used (`delivery/botkit.rs`), what an error means.
+//! Not responsible for: which handle is used (`bridge/to_bot/botkit.rs`), what an error means.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the oldest message comes first. A template is given as the text that its user read, never as JSON.
 //! XO's marker texts are left out. The credential goes to allowed hosts only. An unreadable message is skipped.
-//! Not responsible for: when the history is requested (`delivery/transcript.rs`).
+//! Not responsible for: when the history is requested (`bridge/to_agent/transcript.rs`).
 //! Source: `src/platform/xo/FACTS.md`.
 
 use std::time::Duration;

@@ -9,8 +9,9 @@ use reqwest::header::HeaderMap;
 use tempfile::TempDir;
 
 use super::*;
+use crate::bridge::DelivererParts;
 use crate::conversation::{Directory, DirectorySettings, DirectoryUrl};
-use crate::delivery::{DelivererParts, GateSettings};
+use crate::delivery::GateSettings;
 use crate::message::{Destination, Destinations, Kind, MessageId};
 use crate::platform::http::HttpReply;
 use crate::platform::{Xo, XoSettings};

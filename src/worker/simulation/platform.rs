@@ -14,7 +14,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::history::{History, Outage, Poison};
-use crate::delivery::Deliverer;
+use crate::bridge::Deliverer;
 use crate::message::{Destination, MessageId};
 use crate::platform::http::{HttpCall, HttpReply};
 use crate::platform::{NoAnswer, NoAnswerKind, SentState};

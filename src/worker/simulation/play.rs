@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::history::{Event, History};
 use super::platform::{AskedCall, PlatformWorld, body, id, worker_name};
-use crate::clock::hands::{self, Watch};
-use crate::delivery::backoff::{RetrySettings, loaded};
-use crate::delivery::{
-    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, GateSettings, ReadBack, UnknownGroup,
-    VirtualAgentOptions,
+use crate::bridge::{
+    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, ReadBack, UnknownGroup, VirtualAgentOptions,
 };
+use crate::clock::hands::{self, Watch};
+use crate::delivery::GateSettings;
+use crate::delivery::backoff::{RetrySettings, loaded};
 use crate::message::{BotSide, Destination, Destinations, Kind, LaneKey, Message};
 use crate::platform::{HttpClient, HttpSettings, NetworkSettings, Xo, XoSettings};
 use crate::queue::model::{BrokerRecord, ModelBroker, ModelQueue};
@@ -360,7 +360,7 @@ async fn write(
 pub(in crate::worker) fn delivery_settings() -> DeliverySettings {
     DeliverySettings {
         routes: crate::message::routing::QueueRoutes::default(),
-        files: crate::delivery::FileSettings::default(),
+        files: crate::bridge::FileSettings::default(),
         queue_id: None,
         unknown_group: UnknownGroup::default(),
         unknown_group_wait: Duration::from_secs(30),

@@ -1,0 +1,133 @@
+//! Relays "an agent has joined" before the agent's first message.
+//!
+//! Over Connect Support the message arrives as a callback, while the agent's name is only visible in the state of the
+//! chat, up to some seconds later. Over the Virtual Agent API both arrive as callbacks, shortly one after the other.
+//!
+//! Guarantees: if the chat still waits, the attempt that relays an agent's message first relays that an agent has
+//! joined. The notice has the id that the poll of the state would give, so the notice is relayed once.
+//!
+//! Not responsible for: the text of the notice (`texts.rs`), changes of the state without a message (`watch/poll.rs`).
+
+use std::time::Duration;
+
+use crate::bridge::Deliverer;
+use crate::clock;
+use crate::conversation::{Changes, Conversation, ConversationState, DedupKey, Directory, Observation};
+use crate::delivery::{Attempt, InternalError};
+use crate::message::{Callback, Destination, Kind, Message, MessageId, Notice, NoticeEvent, Outcome};
+use crate::platform::{ChatApi, ChatState};
+
+/// The time limit for reading the state. The agent's message waits meanwhile.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The holder of a chat.
+enum ChatHolder {
+    Agent(String),
+    /// The state shows no agent.
+    Nobody,
+    /// The state cannot be read.
+    Unknown,
+}
+
+impl Deliverer {
+    /// Handles a message of an agent in a chat that still waits. `Some` if the message must wait.
+    pub(in crate::bridge) async fn before_first_words(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        callback: &Callback,
+        conversation: &Conversation,
+    ) -> Result<Option<Attempt>, InternalError> {
+        let group = callback.group.as_str();
+        let waits = matches!(conversation.state, ConversationState::Requested | ConversationState::Waiting);
+        if !waits || conversation.group.as_deref() != Some(group) {
+            return Ok(None);
+        }
+        let agent = match self.holder(conversation, group).await {
+            ChatHolder::Agent(agent) => Some(agent),
+            // The message itself proves that an agent is there.
+            ChatHolder::Unknown => None,
+            ChatHolder::Nobody => return Ok(None),
+        };
+        self.agent_joins(directory, message, conversation, group, agent).await
+    }
+
+    async fn holder(&self, conversation: &Conversation, group: &str) -> ChatHolder {
+        let servicenow = self.servicenow.as_ref().filter(|it| it.api() == ChatApi::ConnectSupport);
+        let Some(servicenow) = servicenow else { return ChatHolder::Nobody };
+        let look = async {
+            let _pass = self.gate(Destination::ServiceNow).enter(false).await?;
+            servicenow.state(&conversation.id, group).await.ok()
+        };
+        let Ok(Some(entry)) = tokio::time::timeout(LOOKUP_TIMEOUT, look).await else {
+            return ChatHolder::Unknown;
+        };
+        let entry = entry.filter(|entry| entry.state == Some(ChatState::InProgress));
+        entry.and_then(|entry| entry.assigned_to).map_or(ChatHolder::Nobody, ChatHolder::Agent)
+    }
+
+    /// Relays that an agent has joined, and records the agent. `Some` if the notice cannot be relayed yet.
+    pub(in crate::bridge) async fn agent_joins(
+        &self,
+        directory: &Directory,
+        message: &Message,
+        conversation: &Conversation,
+        group: &str,
+        agent: Option<String>,
+    ) -> Result<Option<Attempt>, InternalError> {
+        let notice = Notice {
+            group: Some(group.to_owned()),
+            event: Some(NoticeEvent::Joined),
+            agent: agent.clone(),
+            ..Notice::about(conversation.id.clone())
+        };
+        let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
+        if self.has_listener(&conversation.id).await? && !is_settled(directory, id).await? {
+            let body = serde_json::to_vec(&notice).map_err(InternalError::temporary)?;
+            let kind = Kind::CallbackEvent;
+            let news = Message { id, kind, replays: 0, digest: None, body: body.into(), ..message.clone() };
+            let at = clock::now();
+            let attempt = Box::pin(self.notice(&news)).await?;
+            match attempt.outcome {
+                Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Deferred { .. } => {
+                    return Ok(Some(attempt));
+                }
+                Outcome::Dead(reason) => {
+                    let story = self.missed_histories().add(id, at, &attempt);
+                    self.dead_letter_missed(directory, news, reason, &attempt.error, story).await?;
+                    self.missed_histories().forget(id);
+                }
+                Outcome::Delivered => {
+                    directory.record(Self::settled(Changes::default(), &news, &attempt.outcome, 1)).await?;
+                }
+                Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
+                    directory.record(Self::settled(Changes::default(), &news, &Outcome::Dropped, 1)).await?;
+                }
+            }
+        }
+        self.agent_came(directory, conversation).await?;
+        let seen = Observation { agent, active: true, ..Observation::default() };
+        directory.record_observation(&conversation.id, group, &seen).await?;
+        Ok(None)
+    }
+}
+
+/// Whether this notice was delivered or dead-lettered, or needed no delivery.
+pub(in crate::bridge) async fn is_settled(
+    directory: &Directory,
+    news: MessageId,
+) -> Result<bool, InternalError> {
+    let (message, replays) = (news, 0);
+    let keys = [
+        DedupKey::Delivered(news),
+        DedupKey::DeadLettered { message, replays },
+        DedupKey::NothingToSend { message, replays },
+    ];
+    Ok(!directory.find_done(&keys).await?.is_empty())
+}
+
+/// The instance part of the id of a `joined` notice. A relayed notice changes `updated_at`, so a second `joined` of the
+/// same agent gets another id, and a repeat of the first one keeps its id.
+pub(in crate::bridge) fn joined_instance(known: &Conversation, agent: Option<&str>) -> String {
+    format!("{}:{}", known.updated_at.as_millisecond(), agent.unwrap_or_default())
+}
