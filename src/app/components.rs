@@ -1,4 +1,5 @@
-//! Converts the settings to the settings of each stage: one function for each stage, which only passes values on.
+//! Builds the settings of each stage: one function for each stage, which only passes values on. Settings that concern one stage
+//! alone already have that stage's type (`config/settings.rs`).
 //!
 //! Guarantees: no stage needs to know `config`. Not responsible for: the meaning of a value (`config/default.toml`),
 //! starting the stages (`app.rs`).
@@ -14,26 +15,20 @@ use super::reload::ChangeHandlers;
 use super::token_store::DirectoryTokenStore;
 use super::{App, UNKNOWN_GROUP_WAIT};
 use crate::bridge::{
-    AgentTemplate, BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings,
-    IncidentSettings, LanguageTexts, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
+    BotKitSettings, Deliverer, DelivererParts, DeliverySettings, FileSettings, LanguageTexts, ReadBack,
 };
 use crate::config::{self, Settings};
 use crate::conversation::DirectorySettings;
 use crate::delivery::GateSettings;
-use crate::delivery::backoff::RetrySettings;
 use crate::files::{self, FileLinks, FileServer};
-use crate::http_server::AcceptedSecrets;
-use crate::ingress::{
-    BotCredential, BotKitIngress, CallbackAuth, IngressSettings, ReplyContextMode, UserPaths,
-};
-use crate::message::routing::{QueueRoute, QueueRoutes, RouteCondition};
+use crate::ingress::{BotCredential, BotKitIngress, CallbackAuth, IngressSettings};
+use crate::message::routing::QueueRoutes;
 use crate::message::{AllowedHosts, Destination};
-use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
 use crate::platform::{
-    HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, RefreshTokenStore, ServiceNow,
-    ServiceNowLogin, ServiceNowSettings, TokenAlgorithm, Xo, XoBot, XoSettings,
+    ChatApi, HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, RefreshTokenStore,
+    ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
 };
-use crate::worker::{MessageDeadlines, WorkerSettings};
+use crate::worker::WorkerSettings;
 
 /// Our name in requests to the platforms.
 const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
@@ -43,14 +38,12 @@ pub fn servicenow(http: HttpClient, settings: &Settings) -> anyhow::Result<Optio
     let Some(named) = &settings.servicenow else { return Ok(None) };
     let client = ServiceNowSettings {
         host_url: named.host_url.clone(),
-        login: servicenow_login(&named.login),
+        login: named.login.clone(),
         queue_id: named.queue_id.clone(),
     };
     let client = match named.api {
-        config::Api::ConnectSupport => ServiceNow::new(http, client),
-        config::Api::VirtualAgent => {
-            ServiceNow::with_virtual_agent(http, client, virtual_agent(&named.virtual_agent))
-        }
+        ChatApi::ConnectSupport => ServiceNow::new(http, client),
+        ChatApi::VirtualAgent => ServiceNow::with_virtual_agent(http, client, named.virtual_agent.clone()),
     };
     Ok(Some(match token_store(named, super::directory_settings(settings)) {
         Some(store) => client.keeping_tokens_in(store),
@@ -64,7 +57,7 @@ fn token_store(
     directory: DirectorySettings,
 ) -> Option<Arc<dyn RefreshTokenStore>> {
     match &named.login {
-        config::LoginConfig::OAuth { client_id, refresh_token: Some(configured), .. } => {
+        ServiceNowLogin::OAuth { client_id, refresh_token: Some(configured), .. } => {
             Some(Arc::new(DirectoryTokenStore::new(directory, &named.host_url, client_id, configured)))
         }
         _ => None,
@@ -91,58 +84,14 @@ fn follow_login(client: &ServiceNow, settings: &Settings, handlers: &mut ChangeH
     let (client, directory) = (client.clone(), super::directory_settings(settings));
     handlers.add(move |settings| {
         let Some(named) = &settings.servicenow else { return };
-        client.replace_login(servicenow_login(&named.login), || token_store(named, directory.clone()));
-        client.replace_message_auth(virtual_agent(&named.virtual_agent).message_auth);
+        client.replace_login(named.login.clone(), || token_store(named, directory.clone()));
+        client.replace_message_auth(named.virtual_agent.message_auth.clone());
     });
 }
 
-fn virtual_agent(settings: &config::VirtualAgentConfig) -> VirtualAgentSettings {
-    VirtualAgentSettings {
-        start_action: match settings.start_action {
-            config::StartAction::StartConversation => StartAction::StartConversation,
-            config::StartAction::Agent => StartAction::Agent,
-        },
-        message_auth: MessageAuth {
-            token: settings.message_token.clone(),
-            hmac: settings.message_hmac.clone(),
-        },
-    }
-}
-
-fn virtual_agent_options(settings: &config::VirtualAgentConfig) -> VirtualAgentOptions {
-    VirtualAgentOptions {
-        watchdog: settings.watchdog,
-        context_variables: settings.context_variables.clone(),
-        queue_variable: settings.queue_variable.clone(),
-        receipts: settings.receipts,
-        tell_topics: settings.tell_topics,
-        end_without_flag: settings.end_without_flag,
-        end_sentences: settings.end_sentences.clone(),
-    }
-}
-
-fn incident_settings(settings: &config::IncidentConfig) -> IncidentSettings {
-    IncidentSettings {
-        table: settings.table.clone(),
-        caller_field: settings.caller_field.clone(),
-        fields: settings.fields.clone(),
-    }
-}
-
 fn routes(settings: &Settings) -> QueueRoutes {
-    let route = |route: &config::RouteConfig| {
-        let when = route
-            .when
-            .iter()
-            .map(|(name, value)| RouteCondition { name: name.clone(), value: value.clone() });
-        QueueRoute {
-            when: when.collect(),
-            queue_id: route.queue_id.clone(),
-            context_variables: route.context_variables.clone(),
-        }
-    };
     let names = settings.xo.bots.iter().map(|bot| (bot.bot_id.clone(), bot.name.as_str().to_owned()));
-    QueueRoutes::new(settings.routes.iter().map(route).collect(), names.collect())
+    QueueRoutes::new(settings.routes.clone(), names.collect())
 }
 
 /// The secret of the file links: `files.secret`, or derived from the login of ServiceNow, which worker and file route both
@@ -150,8 +99,8 @@ fn routes(settings: &Settings) -> QueueRoutes {
 fn links_secret(settings: &Settings) -> Option<SecretString> {
     let derived = || {
         let from = match &settings.servicenow.as_ref()?.login {
-            config::LoginConfig::Basic { password, .. } => password,
-            config::LoginConfig::OAuth { client_secret, .. } => client_secret,
+            ServiceNowLogin::Basic { password, .. } => password,
+            ServiceNowLogin::OAuth { client_secret, .. } => client_secret,
         };
         Some(FileLinks::derived_secret(from))
     };
@@ -196,15 +145,6 @@ fn live_clients(
     let followed = xo.clone();
     handlers.add(move |settings| followed.replace(xo_settings(settings)));
     Ok((servicenow, xo))
-}
-
-fn servicenow_login(login: &config::LoginConfig) -> ServiceNowLogin {
-    match login.clone() {
-        config::LoginConfig::Basic { username, password } => ServiceNowLogin::Basic { username, password },
-        config::LoginConfig::OAuth { username, client_id, client_secret, refresh_token } => {
-            ServiceNowLogin::OAuth { username, client_id, client_secret, refresh_token }
-        }
-    }
 }
 
 /// One connection pool for each way to the outside.
@@ -314,19 +254,13 @@ pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Ar
     let delivery = DeliverySettings {
         queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
         routes: routes(settings),
-        unknown_group: match settings.delivery.unknown_group {
-            config::UnknownGroup::DeadLetter => UnknownGroup::DeadLetter,
-            config::UnknownGroup::Drop => UnknownGroup::Drop,
-        },
+        unknown_group: settings.delivery.unknown_group,
         unknown_group_wait: UNKNOWN_GROUP_WAIT,
         bot_side: settings.bot_side(),
         relays_callbacks: settings.xo.callback_url.is_some(),
         tells_events: settings.handoffs.events_url.is_some(),
         serves_bots: !settings.xo.bots.is_empty(),
-        read_back: match settings.servicenow.as_ref().map(|servicenow| servicenow.read_back) {
-            Some(config::ReadBack::Gaps) => ReadBack::Gaps,
-            Some(config::ReadBack::Always) | None => ReadBack::Always,
-        },
+        read_back: settings.servicenow.as_ref().map_or(ReadBack::Always, |servicenow| servicenow.read_back),
         bulk_read: settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.bulk_read),
         read_rate: settings.servicenow.as_ref().map_or(1.0, |servicenow| servicenow.read_rate),
         botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
@@ -337,13 +271,9 @@ pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Ar
         virtual_agent: settings
             .servicenow
             .as_ref()
-            .map(|servicenow| virtual_agent_options(&servicenow.virtual_agent))
+            .map(|servicenow| servicenow.virtual_agent_chats.clone())
             .unwrap_or_default(),
-        incident: settings
-            .servicenow
-            .as_ref()
-            .and_then(|servicenow| servicenow.incident.as_ref())
-            .map(incident_settings),
+        incident: settings.servicenow.as_ref().and_then(|servicenow| servicenow.incident.clone()),
     };
     let gate = |limits: &config::LimitConfig| GateSettings {
         concurrency: usize::from(limits.concurrency),
@@ -371,43 +301,15 @@ fn bot(bot: &config::BotConfig) -> XoBot {
         bot_id: bot.bot_id.clone(),
         app_id: bot.app_id.clone(),
         client_secret: bot.client_secret.clone(),
-        algorithm: match bot.jwt_algorithm {
-            config::JwtAlgorithm::Hs256 => TokenAlgorithm::Hs256,
-            config::JwtAlgorithm::Hs512 => TokenAlgorithm::Hs512,
-        },
-    }
-}
-
-fn texts(texts: &config::TextConfig) -> NoticeTexts {
-    let texts = texts.clone();
-    NoticeTexts {
-        waiting: texts.waiting,
-        joined: texts.joined,
-        left: texts.left,
-        ended: texts.ended,
-        no_agent: texts.no_agent,
-        expired: texts.expired,
-        failed: texts.failed,
+        algorithm: bot.jwt_algorithm,
     }
 }
 
 fn botkit(xo: &config::XoConfig, own_user: Option<String>) -> BotKitSettings {
     BotKitSettings {
-        texts: LanguageTexts {
-            default: texts(&xo.texts),
-            languages: xo
-                .texts_by_language
-                .iter()
-                .map(|(tag, spoken)| (tag.clone(), texts(spoken)))
-                .collect(),
-            own_user,
-        },
+        texts: LanguageTexts { default: xo.texts.clone(), languages: xo.texts_by_language.clone(), own_user },
         wait_updates: xo.wait_updates,
-        agent_template: match xo.agent_template {
-            config::AgentTemplate::Auto => AgentTemplate::Auto,
-            config::AgentTemplate::Always => AgentTemplate::Always,
-            config::AgentTemplate::Never => AgentTemplate::Never,
-        },
+        agent_template: xo.agent_template,
         start_agent_session: xo.start_agent_session,
         extend_every: xo.extend_every,
         transcript: usize::from(xo.transcript),
@@ -425,20 +327,11 @@ fn botkit_ingress(settings: &Settings) -> BotKitIngress {
         bots: bots.collect(),
         allow_apikey: xo.allow_apikey,
         allowed_hosts: AllowedHosts::new(xo.allowed_hosts.clone()),
-        context: match xo.reply_context {
-            config::ReplyContext::Trimmed => ReplyContextMode::Trimmed,
-            config::ReplyContext::Full => ReplyContextMode::Full,
-            config::ReplyContext::None => ReplyContextMode::None,
-        },
+        context: xo.reply_context,
         end_words: xo.end_words.clone(),
         first_words: xo.first_words.clone(),
         drops_bot_messages: xo.drops_bot_messages,
-        user: UserPaths {
-            id: xo.user.id.clone(),
-            name: xo.user.name.clone(),
-            email: xo.user.email.clone(),
-            language: xo.user.language.clone(),
-        },
+        user: xo.user.clone(),
         routing_paths: routes(settings).paths(),
         end_on_session_closure: xo.end_on_session_closure,
     }
@@ -447,18 +340,8 @@ fn botkit_ingress(settings: &Settings) -> BotKitIngress {
 pub(super) fn worker_settings(settings: &Settings) -> WorkerSettings {
     let delivery = &settings.delivery;
     WorkerSettings {
-        retry: RetrySettings {
-            initial: delivery.retry.initial,
-            factor: delivery.retry.factor,
-            max: delivery.retry.max,
-        },
-        deadlines: MessageDeadlines {
-            start: delivery.deadline.start,
-            message: delivery.deadline.message,
-            typing: delivery.deadline.typing,
-            end: delivery.deadline.end,
-            bot: delivery.deadline.bot,
-        },
+        retry: delivery.retry.clone(),
+        deadlines: delivery.deadline.clone(),
         hold: delivery.hold,
         prefetch: settings.queue.prefetch,
     }
@@ -471,20 +354,16 @@ pub(super) fn ingress_settings(settings: &Settings) -> IngressSettings {
         read_timeout: ingress.read_timeout,
         servicenow: CallbackAuth {
             username: ingress.username.clone(),
-            password: accepted(&ingress.password),
-            token: accepted(&ingress.token),
-            hmac_secret: accepted(&ingress.hmac_secret),
+            password: ingress.password.clone(),
+            token: ingress.token.clone(),
+            hmac_secret: ingress.hmac_secret.clone(),
             demands_certificate: ingress.tls.as_ref().is_some_and(|tls| tls.client_authorities.is_some()),
             allow_unauthenticated: ingress.allow_unauthenticated,
             own_user: ingress.own_user.clone(),
             instance: ingress.instance.clone(),
         },
-        handoffs_token: accepted(&ingress.handoffs_token),
+        handoffs_token: ingress.handoffs_token.clone(),
         botkit: botkit_ingress(settings),
         bot_side: settings.bot_side(),
     }
-}
-
-fn accepted(secret: &config::RotatingSecret) -> AcceptedSecrets {
-    AcceptedSecrets { current: secret.current.clone(), next: secret.next.clone() }
 }

@@ -4,7 +4,7 @@
 //! Guarantees: either every value is valid and the role has what it needs, or all mistakes are reported together
 //! ([`SettingProblems`]). `default.toml` contains every default. Secrets are never printed.
 //! Not responsible for: the settings of the stages. Each stage declares its own, and no stage imports this room (`app.rs`
-//! converts the settings).
+//! passes the settings on).
 
 mod admin;
 mod keys;
@@ -29,10 +29,8 @@ pub use raw::Environment;
 pub(crate) use reader::parse_rate;
 pub use reload::{ReloadScope, ReloadableSettings, SettingsChange};
 pub use settings::{
-    AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
-    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, QueueSettings,
-    ReadBack, ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings,
-    SpooledSenders, StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    BotConfig, DeliveryConfig, DirectoryConfig, FilesConfig, HandoffsConfig, IngressConfig, LimitConfig,
+    QueueSettings, ServiceNowConfig, Settings, SpooledSenders, XoConfig,
 };
 pub use warnings::SettingWarning;
 
@@ -106,6 +104,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::bridge::{UnknownGroup, VirtualAgentOptions};
+    use crate::delivery::backoff::RetrySettings;
+    use crate::platform::servicenow::StartAction;
+    use crate::platform::{ChatApi, ServiceNowLogin};
+    use crate::worker::MessageDeadlines;
 
     /// The reference with its examples enabled: every `#key = ...` line without its mark.
     fn with_examples() -> String {
@@ -150,7 +153,7 @@ mod tests {
         let settings = load_text(&text.join("\n"), RunPurpose::Serve).unwrap();
         assert_eq!(settings.xo.bots.len(), 2);
         assert_eq!(settings.xo.allowed_hosts, ["platform.kore.ai"]);
-        let context = settings.servicenow.unwrap().virtual_agent.context_variables;
+        let context = settings.servicenow.unwrap().virtual_agent_chats.context_variables;
         assert_eq!(context["b2b_category"], "humanresource");
     }
 
@@ -199,11 +202,24 @@ mod tests {
         ]);
         let servicenow = Settings::load(None, &servicenow, RunPurpose::Worker).unwrap().servicenow.unwrap();
         assert_eq!((servicenow.poll_waiting, servicenow.poll_active), (seconds(5), seconds(30)));
-        assert_eq!(servicenow.api, Api::ConnectSupport);
-        let agent_chat = &servicenow.virtual_agent;
-        assert_eq!(agent_chat.start_action, StartAction::StartConversation);
-        assert_eq!((agent_chat.watchdog, agent_chat.receipts), (seconds(15), true));
-        assert_eq!(agent_chat.queue_variable, "LiveAgent_queue");
-        assert!(matches!(servicenow.login, LoginConfig::Basic { .. }));
+        assert_eq!(servicenow.api, ChatApi::ConnectSupport);
+        assert_eq!(servicenow.virtual_agent.start_action, StartAction::StartConversation);
+        let chats = &servicenow.virtual_agent_chats;
+        assert_eq!((chats.watchdog, chats.receipts), (seconds(15), true));
+        assert_eq!(chats.queue_variable, "LiveAgent_queue");
+        assert!(matches!(servicenow.login, ServiceNowLogin::Basic { .. }));
+    }
+    #[test]
+    fn the_defaults_of_a_stage_are_those_of_the_reference() {
+        let settings = Settings::load(None, &Environment::default(), RunPurpose::Admin).unwrap();
+        assert_eq!(settings.delivery.retry, RetrySettings::default());
+        assert_eq!(settings.delivery.deadline, MessageDeadlines::default());
+        let named = Environment::from([
+            ("CAUSEWAY_SERVICENOW__HOST_URL", "https://x.service-now.com"),
+            ("CAUSEWAY_SERVICENOW__USERNAME", "u"),
+            ("CAUSEWAY_SERVICENOW__PASSWORD", "p"),
+        ]);
+        let settings = Settings::load(None, &named, RunPurpose::Worker).unwrap();
+        assert_eq!(settings.servicenow.unwrap().virtual_agent_chats, VirtualAgentOptions::default());
     }
 }

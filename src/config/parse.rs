@@ -11,11 +11,20 @@ use url::{Host, Url};
 
 use super::reader::SettingsReader;
 use super::settings::{
-    AgentTemplate, Api, BotConfig, DeadlineConfig, DeliveryConfig, DirectoryConfig, FilesConfig,
-    HandoffsConfig, IncidentConfig, IngressConfig, JwtAlgorithm, LimitConfig, LoginConfig, ReadBack,
-    ReplyContext, RetryConfig, RotatingSecret, RouteConfig, ServiceNowConfig, Settings, SpooledSenders,
-    StartAction, TextConfig, UnknownGroup, UserPathConfig, VirtualAgentConfig, XoConfig,
+    BotConfig, DeliveryConfig, DirectoryConfig, FilesConfig, HandoffsConfig, IngressConfig, LimitConfig,
+    ServiceNowConfig, Settings, SpooledSenders, XoConfig,
 };
+use crate::bridge::{
+    AgentTemplate, IncidentSettings, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
+};
+use crate::delivery::backoff::RetrySettings;
+use crate::http_server::AcceptedSecrets;
+use crate::ingress::{ReplyContextMode, UserPaths};
+use crate::message::routing::{QueueRoute, RouteCondition};
+use crate::platform::servicenow::{MessageAuth, StartAction, VirtualAgentSettings};
+use crate::platform::{ChatApi, ServiceNowLogin, TokenAlgorithm};
+use crate::worker::MessageDeadlines;
+
 use super::{admin, network, queue};
 use crate::message::{BotName, LaneKey};
 use crate::platform::WebhookKey;
@@ -103,7 +112,7 @@ fn one_host(text: &str) -> Result<(), String> {
 
 fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<ServiceNowConfig> {
     let host_url = reader.host_url("servicenow.host_url");
-    let api = choice_of(reader, "servicenow.api", Api::ALL, Api::as_str);
+    let api = choice_of(reader, "servicenow.api", ChatApi::ALL, ChatApi::as_str);
     let (poll_waiting, poll_active) =
         (reader.duration("servicenow.poll_waiting"), reader.duration("servicenow.poll_active"));
     let (wait_limit, idle_limit) =
@@ -111,7 +120,7 @@ fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<S
     let read_back = choice_of(reader, "servicenow.read_back", ReadBack::ALL, ReadBack::as_str);
     let read_rate = reader.rate("servicenow.read_rate");
     let bulk_read = reader.choice("servicenow.bulk_read", &[("auto", true), ("off", false)]);
-    let virtual_agent = virtual_agent(reader);
+    let (virtual_agent, virtual_agent_chats) = (virtual_agent(reader), virtual_agent_chats(reader));
     let incident = incident(reader);
     let login = login(reader);
     Some(ServiceNowConfig {
@@ -127,12 +136,13 @@ fn servicenow(reader: &mut SettingsReader, queue_id: Option<String>) -> Option<S
         wait_limit,
         idle_limit,
         virtual_agent,
+        virtual_agent_chats,
         incident,
     })
 }
 
 /// One `[[servicenow.routes]]`, with its conditions as a list of `name=value` or as a table.
-fn route(reader: &mut SettingsReader, place: &str) -> RouteConfig {
+fn route(reader: &mut SettingsReader, place: &str) -> QueueRoute {
     let [when, queue_id, context] =
         ["when", "queue_id", "context_variables"].map(|name| format!("{place}.{name}"));
     let mut conditions = reader.pairs(&when);
@@ -153,11 +163,12 @@ fn route(reader: &mut SettingsReader, place: &str) -> RouteConfig {
     if decides_nothing && !reader.is_wrong(&queue_id) && !reader.is_wrong(&context) {
         reader.wrong(place, "has no effect: give it queue_id or context_variables");
     }
-    RouteConfig { when: conditions, queue_id: queue, context_variables }
+    let when = conditions.into_iter().map(|(name, value)| RouteCondition { name, value }).collect();
+    QueueRoute { when, queue_id: queue, context_variables }
 }
 
 /// The record of a handoff that found no agent.
-fn incident(reader: &mut SettingsReader) -> Option<IncidentConfig> {
+fn incident(reader: &mut SettingsReader) -> Option<IncidentSettings> {
     let is_on = reader.flag("servicenow.incident");
     let mut name = |key: &str| {
         reader.parsed(key, "the name of a table or a field, such as caller_id", |text| {
@@ -168,19 +179,23 @@ fn incident(reader: &mut SettingsReader) -> Option<IncidentConfig> {
     let (table, caller) = (name("servicenow.incident_table"), name("servicenow.incident_caller_field"));
     let fields = reader.pairs("servicenow.incident_fields");
     let caller_field = caller.filter(|field| field != "none");
-    Some(IncidentConfig { table: table?, caller_field, fields }).filter(|_| is_on)
+    Some(IncidentSettings { table: table?, caller_field, fields }).filter(|_| is_on)
 }
 
-fn virtual_agent(reader: &mut SettingsReader) -> VirtualAgentConfig {
-    // A list, not a table: names in the environment lose their case, and the case matters here.
-    let context_variables = reader.pairs("servicenow.context_variables").into_iter().collect();
+fn virtual_agent(reader: &mut SettingsReader) -> VirtualAgentSettings {
     let start_action = choice_of(reader, "servicenow.start_action", StartAction::ALL, StartAction::as_str);
-    VirtualAgentConfig {
+    let (token, hmac) = (reader.secret("servicenow.message_token"), reader.secret("servicenow.message_hmac"));
+    VirtualAgentSettings {
         start_action: start_action.unwrap_or(StartAction::StartConversation),
-        context_variables,
+        message_auth: MessageAuth { token, hmac },
+    }
+}
+
+fn virtual_agent_chats(reader: &mut SettingsReader) -> VirtualAgentOptions {
+    VirtualAgentOptions {
+        // A list, not a table: names in the environment lose their case, and the case matters here.
+        context_variables: reader.pairs("servicenow.context_variables").into_iter().collect(),
         queue_variable: reader.text("servicenow.queue_variable").unwrap_or_default(),
-        message_token: reader.secret("servicenow.message_token"),
-        message_hmac: reader.secret("servicenow.message_hmac"),
         watchdog: reader.duration("servicenow.watchdog"),
         receipts: reader.flag("servicenow.receipts"),
         tell_topics: reader.flag("servicenow.tell_topics"),
@@ -189,21 +204,21 @@ fn virtual_agent(reader: &mut SettingsReader) -> VirtualAgentConfig {
     }
 }
 
-fn login(reader: &mut SettingsReader) -> Option<LoginConfig> {
+fn login(reader: &mut SettingsReader) -> Option<ServiceNowLogin> {
     let oauth = reader.choice("servicenow.auth", &[("basic", false), ("oauth", true)]);
     let (username, password) = (reader.text("servicenow.username"), reader.secret("servicenow.password"));
     let (client_id, client_secret) =
         (reader.text("servicenow.client_id"), reader.secret("servicenow.client_secret"));
     let refresh_token = reader.secret("servicenow.refresh_token");
     if oauth? {
-        Some(LoginConfig::OAuth {
+        Some(ServiceNowLogin::OAuth {
             username,
             client_id: client_id?,
             client_secret: client_secret?,
             refresh_token,
         })
     } else {
-        Some(LoginConfig::Basic { username: username?, password: password? })
+        Some(ServiceNowLogin::Basic { username: username?, password: password? })
     }
 }
 
@@ -217,7 +232,8 @@ fn xo(reader: &mut SettingsReader) -> XoConfig {
         None => callback_url.as_ref().and_then(host_of).into_iter().collect(),
     };
     let end_words = reader.list("xo.end_words").unwrap_or_default();
-    let reply_context = choice_of(reader, "xo.reply_context", ReplyContext::ALL, ReplyContext::as_str);
+    let reply_context =
+        choice_of(reader, "xo.reply_context", ReplyContextMode::ALL, ReplyContextMode::as_str);
     let agent_template = choice_of(reader, "xo.agent_template", AgentTemplate::ALL, AgentTemplate::as_str);
     XoConfig {
         callback_url,
@@ -231,7 +247,7 @@ fn xo(reader: &mut SettingsReader) -> XoConfig {
         user: user_paths(reader),
         end_on_session_closure: reader.flag("xo.end_on_session_closure"),
         allow_apikey: reader.flag("xo.allow_apikey"),
-        reply_context: reply_context.unwrap_or(ReplyContext::Trimmed),
+        reply_context: reply_context.unwrap_or(ReplyContextMode::Trimmed),
         agent_template: agent_template.unwrap_or(AgentTemplate::Auto),
         start_agent_session: reader.flag("xo.start_agent_session"),
         extend_every: reader.duration("xo.extend_every"),
@@ -243,7 +259,7 @@ fn xo(reader: &mut SettingsReader) -> XoConfig {
 }
 
 /// The fields of an event that identify the user.
-fn user_paths(reader: &mut SettingsReader) -> UserPathConfig {
+fn user_paths(reader: &mut SettingsReader) -> UserPaths {
     let mut paths = |name: &str| {
         let key = format!("xo.user.{name}");
         let entries = reader.list(&key).unwrap_or_default();
@@ -254,12 +270,7 @@ fn user_paths(reader: &mut SettingsReader) -> UserPathConfig {
         }
         read.unwrap_or_default()
     };
-    UserPathConfig {
-        id: paths("id"),
-        name: paths("name"),
-        email: paths("email"),
-        language: paths("language"),
-    }
+    UserPaths { id: paths("id"), name: paths("name"), email: paths("email"), language: paths("language") }
 }
 
 /// `context.session` as the JSON pointer `/context/session`.
@@ -269,21 +280,34 @@ fn pointer(path: &str) -> Option<String> {
 }
 
 /// The texts in each language. A text that a language lacks is taken from the texts without a language.
-fn texts_by_language(reader: &mut SettingsReader) -> BTreeMap<String, TextConfig> {
+fn texts_by_language(reader: &mut SettingsReader) -> BTreeMap<String, NoticeTexts> {
     let fallback = texts(reader, "xo.texts", None);
     let tags = reader.languages_of("xo.texts");
     let tag_of = |tag: &str| tag.to_lowercase().replace('_', "-");
     tags.iter().map(|tag| (tag_of(tag), texts(reader, &format!("xo.texts.{tag}"), Some(&fallback)))).collect()
 }
 
+/// The text of a key.
+fn text_of<'a>(texts: &'a NoticeTexts, name: &str) -> &'a str {
+    match name {
+        "waiting" => &texts.waiting,
+        "joined" => &texts.joined,
+        "left" => &texts.left,
+        "ended" => &texts.ended,
+        "no_agent" => &texts.no_agent,
+        "expired" => &texts.expired,
+        _ => &texts.failed,
+    }
+}
+
 /// The texts of one language. An empty text is valid.
-fn texts(reader: &mut SettingsReader, place: &str, fallback: Option<&TextConfig>) -> TextConfig {
+fn texts(reader: &mut SettingsReader, place: &str, fallback: Option<&NoticeTexts>) -> NoticeTexts {
     let mut text = |name: &str| {
         let words = reader.parsed(&format!("{place}.{name}"), "a text", |text| Ok(text.to_owned()));
-        let spare = || fallback.map(|texts| texts.named(name).to_owned()).unwrap_or_default();
+        let spare = || fallback.map(|texts| text_of(texts, name).to_owned()).unwrap_or_default();
         words.unwrap_or_else(spare)
     };
-    TextConfig {
+    NoticeTexts {
         waiting: text("waiting"),
         joined: text("joined"),
         left: text("left"),
@@ -311,7 +335,7 @@ fn bot(reader: &mut SettingsReader, place: &str) -> Option<BotConfig> {
         let key = if reader.is_set(&name_key) { &name_key } else { &keys[0] };
         named.map_err(|why| reader.wrong(key, why.to_owned())).ok()
     });
-    let mut algorithm = |key: &str| choice_of(reader, key, JwtAlgorithm::ALL, JwtAlgorithm::as_str);
+    let mut algorithm = |key: &str| choice_of(reader, key, TokenAlgorithm::ALL, TokenAlgorithm::as_str);
     let jwt_algorithm =
         algorithm(&format!("{place}.jwt_algorithm")).or_else(|| algorithm("xo.jwt_algorithm"));
     Some(BotConfig {
@@ -319,7 +343,7 @@ fn bot(reader: &mut SettingsReader, place: &str) -> Option<BotConfig> {
         bot_id: bot_id?,
         app_id: app_id?,
         client_secret: client_secret?.into(),
-        jwt_algorithm: jwt_algorithm.unwrap_or(JwtAlgorithm::Hs256),
+        jwt_algorithm: jwt_algorithm.unwrap_or(TokenAlgorithm::Hs256),
     })
 }
 
@@ -385,10 +409,10 @@ fn ingress(reader: &mut SettingsReader) -> IngressConfig {
 }
 
 /// A secret and its successor. An empty value counts as absent.
-fn now_and_next(reader: &mut SettingsReader, key: &str) -> RotatingSecret {
+fn now_and_next(reader: &mut SettingsReader, key: &str) -> AcceptedSecrets {
     let mut secret =
         |key: &str| reader.secret(key).filter(|secret: &SecretString| !secret.expose_secret().is_empty());
-    RotatingSecret { current: secret(key), next: secret(&format!("{key}_next")) }
+    AcceptedSecrets { current: secret(key), next: secret(&format!("{key}_next")) }
 }
 
 /// The name of the instance, as in the system property `instance_name`; not an address.
@@ -417,12 +441,12 @@ fn delivery(reader: &mut SettingsReader) -> DeliveryConfig {
         xo,
         events,
         bots,
-        retry: RetryConfig {
+        retry: RetrySettings {
             initial: reader.duration("delivery.retry.initial"),
             factor: reader.factor("delivery.retry.factor"),
             max: reader.duration("delivery.retry.max"),
         },
-        deadline: DeadlineConfig {
+        deadline: MessageDeadlines {
             start: reader.duration("delivery.deadline.start"),
             message: reader.duration("delivery.deadline.message"),
             typing: reader.duration("delivery.deadline.typing"),

@@ -1,4 +1,5 @@
-//! The typed settings: one plain struct for each concern. `default.toml` describes the fields.
+//! The typed settings: one plain struct for each concern. `default.toml` describes the fields. A group of settings that one stage
+//! alone uses has the type of that stage.
 //!
 //! Guarantees: every value is valid. Secrets are [`SecretString`]s, and `Debug` shows no address that may contain one. Not
 //! responsible for: converting the settings for the stages (`app.rs`).
@@ -14,12 +15,21 @@ use url::Url;
 use super::network::NetworkConfig;
 use super::warnings::SettingWarning;
 use crate::admin::AdminToken;
+use crate::bridge::{
+    AgentTemplate, IncidentSettings, NoticeTexts, ReadBack, UnknownGroup, VirtualAgentOptions,
+};
+use crate::delivery::backoff::RetrySettings;
+use crate::http_server::AcceptedSecrets;
+use crate::ingress::{ReplyContextMode, UserPaths};
 use crate::live::Live;
+use crate::message::routing::QueueRoute;
 use crate::message::{BotName, BotSide, Destination, Destinations, KnownBot, named};
-use crate::platform::WebhookKey;
+use crate::platform::servicenow::VirtualAgentSettings;
+use crate::platform::{ChatApi, ServiceNowLogin, TokenAlgorithm, WebhookKey};
 use crate::queue::rabbit::{BrokerUrl, QueueDeclare, TopologyNames};
 use crate::telemetry::LogSettings;
 use crate::tls::{ServerTlsFiles, TlsFiles};
+use crate::worker::MessageDeadlines;
 
 impl Settings {
     /// The rules for the destination of a conversation.
@@ -68,7 +78,7 @@ pub struct Settings {
     /// `servicenow.queue_id`, which a process without a login for ServiceNow has, too.
     pub default_queue_id: Option<String>,
     /// `servicenow.routes`, in order. The ingress reads the values of their conditions, even without a login to ServiceNow.
-    pub routes: Vec<RouteConfig>,
+    pub routes: Vec<QueueRoute>,
     pub xo: XoConfig,
     pub handoffs: HandoffsConfig,
     pub files: FilesConfig,
@@ -115,9 +125,9 @@ pub enum DirectoryConfig {
 #[derive(Debug, Clone)]
 pub struct ServiceNowConfig {
     pub host_url: Url,
-    pub login: LoginConfig,
+    pub login: ServiceNowLogin,
     pub queue_id: Option<String>,
-    pub api: Api,
+    pub api: ChatApi,
     pub poll_waiting: Duration,
     pub poll_active: Duration,
     pub read_back: ReadBack,
@@ -127,28 +137,12 @@ pub struct ServiceNowConfig {
     pub bulk_read: bool,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
-    pub virtual_agent: VirtualAgentConfig,
+    /// What the client of the Virtual Agent API needs.
+    pub virtual_agent: VirtualAgentSettings,
+    /// What a chat over the Virtual Agent API needs.
+    pub virtual_agent_chats: VirtualAgentOptions,
     /// Present if `servicenow.incident` is true.
-    pub incident: Option<IncidentConfig>,
-}
-
-/// `servicenow.incident_*`
-#[derive(Debug, Clone)]
-pub struct IncidentConfig {
-    pub table: String,
-    /// `None` if the setting is `none`.
-    pub caller_field: Option<String>,
-    /// Names of fields and their values with placeholders.
-    pub fields: Vec<(String, String)>,
-}
-
-/// `[[servicenow.routes]]`
-#[derive(Debug, Clone)]
-pub struct RouteConfig {
-    /// Names and values of the conditions.
-    pub when: Vec<(String, String)>,
-    pub queue_id: Option<String>,
-    pub context_variables: BTreeMap<String, String>,
+    pub incident: Option<IncidentSettings>,
 }
 
 impl Settings {
@@ -160,65 +154,6 @@ impl Settings {
             Some((format!("servicenow.routes.{number}.queue_id"), route.queue_id.clone()?))
         });
         default.chain(routes).collect()
-    }
-}
-
-/// The settings that only `servicenow.api = "virtual_agent"` uses.
-#[derive(Debug, Clone)]
-pub struct VirtualAgentConfig {
-    pub start_action: StartAction,
-    pub context_variables: BTreeMap<String, String>,
-    pub queue_variable: String,
-    pub message_token: Option<SecretString>,
-    pub message_hmac: Option<SecretString>,
-    pub watchdog: Duration,
-    pub receipts: bool,
-    pub tell_topics: bool,
-    pub end_without_flag: bool,
-    pub end_sentences: Vec<String>,
-}
-
-named! {
-    /// `servicenow.start_action`
-    StartAction {
-        /// The greeting topic first.
-        StartConversation = "START_CONVERSATION",
-        /// Straight to an agent.
-        Agent = "AGENT",
-    }
-}
-
-/// `servicenow.auth` with its credentials.
-#[derive(Debug, Clone)]
-pub enum LoginConfig {
-    /// `basic`
-    Basic { username: String, password: SecretString },
-    /// `oauth`: the grant of the refresh token, or client credentials without a token.
-    OAuth {
-        username: Option<String>,
-        client_id: String,
-        client_secret: SecretString,
-        refresh_token: Option<SecretString>,
-    },
-}
-
-named! {
-    /// `servicenow.api`
-    Api {
-        /// Tokyo and lower.
-        ConnectSupport = "connect_support",
-        /// Utah and higher.
-        VirtualAgent = "virtual_agent",
-    }
-}
-
-named! {
-    /// `servicenow.read_back`
-    ReadBack {
-        /// Before each agent's message, unless its callback shows that no message is missing.
-        Always = "always",
-        /// Only after a callback that shows a gap.
-        Gaps = "gaps",
     }
 }
 
@@ -235,78 +170,18 @@ pub struct XoConfig {
     pub end_on_session_closure: bool,
     /// `xo.bot_messages_in_agent_mode = "drop"`
     pub drops_bot_messages: bool,
-    pub user: UserPathConfig,
+    pub user: UserPaths,
     pub allow_apikey: bool,
-    pub reply_context: ReplyContext,
+    pub reply_context: ReplyContextMode,
     pub agent_template: AgentTemplate,
     pub start_agent_session: bool,
     pub extend_every: Duration,
     pub wait_updates: Duration,
     /// The number of messages between user and bot; 0 for none.
     pub transcript: u16,
-    pub texts: TextConfig,
+    pub texts: NoticeTexts,
     /// By language tag in lower case.
-    pub texts_by_language: BTreeMap<String, TextConfig>,
-}
-
-named! {
-    /// `xo.reply_context`
-    ReplyContext {
-        /// The names of user and session.
-        Trimmed = "trimmed",
-        /// The whole context.
-        Full = "full",
-        /// No context.
-        None = "none",
-    }
-}
-
-named! {
-    /// `xo.agent_template`
-    AgentTemplate {
-        /// On XO's web channel.
-        Auto = "auto",
-        /// On every channel.
-        Always = "always",
-        /// On no channel.
-        Never = "never",
-    }
-}
-
-/// `xo.user.*`: JSON pointers.
-#[derive(Debug, Clone)]
-pub struct UserPathConfig {
-    pub id: Vec<Vec<String>>,
-    pub name: Vec<Vec<String>>,
-    pub email: Vec<Vec<String>>,
-    pub language: Vec<Vec<String>>,
-}
-
-/// `xo.texts.*`
-#[derive(Debug, Clone)]
-pub struct TextConfig {
-    pub waiting: String,
-    pub joined: String,
-    pub left: String,
-    pub ended: String,
-    pub no_agent: String,
-    pub expired: String,
-    pub failed: String,
-}
-
-impl TextConfig {
-    /// The text of a key.
-    pub(super) fn named(&self, name: &str) -> &str {
-        match name {
-            "waiting" => &self.waiting,
-            "joined" => &self.joined,
-            "left" => &self.left,
-            "ended" => &self.ended,
-            "no_agent" => &self.no_agent,
-            "expired" => &self.expired,
-            _ => &self.failed,
-        }
-    }
+    pub texts_by_language: BTreeMap<String, NoticeTexts>,
 }
 
 impl std::fmt::Debug for XoConfig {
@@ -328,17 +203,7 @@ pub struct BotConfig {
     pub bot_id: String,
     pub app_id: String,
     pub client_secret: SecretString,
-    pub jwt_algorithm: JwtAlgorithm,
-}
-
-named! {
-    /// `xo.jwt_algorithm`
-    JwtAlgorithm {
-        /// HMAC with SHA-256.
-        Hs256 = "HS256",
-        /// HMAC with SHA-512.
-        Hs512 = "HS512",
-    }
+    pub jwt_algorithm: TokenAlgorithm,
 }
 
 /// `files.*`
@@ -382,10 +247,10 @@ pub struct IngressConfig {
     pub tls: Option<ServerTlsFiles>,
     pub allow_unauthenticated: bool,
     pub username: Option<String>,
-    pub password: RotatingSecret,
-    pub token: RotatingSecret,
-    pub hmac_secret: RotatingSecret,
-    pub handoffs_token: RotatingSecret,
+    pub password: AcceptedSecrets,
+    pub token: AcceptedSecrets,
+    pub hmac_secret: AcceptedSecrets,
+    pub handoffs_token: AcceptedSecrets,
     /// `servicenow.username`: messages of this author are our own.
     pub own_user: Option<String>,
     /// `servicenow.instance`: callbacks of another instance are refused.
@@ -404,25 +269,6 @@ named! {
     }
 }
 
-/// A secret and its successor (`…_next`): both are accepted.
-#[derive(Debug, Clone, Default)]
-pub struct RotatingSecret {
-    pub current: Option<SecretString>,
-    pub next: Option<SecretString>,
-}
-
-impl RotatingSecret {
-    /// Whether at least one value is set.
-    pub const fn is_set(&self) -> bool {
-        self.current.is_some() || self.next.is_some()
-    }
-
-    /// The value that senders should use.
-    pub fn newest(&self) -> Option<&SecretString> {
-        self.next.as_ref().or(self.current.as_ref())
-    }
-}
-
 /// `delivery.*`
 #[derive(Debug, Clone)]
 pub struct DeliveryConfig {
@@ -431,8 +277,8 @@ pub struct DeliveryConfig {
     pub events: LimitConfig,
     /// For each bot.
     pub bots: LimitConfig,
-    pub retry: RetryConfig,
-    pub deadline: DeadlineConfig,
+    pub retry: RetrySettings,
+    pub deadline: MessageDeadlines,
     pub hold: Duration,
     pub unknown_group: UnknownGroup,
 }
@@ -444,32 +290,4 @@ pub struct LimitConfig {
     pub concurrency: u16,
     /// Calls in one second.
     pub rate: Option<f64>,
-}
-
-/// `delivery.retry.*`
-#[derive(Debug, Clone)]
-pub struct RetryConfig {
-    pub initial: Duration,
-    pub factor: f64,
-    pub max: Duration,
-}
-
-/// `delivery.deadline.*`
-#[derive(Debug, Clone)]
-pub struct DeadlineConfig {
-    pub start: Duration,
-    pub message: Duration,
-    pub typing: Duration,
-    pub end: Duration,
-    pub bot: Duration,
-}
-
-named! {
-    /// `delivery.unknown_group`
-    UnknownGroup {
-        /// Keep the callback for an operator.
-        DeadLetter = "dead_letter",
-        /// Drop the callback.
-        Drop = "drop",
-    }
 }

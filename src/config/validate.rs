@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::RunPurpose;
 use super::network;
 use super::reader::SettingsReader;
-use super::settings::{Api, LoginConfig, Settings};
+use super::settings::Settings;
+use crate::platform::{ChatApi, ServiceNowLogin};
 
 /// Reports settings that do not go together.
 pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut SettingsReader) {
@@ -136,7 +137,7 @@ fn ingress_credentials(settings: &Settings, reader: &mut SettingsReader) {
 
 /// Reports a route that has no effect with the chosen API.
 fn routes(settings: &Settings, reader: &mut SettingsReader) {
-    let connect = settings.servicenow.as_ref().is_some_and(|named| named.api == Api::ConnectSupport);
+    let connect = settings.servicenow.as_ref().is_some_and(|named| named.api == ChatApi::ConnectSupport);
     for (number, route) in settings.routes.iter().enumerate() {
         if connect && route.queue_id.is_none() && !route.context_variables.is_empty() {
             reader.wrong(
@@ -179,8 +180,8 @@ fn servicenow(settings: &Settings, reader: &mut SettingsReader) {
 /// token does not show its user.
 fn own_user(settings: &Settings, reader: &mut SettingsReader) {
     let Some(servicenow) = &settings.servicenow else { return };
-    let nameless = matches!(servicenow.login, LoginConfig::OAuth { username: None, .. });
-    if nameless && servicenow.api == Api::ConnectSupport && !reader.is_wrong("servicenow.username") {
+    let nameless = matches!(servicenow.login, ServiceNowLogin::OAuth { username: None, .. });
+    if nameless && servicenow.api == ChatApi::ConnectSupport && !reader.is_wrong("servicenow.username") {
         reader.wrong(
             "servicenow.username",
             "is missing: with auth = \"oauth\" it names the user that the token belongs to, or our own messages \

@@ -21,6 +21,11 @@ impl AcceptedSecrets {
         secrets.map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty())
     }
 
+    /// The value that senders should use.
+    pub fn newest(&self) -> Option<&SecretString> {
+        self.next.as_ref().or(self.current.as_ref())
+    }
+
     /// Whether at least one value is set.
     pub fn is_set(&self) -> bool {
         self.usable().next().is_some()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::message::{DeadReason, Kind, Outcome};
 
 /// `delivery.deadline.*`, counted from acceptance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageDeadlines {
     /// `handoff.start`
     pub start: Duration,

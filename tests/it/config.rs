@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use causeway::config::{
-    DirectoryConfig, Environment, LoginConfig, RunPurpose, SettingProblems, SettingSource, Settings,
-};
+use causeway::config::{DirectoryConfig, Environment, RunPurpose, SettingProblems, SettingSource, Settings};
+use causeway::platform::ServiceNowLogin;
 use secrecy::ExposeSecret;
 
 /// A settings file in its own folder.
@@ -189,7 +188,7 @@ fn a_secret_can_be_read_from_a_file() {
     std::fs::write(&secret, "pw-in-secret\n").unwrap();
     let password = |environment: Environment| {
         let settings = Settings::load(Some(&path), &environment, RunPurpose::Worker)?;
-        let Some(LoginConfig::Basic { password, .. }) =
+        let Some(ServiceNowLogin::Basic { password, .. }) =
             settings.servicenow.map(|servicenow| servicenow.login)
         else {
             return Ok(String::new());

@@ -38,7 +38,7 @@ const BEST_EFFORT_MAX: usize = 8;
 const BEST_EFFORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Settings of chats over the Virtual Agent API.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualAgentOptions {
     /// `servicenow.watchdog`: how long a start waits for a sign before the agent is requested again.
     pub watchdog: Duration,
@@ -65,7 +65,15 @@ impl Default for VirtualAgentOptions {
             receipts: true,
             tell_topics: true,
             end_without_flag: false,
-            end_sentences: vec!["has closed the support session".to_owned()],
+            end_sentences: [
+                "has closed the support session",
+                "has left the support session",
+                "the support session was closed",
+                "the conversation has ended",
+                "you have left the conversation",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         }
     }
 }

@@ -9,17 +9,19 @@ use crate::clock;
 use crate::conversation::{Conversation, Directory, Origin};
 use crate::delivery::classify::Operation;
 use crate::delivery::{Attempt, InternalError, PriorAttempts};
-use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome};
+use crate::message::{Callback, DeadReason, Endpoint, Kind, Message, Outcome, named};
 use crate::platform::servicenow::VirtualAgentCallback;
 
-/// The treatment of a callback whose `group` no conversation opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownGroup {
-    /// The callback is dead-lettered as `unknown_conversation`.
-    #[default]
-    DeadLetter,
-    /// The callback is dropped and counted, because feeds and private chats are not ours.
-    Drop,
+named! {
+    /// `delivery.unknown_group`: the treatment of a callback whose `group` no conversation opened.
+    #[derive(Default)]
+    UnknownGroup {
+        /// The callback is dead-lettered as `unknown_conversation`.
+        #[default]
+        DeadLetter = "dead_letter",
+        /// The callback is dropped and counted, because feeds and private chats are not ours.
+        Drop = "drop",
+    }
 }
 
 impl Deliverer {

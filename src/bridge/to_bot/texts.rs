@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bridge::to_bot::user_return::SESSION_CLOSED;
-use crate::message::{Kind, Notice};
+use crate::message::{Kind, Notice, named};
 
 /// Settings of the texts and calls for a bot's users.
 #[derive(Debug, Clone)]
@@ -41,15 +41,16 @@ impl Default for BotKitSettings {
     }
 }
 
-/// `xo.agent_template`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AgentTemplate {
-    /// On XO's web channel.
-    Auto,
-    /// On every channel.
-    Always,
-    /// On none.
-    Never,
+named! {
+    /// `xo.agent_template`
+    AgentTemplate {
+        /// On XO's web channel.
+        Auto = "auto",
+        /// On every channel.
+        Always = "always",
+        /// On no channel.
+        Never = "never",
+    }
 }
 
 /// `xo.texts` in every configured language.

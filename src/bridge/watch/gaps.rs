@@ -26,19 +26,21 @@ use crate::conversation::{Changes, Conversation, DedupKey, Directory, JournalEnt
 use crate::delivery::{Attempt, InternalError, PriorAttempts};
 use crate::message::{
     AttemptHistory, AttemptRecord, Callback, DeadLetter, DeadReason, Destination, Endpoint, Kind, LaneKey,
-    Message, MessageId, Outcome,
+    Message, MessageId, Outcome, named,
 };
 use crate::platform::servicenow::{AgentFile, RemoteMessage};
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
-/// The moment at which a chat is read back before an agent's message is relayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ReadBack {
-    /// Before each message.
-    #[default]
-    Always,
-    /// Only if the callback itself shows a gap or a file.
-    Gaps,
+named! {
+    /// `servicenow.read_back`: the moment at which a chat is read back before an agent's message is relayed.
+    #[derive(Default)]
+    ReadBack {
+        /// Before each message, unless its callback shows that no message is missing.
+        #[default]
+        Always = "always",
+        /// Only if the callback itself shows a gap or a file.
+        Gaps = "gaps",
+    }
 }
 
 impl Deliverer {

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::observer::Fact;
 use crate::clock;
-use crate::config::{Api, Settings};
+use crate::config::Settings;
+use crate::platform::ChatApi;
 
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub(super) struct PilotReport {
 
 impl PilotReport {
     pub(super) fn new(settings: &Settings) -> Self {
-        let api = settings.servicenow.as_ref().map_or(Api::ConnectSupport, |named| named.api);
+        let api = settings.servicenow.as_ref().map_or(ChatApi::ConnectSupport, |named| named.api);
         let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
         let facts = vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),

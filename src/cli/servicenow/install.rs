@@ -12,7 +12,8 @@ use super::plan::{self, InstallStep};
 use super::records::{self, RecordOwner, RuleProof, WantedRecord};
 use super::rule::{self, RuleScript};
 use super::{InstallerLogin, client, failed, own_user, stock};
-use crate::config::{Api, Settings};
+use crate::config::Settings;
+use crate::platform::ChatApi;
 use crate::platform::{ServiceNow, TableRow};
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,7 @@ fn endpoint(text: &str) -> Result<Url, String> {
 
 pub(super) async fn run(args: InstallArgs, settings: &Settings) -> Result<(), CliFailure> {
     let servicenow = client(settings, &args.who)?;
-    if settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.api == Api::VirtualAgent) {
+    if settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.api == ChatApi::VirtualAgent) {
         return stock::show(&servicenow, &args.endpoint, &proof(settings)?).await;
     }
     let own_user = args.own_user.as_deref().or_else(|| own_user(settings)).unwrap_or_default();

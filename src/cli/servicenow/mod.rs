@@ -18,8 +18,9 @@ use secrecy::SecretString;
 
 use super::{CliFailure, SettingFiles};
 use crate::app;
-use crate::config::{Api, LoginConfig, RunPurpose, Settings};
+use crate::config::{RunPurpose, Settings};
 use crate::platform::{CallError, ServiceNow, check};
+use crate::platform::{ChatApi, ServiceNowLogin};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ServiceNowArgs {
@@ -77,7 +78,7 @@ fn client(settings: &Settings, who: &InstallerLogin) -> Result<ServiceNow, CliFa
     let mut settings = settings.clone();
     if let Some(servicenow) = &mut settings.servicenow {
         // Reading and writing records does not depend on the chat API.
-        servicenow.api = Api::ConnectSupport;
+        servicenow.api = ChatApi::ConnectSupport;
     }
     if let (Some(user), Some(file)) = (&who.user, &who.password_file)
         && let Some(servicenow) = &mut settings.servicenow
@@ -85,7 +86,7 @@ fn client(settings: &Settings, who: &InstallerLogin) -> Result<ServiceNow, CliFa
         let text = std::fs::read_to_string(file)
             .map_err(|error| CliFailure::Usage(format!("cannot read {}: {error}", file.display())))?;
         let password = SecretString::from(text.trim_end_matches(['\r', '\n']));
-        servicenow.login = LoginConfig::Basic { username: user.clone(), password };
+        servicenow.login = ServiceNowLogin::Basic { username: user.clone(), password };
     }
     let clients = app::HttpClients::new(&settings).map_err(anyhow::Error::from)?;
     let client = app::servicenow(clients.servicenow, &settings)?;
@@ -95,8 +96,8 @@ fn client(settings: &Settings, who: &InstallerLogin) -> Result<ServiceNow, CliFa
 /// The user whose messages are ours, independent of the user that runs the verb.
 fn own_user(settings: &Settings) -> Option<&str> {
     match &settings.servicenow.as_ref()?.login {
-        LoginConfig::Basic { username, .. } => Some(username),
-        LoginConfig::OAuth { username, .. } => username.as_deref(),
+        ServiceNowLogin::Basic { username, .. } => Some(username),
+        ServiceNowLogin::OAuth { username, .. } => username.as_deref(),
     }
 }
 

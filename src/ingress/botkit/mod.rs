@@ -30,7 +30,7 @@ use crate::http_server::body;
 use crate::http_server::problem::ApiError;
 use crate::message::handoff::{EndCause, Handoff, HandoffEnd, HandoffStart, HandoffText, TypingSignal};
 use crate::message::{
-    AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle,
+    AllowedHosts, ConversationId, Destination, Kind, LaneKey, Message, MessageId, Notice, ReplyHandle, named,
 };
 use crate::tasks;
 pub(super) use answer::refused;
@@ -80,16 +80,18 @@ pub struct UserPaths {
     pub language: Vec<Vec<String>>,
 }
 
-/// `xo.reply_context`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ReplyContextMode {
-    /// Only the ids of the user and the session.
-    #[default]
-    Trimmed,
-    /// The whole context, which may add a megabyte to each message.
-    Full,
-    /// Nothing.
-    None,
+named! {
+    /// `xo.reply_context`
+    #[derive(Default)]
+    ReplyContextMode {
+        /// Only the ids of the user and the session.
+        #[default]
+        Trimmed = "trimmed",
+        /// The whole context, which may add a megabyte to each message.
+        Full = "full",
+        /// Nothing.
+        None = "none",
+    }
 }
 
 /// The kinds of XO's events.

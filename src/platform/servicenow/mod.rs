@@ -83,13 +83,14 @@ struct ClientState {
     sessions: SessionTable,
 }
 
-/// The chat API of ServiceNow that is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChatApi {
-    /// Connect Support: Tokyo and lower.
-    ConnectSupport,
-    /// The Virtual Agent Bot Integration API: Utah and higher.
-    VirtualAgent,
+named! {
+    /// `servicenow.api`: the chat API of ServiceNow that is used.
+    ChatApi {
+        /// Connect Support: Tokyo and lower.
+        ConnectSupport = "connect_support",
+        /// The Virtual Agent Bot Integration API: Utah and higher.
+        VirtualAgent = "virtual_agent",
+    }
 }
 
 /// A `chat_queue_entry`: one user's place in a queue and, later, in a chat.

@@ -19,7 +19,7 @@ use url::Url;
 
 use super::Xo;
 use crate::clock;
-use crate::message::{ConversationId, ReplyHandle};
+use crate::message::{ConversationId, ReplyHandle, named};
 use crate::platform::error::{AnswerKind, CallError};
 use crate::platform::http::HttpCall;
 
@@ -41,24 +41,19 @@ pub struct XoBot {
     pub algorithm: TokenAlgorithm,
 }
 
-/// The signature algorithm of a token. An app in XO uses one of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TokenAlgorithm {
-    /// HMAC with SHA-256.
-    #[default]
-    Hs256,
-    /// HMAC with SHA-512.
-    Hs512,
+named! {
+    /// `xo.jwt_algorithm`: the signature algorithm of a token. An app in XO uses one of the two.
+    #[derive(Default)]
+    TokenAlgorithm {
+        /// HMAC with SHA-256.
+        #[default]
+        Hs256 = "HS256",
+        /// HMAC with SHA-512.
+        Hs512 = "HS512",
+    }
 }
 
 impl TokenAlgorithm {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hs256 => "HS256",
-            Self::Hs512 => "HS512",
-        }
-    }
-
     fn sign(self, secret: &[u8], text: &str) -> Option<Vec<u8>> {
         Some(match self {
             Self::Hs256 => {
