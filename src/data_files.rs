@@ -166,7 +166,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_made_is_for_its_owner_alone() {
+        fn new_files_are_private() {
             let home = tempfile::tempdir().unwrap();
             let folder = home.path().join("a/b");
             create_folder(&folder).unwrap();
@@ -177,7 +177,7 @@ mod tests {
         }
 
         #[test]
-        fn what_an_older_version_left_open_is_closed() {
+        fn files_of_an_older_version_become_private() {
             let home = tempfile::tempdir().unwrap();
             let file = home.path().join("x.sqlite");
             for name in ["x.sqlite", "x.sqlite-wal", "x.sqlite-shm"] {
@@ -193,7 +193,7 @@ mod tests {
 
         /// Only for root, since no other user can create files for another user.
         #[test]
-        fn what_root_makes_belongs_to_the_owner_of_the_folder() {
+        fn files_of_root_belong_to_the_owner_of_the_folder() {
             const SOMEBODY: u32 = 12_345;
             let home = tempfile::tempdir().unwrap();
             let owner = match chown(home.path(), Some(SOMEBODY), Some(SOMEBODY)) {

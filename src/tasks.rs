@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_waits_for_any_more_still_ends() {
+    async fn a_task_without_a_waiting_caller_still_ends() {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let mut work = Box::pin(run_to_completion(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_stop_is_aborted() {
+    async fn a_task_that_does_not_stop_is_aborted() {
         let stop = CancellationToken::default();
         let mut tasks = TaskSet::new(stop.clone());
         tasks.start("deaf", async {

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_deletes_messages_is_told_from_what_refuses_them() {
+    fn a_policy_that_deletes_differs_from_one_that_refuses() {
         let ours = json!({ "max-length-bytes": 1_073_741_824, "overflow": "reject-publish" });
         for (name, definition, entries) in [
             ("causeway.dlq.xo", ours.clone(), vec![]),

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_can_be_read_again_and_holds_no_secret() {
+    fn printed_settings_can_be_read_and_hold_no_secret() {
         let environment = Environment::from([
             ("CAUSEWAY_INGRESS__SERVICENOW__TOKEN", "the-secret-of-the-callbacks"),
             ("CAUSEWAY_QUEUE__URL", "amqp://causeway:hidden-password@broker/%2f"),

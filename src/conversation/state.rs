@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn who_loses_the_agent_waits_anew() {
+    fn a_user_without_the_agent_waits_again() {
         let waits = |seen: &Observation, before: &Conversation, second| {
             let event = StateEvent::Observed { group: CURRENT, seen };
             step(&before.id, Some(before), event, at(second)).unwrap()

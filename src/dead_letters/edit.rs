@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_die_again_is_refused() {
+    fn an_edit_that_would_die_again_is_refused() {
         let why = |reason, body| edited(&dead(reason, Some("g-1")), body, 0).unwrap_err();
         assert!(why(DeadReason::Expired, "{}").contains("expired"));
         assert!(why(DeadReason::Rejected, "{\n  private words").contains("line 2"));

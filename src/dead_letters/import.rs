@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_exported_comes_back() {
+    fn an_export_can_be_imported() {
         for one in [dead(b"{}", 0), dead(&[0xff, 0x00], 3), dead("wörter".as_bytes(), 70), dead(b"", 25)] {
             let line = json::letter(&one, true).to_string();
             assert_eq!(letter(line.as_bytes()).unwrap(), one);

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_replay_is_said_and_why() {
+    fn the_plan_gives_the_reason_for_no_replay() {
         let [twice, delivered, unreadable] = [(); 3].map(|()| MessageId::fresh());
         let entries = vec![
             entry(twice, "a", DeadReason::Expired, 1, 10),

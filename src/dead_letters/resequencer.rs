@@ -48,7 +48,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_comes_early_waits_for_what_stands_in_front() {
+    fn a_message_waits_for_the_message_before_it() {
         let mut lineup = LaneResequencer::expecting([("a", 1), ("a", 2), ("b", 3)]);
         assert!(lineup.arrive(&"a", 2, "second").is_empty());
         assert_eq!(lineup.arrive(&"b", 3, "other"), ["other"]);
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_holds_nobody_for_ever() {
+    fn a_missing_message_delays_others_for_a_limited_time() {
         let mut lineup = LaneResequencer::expecting([("a", 1), ("a", 2), ("a", 3)]);
         assert!(lineup.arrive(&"a", 3, 3).is_empty());
         assert!(lineup.arrive(&"a", 2, 2).is_empty());

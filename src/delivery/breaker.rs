@@ -613,7 +613,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_seat_given_back_goes_to_the_next() {
+    async fn a_released_permit_goes_to_the_next_waiter() {
         let metrics = Arc::new(Metrics::new("embedded").unwrap());
         let breaker = CircuitBreaker::new(Destination::Xo, metrics);
         breaker.record(BreakerSignal::NotReady { reason: TripReason::NotReady, floor: None });

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_for_good_dies() {
+    fn a_permanent_refusal_is_dead_lettered() {
         for status in [400, 403, 405, 406, 409, 413, 415, 422, 451] {
             let operations =
                 if status == 403 { &[Start, Send, State, Callback, Event, Tell, Session][..] } else { ALL };
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_tried_again() {
+    fn a_temporary_failure_is_retried() {
         let repeating = &[Start, Send, Callback, Event, Tell];
         for (status, reason, ambiguous) in [
             (408, RetryReason::TryLater, true),

@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_queue_never_takes_is_not_asked_for_again() {
+    fn a_message_that_the_queue_never_takes_gets_no_retry_after() {
         let response = ApiError::from(QueueError::TooLarge(65_536)).into_response("r");
         assert_eq!((response.status().as_u16(), response.headers().get(RETRY_AFTER)), (413, None));
     }

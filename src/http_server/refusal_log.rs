@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_left_out_is_counted() {
+    async fn omitted_lines_are_counted() {
         let mut periods = LogPeriods::default();
         let mut line = |reason| periods.line("servicenow", reason, Instant::now());
         let written = (0..500).filter_map(|_| line("unauthorized")).collect::<Vec<_>>();

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tampered_with_is_refused() {
+    fn a_changed_token_is_refused() {
         let claims = json!({"appId": "cs-1", "exp": NOW + 60});
         let good = token(&json!({"alg": "HS256"}), &claims, "shared");
         assert!(passes("token", &good, false));

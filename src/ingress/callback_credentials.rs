@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn each_configured_way_opens_the_door() {
+    fn each_configured_credential_is_accepted() {
         let basic = |pair: &str| headers("authorization", &format!("basic {}", STANDARD.encode(pair)));
         let none = HeaderMap::new();
         let cases: [(&str, HeaderMap, Option<&str>, bool); 12] = [
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unguarded_door_is_open_only_on_purpose() {
+    fn a_route_without_credentials_needs_the_setting() {
         let closed = CallbackAuth { token: "".into(), ..CallbackAuth::default() };
         assert_eq!(
             callback(&closed, &headers("x-causeway-token", ""), Some("token="), now()),

@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_is_kept_and_nothing_else() {
+    fn only_used_fields_are_kept() {
         let fields = CallbackFields::strict(
             br#"{"group":"g","sys_id":[{"x":1}],"internal":true,"big":[{"":0}],"body":[7,{"messageId":"a","streamSequence":2},
                 {"actionType":"x"},{}],"clientVariables":{"causeway_group":"g1","n":[1]}}"#,
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_not_read_wherever_it_is_wrong() {
+    fn invalid_json_is_not_read_wherever_the_fault_is() {
         for body in [
             &br#"{"group":"a","group":"b"}"#[..],
             br#"{"x":1,"x":2}"#,

@@ -51,7 +51,7 @@ mod tests {
     use crate::conversation::ConversationState;
 
     #[test]
-    fn what_is_not_known_is_null() {
+    fn unknown_values_are_null() {
         let conversation = Conversation {
             id: ConversationId::parse("c-1").unwrap(),
             origin: Origin::Api,

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_passed_over() {
+    fn unknown_fields_are_ignored() {
         let (_, handoff) =
             taken(&json!({"type": "typing", "conversation_id": "c", "color": {"a": 1}, "message": 7}));
         assert_eq!(serde_json::to_value(handoff).unwrap(), json!({"type": "typing", "conversation_id": "c"}));

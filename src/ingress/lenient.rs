@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_agents_write_is_read_back() {
+    fn texts_of_agents_are_read() {
         for text in [
             "",
             "He said \"no\" twice",
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_not_read() {
+    fn a_body_without_an_object_is_not_read() {
         for body in [
             "",
             "{",

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_kept_as_it_came() {
+    fn an_unreadable_body_keeps_its_bytes() {
         let long = format!(r#"{{"group":"{}","sys_id":"m1"}}"#, "g".repeat(257));
         let cases: [(&[u8], &str); 8] = [
             (b"hello", "the body is not a JSON object, even with lenient parsing"),

@@ -284,7 +284,7 @@ async fn the_credentials_are_checked_before_the_body_arrives() {
 }
 
 #[tokio::test]
-async fn bodies_of_unproven_senders_keep_nobody_else_out() {
+async fn bodies_of_unproven_senders_block_no_proven_sender() {
     let relay = relay(settings()).await;
     let at = crate::clock::now().as_second();
     let unproven = format!("x-causeway-signature: t={at},v1=aaaa\r\n");
@@ -316,7 +316,7 @@ async fn bodies_of_unproven_senders_keep_nobody_else_out() {
 const ECHO: &str = r#"{"group":"g","sys_created_by":"relay"}"#;
 
 #[tokio::test]
-async fn who_is_refused_at_the_door_is_cut_after_the_answer() {
+async fn a_refused_connection_is_closed_after_the_answer() {
     let relay = relay(settings()).await;
     for request in [post(CALLBACKS, "", EVENT), post("/nobody", "", ""), post("/v1/conversations/c", "", "")]
     {
@@ -338,7 +338,7 @@ async fn who_is_refused_at_the_door_is_cut_after_the_answer() {
 }
 
 #[tokio::test]
-async fn idle_connections_lock_nobody_out() {
+async fn idle_connections_block_no_other() {
     let relay = relay(settings()).await;
     let mut proven = TcpStream::connect(relay.address).await.unwrap();
     proven.write_all(post(CALLBACKS, JSON, ECHO).as_bytes()).await.unwrap();

@@ -173,7 +173,7 @@ mod tests {
     /// The values are in `src/platform/servicenow/FACTS.md`: `getValue` returns a true/false field as `"1"` or `"0"`,
     /// and null if the field does not exist.
     #[test]
-    fn what_is_not_clearly_false_is_internal() {
+    fn any_value_but_false_is_internal() {
         for open in [
             json!(false),
             json!(0),

@@ -167,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_tree_accepts_is_accepted(
+        fn each_json_value_is_accepted(
             parts in proptest::collection::vec(
                 prop_oneof![
                     Just("{"), Just("}"), Just("["), Just("]"), Just(","), Just(":"), Just("\"a\""), Just("\"\\ud800\""),

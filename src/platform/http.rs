@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_no_right_to_call_does_not_call() {
+    async fn no_call_is_made_without_the_lease() {
         let peer = Peer::cutting().await;
         let http = http(Duration::from_secs(2)).allowed_while(|| false);
         let error = http.call(get(&peer.url)).await.err().unwrap();

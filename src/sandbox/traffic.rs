@@ -186,7 +186,7 @@ mod tests {
     use crate::sandbox::{FaultRule, Sandbox, SandboxSettings, Side};
 
     #[tokio::test]
-    async fn what_a_person_broke_stays_broken_through_the_schedule() {
+    async fn a_fault_set_by_hand_outlives_the_schedule() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sandbox = Sandbox::start(listener, SandboxSettings::default()).await;
         let settings = TrafficSettings {

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_other_libraries_trace_is_never_written() {
+    fn traces_of_other_libraries_are_not_written() {
         for (target, level, written) in [
             ("causeway::queue::rabbit", Level::TRACE, true),
             ("lapin::io_loop", Level::TRACE, false),

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_parked_waits_for_no_time() {
+    async fn a_parked_lane_waits_for_no_time() {
         let mut lanes = lanes_of(&["a", "a"]).await;
         let received = lanes.start_next().unwrap();
         lanes.block(received);

@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_lets_nobody_else_in_is_charged_for_it_once() {
+    async fn a_blocking_lane_is_counted_once() {
         let (start, mut hold) = (Instant::now(), FailureTimer::default());
         hold.failed(at(start, 0), None);
         hold.failed(at(start, 3), None);

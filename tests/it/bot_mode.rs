@@ -95,7 +95,7 @@ on_every_engine! {
         assert_eq!(user.bot_read(), ["I want an agent"]);
     }
 
-    async fn who_was_taken_back_by_xo_is_heard_by_the_bot(bench: Bench) {
+    async fn a_user_that_xo_took_back_reaches_the_bot(bench: Bench) {
         let relay = help_desk(&bench, &[]).await;
         let user = user(&relay, "u-1");
         user.says("agent").await;
@@ -172,7 +172,7 @@ async fn every_event_of_a_bot_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bot_is_not_shown_to_who_is_with_an_agent_if_the_setting_says_so() {
+async fn bot_messages_in_agent_mode_are_dropped_if_the_setting_says_so() {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let relay = help_desk(&bench, &[("xo.bot_messages_in_agent_mode", "drop")]).await;
     let user = user(&relay, "u-1");
@@ -195,7 +195,7 @@ async fn the_bot_is_not_shown_to_who_is_with_an_agent_if_the_setting_says_so() {
 
 /// An event that cannot be passed on is refused with its reason, and no foreign host is called.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_passed_on_is_refused() {
+async fn an_event_that_cannot_be_passed_on_is_refused() {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let relay = help_desk(&bench, &[]).await;
     let user = user(&relay, "u-1");

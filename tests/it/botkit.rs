@@ -169,7 +169,7 @@ on_every_engine! {
         assert_eq!(user.heard().len(), before, "who goes needs no last words");
     }
 
-    async fn who_quits_before_a_chat_is_open_gets_none(bench: Bench) {
+    async fn a_user_who_quits_before_the_chat_gets_no_chat(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(503));
@@ -188,7 +188,7 @@ on_every_engine! {
         chat(&relay).await;
     }
 
-    async fn who_quits_without_a_chat_is_given_back_once(bench: Bench) {
+    async fn a_user_who_quits_without_a_chat_is_returned_once(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         user.set_with_agent(true);
@@ -283,7 +283,7 @@ on_every_engine! {
         assert_eq!(user.clears(), 1);
     }
 
-    async fn a_user_whom_nobody_handed_over_gets_a_chat(bench: Bench) {
+    async fn a_user_without_a_handover_gets_a_chat(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         user.set_with_agent(true);
@@ -302,7 +302,7 @@ on_every_engine! {
         assert_eq!(relay.sandbox.groups().len(), 1);
     }
 
-    async fn who_gets_no_agent_is_told_and_given_back(bench: Bench) {
+    async fn a_user_without_an_agent_is_told_and_returned(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let (closed, refused) = (user(&relay, "u-1"), user(&relay, "u-2"));
         relay.sandbox.set_queue_open(&SandboxQueue::default().id, false);
@@ -322,7 +322,7 @@ on_every_engine! {
         assert_eq!((closed.clears(), refused.clears()), (1, 1));
     }
 
-    async fn who_waited_too_long_for_a_start_is_told_and_given_back(bench: Bench) {
+    async fn a_user_of_an_expired_start_is_told_and_returned(bench: Bench) {
         let relay = relay(&bench, &[("delivery.deadline.start", "2s")]).await;
         let user = user(&relay, "u-1");
         relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).status(500));
@@ -422,7 +422,7 @@ async fn each_bot_is_answered_with_its_own_credential() {
 /// An announcement that only ServiceNow can make is relayed to a bot's user, for example that a chat is about to time
 /// out.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_servicenow_announces_is_told() {
+async fn announcements_of_servicenow_reach_the_user() {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let relay = relay(&bench, &[("servicenow.api", "virtual_agent")]).await;
     let user = user(&relay, "u-1");
@@ -480,7 +480,7 @@ async fn a_handle_that_is_not_extended_at_once_is_tried_again() {
 
 /// The credentials and the refusals of the route. The engine makes no difference.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_xo_opens_the_door() {
+async fn only_a_token_of_xo_is_accepted() {
     let bench = Engine::Embedded.bench().expect("it is always there");
     let relay = relay(&bench, &[]).await;
     let user = user(&relay, "u-1");

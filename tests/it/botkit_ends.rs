@@ -102,7 +102,7 @@ on_every_engine! {
         assert!(place(JOINED).is_some() && place(JOINED) < place("I am Grace"), "{texts:?}");
     }
 
-    async fn a_closing_text_that_fails_keeps_nobody_from_the_bot(bench: Bench) {
+    async fn a_failed_closing_text_does_not_keep_the_user_from_the_bot(bench: Bench) {
         let relay = relay(&bench, &[]).await;
         let user = user(&relay, "u-1");
         let group = talking(&relay, &user).await;

@@ -46,7 +46,7 @@ async fn in_an_agents_chat(bench: &Bench, settings: &[(&str, &str)]) -> (Relay, 
 }
 
 on_every_engine! {
-    async fn what_a_topic_asks_is_told_and_ends_nothing(bench: Bench) {
+    async fn a_question_of_a_topic_is_relayed_and_ends_no_chat(bench: Bench) {
         let (relay, user, group) = in_an_agents_chat(&bench, &[]).await;
         for (index, item) in topic().into_iter().enumerate() {
             // Whichever flags they carry.

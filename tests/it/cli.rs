@@ -83,7 +83,7 @@ fn completions_and_manual_pages_know_every_verb_and_flag() {
 }
 
 #[test]
-fn what_cannot_be_asked_for_ends_with_2() {
+fn a_usage_error_exits_with_2() {
     for args in [
         &["serv"][..],
         &[],

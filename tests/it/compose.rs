@@ -115,7 +115,7 @@ fn every_service_keeps_to_its_bounds() {
 }
 
 #[test]
-fn what_a_person_runs_by_hand_has_what_both_roles_have() {
+fn the_shell_of_an_operator_has_the_settings_of_both_roles() {
     let services = services();
     let block = |name: &str| &services.iter().find(|(service, _)| service == name).unwrap().1;
     let secrets = |name: &str| -> BTreeSet<String> {

@@ -110,7 +110,7 @@ on_every_engine! {
         assert!(!process.stdout().contains("no connection"), "{}", process.stdout());
     }
 
-    async fn what_died_is_listed_shown_replayed_and_discarded(bench: Bench) {
+    async fn dead_letters_are_listed_shown_replayed_and_discarded(bench: Bench) {
         let relay = relay(&bench).await;
         let console = ConsoleClient::of(&relay);
         let (one, two) = (relay.open("c-1").await, relay.open("c-2").await);
@@ -213,7 +213,7 @@ async fn a_long_replay_tells_how_far_it_is_and_keeps_other_writers_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_comes_in_without_the_token() {
+async fn no_page_is_shown_without_the_token() {
     let bench = Engine::Embedded.bench().unwrap();
     let mut relay = relay(&bench).await;
     let doors = [

@@ -477,7 +477,7 @@ pub(crate) fn message(kind: Kind, lane: &str, body: &Value) -> Message {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_of_nobody_is_held_and_then_given_up() {
+async fn a_callback_of_an_unknown_group_is_held_then_dead_lettered() {
     let body = json!({"group": "g-foreign", "formatted_message": "x", "sys_id": "s"});
     let fresh = message(Kind::CallbackMessage, "g-foreign", &body);
     let mut old = fresh.clone();
@@ -497,7 +497,7 @@ async fn a_group_of_nobody_is_held_and_then_given_up() {
 
 /// The ingress recorded the user and published the end, and crashed before it published the notice.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_goes_without_a_chat_is_given_back_also_after_a_crash() {
+async fn a_user_without_a_chat_is_returned_also_after_a_crash() {
     let room = room(UnknownGroup::DeadLetter).await;
     let name = "st-1:u-1";
     let reply = json!({

@@ -132,7 +132,7 @@ on_each_database! {
     each_conversation_is_due_to_one_caller,
     a_question_about_a_queue_has_one_answer,
     polling_has_two_rhythms,
-    who_loses_the_agent_waits_anew,
+    a_user_without_the_agent_waits_again,
     due_takes_the_longest_waiting_first,
     delivered_messages_are_remembered,
     each_fact_is_remembered_by_itself,
@@ -457,7 +457,7 @@ async fn polling_has_two_rhythms(place: &Place) {
     assert_eq!(ids(&due(100).await), ["talks", "waits"]);
 }
 
-async fn who_loses_the_agent_waits_anew(place: &Place) {
+async fn a_user_without_the_agent_waits_again(place: &Place) {
     let directory = place.open().await;
     let waits = waiting(&directory, "waits", "g-1").await;
     let talks = waiting(&directory, "talks", "g-2").await;

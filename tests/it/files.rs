@@ -120,7 +120,7 @@ on_every_engine! {
         assert_eq!(body["attachments"].as_array().map(Vec::len), Some(1), "{body}");
     }
 
-    async fn what_cannot_be_uploaded_is_told_by_its_name_and_nothing_is_lost(bench: Bench) {
+    async fn a_file_that_cannot_be_uploaded_is_named_and_nothing_is_lost(bench: Bench) {
         let (xo, foreign) = (FakeXo::start().await, FakeXo::start().await);
         xo.set(|behaviour| {
             let empty = FileAnswer::of("image/png", "");

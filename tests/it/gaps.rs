@@ -103,7 +103,7 @@ async fn a_gap_is_closed_in_order(relay: &Relay) {
 }
 
 on_every_engine! {
-    async fn what_was_lost_is_told_before_what_came_after_it(bench: Bench) {
+    async fn a_lost_message_is_relayed_before_later_messages(bench: Bench) {
         a_gap_is_closed_in_order(&started(plan(&bench), BodyStyle::StockScript).await).await;
     }
 
@@ -224,7 +224,7 @@ on_every_engine! {
         assert_eq!(texts(&relay, "c-1").len(), 4);
     }
 
-    async fn what_agents_write_to_each_other_stays_with_them(bench: Bench) {
+    async fn internal_messages_of_agents_are_not_relayed(bench: Bench) {
         for (name, style) in [("c-own", BodyStyle::OwnRule), ("c-stock", BodyStyle::StockScript)] {
             let relay = started(often(plan(&bench)), style).await;
             let group = talking(&relay, name).await;
@@ -302,7 +302,7 @@ on_every_engine! {
         }
     }
 
-    async fn nobody_waits_for_ever(bench: Bench) {
+    async fn a_message_waits_for_a_limited_time(bench: Bench) {
         let relay = started(plan(&bench).set("servicenow.wait_limit", "1s"), BodyStyle::Stringify).await;
         let group = relay.open("c-1").await;
         let failed = hears(&relay, "c-1", "handoff.failed").await;
@@ -338,7 +338,7 @@ fn two_queues(sandbox: &mut SandboxSettings, switches: SandboxSwitches) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_waited_too_long_is_told_while_servicenow_is_away() {
+async fn a_user_is_told_of_an_expired_start_during_an_outage() {
     let bench = Engine::Embedded.bench().unwrap();
     let relay = started(plan(&bench).set("servicenow.wait_limit", "1h"), BodyStyle::Stringify).await;
     let group = relay.open("c-1").await;

@@ -79,7 +79,7 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
     }
 
-    async fn what_only_the_worker_can_see_becomes_a_dead_letter(bench: Bench) {
+    async fn a_reused_key_that_only_the_worker_sees_is_dead_lettered(bench: Bench) {
         let mut relay = Plan::on(&bench).start().await;
         let group = relay.open("c-1").await;
         let id = accepted(&relay, &message("c-1", "first"), "k-1").await;

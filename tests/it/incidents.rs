@@ -117,7 +117,7 @@ async fn a_refused_record_is_a_dead_letter_and_the_user_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_too_long_has_the_words_of_the_chat_in_the_record() {
+async fn the_record_of_an_expired_start_has_the_chat_texts() {
     let bench = bench();
     let relay = plan(&bench).set("servicenow.wait_limit", "1s").start().await;
     start(&relay, "c-1").await;

@@ -147,7 +147,7 @@ async fn embedded() -> Relay {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_cannot_prove_it_is_not_let_in() {
+async fn a_callback_without_credentials_is_refused() {
     let relay = embedded().await;
     let client = http::client();
     let callback = || {
@@ -253,7 +253,7 @@ async fn a_conversation_is_shown_as_documented() {
 }
 
 on_every_rabbit! {
-    async fn a_caller_who_hangs_up_is_not_forgotten(bench: Bench) {
+    async fn a_message_of_a_caller_that_hung_up_is_stored(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let proxy = Proxy::start(vhost.broker()).await;
         let relay = Plan::on(&bench).set("queue.url", vhost.url_through(proxy.addr())).start().await;

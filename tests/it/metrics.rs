@@ -110,7 +110,7 @@ fn labels(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 on_every_engine! {
-    async fn everything_documented_is_there_and_nobody_is_named(bench: Bench) {
+    async fn everything_documented_exists_and_no_label_names_a_person(bench: Bench) {
         let relay = Plan::on(&bench)
             .sandbox(|sandbox| {
                 sandbox.password = "S3cret-Password".into();

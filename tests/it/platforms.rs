@@ -49,7 +49,7 @@ fn silent_about_secrets(run: &Finished) {
 }
 
 on_every_engine! {
-    async fn what_is_well_is_said_to_be_well(bench: Bench) {
+    async fn the_check_reports_working_parts(bench: Bench) {
         let sandbox = sandbox().await;
         let run = check(&sandbox).settings(&bench.settings()).run(PATIENCE).await;
         assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
@@ -111,7 +111,7 @@ on_every_rabbit! {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_comes_with_what_to_do() {
+async fn each_fault_of_the_check_has_a_hint() {
     let (sandbox, folder) = (sandbox().await, tempfile::tempdir().unwrap());
     let asked = |check: Causeway| in_folder(check, folder.path()).run(PATIENCE);
     let red = |run: &Finished, hint: &str| {

@@ -52,7 +52,7 @@ fn message(number: usize) -> Message {
 
 /// SQLite leaves deleted data in its file unless `secure_delete` is set and the log is emptied.
 #[tokio::test]
-async fn what_was_delivered_or_discarded_is_gone_from_the_files() {
+async fn delivered_and_discarded_texts_leave_the_files() {
     let folder = tempfile::tempdir().unwrap();
     let destinations = Destinations::new([Destination::ServiceNow, Destination::Xo]);
     let tuning =

@@ -96,7 +96,7 @@ async fn a_destination_that_forgets_what_it_took_is_found_out() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_here_is_a_usage_error() {
+async fn an_impossible_plan_is_a_usage_error() {
     let folder = tempfile::tempdir().unwrap();
     for (args, words) in [
         (["--faults", "kill-broker"], "--queue-url"),

@@ -166,7 +166,7 @@ on_every_engine! {
         assert_eq!(visit(&queue).await.next().await.unwrap().unwrap().dead, buried);
     }
 
-    async fn clause_02_a_lane_is_lent_in_the_order_of_its_publishes(bench: Bench) {
+    async fn clause_02_a_lane_is_received_in_the_order_of_its_publishes(bench: Bench) {
         let queue = open(&bench).await;
         let publishers = (0..20).map(|lane| {
             let queue = queue.clone();
@@ -205,7 +205,7 @@ on_every_engine! {
         assert!(seen.values().all(|numbers| numbers.iter().copied().eq(0..25)), "{seen:?}");
     }
 
-    async fn clause_03_a_partition_has_one_borrower(bench: Bench) {
+    async fn clause_03_a_partition_has_one_consumer(bench: Bench) {
         let queue = open(&bench).await;
         fill(&queue, 0..3).await;
         let mut first = borrow(&queue).await;
@@ -222,7 +222,7 @@ on_every_engine! {
         assert_eq!(timeout(SOON, second).await.unwrap().unwrap().1, [0, 1, 2]);
     }
 
-    async fn clause_04_what_is_not_settled_is_lent_again_in_its_place(bench: Bench) {
+    async fn clause_04_an_unacked_message_is_received_again_in_its_place(bench: Bench) {
         let queue = open(&bench).await;
         fill(&queue, 0..6).await;
         let mut subscription = borrow(&queue).await;
@@ -277,7 +277,7 @@ on_every_engine! {
         assert!(nothing_is_lent(&mut subscription).await);
     }
 
-    async fn clause_06_what_may_have_been_lent_says_so(bench: Bench) {
+    async fn clause_06_a_redelivered_message_says_so(bench: Bench) {
         let queue = open(&bench).await;
         fill(&queue, 0..2).await;
         let mut subscription = borrow(&queue).await;
@@ -312,7 +312,7 @@ on_every_engine! {
         assert!(begun.elapsed() < Duration::from_secs(12));
     }
 
-    async fn clause_08_what_cannot_be_read_is_lent_raw(bench: Bench) {
+    async fn clause_08_an_unreadable_message_is_received_raw(bench: Bench) {
         let queue = open(&bench).await;
         let sent = text("home", 77);
         queue.publish(&sent).await.unwrap();
@@ -350,7 +350,7 @@ on_every_engine! {
         assert_eq!(dead_numbers(&open(&bench).await).await, [0, 2, 4]);
     }
 
-    async fn clause_09_a_visit_ends_with_what_was_there(bench: Bench) {
+    async fn clause_09_a_reading_ends_with_the_letters_of_its_start(bench: Bench) {
         let queue = open(&bench).await;
         queue.dead_letter(&dead(0)).await.unwrap();
         let mut dead_letter_reader = visit(&queue).await;
@@ -359,7 +359,7 @@ on_every_engine! {
         assert!(dead_letter_reader.next().await.unwrap().is_none(), "else a replay that fails again would never end");
     }
 
-    async fn clause_09_a_siding_has_one_visitor(bench: Bench) {
+    async fn clause_09_a_dead_letter_queue_has_one_reader(bench: Bench) {
         let queue = open(&bench).await;
         let dead_letter_reader = visit(&queue).await;
         let refused = queue.dead_letter_reader(Destination::Xo).await.expect_err("there is a visitor");

@@ -66,7 +66,7 @@ async fn a_folder_is_served_by_one_process() {
 }
 
 #[tokio::test]
-async fn a_desk_works_beside_the_server() {
+async fn the_console_works_beside_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let missing =
         EmbeddedQueue::open_admin(settings(folder.path())).await.expect_err("there is no queue yet");

@@ -138,7 +138,7 @@ on_every_rabbit! {
         }
     }
 
-    async fn nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before(bench: Bench) {
+    async fn nothing_is_received_while_a_cancelled_consumer_holds_earlier_messages(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         fill(&queue, 0..5).await;
         let amqp = Amqp::open(&url(&bench)).await;
@@ -158,7 +158,7 @@ on_every_rabbit! {
         assert_eq!(next_numbers(&mut borrow(&queue).await, 5).await, [0, 1, 2, 3, 4]);
     }
 
-    async fn what_a_policy_takes_away_while_the_order_is_mended_does_not_stop_its_partition(bench: Bench) {
+    async fn a_policy_that_deletes_during_a_reorder_does_not_stop_the_partition(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let (vhost, partition) = (bench.vhost().unwrap(), format!("causeway.w.{}", home()));
         // If a return counts (any return on 3.10, a closed channel on 4.3), no message is delivered twice.
@@ -246,7 +246,7 @@ on_every_rabbit! {
         }
     }
 
-    async fn what_no_partition_takes_is_counted_and_kept(bench: Bench) {
+    async fn unroutable_messages_are_counted_and_kept(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let amqp = Amqp::open(&url(&bench)).await;
         amqp.publish("causeway.in", "xo.99", b"lost?", BasicProperties::default()).await;
@@ -259,7 +259,7 @@ on_every_rabbit! {
         assert_eq!(amqp.take("causeway.unrouted").await.data, b"lost?");
     }
 
-    async fn a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again(bench: Bench) {
+    async fn a_queue_is_consumed_again_after_it_is_declared_again(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let mut subscription = borrow(&queue).await;
         bench.vhost().unwrap().delete_queue(&format!("causeway.w.{}", home()));
@@ -293,7 +293,7 @@ on_every_rabbit! {
         }
     }
 
-    async fn a_visitor_sees_more_dead_letters_than_any_window(bench: Bench) {
+    async fn a_reader_sees_more_dead_letters_than_the_prefetch(bench: Bench) {
         // The full size on the broker that every machine has: it takes two minutes.
         let full = bench.engine() == Engine::Rabbit310;
         let count = if full { MORE_THAN_ONE_CONSUMER_HOLDS } else { A_FEW_WINDOWS };
@@ -330,7 +330,7 @@ on_every_rabbit! {
         assert!(all.into_iter().eq(0..count));
     }
 
-    async fn a_visitor_that_vanishes_leaves_everything_in_its_place(bench: Bench) {
+    async fn a_reader_that_disappears_leaves_all_dead_letters(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         for number in 0..5 {
             queue.dead_letter(&dead(number)).await.unwrap();
@@ -362,7 +362,7 @@ on_every_rabbit! {
         assert!(told.stderr.contains("causeway.dlq.xo") && told.stderr.contains("inequivalent arg"), "{told:?}");
     }
 
-    async fn what_a_worker_cannot_read_is_a_dead_letter_with_its_bytes(bench: Bench) {
+    async fn an_unreadable_message_is_dead_lettered_with_its_bytes(bench: Bench) {
         let queue = open_rabbit(&url(&bench)).await;
         let garbage = b"\xff\x00 not one of ours";
         let amqp = Amqp::open(&url(&bench)).await;

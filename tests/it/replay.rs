@@ -154,7 +154,7 @@ async fn a_replay_killed_midway_loses_nothing_and_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_already_delivered_is_not_sent_again() {
+async fn a_replay_does_not_send_a_delivered_message_again() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path()).await;
     dead_letter(&queue).await;

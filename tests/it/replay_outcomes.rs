@@ -80,7 +80,7 @@ async fn replay<const N: usize>(relay: &Relay, args: [&str; N]) -> String {
 }
 
 on_every_engine! {
-    async fn what_the_agent_said_is_delivered_once_and_in_order(bench: Bench) {
+    async fn messages_of_the_agent_are_delivered_once_and_in_order(bench: Bench) {
         let relay = plan(&bench).start().await;
         let group = four_words_die(&relay, "c-1").await;
         let dead = relay.dead_letters().await;
@@ -98,7 +98,7 @@ on_every_engine! {
         assert_eq!(heard(&relay, "c-1", 6).await[1..], ["A", "B", "C", "D", "E"]);
     }
 
-    async fn what_comes_after_the_dead_ones_does_not_bring_them_back(bench: Bench) {
+    async fn later_messages_do_not_revive_dead_letters(bench: Bench) {
         let relay = plan(&bench).start().await;
         let group = four_words_die(&relay, "c-1").await;
         relay.sandbox.script().clear();
@@ -112,7 +112,7 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
     }
 
-    async fn what_dies_again_is_reported_and_kept(bench: Bench) {
+    async fn a_message_that_dies_again_is_reported_and_kept(bench: Bench) {
         let relay = plan(&bench).start().await;
         four_words_die(&relay, "c-1").await;
         relay.sandbox.script().clear();
@@ -172,7 +172,7 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await.len(), 20 - done);
     }
 
-    async fn a_replay_that_nobody_takes_is_still_on_its_way(bench: Bench) {
+    async fn a_replay_without_a_worker_is_still_on_its_way(bench: Bench) {
         let mut relay = plan(&bench).start().await;
         relay.open("c-1").await;
         relay.sandbox.script().fail(FaultRule::new(Side::ServiceNow).operation(Operation::Message).status(400));

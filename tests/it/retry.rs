@@ -79,7 +79,7 @@ on_every_engine! {
         assert_eq!(relay.dead_letters().await, Vec::<Value>::new());
     }
 
-    async fn what_is_refused_for_good_dies_with_its_story_and_the_line_goes_on(bench: Bench) {
+    async fn a_rejected_message_is_dead_lettered_with_its_history_and_the_lane_goes_on(bench: Bench) {
         let relay = Plan::on(&bench).start().await;
         let group = relay.open("c-1").await;
         let statuses = [400, 403, 405, 406, 413, 415, 422];
@@ -130,7 +130,7 @@ on_every_engine! {
         assert_eq!(starts, 1, "an answer is not asked for twice");
     }
 
-    async fn what_is_too_late_expires(bench: Bench) {
+    async fn a_message_past_its_deadline_expires(bench: Bench) {
         let plan = Plan::on(&bench).set("delivery.deadline.start", "3s").set("delivery.deadline.message", "3s");
         let relay = plan.set("delivery.retry.max", "500ms").start().await;
         relay.open("c-1").await;

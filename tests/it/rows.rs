@@ -19,7 +19,7 @@ fn embedded() -> Bench {
 on_every_engine! {
     // A clone copies rules, credentials and open chats with the same sys_ids (FACTS.md). Its rows are its own. Also a rule that
     // names the message before shows no gap.
-    async fn what_a_clone_writes_is_not_told(bench: Bench) {
+    async fn callbacks_of_a_clone_are_not_relayed(bench: Bench) {
         for (name, style) in [("c-stock", BodyStyle::StockScript), ("c-own", BodyStyle::OwnRule)] {
             let relay = relay(&bench, style, RowSwitches::default()).await;
             let group = talking(&relay, name).await;

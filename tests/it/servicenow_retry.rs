@@ -107,7 +107,7 @@ fn whatever_comes_together_each_chat_keeps_its_order() {
 
 /// Two nodes may process events of one chat at once, and an agent writes meanwhile.
 #[test]
-fn what_happens_during_a_retry_overtakes_nothing() {
+fn later_messages_do_not_overtake_a_retry() {
     in_every_way(|instance, order, way| {
         let done = instance.run(&format!(
             "instance.status = 503;
@@ -158,7 +158,7 @@ fn the_next_retry_is_queued_before_the_call() {
 }
 
 #[test]
-fn a_row_that_was_removed_holds_nobody_up() {
+fn a_removed_row_delays_no_message() {
     in_every_way(|instance, order, way| {
         let done = instance.run(&format!(
             "instance.status = 503; insert('g1', 'a'); insert('g1', 'b'); insert('g1', 'c'); instance.status = 202;

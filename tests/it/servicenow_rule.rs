@@ -189,7 +189,7 @@ fn of_two_messages_of_one_second_none_is_the_previous() {
 }
 
 #[test]
-fn what_is_none_of_our_business_stays() {
+fn foreign_records_stay_unchanged() {
     let fields = [
         ("internal", "1"),
         ("internal", "true"),

@@ -100,7 +100,7 @@ async fn installing_twice_is_as_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_changed_is_shown_and_put_right() {
+async fn changed_records_are_shown_and_corrected() {
     let sandbox = sandbox().await;
     assert_eq!(install(&sandbox, &["--yes"]).await.code, Some(0));
     let other = [
@@ -131,7 +131,7 @@ async fn what_somebody_changed_is_shown_and_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_it_did_not_make_stays_as_it_is() {
+async fn records_of_others_stay_unchanged() {
     let sandbox = sandbox().await;
     sandbox.plant(
         "sys_script",

@@ -9,7 +9,7 @@ const STUCK: usize = 40;
 const OTHERS: usize = 12;
 
 on_every_engine! {
-    async fn a_stuck_conversation_that_fills_the_window_delays_nobody(bench: Bench) {
+    async fn a_stuck_conversation_that_fills_the_prefetch_window_delays_no_other(bench: Bench) {
         let plan = Plan::on(&bench).set("queue.partitions", "1").set("queue.prefetch", "16");
         let relay = plan.set("delivery.retry.max", "1s").start().await;
         let rule = relay.sandbox.script().fail(FaultRule::new(Side::Xo).conversation("stuck"));

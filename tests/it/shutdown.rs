@@ -13,7 +13,7 @@ const LINES: usize = 6;
 const IN_TIME: Duration = Duration::from_secs(35);
 
 on_every_engine! {
-    async fn what_a_stopped_process_had_taken_is_delivered_by_the_next(bench: Bench) {
+    async fn the_next_process_delivers_messages_of_a_stopped_process(bench: Bench) {
         let mut relay = Plan::on(&bench).start().await;
         let slow = FaultRule::new(Side::Xo).operation(Operation::Callback).delay(Duration::from_millis(60));
         let slow = relay.sandbox.script().fail(slow);

@@ -81,7 +81,7 @@ on_every_rabbit! {
         arrive(&relay, "g-1", &texts).await;
     }
 
-    async fn nobody_is_refused_while_the_broker_is_away(bench: Bench) {
+    async fn no_callback_is_refused_during_an_outage_of_the_broker(bench: Bench) {
         let (relay, proxy) = relay(&bench, &[]).await;
         let load = Load::bounded(&relay, LINES);
         load.takes(40).await;

@@ -210,7 +210,7 @@ fn imports_run_one_way_along_the_road() {
 }
 
 #[test]
-fn what_has_one_home_stays_there() {
+fn code_with_one_home_stays_there() {
     let mut broken = Vec::new();
     for source in sources("src") {
         let code = source.code();

@@ -3,23 +3,23 @@
 //!
 //! | trap | test |
 //! |---|---|
-//! | 1 `basic.cancel`, a dropped consumer or a panic with unacked messages lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back`; if another program does this: `rabbit::nothing_is_lent_while_a_cancelled_consumer_holds_what_comes_before` |
+//! | 1 `basic.cancel`, a dropped consumer or a panic with unacked messages lets later messages overtake | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `rabbit::a_subscribe_that_is_abandoned_lets_nothing_overtake`, `queue_contract::clause_04_a_dropped_subscription_gives_back`; if another program does this: `rabbit::nothing_is_received_while_a_cancelled_consumer_holds_earlier_messages` |
 //! | 2 unequal prefetch loses the order at the second crash | [`every_consumer_of_every_worker_has_the_same_prefetch`] |
-//! | 3 `nack`, `reject` requeue in an order of their own | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_what_is_not_settled_is_lent_again_in_its_place` |
-//! | 4 delivery limit: -1 destroys messages on 3.10, 20 dead-letters them on 4.x; the smaller limit of a policy wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
-//! | 5 a failing conversation fills the prefetch window | `settings_of_delivery::a_stuck_conversation_that_fills_the_window_delays_nobody` |
+//! | 3 `nack`, `reject` requeue in an order of their own | `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, `queue_contract::clause_04_an_unacked_message_is_received_again_in_its_place` |
+//! | 4 delivery limit: -1 destroys messages on 3.10, 20 dead-letters them on 4.x; the smaller limit of a policy wins | [`queues_are_declared_as_measured`], `rabbit::however_often_messages_are_handed_over_they_stay_in_order`, [`a_message_that_a_policy_removes_is_dead_lettered_in_its_place`] |
+//! | 5 a failing conversation fills the prefetch window | `settings_of_delivery::a_stuck_conversation_that_fills_the_prefetch_window_delays_no_other` |
 //! | 6 a takeover waits until no message is unacked | `scale_out::a_failing_conversation_does_not_keep_a_newcomer_out` |
 //! | 7 a single active consumer is not a lock | `scale_out::a_frozen_worker_that_wakes_up_harms_nothing`, `faults::a_worker_that_falls_into_a_black_hole_is_replaced_and_comes_back`, `worker::simulation` |
 //! | 8 delayed retry, TTL and dead-letter loops reorder | [`queues_are_declared_as_measured`], [`nothing_on_a_message_lets_it_overtake_or_vanish`] |
 //! | 9 streams have no compaction | [`queues_are_declared_as_measured`]: there is none |
-//! | 10 an unroutable message is confirmed | `rabbit::what_no_partition_takes_is_counted_and_kept`, [`what_a_vanished_partition_should_have_taken_is_kept`] |
+//! | 10 an unroutable message is confirmed | `rabbit::unroutable_messages_are_counted_and_kept`, [`messages_for_a_deleted_partition_are_kept`] |
 //! | 11 tasks that share a channel may get each other's confirms | [`every_confirm_is_for_its_own_message`] |
 //! | 12 auto-recovery hides a fail-over | `rabbit::a_connection_that_is_cut_returns_its_messages_in_order` |
 //! | 13 `connect` hangs, and leaks if it is cancelled | `broker_refusals::a_connect_that_is_given_up_leaves_no_thread_and_no_socket` |
 //! | 14 a blocked connection delays its acks | `rabbit::a_private_broker_that_blocks_publishers_still_takes_acks_and_heals` |
-//! | 15 a message that stays unacked for long keeps the log of the queue from shrinking | `retry::the_hold_runs_only_while_others_are_served`, `retry::what_is_too_late_expires` |
-//! | 16 a stream ends without an error | `rabbit::a_deleted_queue_is_borrowed_from_again_once_it_is_declared_again` |
-//! | 17 the dead-letter target is missing | [`what_a_policy_kills_is_a_dead_letter_in_its_place`] |
+//! | 15 a message that stays unacked for long keeps the log of the queue from shrinking | `retry::the_hold_runs_only_while_others_are_served`, `retry::a_message_past_its_deadline_expires` |
+//! | 16 a stream ends without an error | `rabbit::a_queue_is_consumed_again_after_it_is_declared_again` |
+//! | 17 the dead-letter target is missing | [`a_message_that_a_policy_removes_is_dead_lettered_in_its_place`] |
 //! | 18 a new queue loses confirmed messages if its broker is killed | [`queues_are_declared_as_measured`]: all queues are declared before the first message |
 //! | 19 a declare with another argument closes the channel | `rabbit::a_queue_of_another_kind_is_refused`, `rabbit::another_number_of_partitions_is_refused` |
 //! | 20 a repeat after an unknown outcome overtakes | `rabbit::publishers_of_one_lane_stay_in_the_order_of_their_calls`, `faults::connections_that_are_cut_lose_nothing` |
@@ -114,7 +114,7 @@ on_every_rabbit! {
         assert!(windows.iter().all(|window| *window == u64::from(PREFETCH)), "{windows:?}");
     }
 
-    async fn what_a_policy_kills_is_a_dead_letter_in_its_place(bench: Bench) {
+    async fn a_message_that_a_policy_removes_is_dead_lettered_in_its_place(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
         // An operator's policy for all queues: the smaller limit overrides our argument.
@@ -138,7 +138,7 @@ on_every_rabbit! {
         dead_letter_reader.close().await;
     }
 
-    async fn what_a_vanished_partition_should_have_taken_is_kept(bench: Bench) {
+    async fn messages_for_a_deleted_partition_are_kept(bench: Bench) {
         let vhost = bench.vhost().unwrap();
         let queue = open_rabbit(&vhost.url()).await;
         vhost.delete_queue(&format!("causeway.w.{}", home()));

@@ -225,7 +225,7 @@ on_every_engine! {
         }
     }
 
-    async fn what_ends_a_chat_without_an_agent_is_told_also_as_a_question(bench: Bench) {
+    async fn the_end_of_a_chat_without_an_agent_is_told_also_as_a_question(bench: Bench) {
         let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
         relay.start("c-1").await;
         relay.reaches("c-1", "waiting").await;
@@ -373,7 +373,7 @@ on_every_engine! {
         }
     }
 
-    async fn what_nobody_knows_goes_on_as_text_and_is_counted(bench: Bench) {
+    async fn unknown_items_are_relayed_as_text_and_counted(bench: Bench) {
         let relay = started(plan(&bench), VirtualAgentSwitches::default()).await;
         let group = with_agent(&relay, "c-1").await;
         let items = vec![

@@ -119,7 +119,7 @@ fn every_panel_has_a_unit_and_says_what_to_do() {
 }
 
 #[test]
-fn nothing_is_asked_for_that_nobody_measures() {
+fn each_query_asks_for_an_exported_metric() {
     let names = read("src/telemetry/names.rs");
     let mut asked: Vec<(String, String)> = alerts()
         .into_iter()
@@ -262,7 +262,7 @@ fn reads_settings(args: &[String]) -> bool {
 }
 
 #[test]
-fn what_a_document_says_to_type_can_be_typed() {
+fn commands_in_the_documents_can_be_run() {
     let mut counted = 0;
     for document in ["README.md", RUNBOOK] {
         for (line, args) in calls(&read(document)) {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_overlooked_is_refused() {
+    fn unknown_parameters_are_refused() {
         for body in [
             r#"{"destinaton":"xo"}"#,
             r#"{"conversation":""}"#,

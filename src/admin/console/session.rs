@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_for_who_had_the_token_and_ends() {
+    fn a_session_needs_the_token_and_ends() {
         let ours = tokens(&["other", "secret", ""]);
         assert!(ConsoleSession::begin(&ours, "secre", now(0)).is_none());
         assert!(ConsoleSession::begin(&ours, "", now(0)).is_none());

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_says_who_comes_and_what_is_allowed() {
+    fn a_token_has_a_name_and_a_role() {
         let token = |name: &str, token: &str, role| AdminToken {
             name: name.to_owned(),
             token: SecretString::from(token),

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_mentioned() {
+    fn unknown_values_are_left_out() {
         let say = |kind, notice: &Notice| texts().render(kind, notice, |_| true).unwrap_or_default();
         assert_eq!(say(TextKind::Waiting, &notice()), "Please wait.");
         let placed = Notice { position: Some(2), ..notice() };

@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_went_astray_are_a_failure() {
+    fn unroutable_messages_are_a_failure() {
         let depth = QueueDepth { unroutable: 2, ..QueueDepth::default() };
         let findings = depths("RabbitMQ 4.3.6", 8, &depth);
         assert!(findings[0].ok && !findings[1].ok && findings[1].what.contains("2 messages"), "{findings:?}");

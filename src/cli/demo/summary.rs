@@ -335,18 +335,18 @@ mod tests {
     }
 
     #[test]
-    fn what_arrived_in_order_is_neither_lost_nor_overtaken() {
+    fn messages_in_order_are_neither_lost_nor_overtaken() {
         assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["1", "2", "3"])), (3, 3, 0, 0));
     }
 
     #[test]
-    fn what_never_arrived_is_lost() {
+    fn a_message_that_never_arrived_is_lost() {
         assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["1", "3"])), (3, 2, 1, 0));
         assert_eq!(counts(&taken("a", &["1"]), &arrived("b", &["1"])).2, 1);
     }
 
     #[test]
-    fn who_arrives_after_a_later_one_was_overtaken() {
+    fn a_message_after_a_later_one_was_overtaken() {
         assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["2", "3", "1"])), (3, 3, 0, 1));
         assert_eq!(counts(&taken("a", &["1", "2", "3"]), &arrived("a", &["3", "2", "1"])).3, 2);
     }
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeat_is_counted_once_and_what_nobody_asked_for_too() {
+    fn a_repeat_and_an_unexpected_arrival_are_counted_once() {
         let arrived = arrived("a", &["1", "2", "1", "notice"]);
         assert_eq!(counts(&taken("a", &["1", "2"]), &arrived), (3, 3, 0, 0));
     }

@@ -318,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_once_and_in_order_is_well() {
+    fn one_arrival_in_order_is_valid() {
         let seen = judged(&[taken(&[call(10_000, 1)]), taken(&[failed(20_000), call(30_000, 2)])], &[]);
         assert_eq!((seen.accepted, seen.delivered, seen.dead), (2, 2, 0));
         assert_eq!((seen.repeats, seen.breaches), (vec![], vec![]));
     }
 
     #[test]
-    fn what_was_taken_and_came_to_no_end_is_lost() {
+    fn an_accepted_message_without_an_end_is_lost() {
         assert_eq!(judged(&[taken(&[failed(10_000)])], &[]).breaches, [(0, BrokenPromise::Lost)]);
         let unanswered = MessageTrace { accepted: None, ..taken(&[]) };
         assert_eq!(judged(&[unanswered], &[]).breaches, [], "nobody promised anything");

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_says_nothing() {
+    fn a_skipped_turn_has_no_text() {
         let route = route();
         let json = event(
             r#""message": "from the bot", "overrideMessagePayload": {"body": "x"}, "agent_transfer": true"#,

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_an_error() {
+    fn invalid_json_is_an_error() {
         for broken in
             ["", "{", r#"{"a": }"#, r#"{"a": 1} x"#, r#"{"b": [1,]}"#, "{'a': 1}", r#"{"a": {"b"}}"#]
         {

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_stays() {
+    fn text_that_is_no_reference_stays() {
         for text in [
             "a & b && c",
             "R&D",

@@ -46,7 +46,7 @@ fn a_message_reads_as_it_was_meant() {
 }
 
 #[test]
-fn what_people_type_is_no_tag() {
+fn typed_angle_brackets_are_no_tag() {
     for text in [
         "a < b && c > d",
         "if a <i and j> b",

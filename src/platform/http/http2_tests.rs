@@ -120,7 +120,7 @@ async fn it_is_used_where_it_is_offered_and_one_connection_does() {
 }
 
 #[tokio::test]
-async fn what_is_refused_unread_was_certainly_not_heard() {
+async fn a_request_refused_unread_was_not_processed() {
     let platform = Platform::start(First::Refused).await;
     let refused = platform.call().await.expect_err("the first is refused");
     assert_eq!((refused.sent, refused.kind), (SentState::No, NoAnswerKind::Reset));
@@ -146,7 +146,7 @@ async fn a_silent_connection_is_given_up_before_the_next_request_goes_into_it() 
 }
 
 #[tokio::test]
-async fn one_that_ends_in_good_order_harms_nobody() {
+async fn a_worker_that_stops_in_order_delays_no_other() {
     let platform = Platform::start(First::Last).await;
     for _ in 0..20 {
         assert_eq!(platform.call().await, Ok(StatusCode::OK));

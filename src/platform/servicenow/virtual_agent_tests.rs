@@ -157,7 +157,7 @@ fn parse(item: &str) -> ItemMeaning {
 
 /// FACTS.md, controls of va-api-controls.md: the words and every address.
 #[test]
-fn what_is_put_together_is_read_apart() {
+fn items_of_one_callback_are_read_one_by_one() {
     let text = |item: &str| match parse(item) {
         ItemMeaning::Text(text) | ItemMeaning::Notice(text) => text,
         ItemMeaning::Question(question) => question.text,

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_2xx_is_told_apart() {
+    async fn answers_other_than_2xx_are_distinguished() {
         for (status, kind) in [
             (302, AnswerKind::NotReady(NotReady::Redirect)),
             (401, AnswerKind::Credentials),

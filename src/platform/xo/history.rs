@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_hides_nothing() {
+    fn an_unreadable_entry_hides_no_other_entry() {
         let messages = [
             json!(7),
             json!({"type": "incoming", "components": "none"}),

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_stays() {
+    fn text_that_is_no_template_stays() {
         for text in ["hello", "{not json}", "[1] is first", "{\"a\":1}", "7", "\"quoted\"", "[]", "{}"] {
             assert_eq!(readable(text).as_deref(), Some(text), "{text}");
         }

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn an_invalid_key_is_refused() {
         let of_bytes = |count: usize| format!("whsec_{}", BASE64.encode(vec![7; count]));
         for good in [of_bytes(24), of_bytes(32), of_bytes(64), of_bytes(32).trim_end_matches('=').to_owned()]
         {

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_waits_for_neighbours_does_not_wait_long() {
+    async fn a_partial_ack_batch_is_flushed_soon() {
         let (mut state, now) = (BatchState { delivered: 100, ..BatchState::default() }, Instant::now());
         state.ack(1, now);
         state.ack(2, now + MAX_DELAY / 2);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_told_in_one_word() {
+    fn consecutive_acks_are_one_frame() {
         let mut state = BatchState::default();
         assert_eq!(told(&mut state, &[2, 1, 3]), [up_to(3)]);
         assert_eq!(told(&mut state, &[4]), [one(4)]);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_air_is_never_told() {
+    fn deliveries_in_flight_are_never_acked() {
         let mut state = BatchState::default();
         assert_eq!(told(&mut state, &[2, 3]), [one(2), one(3)]);
         // 2 and 3 are acked: no later ack may name either tag.

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused_without_its_password() {
+    fn an_invalid_list_is_refused_without_the_password() {
         for url in [
             "amqp://u:hunter2@one/%2f;amqp://u:hunter2@two/%2f",
             "amqp://u:hunter2@one;two/%2f",

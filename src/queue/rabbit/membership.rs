@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_yields_to_who_does_not_wait() {
+    fn a_worker_yields_only_to_a_waiting_worker() {
         let everywhere = preferred_elsewhere("a", &peers(&["b"], None), &tuning());
         let some = everywhere.keys().next().unwrap().to_string();
         assert!(preferred_elsewhere("a", &peers(&["b"], Some(&[])), &tuning()).is_empty());

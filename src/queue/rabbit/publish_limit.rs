@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_leaves_in_turn() {
+    fn waiting_publishes_leave_in_order() {
         let mut limits = PerQueueLimit::new();
         let left: Vec<usize> =
             (0..MAX_UNCONFIRMED_PER_QUEUE + 3).filter_map(|request| limits.enter("a", request)).collect();

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_keeps_its_bytes() {
+    fn an_unreadable_message_keeps_its_bytes() {
         let mut foreign = delivery(BasicProperties::default(), b"\xff\x00 not ours");
         let (message, trouble) = decode(&mut foreign, Destination::ServiceNow);
         assert_eq!(&message.body[..], b"\xff\x00 not ours");

@@ -12,7 +12,7 @@ use crate::sandbox::botkit::{
 };
 
 #[tokio::test]
-async fn an_acknowledgement_alone_leaves_the_bot_silent() {
+async fn the_answer_202_alone_leaves_the_bot_silent() {
     let scene = Scene::help_desk().await;
     let answer = scene.user.says("hello").await;
     assert_eq!((answer.status, answer.supports_ack), (200, true));
@@ -71,7 +71,7 @@ async fn a_skip_lets_the_turn_go_on_without_the_words() {
 }
 
 #[tokio::test]
-async fn what_happens_after_the_wait_is_a_switch() {
+async fn the_result_of_a_timeout_is_a_switch() {
     let silent = BotKitSwitches { turn_wait_ms: 20, ..BotKitSwitches::default() };
     let scene = Scene::new(BotScript::help_desk(), silent).await;
     scene.user.says("lost").await;

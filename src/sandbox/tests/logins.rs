@@ -16,7 +16,7 @@ fn by_refresh(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_living_token_is_given_out_again_and_opens_the_door() {
+async fn a_valid_token_is_used_again() {
     let bench = Bench::new(by_hand()).await;
     let first = OAuthClient::default().refresh_token;
     let (status, granted) = token(&bench, &by_refresh(&first)).await;

@@ -112,12 +112,12 @@ async fn is_not_sent_again(status: StatusCode) {
 }
 
 #[tokio::test]
-async fn what_was_delivered_is_not_sent_again() {
+async fn a_delivered_message_is_not_sent_again() {
     is_not_sent_again(StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn what_was_buried_is_not_sent_again() {
+async fn a_dead_lettered_message_is_not_sent_again() {
     is_not_sent_again(StatusCode::BAD_REQUEST).await;
 }
 

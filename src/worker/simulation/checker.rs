@@ -30,12 +30,12 @@ pub(super) fn judge(history: &History, played: &PlayedHistory) -> Vec<String> {
     nothing_overtakes(played, &mut broken);
     dead_letters_have_died_rightly(history, played, &mut broken);
     a_wish_to_be_left_alone_is_granted(played, &mut broken);
-    who_stops_starts_nothing(played, &mut broken);
+    a_stopped_worker_starts_no_attempt(played, &mut broken);
     match history.weather {
         BrokerWeather::Storm => {}
         BrokerWeather::Poison => the_healthy_are_not_delayed(history, played, &mut broken),
         BrokerWeather::Outage => an_outage_is_probed_only(history, played, &mut broken),
-        BrokerWeather::Clocks => a_step_holds_up_nobody(history, played, &mut broken),
+        BrokerWeather::Clocks => a_step_delays_no_message(history, played, &mut broken),
     }
     broken
 }
@@ -151,7 +151,7 @@ fn a_wish_to_be_left_alone_is_granted(played: &PlayedHistory, broken: &mut Vec<S
     }
 }
 
-fn who_stops_starts_nothing(played: &PlayedHistory, broken: &mut Vec<String>) {
+fn a_stopped_worker_starts_no_attempt(played: &PlayedHistory, broken: &mut Vec<String>) {
     for (worker, stopped) in &played.stopped {
         let after = |it: &&AskedCall| it.worker == *worker && it.began > *stopped + TICK;
         broken.extend(
@@ -179,7 +179,7 @@ fn the_healthy_are_not_delayed(history: &History, played: &PlayedHistory, broken
 }
 
 /// If a clock was ahead, a message may expire early. Every delivered message is delivered at once.
-fn a_step_holds_up_nobody(history: &History, played: &PlayedHistory, broken: &mut Vec<String>) {
+fn a_step_delays_no_message(history: &History, played: &PlayedHistory, broken: &mut Vec<String>) {
     let (ahead, _) = history.wrong_clocks();
     for ((line, n), accepted) in &played.accepted {
         if history.lines[*line].poison.is_some() {

@@ -65,7 +65,7 @@ fn an_outage_costs_probes_and_no_messages() {
 }
 
 #[test]
-fn a_clock_that_steps_loses_nothing_and_holds_up_nobody() {
+fn a_step_of_the_clock_loses_and_delays_nothing() {
     survives(BrokerWeather::Clocks, 150);
 }
 

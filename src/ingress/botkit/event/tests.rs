@@ -162,7 +162,7 @@ fn one_address_tells_the_other() {
 }
 
 #[test]
-fn the_agent_sees_who_asks_and_what_was_said() {
+fn the_agent_sees_the_user_and_the_transcript() {
     with(&nested(), |payload| {
         let user = payload.user(&paths()).unwrap();
         assert_eq!((user.name.as_deref(), user.email.as_deref()), (Some("Ada L"), Some("a@example.com")));
@@ -219,7 +219,7 @@ fn files_are_found_by_their_address() {
 }
 
 #[test]
-fn who_asks_is_found_by_the_paths_of_the_settings() {
+fn the_user_is_found_by_the_configured_paths() {
     let teams = json!({"context": {"session": {"UserContext": {"_id": "u-1", "identities": [
         {"type": "msteams", "profileInfo": {"name": "Grace", "email": "grace@example.com"}}]}}}});
     let user = with(&teams, |payload| payload.user(&paths())).unwrap();
@@ -243,7 +243,7 @@ fn half_a_pair_in_a_text_loses_nothing_else() {
 }
 
 #[test]
-fn what_is_no_event_is_refused_with_its_place() {
+fn an_invalid_event_is_refused_with_its_field() {
     let route = route();
     let refusal = |body: &[u8]| EventPayload::read(&route, body).err().map(|refusal| refusal.to_string());
     assert!(refusal(b"[]").unwrap().contains("cannot be used"));

@@ -259,7 +259,7 @@ async fn other_troubles_are_what_they_are_and_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn those_who_waited_share_the_refusal() {
+async fn all_waiting_callers_get_the_refusal() {
     let peer = Peer::saying("HTTP/1.1 401 Unauthorized\n\n").await;
     let client = client(&peer.url, None);
     let calls = (0..20).map(|_| client.queues());
