@@ -51,7 +51,7 @@ use components::{deliverer, file_server, ingress_settings, worker_settings};
 use reload::ChangeHandlers;
 pub use signals::ShutdownReason;
 use signals::SignalHandler;
-pub use stores::{broker_version, open_admin, open_directory, open_queue, place, tuning};
+pub use stores::{broker_version, declare, open_admin, open_directory, open_queue, place, tuning};
 use stores::{directory_settings, open, open_spool, start_directory};
 use systemd::SystemdNotifier;
 use watch::DirectoryHealth;
@@ -74,15 +74,25 @@ pub enum ServiceRoles {
     Ingress,
     /// Queue to the platforms.
     Worker,
+    /// The admin console alone.
+    Console,
 }
 
 impl ServiceRoles {
     const fn takes(self) -> bool {
-        !matches!(self, Self::Worker)
+        matches!(self, Self::Serve | Self::Ingress)
     }
 
     const fn delivers(self) -> bool {
-        !matches!(self, Self::Ingress)
+        matches!(self, Self::Serve | Self::Worker)
+    }
+
+    const fn usage(self) -> RabbitUse {
+        match self {
+            Self::Serve | Self::Worker => RabbitUse::Work,
+            Self::Ingress => RabbitUse::Publish,
+            Self::Console => RabbitUse::Admin,
+        }
     }
 }
 
@@ -190,9 +200,8 @@ impl App {
         let engine = if settings.queue.url.is_some() { "rabbitmq" } else { "embedded" };
         let metrics = Arc::new(Metrics::new(engine)?);
         metrics.show_destinations(&settings.destinations());
-        let usage = if roles.delivers() { RabbitUse::Work } else { RabbitUse::Publish };
         keep_bodies_in(&settings.data_dir);
-        let queue = open(&settings, usage).await?;
+        let queue = open(&settings, roles.usage()).await?;
         let remembers = settings.servicenow.is_some()
             || settings.ingress.handoffs_token.is_set()
             || !settings.xo.bots.is_empty();

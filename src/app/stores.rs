@@ -60,6 +60,13 @@ async fn ready(queue: Queue) -> anyhow::Result<Queue> {
     Ok(queue)
 }
 
+/// Makes the exchanges, queues and bindings of the broker that `queue.url` names, whatever `queue.declare` says.
+pub async fn declare(settings: &Settings, limit: Duration) -> anyhow::Result<()> {
+    let url = settings.queue.url.clone();
+    let url = url.context("queue.url is missing: the embedded engine needs no declaration")?;
+    Ok(rabbit::declare(&rabbit_settings(url, settings, RabbitUse::Admin), limit).await?)
+}
+
 pub(super) async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Result<Queue> {
     let Some(url) = settings.queue.url.clone() else {
         let tuning = tuning(settings);
@@ -73,7 +80,7 @@ pub(super) async fn open(settings: &Settings, usage: RabbitUse) -> anyhow::Resul
 }
 
 fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> RabbitSettings {
-    let worker = uuid::Uuid::new_v4().simple().to_string();
+    let worker = process_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default());
     RabbitSettings {
         url,
         tls: settings.queue.tls.clone(),
@@ -84,6 +91,15 @@ fn rabbit_settings(url: BrokerUrl, settings: &Settings, usage: RabbitUse) -> Rab
         usage,
         worker,
     }
+}
+
+/// The name of this process at the broker, unique to each process. It begins with the machine, for a person who looks at the
+/// connections and consumers.
+fn process_name(host: &str) -> String {
+    let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || "-_.".contains(*letter);
+    let host: String = host.chars().filter(is_plain).take(63).collect();
+    let random = uuid::Uuid::new_v4().simple();
+    if host.is_empty() { random.to_string() } else { format!("{host}-{random}") }
 }
 
 /// The settings of the queue that both engines share.
@@ -116,4 +132,17 @@ pub(super) fn directory_settings(settings: &Settings) -> DirectorySettings {
         config::DirectoryConfig::Postgres(url) => DirectoryUrl::Postgres(url.clone()),
     };
     DirectorySettings { url }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_called_after_its_machine() {
+        let (one, other) = (process_name("chat-1.example\n"), process_name("chat-1.example\n"));
+        assert!(one.starts_with("chat-1.example-") && one != other, "{one} {other}");
+        assert_eq!(process_name("").len(), 32);
+        assert!(process_name(&"x".repeat(300)).len() < 100, "a tag of a consumer has at most 255 bytes");
+    }
 }

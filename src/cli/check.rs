@@ -87,7 +87,9 @@ pub(super) async fn run(args: &CheckArgs, sources: &SettingFiles) -> Result<(), 
     if args.print {
         return Ok(output::line(Settings::print(sources.file(), &sources.environment).trim_end())?);
     }
-    let settings = sources.settings_for_admin(RunPurpose::Check)?;
+    // An ingress has no login for ServiceNow. `roles` reports what it lacks itself.
+    let purpose = if args.role == Some(CheckRole::Ingress) { RunPurpose::Admin } else { RunPurpose::Check };
+    let settings = sources.settings_for_admin(purpose)?;
     let paint = AnsiPaint::stdout(&sources.environment);
     let roles = roles(args.role, &settings, sources);
     let warnings: Vec<_> = settings.warnings.iter().map(unsafe_setting).collect();

@@ -65,6 +65,9 @@ enum CliVerb {
     Ingress,
     /// Deliver messages: queue to ServiceNow and XO. With RabbitMQ, run as many workers as needed
     Worker,
+    /// Serve the admin console and its API alone, with a broker user of its own, so that the ingress needs no right to read
+    /// dead letters
+    Console,
     /// Serve the files of conversations to holders of a link: GET /v1/files/{token}
     Files,
     /// Simulate ServiceNow and XO, scriptable over HTTP
@@ -85,7 +88,7 @@ enum CliVerb {
     Spool(spool::SpoolArgs),
     /// Inspect conversations, or erase one
     Conversations(conversations::ConversationsArgs),
-    /// Print what an administrator of RabbitMQ imports: exchanges, queues, policies, and a user for each role
+    /// Prepare RabbitMQ: make the exchanges and queues, or print them for an administrator, with a user for each role
     Broker(broker::BrokerArgs),
     /// Configure ServiceNow: REST Message, Business Rule, queues
     #[command(name = "servicenow")]
@@ -183,6 +186,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Serve => serve(&sources, RunPurpose::Serve, ServiceRoles::Serve).await,
         CliVerb::Ingress => serve(&sources, RunPurpose::Ingress, ServiceRoles::Ingress).await,
         CliVerb::Worker => serve(&sources, RunPurpose::Worker, ServiceRoles::Worker).await,
+        CliVerb::Console => serve(&sources, RunPurpose::Console, ServiceRoles::Console).await,
         CliVerb::Files => {
             let (settings, source) = sources.reloadable(RunPurpose::Files)?;
             start_logging(&settings.log);
@@ -198,7 +202,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
         CliVerb::Dead(args) => Box::pin(dead::run(args, &sources)).await,
         CliVerb::Conversations(args) => Box::pin(conversations::run(args, &sources)).await,
         CliVerb::Spool(args) => spool::run(args, &sources),
-        CliVerb::Broker(args) => broker::run(args, &sources),
+        CliVerb::Broker(args) => Box::pin(broker::run(args, &sources)).await,
         CliVerb::ServiceNow(args) => Box::pin(servicenow::run(*args, &sources)).await,
         CliVerb::Pilot(args) => Box::pin(pilot::run(&args, &sources)).await,
         CliVerb::Completions(args) => manual::completions(&args),
@@ -206,7 +210,7 @@ pub async fn run(cli: Cli, environment: Environment) -> Result<(), CliFailure> {
     }
 }
 
-/// `serve`, `ingress` and `worker`: the same process with different roles.
+/// `serve`, `ingress`, `worker` and `console`: the same process with different roles.
 async fn serve(sources: &SettingFiles, purpose: RunPurpose, roles: ServiceRoles) -> Result<(), CliFailure> {
     let (settings, source) = sources.reloadable(purpose)?;
     start_logging(&settings.log);

@@ -48,6 +48,8 @@ pub enum RunPurpose {
     Worker,
     /// The files of conversations.
     Files,
+    /// The admin console alone.
+    Console,
     /// Calls every side that the settings name.
     Check,
     /// Commands for operators: queue and directory.

@@ -40,6 +40,9 @@ pub(super) fn check(settings: &Settings, purpose: RunPurpose, reader: &mut Setti
     if purpose != RunPurpose::Files {
         network::check_stores(reader);
     }
+    if purpose == RunPurpose::Console && settings.admin_tokens.is_empty() {
+        reader.wrong("admin.token", "is missing: without a token nobody can open the console");
+    }
     if purpose == RunPurpose::Files {
         servicenow(settings, reader);
         if settings.servicenow.is_none() && !reader.is_set("servicenow.host_url") {

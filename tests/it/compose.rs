@@ -34,7 +34,7 @@ fn services() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     for line in body.lines() {
         let name = line.strip_prefix("  ").and_then(|rest| rest.strip_suffix(':'));
-        match name.filter(|name| name.bytes().all(|byte| byte.is_ascii_lowercase())) {
+        match name.filter(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')) {
             Some(name) => found.push((name.to_owned(), String::new())),
             None => found.iter_mut().rev().take(1).for_each(|(_, block)| {
                 block.push_str(line);
@@ -114,20 +114,55 @@ fn every_service_keeps_to_its_bounds() {
     }
 }
 
+fn block(name: &str) -> String {
+    services().into_iter().find(|(service, _)| service == name).unwrap_or_else(|| panic!("{name}")).1
+}
+
+fn secrets(name: &str) -> BTreeSet<String> {
+    let block = block(name);
+    let line = block.lines().find_map(|line| line.trim().strip_prefix("secrets: [")).unwrap();
+    line.trim_end_matches(']').split(", ").map(str::to_owned).collect()
+}
+
+const ROLES: [&str; 3] = ["ingress", "worker", "console"];
+
 #[test]
-fn the_shell_of_an_operator_has_the_settings_of_both_roles() {
-    let services = services();
-    let block = |name: &str| &services.iter().find(|(service, _)| service == name).unwrap().1;
-    let secrets = |name: &str| -> BTreeSet<String> {
-        let line = block(name).lines().find_map(|line| line.trim().strip_prefix("secrets: [")).unwrap();
-        line.trim_end_matches(']').split(", ").map(str::to_owned).collect()
-    };
-    let both = &secrets("ingress") | &secrets("worker");
-    assert_eq!(secrets("tool"), both);
-    assert!(block("tool").contains("<<: [*ingress, *worker]") && block("tool").contains("profiles: [tool]"));
-    for role in ["ingress", "worker"] {
+fn the_shell_of_an_operator_has_the_settings_of_all_roles() {
+    let of_broker = |secret: &String| secret.starts_with("queue_url");
+    let mut all: BTreeSet<String> = ROLES.iter().flat_map(|role| secrets(role)).collect();
+    all.retain(|secret| !of_broker(secret));
+    all.insert("queue_url".to_owned());
+    assert_eq!(secrets("tool"), all);
+    let tool = block("tool");
+    assert!(tool.contains("<<: [*ingress, *worker, *console]") && tool.contains("profiles: [tool]"));
+    for role in ROLES {
         assert!(block(role).contains(&format!("environment: &{role}")), "{role}");
     }
+}
+
+#[test]
+fn no_serving_process_may_make_queues() {
+    for (role, user) in [("ingress", "ingress"), ("worker", "worker"), ("console", "operator")] {
+        let (block, secrets) = (block(role), secrets(role));
+        let file = format!("CAUSEWAY_QUEUE__URL_FILE: /run/secrets/queue_url_{user}\n");
+        assert!(block.contains(&file), "{role}");
+        let of_broker: Vec<_> = secrets.iter().filter(|secret| secret.starts_with("queue_url")).collect();
+        assert_eq!(of_broker, [&format!("queue_url_{user}")], "{role} has the login of its own user alone");
+        assert!(block.contains("depends_on: *stores") || block.contains("depends_on: &stores"), "{role}");
+        assert!(!block.contains("QUEUE__DECLARE"), "{role} has the shared value, which is check");
+        for path in ["deploy/secrets/generate", "deploy/secrets/demo/rabbitmq_roles.json"] {
+            assert!(read(path).contains(&format!("\"name\": \"causeway-{user}\"")), "{path}: {user}");
+        }
+    }
+    let compose = read("docker-compose.yml");
+    assert!(compose.contains("CAUSEWAY_QUEUE__DECLARE: ${CAUSEWAY_QUEUE__DECLARE:-check}"));
+    assert!(compose.contains("broker-setup: { condition: service_completed_successfully }"));
+    let setup = block("broker-setup");
+    for part in ["command: [broker, declare]", "restart: \"no\"", "<<: *settings", "/run/secrets/queue_url\n"]
+    {
+        assert!(setup.contains(part), "{part}");
+    }
+    assert!(!secrets("ingress").contains("admin_token"), "the public process serves no console");
 }
 
 #[test]

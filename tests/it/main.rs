@@ -43,6 +43,7 @@ mod incidents;
 mod ingress;
 mod least_privilege;
 mod majority;
+mod manifests;
 mod memory;
 mod metrics;
 mod network;

@@ -233,8 +233,8 @@ fn calls(document: &str) -> Vec<(String, Vec<String>)> {
         "docker compose exec worker causeway ",
         "docker compose exec ingress causeway ",
         "docker compose run --rm tool ",
-        "kubectl -n causeway exec deployment/worker -- causeway ",
-        "kubectl -n causeway exec statefulset/ingress -- causeway ",
+        "kubectl -n causeway exec deployment/causeway-worker -- causeway ",
+        "kubectl -n causeway exec statefulset/causeway-ingress -- causeway ",
         "causeway ",
     ];
     let mut found = Vec::new();

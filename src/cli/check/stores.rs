@@ -67,8 +67,8 @@ pub(super) async fn queue(settings: &Settings) -> Vec<CheckFinding> {
         Ok(false) => findings.push(CheckFinding {
             ok: true,
             what: format!("queue: {engine}: the bindings were not tested"),
-            hint: "the user of queue.url may not make a temporary queue (the right to configure ^amq\\.gen): compare the bindings \
-                   with \"Rights of the broker's user\" in deploy/README.md"
+            hint: "the user of queue.url may not bind a temporary queue (the rights on ^amq\\.gen, and to read the exchanges in and \
+                   dlx). `causeway broker declare` with a user who may make queues restores the bindings"
                 .to_owned(),
         }),
         Err(error @ QueueError::Refused(_)) => findings.push(queue_trouble(engine, &error.into())),

@@ -20,7 +20,7 @@ use lapin::{BasicProperties, Channel, Connection, Consumer, ExchangeKind};
 use tokio::time::Instant;
 
 use super::connections::BrokerConnections;
-use super::names::Exchange;
+use super::names::{Exchange, TopologyNames};
 use super::topology::{ANSWER_TIMEOUT, QueueDeclare, code};
 use super::{RabbitError, RabbitSettings, RabbitUse, within};
 use crate::clock;
@@ -124,7 +124,7 @@ impl ClockQueues {
     async fn open(connection: &Connection, settings: &RabbitSettings) -> Result<Self, RabbitError> {
         let clock = settings.names.exchange(Exchange::Clock);
         if settings.declare == QueueDeclare::Make {
-            declare(connection, &clock).await?;
+            declare(connection, &settings.names).await?;
         }
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let own = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
@@ -183,7 +183,8 @@ impl ClockQueues {
 
 /// Declares the exchange on a channel of its own, because a refusal ends the channel. A user without the right to declare
 /// it may use it if an administrator has made it.
-async fn declare(connection: &Connection, clock: &str) -> Result<(), RabbitError> {
+pub(super) async fn declare(connection: &Connection, names: &TopologyNames) -> Result<(), RabbitError> {
+    let clock = names.exchange(Exchange::Clock);
     let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declare =

@@ -53,7 +53,8 @@ pub(super) async fn connect(
     let known = *last.lock().unwrap_or_else(PoisonError::into_inner);
     // The sort is stable: all others keep the order of the URL.
     addresses.sort_by_key(|one| Some(one.address) != known);
-    let name = format!("causeway {purpose} {}", settings.worker);
+    let role = settings.usage.as_str();
+    let name = format!("causeway {role} {purpose} {}", settings.worker);
     let mut waiting = addresses.into_iter();
     let mut attempts = FuturesUnordered::new();
     loop {

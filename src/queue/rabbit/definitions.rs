@@ -19,6 +19,9 @@ use crate::queue::QueueTuning;
 const CONSUMER_DISCONNECTED: Duration = Duration::from_secs(20);
 const LENGTH_MAX: u64 = 1 << 30;
 
+const WORKER: &str = "worker";
+const OPERATOR: &str = "operator";
+
 /// What the definitions are made for.
 #[derive(Debug, Clone)]
 pub struct DefinitionSettings {
@@ -28,6 +31,8 @@ pub struct DefinitionSettings {
     pub users: String,
     /// Major and minor version of the broker.
     pub version: (u32, u32),
+    /// The user of the worker has the rights of the operator, too.
+    pub worker_is_operator: bool,
 }
 
 /// The rights of a role: patterns of the names, behind the prefix, that it configures, writes and reads. Each role also
@@ -42,19 +47,34 @@ struct Role {
 const ROLES: [Role; 3] = [
     Role { name: "ingress", configure: &[], write: &["in", "dlx", "clock"], read: &["clock"] },
     Role {
-        name: "worker",
+        name: WORKER,
         configure: &[],
         write: &["in", "dlx", "workers", "clock"],
         // The right to read dead letters lets the worker count them on 4.3.
         read: &[r"w\..+", r"dlq\..+", "unrouted", "workers", "clock"],
     },
     Role {
-        name: "operator",
+        name: OPERATOR,
         configure: &[r"reader\..+"],
         write: &["in", "dlx", r"reader\..+", "clock"],
         read: &[r"w\..+", r"dlq\..+", "unrouted", r"reader\..+", "workers", "clock"],
     },
 ];
+
+impl Role {
+    /// The patterns for configure, write and read.
+    fn rights(&self, settings: &DefinitionSettings) -> [Vec<&'static str>; 3] {
+        let mut rights = [self.configure, self.write, self.read].map(<[_]>::to_vec);
+        if self.name == WORKER && settings.worker_is_operator {
+            for more in ROLES.iter().filter(|role| role.name == OPERATOR) {
+                for (own, more) in rights.iter_mut().zip([more.configure, more.write, more.read]) {
+                    own.extend(more.iter().filter(|pattern| !own.contains(pattern)).collect::<Vec<_>>());
+                }
+            }
+        }
+        rights
+    }
+}
 
 /// The definitions as one JSON object.
 pub fn definitions(names: &TopologyNames, tuning: &QueueTuning, settings: &DefinitionSettings) -> Value {
@@ -65,9 +85,8 @@ pub fn definitions(names: &TopologyNames, tuning: &QueueTuning, settings: &Defin
         let hashing = "rabbit_password_hashing_sha256";
         json!({ "name": user(role.name), "password_hash": "", "hashing_algorithm": hashing, "tags": [] })
     });
-    let permissions = ROLES.map(|role| {
-        let [configure, write, read] =
-            [role.configure, role.write, role.read].map(|patterns| names.permission(patterns));
+    let permissions = ROLES.each_ref().map(|role| {
+        let [configure, write, read] = role.rights(settings).map(|patterns| names.permission(&patterns));
         json!({ "user": user(role.name), "vhost": vhost, "configure": configure, "write": write, "read": read })
     });
     let mut exchanges: Vec<_> = topology::exchanges(names).into_iter().collect();
@@ -140,7 +159,10 @@ mod tests {
         let publish_timeout = Duration::from_secs(5);
         let tuning = QueueTuning { destinations, partitions: 2, prefetch: 4, publish_timeout };
         let names = TopologyNames::parse("causeway.").unwrap();
-        definitions(&names, &tuning, &DefinitionSettings { vhost: "v".into(), users: "c".into(), version })
+        let vhost = "causeway".to_owned();
+        let settings =
+            DefinitionSettings { vhost, users: "causeway".into(), version, worker_is_operator: true };
+        definitions(&names, &tuning, &settings)
     }
 
     #[test]
@@ -160,20 +182,34 @@ mod tests {
             names("exchanges"),
             ["causeway.clock", "causeway.dlx", "causeway.in", "causeway.in.unrouted", "causeway.workers"]
         );
-        assert_eq!(names("users"), ["c-ingress", "c-operator", "c-worker"]);
-        assert_eq!(made["bindings"].as_array().unwrap().len(), 4);
+        assert_eq!(names("users"), ["causeway-ingress", "causeway-operator", "causeway-worker"]);
+        let bindings = made["bindings"].as_array().unwrap();
+        assert_eq!(bindings.len(), 4);
+        // A message that comes during an import is returned to its sender until its partition is bound.
+        assert_eq!(bindings[3]["destination"], "causeway.unrouted");
         assert!(!made.to_string().contains("null"), "{made}");
+    }
+
+    #[test]
+    fn the_users_of_the_shipped_stack_have_these_rights() {
+        let roles = std::fs::read_to_string("deploy/secrets/demo/rabbitmq_roles.json").unwrap();
+        let roles: Value = serde_json::from_str(&roles).unwrap();
+        assert_eq!(roles["permissions"], made((4, 3))["permissions"]);
+        // The script writes the same text into a new folder, with other passwords.
+        let script = std::fs::read_to_string("deploy/secrets/generate").unwrap();
+        for permission in roles["permissions"].as_array().unwrap() {
+            for right in ["configure", "write", "read"] {
+                let written = format!("\"{right}\": {}", permission[right]);
+                assert!(script.contains(&written), "deploy/secrets/generate lacks {written}");
+            }
+        }
     }
 
     #[test]
     fn the_policies_are_those_of_the_shipped_stack() {
         let shipped = std::fs::read_to_string("deploy/rabbitmq/definitions.json").unwrap();
         let shipped: Value = serde_json::from_str(&shipped).unwrap();
-        let mut ours = made((4, 3))["policies"].clone();
-        for policy in ours.as_array_mut().unwrap() {
-            policy["vhost"] = json!("causeway");
-        }
-        assert_eq!(ours, shipped["policies"]);
+        assert_eq!(made((4, 3))["policies"], shipped["policies"]);
         let older = made((3, 10))["policies"].to_string();
         assert!(!older.contains("quorum_queues") && !older.contains("disconnected"), "{older}");
     }

@@ -14,6 +14,7 @@ mod connect;
 mod connections;
 mod consumer;
 mod dead_letters;
+mod declare;
 mod definitions;
 mod majority;
 mod membership;
@@ -42,6 +43,7 @@ use crate::tls::TlsFiles;
 pub use broker_url::BrokerUrl;
 use connections::BrokerConnections;
 pub use dead_letters::RabbitReader;
+pub use declare::declare;
 pub use definitions::{DefinitionSettings, definitions};
 pub use names::TopologyNames;
 use publisher::PublishRequest;
@@ -60,6 +62,17 @@ pub enum RabbitUse {
     Work,
     /// Publishes and reads dead letters.
     Admin,
+}
+
+impl RabbitUse {
+    /// The role in the names of connections.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "ingress",
+            Self::Work => "worker",
+            Self::Admin => "tool",
+        }
+    }
 }
 
 /// The settings of the connection to the broker.

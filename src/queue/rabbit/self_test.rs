@@ -139,7 +139,7 @@ fn property(mut table: &[u8], wanted: &[u8]) -> Option<String> {
 
 impl RabbitQueue {
     /// Sends one message through each exchange to a temporary queue, and checks that both arrive. Returns `false` if the
-    /// user may publish but not make a temporary queue.
+    /// user may publish but not make a temporary queue, or not bind a queue to the exchanges.
     pub(in crate::queue) async fn routes(&self) -> Result<bool, QueueError> {
         let connection = self.connections.publishing();
         let connection =
@@ -154,7 +154,7 @@ impl RabbitQueue {
         }
         let channel = within(ANSWER_TIMEOUT, connection.create_channel()).await?;
         let routed = match temporary(&channel).await {
-            Ok(queue) => through(&channel, queue, &exchanges).await.map(|()| true),
+            Ok(queue) => through(&channel, queue, &exchanges).await,
             Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => Ok(false),
             Err(error) => Err(error.into()),
         };
@@ -194,7 +194,7 @@ async fn temporary(channel: &Channel) -> Result<ShortString, RabbitError> {
     Ok(within(ANSWER_TIMEOUT, declare).await?.name().clone())
 }
 
-async fn through(channel: &Channel, queue: ShortString, exchanges: &[String; 2]) -> Result<(), QueueError> {
+async fn through(channel: &Channel, queue: ShortString, exchanges: &[String; 2]) -> Result<bool, QueueError> {
     let key = format!("check.{}", uuid::Uuid::new_v4().simple());
     for exchange in exchanges {
         let bind = channel.queue_bind(
@@ -204,12 +204,17 @@ async fn through(channel: &Channel, queue: ShortString, exchanges: &[String; 2])
             QueueBindOptions::default(),
             FieldTable::default(),
         );
-        within(ANSWER_TIMEOUT, bind).await?;
+        match within(ANSWER_TIMEOUT, bind).await {
+            // A binding needs the right to read the exchange. The broker has closed the channel, and the queue goes with the
+            // connection.
+            Err(RabbitError::Lapin(error)) if code(&error) == Some(403) => return Ok(false),
+            bound => bound?,
+        }
         send(channel, exchange, &key).await?;
     }
     let delete = channel.queue_delete(queue, QueueDeleteOptions::default());
     let arrived = within(ANSWER_TIMEOUT, delete).await?;
-    if arrived == 2 { Ok(()) } else { Err(unroutable(&format!("{arrived} of 2 messages arrived"))) }
+    if arrived == 2 { Ok(true) } else { Err(unroutable(&format!("{arrived} of 2 messages arrived"))) }
 }
 
 async fn send(channel: &Channel, exchange: &str, key: &str) -> Result<(), QueueError> {

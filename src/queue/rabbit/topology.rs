@@ -131,7 +131,9 @@ pub(super) async fn ensure(
             let any = names.any();
             format!("its user may not make them ({error}): it needs the right to configure {any}")
         }
-        None => "queue.declare is check, so an administrator makes them".to_owned(),
+        None => {
+            "queue.declare is check, so `causeway broker declare` or an administrator makes them".to_owned()
+        }
     };
     let (first, more) = (missing.iter().take(3).cloned().collect::<Vec<_>>().join(", "), missing.len());
     Err(RabbitError::Fatal(QueueError::Refused(format!(
@@ -162,7 +164,8 @@ pub(super) fn exchanges(names: &TopologyNames) -> [(Exchange, ExchangeKind, Fiel
 
 /// All queues, in the order of their declaration. The first partition of a destination is the last one, so its existence
 /// proves that all partitions exist. Another process then counts them correctly meanwhile, and also after an interrupted
-/// start.
+/// start. The queue of unroutable messages is the last of all: until it is bound, the broker returns a message whose
+/// partition does not exist yet, and the sender keeps this message.
 pub(super) fn queues(
     names: &TopologyNames,
     tuning: &QueueTuning,
@@ -174,7 +177,7 @@ pub(super) fn queues(
         exchange: Exchange::Unroutable,
         key: String::new(),
     };
-    let mut queues = vec![unroutable];
+    let mut queues = Vec::new();
     for destination in tuning.destinations.iter() {
         queues.push(DeclaredQueue {
             name: names.dead_letters(destination),
@@ -190,6 +193,7 @@ pub(super) fn queues(
             key: partition.to_string(),
         }));
     }
+    queues.push(unroutable);
     queues
 }
 

@@ -75,6 +75,13 @@ impl Plan {
 
     /// Starts all processes, and waits until they are ready.
     pub(crate) async fn start(self) -> Relay {
+        let relay = self.start_unready().await;
+        relay.ready().await;
+        relay
+    }
+
+    /// Starts all processes. [`Relay::ready`] waits for them.
+    pub(crate) async fn start_unready(self) -> Relay {
         let listener = tokio::net::TcpListener::bind(self.listen).await.expect("a sandbox's address");
         let (username, password) = (self.sandbox.username.clone(), self.sandbox.password.clone());
         let sandbox = Sandbox::start(listener, self.sandbox).await;
@@ -94,9 +101,7 @@ impl Plan {
         .into();
         settings.extend(self.settings);
         let processes = self.roles.into_iter().map(|role| Process::start(role, &settings)).collect();
-        let relay = Relay { sandbox, processes, settings, client: http::client() };
-        relay.ready().await;
-        relay
+        Relay { sandbox, processes, settings, client: http::client() }
     }
 }
 
