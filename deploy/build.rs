@@ -21,9 +21,13 @@ fn main() {
     println!("cargo::rerun-if-changed=deploy/build.rs");
     println!("cargo::rerun-if-changed={ARCHIVED}");
     let known = of_variables().or_else(of_archive).or_else(|| {
-        // Cargo.lock belongs to the sources: with it the mark of a changed tree is up to date.
+        // Each commit changes the log of HEAD. The sources are listed for the mark of a changed tree. A path that is
+        // missing would run this script at each build.
         let commits = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|_| is_release())?;
-        for path in [commits.as_str(), "src", "Cargo.toml", "Cargo.lock"] {
+        for path in [commits.as_str(), "src", "Cargo.toml", "Cargo.lock"]
+            .iter()
+            .filter(|path| Path::new(path).exists())
+        {
             println!("cargo::rerun-if-changed={path}");
         }
         of_git()
