@@ -13,7 +13,6 @@ use std::process::Command;
 const ARCHIVED: &str = "deploy/revision.txt";
 const LENGTH: usize = 12;
 
-#[expect(clippy::print_stdout, reason = "cargo reads what a build script prints")]
 fn main() {
     for variable in ["SOURCE_REVISION", "SOURCE_DATE"] {
         println!("cargo::rerun-if-env-changed={variable}");
