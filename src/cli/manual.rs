@@ -7,7 +7,7 @@ use std::io::Write;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, CliFailure};
+use super::{Cli, CliFailure, VERSION};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
@@ -39,6 +39,6 @@ pub(super) fn man(args: &ManArgs) -> Result<(), CliFailure> {
         })?;
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page)?;
+    clap_mangen::Man::new(command).source(format!("causeway {VERSION}")).render(&mut page)?;
     Ok(std::io::stdout().lock().write_all(&page)?)
 }

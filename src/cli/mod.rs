@@ -36,11 +36,14 @@ use crate::app::{self, ServiceRoles};
 use crate::config::{Environment, ReloadableSettings, RunPurpose, SettingProblems, Settings};
 use crate::telemetry::{LogSettings, start_logging};
 
+/// The version, the revision and the date of the revision; `deploy/build.rs` finds the latter two.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CAUSEWAY_REVISION"), ")");
+
 /// Carries chat conversations between Kore.ai's XO Platform and ServiceNow without losing a message.
 #[derive(Debug, Parser)]
 #[command(
     name = "causeway",
-    version,
+    version = VERSION,
     max_term_width = 100,
     after_help = "Settings come from a TOML file and from environment variables (CAUSEWAY_SERVICENOW__HOST_URL is \
                   servicenow.host_url). `causeway check --print-defaults` prints every key with its default and its \

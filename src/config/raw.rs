@@ -124,7 +124,10 @@ impl RawSettings {
         raw.lay(|layer| layer.add_toml(Path::new(DEFAULTS_PLACE), DEFAULTS));
         if let Some(path) = file {
             match std::fs::read_to_string(path) {
-                Ok(text) => raw.lay(|layer| layer.add_toml(path, &text)),
+                Ok(text) => raw.lay(|layer| {
+                    layer.add_toml(path, &text);
+                    layer.drop_overridden(environment);
+                }),
                 Err(error) => raw.problems.push(SettingProblem {
                     key: "--config".to_owned(),
                     place: SettingSource::Nowhere,
@@ -215,11 +218,20 @@ impl RawSettings {
         }
     }
 
+    /// Removes the secret files whose secret comes from the environment. Such a file is not read: a service may lack the right
+    /// to read the file that the settings name for the administrator's commands.
+    fn drop_overridden(&mut self, environment: &Environment) {
+        let mut above = Self::default();
+        above.add_environment(environment);
+        self.entries.retain(|key, _| {
+            let set = |secret: &str| above.entries.contains_key(secret) || above.entries.contains_key(key);
+            !secret_of_file(key).is_some_and(set)
+        });
+    }
+
     /// Replaces every `<secret>_file` with the content of its file.
     fn read_secret_files(&mut self) {
-        let is_file_of_secret = |key: &&String| {
-            key.strip_suffix("_file").is_some_and(|secret| keys::shown(secret) == Some(KeyVisibility::Secret))
-        };
+        let is_file_of_secret = |key: &&String| secret_of_file(key).is_some();
         let pointers: Vec<String> = self.entries.keys().filter(is_file_of_secret).cloned().collect();
         for pointer in pointers {
             let Some(entry) = self.entries.remove(&pointer) else { continue };
@@ -285,6 +297,11 @@ impl RawSettings {
     }
 }
 
+/// The secret to which a key with `_file` belongs.
+fn secret_of_file(key: &str) -> Option<&str> {
+    key.strip_suffix("_file").filter(|secret| keys::shown(secret) == Some(KeyVisibility::Secret))
+}
+
 /// The secret in a file. It is empty only if the key is the next value of a credential.
 fn secret_of(key: &str, path: &Path) -> Result<String, String> {
     let shown = path.display();
@@ -330,6 +347,27 @@ fn scalar(value: &DeValue<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_file_is_not_read_if_the_environment_has_the_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = folder.path().join("causeway.toml");
+        std::fs::write(&settings, "[servicenow]\npassword_file = \"/nowhere/password\"\n").unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "of the file\n").unwrap();
+        let file = file.to_str().unwrap();
+        for (variable, value, expected) in [
+            ("CAUSEWAY_SERVICENOW__PASSWORD_FILE", file, "of the file"),
+            ("CAUSEWAY_SERVICENOW__PASSWORD", "of the variable", "of the variable"),
+        ] {
+            let raw = RawSettings::read(Some(&settings), &Environment::from([(variable, value)]));
+            assert!(raw.problems.is_empty(), "{variable}");
+            let expected = WrittenValue::One(expected.to_owned());
+            assert!(raw.entries["servicenow.password"].written == expected, "{variable}");
+        }
+        let raw = RawSettings::read(Some(&settings), &Environment::default());
+        assert!(raw.problems[0].reason.contains("cannot read /nowhere/password"), "without a variable");
+    }
 
     #[test]
     fn service_links_are_not_settings() {

@@ -22,6 +22,22 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
+fn the_version_says_what_was_built() {
+    let output = causeway(&["--version"]).output().unwrap();
+    let told = stdout(&output);
+    let start = concat!("causeway ", env!("CARGO_PKG_VERSION"), " (");
+    let built = told
+        .strip_prefix(start)
+        .and_then(|rest| rest.strip_suffix(")\n"))
+        .unwrap_or_else(|| panic!("{told}"));
+    // A build from a changed tree says so. A debug build does not ask for the revision.
+    let known = built.trim_end_matches(", changed").split_once(' ').is_some_and(|(revision, date)| {
+        revision.bytes().all(|byte| byte.is_ascii_hexdigit()) && date.parse::<jiff::civil::Date>().is_ok()
+    });
+    assert!(known || built == "unknown revision", "{told}");
+}
+
+#[test]
 fn help_is_enough_to_work_from() {
     let output = causeway(&["--help"]).output().unwrap();
     assert_eq!(code(&output), 0);
