@@ -113,7 +113,7 @@ fn made(folder: &Path, broker: &str, database: &str) -> PathBuf {
 on_every_rabbit! {
     async fn the_first_apply_carries_a_conversation(bench: Bench) {
         let vhost = bench.vhost().unwrap();
-        let database = Database::create().await.unwrap();
+        let database = Database::create().await;
         let broker = format!("amqp://{}/{}", vhost.broker(), vhost.name());
         let folder = made(bench.folder(), &broker, &database.url().replace("causeway@", ""));
         for definitions in ["rabbitmq_users.json", "rabbitmq_roles.json"] {
