@@ -178,7 +178,7 @@ async fn write_ahead(connection: &mut SqliteConnection) -> Result<(), DirectoryE
 
 async fn migrate_server(options: &PgConnectOptions, pooler: &PoolerDetection) -> Result<(), DirectoryError> {
     let mut connection = within(CONNECT_TIMEOUT, pooler.connect(options)).await?;
-    let mut transaction = connection.begin().await?;
+    let mut transaction = connection.begin_with(statements::BEGIN_POSTGRES).await?;
     sqlx::query(statements::LOCK_SCHEMA_POSTGRES).persistent(false).execute(&mut *transaction).await?;
     migrate!(transaction);
     connection.close().await?;

@@ -340,6 +340,9 @@ pub(super) const WRITE_VERSION: &str = "INSERT INTO directory_version (version) 
 pub(super) const LOCK_SCHEMA_POSTGRES: &str = "SELECT pg_advisory_xact_lock(7161134020979810681)";
 /// SQLite allows one writer. With the lock taken at the start, other processes wait instead of failing.
 pub(super) const BEGIN_SQLITE: &str = "BEGIN IMMEDIATE";
+/// A frozen process, or one behind a broken network, keeps the rows of its transaction locked. The server ends such a transaction
+/// after this time, so the worker that takes over its conversations can write.
+pub(super) const BEGIN_POSTGRES: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 pub(super) const EMPTY_LOG_SQLITE: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
 pub(super) const WRITE_AHEAD_SQLITE: &str = "PRAGMA journal_mode = WAL";

@@ -307,7 +307,7 @@ impl Database {
                 if let ([[statement]], true) = (writes, prepared) {
                     return Ok(vec![execute!(&mut *connection, statement, prepared)?]);
                 }
-                let mut transaction = connection.begin().await?;
+                let mut transaction = connection.begin_with(statements::BEGIN_POSTGRES).await?;
                 let mut changed = Vec::with_capacity(writes.len());
                 for write in writes {
                     let single = write.iter().filter(|statement| statement.many.is_none());

@@ -17,11 +17,17 @@ use causeway::message::{
     RequestId, Trace, TraceParent,
 };
 use jiff::{SignedDuration, Timestamp};
+use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use url::Url;
 use uuid::Uuid;
+
+use super::harness::postgres::Database;
+use super::harness::proxy::Proxy;
+use super::harness::relay::PATIENCE;
+use super::harness::wait::eventually;
 
 const WAITING_EVERY: Duration = Duration::from_secs(5);
 const ACTIVE_EVERY: Duration = Duration::from_secs(30);
@@ -895,6 +901,42 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
     directory.poll_soon(&id).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
     place.remove().await;
+}
+
+/// A process that freezes or loses its network in the middle of a transaction keeps rows locked. The next worker needs them.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: tests/run starts it"]
+async fn the_transaction_of_a_lost_process_ends() {
+    let database = Database::create().await;
+    let open = async |url: String| {
+        let url = DirectoryUrl::Postgres(SecretString::from(url).into());
+        Directory::open(&DirectorySettings { url }).await.unwrap()
+    };
+    let proxy = Proxy::start(database.address()).await;
+    let (lost, next) = (open(database.url_through(proxy.addr())).await, open(database.url()).await);
+    let id = id("c-1");
+    next.mark_requested(&id, Origin::Api, Some("q-1")).await.unwrap();
+    let mut lock = database.lock_row("conversations", "c-1").await;
+    // Two statements in one transaction: the row of the conversation, then the key.
+    let key = DedupKey::Internal(MessageId::fresh());
+    let written = lost.mark_failed(&id, "no_agent", Changes::default().done(key, None));
+    let loses_its_network = async {
+        lock.keeps_waiting("UPDATE conversations%").await;
+        proxy.black_hole();
+        lock.release().await;
+    };
+    let (written, ()) = tokio::join!(written, loses_its_network);
+    assert!(matches!(written, Err(DirectoryError::Unavailable(_))), "{written:?}");
+    eventually("the next process to write", PATIENCE, async || {
+        let written = next.mark_failed(&id, "expired", Changes::default()).await;
+        written.map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(
+        found(&next, &id).await.reason.as_deref(),
+        Some("expired"),
+        "the lost transaction wrote nothing"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,24 +75,32 @@ impl Database {
     }
 }
 
-/// A table that is locked for all other connections.
+/// A table or a row that is locked for all other connections.
 pub(crate) struct Locked {
     connection: PgConnection,
 }
 
 impl Database {
     pub(crate) async fn lock(&self, table: &str) -> Locked {
+        self.locked(format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).await
+    }
+
+    /// Locks one row for writes. Other connections can read the row.
+    pub(crate) async fn lock_row(&self, table: &str, id: &str) -> Locked {
+        self.locked(format!("BEGIN; SELECT 1 FROM {table} WHERE id = '{id}' FOR UPDATE")).await
+    }
+
+    async fn locked(&self, lock: String) -> Locked {
         let mut connection = PgConnection::connect(&self.url()).await.expect("the database is there");
-        let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
-        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await.expect("the table is locked");
+        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await.expect("it is locked");
         Locked { connection }
     }
 }
 
 impl Locked {
-    /// Waits until a statement of this form (as in `LIKE`) waits for the table.
+    /// Waits until a statement of this form (as in `LIKE`) waits for the lock.
     pub(crate) async fn keeps_waiting(&mut self, statement: &str) {
-        eventually("somebody to wait for the table", Duration::from_secs(60), async || {
+        eventually("a connection to wait for the lock", Duration::from_secs(60), async || {
             let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                            AND wait_event_type = 'Lock' AND query LIKE $1";
             // Within a transaction the activity is read only once.
