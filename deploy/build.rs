@@ -31,7 +31,9 @@ fn main() {
         }
         of_git()
     });
-    println!("cargo::rustc-env=CAUSEWAY_REVISION={}", known.unwrap_or_else(|| "unknown revision".to_owned()));
+    // cargo gives the variable to the programs that it runs, too. Causeway reads each variable CAUSEWAY_… as a setting, so the
+    // name has another beginning.
+    println!("cargo::rustc-env=BUILD_REVISION={}", known.unwrap_or_else(|| "unknown revision".to_owned()));
 }
 
 fn variable(name: &str) -> Option<String> {

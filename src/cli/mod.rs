@@ -37,7 +37,7 @@ use crate::config::{Environment, ReloadableSettings, RunPurpose, SettingProblems
 use crate::telemetry::{LogSettings, start_logging};
 
 /// The version, the revision and the date of the revision; `deploy/build.rs` finds the latter two.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CAUSEWAY_REVISION"), ")");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ")");
 
 /// Carries chat conversations between Kore.ai's XO Platform and ServiceNow without losing a message.
 #[derive(Debug, Parser)]
