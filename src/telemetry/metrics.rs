@@ -40,6 +40,11 @@ const ENDS: [&str; 13] = [
 const OTHER: &str = "other";
 const READS: [&str; 5] = ["state", "messages", "bulk", "row", "escalation"];
 
+/// The known name of an end, or `other`. A reason of a caller is text, so no label and no report shows it.
+pub(crate) fn end_label(reason: &str) -> &'static str {
+    ENDS.into_iter().find(|known| *known == reason).unwrap_or(OTHER)
+}
+
 /// All metrics of one process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -210,8 +215,7 @@ impl Metrics {
 
     /// Counts the end of a conversation.
     pub fn count_end(&self, reason: &str) {
-        let known = ENDS.into_iter().find(|known| *known == reason).unwrap_or(OTHER);
-        self.ended.with_label_values(&[known]).inc();
+        self.ended.with_label_values(&[end_label(reason)]).inc();
     }
 
     /// All metrics in the text format of Prometheus.

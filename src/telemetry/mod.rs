@@ -14,3 +14,4 @@ pub use log_writer::flush as flush_logs;
 pub use logs::{LogFormat, LogSettings, logged_conversation, replace_log_settings, start_logging};
 pub use message_log::{Settled, log_accepted, log_settled};
 pub use metrics::Metrics;
+pub(crate) use metrics::end_label;

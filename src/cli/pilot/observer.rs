@@ -10,6 +10,7 @@ use crate::conversation::{Conversation, ConversationState, Directory, JournalEnt
 use crate::message::Kind;
 use crate::platform::servicenow::RemoteMessage;
 use crate::platform::{CallError, ServiceNow};
+use crate::telemetry::end_label;
 
 /// A fact and its value.
 pub(super) type Fact = (&'static str, String);
@@ -110,7 +111,7 @@ impl PilotObserver {
         }
         let facts = match state {
             ConversationState::Ended => vec![
-                ("ended_by", ended_by(now.reason.as_deref())),
+                ("ended_by", now.reason.as_deref().map_or("unknown", end_label).to_owned()),
                 ("user_is_back_with_the_bot_side", yes(now.released_at.is_some())),
                 ("group_stayed", yes(now.group == known.group)),
             ],
@@ -188,11 +189,4 @@ fn status<T>(result: &Result<T, CallError>) -> String {
         Err(CallError::Answer(answer)) => format!("status {}", answer.status),
         Err(CallError::NoAnswer(_)) => "no answer".to_owned(),
     }
-}
-
-/// A reason of a caller is text, so only known words are shown.
-fn ended_by(reason: Option<&str>) -> String {
-    let known = ["agent", "user", "escalation", "idle", "session_closed"];
-    let found = reason.and_then(|reason| known.into_iter().find(|word| *word == reason));
-    found.unwrap_or(if reason.is_some() { "other" } else { "unknown" }).to_owned()
 }

@@ -1,14 +1,14 @@
-//! The steps of the pilot, as data: who does what, and which event shows it.
+//! The steps of the pilot, as data: the person, the act, and the event that shows the act.
 
 use crate::conversation::ConversationState;
 use crate::message::Kind;
 
-/// What a person types to skip a step.
+/// The word that skips a step.
 pub(super) const PERSON_SKIPS: &str = "skip";
 
-/// The text that nobody may replace on its way.
+/// The text that must reach the user unchanged.
 pub(super) const PLACEHOLDER: &str = "${pilot}";
-/// The begin of the internal note that the agent writes.
+/// The first word of the internal note of the agent.
 pub(super) const NOTE: &str = "pilot-note";
 
 /// The event that ends a step.
@@ -55,7 +55,7 @@ impl PilotStep {
     /// All steps. `with_bot`: the user talks to a bot of XO, whose turns are observed, too.
     pub(super) fn all(with_bot: bool) -> Vec<Self> {
         let before = [
-            step("rights", "nobody", "the calls of the integration user are tried", StepGoal::Rights, None),
+            step("rights", "causeway", "the calls of the integration user are tried", StepGoal::Rights, None),
             step(
                 "bot_turn",
                 "user",

@@ -175,7 +175,7 @@ pub(crate) struct Relay {
     pub(crate) sandbox: Sandbox,
     /// The first process has the ingress.
     pub(crate) processes: Vec<Process>,
-    settings: Vec<(String, String)>,
+    pub(crate) settings: Vec<(String, String)>,
     client: Client,
 }
 
