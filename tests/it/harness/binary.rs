@@ -1,16 +1,22 @@
 //! Runs the real binary as a child process: settings through its environment, its output, signals, exit code.
 //!
-//! The environment is otherwise empty, so that a developer's exported variables change no test.
+//! The environment is otherwise empty, so that a developer's exported variables change no test. A test that fails shows the end
+//! of the log of each of its processes.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::told;
 use super::wait::eventually;
+
+/// The time limit for a process to stop after SIGSTOP.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// The lines of a log that a failed test shows.
+const SHOWN_LINES: usize = 60;
 
 /// A command that can be started.
 #[derive(Debug)]
@@ -140,9 +146,24 @@ impl Running {
         self.signal("HUP");
     }
 
-    /// Freezes the process: sockets stay open, and no answer comes.
+    /// Freezes the process: sockets stay open, and no answer comes. On a busy machine the threads of a process run on for a moment
+    /// after the signal, so this function waits until all of them have stopped.
     pub(crate) fn sigstop(&self) {
         self.signal("STOP");
+        let began = Instant::now();
+        while !self.has_stopped() {
+            assert!(began.elapsed() < STOPS_WITHIN, "the process does not stop");
+            std::thread::yield_now();
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a process");
+        // The state is the first word after the name, which is in parentheses. T: stopped by a signal.
+        let is_stopped =
+            |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'));
+        let stats = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        stats.into_iter().all(is_stopped)
     }
 
     pub(crate) fn sigcont(&self) {
@@ -189,6 +210,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.stderr();
+            let from = log.lines().count().saturating_sub(SHOWN_LINES);
+            let lines: String = log.lines().skip(from).map(|line| format!("{line}\n")).collect();
+            let _ =
+                write!(std::io::stderr(), "--- the end of the log of process {}\n{lines}", self.child.id());
+        }
     }
 }
 
