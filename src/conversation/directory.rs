@@ -72,7 +72,8 @@ macro_rules! run {
                 let $pool = &mut *connection;
                 return $query.await;
             }
-            let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+            let begin = $crate::conversation::statements::BEGIN_POSTGRES;
+            let mut transaction = sqlx::Connection::begin_with(&mut *connection, begin).await?;
             let $pool = &mut *transaction;
             let answer = $query.await?;
             transaction.commit().await?;
