@@ -82,7 +82,7 @@ pub(super) async fn run(args: BrokerArgs, sources: &SettingFiles) -> Result<(), 
     }
 }
 
-/// What a person reads after the declaration.
+/// The result for the operator.
 fn declared(settings: &Settings) -> String {
     let destinations: Vec<_> = settings.destinations().iter().map(|one| one.as_str().to_owned()).collect();
     format!(

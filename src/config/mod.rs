@@ -37,7 +37,7 @@ pub use warnings::SettingWarning;
 /// Every key with its default and its description, as TOML.
 pub const REFERENCE: &str = raw::DEFAULTS;
 
-/// The role for which the settings are read. Each role requires some of them.
+/// The role for which the settings are read. A role requires its own part of the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunPurpose {
     /// Ingress and worker in one process.

@@ -318,7 +318,7 @@ fn texts(reader: &mut SettingsReader, place: &str, fallback: Option<&NoticeTexts
     }
 }
 
-/// The three keys of a bot: all of them, or none.
+/// A bot has all three keys or no key.
 fn bot(reader: &mut SettingsReader, place: &str) -> Option<BotConfig> {
     let keys = ["bot_id", "app_id", "client_secret"].map(|name| format!("{place}.{name}"));
     let [bot_id, app_id, client_secret] = [0, 1, 2].map(|which| reader.text(&keys[which]));

@@ -10,7 +10,7 @@ use super::keys::{self, KeyVisibility};
 use super::problem::SettingSource;
 use super::raw::{DEFAULTS_PLACE, RawEntry, RawSettings, WrittenValue};
 
-/// What is shown instead of a secret.
+/// The mask of a secret.
 const MASK: &str = "********";
 
 /// All values in use. Entries of lists of tables come last, as TOML demands.

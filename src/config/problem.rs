@@ -1,4 +1,4 @@
-//! Problems of the settings, described so that an operator can correct all of them at once.
+//! Problems of the settings. An operator sees all problems at once and can correct them together.
 //!
 //! Guarantees: every mistake is reported at once, with its key, its place and the action to take. A value is shown only if
 //! its key is not secret.

@@ -54,7 +54,7 @@ const OPTIONAL_SECRETS: [&str; 12] = [
 const ACCOUNTS: [(&str, &[&str]); 2] =
     [("servicenow.", &["host_url", "username", "auth", "api"]), ("xo.", &["bot_id", "name"])];
 
-/// What is read again.
+/// The scope of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadScope {
     /// The secret files.

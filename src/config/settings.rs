@@ -1,5 +1,5 @@
-//! The typed settings: one plain struct for each concern. `default.toml` describes the fields. A group of settings that one stage
-//! alone uses has the type of that stage.
+//! The typed settings: one plain struct for each concern. `default.toml` describes the fields. A group of settings for one stage has the
+//! type of that stage.
 //!
 //! Guarantees: every value is valid. Secrets are [`SecretString`]s, and `Debug` shows no address that may contain one. Not
 //! responsible for: converting the settings for the stages (`app.rs`).
@@ -90,7 +90,7 @@ pub struct Settings {
     pub admin_edit: bool,
     pub delivery: DeliveryConfig,
     pub log: LogSettings,
-    /// What works and is not safe.
+    /// Settings that work and are not safe.
     pub warnings: Vec<SettingWarning>,
 }
 
@@ -137,9 +137,9 @@ pub struct ServiceNowConfig {
     pub bulk_read: bool,
     pub wait_limit: Duration,
     pub idle_limit: Duration,
-    /// What the client of the Virtual Agent API needs.
+    /// The client of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSettings,
-    /// What a chat over the Virtual Agent API needs.
+    /// The chats over the Virtual Agent API.
     pub virtual_agent_chats: VirtualAgentOptions,
     /// Present if `servicenow.incident` is true.
     pub incident: Option<IncidentSettings>,
@@ -262,7 +262,7 @@ named! {
     SpooledSenders {
         /// ServiceNow and XO, which never repeat a refused request.
         Callbacks = "callbacks",
-        /// Also callers of the handoff API.
+        /// ServiceNow, XO and the callers of the handoff API.
         All = "all",
         /// None.
         Off = "off",

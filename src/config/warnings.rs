@@ -143,7 +143,7 @@ fn is_foreign(host: &str) -> bool {
     }
 }
 
-/// Whether the secret, or the password of an address, is one of those that are published with Causeway.
+/// Returns true for a secret, or a password in an address, that is published with Causeway.
 fn is_published(text: &str) -> bool {
     let decoded = text.strip_prefix("whsec_").and_then(|key| {
         use base64::Engine as _;
