@@ -29,8 +29,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::admin::{self, AdminConsole, AdminState};
-use crate::bridge::PollSettings;
-use crate::bridge::TimeLimits;
+use crate::bridge::{PollSettings, TimeLimits};
 use crate::config::{self, ReloadableSettings, Settings, SpooledSenders};
 use crate::conversation::{Directory, DirectoryError};
 use crate::dead_letters::retention;
