@@ -1,6 +1,7 @@
 //! Tests that `causeway pilot` observes one conversation in the sandbox, with the switches of undocumented facts in both
 //! positions, that it observes a bot's turns and asks its people, and that its report holds no text and no secret.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,32 +12,47 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::botkit::{chat, relay_of, user};
+use super::harness::binary::Running;
 use super::harness::matrix::Engine;
 use super::harness::relay::{PATIENCE, Plan, Relay};
 
 const IN_TIME: Duration = Duration::from_secs(60);
 
+/// A pilot that asks nothing.
+fn observing(relay: &Relay, report: &Path) -> Running {
+    relay.verb(&["pilot", "--yes", "--time-limit", "60s", "--report", report.to_str().unwrap()]).spawn()
+}
+
+/// Plays the steps of the agent up to the step in which the user writes.
+async fn agent_comes(relay: &Relay, pilot: &mut Running, group: &str) {
+    pilot.line("accept (agent)", IN_TIME).await;
+    relay.sandbox.agent_accept(group).await.unwrap();
+    pilot.line("agent_writes (agent)", IN_TIME).await;
+    relay.sandbox.agent_says(group, "words of the agent").await.unwrap();
+    pilot.line("user_writes (user)", IN_TIME).await;
+}
+
+/// Plays the other steps of the agent.
+async fn agent_goes(relay: &Relay, pilot: &mut Running, group: &str) {
+    pilot.line("internal_note (agent)", IN_TIME).await;
+    relay.sandbox.agent_whispers(group, "pilot-note for colleagues").await.unwrap();
+    pilot.line("placeholder (agent)", IN_TIME).await;
+    relay.sandbox.agent_says(group, "${pilot}").await.unwrap();
+    pilot.line("end (agent)", IN_TIME).await;
+    relay.sandbox.agent_closes(group).await.unwrap();
+}
+
 /// Plays both people of one pilot, and returns the report by step.
 async fn pilot(relay: &Relay, conversation: &str) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let mut pilot =
-        relay.verb(&["pilot", "--yes", "--time-limit", "60s", "--report", report.to_str().unwrap()]).spawn();
+    let mut pilot = observing(relay, &report);
     pilot.line("start (user)", IN_TIME).await;
     relay.start(conversation).await;
-    pilot.line("accept (agent)", IN_TIME).await;
     let group = relay.open(conversation).await;
-    relay.sandbox.agent_accept(&group).await.unwrap();
-    pilot.line("agent_writes (agent)", IN_TIME).await;
-    relay.sandbox.agent_says(&group, "words of the agent").await.unwrap();
-    pilot.line("user_writes (user)", IN_TIME).await;
+    agent_comes(relay, &mut pilot, &group).await;
     relay.say(conversation, "words of the user").await;
-    pilot.line("internal_note (agent)", IN_TIME).await;
-    relay.sandbox.agent_whispers(&group, "pilot-note for colleagues").await.unwrap();
-    pilot.line("placeholder (agent)", IN_TIME).await;
-    relay.sandbox.agent_says(&group, "${pilot}").await.unwrap();
-    pilot.line("end (agent)", IN_TIME).await;
-    relay.sandbox.agent_closes(&group).await.unwrap();
+    agent_goes(relay, &mut pilot, &group).await;
     let ended = pilot.exit(PATIENCE).await;
     assert_eq!(ended.code(), Some(0), "{}", pilot.stderr());
     let text = std::fs::read_to_string(&report).unwrap();
@@ -96,25 +112,15 @@ async fn a_pilot_with_a_bot_observes_its_turns_before_and_after_the_chat() {
     let ada = user(&relay, "ada");
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let mut pilot =
-        relay.verb(&["pilot", "--yes", "--time-limit", "60s", "--report", report.to_str().unwrap()]).spawn();
+    let mut pilot = observing(&relay, &report);
     pilot.line("bot_turn (user)", IN_TIME).await;
     assert_eq!(ada.says("a private question").await.status, 200);
     pilot.line("start (user)", IN_TIME).await;
     assert_eq!(ada.says("Get me an agent").await.status, 200);
     let group = chat(&relay).await;
-    pilot.line("accept (agent)", IN_TIME).await;
-    relay.sandbox.agent_accept(&group).await.unwrap();
-    pilot.line("agent_writes (agent)", IN_TIME).await;
-    relay.sandbox.agent_says(&group, "words of the agent").await.unwrap();
-    pilot.line("user_writes (user)", IN_TIME).await;
+    agent_comes(&relay, &mut pilot, &group).await;
     assert_eq!(ada.says("words of the user").await.status, 200);
-    pilot.line("internal_note (agent)", IN_TIME).await;
-    relay.sandbox.agent_whispers(&group, "pilot-note for colleagues").await.unwrap();
-    pilot.line("placeholder (agent)", IN_TIME).await;
-    relay.sandbox.agent_says(&group, "${pilot}").await.unwrap();
-    pilot.line("end (agent)", IN_TIME).await;
-    relay.sandbox.agent_closes(&group).await.unwrap();
+    agent_goes(&relay, &mut pilot, &group).await;
     pilot.line("bot_again (user)", IN_TIME).await;
     assert!(ada.wait_for(|user| user.clears() == 1, IN_TIME).await, "XO has the user back");
     assert_eq!(ada.says("another private question").await.status, 200);
