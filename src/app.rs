@@ -46,7 +46,7 @@ use crate::worker::Worker;
 pub use broker_policies::{BrokerPolicies, QueueFindings, UnsafeQueue};
 pub use certificates::{KnownCertificate, certificates};
 pub use components::{HttpClients, proxies, servicenow, xo};
-use components::{deliverer, file_server, ingress_settings, worker_settings};
+use components::{file_server, ingress_settings, worker_parts, worker_settings};
 use reload::ChangeHandlers;
 pub use signals::ShutdownReason;
 use signals::SignalHandler;
@@ -252,7 +252,8 @@ impl App {
     }
 
     fn start_worker(&mut self, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Worker> {
-        let deliverer = deliverer(settings, self)?;
+        let parts = worker_parts(settings, self)?;
+        let deliverer = &parts.deliverer;
         if let (Some(servicenow), Some(directory)) = (&settings.servicenow, &self.directory) {
             let poll = PollSettings {
                 waiting: servicenow.poll_waiting,
@@ -287,8 +288,7 @@ impl App {
             self.tasks.start("queues", deliverer.clone().check_queues(settings.queues(), stop.clone()));
         }
         let worker = worker_settings(settings);
-        let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
-        Ok(Worker::start(&mut self.tasks, stop, queue, deliverer, &worker, metrics))
+        Ok(Worker::start(&mut self.tasks, stop, parts, &worker))
     }
 
     fn start_admin(

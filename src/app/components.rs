@@ -19,7 +19,7 @@ use crate::bridge::{
 };
 use crate::config::{self, Settings};
 use crate::conversation::DirectorySettings;
-use crate::delivery::GateSettings;
+use crate::delivery::{GateSettings, Gates};
 use crate::files::{self, FileLinks, FileServer};
 use crate::ingress::{BotCredential, BotKitIngress, CallbackAuth, IngressSettings};
 use crate::message::routing::QueueRoutes;
@@ -28,7 +28,7 @@ use crate::platform::{
     ChatApi, HttpClient, HttpProblem, HttpSettings, NetworkSettings, ProxyAddress, RefreshTokenStore,
     ServiceNow, ServiceNowLogin, ServiceNowSettings, Xo, XoBot, XoSettings,
 };
-use crate::worker::WorkerSettings;
+use crate::worker::{WorkerParts, WorkerSettings};
 
 /// Our name in requests to the platforms.
 const USER_AGENT: &str = concat!("causeway/", env!("CARGO_PKG_VERSION"));
@@ -236,22 +236,40 @@ fn xo_settings(settings: &Settings) -> XoSettings {
     }
 }
 
-pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Arc<Deliverer>> {
+/// The parts of the worker. A changed credential reaches its clients, and then the gates.
+pub(super) fn worker_parts(settings: &Settings, app: &mut App) -> anyhow::Result<WorkerParts> {
     let lease = app.queue.lease();
     let clients = HttpClients::new(settings)?.allowed_while(move || lease.holds(Instant::now()));
     log_network(settings);
     let (servicenow, xo) = live_clients(clients, settings, &mut app.handlers)?;
     // Without a ServiceNow instance this is the callback relay, which stores only the results of replays.
     let directory = app.directory.clone().filter(|_| servicenow.is_some());
+    let gates = Gates::new(&app.queue, &gate_settings(settings), app.metrics.clone());
     let parts = DelivererParts {
-        replay_notes: directory.is_none().then(|| super::directory_settings(settings)),
-        directory,
         servicenow,
         xo,
+        directory: directory.clone(),
         queue: app.queue.clone(),
+        gates: gates.clone(),
         metrics: app.metrics.clone(),
     };
-    let delivery = DeliverySettings {
+    let deliverer = Deliverer::new(parts, delivery_settings(settings, &mut app.handlers));
+    let followed = gates.clone();
+    // After the clients have the new credentials.
+    app.handlers
+        .add_for_keys(move |keys| followed.credentials_replaced(|destination| keys.concern(destination)));
+    Ok(WorkerParts {
+        queue: app.queue.clone(),
+        deliverer,
+        gates,
+        replay_notes: directory.is_none().then(|| super::directory_settings(settings)),
+        directory,
+        metrics: app.metrics.clone(),
+    })
+}
+
+fn delivery_settings(settings: &Settings, handlers: &mut ChangeHandlers) -> DeliverySettings {
+    DeliverySettings {
         queue_id: settings.servicenow.as_ref().and_then(|servicenow| servicenow.queue_id.clone()),
         routes: routes(settings),
         unknown_group: settings.delivery.unknown_group,
@@ -265,7 +283,7 @@ pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Ar
         read_rate: settings.servicenow.as_ref().map_or(1.0, |servicenow| servicenow.read_rate),
         botkit: botkit(&settings.xo, settings.ingress.own_user.clone()),
         files: FileSettings {
-            links: file_links(settings, &mut app.handlers),
+            links: file_links(settings, handlers),
             max_size: settings.files.max_size as u64,
         },
         virtual_agent: settings
@@ -274,7 +292,11 @@ pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Ar
             .map(|servicenow| servicenow.virtual_agent_chats.clone())
             .unwrap_or_default(),
         incident: settings.servicenow.as_ref().and_then(|servicenow| servicenow.incident.clone()),
-    };
+    }
+}
+
+/// The limits of each destination.
+fn gate_settings(settings: &Settings) -> BTreeMap<Destination, GateSettings> {
     let gate = |limits: &config::LimitConfig| GateSettings {
         concurrency: usize::from(limits.concurrency),
         rate: limits.rate,
@@ -286,14 +308,7 @@ pub(super) fn deliverer(settings: &Settings, app: &mut App) -> anyhow::Result<Ar
         Destination::Bot(_) => gate(&settings.delivery.bots),
         Destination::Callbacks => GateSettings::default(),
     };
-    let gates: BTreeMap<_, _> =
-        settings.destinations().iter().map(|destination| (destination, limits(destination))).collect();
-    let deliverer = Deliverer::new(parts, delivery, &gates);
-    let followed = deliverer.clone();
-    // After the clients have the new credentials.
-    app.handlers
-        .add_for_keys(move |keys| followed.credentials_replaced(|destination| keys.concern(destination)));
-    Ok(deliverer)
+    settings.destinations().iter().map(|destination| (destination, limits(destination))).collect()
 }
 
 fn bot(bot: &config::BotConfig) -> XoBot {

@@ -8,34 +8,28 @@
 //! Not responsible for: order, backoff and settling (`worker/`).
 
 mod attachments;
-mod deduplication;
 mod end_reason;
 mod to_agent;
 mod to_bot;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{Changes, ConversationState, Directory, DirectorySettings, Origin};
-use crate::delivery::breaker::{BreakerSignal, CircuitBreaker};
-use crate::delivery::{Attempt, Gate, GateSettings, InternalError, PriorAttempts, RateLimiter, RecentKeys};
+use crate::conversation::{Changes, ConversationState, Directory, Origin};
+use crate::delivery::{Attempt, Gate, Gates, InternalError, PriorAttempts, RateLimiter, RecentKeys};
 use crate::message::routing::QueueRoutes;
 use crate::message::{
-    BotSide, ConversationId, DeadLetter, Destination, Endpoint, Handoff, Kind, Message, MessageId, Outcome,
-    RetryReason, TripReason,
+    BotSide, ConversationId, DeadLetter, Destination, Endpoint, Handoff, Kind, Message, MessageId,
 };
 use crate::platform::{ServiceNow, Xo};
-use crate::queue::{BrokerLease, Queue};
+use crate::queue::Queue;
 use crate::telemetry::Metrics;
 pub use attachments::FileSettings;
 use attachments::TransferSlots;
-use deduplication::ReplayNotes;
-pub use deduplication::SettledBefore;
-pub(crate) use deduplication::{settled_by, settling_keys};
 use to_agent::late_start;
 use to_agent::virtual_agent::{self, VirtualAgentStarts};
 pub use to_agent::{IncidentSettings, VirtualAgentOptions};
@@ -46,12 +40,6 @@ use to_bot::wait_updates::WaitUpdates;
 pub use to_bot::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts, UnknownGroup};
 use watch::gaps::MissedHistories;
 pub use watch::{PollSettings, ReadBack, TimeLimits};
-
-/// A bot that accepted its credential within this time is not paused as a whole when one of its addresses refuses the
-/// credential.
-const CREDENTIAL_WORKED: Duration = Duration::from_secs(60);
-/// If this many conversations are refused without a success between them, the credential itself is wrong.
-const UNAUTHORIZED_LANES: usize = 3;
 
 /// Settings of delivery attempts.
 #[derive(Debug, Clone)]
@@ -96,20 +84,13 @@ pub struct Deliverer {
     xo: Xo,
     /// `None` in the pure callback relay, which has no directory.
     directory: Option<Directory>,
-    replay_notes: ReplayNotes,
     queue: Queue,
     metrics: Arc<Metrics>,
-    gates: BTreeMap<Destination, Gate>,
+    gates: Arc<Gates>,
     virtual_agent_starts: VirtualAgentStarts,
     /// Limits the polls of all chats together.
     reads: RateLimiter,
     transfers: TransferSlots,
-    /// The gate of a destination that the settings do not know. No message is sent there.
-    no_gate: Gate,
-    /// The time of the last success of each destination.
-    served: Mutex<BTreeMap<Destination, Instant>>,
-    /// The lanes whose calls were refused as unauthorized since the last success of their destination.
-    unauthorized: Mutex<BTreeMap<Destination, BTreeSet<u64>>>,
     /// The messages that gap repair published recently.
     read: Mutex<RecentKeys<MessageId, ()>>,
     /// The failed attempts of missing messages.
@@ -133,35 +114,19 @@ pub struct DelivererParts {
     pub xo: Xo,
     /// The directory of conversations; `None` in the pure callback relay.
     pub directory: Option<Directory>,
-    /// The store for the results of replays, if there is no `directory`.
-    pub replay_notes: Option<DirectorySettings>,
     /// The queue that notices are published to.
     pub queue: Queue,
+    /// The gates of the destinations.
+    pub gates: Arc<Gates>,
     /// The metrics of attempts.
     pub metrics: Arc<Metrics>,
 }
 
 impl Deliverer {
-    /// Creates the deliverer. `gates` holds the limits of each destination.
-    pub fn new(
-        parts: DelivererParts,
-        settings: DeliverySettings,
-        gates: &BTreeMap<Destination, GateSettings>,
-    ) -> Arc<Self> {
-        let lease: BrokerLease = parts.queue.lease();
-        let gate = |destination: Destination| {
-            let breaker = CircuitBreaker::new(destination, parts.metrics.clone());
-            let settings = gates.get(&destination).cloned().unwrap_or_default();
-            Gate::new(destination, &settings, breaker, lease.clone(), parts.metrics.clone())
-        };
+    /// Creates the deliverer.
+    pub fn new(parts: DelivererParts, settings: DeliverySettings) -> Arc<Self> {
         Arc::new(Self {
-            gates: parts
-                .queue
-                .destinations()
-                .iter()
-                .map(|destination| (destination, gate(destination)))
-                .collect(),
-            no_gate: gate(Destination::Callbacks),
+            gates: parts.gates,
             virtual_agent_starts: VirtualAgentStarts::default(),
             reads: RateLimiter::new(settings.read_rate),
             transfers: TransferSlots::default(),
@@ -169,11 +134,8 @@ impl Deliverer {
             servicenow: parts.servicenow,
             xo: parts.xo,
             directory: parts.directory,
-            replay_notes: ReplayNotes::new(parts.replay_notes),
             queue: parts.queue,
             metrics: parts.metrics,
-            served: Mutex::default(),
-            unauthorized: Mutex::default(),
             read: Mutex::default(),
             missed_histories: Mutex::default(),
             unread: Mutex::default(),
@@ -183,20 +145,12 @@ impl Deliverer {
         })
     }
 
-    /// The gate of a destination.
-    pub fn gate(&self, destination: Destination) -> &Gate {
-        self.gates.get(&destination).unwrap_or(&self.no_gate)
+    fn gate(&self, destination: Destination) -> &Gate {
+        self.gates.gate(destination)
     }
 
-    /// Probes these destinations at once if their breakers tripped because of the credentials, which were replaced.
-    pub fn credentials_replaced(&self, is_meant: impl Fn(Destination) -> bool) {
-        let gates = self.gates.iter().filter(|(destination, _)| is_meant(**destination));
-        gates.for_each(|(_, gate)| gate.breaker().credential_replaced());
-    }
-
-    /// The time of the last success of a destination.
-    pub fn served(&self, destination: Destination) -> Option<Instant> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&destination).copied()
+    fn record_in_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
+        self.gates.record_in_breaker(destination, message, attempt);
     }
 
     /// Makes one attempt.
@@ -209,75 +163,9 @@ impl Deliverer {
             Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message, past)).await),
             Destination::Callbacks => own(Box::pin(self.route(message, past)).await),
         };
-        let attempt = self.check_credentials(message, attempt);
-        self.record(message, past, &attempt, started.elapsed());
+        let attempt = self.gates.check_credentials(message, attempt);
+        self.gates.record(message, past, &attempt, started.elapsed());
         attempt
-    }
-
-    fn record(&self, message: &Message, past: PriorAttempts, attempt: &Attempt, took: Duration) {
-        let destination = message.destination.as_str();
-        let label = attempt.outcome.as_str();
-        self.metrics.attempts.with_label_values(&[destination, message.kind.as_str(), label]).inc();
-        self.metrics.attempt_duration.with_label_values(&[destination]).observe(took.as_secs_f64());
-        if let Outcome::Retry { reason, .. } = &attempt.outcome {
-            self.metrics.retries.with_label_values(&[destination, reason.as_str()]).inc();
-        }
-        let fails_again = past.fails_alone
-            && matches!(&attempt.outcome, Outcome::Retry { reason, floor: None, .. } if *reason != RetryReason::Connect);
-        if !fails_again {
-            self.record_in_breaker(message.destination, Some(message), attempt);
-        }
-    }
-
-    /// Decides whether a refused credential concerns the whole bot. If other addresses of the bot accept the same
-    /// credential, only this conversation is tried again, and the bot's other users are not delayed.
-    fn check_credentials(&self, message: &Message, attempt: Attempt) -> Attempt {
-        let is_refused = matches!(attempt.outcome, Outcome::Pause { reason: TripReason::Credentials, .. });
-        if !is_refused || !matches!(message.destination, Destination::Bot(_)) {
-            return attempt;
-        }
-        let lane = lane_number(message.lane.as_str());
-        let mut refused = self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner);
-        let lanes = refused.entry(message.destination).or_default();
-        lanes.insert(lane);
-        let works = self.served(message.destination).is_some_and(|at| at.elapsed() < CREDENTIAL_WORKED);
-        if !works || lanes.len() >= UNAUTHORIZED_LANES {
-            return attempt;
-        }
-        let outcome = Outcome::Retry { reason: RetryReason::Unauthorized, ambiguous: false, floor: None };
-        Attempt { outcome, ..attempt }
-    }
-
-    /// Reports the attempt to the breaker. Only a failure of the destination itself counts as a failure.
-    fn record_in_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
-        let breaker = self.gate(destination).breaker();
-        let lane = message.map_or(0, |message| lane_number(message.lane.as_str()));
-        match &attempt.outcome {
-            Outcome::Delivered | Outcome::Declined => {
-                let answered = attempt.remote(destination);
-                self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(answered, Instant::now());
-                self.unauthorized.lock().unwrap_or_else(PoisonError::into_inner).remove(&answered);
-                breaker.record(BreakerSignal::Alive);
-            }
-            // A refusal is an answer of a destination that works.
-            Outcome::Dead(_) if attempt.status.is_some() => breaker.record(BreakerSignal::Alive),
-            Outcome::Pause { reason, floor } => {
-                breaker.record(BreakerSignal::NotReady { reason: *reason, floor: *floor })
-            }
-            Outcome::Retry { reason: RetryReason::Internal, .. } => {}
-            Outcome::Retry { floor: Some(floor), .. } => {
-                breaker
-                    .record(BreakerSignal::NotReady { reason: TripReason::Throttled, floor: Some(*floor) });
-            }
-            Outcome::Retry { reason, .. } => {
-                breaker.record(BreakerSignal::Failed { lane, unreachable: *reason == RetryReason::Connect });
-            }
-            Outcome::Dead(_)
-            | Outcome::Repeated
-            | Outcome::Routed
-            | Outcome::Dropped
-            | Outcome::Deferred { .. } => {}
-        }
     }
 }
 
@@ -346,11 +234,4 @@ impl Deliverer {
 /// Turns an internal error into the attempt of a message to the bot side.
 fn own(done: Result<Attempt, InternalError>) -> Attempt {
     done.unwrap_or_else(|error| Attempt::internal(Endpoint::Events, false, error))
-}
-
-fn lane_number(lane: &str) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    lane.hash(&mut hasher);
-    hasher.finish()
 }

@@ -23,6 +23,7 @@ mod reply_handles;
 mod retention;
 mod row;
 mod schema;
+mod settled;
 mod snapshot;
 mod state;
 mod statements;

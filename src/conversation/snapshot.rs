@@ -6,7 +6,7 @@
 //! Guarantees: a snapshot answers for [`FRESH_FOR`] at most. A write of the same attempt, and each change of the
 //! conversation by this process, make the snapshot outdated at once. A change of a conversation checks the revision of its
 //! row in any case (`directory.rs`).
-//! Not responsible for: when a message is looked up (`bridge/deduplication.rs`).
+//! Not responsible for: when a message is looked up (`worker/deduplication.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

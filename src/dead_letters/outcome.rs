@@ -1,7 +1,7 @@
 //! Reports the results of a replay: delivered, died again, or still on the way.
 //!
 //! A worker records the result of each replayed message as a deduplication key in the directory, also in the pure
-//! callback relay (`bridge/deduplication.rs`). If a record could not be written, a search among the dead letters at the end
+//! callback relay (`worker/deduplication.rs`). If a record could not be written, a search among the dead letters at the end
 //! of the waiting time finds a message that died again.
 //!
 //! Guarantees: "delivered" means that a destination answered 2xx. "Died again" means that this replay has a dead

@@ -2,8 +2,9 @@
 //!
 //! Guarantees: message n+1 of a lane never starts before message n is delivered or dead-lettered. A stuck lane does not
 //! hold up another. On shutdown the attempts in flight finish, and all other messages go back in order.
-//! Not responsible for: the attempt itself (`delivery/`), the durable queue (`queue/`).
+//! Not responsible for: the attempt itself (`bridge/`), the durable queue (`queue/`).
 
+mod deduplication;
 mod lane;
 mod policy;
 mod process;
@@ -12,16 +13,18 @@ mod pump;
 mod simulation;
 mod stats;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bridge::Deliverer;
 use crate::clock;
-use crate::delivery::RecentKeys;
+use crate::conversation::{Directory, DirectorySettings};
+use crate::delivery::Gates;
 use crate::delivery::backoff::RetrySettings;
 use crate::queue::{PartitionId, Queue, QueueDepth};
 use crate::tasks::{CancellationToken, TaskSet};
 use crate::telemetry::Metrics;
+use deduplication::{Deduplication, SettledStore};
 pub use policy::MessageDeadlines;
 use process::MessageProcessor;
 use pump::MessagePump;
@@ -40,11 +43,28 @@ pub struct WorkerSettings {
     pub prefetch: u16,
 }
 
+/// The parts that a worker is built from.
+#[derive(Debug, Clone)]
+pub struct WorkerParts {
+    /// The queue that the worker consumes.
+    pub queue: Queue,
+    /// Makes the attempts.
+    pub deliverer: Arc<Deliverer>,
+    /// The gates of the destinations.
+    pub gates: Arc<Gates>,
+    /// The directory that holds the settled messages; `None` in the pure callback relay.
+    pub directory: Option<Directory>,
+    /// The store for the results of replays, if there is no `directory`.
+    pub replay_notes: Option<DirectorySettings>,
+    /// The metrics of the worker.
+    pub metrics: Arc<Metrics>,
+}
+
 /// The pumps of all partitions.
 #[derive(Debug, Clone)]
 pub struct Worker {
     queue: Queue,
-    deliverer: Arc<Deliverer>,
+    gates: Arc<Gates>,
     metrics: Arc<Metrics>,
     stats: Arc<WorkerStats>,
 }
@@ -57,20 +77,21 @@ impl Worker {
     pub fn start(
         tasks: &mut TaskSet,
         stop: &CancellationToken,
-        queue: Queue,
-        deliverer: Arc<Deliverer>,
+        parts: WorkerParts,
         settings: &WorkerSettings,
-        metrics: Arc<Metrics>,
     ) -> Self {
-        let worker = Self { queue, deliverer, metrics, stats: Arc::default() };
+        let WorkerParts { queue, deliverer, gates, directory, replay_notes, metrics } = parts;
+        let store = SettledStore::new(directory, replay_notes);
+        let worker = Self { queue, gates, metrics, stats: Arc::default() };
         for destination in worker.queue.destinations().iter() {
             for partition in PartitionId::all(destination, worker.queue.partitions()) {
                 let processor = Arc::new(MessageProcessor {
                     queue: worker.queue.clone(),
-                    deliverer: worker.deliverer.clone(),
+                    deliverer: deliverer.clone(),
+                    gates: worker.gates.clone(),
                     settings: settings.clone(),
                     metrics: worker.metrics.clone(),
-                    repeats: Mutex::new(RecentKeys::default()),
+                    deduplication: Deduplication::new(store.clone()),
                 });
                 let pump = MessagePump::new(partition, processor, worker.stats.clone(), stop.clone());
                 tasks.start("pump", pump.run());
@@ -83,7 +104,7 @@ impl Worker {
     /// Whether this worker consumes from every destination whose breaker passes.
     pub fn ready(&self) -> Result<(), String> {
         let consuming = self.queue.destinations().iter().all(|destination| {
-            self.stats.sum(destination).subscribed > 0 || !self.deliverer.gate(destination).breaker().passes()
+            self.stats.sum(destination).subscribed > 0 || !self.gates.gate(destination).breaker().passes()
         });
         if consuming { Ok(()) } else { Err("the worker has not subscribed to its partitions yet".into()) }
     }

@@ -6,20 +6,21 @@
 //! delivered or dead-lettered is not sent again.
 //! Not responsible for: when a message is processed (`pump.rs`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WorkerSettings;
+use super::deduplication::{Deduplication, SettledBefore};
 use super::policy::{PolicyDecision, RetryContext};
-use crate::bridge::{Deliverer, SettledBefore, settled_by, settling_keys};
+use crate::bridge::Deliverer;
 use crate::clock;
-use crate::conversation::{DedupKey, DoneBefore, SettledAfter, Snapshot};
+use crate::conversation::{DedupKey, SettledAfter};
 use crate::delivery::backoff::{self, Backoff};
 use crate::delivery::breaker::ProbePermit;
-use crate::delivery::{Attempt, PriorAttempts, RecentKeys};
+use crate::delivery::{Attempt, Gates, PriorAttempts};
 use crate::message::current_trace;
 use crate::message::{
     AttemptHistory, AttemptRecord, DeadLetter, DeadReason, Destination, LaneKey, Message, Outcome,
@@ -147,9 +148,10 @@ pub(super) enum ProcessResult {
 pub(super) struct MessageProcessor {
     pub(super) queue: Queue,
     pub(super) deliverer: Arc<Deliverer>,
+    pub(super) gates: Arc<Gates>,
     pub(super) settings: WorkerSettings,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) repeats: Mutex<RecentKeys>,
+    pub(super) deduplication: Deduplication,
 }
 
 impl MessageProcessor {
@@ -169,7 +171,8 @@ impl MessageProcessor {
         if self.is_too_late(&received, &retry_state) {
             return Box::pin(self.expire(received, retry_state, &mut over)).await;
         }
-        let (settled, known) = self.settled_before(&received).await;
+        let (settled, known) =
+            self.deduplication.settled_before(&received.message, received.redeliveries > 0).await;
         match settled {
             SettledBefore::No => {}
             SettledBefore::Yes => return self.ack(received, &retry_state, &Outcome::Repeated, false).await,
@@ -192,7 +195,7 @@ impl MessageProcessor {
         if received.is_large() && !Box::pin(self.load(&mut received, &mut over)).await {
             return ProcessResult::Blocked { received, retry_state };
         }
-        let gate = self.deliverer.gate(received.message.destination);
+        let gate = self.gates.gate(received.message.destination);
         let pass = tokio::select! {
             // Biased: after the end of its subscription no attempt starts, even if the gate is ready.
             biased;
@@ -207,7 +210,7 @@ impl MessageProcessor {
         }
         let at = clock::now();
         let fails_alone =
-            permit.is_none() && retry_state.fails_alone(|destination| self.deliverer.served(destination));
+            permit.is_none() && retry_state.fails_alone(|destination| self.gates.served(destination));
         let past = PriorAttempts {
             count: retry_state.story.count(),
             possibly_delivered: retry_state.possibly_delivered,
@@ -243,7 +246,7 @@ impl MessageProcessor {
         if let Outcome::Retry { ambiguous, .. } = outcome {
             retry_state.possibly_delivered |= ambiguous;
             let now = Instant::now();
-            retry_state.hold.failed(now, self.deliverer.served(remote));
+            retry_state.hold.failed(now, self.gates.served(remote));
             retry_state.failed = Some((now, remote));
         }
         let step = retry_state.backoff.next(&mut backoff::rng());
@@ -264,7 +267,7 @@ impl MessageProcessor {
 
     /// Loads a large body when there is memory for the body. Returns `false` if the subscription ended before.
     async fn load(&self, received: &mut ReceivedMessage, over: &mut watch::Receiver<bool>) -> bool {
-        let gate = self.deliverer.gate(received.message.destination);
+        let gate = self.gates.gate(received.message.destination);
         if !received.has_room() {
             let room = tokio::select! {
                 biased;
@@ -313,23 +316,6 @@ impl MessageProcessor {
         }
     }
 
-    /// Whether the message was settled, and the rows that its attempt needs.
-    async fn settled_before(&self, received: &ReceivedMessage) -> (SettledBefore, Option<Arc<Snapshot>>) {
-        let (message, redelivered) = (&received.message, received.redeliveries > 0);
-        for key in settling_keys(message, redelivered) {
-            let known = self.repeats.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
-            match known.map(|digest| settled_by(message, DoneBefore { key, digest })) {
-                None | Some(SettledBefore::No) => {}
-                Some(settled) => return (settled, None),
-            }
-        }
-        self.deliverer.settled_before(message, redelivered).await
-    }
-
-    fn remember(&self, message: &Message, fact: DedupKey) {
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).add(fact, message.digest);
-    }
-
     async fn note(
         &self,
         message: &Message,
@@ -337,10 +323,9 @@ impl MessageProcessor {
         story: &AttemptHistory,
         reason: Option<DeadReason>,
     ) {
-        self.remember(message, fact);
         let status = story.attempts().last().and_then(|attempt| attempt.status);
         let after = SettledAfter { attempts: story.count(), status, reason };
-        self.deliverer.note(message, fact, after).await;
+        self.deduplication.note(message, fact, after).await;
     }
 
     async fn ack(
@@ -352,8 +337,8 @@ impl MessageProcessor {
     ) -> ProcessResult {
         let message = &received.message;
         let (destination, kind) = (message.destination.as_str(), message.kind.as_str());
-        match Deliverer::fact_of(message, outcome) {
-            Some(fact) if is_recorded => self.remember(message, fact),
+        match DedupKey::of_outcome(message, outcome) {
+            Some(fact) if is_recorded => self.deduplication.remember(message, fact),
             Some(fact) => self.note(message, fact, &retry_state.story, None).await,
             None => {}
         }

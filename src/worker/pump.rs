@@ -241,7 +241,7 @@ impl MessagePump {
     }
 
     fn breaker(&self) -> &Arc<CircuitBreaker> {
-        self.processor.deliverer.gate(self.partition.destination).breaker()
+        self.processor.gates.gate(self.partition.destination).breaker()
     }
 
     fn start_or_end(&mut self, session: &mut PumpSession, is_arriving: bool) {

@@ -9,7 +9,7 @@ use causeway::bridge::{
     BotKitSettings, Deliverer, DelivererParts, DeliverySettings, ReadBack, UnknownGroup, VirtualAgentOptions,
 };
 use causeway::conversation::{Directory, DirectorySettings, DirectoryUrl, OpenedChat, Origin};
-use causeway::delivery::PriorAttempts;
+use causeway::delivery::{Gates, PriorAttempts};
 use causeway::message::{
     BotName, BotSide, ConversationId, DeadReason, Destination, Destinations, Kind, KnownBot, LaneKey,
     Message, MessageId, Outcome,
@@ -442,13 +442,14 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
     };
     let name = BotName::parse("one").unwrap();
     let bots = vec![KnownBot { bot_id: "st-1".into(), name }];
+    let metrics = Arc::new(Metrics::new("embedded").unwrap());
     let parts = DelivererParts {
         xo: Xo::new(http.clone(), XoSettings { bots: vec![bot], ..XoSettings::default() }),
         servicenow: Some(ServiceNow::new(http, client)),
         directory: Some(directory.clone()),
-        replay_notes: None,
         queue: queue.clone(),
-        metrics: Arc::new(Metrics::new("embedded").unwrap()),
+        gates: Gates::new(&queue, &BTreeMap::new(), metrics.clone()),
+        metrics,
     };
     let delivery = DeliverySettings {
         routes: causeway::message::routing::QueueRoutes::default(),
@@ -467,7 +468,7 @@ pub(crate) async fn room(unknown_group: UnknownGroup) -> Room {
         read_rate: 1000.0,
         botkit: BotKitSettings::default(),
     };
-    let deliverer = Deliverer::new(parts, delivery, &BTreeMap::new());
+    let deliverer = Deliverer::new(parts, delivery);
     Room { deliverer, directory, queue, sandbox, _folder: folder }
 }
 

@@ -137,12 +137,8 @@ impl HandoffHandler<'_> {
                     Outcome::Declined => {
                         let words = error.business().map(str::to_owned);
                         let instance = instance_of(self.message);
-                        let answered = Deliverer::settled(
-                            Changes::default(),
-                            self.message,
-                            &attempt.outcome,
-                            self.attempts,
-                        );
+                        let answered =
+                            Changes::default().with_outcome(self.message, &attempt.outcome, self.attempts);
                         let (words, start) = (words.as_deref(), Some(start));
                         self.deliverer.fail(id, "no_agent", words, &instance, start, answered).await?;
                         Ok(attempt)
@@ -344,7 +340,7 @@ impl HandoffHandler<'_> {
     }
 
     async fn delivered(&self, changes: Changes) -> HandlerResult {
-        let changes = Deliverer::settled(changes, self.message, &Outcome::Delivered, self.attempts);
+        let changes = changes.with_outcome(self.message, &Outcome::Delivered, self.attempts);
         self.directory.record(changes).await?;
         Ok(Attempt::delivered(ENDPOINT).recorded())
     }

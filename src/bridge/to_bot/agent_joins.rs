@@ -98,10 +98,10 @@ impl Deliverer {
                     self.missed_histories().forget(id);
                 }
                 Outcome::Delivered => {
-                    directory.record(Self::settled(Changes::default(), &news, &attempt.outcome, 1)).await?;
+                    directory.record(Changes::default().with_outcome(&news, &attempt.outcome, 1)).await?;
                 }
                 Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {
-                    directory.record(Self::settled(Changes::default(), &news, &Outcome::Dropped, 1)).await?;
+                    directory.record(Changes::default().with_outcome(&news, &Outcome::Dropped, 1)).await?;
                 }
             }
         }

@@ -72,7 +72,7 @@ impl Deliverer {
         {
             let changes = Changes::default().done(DedupKey::Internal(message.id), None);
             let attempts = past.count.saturating_add(1);
-            directory.record(Self::settled(changes, message, &dropped.outcome, attempts)).await?;
+            directory.record(changes.with_outcome(message, &dropped.outcome, attempts)).await?;
             return Ok(dropped.recorded());
         }
         Ok(dropped)

@@ -189,7 +189,7 @@ impl Deliverer {
             }
             Ok(Err(error)) => self.trouble_reading(conversation, &error),
             Err(_) => {
-                let lane = crate::bridge::lane_number(&callback.group);
+                let lane = crate::delivery::lane_number(&callback.group);
                 gate.breaker().record(breaker::BreakerSignal::Failed { lane, unreachable: false });
             }
         }

@@ -97,7 +97,7 @@ impl Deliverer {
                 self.note_closing_sentence(directory, &callback.group, sys_id).await?;
             }
             let attempts = past.count.saturating_add(1);
-            let changes = Self::settled(Changes::default(), message, &attempt.outcome, attempts);
+            let changes = Changes::default().with_outcome(message, &attempt.outcome, attempts);
             self.mark_relayed(directory, message, callback, conversation, &before, changes).await?;
             return Ok(attempt.recorded());
         }
@@ -204,7 +204,7 @@ impl Deliverer {
         let mut changes = Changes::default().relayed(&callback.group, &remote.sys_id);
         match attempt.outcome {
             Outcome::Delivered => {
-                changes = Self::settled(changes, &lost, &attempt.outcome, story.count());
+                changes = changes.with_outcome(&lost, &attempt.outcome, story.count());
                 self.metrics.repaired.inc();
             }
             Outcome::Declined | Outcome::Repeated | Outcome::Routed | Outcome::Dropped => {}

@@ -17,10 +17,12 @@ use crate::platform::http::HttpReply;
 use crate::platform::{Xo, XoSettings};
 use crate::queue::embedded::{EmbeddedQueue, EmbeddedSettings};
 use crate::queue::{PartitionId, QueueTuning, Subscription};
+use crate::worker::deduplication::SettledStore;
 use crate::worker::simulation::{delivery_settings, http, metrics, worker_settings};
 
 struct Bench {
     processor: Arc<MessageProcessor>,
+    store: Arc<SettledStore>,
     /// How often the Callback URL was called.
     asked: Arc<AtomicUsize>,
     _folder: TempDir,
@@ -54,25 +56,28 @@ impl Bench {
         });
         let callback_url = Some("http://xo.test/callback".parse().unwrap());
         let xo = Xo::new(http, XoSettings { callback_url, ..XoSettings::default() });
+        let gates = BTreeMap::from([(Destination::Xo, GateSettings::default())]);
+        let gates = Gates::new(&queue, &gates, metrics());
         let parts = DelivererParts {
             servicenow: None,
             xo,
-            directory,
-            replay_notes: None,
+            directory: directory.clone(),
+            gates: gates.clone(),
             queue: queue.clone(),
             metrics: metrics(),
         };
-        let gates = BTreeMap::from([(Destination::Xo, GateSettings::default())]);
-        let deliverer = Deliverer::new(parts, delivery_settings(), &gates);
-        let repeats = Mutex::new(RecentKeys::default());
+        let deliverer = Deliverer::new(parts, delivery_settings());
+        let store = SettledStore::new(directory, None);
+        let deduplication = Deduplication::new(store.clone());
         let processor = Arc::new(MessageProcessor {
             queue,
             deliverer,
+            gates,
             settings: worker_settings(8),
             metrics: metrics(),
-            repeats,
+            deduplication,
         });
-        Self { processor, asked, _folder: folder }
+        Self { processor, store, asked, _folder: folder }
     }
 
     async fn publish(&self) {
@@ -129,10 +134,11 @@ async fn the_second_copy_of_a_dead_event_is_a_repeat() {
     let known = |kind, destination| {
         let message = Message::new(MessageId::fresh(), kind, destination, lane(), "{}");
         let dead = DedupKey::DeadLettered { message: message.id, replays: 0 };
-        let deliverer = &bench.processor.deliverer;
+        // Another worker has dead-lettered the message.
+        let store = &bench.store;
         async move {
-            deliverer.note(&message, dead, SettledAfter::default()).await;
-            deliverer.settled_before(&message, false).await.0
+            Deduplication::new(store.clone()).note(&message, dead, SettledAfter::default()).await;
+            Deduplication::new(store.clone()).settled_before(&message, false).await.0
         }
     };
     for kind in [Kind::CallbackMessage, Kind::CallbackEvent, Kind::CallbackEnded, Kind::HandoffFailed] {

@@ -14,7 +14,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::history::{History, Outage, Poison};
-use crate::bridge::Deliverer;
+use crate::delivery::Gates;
 use crate::message::{Destination, MessageId};
 use crate::platform::http::{HttpCall, HttpReply};
 use crate::platform::{NoAnswer, NoAnswerKind, SentState};
@@ -50,7 +50,7 @@ pub(super) struct PlatformBook {
     pub(super) effects: Vec<(Instant, usize, usize)>,
     /// Promises that were broken at the start of a call.
     pub(super) broken: Vec<String>,
-    staff: Vec<Weak<Deliverer>>,
+    staff: Vec<Weak<Gates>>,
 }
 
 enum CallFate {
@@ -104,8 +104,8 @@ impl PlatformWorld {
     }
 
     /// Adds a worker. Its number is the number of workers before.
-    pub(super) fn employ(&self, deliverer: &Arc<Deliverer>) {
-        self.book().staff.push(Arc::downgrade(deliverer));
+    pub(super) fn employ(&self, gates: &Arc<Gates>) {
+        self.book().staff.push(Arc::downgrade(gates));
     }
 
     pub(super) async fn answer(

@@ -16,15 +16,15 @@ use crate::bridge::{
     BotKitSettings, Deliverer, DelivererParts, DeliverySettings, ReadBack, UnknownGroup, VirtualAgentOptions,
 };
 use crate::clock::hands::{self, Watch};
-use crate::delivery::GateSettings;
 use crate::delivery::backoff::{RetrySettings, loaded};
+use crate::delivery::{GateSettings, Gates};
 use crate::message::{BotSide, Destination, Destinations, Kind, LaneKey, Message};
 use crate::platform::{HttpClient, HttpSettings, NetworkSettings, Xo, XoSettings};
 use crate::queue::model::{BrokerRecord, ModelBroker, ModelQueue};
 use crate::queue::{PartitionId, Queue, QueueTuning};
 use crate::tasks::{self, CancellationToken, TaskFailure, TaskSet};
 use crate::telemetry::Metrics;
-use crate::worker::{MessageDeadlines, Worker, WorkerSettings};
+use crate::worker::{MessageDeadlines, Worker, WorkerParts, WorkerSettings};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(4);
 /// Below the heartbeat, as the settings require: a worker without a lease has ended its last call before the broker gives
@@ -217,23 +217,30 @@ impl<'a> SimulationStage<'a> {
         let http = http().allowed_while(move || lease.holds(Instant::now()));
         let http = http.answered_by(move |call| Box::pin(world.clone().answer(number, call)));
         let callback_url = Some("http://xo.test/callback".parse().unwrap());
+        let gate = GateSettings { concurrency: self.history.concurrency, rate: None };
+        let gates = Gates::new(&queue, &BTreeMap::from([(Destination::Xo, gate)]), metrics());
         let parts = DelivererParts {
             servicenow: None,
             xo: Xo::new(http, XoSettings { callback_url, ..XoSettings::default() }),
             directory: None,
-            replay_notes: None,
             queue: queue.clone(),
+            gates: gates.clone(),
             metrics: metrics(),
         };
-        let gate = GateSettings { concurrency: self.history.concurrency, rate: None };
-        let deliverer =
-            Deliverer::new(parts, delivery_settings(), &BTreeMap::from([(Destination::Xo, gate)]));
-        self.world.employ(&deliverer);
+        self.world.employ(&gates);
+        let parts = WorkerParts {
+            queue,
+            deliverer: Deliverer::new(parts, delivery_settings()),
+            gates,
+            directory: None,
+            replay_notes: None,
+            metrics: metrics(),
+        };
         let stop = CancellationToken::default();
         let mut tasks = TaskSet::new(stop.clone());
         let (watch, settings) = (Watch::default(), worker_settings(self.history.prefetch));
         hands::wearing(&watch, || {
-            Worker::start(&mut tasks, &stop, queue, deliverer, &settings, metrics());
+            Worker::start(&mut tasks, &stop, parts, &settings);
         });
         let lease = tasks::spawn(self.broker.clone().keep_lease(name.clone()));
         let (broker, introduced) = (self.broker.clone(), name.clone());
