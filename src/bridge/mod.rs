@@ -1,156 +1,71 @@
 //! Makes one delivery attempt: calls the platform, classifies the answer, records the result. The caller passes the
 //! gate first.
 //!
-//! Guarantees: an attempt always ends in an [`Outcome`]. It never sleeps before a retry and never decides the fate of
-//! its message (`worker/policy.rs` does). An attempt may be repeated, so its other writes are safe to repeat: the
-//! directory, notices to the bot side, and missing messages that gap repair relays first.
+//! Guarantees: an attempt always ends in an [`Outcome`](crate::message::Outcome). It never sleeps before a retry and never
+//! decides the fate of its message (`worker/policy.rs` does). An attempt may be repeated, so its other writes are safe to
+//! repeat: the directory, notices to the bot side, and missing messages that gap repair relays first.
 //!
-//! Not responsible for: order, backoff and settling (`worker/`).
+//! Each part holds the caches that only this part uses. The parts call each other in one direction: [`ToAgent`], [`ToBot`] and
+//! [`ChatWatcher`] use [`Notices`]; [`ToAgent`] and [`ChatWatcher`] use [`GapRepair`].
+//!
+//! Not responsible for: order, backoff, deduplication and settling (`worker/`).
 
-mod attachments;
+mod best_effort;
+mod context;
 mod end_reason;
+mod incident_request;
+mod lifecycle_metrics;
+mod missing_message;
+mod notices;
+mod settings;
 mod to_agent;
 mod to_bot;
 mod watch;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::conversation::{Changes, ConversationState, Directory, Origin};
-use crate::delivery::{Attempt, Gate, Gates, InternalError, PriorAttempts, RateLimiter, RecentKeys};
-use crate::message::routing::QueueRoutes;
-use crate::message::{
-    BotSide, ConversationId, DeadLetter, Destination, Endpoint, Handoff, Kind, Message, MessageId,
+use crate::delivery::{Attempt, InternalError, PriorAttempts};
+use crate::message::{DeadLetter, Destination, Endpoint, Kind, Message};
+use crate::tasks::CancellationToken;
+use best_effort::BestEffortCalls;
+use context::BridgeContext;
+pub use context::DelivererParts;
+use notices::Notices;
+pub use settings::{
+    DeliverySettings, FileSettings, IncidentSettings, ReadBack, UnknownGroup, VirtualAgentOptions,
 };
-use crate::platform::{ServiceNow, Xo};
-use crate::queue::Queue;
-use crate::telemetry::Metrics;
-pub use attachments::FileSettings;
-use attachments::TransferSlots;
-use to_agent::late_start;
-use to_agent::virtual_agent::{self, VirtualAgentStarts};
-pub use to_agent::{IncidentSettings, VirtualAgentOptions};
-use to_bot::callback_row::UnreadSince;
-use to_bot::notices::instance_of;
-use to_bot::user_return::ClosingTexts;
-use to_bot::wait_updates::WaitUpdates;
-pub use to_bot::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts, UnknownGroup};
-use watch::gaps::MissedHistories;
-pub use watch::{PollSettings, ReadBack, TimeLimits};
+use to_agent::ToAgent;
+use to_bot::ToBot;
+pub use to_bot::texts::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts};
+use watch::ChatWatcher;
+use watch::gaps::GapRepair;
+pub use watch::{PollSettings, TimeLimits};
 
-/// Settings of delivery attempts.
-#[derive(Debug, Clone)]
-pub struct DeliverySettings {
-    /// `servicenow.queue_id`
-    pub queue_id: Option<String>,
-    /// `servicenow.routes`
-    pub routes: QueueRoutes,
-    /// `delivery.unknown_group`
-    pub unknown_group: UnknownGroup,
-    /// How long a callback waits for the start that may be opening its group.
-    pub unknown_group_wait: Duration,
-    /// The destination of each conversation.
-    pub bot_side: BotSide,
-    /// XO's Callback URL is configured: unknown groups are forwarded there.
-    pub relays_callbacks: bool,
-    /// `handoffs.events_url` is configured.
-    pub tells_events: bool,
-    /// BotKit credentials of at least one bot are configured.
-    pub serves_bots: bool,
-    /// `servicenow.read_back`
-    pub read_back: ReadBack,
-    /// `servicenow.bulk_read`: tables show which of many chats need a poll, if the user may read them.
-    pub bulk_read: bool,
-    /// `servicenow.read_rate`: the limit of requests in a second that poll the chats.
-    pub read_rate: f64,
-    /// Settings of the texts and calls for a bot's users.
-    pub botkit: BotKitSettings,
-    /// Settings of the transfer of files.
-    pub files: FileSettings,
-    /// Settings of chats over the Virtual Agent API.
-    pub virtual_agent: VirtualAgentOptions,
-    /// `servicenow.incident`: the record of a handoff that found no agent; `None` creates none.
-    pub incident: Option<IncidentSettings>,
-}
-
-/// The clients and the shared state of delivery attempts; one for each worker.
+/// Passes each message to the part that makes its attempt; one for each worker.
 #[derive(Debug)]
 pub struct Deliverer {
-    settings: DeliverySettings,
-    servicenow: Option<ServiceNow>,
-    xo: Xo,
-    /// `None` in the pure callback relay, which has no directory.
-    directory: Option<Directory>,
-    queue: Queue,
-    metrics: Arc<Metrics>,
-    gates: Arc<Gates>,
-    virtual_agent_starts: VirtualAgentStarts,
-    /// Limits the polls of all chats together.
-    reads: RateLimiter,
-    transfers: TransferSlots,
-    /// The messages that gap repair published recently.
-    read: Mutex<RecentKeys<MessageId, ()>>,
-    /// The failed attempts of missing messages.
-    missed_histories: Mutex<MissedHistories>,
-    /// The first failed reading of each chat that could not be read back since then.
-    unread: Mutex<UnreadSince>,
-    /// The time of the last text about the wait, for each waiting user.
-    wait_updates: WaitUpdates,
-    /// The closing texts that failed.
-    closing_texts: ClosingTexts,
-    /// Since when each chat is absent from ServiceNow's answers, or escalated without a new chat.
-    in_doubt: Mutex<HashMap<ConversationId, Instant>>,
-}
-
-/// The clients and stores that a worker is built from.
-#[derive(Debug, Clone)]
-pub struct DelivererParts {
-    /// The client of ServiceNow, if one is configured.
-    pub servicenow: Option<ServiceNow>,
-    /// The client of XO.
-    pub xo: Xo,
-    /// The directory of conversations; `None` in the pure callback relay.
-    pub directory: Option<Directory>,
-    /// The queue that notices are published to.
-    pub queue: Queue,
-    /// The gates of the destinations.
-    pub gates: Arc<Gates>,
-    /// The metrics of attempts.
-    pub metrics: Arc<Metrics>,
+    context: Arc<BridgeContext>,
+    to_agent: ToAgent,
+    to_bot: ToBot,
+    watcher: ChatWatcher,
 }
 
 impl Deliverer {
     /// Creates the deliverer.
     pub fn new(parts: DelivererParts, settings: DeliverySettings) -> Arc<Self> {
+        let context = BridgeContext::new(parts, settings);
+        let notices = Notices::new(context.clone());
+        let best_effort = BestEffortCalls::new(context.clone());
+        let gaps = GapRepair::new(context.clone());
         Arc::new(Self {
-            gates: parts.gates,
-            virtual_agent_starts: VirtualAgentStarts::default(),
-            reads: RateLimiter::new(settings.read_rate),
-            transfers: TransferSlots::default(),
-            settings,
-            servicenow: parts.servicenow,
-            xo: parts.xo,
-            directory: parts.directory,
-            queue: parts.queue,
-            metrics: parts.metrics,
-            read: Mutex::default(),
-            missed_histories: Mutex::default(),
-            unread: Mutex::default(),
-            wait_updates: WaitUpdates::default(),
-            closing_texts: ClosingTexts::default(),
-            in_doubt: Mutex::default(),
+            to_agent: ToAgent::new(context.clone(), notices.clone(), best_effort.clone(), gaps.clone()),
+            to_bot: ToBot::new(context.clone(), notices.clone(), best_effort),
+            watcher: ChatWatcher::new(context.clone(), notices, gaps),
+            context,
         })
-    }
-
-    fn gate(&self, destination: Destination) -> &Gate {
-        self.gates.gate(destination)
-    }
-
-    fn record_in_breaker(&self, destination: Destination, message: Option<&Message>, attempt: &Attempt) {
-        self.gates.record_in_breaker(destination, message, attempt);
     }
 
     /// Makes one attempt.
@@ -158,76 +73,51 @@ impl Deliverer {
         let started = Instant::now();
         // Boxed, so that the future of a pure relay message stays small.
         let attempt = match message.destination {
-            Destination::Xo => self.forward(message).await,
-            Destination::ServiceNow => Box::pin(self.to_servicenow(message, past)).await,
-            Destination::Events | Destination::Bot(_) => own(Box::pin(self.to_bot_side(message, past)).await),
-            Destination::Callbacks => own(Box::pin(self.route(message, past)).await),
+            Destination::Xo => self.to_bot.forward(message).await,
+            Destination::ServiceNow => Box::pin(self.to_agent.attempt(message, past)).await,
+            Destination::Events | Destination::Bot(_) => {
+                own(Box::pin(self.to_bot.attempt(message, past)).await)
+            }
+            Destination::Callbacks => own(Box::pin(self.to_bot.route(message, past)).await),
         };
-        let attempt = self.gates.check_credentials(message, attempt);
-        self.gates.record(message, past, &attempt, started.elapsed());
+        let attempt = self.context.gates.check_credentials(message, attempt);
+        self.context.gates.record(message, past, &attempt, started.elapsed());
         attempt
     }
-}
 
-impl Deliverer {
     /// Must run before a dead letter is written. A dead start marks its conversation as failed and notifies the bot
     /// side. A dead Virtual Agent callback still applies its state. A dead end still gives the bot its user back. A
     /// dead bot turn is skipped at XO.
     pub async fn before_dead_letter(&self, dead: &DeadLetter) -> Result<(), String> {
-        if dead.message.kind.is_bot_turn() {
-            self.skip_turn(&dead.message).await;
-            return Ok(());
-        }
-        if matches!(dead.message.kind, Kind::CallbackEnded | Kind::HandoffFailed) {
-            return self.last_act(&dead.message).await.map_err(|error| error.trouble);
-        }
-        if dead.message.kind == Kind::CallbackMessage {
-            let Some(directory) = &self.directory else { return Ok(()) };
-            let done = self.virtual_agent_dead_lettered(&dead.message, directory).await;
-            return done.map_err(|error| error.trouble);
-        }
-        if !matches!(dead.message.kind, Kind::HandoffStart | Kind::HandoffMessage) {
-            return Ok(());
-        }
-        let Ok(handoff) = serde_json::from_slice::<Handoff>(&dead.message.body) else { return Ok(()) };
-        self.start_died(dead, &handoff).await.map_err(|error| error.trouble)
+        let done = match dead.message.kind {
+            Kind::HandoffStart | Kind::HandoffMessage => self.to_agent.before_dead_letter(dead).await,
+            _ => self.to_bot.before_dead_letter(&dead.message).await,
+        };
+        done.map_err(|error| error.trouble)
     }
 
-    async fn start_died(&self, dead: &DeadLetter, handoff: &Handoff) -> Result<(), InternalError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
-        let start = match handoff {
-            Handoff::Start(start) => start.clone(),
-            // A late start: this message was to open a chat.
-            Handoff::Message(text) if self.is_late_start(&dead.message).await? => late_start::start_of(text),
-            _ => return Ok(()),
-        };
-        let id = handoff.conversation();
-        if let Some(reply) = &start.reply {
-            // The ingress may not have reached the directory, and no attempt may have been made.
-            if directory.find(id).await?.is_none() {
-                directory.mark_requested(id, Origin::BotKit, None).await?;
-            }
-            directory.save_reply_handle(id, reply, dead.message.accepted_at).await?;
-        }
-        let open = directory.find(id).await?;
-        if self.is_foreign(handoff, open.as_ref()) {
-            return Ok(());
-        }
-        // The dead letter is a duplicate of a start that succeeded, so the chat goes on.
-        if open
-            .as_ref()
-            .is_some_and(|open| matches!(open.state, ConversationState::Waiting | ConversationState::Active))
-        {
-            return Ok(());
-        }
-        let (reason, instance) = (dead.reason.as_str(), instance_of(&dead.message));
-        if virtual_agent::has_failed(open.as_ref(), &dead.message) {
-            self.request_incident(id, reason, &instance, Some(&start)).await?;
-            return Ok(());
-        }
-        let told = self.fail(id, reason, None, &instance, Some(&start), Changes::default()).await;
-        self.give_up_virtual_agent(id, open.as_ref());
-        told
+    /// Polls the state of every open conversation until the cancellation.
+    pub async fn poll(
+        self: Arc<Self>,
+        settings: PollSettings,
+        stop: CancellationToken,
+    ) -> Result<(), String> {
+        self.watcher.poll(settings, stop).await
+    }
+
+    /// Extends the reply handles of live conversations until the cancellation.
+    pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: CancellationToken) -> Result<(), String> {
+        self.to_bot.keep_alive(every, stop).await
+    }
+
+    /// Asks ServiceNow once about each queue, and repeats the questions that got no answer. `queues`: the settings key
+    /// and the Queue ID.
+    pub async fn check_queues(
+        self: Arc<Self>,
+        queues: Vec<(String, String)>,
+        stop: CancellationToken,
+    ) -> Result<(), String> {
+        to_agent::check_queues(&self.context, queues, stop).await
     }
 }
 

@@ -5,7 +5,7 @@
 //! The state of a conversation changes only as [`state`] says, and each change happens exactly once. A chat (ServiceNow's
 //! `group`) belongs to one conversation for ever. While the database is unreachable, every call fails within seconds; it
 //! works again without a restart. A process may also start while it is unreachable ([`Directory::start`]).
-//! Not responsible for: notices to the two sides about a change (`bridge/to_bot/notices.rs`), when to poll and when to forget.
+//! Not responsible for: notices to the two sides about a change (`bridge/notices.rs`), when to poll and when to forget.
 
 mod dedup;
 mod directory;

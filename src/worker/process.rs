@@ -177,14 +177,8 @@ impl MessageProcessor {
             SettledBefore::No => {}
             SettledBefore::Yes => return self.ack(received, &retry_state, &Outcome::Repeated, false).await,
             SettledBefore::OtherPayload => {
-                let bury = self.dead_letter(
-                    received,
-                    retry_state,
-                    DeadReason::Rejected,
-                    OTHER_PAYLOAD.into(),
-                    &mut over,
-                );
-                return Box::pin(bury).await;
+                let (reason, why) = (DeadReason::Rejected, OTHER_PAYLOAD.into());
+                return Box::pin(self.dead_letter(received, retry_state, reason, why, &mut over)).await;
             }
         }
         let permit = match permission {

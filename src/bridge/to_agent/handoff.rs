@@ -7,77 +7,31 @@
 //!
 //! Not responsible for: HTTP (`platform/servicenow`), the state machine (`conversation/`).
 
-use crate::bridge::Deliverer;
 use crate::bridge::end_reason::ended_by;
+use crate::bridge::notices::instance_of;
 use crate::bridge::to_agent::late_start::origin;
+use crate::bridge::to_agent::routing::queue_of;
 use crate::bridge::to_agent::transcript::{begins_with, first_words};
-use crate::bridge::to_bot::notices::instance_of;
-use crate::conversation::{
-    Changes, Claim, Conversation, ConversationState, Directory, LastSent, OpenedChat, Origin,
-};
+use crate::bridge::to_agent::{HandlerResult, HandoffHandler, is_foreign, is_open, open_group};
+use crate::conversation::{Changes, Claim, Conversation, ConversationState, LastSent, OpenedChat};
 use crate::delivery::classify::Operation;
-use crate::delivery::{Attempt, InternalError, PriorAttempts};
-use crate::message::handoff::{Attachment, EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText};
-use crate::message::{
-    ConversationId, DeadReason, Endpoint, Handoff, Kind, Message, Notice, NoticeEvent, Outcome,
-};
+use crate::delivery::{Attempt, InternalError};
+use crate::message::handoff::{EndCause, EndReason, HandoffEnd, HandoffStart, HandoffText};
+use crate::message::{ConversationId, DeadReason, Endpoint, Handoff, Notice, NoticeEvent, Outcome};
 use crate::platform::servicenow::{PostedMessage, ReadSince, StartText};
-use crate::platform::{CallError, ChatApi, QueueEntry, ServiceNow, StartedChat};
+use crate::platform::{CallError, ChatApi, QueueEntry, StartedChat};
 use crate::telemetry::logged_conversation;
 
 const ENDPOINT: Endpoint = Endpoint::ServiceNow;
 
-/// The context of one attempt toward ServiceNow.
-pub(in crate::bridge) struct HandoffHandler<'a> {
-    pub(in crate::bridge) deliverer: &'a Deliverer,
-    pub(in crate::bridge) servicenow: &'a ServiceNow,
-    pub(in crate::bridge) directory: &'a Directory,
-    pub(in crate::bridge) message: &'a Message,
-    pub(in crate::bridge) possibly_delivered: bool,
-    /// The number of attempts, with this one.
-    pub(in crate::bridge) attempts: u32,
-}
-
-impl Deliverer {
-    pub(in crate::bridge) async fn to_servicenow(&self, message: &Message, past: PriorAttempts) -> Attempt {
-        let handoff = serde_json::from_slice::<Handoff>(&message.body);
-        let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else {
-            let why = "servicenow.host_url is not set on this worker";
-            return Attempt::dead(ENDPOINT, DeadReason::Rejected, why);
-        };
-        let (possibly_delivered, attempts) = (past.possibly_delivered, past.count.saturating_add(1));
-        let desk =
-            HandoffHandler { deliverer: self, servicenow, directory, message, possibly_delivered, attempts };
-        // The request may have been sent already, so the next attempt reads back before it sends.
-        let done = match (message.kind, handoff) {
-            (Kind::HandoffIncident, _) => desk.create_incident().await,
-            (_, Ok(handoff)) => desk.deliver(&handoff).await,
-            (_, Err(_)) => {
-                let why = "its body is not a handoff request of this version";
-                return Attempt::dead(ENDPOINT, DeadReason::Unreadable, why);
-            }
-        };
-        done.unwrap_or_else(|error| Attempt::internal(ENDPOINT, true, error))
-    }
-
-    /// Whether a caller of the handoff API made this request, but its conversation belongs to a bot.
-    pub(in crate::bridge) fn is_foreign(&self, handoff: &Handoff, known: Option<&Conversation>) -> bool {
-        let is_of_a_bot = self.xo.is_of_a_bot(handoff.conversation())
-            || known.is_some_and(|known| known.origin == Origin::BotKit);
-        handoff.is_from_api() && is_of_a_bot
-    }
-}
-
-pub(in crate::bridge) type HandlerResult = Result<Attempt, InternalError>;
-
 impl HandoffHandler<'_> {
-    async fn deliver(&self, handoff: &Handoff) -> HandlerResult {
+    pub(super) async fn deliver(&self, handoff: &Handoff) -> HandlerResult {
         // Connect Support has no REST call for typing (`src/platform/servicenow/FACTS.md`).
         if matches!(handoff, Handoff::Typing(_)) && self.servicenow.api() == ChatApi::ConnectSupport {
             return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, ""));
         }
         let known = self.directory.find(handoff.conversation()).await?;
-        if self.deliverer.is_foreign(handoff, known.as_ref()) {
+        if is_foreign(&self.to_agent.context.xo, handoff, known.as_ref()) {
             let why = "its conversation was not opened over the handoff API";
             // A typing indicator is not worth a dead letter.
             return Ok(match handoff {
@@ -109,7 +63,7 @@ impl HandoffHandler<'_> {
         if gone && !self.possibly_delivered {
             return Ok(user_left());
         }
-        let Some(queue_id) = self.queue_of(start) else {
+        let Some(queue_id) = queue_of(&self.to_agent.context.settings, start) else {
             let why = "no Queue ID: set servicenow.queue_id, or queue_id in the start";
             return self.failed(start, Attempt::dead(ENDPOINT, DeadReason::Rejected, why)).await;
         };
@@ -140,7 +94,7 @@ impl HandoffHandler<'_> {
                         let answered =
                             Changes::default().with_outcome(self.message, &attempt.outcome, self.attempts);
                         let (words, start) = (words.as_deref(), Some(start));
-                        self.deliverer.fail(id, "no_agent", words, &instance, start, answered).await?;
+                        self.to_agent.notices.fail(id, "no_agent", words, &instance, start, answered).await?;
                         Ok(attempt)
                     }
                     _ => Ok(attempt),
@@ -277,7 +231,7 @@ impl HandoffHandler<'_> {
             wait: wait.map(str::to_owned),
             ..Notice::about(id.clone())
         };
-        self.deliverer.publish_event(notice, NoticeEvent::Waiting, "").await
+        self.to_agent.notices.publish_event(notice, NoticeEvent::Waiting, "").await
     }
 
     async fn message(&self, text: &HandoffText, conversation: Option<Conversation>) -> HandlerResult {
@@ -358,7 +312,7 @@ impl HandoffHandler<'_> {
             // Usually the poll has not seen the end yet. The state of the chat still says which side closed it.
             let seen = self.servicenow.state(id, group).await.ok().flatten();
             let by = seen.and_then(|entry| entry.state).and_then(ended_by).unwrap_or("gone");
-            self.deliverer.end(id, Some(group), by).await?;
+            self.to_agent.notices.end(id, Some(group), by).await?;
         }
         Ok(attempt)
     }
@@ -372,7 +326,7 @@ impl HandoffHandler<'_> {
         let Some(conversation) = conversation.filter(|known| known.state == ConversationState::Active) else {
             return Ok(());
         };
-        let read = self.deliverer.repair(self.directory, self.servicenow, conversation, group).await?;
+        let read = self.to_agent.gaps.repair(self.directory, self.servicenow, conversation, group).await?;
         if let Err(error) = read {
             tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back before its end");
         }
@@ -397,7 +351,7 @@ impl HandoffHandler<'_> {
         let id = &end.conversation_id;
         let group = match open_group(conversation.as_ref()) {
             Ok(group) => group,
-            Err(_) if self.deliverer.xo.is_of_a_bot(id) => {
+            Err(_) if self.to_agent.context.xo.is_of_a_bot(id) => {
                 return self.end_without_chat(end, conversation).await;
             }
             Err(reason @ DeadReason::UnknownConversation) => {
@@ -413,7 +367,7 @@ impl HandoffHandler<'_> {
         if let Some(waiting) = conversation.as_ref().filter(|known| known.state == ConversationState::Waiting)
             && end.reason.as_ref().and_then(EndReason::cause) == Some(EndCause::WaitedTooLong)
         {
-            self.deliverer.give_up_waiting(waiting).await?;
+            self.to_agent.notices.give_up_waiting(waiting).await?;
             return self.leave_failed(id, conversation.as_ref()).await;
         }
         // After leaving, a user may not read the chat any more.
@@ -421,7 +375,7 @@ impl HandoffHandler<'_> {
         if let Some(attempt) = self.leave(id, group).await {
             return Ok(attempt);
         }
-        self.deliverer.end_as(id, Some(group), end.reason_text(), end.metric_label()).await?;
+        self.to_agent.notices.end_as(id, Some(group), end.reason_text(), end.metric_label()).await?;
         Ok(Attempt::delivered(ENDPOINT))
     }
 }
@@ -430,46 +384,14 @@ fn user_left() -> Attempt {
     Attempt::of(ENDPOINT, Outcome::Repeated, "the user left before an agent was requested")
 }
 
-pub(in crate::bridge) fn is_open(conversation: &Conversation) -> bool {
-    open_group(Some(conversation)).is_ok()
-}
-
 fn is_in(conversation: &Conversation, group: &str) -> bool {
     conversation.group.as_deref() == Some(group)
 }
 
-pub(in crate::bridge) fn open_group(conversation: Option<&Conversation>) -> Result<&str, DeadReason> {
-    let conversation = conversation.ok_or(DeadReason::UnknownConversation)?;
-    match (conversation.state, &conversation.group) {
-        (ConversationState::Waiting | ConversationState::Active, Some(group)) => Ok(group),
-        (ConversationState::Failed, _) => Err(DeadReason::ConversationFailed),
-        (ConversationState::Ended, _) => Err(DeadReason::ConversationOver),
-        (ConversationState::Requested | ConversationState::Waiting | ConversationState::Active, _) => {
-            Err(DeadReason::UnknownConversation)
-        }
-    }
-}
-
-pub(in crate::bridge) fn not_open(reason: DeadReason) -> &'static str {
+fn not_open(reason: DeadReason) -> &'static str {
     match reason {
         DeadReason::ConversationFailed => "its conversation never opened",
         DeadReason::ConversationOver => "its conversation is over",
         _ => "no start has opened its conversation",
     }
-}
-
-pub(in crate::bridge) fn with_attachments(text: &HandoffText) -> String {
-    let files = text.attachments.iter().map(named_file);
-    std::iter::once(text.message.clone())
-        .filter(|words| !words.is_empty())
-        .chain(files)
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-/// A file that the agent gets as text: its name and its address.
-pub(in crate::bridge) fn named_file(file: &Attachment) -> String {
-    let words = [file.name.as_ref().map(|_| file.safe_name()), Some(file.url.clone())];
-    let words = words.into_iter().flatten().filter(|word| !word.is_empty()).collect::<Vec<_>>();
-    format!("File: {}", words.join(" "))
 }

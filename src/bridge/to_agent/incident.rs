@@ -1,30 +1,20 @@
 //! Creates a record for a handoff that found no agent, over the Table API: by default an incident with the transcript.
 //!
-//! Guarantees: each failed handoff creates at most one record. Before an attempt that may repeat another one, the record
-//! is looked for by its `correlation_id`. The record is a message in a lane of its own, so that a failure delays neither
-//! the user's return to the bot nor the user's next handoff. The notice of the failure waits at most [`NUMBER_WAIT`] for
-//! the number of the record.
-//! Not responsible for: when a handoff has failed (`to_bot/notices.rs`, `to_bot/virtual_agent_callback.rs`).
+//! Guarantees: each request creates at most one record. Before an attempt that may repeat another one, the record is looked
+//! for by its `correlation_id`.
+//! Not responsible for: the request of a record (`bridge/incident_request.rs`).
 
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
-use crate::bridge::Deliverer;
-use crate::bridge::to_agent::handoff::{HandlerResult, HandoffHandler};
+use crate::bridge::incident_request::IncidentRequest;
+use crate::bridge::to_agent::transcript::transcript_of;
+use crate::bridge::to_agent::{HandlerResult, HandoffHandler};
 use crate::clock;
-use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::delivery::classify::Operation;
 use crate::delivery::{Attempt, InternalError};
-use crate::message::handoff::{ChatUser, HandoffStart, TranscriptLine};
-use crate::message::{
-    ConversationId, DeadReason, Destination, Endpoint, Kind, LaneKey, Message, MessageId, Notice, Outcome,
-};
+use crate::message::handoff::{ChatUser, TranscriptLine};
+use crate::message::{DeadReason, Endpoint, Outcome};
 use crate::platform::{CallError, ChatApi, TableRow};
 
 const ENDPOINT: Endpoint = Endpoint::ServiceNow;
-/// How long the notice of a failed handoff waits for the number of the record.
-const NUMBER_WAIT: Duration = Duration::from_secs(5);
 /// The length of `{transcript}` in characters: `task.description` takes 4000 by default. The oldest lines are left out.
 const TRANSCRIPT_CHARS_MAX: usize = 3_900;
 /// The length of `{message}` in characters: `task.short_description` takes 160 by default.
@@ -33,94 +23,6 @@ const MESSAGE_CHARS_MAX: usize = 140;
 const CORRELATION: &str = "correlation_id";
 const USERS: &str = "sys_user";
 
-/// `servicenow.incident*`
-#[derive(Debug, Clone)]
-pub struct IncidentSettings {
-    /// The table of the record. It extends `task`, so that it has `number` and `correlation_id`.
-    pub table: String,
-    /// The field for the user of the handoff; `None` leaves the user out.
-    pub caller_field: Option<String>,
-    /// Names of fields and their values with placeholders.
-    pub fields: Vec<(String, String)>,
-}
-
-/// The body of a message of kind `handoff.incident`.
-#[derive(Serialize, Deserialize)]
-struct IncidentRequest {
-    conversation_id: ConversationId,
-    reason: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    group: Option<String>,
-    /// The start that failed; absent if the user had a chat and waited too long.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    start: Option<HandoffStart>,
-}
-
-/// The id of the record's message: one for each episode of a conversation.
-fn incident_id(id: &ConversationId, known: Option<&Conversation>, instance: &str) -> MessageId {
-    let opened = known.map(|known| known.opened_at.as_millisecond().to_string());
-    MessageId::derived_from("incident", &[id.as_str(), opened.as_deref().unwrap_or(instance)])
-}
-
-impl Deliverer {
-    /// Publishes the message that creates the record of a failed handoff. Returns the id of the message, or `None` if
-    /// `servicenow.incident` is off. `instance` names the failure of a conversation that the directory does not know.
-    pub(in crate::bridge) async fn request_incident(
-        &self,
-        id: &ConversationId,
-        reason: &str,
-        instance: &str,
-        start: Option<&HandoffStart>,
-    ) -> Result<Option<MessageId>, InternalError> {
-        let (Some(_), Some(directory)) = (&self.settings.incident, &self.directory) else { return Ok(None) };
-        let known = directory.find(id).await?;
-        let message_id = incident_id(id, known.as_ref(), instance);
-        let request = IncidentRequest {
-            conversation_id: id.clone(),
-            reason: reason.to_owned(),
-            group: known.and_then(|known| known.group),
-            start: start.cloned(),
-        };
-        let body = serde_json::to_vec(&request).map_err(InternalError::temporary)?;
-        let lane = LaneKey::parse(&format!("incident {message_id}")).map_err(InternalError::temporary)?;
-        let kind = Kind::HandoffIncident;
-        self.queue.publish(&Message::new(message_id, kind, Destination::ServiceNow, lane, body)).await?;
-        Ok(Some(message_id))
-    }
-
-    /// The id of the record that the start of this conversation requests when its next attempt finds the failure.
-    pub(in crate::bridge) fn incident_to_come(&self, known: &Conversation) -> Option<MessageId> {
-        self.settings.incident.as_ref().map(|_| incident_id(&known.id, Some(known), ""))
-    }
-
-    /// Adds the number of the record to the notice of a failed handoff. `Err` with the attempt if the notice should wait
-    /// for the number.
-    pub(in crate::bridge) async fn with_number(
-        &self,
-        directory: &Directory,
-        message: &Message,
-        notice: Notice,
-    ) -> Result<Result<Notice, Attempt>, InternalError> {
-        let Some(incident) = notice.incident else { return Ok(Ok(notice)) };
-        let number = directory.incident_number(incident).await?;
-        let is_young = clock::since(message.accepted_at) < NUMBER_WAIT;
-        if number.is_none()
-            && is_young
-            && self.gate(Destination::ServiceNow).breaker().passes()
-            && !directory.is_done(DedupKey::DeadLettered { message: incident, replays: 0 }).await?
-        {
-            let wait = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
-            return Ok(Err(Attempt::of(
-                ENDPOINT,
-                wait,
-                "the record of the failed handoff has no number yet",
-            )));
-        }
-        let number = number.filter(|number| !number.is_empty());
-        Ok(Ok(Notice { number, ..notice }))
-    }
-}
-
 impl HandoffHandler<'_> {
     /// Creates the record, unless an earlier attempt created it.
     pub(in crate::bridge) async fn create_incident(&self) -> HandlerResult {
@@ -128,7 +30,7 @@ impl HandoffHandler<'_> {
             let why = "its body is not a request for a record of this version";
             return Ok(Attempt::dead(ENDPOINT, DeadReason::Unreadable, why));
         };
-        let Some(settings) = &self.deliverer.settings.incident else {
+        let Some(settings) = &self.to_agent.context.settings.incident else {
             return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "servicenow.incident is off"));
         };
         let correlation = format!("causeway-{}", self.message.id);
@@ -220,7 +122,7 @@ impl HandoffHandler<'_> {
             }
         }
         let Some(reply) = self.directory.reply_handle(id).await? else { return Ok(Vec::new()) };
-        Ok(self.deliverer.transcript_of(&reply.handle).await)
+        Ok(transcript_of(&self.to_agent.context, &reply.handle).await)
     }
 }
 
@@ -313,12 +215,5 @@ mod tests {
         let values = [("{message}", "{reason} {x}".to_owned()), ("{reason}", "no_agent".to_owned())];
         assert_eq!(filled("{reason}: {message}.", &values), "no_agent: {reason} {x}.");
         assert_eq!(filled("chat", &values), "chat");
-    }
-
-    #[test]
-    fn each_episode_has_one_record() {
-        let id = ConversationId::parse("c").unwrap();
-        assert_eq!(incident_id(&id, None, "a"), incident_id(&id, None, "a"));
-        assert_ne!(incident_id(&id, None, "a"), incident_id(&id, None, "b"));
     }
 }

@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use crate::bridge::Deliverer;
-use crate::bridge::to_agent::handoff::HandoffHandler;
-use crate::conversation::{Conversation, ConversationState, DedupKey, Origin};
+use crate::bridge::to_agent::HandoffHandler;
+use crate::bridge::to_agent::user_files::with_attachments;
+use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, Origin};
 use crate::delivery::{Attempt, InternalError};
 use crate::message::handoff::{HandoffEnd, HandoffStart, HandoffText};
 use crate::message::{ConversationId, Endpoint, Kind, Message, Notice, Outcome, ReplyHandle};
@@ -40,7 +40,7 @@ impl HandoffHandler<'_> {
         if text.reply.is_none() {
             return Ok(None);
         }
-        let begun = self.possibly_delivered && self.deliverer.is_late_start(self.message).await?;
+        let begun = self.possibly_delivered && is_late_start(self.directory, self.message).await?;
         if !begun && !needs_chat(known, self.message) {
             return Ok(None);
         }
@@ -67,19 +67,21 @@ impl HandoffHandler<'_> {
             self.directory.mark_requested(id, Origin::BotKit, None).await?;
             self.save_reply_handle(id, Some(reply)).await?;
             let notice = Notice { reason: Some(reason.to_owned()), ..Notice::about(id.clone()) };
-            self.deliverer.publish_notice(Kind::CallbackEnded, &notice, &self.message.id.to_string()).await?;
+            self.to_agent
+                .notices
+                .publish_notice(Kind::CallbackEnded, &notice, &self.message.id.to_string())
+                .await?;
         }
-        self.deliverer.count_end(self.directory.mark_ended(id, None, reason).await?, end.metric_label());
+        self.to_agent
+            .notices
+            .count_end(self.directory.mark_ended(id, None, reason).await?, end.metric_label());
         Ok(Attempt::of(Endpoint::ServiceNow, Outcome::Repeated, "there is no chat to end"))
     }
 }
 
-impl Deliverer {
-    /// Whether this message has been recorded as a late start.
-    pub(in crate::bridge) async fn is_late_start(&self, message: &Message) -> Result<bool, InternalError> {
-        let Some(directory) = &self.directory else { return Ok(false) };
-        Ok(message.kind == Kind::HandoffMessage && directory.is_done(late_start(message)).await?)
-    }
+/// Whether this message has been recorded as a late start.
+pub(super) async fn is_late_start(directory: &Directory, message: &Message) -> Result<bool, InternalError> {
+    Ok(message.kind == Kind::HandoffMessage && directory.is_done(late_start(message)).await?)
 }
 
 /// The start that a message of the user implies.
@@ -88,7 +90,7 @@ pub(in crate::bridge) fn start_of(text: &HandoffText) -> HandoffStart {
     HandoffStart {
         conversation_id: text.conversation_id.clone(),
         queue_id: None,
-        message: crate::bridge::to_agent::handoff::with_attachments(text),
+        message: with_attachments(text),
         user: None,
         transcript: Vec::new(),
         metadata: stream.collect(),

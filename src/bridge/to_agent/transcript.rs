@@ -9,8 +9,9 @@
 
 use std::time::Duration;
 
-use crate::bridge::Deliverer;
-use crate::bridge::to_agent::handoff::{HandoffHandler, named_file};
+use crate::bridge::context::BridgeContext;
+use crate::bridge::to_agent::HandoffHandler;
+use crate::bridge::to_agent::user_files::named_file;
 use crate::conversation::DedupKey;
 use crate::delivery::InternalError;
 use crate::message::ReplyHandle;
@@ -28,7 +29,7 @@ const TRANSCRIPT_BYTES_MAX: usize = 12 << 10;
 impl HandoffHandler<'_> {
     /// Whether the transcript of this start is read from XO, so that its text can differ between attempts.
     pub(in crate::bridge) fn reads_history(&self, start: &HandoffStart) -> bool {
-        start.reply.is_some() && self.deliverer.settings.botkit.transcript > 0
+        start.reply.is_some() && self.to_agent.context.settings.botkit.transcript > 0
     }
 
     /// The messages before the handoff, oldest first: XO's own list, otherwise the transcript of the start.
@@ -36,7 +37,7 @@ impl HandoffHandler<'_> {
         let Some(handle) = start.reply.as_deref().filter(|_| self.reads_history(start)) else {
             return start.transcript.clone();
         };
-        let read = self.deliverer.history(handle).await.unwrap_or_default();
+        let read = history(&self.to_agent.context, handle).await.unwrap_or_default();
         let lines = bounded(read.iter().map(line).collect(), &start.message);
         if lines.is_empty() { start.transcript.clone() } else { lines }
     }
@@ -78,26 +79,27 @@ impl HandoffHandler<'_> {
     }
 }
 
-impl Deliverer {
-    /// The last messages between user and bot, oldest first; empty if XO does not answer.
-    pub(in crate::bridge) async fn transcript_of(&self, handle: &ReplyHandle) -> Vec<TranscriptLine> {
-        let read = self.history(handle).await.unwrap_or_default();
-        bounded(read.iter().map(line).collect(), "")
-    }
+/// The last messages between user and bot, oldest first; empty if XO does not answer.
+pub(in crate::bridge) async fn transcript_of(
+    context: &BridgeContext,
+    handle: &ReplyHandle,
+) -> Vec<TranscriptLine> {
+    let read = history(context, handle).await.unwrap_or_default();
+    bounded(read.iter().map(line).collect(), "")
+}
 
-    /// Reads the history from XO. `None` if XO does not answer.
-    async fn history(&self, handle: &ReplyHandle) -> Option<Vec<HistoryEntry>> {
-        let destination = self.settings.bot_side.bot(&handle.bot_id)?;
-        if !self.gate(destination).breaker().passes() {
-            return None;
-        }
-        let most = self.settings.botkit.transcript;
-        match self.xo.history(handle, most, BUDGET).await {
-            Ok(spoken) => Some(spoken),
-            Err(error) => {
-                tracing::info!(%error, "a chat opens without its transcript: XO did not return the history");
-                None
-            }
+/// Reads the history from XO. `None` if XO does not answer.
+async fn history(context: &BridgeContext, handle: &ReplyHandle) -> Option<Vec<HistoryEntry>> {
+    let destination = context.settings.bot_side.bot(&handle.bot_id)?;
+    if !context.gate(destination).breaker().passes() {
+        return None;
+    }
+    let most = context.settings.botkit.transcript;
+    match context.xo.history(handle, most, BUDGET).await {
+        Ok(spoken) => Some(spoken),
+        Err(error) => {
+            tracing::info!(%error, "a chat opens without its transcript: XO did not return the history");
+            None
         }
     }
 }

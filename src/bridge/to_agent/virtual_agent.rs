@@ -10,87 +10,31 @@
 //!
 //! Not responsible for: reading the signs (`to_bot/virtual_agent_callback.rs`), the end of a chat (`handoff.rs`).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::bridge::Deliverer;
-use crate::bridge::attachments::OwnedFile;
-use crate::bridge::to_agent::handoff::{HandlerResult, HandoffHandler, is_open};
 use crate::bridge::to_agent::late_start::origin;
+use crate::bridge::to_agent::routing::queue_of;
+use crate::bridge::to_agent::user_files::OwnedFile;
+use crate::bridge::to_agent::{HandlerResult, HandoffHandler, is_open};
 use crate::conversation::{Claim, Conversation, ConversationState, DedupKey};
 use crate::delivery::Attempt;
 use crate::delivery::classify::Operation;
-use crate::message::current_trace;
 use crate::message::handoff::{HandoffStart, HandoffText, TranscriptLine, TypingSignal};
 use crate::message::routing::is_payload_name;
-use crate::message::{ConversationId, DeadReason, Destination, Endpoint, Message, MessageId, Outcome};
-use crate::platform::servicenow::{ChatOpening, HistoryLine, Receipt};
-use crate::platform::{CallError, ChatApi, ServiceNow};
+use crate::message::{DeadReason, Endpoint, Message, MessageId, Outcome};
+use crate::platform::servicenow::{ChatOpening, HistoryLine};
 
 const ENDPOINT: Endpoint = Endpoint::ServiceNow;
-/// The maximum number of concurrent best-effort calls.
-const BEST_EFFORT_MAX: usize = 8;
-/// The time limit of a best-effort call. A longer call would delay the other calls of the same chat.
-const BEST_EFFORT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Settings of chats over the Virtual Agent API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtualAgentOptions {
-    /// `servicenow.watchdog`: how long a start waits for a sign before the agent is requested again.
-    pub watchdog: Duration,
-    /// `servicenow.context_variables`
-    pub context_variables: BTreeMap<String, String>,
-    /// `servicenow.queue_variable`: the context variable that takes a start's Queue ID.
-    pub queue_variable: String,
-    /// `servicenow.receipts`: whether the agent sees what the user received.
-    pub receipts: bool,
-    /// `servicenow.tell_topics`: whether items of an agent's chat that are not marked as the agent's are relayed.
-    pub tell_topics: bool,
-    /// `servicenow.end_without_flag`: whether a bot's words without the flag of an agent's chat end that chat.
-    pub end_without_flag: bool,
-    /// `servicenow.end_sentences`: parts of the sentences in which ServiceNow announces the end of a chat.
-    pub end_sentences: Vec<String>,
-}
-
-impl Default for VirtualAgentOptions {
-    fn default() -> Self {
-        Self {
-            watchdog: Duration::from_secs(15),
-            context_variables: BTreeMap::new(),
-            queue_variable: "LiveAgent_queue".to_owned(),
-            receipts: true,
-            tell_topics: true,
-            end_without_flag: false,
-            end_sentences: [
-                "has closed the support session",
-                "has left the support session",
-                "the support session was closed",
-                "the conversation has ended",
-                "you have left the conversation",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        }
-    }
-}
-
 /// The state that a worker keeps in memory for these chats. After a crash the worker requests again, which names the
 /// same chat.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::bridge) struct VirtualAgentStarts {
     /// The time of the last request of each start.
     requested_at: Mutex<HashMap<MessageId, Instant>>,
-    best_effort_slots: Arc<Semaphore>,
-}
-
-impl Default for VirtualAgentStarts {
-    fn default() -> Self {
-        Self { requested_at: Mutex::default(), best_effort_slots: Arc::new(Semaphore::new(BEST_EFFORT_MAX)) }
-    }
 }
 
 impl VirtualAgentStarts {
@@ -135,7 +79,7 @@ impl HandoffHandler<'_> {
                 }
                 ConversationState::Failed if ours => {
                     // The callback that failed the handoff did not have the words of the start.
-                    self.deliverer.request_incident(id, "no_agent", "", Some(start)).await?;
+                    self.to_agent.notices.request_incident(id, "no_agent", "", Some(start)).await?;
                     return Ok(Attempt::of(ENDPOINT, Outcome::Declined, "no agent"));
                 }
                 ConversationState::Ended if ours => {
@@ -157,13 +101,13 @@ impl HandoffHandler<'_> {
         if known.is_some() && self.directory.is_done(DedupKey::closed_chat(&group)).await? {
             return Ok(Attempt::of(ENDPOINT, Outcome::Declined, "its chat is over already"));
         }
-        let settings = &self.deliverer.settings.virtual_agent;
+        let settings = &self.to_agent.context.settings.virtual_agent;
         let sign = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
         let held = Attempt::of(ENDPOINT, sign, "agent requested; no sign of an agent's queue yet");
-        if !self.deliverer.virtual_agent_starts.is_due(self.message.id, settings.watchdog) {
+        if !self.to_agent.starts.is_due(self.message.id, settings.watchdog) {
             return Ok(held);
         }
-        let queue_id = self.queue_of(start);
+        let queue_id = queue_of(&self.to_agent.context.settings, start);
         self.directory.mark_requested(id, origin(start), queue_id).await?;
         self.save_reply_handle(id, start.reply.as_deref()).await?;
         if self.directory.mark_agent_requested(id, &group).await? == Claim::TakenByAnother {
@@ -177,13 +121,9 @@ impl HandoffHandler<'_> {
         let opening = self.opening(start, queue_id, &before);
         match self.servicenow.ask_for_agent(id, &group, self.message.id, &opening).await {
             Ok(()) => {
-                self.deliverer.virtual_agent_starts.note(self.message.id, settings.watchdog);
+                self.to_agent.starts.note(self.message.id, settings.watchdog);
                 // The attempt is deferred, which is no signal for the breaker. But ServiceNow did answer.
-                self.deliverer.record_in_breaker(
-                    Destination::ServiceNow,
-                    None,
-                    &Attempt::delivered(ENDPOINT),
-                );
+                self.to_agent.context.record_call_to_servicenow(&Attempt::delivered(ENDPOINT));
                 Ok(held)
             }
             Err(error) => Ok(Attempt::called(ENDPOINT, &error, Operation::Start)),
@@ -196,12 +136,12 @@ impl HandoffHandler<'_> {
         queue_id: Option<&str>,
         before: &[TranscriptLine],
     ) -> ChatOpening {
-        let settings = &self.deliverer.settings.virtual_agent;
+        let settings = &self.to_agent.context.settings.virtual_agent;
         let user = start.user.clone().unwrap_or_default();
         let mut context = start.metadata.clone();
         context.retain(|name, _| !is_payload_name(name));
         context.extend(settings.context_variables.clone());
-        if let Some(route) = self.deliverer.settings.routes.choose(start) {
+        if let Some(route) = self.to_agent.context.settings.routes.choose(start) {
             context.extend(route.context_variables.clone());
         }
         context.insert("live_agent_only".to_owned(), "true".to_owned());
@@ -242,7 +182,7 @@ impl HandoffHandler<'_> {
             Err(error) => {
                 let attempt = Attempt::called(ENDPOINT, &error, Operation::Send);
                 if attempt.outcome == Outcome::Dead(DeadReason::ConversationOver) {
-                    self.deliverer.end(id, Some(group), "gone").await?;
+                    self.to_agent.notices.end(id, Some(group), "gone").await?;
                 }
                 Ok(attempt)
             }
@@ -264,59 +204,5 @@ impl HandoffHandler<'_> {
             Ok(()) => Ok(Attempt::delivered(ENDPOINT)),
             Err(error) => Ok(Attempt::of(ENDPOINT, Outcome::Dropped, error.to_string())),
         }
-    }
-}
-
-impl Deliverer {
-    /// Sends a receipt to the agent for the messages, if a permit for a best-effort call is free.
-    pub(in crate::bridge) fn receipt(
-        &self,
-        conversation: &Conversation,
-        group: &str,
-        messages: Vec<String>,
-        receipt: Receipt,
-    ) {
-        if messages.is_empty() || !self.settings.virtual_agent.receipts {
-            return;
-        }
-        let (id, group) = (conversation.id.clone(), group.to_owned());
-        self.best_effort("receipt", async move |servicenow: ServiceNow| {
-            servicenow.note_receipts(&id, &group, &messages, receipt).await
-        });
-    }
-
-    /// Faults a chat that our side has left, so that no agent waits there.
-    pub(in crate::bridge) fn give_up_virtual_agent(&self, id: &ConversationId, known: Option<&Conversation>) {
-        let Some(group) = known.and_then(|known| known.group.clone()) else { return };
-        let id = id.clone();
-        self.best_effort("fault", async move |servicenow: ServiceNow| servicenow.fault(&id, &group).await);
-    }
-
-    /// Starts a best-effort call: the caller does not wait for the call, and a failure has no consequence.
-    fn best_effort<F>(&self, what: &'static str, call: impl FnOnce(ServiceNow) -> F)
-    where
-        F: Future<Output = Result<(), CallError>> + Send + 'static,
-    {
-        let Some(servicenow) = self.servicenow.as_ref().filter(|known| known.api() == ChatApi::VirtualAgent)
-        else {
-            return;
-        };
-        if !self.gate(Destination::ServiceNow).breaker().passes() {
-            return;
-        }
-        let Ok(seat) = self.virtual_agent_starts.best_effort_slots.clone().try_acquire_owned() else {
-            return;
-        };
-        let call = current_trace::within(current_trace::current(), call(servicenow.clone()));
-        crate::tasks::spawn(async move {
-            match tokio::time::timeout(BEST_EFFORT_TIMEOUT, call).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(what, %error, "a best-effort call to ServiceNow failed")
-                }
-                Err(_) => tracing::debug!(what, "a best-effort call to ServiceNow timed out"),
-            }
-            drop(seat);
-        });
     }
 }

@@ -8,9 +8,13 @@
 //!
 //! Not responsible for: the text of the notice (`texts.rs`), changes of the state without a message (`watch/poll.rs`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bridge::Deliverer;
+use crate::bridge::context::BridgeContext;
+use crate::bridge::notices::{Notices, joined_instance};
+use crate::bridge::to_bot::missed_messages::MissedMessages;
+use crate::bridge::to_bot::relay::BotRelay;
 use crate::clock;
 use crate::conversation::{Changes, Conversation, ConversationState, DedupKey, Directory, Observation};
 use crate::delivery::{Attempt, InternalError};
@@ -29,7 +33,25 @@ enum ChatHolder {
     Unknown,
 }
 
-impl Deliverer {
+/// Relays the arrivals of agents.
+#[derive(Debug)]
+pub(in crate::bridge) struct AgentJoins {
+    context: Arc<BridgeContext>,
+    notices: Arc<Notices>,
+    relay: Arc<BotRelay>,
+    missed: Arc<MissedMessages>,
+}
+
+impl AgentJoins {
+    pub(in crate::bridge) const fn new(
+        context: Arc<BridgeContext>,
+        notices: Arc<Notices>,
+        relay: Arc<BotRelay>,
+        missed: Arc<MissedMessages>,
+    ) -> Self {
+        Self { context, notices, relay, missed }
+    }
+
     /// Handles a message of an agent in a chat that still waits. `Some` if the message must wait.
     pub(in crate::bridge) async fn before_first_words(
         &self,
@@ -53,10 +75,10 @@ impl Deliverer {
     }
 
     async fn holder(&self, conversation: &Conversation, group: &str) -> ChatHolder {
-        let servicenow = self.servicenow.as_ref().filter(|it| it.api() == ChatApi::ConnectSupport);
+        let servicenow = self.context.servicenow.as_ref().filter(|it| it.api() == ChatApi::ConnectSupport);
         let Some(servicenow) = servicenow else { return ChatHolder::Nobody };
         let look = async {
-            let _pass = self.gate(Destination::ServiceNow).enter(false).await?;
+            let _pass = self.context.gate(Destination::ServiceNow).enter(false).await?;
             servicenow.state(&conversation.id, group).await.ok()
         };
         let Ok(Some(entry)) = tokio::time::timeout(LOOKUP_TIMEOUT, look).await else {
@@ -82,20 +104,20 @@ impl Deliverer {
             ..Notice::about(conversation.id.clone())
         };
         let id = notice.id(Kind::CallbackEvent, &joined_instance(conversation, agent.as_deref()));
-        if self.has_listener(&conversation.id).await? && !is_settled(directory, id).await? {
+        if self.notices.has_listener(&conversation.id).await? && !is_settled(directory, id).await? {
             let body = serde_json::to_vec(&notice).map_err(InternalError::temporary)?;
             let kind = Kind::CallbackEvent;
             let news = Message { id, kind, replays: 0, digest: None, body: body.into(), ..message.clone() };
             let at = clock::now();
-            let attempt = Box::pin(self.notice(&news)).await?;
+            let attempt = Box::pin(self.relay.notice(&news)).await?;
             match attempt.outcome {
                 Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Deferred { .. } => {
                     return Ok(Some(attempt));
                 }
                 Outcome::Dead(reason) => {
-                    let story = self.missed_histories().add(id, at, &attempt);
-                    self.dead_letter_missed(directory, news, reason, &attempt.error, story).await?;
-                    self.missed_histories().forget(id);
+                    let story = self.missed.add(id, at, &attempt);
+                    self.missed.dead_letter(directory, news, reason, &attempt.error, story).await?;
+                    self.missed.forget(id);
                 }
                 Outcome::Delivered => {
                     directory.record(Changes::default().with_outcome(&news, &attempt.outcome, 1)).await?;
@@ -105,7 +127,7 @@ impl Deliverer {
                 }
             }
         }
-        self.agent_came(directory, conversation).await?;
+        self.notices.agent_came(directory, conversation).await?;
         let seen = Observation { agent, active: true, ..Observation::default() };
         directory.record_observation(&conversation.id, group, &seen).await?;
         Ok(None)
@@ -124,10 +146,4 @@ pub(in crate::bridge) async fn is_settled(
         DedupKey::NothingToSend { message, replays },
     ];
     Ok(!directory.find_done(&keys).await?.is_empty())
-}
-
-/// The instance part of the id of a `joined` notice. A relayed notice changes `updated_at`, so a second `joined` of the
-/// same agent gets another id, and a repeat of the first one keeps its id.
-pub(in crate::bridge) fn joined_instance(known: &Conversation, agent: Option<&str>) -> String {
-    format!("{}:{}", known.updated_at.as_millisecond(), agent.unwrap_or_default())
 }

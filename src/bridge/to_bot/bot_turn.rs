@@ -15,10 +15,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::bridge::Deliverer;
 use crate::delivery::Attempt;
 use crate::delivery::classify::Operation;
 use crate::message::{DeadReason, Endpoint, Kind, Message, Outcome};
+use crate::platform::Xo;
 
 const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// The time limit of the skip call. The user and all later messages wait meanwhile.
@@ -78,37 +78,31 @@ impl BotTurn<'_> {
     }
 }
 
-impl Deliverer {
-    /// Makes one attempt to pass a message on.
-    pub(in crate::bridge) async fn bot_turn(&self, message: &Message) -> Attempt {
-        let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else {
-            return Attempt::dead(
-                ENDPOINT,
-                DeadReason::Unreadable,
-                "its body is not a bot turn of this version",
-            );
-        };
-        let Some(address) = turn.address(message.kind) else {
-            return Attempt::of(ENDPOINT, Outcome::Dropped, "the message names no address; XO does not wait");
-        };
-        match self.xo.pass_on(&turn.bot_id, address, message.body.clone()).await {
-            Ok(()) => Attempt::delivered(ENDPOINT),
-            Err(error) => Attempt::called(ENDPOINT, &error, Operation::Tell),
-        }
+/// Makes one attempt to pass a message on.
+pub(in crate::bridge) async fn pass_on(xo: &Xo, message: &Message) -> Attempt {
+    let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else {
+        return Attempt::dead(ENDPOINT, DeadReason::Unreadable, "its body is not a bot turn of this version");
+    };
+    let Some(address) = turn.address(message.kind) else {
+        return Attempt::of(ENDPOINT, Outcome::Dropped, "the message names no address; XO does not wait");
+    };
+    match xo.pass_on(&turn.bot_id, address, message.body.clone()).await {
+        Ok(()) => Attempt::delivered(ENDPOINT),
+        Err(error) => Attempt::called(ENDPOINT, &error, Operation::Tell),
     }
+}
 
-    /// Tells XO to continue without a dead-lettered message. A failure of this call has no consequence for us.
-    pub(in crate::bridge) async fn skip_turn(&self, message: &Message) {
-        let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else { return };
-        let Some(address) = turn.skip_address(message.kind) else { return };
-        let call = self.xo.pass_on(&turn.bot_id, address, message.body.clone());
-        let failed = match tokio::time::timeout(SKIP_TIME, call).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        tracing::warn!(id = %message.id, kind = %message.kind, error = failed, "could not tell XO to skip a message that was dead-lettered");
-    }
+/// Tells XO to continue without a dead-lettered message. A failure of this call has no consequence for us.
+pub(in crate::bridge) async fn skip(xo: &Xo, message: &Message) {
+    let Ok(turn) = serde_json::from_slice::<BotTurn<'_>>(&message.body) else { return };
+    let Some(address) = turn.skip_address(message.kind) else { return };
+    let call = xo.pass_on(&turn.bot_id, address, message.body.clone());
+    let failed = match tokio::time::timeout(SKIP_TIME, call).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer in time".to_owned(),
+    };
+    tracing::warn!(id = %message.id, kind = %message.kind, error = failed, "could not tell XO to skip a message that was dead-lettered");
 }
 
 #[cfg(test)]

@@ -1,34 +1,29 @@
-//! Sends the agent's messages and Causeway's own notices to the users of XO's BotKit conversations.
+//! Makes the calls of XO's BotKit API: texts and pictures for a user, and the steps of an agent session.
 //!
 //! Guarantees: the newest reply handle is used. An expired handle is not called again; the user's next event brings a
-//! new one. After the bot has its user back, no further message is sent. A text whose answer was lost is sent again,
-//! because XO cannot be asked whether the text arrived.
+//! new one. A text whose answer was lost is sent again, because XO cannot be asked whether the text arrived.
 //!
-//! Not responsible for: the end of the agent session (`user_return.rs`), HTTP and the signature
-//! (`platform/xo/botkit.rs`), the texts (`texts.rs`).
+//! Not responsible for: what a user is told (`botkit_relay.rs`, `user_return.rs`), HTTP and the signature
+//! (`platform/xo/botkit.rs`).
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bridge::Deliverer;
-use crate::bridge::attachments::{RelayedFile, TextPart};
-use crate::bridge::to_bot::relay::{MessageAuthor, RelayedMessage};
-use crate::bridge::to_bot::texts::{AgentTemplate, TextKind};
+use crate::bridge::context::BridgeContext;
+use crate::bridge::to_bot::texts::AgentTemplate;
 use crate::clock;
-use crate::conversation::{Conversation, ConversationState, DedupKey, Directory};
+use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::delivery::classify::{Operation, classify};
 use crate::delivery::{Attempt, InternalError};
-use crate::message::{
-    ConversationId, DeadReason, Endpoint, Kind, Message, Notice, NoticeEvent, Outcome, ReplyHandle,
-};
+use crate::message::{ConversationId, DeadReason, Endpoint, Outcome, ReplyHandle};
 use crate::platform::servicenow::Choice;
 use crate::platform::{BotKitText, CallError, SessionStep};
 use crate::tasks::CancellationToken;
 
 const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 /// XO's web channel, which shows an agent's messages in a style of their own.
-const WEB_CHANNEL: &str = "rtm";
+pub(in crate::bridge) const WEB_CHANNEL: &str = "rtm";
 /// The maximum number of choices shown as buttons. A longer list is sent as text.
 const QUICK_REPLIES_MAX: usize = 20;
 /// The number of handles that are extended at once.
@@ -38,139 +33,15 @@ const EXTEND_TRIES: u32 = 2;
 
 pub(in crate::bridge) type HandlerResult = Result<Attempt, InternalError>;
 
-impl Deliverer {
-    /// Sends a message of an agent, or an announcement. Other system texts are dropped, because the user gets the same
-    /// news as notices.
-    pub(in crate::bridge) async fn relay_to_botkit(
-        &self,
-        message: &Message,
-        conversation: &Conversation,
-        said: &RelayedMessage<'_>,
-    ) -> HandlerResult {
-        let is_foreign =
-            said.author == MessageAuthor::Announcement && !self.settings.botkit.texts.is_public(&said.text);
-        if said.author == MessageAuthor::System || is_foreign || said.text.trim().is_empty() {
-            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "the text is of no interest to the user"));
-        }
-        if conversation.released_at.is_none() && conversation.group.is_none() {
-            // ServiceNow may send a callback before the worker that opens the chat has recorded the chat.
-            let at_most = self.settings.unknown_group_wait;
-            let held = Outcome::Deferred { at_most, then: DeadReason::ConversationOver };
-            return Ok(Attempt::of(ENDPOINT, held, "its chat is being opened"));
-        }
-        if is_over(conversation, Some(said.group)) {
-            let why = "the bot has its user back";
-            return Ok(Attempt::dead(ENDPOINT, DeadReason::ConversationOver, why));
-        }
-        let files = self.relayed_files(&conversation.id, said, message.accepted_at);
-        if files.iter().all(|file| file.url.is_none()) {
-            return self
-                .tell_user_with(conversation, &said.text, said.author == MessageAuthor::Agent, said.choices)
-                .await;
-        }
-        self.relay_with_files(conversation, said, &files).await
-    }
+/// The calls to all bots.
+#[derive(Debug)]
+pub(in crate::bridge) struct BotKitCalls {
+    context: Arc<BridgeContext>,
+}
 
-    /// Sends the text, then each picture. An attempt after a failure does not repeat the parts that were sent.
-    async fn relay_with_files(
-        &self,
-        conversation: &Conversation,
-        said: &RelayedMessage<'_>,
-        files: &[RelayedFile],
-    ) -> HandlerResult {
-        let directory = self.known()?;
-        let web = directory.reply_handle(&conversation.id).await?;
-        let web = web.is_some_and(|reply| reply.handle.channel_type() == Some(WEB_CHANNEL));
-        for (number, part) in Self::parts(&said.text, files, web).into_iter().enumerate() {
-            let step = DedupKey::botkit_part_step(said.id, number);
-            if directory.is_done(step).await? {
-                continue;
-            }
-            let told = match &part {
-                TextPart::Words(words) => {
-                    self.send_to_user(conversation, words, said.author == MessageAuthor::Agent).await?
-                }
-                TextPart::Image(url) => {
-                    self.by_newest_handle(&conversation.id, Operation::Tell, |handle| async move {
-                        self.xo.show_image(&handle, url).await
-                    })
-                    .await?
-                }
-            };
-            if told.outcome != Outcome::Delivered {
-                return Ok(told);
-            }
-            directory.mark_done(step, None, clock::now()).await?;
-        }
-        Ok(Attempt::delivered(ENDPOINT))
-    }
-
-    /// Sends a notice of Causeway itself.
-    pub(in crate::bridge) async fn botkit_notice(
-        &self,
-        message: &Message,
-        conversation: &Conversation,
-        notice: &Notice,
-    ) -> HandlerResult {
-        match message.kind {
-            Kind::CallbackEnded | Kind::HandoffFailed => {
-                self.give_user_back(message, conversation, notice).await
-            }
-            _ if is_over(conversation, notice.group.as_deref()) => {
-                Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "the bot has its user back"))
-            }
-            _ => self.news(message, conversation, notice).await,
-        }
-    }
-
-    async fn news(&self, message: &Message, conversation: &Conversation, notice: &Notice) -> HandlerResult {
-        let Some(event) = notice.event.filter(|event| *event != NoticeEvent::Typing) else {
-            // XO documents no call that shows a typing agent.
-            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "XO has no call that shows a typing agent"));
-        };
-        if let Some(attempt) = self.session_begun(conversation).await? {
-            return Ok(attempt);
-        }
-        let text_kind = match event {
-            NoticeEvent::Waiting if is_stale(message, conversation, notice) => {
-                return Ok(Attempt::of(
-                    ENDPOINT,
-                    Outcome::Dropped,
-                    "the position in the queue is out of date",
-                ));
-            }
-            NoticeEvent::Waiting if !self.wait_updates.is_due(notice, self.settings.botkit.wait_updates) => {
-                return Ok(Attempt::of(
-                    ENDPOINT,
-                    Outcome::Dropped,
-                    "the last text about the wait is too recent",
-                ));
-            }
-            NoticeEvent::Waiting => TextKind::Waiting,
-            NoticeEvent::Joined => TextKind::Joined,
-            NoticeEvent::Left | NoticeEvent::Typing => TextKind::Left,
-        };
-        let language = self.language_of(&conversation.id).await?;
-        let Some(text) = self.settings.botkit.texts.render(text_kind, notice, language.as_deref()) else {
-            return Ok(Attempt::of(ENDPOINT, Outcome::Dropped, "its text is empty"));
-        };
-        let told = self.send_to_user(conversation, &text, false).await?;
-        if event == NoticeEvent::Waiting && told.outcome == Outcome::Delivered {
-            self.wait_updates.mark_sent(notice);
-        }
-        Ok(told)
-    }
-
-    /// Starts the agent session, once in each chat. `Some` if another attempt must come first.
-    async fn session_begun(&self, conversation: &Conversation) -> Result<Option<Attempt>, InternalError> {
-        if !self.settings.botkit.start_agent_session {
-            return Ok(None);
-        }
-        let group = conversation.group.as_deref().unwrap_or_default();
-        let step = DedupKey::botkit_chat_step(&conversation.id, group, "session");
-        let attempt = self.session(conversation, SessionStep::Start, step).await?;
-        // XO may not know this call for the user. The texts do not depend on the call.
-        Ok(Some(attempt).filter(|attempt| attempt.outcome != Outcome::Delivered && !is_refusal(attempt)))
+impl BotKitCalls {
+    pub(in crate::bridge) const fn new(context: Arc<BridgeContext>) -> Self {
+        Self { context }
     }
 
     /// The language that the user speaks with the bot, as far as XO reported one.
@@ -178,7 +49,7 @@ impl Deliverer {
         &self,
         id: &ConversationId,
     ) -> Result<Option<String>, InternalError> {
-        Ok(self.known()?.reply_handle(id).await?.and_then(|reply| reply.handle.language))
+        Ok(self.context.known_directory()?.reply_handle(id).await?.and_then(|reply| reply.handle.language))
     }
 
     /// Sends a text by the newest handle.
@@ -193,7 +64,7 @@ impl Deliverer {
 
     /// Sends a text with choices. On the web channel the choices are buttons whose answer is the choice's value;
     /// elsewhere they are text.
-    async fn tell_user_with(
+    pub(in crate::bridge) async fn tell_user_with(
         &self,
         conversation: &Conversation,
         text: &str,
@@ -202,7 +73,7 @@ impl Deliverer {
     ) -> HandlerResult {
         self.by_newest_handle(&conversation.id, Operation::Tell, |handle| {
             let is_web = handle.channel_type() == Some(WEB_CHANNEL);
-            let has_template = match self.settings.botkit.agent_template {
+            let has_template = match self.context.settings.botkit.agent_template {
                 AgentTemplate::Auto => is_web,
                 AgentTemplate::Always => true,
                 AgentTemplate::Never => false,
@@ -214,8 +85,16 @@ impl Deliverer {
                 shown.iter().map(|choice| (choice.title.as_str(), choice.value.as_str())).collect();
             async move {
                 let words = BotKitText { text, as_agent, quick_replies: &quick_replies };
-                self.xo.send_to_user(&handle, words).await
+                self.context.xo.send_to_user(&handle, words).await
             }
+        })
+        .await
+    }
+
+    /// Shows a picture, by its address.
+    pub(in crate::bridge) async fn show_image(&self, id: &ConversationId, url: &str) -> HandlerResult {
+        self.by_newest_handle(id, Operation::Tell, |handle| async move {
+            self.context.xo.show_image(&handle, url).await
         })
         .await
     }
@@ -227,13 +106,13 @@ impl Deliverer {
         what: SessionStep,
         step: DedupKey,
     ) -> HandlerResult {
-        let directory = self.known()?;
+        let directory = self.context.known_directory()?;
         if directory.is_done(step).await? {
             return Ok(Attempt::delivered(ENDPOINT));
         }
         let attempt = self
             .by_newest_handle(&conversation.id, Operation::Session, |handle| async move {
-                self.xo.agent_session(&handle, what).await
+                self.context.xo.agent_session(&handle, what).await
             })
             .await?;
         if attempt.outcome == Outcome::Delivered {
@@ -250,7 +129,7 @@ impl Deliverer {
         operation: Operation,
         call: impl Fn(ReplyHandle) -> F,
     ) -> HandlerResult {
-        let directory = self.known()?;
+        let directory = self.context.known_directory()?;
         let mut lapsed: Option<String> = None;
         loop {
             let reply = directory.reply_handle(id).await?;
@@ -267,7 +146,7 @@ impl Deliverer {
                     "the reply handle expired: the user's next message brings a new one",
                 ));
             };
-            if let Some(why) = self.xo.refuses(&handle) {
+            if let Some(why) = self.context.xo.refuses(&handle) {
                 return Ok(Attempt::dead(ENDPOINT, DeadReason::Rejected, why));
             }
             let request_id = handle.request_id.clone();
@@ -285,13 +164,13 @@ impl Deliverer {
         }
     }
 
-    pub(in crate::bridge) fn known(&self) -> Result<&Directory, InternalError> {
-        self.directory.as_ref().ok_or_else(|| InternalError::temporary("this worker has no directory"))
-    }
-
     /// Extends the handles of live conversations until the cancellation.
-    pub async fn keep_alive(self: Arc<Self>, every: Duration, stop: CancellationToken) -> Result<(), String> {
-        let Some(directory) = &self.directory else { return Ok(()) };
+    pub(in crate::bridge) async fn keep_alive(
+        &self,
+        every: Duration,
+        stop: CancellationToken,
+    ) -> Result<(), String> {
+        let Some(directory) = &self.context.directory else { return Ok(()) };
         let pause = every.min(Duration::from_secs(5));
         loop {
             tokio::select! {
@@ -326,31 +205,19 @@ impl Deliverer {
     /// Extends one handle. A temporary failure is retried once, because XO lets the handle expire before the next
     /// round. Without a valid handle an agent's next message cannot be relayed until the user writes again.
     async fn extend(&self, id: &ConversationId, handle: &ReplyHandle) {
-        if self.xo.refuses(handle).is_some() {
+        if self.context.xo.refuses(handle).is_some() {
             return;
         }
-        let Some(destination) = self.settings.bot_side.bot(&handle.bot_id) else { return };
+        let Some(destination) = self.context.settings.bot_side.bot(&handle.bot_id) else { return };
         for _ in 0..EXTEND_TRIES {
-            let Some(_pass) = self.gate(destination).enter(false).await else { return };
-            let Err(error) = self.xo.agent_session(handle, SessionStep::Extend).await else { return };
+            let Some(_pass) = self.context.gate(destination).enter(false).await else { return };
+            let Err(error) = self.context.xo.agent_session(handle, SessionStep::Extend).await else { return };
             tracing::debug!(conversation = %id, %error, "a reply handle was not extended");
             if !matches!(classify(&error, Operation::Session), Outcome::Retry { .. }) {
                 return;
             }
         }
     }
-}
-
-/// Whether no further message of this chat is sent: the bot has its user back, or the user is in another chat by now.
-fn is_over(conversation: &Conversation, group: Option<&str>) -> bool {
-    let elsewhere = group.is_some() && conversation.group.as_deref() != group;
-    conversation.released_at.is_some() || elsewhere
-}
-
-/// Whether the position in a notice is out of date: the directory knows a later position, or an agent.
-fn is_stale(message: &Message, conversation: &Conversation, notice: &Notice) -> bool {
-    let since = conversation.updated_at.as_millisecond() > message.accepted_at.as_millisecond();
-    since && (conversation.state != ConversationState::Waiting || conversation.position != notice.position)
 }
 
 /// Whether XO answered with a permanent refusal.

@@ -6,7 +6,7 @@
 //!
 //! Not responsible for: delivery (`callback.rs`, `relay.rs`), the list of destinations (`message/destination.rs`).
 
-use crate::bridge::Deliverer;
+use crate::bridge::to_bot::ToBot;
 use crate::conversation::{Changes, Conversation, DedupKey, Directory};
 use crate::delivery::{Attempt, InternalError, PriorAttempts};
 use crate::message::{
@@ -27,7 +27,7 @@ enum ChatGroup {
     Unreadable,
 }
 
-impl Deliverer {
+impl ToBot {
     /// Makes one attempt to find the destination of a message that only names a ServiceNow chat.
     pub(in crate::bridge) async fn route(
         &self,
@@ -40,18 +40,18 @@ impl Deliverer {
         let group = match chat_of(message) {
             ChatGroup::Group(group) => group,
             ChatGroup::Internal(group) => return self.note_internal(message, past, &group).await,
-            ChatGroup::Unreadable if !self.settings.relays_callbacks || !is_json(message) => {
+            ChatGroup::Unreadable if !self.context.settings.relays_callbacks || !is_json(message) => {
                 let why = "its body is not a callback of this version";
                 return Ok(Attempt::dead(ENDPOINT, DeadReason::Unreadable, why));
             }
             ChatGroup::Unknown | ChatGroup::Unreadable => return self.route_unknown(message).await,
         };
-        let known = match &self.directory {
+        let known = match &self.context.directory {
             Some(directory) => directory.find_by_group(&group).await?.map(|found| (directory, found)),
             None => None,
         };
         match known {
-            Some((_, conversation)) if self.is_heard(&conversation) => {
+            Some((_, conversation)) if self.context.is_heard(&conversation) => {
                 self.route_to(message, &conversation.id).await
             }
             Some((directory, conversation)) => self.route_unheard(message, directory, &conversation).await,
@@ -67,7 +67,7 @@ impl Deliverer {
         group: &str,
     ) -> Result<Attempt, InternalError> {
         let dropped = Attempt::of(ENDPOINT, Outcome::Dropped, "it is an internal message");
-        if let Some(directory) = &self.directory
+        if let Some(directory) = &self.context.directory
             && directory.find_by_group(group).await?.is_some()
         {
             let changes = Changes::default().done(DedupKey::Internal(message.id), None);
@@ -95,10 +95,10 @@ impl Deliverer {
         directory: &Directory,
         conversation: &Conversation,
     ) -> Result<Attempt, InternalError> {
-        if let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) {
-            return self.virtual_agent_callback_of(message, directory, &callback, conversation.clone()).await;
+        if let Some(callback) = VirtualAgentCallback::read(&message.body, self.context.instance()) {
+            return self.virtual_agent.record(message, directory, &callback, conversation.clone()).await;
         }
-        if self.settings.relays_callbacks {
+        if self.context.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;
         }
         let why = "handoffs.events_url is not set: this conversation's messages cannot be relayed";
@@ -108,14 +108,14 @@ impl Deliverer {
     /// Handles a callback of an unknown chat: not ours, or its start is still in flight. In the second case gap repair
     /// relays the message to its user as well.
     async fn route_unknown(&self, message: &Message) -> Result<Attempt, InternalError> {
-        if self.settings.relays_callbacks {
+        if self.context.settings.relays_callbacks {
             return self.put(message, Destination::Xo, message.lane.clone()).await;
         }
         Ok(self.unknown(message))
     }
 
     async fn route_to(&self, message: &Message, id: &ConversationId) -> Result<Attempt, InternalError> {
-        let destination = self.settings.bot_side.of_conversation(id);
+        let destination = self.context.settings.bot_side.of_conversation(id);
         self.put(message, destination, LaneKey::from(id)).await
     }
 
@@ -125,7 +125,7 @@ impl Deliverer {
         destination: Destination,
         lane: LaneKey,
     ) -> Result<Attempt, InternalError> {
-        self.queue.publish(&Message { destination, lane, ..message.clone() }).await?;
+        self.context.queue.publish(&Message { destination, lane, ..message.clone() }).await?;
         Ok(Attempt::of(ENDPOINT, Outcome::Routed, ""))
     }
 }

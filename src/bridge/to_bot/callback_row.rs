@@ -4,16 +4,17 @@
 //! Guarantees: if the chat can be read, the row decides the text, the author, the order and the existence of a message.
 //! A callback counts as absent only after two readings of the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that
 //! cannot be read delays a callback for at most [`UNREAD_DELAY`].
-//! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`watch/gaps.rs`).
+//! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`callback_relay.rs`).
 
 use std::collections::HashMap;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::bridge::attachments::names_a_file;
-use crate::bridge::{Deliverer, ReadBack};
+use crate::bridge::context::BridgeContext;
+use crate::bridge::settings::ReadBack;
+use crate::bridge::to_bot::agent_files::names_a_file;
 use crate::conversation::{Conversation, ConversationState, Directory};
 use crate::delivery::classify::Operation;
 use crate::delivery::{Attempt, InternalError, breaker};
@@ -68,7 +69,19 @@ impl GapCheck {
     }
 }
 
-impl Deliverer {
+/// Finds the rows of callbacks.
+#[derive(Debug)]
+pub(in crate::bridge) struct CallbackRows {
+    context: Arc<BridgeContext>,
+    /// The first failed reading of each chat that could not be read back since then.
+    unread: Mutex<UnreadSince>,
+}
+
+impl CallbackRows {
+    pub(in crate::bridge) fn new(context: Arc<BridgeContext>) -> Self {
+        Self { context, unread: Mutex::default() }
+    }
+
     /// Looks for the row of a callback, and for the messages before it.
     pub(in crate::bridge) async fn check_gap(
         &self,
@@ -77,7 +90,7 @@ impl Deliverer {
         callback: &Callback,
         conversation: &Conversation,
     ) -> Result<GapCheck, InternalError> {
-        let (Some(servicenow), Some(sys_id)) = (&self.servicenow, &callback.sys_id) else {
+        let (Some(servicenow), Some(sys_id)) = (&self.context.servicenow, &callback.sys_id) else {
             return Ok(GapCheck::Unknown);
         };
         // ServiceNow may refuse to show an earlier chat of the conversation; the newer API has no such call.
@@ -90,7 +103,8 @@ impl Deliverer {
         let shows_no_gap = previous.is_some_and(|previous| previous == last_relayed.as_deref().unwrap_or(""));
         // Only the row of a file's message has the file.
         let has_file = callback.formatted_message.as_deref().is_some_and(names_a_file);
-        if self.settings.read_back == ReadBack::Gaps && !has_file && (previous.is_none() || shows_no_gap) {
+        let reads_gaps_only = self.context.settings.read_back == ReadBack::Gaps;
+        if reads_gaps_only && !has_file && (previous.is_none() || shows_no_gap) {
             return Ok(if shows_no_gap { GapCheck::Complete } else { GapCheck::Unknown });
         }
         if self.waits_for_row(sys_id) {
@@ -168,7 +182,8 @@ impl Deliverer {
     /// Whether the callbacks of a chat that could not be read should still wait.
     fn waits_for(&self, group: &str) -> bool {
         let since = self.unread().first_failure(group);
-        since.elapsed() < UNREAD_DELAY && self.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
+        since.elapsed() < UNREAD_DELAY
+            && self.context.gate(Destination::ServiceNow).breaker().down_for() < OUTAGE
     }
 
     async fn read_back(
@@ -178,12 +193,12 @@ impl Deliverer {
         callback: &Callback,
         since: Option<&str>,
     ) -> Option<History> {
-        let gate = self.gate(Destination::ServiceNow);
+        let gate = self.context.gate(Destination::ServiceNow);
         let _pass = tokio::time::timeout(READ_TIMEOUT, gate.enter(false)).await.ok().flatten()?;
         let reading = servicenow.messages_since(&conversation.id, &callback.group, since);
         match tokio::time::timeout(READ_TIMEOUT, reading).await {
             Ok(Ok(history)) => {
-                self.metrics.servicenow_reads.with_label_values(&["row"]).inc_by(history.requests);
+                self.context.metrics.servicenow_reads.with_label_values(&["row"]).inc_by(history.requests);
                 gate.breaker().record(breaker::BreakerSignal::Alive);
                 return Some(history);
             }
@@ -198,7 +213,7 @@ impl Deliverer {
 
     fn trouble_reading(&self, conversation: &Conversation, error: &CallError) {
         let attempt = Attempt::called(Endpoint::ServiceNow, error, Operation::State);
-        self.record_in_breaker(Destination::ServiceNow, None, &attempt);
+        self.context.record_call_to_servicenow(&attempt);
         tracing::debug!(conversation = %conversation.id, %error, "cannot read the chat back");
     }
 }
@@ -207,7 +222,7 @@ impl Deliverer {
 /// [`FORGET_AFTER`] is removed. A chat that stays unreadable keeps its entry as long as callbacks come, so that it delays
 /// callbacks once and not again every [`FORGET_AFTER`].
 #[derive(Debug, Default)]
-pub(in crate::bridge) struct UnreadSince(HashMap<String, UnreadEntry>);
+struct UnreadSince(HashMap<String, UnreadEntry>);
 
 #[derive(Debug, Clone, Copy)]
 struct UnreadEntry {

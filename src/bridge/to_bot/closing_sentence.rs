@@ -9,7 +9,6 @@
 //! such item follows, the idle limit ends the chat, and the metrics count this case.
 //! Not responsible for: ending the chat (`virtual_agent_callback.rs`, `watch/poll.rs`), the idle limit (`watch/time_limits.rs`).
 
-use crate::bridge::Deliverer;
 use crate::clock;
 use crate::conversation::{DedupKey, Directory};
 use crate::delivery::InternalError;
@@ -19,64 +18,58 @@ use crate::platform::servicenow::{ChatSign, ItemMeaning, VirtualAgentCallback};
 /// Stored instead of the id of the last relayed message: a closing sentence was the last event of the chat.
 const ANNOUNCED: &str = "closing sentence";
 
-impl Deliverer {
-    /// Whether a text of ServiceNow itself announces the end of a chat.
-    pub(in crate::bridge) fn is_closing_sentence(&self, text: &str) -> bool {
-        let text = text.to_lowercase();
-        let sentences = &self.settings.virtual_agent.end_sentences;
-        sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
-    }
+/// Whether a text of ServiceNow itself announces the end of a chat. `sentences`: `servicenow.end_sentences`.
+pub(in crate::bridge) fn is_closing_sentence(sentences: &[String], text: &str) -> bool {
+    let text = text.to_lowercase();
+    sentences.iter().any(|part| !part.trim().is_empty() && text.contains(&part.trim().to_lowercase()))
+}
 
-    /// Records that the end of a chat was announced by the message `last`. The metrics count an announced end that
-    /// nothing confirms. A later message of the chat makes the record void, because the chat goes on.
-    pub(in crate::bridge) async fn note_closing_sentence(
-        &self,
-        directory: &Directory,
-        group: &str,
-        last: &str,
-    ) -> Result<(), InternalError> {
-        directory.mark_done(DedupKey::closing_sentence(group, last), None, clock::now()).await?;
-        Ok(())
-    }
+/// Records that the end of a chat was announced by the message `last`. The metrics count an announced end that
+/// nothing confirms. A later message of the chat makes the record void, because the chat goes on.
+pub(in crate::bridge) async fn note_closing_sentence(
+    directory: &Directory,
+    group: &str,
+    last: &str,
+) -> Result<(), InternalError> {
+    directory.mark_done(DedupKey::closing_sentence(group, last), None, clock::now()).await?;
+    Ok(())
+}
 
-    /// Whether the last event of a chat was a sentence that announced its end.
-    pub(in crate::bridge) async fn is_announced(
-        &self,
-        directory: &Directory,
-        group: &str,
-    ) -> Result<bool, InternalError> {
-        let Some(last) = directory.last_relayed(group).await? else { return Ok(false) };
-        Ok(directory.is_done(DedupKey::closing_sentence(group, &last)).await?)
-    }
+/// Whether the last event of a chat was a sentence that announced its end.
+pub(in crate::bridge) async fn is_announced(
+    directory: &Directory,
+    group: &str,
+) -> Result<bool, InternalError> {
+    let Some(last) = directory.last_relayed(group).await? else { return Ok(false) };
+    Ok(directory.is_done(DedupKey::closing_sentence(group, &last)).await?)
+}
 
-    /// Whether this callback confirms the announced end of a chat with an agent.
-    pub(in crate::bridge) async fn confirms_end(
-        &self,
-        directory: &Directory,
-        message: &Message,
-        callback: &VirtualAgentCallback,
-        group: &str,
-    ) -> Result<bool, InternalError> {
-        let says_nothing =
-            |meaning: &ItemMeaning| matches!(meaning, ItemMeaning::Typing | ItemMeaning::Nothing);
-        if callback.items.iter().all(|item| says_nothing(&item.meaning)) {
-            return Ok(false);
-        }
-        let was_announced = directory.last_relayed(group).await?.as_deref() == Some(ANNOUNCED);
-        let seen = Evidence::of(callback, was_announced, |text| self.is_closing_sentence(text));
-        let is_news = seen.confirms || seen.is_announced != was_announced;
-        // A repeated or replayed callback is old: the chat has changed since then.
-        if !is_news || directory.is_done(DedupKey::CallbackApplied(message.id)).await? {
-            return Ok(false);
-        }
-        if seen.is_announced {
-            self.note_closing_sentence(directory, group, ANNOUNCED).await?;
-            directory.mark_relayed(group, ANNOUNCED).await?;
-        } else if !seen.confirms {
-            directory.mark_relayed(group, &message.id.to_string()).await?;
-        }
-        Ok(seen.confirms)
+/// Whether this callback confirms the announced end of a chat with an agent.
+pub(in crate::bridge) async fn confirms_end(
+    sentences: &[String],
+    directory: &Directory,
+    message: &Message,
+    callback: &VirtualAgentCallback,
+    group: &str,
+) -> Result<bool, InternalError> {
+    let says_nothing = |meaning: &ItemMeaning| matches!(meaning, ItemMeaning::Typing | ItemMeaning::Nothing);
+    if callback.items.iter().all(|item| says_nothing(&item.meaning)) {
+        return Ok(false);
     }
+    let was_announced = directory.last_relayed(group).await?.as_deref() == Some(ANNOUNCED);
+    let seen = Evidence::of(callback, was_announced, |text| is_closing_sentence(sentences, text));
+    let is_news = seen.confirms || seen.is_announced != was_announced;
+    // A repeated or replayed callback is old: the chat has changed since then.
+    if !is_news || directory.is_done(DedupKey::CallbackApplied(message.id)).await? {
+        return Ok(false);
+    }
+    if seen.is_announced {
+        note_closing_sentence(directory, group, ANNOUNCED).await?;
+        directory.mark_relayed(group, ANNOUNCED).await?;
+    } else if !seen.confirms {
+        directory.mark_relayed(group, &message.id.to_string()).await?;
+    }
+    Ok(seen.confirms)
 }
 
 /// The evidence in the items of a callback, read in order.

@@ -4,11 +4,13 @@
 //!
 //! Not responsible for: HTTP (`platform/xo`).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use crate::bridge::Deliverer;
-use crate::bridge::attachments::RelayedFile;
-use crate::bridge::to_bot::relay::RelayedMessage;
+use crate::bridge::context::BridgeContext;
+use crate::bridge::to_bot::agent_files::{RelayedFile, relayed_files};
+use crate::bridge::to_bot::relayed_message::RelayedMessage;
 use crate::conversation::Conversation;
 use crate::delivery::classify::Operation;
 use crate::delivery::{Attempt, InternalError};
@@ -57,14 +59,24 @@ impl From<RelayedFile> for EventFile {
     }
 }
 
-impl Deliverer {
-    pub(in crate::bridge) async fn post_message_event(
+/// Posts events.
+#[derive(Debug)]
+pub(in crate::bridge) struct EventsApi {
+    context: Arc<BridgeContext>,
+}
+
+impl EventsApi {
+    pub(in crate::bridge) const fn new(context: Arc<BridgeContext>) -> Self {
+        Self { context }
+    }
+
+    pub(in crate::bridge) async fn post_message(
         &self,
         message: &Message,
         conversation: &Conversation,
         said: &RelayedMessage<'_>,
     ) -> Attempt {
-        let files = self.relayed_files(&conversation.id, said, message.accepted_at).into_iter();
+        let files = relayed_files(&self.context, &conversation.id, said, message.accepted_at).into_iter();
         let about = EventContent::Said {
             message: &said.text,
             from: said.author.as_str(),
@@ -83,12 +95,12 @@ impl Deliverer {
         .await
     }
 
-    pub(in crate::bridge) async fn notice_event(
+    pub(in crate::bridge) async fn post_notice(
         &self,
         message: &Message,
         notice: &Notice,
     ) -> Result<Attempt, InternalError> {
-        if !self.settings.tells_events {
+        if !self.context.settings.tells_events {
             let why = "handoffs.events_url is not set: no receiver";
             return Ok(Attempt::dead(Endpoint::Events, DeadReason::Rejected, why));
         }
@@ -113,7 +125,7 @@ impl Deliverer {
             Ok(body) => body,
             Err(error) => return Attempt::dead(Endpoint::Events, DeadReason::Unreadable, error.to_string()),
         };
-        match self.xo.post_event(body, event.id).await {
+        match self.context.xo.post_event(body, event.id).await {
             Ok(()) => Attempt::delivered(Endpoint::Events),
             Err(error) => Attempt::called(Endpoint::Events, &error, Operation::Event),
         }

@@ -3,20 +3,73 @@
 //! Guarantees: each file is about one kind of message or one way to the bot side.
 //! Not responsible for: the user's messages (`to_agent/`), open chats without a callback (`watch/`).
 
-pub(super) mod agent_joins;
-pub(super) mod bot_turn;
-pub(super) mod botkit;
-pub(super) mod callback;
-pub(super) mod callback_routing;
-pub(super) mod callback_row;
+mod agent_files;
+mod agent_joins;
+mod bot_turn;
+mod botkit;
+mod botkit_relay;
+mod callback;
+mod callback_relay;
+mod callback_routing;
+mod callback_row;
 pub(super) mod closing_sentence;
-pub(super) mod events;
-pub(super) mod notices;
-pub(super) mod relay;
+mod events;
+mod missed_messages;
+mod relay;
+mod relayed_message;
 pub(super) mod texts;
-pub(super) mod user_return;
-pub(super) mod virtual_agent_callback;
-pub(super) mod wait_updates;
+mod user_return;
+mod virtual_agent_callback;
+mod wait_updates;
 
-pub use callback::UnknownGroup;
-pub use texts::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bridge::best_effort::BestEffortCalls;
+use crate::bridge::context::BridgeContext;
+use crate::bridge::notices::Notices;
+use crate::tasks::CancellationToken;
+use agent_joins::AgentJoins;
+use botkit::BotKitCalls;
+use botkit_relay::BotKitRelay;
+use callback_relay::CallbackRelay;
+use missed_messages::MissedMessages;
+use relay::BotRelay;
+use user_return::UserReturn;
+use virtual_agent_callback::VirtualAgentCallbacks;
+
+/// Makes the attempts toward the events URL, the bots and XO's Callback URL.
+#[derive(Debug)]
+pub(super) struct ToBot {
+    context: Arc<BridgeContext>,
+    relay: Arc<BotRelay>,
+    callbacks: CallbackRelay,
+    virtual_agent: VirtualAgentCallbacks,
+    calls: Arc<BotKitCalls>,
+    user_return: Arc<UserReturn>,
+}
+
+impl ToBot {
+    pub(super) fn new(
+        context: Arc<BridgeContext>,
+        notices: Arc<Notices>,
+        best_effort: Arc<BestEffortCalls>,
+    ) -> Self {
+        let calls = Arc::new(BotKitCalls::new(context.clone()));
+        let user_return = Arc::new(UserReturn::new(context.clone(), calls.clone()));
+        let botkit = BotKitRelay::new(context.clone(), calls.clone(), user_return.clone());
+        let relay = Arc::new(BotRelay::new(context.clone(), notices.clone(), botkit));
+        let missed = Arc::new(MissedMessages::new(context.clone()));
+        let joins = AgentJoins::new(context.clone(), notices.clone(), relay.clone(), missed.clone());
+        let joins = Arc::new(joins);
+        let virtual_agent =
+            VirtualAgentCallbacks::new(context.clone(), notices, best_effort, relay.clone(), joins.clone());
+        let callbacks = CallbackRelay::new(context.clone(), relay.clone(), joins, missed);
+        Self { context, relay, callbacks, virtual_agent, calls, user_return }
+    }
+
+    /// Extends the reply handles of live conversations until the cancellation.
+    pub(super) async fn keep_alive(&self, every: Duration, stop: CancellationToken) -> Result<(), String> {
+        self.calls.keep_alive(every, stop).await
+    }
+}

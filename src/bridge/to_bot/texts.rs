@@ -3,13 +3,16 @@
 //! Guarantees: no side effects. The user sees no placeholder and no technical id: a sentence whose value is unknown is
 //! omitted.
 //!
-//! Not responsible for: sending (`botkit.rs`).
+//! Not responsible for: sending (`botkit_relay.rs`, `user_return.rs`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::bridge::to_bot::user_return::SESSION_CLOSED;
+use crate::message::handoff::EndCause;
 use crate::message::{Kind, Notice, named};
+
+/// The user pressed "end chat" in XO's web widget: XO itself has closed the session.
+pub(in crate::bridge) const SESSION_CLOSED: &str = EndCause::SessionClosed.as_str();
 
 /// Settings of the texts and calls for a bot's users.
 #[derive(Debug, Clone)]

@@ -9,14 +9,14 @@
 //! Not responsible for: the choice of the reply handle (`botkit.rs`), the closing text itself (`texts.rs`).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::bridge::Deliverer;
-use crate::bridge::to_bot::botkit::{HandlerResult, is_refusal};
-use crate::bridge::to_bot::texts::TextKind;
+use crate::bridge::context::BridgeContext;
+use crate::bridge::to_bot::botkit::{BotKitCalls, HandlerResult, is_refusal};
+use crate::bridge::to_bot::texts::{SESSION_CLOSED, TextKind};
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory, Origin};
 use crate::delivery::{Attempt, InternalError};
@@ -30,14 +30,12 @@ const ENDPOINT: Endpoint = Endpoint::XoBotKit;
 const CLOSING_TEXT_TIME: Duration = Duration::from_secs(10);
 /// Older failures belong to ends that other workers took over.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
-/// The user pressed "end chat" in XO's web widget: XO itself has closed the session.
-pub(in crate::bridge) const SESSION_CLOSED: &str = EndCause::SessionClosed.as_str();
 /// XO itself took its user out of agent mode.
 const ENDED_BY_XO: &str = EndCause::Xo.as_str();
 
 /// The closing texts that failed, by the id of the end's message.
 #[derive(Debug, Default)]
-pub(in crate::bridge) struct ClosingTexts(Mutex<HashMap<MessageId, ClosingText>>);
+struct ClosingTexts(Mutex<HashMap<MessageId, ClosingText>>);
 
 /// A closing text that failed.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +74,19 @@ impl ClosingTexts {
     }
 }
 
-impl Deliverer {
+/// Gives the users of all bots back.
+#[derive(Debug)]
+pub(in crate::bridge) struct UserReturn {
+    context: Arc<BridgeContext>,
+    calls: Arc<BotKitCalls>,
+    closing_texts: ClosingTexts,
+}
+
+impl UserReturn {
+    pub(in crate::bridge) fn new(context: Arc<BridgeContext>, calls: Arc<BotKitCalls>) -> Self {
+        Self { context, calls, closing_texts: ClosingTexts::default() }
+    }
+
     /// Sends the closing text and ends the agent session, so that the bot has its user back.
     pub(in crate::bridge) async fn give_user_back(
         &self,
@@ -84,7 +94,7 @@ impl Deliverer {
         conversation: &Conversation,
         notice: &Notice,
     ) -> HandlerResult {
-        let directory = self.known()?;
+        let directory = self.context.known_directory()?;
         if is_done(message, conversation, notice) {
             return Ok(Attempt::of(ENDPOINT, Outcome::Repeated, "the bot has its user back already"));
         }
@@ -105,10 +115,10 @@ impl Deliverer {
         conversation: &Conversation,
         notice: &Notice,
     ) -> Result<Option<Attempt>, InternalError> {
-        let directory = self.known()?;
+        let directory = self.context.known_directory()?;
         let text_kind = TextKind::of_end(message.kind, notice.reason.as_deref().unwrap_or_default());
-        let language = self.language_of(&conversation.id).await?;
-        let texts = &self.settings.botkit.texts;
+        let language = self.calls.language_of(&conversation.id).await?;
+        let texts = &self.context.settings.botkit.texts;
         let text = text_kind.and_then(|text_kind| texts.render(text_kind, notice, language.as_deref()));
         let Some(text) = text.filter(|_| !self.closing_texts.is_given_up(message.id)) else {
             return Ok(None);
@@ -117,7 +127,7 @@ impl Deliverer {
         if directory.is_done(step).await? {
             return Ok(None);
         }
-        let told = self.send_to_user(conversation, &text, false).await?;
+        let told = self.calls.send_to_user(conversation, &text, false).await?;
         // XO accepted the text, or refuses the text for good.
         if told.outcome == Outcome::Delivered || is_refusal(&told) {
             directory.mark_done(step, None, clock::now()).await?;
@@ -145,7 +155,7 @@ impl Deliverer {
         let reason = notice.reason.as_deref().unwrap_or_default();
         if reason != ENDED_BY_XO {
             let step = DedupKey::botkit_notice_step(message.id, "clear");
-            let cleared = self.session(conversation, SessionStep::Clear, step).await?;
+            let cleared = self.calls.session(conversation, SessionStep::Clear, step).await?;
             // A session that XO closed itself may be absent already.
             let is_closed = reason == SESSION_CLOSED && is_refusal(&cleared);
             if cleared.outcome != Outcome::Delivered && !is_closed {
@@ -159,7 +169,7 @@ impl Deliverer {
     /// Makes the call once more for an end that is about to be dead-lettered. The dead letter is written even if XO
     /// refuses the call.
     pub(in crate::bridge) async fn last_act(&self, message: &Message) -> Result<(), InternalError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
+        let Some(directory) = &self.context.directory else { return Ok(()) };
         let Ok(notice) = serde_json::from_slice::<Notice>(&message.body) else { return Ok(()) };
         let known = directory.find(&notice.conversation_id).await?;
         let Some(conversation) = known.filter(|known| known.origin == Origin::BotKit) else { return Ok(()) };

@@ -7,9 +7,16 @@
 //!
 //! Not responsible for: reading the JSON (`platform/servicenow`), the calls to the bot side (`relay.rs`).
 
-use crate::bridge::Deliverer;
-use crate::bridge::to_bot::agent_joins::{is_settled, joined_instance};
-use crate::bridge::to_bot::relay::{MessageAuthor, RelayedMessage, TYPING_LASTS};
+use std::sync::Arc;
+
+use crate::bridge::best_effort::BestEffortCalls;
+use crate::bridge::context::BridgeContext;
+use crate::bridge::notices::{Notices, joined_instance};
+use crate::bridge::to_bot::agent_files::with_media_links;
+use crate::bridge::to_bot::agent_joins::{AgentJoins, is_settled};
+use crate::bridge::to_bot::closing_sentence::confirms_end;
+use crate::bridge::to_bot::relay::BotRelay;
+use crate::bridge::to_bot::relayed_message::{MessageAuthor, RelayedMessage, TYPING_LASTS};
 use crate::clock;
 use crate::conversation::{Changes, Conversation, ConversationState, DedupKey, Directory, Observation};
 use crate::delivery::{Attempt, InternalError};
@@ -20,7 +27,7 @@ use crate::platform::servicenow::{
 
 /// The chat that a callback is about.
 struct CallbackContext<'a> {
-    deliverer: &'a Deliverer,
+    callbacks: &'a VirtualAgentCallbacks,
     directory: &'a Directory,
     message: &'a Message,
     callback: &'a VirtualAgentCallback,
@@ -30,24 +37,29 @@ struct CallbackContext<'a> {
     ended_by_sentence: bool,
 }
 
-impl Deliverer {
-    pub(in crate::bridge) async fn virtual_agent_callback(
-        &self,
-        message: &Message,
-        directory: &Directory,
-        callback: &VirtualAgentCallback,
-    ) -> Result<Attempt, InternalError> {
-        let Some(group) = callback.group.as_deref() else { return Ok(self.unknown(message)) };
-        match directory.find_by_group(group).await? {
-            Some(conversation) => {
-                self.virtual_agent_callback_of(message, directory, callback, conversation).await
-            }
-            None => Ok(self.unknown(message)),
-        }
+/// Processes the callbacks of the Virtual Agent API.
+#[derive(Debug)]
+pub(in crate::bridge) struct VirtualAgentCallbacks {
+    context: Arc<BridgeContext>,
+    notices: Arc<Notices>,
+    best_effort: Arc<BestEffortCalls>,
+    relay: Arc<BotRelay>,
+    joins: Arc<AgentJoins>,
+}
+
+impl VirtualAgentCallbacks {
+    pub(in crate::bridge) const fn new(
+        context: Arc<BridgeContext>,
+        notices: Arc<Notices>,
+        best_effort: Arc<BestEffortCalls>,
+        relay: Arc<BotRelay>,
+        joins: Arc<AgentJoins>,
+    ) -> Self {
+        Self { context, notices, best_effort, relay, joins }
     }
 
     /// Processes a callback about the chat of this conversation.
-    pub(in crate::bridge) async fn virtual_agent_callback_of(
+    pub(in crate::bridge) async fn record(
         &self,
         message: &Message,
         directory: &Directory,
@@ -55,9 +67,9 @@ impl Deliverer {
         conversation: Conversation,
     ) -> Result<Attempt, InternalError> {
         let group = callback.group.as_deref().unwrap_or_default();
-        let is_heard = self.is_heard(&conversation);
+        let is_heard = self.context.is_heard(&conversation);
         let mut chat = CallbackContext {
-            deliverer: self,
+            callbacks: self,
             directory,
             message,
             callback,
@@ -78,18 +90,18 @@ impl Deliverer {
     }
 
     /// Applies the state that a dead-lettered callback reports. Only the texts of the callback are lost.
-    pub(in crate::bridge) async fn virtual_agent_dead_lettered(
+    pub(in crate::bridge) async fn dead_lettered(
         &self,
         message: &Message,
         directory: &Directory,
     ) -> Result<(), InternalError> {
-        let Some(callback) = VirtualAgentCallback::read(&message.body, self.instance()) else {
+        let Some(callback) = VirtualAgentCallback::read(&message.body, self.context.instance()) else {
             return Ok(());
         };
         let Some(group) = callback.group.as_deref() else { return Ok(()) };
         let Some(conversation) = directory.find_by_group(group).await? else { return Ok(()) };
         let mut chat = CallbackContext {
-            deliverer: self,
+            callbacks: self,
             directory,
             message,
             callback: &callback,
@@ -109,7 +121,7 @@ impl Deliverer {
                 lost.push(id.clone());
             }
         }
-        self.receipt(&chat.conversation, group, lost, Receipt::Failed);
+        self.best_effort.receipt(&chat.conversation, group, lost, Receipt::Failed);
         Ok(())
     }
 }
@@ -129,7 +141,7 @@ impl CallbackContext<'_> {
             if self.directory.is_done(once).await? {
                 continue;
             }
-            let attempt = self.deliverer.relay(self.message, &self.conversation, &said).await?;
+            let attempt = self.callbacks.relay.relay(self.message, &self.conversation, &said).await?;
             match attempt.outcome {
                 Outcome::Delivered => {
                     self.directory.mark_done(once, None, clock::now()).await?;
@@ -142,7 +154,7 @@ impl CallbackContext<'_> {
                 Outcome::Dead(_) => refused = Some(attempt),
                 Outcome::Dropped | Outcome::Repeated | Outcome::Declined | Outcome::Routed => {}
                 Outcome::Retry { .. } | Outcome::Pause { .. } | Outcome::Deferred { .. } => {
-                    self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
+                    self.callbacks.best_effort.receipt(&self.conversation, self.group, told, Receipt::Sent);
                     return Ok(attempt);
                 }
             }
@@ -150,7 +162,7 @@ impl CallbackContext<'_> {
         if agent_spoke {
             self.directory.touch(self.group).await?;
         }
-        self.deliverer.receipt(&self.conversation, self.group, told, Receipt::Sent);
+        self.callbacks.best_effort.receipt(&self.conversation, self.group, told, Receipt::Sent);
         self.typing().await?;
         if refused.is_none() {
             self.over().await?;
@@ -211,7 +223,7 @@ impl CallbackContext<'_> {
     /// that asks the user questions. The agent then writes nothing until the user has answered
     /// (`src/platform/servicenow/FACTS.md`).
     fn is_topic(&self) -> bool {
-        self.deliverer.settings.virtual_agent.tell_topics
+        self.callbacks.context.settings.virtual_agent.tell_topics
             && self.is_current()
             && self.conversation.state == ConversationState::Active
             && !self.is_over()
@@ -227,7 +239,8 @@ impl CallbackContext<'_> {
         {
             return Ok(false);
         }
-        self.deliverer.confirms_end(self.directory, self.message, self.callback, self.group).await
+        let sentences = &self.callbacks.context.settings.virtual_agent.end_sentences;
+        confirms_end(sentences, self.directory, self.message, self.callback, self.group).await
     }
 
     /// Whether a bot's text without `agentChat` and without `agentInfo` shows that the agent's chat has ended. No
@@ -237,7 +250,7 @@ impl CallbackContext<'_> {
         let says =
             |item: &CallbackItem| matches!(item.meaning, ItemMeaning::Text(_) | ItemMeaning::Question(_));
         self.ended_by_sentence
-            || self.deliverer.settings.virtual_agent.end_without_flag
+            || self.callbacks.context.settings.virtual_agent.end_without_flag
                 && self.is_current()
                 && self.conversation.state == ConversationState::Active
                 && !self.callback.agent_came()
@@ -286,7 +299,12 @@ impl CallbackContext<'_> {
             id,
             choices,
             group: self.group,
-            text: self.deliverer.with_media_links(&self.conversation.id, text, self.message.accepted_at),
+            text: with_media_links(
+                &self.callbacks.context,
+                &self.conversation.id,
+                text,
+                self.message.accepted_at,
+            ),
             author,
             agent,
             sys_id: item.message_id.as_deref(),
@@ -312,7 +330,7 @@ impl CallbackContext<'_> {
         }
         let (known, group) = (&self.conversation, self.group);
         let agent = self.callback.agent().map(str::to_owned).or_else(|| known.agent.clone());
-        self.deliverer.agent_joins(self.directory, self.message, known, group, agent).await
+        self.callbacks.joins.agent_joins(self.directory, self.message, known, group, agent).await
     }
 
     /// Records the state of the chat. The notice is published before the state is recorded, under an id that makes a
@@ -325,7 +343,7 @@ impl CallbackContext<'_> {
                 && known.group.as_deref() == Some(group)
             {
                 // An agent came after the user had received the notice that no agent comes.
-                self.deliverer.give_up_virtual_agent(&known.id, Some(known));
+                self.callbacks.best_effort.give_up_chat(&known.id, Some(known));
             }
             return Ok(());
         }
@@ -340,9 +358,9 @@ impl CallbackContext<'_> {
                 let instance = joined_instance(known, agent.as_deref());
                 let notice = Notice { agent: agent.clone(), event: Some(NoticeEvent::Joined), ..notice };
                 if !is_settled(self.directory, notice.id(Kind::CallbackEvent, &instance)).await? {
-                    self.deliverer.publish_event(notice, NoticeEvent::Joined, &instance).await?;
+                    self.callbacks.notices.publish_event(notice, NoticeEvent::Joined, &instance).await?;
                 }
-                self.deliverer.agent_came(self.directory, known).await?;
+                self.callbacks.notices.agent_came(self.directory, known).await?;
             }
             let seen = Observation { agent, active: true, ..Observation::default() };
             self.directory.record_observation(&known.id, group, &seen).await?;
@@ -351,7 +369,7 @@ impl CallbackContext<'_> {
         match (self.callback.sign(), known.state) {
             (Some(ChatSign::Queued { wait }), ConversationState::Active) => {
                 let notice = Notice { agent: known.agent.clone(), wait: wait.clone(), ..notice };
-                self.deliverer.publish_event(notice, NoticeEvent::Left, &since.to_string()).await?;
+                self.callbacks.notices.publish_event(notice, NoticeEvent::Left, &since.to_string()).await?;
                 self.directory.record_observation(&known.id, group, &waits(wait)).await?;
             }
             (Some(ChatSign::Queued { wait }), ConversationState::Waiting)
@@ -359,7 +377,7 @@ impl CallbackContext<'_> {
             {
                 let instance = format!("{since}:{}", wait.as_deref().unwrap_or(""));
                 let notice = Notice { wait: wait.clone(), ..notice };
-                self.deliverer.publish_event(notice, NoticeEvent::Waiting, &instance).await?;
+                self.callbacks.notices.publish_event(notice, NoticeEvent::Waiting, &instance).await?;
                 self.directory.record_observation(&known.id, group, &waits(wait)).await?;
             }
             (Some(sign @ (ChatSign::Queued { .. } | ChatSign::AgentChat)), ConversationState::Requested)
@@ -367,7 +385,7 @@ impl CallbackContext<'_> {
             {
                 let wait = if let ChatSign::Queued { wait } = sign { wait } else { None };
                 let notice = Notice { wait: wait.clone(), ..notice };
-                self.deliverer.publish_event(notice, NoticeEvent::Waiting, "").await?;
+                self.callbacks.notices.publish_event(notice, NoticeEvent::Waiting, "").await?;
                 self.directory.record_observation(&known.id, group, &waits(wait)).await?;
             }
             _ => {}
@@ -383,10 +401,10 @@ impl CallbackContext<'_> {
         let id = &self.conversation.id;
         self.directory.mark_done(DedupKey::closed_chat(self.group), None, clock::now()).await?;
         if self.callback.request_id.as_deref() == Some(end_request(self.group).as_str()) {
-            return self.deliverer.end(id, Some(self.group), "user").await;
+            return self.callbacks.notices.end(id, Some(self.group), "user").await;
         }
         if !self.had_no_agent() {
-            return self.deliverer.end(id, Some(self.group), "agent").await;
+            return self.callbacks.notices.end(id, Some(self.group), "agent").await;
         }
         let words = self.callback.items.iter().filter_map(|item| match &item.meaning {
             ItemMeaning::Text(text) | ItemMeaning::Notice(text) | ItemMeaning::Unknown(Some(text)) => {
@@ -402,13 +420,13 @@ impl CallbackContext<'_> {
             reason: Some("no_agent".to_owned()),
             detail: Some(words).filter(|words| !words.is_empty()),
             // The start is still on the queue. Its next attempt requests the record, because it has the user's words.
-            incident: self.deliverer.incident_to_come(&self.conversation),
+            incident: self.callbacks.notices.incident_to_come(&self.conversation),
             ..Notice::about(id.clone())
         };
-        self.deliverer.publish_notice(Kind::HandoffFailed, &notice, "").await?;
+        self.callbacks.notices.publish_notice(Kind::HandoffFailed, &notice, "").await?;
         let is_first = self.directory.mark_failed(id, "no_agent", Changes::default()).await?;
-        self.deliverer.count_end(is_first, "no_agent");
-        if let Some(servicenow) = &self.deliverer.servicenow {
+        self.callbacks.notices.count_end(is_first, "no_agent");
+        if let Some(servicenow) = &self.callbacks.context.servicenow {
             servicenow.forget(id);
         }
         Ok(())
@@ -425,13 +443,13 @@ impl CallbackContext<'_> {
             agent: self.conversation.agent.clone(),
             ..Notice::about(self.conversation.id.clone())
         };
-        self.deliverer.publish_event(notice, NoticeEvent::Typing, &self.message.id.to_string()).await
+        self.callbacks.notices.publish_event(notice, NoticeEvent::Typing, &self.message.id.to_string()).await
     }
 
     fn count_unknown(&self) {
         for item in &self.callback.items {
             if matches!(item.meaning, ItemMeaning::Unknown(_)) {
-                self.deliverer.metrics.unknown_items.inc();
+                self.callbacks.context.metrics.unknown_items.inc();
                 tracing::debug!(ui_type = item.ui_type, "unknown item type in a callback");
             }
         }

@@ -12,19 +12,15 @@
 //! Not responsible for: the poll (`poll.rs`), the rate (`servicenow.read_rate`).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::bridge::Deliverer;
 use crate::bridge::end_reason::ended_by;
-use crate::bridge::watch::gaps::second_id;
+use crate::bridge::watch::gaps::GapRepair;
 use crate::clock;
-use crate::conversation::{Conversation, ConversationState, DedupKey, Directory, DirectoryError};
-use crate::message::MessageId;
-use crate::platform::servicenow::MessageRow;
+use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError};
 use crate::platform::{CallError, ChatState, QueueEntry, ServiceNow};
 
 /// How long a test of the user's rights counts.
@@ -103,7 +99,7 @@ impl BulkReader {
     /// Returns those of the chats that need a poll.
     pub(in crate::bridge) async fn select<'a>(
         &mut self,
-        deliverer: &Deliverer,
+        gaps: &GapRepair,
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &'a [Conversation],
@@ -112,7 +108,7 @@ impl BulkReader {
         if !self.is_on || due.is_empty() {
             return all();
         }
-        match self.changed(deliverer, servicenow, directory, due).await {
+        match self.changed(gaps, servicenow, directory, due).await {
             Ok(Some(changed)) => due
                 .iter()
                 .filter(|chat| chat.group.as_ref().is_some_and(|group| changed.contains(group)))
@@ -133,24 +129,24 @@ impl BulkReader {
     /// The groups of the chats that need a poll; `None` if the tables cannot tell.
     async fn changed(
         &mut self,
-        deliverer: &Deliverer,
+        gaps: &GapRepair,
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &[Conversation],
     ) -> Result<Option<HashSet<String>>, BulkError> {
-        self.test_rights(deliverer, servicenow, directory, due).await?;
+        self.test_rights(gaps, servicenow, directory, due).await?;
         if self.rights != TableRights::Granted {
             return Ok(None);
         }
         let groups: Vec<&str> = due.iter().filter_map(|chat| chat.group.as_deref()).collect();
-        let Some(_permit) = deliverer.enter_for_reading(REQUESTS).await else { return Ok(None) };
+        let Some(_permit) = gaps.enter_for_reading(REQUESTS).await else { return Ok(None) };
         let now = clock::now();
         let from = groups.iter().map(|group| self.read_from(group, now)).min().unwrap_or(now);
         let entries = servicenow.entries_of(&groups).await?;
         let rows = servicenow.messages_between(&groups, from, before(now, MIN_AGE)).await?;
-        deliverer.metrics.servicenow_reads.with_label_values(&["bulk"]).inc_by(REQUESTS);
+        gaps.count_reads("bulk", REQUESTS);
         let with_news = match rows {
-            Some(rows) => deliverer.with_unrelayed(directory, rows).await?,
+            Some(rows) => gaps.with_unrelayed(directory, rows).await?,
             // The answer is incomplete, so each chat may have news.
             None => groups.iter().map(|group| (*group).to_owned()).collect(),
         };
@@ -189,7 +185,7 @@ impl BulkReader {
     /// Tests whether the table shows a row that is known to exist: the last relayed message of a chat.
     async fn test_rights(
         &mut self,
-        deliverer: &Deliverer,
+        gaps: &GapRepair,
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &[Conversation],
@@ -199,8 +195,8 @@ impl BulkReader {
         }
         for group in due.iter().filter_map(|chat| chat.group.as_deref()) {
             let Some(sys_id) = directory.last_relayed(group).await? else { continue };
-            let Some(_permit) = deliverer.enter_for_reading(1).await else { return Ok(()) };
-            deliverer.metrics.servicenow_reads.with_label_values(&["bulk"]).inc();
+            let Some(_permit) = gaps.enter_for_reading(1).await else { return Ok(()) };
+            gaps.count_reads("bulk", 1);
             let granted = servicenow.shows_message(group, &sys_id).await?;
             self.set(if granted { TableRights::Granted } else { TableRights::Refused }, None);
             return Ok(());
@@ -226,35 +222,6 @@ impl BulkReader {
             TableRights::Unknown => {}
         }
     }
-}
-
-impl Deliverer {
-    /// The groups with a message that has to be relayed still.
-    async fn with_unrelayed(
-        &self,
-        directory: &Directory,
-        rows: Vec<MessageRow>,
-    ) -> Result<HashSet<String>, DirectoryError> {
-        let rows: Vec<(MessageId, String)> =
-            rows.into_iter().map(|row| (MessageId::derived("servicenow", &row.sys_id), row.group)).collect();
-        let keys: Vec<DedupKey> = rows.iter().flat_map(|(id, _)| settling(*id)).collect();
-        let done: HashSet<DedupKey> = directory.find_done(&keys).await?.iter().map(|done| done.key).collect();
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = |id: MessageId| !settling(id).iter().any(|key| done.contains(key)) && !read.contains(id);
-        Ok(rows.into_iter().filter(|(id, _)| is_new(*id)).map(|(_, group)| group).collect())
-    }
-}
-
-/// The facts after which a message of a chat is not relayed again (`gaps.rs`).
-fn settling(message: MessageId) -> [DedupKey; 5] {
-    let second = second_id(message);
-    [
-        DedupKey::Delivered(message),
-        DedupKey::Internal(message),
-        DedupKey::DeadLettered { message, replays: 0 },
-        DedupKey::Delivered(second),
-        DedupKey::DeadLettered { message: second, replays: 0 },
-    ]
 }
 
 fn before(time: Timestamp, by: Duration) -> Timestamp {

@@ -26,8 +26,8 @@ const REQUESTS: u64 = 3;
 
 impl PollContext<'_> {
     pub(in crate::bridge) async fn escalated(&self, from: &QueueEntry) -> PollResult {
-        self.deliverer.metrics.servicenow_reads.with_label_values(&["escalation"]).inc_by(REQUESTS);
-        self.deliverer.reads.spend(REQUESTS);
+        self.watcher.gaps.count_reads("escalation", REQUESTS);
+        self.watcher.gaps.reads.spend(REQUESTS);
         let found = match self.servicenow.find_escalated(&self.conversation.id, from).await {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
@@ -50,7 +50,7 @@ impl PollContext<'_> {
     /// Claims the new chat for the conversation. `false` if the chat belongs to another conversation.
     async fn goes_on(&self, entry: &QueueEntry) -> Result<bool, crate::delivery::InternalError> {
         if let Err(error) =
-            self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await?
+            self.watcher.gaps.repair(self.directory, self.servicenow, self.conversation, self.group).await?
         {
             tracing::debug!(conversation = %self.conversation.id, %error, "could not read the rest of an escalated chat");
         }
@@ -72,7 +72,7 @@ impl PollContext<'_> {
             wait: entry.wait.clone(),
             ..Notice::about(self.conversation.id.clone())
         };
-        self.deliverer.publish_event(notice, NoticeEvent::Waiting, "escalated").await?;
+        self.watcher.notices.publish_event(notice, NoticeEvent::Waiting, "escalated").await?;
         self.directory.poll_soon(&self.conversation.id).await?;
         Ok(true)
     }
@@ -90,6 +90,6 @@ impl PollContext<'_> {
     fn since(
         &self,
     ) -> std::sync::MutexGuard<'_, std::collections::HashMap<crate::message::ConversationId, Instant>> {
-        self.deliverer.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watcher.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

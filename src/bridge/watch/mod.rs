@@ -4,13 +4,11 @@
 //! Guarantees: reading is limited by `servicenow.read_rate`. One worker at a time watches a chat.
 //! Not responsible for: the messages of the queue (`to_agent/`, `to_bot/`).
 
-pub(super) mod bulk_read;
-pub(super) mod escalation;
+mod bulk_read;
+mod escalation;
 pub(super) mod gaps;
-pub(super) mod lifecycle_metrics;
-pub(super) mod poll;
-pub(super) mod time_limits;
+mod poll;
+mod time_limits;
 
-pub use gaps::ReadBack;
-pub use poll::PollSettings;
-pub use time_limits::TimeLimits;
+pub(super) use poll::ChatWatcher;
+pub use poll::{PollSettings, TimeLimits};

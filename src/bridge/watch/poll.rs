@@ -12,23 +12,34 @@
 //! Not responsible for: which of many chats need a poll (`bulk_read.rs`), chats passed on to another queue
 //! (`escalation.rs`), lost callbacks (`gaps.rs`).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bridge::context::BridgeContext;
 use crate::bridge::end_reason::ended_by;
-use crate::bridge::to_bot::agent_joins::joined_instance;
+use crate::bridge::notices::{Notices, joined_instance};
 use crate::bridge::watch::bulk_read::BulkReader;
-use crate::bridge::{Deliverer, TimeLimits};
+use crate::bridge::watch::gaps::GapRepair;
 use crate::clock;
 use crate::conversation::{Conversation, ConversationState, Directory, Observation};
 use crate::delivery::breaker::BreakerSignal;
 use crate::delivery::classify::Operation;
-use crate::delivery::{Attempt, GatePermit, InternalError};
-use crate::message::{DeadReason, Destination, Endpoint, Notice, NoticeEvent, Outcome};
+use crate::delivery::{Attempt, InternalError};
+use crate::message::{ConversationId, DeadReason, Destination, Endpoint, Notice, NoticeEvent, Outcome};
 use crate::platform::{CallError, ChatApi, ChatState, QueueEntry, ServiceNow};
 use crate::tasks::CancellationToken;
+
+/// `servicenow.wait_limit`, `servicenow.idle_limit`
+#[derive(Debug, Clone)]
+pub struct TimeLimits {
+    /// The time limit from the request to the first agent, and from the departure of an agent to the next agent.
+    pub wait: Duration,
+    /// The time limit since the last message of either side.
+    pub idle: Duration,
+}
 
 /// `servicenow.poll_*`
 #[derive(Debug, Clone)]
@@ -53,7 +64,7 @@ const REQUESTS: u32 = 2;
 
 /// The poll of one chat.
 pub(in crate::bridge) struct PollContext<'a> {
-    pub(in crate::bridge) deliverer: &'a Deliverer,
+    pub(in crate::bridge) watcher: &'a ChatWatcher,
     pub(in crate::bridge) servicenow: &'a ServiceNow,
     pub(in crate::bridge) directory: &'a Directory,
     pub(in crate::bridge) conversation: &'a Conversation,
@@ -63,17 +74,37 @@ pub(in crate::bridge) struct PollContext<'a> {
 /// The result of a poll. A failed call is reported to the breaker; after an internal error the chat is polled again.
 pub(in crate::bridge) type PollResult = Result<Result<(), CallError>, InternalError>;
 
-impl Deliverer {
+/// Watches the open chats.
+#[derive(Debug)]
+pub(in crate::bridge) struct ChatWatcher {
+    pub(super) context: Arc<BridgeContext>,
+    pub(super) notices: Arc<Notices>,
+    pub(super) gaps: Arc<GapRepair>,
+    /// Since when each chat is absent from ServiceNow's answers, or escalated without a new chat.
+    pub(super) in_doubt: Mutex<HashMap<ConversationId, Instant>>,
+}
+
+impl ChatWatcher {
+    pub(in crate::bridge) fn new(
+        context: Arc<BridgeContext>,
+        notices: Arc<Notices>,
+        gaps: Arc<GapRepair>,
+    ) -> Self {
+        Self { context, notices, gaps, in_doubt: Mutex::default() }
+    }
+
     /// Polls the state of every open conversation until the cancellation.
-    pub async fn poll(
-        self: Arc<Self>,
+    pub(in crate::bridge) async fn poll(
+        &self,
         settings: PollSettings,
         stop: CancellationToken,
     ) -> Result<(), String> {
-        let (Some(servicenow), Some(directory)) = (&self.servicenow, &self.directory) else { return Ok(()) };
+        let (Some(servicenow), Some(directory)) = (&self.context.servicenow, &self.context.directory) else {
+            return Ok(());
+        };
         let pause = settings.waiting.min(settings.active).min(Duration::from_secs(1));
         let (mut was_full, mut measured) = (false, None::<Instant>);
-        let mut bulk = BulkReader::new(self.settings.bulk_read);
+        let mut bulk = BulkReader::new(self.context.settings.bulk_read);
         loop {
             // After a full batch more chats may be due, and the rate is the only limit.
             let pause = if was_full { Duration::ZERO } else { pause };
@@ -99,7 +130,7 @@ impl Deliverer {
             // If no message waits to be the probe, only this poll can find out that ServiceNow works again.
             let permit = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                permit = tokio::time::timeout(PROBE_TIMEOUT, self.gate(Destination::ServiceNow).breaker().probe_permit()) => permit,
+                permit = tokio::time::timeout(PROBE_TIMEOUT, self.context.gate(Destination::ServiceNow).breaker().probe_permit()) => permit,
             };
             let Ok(permit) = permit else { continue };
             let probing = permit.is_some();
@@ -114,7 +145,7 @@ impl Deliverer {
                     } else {
                         tokio::select! {
                             () = stop.cancelled() => return Ok(()),
-                            chosen = bulk.select(&self, servicenow, directory, &due) => chosen,
+                            chosen = bulk.select(&self.gaps, servicenow, directory, &due) => chosen,
                         }
                     };
                     let look =
@@ -130,24 +161,16 @@ impl Deliverer {
 
     /// The number of chats that can be polled in about a second. A larger batch would delay a chat with a gap.
     fn batch_size(&self) -> u32 {
-        let chats = (self.settings.read_rate / f64::from(REQUESTS)).ceil();
+        let chats = (self.context.settings.read_rate / f64::from(REQUESTS)).ceil();
         // A conversion of a float saturates.
         (chats as u32).clamp(1, BATCH_SIZE)
-    }
-
-    /// Waits for the turn of this number of requests. `None` if ServiceNow may not be called now.
-    pub(in crate::bridge) async fn enter_for_reading(&self, requests: u64) -> Option<GatePermit<'_>> {
-        let turn = self.reads.next_slot();
-        self.reads.spend(requests.saturating_sub(1));
-        tokio::time::sleep_until(turn).await;
-        self.gate(Destination::ServiceNow).enter(false).await
     }
 
     async fn measure_oldest(&self, directory: &Directory) {
         match directory.oldest_poll().await {
             Ok(oldest) => {
                 let age = oldest.map_or(0.0, |oldest| clock::since(oldest).as_secs_f64());
-                self.metrics.oldest_unread.set(age);
+                self.context.metrics.oldest_unread.set(age);
             }
             Err(error) => tracing::debug!(%error, "cannot read the time of the oldest poll"),
         }
@@ -167,23 +190,23 @@ impl Deliverer {
         if servicenow.api() == ChatApi::VirtualAgent || servicenow.busy(&conversation.id) {
             return None;
         }
-        let turn = (0..REQUESTS).map(|_| self.reads.next_slot()).last();
+        let turn = (0..REQUESTS).map(|_| self.gaps.reads.next_slot()).last();
         if let Some(turn) = turn {
             tokio::select! {
                 () = stop.cancelled() => return None,
                 () = tokio::time::sleep_until(turn) => {}
             }
         }
-        let _pass = self.gate(Destination::ServiceNow).enter(probing).await?;
-        let look = PollContext { deliverer: self, servicenow, directory, conversation, group };
+        let _pass = self.context.gate(Destination::ServiceNow).enter(probing).await?;
+        let look = PollContext { watcher: self, servicenow, directory, conversation, group };
         match look.run().await {
             Ok(Ok(())) => {
-                self.gate(Destination::ServiceNow).breaker().record(BreakerSignal::Alive);
+                self.context.gate(Destination::ServiceNow).breaker().record(BreakerSignal::Alive);
                 return Some(group);
             }
             Ok(Err(error)) => {
                 let attempt = Attempt::called(Endpoint::ServiceNow, &error, Operation::State);
-                self.record_in_breaker(Destination::ServiceNow, None, &attempt);
+                self.context.record_call_to_servicenow(&attempt);
                 tracing::debug!(conversation = %conversation.id, %error, "cannot read the state of the chat");
             }
             Err(InternalError { trouble, .. }) => {
@@ -196,7 +219,7 @@ impl Deliverer {
 
 impl PollContext<'_> {
     async fn run(&self) -> PollResult {
-        self.deliverer.metrics.servicenow_reads.with_label_values(&["state"]).inc();
+        self.watcher.gaps.count_reads("state", 1);
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
             // A single empty list among good answers is a temporary error of the instance.
@@ -225,13 +248,13 @@ impl PollContext<'_> {
                 return Ok(Err(error));
             }
         }
-        self.deliverer.end(&self.conversation.id, Some(self.group), reason).await?;
+        self.watcher.notices.end(&self.conversation.id, Some(self.group), reason).await?;
         self.settled();
         Ok(Ok(()))
     }
 
     async fn read(&self) -> PollResult {
-        self.deliverer.repair(self.directory, self.servicenow, self.conversation, self.group).await
+        self.watcher.gaps.repair(self.directory, self.servicenow, self.conversation, self.group).await
     }
 
     pub(in crate::bridge) async fn record_entry(&self, entry: &QueueEntry) -> Result<(), InternalError> {
@@ -251,14 +274,15 @@ impl PollContext<'_> {
         let another = known.agent.is_some() && known.agent != entry.assigned_to;
         if active && (known.state != ConversationState::Active || another) {
             let instance = joined_instance(known, entry.assigned_to.as_deref());
-            self.deliverer.publish_event(notice, NoticeEvent::Joined, &instance).await?;
-            self.deliverer.agent_came(self.directory, known).await?;
+            self.watcher.notices.publish_event(notice, NoticeEvent::Joined, &instance).await?;
+            self.watcher.notices.agent_came(self.directory, known).await?;
         } else if !active && known.state == ConversationState::Active {
             let notice = Notice { agent: known.agent.clone(), ..notice };
-            self.deliverer.publish_event(notice, NoticeEvent::Left, &since.to_string()).await?;
+            self.watcher.notices.publish_event(notice, NoticeEvent::Left, &since.to_string()).await?;
         } else if !active && known.position != entry.position {
             let position = entry.position.map(|position| position.to_string()).unwrap_or_default();
-            self.deliverer
+            self.watcher
+                .notices
                 .publish_event(notice, NoticeEvent::Waiting, &format!("{since}:{position}"))
                 .await?;
         }

@@ -10,25 +10,17 @@
 
 use std::time::Duration;
 
-use crate::bridge::Deliverer;
+use crate::bridge::to_bot::closing_sentence::is_announced;
+use crate::bridge::watch::poll::{ChatWatcher, TimeLimits};
 use crate::clock;
-use crate::conversation::{Changes, Conversation, Directory};
+use crate::conversation::{Conversation, Directory};
 use crate::delivery::InternalError;
 use crate::message::handoff::{EndCause, HandoffEnd};
 use crate::message::{Destination, Handoff, LaneKey, Message, MessageId};
 
-/// `servicenow.wait_limit`, `servicenow.idle_limit`
-#[derive(Debug, Clone)]
-pub struct TimeLimits {
-    /// The time limit from the request to the first agent, and from the departure of an agent to the next agent.
-    pub wait: Duration,
-    /// The time limit since the last message of either side.
-    pub idle: Duration,
-}
-
 const BATCH_SIZE: u32 = 32;
 
-impl Deliverer {
+impl ChatWatcher {
     /// Ends the conversations that exceeded a time limit.
     pub(in crate::bridge) async fn enforce_time_limits(
         &self,
@@ -37,37 +29,19 @@ impl Deliverer {
     ) -> Result<(), InternalError> {
         for overdue in directory.find_overdue(ago(time_limits.wait)?, BATCH_SIZE).await? {
             self.leave_later(&overdue, EndCause::WaitedTooLong).await?;
-            self.give_up_waiting(&overdue).await?;
+            self.notices.give_up_waiting(&overdue).await?;
         }
         for silent in directory.find_silent(ago(time_limits.idle)?, BATCH_SIZE).await? {
             self.leave_later(&silent, EndCause::Idle).await?;
             if let Some(group) = &silent.group {
-                if self.is_announced(directory, group).await? {
-                    self.metrics.unconfirmed_ends.inc();
+                if is_announced(directory, group).await? {
+                    self.context.metrics.unconfirmed_ends.inc();
                 }
                 // Otherwise each poll would find the chat again until the end is delivered.
                 directory.touch(group).await?;
             }
         }
         Ok(())
-    }
-
-    /// Fails a handoff whose user waited too long. The poll and the end in the lane both call this; the notice has the
-    /// same id either way.
-    pub(in crate::bridge) async fn give_up_waiting(
-        &self,
-        conversation: &Conversation,
-    ) -> Result<(), InternalError> {
-        let instance = conversation.opened_at.as_millisecond().to_string();
-        self.fail(
-            &conversation.id,
-            EndCause::WaitedTooLong.as_str(),
-            None,
-            &instance,
-            None,
-            Changes::default(),
-        )
-        .await
     }
 
     /// Publishes the end in the conversation's lane. The id follows from the chat, so the same chat is left once.
@@ -82,7 +56,7 @@ impl Deliverer {
         let body = serde_json::to_vec(&end).map_err(InternalError::temporary)?;
         let message =
             Message::new(id, end.kind(), Destination::ServiceNow, LaneKey::from(&conversation.id), body);
-        Ok(self.queue.publish(&message).await?)
+        Ok(self.context.queue.publish(&message).await?)
     }
 }
 

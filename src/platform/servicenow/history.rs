@@ -2,7 +2,7 @@
 //! callback.
 //!
 //! Guarantees: our own messages are left out. Messages among agents are marked. The order is ServiceNow's.
-//! Not responsible for: which of the messages were relayed already (`bridge/watch/gaps.rs`).
+//! Not responsible for: which of the messages were relayed already (`bridge/missing_message.rs`).
 
 use super::readback::Pages;
 use super::wire::{OneOrMany, WireFile, WireSession};

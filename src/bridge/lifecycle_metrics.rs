@@ -4,14 +4,14 @@
 //! Guarantees: each episode of a conversation is counted once, whichever poll or message finds it. If the process dies
 //! at that moment, the episode is not counted.
 //!
-//! Not responsible for: detecting these events (`poll.rs`, `to_bot/virtual_agent_callback.rs`, `to_bot/notices.rs`).
+//! Not responsible for: detecting these events (`watch/poll.rs`, `to_bot/virtual_agent_callback.rs`, `notices.rs`).
 
-use crate::bridge::Deliverer;
+use crate::bridge::notices::Notices;
 use crate::clock;
 use crate::conversation::{Conversation, DedupKey, Directory};
 use crate::delivery::InternalError;
 
-impl Deliverer {
+impl Notices {
     /// Records that an agent took the chat. The fact is stored in the directory, because a chat that was handed back
     /// looks like a chat that never had an agent.
     pub(in crate::bridge) async fn agent_came(
@@ -23,7 +23,7 @@ impl Deliverer {
         let first = DedupKey::first_agent(&conversation.id, opened);
         // A poll and a message may see the agent at the same time. The directory decides which one is first.
         if !directory.is_done(first).await? && directory.mark_done(first, None, clock::now()).await? {
-            self.metrics.agent_wait.observe(clock::since(opened).as_secs_f64());
+            self.context.metrics.agent_wait.observe(clock::since(opened).as_secs_f64());
         }
         Ok(())
     }
@@ -31,7 +31,7 @@ impl Deliverer {
     /// Counts the end of an episode. `is_first` is the answer of the directory.
     pub(in crate::bridge) fn count_end(&self, is_first: bool, reason: &str) {
         if is_first {
-            self.metrics.count_end(reason);
+            self.context.metrics.count_end(reason);
         }
     }
 }

@@ -3,15 +3,27 @@
 //! Guarantees: the same notice always has the same id, so a repeat is harmless. A notice is in the lane of the
 //! conversation's callbacks, after earlier messages.
 //!
-//! Not responsible for: delivery (`callback.rs`).
+//! Not responsible for: delivery (`to_bot/relay.rs`).
 
-use crate::bridge::Deliverer;
-use crate::conversation::{Changes, Origin};
+use std::sync::Arc;
+
+use crate::bridge::context::BridgeContext;
+use crate::conversation::{Changes, Conversation, Origin};
 use crate::delivery::InternalError;
-use crate::message::handoff::HandoffStart;
+use crate::message::handoff::{EndCause, HandoffStart};
 use crate::message::{ConversationId, Kind, LaneKey, Message, Notice, NoticeEvent};
 
-impl Deliverer {
+/// Publishes notices, and ends conversations.
+#[derive(Debug)]
+pub(in crate::bridge) struct Notices {
+    pub(in crate::bridge) context: Arc<BridgeContext>,
+}
+
+impl Notices {
+    pub(in crate::bridge) fn new(context: Arc<BridgeContext>) -> Arc<Self> {
+        Arc::new(Self { context })
+    }
+
     /// Publishes a notice. `instance` distinguishes notices that may occur twice in one chat, for example a new
     /// position in the queue.
     pub(in crate::bridge) async fn publish_notice(
@@ -27,14 +39,15 @@ impl Deliverer {
         // has found their conversation.
         let chat = notice.group.as_deref().and_then(|group| LaneKey::parse(group).ok());
         let (destination, lane) = match chat {
-            Some(lane) => (self.settings.bot_side.of_chat(), lane),
+            Some(lane) => (self.context.settings.bot_side.of_chat(), lane),
             None => {
                 let id = &notice.conversation_id;
-                (self.settings.bot_side.of_conversation(id), LaneKey::from(id))
+                (self.context.settings.bot_side.of_conversation(id), LaneKey::from(id))
             }
         };
         let body = serde_json::to_vec(notice).map_err(InternalError::temporary)?;
         Ok(self
+            .context
             .queue
             .publish(&Message::new(notice.id(kind, instance), kind, destination, lane, body))
             .await?)
@@ -42,10 +55,10 @@ impl Deliverer {
 
     /// Whether the conversation has a receiver: a bot, or `handoffs.events_url` for a conversation of the API.
     pub(in crate::bridge) async fn has_listener(&self, id: &ConversationId) -> Result<bool, InternalError> {
-        if self.settings.tells_events || !self.settings.serves_bots {
-            return Ok(self.settings.tells_events);
+        if self.context.settings.tells_events || !self.context.settings.serves_bots {
+            return Ok(self.context.settings.tells_events);
         }
-        let Some(directory) = &self.directory else { return Ok(false) };
+        let Some(directory) = &self.context.directory else { return Ok(false) };
         Ok(directory.find(id).await?.is_some_and(|known| known.origin == Origin::BotKit))
     }
 
@@ -77,7 +90,7 @@ impl Deliverer {
         reason: &str,
         label: &str,
     ) -> Result<(), InternalError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
+        let Some(directory) = &self.context.directory else { return Ok(()) };
         let notice = Notice {
             group: group.map(str::to_owned),
             reason: Some(reason.to_owned()),
@@ -85,7 +98,7 @@ impl Deliverer {
         };
         self.publish_notice(Kind::CallbackEnded, &notice, "").await?;
         self.count_end(directory.mark_ended(id, group, reason).await?, label);
-        if let Some(servicenow) = &self.servicenow {
+        if let Some(servicenow) = &self.context.servicenow {
             servicenow.forget(id);
         }
         Ok(())
@@ -103,7 +116,7 @@ impl Deliverer {
         start: Option<&HandoffStart>,
         answered: Changes,
     ) -> Result<(), InternalError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
+        let Some(directory) = &self.context.directory else { return Ok(()) };
         let notice = Notice {
             reason: Some(reason.to_owned()),
             detail: detail.map(str::to_owned),
@@ -114,9 +127,33 @@ impl Deliverer {
         self.count_end(directory.mark_failed(id, reason, answered).await?, reason);
         Ok(())
     }
+
+    /// Fails a handoff whose user waited too long. The poll and the end in the lane both call this; the notice has the
+    /// same id either way.
+    pub(in crate::bridge) async fn give_up_waiting(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<(), InternalError> {
+        let instance = conversation.opened_at.as_millisecond().to_string();
+        self.fail(
+            &conversation.id,
+            EndCause::WaitedTooLong.as_str(),
+            None,
+            &instance,
+            None,
+            Changes::default(),
+        )
+        .await
+    }
 }
 
 /// The instance of a failed start. A replayed start may fail again, which is another failure.
 pub(in crate::bridge) fn instance_of(start: &Message) -> String {
     format!("{}:{}", start.id, start.replays)
+}
+
+/// The instance part of the id of a `joined` notice. A relayed notice changes `updated_at`, so a second `joined` of the
+/// same agent gets another id, and a repeat of the first one keeps its id.
+pub(in crate::bridge) fn joined_instance(known: &Conversation, agent: Option<&str>) -> String {
+    format!("{}:{}", known.updated_at.as_millisecond(), agent.unwrap_or_default())
 }
