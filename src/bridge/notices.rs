@@ -1,9 +1,11 @@
-//! Publishes Causeway's own notices to the bot side about a conversation, on the queue like every other message.
+//! Publishes Causeway's own notices to the bot side about a conversation, on the queue like every other message. Ends or
+//! fails a conversation together with the notice about the end.
 //!
 //! Guarantees: the same notice always has the same id, so a repeat is harmless. A notice is in the lane of the
 //! conversation's callbacks, after earlier messages.
 //!
-//! Not responsible for: delivery (`to_bot/relay.rs`).
+//! Not responsible for: delivery (`to_bot/relay.rs`), the request of a record (`incident_request.rs`), metrics
+//! (`lifecycle_metrics.rs`).
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The parts that every attempt needs: the gates of the destinations with their breakers and limits, the meaning of an answer, and
-//! the backoff.
+//! The parts that every attempt needs: the gates of the destinations with their breakers and limits, the meaning of an
+//! answer, and the backoff.
 //!
 //! Guarantees: nothing here knows a conversation or a platform's client. Each destination has a gate of its own.
 //! Not responsible for: the calls of an attempt (`bridge/`); order and settling (`worker/`).

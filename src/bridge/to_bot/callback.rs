@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a callback of a chat that is not ours reaches XO's Callback URL byte for byte.
 //!
-//! Not responsible for: relaying the messages of our chats (`callback_relay.rs`, `virtual_agent_callback.rs`), HTTP (`platform/xo`).
+//! Not responsible for: relaying the messages of our chats (`callback_relay.rs`, `virtual_agent_callback.rs`), HTTP
+//! (`platform/xo`).
 
 use crate::bridge::settings::UnknownGroup;
 use crate::bridge::to_bot::{ToBot, bot_turn};

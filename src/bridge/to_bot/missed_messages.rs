@@ -14,7 +14,7 @@ use crate::conversation::{Changes, DedupKey, Directory, JournalEntry, SettledAft
 use crate::delivery::{Attempt, InternalError};
 use crate::message::{AttemptHistory, AttemptRecord, DeadLetter, DeadReason, Message, MessageId, Outcome};
 
-/// The messages that are relayed in the attempts of others.
+/// The messages that are relayed in the attempt of another message.
 #[derive(Debug)]
 pub(in crate::bridge) struct MissedMessages {
     context: Arc<BridgeContext>,

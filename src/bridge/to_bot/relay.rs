@@ -2,8 +2,8 @@
 //!
 //! Guarantees: everything that is relayed carries an id of its own, so that the receiver can recognise a repeat.
 //!
-//! Not responsible for: finding the messages to relay (`callback_relay.rs`, `virtual_agent_callback.rs`), the format for each receiver
-//! (`events.rs`, `botkit_relay.rs`).
+//! Not responsible for: finding the messages to relay (`callback_relay.rs`, `virtual_agent_callback.rs`), the format for
+//! each receiver (`events.rs`, `botkit_relay.rs`).
 
 use std::sync::Arc;
 
