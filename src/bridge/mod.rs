@@ -41,6 +41,7 @@ use to_agent::virtual_agent::{self, VirtualAgentStarts};
 pub use to_agent::{IncidentSettings, VirtualAgentOptions};
 use to_bot::callback_row::UnreadSince;
 use to_bot::notices::instance_of;
+use to_bot::recent_rows::RecentRows;
 use to_bot::user_return::ClosingTexts;
 use to_bot::wait_updates::WaitUpdates;
 pub use to_bot::{AgentTemplate, BotKitSettings, LanguageTexts, NoticeTexts, UnknownGroup};
@@ -116,6 +117,8 @@ pub struct Deliverer {
     missed_histories: Mutex<MissedHistories>,
     /// The first failed reading of each chat that could not be read back since then.
     unread: Mutex<UnreadSince>,
+    /// Readings that show rows whose callbacks follow.
+    recent_rows: Mutex<RecentRows>,
     /// The time of the last text about the wait, for each waiting user.
     wait_updates: WaitUpdates,
     /// The closing texts that failed.
@@ -177,6 +180,7 @@ impl Deliverer {
             read: Mutex::default(),
             missed_histories: Mutex::default(),
             unread: Mutex::default(),
+            recent_rows: Mutex::default(),
             wait_updates: WaitUpdates::default(),
             closing_texts: ClosingTexts::default(),
             in_doubt: Mutex::default(),

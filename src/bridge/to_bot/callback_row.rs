@@ -3,7 +3,8 @@
 //!
 //! Guarantees: if the chat can be read, the row decides the text, the author, the order and the existence of a message.
 //! A callback counts as absent only after two readings of the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that
-//! cannot be read delays a callback for at most [`UNREAD_DELAY`].
+//! cannot be read delays a callback for at most [`UNREAD_DELAY`]. If several callbacks of a chat wait, one reading serves
+//! all that it shows (`recent_rows.rs`).
 //! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`watch/gaps.rs`).
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::recent_rows::RecentRows;
 use crate::bridge::attachments::names_a_file;
 use crate::bridge::{Deliverer, ReadBack};
 use crate::conversation::{Conversation, ConversationState, Directory};
@@ -31,7 +33,7 @@ const OUTAGE: Duration = Duration::from_secs(15);
 /// The worker forgets a chat that it could not read if no callback used the entry for this time.
 pub(in crate::bridge) const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// The Business Rule runs inside the agent's transaction, so its callback can arrive before the row is visible.
-const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The result of looking for a callback's row and for the messages before it.
 pub(in crate::bridge) enum GapCheck {
@@ -93,6 +95,9 @@ impl Deliverer {
         if self.settings.read_back == ReadBack::Gaps && !has_file && (previous.is_none() || shows_no_gap) {
             return Ok(if shows_no_gap { GapCheck::Complete } else { GapCheck::Unknown });
         }
+        if let Some(found) = self.recent_rows().find(&callback.group, sys_id, last_relayed.as_deref()) {
+            return Ok(found);
+        }
         if self.waits_for_row(sys_id) {
             return Ok(GapCheck::Unseen);
         }
@@ -109,8 +114,9 @@ impl Deliverer {
         else {
             return Ok(unread());
         };
-        if let Some(found) = found(read.messages, sys_id, None) {
+        if let Some(found) = found(&read.messages, sys_id, None) {
             self.chat_was_read(&callback.group, Some(sys_id));
+            self.recent_rows().keep(&callback.group, sys_id, last_relayed, read.messages);
             return Ok(found);
         }
         let mut proves_absence = read.is_complete;
@@ -120,7 +126,7 @@ impl Deliverer {
                 return Ok(unread());
             };
             proves_absence = whole.is_complete;
-            if let Some(found) = found(whole.messages, sys_id, last_relayed.as_deref()) {
+            if let Some(found) = found(&whole.messages, sys_id, last_relayed.as_deref()) {
                 self.chat_was_read(&callback.group, Some(sys_id));
                 return Ok(found);
             }
@@ -136,6 +142,10 @@ impl Deliverer {
             return Ok(GapCheck::Unknown);
         }
         Ok(self.row_was_unseen(sys_id))
+    }
+
+    fn recent_rows(&self) -> MutexGuard<'_, RecentRows> {
+        self.recent_rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unread(&self) -> MutexGuard<'_, UnreadSince> {
@@ -240,21 +250,19 @@ impl UnreadSince {
 
 /// Finds the row among the messages that were read, oldest first. `last_relayed`: the last relayed message, if the
 /// reading goes back further.
-fn found(mut remote: Vec<RemoteMessage>, sys_id: &str, last_relayed: Option<&str>) -> Option<GapCheck> {
+pub(super) fn found(remote: &[RemoteMessage], sys_id: &str, last_relayed: Option<&str>) -> Option<GapCheck> {
     let here = remote.iter().position(|remote| remote.sys_id == sys_id)?;
-    let first_missing =
-        last_relayed.map(|last_relayed| remote.iter().position(|remote| remote.sys_id == last_relayed));
-    let row = remote.swap_remove(here);
+    let row = remote.get(here)?.clone();
     if row.internal {
         return Some(GapCheck::Internal);
     }
-    remote.truncate(here);
-    let missing = match first_missing {
-        None => remote,
-        Some(Some(told)) if told < here => remote.split_off(told + 1),
+    let first = match last_relayed.map(|last| remote.iter().position(|remote| remote.sys_id == last)) {
+        None => 0,
+        Some(Some(told)) if told < here => told + 1,
         Some(_) => return Some(GapCheck::Late(row)),
     };
-    Some(GapCheck::Read { missing: missing.into_iter().filter(|remote| !remote.internal).collect(), row })
+    let missing = remote.get(first..here)?.iter().filter(|remote| !remote.internal).cloned().collect();
+    Some(GapCheck::Read { missing, row })
 }
 
 /// The key of a row in the map of unread chats. The prefix keeps it apart from the key of a chat.
@@ -278,7 +286,7 @@ mod tests {
     }
 
     fn shown(names: &str, row: &str, last_relayed: Option<&str>) -> String {
-        match found(remote(names), row, last_relayed) {
+        match found(&remote(names), row, last_relayed) {
             Some(GapCheck::Read { missing, row }) => {
                 let missing: Vec<String> = missing.into_iter().map(|remote| remote.sys_id).collect();
                 format!("{} | {}", missing.join(" "), row.sys_id)

@@ -12,6 +12,7 @@ pub(super) mod callback_row;
 pub(super) mod closing_sentence;
 pub(super) mod events;
 pub(super) mod notices;
+pub(super) mod recent_rows;
 pub(super) mod relay;
 pub(super) mod texts;
 pub(super) mod user_return;
