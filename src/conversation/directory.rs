@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use prometheus::Histogram;
 
 use super::postgres::PostgresDirectory;
+use super::reader::DirectoryReader;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
 use super::schema::{self, SqlitePools};
 use super::snapshot::{self, ChangeCounters};
@@ -28,11 +29,12 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each lost race means that another change succeeded. A working database never loses this many in a row.
 const RACES_MAX: u32 = 256;
 
-/// The open directory. Cheap to clone; all clones share their connections and their writer.
+/// The open directory. Cheap to clone; all clones share their connections, their readers and their writer.
 #[derive(Clone)]
 pub struct Directory {
     pub(super) database: Database,
     pub(super) writer: DirectoryWriter,
+    pub(super) reader: DirectoryReader,
     pub(super) changes: ChangeCounters,
 }
 
@@ -136,6 +138,7 @@ impl Directory {
     fn of(database: Database) -> Self {
         Self {
             writer: DirectoryWriter::start(database.clone()),
+            reader: DirectoryReader::start(&database),
             database,
             changes: ChangeCounters::default(),
         }

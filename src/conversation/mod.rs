@@ -18,6 +18,7 @@ mod pooler;
 mod postgres;
 mod probe;
 mod queue_checks;
+mod reader;
 mod relay_progress;
 mod reply_handles;
 mod retention;

@@ -1,4 +1,4 @@
-//! The rows that an attempt needs, read by one statement together with the facts about its message.
+//! The rows that an attempt needs, read by one query together with the facts about its message.
 //!
 //! An attempt asks for the conversation, the relay progress of its chat and the reply handle at several places. Inside
 //! [`Snapshot::within`] these questions are answered by the snapshot, and the database is not asked again.
@@ -17,10 +17,11 @@ use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 use tokio::time::Instant;
 
 use super::dedup::{DedupKey, DoneBefore};
-use super::directory::{Directory, run};
+use super::directory::Directory;
+use super::reader::Lookup;
 use super::reply_handles::handle;
 use super::row::{RowColumns, conversation, storable};
-use super::{Conversation, DirectoryError, StoredReply, statements};
+use super::{Conversation, DirectoryError, StoredReply};
 use crate::message::{ConversationId, MessageId, PayloadDigest, ReplyHandle};
 
 /// An attempt usually starts at once after the lookup. It starts later if its destination is slow.
@@ -142,7 +143,9 @@ pub(super) fn has_reply_handle(id: &ConversationId, handle: &ReplyHandle, at: Ti
 }
 
 /// In the order of `lookup!` in `statements`.
-struct LookupRow {
+pub(super) struct LookupRow {
+    /// The place of the lookup in its query.
+    pub(super) place: i64,
     done: Option<String>,
     conversation: Option<RowColumns>,
     group: Option<String>,
@@ -181,6 +184,7 @@ where
             ))
         };
         Ok(Self {
+            place: row.try_get(7)?,
             done: row.try_get(0)?,
             group: row.try_get(1)?,
             last_relayed: row.try_get(2)?,
@@ -201,15 +205,14 @@ impl Directory {
         message: MessageId,
         keys: &[DedupKey],
     ) -> Result<(Vec<DoneBefore>, Arc<Snapshot>), DirectoryError> {
-        let (sql, asked, with_reply) = match name {
-            LookupName::Conversation { id, with_reply } => (statements::LOOK_UP, id, with_reply),
-            LookupName::Group(group) => (statements::LOOK_UP_BY_GROUP, group, false),
+        let (asked, by_group, with_reply) = match name {
+            LookupName::Conversation { id, with_reply } => (id, false, with_reply),
+            LookupName::Group(group) => (group, true, false),
         };
         let (read_at, before) = (Instant::now(), self.changes.count(asked));
-        let row: LookupRow = run!(self, |pool| {
-            let query = self.query_as(sql).bind(storable(asked)).bind(i64::from(with_reply));
-            query.bind(message.to_string()).fetch_one(pool)
-        })?;
+        let (name_asked, message) = (storable(asked).into_owned(), message.to_string());
+        let lookup = Lookup { name: name_asked, by_group, with_reply, message };
+        let row = self.reader.look_up(lookup).await?;
         let done = row.done.as_deref().unwrap_or_default().split(',').filter_map(|entry| {
             let mut parts = entry.split(' ');
             let (outcome, replays) = (parts.next()?, parts.next()?.parse().ok()?);

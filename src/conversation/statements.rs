@@ -1,5 +1,12 @@
 //! Every SQL text of the directory, once. The same text runs on SQLite and PostgreSQL, except for the locking in `due!` and
-//! `to_extend!`.
+//! `to_extend!`, and for the statements about many rows.
+
+/// A statement for many rows. PostgreSQL gets an array for each column, SQLite a JSON array of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ManyText {
+    pub(super) postgres: &'static str,
+    pub(super) sqlite: &'static str,
+}
 
 /// In the order of `row::RowColumns`.
 macro_rules! columns {
@@ -17,29 +24,48 @@ pub(super) const FIND_BY_GROUP: &str = concat!(
     " FROM conversations WHERE id = (SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)"
 );
 
-/// How a message was settled, the conversation, its chat and its reply handle, in the order of `snapshot::LookupRow`. The row
-/// exists even if nothing is known. `$2` is 1 if the reply handle is needed, because a handle may be large.
+/// For each message of the list `$1`: how the message was settled, the conversation, its chat and its reply handle, in the order of
+/// `snapshot::LookupRow`. Each message has a row, even if nothing is known. The list is a JSON array of `snapshot::Lookup`. The
+/// reply handle is read only if it is needed, because a handle may be large.
 macro_rules! look_up {
-    ($id:literal, $chat:literal) => {
+    ($lookups:literal, $conversation:literal, $chat:literal, $reply:literal) => {
         concat!(
             "SELECT (SELECT string_agg(outcome || ' ' || replays || ' ' || COALESCE(digest, ''), ',') FROM journal
-                     WHERE message_id = $3),
+                     WHERE message_id = asked.message),
                  chat.chat_group, chat.last_told,
-                 CASE WHEN CAST($2 AS BIGINT) = 1 THEN reply.handle END, reply.request_id, reply.heard_at,
-                 reply.expired, one, c.id, c.origin, c.state, c.chat_group, c.number, c.queue_id, c.position, c.wait,
+                 CASE WHEN asked.with_reply = 1 THEN reply.handle END, reply.request_id, reply.heard_at,
+                 reply.expired, asked.place, c.id, c.origin, c.state, c.chat_group, c.number, c.queue_id, c.position, c.wait,
                  c.agent, c.reason, c.opened_at, c.updated_at, c.revision, c.released_at, c.waiting_since
-             FROM (SELECT 1 AS one) AS message
-             LEFT JOIN conversations AS c ON c.id = ",
-            $id,
-            " LEFT JOIN conversation_groups AS chat ON chat.chat_group = ",
+             FROM ",
+            $lookups,
+            " LEFT JOIN ",
+            $conversation,
+            " LEFT JOIN ",
             $chat,
-            " LEFT JOIN reply_handles AS reply ON reply.conversation_id = c.id"
+            " LEFT JOIN ",
+            $reply
         )
     };
 }
-pub(super) const LOOK_UP: &str = look_up!("$1", "c.chat_group");
-pub(super) const LOOK_UP_BY_GROUP: &str =
-    look_up!("(SELECT conversation_id FROM conversation_groups WHERE chat_group = $1)", "$1");
+pub(super) const LOOK_UP_SQLITE: &str = look_up!(
+    "(SELECT value ->> 'place' AS place, value ->> 'name' AS name, value ->> 'by_group' AS by_group,
+         value ->> 'with_reply' AS with_reply, value ->> 'message' AS message FROM json_each($1)) AS asked",
+    "conversations AS c ON c.id = CASE asked.by_group WHEN 1 THEN
+         (SELECT conversation_id FROM conversation_groups WHERE chat_group = asked.name) ELSE asked.name END",
+    "conversation_groups AS chat ON chat.chat_group = CASE asked.by_group WHEN 1 THEN asked.name ELSE c.chat_group END",
+    "reply_handles AS reply ON reply.conversation_id = c.id"
+);
+/// `OFFSET 0` keeps each join a search for one row. Otherwise the server could read the whole table for a few messages.
+pub(super) const LOOK_UP_POSTGRES: &str = look_up!(
+    "json_to_recordset(CAST($1 AS json))
+         AS asked (place BIGINT, name TEXT, by_group BIGINT, with_reply BIGINT, message TEXT)",
+    "LATERAL (SELECT * FROM conversations WHERE id = CASE asked.by_group WHEN 1 THEN
+         (SELECT conversation_id FROM conversation_groups WHERE chat_group = asked.name) ELSE asked.name END OFFSET 0)
+         AS c ON TRUE",
+    "LATERAL (SELECT * FROM conversation_groups WHERE chat_group =
+         CASE asked.by_group WHEN 1 THEN asked.name ELSE c.chat_group END OFFSET 0) AS chat ON TRUE",
+    "LATERAL (SELECT * FROM reply_handles WHERE conversation_id = c.id OFFSET 0) AS reply ON TRUE"
+);
 
 /// Every id and every chat of the conversations with this id, chat or number.
 pub(super) const NAMES: &str = "WITH meant AS (
@@ -85,11 +111,16 @@ pub(super) const GROUP_OWNER: &str = "SELECT conversation_id FROM conversation_g
 
 pub(super) const MARK_SENT: &str = "UPDATE conversation_groups SET last_sent = $2, last_sent_message = $3, active_at = $4 WHERE chat_group = $1";
 
-/// As [`MARK_SENT`] for many rows, on PostgreSQL only.
-pub(super) const MARK_SENT_MANY: &str =
-    "UPDATE conversation_groups SET last_sent = sent.sys_id, last_sent_message = sent.message, active_at = sent.at
-     FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[]) AS sent (chat, sys_id, message, at)
-     WHERE chat_group = sent.chat";
+/// As [`MARK_SENT`] for many rows.
+pub(super) const MARK_SENT_MANY: ManyText = ManyText {
+    postgres: "UPDATE conversation_groups
+         SET last_sent = sent.sys_id, last_sent_message = sent.message, active_at = sent.at
+         FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[]) AS sent (chat, sys_id, message, at)
+         WHERE chat_group = sent.chat",
+    sqlite: "UPDATE conversation_groups
+         SET last_sent = sent.value ->> 1, last_sent_message = sent.value ->> 2, active_at = sent.value ->> 3
+         FROM json_each($1) AS sent WHERE chat_group = sent.value ->> 0",
+};
 
 pub(super) const LAST_SENT: &str = "SELECT last_sent FROM conversation_groups WHERE chat_group = $1";
 
@@ -134,9 +165,13 @@ pub(super) const READ_TABLES: &str = "SELECT 1 FROM conversations, conversation_
 pub(super) const WRITE_TEST: &str = "INSERT INTO dedup_keys (dedup_key, done_at) VALUES ($1, $2)
      ON CONFLICT (dedup_key) DO UPDATE SET done_at = excluded.done_at";
 
-/// As [`MARK_DONE`] for many rows, on PostgreSQL only.
-pub(super) const MARK_DONE_MANY: &str = "INSERT INTO dedup_keys (dedup_key, done_at, digest)
-     SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING";
+/// As [`MARK_DONE`] for many rows.
+pub(super) const MARK_DONE_MANY: ManyText = ManyText {
+    postgres: "INSERT INTO dedup_keys (dedup_key, done_at, digest)
+         SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[]) ON CONFLICT (dedup_key) DO NOTHING",
+    sqlite: "INSERT INTO dedup_keys (dedup_key, done_at, digest)
+         SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each($1) WHERE TRUE ON CONFLICT (dedup_key) DO NOTHING",
+};
 
 /// In the order of `journal::JournalColumns`.
 macro_rules! journal_columns {
@@ -153,14 +188,28 @@ pub(super) const JOURNAL: &str = concat!(
      ON CONFLICT (message_id, outcome, replays) DO NOTHING"
 );
 
-/// As [`JOURNAL`] for many rows, on PostgreSQL only.
-pub(super) const JOURNAL_MANY: &str = concat!(
-    "INSERT INTO journal (",
-    journal_columns!(),
-    ") SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
-         $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[])
-     ON CONFLICT (message_id, outcome, replays) DO NOTHING"
-);
+macro_rules! journal_many {
+    ($rows:literal) => {
+        concat!(
+            "INSERT INTO journal (",
+            journal_columns!(),
+            ") SELECT ",
+            $rows,
+            " WHERE TRUE ON CONFLICT (message_id, outcome, replays) DO NOTHING"
+        )
+    };
+}
+/// As [`JOURNAL`] for many rows.
+pub(super) const JOURNAL_MANY: ManyText = ManyText {
+    postgres: journal_many!(
+        "* FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+             $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[])"
+    ),
+    sqlite: journal_many!(
+        "value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+             value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13 FROM json_each($1)"
+    ),
+};
 
 pub(super) const JOURNAL_OF_MESSAGE: &str = concat!(
     "SELECT ",
@@ -303,11 +352,14 @@ pub(super) const OLDEST_POLL: &str =
 pub(super) const MARK_RELAYED: &str =
     "UPDATE conversation_groups SET last_told = $2, active_at = $3 WHERE chat_group = $1";
 
-/// As [`MARK_RELAYED`] for many rows, on PostgreSQL only.
-pub(super) const MARK_RELAYED_MANY: &str =
-    "UPDATE conversation_groups SET last_told = relayed.sys_id, active_at = relayed.at
-     FROM UNNEST($1::text[], $2::text[], $3::bigint[]) AS relayed (chat, sys_id, at)
-     WHERE chat_group = relayed.chat";
+/// As [`MARK_RELAYED`] for many rows.
+pub(super) const MARK_RELAYED_MANY: ManyText = ManyText {
+    postgres: "UPDATE conversation_groups SET last_told = relayed.sys_id, active_at = relayed.at
+         FROM UNNEST($1::text[], $2::text[], $3::bigint[]) AS relayed (chat, sys_id, at)
+         WHERE chat_group = relayed.chat",
+    sqlite: "UPDATE conversation_groups SET last_told = relayed.value ->> 1, active_at = relayed.value ->> 2
+         FROM json_each($1) AS relayed WHERE chat_group = relayed.value ->> 0",
+};
 
 pub(super) const LAST_RELAYED: &str = "SELECT last_told FROM conversation_groups WHERE chat_group = $1";
 

@@ -3,15 +3,18 @@
 //! Guarantees: a value holds no NUL. Not responsible for: running the statements (`writer.rs`).
 
 use jiff::Timestamp;
+use serde::Serialize;
 
+use super::JournalEntry;
 use super::dedup::DedupKey;
 use super::row::storable;
-use super::{JournalEntry, statements};
+use super::statements::{self, ManyText};
 use crate::clock;
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 
 /// A value of a statement.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub(super) enum SqlValue {
     Text(Option<String>),
     Integer(Option<i64>),
@@ -57,14 +60,14 @@ pub(super) struct Statement {
     pub(super) needs_change: bool,
 }
 
-/// The same statement for many rows, with one array for each column. PostgreSQL runs the statement once for a whole batch,
-/// and no caller gets a number of changed rows. The first value of a row is the key of the row.
+/// The same statement for many rows. It runs once for a whole batch, and no caller gets a number of changed rows. The first
+/// value of a row is the key of the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ManyRows {
     /// The first row of a key stays.
-    Insert(&'static str),
+    Insert(ManyText),
     /// The last row of a key stays.
-    Update(&'static str),
+    Update(ManyText),
 }
 
 impl Statement {

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 
 use super::directory::{Database, STATEMENT_TIMEOUT};
 use super::schema::within;
+use super::statements::{self, ManyText};
 use super::write::{ManyRows, SqlValue, Statement};
-use super::{DirectoryError, pooler, statements};
+use super::{DirectoryError, pooler};
 use crate::tasks::{self, CancellationToken};
 
 /// How long a batch collects further writes, counted from its first write. The first write after a pause does not wait.
@@ -283,6 +284,21 @@ macro_rules! execute_write {
     }};
 }
 
+/// Runs the statements of many writes. The value holds the number of changed rows of each write.
+macro_rules! execute_batch {
+    ($transaction:expr, $writes:expr, $is_prepared:expr, $execute_many:expr) => {{
+        let mut changed = Vec::with_capacity($writes.len());
+        for write in $writes {
+            let single = write.iter().filter(|statement| statement.many.is_none());
+            changed.push(execute_write!($transaction, single, $is_prepared));
+        }
+        for (ManyRows::Insert(sql) | ManyRows::Update(sql), rows) in together($writes, &changed) {
+            $execute_many(&mut $transaction, sql, &rows, $is_prepared).await?;
+        }
+        changed
+    }};
+}
+
 impl Database {
     /// Commits these writes together. Returns the number of changed rows of each write.
     async fn commit(&self, writes: &[&[Statement]]) -> Result<Vec<u64>, BatchError> {
@@ -294,10 +310,7 @@ impl Database {
                     return Ok(vec![execute!(&mut *connection, statement, prepared)?]);
                 }
                 let mut transaction = connection.begin_with(statements::BEGIN_SQLITE).await?;
-                let mut changed = Vec::with_capacity(writes.len());
-                for write in writes {
-                    changed.push(execute_write!(transaction, write.iter(), prepared));
-                }
+                let changed = execute_batch!(transaction, writes, prepared, execute_many_sqlite);
                 transaction.commit().await?;
                 Ok(changed)
             }
@@ -308,14 +321,7 @@ impl Database {
                     return Ok(vec![execute!(&mut *connection, statement, prepared)?]);
                 }
                 let mut transaction = connection.begin_with(statements::BEGIN_POSTGRES).await?;
-                let mut changed = Vec::with_capacity(writes.len());
-                for write in writes {
-                    let single = write.iter().filter(|statement| statement.many.is_none());
-                    changed.push(execute_write!(transaction, single, prepared));
-                }
-                for (ManyRows::Insert(sql) | ManyRows::Update(sql), rows) in together(writes, &changed) {
-                    execute_many(&mut transaction, sql, &rows, prepared).await?;
-                }
+                let changed = execute_batch!(transaction, writes, prepared, execute_many_postgres);
                 transaction.commit().await?;
                 Ok(changed)
             }
@@ -344,15 +350,29 @@ fn together<'a>(writes: &[&'a [Statement]], changed: &[u64]) -> BTreeMap<ManyRow
     found.into_iter().map(|(many, rows)| (many, rows.into_values().flatten().collect())).collect()
 }
 
+/// Runs one statement for many rows. The rows are one JSON text, because each statement is handed to the thread of the
+/// connection and back, which costs more than the row itself.
+async fn execute_many_sqlite(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
+    text: ManyText,
+    rows: &[&[SqlValue]],
+    prepared: bool,
+) -> Result<(), BatchError> {
+    let rows = serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let query = sqlx::query(text.sqlite).persistent(prepared).bind(rows);
+    query.execute(&mut **transaction).await.map_err(refused)?;
+    Ok(())
+}
+
 /// Runs one statement for many rows. Each column is an array.
-async fn execute_many(
+async fn execute_many_postgres(
     transaction: &mut sqlx::Transaction<'_, sqlx::Postgres>,
-    sql: &'static str,
+    text: ManyText,
     rows: &[&[SqlValue]],
     prepared: bool,
 ) -> Result<(), BatchError> {
     let Some(first) = rows.first() else { return Ok(()) };
-    let mut query = sqlx::query(sql).persistent(prepared);
+    let mut query = sqlx::query(text.postgres).persistent(prepared);
     for (column, kind) in first.iter().enumerate() {
         let values = rows.iter().filter_map(|row| row.get(column));
         query = match kind {

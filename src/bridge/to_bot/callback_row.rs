@@ -3,7 +3,8 @@
 //!
 //! Guarantees: if the chat can be read, the row decides the text, the author, the order and the existence of a message.
 //! A callback counts as absent only after two readings of the whole chat, [`ROW_VISIBLE_WITHIN`] apart. A chat that
-//! cannot be read delays a callback for at most [`UNREAD_DELAY`].
+//! cannot be read delays a callback for at most [`UNREAD_DELAY`]. If several callbacks of a chat wait, one reading serves
+//! all that it shows (`recent_rows.rs`).
 //! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`callback_relay.rs`).
 
 use std::collections::HashMap;
@@ -15,11 +16,13 @@ use tokio::time::Instant;
 use crate::bridge::context::BridgeContext;
 use crate::bridge::settings::ReadBack;
 use crate::bridge::to_bot::agent_files::names_a_file;
+use crate::bridge::to_bot::gap_check::{GapCheck, ROW_VISIBLE_WITHIN, found};
+use crate::bridge::to_bot::recent_rows::RecentRows;
 use crate::conversation::{Conversation, ConversationState, Directory};
 use crate::delivery::classify::Operation;
 use crate::delivery::{Attempt, InternalError, breaker};
 use crate::message::{Callback, Destination, Endpoint, Message};
-use crate::platform::servicenow::{History, RemoteMessage};
+use crate::platform::servicenow::History;
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// The time limit of one reading.
@@ -31,55 +34,19 @@ const UNREAD_DELAY: Duration = Duration::from_secs(30);
 const OUTAGE: Duration = Duration::from_secs(15);
 /// The worker forgets a chat that it could not read if no callback used the entry for this time.
 pub(in crate::bridge) const FORGET_AFTER: Duration = Duration::from_secs(600);
-/// The Business Rule runs inside the agent's transaction, so its callback can arrive before the row is visible.
-const ROW_VISIBLE_WITHIN: Duration = Duration::from_secs(2);
-
-/// The result of looking for a callback's row and for the messages before it.
-pub(in crate::bridge) enum GapCheck {
-    /// The callback itself shows that no message is missing before it.
-    Complete,
-    /// The chat was not read. Gap repair finds missing messages later.
-    Unknown,
-    /// The row, and the messages before it that may not have been relayed yet.
-    Read { missing: Vec<RemoteMessage>, row: RemoteMessage },
-    /// The row precedes the last relayed message: the callback waited for a long time, or it is a replay.
-    Late(RemoteMessage),
-    /// One reading did not show the row. A second reading decides.
-    Unseen,
-    /// Two readings did not show the row: a clone of the instance or a forger sent the callback.
-    Absent,
-    /// The row is a message among agents.
-    Internal,
-    /// ServiceNow did not answer. The attempt is repeated.
-    NotYet,
-}
-
-impl GapCheck {
-    /// The row, if it was read.
-    pub(in crate::bridge) const fn row(&self) -> Option<&RemoteMessage> {
-        match self {
-            Self::Read { row, .. } | Self::Late(row) => Some(row),
-            _ => None,
-        }
-    }
-
-    /// Whether the record of the last relayed message moves to this message.
-    pub(in crate::bridge) const fn moves_on(&self) -> bool {
-        !matches!(self, Self::Unknown | Self::Late(_))
-    }
-}
-
 /// Finds the rows of callbacks.
 #[derive(Debug)]
 pub(in crate::bridge) struct CallbackRows {
     context: Arc<BridgeContext>,
     /// The first failed reading of each chat that could not be read back since then.
     unread: Mutex<UnreadSince>,
+    /// Readings that show rows whose callbacks follow.
+    recent_rows: Mutex<RecentRows>,
 }
 
 impl CallbackRows {
     pub(in crate::bridge) fn new(context: Arc<BridgeContext>) -> Self {
-        Self { context, unread: Mutex::default() }
+        Self { context, unread: Mutex::default(), recent_rows: Mutex::default() }
     }
 
     /// Looks for the row of a callback, and for the messages before it.
@@ -107,24 +74,20 @@ impl CallbackRows {
         if reads_gaps_only && !has_file && (previous.is_none() || shows_no_gap) {
             return Ok(if shows_no_gap { GapCheck::Complete } else { GapCheck::Unknown });
         }
+        if let Some(found) = self.recent_rows().find(&callback.group, sys_id, last_relayed.as_deref()) {
+            return Ok(found);
+        }
         if self.waits_for_row(sys_id) {
             return Ok(GapCheck::Unseen);
         }
-        let unread = || {
-            if shows_no_gap {
-                GapCheck::Complete
-            } else if self.waits_for(&callback.group) {
-                GapCheck::NotYet
-            } else {
-                GapCheck::Unknown
-            }
-        };
+        let unread = || self.without_reading(&callback.group, shows_no_gap);
         let Some(read) = self.read_back(servicenow, conversation, callback, last_relayed.as_deref()).await
         else {
             return Ok(unread());
         };
-        if let Some(found) = found(read.messages, sys_id, None) {
+        if let Some(found) = found(&read.messages, sys_id, None) {
             self.chat_was_read(&callback.group, Some(sys_id));
+            self.recent_rows().keep(&callback.group, sys_id, last_relayed, read.messages);
             return Ok(found);
         }
         let mut proves_absence = read.is_complete;
@@ -134,7 +97,7 @@ impl CallbackRows {
                 return Ok(unread());
             };
             proves_absence = whole.is_complete;
-            if let Some(found) = found(whole.messages, sys_id, last_relayed.as_deref()) {
+            if let Some(found) = found(&whole.messages, sys_id, last_relayed.as_deref()) {
                 self.chat_was_read(&callback.group, Some(sys_id));
                 return Ok(found);
             }
@@ -150,6 +113,21 @@ impl CallbackRows {
             return Ok(GapCheck::Unknown);
         }
         Ok(self.row_was_unseen(sys_id))
+    }
+
+    /// What a callback shows if its chat could not be read.
+    fn without_reading(&self, group: &str, shows_no_gap: bool) -> GapCheck {
+        if shows_no_gap {
+            GapCheck::Complete
+        } else if self.waits_for(group) {
+            GapCheck::NotYet
+        } else {
+            GapCheck::Unknown
+        }
+    }
+
+    fn recent_rows(&self) -> MutexGuard<'_, RecentRows> {
+        self.recent_rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unread(&self) -> MutexGuard<'_, UnreadSince> {
@@ -253,25 +231,6 @@ impl UnreadSince {
     }
 }
 
-/// Finds the row among the messages that were read, oldest first. `last_relayed`: the last relayed message, if the
-/// reading goes back further.
-fn found(mut remote: Vec<RemoteMessage>, sys_id: &str, last_relayed: Option<&str>) -> Option<GapCheck> {
-    let here = remote.iter().position(|remote| remote.sys_id == sys_id)?;
-    let first_missing =
-        last_relayed.map(|last_relayed| remote.iter().position(|remote| remote.sys_id == last_relayed));
-    let row = remote.swap_remove(here);
-    if row.internal {
-        return Some(GapCheck::Internal);
-    }
-    remote.truncate(here);
-    let missing = match first_missing {
-        None => remote,
-        Some(Some(told)) if told < here => remote.split_off(told + 1),
-        Some(_) => return Some(GapCheck::Late(row)),
-    };
-    Some(GapCheck::Read { missing: missing.into_iter().filter(|remote| !remote.internal).collect(), row })
-}
-
 /// The key of a row in the map of unread chats. The prefix keeps it apart from the key of a chat.
 fn row_key(sys_id: &str) -> String {
     format!("row {sys_id}")
@@ -280,29 +239,6 @@ fn row_key(sys_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn remote(names: &str) -> Vec<RemoteMessage> {
-        let remote = names.split_whitespace().map(|name| RemoteMessage {
-            sys_id: name.to_owned(),
-            created_by: None,
-            text: String::new(),
-            internal: name.starts_with("note"),
-            files: Vec::new(),
-        });
-        remote.collect()
-    }
-
-    fn shown(names: &str, row: &str, last_relayed: Option<&str>) -> String {
-        match found(remote(names), row, last_relayed) {
-            Some(GapCheck::Read { missing, row }) => {
-                let missing: Vec<String> = missing.into_iter().map(|remote| remote.sys_id).collect();
-                format!("{} | {}", missing.join(" "), row.sys_id)
-            }
-            Some(GapCheck::Late(row)) => format!("late {}", row.sys_id),
-            Some(GapCheck::Internal) => "internal".to_owned(),
-            _ => "not there".to_owned(),
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_chat_that_stays_unreadable_delays_its_callbacks_once() {
@@ -317,17 +253,5 @@ mod tests {
         assert_ne!(unread.first_failure("g"), first, "a new trouble after a long silence");
         assert_eq!(unread.0.len(), 1, "unused entries are removed");
         assert!(unread.forget("g") && !unread.forget("g"));
-    }
-
-    #[test]
-    fn a_row_is_told_behind_what_is_missing() {
-        assert_eq!(shown("a b c", "b", None), "a | b");
-        assert_eq!(shown("a note b", "b", None), "a | b");
-        assert_eq!(shown("a note b", "note", None), "internal");
-        assert_eq!(shown("a b c", "d", None), "not there");
-        // A reading that goes back further than the last relayed message repeats nothing.
-        assert_eq!(shown("a b c d", "d", Some("b")), "c | d");
-        assert_eq!(shown("a b c d", "b", Some("c")), "late b");
-        assert_eq!(shown("a b", "b", Some("not shown")), "late b");
     }
 }

@@ -94,11 +94,11 @@ impl System {
     }
 
     /// The URL that accepts posts. `{group}` stands for the conversation.
-    pub(crate) fn path(&self, shape: Shape) -> &'static str {
+    pub(crate) fn path(&self, shape: Shape) -> String {
         match (self.kind, self.name) {
             (Kind::Causeway { .. }, _) => shape.path(),
-            (_, "restate") => "/Conversation/{group}/deliver/send",
-            _ => "/",
+            (_, "restate") => "/Conversation/{group}/deliver/send".to_owned(),
+            _ => "/".to_owned(),
         }
     }
 

@@ -49,7 +49,8 @@ impl Driver {
         let room = Arc::new(Semaphore::new(room));
         self.sink.note(ledger, &room);
         let (ledger, over, began) = (Arc::clone(ledger), AtomicBool::new(false), Instant::now());
-        let load = Arc::new(Load { target, ledger, pace, room, over, began });
+        let sink = Arc::clone(&self.sink);
+        let load = Arc::new(Load { target, ledger, pace, room, over, began, sink });
         let task = self.handle.spawn(Arc::clone(&load).run());
         Posting { load, task }
     }

@@ -256,16 +256,28 @@ impl Stage<'_> {
     pub(crate) fn post(&self, ledger: &Arc<Ledger>, pace: Pace) -> Posting {
         let target = Target {
             address: self.place.listen(),
-            path: self.system.path(self.shape).to_owned(),
+            path: self.system.path(self.shape),
+            credential: self.shape.credential(),
             shape: self.shape,
+            sink: self.place.sink,
             body_length: self.bench.body,
             connections: self.bench.connections.min(self.bench.conversations),
         };
         self.bench.driver.load(target, ledger, pace)
     }
 
+    /// Processor seconds of the system and of the broker so far.
+    pub(crate) fn cpu(&self) -> (f64, f64) {
+        (account::usage(&self.pids()).cpu, self.bench.broker.usage().cpu)
+    }
+
+    /// The processes of the system.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.processes.iter().map(Running::pid).collect()
+    }
+
     fn snapshot(&self, ledger: &Ledger) -> Snapshot {
-        let pids: Vec<u32> = self.processes.iter().map(Running::pid).collect();
+        let pids = self.pids();
         let own = account::usage(&[std::process::id()]);
         let system = account::usage(&pids);
         // The system's processes are also children of this process.

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::ledger::Ledger;
-use super::shape::{Shape, TOKEN};
+use super::shape::Shape;
+use super::sink::Sink;
 use super::wire::Client;
 
 /// The pause between a refusal and the next attempt.
@@ -39,6 +40,10 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// `{group}` stands for the conversation.
     pub(crate) path: String,
+    /// The header line of the credential.
+    pub(crate) credential: String,
+    /// The address that XO's calls go to.
+    pub(crate) sink: SocketAddr,
     pub(crate) shape: Shape,
     pub(crate) body_length: usize,
     pub(crate) connections: u32,
@@ -54,6 +59,8 @@ pub(crate) struct Load {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) over: AtomicBool,
     pub(crate) began: Instant,
+    /// Shows the rows of the agents' messages.
+    pub(crate) sink: Arc<Sink>,
 }
 
 impl Load {
@@ -131,13 +138,17 @@ impl Load {
 
     fn write_request(&self, message: u32, request: &mut Vec<u8>) {
         let (conversation, nonce) = (self.ledger.conversation(message), self.ledger.nonce);
-        let body = self.target.shape.body(&self.ledger, message, self.target.body_length);
+        if self.target.shape.has_row() {
+            self.sink.rows.add(nonce, conversation, message);
+        }
+        let body = self.target.shape.body(&self.ledger, message, self.target.body_length, self.target.sink);
         let path = self.target.path.replace("{group}", &format!("{nonce:x}-{conversation:x}"));
         let mut head = String::with_capacity(256);
         let _ = write!(
             head,
-            "POST {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: {}\r\n{}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             self.target.address,
+            self.target.credential,
             body.len()
         );
         request.clear();

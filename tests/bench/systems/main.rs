@@ -9,6 +9,7 @@ mod account;
 mod bare;
 mod broker;
 mod catalogue;
+mod chats;
 mod compare;
 mod curve_plot;
 mod curves;
@@ -21,6 +22,7 @@ mod options;
 mod plot;
 mod postgres;
 mod report;
+mod rows;
 mod running;
 mod shape;
 mod sink;
@@ -53,6 +55,7 @@ fn main() -> anyhow::Result<()> {
             Verb::Compare(args) => Box::pin(compare::run(args)).await,
             Verb::Curves(args) => Box::pin(curves::run(args)).await,
             Verb::TwoWay(args) => Box::pin(two_way::run(args)).await,
+            Verb::Chats(args) => Box::pin(chats::run(args)).await,
             Verb::Turns(args) => Box::pin(turns::run(args)).await,
             Verb::Bare(_) => Ok(()),
         }

@@ -25,6 +25,8 @@ pub(crate) enum Verb {
     TwoWay(TwoWayArgs),
     /// Bot mode: what is added to each turn between a user and XO's bot
     Turns(TurnsArgs),
+    /// Thousands of open chats: requests, memory and processor time in quiet, the repair of a lost callback
+    Chats(ChatsArgs),
     /// The bare loop itself (a part of the comparison).
     #[command(hide = true)]
     Bare(BareArgs),
@@ -130,6 +132,30 @@ pub(crate) struct TwoWayArgs {
     pub(crate) shape: ShapeArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct ChatsArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    /// PostgreSQL, as postgres://user@host:port
+    #[arg(long)]
+    pub(crate) postgres: String,
+    /// The systems: embedded, causeway
+    #[arg(long, value_delimiter = ',', default_value = "embedded,causeway")]
+    pub(crate) systems: Vec<String>,
+    /// The numbers of open chats, one measurement after another
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000")]
+    pub(crate) sizes: Vec<usize>,
+    /// Seconds in which nobody writes
+    #[arg(long, default_value_t = 60)]
+    pub(crate) quiet: u64,
+    /// Messages in each direction
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) messages: usize,
+    /// A setting of Causeway, as servicenow.read_rate=10/s
+    #[arg(long = "set", value_parser = pair)]
+    pub(crate) settings: Vec<(String, String)>,
+}
+
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TurnsArgs {
     #[command(flatten)]
@@ -145,6 +171,12 @@ pub(crate) struct TurnsArgs {
     /// Kill the process that delivers, and start it again, every so many seconds
     #[arg(long, value_name = "SECONDS")]
     pub(crate) kill: Option<u64>,
+    /// The systems: echo, bare, embedded, causeway
+    #[arg(long, value_delimiter = ',', default_value = "echo,embedded,causeway")]
+    pub(crate) systems: Vec<String>,
+    /// Bytes of the context in each event, one measurement after another
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub(crate) contexts: Vec<usize>,
     /// A setting of Causeway, as queue.partitions=16
     #[arg(long = "set", value_parser = pair)]
     pub(crate) settings: Vec<(String, String)>,

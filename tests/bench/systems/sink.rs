@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::ledger::Ledger;
+use super::rows::Rows;
 use super::shape;
 use super::wire::Peer;
 
@@ -26,6 +27,7 @@ pub(crate) struct Sink {
     job: Mutex<Option<Job>>,
     flying: AtomicU32,
     peak: AtomicU32,
+    pub(crate) rows: Rows,
 }
 
 /// The ledger for arrivals, and the permits for the next posts.
@@ -50,6 +52,7 @@ impl Sink {
             job: Mutex::new(None),
             flying: AtomicU32::new(0),
             peak: AtomicU32::new(0),
+            rows: Rows::default(),
         });
         let shared = Arc::clone(&sink);
         tokio::spawn(async move {
@@ -95,7 +98,7 @@ impl Sink {
                 peer.write(REFUSAL).await
             } else {
                 let (head, body) = peer.buffer[..request.body.end].split_at(request.body.start);
-                let answer = shape::answer(head, body);
+                let answer = shape::answer(head, body, &self.rows);
                 peer.write(answer.as_bytes()).await
             };
             if written.is_err() {

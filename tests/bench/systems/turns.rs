@@ -2,8 +2,10 @@
 //!
 //! XO posts the user's words to the BotKit server and waits until the server calls `sendBotMessageUrl`; then it posts the bot's words
 //! and waits for `sendUserMessageUrl`. The load plays XO: it measures the time from each post to the call that XO waits for. The echo
-//! server answers each post and makes the call at once, without a queue. Guarantees: measures and reports, asserts nothing about time;
-//! counts lost and repeated calls and calls out of order. Not responsible for: the callback relay (`jobs.rs`).
+//! server answers each post and makes the call at once, without a queue. The bare loop (`bare.rs`) puts the same bodies on a queue and
+//! posts them on; its call counts by the number in the body.
+//! Guarantees: measures and reports, asserts nothing about time; counts lost and repeated calls and calls out of order.
+//! Not responsible for: the callback relay (`jobs.rs`).
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use causeway::sandbox::BotSettings;
 use causeway::sandbox::botkit::token;
 use serde_json::{Value, json};
@@ -40,25 +43,29 @@ pub(crate) async fn run(args: TurnsArgs) -> anyhow::Result<()> {
     };
     let mut bench = super::bench(&args.broker, &shape, Duration::from_secs(1)).await?;
     let mut table = format!(
-        "{}\n\n{} users, {} turns each, {} turns/s.\n\n| | p50 ms | p95 ms | p99 ms | calls | lost | repeated | out of order |\n|---|---|---|---|---|---|---|---|\n",
+        "{}\n\n{} users, {} turns each, {} turns/s. CPU: seconds for 1,000 calls, of the system and the broker.\n\n| bytes of the context | | p50 ms | p95 ms | p99 ms | CPU | calls | lost | repeated | out of order |\n|---|---|---|---|---|---|---|---|---|---|\n",
         machine::facts(&bench.broker).await?.join("\n"),
         args.users,
         args.turns,
         args.rate
     );
-    for name in ["echo", "embedded", "causeway"] {
-        let xo = Xo::open().await?;
-        let outcome = match System::find(name) {
-            None => play(&args, &xo, echo(xo.address).await?).await,
-            Some(system) => {
-                bench.settings = settings(&args, &xo);
-                let stage = bench.stage(system).await?;
-                with_causeway(&args, &xo, stage).await?
-            }
-        };
-        let line = outcome.line(name);
-        say(&line);
-        let _ = writeln!(table, "{line}");
+    for &context in &args.contexts {
+        for name in &args.systems {
+            let xo = Xo::open(context).await?;
+            let outcome = match System::find(name) {
+                None if name == "echo" => play(&args, &xo, echo(xo.address).await?).await,
+                None => bail!("there is no system {name:?}"),
+                Some(system) => {
+                    bench.settings = settings(&args, &xo);
+                    let mut stage = bench.stage(system).await?;
+                    stage.place.sink = xo.address;
+                    with_queue(&args, &xo, stage).await?
+                }
+            };
+            let line = outcome.line(context, name);
+            say(&line);
+            let _ = writeln!(table, "{line}");
+        }
     }
     std::fs::write(target().join("turns.md"), &table)?;
     say(&format!("written to {}", target().join("turns.md").display()));
@@ -78,7 +85,7 @@ fn settings(args: &TurnsArgs, xo: &Xo) -> Vec<(String, String)> {
 }
 
 /// Starts the processes, plays, and kills the one that delivers every `args.kill` seconds.
-async fn with_causeway(
+async fn with_queue(
     args: &TurnsArgs,
     xo: &Arc<Xo>,
     mut stage: super::jobs::Stage<'_>,
@@ -89,7 +96,16 @@ async fn with_causeway(
     }
     stage.start(role).await?;
     let listen = stage.place.listen();
-    let Some(every) = args.kill.map(Duration::from_secs) else { return Ok(play(args, xo, listen).await) };
+    let Some(every) = args.kill.map(Duration::from_secs) else {
+        let before = stage.cpu();
+        let outcome = play(args, xo, listen).await;
+        let after = stage.cpu();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let thousands = outcome.calls.max(1) as f64 / 1000.0;
+        stage.leave().await?;
+        let cpu = Some(((after.0 - before.0) / thousands, (after.1 - before.1) / thousands));
+        return Ok(Outcome { cpu, ..outcome });
+    };
     let playing = play(args, xo, listen);
     tokio::pin!(playing);
     loop {
@@ -123,12 +139,16 @@ async fn play(args: &TurnsArgs, xo: &Arc<Xo>, server: SocketAddr) -> Outcome {
         lost: expected - calls,
         repeated: xo.repeated.load(Ordering::Relaxed),
         out_of_order: xo.out_of_order.load(Ordering::Relaxed),
+        cpu: None,
     }
 }
 
 #[derive(Debug)]
 struct Outcome {
     latency: Latency,
+    /// Seconds for 1,000 calls, of the system and the broker. Not measured for the echo server, which is a part of this process, and
+    /// with kills.
+    cpu: Option<(f64, f64)>,
     calls: u64,
     lost: u64,
     repeated: u64,
@@ -136,11 +156,12 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn line(&self, name: &str) -> String {
+    fn line(&self, context: usize, name: &str) -> String {
         let Latency { p50, p95, p99 } = self.latency;
         let Self { calls, lost, repeated, out_of_order, .. } = self;
+        let cpu = self.cpu.map_or_else(String::new, |(own, broker)| format!("{own:.2} + {broker:.2}"));
         format!(
-            "| {name} | {p50:.1} | {p95:.1} | {p99:.1} | {calls} | {lost} | {repeated} | {out_of_order} |"
+            "| {context} | {name} | {p50:.1} | {p95:.1} | {p99:.1} | {cpu} | {calls} | {lost} | {repeated} | {out_of_order} |"
         )
     }
 }
@@ -149,6 +170,8 @@ impl Outcome {
 #[derive(Debug)]
 struct Xo {
     address: SocketAddr,
+    /// A text of the length of the context.
+    context: String,
     calls: Mutex<HashMap<u64, Call>>,
     next: AtomicU64,
     repeated: AtomicU64,
@@ -169,10 +192,11 @@ impl Xo {
         clippy::disallowed_methods,
         reason = "a benchmark has no task book: its tasks end with its runtime"
     )]
-    async fn open() -> anyhow::Result<Arc<Self>> {
+    async fn open(context: usize) -> anyhow::Result<Arc<Self>> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let xo = Arc::new(Self {
             address: listener.local_addr()?,
+            context: "The user has a laptop and a telephone. ".chars().cycle().take(context).collect(),
             calls: Mutex::default(),
             next: AtomicU64::new(1),
             repeated: AtomicU64::new(0),
@@ -190,20 +214,20 @@ impl Xo {
 
     async fn serve(&self, mut peer: Peer) {
         while let Ok(Some(request)) = peer.next().await {
-            self.arrived(&peer.buffer[..request.body.start]);
+            let (head, body) = peer.buffer[..request.body.end].split_at(request.body.start);
+            self.arrived(head, body);
             if peer.write(ANSWER).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Notes a call by the number at the end of its path.
-    fn arrived(&self, head: &[u8]) {
+    /// Notes a call by the number at the end of its path. The bare loop posts to `/`, so the number of its call is in the body.
+    fn arrived(&self, head: &[u8], body: &[u8]) {
         let Some(path) = find(head, b" HTTP/1.1").and_then(|end| head.get(..end)) else { return };
         let digits = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let Some(number) = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()) else {
-            return;
-        };
+        let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
+        let Some(number) = number.or_else(|| request_id(body)) else { return };
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let after = calls.get(&number).and_then(|call| call.after);
         let overtook =
@@ -262,7 +286,7 @@ impl Xo {
         .into_bytes()
     }
 
-    /// An event as XO posts it in bot mode, with a small context.
+    /// An event as XO posts it in bot mode.
     fn event(&self, bot: &str, user: u32, number: u64) -> Value {
         let base = format!("http://{}/api/botsdk/stream/{bot}", self.address);
         let user = format!("u-{user}");
@@ -276,9 +300,17 @@ impl Xo {
             "message": format!("My laptop does not start, this is attempt {number}"),
             "channel": {"type": "rtm", "from": user, "channelInfos": {"from": user, "type": "rtm"}},
             "context": {"session": {"UserContext": {"_id": user, "firstName": "Ada"},
-                "BotUserSession": {"conversationSessionId": "5f1c4ac4c0a8010e01d3e7a1"}}},
+                "BotUserSession": {"conversationSessionId": "5f1c4ac4c0a8010e01d3e7a1"}},
+                "history": self.context},
         })
     }
+}
+
+/// The number of the call in the body of an event.
+fn request_id(body: &[u8]) -> Option<u64> {
+    let from = find(body, br#""requestId":"#)? + 12;
+    let digits = body.get(from..)?.split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The least BotKit server: answers each post, and calls the address that XO waits for at once.

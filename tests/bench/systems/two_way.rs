@@ -1,7 +1,7 @@
 //! Two-way conversations: what a message costs whose road needs the directory of conversations.
 //!
-//! *To agent*: `POST /v1/handoffs` → queue → ServiceNow's chat. *To bot*: ServiceNow's callback → queue → directory → queue → events
-//! URL. Beside Causeway stands a bare two-way loop (HTTP in, confirm, consume, one select and one insert in PostgreSQL, HTTP out,
+//! *To agent*: `POST /v1/handoffs` → queue → ServiceNow's chat. *To bot*: ServiceNow's callback → queue → directory → queue → row at
+//! ServiceNow → events URL. *To BotKit*: the same, to XO's BotKit API. Beside Causeway stands a bare two-way loop (HTTP in, confirm, consume, one select and one insert in PostgreSQL, HTTP out,
 //! ack), and the same on other libraries. The destination answers at once.
 //! Guarantees: the chats are open before anything is measured. Measures and reports, asserts nothing about time.
 //! Not responsible for: the callback relay (`compare.rs`).
@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use causeway::sandbox::BotSettings;
 
 use super::catalogue::{IN_FLIGHT, Role, System, target};
 use super::driver::until;
@@ -25,6 +26,7 @@ use super::{machine, say};
 const LIMIT: Duration = Duration::from_secs(300);
 /// The messages that are drained, for each second of a measurement.
 const DRAINED: usize = 2_000;
+const ROADS: [Shape; 3] = [Shape::ToAgent, Shape::ToBot, Shape::ToBotKit];
 /// A name with this suffix keeps the directory in a file.
 const SQLITE: &str = "-sqlite";
 
@@ -43,6 +45,7 @@ struct Outcome {
 pub(crate) async fn run(args: TwoWayArgs) -> anyhow::Result<()> {
     let mut bench = super::bench(&args.broker, &args.shape, Duration::from_secs(args.seconds)).await?;
     bench.postgres = Some(Postgres::new(&args.postgres)?);
+    let bot = BotSettings::default();
     let own = [
         ("servicenow.host_url", format!("http://{}", bench.driver.sink_address)),
         ("servicenow.username", "bench".to_owned()),
@@ -50,6 +53,11 @@ pub(crate) async fn run(args: TwoWayArgs) -> anyhow::Result<()> {
         ("servicenow.queue_id", "5f1c4ac4c0a8010e01d3e7a1a5b0c111".to_owned()),
         ("handoffs.events_url", format!("http://{}/events", bench.driver.sink_address)),
         ("ingress.handoffs.token", TOKEN.to_owned()),
+        ("xo.bot_id", bot.bot_id),
+        ("xo.app_id", bot.app_id),
+        ("xo.client_secret", bot.client_secret),
+        ("xo.allowed_hosts", bench.driver.sink_address.to_string()),
+        ("delivery.bots.concurrency", IN_FLIGHT.to_string()),
         ("delivery.servicenow.concurrency", IN_FLIGHT.to_string()),
         ("delivery.events.concurrency", IN_FLIGHT.to_string()),
     ];
@@ -57,8 +65,9 @@ pub(crate) async fn run(args: TwoWayArgs) -> anyhow::Result<()> {
     bench.settings = own.into_iter().chain(args.shape.settings.clone()).collect();
     let mut outcomes = Vec::new();
     for round in 1..=args.rounds {
-        for shape in [Shape::ToAgent, Shape::ToBot] {
-            for name in &args.systems {
+        for shape in ROADS {
+            let measured = args.systems.iter().filter(|name| shape != Shape::ToBotKit || is_ours(name));
+            for name in measured {
                 match one(&bench, name, shape).await {
                     Ok(outcome) => {
                         say(&format!("round {round}: {}", outcome.line()));
@@ -74,6 +83,12 @@ pub(crate) async fn run(args: TwoWayArgs) -> anyhow::Result<()> {
     std::fs::write(target().join("two-way.md"), &table)?;
     say(&format!("written to {}", target().join("two-way.md").display()));
     Ok(())
+}
+
+/// The other systems post each message to one address, so the road to BotKit is their road to the bot.
+fn is_ours(name: &str) -> bool {
+    let base = name.strip_suffix(SQLITE).unwrap_or(name);
+    System::find(base).is_some_and(|system| system.is_causeway())
 }
 
 async fn one(bench: &Bench, name: &str, shape: Shape) -> anyhow::Result<Outcome> {
@@ -108,6 +123,7 @@ async fn measure(
     stage.nonce = Some(bench.next_nonce());
     stage.start(Role::Whole).await?;
     if is_causeway {
+        stage.shape = shape.opening();
         open_chats(bench, stage).await?;
     }
     stage.shape = shape;
@@ -130,7 +146,6 @@ async fn measure(
 
 /// Starts a handoff for each conversation and waits until all chats are open.
 async fn open_chats(bench: &Bench, stage: &mut Stage<'_>) -> anyhow::Result<()> {
-    stage.shape = Shape::ToAgent;
     let ledger = stage.ledger(bench.conversations as usize);
     let posting = stage.post(&ledger, Pace::Closed(bench.outstanding));
     let open = until(LIMIT, || ledger.counts().arrived >= u64::from(bench.conversations)).await;
@@ -168,7 +183,7 @@ fn table(outcomes: &[Outcome], args: &TwoWayArgs, facts: &[String]) -> String {
         args.shape.conversations,
         args.shape.body
     );
-    for shape in [Shape::ToAgent, Shape::ToBot] {
+    for shape in ROADS {
         for name in &args.systems {
             let rounds: Vec<_> =
                 outcomes.iter().filter(|it| &it.name == name && it.shape == shape.name()).collect();

@@ -1,0 +1,167 @@
+//! The reader tasks: look up the messages of all lanes of a process together.
+//!
+//! A query of one message costs almost as much as a query of thirty. So the lookups that arrive while the readers are busy
+//! share the next query. A lookup that finds a reader idle runs at once.
+//!
+//! Guarantees: at most [`WAITING_MAX`] lookups wait; further callers wait for room. No lookup waits longer than
+//! [`STATEMENT_TIMEOUT`]. A row that cannot be read does not fail the other lookups of its query. A lookup without a caller
+//! is not run.
+//! Not responsible for: SQL (`statements.rs`), the meaning of a row (`snapshot.rs`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::directory::{Database, STATEMENT_TIMEOUT, run};
+use super::schema::within;
+use super::snapshot::LookupRow;
+use super::{DirectoryError, statements};
+use crate::tasks;
+
+/// The number of queries at the same time.
+const READERS: usize = 2;
+/// The largest number of lookups in one query.
+const BATCH_MAX: usize = 64;
+/// The largest number of lookups that wait for a query.
+const WAITING_MAX: usize = 1_024;
+
+/// What is asked about one message.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Lookup {
+    /// The id of the conversation, or the group of its chat.
+    pub(super) name: String,
+    #[serde(serialize_with = "number")]
+    pub(super) by_group: bool,
+    #[serde(serialize_with = "number")]
+    pub(super) with_reply: bool,
+    /// The id of the message.
+    pub(super) message: String,
+}
+
+/// Both databases read a number from JSON in the same way, but not a truth value.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn number<S: serde::Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u8(u8::from(*value))
+}
+
+#[derive(Serialize)]
+struct Placed<'a> {
+    place: usize,
+    #[serde(flatten)]
+    lookup: &'a Lookup,
+}
+
+type Found = Result<LookupRow, DirectoryError>;
+
+/// A lookup and its caller.
+struct WaitingLookup {
+    lookup: Lookup,
+    reply: oneshot::Sender<Found>,
+}
+
+/// The sender of lookups. Cheap to clone. The tasks end when the last sender is dropped.
+#[derive(Clone)]
+pub(super) struct DirectoryReader {
+    sender: mpsc::Sender<WaitingLookup>,
+}
+
+impl DirectoryReader {
+    /// Starts the tasks.
+    pub(super) fn start(database: &Database) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..READERS {
+            let task = ReaderTask { database: database.clone(), receiver: Arc::clone(&receiver) };
+            tasks::spawn(task.run());
+        }
+        Self { sender }
+    }
+
+    /// Returns the row of one message.
+    pub(super) async fn look_up(&self, lookup: Lookup) -> Found {
+        within(STATEMENT_TIMEOUT, async {
+            let (reply, answer) = oneshot::channel();
+            self.sender.send(WaitingLookup { lookup, reply }).await.map_err(|_| closed())?;
+            answer.await.unwrap_or_else(|_| Err(closed()))
+        })
+        .await
+    }
+}
+
+fn closed() -> DirectoryError {
+    DirectoryError::Unavailable("it was closed".to_owned())
+}
+
+struct ReaderTask {
+    database: Database,
+    receiver: Arc<Mutex<mpsc::Receiver<WaitingLookup>>>,
+}
+
+impl ReaderTask {
+    async fn run(self) {
+        while let Some(batch) = self.gather().await {
+            self.answer(batch).await;
+        }
+    }
+
+    /// Waits for a lookup, and takes all others that wait. `None` if there is no sender any more.
+    async fn gather(&self) -> Option<Vec<WaitingLookup>> {
+        let mut receiver = self.receiver.lock().await;
+        let mut batch = vec![receiver.recv().await?];
+        while batch.len() < BATCH_MAX
+            && let Ok(next) = receiver.try_recv()
+        {
+            batch.push(next);
+        }
+        drop(receiver);
+        batch.retain(|waiting| !waiting.reply.is_closed());
+        Some(batch)
+    }
+
+    async fn answer(&self, batch: Vec<WaitingLookup>) {
+        match self.query(batch.iter().map(|waiting| &waiting.lookup)).await {
+            Ok(mut rows) => {
+                for (place, waiting) in batch.into_iter().enumerate() {
+                    let missing = || DirectoryError::Mismatch("a lookup has no row".to_owned());
+                    // The caller may have gone.
+                    let _ = waiting.reply.send(rows.remove(&place).ok_or_else(missing));
+                }
+            }
+            Err(DirectoryError::Mismatch(_)) if batch.len() > 1 => {
+                for waiting in batch {
+                    Box::pin(self.answer(vec![waiting])).await;
+                }
+            }
+            Err(error) => {
+                for waiting in batch {
+                    let _ = waiting.reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// The row of each lookup, by its place.
+    async fn query(
+        &self,
+        lookups: impl Iterator<Item = &Lookup>,
+    ) -> Result<HashMap<usize, LookupRow>, DirectoryError> {
+        let list: Vec<Placed<'_>> =
+            lookups.enumerate().map(|(place, lookup)| Placed { place, lookup }).collect();
+        if list.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let list =
+            serde_json::to_string(&list).map_err(|error| DirectoryError::Mismatch(error.to_string()))?;
+        let sql = match self.database {
+            Database::Sqlite(_) => statements::LOOK_UP_SQLITE,
+            Database::Postgres(_) => statements::LOOK_UP_POSTGRES,
+        };
+        let rows: Vec<LookupRow> = run!(self, |pool| {
+            sqlx::query_as(sql).persistent(self.database.prepares()).bind(list.as_str()).fetch_all(pool)
+        })?;
+        let placed = rows.into_iter().filter_map(|row| Some((usize::try_from(row.place).ok()?, row)));
+        Ok(placed.collect())
+    }
+}
