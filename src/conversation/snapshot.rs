@@ -101,7 +101,8 @@ impl Snapshot {
         CURRENT.scope(self, attempt)
     }
 
-    fn is_fresh(&self) -> bool {
+    /// Whether the rows still answer the questions of an attempt.
+    pub fn is_fresh(&self) -> bool {
         let is_unchanged = || self.id.as_deref().is_none_or(|id| self.counters.count(id) == self.changes);
         !self.is_outdated.load(Ordering::Relaxed) && self.read_at.elapsed() < FRESH_FOR && is_unchanged()
     }

@@ -83,6 +83,19 @@ impl Deduplication {
         self.look_up(message, redelivered).await
     }
 
+    /// The rows for an attempt. A message that waited long for its gate has old rows, and an attempt with old rows asks for each
+    /// row with a query of its own. So the rows are read again, together with those of other messages.
+    pub(super) async fn fresh_rows(
+        &self,
+        message: &Message,
+        known: Option<Arc<Snapshot>>,
+    ) -> Option<Arc<Snapshot>> {
+        match known {
+            Some(known) if !known.is_fresh() => Box::pin(self.look_up(message, false)).await.1,
+            known => known,
+        }
+    }
+
     async fn look_up(&self, message: &Message, redelivered: bool) -> (SettledBefore, Option<Arc<Snapshot>>) {
         let Some(directory) = &self.store.directory else { return (SettledBefore::No, None) };
         // The first copy may have been dead-lettered.

@@ -202,6 +202,7 @@ impl MessageProcessor {
             drop((pass, permit));
             return Box::pin(self.expire(received, retry_state, &mut over)).await;
         }
+        let known = self.deduplication.fresh_rows(&received.message, known).await;
         let at = clock::now();
         let fails_alone =
             permit.is_none() && retry_state.fails_alone(|destination| self.gates.served(destination));

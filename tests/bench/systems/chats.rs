@@ -155,7 +155,7 @@ async fn measure(
     let open = until(LIMIT, || sandbox.groups().len() >= chats).await;
     ensure!(open, "only {} chats were opened", sandbox.groups().len());
     // Position, agent and greeting reach the bot side: at least three events for each chat.
-    let events = || applied(sandbox, Side::Xo, Operation::Event);
+    let events = || applied(sandbox, Side::Events, Operation::Event);
     let told = until(LIMIT, || events() >= 3 * chats as u64).await;
     ensure!(told, "only {} events", events());
     settle(events).await;
@@ -210,7 +210,7 @@ async fn agents_write(
     stage: &Stage<'_>,
     groups: &[String],
 ) -> anyhow::Result<f64> {
-    let events = || applied(sandbox, Side::Xo, Operation::Event);
+    let events = || applied(sandbox, Side::Events, Operation::Event);
     let (cpu, goal) = (stage.cpu().0, events() + args.messages as u64);
     let mut agents = JoinSet::new();
     for agent in 0..AT_ONCE {
