@@ -2,7 +2,7 @@
 //!
 //! The sandbox plays ServiceNow, with its tables readable, and the bot side. For each size: the requests to ServiceNow, the
 //! processor time and the memory while all chats are quiet; the time until a message whose callback was lost reaches the bot side;
-//! the processor time of an agent's message and of a user's message.
+//! the processor time of an agent's message, of a user's message, and of a whole conversation: a start, ten messages each way, an end.
 //! Guarantees: measures and reports, asserts nothing about time. Not responsible for: rates (`two_way.rs`).
 
 use std::fmt::Write as _;
@@ -16,6 +16,7 @@ use causeway::sandbox::{
     AgentAcceptance, AgentSettings, CallbackSettings, ChatTableAccess, FaultRule, LedgerMoment, Operation,
     Sandbox, SandboxSettings, SandboxSwitches, Side,
 };
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -51,6 +52,8 @@ struct Outcome {
     /// Processor seconds for 1,000 messages of agents and of users.
     to_bot: f64,
     to_agent: f64,
+    /// Processor seconds of 1,000 whole conversations.
+    life: f64,
 }
 
 pub(crate) async fn run(args: ChatsArgs) -> anyhow::Result<()> {
@@ -64,7 +67,7 @@ pub(crate) async fn run(args: ChatsArgs) -> anyhow::Result<()> {
     let mut bench = super::bench(&args.broker, &shape, Duration::from_secs(1)).await?;
     bench.postgres = Some(Postgres::new(&args.postgres)?);
     let mut table = format!(
-        "{}\n\n{} s of quiet. CPU for a message: seconds for 1,000 messages, of Causeway alone.\n\n| system | chats | requests/s in quiet | CPU in quiet | MB | lost callback repaired after s | CPU to bot | CPU to agent |\n|---|---|---|---|---|---|---|---|\n",
+        "{}\n\n{} s of quiet. CPU for a message: seconds for 1,000 messages, of Causeway alone.\n\n| system | chats | requests/s in quiet | CPU in quiet | MB | lost callback repaired after s | CPU to bot | CPU to agent | CPU of 1,000 conversations |\n|---|---|---|---|---|---|---|---|---|\n",
         machine::facts(&bench.broker).await?.join("\n"),
         args.quiet
     );
@@ -172,7 +175,8 @@ async fn measure(
     let repair = lose_one(sandbox, groups.last().context("no chat")?).await?;
     let to_bot = agents_write(args, sandbox, stage, &groups).await?;
     let to_agent = users_write(args, sandbox, stage, listen, chats).await?;
-    Ok(Outcome { chats, requests, quiet_cpu, megabytes, repair, to_bot, to_agent })
+    let life = lives(args, sandbox, stage, listen).await?;
+    Ok(Outcome { chats, requests, quiet_cpu, megabytes, repair, to_bot, to_agent, life })
 }
 
 /// Waits until a count has not grown for five seconds.
@@ -248,6 +252,68 @@ async fn users_write(
     Ok((stage.cpu().0 - cpu) * 1000.0 / args.messages as f64)
 }
 
+/// Plays whole conversations, several at once. The processor seconds for 1,000 conversations.
+async fn lives(
+    args: &ChatsArgs,
+    sandbox: &Arc<Sandbox>,
+    stage: &Stage<'_>,
+    listen: SocketAddr,
+) -> anyhow::Result<f64> {
+    let cpu = stage.cpu().0;
+    let mut players = JoinSet::new();
+    for player in 0..AT_ONCE {
+        let (sandbox, lives) = (Arc::clone(sandbox), args.lives);
+        players.spawn(async move {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a benchmark is another program's client, not the product's"
+            )]
+            let client = reqwest::Client::builder().no_proxy().build()?;
+            for number in (player..lives).step_by(AT_ONCE) {
+                life(&sandbox, &client, listen, number).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    players.join_all().await.into_iter().collect::<anyhow::Result<()>>()?;
+    settle(|| applied(sandbox, Side::ServiceNow, Operation::Leave)).await;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    Ok((stage.cpu().0 - cpu) * 1000.0 / args.lives.max(1) as f64)
+}
+
+async fn life(
+    sandbox: &Sandbox,
+    client: &reqwest::Client,
+    listen: SocketAddr,
+    number: usize,
+) -> anyhow::Result<()> {
+    let id = format!("life-{number}");
+    let post = async |body: Value| {
+        let request = client.post(format!("http://{listen}/v1/handoffs")).bearer_auth(TOKEN);
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        request.send().await?.error_for_status()
+    };
+    post(json!({ "type": "start", "conversation_id": id, "message": "My laptop does not start" })).await?;
+    let began = Instant::now();
+    let group = loop {
+        let request = client.get(format!("http://{listen}/v1/conversations/{id}")).bearer_auth(TOKEN);
+        let shown: Value = serde_json::from_slice(&request.send().await?.bytes().await?)?;
+        match (shown["state"].as_str(), shown["group"].as_str()) {
+            (Some("active"), Some(group)) => break group.to_owned(),
+            _ => ensure!(began.elapsed() < LIMIT, "no agent came: {shown}"),
+        }
+        pass(Duration::from_millis(200)).await;
+    };
+    for part in 0..10 {
+        let text = format!("I tried part {part}");
+        post(json!({ "type": "message", "conversation_id": id, "message": text })).await?;
+        let said = sandbox.agent_says(&group, &format!("Try part {part}")).await;
+        said.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    }
+    post(json!({ "type": "end", "conversation_id": id })).await?;
+    Ok(())
+}
+
 /// Posts these requests to the handoff API. A refused request is repeated.
 async fn post(listen: SocketAddr, count: usize, body: impl Fn(usize) -> String) {
     let mut bodies: Vec<Vec<String>> = vec![Vec::new(); AT_ONCE];
@@ -272,9 +338,9 @@ async fn post(listen: SocketAddr, count: usize, body: impl Fn(usize) -> String) 
 
 impl Outcome {
     fn line(&self, name: &str) -> String {
-        let Self { chats, requests, quiet_cpu, megabytes, repair, to_bot, to_agent } = self;
+        let Self { chats, requests, quiet_cpu, megabytes, repair, to_bot, to_agent, life } = self;
         format!(
-            "| {name} | {chats} | {requests:.1} | {quiet_cpu:.3} | {megabytes:.0} | {repair:.1} | {to_bot:.3} | {to_agent:.3} |"
+            "| {name} | {chats} | {requests:.1} | {quiet_cpu:.3} | {megabytes:.0} | {repair:.1} | {to_bot:.3} | {to_agent:.3} | {life:.1} |"
         )
     }
 }

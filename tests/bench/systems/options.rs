@@ -151,6 +151,9 @@ pub(crate) struct ChatsArgs {
     /// Messages in each direction
     #[arg(long, default_value_t = 10_000)]
     pub(crate) messages: usize,
+    /// Whole conversations
+    #[arg(long, default_value_t = 500)]
+    pub(crate) lives: usize,
     /// A setting of Causeway, as servicenow.read_rate=10/s
     #[arg(long = "set", value_parser = pair)]
     pub(crate) settings: Vec<(String, String)>,
