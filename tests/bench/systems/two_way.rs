@@ -127,7 +127,9 @@ async fn measure(
         open_chats(bench, stage).await?;
     }
     stage.shape = shape;
-    let through = stage.through().await?;
+    // The first message of an agent also reads the state of the chat and announces the agent.
+    let first = if shape.has_row() { bench.conversations } else { 0 };
+    let through = stage.through_after(first).await?;
     let half = stage.steady(through.rate / 2.0).await?;
     stage.stop().await;
     let (_, ledger) = stage.fill_within(usize::try_from(bench.window.as_secs())? * DRAINED, LIMIT).await?;
