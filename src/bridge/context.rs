@@ -60,6 +60,11 @@ impl BridgeContext {
         self.gates.record_in_breaker(Destination::ServiceNow, None, attempt);
     }
 
+    /// Counts requests that read chats back in the metrics.
+    pub(in crate::bridge) fn count_reads(&self, what: &str, requests: u64) {
+        self.metrics.servicenow_reads.with_label_values(&[what]).inc_by(requests);
+    }
+
     /// The directory, for work that cannot be done without one.
     pub(in crate::bridge) fn known_directory(&self) -> Result<&Directory, InternalError> {
         self.directory.as_ref().ok_or_else(|| InternalError::temporary("this worker has no directory"))

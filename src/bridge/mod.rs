@@ -6,12 +6,14 @@
 //! repeat: the directory, notices to the bot side, and missing messages that gap repair relays first.
 //!
 //! Each part holds the caches that only this part uses. The parts call each other in one direction: [`ToAgent`], [`ToBot`] and
-//! [`ChatWatcher`] use [`Notices`]; [`ToAgent`] and [`ChatWatcher`] use [`GapRepair`].
+//! [`ChatWatcher`] use [`Notices`]; [`ToAgent`] and [`ChatWatcher`] use [`GapRepair`]; [`ToBot`] and [`ChatWatcher`] use
+//! [`ConversationRows`].
 //!
 //! Not responsible for: order, backoff, deduplication and settling (`worker/`).
 
 mod best_effort;
 mod context;
+mod conversation_rows;
 mod end_reason;
 mod incident_request;
 mod lifecycle_metrics;
@@ -33,6 +35,7 @@ use crate::tasks::CancellationToken;
 use best_effort::BestEffortCalls;
 use context::BridgeContext;
 pub use context::DelivererParts;
+use conversation_rows::ConversationRows;
 use notices::Notices;
 pub use settings::{
     DeliverySettings, FileSettings, IncidentSettings, ReadBack, UnknownGroup, VirtualAgentOptions,
@@ -60,10 +63,11 @@ impl Deliverer {
         let notices = Notices::new(context.clone());
         let best_effort = BestEffortCalls::new(context.clone());
         let gaps = GapRepair::new(context.clone());
+        let rows = ConversationRows::new(context.clone());
         Arc::new(Self {
             to_agent: ToAgent::new(context.clone(), notices.clone(), best_effort.clone(), gaps.clone()),
-            to_bot: ToBot::new(context.clone(), notices.clone(), best_effort),
-            watcher: ChatWatcher::new(context.clone(), notices, gaps),
+            to_bot: ToBot::new(context.clone(), notices.clone(), best_effort, rows.clone()),
+            watcher: ChatWatcher::new(context.clone(), notices, gaps, rows),
             context,
         })
     }

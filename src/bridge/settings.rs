@@ -33,7 +33,8 @@ pub struct DeliverySettings {
     pub serves_bots: bool,
     /// `servicenow.read_back`
     pub read_back: ReadBack,
-    /// `servicenow.bulk_read`: tables show which of many chats need a poll, if the user may read them.
+    /// `servicenow.bulk_read`: tables show which of many chats need a poll, or agents' messages without a callback, if the
+    /// user may read them.
     pub bulk_read: bool,
     /// `servicenow.read_rate`: the limit of requests in a second that poll the chats.
     pub read_rate: f64,

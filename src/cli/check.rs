@@ -14,6 +14,7 @@ use super::output::{self, AnsiPaint};
 use super::{CliFailure, SettingFiles};
 use crate::app::{self, KnownCertificate};
 use crate::config::{DirectoryConfig, REFERENCE, RunPurpose, SettingWarning, Settings};
+use crate::platform::servicenow::RowAccess;
 use crate::platform::{ChatApi, HttpClient, ServiceNow, check};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -247,11 +248,12 @@ async fn servicenow(http: HttpClient, settings: &Settings) -> Vec<CheckFinding> 
             let found = check::servicenow(&servicenow, &settings.queues()).await;
             let mut findings: Vec<CheckFinding> = found.into_iter().map(CheckFinding::from).collect();
             let reads_tables = settings.servicenow.as_ref().is_some_and(|servicenow| servicenow.bulk_read);
-            if reads_tables
-                && servicenow.api() == ChatApi::ConnectSupport
-                && findings.iter().all(|finding| finding.ok)
-            {
-                findings.push(reading_back(&servicenow).await);
+            if findings.iter().all(|finding| finding.ok) {
+                match servicenow.api() {
+                    ChatApi::ConnectSupport if reads_tables => findings.push(reading_back(&servicenow).await),
+                    ChatApi::ConnectSupport => {}
+                    ChatApi::VirtualAgent => findings.push(reading_rows(&servicenow, reads_tables).await),
+                }
             }
             findings
         }
@@ -274,6 +276,35 @@ async fn reading_back(servicenow: &ServiceNow) -> CheckFinding {
     }
 }
 
+/// How agents' messages over the Virtual Agent API are found whose callbacks were lost.
+async fn reading_rows(servicenow: &ServiceNow, reads_tables: bool) -> CheckFinding {
+    let access = match reads_tables {
+        true => Some(servicenow.agent_row_access().await.unwrap_or(RowAccess::None)),
+        false => None,
+    };
+    rows_finding(access)
+}
+
+/// `access`: what the user may read of the rows; `None` if `servicenow.bulk_read` is off.
+fn rows_finding(access: Option<RowAccess>) -> CheckFinding {
+    let hint = match access {
+        Some(RowAccess::Full) => {
+            return CheckFinding::well(
+                "ServiceNow shows agents' messages whose callbacks are lost (bulk_read, sys_cs_message); they are relayed after a worker \
+                 has seen the row of a message with a callback",
+            );
+        }
+        None => "servicenow.bulk_read is off",
+        Some(RowAccess::WithoutText) => "let the user read the field payload of sys_cs_message",
+        Some(RowAccess::None) => {
+            "no row of an agent can be read: let the user read the rows of sys_cs_message with the fields conversation, direction, is_agent, \
+             q_data_message_type, message_type, visibility_type, payload, send_time and sequence (a read rule of your own)"
+        }
+    };
+    let what = "ServiceNow: an agent's message whose callback is lost is not read back".to_owned();
+    CheckFinding { ok: true, what, hint: hint.to_owned() }
+}
+
 impl From<check::PlatformFinding> for CheckFinding {
     fn from(found: check::PlatformFinding) -> Self {
         Self { ok: found.ok, what: found.what, hint: found.hint }
@@ -284,6 +315,21 @@ impl From<check::PlatformFinding> for CheckFinding {
 mod tests {
     use super::*;
     use crate::tls::{CertificateExpiry, TlsPeer};
+
+    #[test]
+    fn a_hint_says_what_is_missing_to_read_lost_messages() {
+        let full = rows_finding(Some(RowAccess::Full));
+        assert!(full.ok && full.hint.is_empty(), "{full:?}");
+        let missing = [
+            (None, "bulk_read"),
+            (Some(RowAccess::WithoutText), "field payload"),
+            (Some(RowAccess::None), "no row of an agent"),
+        ];
+        for (access, named) in missing {
+            let found = rows_finding(access);
+            assert!(found.ok && found.hint.contains(named), "a right that is missing is no error: {found:?}");
+        }
+    }
 
     #[test]
     fn a_certificate_is_reported_a_month_before_its_end() {

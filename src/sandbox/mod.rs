@@ -40,6 +40,7 @@ pub use settings::{
     SandboxQueue, SandboxSettings, SandboxSwitches, TableAccess, VirtualAgentSwitches,
 };
 
+pub use servicenow::conversation_messages::{ConversationRowSwitches, RowPayload};
 pub use servicenow::files::UploadedFile;
 use servicenow::workspace::{AgentWorkspace, MessageRow, RefusedAction};
 use state::SandboxState;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::botkit::{BotKitSwitches, BotScript, SigningAlgorithm};
+use super::servicenow::conversation_messages::ConversationRowSwitches;
 
 /// All settings of a sandbox at its start.
 #[derive(Clone)]
@@ -322,6 +323,8 @@ pub struct SandboxSwitches {
     pub rows: RowSwitches,
     /// Options of the Virtual Agent API.
     pub virtual_agent: VirtualAgentSwitches,
+    /// Options of the rows of `sys_cs_message`.
+    pub conversation_rows: ConversationRowSwitches,
 }
 
 /// Undocumented behaviour of Connect Support.
@@ -413,7 +416,7 @@ pub enum TableAccess {
     NoScripts,
 }
 
-/// The rights to the tables of Connect Support. It is not documented which of these answers a user without the role
+/// The rights to the tables of chats. It is not documented which of these answers a user without the role
 /// `live_feed_admin` gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -38,7 +38,7 @@ const ENDS: [&str; 13] = [
     OTHER,
 ];
 const OTHER: &str = "other";
-const READS: [&str; 5] = ["state", "messages", "bulk", "row", "escalation"];
+const READS: [&str; 6] = ["state", "messages", "bulk", "virtual_agent", "row", "escalation"];
 
 /// The known name of an end, or `other`. A reason of a caller is text, so no label and no report shows it.
 pub(crate) fn end_label(reason: &str) -> &'static str {
@@ -109,12 +109,14 @@ pub struct Metrics {
     pub unconfirmed: IntCounter,
     /// `causeway_unconfirmed_ends_total`
     pub unconfirmed_ends: IntCounter,
-    /// `{what}`: `state`, `messages`, `row` (before an agent's message), `escalation`
+    /// `{what}`: `state`, `messages`, `bulk`, `virtual_agent`, `row` (before an agent's message), `escalation`
     pub servicenow_reads: IntCounterVec,
     /// `causeway_servicenow_oldest_unread_seconds`
     pub oldest_unread: Gauge,
     /// What gap repair found.
     pub repaired: IntCounter,
+    /// `causeway_unreadable_rows_total`
+    pub unreadable_rows: IntCounter,
     /// `{reason}`, by [`Metrics::count_end`]
     ended: IntCounterVec,
     /// The time from request to agent.
@@ -164,6 +166,7 @@ impl Metrics {
             servicenow_reads: counters(&r, names::READS, &["what"])?,
             oldest_unread: registered(&r, Gauge::with_opts(opts(names::OLDEST_UNREAD))?)?,
             repaired: registered(&r, IntCounter::with_opts(opts(names::REPAIRED))?)?,
+            unreadable_rows: registered(&r, IntCounter::with_opts(opts(names::UNREADABLE_ROWS))?)?,
             ended: counters(&r, names::ENDED, &["reason"])?,
             agent_wait: histogram(&r, names::AGENT_WAIT, SECONDS_OF_PEOPLE)?,
             unroutable: gauge(&r, names::ASTRAY)?,

@@ -41,6 +41,7 @@ names! {
     READS = "causeway_servicenow_reads_total", "Requests that read chats back at ServiceNow, by what was read.";
     OLDEST_UNREAD = "causeway_servicenow_oldest_unread_seconds", "Time since the last poll of the open chat that was not polled for the longest time.";
     REPAIRED = "causeway_repaired_messages_total", "Agents' messages that were read back because their callback was lost.";
+    UNREADABLE_ROWS = "causeway_unreadable_rows_total", "Agents' messages over the Virtual Agent API that have no callback and whose row has no readable text. Users do not get them.";
     ENDED = "causeway_conversations_ended_total", "Ended conversations, by reason.";
     AGENT_WAIT = "causeway_agent_wait_seconds", "Time from a handoff's request to its first agent.";
     UNKNOWN_ITEMS = "causeway_unknown_items_total", "Items of Virtual Agent callbacks with an unknown type.";

@@ -85,4 +85,5 @@ mod transcript;
 mod traps;
 mod unknowns;
 mod virtual_agent;
+mod virtual_agent_rows;
 mod watching;

@@ -46,6 +46,7 @@ const BRIDGE_MUST_NOT_KNOW: &[(&str, &str)] = &[
     ("notices", "to_agent to_bot watch"),
     ("incident_request", "to_agent to_bot watch"),
     ("missing_message", "to_agent to_bot watch"),
+    ("conversation_rows", "to_agent to_bot watch"),
     ("best_effort", "to_agent to_bot watch"),
 ];
 

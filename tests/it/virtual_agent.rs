@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use crate::harness::matrix::Bench;
 use crate::harness::relay::{PATIENCE, Plan, Relay};
 
-fn plan(bench: &Bench) -> Plan {
+pub(crate) fn plan(bench: &Bench) -> Plan {
     Plan::on(bench).set("servicenow.api", "virtual_agent").set("xo.callback_url", "")
 }
 
-async fn started(plan: Plan, switches: VirtualAgentSwitches) -> Relay {
+pub(crate) async fn started(plan: Plan, switches: VirtualAgentSwitches) -> Relay {
     let relay = plan.start().await;
     relay.sandbox.set_switches(SandboxSwitches { virtual_agent: switches, ..SandboxSwitches::default() });
     let url = format!("{}/v1/callbacks/servicenow?token=callback-token", relay.processes[0].public_url());
@@ -24,7 +24,7 @@ async fn started(plan: Plan, switches: VirtualAgentSwitches) -> Relay {
 }
 
 /// Opens a chat with an agent.
-async fn with_agent(relay: &Relay, conversation: &str) -> String {
+pub(crate) async fn with_agent(relay: &Relay, conversation: &str) -> String {
     relay.start(conversation).await;
     relay.reaches(conversation, "waiting").await;
     let group = group_of(relay, conversation).await;
@@ -37,7 +37,7 @@ async fn group_of(relay: &Relay, conversation: &str) -> String {
     relay.conversation(conversation).await.body["servicenow"]["group"].as_str().unwrap().to_owned()
 }
 
-fn told(relay: &Relay, conversation: &str) -> Vec<Value> {
+pub(crate) fn told(relay: &Relay, conversation: &str) -> Vec<Value> {
     let entries = relay.sandbox.ledger().events().remove(conversation).unwrap_or_default();
     entries.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect()
 }
@@ -56,7 +56,7 @@ fn count(relay: &Relay, conversation: &str, what: &str) -> usize {
     told(relay, conversation).iter().filter(|event| short(event) == what).count()
 }
 
-async fn hears(relay: &Relay, conversation: &str, what: &str) -> Value {
+pub(crate) async fn hears(relay: &Relay, conversation: &str, what: &str) -> Value {
     relay
         .until(&format!("{conversation} to hear {what}"), |relay| {
             let known = told(relay, conversation);
@@ -66,7 +66,7 @@ async fn hears(relay: &Relay, conversation: &str, what: &str) -> Value {
     told(relay, conversation).into_iter().find(|event| short(event) == what).unwrap()
 }
 
-async fn hears_text(relay: &Relay, conversation: &str, text: &str) {
+pub(crate) async fn hears_text(relay: &Relay, conversation: &str, text: &str) {
     relay
         .until(&format!("{conversation} to hear {text}"), |relay| {
             let heard = heard(relay, conversation);

@@ -16,7 +16,7 @@ use crate::message::Message;
 use crate::platform::servicenow::{ChatSign, ItemMeaning, VirtualAgentCallback};
 
 /// Stored instead of the id of the last relayed message: a closing sentence was the last event of the chat.
-const ANNOUNCED: &str = "closing sentence";
+pub(in crate::bridge) const ANNOUNCED: &str = "closing sentence";
 
 /// Whether a text of ServiceNow itself announces the end of a chat. `sentences`: `servicenow.end_sentences`.
 pub(in crate::bridge) fn is_closing_sentence(sentences: &[String], text: &str) -> bool {

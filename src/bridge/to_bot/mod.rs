@@ -16,6 +16,7 @@ pub(super) mod closing_sentence;
 mod events;
 mod gap_check;
 mod missed_messages;
+mod missing_rows;
 mod recent_rows;
 mod relay;
 mod relayed_message;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use crate::bridge::best_effort::BestEffortCalls;
 use crate::bridge::context::BridgeContext;
+use crate::bridge::conversation_rows::ConversationRows;
 use crate::bridge::notices::Notices;
 use crate::tasks::CancellationToken;
 use agent_joins::AgentJoins;
@@ -36,6 +38,7 @@ use botkit::BotKitCalls;
 use botkit_relay::BotKitRelay;
 use callback_relay::CallbackRelay;
 use missed_messages::MissedMessages;
+use missing_rows::MissingRows;
 use relay::BotRelay;
 use user_return::UserReturn;
 use virtual_agent_callback::VirtualAgentCallbacks;
@@ -56,6 +59,7 @@ impl ToBot {
         context: Arc<BridgeContext>,
         notices: Arc<Notices>,
         best_effort: Arc<BestEffortCalls>,
+        rows: Arc<ConversationRows>,
     ) -> Self {
         let calls = Arc::new(BotKitCalls::new(context.clone()));
         let user_return = Arc::new(UserReturn::new(context.clone(), calls.clone()));
@@ -64,8 +68,16 @@ impl ToBot {
         let missed = Arc::new(MissedMessages::new(context.clone()));
         let joins = AgentJoins::new(context.clone(), notices.clone(), relay.clone(), missed.clone());
         let joins = Arc::new(joins);
-        let virtual_agent =
-            VirtualAgentCallbacks::new(context.clone(), notices, best_effort, relay.clone(), joins.clone());
+        let before =
+            MissingRows::new(context.clone(), rows, best_effort.clone(), relay.clone(), missed.clone());
+        let virtual_agent = VirtualAgentCallbacks::new(
+            context.clone(),
+            notices,
+            best_effort,
+            relay.clone(),
+            joins.clone(),
+            before,
+        );
         let callbacks = CallbackRelay::new(context.clone(), relay.clone(), joins, missed);
         Self { context, relay, callbacks, virtual_agent, calls, user_return }
     }

@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use crate::bridge::best_effort::BestEffortCalls;
 use crate::bridge::context::BridgeContext;
+use crate::bridge::conversation_rows::agent_text_digest;
 use crate::bridge::notices::{Notices, joined_instance};
 use crate::bridge::to_bot::agent_files::with_media_links;
 use crate::bridge::to_bot::agent_joins::{AgentJoins, is_settled};
 use crate::bridge::to_bot::closing_sentence::confirms_end;
+use crate::bridge::to_bot::missing_rows::MissingRows;
 use crate::bridge::to_bot::relay::BotRelay;
 use crate::bridge::to_bot::relayed_message::{MessageAuthor, RelayedMessage, TYPING_LASTS};
 use crate::clock;
@@ -45,6 +47,7 @@ pub(in crate::bridge) struct VirtualAgentCallbacks {
     best_effort: Arc<BestEffortCalls>,
     relay: Arc<BotRelay>,
     joins: Arc<AgentJoins>,
+    missing: MissingRows,
 }
 
 impl VirtualAgentCallbacks {
@@ -54,8 +57,9 @@ impl VirtualAgentCallbacks {
         best_effort: Arc<BestEffortCalls>,
         relay: Arc<BotRelay>,
         joins: Arc<AgentJoins>,
+        missing: MissingRows,
     ) -> Self {
-        Self { context, notices, best_effort, relay, joins }
+        Self { context, notices, best_effort, relay, joins, missing }
     }
 
     /// Processes a callback about the chat of this conversation.
@@ -131,6 +135,12 @@ impl CallbackContext<'_> {
         if let Some(attempt) = self.agent_joins().await? {
             return Ok(attempt);
         }
+        let (directory, known) = (self.directory, &self.conversation);
+        let missing =
+            self.callbacks.missing.relay_before(directory, self.message, self.callback, known, self.group);
+        if let Some(attempt) = missing.await? {
+            return Ok(attempt);
+        }
         self.apply().await?;
         let mut refused = None;
         let mut is_delivered = false;
@@ -144,7 +154,7 @@ impl CallbackContext<'_> {
             let attempt = self.callbacks.relay.relay(self.message, &self.conversation, &said).await?;
             match attempt.outcome {
                 Outcome::Delivered => {
-                    self.directory.mark_done(once, None, clock::now()).await?;
+                    self.directory.mark_done(once, agent_text_digest(item), clock::now()).await?;
                     is_delivered = true;
                     agent_spoke |= item.from_agent;
                     told.extend(item.message_id.clone().filter(|_| item.from_agent));
@@ -159,9 +169,7 @@ impl CallbackContext<'_> {
                 }
             }
         }
-        if agent_spoke {
-            self.directory.touch(self.group).await?;
-        }
+        self.callbacks.missing.note_row(self.directory, self.callback, self.group, agent_spoke).await?;
         self.callbacks.best_effort.receipt(&self.conversation, self.group, told, Receipt::Sent);
         self.typing().await?;
         if refused.is_none() {
@@ -169,6 +177,9 @@ impl CallbackContext<'_> {
         }
         self.count_unknown();
         self.note_applied().await?;
+        if self.callback.repaired && is_delivered {
+            self.callbacks.context.metrics.repaired.inc();
+        }
         let nothing =
             || Attempt::of(Endpoint::Events, Outcome::Dropped, "the callback has no message for the user");
         let said = || if is_delivered { Attempt::delivered(Endpoint::Events) } else { nothing() };

@@ -144,7 +144,7 @@ impl BulkReader {
         let from = groups.iter().map(|group| self.read_from(group, now)).min().unwrap_or(now);
         let entries = servicenow.entries_of(&groups).await?;
         let rows = servicenow.messages_between(&groups, from, before(now, MIN_AGE)).await?;
-        gaps.count_reads("bulk", REQUESTS);
+        gaps.context.count_reads("bulk", REQUESTS);
         let with_news = match rows {
             Some(rows) => gaps.with_unrelayed(directory, rows).await?,
             // The answer is incomplete, so each chat may have news.
@@ -196,7 +196,7 @@ impl BulkReader {
         for group in due.iter().filter_map(|chat| chat.group.as_deref()) {
             let Some(sys_id) = directory.last_relayed(group).await? else { continue };
             let Some(_permit) = gaps.enter_for_reading(1).await else { return Ok(()) };
-            gaps.count_reads("bulk", 1);
+            gaps.context.count_reads("bulk", 1);
             let granted = servicenow.shows_message(group, &sys_id).await?;
             self.set(if granted { TableRights::Granted } else { TableRights::Refused }, None);
             return Ok(());

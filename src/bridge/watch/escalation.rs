@@ -26,7 +26,7 @@ const REQUESTS: u64 = 3;
 
 impl PollContext<'_> {
     pub(in crate::bridge) async fn escalated(&self, from: &QueueEntry) -> PollResult {
-        self.watcher.gaps.count_reads("escalation", REQUESTS);
+        self.watcher.context.count_reads("escalation", REQUESTS);
         self.watcher.gaps.reads.spend(REQUESTS);
         let found = match self.servicenow.find_escalated(&self.conversation.id, from).await {
             Ok(found) => found,

@@ -6,7 +6,7 @@
 //! became a dead letter is not published here, but by its replay. The readings of a worker count for
 //! `servicenow.read_rate`.
 //! Not responsible for: reading (`platform/servicenow/history.rs`), relaying (`to_bot/callback_relay.rs`), when a chat is read
-//! (`poll.rs`, `to_agent/handoff.rs`).
+//! (`poll.rs`, `to_agent/handoff.rs`), the Virtual Agent API (`virtual_agent_gaps.rs`).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +15,14 @@ use crate::bridge::context::BridgeContext;
 use crate::bridge::missing_message::{second_id, unrelayed};
 use crate::conversation::{Conversation, DedupKey, Directory, DirectoryError};
 use crate::delivery::{GatePermit, InternalError, RateLimiter, RecentKeys};
-use crate::message::{Destination, LaneKey, MessageId};
+use crate::message::{Destination, LaneKey, Message, MessageId};
 use crate::platform::servicenow::MessageRow;
 use crate::platform::{CallError, ChatApi, ServiceNow};
 
 /// Reads chats back, and publishes what was not relayed.
 #[derive(Debug)]
 pub(in crate::bridge) struct GapRepair {
-    context: Arc<BridgeContext>,
+    pub(super) context: Arc<BridgeContext>,
     /// Limits the polls of all chats together.
     pub(super) reads: RateLimiter,
     /// The messages that were published recently.
@@ -65,13 +65,23 @@ impl GapRepair {
             let place = (self.context.settings.bot_side.of_chat(), lane);
             let Some(lost) = unrelayed(directory, group, remote, place).await? else { continue };
             // A message that is already on the queue is not published again at each poll.
-            if self.published.lock().unwrap_or_else(PoisonError::into_inner).contains(lost.id) {
-                continue;
+            if !self.is_published(lost.id) {
+                self.publish(&lost).await?;
             }
-            self.context.queue.publish(&lost).await?;
-            self.published.lock().unwrap_or_else(PoisonError::into_inner).add(lost.id, ());
         }
         Ok(Ok(()))
+    }
+
+    /// Whether the message was published recently.
+    pub(super) fn is_published(&self, id: MessageId) -> bool {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Publishes a message whose callback was lost.
+    pub(super) async fn publish(&self, lost: &Message) -> Result<(), InternalError> {
+        self.context.queue.publish(lost).await?;
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).add(lost.id, ());
+        Ok(())
     }
 
     /// Waits for the turn of this number of requests. `None` if ServiceNow may not be called now.
@@ -96,11 +106,6 @@ impl GapRepair {
         let is_new =
             |id: MessageId| !settling(id).iter().any(|key| done.contains(key)) && !published.contains(id);
         Ok(rows.into_iter().filter(|(id, _)| is_new(*id)).map(|(_, group)| group).collect())
-    }
-
-    /// Counts readings in the metrics.
-    pub(super) fn count_reads(&self, what: &str, requests: u64) {
-        self.context.metrics.servicenow_reads.with_label_values(&[what]).inc_by(requests);
     }
 }
 

@@ -9,6 +9,7 @@ mod escalation;
 pub(super) mod gaps;
 mod poll;
 mod time_limits;
+mod virtual_agent_gaps;
 
 pub(super) use poll::ChatWatcher;
 pub use poll::{PollSettings, TimeLimits};

@@ -10,7 +10,7 @@
 //! that makes a repeat harmless. An agent's messages are on the queue before the end is.
 //!
 //! Not responsible for: which of many chats need a poll (`bulk_read.rs`), chats passed on to another queue
-//! (`escalation.rs`), lost callbacks (`gaps.rs`).
+//! (`escalation.rs`), lost callbacks (`gaps.rs`; of the Virtual Agent API: `virtual_agent_gaps.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::bridge::context::BridgeContext;
+use crate::bridge::conversation_rows::ConversationRows;
 use crate::bridge::end_reason::ended_by;
 use crate::bridge::notices::{Notices, joined_instance};
 use crate::bridge::watch::bulk_read::BulkReader;
@@ -80,6 +81,7 @@ pub(in crate::bridge) struct ChatWatcher {
     pub(super) context: Arc<BridgeContext>,
     pub(super) notices: Arc<Notices>,
     pub(super) gaps: Arc<GapRepair>,
+    pub(super) rows: Arc<ConversationRows>,
     /// Since when each chat is absent from ServiceNow's answers, or escalated without a new chat.
     pub(super) in_doubt: Mutex<HashMap<ConversationId, Instant>>,
 }
@@ -89,8 +91,9 @@ impl ChatWatcher {
         context: Arc<BridgeContext>,
         notices: Arc<Notices>,
         gaps: Arc<GapRepair>,
+        rows: Arc<ConversationRows>,
     ) -> Self {
-        Self { context, notices, gaps, in_doubt: Mutex::default() }
+        Self { context, notices, gaps, rows, in_doubt: Mutex::default() }
     }
 
     /// Polls the state of every open conversation until the cancellation.
@@ -118,9 +121,13 @@ impl ChatWatcher {
             {
                 tracing::debug!(trouble, "could not enforce the time limits; trying again later");
             }
-            // The Virtual Agent API reports its state by callbacks only.
+            // The Virtual Agent API reports its state by callbacks only. A table may show the messages.
             let can_be_asked = servicenow.api() == ChatApi::ConnectSupport;
             if !can_be_asked {
+                was_full = tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    was_full = self.poll_rows(servicenow, directory, &settings) => was_full,
+                };
                 continue;
             }
             if measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
@@ -219,7 +226,7 @@ impl ChatWatcher {
 
 impl PollContext<'_> {
     async fn run(&self) -> PollResult {
-        self.watcher.gaps.count_reads("state", 1);
+        self.watcher.context.count_reads("state", 1);
         let entry = match self.servicenow.state(&self.conversation.id, self.group).await {
             Ok(Some(entry)) => entry,
             // A single empty list among good answers is a temporary error of the instance.

@@ -23,6 +23,8 @@ pub(crate) struct VirtualAgentCallback {
     pub(crate) agent_chat: bool,
     /// `completed` or `takeControl` is set.
     pub(crate) closing: bool,
+    /// Gap repair made this callback from a row of the chat.
+    pub(crate) repaired: bool,
     /// The items of `body`, in order.
     pub(crate) items: Vec<CallbackItem>,
 }
@@ -140,6 +142,7 @@ impl VirtualAgentCallback {
             request_id: text("requestId"),
             agent_chat: flag("agentChat"),
             closing: flag("completed") || flag("takeControl"),
+            repaired: flag("repaired"),
             items: parts.into_iter().map(|part| item(part, controls)).collect(),
         })
     }

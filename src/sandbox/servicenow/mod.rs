@@ -3,6 +3,7 @@
 
 pub(super) mod callback_sender;
 pub(super) mod connect;
+pub(super) mod conversation_messages;
 pub(super) mod files;
 pub(super) mod oauth;
 pub(super) mod session;

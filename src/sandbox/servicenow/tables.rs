@@ -13,6 +13,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::conversation_messages;
 use super::shapes;
 use super::workspace::{AgentWorkspace, RefusedAction, record_id};
 use crate::sandbox::settings::{ChatTableAccess, TableAccess};
@@ -22,12 +23,13 @@ type Shared = State<Arc<SandboxState>>;
 type TableRow = BTreeMap<String, String>;
 
 /// The tables of this instance. The rows of `chat_queue` come from the workspace.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
     "awa_queue",
     "chat_queue",
     ENTRIES,
     "incident",
     MESSAGES,
+    conversation_messages::TABLE,
     "sys_properties",
     "sys_rest_message",
     "sys_rest_message_fn",
@@ -180,7 +182,7 @@ fn rows(world: &SandboxState, table: &str) -> Vec<TableRow> {
     let workspace = world.workspace();
     match table {
         "chat_queue" => {}
-        ENTRIES | MESSAGES => return chat_rows(&workspace, table),
+        ENTRIES | MESSAGES | conversation_messages::TABLE => return chat_rows(&workspace, table),
         _ => return world.tables.all(table),
     }
     let queues = workspace.queues.values().map(|queue| {
@@ -191,29 +193,37 @@ fn rows(world: &SandboxState, table: &str) -> Vec<TableRow> {
     queues.collect()
 }
 
-/// The rows of a table of Connect Support, oldest first, each value as text.
+/// The rows of a table of chats, oldest first, each value as text.
 fn chat_rows(workspace: &AgentWorkspace, table: &str) -> Vec<TableRow> {
     let user = workspace.user.as_str();
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let mut rows: Vec<TableRow> = Vec::new();
-    for chat in workspace.chats() {
-        let shown: Vec<Value> = if table == ENTRIES {
-            chat.entries
-                .iter()
-                .map(|entry| shapes::queue_entry(workspace, &chat.group, entry, user))
-                .collect()
-        } else {
-            chat.rows.iter().map(shapes::table_message).collect()
-        };
-        let named = shown.iter().filter_map(Value::as_object);
-        rows.extend(named.map(|row| row.iter().map(|(name, value)| (name.clone(), text(value))).collect()));
-    }
-    if workspace.switches.chat_tables == ChatTableAccess::Own {
+    let shown: Vec<Value> = match table {
+        conversation_messages::TABLE => conversation_messages::rows(workspace),
+        ENTRIES => {
+            let entries =
+                workspace.chats().flat_map(|chat| chat.entries.iter().map(move |entry| (chat, entry)));
+            entries.map(|(chat, entry)| shapes::queue_entry(workspace, &chat.group, entry, user)).collect()
+        }
+        _ => workspace.chats().flat_map(|chat| &chat.rows).map(shapes::table_message).collect(),
+    };
+    let named = shown.iter().filter_map(Value::as_object);
+    let mut rows: Vec<TableRow> =
+        named.map(|row| row.iter().map(|(name, value)| (name.clone(), text(value))).collect()).collect();
+    if chat_access(workspace, table) == ChatTableAccess::Own {
         rows.retain(|row| row.get("sys_created_by").is_some_and(|by| by == user));
     }
     let age = |row: &TableRow| row.get("sys_created_on").cloned();
     rows.sort_by_key(age);
     rows
+}
+
+/// The user's rights to a table of chats.
+fn chat_access(workspace: &AgentWorkspace, table: &str) -> ChatTableAccess {
+    match table {
+        ENTRIES | MESSAGES => workspace.switches.chat_tables,
+        conversation_messages::TABLE => workspace.switches.conversation_rows.access,
+        _ => ChatTableAccess::All,
+    }
 }
 
 fn access(world: &SandboxState) -> TableAccess {
@@ -225,9 +235,9 @@ fn refuse(world: &SandboxState, table: &str, writes: bool) -> Option<Response> {
         let words = format!("Invalid table {table}");
         return Some(shapes::error(StatusCode::BAD_REQUEST, &words, None));
     }
-    let chats_refused = world.workspace().switches.chat_tables == ChatTableAccess::Refused;
+    let chats_refused = chat_access(&world.workspace(), table) == ChatTableAccess::Refused;
     match access(world) {
-        _ if chats_refused && [ENTRIES, MESSAGES].contains(&table) => {
+        _ if chats_refused => {
             Some(shapes::error(StatusCode::FORBIDDEN, "Insufficient rights to query records", None))
         }
         TableAccess::Refused => {

@@ -33,6 +33,18 @@ pub(crate) struct VirtualAgentChat {
     variables: Value,
     /// The chat state of the last posted callback.
     posted: workspace::WorkItemState,
+    /// What ServiceNow's bot said in the chat.
+    bot_rows: Vec<MessageRow>,
+}
+
+impl VirtualAgentChat {
+    fn new(request_id: String, variables: Value) -> Self {
+        Self { request_id, variables, posted: workspace::WorkItemState::Waiting, bot_rows: Vec::new() }
+    }
+
+    pub(crate) fn bot_rows(&self) -> &[MessageRow] {
+        &self.bot_rows
+    }
 }
 
 pub(crate) fn router() -> Router<Arc<SandboxState>> {
@@ -63,7 +75,7 @@ async fn integration(State(world): State<Arc<SandboxState>>, headers: HeaderMap,
     let variables = request.get("clientVariables").cloned().unwrap_or(Value::Null);
     match said("action") {
         Some("START_CONVERSATION" | "AGENT") => {
-            let chat = VirtualAgentChat { request_id, variables, posted: workspace::WorkItemState::Waiting };
+            let chat = VirtualAgentChat::new(request_id, variables);
             if start(&world, user, text.unwrap_or_default(), chat) {
                 CallEffect::on(success, user, None)
             } else {
@@ -120,7 +132,7 @@ fn remember(world: &Arc<SandboxState>, group: &str, request_id: String) {
 }
 
 /// Returns whether a chat was opened.
-fn start(world: &Arc<SandboxState>, group: &str, text: &str, chat: VirtualAgentChat) -> bool {
+fn start(world: &Arc<SandboxState>, group: &str, text: &str, mut chat: VirtualAgentChat) -> bool {
     let mut workspace = world.workspace();
     let switches = workspace.switches.virtual_agent;
     let open = workspace.chat(group).is_ok_and(|known| known.state().open());
@@ -154,8 +166,10 @@ fn start(world: &Arc<SandboxState>, group: &str, text: &str, chat: VirtualAgentC
         workspace.chat(group).is_ok_and(|known| known.state() == workspace::WorkItemState::WorkInProgress);
     // A second start joins the open chat, and the caller gets the chat's state again.
     let joined = vec![json!({ "uiType": "ActionMsg", "actionType": "SwitchToLiveAgent" })];
+    let stand_by = output("Please stand by while I connect you to a live agent.", switches);
+    chat.bot_rows.push(bot_row(group, &stand_by));
     let queued = vec![
-        output("Please stand by while I connect you to a live agent.", switches),
+        stand_by,
         json!({ "uiType": "ActionMsg", "actionType": "SubscribeToSupportQueue" }),
         json!({
             "uiType": "ActionMsg", "actionType": "StartSpinner", "spinnerType": "wait_time",
@@ -193,7 +207,8 @@ fn line_up(
 /// The callbacks for an action in a chat. A message of the user has none.
 pub(crate) fn callbacks_of(workspace: &mut AgentWorkspace, row: &mut MessageRow) -> Vec<MessageRow> {
     let (switches, (agent, name)) = (workspace.switches.virtual_agent, workspace.agent());
-    let Ok(known) = workspace.chat(&row.group) else { return Vec::new() };
+    // A message among agents has no callback.
+    let Some(known) = workspace.chat(&row.group).ok().filter(|_| !row.internal) else { return Vec::new() };
     let state = known.state();
     let Some(chat) = workspace.virtual_agent(&row.group) else { return Vec::new() };
     let before = std::mem::replace(&mut chat.posted, state);
@@ -283,6 +298,18 @@ fn output(text: &str, switches: VirtualAgentSwitches) -> Value {
         item["messageId"] = json!(workspace::record_id());
     }
     item
+}
+
+/// A row that ServiceNow's bot wrote.
+fn bot_row(group: &str, item: &Value) -> MessageRow {
+    let text = |key: &str| item[key].as_str().map(str::to_owned);
+    MessageRow {
+        sys_id: text("messageId").unwrap_or_else(workspace::record_id),
+        created_by: "system".to_owned(),
+        text: text("value").or_else(|| text("label")).unwrap_or_default(),
+        callback: None,
+        ..row(group, item)
+    }
 }
 
 /// A callback without a row of the chat.
