@@ -154,6 +154,7 @@ on_each_database! {
     an_answered_write_is_committed,
     a_refused_write_fails_alone,
     an_attempt_reads_its_rows_once,
+    lookups_at_the_same_time_get_their_own_rows,
 }
 
 fn id(name: &str) -> ConversationId {
@@ -827,6 +828,47 @@ async fn a_refused_write_fails_alone(place: &Place) {
     for (message, is_written) in written {
         assert_eq!(is_written, message != refused);
         assert_eq!(directory.is_done(DedupKey::Internal(message)).await.unwrap(), is_written);
+    }
+}
+
+/// Names that need care in a list of lookups are among them.
+async fn lookups_at_the_same_time_get_their_own_rows(place: &Place) {
+    const LOOKUPS: usize = 120;
+    let directory = place.open().await;
+    let names = ["c-1", "quote\"d", "b\\ack", "komma,", "한국어"];
+    for (number, name) in names.into_iter().enumerate() {
+        waiting(&directory, name, &format!("g-{name}")).await;
+        directory.mark_relayed(&format!("g-{name}"), &format!("m-{number}")).await.unwrap();
+    }
+    let looked_up = at_once(LOOKUPS, |number| {
+        let (directory, name) = (directory.clone(), names.get(number % 6).copied().unwrap_or("unknown"));
+        async move {
+            let (message, group) = (MessageId::fresh(), format!("g-{name}"));
+            let key = DedupKey::Delivered(message);
+            if number % 2 == 0 {
+                directory.mark_done(key, None, later(0)).await.unwrap();
+            }
+            let lookup = match number % 4 {
+                0 | 1 => LookupName::Group(&group),
+                _ => LookupName::Conversation { id: name, with_reply: false },
+            };
+            let (done, known) = directory.look_up(lookup, message, &[key]).await.unwrap();
+            let (found, last) = known
+                .within(async {
+                    let found = directory.find_by_group(&group).await.unwrap();
+                    (found.map(|found| found.id.to_string()), directory.last_relayed(&group).await.unwrap())
+                })
+                .await;
+            (number, done.len(), found, last)
+        }
+    })
+    .await;
+    assert_eq!(looked_up.len(), LOOKUPS);
+    for (number, done, found, last) in looked_up {
+        assert_eq!(done, usize::from(number % 2 == 0), "lookup {number}");
+        let name = names.get(number % 6).map(|name| (*name).to_owned());
+        assert_eq!(last, name.as_ref().map(|_| format!("m-{}", number % 6)), "lookup {number}");
+        assert_eq!(found, name, "lookup {number}");
     }
 }
 
