@@ -64,6 +64,14 @@ pub(in crate::bridge) fn has_failed(known: Option<&Conversation>, start: &Messag
     })
 }
 
+/// Whether the end of this chat is known and the state of its conversation is not recorded yet. The callback of the end records the
+/// state last, and the state says whether a record of the handoff is wanted.
+fn is_ending(known: Option<&Conversation>, group: &str) -> bool {
+    known.is_some_and(|known| {
+        known.state == ConversationState::Requested && known.group.as_deref() == Some(group)
+    })
+}
+
 impl HandoffHandler<'_> {
     pub(in crate::bridge) async fn request_agent(
         &self,
@@ -98,11 +106,15 @@ impl HandoffHandler<'_> {
         }
         // The chat of this start was opened and has ended. The end is stored under a separate key. A new start of the
         // same conversation may change the conversation's state before this start is tried again.
+        let sign = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
         if known.is_some() && self.directory.is_done(DedupKey::closed_chat(&group)).await? {
-            return Ok(Attempt::of(ENDPOINT, Outcome::Declined, "its chat is over already"));
+            return Ok(if is_ending(known, &group) {
+                Attempt::of(ENDPOINT, sign, "the end of its chat is being recorded")
+            } else {
+                Attempt::of(ENDPOINT, Outcome::Declined, "its chat is over already")
+            });
         }
         let settings = &self.to_agent.context.settings.virtual_agent;
-        let sign = Outcome::Deferred { at_most: Duration::MAX, then: DeadReason::Expired };
         let held = Attempt::of(ENDPOINT, sign, "agent requested; no sign of an agent's queue yet");
         if !self.to_agent.starts.is_due(self.message.id, settings.watchdog) {
             return Ok(held);
