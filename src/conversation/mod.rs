@@ -172,6 +172,9 @@ pub struct Observation {
     pub agent: Option<String>,
     /// An agent has the chat; otherwise the chat waits in a queue, possibly again.
     pub active: bool,
+    /// The last change of the conversation ([`Conversation::updated_at`]) on which the caller decided. If the conversation has
+    /// changed since then, the observation has no effect. `None`: the observation counts in any case.
+    pub decided_on: Option<Timestamp>,
 }
 
 /// The owner of a chat after a claim.

@@ -136,6 +136,8 @@ fn on_opened(before: &Conversation, opened: &OpenedChat) -> Option<Conversation>
 fn on_observed(before: &Conversation, group: &str, seen: &Observation) -> Option<Conversation> {
     match before.state {
         ConversationState::Ended | ConversationState::Failed => None,
+        // Otherwise a reading from before an agent joined could undo this state, and no notice would say that the agent left.
+        _ if seen.decided_on.is_some_and(|known| known != before.updated_at) => None,
         ConversationState::Requested | ConversationState::Waiting | ConversationState::Active
             if before.group.as_deref() != Some(group) =>
         {
@@ -349,6 +351,24 @@ mod tests {
         let before = waits(&talks, &left, 901);
         let passed_on = step(&before.id, Some(&before), passed_on, at(902)).unwrap();
         assert_eq!((passed_on.state, passed_on.waiting_since), (ConversationState::Waiting, at(902)));
+    }
+
+    #[test]
+    fn a_reading_from_before_a_change_has_no_effect() {
+        let observed = |seen: &Observation, before: &Conversation, second| {
+            step(&before.id, Some(before), StateEvent::Observed { group: CURRENT, seen }, at(second))
+        };
+        let waiting = in_state(ConversationState::Waiting);
+        let known = Some(waiting.updated_at);
+        let waits = Observation { position: Some(0), decided_on: known, ..Observation::default() };
+        let talks = Observation { active: true, agent: Some("Grace".to_owned()), ..Observation::default() };
+        // A poll reads the row, an agent joins and leaves, and the poll reads the state of the chat.
+        let active = observed(&talks, &waiting, 2).unwrap();
+        assert_eq!(observed(&waits, &active, 3), None, "the next poll says that the agent left");
+        let decided_on = Some(active.updated_at);
+        let left = observed(&Observation { decided_on, ..waits.clone() }, &active, 4).unwrap();
+        assert_eq!(left.state, ConversationState::Waiting);
+        assert!(observed(&waits, &waiting, 3).is_some(), "nothing has changed since");
     }
 
     #[test]

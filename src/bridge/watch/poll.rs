@@ -266,6 +266,12 @@ impl PollContext<'_> {
 
     pub(in crate::bridge) async fn record_entry(&self, entry: &QueueEntry) -> Result<(), InternalError> {
         let known = self.conversation;
+        let newest = self.directory.find(&known.id).await?;
+        if newest.is_none_or(|newest| newest.updated_at != known.updated_at) {
+            // The row was read before the state of the chat. The next poll decides on the newer row.
+            self.directory.poll_soon(&known.id).await?;
+            return Ok(());
+        }
         let active = entry.state == Some(ChatState::InProgress) && entry.assigned_to.is_some();
         // The instance part of the notices' ids. A relayed notice changes `updated_at`, so a second `joined` of the
         // same agent gets another id, and a repeat of the first one keeps its id.
@@ -298,6 +304,7 @@ impl PollContext<'_> {
             wait: entry.wait.clone(),
             agent: entry.assigned_to.clone(),
             active,
+            decided_on: Some(known.updated_at),
         };
         self.directory.record_observation(&known.id, self.group, &seen).await?;
         Ok(())
