@@ -298,7 +298,7 @@ async fn life(
     let group = loop {
         let request = client.get(format!("http://{listen}/v1/conversations/{id}")).bearer_auth(TOKEN);
         let shown: Value = serde_json::from_slice(&request.send().await?.bytes().await?)?;
-        match (shown["state"].as_str(), shown["group"].as_str()) {
+        match (shown["state"].as_str(), shown["servicenow"]["group"].as_str()) {
             (Some("active"), Some(group)) => break group.to_owned(),
             _ => ensure!(began.elapsed() < LIMIT, "no agent came: {shown}"),
         }
