@@ -20,6 +20,7 @@ mod lifecycle_metrics;
 mod missing_message;
 mod notices;
 mod settings;
+mod table_reading;
 mod to_agent;
 mod to_bot;
 mod watch;

@@ -48,6 +48,7 @@ const BRIDGE_MUST_NOT_KNOW: &[(&str, &str)] = &[
     ("missing_message", "to_agent to_bot watch"),
     ("conversation_rows", "to_agent to_bot watch"),
     ("best_effort", "to_agent to_bot watch"),
+    ("table_reading", "to_agent to_bot watch"),
 ];
 
 /// The rooms that may import neither the settings nor their assembler.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::bridge::table_reading::TableRights;
 use crate::delivery::RecentKeys;
 use crate::message::{MessageId, PayloadDigest};
 use crate::platform::servicenow::{AgentRow, RowPlace};
@@ -27,15 +28,6 @@ const OFF_FOR: Duration = Duration::from_secs(600);
 const OVERLAP: Duration = Duration::from_secs(180);
 /// A chat that was not read for this time is forgotten.
 const KEPT: Duration = Duration::from_secs(3600);
-
-/// Whether the table shows rows of agents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum TableRights {
-    #[default]
-    Unknown,
-    Granted,
-    Refused,
-}
 
 /// The chat of a conversation, and from which time its rows are read.
 #[derive(Debug, Clone, PartialEq, Eq)]

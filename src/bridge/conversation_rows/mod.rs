@@ -17,41 +17,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::bridge::context::BridgeContext;
+use crate::bridge::table_reading::TableError;
 use crate::conversation::{Conversation, DedupKey, Directory, DirectoryError};
-use crate::delivery::InternalError;
 use crate::message::{MessageId, PayloadDigest};
 use crate::platform::servicenow::{AgentRow, RowText, is_sys_id};
 use crate::platform::{CallError, ServiceNow};
+use crate::telemetry::logged_conversation;
 pub(in crate::bridge) use knowledge::text_digest;
 use knowledge::{ChatQuery, RowKnowledge};
 pub(in crate::bridge) use lost_callback::{agent_text_digest, lost_callback};
 
 /// The limit of known rows whose texts are compared in one reading.
 const COMPARED_MAX: usize = 3;
-
-/// The reason why rows could not be read.
-pub(in crate::bridge) enum RowError {
-    Call(CallError),
-    Internal(InternalError),
-}
-
-impl From<CallError> for RowError {
-    fn from(error: CallError) -> Self {
-        Self::Call(error)
-    }
-}
-
-impl From<InternalError> for RowError {
-    fn from(error: InternalError) -> Self {
-        Self::Internal(error)
-    }
-}
-
-impl From<DirectoryError> for RowError {
-    fn from(error: DirectoryError) -> Self {
-        Self::Internal(error.into())
-    }
-}
 
 /// A message of an agent that was not relayed.
 #[derive(Clone)]
@@ -125,7 +102,7 @@ impl ConversationRows {
         servicenow: &ServiceNow,
         directory: &Directory,
         queries: &[ChatQuery],
-    ) -> Result<(Vec<MissingRow>, u64), RowError> {
+    ) -> Result<(Vec<MissingRow>, u64), TableError> {
         let chats: HashMap<&str, &str> =
             queries.iter().map(|query| (query.conversation.as_str(), query.group.as_str())).collect();
         let names: Vec<&str> = chats.keys().copied().collect();
@@ -233,9 +210,8 @@ impl ConversationRows {
             self.context.metrics.unreadable_rows.inc();
         }
         if is_first {
-            let group = &missing.group;
             tracing::warn!(
-                group,
+                group = logged_conversation(&missing.group),
                 "an agent's message has no callback, and the text of its row cannot be read: the user does not get it"
             );
         }

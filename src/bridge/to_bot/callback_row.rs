@@ -34,6 +34,7 @@ const UNREAD_DELAY: Duration = Duration::from_secs(30);
 const OUTAGE: Duration = Duration::from_secs(15);
 /// The worker forgets a chat that it could not read if no callback used the entry for this time.
 pub(in crate::bridge) const FORGET_AFTER: Duration = Duration::from_secs(600);
+
 /// Finds the rows of callbacks.
 #[derive(Debug)]
 pub(in crate::bridge) struct CallbackRows {

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use crate::bridge::best_effort::BestEffortCalls;
 use crate::bridge::context::BridgeContext;
-use crate::bridge::conversation_rows::{ConversationRows, MissingRow, RowError, lost_callback, text_digest};
+use crate::bridge::conversation_rows::{ConversationRows, MissingRow, lost_callback, text_digest};
 use crate::bridge::settings::ReadBack;
+use crate::bridge::table_reading::TableError;
 use crate::bridge::to_bot::agent_files::with_media_links;
 use crate::bridge::to_bot::closing_sentence::ANNOUNCED;
 use crate::bridge::to_bot::missed_messages::MissedMessages;
@@ -76,9 +77,9 @@ impl MissingRows {
         let reading = self.rows_before(servicenow, directory, callback, conversation);
         let missing = match tokio::time::timeout(READ_TIMEOUT, reading).await {
             Ok(Ok(missing)) => missing,
-            Ok(Err(RowError::Internal(error))) => return Err(error),
+            Ok(Err(TableError::Internal(error))) => return Err(error),
             // The poll repairs the gap later.
-            Ok(Err(RowError::Call(error))) => {
+            Ok(Err(TableError::Call(error))) => {
                 self.rows.knowledge().turn_off(&error.to_string());
                 return Ok(None);
             }
@@ -106,7 +107,7 @@ impl MissingRows {
         directory: &Directory,
         callback: &VirtualAgentCallback,
         conversation: &Conversation,
-    ) -> Result<Vec<(MissingRow, RowText)>, RowError> {
+    ) -> Result<Vec<(MissingRow, RowText)>, TableError> {
         let Some(_permit) = self.context.gate(Destination::ServiceNow).enter(false).await else {
             return Ok(Vec::new());
         };

@@ -18,9 +18,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::bridge::end_reason::ended_by;
+use crate::bridge::table_reading::{TableError, TableRights};
 use crate::bridge::watch::gaps::GapRepair;
 use crate::clock;
-use crate::conversation::{Conversation, ConversationState, Directory, DirectoryError};
+use crate::conversation::{Conversation, ConversationState, Directory};
 use crate::platform::{CallError, ChatState, QueueEntry, ServiceNow};
 
 /// How long a test of the user's rights counts.
@@ -39,14 +40,6 @@ const FIRST_WINDOW: Duration = Duration::from_secs(900);
 /// Times of readings are forgotten after this time.
 const READ_KEPT: Duration = Duration::from_secs(3600);
 
-/// Whether the tables show the rows of chats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TableRights {
-    Unknown,
-    Granted,
-    Refused,
-}
-
 /// The state of the bulk reading of one worker.
 #[derive(Debug)]
 pub(in crate::bridge) struct BulkReader {
@@ -59,24 +52,6 @@ pub(in crate::bridge) struct BulkReader {
     read_at: HashMap<String, Timestamp>,
     /// The selected chats without a successful poll since.
     unpolled: HashSet<String>,
-}
-
-/// The reason why a batch could not be read.
-enum BulkError {
-    Call(CallError),
-    Directory(DirectoryError),
-}
-
-impl From<CallError> for BulkError {
-    fn from(error: CallError) -> Self {
-        Self::Call(error)
-    }
-}
-
-impl From<DirectoryError> for BulkError {
-    fn from(error: DirectoryError) -> Self {
-        Self::Directory(error)
-    }
 }
 
 impl BulkReader {
@@ -114,12 +89,12 @@ impl BulkReader {
                 .filter(|chat| chat.group.as_ref().is_some_and(|group| changed.contains(group)))
                 .collect(),
             Ok(None) => all(),
-            Err(BulkError::Directory(error)) => {
-                tracing::debug!(%error, "cannot compare the chats with the directory");
+            Err(TableError::Internal(error)) => {
+                tracing::debug!(trouble = error.trouble, "cannot compare the chats with the directory");
                 all()
             }
             // The breaker is not told: a user without a right to tables can still deliver messages.
-            Err(BulkError::Call(error)) => {
+            Err(TableError::Call(error)) => {
                 self.set(TableRights::Refused, Some(&error));
                 all()
             }
@@ -133,7 +108,7 @@ impl BulkReader {
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &[Conversation],
-    ) -> Result<Option<HashSet<String>>, BulkError> {
+    ) -> Result<Option<HashSet<String>>, TableError> {
         self.test_rights(gaps, servicenow, directory, due).await?;
         if self.rights != TableRights::Granted {
             return Ok(None);
@@ -189,7 +164,7 @@ impl BulkReader {
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &[Conversation],
-    ) -> Result<(), BulkError> {
+    ) -> Result<(), TableError> {
         if self.tested.is_some_and(|at| at.elapsed() < TESTED_FOR) {
             return Ok(());
         }

@@ -9,7 +9,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::bridge::conversation_rows::{MissingRow, RowError, lost_callback};
+use crate::bridge::conversation_rows::{MissingRow, lost_callback};
+use crate::bridge::table_reading::TableError;
 use crate::bridge::watch::poll::{ChatWatcher, PollSettings};
 use crate::clock;
 use crate::conversation::{Conversation, Directory};
@@ -43,12 +44,12 @@ impl ChatWatcher {
         };
         match self.repair_from_rows(servicenow, directory, &due).await {
             Ok(()) => due.len() >= ServiceNow::CHATS_MAX,
-            Err(RowError::Internal(error)) => {
+            Err(TableError::Internal(error)) => {
                 tracing::debug!(trouble = error.trouble, "cannot compare the chats with the directory");
                 false
             }
             // The breaker is not told: a user without a right to the table can still deliver messages.
-            Err(RowError::Call(error)) => {
+            Err(TableError::Call(error)) => {
                 self.rows.knowledge().turn_off(&error.to_string());
                 false
             }
@@ -60,7 +61,7 @@ impl ChatWatcher {
         servicenow: &ServiceNow,
         directory: &Directory,
         due: &[Conversation],
-    ) -> Result<(), RowError> {
+    ) -> Result<(), TableError> {
         let places = self.rows.unplaced(directory, due).await?;
         if !places.is_empty() {
             let Some(_permit) = self.gaps.enter_for_reading(1).await else { return Ok(()) };
