@@ -197,12 +197,15 @@ impl MessageProcessor {
             pass = gate.enter(permit.is_some()) => pass,
         };
         let Some(pass) = pass else { return ProcessResult::Blocked { received, retry_state } };
+        let known = self.deduplication.fresh_rows(&received.message, known).await;
+        if *over.borrow() {
+            return ProcessResult::Blocked { received, retry_state };
+        }
         // The wait at the gate is long if the destination is slow.
         if self.is_too_late(&received, &retry_state) {
             drop((pass, permit));
             return Box::pin(self.expire(received, retry_state, &mut over)).await;
         }
-        let known = self.deduplication.fresh_rows(&received.message, known).await;
         let at = clock::now();
         let fails_alone =
             permit.is_none() && retry_state.fails_alone(|destination| self.gates.served(destination));
