@@ -43,6 +43,11 @@ impl DirectoryError {
         matches!(self, Self::Unavailable(_) | Self::Pooled(_) | Self::Full(_) | Self::ReadOnly(_))
     }
 
+    /// The error of every call after the directory was closed.
+    pub(super) fn closed() -> Self {
+        Self::Unavailable("it was closed".to_owned())
+    }
+
     /// The same error with the name of the directory in its text.
     pub(super) fn at(self, place: &str) -> Self {
         let at = |why: String| format!("{place}: {why}");
@@ -69,7 +74,7 @@ impl From<sqlx::Error> for DirectoryError {
                 of_answer(answer.code().as_deref(), answer.kind(), answer.message().to_owned())
             }
             sqlx::Error::PoolTimedOut => Self::Unavailable("no connection in time".to_owned()),
-            sqlx::Error::PoolClosed => Self::Unavailable("it was closed".to_owned()),
+            sqlx::Error::PoolClosed => Self::closed(),
             sqlx::Error::Io(io) => match tls::fault_of(io) {
                 Some((fault, detail)) => Self::Tls(fault, detail),
                 None => Self::Unavailable(error.to_string()),

@@ -1,7 +1,7 @@
 //! The reader tasks: look up the messages of all lanes of a process together.
 //!
-//! A query of one message costs almost as much as a query of thirty. So the lookups that arrive while the readers are busy
-//! share the next query. A lookup that finds a reader idle runs at once.
+//! A query goes to another thread or to the server and back, whatever the number of its messages. So the lookups that arrive
+//! while the readers are busy share the next query. A lookup that finds a reader idle runs at once.
 //!
 //! Guarantees: at most [`WAITING_MAX`] lookups wait; further callers wait for room. No lookup waits longer than
 //! [`STATEMENT_TIMEOUT`]. A row that cannot be read does not fail the other lookups of its query. A lookup without a caller
@@ -83,15 +83,11 @@ impl DirectoryReader {
     pub(super) async fn look_up(&self, lookup: Lookup) -> Found {
         within(STATEMENT_TIMEOUT, async {
             let (reply, answer) = oneshot::channel();
-            self.sender.send(WaitingLookup { lookup, reply }).await.map_err(|_| closed())?;
-            answer.await.unwrap_or_else(|_| Err(closed()))
+            self.sender.send(WaitingLookup { lookup, reply }).await.map_err(|_| DirectoryError::closed())?;
+            answer.await.unwrap_or_else(|_| Err(DirectoryError::closed()))
         })
         .await
     }
-}
-
-fn closed() -> DirectoryError {
-    DirectoryError::Unavailable("it was closed".to_owned())
 }
 
 struct ReaderTask {

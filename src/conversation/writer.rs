@@ -74,8 +74,8 @@ impl DirectoryWriter {
         within(STATEMENT_TIMEOUT, async {
             let (reply, answer) = oneshot::channel();
             let write = WaitingWrite { statements, reply };
-            self.sender.send(write).await.map_err(|_| closed())?;
-            answer.await.unwrap_or_else(|_| Err(closed()))
+            self.sender.send(write).await.map_err(|_| DirectoryError::closed())?;
+            answer.await.unwrap_or_else(|_| Err(DirectoryError::closed()))
         })
         .await
     }
@@ -99,10 +99,6 @@ impl DirectoryWriter {
             let _ = task.await;
         }
     }
-}
-
-fn closed() -> DirectoryError {
-    DirectoryError::Unavailable("it was closed".to_owned())
 }
 
 /// Why a batch was not committed.
