@@ -57,13 +57,7 @@ struct Outcome {
 }
 
 pub(crate) async fn run(args: ChatsArgs) -> anyhow::Result<()> {
-    let shape = ShapeArgs {
-        conversations: 1,
-        connections: 1,
-        outstanding: 1,
-        body: 300,
-        settings: args.settings.clone(),
-    };
+    let shape = ShapeArgs::without_load(args.settings.clone());
     let mut bench = super::bench(&args.broker, &shape, Duration::from_secs(1)).await?;
     bench.postgres = Some(Postgres::new(&args.postgres)?);
     let mut table = format!(

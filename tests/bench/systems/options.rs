@@ -91,6 +91,13 @@ pub(crate) struct ShapeArgs {
     pub(crate) settings: Vec<(String, String)>,
 }
 
+impl ShapeArgs {
+    /// For a job that makes its own load.
+    pub(crate) const fn without_load(settings: Vec<(String, String)>) -> Self {
+        Self { conversations: 1, connections: 1, outstanding: 1, body: 300, settings }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct CurvesArgs {
     #[command(flatten)]

@@ -34,13 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
 pub(crate) async fn run(args: TurnsArgs) -> anyhow::Result<()> {
-    let shape = ShapeArgs {
-        conversations: 1,
-        connections: 1,
-        outstanding: 1,
-        body: 300,
-        settings: args.settings.clone(),
-    };
+    let shape = ShapeArgs::without_load(args.settings.clone());
     let mut bench = super::bench(&args.broker, &shape, Duration::from_secs(1)).await?;
     let mut table = format!(
         "{}\n\n{} users, {} turns each, {} turns/s. CPU: seconds for 1,000 calls, of the system and the broker.\n\n| bytes of the context | | p50 ms | p95 ms | p99 ms | CPU | calls | lost | repeated | out of order |\n|---|---|---|---|---|---|---|---|---|---|\n",
