@@ -8,7 +8,8 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, run};
+use super::database::run;
+use super::directory::Directory;
 use super::{DirectoryError, JournalEntry, JournalOutcome, statements};
 use crate::message::{ConversationId, MessageId, PayloadDigest};
 

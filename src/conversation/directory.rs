@@ -11,10 +11,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus::Histogram;
 
+use super::database::{Database, run};
 use super::postgres::PostgresDirectory;
 use super::reader::DirectoryReader;
 use super::row::{RowColumns, StoredConversation, conversation, named, storable, stored};
-use super::schema::{self, SqlitePools};
+use super::schema;
 use super::snapshot::{self, ChangeCounters};
 use super::state::{self, StateEvent};
 use super::write::{Changes, SqlValue, Statement};
@@ -24,8 +25,6 @@ use super::{ConversationState, ListFilter, Observation, OpenedChat, Origin, stat
 use crate::clock;
 use crate::message::{ConversationId, MessageId};
 
-/// The time limit of one statement, including the wait for a connection. After this the directory counts as unavailable.
-pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each lost race means that another change succeeded. A working database never loses this many in a row.
 const RACES_MAX: u32 = 256;
 
@@ -38,23 +37,6 @@ pub struct Directory {
     pub(super) changes: ChangeCounters,
 }
 
-/// The connections to the database.
-#[derive(Clone)]
-pub(super) enum Database {
-    /// A file.
-    Sqlite(SqlitePools),
-    /// A server.
-    Postgres(PostgresDirectory),
-}
-
-impl Database {
-    /// Whether statements keep a name on the server, so that they are prepared once for each connection. The connection
-    /// must be acquired before.
-    pub(super) fn prepares(&self) -> bool {
-        !matches!(self, Self::Postgres(server) if server.is_pooled())
-    }
-}
-
 impl std::fmt::Debug for Directory {
     /// Prints only the kind of database: connections contain passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -64,54 +46,6 @@ impl std::fmt::Debug for Directory {
         })
     }
 }
-
-/// Runs one query on the configured database. SQLite has a pool for queries, `reader`, and one for writes, `writer`.
-macro_rules! run {
-    (@server $server:ident, |$pool:ident| $query:expr) => {{
-        let statement = async {
-            let mut connection = $server.pool().acquire().await?;
-            if !$server.is_pooled() {
-                let $pool = &mut *connection;
-                return $query.await;
-            }
-            let begin = $crate::conversation::statements::BEGIN_POSTGRES;
-            let mut transaction = sqlx::Connection::begin_with(&mut *connection, begin).await?;
-            let $pool = &mut *transaction;
-            let answer = $query.await?;
-            transaction.commit().await?;
-            Ok::<_, sqlx::Error>(answer)
-        };
-        $crate::conversation::schema::within($crate::conversation::directory::STATEMENT_TIMEOUT, statement)
-            .await
-    }};
-    ($directory:expr, |$pool:ident| $query:expr) => {
-        run!($directory, reader, |$pool| $query)
-    };
-    ($directory:expr, $which:ident, |$pool:ident| $query:expr) => {
-        match &$directory.database {
-            $crate::conversation::directory::Database::Sqlite(pools) => {
-                let $pool = &pools.$which;
-                $crate::conversation::schema::within(
-                    $crate::conversation::directory::STATEMENT_TIMEOUT,
-                    $query,
-                )
-                .await
-            }
-            $crate::conversation::directory::Database::Postgres(server) => match server.has_tables() {
-                Ok(()) => {
-                    let mut answer = run!(@server server, |$pool| $query);
-                    if server.judge(&answer) {
-                        answer = run!(@server server, |$pool| $query);
-                    }
-                    answer
-                }
-                Err(error) => Err(error),
-            },
-        }
-    };
-}
-
-pub(super) use run;
 
 impl Directory {
     /// Opens the directory and migrates its tables. Several processes may open it at once.

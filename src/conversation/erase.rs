@@ -6,7 +6,8 @@
 //! Not responsible for: deduplication keys. A key contains only digests and ids of messages, and [`Directory::forget`] deletes
 //! the key.
 
-use super::directory::{Directory, run};
+use super::database::run;
+use super::directory::Directory;
 use super::row::storable;
 use super::write::Statement;
 use super::{DirectoryError, statements};

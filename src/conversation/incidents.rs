@@ -4,7 +4,8 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, run};
+use super::database::run;
+use super::directory::Directory;
 use super::{DirectoryError, statements};
 use crate::message::{ConversationId, MessageId};
 

@@ -6,8 +6,9 @@
 
 use jiff::Timestamp;
 
+use super::database::run;
 use super::dedup::DedupKey;
-use super::directory::{Directory, run};
+use super::directory::Directory;
 use super::row::{named, storable, time};
 use super::write::SqlValue;
 use super::{DirectoryError, statements};

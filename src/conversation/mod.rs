@@ -7,12 +7,14 @@
 //! works again without a restart. A process may also start while it is unreachable ([`Directory::start`]).
 //! Not responsible for: notices to the two sides about a change (`bridge/notices.rs`), when to poll and when to forget.
 
+mod database;
 mod dedup;
 mod directory;
 mod erase;
 mod error;
 mod incidents;
 mod journal;
+mod kept_connection;
 mod oauth_tokens;
 mod pooler;
 mod postgres;

@@ -6,7 +6,8 @@
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::directory::{Directory, run};
+use super::database::run;
+use super::directory::Directory;
 use super::{DirectoryError, statements};
 use crate::message::MessageId;
 

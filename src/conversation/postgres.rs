@@ -181,6 +181,11 @@ impl PostgresDirectory {
         }
     }
 
+    /// Connections from before this time are not used again.
+    pub(super) fn outdated_before(&self) -> Option<Instant> {
+        *self.outdated_before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn end_connections(&self) {
         *self.outdated_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }

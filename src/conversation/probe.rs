@@ -6,7 +6,8 @@
 //! migrates the tables if the server was away at the start.
 //! Not responsible for: the reaction (`app/watch.rs`).
 
-use super::directory::{Database, Directory, run};
+use super::database::{Database, run};
+use super::directory::Directory;
 use super::schema::OPEN_TIMEOUT;
 use super::{DedupKey, DirectoryError, statements};
 use crate::clock;

@@ -7,7 +7,8 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Directory, run};
+use super::database::run;
+use super::directory::Directory;
 use super::{DirectoryError, statements};
 
 /// The number of questions that a worker claims at once.

@@ -1,7 +1,8 @@
 //! The reader tasks: look up the messages of all lanes of a process together.
 //!
 //! A query goes to another thread or to the server and back, whatever the number of its messages. So the lookups that arrive
-//! while the readers are busy share the next query. A lookup that finds a reader idle runs at once.
+//! while the readers are busy share the next query. A lookup that finds a reader idle runs at once. A busy reader keeps its
+//! connection (`kept_connection.rs`).
 //!
 //! Guarantees: at most [`WAITING_MAX`] lookups wait; further callers wait for room. No lookup waits longer than
 //! [`STATEMENT_TIMEOUT`]. A row that cannot be read does not fail the other lookups of its query. A lookup without a caller
@@ -10,11 +11,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
+use sqlx::{Postgres, Sqlite};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::Instant;
 
-use super::directory::{Database, STATEMENT_TIMEOUT, run};
+use super::database::{Database, STATEMENT_TIMEOUT, run};
+use super::kept_connection::KeptConnection;
 use super::schema::within;
 use super::snapshot::LookupRow;
 use super::{DirectoryError, statements};
@@ -26,6 +31,10 @@ const READERS: usize = 2;
 const BATCH_MAX: usize = 64;
 /// The largest number of lookups that wait for a query.
 const WAITING_MAX: usize = 1_024;
+/// A reader without a lookup for this time returns its connection to the pool.
+const IDLE_AFTER: Duration = Duration::from_millis(10);
+/// A query that fails within this time is repeated, because its connection may have been lost before the query.
+const LOST_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is asked about one message.
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +82,8 @@ impl DirectoryReader {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..READERS {
-            let task = ReaderTask { database: database.clone(), receiver: Arc::clone(&receiver) };
+            let (database, receiver) = (database.clone(), Arc::clone(&receiver));
+            let task = ReaderTask { database, receiver, kept: Connections::default() };
             tasks::spawn(task.run());
         }
         Self { sender }
@@ -90,22 +100,49 @@ impl DirectoryReader {
     }
 }
 
+/// The connection of a reader: the one to its database.
+#[derive(Default)]
+struct Connections {
+    sqlite: KeptConnection<Sqlite>,
+    postgres: KeptConnection<Postgres>,
+}
+
+impl Connections {
+    fn release(&mut self) {
+        self.sqlite.release();
+        self.postgres.release();
+    }
+}
+
 struct ReaderTask {
     database: Database,
     receiver: Arc<Mutex<mpsc::Receiver<WaitingLookup>>>,
+    kept: Connections,
 }
 
 impl ReaderTask {
-    async fn run(self) {
+    async fn run(mut self) {
         while let Some(batch) = self.gather().await {
             self.answer(batch).await;
         }
     }
 
     /// Waits for a lookup, and takes all others that wait. `None` if there is no sender any more.
-    async fn gather(&self) -> Option<Vec<WaitingLookup>> {
-        let mut receiver = self.receiver.lock().await;
-        let mut batch = vec![receiver.recv().await?];
+    async fn gather(&mut self) -> Option<Vec<WaitingLookup>> {
+        let next = async {
+            let mut receiver = self.receiver.lock().await;
+            let first = receiver.recv().await;
+            (receiver, first)
+        };
+        tokio::pin!(next);
+        let (mut receiver, first) = match tokio::time::timeout(IDLE_AFTER, &mut next).await {
+            Ok(next) => next,
+            Err(_) => {
+                self.kept.release();
+                next.await
+            }
+        };
+        let mut batch = vec![first?];
         while batch.len() < BATCH_MAX
             && let Ok(next) = receiver.try_recv()
         {
@@ -116,7 +153,7 @@ impl ReaderTask {
         Some(batch)
     }
 
-    async fn answer(&self, batch: Vec<WaitingLookup>) {
+    async fn answer(&mut self, batch: Vec<WaitingLookup>) {
         match self.query(batch.iter().map(|waiting| &waiting.lookup)).await {
             Ok(mut rows) => {
                 for (place, waiting) in batch.into_iter().enumerate() {
@@ -140,7 +177,7 @@ impl ReaderTask {
 
     /// The row of each lookup, by its place.
     async fn query(
-        &self,
+        &mut self,
         lookups: impl Iterator<Item = &Lookup>,
     ) -> Result<HashMap<usize, LookupRow>, DirectoryError> {
         let list: Vec<Placed<'_>> =
@@ -150,14 +187,22 @@ impl ReaderTask {
         }
         let list =
             serde_json::to_string(&list).map_err(|error| DirectoryError::Mismatch(error.to_string()))?;
+        let started = Instant::now();
+        let mut rows = self.rows(&list).await;
+        if rows.is_err() && started.elapsed() < LOST_WITHIN {
+            rows = self.rows(&list).await;
+        }
+        let placed = rows?.into_iter().filter_map(|row| Some((usize::try_from(row.place).ok()?, row)));
+        Ok(placed.collect())
+    }
+
+    async fn rows(&mut self, list: &str) -> Result<Vec<LookupRow>, DirectoryError> {
         let sql = match self.database {
             Database::Sqlite(_) => statements::LOOK_UP_SQLITE,
             Database::Postgres(_) => statements::LOOK_UP_POSTGRES,
         };
-        let rows: Vec<LookupRow> = run!(self, |pool| {
-            sqlx::query_as(sql).persistent(self.database.prepares()).bind(list.as_str()).fetch_all(pool)
-        })?;
-        let placed = rows.into_iter().filter_map(|row| Some((usize::try_from(row.place).ok()?, row)));
-        Ok(placed.collect())
+        run!(self, kept self.kept, |connection| {
+            sqlx::query_as(sql).persistent(self.database.prepares()).bind(list).fetch_all(connection)
+        })
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::directory::{Database, Directory, run};
+use super::database::{Database, run};
+use super::directory::Directory;
 use super::row::named;
 use super::{DirectoryError, StoredReply, snapshot, statements};
 use crate::message::{ConversationId, ReplyHandle};

@@ -5,7 +5,8 @@
 
 use jiff::Timestamp;
 
-use super::directory::{Database, Directory, STATEMENT_TIMEOUT, run};
+use super::database::{Database, STATEMENT_TIMEOUT, run};
+use super::directory::Directory;
 use super::{DirectoryError, schema, statements};
 
 /// The rows that one statement deletes.

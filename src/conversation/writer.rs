@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::directory::{Database, STATEMENT_TIMEOUT};
+use super::database::{Database, STATEMENT_TIMEOUT};
 use super::schema::within;
 use super::statements::{self, ManyText};
 use super::write::{ManyRows, SqlValue, Statement};

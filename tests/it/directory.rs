@@ -5,6 +5,7 @@
 //! variable and selects the tests on PostgreSQL; otherwise these tests are ignored.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use causeway::conversation::{
@@ -942,6 +943,45 @@ async fn a_lost_server_is_unavailable_until_it_is_back() {
     place.on_server("ALTER DATABASE {name} ALLOW_CONNECTIONS true").await;
     directory.poll_soon(&id).await.unwrap();
     assert_eq!(found(&directory, &id).await.state, ConversationState::Waiting);
+    place.remove().await;
+}
+
+/// A busy reader keeps its connection and does not test the connection before each query.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: tests/run starts it"]
+async fn a_lookup_is_repeated_if_its_connection_was_lost_on_postgres() {
+    let Some(place) = Place::postgres().await else { return };
+    let directory = place.open().await;
+    waiting(&directory, "c-1", "g-1").await;
+    let (is_over, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let asks = async {
+        while !is_over.load(Ordering::Relaxed) {
+            let lookup = directory.look_up(LookupName::Group("g-1"), MessageId::fresh(), &[]);
+            let (_, known) = lookup.await.unwrap();
+            let found = known.within(directory.find_by_group("g-1")).await.unwrap();
+            assert_eq!(found.unwrap().id.as_str(), "c-1");
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let throws_out = async {
+        for _ in 0..20 {
+            place
+                .execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                )
+                .await;
+            let before = answers.load(Ordering::Relaxed);
+            let goes_on = async || {
+                (answers.load(Ordering::Relaxed) > before + 5)
+                    .then_some(())
+                    .ok_or_else(|| "no answer".to_owned())
+            };
+            eventually("answers on a new connection", PATIENCE, goes_on).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(asks, throws_out);
     place.remove().await;
 }
 
