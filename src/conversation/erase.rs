@@ -12,9 +12,9 @@ use super::row::storable;
 use super::write::Statement;
 use super::{DirectoryError, statements};
 
-/// The rows of one conversation.
+/// What the directory holds about one conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConversationRows {
+pub struct ErasableRows {
     /// The id of the conversation.
     pub id: String,
     /// All chats that the conversation has had.
@@ -32,13 +32,13 @@ impl Directory {
     }
 
     /// The rows of a conversation.
-    pub async fn rows(&self, id: &str) -> Result<ConversationRows, DirectoryError> {
+    pub async fn rows(&self, id: &str) -> Result<ErasableRows, DirectoryError> {
         let groups: Vec<(String,)> =
             run!(self, |pool| { self.query_as(statements::GROUPS_OF).bind(storable(id)).fetch_all(pool) })?;
         let handles: (i64,) = run!(self, |pool| {
             self.query_as(statements::COUNT_REPLY_HANDLES).bind(storable(id)).fetch_one(pool)
         })?;
-        Ok(ConversationRows {
+        Ok(ErasableRows {
             id: id.to_owned(),
             groups: groups.into_iter().map(|(group,)| group).collect(),
             reply_handles: u64::try_from(handles.0).unwrap_or(0),

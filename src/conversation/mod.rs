@@ -42,7 +42,7 @@ use crate::live::Live;
 use crate::message::{ConversationId, ReplyHandle, named};
 pub use dedup::{DedupKey, DoneBefore};
 pub use directory::Directory;
-pub use erase::ConversationRows;
+pub use erase::ErasableRows;
 pub use error::DirectoryError;
 pub use journal::{JournalEntry, JournalOutcome, SettledAfter};
 pub use postgres::PostgresDirectory;

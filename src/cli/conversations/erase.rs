@@ -11,7 +11,7 @@ use serde_json::json;
 use super::super::{CliFailure, confirm, operator, output};
 use crate::app;
 use crate::config::Settings;
-use crate::conversation::{ConversationRows, ConversationState, Directory};
+use crate::conversation::{ConversationState, Directory, ErasableRows};
 use crate::dead_letters::{self, DeadLetterFilter};
 use crate::message::ConversationId;
 use crate::queue::Queue;
@@ -37,7 +37,7 @@ pub(super) struct EraseArgs {
 
 /// The rows and the dead letters that an erasure removes.
 struct ErasePlan {
-    rows: Option<ConversationRows>,
+    rows: Option<ErasableRows>,
     filter: DeadLetterFilter,
     dead_letters: HashSet<dead_letters::DeadLetterKey>,
 }

@@ -21,7 +21,7 @@ pub(super) struct QueuesArgs {
 /// Whether a queue accepts chats, as far as the instance tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-enum QueueAvailability {
+enum ListedQueueState {
     Open,
     Closed,
     /// The queue is switched on. Only its schedule tells whether it is open now.
@@ -34,7 +34,7 @@ struct QueueRow {
     kind: &'static str,
     name: String,
     id: String,
-    state: QueueAvailability,
+    state: ListedQueueState,
 }
 
 /// The table of Connect Support queues. servicenow.queue_id names one of them if api = "connect_support".
@@ -75,10 +75,10 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings) -> Result<(), Cli
 
 fn describe(queues: &[QueueRow]) -> String {
     let state = |state| match state {
-        QueueAvailability::Open => "open",
-        QueueAvailability::Closed => "closed",
-        QueueAvailability::Active => "active",
-        QueueAvailability::Inactive => "inactive",
+        ListedQueueState::Open => "open",
+        ListedQueueState::Closed => "closed",
+        ListedQueueState::Active => "active",
+        ListedQueueState::Inactive => "inactive",
     };
     let cells = |queue: &QueueRow| {
         let name = output::harmless(&queue.name);
@@ -96,9 +96,9 @@ async fn connect(servicenow: &ServiceNow) -> Result<Vec<QueueRow>, CallError> {
             .map(|queue| QueueRow {
                 kind: CONNECT,
                 state: if queue.not_available.is_some() {
-                    QueueAvailability::Closed
+                    ListedQueueState::Closed
                 } else {
-                    QueueAvailability::Open
+                    ListedQueueState::Open
                 },
                 name: queue.name.unwrap_or_default(),
                 id: queue.sys_id,
@@ -115,9 +115,9 @@ async fn table(servicenow: &ServiceNow, kind: &'static str) -> Result<Vec<QueueR
     let queue = |row: TableRow| QueueRow {
         kind,
         state: if value(&row, "active") == "false" {
-            QueueAvailability::Inactive
+            ListedQueueState::Inactive
         } else {
-            QueueAvailability::Active
+            ListedQueueState::Active
         },
         name: value(&row, "name"),
         id: value(&row, "sys_id"),
