@@ -73,6 +73,12 @@ impl Deliverer {
         })
     }
 
+    /// Whether the attempt of this message only moves the message to the queue of its destination. A repeat of the message is
+    /// recognised there.
+    pub fn only_routes(&self, message: &Message) -> bool {
+        self.to_bot.only_routes(message)
+    }
+
     /// Makes one attempt.
     pub async fn attempt(&self, message: &Message, past: PriorAttempts) -> Attempt {
         let started = Instant::now();

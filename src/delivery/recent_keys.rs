@@ -1,15 +1,17 @@
-//! Remembers the newest keys of a kind (the settled messages of a partition, the messages that were read back), so that
-//! a repeat is recognised without the directory.
+//! Remembers the newest keys of a kind (the settled messages of a partition, the messages that were read back, the chats of
+//! routed callbacks), so that the directory is not asked again.
 //!
 //! Guarantees: bounded memory. The directory keeps what must survive a restart, so correctness does not depend on this
 //! file.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 use crate::conversation::DedupKey;
 use crate::message::PayloadDigest;
 
+/// The usual number of keys.
 const CAPACITY: usize = 8192;
 
 /// The newest keys, each with its first value. The oldest key is forgotten first.
@@ -17,30 +19,44 @@ const CAPACITY: usize = 8192;
 pub(crate) struct RecentKeys<K = DedupKey, V = Option<PayloadDigest>> {
     known: HashMap<K, V>,
     order: VecDeque<K>,
+    capacity: usize,
 }
 
 impl<K, V> Default for RecentKeys<K, V> {
     fn default() -> Self {
-        Self { known: HashMap::new(), order: VecDeque::new() }
+        Self::with_limit(CAPACITY)
     }
 }
 
-impl<K: Copy + Eq + Hash, V> RecentKeys<K, V> {
-    pub(crate) fn get(&self, key: K) -> Option<&V> {
-        self.known.get(&key)
+impl<K, V> RecentKeys<K, V> {
+    /// Remembers at most this number of keys.
+    pub(crate) fn with_limit(capacity: usize) -> Self {
+        Self { known: HashMap::new(), order: VecDeque::new(), capacity }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V> RecentKeys<K, V> {
+    pub(crate) fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.known.get(key)
     }
 
-    pub(crate) fn contains(&self, key: K) -> bool {
-        self.known.contains_key(&key)
+    pub(crate) fn contains<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        self.known.contains_key(key)
     }
 
     pub(crate) fn add(&mut self, key: K, value: V) {
         if self.known.contains_key(&key) {
             return;
         }
-        self.known.insert(key, value);
+        self.known.insert(key.clone(), value);
         self.order.push_back(key);
-        if self.order.len() > CAPACITY
+        if self.order.len() > self.capacity
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
@@ -61,7 +77,7 @@ mod tests {
             repeats.add(*id, n);
             repeats.add(*id, 0);
         }
-        assert!(!repeats.contains(ids[0]));
-        assert_eq!((repeats.get(ids[1]), repeats.get(ids[CAPACITY])), (Some(&1), Some(&CAPACITY)));
+        assert!(!repeats.contains(&ids[0]));
+        assert_eq!((repeats.get(&ids[1]), repeats.get(&ids[CAPACITY])), (Some(&1), Some(&CAPACITY)));
     }
 }

@@ -74,7 +74,7 @@ impl Deduplication {
         redelivered: bool,
     ) -> (SettledBefore, Option<Arc<Snapshot>>) {
         for key in settling_keys(message, redelivered) {
-            let known = self.recent.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
+            let known = self.recent.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
             match known.map(|digest| settled_by(message, DoneBefore { key, digest })) {
                 None | Some(SettledBefore::No) => {}
                 Some(settled) => return (settled, None),

@@ -171,8 +171,12 @@ impl MessageProcessor {
         if self.is_too_late(&received, &retry_state) {
             return Box::pin(self.expire(received, retry_state, &mut over)).await;
         }
-        let (settled, known) =
-            self.deduplication.settled_before(&received.message, received.redeliveries > 0).await;
+        let (settled, known) = if received.redeliveries == 0 && self.deliverer.only_routes(&received.message)
+        {
+            (SettledBefore::No, None)
+        } else {
+            self.deduplication.settled_before(&received.message, received.redeliveries > 0).await
+        };
         match settled {
             SettledBefore::No => {}
             SettledBefore::Yes => return self.ack(received, &retry_state, &Outcome::Repeated, false).await,
@@ -214,12 +218,11 @@ impl MessageProcessor {
             possibly_delivered: retry_state.possibly_delivered,
             fails_alone,
         };
-        let attempt = current_trace::within(
-            received.message.trace.clone(),
-            self.deliverer.attempt(&received.message, past),
-        );
+        // An attempt is large. Without the box each wrapper would copy it.
+        let attempt = Box::pin(self.deliverer.attempt(&received.message, past));
+        let attempt = current_trace::within(received.message.trace.clone(), attempt);
         let attempt = match known {
-            Some(known) => Box::pin(known.within(attempt)).await,
+            Some(known) => known.within(attempt).await,
             None => attempt.await,
         };
         // The breaker has recorded the result of the probe before the permit is released.

@@ -149,7 +149,7 @@ impl RowKnowledge {
 
     /// Whether the text of this row, whose callback came, should be compared.
     pub(in crate::bridge) fn needs_comparison(&self, row: &AgentRow, id: MessageId) -> bool {
-        self.kinds.get(&row.kind) != Some(&true) && !self.compared.contains(id)
+        self.kinds.get(&row.kind) != Some(&true) && !self.compared.contains(&id)
     }
 
     /// Records a row whose callback came with an agent's message. `is_same`: its text is that of the callback; `None` if
@@ -166,7 +166,7 @@ impl RowKnowledge {
 
     /// Whether the row is of a kind that agents' messages have. A message whose payload could not be read is left out.
     pub(in crate::bridge) fn is_message(&self, row: &AgentRow, id: MessageId) -> bool {
-        self.kinds.contains_key(&row.kind) && !self.unreadable.contains(id)
+        self.kinds.contains_key(&row.kind) && !self.unreadable.contains(&id)
     }
 
     /// Whether rows of this kind are relayed.

@@ -46,12 +46,16 @@ impl ToBot {
             }
             ChatGroup::Unknown | ChatGroup::Unreadable => return self.route_unknown(message).await,
         };
+        if let Some(id) = self.chats.conversation_of(&group) {
+            return self.route_to(message, &id).await;
+        }
         let known = match &self.context.directory {
             Some(directory) => directory.find_by_group(&group).await?.map(|found| (directory, found)),
             None => None,
         };
         match known {
             Some((_, conversation)) if self.context.is_heard(&conversation) => {
+                self.chats.add(&group, &conversation.id);
                 self.route_to(message, &conversation.id).await
             }
             Some((directory, conversation)) => self.route_unheard(message, directory, &conversation).await,

@@ -15,6 +15,7 @@ mod callback_row;
 pub(super) mod closing_sentence;
 mod events;
 mod gap_check;
+mod known_chats;
 mod missed_messages;
 mod missing_rows;
 mod recent_rows;
@@ -32,11 +33,13 @@ use crate::bridge::best_effort::BestEffortCalls;
 use crate::bridge::context::BridgeContext;
 use crate::bridge::conversation_rows::ConversationRows;
 use crate::bridge::notices::Notices;
+use crate::message::Message;
 use crate::tasks::CancellationToken;
 use agent_joins::AgentJoins;
 use botkit::BotKitCalls;
 use botkit_relay::BotKitRelay;
 use callback_relay::CallbackRelay;
+use known_chats::KnownChats;
 use missed_messages::MissedMessages;
 use missing_rows::MissingRows;
 use relay::BotRelay;
@@ -48,6 +51,7 @@ use virtual_agent_callback::VirtualAgentCallbacks;
 pub(super) struct ToBot {
     context: Arc<BridgeContext>,
     relay: Arc<BotRelay>,
+    chats: KnownChats,
     callbacks: CallbackRelay,
     virtual_agent: VirtualAgentCallbacks,
     calls: Arc<BotKitCalls>,
@@ -79,7 +83,13 @@ impl ToBot {
             before,
         );
         let callbacks = CallbackRelay::new(context.clone(), relay.clone(), joins, missed);
-        Self { context, relay, callbacks, virtual_agent, calls, user_return }
+        let chats = KnownChats::default();
+        Self { context, relay, chats, callbacks, virtual_agent, calls, user_return }
+    }
+
+    /// Whether the attempt of this message only moves the message to the queue of its destination.
+    pub(super) fn only_routes(&self, message: &Message) -> bool {
+        self.chats.knows(message)
     }
 
     /// Extends the reply handles of live conversations until the cancellation.

@@ -74,7 +74,7 @@ impl GapRepair {
 
     /// Whether the message was published recently.
     pub(super) fn is_published(&self, id: MessageId) -> bool {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
     /// Publishes a message whose callback was lost.
@@ -104,7 +104,7 @@ impl GapRepair {
         let done: HashSet<DedupKey> = directory.find_done(&keys).await?.iter().map(|done| done.key).collect();
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new =
-            |id: MessageId| !settling(id).iter().any(|key| done.contains(key)) && !published.contains(id);
+            |id: MessageId| !settling(id).iter().any(|key| done.contains(key)) && !published.contains(&id);
         Ok(rows.into_iter().filter(|(id, _)| is_new(*id)).map(|(_, group)| group).collect())
     }
 }
