@@ -73,8 +73,8 @@ impl Deliverer {
         })
     }
 
-    /// Whether the attempt of this message only moves the message to the queue of its destination. A repeat of the message is
-    /// recognised there.
+    /// Whether the attempt of this message only moves the message to the queue of its destination, where a repeat is recognised.
+    /// An internal message is dropped instead, and a repeat changes nothing.
     pub fn only_routes(&self, message: &Message) -> bool {
         self.to_bot.only_routes(message)
     }

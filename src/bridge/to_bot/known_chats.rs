@@ -37,7 +37,7 @@ impl KnownChats {
         self.chats().add(group.to_owned(), conversation.clone());
     }
 
-    /// Whether the attempt of this message needs nothing from the directory.
+    /// Whether the message is a callback of a known chat.
     pub(in crate::bridge) fn knows(&self, message: &Message) -> bool {
         message.destination == Destination::Callbacks
             && message.kind == Kind::CallbackMessage
