@@ -1,7 +1,6 @@
 //! The connections to the database, and the one way to run a query on either database.
 //!
-//! Guarantees: no query takes longer than [`STATEMENT_TIMEOUT`]. After an answer that ends the connections of a server the query
-//! runs once more.
+//! Guarantees: no try of a query takes longer than [`STATEMENT_TIMEOUT`]. A query that found a connection pooler runs once more.
 //! Not responsible for: SQL (`statements.rs`), transactions of several statements (`writer.rs`).
 
 use std::time::Duration;
@@ -32,70 +31,61 @@ impl Database {
 /// Runs one query on the configured database. SQLite has a pool for queries, `reader`, and one for writes, `writer`. With
 /// `kept` the connection is kept for the next query of the same task.
 macro_rules! run {
-    (@server $server:ident, $kept:expr, |$pool:ident| $query:expr) => {{
+    (@timed $statement:expr) => {{
+        let limit = $crate::conversation::database::STATEMENT_TIMEOUT;
+        $crate::conversation::schema::within(limit, $statement).await
+    }};
+    (@sqlite $pool:expr, $kept:expr, |$connection:ident| $query:expr) => {{
         let statement = async {
-            let mut connection = $kept.acquire($server.pool(), $server.outdated_before()).await?;
+            let mut acquired = $kept.acquire($pool, None).await?;
+            let $connection = &mut *acquired;
+            let answer = $query.await?;
+            $kept.keep(acquired);
+            Ok::<_, sqlx::Error>(answer)
+        };
+        run!(@timed statement)
+    }};
+    (@postgres $server:ident, $kept:expr, |$connection:ident| $query:expr) => {{
+        let statement = async {
+            let mut acquired = $kept.acquire($server.pool(), $server.outdated_before()).await?;
             let answer = if $server.is_pooled() {
                 let begin = $crate::conversation::statements::BEGIN_POSTGRES;
-                let mut transaction = sqlx::Connection::begin_with(&mut *connection, begin).await?;
-                let $pool = &mut *transaction;
+                let mut transaction = sqlx::Connection::begin_with(&mut *acquired, begin).await?;
+                let $connection = &mut *transaction;
                 let answer = $query.await?;
                 transaction.commit().await?;
                 answer
             } else {
-                let $pool = &mut *connection;
+                let $connection = &mut *acquired;
                 $query.await?
             };
-            $kept.keep(connection);
+            $kept.keep(acquired);
             Ok::<_, sqlx::Error>(answer)
         };
-        $crate::conversation::schema::within($crate::conversation::database::STATEMENT_TIMEOUT, statement)
-            .await
+        run!(@timed statement)
     }};
-    (@postgres $server:ident, $kept:expr, |$pool:ident| $query:expr) => {
-        match $server.has_tables() {
-            Ok(()) => {
-                let mut answer = run!(@server $server, $kept, |$pool| $query);
-                if $server.judge(&answer) {
-                    answer = run!(@server $server, $kept, |$pool| $query);
+    ($directory:expr, |$connection:ident| $query:expr) => {
+        run!($directory, reader, |$connection| $query)
+    };
+    ($directory:expr, $pool:ident, |$connection:ident| $query:expr) => {{
+        let mut kept = $crate::conversation::kept_connection::KeptConnections::default();
+        run!($directory, $pool, kept kept, |$connection| $query)
+    }};
+    ($directory:expr, $pool:ident, kept $kept:expr, |$connection:ident| $query:expr) => {
+        match &$directory.database {
+            $crate::conversation::database::Database::Sqlite(pools) => {
+                run!(@sqlite &pools.$pool, $kept.sqlite, |$connection| $query)
+            }
+            $crate::conversation::database::Database::Postgres(server) => match server.has_tables() {
+                Ok(()) => {
+                    let mut answer = run!(@postgres server, $kept.postgres, |$connection| $query);
+                    if server.judge(&answer) {
+                        answer = run!(@postgres server, $kept.postgres, |$connection| $query);
+                    }
+                    answer
                 }
-                answer
-            }
-            Err(error) => Err(error),
-        }
-    };
-    ($directory:expr, |$pool:ident| $query:expr) => {
-        run!($directory, reader, |$pool| $query)
-    };
-    ($directory:expr, kept $kept:expr, |$pool:ident| $query:expr) => {
-        match &$directory.database {
-            $crate::conversation::database::Database::Sqlite(pools) => {
-                let statement = async {
-                    let mut connection = $kept.sqlite.acquire(&pools.reader, None).await?;
-                    let $pool = &mut *connection;
-                    let answer = $query.await?;
-                    $kept.sqlite.keep(connection);
-                    Ok::<_, sqlx::Error>(answer)
-                };
-                let limit = $crate::conversation::database::STATEMENT_TIMEOUT;
-                $crate::conversation::schema::within(limit, statement).await
-            }
-            $crate::conversation::database::Database::Postgres(server) => {
-                run!(@postgres server, $kept.postgres, |$pool| $query)
-            }
-        }
-    };
-    ($directory:expr, $which:ident, |$pool:ident| $query:expr) => {
-        match &$directory.database {
-            $crate::conversation::database::Database::Sqlite(pools) => {
-                let $pool = &pools.$which;
-                let limit = $crate::conversation::database::STATEMENT_TIMEOUT;
-                $crate::conversation::schema::within(limit, $query).await
-            }
-            $crate::conversation::database::Database::Postgres(server) => {
-                let mut kept = $crate::conversation::kept_connection::KeptConnection::default();
-                run!(@postgres server, kept, |$pool| $query)
-            }
+                Err(error) => Err(error),
+            },
         }
     };
 }

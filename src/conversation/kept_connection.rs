@@ -10,12 +10,26 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use sqlx::Pool;
 use sqlx::pool::PoolConnection;
+use sqlx::{Pool, Postgres, Sqlite};
 use tokio::time::Instant;
 
 /// Afterwards the rules of the pool decide again, for example about the longest life of a connection.
 const KEPT_FOR: Duration = Duration::from_millis(100);
+
+/// The kept connection of a task: the one to its database.
+#[derive(Default)]
+pub(super) struct KeptConnections {
+    pub(super) sqlite: KeptConnection<Sqlite>,
+    pub(super) postgres: KeptConnection<Postgres>,
+}
+
+impl KeptConnections {
+    /// Returns the connection to the pool.
+    pub(super) fn release(&mut self) {
+        *self = Self::default();
+    }
+}
 
 /// The place of a kept connection.
 pub(super) struct KeptConnection<DB: sqlx::Database>(Option<AcquiredConnection<DB>>);
@@ -52,11 +66,6 @@ impl<DB: sqlx::Database> KeptConnection<DB> {
     pub(super) fn keep(&mut self, connection: AcquiredConnection<DB>) {
         self.0 = Some(connection);
     }
-
-    /// Returns the connection to the pool.
-    pub(super) fn release(&mut self) {
-        self.0 = None;
-    }
 }
 
 impl<DB: sqlx::Database> Deref for AcquiredConnection<DB> {
@@ -76,7 +85,6 @@ impl<DB: sqlx::Database> DerefMut for AcquiredConnection<DB> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sqlx::Sqlite;
     use sqlx::sqlite::SqlitePoolOptions;
 
     #[tokio::test]
@@ -98,7 +106,7 @@ mod tests {
         assert!(fourth.since > since + KEPT_FOR, "the time is over");
         assert!(kept.0.is_none(), "a query that fails keeps nothing");
         kept.keep(fourth);
-        kept.release();
+        drop(kept);
         assert_eq!(pool.size(), 2, "each connection is one of the pool");
     }
 }

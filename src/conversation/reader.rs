@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::{Postgres, Sqlite};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::database::{Database, STATEMENT_TIMEOUT, run};
-use super::kept_connection::KeptConnection;
+use super::kept_connection::KeptConnections;
 use super::schema::within;
 use super::snapshot::LookupRow;
 use super::{DirectoryError, statements};
@@ -83,7 +82,7 @@ impl DirectoryReader {
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..READERS {
             let (database, receiver) = (database.clone(), Arc::clone(&receiver));
-            let task = ReaderTask { database, receiver, kept: Connections::default() };
+            let task = ReaderTask { database, receiver, kept: KeptConnections::default() };
             tasks::spawn(task.run());
         }
         Self { sender }
@@ -100,24 +99,10 @@ impl DirectoryReader {
     }
 }
 
-/// The connection of a reader: the one to its database.
-#[derive(Default)]
-struct Connections {
-    sqlite: KeptConnection<Sqlite>,
-    postgres: KeptConnection<Postgres>,
-}
-
-impl Connections {
-    fn release(&mut self) {
-        self.sqlite.release();
-        self.postgres.release();
-    }
-}
-
 struct ReaderTask {
     database: Database,
     receiver: Arc<Mutex<mpsc::Receiver<WaitingLookup>>>,
-    kept: Connections,
+    kept: KeptConnections,
 }
 
 impl ReaderTask {
@@ -201,7 +186,7 @@ impl ReaderTask {
             Database::Sqlite(_) => statements::LOOK_UP_SQLITE,
             Database::Postgres(_) => statements::LOOK_UP_POSTGRES,
         };
-        run!(self, kept self.kept, |connection| {
+        run!(self, reader, kept self.kept, |connection| {
             sqlx::query_as(sql).persistent(self.database.prepares()).bind(list).fetch_all(connection)
         })
     }
